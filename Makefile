@@ -1,0 +1,52 @@
+# `make demo` and `make test` do all set-up themselves. They need Python 3.11 or newer, pip and make.
+
+PYTHON ?= python3
+BIN := .venv/bin
+ARGS ?=
+
+# An unpinned torch may bring gigabytes of CUDA along.
+TORCH := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),torch==2.13.0,torch>=2.13)
+
+.PHONY: install demo test lint format stubs docs wheel-check clean
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	@echo "Installing into .venv: some minutes the first time"
+	@# Debian keeps `ensurepip` in python3-venv; without it, the system's pip fills the new environment.
+	@if $(PYTHON) -c 'import ensurepip' 2>/dev/null; then $(PYTHON) -m venv .venv; \
+	else $(PYTHON) -m venv --without-pip .venv && $(PYTHON) -m pip --python $(BIN)/python install --quiet pip; fi
+	$(BIN)/python -m pip install --quiet '$(TORCH)' --editable '.[cloud,export,demo,dev]'
+	@touch $@
+
+demo: install
+	$(BIN)/cutline demo $(ARGS)
+
+test: lint
+	$(BIN)/pytest $(ARGS)
+
+lint: install
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	PYTHONPATH=.dev $(BIN)/lint-imports --no-logo --no-cache
+	$(BIN)/python scripts/stubs.py --check
+	$(BIN)/python scripts/help.py --check
+
+format: install
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+stubs: install
+	$(BIN)/python scripts/stubs.py
+
+docs: install
+	$(BIN)/python scripts/help.py
+
+wheel-check: install
+	scripts/check_wheel.sh $(BIN)/python
+
+clean:
+	rm -rf .venv build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,97 @@
+"""`cutline ask`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cutline.cli import options
+
+if TYPE_CHECKING:
+    from cutline.edge.answer import Answer, Question
+
+EPILOG = "Example: cutline ask card.png 'Read the digits.' --mode auto --worker 127.0.0.1:50051"
+
+
+def ask(
+    image: Annotated[Path, typer.Argument(help="An image file: JPEG, PNG or WebP.")],
+    question: Annotated[str, typer.Argument(help="What to ask about it.")],
+    mode: Annotated[
+        str, typer.Option(help="edge: the device alone; cloud: the worker alone; draft: both at once; auto: the gate.")
+    ] = "auto",
+    worker: options.Worker = None,
+    agent: Annotated[
+        str | None, typer.Option(help="URL of a running agent to ask, instead of answering here.", show_default=False)
+    ] = None,
+    bundle: options.Bundle = None,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Keep this many best tokens; 0 keeps all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Keep the best tokens of this share of probability.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same answer.")] = 0,
+    max_tokens: Annotated[int, typer.Option(help="Tokens of the answer at most.")] = 64,
+    effort: Annotated[float, typer.Option(help="0: the worker only verifies; 1: it decodes whenever it can.")] = 1.0,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for the worker.")] = 60.0,
+    threads: options.Threads = None,
+    as_json: options.Json = False,
+) -> None:
+    """Ask a question about an image.
+
+    Without --worker, modes auto and edge answer on this device. Tokens are coloured by where they came from: yellow
+    from this device, green drafted here and confirmed, blue from the worker.
+    """
+    import asyncio
+    import sys
+
+    import msgspec
+
+    from cutline.edge.answer import Mode, Question
+    from cutline.errors import ImageError, InputError
+    from cutline.models.sampling import Sampling
+
+    if mode not in list(Mode):
+        raise InputError(f"there is no mode {mode!r}; choose {', '.join(Mode)}")
+    try:
+        picture = image.read_bytes()
+    except OSError as error:
+        raise ImageError(f"cannot read {image}: {error.strerror}") from None
+    asked = Question(
+        image=picture,
+        text=question,
+        mode=Mode(mode),
+        sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed),
+        max_tokens=max_tokens,
+        effort=effort,
+        timeout=timeout,
+    )
+    if agent is None:
+        answer = asyncio.run(_answer_here(asked, bundle, worker, threads))
+    else:
+        from cutline.edge.http import ask_agent
+
+        answer = ask_agent(agent, asked)
+    if as_json:
+        sys.stdout.buffer.write(msgspec.json.encode(answer) + b"\n")
+    else:
+        _show(answer)
+
+
+async def _answer_here(question: Question, bundle: Path | None, worker: str | None, threads: int | None) -> Answer:
+    from cutline.cli.setting import open_drafter, thread_count
+    from cutline.edge.agent import Agent
+
+    async with Agent(open_drafter(bundle), worker=worker, threads=thread_count(threads)) as agent:
+        return await agent.answer(question)
+
+
+def _show(answer: Answer) -> None:
+    from rich.console import Console
+
+    from cutline.cli.provenance import coloured
+
+    console = Console(highlight=False)
+    console.print(coloured(answer.tokens))
+    where = f"worker {answer.worker}" if answer.worker else "this device alone"
+    cost = f"{answer.bytes_up} B up, {answer.bytes_down} B down, {answer.accepted} of {answer.drafted} drafted accepted"
+    console.print(f"[dim]{answer.mode} · {where} · {answer.latency_ms:.0f} ms · {cost}[/dim]")

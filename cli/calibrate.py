@@ -1,0 +1,4 @@
+"""x"""
+EPILOG=""
+def calibrate() -> None:
+    """x"""

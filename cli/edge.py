@@ -1,0 +1,34 @@
+"""`cutline edge`."""
+
+from __future__ import annotations
+
+from cutline.cli import options
+
+EPILOG = "Example: cutline edge --worker 127.0.0.1:50051 --listen 127.0.0.1:8080"
+
+
+def edge(
+    bundle: options.Bundle = None,
+    worker: options.Worker = None,
+    listen: options.Listen = "127.0.0.1:8080",
+    threads: options.Threads = None,
+    insecure: options.Insecure = False,
+) -> None:
+    """Run an edge agent: it answers `POST /v1/chat/completions` until it is stopped.
+
+    Prints the address it listens at as its first line. `cutline ask --agent URL` asks it.
+    """
+    import asyncio
+
+    from cutline.cli.setting import check_listen, open_drafter, thread_count
+    from cutline.edge.agent import Agent
+    from cutline.edge.http import serve
+
+    check_listen(listen, insecure=insecure)
+    opened = open_drafter(bundle)
+
+    async def run() -> None:
+        async with Agent(opened, worker=worker, threads=thread_count(threads)) as agent:
+            await serve(agent, listen=listen, announce=lambda address: print(f"agent listens at {address}", flush=True))
+
+    asyncio.run(run())

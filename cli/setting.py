@@ -1,0 +1,46 @@
+"""What several commands do before their own work: find the bundle, count threads, check an address."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+
+from cutline.demo.bundles import DRAFTER, TARGET
+from cutline.devices.cores import usable_cores
+from cutline.errors import InputError
+from cutline.models.bundle import Bundle
+
+
+def open_drafter(path: Path | None) -> Bundle:
+    """The drafter's bundle at `path`, or the demo's. Raises BundleError."""
+    return Bundle.open(path or DRAFTER)
+
+
+def open_target(path: Path | None) -> Bundle:
+    """The target's bundle at `path`, or the demo's. Raises BundleError."""
+    return Bundle.open(path or TARGET)
+
+
+def thread_count(given: int | None) -> int:
+    """Threads of the model: what was given, else the cores that this process really has."""
+    if given is not None and given < 1:
+        raise InputError(f"--threads is {given}; give 1 or more")
+    return given or usable_cores()
+
+
+def check_listen(listen: str, *, insecure: bool) -> str:
+    """`listen`, if it is HOST:PORT and of this machine alone, or `insecure` allows others. Raises InputError."""
+    host, _, port = listen.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise InputError(f"--listen {listen} is not HOST:PORT, such as 127.0.0.1:50051")
+    if not insecure and not is_loopback(host):
+        raise InputError(f"{host} can be reached from outside and traffic is plain text; --insecure says you accept it")
+    return listen
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` is one of this machine's own addresses."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,73 @@
+"""How many drafted tokens are worth a place in the next pass: pure arithmetic over what was observed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class PassCost:
+    """Seconds of a pass as `fixed + row * rows`, fitted to passes seen; older ones fade.
+
+    The sums are those of a weighted least-squares line; nothing is assumed before the first passes but that a row
+    costs a tenth of a pass.
+    """
+
+    weight: float = 0.0
+    rows: float = 0.0
+    seconds: float = 0.0
+    rows_rows: float = 0.0
+    rows_seconds: float = 0.0
+
+    def after(self, rows: int, seconds: float, *, memory: float = 0.98) -> PassCost:
+        """The cost once a pass of `rows` rows took `seconds`."""
+        return PassCost(
+            self.weight * memory + 1,
+            self.rows * memory + rows,
+            self.seconds * memory + seconds,
+            self.rows_rows * memory + rows * rows,
+            self.rows_seconds * memory + rows * seconds,
+        )
+
+    @property
+    def row_share(self) -> float:
+        """What one more row costs, as a share of a pass's fixed cost; 0.01 at least."""
+        spread = self.weight * self.rows_rows - self.rows**2
+        if self.weight < 4 or spread < 1e-9:
+            return 0.1
+        row = max(0.0, (self.weight * self.rows_seconds - self.rows * self.seconds) / spread)
+        fixed = (self.seconds - row * self.rows) / self.weight
+        return max(0.01, row / fixed) if fixed > 0 else 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Acceptance:
+    """How often a drafted token proved right; begins at 4 of 5, as if five had been seen."""
+
+    accepted: float = 4.0
+    tried: float = 5.0
+
+    def after(self, accepted: int, tried: int) -> Acceptance:
+        """The estimate once `accepted` of `tried` more were right."""
+        return Acceptance(self.accepted + accepted, self.tried + tried)
+
+    @property
+    def rate(self) -> float:
+        """The chance that the next drafted token is right."""
+        return self.accepted / self.tried
+
+
+def rows_worth_verifying(available: int, rate: float, row_share: float) -> int:
+    """The number of drafted tokens, 0 to `available`, that gives the most tokens a second.
+
+    A pass with k drafts costs `1 + row_share * (k + 1)` and gives `1 + rate + ... + rate**k` tokens; the ratio
+    rises to one peak and falls, so the first k that does not gain is the end.
+    """
+    tokens, best = 1.0, 1.0 / (1 + row_share)
+    for count in range(1, available + 1):
+        tokens += rate**count
+        pace = tokens / (1 + row_share * (count + 1))
+        if pace <= best:
+            return count - 1
+        best = pace
+    return available

@@ -1,0 +1,63 @@
+"""The one place where a gRPC server is made, with the reason beside each option."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from cutline.cloud.engine import Engine
+from cutline.cloud.servicer import WorkerServicer
+from cutline.cloud.target import Target
+from cutline.errors import InputError
+from cutline.models.bundle import Bundle
+from cutline.protos.v1 import worker_pb2, worker_pb2_grpc
+
+SERVICE = worker_pb2.DESCRIPTOR.services_by_name["Worker"].full_name
+
+_OPTIONS = [
+    # Two workers on one port would share its calls at random; a second one must fail instead.
+    ("grpc.so_reuseport", 0),
+    # Tensors and images come in pieces of 1 MiB; what is larger is an attack or a mistake.
+    ("grpc.max_receive_message_length", (1 << 20) + (1 << 16)),
+    ("grpc.max_metadata_size", 16 << 10),
+    # A device that vanished without a goodbye frees its session within half a minute.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    # Agents ping too, also between requests; the default would close their connections for that.
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.max_concurrent_streams", 256),
+]
+
+
+@contextlib.asynccontextmanager
+async def serve(bundle: Bundle, *, listen: str, slots: int, context: int, device: str) -> AsyncIterator[str]:
+    """Serve the target of `bundle` at `listen` (HOST:PORT, port 0 for any free one); gives the address it has.
+
+    Raises InputError if the address is taken or none of this machine's.
+    """
+    context = min(context, bundle.manifest.decoder.context)
+    engine = Engine(Target(bundle, slots=slots, context=context, device=device), bundle.manifest.stop_tokens)
+    server = grpc.aio.server(options=_OPTIONS)
+    worker_pb2_grpc.add_WorkerServicer_to_server(WorkerServicer(engine, bundle.manifest, context=context), server)
+    checks = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    host = listen.rpartition(":")[0]
+    try:
+        port = server.add_insecure_port(listen)
+    except RuntimeError:
+        raise InputError(f"cannot listen at {listen}: taken, or not an address of this machine") from None
+    engine.start()
+    await server.start()
+    for service in ("", SERVICE):
+        await checks.set(service, health_pb2.HealthCheckResponse.SERVING)
+    try:
+        yield f"{host}:{port}"
+    finally:
+        await checks.enter_graceful_shutdown()
+        await server.stop(grace=2)
+        engine.stop()

@@ -1,0 +1,76 @@
+"""Link profiles: what a network path between a device and a worker can do.
+
+A profile is a small TOML file. Six come with Cutline, in `links/` beside this module; `docs/links.md` says where
+their figures come from.
+"""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from cutline.errors import ProfileError
+
+
+class LinkProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A path from a device (up) to a worker and back (down). Raises ValueError for figures that no link can have.
+
+    `rtt_ms` is the round-trip time of a small message, half of it each way; a single round trip strays from it by at
+    most `jitter_ms`. Rates are in megabits (10^6 bits) a second. `loss` is the share of 1460-byte TCP segments lost.
+    `outages` are (start, duration) in seconds since the link came up, in order, while which nothing gets through.
+    `reference` names the document that the figures come from, and which of them are assumptions.
+    """
+
+    name: str
+    rtt_ms: float
+    uplink_mbps: float
+    downlink_mbps: float
+    source: Literal["datasheet", "measured"]
+    reference: str
+    jitter_ms: float = 0.0
+    loss: float = 0.0
+    outages: tuple[tuple[float, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        for key in ("uplink_mbps", "downlink_mbps"):
+            if not 0 < getattr(self, key) < math.inf:
+                raise ValueError(f"`{key}` must be more than 0")
+        if not 0 <= self.rtt_ms < math.inf:
+            raise ValueError("`rtt_ms` must be 0 or more")
+        if not 0 <= self.jitter_ms <= self.rtt_ms:
+            raise ValueError("`jitter_ms` must be from 0 to `rtt_ms`")
+        if not 0 <= self.loss < 1:
+            raise ValueError("`loss` must be a share, 0 or more and less than 1")
+        over = 0.0
+        for start, duration in self.outages:
+            if not (over <= start and 0 < duration < math.inf):
+                raise ValueError("`outages` must be [start, duration] in seconds, in order and without overlap")
+            over = start + duration
+
+
+def link_names() -> tuple[str, ...]:
+    """The names of the profiles that come with Cutline."""
+    files = (resources.files("cutline.devices") / "links").iterdir()
+    return tuple(sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml")))
+
+
+def load_link(name_or_path: str | Path) -> LinkProfile:
+    """The profile of a known name, or the one in a TOML file. Raises ProfileError, naming the file and the key."""
+    known = link_names()
+    try:
+        if name_or_path in known:
+            text = (resources.files("cutline.devices") / "links" / f"{name_or_path}.toml").read_text("utf-8")
+        else:
+            text = Path(name_or_path).read_text("utf-8")
+        return msgspec.convert(tomllib.loads(text), LinkProfile)
+    except FileNotFoundError:
+        raise ProfileError(
+            f"no link profile {str(name_or_path)!r}; known are {', '.join(known)}, or give the path of a TOML file"
+        ) from None
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, not TOML, not a profile
+        raise ProfileError(f"the link profile {name_or_path} does not read: {error}") from None

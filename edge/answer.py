@@ -1,0 +1,80 @@
+"""What is asked of an agent and what it answers, as `--json` and the HTTP API print it."""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+from cutline.errors import InputError, PromptError
+from cutline.models.sampling import Sampling
+
+
+class Mode(enum.StrEnum):
+    """How an answer is made."""
+
+    EDGE = "edge"  # the drafter alone
+    CLOUD = "cloud"  # the worker alone
+    DRAFT = "draft"  # drafted here, verified by the worker, which decodes on meanwhile
+    AUTO = "auto"  # the drafter's answer if the gate keeps it; else verified by the worker
+
+
+class Source(enum.StrEnum):
+    """Provenance of a token."""
+
+    EDGE = "edge"  # the drafter's, not verified
+    DRAFT = "draft"  # drafted here, confirmed by the target
+    CLOUD = "cloud"  # the target's, not drafted
+
+
+class Question(msgspec.Struct, frozen=True, kw_only=True):
+    """One question about one image (an image file's bytes), and how to answer it."""
+
+    image: bytes
+    text: str
+    mode: Mode = Mode.AUTO
+    sampling: Sampling = Sampling()
+    max_tokens: int = 64
+    effort: float = 1.0
+    timeout: float = 60.0  # seconds
+
+    def __post_init__(self) -> None:
+        if not self.text.strip():
+            raise PromptError("the question is empty; ask something about the image")
+        if not 0.0 <= self.effort <= 1.0:
+            raise InputError(f"effort is {self.effort}; give 0 (the worker only verifies) to 1 (full race)")
+        if self.max_tokens < 1:
+            raise InputError(f"max-tokens is {self.max_tokens}; give 1 or more")
+
+
+class Token(msgspec.Struct, frozen=True):
+    """One token of an answer; its text is empty for the one that ends it."""
+
+    id: int
+    text: str
+    source: Source
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """An answer and what it cost.
+
+    `exact` is true when every token is the target's own. `confidence` is the drafter's in its whole answer, where it
+    gave one. `bytes_up` and `bytes_down` count the messages of the session; `rounds` how often the agent sent
+    something that depended on a reply, its opening included; `drafted` tokens were sent as drafts, `accepted` of
+    the answer's tokens are among them.
+    """
+
+    text: str
+    tokens: list[Token]
+    mode: Mode
+    latency_ms: float
+    ttft_ms: float
+    bytes_up: int
+    bytes_down: int
+    rounds: int
+    drafted: int
+    accepted: int
+    exact: bool
+    worker: str | None
+    confidence: float | None
+    complete: bool  # the model ended it; false when max_tokens or the context did

@@ -1,0 +1,143 @@
+"""The agent's side of the protocol: a channel to one worker, and sessions on it that count what they cost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+
+from cutline.errors import CutlineError, WorkerUnavailable
+from cutline.protos.messages import (
+    AgentMessage,
+    Cancel,
+    Description,
+    Draft,
+    Finished,
+    Open,
+    WorkerMessage,
+    agent_to_wire,
+    description_from_wire,
+    image_chunks,
+    worker_from_wire,
+)
+from cutline.protos.status import exception_of
+from cutline.protos.v1 import worker_pb2 as pb
+from cutline.protos.v1 import worker_pb2_grpc
+
+CONNECT_SECONDS = 5.0
+
+_OPTIONS = [
+    # A link that died without a word is noticed within half a minute, also while the worker is silent.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    # After a failed try the next one comes soon: a device cannot wait out the default of two minutes.
+    ("grpc.max_reconnect_backoff_ms", 5_000),
+    ("grpc.max_receive_message_length", (1 << 20) + (1 << 16)),
+    # An agent and its worker may share a machine with a proxy meant for browsers.
+    ("grpc.enable_http_proxy", 0),
+]
+
+
+class WorkerClient:
+    """A connection to the worker at `address` (HOST:PORT). Use it from one event loop."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        self._stub = worker_pb2_grpc.WorkerStub(self._channel)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._channel.close()
+
+    async def describe(self) -> Description:
+        """What the worker serves. Raises WorkerUnavailable."""
+        try:
+            return description_from_wire(await self._stub.Describe(pb.DescribeRequest(), timeout=CONNECT_SECONDS))
+        except grpc.aio.AioRpcError as error:
+            raise _translated(error, self.address) from None
+
+    def session(self, opening: Open, images: Sequence[bytes], *, timeout: float) -> WorkerSession:
+        """A session opened with `opening` and `images` (files); it fails when not finished in `timeout` seconds."""
+        return WorkerSession(self.address, self._stub.Session(timeout=timeout), opening, images)
+
+
+class WorkerSession:
+    """One session. `bytes_up` and `bytes_down` count messages; `sent` how many times the agent had something to say."""
+
+    def __init__(self, address: str, call: Any, opening: Open, images: Sequence[bytes]) -> None:
+        self.bytes_up = 0
+        self.bytes_down = 0
+        self.finished: Finished | None = None
+        self._address = address
+        self._call = call
+        self._opening = opening
+        self._images = images
+
+    async def __aenter__(self) -> Self:
+        """Send the opening and the images. Raises WorkerError."""
+        await self._send(self._opening)
+        for image in self._images:
+            for chunk in image_chunks(image):
+                await self._send(chunk)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._call.cancel()
+
+    async def offer(self, draft: Draft) -> None:
+        """Send a draft; of no effect once the answer is complete. Raises WorkerError."""
+        if self.finished is None:
+            await self._send(draft)
+
+    async def cancel(self) -> None:
+        """Tell the worker that the rest is not wanted. Raises WorkerError."""
+        await self._send(Cancel())
+
+    async def events(self) -> AsyncIterator[WorkerMessage]:
+        """What the worker sends, Finished last. Raises WorkerError."""
+        while self.finished is None:
+            try:
+                message = await self._call.read()
+            except grpc.aio.AioRpcError as error:
+                raise _translated(error, self._address) from None
+            if message is grpc.aio.EOF:
+                code, details = await self._call.code(), await self._call.details()
+                if code == grpc.StatusCode.OK:
+                    raise WorkerUnavailable(f"the worker at {self._address} ended the session before the answer did")
+                raise exception_of(code, details or "")
+            self.bytes_down += message.ByteSize()
+            event = worker_from_wire(message)
+            if isinstance(event, Finished):
+                self.finished = event
+            yield event
+
+    async def _send(self, message: AgentMessage) -> None:
+        wire = agent_to_wire(message)
+        try:
+            await self._call.write(wire)
+        except grpc.aio.AioRpcError as error:
+            raise _translated(error, self._address) from None
+        except asyncio.InvalidStateError:
+            # The worker has finished or refused; reading tells which.
+            return
+        self.bytes_up += wire.ByteSize()
+
+
+def _translated(error: grpc.aio.AioRpcError, address: str) -> CutlineError:
+    """The exception for a failed call. What gRPC itself says of a broken link is for machines; say it for people."""
+    if error.code() == grpc.StatusCode.UNAVAILABLE:
+        return WorkerUnavailable(f"no worker answers at {address}; is it running, and the link up?")
+    if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+        return WorkerUnavailable(f"the worker at {address} did not answer in time")
+    return exception_of(error.code(), error.details() or "")

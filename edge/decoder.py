@@ -1,0 +1,129 @@
+"""The drafter's decoder on ONNX Runtime: shared weights, and per conversation a key-value cache bound in place.
+
+Every layer's cache is one array of the whole context, bound as both past and present, so a step copies nothing and
+forgetting is setting a length. A step of one token, the usual one, also reuses its inputs, outputs and bindings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from cutline.edge.runtime import open_session
+from cutline.errors import BundleError, PromptError
+from cutline.models.bundle import Bundle, DecoderSpec
+
+_CACHES = tuple((kind, f"past_key_values.{{layer}}.{kind}", f"present.{{layer}}.{kind}") for kind in ("key", "value"))
+
+
+class Decoder:
+    """Weights and session of a drafter's decoder; any number of states, in any threads, share one."""
+
+    def __init__(self, session: ort.InferenceSession, embeddings: NDArray[np.float32], spec: DecoderSpec) -> None:
+        self.spec = spec
+        self._session = session
+        self._embeddings = embeddings
+
+    @classmethod
+    def open(cls, bundle: Bundle, *, threads: int) -> Decoder:
+        """Load the decoder of a drafter's bundle. Raises BundleError."""
+        spec = bundle.manifest.decoder
+        bundle.file("decoder.onnx.data")  # that the manifest lists it is what makes it verified
+        session = open_session(bundle.file("decoder.onnx"), threads=threads)
+        inputs = {value.name: value.shape for value in session.get_inputs()}
+        expected = {name.format(layer=layer) for layer in range(spec.layers) for _, name, _ in _CACHES}
+        expected |= {"inputs_embeds", "seqlens_k", "total_sequence_length", "wanted"}
+        if inputs.keys() != expected or inputs["inputs_embeds"][-1] != spec.width:
+            raise BundleError(f"decoder.onnx in {bundle.path} is not of the sizes in the manifest; export it again")
+        return cls(session, _map_embeddings(bundle.file("embeddings.safetensors"), spec), spec)
+
+    def embed(self, ids: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float32]:
+        """The rows (n, width) of the tokens `ids` (n,)."""
+        index = np.asarray(ids, np.int64)
+        if index.size and not 0 <= index.min() <= index.max() < self.spec.vocabulary:
+            raise ValueError(f"token ids {index.min()}..{index.max()} are not all in 0..{self.spec.vocabulary - 1}")
+        return np.asarray(self._embeddings[index])
+
+    def new_state(self) -> DecoderState:
+        """An empty state for a new conversation. Its cache takes memory only as far as it is filled."""
+        return DecoderState(self._session, self.spec)
+
+
+class DecoderState:
+    """One conversation: its key-value cache and `position`, the number of tokens in it. Not for two threads at once."""
+
+    def __init__(self, session: ort.InferenceSession, spec: DecoderSpec) -> None:
+        self.position = 0
+        self._session = session
+        self._spec = spec
+        self._binding = ort.IOBinding(session)
+        for layer in range(spec.layers):
+            for _, past, present in _CACHES:
+                # Pages of a zeroed array come from the system when they are first written, so most never do.
+                cache = np.zeros((1, spec.kv_heads, spec.context, spec.head_dim), np.float32)
+                value = ort.OrtValue.ortvalue_from_numpy(cache)
+                self._binding.bind_ortvalue_input(past.format(layer=layer), value)
+                self._binding.bind_ortvalue_output(present.format(layer=layer), value)
+        self._last = np.zeros(1, np.int32)  # position of the last row
+        self._total = np.zeros((), np.int32)
+        self._bind_input("seqlens_k", self._last)
+        self._bind_input("total_sequence_length", self._total)
+        self._shape = (0, 0)
+        self._shape_buffers(1, 1)
+
+    def extend(self, rows: NDArray[np.float32], *, last_only: bool) -> NDArray[np.float32]:
+        """Append `rows` (n, width), n > 0; returns logits (n, vocabulary), or (1, vocabulary) of the last row.
+
+        Raises PromptError when the context has no room for them; the state is then as before.
+        """
+        count = len(rows)
+        total = self.position + count
+        if total > self._spec.context:
+            raise PromptError(f"{total} tokens do not fit the model's context of {self._spec.context}; ask something shorter")
+        self._shape_buffers(count, 1 if last_only else count)
+        self._rows[0] = rows
+        self._last[0] = total - 1
+        self._total[()] = total
+        self._session.run_with_iobinding(self._binding)
+        self.position = total
+        return self._logits[0].copy()
+
+    def rollback(self, position: int) -> None:
+        """Forget every token from `position` on."""
+        if not 0 <= position <= self.position:
+            raise ValueError(f"cannot roll back to {position}: the state holds {self.position} tokens")
+        self.position = position
+
+    def _shape_buffers(self, count: int, wanted: int) -> None:
+        """Make and bind buffers for `count` rows in and `wanted` rows of logits out, unless they are as asked."""
+        if self._shape == (count, wanted):
+            return
+        self._rows = np.empty((1, count, self._spec.width), np.float32)
+        self._logits = np.empty((1, wanted, self._spec.vocabulary), np.float32)
+        self._bind_input("inputs_embeds", self._rows)
+        self._bind_input("wanted", np.arange(count - wanted, count, dtype=np.int64))
+        self._binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(self._logits))
+        self._shape = (count, wanted)
+
+    def _bind_input(self, name: str, array: NDArray[np.generic]) -> None:
+        self._binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
+
+
+def _map_embeddings(path: Path, spec: DecoderSpec) -> NDArray[np.float32]:
+    """The tensor of a safetensors file of one, mapped instead of read: an answer touches few of its rows."""
+    shape = (spec.vocabulary, spec.width)
+    expected = {"dtype": "F32", "shape": list(shape), "data_offsets": [0, 4 * spec.vocabulary * spec.width]}
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = msgspec.json.decode(file.read(length), type=dict[str, dict[str, object]])
+        if header.get("embeddings") == expected:
+            return np.memmap(path, np.float32, "r", offset=8 + length, shape=shape)
+    except (msgspec.MsgspecError, ValueError, OSError) as error:
+        raise BundleError(f"{path} does not read ({error}); export the bundle again") from None
+    raise BundleError(f"{path} does not hold the embeddings that the manifest describes; export the bundle again")

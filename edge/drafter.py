@@ -1,0 +1,112 @@
+"""The drafter: the small model on the device, and one conversation's drafting with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cutline.edge.decoder import Decoder
+from cutline.edge.vision import VisionTower
+from cutline.errors import BundleError
+from cutline.models.bundle import Bundle, Manifest
+from cutline.models.sampling import Sampling, choose
+
+
+@dataclass(frozen=True, slots=True)
+class Drafted:
+    """A token that the drafter chose, and the probability (0..1) that it gave it."""
+
+    token: int
+    probability: float
+
+
+class Drafter:
+    """A loaded drafter bundle. Conversations share it; several threads may draft at once, each its own."""
+
+    def __init__(self, manifest: Manifest, tower: VisionTower, decoder: Decoder) -> None:
+        self.manifest = manifest
+        self._tower = tower
+        self._decoder = decoder
+
+    @classmethod
+    def open(cls, bundle: Bundle, *, threads: int) -> Drafter:
+        """Load a drafter's bundle. Raises BundleError."""
+        if bundle.manifest.role != "drafter":
+            raise BundleError(f"{bundle.path} holds a {bundle.manifest.role}; an agent needs a drafter's bundle")
+        return cls(bundle.manifest, VisionTower.open(bundle, threads=threads), Decoder.open(bundle, threads=threads))
+
+    def converse(self, prompt: Sequence[int], tiles: NDArray[np.float32] | None, sampling: Sampling) -> Drafting:
+        """Begin to draft answers to `prompt`, whose image tokens stand for `tiles` (n, 3, tile, tile)."""
+        rows = self._decoder.embed(prompt)
+        if tiles is not None:
+            rows = rows.copy()
+            rows[np.array(prompt) == self.manifest.image_token] = self._tower(tiles)
+        return Drafting(self._decoder, prompt, rows, sampling, frozenset(self.manifest.stop_tokens))
+
+
+class Drafting:
+    """One conversation of the drafter. Not for two threads at once."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        prompt: Sequence[int],
+        rows: NDArray[np.float32],
+        sampling: Sampling,
+        stop_tokens: frozenset[int],
+    ) -> None:
+        self._decoder = decoder
+        self._prompt_length = len(prompt)
+        self._prompt_rows = rows
+        self._sampling = sampling
+        self._stop_tokens = stop_tokens
+        self._state = decoder.new_state()
+        self._fed: list[int] = []  # answer tokens in the state, after the prompt
+
+    def draft(self, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
+        """Tokens that may follow `answer`, up to `limit` of them or the end of the answer.
+
+        `answer` may differ from what was drafted before: the state goes back to where they part. The caller may
+        stop asking at any token.
+        """
+        logits = self._catch_up(answer)
+        for position in range(self._prompt_length + len(answer), self._prompt_length + len(answer) + limit):
+            token = choose(logits, self._sampling, position)
+            yield Drafted(token, _probability(logits, token))
+            if token in self._stop_tokens or self._state.position >= self._decoder.spec.context:
+                return
+            logits = self._feed([token])[-1]
+
+    def logits(self, answer: Sequence[int]) -> NDArray[np.float32]:
+        """What the drafter makes of a given answer: logits (len(answer) + 1, vocabulary), from its first token on."""
+        first = self._catch_up(())[None]
+        return np.concatenate([first, self._feed(answer)]) if answer else first
+
+    def _catch_up(self, answer: Sequence[int]) -> NDArray[np.float32]:
+        """Bring the state to the prompt and `answer`; returns the logits (vocabulary,) after them."""
+        if self._state.position == 0:
+            logits = self._state.extend(self._prompt_rows, last_only=True)
+            if not answer:
+                return logits[0]
+        same = next((i for i, (a, b) in enumerate(zip(self._fed, answer, strict=False)) if a != b), None)
+        keep = min(len(self._fed), len(answer)) if same is None else same
+        # The last token is fed anew even if the state has it: its logits are what is asked for.
+        keep = min(keep, max(len(answer) - 1, 0))
+        del self._fed[keep:]
+        if not answer:
+            self._state.rollback(self._prompt_length - 1)
+            return self._state.extend(self._prompt_rows[-1:], last_only=True)[0]
+        self._state.rollback(self._prompt_length + keep)
+        return self._feed(answer[keep:])[-1]
+
+    def _feed(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        logits = self._state.extend(self._decoder.embed(tokens), last_only=False)
+        self._fed += tokens
+        return logits
+
+
+def _probability(logits: NDArray[np.float32], token: int) -> float:
+    return float(1.0 / np.exp(logits - logits[token], dtype=np.float64).sum())

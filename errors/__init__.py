@@ -1,0 +1,78 @@
+"""Everything that Cutline raises on purpose. Each class has the exit code that the command line ends with.
+
+    CutlineError                exit 1
+    ├── InputError              exit 2   what the person gave cannot be used
+    │   ├── ImageError                   not an image, too big, too small, of a kind not taken
+    │   ├── PromptError                  empty question, or longer than the model's context
+    │   └── ProfileError                 a device or link profile that does not read
+    ├── BundleError             exit 3   a bundle is missing, corrupt, or not what its manifest says
+    └── WorkerError
+        ├── WorkerUnavailable   exit 4   nobody answers at the address, or the link broke
+        ├── ModelMismatch       exit 5   the worker serves another model than the agent was made for
+        ├── WorkerBusy          exit 6   the worker refused early: no room; try again later
+        └── WorkerFailed        exit 7   the worker broke while it served this session
+
+Ctrl-C ends with 130, as shells expect. A message is one line: what was wrong, and what to do about it.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class CutlineError(Exception):
+    """Root of the tree; never raised itself."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class InputError(CutlineError):
+    """What the person gave cannot be used."""
+
+    exit_code = 2
+
+
+class ImageError(InputError):
+    """The image cannot be read or is of a kind not taken."""
+
+
+class PromptError(InputError):
+    """The question is empty or does not fit the model's context."""
+
+
+class ProfileError(InputError):
+    """A device or link profile does not read; names the file and the key."""
+
+
+class BundleError(CutlineError):
+    """A bundle is missing, corrupt, or not what its manifest says."""
+
+    exit_code = 3
+
+
+class WorkerError(CutlineError):
+    """A worker could not answer; raised as one of the classes below."""
+
+
+class WorkerUnavailable(WorkerError):
+    """Nobody answers at the address, or the link broke."""
+
+    exit_code = 4
+
+
+class ModelMismatch(WorkerError):
+    """The worker serves another model than the agent was made for."""
+
+    exit_code = 5
+
+
+class WorkerBusy(WorkerError):
+    """The worker refused early because it has no room."""
+
+    exit_code = 6
+
+
+class WorkerFailed(WorkerError):
+    """The worker broke while it served this session."""
+
+    exit_code = 7

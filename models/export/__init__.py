@@ -1,0 +1,13 @@
+"""Making bundles out of local Hugging Face folders. Needs torch, transformers and onnxruntime-genai; nothing else does.
+
+A bundle is flat and always holds `manifest.json`, `tokenizer.json` and `chat_template.jinja`. Beside them
+
+    a target has      config.json, *.safetensors: the folder's own, for transformers to run
+    a drafter has     vision.onnx: `pixels` (n, 3, tile, tile) -> `rows` (n, tokens, width)
+                      decoder.onnx and decoder.onnx.data: see cutline.models.export.decoder
+                      embeddings.safetensors: `embeddings` (vocabulary, width) fp32
+"""
+
+from cutline.models.export.make import export_bundle
+
+__all__ = ["export_bundle"]

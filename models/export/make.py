@@ -1,0 +1,100 @@
+"""Making one bundle: read the folder, export or copy the model, check it, and move it into place when it is whole."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import save
+
+from cutline.errors import InputError
+from cutline.models.bundle import FORMAT, MANIFEST, Bundle, Manifest, write_manifest
+from cutline.models.export.decoder import Precision, export_decoder
+from cutline.models.export.source import COMPANIONS, Source, read_source
+from cutline.models.export.vision import export_vision
+
+
+def export_bundle(
+    hf: Path,
+    out: Path,
+    *,
+    role: Literal["drafter", "target"],
+    precision: Precision,
+    name: str,
+    target: Bundle | None = None,
+    progress: Callable[[str], None],
+) -> Bundle:
+    """Make the bundle `out` from the Hugging Face folder `hf`, replacing a bundle that is there.
+
+    A target keeps its weights as they are (precision "fp32": torch runs them); a drafter's decoder is quantized to
+    `precision` and belongs to `target`, whose tokenizer must be its own. `progress` hears each step in a few words.
+
+    Raises InputError when the folder, precision, target or `out` cannot be used, BundleError when what was exported
+    does not compute what torch does.
+    """
+    if role == "target" and precision != "fp32":
+        raise InputError(f"a target keeps its own weights: export it with precision fp32, not {precision}")
+    if role == "target" and target is not None:
+        raise InputError("a target has no target of its own")
+    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} exists and is not a bundle; choose another folder")
+
+    progress(f"reading {hf}")
+    source = read_source(hf, dtype=None if role == "target" else torch.float32)
+    if target is not None and target.file("tokenizer.json").read_bytes() != (hf / "tokenizer.json").read_bytes():
+        raise InputError(f"the tokenizer of {hf} is not that of its target {target.path}; they must be the same")
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draft = out.with_name(f".{out.name}.{os.getpid()}")  # beside it, so that the move is one rename
+    draft.mkdir()
+    try:
+        if role == "target":
+            _copy_model(source, draft, progress)
+        else:
+            _export_model(source, draft, precision, progress)
+        for companion in COMPANIONS:
+            shutil.copyfile(hf / companion, draft / companion)
+        progress("manifest: hashing every file")
+        manifest = Manifest(
+            format=FORMAT,
+            name=name,
+            role=role,
+            family=source.family,
+            precision=precision,
+            line=source.line,
+            image=source.image,
+            decoder=source.decoder,
+            stop_tokens=source.stop_tokens,
+            image_token=source.image_token,
+            target=target.manifest.identity if target else None,
+            files={},
+        )
+        write_manifest(draft, manifest)
+        if out.exists():
+            shutil.rmtree(out)
+        draft.rename(out)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return Bundle.open(out)
+
+
+def _copy_model(source: Source, folder: Path, progress: Callable[[str], None]) -> None:
+    progress("weights: copying")
+    files = [*source.path.glob("*.safetensors"), *source.path.glob("*.safetensors.index.json")]
+    for file in (source.path / "config.json", *files):
+        shutil.copyfile(file, folder / file.name)
+
+
+def _export_model(source: Source, folder: Path, precision: Precision, progress: Callable[[str], None]) -> None:
+    progress("vision: exporting the tower and comparing it with torch")
+    error = export_vision(source.model, source.image, folder / "vision.onnx")
+    progress(f"vision: largest difference from torch {error:.1e}")
+    progress(f"decoder: exporting as {precision} and comparing it with torch")
+    error = export_decoder(source.model, source.decoder, folder / "decoder.onnx", precision)
+    progress(f"decoder: logits differ from torch's by {error:.1e} of their spread")
+    embeddings = source.model.get_input_embeddings().weight.detach()
+    (folder / "embeddings.safetensors").write_bytes(save({"embeddings": embeddings.contiguous()}))

@@ -1,0 +1,161 @@
+"""From a conversation to token ids: the bundle's chat template, its image markers and its vocabulary.
+
+The template is the bundle's own, never a request's, and still runs with nothing to load, a bounded number of steps and
+a bounded output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from minijinja import Environment, TemplateError
+
+from cutline.errors import BundleError, PromptError
+from cutline.models import smolvlm
+from cutline.models.bundle import Bundle, Manifest
+from cutline.models.images import grid_limit
+from cutline.models.vocabulary import Vocabulary
+
+TEMPLATE = "chat_template.jinja"
+MAX_TEMPLATE = 16 * 1024  # bytes
+MAX_STEPS = 20_000  # of the template's interpreter; a conversation of 500 messages takes them
+MAX_TEXT = 100_000  # characters in all messages
+MAX_RENDERED = 256 * 1024  # characters, image markers not yet expanded
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True, slots=True)
+class TextPart:
+    """Words of a message, taken as plain text whatever they hold."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePart:
+    """The place of an image in a message; the images themselves come in the same order, beside the messages."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation. Raises PromptError for an unknown role."""
+
+    role: Role
+    parts: tuple[TextPart | ImagePart, ...]
+
+    def __post_init__(self) -> None:
+        if self.role not in get_args(Role):  # it may come from a request, and templates copy it unguarded
+            raise PromptError(f"a message's role must be one of {', '.join(get_args(Role))}")
+
+    @property
+    def text(self) -> str:
+        """All its words."""
+        return "".join(part.text for part in self.parts if isinstance(part, TextPart))
+
+
+def question(text: str) -> Message:
+    """A user's question about one image."""
+    return Message("user", (ImagePart(), TextPart(text)))
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the decoder is fed: `ids`, and the positions in them where the rows of the images' tiles go, in order."""
+
+    ids: tuple[int, ...]
+    image_positions: tuple[int, ...]
+
+
+class PromptBuilder:
+    """Builds the prompts of one bundle; `vocabulary` is the bundle's."""
+
+    def __init__(self, manifest: Manifest, vocabulary: Vocabulary, template: str) -> None:
+        """Raises BundleError where template or vocabulary do not fit the family or the manifest."""
+        if manifest.family != smolvlm.FAMILY:
+            raise BundleError(f"{manifest.name} is of the family {manifest.family}; {smolvlm.FAMILY} runs here")
+        missing = [marker for marker in smolvlm.MARKERS if marker not in vocabulary.added]
+        if missing:
+            raise BundleError(f"the tokenizer of {manifest.name} has no {missing[0]}; export the bundle again")
+        if vocabulary.added[smolvlm.IMAGE] != manifest.image_token:
+            raise BundleError(
+                f"{smolvlm.IMAGE} is not token {manifest.image_token} of {manifest.name}; export it again"
+            )
+        if not set(manifest.stop_tokens) <= set(vocabulary.added.values()):
+            raise BundleError(f"a stop token of {manifest.name} is ordinary text; export the bundle again")
+        self._manifest = manifest
+        self.vocabulary = vocabulary
+        # Blocks are trimmed as transformers does, so that one template means one text.
+        self._environment = Environment(trim_blocks=True, lstrip_blocks=True, fuel=MAX_STEPS, debug=False)
+        try:
+            self._environment.add_template("chat", template)
+        except TemplateError as error:
+            raise BundleError(f"the chat template of {manifest.name} does not parse ({error.kind})") from None
+
+    @classmethod
+    def open(cls, bundle: Bundle) -> PromptBuilder:
+        """The builder of a bundle, from its tokenizer and chat template. Raises BundleError."""
+        template = bundle.file(TEMPLATE).read_bytes()
+        if len(template) > MAX_TEMPLATE:
+            raise BundleError(f"the chat template in {bundle.path} is over {MAX_TEMPLATE >> 10} KiB")
+        try:
+            text = template.decode()
+        except UnicodeDecodeError:
+            raise BundleError(f"the chat template in {bundle.path} is not UTF-8 text") from None
+        return cls(bundle.manifest, Vocabulary.open(bundle), text)
+
+    def build(self, messages: Sequence[Message], grids: Sequence[tuple[int, int]]) -> Prompt:
+        """The prompt that asks for the next answer; `grids` holds (rows, cols) for each image, as `Pixels.grid`.
+
+        Raises PromptError for an empty question, a number of images that differs from the messages' image parts, an
+        impossible grid, and a prompt that leaves no room for one token of an answer in the model's context.
+        """
+        self._check(messages, grids)
+        pieces = self._render(messages).split(smolvlm.IMAGE)
+        if len(pieces) != len(grids) + 1:
+            raise BundleError(f"the chat template of {self._manifest.name} does not place every image once")
+        expanded = [smolvlm.expand(*grid, self._manifest.image.tokens) for grid in grids]
+        ids = self.vocabulary.encode(pieces[0] + "".join(a + b for a, b in zip(expanded, pieces[1:], strict=True)))
+        context = self._manifest.decoder.context
+        if len(ids) >= context:
+            raise PromptError(
+                f"the prompt takes {len(ids)} tokens, but the model holds {context} and needs one for its answer; "
+                "ask a shorter question"
+            )
+        positions = tuple(position for position, token in enumerate(ids) if token == self._manifest.image_token)
+        return Prompt(ids, positions)
+
+    def _check(self, messages: Sequence[Message], grids: Sequence[tuple[int, int]]) -> None:
+        if not messages or messages[-1].role != "user" or not messages[-1].text.strip():
+            raise PromptError("the question is empty; ask something about the image")
+        size = sum(len(message.text) for message in messages)
+        if size > MAX_TEXT:
+            raise PromptError(f"the messages have {size} characters, over {MAX_TEXT}; ask a shorter question")
+        places = sum(isinstance(part, ImagePart) for message in messages for part in message.parts)
+        if places != len(grids):
+            raise PromptError(f"the messages have places for {places} images, but {len(grids)} came with them")
+        limit = grid_limit(self._manifest.image)
+        for rows, cols in grids:
+            if (rows, cols) != (0, 0) and not (1 <= rows <= limit and 1 <= cols <= limit):
+                raise PromptError(f"an image of {rows} by {cols} tiles cannot be: this model takes {limit} a side")
+
+    def _render(self, messages: Sequence[Message]) -> str:
+        context = [
+            {"role": message.role, "content": [self._content(part) for part in message.parts]} for message in messages
+        ]
+        try:
+            rendered = self._environment.render_template("chat", messages=context, add_generation_prompt=True)
+        except TemplateError as error:
+            if error.kind == "OutOfFuel":
+                raise PromptError(f"{len(messages)} messages are too many; start a new conversation") from None
+            raise BundleError(f"the chat template of {self._manifest.name} does not render ({error.kind})") from None
+        if len(rendered) > MAX_RENDERED:
+            raise PromptError(f"the messages render to over {MAX_RENDERED} characters; ask a shorter question")
+        return rendered
+
+    def _content(self, part: TextPart | ImagePart) -> dict[str, str]:
+        if isinstance(part, ImagePart):
+            return {"type": "image"}
+        return {"type": "text", "text": self.vocabulary.guard(part.text)}

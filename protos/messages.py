@@ -1,0 +1,243 @@
+"""Every message between agent and worker as a plain frozen type, and the way to the wire and back.
+
+`to_wire` and `from_wire` are the only code that touches generated stubs. `from_wire` raises InputError on a message
+that no well-behaved peer sends.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from cutline.errors import InputError
+from cutline.protos.tensors import CHUNK, decode_tensor, encode_tensor
+from cutline.protos.v1 import worker_pb2 as pb
+
+MAX_TOKENS = 1 << 20  # in one message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Description:
+    """What a worker serves; see the .proto for each field."""
+
+    model: str
+    name: str
+    version: str
+    vision_layers: int
+    decoder_layers: int
+    context: int
+    sessions: int
+    max_sessions: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Open:
+    """Opens a session: `tokens` (the prompt and what is confirmed already), then `images` images follow."""
+
+    model: str
+    tokens: tuple[int, ...]
+    prompt_length: int
+    max_tokens: int
+    cut: str = "image"
+    images: int = 0
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    effort: float = 1.0
+    draft: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ImageChunk:
+    """A piece of an image file."""
+
+    data: bytes
+    last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Boundary:
+    """A piece of the boundary: whole `rows` (n, width), float32 or float16."""
+
+    rows: NDArray[Any]
+    last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """Tokens that the drafter believes stand from `position` on."""
+
+    position: int
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Ends the session early."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The session is open; `session` is its random name in the logs."""
+
+    session: str
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmed:
+    """The target's own tokens from `position` on; the first `accepted` of them confirm a draft."""
+
+    position: int
+    tokens: tuple[int, ...]
+    accepted: int
+
+
+class Reason(enum.Enum):
+    """Why an answer ended: the model stopped, or a limit was reached."""
+
+    STOP = pb.Finished.STOP
+    LENGTH = pb.Finished.LENGTH
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The answer is complete. `cloud_seconds` is this session's share of `passes` passes of the model."""
+
+    reason: Reason
+    passes: int
+    verified: int
+    cloud_seconds: float
+
+
+AgentMessage = Open | ImageChunk | Boundary | Draft | Cancel
+WorkerMessage = Opened | Confirmed | Finished
+
+
+def image_chunks(data: bytes) -> Iterator[ImageChunk]:
+    """An image file in pieces small enough for the wire."""
+    for start in range(0, len(data), CHUNK):
+        yield ImageChunk(data[start : start + CHUNK], last=start + CHUNK >= len(data))
+
+
+def agent_to_wire(message: AgentMessage) -> pb.AgentMessage:
+    """An agent's message for the wire."""
+    match message:
+        case Open():
+            sampling = pb.Sampling(
+                temperature=message.temperature, top_k=message.top_k, top_p=message.top_p, seed=message.seed
+            )
+            opening = pb.Open(
+                model=message.model,
+                tokens=message.tokens,
+                prompt_length=message.prompt_length,
+                cut=message.cut,
+                images=message.images,
+                max_tokens=message.max_tokens,
+                sampling=sampling,
+                effort=message.effort,
+                draft=message.draft,
+            )
+            return pb.AgentMessage(open=opening)
+        case ImageChunk(data, last):
+            return pb.AgentMessage(image=pb.ImageChunk(data=data, last=last))
+        case Boundary(rows, last):
+            return pb.AgentMessage(boundary=pb.Boundary(rows=encode_tensor(rows), last=last))
+        case Draft(position, tokens):
+            return pb.AgentMessage(draft=pb.Draft(position=position, tokens=tokens))
+        case Cancel():
+            return pb.AgentMessage(cancel=pb.Cancel())
+
+
+def agent_from_wire(message: pb.AgentMessage) -> AgentMessage:
+    """An agent's message from the wire. Raises InputError."""
+    match message.WhichOneof("kind"):
+        case "open":
+            return _open(message.open)
+        case "image":
+            if len(message.image.data) > CHUNK:
+                raise InputError(f"an image piece of {len(message.image.data)} bytes is too long; send {CHUNK} at most")
+            return ImageChunk(message.image.data, message.image.last)
+        case "boundary":
+            rows = decode_tensor(message.boundary.rows)
+            if rows.ndim != 2:
+                raise InputError(f"a boundary has 2 dimensions, not {rows.ndim}")
+            return Boundary(rows, message.boundary.last)
+        case "draft":
+            return Draft(message.draft.position, _tokens(message.draft.tokens))
+        case "cancel":
+            return Cancel()
+        case _:
+            raise InputError("a message of no known kind; the agent may be newer than this worker")
+
+
+def _open(opening: pb.Open) -> Open:
+    if not 0.0 <= opening.effort <= 1.0:
+        raise InputError(f"effort is {opening.effort}; give 0 (only verify) to 1 (full race)")
+    if not 1 <= opening.prompt_length <= len(opening.tokens):
+        raise InputError(f"prompt_length is {opening.prompt_length} for {len(opening.tokens)} tokens")
+    return Open(
+        model=opening.model,
+        tokens=_tokens(opening.tokens),
+        prompt_length=opening.prompt_length,
+        max_tokens=opening.max_tokens,
+        cut=opening.cut,
+        images=opening.images,
+        temperature=opening.sampling.temperature,
+        top_k=opening.sampling.top_k,
+        top_p=opening.sampling.top_p,
+        seed=opening.sampling.seed,
+        effort=opening.effort,
+        draft=_tokens(opening.draft),
+    )
+
+
+def _tokens(tokens: Any) -> tuple[int, ...]:
+    if len(tokens) > MAX_TOKENS:
+        raise InputError(f"{len(tokens)} tokens in one message are too many; send {MAX_TOKENS} at most")
+    return tuple(tokens)
+
+
+def worker_to_wire(message: WorkerMessage) -> pb.WorkerMessage:
+    """A worker's message for the wire."""
+    match message:
+        case Opened(session):
+            return pb.WorkerMessage(opened=pb.Opened(session=session))
+        case Confirmed(position, tokens, accepted):
+            return pb.WorkerMessage(confirmed=pb.Confirmed(position=position, tokens=tokens, accepted=accepted))
+        case Finished(reason, passes, verified, cloud_seconds):
+            finished = pb.Finished(reason=reason.value, passes=passes, verified=verified, cloud_seconds=cloud_seconds)
+            return pb.WorkerMessage(finished=finished)
+
+
+def worker_from_wire(message: pb.WorkerMessage) -> WorkerMessage:
+    """A worker's message from the wire. Raises InputError."""
+    match message.WhichOneof("kind"):
+        case "opened":
+            return Opened(message.opened.session)
+        case "confirmed":
+            confirmed = message.confirmed
+            if confirmed.accepted > len(confirmed.tokens):
+                raise InputError("the worker confirms more drafted tokens than it sends")
+            return Confirmed(confirmed.position, _tokens(confirmed.tokens), confirmed.accepted)
+        case "finished":
+            if message.finished.reason == pb.Finished.UNKNOWN:
+                raise InputError("the worker finished for no known reason")
+            done = message.finished
+            return Finished(Reason(done.reason), done.passes, done.verified, done.cloud_seconds)
+        case _:
+            raise InputError("a message of no known kind; the worker may be newer than this agent")
+
+
+def description_to_wire(description: Description) -> pb.Description:
+    """A worker's description for the wire."""
+    return pb.Description(**{name: getattr(description, name) for name in Description.__slots__})
+
+
+def description_from_wire(message: pb.Description) -> Description:
+    """A worker's description from the wire."""
+    return Description(**{name: getattr(message, name) for name in Description.__slots__})

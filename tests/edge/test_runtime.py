@@ -1,0 +1,49 @@
+"""Sessions are made from a bundle's own files or not at all."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import onnx
+import pytest
+
+from cutline.edge.runtime import open_session
+from cutline.errors import BundleError, InputError
+from cutline.models.bundle import Bundle
+
+
+@pytest.mark.parametrize("way", ["absolute", "dots", "link", "linked folder"])
+def test_weights_outside_the_graphs_folder_are_refused(bundle: Bundle, tmp_path: Path, way: str) -> None:
+    outside, inside = tmp_path / "outside", tmp_path / "inside"
+    outside.mkdir()
+    inside.mkdir()
+    shutil.copy(bundle.path / "decoder.onnx.data", outside / "weights")
+    (inside / "link").symlink_to(outside / "weights")
+    (inside / "folder").symlink_to(outside)
+    named = {
+        "absolute": str(outside / "weights"),
+        "dots": "../outside/weights",
+        "link": "link",
+        "linked folder": "folder/weights",
+    }[way]
+    model = onnx.load(bundle.path / "decoder.onnx", load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = named
+    (inside / "decoder.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(BundleError, match="does not load"):
+        open_session(inside / "decoder.onnx", threads=1)
+
+
+def test_a_graph_that_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "vision.onnx").write_bytes(b"not a graph")
+    with pytest.raises(BundleError, match="does not load") as caught:
+        open_session(tmp_path / "vision.onnx", threads=1)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_provider_that_is_not_here_is_refused(bundle: Bundle) -> None:
+    with pytest.raises(InputError, match="has no NoSuchProvider; it has .*CPUExecutionProvider"):
+        open_session(bundle.file("vision.onnx"), threads=1, provider="NoSuchProvider")

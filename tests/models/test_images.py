@@ -1,0 +1,247 @@
+"""Images: parity with transformers' own processor, hostile files, and uploads that change nothing."""
+
+from __future__ import annotations
+
+import struct
+import warnings
+import zlib
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+from transformers.image_transforms import convert_to_rgb
+from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
+
+from cutline.errors import ImageError
+from cutline.models import images
+from cutline.models.bundle import ImageSpec
+from cutline.models.images import decode_image, grid_limit, preprocess, shrink
+
+WHOLE = ImageSpec(tile=64, tokens=16, longest_edge=64, split=False)
+STRETCHED = ImageSpec(tile=32, tokens=4, longest_edge=96, split=False, mean=(0.48, 0.45, 0.4), std=(0.27, 0.26, 0.28))
+SPLIT = ImageSpec(tile=32, tokens=4, longest_edge=128, split=True)
+ODD = ImageSpec(tile=24, tokens=4, longest_edge=95, split=True)
+SPECS = (WHOLE, STRETCHED, SPLIT, ODD)
+
+sides = st.integers(8, 200)
+shapes = st.tuples(sides, sides).filter(lambda shape: max(shape) <= 20 * min(shape))
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    return Image.fromarray(pixels)
+
+
+def save(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    out = BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def png(width: int, height: int, depth: int = 8, colour: int = 2) -> bytes:
+    """A PNG made by hand, its pixels all zero."""
+    channels = {0: 1, 2: 3, 4: 2, 6: 4}[colour]
+    row = 1 + width * channels * depth // 8
+    packer = zlib.compressobj(9)
+    body = b"".join(packer.compress(bytes(row)) for _ in range(height)) + packer.flush()
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", body), (b"IEND", b""))
+    written = (
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(written)
+
+
+def theirs(image: Image.Image, spec: ImageSpec) -> tuple[np.ndarray[Any, Any], int, int]:
+    processor = SmolVLMImageProcessorPil(
+        size={"longest_edge": spec.longest_edge},
+        max_image_size={"longest_edge": spec.tile},
+        do_image_splitting=spec.split,
+        image_mean=list(spec.mean),
+        image_std=list(spec.std),
+    )
+    out = processor.preprocess(image, return_row_col_info=True)
+    return np.asarray(out["pixel_values"][0]), out["rows"][0][0], out["cols"][0][0]
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@given(shape=shapes, seed=st.integers(0, 9))
+@settings(max_examples=40, deadline=None)
+def test_pixels_are_bit_for_bit_those_of_transformers(spec: ImageSpec, shape: tuple[int, int], seed: int) -> None:
+    image = noise(*shape, seed=seed)
+    pixels = preprocess(image, spec)
+    expected, rows, cols = theirs(image, spec)
+    assert pixels.grid == (rows, cols)
+    assert pixels.tiles.dtype == np.float32
+    np.testing.assert_array_equal(pixels.tiles, expected)
+    assert max(pixels.grid) <= grid_limit(spec)
+
+
+def test_the_published_spec_is_at_parity_too() -> None:
+    spec = ImageSpec(tile=512, tokens=64, longest_edge=2048, split=True)
+    image = noise(301, 200)
+    pixels = preprocess(image, spec)
+    expected, rows, cols = theirs(image, spec)
+    assert (pixels.grid, pixels.tiles.shape) == ((rows, cols), (13, 3, 512, 512))
+    np.testing.assert_array_equal(pixels.tiles, expected)
+
+
+@given(
+    shape=st.tuples(st.integers(8, 4000), st.integers(8, 4000)), longest=st.integers(16, 300), tile=st.integers(8, 64)
+)
+def test_no_shape_makes_more_tiles_than_the_limit(shape: tuple[int, int], longest: int, tile: int) -> None:
+    spec = ImageSpec(tile=tile, tokens=1, longest_edge=longest, split=True)
+    _, (width, height) = images._sizes(shape, spec)
+    assert max(width, height) // tile <= grid_limit(spec)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA"])
+def test_every_plain_mode_becomes_the_rgb_that_transformers_makes(mode: str) -> None:
+    source = noise(20, 12).convert("RGBA")
+    source.putalpha(Image.linear_gradient("L").resize((20, 12)))
+    source = source.convert("P").convert("PA") if mode == "PA" else source.convert(mode)
+    data = save(source.convert("RGBA") if mode == "PA" else source)
+    image = decode_image(data)
+    assert (image.mode, image.info) == ("RGB", {})
+    np.testing.assert_array_equal(np.asarray(image), convert_to_rgb(Image.open(BytesIO(data)), return_numpy=True))
+
+
+@pytest.mark.parametrize("transparency", [3, bytes(range(256))])
+def test_a_palette_with_transparency_is_laid_on_white(transparency: int | bytes) -> None:
+    data = save(noise(20, 12).quantize(256), transparency=transparency)
+    expected = convert_to_rgb(Image.open(BytesIO(data)), return_numpy=True)
+    np.testing.assert_array_equal(np.asarray(decode_image(data)), expected)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_image_is_turned_upright(kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = save(noise(24, 16), kind, exif=exif.tobytes())
+    expected = ImageOps.exif_transpose(Image.open(BytesIO(data))).convert("RGB")
+    assert decode_image(data).tobytes() == expected.tobytes()
+
+
+def test_a_phones_jpeg_with_a_second_picture_gives_the_first() -> None:
+    photo = noise(24, 16)
+    data = save(photo, "MPO", save_all=True, append_images=[noise(24, 16, seed=1)], quality=100)
+    assert Image.open(BytesIO(data)).format == "MPO"
+    assert decode_image(data).tobytes() == Image.open(BytesIO(data)).convert("RGB").tobytes()
+
+
+def scan_bomb() -> bytes:
+    """A small progressive JPEG that repeats one scan 100 times."""
+    data = save(Image.new("RGB", (64, 64)), "JPEG", progressive=True)
+    start = data.index(b"\xff\xda", data.index(b"\xff\xda") + 1)
+    end = data.index(b"\xff", start + 2)
+    return data[:start] + data[start:end] * 100 + data[start:]
+
+
+BAD = {
+    "empty": (b"", "empty"),
+    "not an image": (b"this is text, no image", "JPEG, PNG or WebP"),
+    "another format": (save(noise(16, 16), "BMP"), "JPEG, PNG or WebP"),
+    "header only": (save(noise(16, 16))[:20], "JPEG, PNG or WebP"),
+    "truncated PNG": (save(noise(64, 64))[:3000], "truncated"),
+    "truncated JPEG": (save(noise(64, 64), "JPEG")[:2000], "truncated"),
+    "truncated WebP": (save(noise(64, 64), "WEBP")[:1000], "truncated|JPEG, PNG or WebP"),
+    "one pixel": (png(1, 1), "1x1 pixels; each side needs at least 8"),
+    "thin": (png(8, 161), "crop it"),
+    "bomb": (png(13000, 13000, colour=0), "13000x13000 pixels, over 16 megapixels"),
+    "huge bomb": (png(20000, 20000, colour=0)[:5000], "over 16 megapixels"),
+    "CMYK": (save(noise(16, 16).convert("CMYK"), "JPEG"), "CMYK; save it as RGB"),
+    "16-bit grey": (png(16, 16, depth=16, colour=0), "16 bits a channel"),
+    "16-bit RGB": (png(16, 16, depth=16), "16 bits a channel"),
+    "16-bit RGBA": (png(16, 16, depth=16, colour=6), "16 bits a channel"),
+    "animated PNG": (save(noise(16, 16), save_all=True, append_images=[noise(16, 16, seed=1)]), "animated"),
+    "animated WebP": (save(noise(16, 16), "WEBP", save_all=True, append_images=[noise(16, 16, seed=1)]), "animated"),
+    "GIF": (save(noise(16, 16), "GIF"), "JPEG, PNG or WebP"),
+    "scan bomb": (scan_bomb(), "too many scans"),
+    "too many bytes": (bytes(images.MAX_BYTES + 1), "32 MiB"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_image_gives_one_clear_line(name: str) -> None:
+    data, said = BAD[name]
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        with pytest.raises(ImageError, match=said) as caught:
+            decode_image(data)
+    text = str(caught.value)
+    assert len(text) < 120
+    assert "\n" not in text
+    assert "BytesIO" not in text
+    assert warned == []
+
+
+def test_the_bomb_is_small_and_the_librarys_own_guard_stands() -> None:
+    assert len(BAD["bomb"][0]) < 200_000
+    assert Image.MAX_IMAGE_PIXELS == 1024**3 // 4 // 3
+    assert images.MAX_PIXELS < Image.MAX_IMAGE_PIXELS
+
+
+SEEDS = [save(noise(24, 16), kind) for kind in ("JPEG", "PNG", "WEBP")] + [
+    save(noise(24, 16), "JPEG", progressive=True),
+    save(noise(24, 16).quantize(16), transparency=b"\0\x80"),
+]
+
+
+@given(data=st.data())
+@settings(max_examples=150, deadline=None)
+def test_damaged_bytes_give_a_picture_or_an_image_error(data: st.DataObject) -> None:
+    damaged = bytearray(data.draw(st.sampled_from(SEEDS)))
+    for _ in range(data.draw(st.integers(1, 8))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        image = decode_image(bytes(damaged[: data.draw(st.integers(1, len(damaged)))]))
+    except ImageError:
+        return
+    assert image.mode == "RGB"
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@given(
+    shape=shapes,
+    kind=st.sampled_from(["JPEG", "PNG", "WEBP"]),
+    flat=st.booleans(),
+    comment=st.binary(max_size=4000),
+)
+@settings(max_examples=40, deadline=None)
+def test_an_upload_never_grows_and_gives_the_same_pixels(
+    spec: ImageSpec, shape: tuple[int, int], kind: str, flat: bool, comment: bytes
+) -> None:
+    exif = Image.Exif()
+    exif[0x9286] = comment
+    data = save(Image.new("RGB", shape, "teal") if flat else noise(*shape), kind, exif=exif.tobytes())
+    image = decode_image(data)
+    upload = shrink(data, image, spec)
+    assert len(upload) <= len(data)
+    there, here = preprocess(decode_image(upload), spec), preprocess(image, spec)
+    assert there.grid == here.grid
+    np.testing.assert_array_equal(there.tiles, here.tiles)
+
+
+def test_a_large_image_shrinks_to_what_the_tower_sees() -> None:
+    data = save(noise(640, 480))
+    upload = shrink(data, decode_image(data), WHOLE)
+    assert decode_image(upload).size == (64, 48)
+    assert len(upload) < len(data) // 20
+
+
+@pytest.mark.parametrize(
+    ("image", "spec"),
+    [
+        pytest.param(noise(100, 75), SPLIT, id="it would grow"),
+        pytest.param(noise(200, 200), ODD, id="fitting it again would change it"),
+        pytest.param(noise(200, 11), WHOLE, id="it would be too thin to be taken"),
+    ],
+)
+def test_an_image_that_cannot_shrink_goes_up_as_it_is(image: Image.Image, spec: ImageSpec) -> None:
+    data = save(image)
+    assert shrink(data, decode_image(data), spec) == data

@@ -1,0 +1,103 @@
+"""The law of the next token, against numpy's own Philox, scipy's distributions and transformers' warpers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from transformers import TopKLogitsWarper, TopPLogitsWarper
+
+from cutline.errors import InputError
+from cutline.models.noise import _log, _philox, gumbel
+from cutline.models.sampling import Sampling, _kept, choose
+
+seeds = st.integers(0, 2**63 - 1)
+positions = st.integers(0, 2**40)
+
+
+def test_philox_gives_the_published_vectors() -> None:
+    """Known answers of Random123's kat_vectors for philox4x32-10."""
+    ones = 0xFFFFFFFF
+    vectors = [
+        ([0, 0, 0, 0], [0, 0], [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
+        ([ones] * 4, [ones] * 2, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
+        (
+            [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
+            [0xA4093822, 0x299F31D0],
+            [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1],
+        ),
+    ]
+    for counter, key, expected in vectors:
+        words = _philox([np.array([word], dtype=np.int64) for word in counter], list(key))
+        assert [int(word[0]) for word in words] == expected
+
+
+@given(seeds, positions, st.integers(1, 300))
+@settings(max_examples=60, deadline=None)
+def test_noise_has_the_same_bits_from_numpy_and_torch(seed: int, position: int, size: int) -> None:
+    ours, theirs = gumbel(seed, position, size), gumbel(seed, position, size, xp=torch)
+    assert ours.dtype == np.float32
+    assert theirs.dtype == torch.float32
+    assert ours.tobytes() == theirs.numpy().tobytes()
+
+
+def test_noise_depends_on_seed_and_position_alone() -> None:
+    assert np.array_equal(gumbel(3, 9, 50), gumbel(3, 9, 80)[:50])
+    assert not np.array_equal(gumbel(3, 9, 50), gumbel(4, 9, 50))
+    assert not np.array_equal(gumbel(3, 9, 50), gumbel(3, 10, 50))
+
+
+def test_noise_is_gumbel() -> None:
+    noise = np.concatenate([gumbel(1, position, 4000) for position in range(10)])
+    assert np.isfinite(noise).all()
+    assert stats.kstest(noise, "gumbel_r").pvalue > 0.01
+
+
+@given(st.floats(1e-300, 1e300))
+def test_log_is_the_logarithm(x: float) -> None:
+    assert _log(np.array([x]), np)[0] == pytest.approx(np.log(x), rel=1e-13, abs=1e-14)
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(temperature=0.8), Sampling(temperature=1.3, top_k=5), Sampling(temperature=1.0, top_p=0.7)]
+)
+def test_tokens_have_the_distribution_of_the_warped_softmax(sampling: Sampling) -> None:
+    logits = np.random.default_rng(0).normal(0, 1.5, 12).astype(np.float32)
+    warped = torch.from_numpy(logits)[None] / sampling.temperature
+    if sampling.top_k:
+        warped = TopKLogitsWarper(sampling.top_k)(None, warped)
+    if sampling.top_p < 1:
+        warped = TopPLogitsWarper(sampling.top_p)(None, warped)
+    expected = warped.softmax(-1)[0].double().numpy()
+    drawn = 20_000
+    seen = np.bincount([choose(logits, sampling, position) for position in range(drawn)], minlength=12)
+    kept = expected > 0
+    assert seen[~kept].sum() == 0
+    expected = expected[kept] / expected[kept].sum()
+    assert stats.chisquare(seen[kept], expected * drawn).pvalue > 0.01
+
+
+@given(seeds, positions, st.floats(0.1, 3.0), st.integers(0, 40), st.floats(0.05, 1.0))
+@settings(max_examples=60, deadline=None)
+def test_numpy_and_torch_choose_the_same_token(
+    seed: int, position: int, temperature: float, top_k: int, top_p: float
+) -> None:
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    logits = np.random.default_rng(position % 1000).normal(0, 2, 40).astype(np.float32)
+    assert choose(logits, sampling, position) == choose(torch.from_numpy(logits), sampling, position, xp=torch)
+
+
+def test_greedy_is_argmax_and_the_best_token_is_always_kept() -> None:
+    logits = np.array([0.1, 2.0, -1.0, 1.9], np.float32)
+    assert choose(logits, Sampling(), 5) == 1
+    assert choose(logits, Sampling(temperature=1.0, top_p=1e-6), 5) == 1
+    assert _kept(logits, Sampling(temperature=1.0, top_k=2), np).tolist() == [False, True, False, True]
+
+
+@pytest.mark.parametrize("wrong", [{"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"seed": -1}])
+def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(InputError, match="give"):
+        Sampling(**wrong)  # type: ignore[arg-type]

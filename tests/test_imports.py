@@ -1,0 +1,51 @@
+"""What runs on a device imports nothing heavy: proven in a fresh interpreter, where import-linter only reads."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / ".dev" / "cutline"
+DEVICE_ROOMS = ("cli", "devices", "edge", "errors", "models", "partitioner", "protos")
+EXPORTER = "cutline.models.export"
+# The first row does not come with a bare install; the second costs a small board 0.2 to 0.3 s each.
+HEAVY = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime_genai", "matplotlib", "sklearn", "scipy")
+SLOW = ("fastapi", "huggingface_hub", "pydantic_settings")
+
+PROBE = """
+import importlib, sys
+heavy, modules = sys.argv[1].split(","), sys.argv[2:]
+for module in modules:
+    importlib.import_module(module)
+    if brought := [name for name in heavy if name in sys.modules]:
+        sys.exit(f"{module} imports {', '.join(brought)}")
+"""
+
+
+def modules(room: str) -> list[str]:
+    """Every module of a room, the exporter left out."""
+    found = (path.relative_to(PACKAGE).with_suffix("") for path in (PACKAGE / room).rglob("*.py"))
+    dotted = (".".join(("cutline", *path.parts)).removesuffix(".__init__") for path in found)
+    return sorted(name for name in dotted if not f"{name}.".startswith(f"{EXPORTER}."))
+
+
+def probe(room: str, heavy: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", PROBE, ",".join(heavy), *modules(room)]
+    environment = {"PYTHONPATH": str(PACKAGE.parent), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+@pytest.mark.parametrize("room", DEVICE_ROOMS)
+def test_a_room_of_the_device_imports_nothing_heavy(room: str) -> None:
+    assert f"cutline.{room}" in modules(room)
+    ran = probe(room, HEAVY + SLOW)
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_the_probe_sees_what_is_imported() -> None:
+    ran = probe("models", ("hashlib",))
+    assert ran.returncode == 1
+    assert ran.stderr.strip().endswith("imports hashlib")
