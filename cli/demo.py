@@ -1,4 +1,203 @@
-"""x"""
-EPILOG=""
-def demo() -> None:
-    """x"""
+"""`cutline demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cutline.cli import options
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from cutline.demo.requests import Request
+    from cutline.demo.results import DemoResult, Outcome
+    from cutline.models.bundle import Bundle
+
+EPILOG = "Example: cutline demo --images 20 --link 3g --report report.html"
+
+SHOWN = 4  # cards in the terminal
+
+
+def demo(
+    images: Annotated[int, typer.Option(help="Cards shown; six questions each, in every mode.")] = 8,
+    link: Annotated[str, typer.Option(help="Name of a link profile, or a TOML file of one.")] = "4g",
+    seed: Annotated[int, typer.Option(help="Which cards and questions.")] = 0,
+    report: Annotated[Path, typer.Option(help="Where the HTML report goes.")] = Path("cutline-demo.html"),
+    target: Annotated[Path | None, typer.Option(help="Target's bundle; without it, the demo's.")] = None,
+    drafter: Annotated[Path | None, typer.Option(help="Drafter's bundle; without it, the demo's.")] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Show the whole thing at work on this machine.
+
+    Starts a worker and an agent as processes of their own with an emulated link between them, asks held-out questions
+    in every mode, and compares each answer with the unsplit target's.
+    """
+    import sys
+
+    import msgspec
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from cutline.cli.setting import open_drafter, open_target
+    from cutline.demo.cards import Split
+    from cutline.demo.requests import requests
+    from cutline.errors import InputError
+
+    if images < 1:
+        raise InputError(f"--images is {images}; give 1 or more")
+    if seed < 0:
+        raise InputError(f"--seed is {seed}; give 0 or more")
+    console = Console(stderr=as_json)
+    asked = list(requests(Split.EVALUATION, images, seed))
+    bundles = (open_target(target), open_drafter(drafter))
+    with Progress(console=console, transient=True) as progress:
+        outcomes = _outcomes(asked, *bundles, link=link, progress=progress)
+    result = _result(outcomes, *bundles, link=link, images=images, seed=seed)
+    if as_json:
+        sys.stdout.buffer.write(msgspec.json.encode(result) + b"\n")
+    else:
+        _show(console, result, outcomes)
+    _write_report(report, result, outcomes)
+    console.print(f"The report with plots and pictures: {report}")
+
+
+def _outcomes(
+    asked: Sequence[Request], target: Bundle, drafter: Bundle, *, link: str, progress: Progress
+) -> list[Outcome]:
+    """Every request in every mode, beside the unsplit target's answer."""
+    import asyncio
+    from contextlib import AsyncExitStack
+
+    import httpx
+
+    from cutline.cli.processes import agent_process, worker_process
+    from cutline.demo.results import Outcome
+    from cutline.devices.emulator import LinkEmulator
+    from cutline.devices.link import load_link
+    from cutline.edge.answer import Answer, Mode, Question
+    from cutline.edge.http import ask_over
+    from cutline.errors import InputError
+
+    profile = load_link(link)
+    try:
+        from cutline.demo.reference import Reference
+    except ModuleNotFoundError as error:
+        raise InputError(f"the demo needs {error.name}; install it with `pip install 'cutline[demo]'`") from None
+
+    reference = Reference(target)
+    track = progress.add_task("the target, unsplit, for comparison", total=len(asked))
+    truths = []
+    for request in asked:
+        truths.append(reference.answer(request.image, request.question.text))
+        progress.advance(track)
+
+    async def run() -> list[Outcome]:
+        outcomes = []
+        async with AsyncExitStack() as stack:
+            starting = progress.add_task("starting a worker, a link and an agent", total=None)
+            worker = await asyncio.to_thread(stack.enter_context, worker_process(target.path))
+            host, _, port = worker.rpartition(":")
+            emulator = await stack.enter_async_context(LinkEmulator(profile, target=(host, int(port))))
+            agent = await asyncio.to_thread(stack.enter_context, agent_process(drafter.path, emulator.address))
+            client = stack.enter_context(httpx.Client(base_url=f"http://{agent}", timeout=90, trust_env=False))
+
+            async def answer(request: Request, mode: Mode) -> Answer:
+                question = Question(image=request.image, text=request.question.text, mode=mode)
+                return await asyncio.to_thread(ask_over, client, question)
+
+            for mode in Mode:  # the first of each opens the connection and warms the models
+                await answer(asked[0], mode)
+            progress.update(starting, total=1, completed=1)
+            asking = progress.add_task(f"asking over {profile.name}, in every mode", total=len(asked) * len(Mode))
+            for request, ids in zip(asked, truths, strict=True):
+                for mode in Mode:
+                    outcomes.append(Outcome(request, await answer(request, mode), reference.text(ids), ids))
+                    progress.advance(asking)
+        return outcomes
+
+    return asyncio.run(run())
+
+
+def _result(
+    outcomes: Sequence[Outcome], target: Bundle, drafter: Bundle, *, link: str, images: int, seed: int
+) -> DemoResult:
+    from cutline.demo.results import DemoResult, mode_result, model_result
+    from cutline.edge.answer import Mode
+
+    by_mode = {mode: [outcome for outcome in outcomes if outcome.answer.mode is mode] for mode in Mode}
+    alone = by_mode[Mode.EDGE]
+    return DemoResult(
+        modes=[mode_result(mode, found) for mode, found in by_mode.items()],
+        target=model_result(
+            target.manifest.name, target.manifest.identity, ((one.request, one.target_text) for one in alone)
+        ),
+        drafter=model_result(
+            drafter.manifest.name, drafter.manifest.identity, ((one.request, one.answer.text) for one in alone)
+        ),
+        link=link,
+        images=images,
+        seed=seed,
+    )
+
+
+def _show(console: Console, result: DemoResult, outcomes: Sequence[Outcome]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from cutline.cli.provenance import coloured
+    from cutline.edge.answer import Mode
+
+    table = Table(title=f"{result.images} cards, six questions each, over {result.link}")
+    for heading in ("mode", "right", "= target", "p50", "p95", "first token", "up", "down", "rounds", "drafted"):
+        table.add_column(heading, justify="right")
+    table.add_column("accepted", justify="right")
+    table.add_column("offloaded", justify="right")
+    for mode in result.modes:
+        table.add_row(
+            mode.mode,
+            f"{mode.right:.1%}",
+            f"{mode.identical_to_target:.1%}",
+            f"{mode.p50_ms:.0f} ms",
+            f"{mode.p95_ms:.0f} ms",
+            f"{mode.ttft_p50_ms:.0f} ms",
+            f"{mode.bytes_up:.0f} B",
+            f"{mode.bytes_down:.0f} B",
+            f"{mode.rounds:.2f}",
+            f"{mode.drafted:.1f}",
+            f"{mode.accepted:.1f}",
+            f"{mode.offloaded:.0%}",
+        )
+    console.print(table)
+    console.print(
+        Text.assemble(
+            "Tokens: ",
+            ("this device alone", "yellow"),
+            ", ",
+            ("drafted here, confirmed", "green"),
+            ", ",
+            ("cloud", "blue"),
+        )
+    )
+    telling = [one for one in outcomes if one.answer.mode is Mode.AUTO]
+    # Escalated and mixed answers show more than those of one colour.
+    telling.sort(key=lambda one: (-len({token.source for token in one.answer.tokens}), not one.offloaded))
+    for outcome in telling[:SHOWN]:
+        shown = ", ".join(f"{digit.colour} {digit.value}" for digit in outcome.request.card.digits)
+        console.print(f"  [dim]card: {shown}[/dim]  {outcome.request.question.text}", highlight=False)
+        console.print(Text("    ").append_text(coloured(outcome.answer.tokens)))
+
+
+def _write_report(path: Path, result: DemoResult, outcomes: Sequence[Outcome]) -> None:
+    from cutline.demo.report import render
+    from cutline.errors import InputError
+
+    try:
+        path.write_text(render(result, outcomes), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from None

@@ -7,15 +7,17 @@ from typing import Annotated
 
 import typer
 
+from cutline.models.bundle import Bundle, Precision, Role
+
 EPILOG = "Example: cutline export SmolVLM-256M-Instruct --out drafter --role drafter --precision int4 --target target"
 
 
 def export(
     model: Annotated[Path, typer.Argument(help="A Hugging Face folder: config.json, safetensors, tokenizer.json.")],
     out: Annotated[Path, typer.Option(help="The bundle's folder; it must not exist.")],
-    role: Annotated[str, typer.Option(help="drafter (runs on the device) or target (runs on a worker).")],
+    role: Annotated[Role, typer.Option(help="drafter (runs on the device) or target (runs on a worker).")],
     precision: Annotated[
-        str | None, typer.Option(help="fp32, int8 or int4; without it int8 for a drafter.", show_default=False)
+        Precision | None, typer.Option(help="fp32, int8 or int4; without it int8 for a drafter.", show_default=False)
     ] = None,
     name: Annotated[str | None, typer.Option(help="Its name; without it, the folder's.", show_default=False)] = None,
     target: Annotated[
@@ -23,31 +25,23 @@ def export(
     ] = None,
 ) -> None:
     """Make a bundle from a Hugging Face folder."""
-    from typing import Literal, get_args
-
     from rich.console import Console
 
     from cutline.errors import InputError
-    from cutline.models.bundle import Bundle
 
     try:
         from cutline.models.export import export_bundle
     except ModuleNotFoundError as error:
         raise InputError(f"exporting needs {error.name}; install it with `pip install 'cutline[export]'`") from None
 
-    Role, Precision = Literal["drafter", "target"], Literal["fp32", "int8", "int4"]
-    if role not in get_args(Role):
-        raise InputError(f"there is no role {role!r}; choose {', '.join(get_args(Role))}")
-    precision = precision or ("int8" if role == "drafter" else "fp32")
-    if precision not in get_args(Precision):
-        raise InputError(f"there is no precision {precision!r}; choose {', '.join(get_args(Precision))}")
+    chosen: Precision = precision or ("int8" if role == "drafter" else "fp32")
     console = Console(stderr=True)
     with console.status("exporting") as status:
         bundle = export_bundle(
             model,
             out,
             role=role,
-            precision=precision,
+            precision=chosen,
             name=name or model.name,
             target=None if target is None else Bundle.open(target),
             progress=lambda step: status.update(step),

@@ -7,13 +7,12 @@ import sys
 import typer
 
 from cutline.cli import ask, calibrate, cloud, demo, edge, export
-from cutline.errors import CutlineError
+from cutline.errors import CutlineError, InputError
 
 INTERRUPTED = 130  # as shells expect after Ctrl-C
 
 app = typer.Typer(
     help="Answer questions about images with a small model on the device and a big one in the cloud.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -32,10 +31,18 @@ for module, command in (
 def main() -> None:
     """The entry point. Exit codes: cutline.errors says them."""
     try:
-        app()
+        code = app(args=sys.argv[1:] or ["--help"], prog_name="cutline", standalone_mode=False) or 0
+    except typer.TyperException as error:  # an option that does not exist, or a value that does not fit
+        code = _say(getattr(error, "format_message", error.__str__)(), InputError.exit_code)
     except CutlineError as error:
-        print(f"cutline: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        code = _say(str(error), error.exit_code)
     except KeyboardInterrupt:
-        print("cutline: interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        code = INTERRUPTED
+    if code == INTERRUPTED:
+        _say("interrupted", code)
+    sys.exit(code)
+
+
+def _say(message: str, code: int) -> int:
+    print("cutline:", " ".join(message.split()), file=sys.stderr)
+    return code

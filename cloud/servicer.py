@@ -177,7 +177,8 @@ def _hand_over(loop: asyncio.AbstractEventLoop, events: asyncio.Queue[Event | No
 
 
 async def _images(messages: Messages, count: int) -> list[bytes]:
-    files, parts, size = [], bytearray(), 0
+    files: list[bytes] = []
+    parts, size = bytearray(), 0
     while len(files) < count:
         message = await anext(messages, None)
         if not isinstance(message, ImageChunk):

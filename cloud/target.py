@@ -44,7 +44,15 @@ class SlotCache:
 
 
 def _attend(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: None, *, spans: Sequence[Span], slots: SlotCache, **_: Any
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: None,
+    *,
+    spans: Sequence[Span],
+    slots: SlotCache,
+    **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention of ragged rows: `query` (1, heads, rows, width), `key` and `value` alike; transformers' signature."""
     del mask

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import SmolVLMConfig
+
+from cutline.demo.tokenizer import END, IMAGE, PAD, START
 
 PATCH = 8
 SCALE = 2  # pixel shuffle: SCALE * SCALE patches become one image token
@@ -21,16 +24,19 @@ class Shape:
     decoder_layers: int
     decoder_ff: int
 
-    def config(self, *, vocabulary: int, image_token: int, pad: int, start: int, end: int) -> SmolVLMConfig:
-        """The transformers config of this shape."""
+    def config(self, vocabulary: dict[str, int]) -> SmolVLMConfig:
+        """The transformers config of this shape, for a vocabulary of tokens and their ids."""
         heads = self.width // 32
+        special: dict[str, Any] = {
+            "pad_token_id": vocabulary[PAD],
+            "bos_token_id": vocabulary[START],
+            "eos_token_id": vocabulary[END],
+        }
         return SmolVLMConfig(
-            image_token_id=image_token,
+            image_token_id=vocabulary[IMAGE],
             scale_factor=SCALE,
             tie_word_embeddings=True,
-            pad_token_id=pad,
-            bos_token_id=start,
-            eos_token_id=end,
+            **special,
             vision_config={
                 "hidden_size": self.width,
                 "intermediate_size": self.vision_ff,
@@ -41,7 +47,7 @@ class Shape:
             },
             text_config={
                 "model_type": "llama",
-                "vocab_size": vocabulary,
+                "vocab_size": len(vocabulary),
                 "hidden_size": self.width,
                 "intermediate_size": self.decoder_ff,
                 "num_hidden_layers": self.decoder_layers,
@@ -52,9 +58,7 @@ class Shape:
                 "rms_norm_eps": 1e-5,
                 "rope_theta": 10000.0,
                 "tie_word_embeddings": True,
-                "pad_token_id": pad,
-                "bos_token_id": start,
-                "eos_token_id": end,
+                **special,
             },
         )
 

@@ -91,7 +91,7 @@ class Teacher:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._pad = tokenizer.token_to_id(PAD)
+        self._pad = tokenizer.get_vocab()[PAD]
 
     def lesson(self, batch: cards.Batch, rng: np.random.Generator) -> Lesson:
         texts: list[str] = []
@@ -125,11 +125,8 @@ def train(role: str, tokenizer: Tokenizer, progress: Progress) -> SmolVLMForCond
     torch.manual_seed(SEED)
     rng = np.random.default_rng(SEED)
     shape, schedule = SHAPES[role], SCHEDULES[role]
-    token = tokenizer.token_to_id
-    config = shape.config(
-        vocabulary=tokenizer.get_vocab_size(), image_token=token(IMAGE), pad=token(PAD), start=token(START), end=token(END)
-    )
-    model = SmolVLMForConditionalGeneration(config).train()
+    model = SmolVLMForConditionalGeneration(shape.config(tokenizer.get_vocab()))
+    model.train()
     # On CPU the fused attention's backward pass takes twice the time of the plain one at these lengths.
     model.model.text_model.config._attn_implementation = "eager"
     quadrants = Quadrants(shape.width)
@@ -155,7 +152,8 @@ def train(role: str, tokenizer: Tokenizer, progress: Progress) -> SmolVLMForCond
             optimizer.step()
             if step % 10 == 9:
                 progress.update(task, completed=step + 1, loss=loss.item())
-    return model.eval()
+    model.eval()
+    return model
 
 
 def answer_loss(model: SmolVLMForConditionalGeneration, patches: Tensor, lesson: Lesson) -> Tensor:
@@ -182,6 +180,7 @@ def rate_at(step: int, steps: int) -> float:
 
 
 def main() -> None:
+    """Train, and write one Hugging Face folder a role."""
     parser = argparse.ArgumentParser(description="Train the demo's models from nothing, seeded.")
     parser.add_argument("--out", type=Path, required=True, help="folder for the Hugging Face folders")
     parser.add_argument("--role", choices=list(SHAPES), action="append", help="train only this one (default: both)")
@@ -189,7 +188,12 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     tokenizer = train_tokenizer(SEED)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.3f}"))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.3f}"),
+    )
     with Progress(*columns, TimeRemainingColumn()) as progress:
         for role in args.role or list(SHAPES):
             model = train(role, tokenizer, progress)

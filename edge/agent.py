@@ -163,7 +163,11 @@ class Agent:
         progress.rounds, progress.drafted = 1, len(draft)
         async with client.session(opening, [prepared.upload], timeout=question.timeout) as session:
             news = asyncio.Event()
-            along = _nothing() if drafting is None else self._draft_along(prepared, progress, session, drafting, draft, news)
+            along = (
+                _nothing()
+                if drafting is None
+                else self._draft_along(prepared, progress, session, drafting, draft, news)
+            )
             drafter = asyncio.create_task(along)
             try:
                 async for event in session.events():

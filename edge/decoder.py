@@ -81,17 +81,22 @@ class DecoderState:
 
         Raises PromptError when the context has no room for them; the state is then as before.
         """
-        count = len(rows)
+        count, width = rows.shape
+        if not count or width != self._spec.width:
+            raise ValueError(f"rows of shape {rows.shape} are not (n, {self._spec.width}) with n > 0")
         total = self.position + count
         if total > self._spec.context:
-            raise PromptError(f"{total} tokens do not fit the model's context of {self._spec.context}; ask something shorter")
+            raise PromptError(
+                f"{total} tokens do not fit the model's context of {self._spec.context}; ask something shorter"
+            )
         self._shape_buffers(count, 1 if last_only else count)
         self._rows[0] = rows
         self._last[0] = total - 1
         self._total[()] = total
         self._session.run_with_iobinding(self._binding)
         self.position = total
-        return self._logits[0].copy()
+        logits: NDArray[np.float32] = self._logits[0].copy()
+        return logits
 
     def rollback(self, position: int) -> None:
         """Forget every token from `position` on."""
@@ -121,7 +126,7 @@ def _map_embeddings(path: Path, spec: DecoderSpec) -> NDArray[np.float32]:
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            header = msgspec.json.decode(file.read(length), type=dict[str, dict[str, object]])
+            header = msgspec.json.decode(file.read(min(length, 4096)), type=dict[str, dict[str, object]])
         if header.get("embeddings") == expected:
             return np.memmap(path, np.float32, "r", offset=8 + length, shape=shape)
     except (msgspec.MsgspecError, ValueError, OSError) as error:

@@ -78,7 +78,7 @@ class Drafting:
             yield Drafted(token, _probability(logits, token))
             if token in self._stop_tokens or self._state.position >= self._decoder.spec.context:
                 return
-            logits = self._feed([token])[-1]
+            logits = _last(self._feed([token]))
 
     def logits(self, answer: Sequence[int]) -> NDArray[np.float32]:
         """What the drafter makes of a given answer: logits (len(answer) + 1, vocabulary), from its first token on."""
@@ -88,9 +88,9 @@ class Drafting:
     def _catch_up(self, answer: Sequence[int]) -> NDArray[np.float32]:
         """Bring the state to the prompt and `answer`; returns the logits (vocabulary,) after them."""
         if self._state.position == 0:
-            logits = self._state.extend(self._prompt_rows, last_only=True)
+            first = self._state.extend(self._prompt_rows, last_only=True)
             if not answer:
-                return logits[0]
+                return _last(first)
         same = next((i for i, (a, b) in enumerate(zip(self._fed, answer, strict=False)) if a != b), None)
         keep = min(len(self._fed), len(answer)) if same is None else same
         # The last token is fed anew even if the state has it: its logits are what is asked for.
@@ -98,14 +98,20 @@ class Drafting:
         del self._fed[keep:]
         if not answer:
             self._state.rollback(self._prompt_length - 1)
-            return self._state.extend(self._prompt_rows[-1:], last_only=True)[0]
+            return _last(self._state.extend(self._prompt_rows[-1:], last_only=True))
         self._state.rollback(self._prompt_length + keep)
-        return self._feed(answer[keep:])[-1]
+        return _last(self._feed(answer[keep:]))
 
     def _feed(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        logits = self._state.extend(self._decoder.embed(tokens), last_only=False)
+        logits: NDArray[np.float32] = self._state.extend(self._decoder.embed(tokens), last_only=False)
         self._fed += tokens
         return logits
+
+
+def _last(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The last row (vocabulary,) of logits (n, vocabulary)."""
+    row: NDArray[np.float32] = logits[-1]
+    return row
 
 
 def _probability(logits: NDArray[np.float32], token: int) -> float:

@@ -6,11 +6,11 @@ One user message with one image, as a `data:` URL, per request. What OpenAI's sh
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 import logging
 import secrets
+import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -115,9 +115,7 @@ class _Completion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             image=_data_of(images[0].image_url.url),
             text="".join(part.text for part in parts if isinstance(part, _Text)),
             mode=self.cutline.mode,
-            sampling=Sampling(
-                temperature=self.temperature, top_k=self.cutline.top_k, top_p=self.top_p, seed=self.seed
-            ),
+            sampling=Sampling(temperature=self.temperature, top_k=self.cutline.top_k, top_p=self.top_p, seed=self.seed),
             max_tokens=self.max_tokens,
             effort=self.cutline.effort,
             timeout=self.cutline.timeout,
@@ -190,22 +188,32 @@ def _json(content: object, *, status: int = 200) -> Response:
     return Response(msgspec.json.encode(content), status, media_type="application/json")
 
 
+class _Server(uvicorn.Server):
+    """uvicorn's server, which says when it takes requests."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._ready()
+
+
 async def serve(agent: Agent, *, listen: str, announce: Callable[[str], None]) -> None:
     """Serve until a signal says stop; `announce` hears the address once requests are taken. Raises InputError."""
     host, _, port = listen.rpartition(":")
-    config = uvicorn.Config(application(agent), host=host.strip("[]"), port=int(port), log_level="warning", lifespan="off")
+    config = uvicorn.Config(
+        application(agent), host=host.strip("[]"), port=int(port), log_level="warning", lifespan="off"
+    )
     try:
         listening = config.bind_socket()
     except SystemExit:
         raise InputError(f"cannot listen at {listen}: taken, or not an address of this machine") from None
-    server = uvicorn.Server(config)
-    serving = asyncio.create_task(server.serve([listening]))
-    while not server.started and not serving.done():
-        await asyncio.sleep(0.005)
-    announce(f"{host}:{listening.getsockname()[1]}")
+    server = _Server(config, lambda: announce(f"{host}:{listening.getsockname()[1]}"))
     # uvicorn stops in order at the first Ctrl-C, then raises it again for its caller; it has been heard.
     with suppress(KeyboardInterrupt):
-        await serving
+        await server.serve([listening])
 
 
 def ask_agent(url: str, question: Question) -> Answer:

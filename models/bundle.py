@@ -18,6 +18,9 @@ MANIFEST = "manifest.json"
 CALIBRATION = "calibration.json"
 FORMAT = 1
 
+Role = Literal["drafter", "target"]
+Precision = Literal["fp32", "int8", "int4"]
+
 
 class ImageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How an image becomes pixels: tiles of `tile` x `tile`, `tokens` image tokens each.
@@ -49,9 +52,9 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     format: int
     name: str
-    role: Literal["drafter", "target"]
+    role: Role
     family: str
-    precision: Literal["fp32", "int8", "int4"]
+    precision: Precision
     line: LayerLine
     image: ImageSpec
     decoder: DecoderSpec

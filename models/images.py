@@ -66,6 +66,8 @@ def decode_image(data: bytes) -> Image.Image:
         raise ImageError("the image is empty; give a JPEG, PNG or WebP file")
     if len(data) > MAX_BYTES:
         raise ImageError(f"the image file is over {MAX_BYTES >> 20} MiB; save it smaller")
+    if data.startswith(b"\xff\xd8") and not _few_scans(data):  # Pillow reads every segment on opening, so before that
+        raise ImageError("the JPEG has too many scans or segments; save it again")
     with warnings.catch_warnings():
         # Pillow warns of bombs and broken metadata; what matters of that is raised here.
         warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -150,10 +152,9 @@ def _kind_fault(opened: Image.Image, data: bytes) -> str | None:
         return "the image has 16 bits a channel; save it with 8"
     if opened.mode not in MODES:
         return f"the image is {opened.mode}; save it as RGB"
-    if opened.format in ("PNG", "WEBP"):
-        return "the image is animated; give a single frame" if getattr(opened, "is_animated", False) else None
-    if not _few_scans(data):  # a JPEG, or a phone's MPO: a JPEG whose first picture is the photograph
-        return "the JPEG has too many scans or segments; save it again"
+    # A phone's photograph may be MPO, a JPEG with further pictures behind the one that counts: no animation.
+    if opened.format in ("PNG", "WEBP") and getattr(opened, "is_animated", False):
+        return "the image is animated; give a single frame"
     return None
 
 

@@ -39,6 +39,8 @@ class Vocabulary:
         if not isinstance(tokenizer.decoder, decoders.ByteLevel):
             raise BundleError(f"{TOKENIZER} is not byte-level BPE, the only kind that runs here")
         tokens = tokenizer.get_added_tokens_decoder()
+        if not tokens:
+            raise BundleError(f"{TOKENIZER} has no special tokens, so no prompt can be told from its text")
         for token in tokens.values():
             if token.lstrip or token.rstrip or token.single_word or token.normalized or len(token.content) < 2:
                 raise BundleError(f"{TOKENIZER} matches {token.content!r} loosely; only exact added tokens run here")

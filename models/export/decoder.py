@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
@@ -27,10 +27,8 @@ from onnx import TensorProto, helper
 from transformers import LlamaForCausalLM
 
 from cutline.errors import BundleError
-from cutline.models.bundle import DecoderSpec
+from cutline.models.bundle import DecoderSpec, Precision
 from cutline.models.export.quiet import quiet
-
-Precision = Literal["fp32", "int8", "int4"]
 
 _TYPES = {"fp32": onnx_ir.DataType.FLOAT, "int8": onnx_ir.DataType.INT8, "int4": onnx_ir.DataType.INT4}
 # Of the logits' spread. A wrong graph is off by 1.4, that of unrelated logits.
@@ -47,10 +45,9 @@ def export_decoder(model: Any, spec: DecoderSpec, path: Path, precision: Precisi
         _build(model, path, precision)
     _rewire(path)
     error = _difference(model, spec, path)
-    if not error <= TOLERANCES[precision]:
-        raise BundleError(
-            f"the exported {precision} decoder differs from torch's by {error:.1e} (allowed {TOLERANCES[precision]:.0e})"
-        )
+    allowed = TOLERANCES[precision]
+    if not error <= allowed:
+        raise BundleError(f"the exported {precision} decoder differs from torch's by {error:.1e} (allowed {allowed})")
     return error
 
 

@@ -6,14 +6,13 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import torch
 from safetensors.torch import save
 
 from cutline.errors import InputError
-from cutline.models.bundle import FORMAT, MANIFEST, Bundle, Manifest, write_manifest
-from cutline.models.export.decoder import Precision, export_decoder
+from cutline.models.bundle import FORMAT, MANIFEST, Bundle, Manifest, Precision, Role, write_manifest
+from cutline.models.export.decoder import export_decoder
 from cutline.models.export.source import COMPANIONS, Source, read_source
 from cutline.models.export.vision import export_vision
 
@@ -22,7 +21,7 @@ def export_bundle(
     hf: Path,
     out: Path,
     *,
-    role: Literal["drafter", "target"],
+    role: Role,
     precision: Precision,
     name: str,
     target: Bundle | None = None,

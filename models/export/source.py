@@ -8,11 +8,11 @@ from typing import Any
 
 import msgspec
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     Idefics3ForConditionalGeneration,
     PreTrainedConfig,
-    PreTrainedModel,
     SmolVLMForConditionalGeneration,
 )
 
@@ -21,7 +21,7 @@ from cutline.models.bundle import DecoderSpec, ImageSpec
 from cutline.models.export.quiet import quiet
 from cutline.models.layerline import LayerLine
 
-FAMILIES: dict[str, type[PreTrainedModel]] = {
+FAMILIES: dict[str, Any] = {  # and their classes
     "smolvlm": SmolVLMForConditionalGeneration,
     "idefics3": Idefics3ForConditionalGeneration,  # what SmolVLM was called before it had a class of its own
 }
@@ -84,7 +84,7 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-def _read_weights(path: Path, family: type[PreTrainedModel], dtype: torch.dtype | None) -> PreTrainedModel:
+def _read_weights(path: Path, family: Any, dtype: torch.dtype | None) -> Any:
     try:
         with quiet():
             model, loading = family.from_pretrained(
@@ -94,7 +94,7 @@ def _read_weights(path: Path, family: type[PreTrainedModel], dtype: torch.dtype 
                 use_safetensors=True,  # the other format is pickle, which runs code
                 output_loading_info=True,
             )
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, SafetensorError, ValueError) as error:
         raise InputError(f"the weights of {path} do not load ({_first_line(error)})") from None
     # transformers fills a weight that is missing with random numbers and a warning.
     if missing := sorted(loading["missing_keys"]):

@@ -72,6 +72,7 @@ def _without_notes(model: onnx.ModelProto) -> onnx.ModelProto:
     """Drop what torch notes at every node and value: the lines of code it came from, with their folders."""
     graph = model.graph
     del graph.value_info[:], graph.metadata_props[:]
-    for noted in (*graph.node, *graph.input, *graph.output, *graph.initializer):
-        del noted.metadata_props[:]
+    for notes in (graph.node, graph.input, graph.output, graph.initializer):
+        for noted in notes:
+            del noted.metadata_props[:]
     return model

@@ -11,11 +11,10 @@ import torch
 from transformers import SmolVLMForConditionalGeneration
 
 from cutline.demo.shapes import SHAPES
-from cutline.models.bundle import Bundle, write_manifest
+from cutline.demo.tokenizer import END, IMAGE, PAD, START
+from cutline.models.bundle import Bundle, Precision, write_manifest
 from cutline.models.export import export_bundle
-from cutline.models.export.decoder import Precision, export_decoder
-
-IMAGE, PAD, START, END = 3, 0, 1, 2
+from cutline.models.export.decoder import export_decoder
 
 
 @pytest.fixture(scope="session")
@@ -25,11 +24,12 @@ def hf_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     shape = SHAPES["drafter"]
     model = SmolVLMForConditionalGeneration(
-        shape.config(vocabulary=200, image_token=IMAGE, pad=PAD, start=START, end=END)
+        shape.config({PAD: 0, START: 1, END: 2, IMAGE: 3} | {str(index): index for index in range(4, 200)})
     )
     with torch.no_grad():
-        for weight in model.parameters():
-            weight.mul_(3.0 if weight.ndim >= 2 else 1.0)
+        for name, weight in model.named_parameters():
+            if weight.ndim >= 2:
+                weight.mul_(12.0 if ".text_model.layers." in name else 3.0)
     model.save_pretrained(folder)
     (folder / "tokenizer.json").write_text("{}")  # the exporter copies it, unread
     (folder / "chat_template.jinja").write_text("")

@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from cutline.edge.decoder import Decoder
 from cutline.edge.vision import VisionTower
 from cutline.errors import BundleError, PromptError
-from cutline.models.bundle import Bundle, write_manifest
-from cutline.models.export.decoder import Precision
+from cutline.models.bundle import Bundle, Precision, write_manifest
 
 IMAGE = 3
 TOLERANCE = 1e-4
@@ -54,7 +53,7 @@ def test_a_prompt_with_an_image_has_transformers_logits(
 ) -> None:
     state = decoder.new_state()
     logits = state.extend(prompt, last_only=False)
-    assert expected.std() > 0.5
+    assert expected.std() > 0.3
     np.testing.assert_allclose(logits, expected, atol=TOLERANCE)
     assert state.position == len(IDS)
 
@@ -87,9 +86,7 @@ def test_chunks_and_rollbacks_do_not_change_the_logits(
         state.rollback(max(0, end - forget))
 
 
-def test_32_greedy_tokens_are_those_of_generate(
-    decoder: Decoder, prompt: NDArray[np.float32], reference: Any
-) -> None:
+def test_32_greedy_tokens_are_those_of_generate(decoder: Decoder, prompt: NDArray[np.float32], reference: Any) -> None:
     with torch.inference_mode():
         ids = torch.tensor([IDS])
         answer = reference.generate(
@@ -117,7 +114,9 @@ def test_quantized_decoders_are_close(
     error: float,
 ) -> None:
     state = Decoder.open(quantized(precision), threads=1).new_state()
-    logits = np.concatenate([state.extend(chunk, last_only=False) for chunk in (prompt[:20], prompt[20:21], prompt[21:])])
+    logits = np.concatenate(
+        [state.extend(chunk, last_only=False) for chunk in (prompt[:20], prompt[20:21], prompt[21:])]
+    )
     spread = np.sqrt(np.mean((logits - expected) ** 2)) / expected.std()
     assert 1e-4 < spread < error
 
@@ -163,6 +162,9 @@ def test_mistakes_of_the_caller_are_refused(decoder: Decoder) -> None:
         decoder.embed([5, -1])
     with pytest.raises(ValueError, match="not all in"):
         decoder.embed([200])
+    for rows in (np.zeros((0, 64), np.float32), np.zeros((2, 1), np.float32)):
+        with pytest.raises(ValueError, match="are not"):
+            state.extend(rows, last_only=True)
 
 
 def test_a_manifest_of_other_sizes_is_refused(bundle: Bundle, tmp_path: Path) -> None:

@@ -45,5 +45,5 @@ def test_a_graph_that_is_none_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_provider_that_is_not_here_is_refused(bundle: Bundle) -> None:
-    with pytest.raises(InputError, match="has no NoSuchProvider; it has .*CPUExecutionProvider"):
+    with pytest.raises(InputError, match=r"has no NoSuchProvider; it has .*CPUExecutionProvider"):
         open_session(bundle.file("vision.onnx"), threads=1, provider="NoSuchProvider")

@@ -162,6 +162,7 @@ BAD = {
     "animated WebP": (save(noise(16, 16), "WEBP", save_all=True, append_images=[noise(16, 16, seed=1)]), "animated"),
     "GIF": (save(noise(16, 16), "GIF"), "JPEG, PNG or WebP"),
     "scan bomb": (scan_bomb(), "too many scans"),
+    "segment bomb": (b"\xff\xd8" + b"\xff\xe0\x00\x02" * 100_000, "too many scans or segments"),
     "too many bytes": (bytes(images.MAX_BYTES + 1), "32 MiB"),
 }
 

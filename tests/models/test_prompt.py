@@ -11,6 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer
+from tokenizers.models import BPE
 from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -33,7 +34,7 @@ MANIFEST = Manifest(
     precision="fp32",
     line=LayerLine(vision=1, decoder=1),
     image=ImageSpec(tile=32, tokens=4, longest_edge=128, split=True),
-    decoder=DecoderSpec(width=8, layers=1, kv_heads=1, head_dim=8, vocabulary=512, context=2048),
+    decoder=DecoderSpec(width=8, layers=1, kv_heads=1, head_dim=8, vocabulary=512, context=32768),
     stop_tokens=(2,),
     image_token=3,
     target=None,
@@ -52,6 +53,9 @@ PUBLISHED = """<|im_start|>{% for message in messages %}{{ message['role'] | cap
 {% endfor %}<end_of_utterance>
 {% endfor %}
 {% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"""
+
+
+BYTE_LEVEL = '"decoder":{"type":"ByteLevel","add_prefix_space":true,"trim_offsets":true,"use_regex":true}'
 
 
 @cache
@@ -106,7 +110,10 @@ def whole(messages: list[Message], grids: list[tuple[int, int]], template: str =
 
 
 grids = st.sampled_from([(0, 0)]) | st.tuples(st.integers(1, 4), st.integers(1, 4))
-ordinary = st.text(st.characters(exclude_categories=["Cs", "Cn"], exclude_characters=MARK), max_size=40)
+SPECIAL = [*demo.SPECIAL, CALL]
+# U+001C to U+001F are left out: Python's `trim` takes them for spaces and minijinja's does not.
+characters = st.characters(exclude_categories=["Cs", "Cn"], exclude_characters="\x1c\x1d\x1e\x1f")
+ordinary = st.text(characters, max_size=40).filter(lambda text: not any(token in text for token in SPECIAL))
 asked = ordinary.filter(lambda text: bool(text.strip()))
 
 
@@ -118,7 +125,9 @@ def test_an_image_is_written_as_transformers_writes_it(grid: tuple[int, int]) ->
 
 @pytest.mark.parametrize("template", [demo.TEMPLATE, PUBLISHED], ids=["demo", "published"])
 @given(
-    turns=st.lists(st.tuples(st.sampled_from(["system", "user", "assistant"]), st.lists(grids, max_size=2), ordinary)),
+    turns=st.lists(
+        st.tuples(st.sampled_from(["system", "user", "assistant"]), st.lists(grids, max_size=2), ordinary), max_size=4
+    ),
     last=asked,
 )
 @example(turns=[("user", [(2, 2)], "Wie viele?\r\n")], last="  3 < 4 & \"5\" > 'x' \n")
@@ -135,9 +144,6 @@ def test_ordinary_messages_get_the_ids_of_the_whole_string(
     count = sum(MANIFEST.image.tokens * (rows * cols + 1) for rows, cols in sizes)
     assert len(prompt.image_positions) == count
     assert {prompt.ids[position] for position in prompt.image_positions} <= {MANIFEST.image_token}
-
-
-SPECIAL = [*demo.SPECIAL, CALL]
 
 
 @given(
@@ -248,6 +254,7 @@ def loose() -> str:
         ({"stop_tokens": (2, 300)}, "", "stop token"),
         ({}, "{}", "does not read as a tokenizer"),
         ({}, '{"model": {"type": "BPE", "vocab": {}, "merges": []}}', "not byte-level"),
+        ({}, Tokenizer(BPE()).to_str().replace('"decoder":null', BYTE_LEVEL), "no special tokens"),
     ],
 )
 def test_a_bundle_that_does_not_fit_its_tokenizer_is_refused(

@@ -1,0 +1,5 @@
+"""`python -m cutline.cli`: the same as `cutline`, for processes that start others."""
+
+from cutline.cli.main import main
+
+main()

@@ -1,0 +1,69 @@
+"""Workers and agents as processes of their own, started and ended by a command."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cutline.errors import WorkerUnavailable
+
+START_SECONDS = 60
+STOP_SECONDS = 5
+
+
+@contextmanager
+def worker_process(target: Path, *, threads: int = 1) -> Iterator[str]:
+    """A worker of the bundle `target`; gives its address, HOST:PORT. Raises WorkerUnavailable if it does not start."""
+    with _running("cloud", "--bundle", str(target), "--threads", str(threads)) as address:
+        yield address
+
+
+@contextmanager
+def agent_process(drafter: Path, worker: str, *, threads: int = 1) -> Iterator[str]:
+    """An agent of the bundle `drafter` with a worker; gives its address. Raises WorkerUnavailable likewise."""
+    with _running("edge", "--bundle", str(drafter), "--worker", worker, "--threads", str(threads)) as address:
+        yield address
+
+
+@contextmanager
+def _running(command: str, *arguments: str) -> Iterator[str]:
+    # Processes that share cores must not wait busily: two that do run 30 to 100 times slower.
+    environment = os.environ | {"OMP_WAIT_POLICY": "passive"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cutline.cli", command, "--listen", "127.0.0.1:0", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    heard: list[str] = []
+    # A pipe that nobody reads fills up and stops the process that writes.
+    reader = threading.Thread(target=lambda: heard.extend(process.stderr or ()), daemon=True)
+    reader.start()
+    watchdog = threading.Timer(START_SECONDS, process.kill)
+    watchdog.start()
+    try:
+        line = process.stdout.readline()
+        watchdog.cancel()
+        if " listens at " not in line:
+            process.wait(STOP_SECONDS)
+            reader.join(STOP_SECONDS)
+            reason = heard[-1].strip().removeprefix("cutline: ") if heard else "it said nothing"
+            raise WorkerUnavailable(f"`cutline {command}` did not start: {reason}")
+        yield line.split()[-1]
+    finally:
+        watchdog.cancel()
+        process.terminate()
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

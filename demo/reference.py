@@ -1,0 +1,39 @@
+"""The target unsplit, run by transformers' own `generate`: what every mode's answer is held against."""
+
+from __future__ import annotations
+
+import torch
+from transformers import AutoModelForImageTextToText
+
+from cutline.models.bundle import Bundle
+from cutline.models.images import decode_image, preprocess
+from cutline.models.prompt import PromptBuilder, question
+
+
+class Reference:
+    """The target of a bundle, whole, in this process."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._model = AutoModelForImageTextToText.from_pretrained(
+            bundle.path, local_files_only=True, trust_remote_code=False, use_safetensors=True
+        ).eval()
+        self._manifest = bundle.manifest
+        self._prompts = PromptBuilder.open(bundle)
+
+    @torch.inference_mode()
+    def answer(self, image: bytes, text: str, *, max_tokens: int = 64) -> tuple[int, ...]:
+        """The greedy answer's token ids, the one that ends it included."""
+        pixels = preprocess(decode_image(image), self._manifest.image)
+        prompt = self._prompts.build([question(text)], [pixels.grid]).ids
+        ids = self._model.generate(
+            input_ids=torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
+            pixel_values=torch.from_numpy(pixels.tiles)[None],
+            max_new_tokens=max_tokens,
+            do_sample=False,
+        )
+        return tuple(ids[0, len(prompt) :].tolist())
+
+    def text(self, ids: tuple[int, ...]) -> str:
+        """The text of an answer."""
+        return self._prompts.vocabulary.decode(ids).strip()

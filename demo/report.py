@@ -1,0 +1,275 @@
+"""The HTML report of a demo run: one file that needs nothing else, with tables, plots and pictures.
+
+`report.html` beside this file is its template, `report.css` its look. The template escapes every text by itself; only
+the plots, drawn here from numbers, pass as they are.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from itertools import chain, zip_longest
+from typing import TypeVar
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFormatter
+from minijinja import Environment
+
+from cutline.demo.questions import KINDS
+from cutline.demo.requests import Request
+from cutline.demo.results import DemoResult, ModeResult, Outcome
+from cutline.edge.answer import Mode, Source
+
+PICTURES = 12  # cards shown, at most
+
+MODES = {
+    Mode.EDGE: "the drafter alone, on the device",
+    Mode.CLOUD: "the target alone, on the worker, which gets the image",
+    Mode.DRAFT: "drafted on the device, verified by the worker, which decodes on meanwhile",
+    Mode.AUTO: "the drafter's answer where the gate trusts it, otherwise verified by the worker",
+}
+SOURCES = {
+    Source.EDGE: "the drafter's, not verified",
+    Source.DRAFT: "drafted on the device, confirmed by the target",
+    Source.CLOUD: "the target's, not drafted",
+}
+COLUMNS: dict[str, Callable[[ModeResult], str]] = {
+    "right": lambda mode: f"{mode.right:.1%}",
+    "= target": lambda mode: f"{mode.identical_to_target:.1%}",
+    "p50": lambda mode: f"{mode.p50_ms:.0f} ms",
+    "p95": lambda mode: f"{mode.p95_ms:.0f} ms",
+    "first token": lambda mode: f"{mode.ttft_p50_ms:.0f} ms",
+    "up": lambda mode: f"{mode.bytes_up:.0f} B",
+    "down": lambda mode: f"{mode.bytes_down:.0f} B",
+    "rounds": lambda mode: f"{mode.rounds:.2f}",
+    "drafted": lambda mode: f"{mode.drafted:.1f}",
+    "accepted": lambda mode: f"{mode.accepted:.1f}",
+    "offloaded": lambda mode: f"{mode.offloaded:.0%}",
+}
+
+_T = TypeVar("_T")
+_Asked = dict[Mode, Outcome]  # one request's outcomes
+
+
+def render(result: DemoResult, outcomes: Sequence[Outcome]) -> str:
+    """The report as an HTML page. `outcomes` holds every request in every mode; the same input gives the same page."""
+    asked = _by_request(outcomes)
+    folder = resources.files("cutline.demo")
+    pages = Environment(
+        loader=lambda name: folder.joinpath(name).read_text(encoding="utf-8"), undefined_behavior="strict"
+    )
+    return pages.render_template(
+        "report.html",
+        result=result,
+        requests=len(asked),
+        findings=_findings(result),
+        modes=MODES,
+        sources=SOURCES,
+        headings=list(COLUMNS),
+        rows=[(mode.mode, [cell(mode) for cell in COLUMNS.values()]) for mode in result.modes],
+        kinds=[kind for kind in KINDS if kind in result.target.right_by_kind],
+        plots=[
+            _latency_plot(result, outcomes),
+            _bytes_plot(result),
+            _kinds_plot(result),
+            _sources_plot(result, outcomes),
+        ],
+        pictures=[_picture(story, chosen) for story, chosen in _telling(asked)[:PICTURES]],
+    )
+
+
+# What the figures say
+
+
+def _findings(result: DemoResult) -> list[str]:
+    """Sentences that hold for this run, whichever way it went."""
+    modes = {mode.mode: mode for mode in result.modes}
+    cloud, draft, auto = modes[Mode.CLOUD], modes[Mode.DRAFT], modes[Mode.AUTO]
+    same = ", ".join(f"{mode.mode} {mode.identical_to_target * mode.n:.0f} of {mode.n}" for mode in result.modes)
+    promise = "was kept" if cloud.identical_to_target == draft.identical_to_target == 1 else "was not kept"
+    best = _ms(min(mode.p50_ms for mode in result.modes))
+    fastest = " and ".join(mode.mode for mode in result.modes if _ms(mode.p50_ms) == best)
+    kept = round((1 - auto.offloaded) * auto.n)
+    return [
+        f"Answers with exactly the unsplit target's tokens: {same}. Modes cloud and draft promise all, which {promise}.",
+        f"Right answers: the target alone {result.target.right:.1%}, the drafter alone {result.drafter.right:.1%}, "
+        f"mode auto {auto.right:.1%}.",
+        f"Fastest at p50: {fastest}, {best}. "
+        + _compared(
+            _ms,
+            draft.p50_ms,
+            cloud.p50_ms,
+            less="Drafting paid: {0} in mode draft, {1} in cloud.",
+            more="Drafting did not pay: {0} in mode draft, {1} in cloud.",
+            same="Drafting changed nothing: {0} in modes draft and cloud alike.",
+        ),
+        "Mode auto kept no answer on the device: every request went to the worker."
+        if auto.kept_agreement is None
+        else f"Mode auto kept {kept} of {auto.n} answers on the device; {auto.kept_agreement * kept:.0f} of those "
+        f"{kept} are the target's.",
+        _compared(
+            _bytes,
+            auto.bytes_up,
+            cloud.bytes_up,
+            less="Mode auto sent less than cloud: {0} up a request against {1}.",
+            more="Mode auto sent more than cloud: {0} up a request against {1}.",
+            same="Modes auto and cloud sent as much: {0} up a request.",
+        ),
+    ]
+
+
+def _compared(unit: Callable[[float], str], one: float, other: float, *, less: str, more: str, same: str) -> str:
+    """The sentence that holds for two figures as a reader sees them: what is written the same is the same."""
+    if unit(one) == unit(other):
+        return same.format(unit(one))
+    return (less if one < other else more).format(unit(one), unit(other))
+
+
+def _ms(value: float) -> str:
+    return f"{value:.0f} ms"
+
+
+def _bytes(value: float) -> str:
+    return f"{value:.0f} B" if value < 1000 else f"{value / 1000:.1f} kB"
+
+
+# Pictures
+
+
+@dataclass(frozen=True, slots=True)
+class _Picture:
+    """A card with its question, the answers in every mode, and what they tell."""
+
+    story: str
+    request: Request
+    image: str  # base64
+    shows: str
+    target: str
+    target_right: bool
+    answers: list[Outcome]
+
+
+# What a request can tell, the rarest first; each request tells the first that holds, and the last two cover all.
+_STORIES: tuple[tuple[str, Callable[[_Asked], bool]], ...] = (
+    (
+        "The drafter alone is wrong; the gate doubted it, and the worker put it right.",
+        lambda asked: not asked[Mode.EDGE].right and asked[Mode.AUTO].right and asked[Mode.AUTO].offloaded,
+    ),
+    (
+        "The gate trusted the drafter, and the target would have answered otherwise.",
+        lambda asked: not asked[Mode.AUTO].offloaded and not asked[Mode.AUTO].identical,
+    ),
+    (
+        "The target itself is wrong.",
+        lambda asked: asked[Mode.CLOUD].target_text != asked[Mode.CLOUD].request.question.answer,
+    ),
+    (
+        "Part of the answer was drafted, part came from the cloud.",
+        lambda asked: any(len({token.source for token in one.answer.tokens if token.text}) > 1 for one in asked.values()),
+    ),
+    ("The gate doubted the drafter and asked the worker.", lambda asked: asked[Mode.AUTO].offloaded),
+    ("The gate trusted the drafter: the worker was not needed.", lambda asked: not asked[Mode.AUTO].offloaded),
+)
+
+
+def _by_request(outcomes: Iterable[Outcome]) -> list[_Asked]:
+    asked: defaultdict[tuple[bytes, str, str], _Asked] = defaultdict(dict)
+    for one in outcomes:
+        asked[one.request.image, one.request.question.kind, one.request.question.text][one.answer.mode] = one
+    return list(asked.values())
+
+
+def _telling(requests: Iterable[_Asked]) -> list[_Picture]:
+    """All requests, those first that together show most: the stories in turn, and within each the kinds in turn."""
+    told: dict[str, dict[str, list[_Picture]]] = {story: {kind: [] for kind in KINDS} for story, _ in _STORIES}
+    for asked in requests:
+        story = next(story for story, holds in _STORIES if holds(asked))
+        picture = _picture(story, asked)
+        told[story][picture.request.question.kind].append(picture)
+    return _in_turn(_in_turn(kinds.values()) for kinds in told.values())
+
+
+def _in_turn(groups: Iterable[Sequence[_T]]) -> list[_T]:
+    """The first of every group, then the second of every group, and so on."""
+    return [one for turn in zip_longest(*groups) for one in turn if one is not None]
+
+
+def _picture(story: str, asked: _Asked) -> _Picture:
+    one = asked[Mode.CLOUD]
+    return _Picture(
+        story=story,
+        request=one.request,
+        image=base64.b64encode(one.request.image).decode(),
+        shows=", ".join(f"{digit.colour} {digit.value} at {digit.place}" for digit in one.request.card.digits),
+        target=one.target_text,
+        target_right=one.target_text == one.request.question.answer,
+        answers=[asked[mode] for mode in Mode],
+    )
+
+
+# Plots
+
+# Stand-ins, replaced by the page's own colours, which follow the reader's choice of dark or light.
+_INK, _MUTED, _RULE, _EDGE, _DRAFT, _CLOUD, _ON = (f"#00000{digit}" for digit in range(1, 8))
+_COLOURS = {Source.EDGE: _EDGE, Source.DRAFT: _DRAFT, Source.CLOUD: _CLOUD}
+_VARIABLES = {
+    _INK: "ink",
+    _MUTED: "muted",
+    _RULE: "rule",
+    _EDGE: "edge",
+    _DRAFT: "draft",
+    _CLOUD: "cloud",
+    _ON: "on-colour",
+}
+_STYLE = {
+    "svg.fonttype": "none",  # text stays text, in the page's font
+    "font.size": 9,
+    "text.color": _INK,
+    "axes.labelcolor": _MUTED,
+    "axes.edgecolor": _RULE,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.axisbelow": True,
+    "xtick.color": _RULE,
+    "xtick.labelcolor": _MUTED,
+    "ytick.labelcolor": _INK,
+    "ytick.left": False,
+    "grid.color": _RULE,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "legend.frameon": False,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Plot:
+    """A plot as inline SVG; `alt` says it in words."""
+
+    title: str
+    note: str
+    alt: str
+    svg: str
+
+
+def _plot(title: str, note: str, alt: str, draw: Callable[[Figure], None]) -> _Plot:
+    file = io.StringIO()
+    with rc_context(_STYLE | {"svg.hashsalt": title}):
+        figure = Figure(figsize=(4.4, 2.7), layout="constrained")
+        draw(figure)
+        figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    svg = file.getvalue()
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg[svg.index("<svg") :])  # Matplotlib's names repeat from plot to plot
+    svg = re.sub(r'(<svg [^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg [^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    for colour, name in _VARIABLES.items():
+        svg = svg.replace(colour, f"var(--{name})")
+    return _Plot(title, note, alt, svg)

@@ -1,0 +1,40 @@
+"""Requests for the demo's models: cards of one split, a question of every kind about each, with the right answers."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from cutline.demo.cards import Card, Split, draw
+from cutline.demo.questions import KINDS, Question, ask
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One question about one card, whose picture is `image` (a PNG file)."""
+
+    card: Card
+    image: bytes
+    question: Question
+
+
+def requests(split: Split, cards: int, seed: int) -> Iterator[Request]:
+    """A question of every kind about each of `cards` cards; the same seed gives the same requests."""
+    rng = np.random.default_rng(seed)
+    batch = draw(split, cards, rng)
+    for index in range(cards):
+        card = batch.card(index)
+        image = png(card)
+        for kind in KINDS:
+            yield Request(card, image, ask(card, kind, rng))
+
+
+def png(card: Card) -> bytes:
+    """The card as a PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(card.pixels).save(file, "PNG")
+    return file.getvalue()

@@ -1,0 +1,303 @@
+"""Bundles out of Hugging Face folders: what is in them, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
+    LlamaConfig,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
+)
+
+from cutline.errors import BundleError, InputError
+from cutline.models.bundle import Bundle, DecoderSpec, ImageSpec
+from cutline.models.export import decoder, export_bundle, make, vision
+from cutline.models.export.source import read_source
+from cutline.models.layerline import LayerLine
+
+FAMILIES: dict[str, tuple[Any, Any]] = {
+    "smolvlm": (SmolVLMConfig, SmolVLMForConditionalGeneration),
+    "idefics3": (Idefics3Config, Idefics3ForConditionalGeneration),
+}
+PROCESSOR = {
+    "do_image_splitting": True,
+    "size": {"longest_edge": 128},
+    "max_image_size": {"longest_edge": 32},
+    "image_mean": [0.1, 0.2, 0.3],
+    "image_std": [0.4, 0.5, 0.6],
+}
+
+
+def make_folder(folder: Path, family: str = "smolvlm", *, tied: bool = True) -> Path:
+    """A tiny model whose decoder has more query heads than key-value heads, and heads wider than width / heads."""
+    config_class, model_class = FAMILIES[family]
+    torch.manual_seed(3)
+    config = config_class(
+        image_token_id=7,
+        scale_factor=2,
+        tie_word_embeddings=tied,
+        pad_token_id=0,
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 32,
+            "patch_size": 8,
+        },
+        text_config={
+            "model_type": "llama",
+            "vocab_size": 90,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "max_position_embeddings": 64,
+            "rope_theta": 100000.0,
+            "tie_word_embeddings": tied,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        },
+    )
+    model_class(config).save_pretrained(folder)
+    (folder / "tokenizer.json").write_text('{"its": "own"}')
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    return folder
+
+
+def make_bundle(hf: Path, out: Path, **options: Any) -> Bundle:
+    chosen: dict[str, Any] = {
+        "role": "target",
+        "precision": "fp32",
+        "name": "tiny",
+        "progress": lambda step: None,
+    } | options
+    return export_bundle(hf, out, **chosen)
+
+
+def edit_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+@pytest.fixture(scope="module")
+def hf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("hf") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def target(hf: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return make_bundle(hf, tmp_path_factory.mktemp("out") / "target")
+
+
+@pytest.fixture(scope="module")
+def drafter(hf: Path, target: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    out = tmp_path_factory.mktemp("out") / "drafter"
+    return make_bundle(hf, out, role="drafter", precision="int8", target=target)
+
+
+@pytest.fixture
+def copied(hf: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(hf, tmp_path / "copied"))
+
+
+def test_a_target_is_the_folders_own_files(hf: Path, tmp_path: Path) -> None:
+    steps: list[str] = []
+    bundle = make_bundle(hf, tmp_path / "deep" / "target", progress=steps.append)
+    names = {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"}
+    assert bundle.manifest.files.keys() == names
+    for name in names:
+        assert bundle.file(name).read_bytes() == (hf / name).read_bytes()
+    manifest = bundle.manifest
+    assert (manifest.role, manifest.family, manifest.precision, manifest.target) == ("target", "smolvlm", "fp32", None)
+    assert manifest.line == LayerLine(vision=1, decoder=2)
+    assert manifest.image == ImageSpec(tile=32, tokens=4, longest_edge=32, split=False)
+    assert manifest.decoder == DecoderSpec(width=32, layers=2, kv_heads=2, head_dim=16, vocabulary=90, context=64)
+    assert (manifest.stop_tokens, manifest.image_token) == ((2,), 7)
+    assert len(steps) >= 3
+
+
+def test_a_drafter_holds_graphs_that_say_nothing_of_where_they_were_made(drafter: Bundle) -> None:
+    assert drafter.manifest.files.keys() == {
+        "vision.onnx",
+        "decoder.onnx",
+        "decoder.onnx.data",
+        "embeddings.safetensors",
+        "tokenizer.json",
+        "chat_template.jinja",
+    }
+    session = ort.InferenceSession(drafter.file("decoder.onnx"))
+    assert {value.name for value in session.get_inputs()} >= {"inputs_embeds", "wanted", "seqlens_k"}
+    for name in ("vision.onnx", "decoder.onnx"):
+        assert b".py" not in drafter.file(name).read_bytes()
+
+
+def test_the_same_folder_gives_the_same_bundle_without_chatter(
+    drafter: Bundle, hf: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    handlers = logging.getLogger().handlers[:]
+    again = make_bundle(hf, tmp_path / "again", role="drafter", precision="int8")
+    assert again.manifest.identity == drafter.manifest.identity
+    assert capfd.readouterr() == ("", "")
+    assert logging.getLogger().handlers == handlers
+
+
+def test_a_folder_of_the_older_name_with_untied_embeddings(tmp_path: Path) -> None:
+    hf = make_folder(tmp_path / "hf", "idefics3", tied=False)
+    bundle = make_bundle(hf, tmp_path / "out", role="drafter")
+    assert bundle.manifest.family == "idefics3"
+    stored = load_file(bundle.file("embeddings.safetensors"))["embeddings"]
+    assert torch.equal(stored, load_file(hf / "model.safetensors")["model.text_model.embed_tokens.weight"])
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_the_image_processor_is_followed(copied: Path, nested: bool) -> None:
+    name = "processor_config.json" if nested else "preprocessor_config.json"
+    (copied / name).write_text(json.dumps({"image_processor": PROCESSOR} if nested else PROCESSOR))
+    spec = read_source(copied).image
+    assert spec == ImageSpec(tile=32, tokens=4, longest_edge=128, split=True, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+
+
+def test_stop_tokens_come_from_the_generation_config(copied: Path) -> None:
+    edit_json(copied / "generation_config.json", lambda said: said.update(eos_token_id=[5, 6]))
+    assert read_source(copied).stop_tokens == (5, 6)
+
+
+def test_a_drafter_belongs_to_a_target_with_its_tokenizer(
+    drafter: Bundle, target: Bundle, copied: Path, tmp_path: Path
+) -> None:
+    assert drafter.manifest.target == target.manifest.identity
+    (copied / "tokenizer.json").write_text('{"of": "another"}')
+    with pytest.raises(InputError, match="they must be the same"):
+        make_bundle(copied, tmp_path / "other", role="drafter", target=target)
+
+
+def drop(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+def lose_a_weight(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.connector.modality_projection.proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def cut_the_weights(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:5000])
+
+
+def be_a_llama(folder: Path) -> None:
+    LlamaConfig().save_pretrained(folder)
+
+
+def have_a_qwen_decoder(folder: Path) -> None:
+    edit_json(folder / "config.json", lambda config: config["text_config"].update(model_type="qwen2"))
+
+
+def split_otherwise(folder: Path) -> None:
+    (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR | {"max_image_size": {"longest_edge": 64}}))
+
+
+def split_somehow(folder: Path) -> None:
+    (folder / "preprocessor_config.json").write_text(json.dumps({"max_image_size": {}}))
+
+
+def pickle_the_weights(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (drop("config.json"), "has no config.json"),
+        (drop("tokenizer.json"), "has no tokenizer.json"),
+        (drop("chat_template.jinja"), "has no chat_template.jinja"),
+        (drop("model.safetensors"), "do not load"),
+        (pickle_the_weights, "do not load"),
+        (cut_the_weights, "do not load"),
+        (lose_a_weight, "lack 1 tensors, model.connector"),
+        (be_a_llama, "family llama; supported are smolvlm and idefics3"),
+        (have_a_qwen_decoder, "kind qwen2; supported are"),
+        (lambda folder: (folder / "config.json").write_text("{"), "does not read"),
+        (lambda folder: (folder / "config.json").write_text('{"model_type": "mystery"}'), "supported are"),
+        (split_otherwise, "tiles that the tower of 32 pixels does not take"),
+        (split_somehow, "image processor .* does not read"),
+    ],
+)
+def test_a_folder_that_cannot_be_exported_is_named(
+    copied: Path, tmp_path: Path, break_it: Callable[[Path], object], message: str
+) -> None:
+    break_it(copied)
+    with pytest.raises(InputError, match=message) as caught:
+        make_bundle(copied, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_target_is_not_quantized(hf: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="fp32, not int8"):
+        make_bundle(hf, tmp_path / "out", precision="int8")
+
+
+def test_a_folder_that_is_no_bundle_is_left_alone(hf: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="is not a bundle"):
+        make_bundle(hf, tmp_path)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_bundle_is_replaced_when_the_new_one_is_whole(
+    hf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_bundle(hf, tmp_path / "out", name="old")
+
+    def fail(*_: object) -> float:
+        raise BundleError("differs")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(make, "export_vision", fail)
+        with pytest.raises(BundleError, match="differs"):
+            make_bundle(hf, tmp_path / "out", role="drafter", name="broken")
+    assert Bundle.open(tmp_path / "out").manifest.name == "old"
+    make_bundle(hf, tmp_path / "out", name="new")
+    assert Bundle.open(tmp_path / "out").manifest.name == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("part", ["vision", "decoder"])
+def test_an_export_that_computes_something_else_is_refused(
+    hf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    """The graphs are made from other weights than those they are compared with."""
+    source = read_source(hf, dtype=torch.float32)
+    other = read_source(hf, dtype=torch.float32).model
+    with torch.no_grad():
+        for weight in (other.model.vision_model if part == "vision" else other.model.text_model).parameters():
+            weight.add_(torch.from_numpy(np.full(weight.shape, 0.05, np.float32)))
+    if part == "vision":
+        tower = vision.Tower
+        monkeypatch.setattr(vision, "Tower", lambda _: tower(other.model))
+        with pytest.raises(BundleError, match="vision tower differs from torch's"):
+            vision.export_vision(source.model, source.image, tmp_path / "vision.onnx")
+    else:
+        build = decoder._build
+        monkeypatch.setattr(decoder, "_build", lambda _, *rest: build(other, *rest))
+        with pytest.raises(BundleError, match="fp32 decoder differs from torch's"):
+            decoder.export_decoder(source.model, source.decoder, tmp_path / "decoder.onnx", "fp32")
