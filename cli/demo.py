@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,12 +17,27 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from cutline.demo.requests import Request
-    from cutline.demo.results import DemoResult, Outcome
+    from cutline.demo.results import DemoResult, ModeResult, Outcome
     from cutline.models.bundle import Bundle
 
 EPILOG = "Example: cutline demo --images 20 --link 3g --report report.html"
 
 SHOWN = 4  # cards in the terminal
+
+_ROWS: tuple[tuple[str, Callable[[ModeResult], str]], ...] = (
+    ("right", lambda mode: f"{mode.right:.1%}"),
+    ("identical to the target", lambda mode: f"{mode.identical_to_target:.1%}"),
+    ("latency p50", lambda mode: f"{mode.p50_ms:.0f} ms"),
+    ("latency p95", lambda mode: f"{mode.p95_ms:.0f} ms"),
+    ("first token p50", lambda mode: f"{mode.ttft_p50_ms:.0f} ms"),
+    ("bytes up", lambda mode: f"{mode.bytes_up:.0f}"),
+    ("bytes down", lambda mode: f"{mode.bytes_down:.0f}"),
+    ("round trips", lambda mode: f"{mode.rounds:.2f}"),
+    ("tokens drafted", lambda mode: f"{mode.drafted:.1f}"),
+    ("tokens accepted", lambda mode: f"{mode.accepted:.1f}"),
+    ("share offloaded", lambda mode: f"{mode.offloaded:.0%}"),
+    ("agreement of the rest", lambda mode: "" if mode.kept_agreement is None else f"{mode.kept_agreement:.1%}"),
+)
 
 
 def demo(
@@ -153,26 +169,12 @@ def _show(console: Console, result: DemoResult, outcomes: Sequence[Outcome]) -> 
     from cutline.cli.provenance import coloured
     from cutline.edge.answer import Mode
 
-    table = Table(title=f"{result.images} cards, six questions each, over {result.link}")
-    for heading in ("mode", "right", "= target", "p50", "p95", "first token", "up", "down", "rounds", "drafted"):
-        table.add_column(heading, justify="right")
-    table.add_column("accepted", justify="right")
-    table.add_column("offloaded", justify="right")
+    table = Table(title=f"{result.images} cards, six questions each, over {result.link}", title_justify="left")
+    table.add_column("a request")
     for mode in result.modes:
-        table.add_row(
-            mode.mode,
-            f"{mode.right:.1%}",
-            f"{mode.identical_to_target:.1%}",
-            f"{mode.p50_ms:.0f} ms",
-            f"{mode.p95_ms:.0f} ms",
-            f"{mode.ttft_p50_ms:.0f} ms",
-            f"{mode.bytes_up:.0f} B",
-            f"{mode.bytes_down:.0f} B",
-            f"{mode.rounds:.2f}",
-            f"{mode.drafted:.1f}",
-            f"{mode.accepted:.1f}",
-            f"{mode.offloaded:.0%}",
-        )
+        table.add_column(mode.mode, justify="right")
+    for heading, shown in _ROWS:
+        table.add_row(heading, *(shown(mode) for mode in result.modes))
     console.print(table)
     console.print(
         Text.assemble(

@@ -17,8 +17,10 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModelForImageTextToText
 from transformers.modeling_utils import AttentionInterface
+from transformers.utils.logging import disable_progress_bar
 
 from cutline.cloud.session import Rows
+from cutline.errors import BundleError
 from cutline.models.bundle import Bundle
 
 ATTENTION = "cutline_slots"
@@ -85,14 +87,22 @@ def _causal(span: Span, end: int, device: torch.device) -> Tensor | None:
 AttentionInterface.register(ATTENTION, _attend)
 
 
+def load_model(bundle: Bundle) -> Any:
+    """The transformers model of a target's bundle, from its verified files alone. Raises BundleError."""
+    if bundle.manifest.role != "target":
+        raise BundleError(f"{bundle.path} holds a {bundle.manifest.role}; a worker needs a target's bundle")
+    disable_progress_bar()
+    model = AutoModelForImageTextToText.from_pretrained(
+        bundle.path, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype="auto"
+    )
+    return model.eval().requires_grad_(False)
+
+
 class Target:
     """The target of a bundle, with room for `slots` sessions of `context` tokens. Used by one thread at a time."""
 
     def __init__(self, bundle: Bundle, *, slots: int, context: int, device: str = "cpu") -> None:
-        model = AutoModelForImageTextToText.from_pretrained(
-            bundle.path, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype="auto"
-        )
-        model = model.eval().to(device).requires_grad_(False)
+        model = load_model(bundle).to(device)
         self._decoder = model.model.text_model
         self._decoder.config._attn_implementation = ATTENTION
         self._tower, self._connector, self._head = model.model.vision_model, model.model.connector, model.lm_head

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-from transformers import AutoModelForImageTextToText
 
+from cutline.cloud.target import load_model
 from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image, preprocess
 from cutline.models.prompt import PromptBuilder, question
@@ -14,9 +14,7 @@ class Reference:
     """The target of a bundle, whole, in this process."""
 
     def __init__(self, bundle: Bundle) -> None:
-        self._model = AutoModelForImageTextToText.from_pretrained(
-            bundle.path, local_files_only=True, trust_remote_code=False, use_safetensors=True
-        ).eval()
+        self._model = load_model(bundle)
         self._manifest = bundle.manifest
         self._prompts = PromptBuilder.open(bundle)
 

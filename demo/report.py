@@ -7,22 +7,16 @@ the plots, drawn here from numbers, pass as they are.
 from __future__ import annotations
 
 import base64
-import io
-import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from itertools import chain, zip_longest
+from itertools import zip_longest
 from typing import TypeVar
 
-import numpy as np
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFormatter
 from minijinja import Environment
 
+from cutline.demo import plots
 from cutline.demo.questions import KINDS
 from cutline.demo.requests import Request
 from cutline.demo.results import DemoResult, ModeResult, Outcome
@@ -62,6 +56,7 @@ _Asked = dict[Mode, Outcome]  # one request's outcomes
 def render(result: DemoResult, outcomes: Sequence[Outcome]) -> str:
     """The report as an HTML page. `outcomes` holds every request in every mode; the same input gives the same page."""
     asked = _by_request(outcomes)
+    kinds = [kind for kind in KINDS if kind in result.target.right_by_kind]
     folder = resources.files("cutline.demo")
     pages = Environment(
         loader=lambda name: folder.joinpath(name).read_text(encoding="utf-8"), undefined_behavior="strict"
@@ -75,14 +70,18 @@ def render(result: DemoResult, outcomes: Sequence[Outcome]) -> str:
         sources=SOURCES,
         headings=list(COLUMNS),
         rows=[(mode.mode, [cell(mode) for cell in COLUMNS.values()]) for mode in result.modes],
-        kinds=[kind for kind in KINDS if kind in result.target.right_by_kind],
-        plots=[
-            _latency_plot(result, outcomes),
-            _bytes_plot(result),
-            _kinds_plot(result),
-            _sources_plot(result, outcomes),
+        kinds=kinds,
+        models=[
+            (role, [f"{rate:.1%}" for rate in (model.right, *(model.right_by_kind[kind] for kind in kinds))])
+            for role, model in (("target", result.target), ("drafter", result.drafter))
         ],
-        pictures=[_picture(story, chosen) for story, chosen in _telling(asked)[:PICTURES]],
+        plots=[
+            plots.latency(result, outcomes),
+            plots.upload(result),
+            plots.right_by_kind(result),
+            plots.sources(outcomes),
+        ],
+        pictures=_telling(asked)[:PICTURES],
     )
 
 
@@ -94,12 +93,12 @@ def _findings(result: DemoResult) -> list[str]:
     modes = {mode.mode: mode for mode in result.modes}
     cloud, draft, auto = modes[Mode.CLOUD], modes[Mode.DRAFT], modes[Mode.AUTO]
     same = ", ".join(f"{mode.mode} {mode.identical_to_target * mode.n:.0f} of {mode.n}" for mode in result.modes)
-    promise = "was kept" if cloud.identical_to_target == draft.identical_to_target == 1 else "was not kept"
+    promise = "gave them" if cloud.identical_to_target == draft.identical_to_target == 1 else "did not give them"
     best = _ms(min(mode.p50_ms for mode in result.modes))
     fastest = " and ".join(mode.mode for mode in result.modes if _ms(mode.p50_ms) == best)
     kept = round((1 - auto.offloaded) * auto.n)
     return [
-        f"Answers with exactly the unsplit target's tokens: {same}. Modes cloud and draft promise all, which {promise}.",
+        f"Answers with exactly the unsplit target's tokens: {same}. Modes cloud and draft promise all, and {promise}.",
         f"Right answers: the target alone {result.target.right:.1%}, the drafter alone {result.drafter.right:.1%}, "
         f"mode auto {auto.right:.1%}.",
         f"Fastest at p50: {fastest}, {best}. "
@@ -173,7 +172,9 @@ _STORIES: tuple[tuple[str, Callable[[_Asked], bool]], ...] = (
     ),
     (
         "Part of the answer was drafted, part came from the cloud.",
-        lambda asked: any(len({token.source for token in one.answer.tokens if token.text}) > 1 for one in asked.values()),
+        lambda asked: any(
+            len({token.source for token in one.answer.tokens if token.text}) > 1 for one in asked.values()
+        ),
     ),
     ("The gate doubted the drafter and asked the worker.", lambda asked: asked[Mode.AUTO].offloaded),
     ("The gate trusted the drafter: the worker was not needed.", lambda asked: not asked[Mode.AUTO].offloaded),
@@ -213,63 +214,3 @@ def _picture(story: str, asked: _Asked) -> _Picture:
         target_right=one.target_text == one.request.question.answer,
         answers=[asked[mode] for mode in Mode],
     )
-
-
-# Plots
-
-# Stand-ins, replaced by the page's own colours, which follow the reader's choice of dark or light.
-_INK, _MUTED, _RULE, _EDGE, _DRAFT, _CLOUD, _ON = (f"#00000{digit}" for digit in range(1, 8))
-_COLOURS = {Source.EDGE: _EDGE, Source.DRAFT: _DRAFT, Source.CLOUD: _CLOUD}
-_VARIABLES = {
-    _INK: "ink",
-    _MUTED: "muted",
-    _RULE: "rule",
-    _EDGE: "edge",
-    _DRAFT: "draft",
-    _CLOUD: "cloud",
-    _ON: "on-colour",
-}
-_STYLE = {
-    "svg.fonttype": "none",  # text stays text, in the page's font
-    "font.size": 9,
-    "text.color": _INK,
-    "axes.labelcolor": _MUTED,
-    "axes.edgecolor": _RULE,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "axes.axisbelow": True,
-    "xtick.color": _RULE,
-    "xtick.labelcolor": _MUTED,
-    "ytick.labelcolor": _INK,
-    "ytick.left": False,
-    "grid.color": _RULE,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "legend.frameon": False,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class _Plot:
-    """A plot as inline SVG; `alt` says it in words."""
-
-    title: str
-    note: str
-    alt: str
-    svg: str
-
-
-def _plot(title: str, note: str, alt: str, draw: Callable[[Figure], None]) -> _Plot:
-    file = io.StringIO()
-    with rc_context(_STYLE | {"svg.hashsalt": title}):
-        figure = Figure(figsize=(4.4, 2.7), layout="constrained")
-        draw(figure)
-        figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    svg = file.getvalue()
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg[svg.index("<svg") :])  # Matplotlib's names repeat from plot to plot
-    svg = re.sub(r'(<svg [^>]*?) width="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg [^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    for colour, name in _VARIABLES.items():
-        svg = svg.replace(colour, f"var(--{name})")
-    return _Plot(title, note, alt, svg)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import SmolVLMForConditionalGeneration
 
 from cutline.demo import cards, questions
+from cutline.demo.publish import publish
 from cutline.demo.shapes import IMAGE_TOKENS, SHAPES
 from cutline.demo.tokenizer import END, FAKE, GLOBAL, IMAGE, PAD, START, TEMPLATE, train_tokenizer
 
@@ -182,7 +183,7 @@ def rate_at(step: int, steps: int) -> float:
 def main() -> None:
     """Train, and write one Hugging Face folder a role."""
     parser = argparse.ArgumentParser(description="Train the demo's models from nothing, seeded.")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the Hugging Face folders")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the models, and for bundles/ of them")
     parser.add_argument("--role", choices=list(SHAPES), action="append", help="train only this one (default: both)")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
@@ -201,6 +202,8 @@ def main() -> None:
             model.save_pretrained(folder)
             tokenizer.save(str(folder / "tokenizer.json"))
             (folder / "chat_template.jinja").write_text(TEMPLATE)
+    if all((args.out / role / "config.json").is_file() for role in SHAPES):
+        publish(args.out, args.out / "bundles")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,70 @@
+"""What the edge costs to start and to keep: `python -m cutline.bench.startup`.
+
+Times `cutline ask --mode edge` from process start to answer, beside a bare `python -c pass`, and weighs an agent's
+process (resident memory) before and after it has answered, with the demo's drafter. Runs alternate, so that a slow
+spell of the machine hits both sides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from statistics import median
+
+import httpx
+import psutil
+from rich.console import Console
+from rich.progress import track
+
+from cutline.cli.processes import agent_process
+from cutline.demo.bundles import DRAFTER
+from cutline.demo.publish import EXAMPLES
+from cutline.edge.answer import Mode, Question
+from cutline.edge.http import ask_over
+
+CARD = EXAMPLES / "card1.png"
+ASK = [sys.executable, "-m", "cutline.cli", "ask", str(CARD), "Describe the card.", "--mode", "edge", "--json"]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=15)
+    args = parser.parse_args()
+    asks, bare = [], []
+    for _ in track(range(args.runs), "starting processes"):
+        asks.append(seconds(ASK))
+        bare.append(seconds([sys.executable, "-c", "pass"]))
+    resting, answered = resident()
+    console = Console()
+    console.print(
+        f"cutline ask --mode edge, process start to answer: median {median(asks):.2f} s, worst {max(asks):.2f} s"
+    )
+    console.print(f"python -c pass: median {median(bare):.2f} s")
+    console.print(f"agent's resident memory: {resting:.0f} MB at rest, {answered:.0f} MB after 50 answers")
+
+
+def seconds(command: list[str]) -> float:
+    """Wall-clock seconds that a command takes."""
+    began = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return time.perf_counter() - began
+
+
+def resident() -> tuple[float, float]:
+    """Megabytes an agent holds at rest, and after 50 answers."""
+    question = Question(image=CARD.read_bytes(), text="Describe the card.", mode=Mode.EDGE)
+    with agent_process(DRAFTER, "127.0.0.1:1") as address:
+        agent = next(child for child in psutil.Process().children(recursive=True) if "edge" in child.cmdline())
+        resting = agent.memory_info().rss
+        with httpx.Client(base_url=f"http://{address}", trust_env=False) as client:
+            for _ in range(50):
+                ask_over(client, question)
+        return resting / 1e6, agent.memory_info().rss / 1e6
+
+
+if __name__ == "__main__":
+    main()

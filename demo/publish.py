@@ -1,0 +1,57 @@
+"""From trained models to bundles: `python -m cutline.demo.publish --models DIR --out DIR`.
+
+Exports the target, then the drafter made for it, calibrates the drafter's gate, and draws a few example cards.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+from cutline.cli.calibrate import calibrate
+from cutline.demo.cards import Split
+from cutline.demo.requests import requests
+from cutline.models.export import export_bundle
+
+EXAMPLES = Path(__file__).parent / "examples"
+
+
+def publish(models: Path, out: Path) -> None:
+    """Make `out`/target and `out`/drafter from the Hugging Face folders `models`/target and `models`/drafter."""
+    say = Console(stderr=True).print
+    target = export_bundle(
+        models / "target", out / "target", role="target", precision="fp32", name="digit-cards-target", progress=say
+    )
+    export_bundle(
+        models / "drafter",
+        out / "drafter",
+        role="drafter",
+        precision="int8",
+        name="digit-cards-drafter",
+        target=target,
+        progress=say,
+    )
+    calibrate(bundle=out / "drafter", target=out / "target")
+
+
+def draw_examples(count: int = 4) -> None:
+    """Evaluation cards as files, for people to ask about."""
+    EXAMPLES.mkdir(exist_ok=True)
+    for index, image in enumerate(dict.fromkeys(request.image for request in requests(Split.EVALUATION, count, 42))):
+        (EXAMPLES / f"card{index + 1}.png").write_bytes(image)
+
+
+def main() -> None:
+    """Publish, and draw the examples anew."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", type=Path, required=True, help="folder of the trained models")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the bundles")
+    args = parser.parse_args()
+    publish(args.models, args.out)
+    draw_examples()
+
+
+if __name__ == "__main__":
+    main()
