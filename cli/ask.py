@@ -38,7 +38,7 @@ def ask(
 ) -> None:
     """Ask a question about an image.
 
-    Without --worker, modes auto and edge answer on this device. Tokens are coloured by where they came from: yellow
+    Without --worker, mode edge answers on this device, and auto where the gate lets the answer stand. Tokens are coloured by where they came from: yellow
     from this device, green drafted here and confirmed, blue from the worker.
     """
     import asyncio
@@ -48,12 +48,14 @@ def ask(
 
     from cutline.edge.answer import Mode, Question
     from cutline.errors import ImageError, InputError
+    from cutline.models.images import MAX_BYTES
     from cutline.models.sampling import Sampling
 
     if mode not in list(Mode):
         raise InputError(f"there is no mode {mode!r}; choose {', '.join(Mode)}")
     try:
-        picture = image.read_bytes()
+        with image.open("rb") as file:
+            picture = file.read(MAX_BYTES + 1)  # the one byte more is enough to refuse it
     except OSError as error:
         raise ImageError(f"cannot read {image}: {error.strerror}") from None
     asked = Question(

@@ -42,6 +42,7 @@ def calibrate(
     its answers agree with the target's as often as --risk and --confidence ask.
     """
     import asyncio
+    import os
     import sys
     from contextlib import ExitStack
 
@@ -57,7 +58,11 @@ def calibrate(
 
     if not (0 < risk < 1 and 0 < confidence < 1):
         raise InputError("--risk and --confidence are shares between 0 and 1")
+    if cards < 1:
+        raise InputError(f"--cards is {cards}; give 1 or more")
     drafter = open_drafter(bundle)
+    if not os.access(drafter.path, os.W_OK):
+        raise InputError(f"{drafter.path} cannot be written to; copy the bundle and give the copy as --bundle")
     asked = list(_demo_questions(cards) if data is None else _read(data))
     if not asked:
         raise InputError("there is nothing to calibrate on: give at least one question")

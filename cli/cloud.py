@@ -22,7 +22,7 @@ def cloud(
 ) -> None:
     """Run a cloud worker: it serves the target of a bundle until it is stopped.
 
-    Prints the address it listens at as its first line.
+    Prints the address it listens at as its first line. Ctrl-C or SIGTERM stops it in order, with exit code 0.
     """
     import asyncio
     import logging
@@ -39,8 +39,10 @@ def cloud(
         raise InputError(f"a worker needs {error.name}; install it with `pip install 'cutline[cloud]'`") from None
 
     check_listen(listen, insecure=insecure)
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"--device {device}: torch sees no CUDA device here; use --device cpu")
+    cards = torch.cuda.device_count()
+    available = ["cpu", *(["cuda"] if cards else []), *(f"cuda:{card}" for card in range(cards))]
+    if device not in available:
+        raise InputError(f"--device {device} is not here; choose {', '.join(available)}")
     if max_sessions < 1 or context < 2:
         raise InputError("--max-sessions must be 1 or more, --context 2 or more")
     torch.set_num_threads(thread_count(threads))

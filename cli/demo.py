@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,27 +16,12 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from cutline.demo.requests import Request
-    from cutline.demo.results import DemoResult, ModeResult, Outcome
+    from cutline.demo.results import DemoResult, Outcome
     from cutline.models.bundle import Bundle
 
 EPILOG = "Example: cutline demo --images 20 --link 3g --report report.html"
 
 SHOWN = 4  # cards in the terminal
-
-_ROWS: tuple[tuple[str, Callable[[ModeResult], str]], ...] = (
-    ("right", lambda mode: f"{mode.right:.1%}"),
-    ("identical to the target", lambda mode: f"{mode.identical_to_target:.1%}"),
-    ("latency p50", lambda mode: f"{mode.p50_ms:.0f} ms"),
-    ("latency p95", lambda mode: f"{mode.p95_ms:.0f} ms"),
-    ("first token p50", lambda mode: f"{mode.ttft_p50_ms:.0f} ms"),
-    ("bytes up", lambda mode: f"{mode.bytes_up:.0f}"),
-    ("bytes down", lambda mode: f"{mode.bytes_down:.0f}"),
-    ("round trips", lambda mode: f"{mode.rounds:.2f}"),
-    ("tokens drafted", lambda mode: f"{mode.drafted:.1f}"),
-    ("tokens accepted", lambda mode: f"{mode.accepted:.1f}"),
-    ("share offloaded", lambda mode: f"{mode.offloaded:.0%}"),
-    ("agreement of the rest", lambda mode: "" if mode.kept_agreement is None else f"{mode.kept_agreement:.1%}"),
-)
 
 
 def demo(
@@ -65,6 +49,11 @@ def demo(
     from cutline.demo.requests import requests
     from cutline.errors import InputError
 
+    try:  # now, rather than after the work
+        import matplotlib  # noqa: F401
+        import torch  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise InputError(f"the demo needs {error.name}; install it with `pip install 'cutline[demo]'`") from None
     if images < 1:
         raise InputError(f"--images is {images}; give 1 or more")
     if seed < 0:
@@ -93,19 +82,14 @@ def _outcomes(
     import httpx
 
     from cutline.cli.processes import agent_process, worker_process
+    from cutline.demo.reference import Reference
     from cutline.demo.results import Outcome
     from cutline.devices.emulator import LinkEmulator
     from cutline.devices.link import load_link
     from cutline.edge.answer import Answer, Mode, Question
     from cutline.edge.http import ask_over
-    from cutline.errors import InputError
 
     profile = load_link(link)
-    try:
-        from cutline.demo.reference import Reference
-    except ModuleNotFoundError as error:
-        raise InputError(f"the demo needs {error.name}; install it with `pip install 'cutline[demo]'`") from None
-
     reference = Reference(target)
     track = progress.add_task("the target, unsplit, for comparison", total=len(asked))
     truths = []
@@ -167,13 +151,14 @@ def _show(console: Console, result: DemoResult, outcomes: Sequence[Outcome]) -> 
     from rich.text import Text
 
     from cutline.cli.provenance import coloured
+    from cutline.demo.results import FIGURES
     from cutline.edge.answer import Mode
 
     table = Table(title=f"{result.images} cards, six questions each, over {result.link}", title_justify="left")
     table.add_column("a request")
     for mode in result.modes:
         table.add_column(mode.mode, justify="right")
-    for heading, shown in _ROWS:
+    for heading, shown in FIGURES.items():
         table.add_row(heading, *(shown(mode) for mode in result.modes))
     console.print(table)
     console.print(

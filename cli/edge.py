@@ -16,7 +16,8 @@ def edge(
 ) -> None:
     """Run an edge agent: it answers `POST /v1/chat/completions` until it is stopped.
 
-    Prints the address it listens at as its first line. `cutline ask --agent URL` asks it.
+    Prints the address it listens at as its first line. `cutline ask --agent URL` asks it. Ctrl-C or SIGTERM stops it
+    in order, with exit code 0.
     """
     import asyncio
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 
 import typer
@@ -30,6 +32,10 @@ for module, command in (
 
 def main() -> None:
     """The entry point. Exit codes: cutline.errors says them."""
+    # gRPC writes what it logs to stderr, where an error of ours must stand alone.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    # Like Ctrl-C, so that the processes which a command started end with it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = app(args=sys.argv[1:] or ["--help"], prog_name="cutline", standalone_mode=False) or 0
     except typer.TyperException as error:  # an option that does not exist, or a value that does not fit

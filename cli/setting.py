@@ -31,7 +31,7 @@ def thread_count(given: int | None) -> int:
 def check_listen(listen: str, *, insecure: bool) -> str:
     """`listen`, if it is HOST:PORT and of this machine alone, or `insecure` allows others. Raises InputError."""
     host, _, port = listen.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
+    if not host or not port.isdecimal() or int(port) > 65535:
         raise InputError(f"--listen {listen} is not HOST:PORT, such as 127.0.0.1:50051")
     if not insecure and not is_loopback(host):
         raise InputError(f"{host} can be reached from outside and traffic is plain text; --insecure says you accept it")

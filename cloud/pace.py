@@ -31,13 +31,14 @@ class PassCost:
 
     @property
     def row_share(self) -> float:
-        """What one more row costs, as a share of a pass's fixed cost; 0.01 at least."""
+        """What one more row costs, as a share of a pass's fixed cost; 0.01 at least, 1 at most."""
         spread = self.weight * self.rows_rows - self.rows**2
-        if self.weight < 4 or spread < 1e-9:
+        # Passes of about one size hold no line: what is left of the difference is rounding.
+        if self.weight < 4 or spread < 1e-6 * self.weight * self.rows_rows:
             return 0.1
         row = max(0.0, (self.weight * self.rows_seconds - self.rows * self.seconds) / spread)
         fixed = (self.seconds - row * self.rows) / self.weight
-        return max(0.01, row / fixed) if fixed > 0 else 1.0
+        return min(max(0.01, row / fixed), 1.0) if fixed > 0 else 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,10 @@ async def serve(bundle: Bundle, *, listen: str, slots: int, context: int, device
 
     Raises InputError if the address is taken or none of this machine's.
     """
+    host, _, number = listen.rpartition(":")
+    # gRPC itself would serve at 443 where no port is given, and at another port where it is over 65535.
+    if not (host and number.isdecimal() and int(number) < 1 << 16):
+        raise InputError(f"cannot listen at {listen!r}; give HOST:PORT")
     context = min(context, bundle.manifest.decoder.context)
     engine = Engine(Target(bundle, slots=slots, context=context, device=device), bundle.manifest.stop_tokens)
     server = grpc.aio.server(options=_OPTIONS)
@@ -46,7 +50,6 @@ async def serve(bundle: Bundle, *, listen: str, slots: int, context: int, device
     checks = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    host = listen.rpartition(":")[0]
     try:
         port = server.add_insecure_port(listen)
     except RuntimeError:

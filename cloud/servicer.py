@@ -110,13 +110,13 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         elif opening.images:
             files = await _images(messages, opening.images)
             tiles = await asyncio.to_thread(self._tiles, files)
-        expected = opening.tokens.count(self._manifest.image_token)
+        expected = opening.tokens[: opening.prompt_length].count(self._manifest.image_token)
         if image_rows is not None:
             rows = len(image_rows)
         else:
             rows = 0 if tiles is None else len(tiles) * self._manifest.image.tokens
         if rows != expected:
-            raise InputError(f"the tokens hold {expected} image tokens, but the images sent give {rows}")
+            raise InputError(f"the prompt holds {expected} image tokens, but the images sent give {rows}")
         return Request(
             tokens=opening.tokens,
             prompt_length=opening.prompt_length,

@@ -133,7 +133,8 @@ class Target:
     def run(self, batch: Sequence[Rows], images: Sequence[Tensor | None]) -> list[Tensor]:
         """One pass: logits (wanted, vocabulary) float32 of each of `batch`.
 
-        `images[i]` holds the image rows (n, width) for the image tokens among `batch[i].tokens`; None if it has none.
+        `images[i]` holds the image rows (n, width) for the first n image tokens among `batch[i].tokens`; None if it
+        has none.
         """
         spans, first = [], 0
         for rows in batch:
@@ -145,7 +146,9 @@ class Target:
         for span, image in zip(spans, images, strict=True):
             if image is not None:
                 part = hidden[span.first : span.last]
-                part[ids[span.first : span.last] == self._image_token] = image
+                # The prompt's image tokens come first; one that was drafted or answered is a token like any other.
+                places = (ids[span.first : span.last] == self._image_token).nonzero()[: len(image), 0]
+                part[places] = image.to(part)
         hidden = hidden[None]
         rotary = self._decoder.rotary_emb(hidden, torch.tensor([positions], device=self._device))
         for layer in self._decoder.layers:

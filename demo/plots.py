@@ -201,7 +201,7 @@ def _rows(axes: Axes, names: Sequence[str]) -> None:
 def _plot(title: str, note: str, words: str, draw: Callable[[Figure], None]) -> Plot:
     file = io.StringIO()
     with rc_context(_STYLE | {"svg.hashsalt": title}):
-        figure = Figure(figsize=(4.4, 2.7), layout="constrained")
+        figure = Figure(figsize=(3.9, 2.5), layout="constrained")
         draw(figure)
         figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     svg = file.getvalue()

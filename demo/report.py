@@ -1,7 +1,7 @@
 """The HTML report of a demo run: one file that needs nothing else, with tables, plots and pictures.
 
 `report.html` beside this file is its template, `report.css` its look. The template escapes every text by itself; only
-the plots, drawn here from numbers, pass as they are.
+the plots, drawn from numbers and our own names, pass as they are.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from minijinja import Environment
 from cutline.demo import plots
 from cutline.demo.questions import KINDS
 from cutline.demo.requests import Request
-from cutline.demo.results import DemoResult, ModeResult, Outcome
+from cutline.demo.results import FIGURES, DemoResult, Outcome
 from cutline.edge.answer import Mode, Source
 
 PICTURES = 12  # cards shown, at most
@@ -34,19 +34,6 @@ SOURCES = {
     Source.EDGE: "the drafter's, not verified",
     Source.DRAFT: "drafted on the device, confirmed by the target",
     Source.CLOUD: "the target's, not drafted",
-}
-COLUMNS: dict[str, Callable[[ModeResult], str]] = {
-    "right": lambda mode: f"{mode.right:.1%}",
-    "= target": lambda mode: f"{mode.identical_to_target:.1%}",
-    "p50": lambda mode: f"{mode.p50_ms:.0f} ms",
-    "p95": lambda mode: f"{mode.p95_ms:.0f} ms",
-    "first token": lambda mode: f"{mode.ttft_p50_ms:.0f} ms",
-    "up": lambda mode: f"{mode.bytes_up:.0f} B",
-    "down": lambda mode: f"{mode.bytes_down:.0f} B",
-    "rounds": lambda mode: f"{mode.rounds:.2f}",
-    "drafted": lambda mode: f"{mode.drafted:.1f}",
-    "accepted": lambda mode: f"{mode.accepted:.1f}",
-    "offloaded": lambda mode: f"{mode.offloaded:.0%}",
 }
 
 _T = TypeVar("_T")
@@ -68,8 +55,8 @@ def render(result: DemoResult, outcomes: Sequence[Outcome]) -> str:
         findings=_findings(result),
         modes=MODES,
         sources=SOURCES,
-        headings=list(COLUMNS),
-        rows=[(mode.mode, [cell(mode) for cell in COLUMNS.values()]) for mode in result.modes],
+        headings=list(FIGURES),
+        rows=[(mode.mode, [cell(mode) for cell in FIGURES.values()]) for mode in result.modes],
         kinds=kinds,
         models=[
             (role, [f"{rate:.1%}" for rate in (model.right, *(model.right_by_kind[kind] for kind in kinds))])
@@ -189,13 +176,16 @@ def _by_request(outcomes: Iterable[Outcome]) -> list[_Asked]:
 
 
 def _telling(requests: Iterable[_Asked]) -> list[_Picture]:
-    """All requests, those first that together show most: the stories in turn, and within each the kinds in turn."""
+    """All requests, those first that show most together: stories in turn, their kinds in turn, and so the cards."""
     told: dict[str, dict[str, list[_Picture]]] = {story: {kind: [] for kind in KINDS} for story, _ in _STORIES}
     for asked in requests:
         story = next(story for story, holds in _STORIES if holds(asked))
         picture = _picture(story, asked)
         told[story][picture.request.question.kind].append(picture)
-    return _in_turn(_in_turn(kinds.values()) for kinds in told.values())
+    cards: defaultdict[str, list[_Picture]] = defaultdict(list)
+    for picture in _in_turn(_in_turn(kinds.values()) for kinds in told.values()):
+        cards[picture.image].append(picture)
+    return _in_turn(cards.values())
 
 
 def _in_turn(groups: Iterable[Sequence[_T]]) -> list[_T]:

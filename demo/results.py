@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from statistics import fmean
@@ -53,10 +53,29 @@ class ModeResult(msgspec.Struct, frozen=True, kw_only=True):
     bytes_up: float
     bytes_down: float
     rounds: float
+    tokens: float
     drafted: float
     accepted: float
     offloaded: float
     kept_agreement: float | None  # of answers that the edge gave alone, those equal to the target's
+
+
+# What people are shown of a mode, in this order.
+FIGURES: dict[str, Callable[[ModeResult], str]] = {
+    "right": lambda mode: f"{mode.right:.1%}",
+    "= target": lambda mode: f"{mode.identical_to_target:.1%}",
+    "latency p50": lambda mode: f"{mode.p50_ms:.0f} ms",
+    "latency p95": lambda mode: f"{mode.p95_ms:.0f} ms",
+    "first token p50": lambda mode: f"{mode.ttft_p50_ms:.0f} ms",
+    "bytes up": lambda mode: f"{mode.bytes_up:.0f}",
+    "bytes down": lambda mode: f"{mode.bytes_down:.0f}",
+    "round trips": lambda mode: f"{mode.rounds:.2f}",
+    "tokens": lambda mode: f"{mode.tokens:.1f}",
+    "drafted": lambda mode: f"{mode.drafted:.1f}",
+    "accepted": lambda mode: f"{mode.accepted:.1f}",
+    "offloaded": lambda mode: f"{mode.offloaded:.0%}",
+    "kept = target": lambda mode: "" if mode.kept_agreement is None else f"{mode.kept_agreement:.1%}",
+}
 
 
 class ModelResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,6 +114,7 @@ def mode_result(mode: Mode, outcomes: Sequence[Outcome]) -> ModeResult:
         bytes_up=fmean(answer.bytes_up for answer in answers),
         bytes_down=fmean(answer.bytes_down for answer in answers),
         rounds=fmean(answer.rounds for answer in answers),
+        tokens=fmean(len(answer.tokens) for answer in answers),
         drafted=fmean(answer.drafted for answer in answers),
         accepted=fmean(answer.accepted for answer in answers),
         offloaded=fmean(outcome.offloaded for outcome in outcomes),

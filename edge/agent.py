@@ -16,7 +16,7 @@ from cutline.edge.answer import Answer, Mode, Question, Source, Token
 from cutline.edge.client import WorkerClient, WorkerSession
 from cutline.edge.drafter import Drafted, Drafter, Drafting
 from cutline.edge.gate import Gate, confidence_of, open_gate
-from cutline.errors import BundleError, InputError
+from cutline.errors import BundleError, InputError, WorkerFailed
 from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image, preprocess, shrink
 from cutline.models.prompt import PromptBuilder
@@ -61,7 +61,7 @@ class _Progress:
         """Take what the worker confirmed; `position` is the answer's first. What is settled already is passed over."""
         known = len(self.tokens) - (confirmed.position - position)
         if known < 0:
-            raise InputError(f"the worker skipped {-known} tokens")
+            raise WorkerFailed(f"the worker skipped {-known} tokens")
         sources = [Source.DRAFT if i < confirmed.accepted else Source.CLOUD for i in range(len(confirmed.tokens))]
         self.settle(confirmed.tokens[known:], sources[known:])
 

@@ -10,6 +10,9 @@ from cutline.errors import InputError, PromptError
 from cutline.models.sampling import Sampling
 
 
+MAX_TIMEOUT = 600.0  # seconds
+
+
 class Mode(enum.StrEnum):
     """How an answer is made."""
 
@@ -41,10 +44,14 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not self.text.strip():
             raise PromptError("the question is empty; ask something about the image")
+        if any("\ud800" <= character <= "\udfff" for character in self.text):  # no message could carry them
+            raise PromptError("the question has code points that are not characters; take them out")
         if not 0.0 <= self.effort <= 1.0:
             raise InputError(f"effort is {self.effort}; give 0 (the worker only verifies) to 1 (full race)")
         if self.max_tokens < 1:
             raise InputError(f"max-tokens is {self.max_tokens}; give 1 or more")
+        if not 0.0 < self.timeout <= MAX_TIMEOUT:
+            raise InputError(f"timeout is {self.timeout}; give more than 0 and at most {MAX_TIMEOUT:.0f} seconds")
 
 
 class Token(msgspec.Struct, frozen=True):

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import grpc
 
-from cutline.errors import CutlineError, WorkerUnavailable
+from cutline.errors import CutlineError, InputError, WorkerFailed, WorkerUnavailable
 from cutline.protos.messages import (
     AgentMessage,
     Cancel,
@@ -43,9 +43,15 @@ _OPTIONS = [
 
 
 class WorkerClient:
-    """A connection to the worker at `address` (HOST:PORT). Use it from one event loop."""
+    """A connection to the worker at `address` (HOST:PORT). Use it from one event loop.
+
+    Raises InputError for an address of another form, which gRPC would read as a name, a path or a scheme.
+    """
 
     def __init__(self, address: str) -> None:
+        host, _, port = address.rpartition(":")
+        if not (host and port.isdecimal() and 0 < int(port) < 1 << 16) or "/" in host:
+            raise InputError(f"the worker's address {address!r} is not HOST:PORT, such as 127.0.0.1:50051")
         self.address = address
         self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
         self._stub = worker_pb2_grpc.WorkerStub(self._channel)
@@ -63,7 +69,7 @@ class WorkerClient:
         try:
             return description_from_wire(await self._stub.Describe(pb.DescribeRequest(), timeout=CONNECT_SECONDS))
         except grpc.aio.AioRpcError as error:
-            raise _translated(error, self.address) from None
+            raise _translated(error.code(), error.details(), self.address) from None
 
     def session(self, opening: Open, images: Sequence[bytes], *, timeout: float) -> WorkerSession:
         """A session opened with `opening` and `images` (files); it fails when not finished in `timeout` seconds."""
@@ -71,7 +77,7 @@ class WorkerClient:
 
 
 class WorkerSession:
-    """One session. `bytes_up` and `bytes_down` count messages; `sent` how many times the agent had something to say."""
+    """One session. `bytes_up` and `bytes_down` count its messages. Whatever goes wrong with it, `events` says."""
 
     def __init__(self, address: str, call: Any, opening: Open, images: Sequence[bytes]) -> None:
         self.bytes_up = 0
@@ -83,7 +89,7 @@ class WorkerSession:
         self._images = images
 
     async def __aenter__(self) -> Self:
-        """Send the opening and the images. Raises WorkerError."""
+        """Send the opening and the images."""
         await self._send(self._opening)
         for image in self._images:
             for chunk in image_chunks(image):
@@ -96,28 +102,27 @@ class WorkerSession:
         self._call.cancel()
 
     async def offer(self, draft: Draft) -> None:
-        """Send a draft; of no effect once the answer is complete. Raises WorkerError."""
-        if self.finished is None:
-            await self._send(draft)
+        """Send a draft; of no effect once the session has ended."""
+        await self._send(draft)
 
     async def cancel(self) -> None:
-        """Tell the worker that the rest is not wanted. Raises WorkerError."""
+        """Tell the worker that the rest is not wanted."""
         await self._send(Cancel())
 
     async def events(self) -> AsyncIterator[WorkerMessage]:
-        """What the worker sends, Finished last. Raises WorkerError."""
+        """What the worker sends, Finished last. Raises WorkerError, or InputError if the worker refuses the session."""
         while self.finished is None:
             try:
                 message = await self._call.read()
             except grpc.aio.AioRpcError as error:
-                raise _translated(error, self._address) from None
+                raise _translated(error.code(), error.details(), self._address) from None
             if message is grpc.aio.EOF:
-                code, details = await self._call.code(), await self._call.details()
-                if code == grpc.StatusCode.OK:
-                    raise WorkerUnavailable(f"the worker at {self._address} ended the session before the answer did")
-                raise exception_of(code, details or "")
+                raise _translated(await self._call.code(), await self._call.details(), self._address)
             self.bytes_down += message.ByteSize()
-            event = worker_from_wire(message)
+            try:
+                event = worker_from_wire(message)
+            except InputError as error:
+                raise WorkerFailed(f"the worker at {self._address} does not keep to the protocol: {error}") from None
             if isinstance(event, Finished):
                 self.finished = event
             yield event
@@ -126,18 +131,19 @@ class WorkerSession:
         wire = agent_to_wire(message)
         try:
             await self._call.write(wire)
-        except grpc.aio.AioRpcError as error:
-            raise _translated(error, self._address) from None
-        except asyncio.InvalidStateError:
-            # The worker has finished or refused; reading tells which.
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            # The session has ended, well or not. Reading tells which; the error of a late write does not.
             return
         self.bytes_up += wire.ByteSize()
 
 
-def _translated(error: grpc.aio.AioRpcError, address: str) -> CutlineError:
-    """The exception for a failed call. What gRPC itself says of a broken link is for machines; say it for people."""
-    if error.code() == grpc.StatusCode.UNAVAILABLE:
-        return WorkerUnavailable(f"no worker answers at {address}; is it running, and the link up?")
-    if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
-        return WorkerUnavailable(f"the worker at {address} did not answer in time")
-    return exception_of(error.code(), error.details() or "")
+def _translated(code: grpc.StatusCode, details: str | None, address: str) -> CutlineError:
+    """The exception for a call that ended early. What gRPC says of a broken link is for machines; say it for people."""
+    match code:
+        case grpc.StatusCode.OK:
+            return WorkerUnavailable(f"the worker at {address} ended the session before the answer")
+        case grpc.StatusCode.UNAVAILABLE:
+            return WorkerUnavailable(f"no worker answers at {address}; is it running, and the link up?")
+        case grpc.StatusCode.DEADLINE_EXCEEDED:
+            return WorkerUnavailable(f"the worker at {address} did not answer in time")
+    return exception_of(code, details or "")

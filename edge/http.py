@@ -6,15 +6,16 @@ One user message with one image, as a `data:` URL, per request. What OpenAI's sh
 
 from __future__ import annotations
 
+import asyncio
 import base64
-import binascii
 import logging
 import secrets
+import signal
 import socket
 import time
-from collections.abc import Callable
-from contextlib import suppress
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import httpx
 import msgspec
@@ -42,6 +43,7 @@ from cutline.models.sampling import Sampling
 log = logging.getLogger(__name__)
 
 MAX_BODY = 48 << 20  # bytes: an image of 32 MiB in base64, and room for words
+STOP_SECONDS = 2
 
 # The one table between exceptions and HTTP statuses, read in both directions by the name that stands in the body.
 _STATUS: dict[type[CutlineError], int] = {
@@ -77,7 +79,7 @@ class _Extension(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mode: Mode = Mode.AUTO
     effort: float = 1.0
     top_k: int = 0
-    timeout: Annotated[float, msgspec.Meta(gt=0, le=600)] = 60.0
+    timeout: float = 60.0
 
 
 class _Completion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -129,7 +131,7 @@ def _data_of(url: str) -> bytes:
         raise ImageError("images are taken as base64 `data:` URLs only")
     try:
         return base64.b64decode(body, validate=True)
-    except binascii.Error:
+    except ValueError:
         raise ImageError("the image's `data:` URL is not base64") from None
 
 
@@ -141,7 +143,7 @@ def application(agent: Agent) -> Starlette:
             body = await _body(request)
             asked = msgspec.json.decode(body, type=_Completion).question()
             answer = await agent.answer(asked)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, RecursionError) as error:  # the latter from JSON nested without end
             return _failure(InputError(f"the request does not read: {error}"))
         except CutlineError as error:
             return _failure(error)
@@ -189,7 +191,7 @@ def _json(content: object, *, status: int = 200) -> Response:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, which says when it takes requests."""
+    """uvicorn's server, which says when it takes requests, and keeps a signal that stopped it to itself."""
 
     def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
         super().__init__(config)
@@ -199,27 +201,41 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         self._ready()
 
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        # uvicorn's own raises the signal anew once the server has stopped, which would end a process that obeyed it.
+        loop = asyncio.get_running_loop()
+        for name in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(name, self.handle_exit, name, None)
+        yield
+
 
 async def serve(agent: Agent, *, listen: str, announce: Callable[[str], None]) -> None:
-    """Serve until a signal says stop; `announce` hears the address once requests are taken. Raises InputError."""
+    """Serve until SIGINT or SIGTERM; `announce` hears the address once requests are taken. Raises InputError.
+
+    Requests that are not answered `STOP_SECONDS` after the signal are dropped.
+    """
     host, _, port = listen.rpartition(":")
-    config = uvicorn.Config(
-        application(agent), host=host.strip("[]"), port=int(port), log_level="warning", lifespan="off"
-    )
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        listening = config.bind_socket()
-    except SystemExit:
+        listening = socket.create_server((host.strip("[]"), int(port)), family=family)
+    except OSError:
         raise InputError(f"cannot listen at {listen}: taken, or not an address of this machine") from None
+    config = uvicorn.Config(
+        application(agent), log_level="warning", lifespan="off", timeout_graceful_shutdown=STOP_SECONDS
+    )
     server = _Server(config, lambda: announce(f"{host}:{listening.getsockname()[1]}"))
-    # uvicorn stops in order at the first Ctrl-C, then raises it again for its caller; it has been heard.
-    with suppress(KeyboardInterrupt):
-        await server.serve([listening])
+    await server.serve([listening])
 
 
 def ask_agent(url: str, question: Question) -> Answer:
     """The answer of the agent at `url`. Raises what the agent raised, or InputError if no agent is there."""
     # An agent is on this machine or near it: a proxy meant for browsers must not come between.
-    with httpx.Client(base_url=url, timeout=question.timeout + 5, trust_env=False) as client:
+    try:
+        client = httpx.Client(base_url=url, timeout=question.timeout + 5, trust_env=False)
+    except httpx.InvalidURL:
+        raise InputError(f"{url} is no URL of an agent; give one such as http://127.0.0.1:8080") from None
+    with client:
         return ask_over(client, question)
 
 

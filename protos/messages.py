@@ -104,6 +104,9 @@ class Reason(enum.Enum):
     LENGTH = pb.Finished.LENGTH
 
 
+_REASONS = {reason.value for reason in Reason}
+
+
 @dataclass(frozen=True, slots=True)
 class Finished:
     """The answer is complete. `cloud_seconds` is this session's share of `passes` passes of the model."""
@@ -225,9 +228,9 @@ def worker_from_wire(message: pb.WorkerMessage) -> WorkerMessage:
                 raise InputError("the worker confirms more drafted tokens than it sends")
             return Confirmed(confirmed.position, _tokens(confirmed.tokens), confirmed.accepted)
         case "finished":
-            if message.finished.reason == pb.Finished.UNKNOWN:
-                raise InputError("the worker finished for no known reason")
             done = message.finished
+            if done.reason not in _REASONS:
+                raise InputError("the worker finished for no known reason")
             return Finished(Reason(done.reason), done.passes, done.verified, done.cloud_seconds)
         case _:
             raise InputError("a message of no known kind; the worker may be newer than this agent")

@@ -33,8 +33,8 @@ def decode_tensor(tensor: pb.Tensor) -> NDArray[Any]:
         raise InputError(f"tensor type {tensor.type} is not taken; send one of {', '.join(map(str, _NAMES))}")
     if len(tensor.data) > CHUNK:
         raise InputError(f"a tensor of {len(tensor.data)} bytes is too long; send at most {CHUNK} a message")
-    if not 1 <= len(tensor.shape) <= 4:
-        raise InputError(f"a tensor of {len(tensor.shape)} dimensions is not taken; send 1 to 4")
+    if not 1 <= len(tensor.shape) <= 4 or 0 in tensor.shape:
+        raise InputError(f"a tensor of shape {list(tensor.shape)[:5]} is not taken; send 1 to 4 dimensions, none empty")
     if math.prod(tensor.shape) * dtype.itemsize != len(tensor.data):
         raise InputError(f"a tensor of shape {list(tensor.shape)} and {dtype} cannot have {len(tensor.data)} bytes")
     array = np.frombuffer(tensor.data, dtype).reshape(tensor.shape)

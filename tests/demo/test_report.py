@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -49,11 +50,9 @@ class Page(HTMLParser):
         if self.open[-1:] != ["style"]:
             self.text += data
 
-    def all(self, tag: str, *, of: str = "") -> list[dict[str, str | None]]:
-        """Attributes of the elements `tag` that have the class `of`."""
-        return [
-            found for name, found in self.elements if name == tag and of in (found.get("class") or "").split() + [""]
-        ]
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        """The attributes of every element `tag`."""
+        return [attributes for name, attributes in self.elements if name == tag]
 
 
 def tokens(text: str, sources: Sequence[Source]) -> list[Token]:
@@ -111,3 +110,100 @@ def result(outcomes: Sequence[Outcome]) -> DemoResult:
         images=len(alone) // 6,
         seed=0,
     )
+
+
+OUTCOMES = run(8)
+RESULT = result(OUTCOMES)
+PAGE = render(RESULT, OUTCOMES)
+
+
+def page_with(changes: dict[Mode, dict[str, float | None]]) -> str:
+    modes = [msgspec.structs.replace(one, **changes.get(one.mode, {})) for one in RESULT.modes]
+    return Page(render(msgspec.structs.replace(RESULT, modes=modes), OUTCOMES)).text
+
+
+def test_the_page_is_well_formed_and_its_ids_are_unique() -> None:
+    page = Page(PAGE)
+    ids = Counter(found["id"] for _, found in page.elements if "id" in found)
+    assert len(page.all("svg")) == 4
+    assert ids.most_common(1)[0][1] == 1
+    for _, found in page.elements:  # what is referred to is there
+        for name in ("href", "xlink:href", "aria-labelledby"):
+            if (value := found.get(name)) is not None:
+                assert value.removeprefix("#") in ids
+
+
+def test_the_page_needs_nothing_from_outside() -> None:
+    page = Page(PAGE)
+    assert {tag for tag, _ in page.elements}.isdisjoint({"script", "link", "iframe", "object", "form"})
+    assert all((image["src"] or "").startswith("data:image/png;base64,") for image in page.all("img"))
+    assert not re.findall(r"@import|url\((?!#)", PAGE)
+
+
+def test_every_colour_of_the_page_is_defined() -> None:
+    assert set(re.findall(r"var\((--[\w-]+)\)", PAGE)) <= set(re.findall(r"(--[\w-]+):", PAGE))
+    assert "#fedc0" not in PAGE
+
+
+def test_the_same_input_gives_the_same_page() -> None:
+    assert render(result(run(8)), run(8)) == PAGE
+
+
+def test_every_mode_stands_in_the_table() -> None:
+    page = Page(PAGE)
+    for mode in RESULT.modes:
+        assert re.search(rf"{mode.mode}\s*{mode.right:.1%}\s*{mode.identical_to_target:.1%}", page.text)
+        assert any(
+            f"{mode.mode}: p50 {mode.p50_ms:.0f} ms" in (found.get("aria-label") or "") for found in page.all("div")
+        )
+
+
+def test_pictures_show_the_cards_with_every_answer_token_by_token() -> None:
+    page = Page(PAGE)
+    images = [base64.b64decode((found["src"] or "").partition(",")[2]) for found in page.all("img")]
+    assert len(images) == 12
+    assert set(images) == {one.request.image for one in OUTCOMES}  # all eight cards
+    assert all((found["alt"] or "").startswith("Card: ") for found in page.all("img"))
+    titles = Counter((found["title"] or "").partition(":")[0] for found in page.all("span") if "title" in found)
+    assert set(titles) == set(Source)
+    assert page.text.count("✗ wrong") > 0
+    for story in ("put it right", "Part of the answer was drafted", "the worker was not needed", "itself is wrong"):
+        assert story in page.text
+
+
+def test_hostile_text_stays_text() -> None:
+    def poisoned(one: Outcome) -> Outcome:
+        question = replace(one.request.question, text=HOSTILE, answer=HOSTILE)
+        answer = msgspec.structs.replace(one.answer, text=HOSTILE, tokens=[Token(1, HOSTILE, Source.CLOUD)])
+        return replace(one, request=replace(one.request, question=question), answer=answer, target_text=HOSTILE)
+
+    model = msgspec.structs.replace(RESULT.target, name=HOSTILE, identity=HOSTILE)
+    bad = msgspec.structs.replace(RESULT, link=HOSTILE, target=model, drafter=model)
+    page = Page(render(bad, [poisoned(one) for one in OUTCOMES]))
+    assert page.all("script") == []
+    assert page.text.count(HOSTILE) >= 2 + 4 + 12 * (1 + 1 + 1 + len(Mode))  # nothing lost, nothing calculated
+
+
+@pytest.mark.parametrize(
+    ("draft_ms", "sentence"),
+    [
+        (20.0, "Drafting paid: 20 ms in mode draft, 50 ms in cloud."),
+        (50.4, "Drafting changed nothing: 50 ms in modes draft and cloud alike."),
+        (80.0, "Drafting did not pay: 80 ms in mode draft, 50 ms in cloud."),
+    ],
+)
+def test_it_says_whether_drafting_paid(draft_ms: float, sentence: str) -> None:
+    assert sentence in page_with({Mode.CLOUD: {"p50_ms": 50.0}, Mode.DRAFT: {"p50_ms": draft_ms}})
+
+
+def test_it_says_when_the_promise_is_broken_and_when_nothing_is_kept() -> None:
+    assert "promise all, and gave them" in page_with({})
+    assert "promise all, and did not give them" in page_with({Mode.DRAFT: {"identical_to_target": 0.98}})
+    assert "kept no answer" in page_with({Mode.AUTO: {"kept_agreement": None, "offloaded": 1.0}})
+
+
+def test_one_card_is_enough() -> None:
+    outcomes = run(1)
+    page = Page(render(result(outcomes), outcomes))
+    assert "6 questions about 1 card of" in page.text
+    assert len(page.all("img")) == 6

@@ -1,0 +1,229 @@
+"""Every message through the wire's bytes and back, and what becomes of bytes that nobody honest sends."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from google.protobuf.message import DecodeError
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from cutline.errors import InputError
+from cutline.protos.messages import (
+    AgentMessage,
+    Boundary,
+    Cancel,
+    Confirmed,
+    Description,
+    Draft,
+    Finished,
+    ImageChunk,
+    Open,
+    Opened,
+    Reason,
+    WorkerMessage,
+    agent_from_wire,
+    agent_to_wire,
+    description_from_wire,
+    description_to_wire,
+    image_chunks,
+    worker_from_wire,
+    worker_to_wire,
+)
+from cutline.protos.tensors import CHUNK
+from cutline.protos.v1 import worker_pb2 as pb
+
+uint32 = st.integers(0, 2**32 - 1)
+tokens = st.lists(uint32, max_size=20).map(tuple)
+amounts = st.floats(allow_nan=False)
+
+
+@st.composite
+def openings(draw: st.DrawFn) -> Open:
+    begun = draw(st.lists(uint32, min_size=1, max_size=20).map(tuple))
+    return Open(
+        model=draw(st.text(max_size=80)),
+        tokens=begun,
+        prompt_length=draw(st.integers(1, len(begun))),
+        max_tokens=draw(uint32),
+        cut=draw(st.text(max_size=20)),
+        images=draw(uint32),
+        temperature=draw(amounts),
+        top_k=draw(uint32),
+        top_p=draw(amounts),
+        seed=draw(st.integers(0, 2**64 - 1)),
+        effort=draw(st.floats(0, 1)),
+        draft=draw(tokens),
+    )
+
+
+agent_messages: st.SearchStrategy[AgentMessage] = st.one_of(
+    openings(),
+    st.builds(ImageChunk, st.binary(max_size=100), st.booleans()),
+    st.builds(Draft, uint32, tokens),
+    st.just(Cancel()),
+)
+worker_messages: st.SearchStrategy[WorkerMessage] = st.one_of(
+    st.builds(Opened, st.text()),
+    tokens.flatmap(lambda new: st.builds(Confirmed, uint32, st.just(new), st.integers(0, len(new)))),
+    st.builds(Finished, st.sampled_from(Reason), uint32, uint32, amounts),
+)
+descriptions = st.builds(
+    Description,
+    model=st.text(),
+    name=st.text(),
+    version=st.text(),
+    vision_layers=uint32,
+    decoder_layers=uint32,
+    context=uint32,
+    sessions=uint32,
+    max_sessions=uint32,
+)
+
+
+@given(agent_messages)
+def test_an_agents_message_comes_back_as_it_was(message: AgentMessage) -> None:
+    assert agent_from_wire(pb.AgentMessage.FromString(agent_to_wire(message).SerializeToString())) == message
+
+
+@given(worker_messages)
+def test_a_workers_message_comes_back_as_it_was(message: WorkerMessage) -> None:
+    assert worker_from_wire(pb.WorkerMessage.FromString(worker_to_wire(message).SerializeToString())) == message
+
+
+@given(descriptions)
+def test_a_description_comes_back_as_it_was(description: Description) -> None:
+    wire = description_to_wire(description).SerializeToString()
+    assert description_from_wire(pb.Description.FromString(wire)) == description
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_a_boundary_comes_back_as_it_was(dtype: Any) -> None:
+    rows = np.random.default_rng(0).normal(size=(5, 7)).astype(dtype)
+    back = agent_from_wire(agent_to_wire(Boundary(rows, last=True)))
+    assert isinstance(back, Boundary)
+    assert back.last
+    assert back.rows.dtype == dtype
+    assert np.array_equal(back.rows, rows)
+
+
+@pytest.mark.parametrize("size", [1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK])
+def test_an_image_is_cut_into_pieces_that_the_wire_takes(size: int) -> None:
+    data = np.random.default_rng(size).bytes(size)
+    chunks = [agent_from_wire(agent_to_wire(chunk)) for chunk in image_chunks(data)]
+    assert b"".join(chunk.data for chunk in chunks if isinstance(chunk, ImageChunk)) == data
+    assert [chunk.last for chunk in chunks if isinstance(chunk, ImageChunk)] == [False] * (len(chunks) - 1) + [True]
+
+
+hostile = st.one_of(
+    st.binary(max_size=200),
+    # The outer field said rightly, and noise within: this gets further in.
+    st.tuples(st.sampled_from([0x0A, 0x12, 0x1A, 0x22, 0x2A]), st.binary(max_size=120)).map(
+        lambda part: bytes([part[0], len(part[1])]) + part[1]
+    ),
+)
+
+
+@settings(max_examples=500)
+@given(hostile)
+@example(
+    pb.AgentMessage(
+        boundary=pb.Boundary(rows=pb.Tensor(type="FLOAT32", shape=[0, 2**32 - 1, 2**32 - 1]))
+    ).SerializeToString()
+)
+@example(b"")
+def test_bytes_for_a_worker_become_a_message_or_an_input_error(data: bytes) -> None:
+    try:
+        message = pb.AgentMessage.FromString(data)
+    except DecodeError:
+        return
+    try:
+        plain = agent_from_wire(message)
+    except InputError:
+        return
+    assert isinstance(plain, AgentMessage)
+
+
+@settings(max_examples=500)
+@given(hostile)
+@example(pb.WorkerMessage(finished=pb.Finished(reason=7)).SerializeToString())  # type: ignore[arg-type]
+@example(b"")
+def test_bytes_for_an_agent_become_a_message_or_an_input_error(data: bytes) -> None:
+    try:
+        message = pb.WorkerMessage.FromString(data)
+    except DecodeError:
+        return
+    try:
+        plain = worker_from_wire(message)
+    except InputError:
+        return
+    assert isinstance(plain, WorkerMessage)
+
+
+@given(
+    st.lists(uint32, max_size=4),
+    st.binary(max_size=64),
+    st.integers(0, 3),
+)
+def test_a_tensor_of_any_shape_becomes_two_dimensions_or_an_input_error(
+    shape: list[int], data: bytes, kind: int
+) -> None:
+    tensor = pb.Tensor(type=kind, shape=shape, data=data)  # type: ignore[arg-type]
+    try:
+        plain = agent_from_wire(pb.AgentMessage(boundary=pb.Boundary(rows=tensor)))
+    except InputError:
+        return
+    assert isinstance(plain, Boundary)
+    assert plain.rows.shape == tuple(shape)
+    assert plain.rows.nbytes == len(data)
+
+
+GOOD = Open(model="m", tokens=(1, 2, 3), prompt_length=2, max_tokens=4)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"effort": -0.1}, "effort"),
+        ({"effort": 1.1}, "effort"),
+        ({"effort": float("nan")}, "effort"),
+        ({"prompt_length": 0}, "prompt_length"),
+        ({"prompt_length": 4}, "prompt_length"),
+        ({"tokens": ()}, "prompt_length"),
+    ],
+)
+def test_an_opening_out_of_range_is_refused(wrong: dict[str, Any], words: str) -> None:
+    assert agent_from_wire(agent_to_wire(GOOD)) == GOOD
+    with pytest.raises(InputError, match=words):
+        agent_from_wire(agent_to_wire(replace(GOOD, **wrong)))
+
+
+@pytest.mark.parametrize(
+    ("wire", "words"),
+    [
+        (pb.AgentMessage(), "no known kind"),
+        (pb.AgentMessage(image=pb.ImageChunk(data=bytes(CHUNK + 1))), "too long"),
+        (pb.AgentMessage(draft=pb.Draft(tokens=[0] * ((1 << 20) + 1))), "too many"),
+        (agent_to_wire(Boundary(np.zeros((2, 2, 2), np.float32), last=True)), "2 dimensions"),
+    ],
+)
+def test_an_agents_message_out_of_bounds_is_refused(wire: pb.AgentMessage, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        agent_from_wire(wire)
+
+
+@pytest.mark.parametrize(
+    ("wire", "words"),
+    [
+        (pb.WorkerMessage(), "no known kind"),
+        (pb.WorkerMessage(confirmed=pb.Confirmed(tokens=[1], accepted=2)), "more drafted tokens"),
+        (pb.WorkerMessage(finished=pb.Finished()), "no known reason"),
+        (pb.WorkerMessage(finished=pb.Finished(reason=3)), "no known reason"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_workers_message_out_of_bounds_is_refused(wire: pb.WorkerMessage, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        worker_from_wire(wire)
