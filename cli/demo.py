@@ -158,8 +158,8 @@ def _show(console: Console, result: DemoResult, outcomes: Sequence[Outcome]) -> 
     table.add_column("a request")
     for mode in result.modes:
         table.add_column(mode.mode, justify="right")
-    for heading, shown in FIGURES.items():
-        table.add_row(heading, *(shown(mode) for mode in result.modes))
+    for name, figure in FIGURES.items():
+        table.add_row(name, *(figure(mode) for mode in result.modes))
     console.print(table)
     console.print(
         Text.assemble(

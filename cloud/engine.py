@@ -21,7 +21,7 @@ from cutline.cloud.session import Event, Request, Rows, Session
 from cutline.cloud.target import Target
 from cutline.errors import WorkerBusy, WorkerFailed
 from cutline.models.sampling import choose
-from cutline.protos.messages import Opened
+from cutline.protos.messages import Draft, Opened
 
 log = logging.getLogger(__name__)
 
@@ -30,14 +30,14 @@ log = logging.getLogger(__name__)
 class _OpenSession:
     name: str
     request: Request
+    drafts: tuple[Draft, ...]
     deliver: Callable[[Event], None]
 
 
 @dataclass(frozen=True, slots=True)
 class _OfferDraft:
     name: str
-    position: int
-    tokens: tuple[int, ...]
+    draft: Draft
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,15 +83,18 @@ class Engine:
         self._commands.put(_Stop())
         self._thread.join()
 
-    def open(self, request: Request, deliver: Callable[[Event], None]) -> str:
-        """Open a session and return its random name; `deliver` gets Opened or WorkerBusy, then what is confirmed."""
+    def open(self, request: Request, drafts: Sequence[Draft], deliver: Callable[[Event], None]) -> str:
+        """Open a session and return its random name; `drafts` came for it already.
+
+        `deliver` gets Opened or WorkerBusy, then what is confirmed.
+        """
         name = secrets.token_hex(8)
-        self._commands.put(_OpenSession(name, request, deliver))
+        self._commands.put(_OpenSession(name, request, tuple(drafts), deliver))
         return name
 
-    def offer(self, name: str, position: int, tokens: tuple[int, ...]) -> None:
+    def offer(self, name: str, draft: Draft) -> None:
         """Offer a draft to a session; of no effect if it has ended or the draft is late."""
-        self._commands.put(_OfferDraft(name, position, tokens))
+        self._commands.put(_OfferDraft(name, draft))
 
     def close(self, name: str) -> None:
         """End a session and free its slot; of no effect if it has ended."""
@@ -112,9 +115,9 @@ class Engine:
             match self._commands.get():
                 case _OpenSession() as command:
                     self._admit(command)
-                case _OfferDraft(name, position, tokens):
+                case _OfferDraft(name, draft):
                     if name in self._sessions:
-                        self._sessions[name].offer(position, tokens)
+                        self._sessions[name].offer(draft.position, draft.tokens)
                 case _CloseSession(name):
                     self._release(name)
                 case _Stop():
@@ -128,6 +131,8 @@ class Engine:
         request = command.request
         limit = min(request.prompt_length + request.max_tokens, self._target.context)
         session = Session(command.name, request, self._free.pop(), command.deliver, limit)
+        for draft in command.drafts:
+            session.offer(draft.position, draft.tokens)
         self._sessions[command.name] = session
         command.deliver(Opened(command.name))
 

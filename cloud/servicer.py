@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from importlib.metadata import version
 from typing import Any
 
-import grpc
 import numpy as np
+from numpy.typing import NDArray
 
 from cutline.cloud.engine import Engine
+from cutline.cloud.inbox import Inbox
 from cutline.cloud.session import Event, Request
-from cutline.errors import CutlineError, InputError, ModelMismatch
+from cutline.errors import CutlineError, InputError, ModelMismatch, WorkerFailed
 from cutline.models.bundle import Manifest
 from cutline.models.images import decode_image, preprocess
 from cutline.models.sampling import Sampling
 from cutline.protos.messages import (
-    AgentMessage,
     Boundary,
     Cancel,
+    Confirmed,
     Description,
     Draft,
     Finished,
     ImageChunk,
     Open,
-    agent_from_wire,
+    Opened,
     description_to_wire,
     worker_to_wire,
 )
@@ -40,7 +42,7 @@ MAX_IMAGES = 16
 MAX_IMAGE_BYTES = 32 << 20  # of all a session's images together
 CUTS = ("image", "decoder.0")
 
-Messages = AsyncIterator[AgentMessage]
+Rows = NDArray[np.float32]  # (n, width)
 
 
 class WorkerServicer(worker_pb2_grpc.WorkerServicer):
@@ -70,51 +72,68 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         self, request_iterator: AsyncIterator[pb.AgentMessage], context: Any
     ) -> AsyncIterator[pb.WorkerMessage]:
         """One conversation, until the answer is complete, the agent cancels, or something is wrong."""
-        messages = (agent_from_wire(message) async for message in request_iterator)
-        try:
-            async for message in self._converse(messages):
-                yield message
-        except CutlineError as error:
-            log.info("session refused or failed: %s", error)
-            await context.abort(status_of(error), str(error))
-        except Exception:
-            log.exception("a session failed")
-            await context.abort(grpc.StatusCode.INTERNAL, "the worker failed on this session; its log says more")
+        failure: CutlineError | None = None
+        async with Inbox(request_iterator) as inbox:
+            try:
+                async for event in self._converse(inbox):
+                    yield worker_to_wire(event)
+            except CutlineError as error:
+                log.info("session refused or failed: %s", error)
+                failure = error
+            except Exception:
+                log.exception("a session failed")
+                failure = WorkerFailed("the worker failed on this session; its log says more")
+            if failure is not None:
+                yield worker_to_wire(failure)
+            await inbox.drain()
+        if failure is not None:
+            await context.abort(status_of(failure), str(failure))
 
-    async def _converse(self, messages: Messages) -> AsyncIterator[pb.WorkerMessage]:
-        request = await self._request(messages)
+    async def _converse(self, inbox: Inbox) -> AsyncIterator[Opened | Confirmed | Finished]:
+        """The events of one session. Raises CutlineError."""
+        opening, images = await self._read_opening(inbox)
         events: asyncio.Queue[Event | None] = asyncio.Queue()
-        loop = asyncio.get_running_loop()
-        name = self._engine.open(request, lambda event: _hand_over(loop, events, event))
-        reader = asyncio.create_task(self._read_drafts(name, messages, events))
+        drafts: list[Draft] = []
+        take: Callable[[Draft], None] = drafts.append
+        reader = asyncio.create_task(self._read_drafts(inbox, lambda draft: take(draft), events))
+        name: str | None = None
         try:
+            # Drafts that come while the images are prepared join the session's first pass.
+            request = await asyncio.to_thread(self._request, opening, images)
+            loop = asyncio.get_running_loop()
+            name = self._engine.open(request, drafts, lambda event: _hand_over(loop, events, event))
+            take = functools.partial(self._engine.offer, name)
             while (event := await events.get()) is not None:
                 if isinstance(event, CutlineError):
                     raise event
-                yield worker_to_wire(event)
+                yield event
                 if isinstance(event, Finished):
                     return
         finally:
-            self._engine.close(name)
             reader.cancel()
+            if name is not None:
+                self._engine.close(name)
 
-    async def _request(self, messages: Messages) -> Request:
-        """Read the opening and the images or the boundary that follow it. Raises InputError, ModelMismatch."""
-        opening = await anext(messages, None)
+    async def _read_opening(self, inbox: Inbox) -> tuple[Open, list[bytes] | Rows]:
+        """The opening, and the images (files) or the boundary that follow it. Raises InputError, ModelMismatch."""
+        opening = await inbox.next()
         if not isinstance(opening, Open):
             raise InputError("the first message of a session must open it")
         self._check(opening)
-        tiles, image_rows = None, None
         if opening.cut == "decoder.0":
-            image_rows = await _boundary(messages, self._manifest.decoder.width)
-        elif opening.images:
-            files = await _images(messages, opening.images)
-            tiles = await asyncio.to_thread(self._tiles, files)
+            return opening, await _boundary(inbox, self._manifest.decoder.width)
+        return opening, await _images(inbox, opening.images)
+
+    def _request(self, opening: Open, images: list[bytes] | Rows) -> Request:
+        """The request for the engine. Raises InputError where images and prompt do not fit each other."""
+        tiles, rows = None, 0
+        if isinstance(images, np.ndarray):
+            rows = len(images)
+        elif images:
+            spec = self._manifest.image
+            tiles = np.concatenate([preprocess(decode_image(file), spec).tiles for file in images])
+            rows = len(tiles) * spec.tokens
         expected = opening.tokens[: opening.prompt_length].count(self._manifest.image_token)
-        if image_rows is not None:
-            rows = len(image_rows)
-        else:
-            rows = 0 if tiles is None else len(tiles) * self._manifest.image.tokens
         if rows != expected:
             raise InputError(f"the prompt holds {expected} image tokens, but the images sent give {rows}")
         return Request(
@@ -127,7 +146,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
             effort=opening.effort,
             draft=opening.draft,
             tiles=tiles,
-            image_rows=image_rows,
+            image_rows=images if isinstance(images, np.ndarray) else None,
         )
 
     def _check(self, opening: Open) -> None:
@@ -149,25 +168,24 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         if max((*opening.tokens, *opening.draft)) >= vocabulary:
             raise InputError(f"a token is outside the vocabulary of {vocabulary}")
 
-    def _tiles(self, files: list[bytes]) -> np.ndarray[Any, np.dtype[np.float32]]:
-        return np.concatenate([preprocess(decode_image(file), self._manifest.image).tiles for file in files])
-
-    async def _read_drafts(self, name: str, messages: Messages, events: asyncio.Queue[Event | None]) -> None:
-        """Pass drafts on to the engine until the agent cancels, ends its side, or sends what does not belong."""
+    async def _read_drafts(
+        self, inbox: Inbox, take: Callable[[Draft], None], events: asyncio.Queue[Event | None]
+    ) -> None:
+        """Take drafts until the agent cancels, ends its side, or sends what does not belong."""
         try:
-            async for message in messages:
+            while (message := await inbox.next()) is not None:
                 match message:
-                    case Draft(position, tokens):
-                        if max(tokens, default=0) >= self._manifest.decoder.vocabulary:
+                    case Draft():
+                        if max(message.tokens, default=0) >= self._manifest.decoder.vocabulary:
                             raise InputError("a drafted token is outside the vocabulary")
-                        self._engine.offer(name, position, tokens)
+                        take(message)
                     case Cancel():
-                        await events.put(None)
+                        events.put_nowait(None)
                         return
                     case _:
                         raise InputError(f"a session that is open takes drafts, not {type(message).__name__}")
         except CutlineError as error:
-            await events.put(error)
+            events.put_nowait(error)
 
 
 def _hand_over(loop: asyncio.AbstractEventLoop, events: asyncio.Queue[Event | None], event: Event) -> None:
@@ -176,11 +194,11 @@ def _hand_over(loop: asyncio.AbstractEventLoop, events: asyncio.Queue[Event | No
         loop.call_soon_threadsafe(events.put_nowait, event)
 
 
-async def _images(messages: Messages, count: int) -> list[bytes]:
+async def _images(inbox: Inbox, count: int) -> list[bytes]:
     files: list[bytes] = []
     parts, size = bytearray(), 0
     while len(files) < count:
-        message = await anext(messages, None)
+        message = await inbox.next()
         if not isinstance(message, ImageChunk):
             raise InputError(f"{count} images were announced, {len(files)} came")
         size += len(message.data)
@@ -193,11 +211,11 @@ async def _images(messages: Messages, count: int) -> list[bytes]:
     return files
 
 
-async def _boundary(messages: Messages, width: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-    parts: list[np.ndarray[Any, np.dtype[np.float32]]] = []
+async def _boundary(inbox: Inbox, width: int) -> Rows:
+    parts: list[Rows] = []
     size = 0
     while True:
-        message = await anext(messages, None)
+        message = await inbox.next()
         if not isinstance(message, Boundary):
             raise InputError("a session at this cut sends its boundary after it opens")
         if message.rows.shape[1] != width:

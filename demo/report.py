@@ -55,8 +55,8 @@ def render(result: DemoResult, outcomes: Sequence[Outcome]) -> str:
         findings=_findings(result),
         modes=MODES,
         sources=SOURCES,
-        headings=list(FIGURES),
-        rows=[(mode.mode, [cell(mode) for cell in FIGURES.values()]) for mode in result.modes],
+        headings=[mode.mode for mode in result.modes],
+        rows=[(name, [figure(mode) for mode in result.modes]) for name, figure in FIGURES.items()],
         kinds=kinds,
         models=[
             (role, [f"{rate:.1%}" for rate in (model.right, *(model.right_by_kind[kind] for kind in kinds))])

@@ -190,14 +190,12 @@ class Agent:
         news: asyncio.Event,
     ) -> None:
         """Keep ahead of the worker: draft on past what is sent, and anew from where a draft proved wrong."""
-        ahead, rejected = list(draft), False  # the answer as we believe it, all of it sent
+        ahead, replying = list(draft), False  # the answer as we believe it, all of it sent
         stop_tokens = self.manifest.stop_tokens
         while True:
             settled = progress.tokens
-            if ahead[: len(settled)] != settled[: len(ahead)]:
-                rejected = True
-            if rejected or len(settled) > len(ahead):
-                ahead = list(settled)
+            if len(settled) > len(ahead) or ahead[: len(settled)] != settled:
+                ahead, replying = list(settled), True
             if len(ahead) >= prepared.limit or (ahead and ahead[-1] in stop_tokens):
                 news.clear()
                 await news.wait()
@@ -208,10 +206,9 @@ class Agent:
             if progress.tokens[: len(believed)] != believed[: len(progress.tokens)]:
                 continue
             await session.offer(Draft(len(prepared.prompt) + len(ahead), more))
-            progress.rounds += int(rejected)
+            progress.rounds += int(replying)
             progress.drafted += len(more)
-            ahead = believed
-            rejected = False
+            ahead, replying = believed, False
 
     def _target(self) -> str:
         if self.manifest.target is None:

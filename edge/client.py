@@ -13,11 +13,12 @@ from cutline.errors import CutlineError, InputError, WorkerFailed, WorkerUnavail
 from cutline.protos.messages import (
     AgentMessage,
     Cancel,
+    Confirmed,
     Description,
     Draft,
     Finished,
     Open,
-    WorkerMessage,
+    Opened,
     agent_to_wire,
     description_from_wire,
     image_chunks,
@@ -109,7 +110,7 @@ class WorkerSession:
         """Tell the worker that the rest is not wanted."""
         await self._send(Cancel())
 
-    async def events(self) -> AsyncIterator[WorkerMessage]:
+    async def events(self) -> AsyncIterator[Opened | Confirmed | Finished]:
         """What the worker sends, Finished last. Raises WorkerError, or InputError if the worker refuses the session."""
         while self.finished is None:
             try:
@@ -123,6 +124,8 @@ class WorkerSession:
                 event = worker_from_wire(message)
             except InputError as error:
                 raise WorkerFailed(f"the worker at {self._address} does not keep to the protocol: {error}") from None
+            if isinstance(event, CutlineError):
+                raise event
             if isinstance(event, Finished):
                 self.finished = event
             yield event
@@ -146,4 +149,7 @@ def _translated(code: grpc.StatusCode, details: str | None, address: str) -> Cut
             return WorkerUnavailable(f"no worker answers at {address}; is it running, and the link up?")
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return WorkerUnavailable(f"the worker at {address} did not answer in time")
+        case grpc.StatusCode.INTERNAL:
+            # A worker says why it failed before it ends; this is gRPC's own word for a link that broke under a write.
+            return WorkerUnavailable(f"the link to the worker at {address} broke")
     return exception_of(code, details or "")

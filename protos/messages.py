@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import grpc
 from numpy.typing import NDArray
 
-from cutline.errors import InputError
+from cutline.errors import CutlineError, InputError
+from cutline.protos.status import exception_of, status_of
 from cutline.protos.tensors import CHUNK, decode_tensor, encode_tensor
 from cutline.protos.v1 import worker_pb2 as pb
 
@@ -118,7 +120,7 @@ class Finished:
 
 
 AgentMessage = Open | ImageChunk | Boundary | Draft | Cancel
-WorkerMessage = Opened | Confirmed | Finished
+WorkerMessage = Opened | Confirmed | Finished | CutlineError  # an error is a message like any other
 
 
 def image_chunks(data: bytes) -> Iterator[ImageChunk]:
@@ -215,6 +217,9 @@ def worker_to_wire(message: WorkerMessage) -> pb.WorkerMessage:
         case Finished(reason, passes, verified, cloud_seconds):
             finished = pb.Finished(reason=reason.value, passes=passes, verified=verified, cloud_seconds=cloud_seconds)
             return pb.WorkerMessage(finished=finished)
+        case CutlineError() as error:
+            status: int = status_of(error).value[0]
+            return pb.WorkerMessage(failure=pb.Failure(status=status, message=str(error)))
 
 
 def worker_from_wire(message: pb.WorkerMessage) -> WorkerMessage:
@@ -232,6 +237,9 @@ def worker_from_wire(message: pb.WorkerMessage) -> WorkerMessage:
             if done.reason not in _REASONS:
                 raise InputError("the worker finished for no known reason")
             return Finished(Reason(done.reason), done.passes, done.verified, done.cloud_seconds)
+        case "failure":
+            code = next((code for code in grpc.StatusCode if code.value[0] == message.failure.status), None)
+            return exception_of(code or grpc.StatusCode.INTERNAL, message.failure.message)
         case _:
             raise InputError("a message of no known kind; the worker may be newer than this agent")
 

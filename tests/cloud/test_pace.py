@@ -32,22 +32,22 @@ def test_certain_drafts_are_taken_whole_and_hopeless_ones_not_at_all() -> None:
     assert rows_worth_verifying(0, 0.9, 0.1) == 0
 
 
-@given(st.floats(1e-4, 1.0), st.floats(0.01, 1.0), st.lists(st.integers(1, 200), min_size=4, max_size=80))
-@example(1e-4, 0.5, [1000, 1001] * 30)
+varied = st.lists(st.integers(1, 200), min_size=5, max_size=80).filter(lambda sizes: max(sizes) > 2 * min(sizes))
+
+
+@given(st.floats(1e-4, 1.0), st.floats(0.01, 1.0), varied)
+@example(1e-4, 0.5, [100, 110] * 30)
 def test_a_line_is_found_again(fixed: float, share: float, sizes: list[int]) -> None:
     cost = PassCost()
     for rows in sizes:
         cost = cost.after(rows, fixed * (1 + share * rows))
-    if cost.row_share != 0.1:  # passes of one size give no line, see below
-        assert cost.row_share == pytest.approx(share, rel=0.01)
-    if max(sizes[-4:]) > 1.5 * min(sizes[-4:]):
-        assert cost.row_share == pytest.approx(share, rel=0.01)
+    assert cost.row_share == pytest.approx(share, rel=1e-3)
 
 
 def test_older_passes_fade() -> None:
     cost = PassCost()
     for share in (0.5, 0.02):
-        for rows in range(1, 301):
+        for rows in range(600):
             cost = cost.after(rows % 20 + 1, 1 + share * (rows % 20 + 1))
     assert cost.row_share == pytest.approx(0.02, rel=0.05)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -167,6 +166,11 @@ class Conversation(RuleBasedStateMachine):
         self.alone += not first and self.run.drafted == 0
         assert self.alone <= self.effort * (self.answered_before + len(self.run.confirmed))
 
+    @precondition(lambda self: self.run.reason is not None)
+    @rule()
+    def rest(self) -> None:
+        """The engine leaves a session alone that has ended."""
+
     @invariant()
     def the_cache_holds_what_it_says(self) -> None:
         if self.run.reason is None:
@@ -195,7 +199,7 @@ class Conversation(RuleBasedStateMachine):
 
 
 TestConversation = Conversation.TestCase
-TestConversation.settings = settings(max_examples=150, stateful_step_count=25, deadline=None)
+TestConversation.settings = settings(max_examples=300, stateful_step_count=30, deadline=None)
 
 
 def long_prompt() -> list[int]:
@@ -251,16 +255,27 @@ def test_rejections_make_it_verify_less() -> None:
     prompt = long_prompt()
     answer = plain_answer(prompt, 42)[0]
     run = Run(prompt, 2, 42, 1.0, ())
-    drafted = []
+    drafted: list[int] = []
     while len(run.confirmed) < 30:
         at = len(run.confirmed)
-        wrong: list[Any] = [(token + 1) % VOCABULARY for token in answer[at : at + 8]]
+        wrong = [(token + 1) % VOCABULARY for token in answer[at : at + 8]]
         run.session.offer(2 + at, wrong)
-        run.step(0.1)
+        run.step(0.2)
         drafted.append(run.drafted)
     assert drafted[0] > 0
     assert drafted[-1] == 0
     assert run.confirmed == answer[: len(run.confirmed)]
+
+
+def test_without_effort_it_verifies_even_drafts_that_hardly_pay() -> None:
+    prompt = long_prompt()
+    answer = plain_answer(prompt, 42)[0]
+    run = Run(prompt, 2, 42, 0.0, ())
+    while run.reason is None:
+        at = len(run.confirmed)
+        run.session.offer(2 + at, [(token + 1) % VOCABULARY for token in answer[at : at + 8]])
+        assert run.step(1.0) is not None
+    assert run.confirmed == answer
 
 
 @pytest.mark.parametrize("room", [1, 2, 5])

@@ -1,0 +1,52 @@
+"""The agent's side of a stream, read from beginning to end whatever becomes of the session.
+
+gRPC in Python fails an agent's write, and with it all that the agent has not yet read, if the worker ends the stream
+meanwhile. So a worker that has said its last message reads on for a moment, until the agent has ended its side.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Self
+
+from cutline.protos.messages import AgentMessage, agent_from_wire
+from cutline.protos.v1 import worker_pb2 as pb
+
+LINGER_SECONDS = 5.0
+_WAITING = 8  # messages held, of 1 MiB at most; beyond that gRPC's flow control stops the agent
+
+
+class Inbox:
+    """An agent's messages, one by one. Use as an async context manager."""
+
+    def __init__(self, wire: AsyncIterator[pb.AgentMessage]) -> None:
+        self._wire = wire
+        self._waiting: asyncio.Queue[pb.AgentMessage | None] = asyncio.Queue(_WAITING)
+        self._draining = False
+
+    async def __aenter__(self) -> Self:
+        self._pump = asyncio.create_task(self._read())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._pump.cancel()
+
+    async def next(self) -> AgentMessage | None:
+        """The next message, or None once the agent has ended its side. Raises InputError."""
+        message = await self._waiting.get()
+        return None if message is None else agent_from_wire(message)
+
+    async def drain(self) -> None:
+        """Take what still comes, and drop it, until the agent ends its side or has had time to."""
+        self._draining = True
+        while not self._waiting.empty():
+            self._waiting.get_nowait()
+        await asyncio.wait([self._pump], timeout=LINGER_SECONDS)
+
+    async def _read(self) -> None:
+        async for message in self._wire:
+            if not self._draining:
+                await self._waiting.put(message)
+        if not self._draining:
+            await self._waiting.put(None)

@@ -1,0 +1,309 @@
+"""The engine on a fake target: many sessions at once, each with its own answer, each alone with its own troubles."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import random
+import threading
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from cutline.cloud.engine import Engine
+from cutline.cloud.session import Event, Request, Rows
+from cutline.cloud.target import Target
+from cutline.errors import CutlineError, WorkerBusy, WorkerFailed
+from cutline.models.sampling import Sampling
+from cutline.protos.messages import Confirmed, Finished, Opened, Reason
+
+VOCABULARY = 64
+STOP = 0
+POISON = 63  # a token that breaks the pass it is in
+CONTEXT = 60
+
+
+def next_token(prefix: Sequence[int]) -> int:
+    """The scripted model; it never says POISON."""
+    return zlib.crc32(bytes(prefix)) % (VOCABULARY - 1)
+
+
+def plain_answer(prompt: Sequence[int], max_tokens: int) -> list[int]:
+    whole = list(prompt)
+    while len(whole) < min(len(prompt) + max_tokens, CONTEXT):
+        whole.append(next_token(whole))
+        if whole[-1] == STOP:
+            break
+    return whole[len(prompt) :]
+
+
+class FakeTarget:
+    """Slots that keep what was written into them, also by sessions before, and logits that follow from that alone."""
+
+    def __init__(self, slots: int) -> None:
+        self.slots = slots
+        self.context = CONTEXT
+        self.width = 4
+        self.together = 0  # sessions in the largest pass
+        self.lone_only = False  # fail passes of several sessions
+        self.encoded: list[int] = []
+        self._cache = [[POISON] * CONTEXT for _ in range(slots)]
+
+    def encode(self, tiles: Any) -> Tensor:
+        self.encoded.append(len(tiles))
+        if len(tiles) == 0:
+            raise RuntimeError("no tiles")
+        return torch.zeros(len(tiles), self.width)
+
+    def run(self, batch: Sequence[Rows], images: Sequence[Tensor | None]) -> list[Tensor]:
+        assert len({rows.session.slot for rows in batch}) == len(batch) == len(images)
+        self.together = max(self.together, len(batch))
+        if any(POISON in rows.tokens for rows in batch) or (self.lone_only and len(batch) > 1):
+            raise RuntimeError("a bad pass")
+        logits = []
+        for rows in batch:
+            cache, end = self._cache[rows.session.slot], rows.start + len(rows.tokens)
+            cache[rows.start : end] = rows.tokens
+            chosen = [next_token(cache[:length]) for length in range(end - rows.wanted + 1, end + 1)]
+            logits.append(torch.nn.functional.one_hot(torch.tensor(chosen), VOCABULARY).float())
+        return logits
+
+
+class Listener:
+    """What one session is told."""
+
+    def __init__(self) -> None:
+        self.inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self.events: list[Event] = []
+
+    def next(self) -> Event:
+        event = self.inbox.get(timeout=30)
+        self.events.append(event)
+        return event
+
+    def end(self) -> Event:
+        """Wait for the last event."""
+        while not isinstance(event := self.next(), Finished | CutlineError):
+            pass
+        return event
+
+    @property
+    def tokens(self) -> list[int]:
+        return [token for event in self.events if isinstance(event, Confirmed) for token in event.tokens]
+
+
+def request(prompt: Sequence[int], *, effort: float = 1.0, max_tokens: int = 30, **more: Any) -> Request:
+    return Request(
+        tokens=tuple(prompt),
+        prompt_length=len(prompt),
+        max_tokens=max_tokens,
+        sampling=Sampling(),
+        effort=effort,
+        **more,
+    )
+
+
+@contextlib.contextmanager
+def running(target: FakeTarget) -> Iterator[Engine]:
+    engine = Engine(cast(Target, target), (STOP,))
+    engine.start()
+    try:
+        yield engine
+    finally:
+        engine.stop()
+
+
+def opened(engine: Engine, asked: Request) -> tuple[str, Listener]:
+    listener = Listener()
+    return engine.open(asked, listener.inbox.put), listener
+
+
+def wait_at_first_token(engine: Engine, prompt: Sequence[int]) -> tuple[str, Listener]:
+    """A session that holds its slot: without effort and drafts it waits after its first token."""
+    name, listener = opened(engine, request(prompt, effort=0.0))
+    assert listener.next() == Opened(name)
+    assert isinstance(listener.next(), Confirmed)
+    return name, listener
+
+
+PROMPTS = [[1 + number, *range(5, 6 + number % 7)] for number in range(12)]
+
+
+@pytest.mark.parametrize("prompt", [prompt for prompt in PROMPTS if plain_answer(prompt, 30)[-1:] != [STOP]][:2])
+def test_one_session_is_told_everything_in_order(prompt: list[int]) -> None:
+    with running(FakeTarget(1)) as engine:
+        name, listener = opened(engine, request(prompt, max_tokens=9))
+        finished = listener.end()
+        assert engine.sessions == 0
+    assert listener.events[0] == Opened(name)
+    confirmed = [event for event in listener.events if isinstance(event, Confirmed)]
+    assert [event.position for event in confirmed] == list(range(len(prompt), len(prompt) + 9))
+    assert listener.tokens == plain_answer(prompt, 9)
+    assert isinstance(finished, Finished)
+    assert (finished.reason, finished.passes, finished.verified) == (Reason.LENGTH, 9, 0)
+    assert finished.cloud_seconds > 0
+
+
+def test_stop_tokens_and_context_end_an_answer() -> None:
+    stopping = next([a] for a in range(1, 60) if plain_answer([a], 30)[-1] == STOP)
+    endless = next([a] * 20 for a in range(1, 60) if plain_answer([a] * 20, 99)[-1] != STOP)
+    with running(FakeTarget(2)) as engine:
+        ends = []
+        for prompt in (stopping, endless):
+            _, listener = opened(engine, request(prompt, max_tokens=99))
+            ends.append(listener.end())
+            assert listener.tokens == plain_answer(prompt, 99)
+    assert [end.reason for end in ends if isinstance(end, Finished)] == [Reason.STOP, Reason.LENGTH]
+
+
+def test_many_sessions_with_drafts_from_many_threads_keep_their_answers() -> None:
+    """Right, wrong, early and late drafts, sessions that come and go, more sessions in all than slots."""
+    target = FakeTarget(4)
+    room = threading.Semaphore(4)
+    wrong: list[str] = []
+
+    def converse(seed: int) -> None:
+        dice = random.Random(seed)  # noqa: S311
+        prompt = [dice.randrange(1, VOCABULARY - 1) for _ in range(dice.randrange(1, 20))]
+        answer = plain_answer(prompt, 30)
+        with room:
+            name, listener = opened(engine, request(prompt, effort=dice.choice([0.0, 0.5, 1.0]), max_tokens=30))
+            while not isinstance(event := listener.next(), Finished | CutlineError):
+                if isinstance(event, Confirmed):
+                    at = max(0, len(listener.tokens) + dice.choice([-2, 0, 0, 0, 3]))
+                    draft = [t if dice.random() < 0.8 else 1 for t in answer[at : at + dice.randrange(8)]]
+                    engine.offer(name, len(prompt) + at, tuple(draft))
+                    # One surely right token, so that no session waits for ever.
+                    sure = len(listener.tokens)
+                    engine.offer(name, len(prompt) + sure, tuple(answer[sure : sure + 1]))
+            if listener.tokens != answer or not isinstance(event, Finished):
+                wrong.append(f"{prompt}: {listener.tokens} is not {answer} ({event})")
+
+    with running(target) as engine:
+        threads = [threading.Thread(target=converse, args=(seed,)) for seed in range(40)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert engine.sessions == 0
+    assert wrong == []
+
+
+def test_a_session_that_breaks_a_pass_ends_alone(caplog: pytest.LogCaptureFixture) -> None:
+    target = FakeTarget(4)
+    with running(target) as engine:
+        waiting = [wait_at_first_token(engine, prompt) for prompt in PROMPTS[:3]]
+        bad, fails = wait_at_first_token(engine, PROMPTS[3])
+        for (name, listener), prompt in zip(waiting, PROMPTS, strict=False):
+            engine.offer(name, len(prompt) + 1, tuple(plain_answer(prompt, 30)[1:4]))
+            assert listener.tokens == plain_answer(prompt, 1)
+        engine.offer(bad, len(PROMPTS[3]) + 1, (POISON,))
+        assert isinstance(fails.end(), WorkerFailed)
+        for (name, listener), prompt in zip(waiting, PROMPTS, strict=False):
+            answer = plain_answer(prompt, 30)
+            while not isinstance(listener.next(), Finished):
+                at = len(listener.tokens)
+                engine.offer(name, len(prompt) + at, tuple(answer[at : at + 4]))
+            assert listener.tokens == answer
+        assert engine.sessions == 0
+        assert len({wait_at_first_token(engine, prompt)[0] for prompt in PROMPTS[:4]}) == 4  # all slots are free again
+    assert bad in caplog.text
+    assert "a bad pass" in caplog.text
+
+
+def test_a_prompt_or_image_that_breaks_its_pass_ends_alone() -> None:
+    with running(FakeTarget(2)) as engine:
+        waiting, listener = wait_at_first_token(engine, PROMPTS[0])
+        for broken in (
+            request([1, POISON]),
+            request([1, 2], tiles=np.zeros((0, 3, 4, 4), np.float32)),
+        ):
+            _, fails = opened(engine, broken)
+            end = fails.end()
+            assert isinstance(end, WorkerFailed)
+            assert "log" in str(end)
+            assert "bad pass" not in str(end)  # details stay here
+        answer = plain_answer(PROMPTS[0], 30)
+        engine.offer(waiting, len(PROMPTS[0]) + 1, tuple(answer[1:]))
+        while not isinstance(listener.next(), Finished):
+            at = len(listener.tokens)
+            engine.offer(waiting, len(PROMPTS[0]) + at, tuple(answer[at:]))
+        assert listener.tokens == answer
+
+
+def test_a_pass_that_fails_only_together_harms_nobody() -> None:
+    target = FakeTarget(3)
+    target.lone_only = True
+    with running(target) as engine:
+        listeners = [opened(engine, request(prompt))[1] for prompt in PROMPTS[:3]]
+        for listener, prompt in zip(listeners, PROMPTS, strict=False):
+            assert isinstance(listener.end(), Finished)
+            assert listener.tokens == plain_answer(prompt, 30)
+
+
+def test_images_are_encoded_once() -> None:
+    target = FakeTarget(1)
+    with running(target) as engine:
+        _, listener = opened(engine, request([1, 2], tiles=np.zeros((3, 3, 4, 4), np.float32)))
+        assert isinstance(listener.end(), Finished)
+    assert target.encoded == [3]
+
+
+def test_a_full_worker_refuses_and_a_closed_session_makes_room() -> None:
+    with running(FakeTarget(2)) as engine:
+        assert engine.max_sessions == 2
+        names = [wait_at_first_token(engine, prompt)[0] for prompt in PROMPTS[:2]]
+        assert engine.sessions == 2
+        _, refused = opened(engine, request(PROMPTS[2]))
+        assert isinstance(refused.end(), WorkerBusy)
+        assert engine.sessions == 2
+        engine.close(names[0])
+        _, taken = opened(engine, request(PROMPTS[2]))
+        assert isinstance(taken.end(), Finished)
+        assert taken.tokens == plain_answer(PROMPTS[2], 30)
+
+
+def test_commands_for_sessions_that_are_not_there_do_nothing() -> None:
+    with running(FakeTarget(1)) as engine:
+        engine.offer("nobody", 3, (1, 2))
+        engine.close("nobody")
+        name, listener = opened(engine, request(PROMPTS[0]))
+        assert isinstance(listener.end(), Finished)
+        for _ in range(3):  # it has ended: its slot must not be freed once more
+            engine.close(name)
+            engine.offer(name, 2, (1,))
+        kept, _ = wait_at_first_token(engine, PROMPTS[1])
+        _, refused = opened(engine, request(PROMPTS[2]))
+        assert isinstance(refused.end(), WorkerBusy)
+        engine.close(kept)
+
+
+def test_stop_ends_the_thread_with_sessions_waiting() -> None:
+    with running(FakeTarget(2)) as engine:
+        wait_at_first_token(engine, PROMPTS[0])
+        thread = next(thread for thread in threading.enumerate() if thread.name == "engine")
+    assert not thread.is_alive()
+
+
+def test_sessions_share_passes() -> None:
+    """Offered while a pass runs, drafts of several sessions go into the next one together."""
+    target = FakeTarget(4)
+    gate = threading.Event()
+    run = target.run
+
+    def slow(batch: Sequence[Rows], images: Sequence[Tensor | None]) -> list[Tensor]:
+        gate.wait(30)
+        return run(batch, images)
+
+    target.run = slow  # type: ignore[method-assign]
+    with running(target) as engine:
+        listeners = [opened(engine, request(prompt))[1] for prompt in PROMPTS[:4]]
+        gate.set()
+        for listener in listeners:
+            listener.end()
+    assert target.together >= 3

@@ -1,0 +1,257 @@
+"""The target on real weights: the law, held against transformers' own forward and generate."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from transformers import AutoModelForImageTextToText
+
+from cutline.cloud.engine import Engine
+from cutline.cloud.session import Event, Request, Rows, Session
+from cutline.cloud.target import Target
+from cutline.errors import CutlineError
+from cutline.models.bundle import Bundle
+from cutline.models.images import decode_image, preprocess
+from cutline.models.sampling import Sampling, choose
+from cutline.protos.messages import Confirmed, Finished, Open, Reason
+
+SLOTS = 5
+TOLERANCE = 1e-4
+Case = tuple[Open, bytes, tuple[int, ...]]
+
+
+@pytest.fixture(scope="module")
+def whole(bundle: Bundle) -> Any:
+    """The same model in transformers, unsplit."""
+    return AutoModelForImageTextToText.from_pretrained(bundle.path, local_files_only=True, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def target(bundle: Bundle) -> Target:
+    return Target(bundle, slots=SLOTS, context=bundle.manifest.decoder.context)
+
+
+@pytest.fixture
+def engine(bundle: Bundle, target: Target) -> Iterator[Engine]:
+    engine = Engine(target, bundle.manifest.stop_tokens)
+    engine.start()
+    yield engine
+    engine.stop()
+
+
+def pixels(bundle: Bundle, image: bytes) -> NDArray[np.float32]:
+    return preprocess(decode_image(image), bundle.manifest.image).tiles
+
+
+def request(bundle: Bundle, case: Case, **changes: Any) -> Request:
+    opening, image, _ = case
+    asked = Request(
+        tokens=opening.tokens,
+        prompt_length=opening.prompt_length,
+        max_tokens=opening.max_tokens,
+        sampling=Sampling(),
+        effort=1.0,
+        tiles=pixels(bundle, image),
+    )
+    return replace(asked, **changes)
+
+
+class Answering:
+    """A request that an engine answers."""
+
+    def __init__(self, engine: Engine, asked: Request) -> None:
+        self.inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self.asked = asked
+        self.tokens: list[int] = []
+        self.accepted = 0
+        self.name = engine.open(asked, self.inbox.put)
+
+    def step(self) -> Event:
+        event = self.inbox.get(timeout=60)
+        if isinstance(event, CutlineError):
+            raise event
+        if isinstance(event, Confirmed):
+            assert event.position == len(self.asked.tokens) + len(self.tokens)
+            self.tokens += event.tokens
+            self.accepted += event.accepted
+        return event
+
+    def finish(self) -> Finished:
+        while not isinstance(event := self.step(), Finished):
+            pass
+        return event
+
+
+def logits_of(whole: Any, tokens: Sequence[int], tiles: NDArray[np.float32]) -> torch.Tensor:
+    with torch.inference_mode():
+        logits: torch.Tensor = whole(
+            input_ids=torch.tensor([list(tokens)]), pixel_values=torch.from_numpy(tiles)[None]
+        ).logits[0]
+    return logits
+
+
+def blank(request: Request, slot: int) -> Session:
+    return Session("s", request, slot, lambda event: None, 10_000)
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_logits_are_those_of_transformers_in_any_pass(
+    bundle: Bundle, target: Target, whole: Any, cases: list[Case], data: st.DataObject
+) -> None:
+    """Sessions of different lengths, each cut into chunks of its own, in passes that any of them may sit out."""
+    todo = []
+    for slot, index in enumerate(data.draw(st.lists(st.integers(0, len(cases) - 1), min_size=1, max_size=SLOTS))):
+        opening, _, answer = cases[index]
+        asked = request(bundle, cases[index])
+        tokens = (*opening.tokens, *answer)
+        # All of the prompt's image stands in the first pass, as the engine makes it.
+        first = max(at for at, token in enumerate(tokens) if token == bundle.manifest.image_token) + 1
+        todo.append((blank(asked, slot), tokens, 0, first, logits_of(whole, tokens, pixels(bundle, cases[index][1]))))
+    while todo:
+        batch, images, ahead, expected = [], [], [], []
+        for session, tokens, start, least, logits in todo:
+            if data.draw(st.integers(0, 3)) == 0:
+                ahead.append((session, tokens, start, least, logits))
+                continue
+            end = min(len(tokens), start + max(least, data.draw(st.integers(1, 30))))
+            drafted = data.draw(st.integers(0, end - start - 1))
+            batch.append(Rows(session, start, tokens[start:end], drafted))
+            images.append(target.encode(session.request.tiles) if start == 0 else None)  # type: ignore[arg-type]
+            expected.append(logits[end - drafted - 1 : end])
+            if end < len(tokens):
+                ahead.append((session, tokens, end, 1, logits))
+        if batch:
+            for got, right in zip(target.run(batch, images), expected, strict=True):
+                assert got.dtype == torch.float32
+                torch.testing.assert_close(got, right, atol=TOLERANCE, rtol=0)
+        todo = ahead
+
+
+def test_rejected_rows_are_overwritten(bundle: Bundle, target: Target, whole: Any, case: Case) -> None:
+    opening, image, answer = case
+    asked = request(bundle, case)
+    tiles = pixels(bundle, image)
+    session = blank(asked, 1)
+    junk = (7, 8, 9, 10, 11)
+    target.run([Rows(session, 0, (*opening.tokens, *junk), 5)], [target.encode(tiles)])
+    after = len(opening.tokens)
+    got = target.run([Rows(session, after, answer[:2], 1)], [None])[0]
+    right = logits_of(whole, (*opening.tokens, *answer[:2]), tiles)[-2:]
+    torch.testing.assert_close(got, right, atol=TOLERANCE, rtol=0)
+
+
+def test_sessions_answered_together_give_generates_answers(bundle: Bundle, engine: Engine, cases: list[Case]) -> None:
+    """Some with no draft, some with the right one, some with a wrong one; as many at once as there are slots."""
+    for begin in range(0, len(cases), SLOTS):
+        running = []
+        for number, case in enumerate(cases[begin : begin + SLOTS]):
+            answer = case[2]
+            broken = tuple(token if at % 3 else 5 for at, token in enumerate(answer))
+            draft = ((), answer, broken, answer[:2], (9, *answer))[number]
+            running.append(Answering(engine, request(bundle, case, draft=draft)))
+        for answering, (_, _, answer) in zip(running, cases[begin:], strict=False):
+            finished = answering.finish()
+            assert tuple(answering.tokens) == answer
+            stopped = answer[-1] in bundle.manifest.stop_tokens
+            assert finished.reason is (Reason.STOP if stopped else Reason.LENGTH)
+
+
+def test_a_right_draft_saves_passes(bundle: Bundle, engine: Engine, case: Case) -> None:
+    answer = case[2]
+    alone = Answering(engine, request(bundle, case))
+    assert alone.finish().passes == len(answer)
+    helped = Answering(engine, request(bundle, case, draft=answer))
+    assert helped.finish().passes < len(answer) / 2
+    assert helped.tokens == alone.tokens
+    assert helped.accepted == len(answer)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(temperature=0.8, seed=3), Sampling(temperature=0.8, top_p=0.9, seed=4)])
+def test_sampled_answers_do_not_depend_on_drafts(
+    bundle: Bundle, engine: Engine, whole: Any, case: Case, sampling: Sampling
+) -> None:
+    opening, image, greedy = case
+    alone = Answering(engine, request(bundle, case, sampling=sampling))
+    alone.finish()
+    answer = tuple(alone.tokens)
+    for draft in (greedy, answer, tuple(t if at % 4 else 5 for at, t in enumerate(answer))):
+        drafted = Answering(engine, request(bundle, case, sampling=sampling, draft=draft))
+        drafted.finish()
+        assert drafted.tokens == alone.tokens
+    # And they are what the law says of transformers' logits.
+    logits = logits_of(whole, (*opening.tokens, *answer), pixels(bundle, image)).numpy()
+    after = len(opening.tokens)
+    by_law = [choose(logits[after + at - 1], sampling, after + at) for at in range(len(answer))]
+    assert by_law == list(answer)
+
+
+def test_a_session_that_enters_at_the_decoder_gives_the_same_answer(
+    bundle: Bundle, engine: Engine, whole: Any, cases: list[Case]
+) -> None:
+    for case in cases[:4]:
+        with torch.inference_mode():
+            patches = whole.model.vision_model(pixel_values=torch.from_numpy(pixels(bundle, case[1])))
+            rows = whole.model.connector(patches.last_hidden_state)[0].numpy()
+        answering = Answering(engine, request(bundle, case, tiles=None, image_rows=rows))
+        answering.finish()
+        assert tuple(answering.tokens) == case[2]
+
+
+def test_a_text_without_image_gives_generates_answer(bundle: Bundle, engine: Engine, whole: Any, case: Case) -> None:
+    text = tuple(token for token in case[0].tokens if token != bundle.manifest.image_token)
+    with torch.inference_mode():
+        ids = torch.tensor([text])
+        answer = whole.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)[
+            0, len(text) :
+        ].tolist()
+    answering = Answering(
+        engine, request(bundle, case, tokens=text, prompt_length=len(text), max_tokens=12, tiles=None)
+    )
+    answering.finish()
+    assert answering.tokens == answer
+
+
+def test_image_tokens_in_drafts_and_answers_are_tokens_like_any_other(
+    bundle: Bundle, engine: Engine, whole: Any, case: Case
+) -> None:
+    opening, image, answer = case
+    marker = bundle.manifest.image_token
+    drafted = Answering(engine, request(bundle, case, draft=(marker, *answer)))
+    drafted.finish()
+    assert tuple(drafted.tokens) == answer
+    # An answer that went on through such a token, replayed: its row is its embedding, as in `generate` step by step.
+    tokens = (*opening.tokens, *answer[:1], marker)
+    replayed = Answering(engine, request(bundle, case, tokens=tokens, max_tokens=3))
+    replayed.finish()
+    with torch.inference_mode():
+        first = whole(
+            input_ids=torch.tensor([opening.tokens]),
+            pixel_values=torch.from_numpy(pixels(bundle, image))[None],
+            use_cache=True,
+        )
+        then = whole(input_ids=torch.tensor([tokens[-2:]]), past_key_values=first.past_key_values)
+    assert replayed.tokens == [int(then.logits[0, -1].argmax())]
+
+
+def test_an_answer_ends_where_the_context_does(bundle: Bundle, case: Case) -> None:
+    opening, _, answer = case
+    context = len(opening.tokens) + len(answer) // 2
+    engine = Engine(Target(bundle, slots=1, context=context), bundle.manifest.stop_tokens)
+    engine.start()
+    try:
+        for draft in ((), answer):
+            answering = Answering(engine, request(bundle, case, draft=draft))
+            assert answering.finish().reason is Reason.LENGTH
+            assert tuple(answering.tokens) == answer[: len(answer) // 2]
+    finally:
+        engine.stop()
