@@ -23,7 +23,7 @@ from cutline.cli.processes import agent_process
 from cutline.demo.bundles import DRAFTER
 from cutline.demo.publish import EXAMPLES
 from cutline.edge.answer import Mode, Question
-from cutline.edge.http import ask_over
+from cutline.edge.remote import ask_over
 
 CARD = EXAMPLES / "card1.png"
 ASK = [sys.executable, "-m", "cutline.cli", "ask", str(CARD), "Describe the card.", "--mode", "edge", "--json"]

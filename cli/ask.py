@@ -70,7 +70,7 @@ def ask(
     if agent is None:
         answer = asyncio.run(_answer_here(asked, bundle, worker, threads))
     else:
-        from cutline.edge.http import ask_agent
+        from cutline.edge.remote import ask_agent
 
         answer = ask_agent(agent, asked)
     if as_json:

@@ -87,7 +87,7 @@ def _outcomes(
     from cutline.devices.emulator import LinkEmulator
     from cutline.devices.link import load_link
     from cutline.edge.answer import Answer, Mode, Question
-    from cutline.edge.http import ask_over
+    from cutline.edge.remote import ask_over
 
     profile = load_link(link)
     reference = Reference(target)

@@ -9,7 +9,6 @@ import msgspec
 from cutline.errors import InputError, PromptError
 from cutline.models.sampling import Sampling
 
-
 MAX_TIMEOUT = 600.0  # seconds
 
 

@@ -20,7 +20,7 @@ from cutline.cloud.session import Event, Request, Rows
 from cutline.cloud.target import Target
 from cutline.errors import CutlineError, WorkerBusy, WorkerFailed
 from cutline.models.sampling import Sampling
-from cutline.protos.messages import Confirmed, Finished, Opened, Reason
+from cutline.protos.messages import Confirmed, Draft, Finished, Opened, Reason
 
 VOCABULARY = 64
 STOP = 0
@@ -118,9 +118,9 @@ def running(target: FakeTarget) -> Iterator[Engine]:
         engine.stop()
 
 
-def opened(engine: Engine, asked: Request) -> tuple[str, Listener]:
+def opened(engine: Engine, asked: Request, *drafts: Draft) -> tuple[str, Listener]:
     listener = Listener()
-    return engine.open(asked, listener.inbox.put), listener
+    return engine.open(asked, drafts, listener.inbox.put), listener
 
 
 def wait_at_first_token(engine: Engine, prompt: Sequence[int]) -> tuple[str, Listener]:
@@ -147,6 +147,19 @@ def test_one_session_is_told_everything_in_order(prompt: list[int]) -> None:
     assert isinstance(finished, Finished)
     assert (finished.reason, finished.passes, finished.verified) == (Reason.LENGTH, 9, 0)
     assert finished.cloud_seconds > 0
+
+
+def test_drafts_that_came_before_the_session_opened_count_in_its_first_pass() -> None:
+    prompt = PROMPTS[1]
+    answer = plain_answer(prompt, 6)
+    with running(FakeTarget(1)) as engine:
+        early = (Draft(len(prompt), tuple(answer[:2])), Draft(len(prompt) + 2, tuple(answer[2:])))
+        _, listener = opened(engine, request(prompt, max_tokens=6), *early)
+        listener.end()
+    assert listener.tokens == answer
+    first = listener.events[1]
+    assert isinstance(first, Confirmed)
+    assert first.accepted >= 2
 
 
 def test_stop_tokens_and_context_end_an_answer() -> None:
@@ -177,10 +190,10 @@ def test_many_sessions_with_drafts_from_many_threads_keep_their_answers() -> Non
                 if isinstance(event, Confirmed):
                     at = max(0, len(listener.tokens) + dice.choice([-2, 0, 0, 0, 3]))
                     draft = [t if dice.random() < 0.8 else 1 for t in answer[at : at + dice.randrange(8)]]
-                    engine.offer(name, len(prompt) + at, tuple(draft))
+                    engine.offer(name, Draft(len(prompt) + at, tuple(draft)))
                     # One surely right token, so that no session waits for ever.
                     sure = len(listener.tokens)
-                    engine.offer(name, len(prompt) + sure, tuple(answer[sure : sure + 1]))
+                    engine.offer(name, Draft(len(prompt) + sure, tuple(answer[sure : sure + 1])))
             if listener.tokens != answer or not isinstance(event, Finished):
                 wrong.append(f"{prompt}: {listener.tokens} is not {answer} ({event})")
 
@@ -200,15 +213,15 @@ def test_a_session_that_breaks_a_pass_ends_alone(caplog: pytest.LogCaptureFixtur
         waiting = [wait_at_first_token(engine, prompt) for prompt in PROMPTS[:3]]
         bad, fails = wait_at_first_token(engine, PROMPTS[3])
         for (name, listener), prompt in zip(waiting, PROMPTS, strict=False):
-            engine.offer(name, len(prompt) + 1, tuple(plain_answer(prompt, 30)[1:4]))
+            engine.offer(name, Draft(len(prompt) + 1, tuple(plain_answer(prompt, 30)[1:4])))
             assert listener.tokens == plain_answer(prompt, 1)
-        engine.offer(bad, len(PROMPTS[3]) + 1, (POISON,))
+        engine.offer(bad, Draft(len(PROMPTS[3]) + 1, (POISON,)))
         assert isinstance(fails.end(), WorkerFailed)
         for (name, listener), prompt in zip(waiting, PROMPTS, strict=False):
             answer = plain_answer(prompt, 30)
             while not isinstance(listener.next(), Finished):
                 at = len(listener.tokens)
-                engine.offer(name, len(prompt) + at, tuple(answer[at : at + 4]))
+                engine.offer(name, Draft(len(prompt) + at, tuple(answer[at : at + 4])))
             assert listener.tokens == answer
         assert engine.sessions == 0
         assert len({wait_at_first_token(engine, prompt)[0] for prompt in PROMPTS[:4]}) == 4  # all slots are free again
@@ -229,10 +242,10 @@ def test_a_prompt_or_image_that_breaks_its_pass_ends_alone() -> None:
             assert "log" in str(end)
             assert "bad pass" not in str(end)  # details stay here
         answer = plain_answer(PROMPTS[0], 30)
-        engine.offer(waiting, len(PROMPTS[0]) + 1, tuple(answer[1:]))
+        engine.offer(waiting, Draft(len(PROMPTS[0]) + 1, tuple(answer[1:])))
         while not isinstance(listener.next(), Finished):
             at = len(listener.tokens)
-            engine.offer(waiting, len(PROMPTS[0]) + at, tuple(answer[at:]))
+            engine.offer(waiting, Draft(len(PROMPTS[0]) + at, tuple(answer[at:])))
         assert listener.tokens == answer
 
 
@@ -270,13 +283,13 @@ def test_a_full_worker_refuses_and_a_closed_session_makes_room() -> None:
 
 def test_commands_for_sessions_that_are_not_there_do_nothing() -> None:
     with running(FakeTarget(1)) as engine:
-        engine.offer("nobody", 3, (1, 2))
+        engine.offer("nobody", Draft(3, (1, 2)))
         engine.close("nobody")
         name, listener = opened(engine, request(PROMPTS[0]))
         assert isinstance(listener.end(), Finished)
         for _ in range(3):  # it has ended: its slot must not be freed once more
             engine.close(name)
-            engine.offer(name, 2, (1,))
+            engine.offer(name, Draft(2, (1,)))
         kept, _ = wait_at_first_token(engine, PROMPTS[1])
         _, refused = opened(engine, request(PROMPTS[2]))
         assert isinstance(refused.end(), WorkerBusy)

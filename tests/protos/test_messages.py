@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from cutline.errors import InputError
+from cutline.errors import CutlineError, InputError, ModelMismatch, WorkerBusy, WorkerFailed, WorkerUnavailable
 from cutline.protos.messages import (
     AgentMessage,
     Boundary,
@@ -92,6 +92,21 @@ def test_an_agents_message_comes_back_as_it_was(message: AgentMessage) -> None:
 @given(worker_messages)
 def test_a_workers_message_comes_back_as_it_was(message: WorkerMessage) -> None:
     assert worker_from_wire(pb.WorkerMessage.FromString(worker_to_wire(message).SerializeToString())) == message
+
+
+@pytest.mark.parametrize("kind", [InputError, ModelMismatch, WorkerBusy, WorkerUnavailable, WorkerFailed])
+def test_a_workers_error_comes_back_as_it_was(kind: type[CutlineError]) -> None:
+    wire = worker_to_wire(kind("what was wrong")).SerializeToString()
+    back = worker_from_wire(pb.WorkerMessage.FromString(wire))
+    assert type(back) is kind
+    assert str(back) == "what was wrong"
+
+
+@given(uint32, st.text())
+def test_a_failure_of_any_status_is_an_error(status: int, words: str) -> None:
+    back = worker_from_wire(pb.WorkerMessage(failure=pb.Failure(status=status, message=words)))
+    assert isinstance(back, CutlineError)
+    assert str(back) == words
 
 
 @given(descriptions)

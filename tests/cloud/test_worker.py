@@ -1,0 +1,486 @@
+"""A real worker behind a real socket: what it says of itself, what it refuses, and that nobody else notices."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import struct
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from PIL import Image
+
+from cutline.cloud.server import SERVICE, serve
+from cutline.errors import CutlineError, InputError, ModelMismatch, WorkerBusy
+from cutline.models.bundle import Bundle
+from cutline.protos.messages import (
+    AgentMessage,
+    Boundary,
+    Cancel,
+    Confirmed,
+    Draft,
+    Finished,
+    ImageChunk,
+    Open,
+    Opened,
+    agent_to_wire,
+    description_from_wire,
+    image_chunks,
+    worker_from_wire,
+)
+from cutline.protos.status import status_of
+from cutline.protos.tensors import CHUNK
+from cutline.protos.v1 import worker_pb2 as pb
+from cutline.protos.v1 import worker_pb2_grpc
+
+Case = tuple[Open, bytes, tuple[int, ...]]
+Wire = AgentMessage | pb.AgentMessage
+
+SECONDS = 30  # that any one exchange may take
+
+
+class Client:
+    """A channel to one worker, and calls on it as an agent would make them, or as it never would."""
+
+    def __init__(self, channel: Any) -> None:
+        self.channel = channel
+        self.stub = worker_pb2_grpc.WorkerStub(channel)
+
+    async def converse(self, messages: Iterable[Wire]) -> list[Any]:
+        """All that the worker says to `messages`. An error comes last, and the stream's status is the one it means."""
+        call = self.stub.Session(_each(messages), timeout=SECONDS)
+        said: list[Any] = []
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            async for message in call:
+                said.append(worker_from_wire(message))  # noqa: PERF401 (what came before the error counts)
+        failed = isinstance(said[-1], CutlineError)
+        assert await call.code() is (status_of(said[-1]) if failed else grpc.StatusCode.OK)
+        return said
+
+    async def sessions(self) -> int:
+        return description_from_wire(await self.stub.Describe(pb.DescribeRequest())).sessions
+
+    async def wait_until_free(self) -> None:
+        async with asyncio.timeout(SECONDS):
+            while await self.sessions() > 0:
+                pass
+
+
+async def _each(messages: Iterable[Wire]) -> AsyncIterator[pb.AgentMessage]:
+    for message in messages:
+        yield message if isinstance(message, pb.AgentMessage) else agent_to_wire(message)
+
+
+class Talk:
+    """One session, message by message."""
+
+    def __init__(self, client: Client, *, seconds: float = SECONDS) -> None:
+        self.call = client.stub.Session(timeout=seconds)
+
+    async def say(self, *messages: AgentMessage) -> None:
+        for message in messages:
+            await self.call.write(agent_to_wire(message))
+
+    async def hear(self) -> Any:
+        return worker_from_wire(await self.call.read())
+
+
+def on_worker(bundle: Bundle, run: Callable[[Client], Awaitable[None]], *, slots: int = 2, context: int = 256) -> None:
+    """Run `run` against a worker that lives as long."""
+
+    async def main() -> None:
+        async with (
+            serve(bundle, listen="127.0.0.1:0", slots=slots, context=context, device="cpu") as address,
+            grpc.aio.insecure_channel(address) as channel,
+        ):
+            await run(Client(channel))
+
+    asyncio.run(main())
+
+
+def asking(case: Case, **changes: Any) -> list[AgentMessage]:
+    """A good session's messages."""
+    return [replace(case[0], **changes), *image_chunks(case[1])]
+
+
+def tokens(said: Sequence[Any]) -> tuple[int, ...]:
+    return tuple(token for message in said if isinstance(message, Confirmed) for token in message.tokens)
+
+
+async def answered_rightly(client: Client, case: Case) -> None:
+    said = await client.converse(asking(case))
+    assert isinstance(said[0], Opened)
+    assert isinstance(said[-1], Finished)
+    assert tokens(said) == case[2]
+
+
+def test_describe_says_what_the_worker_is(bundle: Bundle) -> None:
+    async def run(client: Client) -> None:
+        found = description_from_wire(await client.stub.Describe(pb.DescribeRequest()))
+        assert (found.model, found.name) == (bundle.manifest.identity, bundle.manifest.name)
+        assert (found.vision_layers, found.decoder_layers) == (
+            bundle.manifest.line.vision,
+            bundle.manifest.line.decoder,
+        )
+        assert (found.sessions, found.max_sessions, found.context) == (0, 3, 100)
+
+    on_worker(bundle, run, slots=3, context=100)
+
+
+def test_health_and_reflection_answer(bundle: Bundle) -> None:
+    async def run(client: Client) -> None:
+        health = health_pb2_grpc.HealthStub(client.channel)
+        for service in ("", SERVICE):
+            reply = await health.Check(health_pb2.HealthCheckRequest(service=service))
+            assert reply.status == health_pb2.HealthCheckResponse.SERVING
+        with pytest.raises(grpc.aio.AioRpcError, match="NOT_FOUND"):
+            await health.Check(health_pb2.HealthCheckRequest(service="another"))
+
+        async def asked() -> AsyncIterator[Any]:
+            yield reflection_pb2.ServerReflectionRequest(list_services="")
+
+        reflecting = reflection_pb2_grpc.ServerReflectionStub(client.channel)
+        async for reply in reflecting.ServerReflectionInfo(asked()):
+            assert SERVICE in {service.name for service in reply.list_services_response.service}
+
+    on_worker(bundle, run)
+
+
+@pytest.mark.parametrize("listen", ["", "here", "127.0.0.1", ":0", "127.0.0.1:x", "127.0.0.1:99999", "8.8.8.8:0"])
+def test_an_address_that_cannot_be_listened_at_is_refused(bundle: Bundle, listen: str) -> None:
+    async def run() -> None:
+        async with serve(bundle, listen=listen, slots=1, context=64, device="cpu"):
+            pass
+
+    with pytest.raises(InputError, match="cannot listen at"):
+        asyncio.run(run())
+
+
+def test_a_port_is_one_workers(bundle: Bundle) -> None:
+    async def run() -> None:
+        async with serve(bundle, listen="127.0.0.1:0", slots=1, context=64, device="cpu") as address:
+            with pytest.raises(InputError, match="taken"):
+                async with serve(bundle, listen=address, slots=1, context=64, device="cpu"):
+                    pass
+
+    asyncio.run(run())
+
+
+def test_sessions_at_once_with_drafts_of_every_kind_give_generates_answers(bundle: Bundle, cases: list[Case]) -> None:
+    async def one(client: Client, number: int, case: Case) -> None:
+        answer = case[2]
+        wrong = tuple(token if at % 3 else 5 for at, token in enumerate(answer))
+        after = case[0].prompt_length
+        drafts = [
+            Draft(after, wrong),
+            Draft(after, answer[:2]),
+            Draft(after + 1, answer[1:]),
+            Draft(after + 90, (1, 2)),
+        ]
+        first = ((), answer, wrong)[number % 3]
+        said = await client.converse([*asking(case, draft=first, effort=(1.0, 0.5)[number % 2]), *drafts])
+        assert tokens(said) == answer
+        positions = [(message.position, len(message.tokens)) for message in said if isinstance(message, Confirmed)]
+        assert [at for at, _ in positions[1:]] == [at + count for at, count in positions[:-1]]
+        assert positions[0][0] == after
+
+    async def run(client: Client) -> None:
+        async with asyncio.timeout(SECONDS), asyncio.TaskGroup() as group:
+            for number, case in enumerate(cases):
+                group.create_task(one(client, number, case))
+
+    on_worker(bundle, run, slots=len(cases))
+
+
+def test_a_session_opened_with_what_was_confirmed_goes_on_to_the_same_answer(bundle: Bundle, case: Case) -> None:
+    opening, _, answer = case
+
+    async def run(client: Client) -> None:
+        for done in range(len(answer)):
+            said = await client.converse(asking(case, tokens=opening.tokens + answer[:done]))
+            assert next(m.position for m in said if isinstance(m, Confirmed)) == len(opening.tokens) + done
+            assert answer[:done] + tokens(said) == answer
+
+    on_worker(bundle, run)
+
+
+def png(width: int, height: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), "green").save(file, "PNG")
+    return file.getvalue()
+
+
+def bomb(side: int) -> bytes:
+    """A whole and valid black PNG, one bit a pixel."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    rows = zlib.compress(bytes((1 + (side + 7) // 8) * side), 9)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def wrong_tokens(case: Case, bundle: Bundle) -> dict[str, tuple[list[Wire], str]]:
+    """Openings that name tokens or numbers that cannot be."""
+    opening, _, answer = case
+    outside = bundle.manifest.decoder.vocabulary
+    image_token = bundle.manifest.image_token
+    one_less = opening.tokens.index(image_token)
+    return {
+        "token outside": ([*asking(case, tokens=(*opening.tokens, outside))], "vocabulary"),
+        "huge token": ([*asking(case, tokens=(*opening.tokens, 2**32 - 1))], "vocabulary"),
+        "draft outside": ([*asking(case, draft=(outside,))], "vocabulary"),
+        "later draft outside": ([*asking(case, effort=0.0), Draft(opening.prompt_length, (outside,))], "vocabulary"),
+        "extra image token": (
+            [*asking(case, tokens=(image_token, *opening.tokens), prompt_length=len(opening.tokens) + 1)],
+            "image tokens",
+        ),
+        "image token missing": (
+            [*asking(case, tokens=opening.tokens[:one_less] + opening.tokens[one_less + 1 :], prompt_length=20)],
+            "image tokens",
+        ),
+        "no tokens": ([*asking(case, tokens=())], "prompt_length"),
+        "no prompt": ([*asking(case, prompt_length=0)], "prompt_length"),
+        "long prompt_length": ([*asking(case, prompt_length=len(opening.tokens) + 1)], "prompt_length"),
+        "prompt too long": ([*asking(case, tokens=opening.tokens + answer[:1] * 300)], "context"),
+        "nothing to answer": ([*asking(case, max_tokens=0)], "max_tokens"),
+        "answered already": ([*asking(case, tokens=opening.tokens + answer[:1], max_tokens=1)], "max_tokens"),
+        "effort": ([*asking(case, effort=1.5)], "effort"),
+        "effort not a number": ([*asking(case, effort=float("nan"))], "effort"),
+        "temperature": ([*asking(case, temperature=-1.0)], "temperature"),
+        "temperature not a number": ([*asking(case, temperature=float("nan"))], "temperature"),
+        "top-p": ([*asking(case, top_p=0.0)], "top-p"),
+        "seed": ([*asking(case, seed=2**63)], "seed"),
+        "cut": ([*asking(case, cut="vision.1")], "cannot begin"),
+        "no cut": ([*asking(case, cut="")], "cannot begin"),
+    }
+
+
+def wrong_data(case: Case, bundle: Bundle) -> dict[str, tuple[list[Wire], str]]:
+    """Messages out of order, images that are none, boundaries that do not fit."""
+    opening, image, _ = case
+    width, rows = bundle.manifest.decoder.width, opening.tokens.count(bundle.manifest.image_token)
+    entering = replace(opening, cut="decoder.0", images=0)
+    not_finite = np.zeros((rows, width), np.float32)
+    not_finite[-1, -1] = np.inf
+
+    def with_image(data: bytes) -> list[Wire]:
+        return [opening, ImageChunk(data, last=True)]
+
+    def with_rows(*parts: np.ndarray[Any, Any]) -> list[Wire]:
+        return [entering, *(Boundary(part, last=part is parts[-1]) for part in parts)]
+
+    return {
+        "nothing": ([], "must open"),
+        "draft first": ([Draft(0, (1,)), *asking(case)], "must open"),
+        "image first": ([ImageChunk(image, last=True), opening], "must open"),
+        "no kind": ([pb.AgentMessage()], "no known kind"),
+        "opened twice": ([*asking(case, effort=0.0), opening], "takes drafts"),
+        "second image": ([*asking(case, effort=0.0), ImageChunk(image, last=True)], "takes drafts"),
+        "image missing": ([opening], "0 came"),
+        "draft for an image": ([opening, Draft(3, (1,))], "0 came"),
+        "unfinished image": ([opening, ImageChunk(image, last=False)], "0 came"),
+        "one of two images": ([replace(opening, images=2), ImageChunk(image, last=True)], "1 came"),
+        "an image too many": ([replace(opening, images=2), *[ImageChunk(image, last=True)] * 2], "image tokens"),
+        "too many images": ([replace(opening, images=17)], "too many"),
+        "image unannounced": ([replace(opening, images=0), ImageChunk(image, last=True)], "image tokens"),
+        "empty image": (with_image(b""), "empty"),
+        "not an image": (with_image(b"%PDF-1.7 and so on"), "not a readable image"),
+        "truncated": (with_image(image[: len(image) // 2]), "truncated or damaged"),
+        "tiny": (with_image(png(1, 1)), "at least"),
+        "narrow": (with_image(png(10, 1000)), "crop"),
+        "bomb": (with_image(bomb(13_000)), "megapixels"),
+        "long chunk": ([opening, ImageChunk(bytes(CHUNK + 1), last=True)], "too long"),
+        "endless image": ([opening, *[ImageChunk(bytes(CHUNK), last=False)] * 33], "over 32 MiB"),
+        "endless boundary": (
+            [entering, *[Boundary(np.zeros((CHUNK // 4 // width, width), np.float32), last=False)] * 33],
+            "over 32 MiB",
+        ),
+        "no boundary": ([entering], "sends its boundary"),
+        "image at the decoder": ([entering, ImageChunk(image, last=True)], "sends its boundary"),
+        "wide rows": (with_rows(np.zeros((rows, width + 1), np.float32)), "wide"),
+        "a row too few": (with_rows(np.zeros((rows - 1, width), np.float32)), "image tokens"),
+        "a row too many": (
+            with_rows(np.zeros((rows, width), np.float32), np.zeros((1, width), np.float16)),
+            "image tokens",
+        ),
+        "three dimensions": (with_rows(np.zeros((1, rows, width), np.float32)), "2 dimensions"),
+        "not finite": (with_rows(not_finite), "not finite"),
+        "not a tensor": ([entering, pb.AgentMessage(boundary=pb.Boundary(last=True))], "type 0"),
+        "short data": (
+            [
+                entering,
+                pb.AgentMessage(boundary=pb.Boundary(rows=pb.Tensor(type="FLOAT32", shape=[9, width], data=b"1234"))),
+            ],
+            "cannot have 4 bytes",
+        ),
+        "empty rows": (
+            [
+                entering,
+                pb.AgentMessage(boundary=pb.Boundary(rows=pb.Tensor(type="FLOAT32", shape=[0, 2**32 - 1, 2**32 - 1]))),
+            ],
+            "none empty",
+        ),
+    }
+
+
+@pytest.mark.parametrize("kind", [wrong_tokens, wrong_data])
+def test_what_is_wrong_is_refused_and_the_worker_goes_on(
+    bundle: Bundle, case: Case, kind: Callable[[Case, Bundle], dict[str, tuple[list[Wire], str]]]
+) -> None:
+    """All of them one after the other on one worker, a good session in between and one open all the while."""
+
+    async def run(client: Client) -> None:
+        opening, _, answer = case
+        beside = Talk(client)
+        await beside.say(*asking(case, effort=0.0))
+        assert isinstance(await beside.hear(), Opened)
+        assert await beside.hear() == Confirmed(opening.prompt_length, answer[:1], 0)
+        for name, (messages, words) in kind(case, bundle).items():
+            said = await client.converse(messages)
+            assert isinstance(said[-1], InputError), name
+            assert words in str(said[-1]), name
+            assert tokens(said) in ((), answer[:1]), name
+            await answered_rightly(client, case)
+        await beside.say(Draft(opening.prompt_length + 1, answer[1:]))
+        rest: list[Any] = []
+        while not isinstance(rest[-1] if rest else None, Finished):
+            rest.append(await beside.hear())
+        assert answer[:1] + tokens(rest) == answer
+        beside.call.cancel()
+
+    on_worker(bundle, run)
+
+
+def test_another_model_is_a_failed_precondition(bundle: Bundle, case: Case) -> None:
+    async def run(client: Client) -> None:
+        for model in ("", "0" * 64, "\n"):
+            said = await client.converse(asking(case, model=model))
+            assert [type(message) for message in said] == [ModelMismatch]
+            assert status_of(said[0]) is grpc.StatusCode.FAILED_PRECONDITION
+        await answered_rightly(client, case)
+
+    on_worker(bundle, run)
+
+
+def test_a_message_over_the_limit_is_refused_by_grpc(bundle: Bundle, case: Case) -> None:
+    async def run(client: Client) -> None:
+        long = pb.AgentMessage(image=pb.ImageChunk(data=bytes(2 << 20)))
+        call = client.stub.Session(_each([case[0], long]), timeout=SECONDS)
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            assert [message async for message in call] == []
+        assert await call.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        await answered_rightly(client, case)
+
+    on_worker(bundle, run)
+
+
+async def waiting(client: Client, case: Case, *, seconds: float = SECONDS) -> Talk:
+    """A session that holds its slot: without effort and drafts it waits after its first token."""
+    talk = Talk(client, seconds=seconds)
+    await talk.say(*asking(case, effort=0.0))
+    assert isinstance(await talk.hear(), Opened)
+    assert await talk.hear() == Confirmed(case[0].prompt_length, case[2][:1], 0)
+    return talk
+
+
+def test_a_full_worker_is_busy_and_serves_again_when_there_is_room(bundle: Bundle, case: Case) -> None:
+    async def run(client: Client) -> None:
+        talks = [await waiting(client, case) for _ in range(2)]
+        assert await client.sessions() == 2
+        said = await client.converse(asking(case))
+        assert [type(message) for message in said] == [WorkerBusy]
+        assert status_of(said[0]) is grpc.StatusCode.RESOURCE_EXHAUSTED
+        talks[0].call.cancel()
+        async with asyncio.timeout(SECONDS):
+            while await client.sessions() == 2:
+                pass
+        await answered_rightly(client, case)
+        talks[1].call.cancel()
+
+    on_worker(bundle, run)
+
+
+async def cancelled(client: Client, case: Case) -> None:
+    (await waiting(client, case)).call.cancel()
+
+
+async def cancelled_in_the_answer(client: Client, case: Case) -> None:
+    talk = Talk(client)
+    await talk.say(*asking(case))
+    await talk.hear()
+    talk.call.cancel()
+
+
+async def cancelled_before_the_image(client: Client, case: Case) -> None:
+    talk = Talk(client)
+    await talk.say(case[0])
+    talk.call.cancel()
+
+
+async def told_to_cancel(client: Client, case: Case) -> None:
+    talk = await waiting(client, case)
+    await talk.say(Cancel())
+    await talk.call.done_writing()
+    assert await talk.call.read() is grpc.aio.EOF
+    assert await talk.call.code() is grpc.StatusCode.OK
+
+
+async def out_of_time(client: Client, case: Case) -> None:
+    talk = await waiting(client, case, seconds=0.5)
+    with contextlib.suppress(grpc.aio.AioRpcError):
+        await talk.call.read()
+    assert await talk.call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+@pytest.mark.parametrize(
+    "leave", [cancelled, cancelled_in_the_answer, cancelled_before_the_image, told_to_cancel, out_of_time]
+)
+def test_an_agent_that_leaves_frees_its_slot(
+    bundle: Bundle, case: Case, leave: Callable[[Client, Case], Awaitable[None]], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run(client: Client) -> None:
+        for _ in range(3):
+            await leave(client, case)
+            await client.wait_until_free()
+        await answered_rightly(client, case)
+
+    on_worker(bundle, run, slots=1)
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+def test_an_agent_whose_connection_breaks_frees_its_slot(bundle: Bundle, case: Case) -> None:
+    async def main() -> None:
+        async with serve(bundle, listen="127.0.0.1:0", slots=1, context=256, device="cpu") as address:
+            async with grpc.aio.insecure_channel(address) as broken:
+                await waiting(Client(broken), case)
+            async with grpc.aio.insecure_channel(address) as channel:
+                await Client(channel).wait_until_free()
+                await answered_rightly(Client(channel), case)
+
+    asyncio.run(main())
+
+
+def test_a_worker_that_stops_ends_its_sessions(bundle: Bundle, case: Case) -> None:
+    async def main() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            address = await stack.enter_async_context(
+                serve(bundle, listen="127.0.0.1:0", slots=1, context=256, device="cpu")
+            )
+            async with grpc.aio.insecure_channel(address) as channel:
+                talk = await waiting(Client(channel), case)
+                await stack.aclose()
+                with pytest.raises(grpc.aio.AioRpcError):
+                    await talk.hear()
+                assert await talk.call.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+
+    asyncio.run(main())
