@@ -6,7 +6,7 @@ import asyncio
 import functools
 import logging
 from collections.abc import AsyncIterator, Callable
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 
 MAX_IMAGES = 16
 MAX_IMAGE_BYTES = 32 << 20  # of all a session's images together
+IDLE_SECONDS = 60.0  # a session that only verifies may wait this long for a draft
 CUTS = ("image", "decoder.0")
 
 Rows = NDArray[np.float32]  # (n, width)
@@ -52,6 +53,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         self._engine = engine
         self._manifest = manifest
         self._context = context
+        self._version = _version()
 
     async def Describe(self, request: pb.DescribeRequest, context: Any) -> pb.Description:
         """What this worker serves."""
@@ -59,7 +61,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         description = Description(
             model=manifest.identity,
             name=manifest.name,
-            version=version("cutline"),
+            version=self._version,
             vision_layers=manifest.line.vision,
             decoder_layers=manifest.line.decoder,
             context=self._context,
@@ -103,7 +105,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
             loop = asyncio.get_running_loop()
             name = self._engine.open(request, drafts, lambda event: _hand_over(loop, events, event))
             take = functools.partial(self._engine.offer, name)
-            while (event := await events.get()) is not None:
+            while (event := await self._next(events)) is not None:
                 if isinstance(event, CutlineError):
                     raise event
                 yield event
@@ -113,6 +115,14 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
             reader.cancel()
             if name is not None:
                 self._engine.close(name)
+
+    async def _next(self, events: asyncio.Queue[Event | None]) -> Event | None:
+        """The next event, None if the agent cancelled. Raises InputError if a session waits too long for a draft."""
+        try:
+            async with asyncio.timeout(IDLE_SECONDS):
+                return await events.get()
+        except TimeoutError:
+            raise InputError(f"nothing was drafted or confirmed for {IDLE_SECONDS:.0f} seconds") from None
 
     async def _read_opening(self, inbox: Inbox) -> tuple[Open, list[bytes] | Rows]:
         """The opening, and the images (files) or the boundary that follow it. Raises InputError, ModelMismatch."""
@@ -154,12 +164,14 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         if opening.model != manifest.identity:
             raise ModelMismatch(
                 f"this worker serves {manifest.name} ({manifest.identity[:12]}), "
-                f"the agent was made for {opening.model[:12] or 'no model'}; connect it to a worker of that model"
+                f"the agent was made for {opening.model[:12]!r}; connect it to a worker of that model"
             )
         if opening.cut not in CUTS:
             raise InputError(f"this worker cannot begin at {opening.cut[:40]!r}; cuts: {', '.join(CUTS)}")
         if opening.images > MAX_IMAGES:
             raise InputError(f"{opening.images} images are too many; send {MAX_IMAGES} at most")
+        if opening.images * manifest.image.tokens > opening.tokens.count(manifest.image_token):
+            raise InputError(f"{opening.images} images need more image tokens than the prompt holds")
         if len(opening.tokens) >= self._context:
             raise InputError(f"{len(opening.tokens)} tokens leave no room in a context of {self._context}")
         if len(opening.tokens) >= opening.prompt_length + opening.max_tokens:
@@ -186,6 +198,13 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
                         raise InputError(f"a session that is open takes drafts, not {type(message).__name__}")
         except CutlineError as error:
             events.put_nowait(error)
+
+
+def _version() -> str:
+    try:
+        return version("cutline")
+    except PackageNotFoundError:  # run from a folder, never installed
+        return "unknown"
 
 
 def _hand_over(loop: asyncio.AbstractEventLoop, events: asyncio.Queue[Event | None], event: Event) -> None:

@@ -25,8 +25,9 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.temperature <= 100.0:
-            raise InputError(f"temperature is {self.temperature}; give 0 (greedy) up to 100")
+        # Below a hundredth nothing but the best token is drawn, and further down the division overflows.
+        if self.temperature != 0.0 and not 0.01 <= self.temperature <= 100.0:
+            raise InputError(f"temperature is {self.temperature}; give 0 (greedy), or 0.01 to 100")
         if self.top_k < 0:
             raise InputError(f"top-k is {self.top_k}; give 0 (all tokens) or more")
         if not 0.0 < self.top_p <= 1.0:

@@ -174,7 +174,15 @@ def test_a_right_draft_saves_passes(bundle: Bundle, engine: Engine, case: Case) 
     assert helped.accepted == len(answer)
 
 
-@pytest.mark.parametrize("sampling", [Sampling(temperature=0.8, seed=3), Sampling(temperature=0.8, top_p=0.9, seed=4)])
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(temperature=0.8, seed=3),
+        Sampling(temperature=0.8, top_p=0.9, seed=4),
+        Sampling(temperature=8.0, seed=5),  # so hot that every token is the noise's choice
+        Sampling(temperature=8.0, top_k=20, seed=6),
+    ],
+)
 def test_sampled_answers_do_not_depend_on_drafts(
     bundle: Bundle, engine: Engine, whole: Any, case: Case, sampling: Sampling
 ) -> None:
@@ -182,6 +190,7 @@ def test_sampled_answers_do_not_depend_on_drafts(
     alone = Answering(engine, request(bundle, case, sampling=sampling))
     alone.finish()
     answer = tuple(alone.tokens)
+    assert answer != greedy or sampling.temperature < 1
     for draft in (greedy, answer, tuple(t if at % 4 else 5 for at, t in enumerate(answer))):
         drafted = Answering(engine, request(bundle, case, sampling=sampling, draft=draft))
         drafted.finish()

@@ -212,6 +212,17 @@ def test_a_session_opened_with_what_was_confirmed_goes_on_to_the_same_answer(bun
     on_worker(bundle, run)
 
 
+def test_an_image_token_among_what_was_confirmed_is_no_image(bundle: Bundle, case: Case) -> None:
+    opening = case[0]
+
+    async def run(client: Client) -> None:
+        said = await client.converse(asking(case, tokens=(*opening.tokens, bundle.manifest.image_token), max_tokens=3))
+        assert len(tokens(said)) in (1, 2)
+        assert isinstance(said[-1], Finished)
+
+    on_worker(bundle, run)
+
+
 def png(width: int, height: int) -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (width, height), "green").save(file, "PNG")
@@ -273,6 +284,9 @@ def wrong_data(case: Case, bundle: Bundle) -> dict[str, tuple[list[Wire], str]]:
     not_finite = np.zeros((rows, width), np.float32)
     not_finite[-1, -1] = np.inf
 
+    places = (bundle.manifest.image_token,) * bundle.manifest.image.tokens
+    two = replace(opening, images=2, tokens=places + opening.tokens, prompt_length=len(places) + opening.prompt_length)
+
     def with_image(data: bytes) -> list[Wire]:
         return [opening, ImageChunk(data, last=True)]
 
@@ -289,7 +303,7 @@ def wrong_data(case: Case, bundle: Bundle) -> dict[str, tuple[list[Wire], str]]:
         "image missing": ([opening], "0 came"),
         "draft for an image": ([opening, Draft(3, (1,))], "0 came"),
         "unfinished image": ([opening, ImageChunk(image, last=False)], "0 came"),
-        "one of two images": ([replace(opening, images=2), ImageChunk(image, last=True)], "1 came"),
+        "one of two images": ([two, ImageChunk(image, last=True)], "1 came"),
         "an image too many": ([replace(opening, images=2), *[ImageChunk(image, last=True)] * 2], "image tokens"),
         "too many images": ([replace(opening, images=17)], "too many"),
         "image unannounced": ([replace(opening, images=0), ImageChunk(image, last=True)], "image tokens"),
