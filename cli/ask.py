@@ -38,8 +38,8 @@ def ask(
 ) -> None:
     """Ask a question about an image.
 
-    Without --worker, mode edge answers on this device, and auto where the gate lets the answer stand. Tokens are coloured by where they came from: yellow
-    from this device, green drafted here and confirmed, blue from the worker.
+    Without --worker, mode edge answers on this device, and auto where the gate lets the answer stand. Tokens are
+    coloured by where they came from: yellow from this device, green drafted here and confirmed, blue from the worker.
     """
     import asyncio
     import sys

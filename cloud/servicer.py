@@ -242,6 +242,6 @@ async def _boundary(inbox: Inbox, width: int) -> Rows:
         size += message.rows.nbytes
         if size > MAX_IMAGE_BYTES:
             raise InputError(f"the boundary is over {MAX_IMAGE_BYTES >> 20} MiB")
-        parts.append(message.rows.astype(np.float32))
+        parts.append(message.rows)
         if message.last:
             return np.concatenate(parts)

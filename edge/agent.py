@@ -57,11 +57,15 @@ class _Progress:
         self.tokens += tokens
         self.sources += sources
 
-    def confirm(self, position: int, confirmed: Confirmed) -> None:
-        """Take what the worker confirmed; `position` is the answer's first. What is settled already is passed over."""
-        known = len(self.tokens) - (confirmed.position - position)
+    def confirm(self, confirmed: Confirmed, prepared: _Prepared, vocabulary: int) -> None:
+        """Take what the worker confirmed; what is settled already is passed over. Raises WorkerFailed."""
+        known = len(self.tokens) - (confirmed.position - len(prepared.prompt))
         if known < 0:
             raise WorkerFailed(f"the worker skipped {-known} tokens")
+        if len(self.tokens) - known + len(confirmed.tokens) > prepared.limit:
+            raise WorkerFailed(f"the worker confirmed more than the {prepared.limit} tokens it was asked for")
+        if max(confirmed.tokens, default=0) >= vocabulary:
+            raise WorkerFailed(f"the worker confirmed a token outside the vocabulary of {vocabulary}")
         sources = [Source.DRAFT if i < confirmed.accepted else Source.CLOUD for i in range(len(confirmed.tokens))]
         self.settle(confirmed.tokens[known:], sources[known:])
 
@@ -172,7 +176,7 @@ class Agent:
             try:
                 async for event in session.events():
                     if isinstance(event, Confirmed):
-                        progress.confirm(len(prepared.prompt), event)
+                        progress.confirm(event, prepared, self.manifest.decoder.vocabulary)
                         news.set()
             finally:
                 drafter.cancel()

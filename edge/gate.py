@@ -68,7 +68,7 @@ def calibrate_gate(
     scores = np.asarray(confidences, np.float64)[order]
     wrong = np.cumsum(~np.asarray(agreed, bool)[order])
     best, kept, disagreed = math.inf, 0, 0
-    for end in np.unique(np.linspace(1, len(scores), _STEPS).astype(int)):
+    for end in np.unique(np.linspace(1, len(scores), _STEPS).astype(int)) if len(scores) else ():
         count = int(np.searchsorted(-scores, -scores[end - 1], side="right"))  # ties are kept together
         errors = int(wrong[count - 1])
         # Too few to tell, whatever they are: not yet a test of this threshold.

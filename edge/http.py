@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import uvicorn
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -44,7 +45,15 @@ def application(agent: Agent) -> Starlette:
     async def healthy(request: Request) -> Response:
         return _json({"status": "ok"})
 
-    return Starlette(routes=[Route("/v1/chat/completions", complete, methods=["POST"]), Route("/healthz", healthy)])
+    async def refuse(request: Request, error: Exception) -> Response:
+        if isinstance(error, HTTPException):
+            return _fault(error.detail, "InputError", error.status_code)
+        return _fault("the agent failed on this request; its log says more", "CutlineError", 500)
+
+    return Starlette(
+        routes=[Route("/v1/chat/completions", complete, methods=["POST"]), Route("/healthz", healthy)],
+        exception_handlers={HTTPException: refuse, Exception: refuse},
+    )
 
 
 async def _body(request: Request) -> bytes:
@@ -75,7 +84,11 @@ def _completion(model: str, answer: Answer) -> dict[str, Any]:
 
 def _failure(error: CutlineError) -> Response:
     kind = type(error)
-    return _json({"error": {"message": str(error), "type": kind.__name__}}, status=STATUS.get(kind, 500))
+    return _fault(str(error), kind.__name__, STATUS.get(kind, 500))
+
+
+def _fault(message: str, kind: str, status: int) -> Response:
+    return _json({"error": {"message": message, "type": kind}}, status=status)
 
 
 def _json(content: object, *, status: int = 200) -> Response:

@@ -7,7 +7,7 @@ import msgspec
 
 from cutline.edge.answer import Answer, Question
 from cutline.edge.chat import STATUS, Answered, Completion, Failed
-from cutline.errors import InputError
+from cutline.errors import CutlineError, InputError
 
 
 def ask_agent(url: str, question: Question) -> Answer:
@@ -34,5 +34,5 @@ def ask_over(client: httpx.Client, question: Question) -> Answer:
         fault = msgspec.json.decode(response.content, type=Failed).error
     except msgspec.MsgspecError:
         raise InputError(f"what answers at {client.base_url} is not a Cutline agent") from None
-    kind = next((kind for kind in STATUS if kind.__name__ == fault.type), InputError)
+    kind = next((kind for kind in STATUS if kind.__name__ == fault.type), CutlineError)
     raise kind(fault.message)

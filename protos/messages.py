@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from cutline.errors import CutlineError, InputError
 from cutline.protos.status import exception_of, status_of
-from cutline.protos.tensors import CHUNK, decode_tensor, encode_tensor
+from cutline.protos.tensors import CHUNK, Wire, bytes_per_row, decode_tensor, encode_tensor, wire_of
 from cutline.protos.v1 import worker_pb2 as pb
 
 MAX_TOKENS = 1 << 20  # in one message
@@ -64,10 +64,11 @@ class ImageChunk:
 
 @dataclass(frozen=True, slots=True)
 class Boundary:
-    """A piece of the boundary: whole `rows` (n, width), float32 or float16."""
+    """A piece of the boundary: whole `rows` (n, width), which travel as `wire` and arrive as float32."""
 
     rows: NDArray[Any]
     last: bool
+    wire: Wire = Wire.FLOAT32
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +130,18 @@ def image_chunks(data: bytes) -> Iterator[ImageChunk]:
         yield ImageChunk(data[start : start + CHUNK], last=start + CHUNK >= len(data))
 
 
+def boundary_chunks(rows: NDArray[Any], wire: Wire) -> Iterator[Boundary]:
+    """A boundary (n, width) in pieces of whole rows small enough for the wire. Raises InputError if a row is not."""
+    width = rows.shape[1]
+    step = CHUNK // bytes_per_row(wire, width)
+    if step == 0:
+        raise InputError(f"a row of {width} values as {wire} is over {CHUNK} bytes, more than a message takes")
+    for start in range(0, len(rows), step):
+        yield Boundary(rows[start : start + step], last=start + step >= len(rows), wire=wire)
+
+
 def agent_to_wire(message: AgentMessage) -> pb.AgentMessage:
-    """An agent's message for the wire."""
+    """An agent's message for the wire. Raises InputError on boundary rows that their format cannot hold."""
     match message:
         case Open():
             sampling = pb.Sampling(
@@ -150,8 +161,8 @@ def agent_to_wire(message: AgentMessage) -> pb.AgentMessage:
             return pb.AgentMessage(open=opening)
         case ImageChunk(data, last):
             return pb.AgentMessage(image=pb.ImageChunk(data=data, last=last))
-        case Boundary(rows, last):
-            return pb.AgentMessage(boundary=pb.Boundary(rows=encode_tensor(rows), last=last))
+        case Boundary(rows, last, wire):
+            return pb.AgentMessage(boundary=pb.Boundary(rows=encode_tensor(rows, wire), last=last))
         case Draft(position, tokens):
             return pb.AgentMessage(draft=pb.Draft(position=position, tokens=tokens))
         case Cancel():
@@ -171,7 +182,7 @@ def agent_from_wire(message: pb.AgentMessage) -> AgentMessage:
             rows = decode_tensor(message.boundary.rows)
             if rows.ndim != 2:
                 raise InputError(f"a boundary has 2 dimensions, not {rows.ndim}")
-            return Boundary(rows, message.boundary.last)
+            return Boundary(rows, message.boundary.last, wire_of(message.boundary.rows))
         case "draft":
             return Draft(message.draft.position, _tokens(message.draft.tokens))
         case "cancel":

@@ -1,7 +1,11 @@
-"""Tensors on the wire: dense little-endian bytes, an allowed type, a shape. Nothing that arrives is trusted."""
+"""Tensors on the wire, in one of five formats. Nothing that arrives is trusted. docs/wire.md has the formats' prices.
+
+A row is what lies along the last dimension. Each row is encoded by itself: the same whatever rows travel beside it.
+"""
 
 from __future__ import annotations
 
+import enum
 import math
 from typing import Any
 
@@ -11,33 +15,145 @@ from numpy.typing import NDArray
 from cutline.errors import InputError
 from cutline.protos.v1 import worker_pb2 as pb
 
+Floats = NDArray[np.float32]
+
 CHUNK = 1 << 20  # bytes a message at most: larger ones double the latency of an asyncio server
 
-_TYPES: dict[pb.Tensor.Type, np.dtype[Any]] = {
-    pb.Tensor.FLOAT32: np.dtype("<f4"),
-    pb.Tensor.FLOAT16: np.dtype("<f2"),
+
+class Wire(enum.StrEnum):
+    """The format in which values travel; its members are named as in the .proto."""
+
+    FLOAT32 = "fp32"
+    FLOAT16 = "fp16"
+    BFLOAT16 = "bf16"
+    INT8 = "int8"  # with a scale a row
+    INT4 = "int4"  # with a scale a row, two values a byte
+
+
+_BITS = {Wire.FLOAT32: 32, Wire.FLOAT16: 16, Wire.BFLOAT16: 16, Wire.INT8: 8, Wire.INT4: 4}
+_LEVELS = {Wire.INT8: 127, Wire.INT4: 7}  # steps from zero to the largest value of a row
+_TYPES = {pb.Tensor.Type.Value(wire.name): wire for wire in Wire}
+
+# float32, as two bytes would cover no more than float16's range, and a row has hundreds of values to share the cost.
+_SCALE = np.dtype("<f4")
+_LEAST_SCALE = np.finfo(np.float32).smallest_normal  # below it a scale loses digits, and at 0 it divides nothing
+_LARGEST_BFLOAT16 = 255 * 2.0**120
+# The largest magnitude that may be sent. A scale times its levels rounds, so it gets bfloat16's distance to infinity.
+_LARGEST = dict.fromkeys(Wire, _LARGEST_BFLOAT16) | {
+    Wire.FLOAT32: float(np.finfo(np.float32).max),
+    Wire.FLOAT16: float(np.finfo(np.float16).max),
 }
-_NAMES = {dtype: name for name, dtype in _TYPES.items()}
 
 
-def encode_tensor(array: NDArray[Any]) -> pb.Tensor:
-    """`array` (float32 or float16) for the wire."""
-    dtype = array.dtype.newbyteorder("<")
-    return pb.Tensor(type=_NAMES[dtype], shape=array.shape, data=np.ascontiguousarray(array, dtype).tobytes())
+def bytes_per_row(wire: Wire, width: int) -> int:
+    """Bytes that a row of `width` values takes, its scale included, the message around it not."""
+    return _data_bytes(wire, width) + _scale_bytes(wire)
 
 
-def decode_tensor(tensor: pb.Tensor) -> NDArray[Any]:
-    """The array in `tensor`: of an allowed type, finite, exactly as long as its shape says. Raises InputError."""
-    dtype = _TYPES.get(tensor.type)
-    if dtype is None:
-        raise InputError(f"tensor type {tensor.type} is not taken; send one of {', '.join(map(str, _NAMES))}")
-    if len(tensor.data) > CHUNK:
-        raise InputError(f"a tensor of {len(tensor.data)} bytes is too long; send at most {CHUNK} a message")
+def wire_of(tensor: pb.Tensor) -> Wire:
+    """The format of `tensor`. Raises InputError on one that this version does not know."""
+    wire = _TYPES.get(tensor.type)
+    if wire is None:
+        raise InputError(f"tensor type {tensor.type} is not taken; send one of {', '.join(Wire)}")
+    return wire
+
+
+def encode_tensor(values: NDArray[Any], wire: Wire = Wire.FLOAT32) -> pb.Tensor:
+    """`values` (float32 or float16, of one dimension or more) for the wire.
+
+    Raises InputError on a value that is not finite or would not be in `wire`: to saturate would change an answer
+    without a word. Raises TypeError on types that float32 cannot hold.
+    """
+    values = values.astype(np.float32, order="C", casting="safe", copy=False)
+    rows = values.reshape(-1, values.shape[-1])
+    peaks = np.abs(rows).max(axis=1, keepdims=True)
+    if not (peaks <= _LARGEST[wire]).all():
+        raise InputError(_too_large(float(peaks.max()), wire))
+    data, scales = _write(rows, peaks, wire)
+    return pb.Tensor(type=wire.name, shape=values.shape, data=data, scales=scales)
+
+
+def decode_tensor(tensor: pb.Tensor) -> Floats:
+    """The values in `tensor`, perhaps read-only: of a known format, finite, exactly as long as its shape says.
+
+    Takes at most CHUNK bytes, which become at most 8 * CHUNK bytes of values. Raises InputError.
+    """
+    wire = wire_of(tensor)
+    size = len(tensor.data) + len(tensor.scales)
+    if size > CHUNK:
+        raise InputError(f"a tensor of {size} bytes is too long; send at most {CHUNK} a message")
     if not 1 <= len(tensor.shape) <= 4 or 0 in tensor.shape:
         raise InputError(f"a tensor of shape {list(tensor.shape)[:5]} is not taken; send 1 to 4 dimensions, none empty")
-    if math.prod(tensor.shape) * dtype.itemsize != len(tensor.data):
-        raise InputError(f"a tensor of shape {list(tensor.shape)} and {dtype} cannot have {len(tensor.data)} bytes")
-    array = np.frombuffer(tensor.data, dtype).reshape(tensor.shape)
-    if not np.isfinite(array).all():
+    *outer, width = tensor.shape
+    count = math.prod(outer)
+    if count * _data_bytes(wire, width) != len(tensor.data):
+        raise InputError(f"a tensor of shape {[*outer, width]} and {wire} cannot have {len(tensor.data)} bytes")
+    if count * _scale_bytes(wire) != len(tensor.scales):
+        raise InputError(f"a tensor of {count} rows and {wire} cannot have {len(tensor.scales)} bytes of scales")
+    values = _read(tensor, wire, count, width)
+    if not np.isfinite(values).all():
         raise InputError("a tensor holds values that are not finite")
-    return array
+    return values.reshape(tuple(tensor.shape))
+
+
+def _write(rows: Floats, peaks: Floats, wire: Wire) -> tuple[bytes, bytes]:
+    """The bytes of `rows` (n, width) and of their scales; `peaks` (n, 1) are the largest magnitudes."""
+    match wire:
+        case Wire.FLOAT32:
+            return rows.astype("<f4", copy=False).tobytes(), b""
+        case Wire.FLOAT16:
+            return rows.astype("<f2").tobytes(), b""
+        case Wire.BFLOAT16:
+            bits = rows.view(np.uint32)
+            half = 0x7FFF + (bits >> 16 & 1)  # to nearest, a tie to even
+            return (bits + half >> 16).astype("<u2").tobytes(), b""
+        case Wire.INT8 | Wire.INT4:
+            steps = np.maximum(peaks / np.float32(_LEVELS[wire]), _LEAST_SCALE)
+            levels = np.rint(rows / steps).astype(np.int8)
+            return (levels if wire is Wire.INT8 else _packed(levels)).tobytes(), steps.astype(_SCALE).tobytes()
+
+
+def _read(tensor: pb.Tensor, wire: Wire, count: int, width: int) -> Floats:
+    """The values in the bytes of `tensor`, whose lengths are right. They may not be finite. Raises InputError."""
+    match wire:
+        case Wire.FLOAT32:
+            return np.frombuffer(tensor.data, "<f4").astype(np.float32, copy=False)
+        case Wire.FLOAT16:
+            return np.frombuffer(tensor.data, "<f2").astype(np.float32)
+        case Wire.BFLOAT16:
+            return (np.frombuffer(tensor.data, "<u2").astype(np.uint32) << 16).view(np.float32)
+        case Wire.INT8 | Wire.INT4:
+            steps = np.frombuffer(tensor.scales, _SCALE).astype(np.float32).reshape(count, 1)
+            if not ((steps >= 0) & (steps < np.inf)).all():
+                raise InputError("a tensor has scales that are negative or not finite")
+            levels = np.frombuffer(tensor.data, np.int8).reshape(count, -1)
+            with np.errstate(over="ignore"):  # a scale may be finite and what it makes not: the caller looks
+                return (levels if wire is Wire.INT8 else _unpacked(levels, width)) * steps
+
+
+def _data_bytes(wire: Wire, width: int) -> int:
+    return (width * _BITS[wire] + 7) // 8
+
+
+def _scale_bytes(wire: Wire) -> int:
+    return _SCALE.itemsize if wire in _LEVELS else 0
+
+
+def _too_large(peak: float, wire: Wire) -> str:
+    if not math.isfinite(peak):
+        return "a tensor to send holds values that are not finite; the model that computed it is broken"
+    wider = Wire.BFLOAT16 if wire is Wire.FLOAT16 else Wire.FLOAT32
+    return f"a value of magnitude {peak:.6g} is too large for {wire} ({_LARGEST[wire]:.6g} at most); send {wider}"
+
+
+def _packed(levels: NDArray[np.int8]) -> NDArray[np.int8]:
+    """Two 4-bit values a byte, the first in its low half; a row of odd width ends in a half of zero."""
+    even: NDArray[np.int8] = np.pad(levels, ((0, 0), (0, levels.shape[1] % 2)))
+    return even[:, 0::2] & 0xF | even[:, 1::2] << 4
+
+
+def _unpacked(pairs: NDArray[np.int8], width: int) -> NDArray[np.int8]:
+    levels = np.stack([pairs << 4 >> 4, pairs >> 4], axis=-1).reshape(len(pairs), -1)  # shifts that keep the sign
+    if levels[:, width:].any():
+        raise InputError(f"a row of {width} int4 values must end in a half byte of zero")
+    return levels[:, :width]

@@ -34,7 +34,8 @@ def stale() -> list[str]:
 
 
 def _stubs(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*_pb2*.py*") if path.is_file()}
+    found = [path for ending in ("py", "pyi") for path in folder.rglob(f"*_pb2*.{ending}")]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
 
 
 def main() -> None:

@@ -96,22 +96,30 @@ class Boundary(_message.Message):
     def __init__(self, rows: _Optional[_Union[Tensor, _Mapping]] = ..., last: _Optional[bool] = ...) -> None: ...
 
 class Tensor(_message.Message):
-    __slots__ = ("type", "shape", "data")
+    __slots__ = ("type", "shape", "data", "scales")
     class Type(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         UNKNOWN: _ClassVar[Tensor.Type]
         FLOAT32: _ClassVar[Tensor.Type]
         FLOAT16: _ClassVar[Tensor.Type]
+        BFLOAT16: _ClassVar[Tensor.Type]
+        INT8: _ClassVar[Tensor.Type]
+        INT4: _ClassVar[Tensor.Type]
     UNKNOWN: Tensor.Type
     FLOAT32: Tensor.Type
     FLOAT16: Tensor.Type
+    BFLOAT16: Tensor.Type
+    INT8: Tensor.Type
+    INT4: Tensor.Type
     TYPE_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
+    SCALES_FIELD_NUMBER: _ClassVar[int]
     type: Tensor.Type
     shape: _containers.RepeatedScalarFieldContainer[int]
     data: bytes
-    def __init__(self, type: _Optional[_Union[Tensor.Type, str]] = ..., shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
+    scales: bytes
+    def __init__(self, type: _Optional[_Union[Tensor.Type, str]] = ..., shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ..., scales: _Optional[bytes] = ...) -> None: ...
 
 class Draft(_message.Message):
     __slots__ = ("position", "tokens")

@@ -281,8 +281,7 @@ def wrong_data(case: Case, bundle: Bundle) -> dict[str, tuple[list[Wire], str]]:
     opening, image, _ = case
     width, rows = bundle.manifest.decoder.width, opening.tokens.count(bundle.manifest.image_token)
     entering = replace(opening, cut="decoder.0", images=0)
-    not_finite = np.zeros((rows, width), np.float32)
-    not_finite[-1, -1] = np.inf
+    not_finite = bytes(4 * (rows * width - 1)) + np.float32(np.inf).tobytes()
 
     places = (bundle.manifest.image_token,) * bundle.manifest.image.tokens
     two = replace(opening, images=2, tokens=places + opening.tokens, prompt_length=len(places) + opening.prompt_length)
@@ -328,7 +327,15 @@ def wrong_data(case: Case, bundle: Bundle) -> dict[str, tuple[list[Wire], str]]:
             "image tokens",
         ),
         "three dimensions": (with_rows(np.zeros((1, rows, width), np.float32)), "2 dimensions"),
-        "not finite": (with_rows(not_finite), "not finite"),
+        "not finite": (
+            [
+                entering,
+                pb.AgentMessage(
+                    boundary=pb.Boundary(rows=pb.Tensor(type="FLOAT32", shape=[rows, width], data=not_finite))
+                ),
+            ],
+            "not finite",
+        ),
         "not a tensor": ([entering, pb.AgentMessage(boundary=pb.Boundary(last=True))], "type 0"),
         "short data": (
             [

@@ -27,13 +27,14 @@ from cutline.protos.messages import (
     WorkerMessage,
     agent_from_wire,
     agent_to_wire,
+    boundary_chunks,
     description_from_wire,
     description_to_wire,
     image_chunks,
     worker_from_wire,
     worker_to_wire,
 )
-from cutline.protos.tensors import CHUNK
+from cutline.protos.tensors import CHUNK, Wire, bytes_per_row
 from cutline.protos.v1 import worker_pb2 as pb
 
 uint32 = st.integers(0, 2**32 - 1)
@@ -115,14 +116,37 @@ def test_a_description_comes_back_as_it_was(description: Description) -> None:
     assert description_from_wire(pb.Description.FromString(wire)) == description
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_a_boundary_comes_back_as_it_was(dtype: Any) -> None:
-    rows = np.random.default_rng(0).normal(size=(5, 7)).astype(dtype)
-    back = agent_from_wire(agent_to_wire(Boundary(rows, last=True)))
+@pytest.mark.parametrize("wire", Wire)
+def test_a_boundary_comes_back_in_its_format(wire: Wire) -> None:
+    rows = np.random.default_rng(0).choice([-7, 0, 7], (5, 9)).astype(np.float32)  # every format holds these
+    back = agent_from_wire(agent_to_wire(Boundary(rows, last=True, wire=wire)))
     assert isinstance(back, Boundary)
     assert back.last
-    assert back.rows.dtype == dtype
-    assert np.array_equal(back.rows, rows)
+    assert back.wire is wire
+    assert back.rows.dtype == np.float32
+    assert np.allclose(back.rows, rows, rtol=1e-6)
+
+
+@pytest.mark.parametrize("wire", Wire)
+@pytest.mark.parametrize("messages", [1, 2, 3])
+@pytest.mark.parametrize("over", [-1, 0, 1])
+def test_a_boundary_is_cut_into_pieces_of_whole_rows_that_the_wire_takes(wire: Wire, messages: int, over: int) -> None:
+    width = 40_001
+    count = CHUNK // bytes_per_row(wire, width) * messages + over
+    rows = np.repeat(np.arange(1, count + 1, dtype=np.float32)[:, None], width, axis=1)
+    wires = [agent_to_wire(chunk) for chunk in boundary_chunks(rows, wire)]
+    assert all(len(part.boundary.rows.data) + len(part.boundary.rows.scales) <= CHUNK for part in wires)
+    assert len(wires) == -(-count // (CHUNK // bytes_per_row(wire, width)))
+    back = [agent_from_wire(part) for part in wires]
+    assert np.allclose(np.concatenate([part.rows for part in back if isinstance(part, Boundary)]), rows, rtol=2**-8)
+    assert [part.last for part in back if isinstance(part, Boundary)] == [False] * (len(back) - 1) + [True]
+
+
+def test_a_row_that_no_message_takes_is_not_sent() -> None:
+    rows = np.zeros((2, CHUNK), np.float32)
+    assert len(list(boundary_chunks(rows, Wire.INT4))) == 2
+    with pytest.raises(InputError, match="more than a message takes"):
+        next(boundary_chunks(rows, Wire.INT8))
 
 
 @pytest.mark.parametrize("size", [1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK])
@@ -181,7 +205,7 @@ def test_bytes_for_an_agent_become_a_message_or_an_input_error(data: bytes) -> N
 @given(
     st.lists(uint32, max_size=4),
     st.binary(max_size=64),
-    st.integers(0, 3),
+    st.integers(0, 6),
 )
 def test_a_tensor_of_any_shape_becomes_two_dimensions_or_an_input_error(
     shape: list[int], data: bytes, kind: int
@@ -193,7 +217,7 @@ def test_a_tensor_of_any_shape_becomes_two_dimensions_or_an_input_error(
         return
     assert isinstance(plain, Boundary)
     assert plain.rows.shape == tuple(shape)
-    assert plain.rows.nbytes == len(data)
+    assert plain.rows.nbytes <= 8 * len(data)
 
 
 GOOD = Open(model="m", tokens=(1, 2, 3), prompt_length=2, max_tokens=4)

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+from itertools import islice
+
+import numpy as np
+import pytest
+from cutline.demo.bundles import DRAFTER, TARGET
+from cutline.demo.cards import Split
+from cutline.demo.requests import requests
+from cutline.edge.drafter import Drafted, Drafter, Drafting
+from cutline.errors import BundleError
+from cutline.models.bundle import Bundle
+from cutline.models.images import decode_image, preprocess
+from cutline.models.prompt import PromptBuilder, question
+from cutline.models.sampling import Sampling, choose
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+BUNDLE = Bundle.open(DRAFTER)
+DRAFTER_ = Drafter.open(BUNDLE, threads=1)
+MANIFEST = BUNDLE.manifest
+CONTEXT, VOCABULARY = MANIFEST.decoder.context, MANIFEST.decoder.vocabulary
+
+REQUEST = next(one for one in requests(Split.EVALUATION, 1, seed=3) if one.question.kind == "describe")
+PIXELS = preprocess(decode_image(REQUEST.image), MANIFEST.image)
+PROMPT = PromptBuilder.open(BUNDLE).build([question(REQUEST.question.text)], [PIXELS.grid]).ids
+
+samplings = st.sampled_from([Sampling(), Sampling(temperature=0.8, seed=3), Sampling(temperature=1.5, top_k=7, seed=9)])
+answers = st.lists(st.integers(0, VOCABULARY - 1), max_size=12)
+
+
+def converse(sampling: Sampling | None = None) -> Drafting:
+    return DRAFTER_.converse(PROMPT, PIXELS.tiles, sampling or Sampling())
+
+
+def tokens(drafted: list[Drafted]) -> list[int]:
+    return [one.token for one in drafted]
+
+
+def alike(one: list[Drafted], other: list[Drafted]) -> bool:
+    """The same tokens; probabilities may differ in the last bits, as rows are computed alone or together."""
+    return tokens(one) == tokens(other) and bool(
+        np.allclose([a.probability for a in one], [b.probability for b in other], rtol=1e-3, atol=1e-6)
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    turns=st.lists(st.tuples(answers, st.integers(0, 6), st.integers(0, 20)), min_size=1, max_size=5),
+    sampling=samplings,
+)
+def test_whatever_came_before_a_draft_is_that_of_a_new_conversation(
+    turns: list[tuple[list[int], int, int]], sampling: Sampling
+) -> None:
+    """Each turn goes on from part of the last turn's draft, with other tokens after it, and is left at any token."""
+    drafting, before = converse(sampling), list[int]()
+    for novel, kept, asked in turns:
+        answer = before[:kept] + novel
+        drafted = list(islice(drafting.draft(answer, 8), asked))
+        assert alike(drafted, list(islice(converse(sampling).draft(answer, 8), asked)))
+        before = answer + tokens(drafted)
+
+
+@settings(max_examples=20, deadline=None)
+@given(answer=answers, sampling=samplings)
+def test_logits_are_what_is_drafted_from(answer: list[int], sampling: Sampling) -> None:
+    drafting = converse(sampling)
+    logits = drafting.logits(answer)
+    assert logits.shape == (len(answer) + 1, VOCABULARY)
+    for length, row in enumerate(logits):
+        (first,) = islice(converse(sampling).draft(answer[:length], 1), 1)
+        expected = choose(row, sampling, len(PROMPT) + length)
+        probabilities = np.exp(row.astype(np.float64) - row.max())
+        probabilities /= probabilities.sum()
+        assert first.token == expected
+        assert first.probability == pytest.approx(probabilities[expected], rel=1e-3, abs=1e-6)
+    # Asking for logits leaves the conversation as good as new.
+    assert alike(list(drafting.draft((), 6)), list(converse(sampling).draft((), 6)))
+
+
+@pytest.mark.parametrize("limit", [0, 1, 2, 5, 64])
+def test_a_draft_ends_at_its_limit_or_at_the_stop_token(limit: int) -> None:
+    whole = tokens(list(converse().draft((), 64)))
+    assert tokens(list(converse().draft((), limit))) == whole[:limit]
+    ends = [index for index, token in enumerate(whole) if token in MANIFEST.stop_tokens]
+    assert ends in ([], [len(whole) - 1])
+
+
+def test_a_stop_token_ends_the_draft(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = tokens(list(converse().draft((), 64)))
+    last = whole.index(whole[3])
+    rows = DRAFTER_._decoder.embed(PROMPT).copy()
+    rows[np.array(PROMPT) == MANIFEST.image_token] = DRAFTER_._tower(PIXELS.tiles)
+    stopping = Drafting(DRAFTER_._decoder, PROMPT, rows, Sampling(), frozenset([whole[3]]))
+    assert tokens(list(stopping.draft((), 64))) == whole[: last + 1]
+
+
+def test_a_draft_ends_where_the_context_does() -> None:
+    drafting = DRAFTER_.converse(PROMPT, PIXELS.tiles, Sampling(temperature=50.0, seed=1))
+    never = Drafting(drafting._decoder, PROMPT, drafting._prompt_rows, drafting._sampling, frozenset())
+    answer = list(range(10, 10 + CONTEXT - len(PROMPT) - 3))
+    # Tokens stand at positions up to the context's last; one more may be chosen but never fed.
+    assert len(list(never.draft(answer, 100))) == 4
+    full = answer + [20, 21, 22]
+    assert len(list(never.draft(full, 100))) == 1
+    assert len(list(never.draft((), 5))) == 5, "a full state rolls back like any other"
+
+
+def test_conversations_do_not_disturb_each_other() -> None:
+    alone = list(converse().draft((), 12))
+    first, second = converse(), converse(Sampling(temperature=2.0, seed=5))
+    mixed, one = [], first.draft((), 12)
+    other = second.draft((), 64)
+    for drafted in one:
+        mixed.append(drafted)
+        next(other, None)
+    assert alike(mixed, alone)
+
+
+def test_text_alone_needs_no_tiles() -> None:
+    words = [token for token in PROMPT if token != MANIFEST.image_token]
+    assert list(DRAFTER_.converse(words, None, Sampling()).draft((), 4))
+
+
+def test_a_targets_bundle_is_no_drafter() -> None:
+    with pytest.raises(BundleError, match="drafter"):
+        Drafter.open(Bundle.open(TARGET), threads=1)

@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from cutline.demo.bundles import DRAFTER
+from cutline.edge.drafter import Drafted
+from cutline.edge.gate import Gate, binomial_tail, calibrate_gate, confidence_of, open_gate, save_gate
+from cutline.errors import BundleError
+from cutline.models.bundle import CALIBRATION, Bundle, write_manifest
+from cutline.models.sampling import Sampling
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.stats import binom
+
+GREEDY = Sampling()
+
+
+def gate(threshold: float) -> Gate:
+    return Gate(threshold=threshold, risk=0.05, confidence=0.9, requests=1, kept=1, disagreed=0)
+
+
+@given(count=st.integers(1, 2000), share=st.floats(0, 1), rate=st.floats(1e-6, 1 - 1e-6))
+def test_binomial_tail_is_scipys(count: int, share: float, rate: float) -> None:
+    errors = int(share * count)
+    assert binomial_tail(errors, count, rate) == pytest.approx(binom.cdf(errors, count, rate), rel=1e-8, abs=1e-12)
+
+
+def kept_by(threshold: float, confidences: Sequence[float]) -> NDArray[np.bool_]:
+    return np.asarray(confidences) >= threshold
+
+
+pairs = st.lists(st.tuples(st.floats(0, 1) | st.sampled_from([0.25, 0.5, 1.0]), st.booleans()), max_size=300)
+
+
+@settings(max_examples=200)
+@given(pairs=pairs, risk=st.floats(0.01, 0.5), confidence=st.floats(0.5, 0.99))
+def test_a_gates_figures_are_those_of_its_threshold(
+    pairs: list[tuple[float, bool]], risk: float, confidence: float
+) -> None:
+    confidences, agreed = [one for one, _ in pairs], [other for _, other in pairs]
+    found = calibrate_gate(confidences, agreed, risk=risk, confidence=confidence)
+    kept = kept_by(found.threshold, confidences)
+    assert found.requests == len(pairs)
+    assert found.kept == kept.sum()
+    assert found.disagreed == (kept & ~np.array(agreed, bool)).sum()
+    if found.kept:
+        assert binom.cdf(found.disagreed, found.kept, risk) <= (1 - confidence) * (1 + 1e-9)
+    else:
+        assert found.threshold > 1
+
+
+def test_nothing_to_calibrate_on_keeps_nothing() -> None:
+    found = calibrate_gate([], [])
+    assert (found.requests, found.kept) == (0, 0)
+    assert found.threshold > 1
+
+
+def test_too_few_to_tell_keeps_nothing() -> None:
+    assert calibrate_gate([0.9] * 44, [True] * 44).threshold > 1
+    assert calibrate_gate([0.9] * 45, [True] * 45).threshold == 0.9  # 0.95**45 < 0.1 < 0.95**44
+
+
+def test_answers_that_all_agree_are_all_kept() -> None:
+    confidences = np.random.default_rng(0).random(500)
+    found = calibrate_gate(confidences, [True] * 500)
+    assert found.threshold == confidences.min()
+    assert (found.kept, found.disagreed) == (500, 0)
+
+
+def test_answers_that_all_differ_are_never_kept() -> None:
+    found = calibrate_gate(np.random.default_rng(0).random(500), [False] * 500)
+    assert found.kept == 0
+    assert found.threshold > 1
+
+
+def test_answers_of_one_confidence_stand_or_fall_together() -> None:
+    good, bad = [True] * 100, [True] * 50 + [False] * 50
+    found = calibrate_gate([0.9] * 100 + [0.5] * 100, good + bad)
+    assert (found.threshold, found.kept, found.disagreed) == (0.9, 100, 0)
+
+
+def test_the_order_of_the_requests_does_not_matter() -> None:
+    rng = np.random.default_rng(5)
+    confidences = rng.random(400).round(2)
+    agreed = rng.random(400) < confidences
+    order = rng.permutation(400)
+    assert calibrate_gate(confidences, agreed) == calibrate_gate(confidences[order], agreed[order])
+
+
+def true_risk(threshold: float, disagreement: NDArray[np.float64]) -> float:
+    """The risk among kept answers when confidence is uniform and `disagreement` holds its chances on a fine grid."""
+    grid = (np.arange(len(disagreement)) + 0.5) / len(disagreement)
+    kept = grid >= threshold
+    return float(disagreement[kept].mean()) if kept.any() else 0.0
+
+
+@pytest.mark.parametrize("requests", [150, 900])
+@pytest.mark.parametrize("shape", ["falling", "flat", "worse", "rising"])
+def test_the_guarantee_holds(shape: str, requests: int) -> None:
+    """Calibrate on many sets from a known law: a gate's true risk is above `risk` in at most 1 - confidence of them."""
+    risk, confidence, sets = 0.05, 0.9, 600
+    grid = (np.arange(10_000) + 0.5) / 10_000
+    disagreement = {
+        "falling": (1 - grid) ** 2,  # the drafter knows what it knows
+        "flat": np.full_like(grid, risk * 1.001),  # every threshold breaks the risk, by a hair
+        "worse": np.full_like(grid, 0.08),
+        "rising": 0.1 * grid,  # confidence misleads
+    }[shape]
+    rng = np.random.default_rng(17)
+    broken, kept = 0, 0
+    for _ in range(sets):
+        confidences = rng.random(requests)
+        agreed = rng.random(requests) >= disagreement[(confidences * len(grid)).astype(int)]
+        found = calibrate_gate(confidences, agreed, risk=risk, confidence=confidence)
+        kept += found.kept
+        broken += true_risk(found.threshold, disagreement) > risk
+    # So many breaks would come about once in a million runs if the chance of one were just 1 - confidence.
+    assert broken <= binom.ppf(1 - 1e-6, sets, 1 - confidence)
+    if shape == "falling" and requests > 500:
+        assert kept / sets / requests > 0.2, "a gate that keeps next to nothing is safe, and useless"
+
+
+def drafted(*probabilities: float) -> list[Drafted]:
+    return [Drafted(token, probability) for token, probability in enumerate(probabilities)]
+
+
+def test_confidence_is_the_probability_of_the_whole_answer() -> None:
+    assert confidence_of(drafted(0.9, 0.5, 0.8)) == pytest.approx(0.36)
+    assert confidence_of(drafted()) == 1.0
+
+
+def test_a_gate_keeps_from_its_threshold_on() -> None:
+    assert gate(0.5).keeps(drafted(0.5), GREEDY)
+    assert not gate(0.5).keeps(drafted(math.nextafter(0.5, 0)), GREEDY)
+    assert not calibrate_gate([], []).keeps(drafted(1.0), GREEDY)
+
+
+@given(temperature=st.floats(0.01, 100), seed=st.integers(0, 2**62))
+def test_a_sampled_answer_is_never_kept(temperature: float, seed: int) -> None:
+    assert not gate(0.0).keeps(drafted(1.0), Sampling(temperature=temperature, seed=seed))
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Bundle:
+    """The demo's drafter without a calibration, in a folder that may change."""
+    folder = tmp_path / "drafter"
+    shutil.copytree(DRAFTER, folder)
+    (folder / CALIBRATION).unlink(missing_ok=True)
+    write_manifest(folder, Bundle.open(DRAFTER).manifest)
+    return Bundle.open(folder)
+
+
+def test_a_saved_gate_comes_back_and_changes_no_identity(copied: Bundle) -> None:
+    identity = copied.manifest.identity
+    for threshold in (0.123456789, 0.5, 2.0):  # the second takes the place of the first
+        save_gate(copied, gate(threshold))
+        again = Bundle.open(copied.path)
+        assert open_gate(again) == gate(threshold)
+        assert again.manifest.identity == identity
+        copied = again
+
+
+def test_a_bundle_that_was_never_calibrated(copied: Bundle) -> None:
+    with pytest.raises(BundleError, match="cutline calibrate"):
+        open_gate(copied)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b'{"threshold": "high"}'])
+def test_a_calibration_that_does_not_read(copied: Bundle, content: bytes) -> None:
+    (copied.path / CALIBRATION).write_bytes(content)
+    write_manifest(copied.path, copied.manifest)
+    with pytest.raises(BundleError, match="calibrate again"):
+        open_gate(Bundle.open(copied.path))
+
+
+def test_a_calibration_that_was_tampered_with(copied: Bundle) -> None:
+    save_gate(copied, gate(0.9))
+    (copied.path / CALIBRATION).write_bytes(msgspec.json.encode(gate(0.0)))
+    with pytest.raises(BundleError, match="hash differs"):
+        Bundle.open(copied.path)
