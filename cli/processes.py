@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from cutline.errors import WorkerUnavailable
 
 START_SECONDS = 60
 STOP_SECONDS = 5
+STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
@@ -34,6 +36,9 @@ def agent_process(drafter: Path, worker: str, *, threads: int = 1) -> Iterator[s
 def _running(command: str, *arguments: str) -> Iterator[str]:
     # Processes that share cores must not wait busily: two that do run 30 to 100 times slower.
     environment = os.environ | {"OMP_WAIT_POLICY": "passive"}
+    # A signal between the start of a process and our knowing of it would leave it behind. It inherits the mask, and
+    # `main` lifts it there.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     process = subprocess.Popen(
         [sys.executable, "-m", "cutline.cli", command, "--listen", "127.0.0.1:0", *arguments],
         stdin=subprocess.DEVNULL,
@@ -51,6 +56,7 @@ def _running(command: str, *arguments: str) -> Iterator[str]:
     watchdog = threading.Timer(START_SECONDS, process.kill)
     watchdog.start()
     try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         line = process.stdout.readline()
         watchdog.cancel()
         if " listens at " not in line:
@@ -67,3 +73,6 @@ def _running(command: str, *arguments: str) -> Iterator[str]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        reader.join(STOP_SECONDS)
+        process.stdout.close()
+        process.stderr.close()

@@ -19,7 +19,7 @@ import torch
 from cutline.cloud.pace import PassCost
 from cutline.cloud.session import Event, Request, Rows, Session
 from cutline.cloud.target import Target
-from cutline.errors import WorkerBusy, WorkerFailed
+from cutline.errors import WorkerBusy, WorkerFailed, WorkerUnavailable
 from cutline.models.sampling import choose
 from cutline.protos.messages import Draft, Opened
 
@@ -79,7 +79,7 @@ class Engine:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread after the pass it is in."""
+        """End the thread after the pass it is in; sessions that are still open get WorkerUnavailable."""
         self._commands.put(_Stop())
         self._thread.join()
 
@@ -121,6 +121,8 @@ class Engine:
                 case _CloseSession(name):
                     self._release(name)
                 case _Stop():
+                    for session in self._sessions.values():
+                        session.deliver(WorkerUnavailable("the worker was stopped; ask another one"))
                     return False
         return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
@@ -17,6 +18,8 @@ from cutline.models.bundle import Bundle
 from cutline.protos.v1 import worker_pb2, worker_pb2_grpc
 
 SERVICE = worker_pb2.DESCRIPTOR.services_by_name["Worker"].full_name
+
+GRACE_SECONDS = 1.5
 
 _OPTIONS = [
     # Two workers on one port would share its calls at random; a second one must fail instead.
@@ -62,5 +65,8 @@ async def serve(bundle: Bundle, *, listen: str, slots: int, context: int, device
         yield f"{host}:{port}"
     finally:
         await checks.enter_graceful_shutdown()
-        await server.stop(grace=2)
-        engine.stop()
+        # New sessions are refused from here on; open ones may end, and those that do not hear why they must.
+        stopped = asyncio.create_task(server.stop(grace=2 * GRACE_SECONDS))
+        await asyncio.wait([stopped], timeout=GRACE_SECONDS)
+        await asyncio.to_thread(engine.stop)
+        await stopped

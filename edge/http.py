@@ -22,7 +22,7 @@ from starlette.routing import Route
 from cutline.edge.agent import Agent
 from cutline.edge.answer import Answer
 from cutline.edge.chat import STATUS, Completion
-from cutline.errors import CutlineError, InputError
+from cutline.errors import CutlineError, InputError, WorkerUnavailable
 
 MAX_BODY = 48 << 20  # bytes: an image of 32 MiB in base64, and room for words
 STOP_SECONDS = 2
@@ -40,6 +40,8 @@ def application(agent: Agent) -> Starlette:
             return _failure(InputError(f"the request does not read: {error}"))
         except CutlineError as error:
             return _failure(error)
+        except asyncio.CancelledError:  # the server stops, and has waited long enough
+            return _failure(WorkerUnavailable("the agent was stopped before it had an answer; ask another"))
         return _json(_completion(agent.manifest.name, answer))
 
     async def healthy(request: Request) -> Response:
@@ -118,7 +120,7 @@ class _Server(uvicorn.Server):
 async def serve(agent: Agent, *, listen: str, announce: Callable[[str], None]) -> None:
     """Serve until SIGINT or SIGTERM; `announce` hears the address once requests are taken. Raises InputError.
 
-    Requests that are not answered `STOP_SECONDS` after the signal are dropped.
+    Requests that have no answer `STOP_SECONDS` after the signal get an error.
     """
     host, _, port = listen.rpartition(":")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -131,3 +133,5 @@ async def serve(agent: Agent, *, listen: str, announce: Callable[[str], None]) -
     )
     server = _Server(config, lambda: announce(f"{host}:{listening.getsockname()[1]}"))
     await server.serve([listening])
+    if dropped := server.server_state.tasks:
+        await asyncio.wait(dropped, timeout=STOP_SECONDS)

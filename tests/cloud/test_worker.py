@@ -19,7 +19,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from PIL import Image
 
 from cutline.cloud.server import SERVICE, serve
-from cutline.errors import CutlineError, InputError, ModelMismatch, WorkerBusy
+from cutline.errors import CutlineError, InputError, ModelMismatch, WorkerBusy, WorkerUnavailable
 from cutline.models.bundle import Bundle
 from cutline.protos.messages import (
     AgentMessage,
@@ -500,6 +500,7 @@ def test_a_worker_that_stops_ends_its_sessions(bundle: Bundle, case: Case) -> No
             async with grpc.aio.insecure_channel(address) as channel:
                 talk = await waiting(Client(channel), case)
                 await stack.aclose()
+                assert isinstance(await talk.hear(), WorkerUnavailable)
                 with pytest.raises(grpc.aio.AioRpcError):
                     await talk.hear()
                 assert await talk.call.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)

@@ -6,6 +6,10 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import SmolVLMForConditionalGeneration
+
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.questions import KINDS
@@ -15,9 +19,6 @@ from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image, preprocess
 from cutline.models.prompt import PromptBuilder, question
 from cutline.models.vocabulary import Vocabulary
-from PIL import Image
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import SmolVLMForConditionalGeneration
 
 
 def test_each_card_is_asked_every_kind_of_question() -> None:
@@ -57,12 +58,11 @@ def test_every_request_fits_with_room_for_its_answer(path: object) -> None:
 
 def flops(role: str) -> int:
     """What tower, connector, decoder and head cost for a card, a question of 20 tokens and an answer of 12."""
-    vocabulary = Vocabulary.open(Bundle.open(DRAFTER))
-    tokens = {content: index for content, index in vocabulary.added.items()}
-    config = SHAPES[role].config(tokens)
-    config.text_config.vocab_size = Bundle.open(DRAFTER).manifest.decoder.vocabulary
-    config.text_config._attn_implementation = config.vision_config._attn_implementation = "eager"
-    model = SmolVLMForConditionalGeneration(config).eval()
+    bundle = Bundle.open(DRAFTER)
+    special = Vocabulary.open(bundle).added
+    words = {f"word {index}": index for index in range(len(special), bundle.manifest.decoder.vocabulary)}
+    config = SHAPES[role].config(special | words)
+    model = SmolVLMForConditionalGeneration._from_config(config, attn_implementation="eager").eval()
     ids = torch.full((1, IMAGE_TOKENS + 20 + 12), 10)
     ids[0, 2 : 2 + IMAGE_TOKENS] = config.image_token_id
     with FlopCounterMode(display=False) as counter, torch.inference_mode():

@@ -5,6 +5,7 @@ import json
 import msgspec
 import numpy as np
 import pytest
+
 from cutline.demo.cards import Split
 from cutline.demo.questions import KINDS
 from cutline.demo.requests import Request, requests

@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 import pytest
+
 from cutline.demo.bundles import DRAFTER
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
@@ -50,6 +51,7 @@ DESCRIPTION = Description(
     max_sessions=5,
 )
 
+Event = Opened | Confirmed | Finished | CutlineError
 Script = Callable[[AsyncIterator[pb.AgentMessage], Any], AsyncIterator[pb.WorkerMessage]]
 
 
@@ -85,7 +87,7 @@ async def serving(script: Script) -> AsyncIterator[tuple[Worker, str]]:
         await server.stop(None)
 
 
-def says(*events: Opened | Confirmed | Finished | CutlineError | pb.WorkerMessage) -> Script:
+def says(*events: Event | pb.WorkerMessage) -> Script:
     """Waits for the opening and its image, then says `events`."""
 
     async def script(messages: AsyncIterator[pb.AgentMessage], context: Any) -> AsyncIterator[pb.WorkerMessage]:
@@ -122,7 +124,7 @@ def converse(script: Script, image: bytes = b"image") -> tuple[list[object], Wor
 
 
 def test_a_session_is_heard_to_its_end_and_its_bytes_are_counted() -> None:
-    said = [Opened("s"), Confirmed(2, (5, 6), 1), Confirmed(4, (7,), 0), DONE]
+    said: list[Event] = [Opened("s"), Confirmed(2, (5, 6), 1), Confirmed(4, (7,), 0), DONE]
     events, session, worker = converse(says(*said))
     assert events == said
     assert session.finished == DONE
@@ -151,17 +153,20 @@ def test_drafts_and_a_cancel_reach_the_worker() -> None:
                     return
 
     async def run() -> None:
-        async with serving(script) as (_, address), WorkerClient(address) as client:
-            async with client.session(OPENING, [b"image"], timeout=10) as session:
-                await session.offer(Draft(2, (9,)))
-                events = session.events()
-                assert await anext(events) == Confirmed(2, (9,), 1)
-                await session.cancel()
-                assert [event async for event in events] == [DONE]
-                before = session.bytes_up
-                await asyncio.sleep(0.1)
-                await session.offer(Draft(3, (9,)))  # too late: no error, and not counted
-                assert session.bytes_up == before
+        async with (
+            serving(script) as (_, address),
+            WorkerClient(address) as client,
+            client.session(OPENING, [b"image"], timeout=10) as session,
+        ):
+            await session.offer(Draft(2, (9,)))
+            events = session.events()
+            assert await anext(events) == Confirmed(2, (9,), 1)
+            await session.cancel()
+            assert [event async for event in events] == [DONE]
+            before = session.bytes_up
+            await asyncio.sleep(0.1)
+            await session.offer(Draft(3, (9,)))  # too late: no error, and not counted
+            assert session.bytes_up == before
 
     asyncio.run(run())
 
@@ -222,7 +227,7 @@ def test_a_description_arrives_whole() -> None:
 def test_nobody_to_describe() -> None:
     async def run() -> None:
         async with WorkerClient("127.0.0.1:1") as client:
-            with pytest.raises(WorkerUnavailable, match="127.0.0.1:1"):
+            with pytest.raises(WorkerUnavailable, match=r"127\.0\.0\.1:1"):
                 await client.describe()
 
     asyncio.run(run())

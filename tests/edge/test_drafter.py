@@ -4,6 +4,9 @@ from itertools import islice
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
@@ -13,8 +16,6 @@ from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image, preprocess
 from cutline.models.prompt import PromptBuilder, question
 from cutline.models.sampling import Sampling, choose
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 BUNDLE = Bundle.open(DRAFTER)
 DRAFTER_ = Drafter.open(BUNDLE, threads=1)
@@ -86,7 +87,7 @@ def test_a_draft_ends_at_its_limit_or_at_the_stop_token(limit: int) -> None:
     assert ends in ([], [len(whole) - 1])
 
 
-def test_a_stop_token_ends_the_draft(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_token_ends_the_draft() -> None:
     whole = tokens(list(converse().draft((), 64)))
     last = whole.index(whole[3])
     rows = DRAFTER_._decoder.embed(PROMPT).copy()
@@ -101,7 +102,7 @@ def test_a_draft_ends_where_the_context_does() -> None:
     answer = list(range(10, 10 + CONTEXT - len(PROMPT) - 3))
     # Tokens stand at positions up to the context's last; one more may be chosen but never fed.
     assert len(list(never.draft(answer, 100))) == 4
-    full = answer + [20, 21, 22]
+    full = [*answer, 20, 21, 22]
     assert len(list(never.draft(full, 100))) == 1
     assert len(list(never.draft((), 5))) == 5, "a full state rolls back like any other"
 

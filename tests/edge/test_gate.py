@@ -8,16 +8,17 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.stats import binom
+
 from cutline.demo.bundles import DRAFTER
 from cutline.edge.drafter import Drafted
 from cutline.edge.gate import Gate, binomial_tail, calibrate_gate, confidence_of, open_gate, save_gate
 from cutline.errors import BundleError
 from cutline.models.bundle import CALIBRATION, Bundle, write_manifest
 from cutline.models.sampling import Sampling
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from numpy.typing import NDArray
-from scipy.stats import binom
 
 GREEDY = Sampling()
 
@@ -69,13 +70,13 @@ def test_too_few_to_tell_keeps_nothing() -> None:
 
 def test_answers_that_all_agree_are_all_kept() -> None:
     confidences = np.random.default_rng(0).random(500)
-    found = calibrate_gate(confidences, [True] * 500)
+    found = calibrate_gate(confidences.tolist(), [True] * 500)
     assert found.threshold == confidences.min()
     assert (found.kept, found.disagreed) == (500, 0)
 
 
 def test_answers_that_all_differ_are_never_kept() -> None:
-    found = calibrate_gate(np.random.default_rng(0).random(500), [False] * 500)
+    found = calibrate_gate(np.random.default_rng(0).random(500).tolist(), [False] * 500)
     assert found.kept == 0
     assert found.threshold > 1
 
@@ -91,7 +92,8 @@ def test_the_order_of_the_requests_does_not_matter() -> None:
     confidences = rng.random(400).round(2)
     agreed = rng.random(400) < confidences
     order = rng.permutation(400)
-    assert calibrate_gate(confidences, agreed) == calibrate_gate(confidences[order], agreed[order])
+    shuffled = calibrate_gate(confidences[order].tolist(), agreed[order].tolist())
+    assert calibrate_gate(confidences.tolist(), agreed.tolist()) == shuffled
 
 
 def true_risk(threshold: float, disagreement: NDArray[np.float64]) -> float:
@@ -118,7 +120,7 @@ def test_the_guarantee_holds(shape: str, requests: int) -> None:
     for _ in range(sets):
         confidences = rng.random(requests)
         agreed = rng.random(requests) >= disagreement[(confidences * len(grid)).astype(int)]
-        found = calibrate_gate(confidences, agreed, risk=risk, confidence=confidence)
+        found = calibrate_gate(confidences.tolist(), agreed.tolist(), risk=risk, confidence=confidence)
         kept += found.kept
         broken += true_risk(found.threshold, disagreement) > risk
     # So many breaks would come about once in a million runs if the chance of one were just 1 - confidence.

@@ -8,6 +8,8 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
+from PIL import Image
+
 from cutline.demo.bundles import DRAFTER
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
@@ -19,7 +21,6 @@ from cutline.edge.http import application
 from cutline.errors import BundleError, CutlineError, ImageError, InputError, PromptError, WorkerUnavailable
 from cutline.models.bundle import Bundle
 from cutline.models.sampling import Sampling
-from PIL import Image
 
 REQUEST = next(requests(Split.EVALUATION, 1, seed=4))
 PATH = "/v1/chat/completions"
@@ -163,7 +164,9 @@ def test_a_body_is_refused_once_it_is_too_large(monkeypatch: pytest.MonkeyPatch)
     assert "1 MiB" in response.json()["error"]["message"]
 
 
-@pytest.mark.parametrize(("path", "method", "status"), [("/", "GET", 404), (PATH, "GET", 405), ("/healthz", "PUT", 405)])
+@pytest.mark.parametrize(
+    ("path", "method", "status"), [("/", "GET", 404), (PATH, "GET", 405), ("/healthz", "PUT", 405)]
+)
 def test_what_is_not_there(path: str, method: str, status: int) -> None:
     response = post(b"", path=path, method=method)
     assert response.status_code == status

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cutline.cli.main import main
+from cutline.demo.bundles import DRAFTER
+from cutline.demo.cards import Split
+from cutline.demo.requests import requests
+
+PACKAGE = Path(__file__).resolve().parents[2] / ".dev"
+SECONDS = 60  # that a process may take for what should take a few
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    def failed(self, code: int) -> str:
+        """Check that it failed as documented: one line, nothing printed. Returns the line."""
+        assert self.out == ""
+        assert self.err.startswith("cutline: ")
+        assert self.err.count("\n") == 1, self.err
+        assert self.err.endswith("\n")
+        assert self.code == code, self.err
+        return self.err
+
+
+class Process:
+    """A command as a process, at the head of a process group of its own."""
+
+    def __init__(self, popen: subprocess.Popen[str]) -> None:
+        self._popen = popen
+
+    @property
+    def running(self) -> bool:
+        return self._popen.poll() is None
+
+    def address(self) -> str:
+        """The address that a worker or an agent prints first."""
+        assert self._popen.stdout is not None
+        assert self._popen.stderr is not None
+        line = self._popen.stdout.readline()
+        assert " listens at " in line, self._popen.stderr.read()
+        return line.split()[-1]
+
+    def children(self) -> list[psutil.Process]:
+        """The processes that it has started and that run."""
+        return psutil.Process(self._popen.pid).children()
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the process alone; its children do not get it, as they would from Ctrl-C."""
+        self._popen.send_signal(number)
+
+    def finish(self) -> Ran:
+        """Wait for its end, and check that nothing it started is left."""
+        out, err = self._popen.communicate(timeout=SECONDS)
+        with pytest.raises(ProcessLookupError):
+            os.killpg(self._popen.pid, 0)
+        return Ran(self._popen.returncode, out, err)
+
+
+@contextmanager
+def started(*arguments: str | Path) -> Iterator[Process]:
+    environment = os.environ | {"PYTHONPATH": str(PACKAGE), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    command = [sys.executable, "-m", "cutline.cli", *map(str, arguments)]
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    ) as popen:
+        try:
+            yield Process(popen)
+        finally:
+            popen.kill()
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Process]]:
+    """Starts commands as processes, which end with the test."""
+    with ExitStack() as stack:
+        yield lambda *arguments: stack.enter_context(started(*arguments))
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Ran]]:
+    """Runs commands in this process."""
+    terminate = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setenv("GRPC_VERBOSITY", "NONE")
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: str | Path) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["cutline", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return Ran(int(ended.value.code or 0), captured.out, captured.err)
+
+    yield run
+    signal.signal(signal.SIGTERM, terminate)
+
+
+@pytest.fixture(scope="session")
+def worker() -> Iterator[str]:
+    """The address of a worker of the demo's target."""
+    with started("cloud", "--listen", "127.0.0.1:0", "--threads", "1") as process:
+        yield process.address()
+        assert process.running
+
+
+@pytest.fixture(scope="session")
+def card(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A card as a PNG file."""
+    path = tmp_path_factory.mktemp("card") / "card.png"
+    path.write_bytes(next(requests(Split.EVALUATION, 1, seed=2)).image)
+    return path
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """The demo's drafter in a folder that may change."""
+    return Path(shutil.copytree(DRAFTER, tmp_path / "drafter"))

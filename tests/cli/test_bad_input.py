@@ -1,0 +1,282 @@
+"""Whatever is wrong: one line on stderr, a documented exit code, no traceback, nothing on stdout."""
+
+from __future__ import annotations
+
+import io
+import socket
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from PIL import Image
+
+from cutline.demo.bundles import DRAFTER, TARGET
+from cutline.errors import (
+    BundleError,
+    CutlineError,
+    ImageError,
+    InputError,
+    ModelMismatch,
+    PromptError,
+    WorkerBusy,
+    WorkerFailed,
+    WorkerUnavailable,
+)
+from cutline.models.bundle import MANIFEST, Bundle
+
+Run = Callable[..., Any]
+NOBODY = "127.0.0.1:1"
+
+
+def saved(mode: str = "RGB", size: tuple[int, int] = (64, 64), kind: str = "PNG", **options: Any) -> bytes:
+    file = io.BytesIO()
+    Image.new(mode, size).save(file, kind, **options)
+    return file.getvalue()
+
+
+def bomb() -> bytes:
+    """A whole PNG of 13000x13000 black or white pixels in about 20 KB."""
+    header = struct.pack(">IIBBBBB", 13000, 13000, 1, 0, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(13000 * (1 + 13000 // 8)), 9)), (b"IEND", b""))
+    framed = (
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
+
+
+IMAGES: dict[str, Callable[[], bytes]] = {
+    "not an image": lambda: b"Dear Sir or Madam",
+    "empty": lambda: b"",
+    "truncated": lambda: saved()[:60],
+    "cut in its data": lambda: saved("RGB", (512, 512), "JPEG")[:-700],
+    "a bomb": bomb,
+    "1x1": lambda: saved(size=(1, 1)),
+    "a thread": lambda: saved(size=(2000, 8)),
+    "CMYK": lambda: saved("CMYK", kind="JPEG"),
+    "16-bit": lambda: saved("I;16"),
+    "animated WebP": lambda: saved(
+        kind="WEBP", save_all=True, append_images=[Image.new("RGB", (64, 64), "red")], duration=50
+    ),
+    "animated PNG": lambda: saved(save_all=True, append_images=[Image.new("RGB", (64, 64), "red")]),
+    "a GIF": lambda: saved("P", kind="GIF"),
+    "a script": lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n",
+}
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_an_image_that_is_not_taken(run: Run, tmp_path: Path, name: str) -> None:
+    path = tmp_path / "image.png"
+    path.write_bytes(IMAGES[name]())
+    assert path.stat().st_size < 25_000
+    for mode in ("edge", "cloud"):
+        run("ask", path, "What?", "--mode", mode, "--worker", NOBODY).failed(ImageError.exit_code)
+
+
+def test_a_file_that_cannot_be_read(run: Run, tmp_path: Path) -> None:
+    assert "No such file" in run("ask", tmp_path / "none.png", "What?").failed(2)
+    assert "directory" in run("ask", tmp_path, "What?").failed(2)
+
+
+def test_a_file_without_an_end(run: Run) -> None:
+    assert "32 MiB" in run("ask", "/dev/zero", "What?").failed(2)
+
+
+@pytest.mark.parametrize("text", ["", "  \t\n", "why " * 300, "x" * 200_000, "\udcff", "\ufdd0"])
+def test_a_question_that_cannot_be_asked(run: Run, card: Path, text: str) -> None:
+    run("ask", card, text, "--mode", "edge").failed(PromptError.exit_code)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("--mode", "magic"),
+        ("--mode", "EDGE"),
+        ("--magic",),
+        ("--mode",),
+        ("one", "more"),
+        ("--effort", "2"),
+        ("--effort", "nan"),
+        ("--temperature", "-1"),
+        ("--temperature", "warm"),
+        ("--top-p", "0"),
+        ("--top-k", "-1"),
+        ("--seed", "-1"),
+        ("--seed", str(2**63)),
+        ("--max-tokens", "0"),
+        ("--max-tokens", "1.5"),
+        ("--timeout", "0"),
+        ("--timeout", "nan"),
+        ("--threads", "0"),
+        ("--worker", ""),
+        ("--worker", "host"),
+        ("--worker", "host:port"),
+        ("--worker", "127.0.0.1:99999"),
+        ("--agent", NOBODY),
+        ("--agent", f"http://{NOBODY}"),
+        ("--agent", "http://[::1"),
+        ("--agent", ""),
+    ],
+    ids=" ".join,
+)
+def test_an_option_that_does_not_fit(run: Run, card: Path, wrong: tuple[str, ...]) -> None:
+    run("ask", card, "What?", *wrong).failed(InputError.exit_code)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("magic",),
+        ("--magic",),
+        ("ask",),
+        ("ask", "image.png"),
+        ("cloud", "--listen", "here"),
+        ("cloud", "--listen", "127.0.0.1:"),
+        ("cloud", "--listen", "127.0.0.1:²"),
+        ("cloud", "--listen", "127.0.0.1:65536"),
+        ("cloud", "--listen", "0.0.0.0:0"),
+        ("cloud", "--listen", "[::]:0"),
+        ("cloud", "--device", "abacus"),
+        ("cloud", "--device", "meta"),
+        ("cloud", "--device", "cuda:99"),
+        ("cloud", "--max-sessions", "0"),
+        ("cloud", "--context", "1"),
+        ("cloud", "--threads", "0"),
+        ("edge", "--listen", "here"),
+        ("edge", "--listen", "0.0.0.0:0"),
+        ("edge", "--worker", "here", "--listen", "127.0.0.1:0"),
+        ("edge", "--listen", "host.invalid:0", "--insecure"),
+        ("calibrate", "--cards", "0"),
+        ("calibrate", "--cards", "-3"),
+        ("calibrate", "--risk", "0"),
+        ("calibrate", "--confidence", "1"),
+        ("calibrate", "--data", "/nowhere/questions.jsonl"),
+        ("demo", "--images", "0"),
+        ("demo", "--seed", "-1"),
+        ("export", "/nowhere", "--out", "/nowhere/bundle"),
+        ("export", "/nowhere", "--out", "/nowhere/bundle", "--role", "magic"),
+        ("export", "/nowhere", "--out", "/nowhere/bundle", "--role", "target"),
+    ],
+    ids=" ".join,
+)
+def test_a_command_that_cannot_begin(run: Run, arguments: tuple[str, ...]) -> None:
+    run(*arguments).failed(InputError.exit_code)
+
+
+@pytest.mark.parametrize("command", ["cloud", "edge"])
+def test_an_address_that_is_taken(run: Run, command: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        assert address in run(command, "--listen", address).failed(2)
+
+
+@pytest.mark.parametrize("lines", ["", "\n\n", "{}", "not json", '{"image": "none.png", "question": "What?"}'])
+def test_questions_to_calibrate_on_that_do_not_read(run: Run, bundle: Path, tmp_path: Path, lines: str) -> None:
+    data = tmp_path / "questions.jsonl"
+    data.write_text(lines)
+    run("calibrate", "--bundle", bundle, "--data", data, "--worker", NOBODY).failed(2)
+
+
+def test_no_worker_at_the_address(run: Run, card: Path) -> None:
+    for mode in ("cloud", "draft"):
+        assert NOBODY in run("ask", card, "What?", "--mode", mode, "--worker", NOBODY).failed(
+            WorkerUnavailable.exit_code
+        )
+
+
+def test_no_worker_named(run: Run, card: Path) -> None:
+    for mode in ("cloud", "draft"):
+        assert "--worker" in run("ask", card, "What?", "--mode", mode).failed(2)
+
+
+def test_a_worker_that_never_answers(run: Run, card: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        line = run("ask", card, "What?", "--mode", "cloud", "--worker", address, "--timeout", "0.3").failed(4)
+        assert "in time" in line
+
+
+def change_manifest(bundle: Path, **changes: Any) -> None:
+    manifest = msgspec.json.decode((bundle / MANIFEST).read_bytes())
+    (bundle / MANIFEST).write_bytes(msgspec.json.encode(manifest | changes))
+
+
+def test_a_worker_of_another_model(run: Run, card: Path, bundle: Path, worker: str) -> None:
+    change_manifest(bundle, target="f" * 64)
+    for mode in ("cloud", "draft"):
+        line = run("ask", card, "What?", "--mode", mode, "--worker", worker, "--bundle", bundle).failed(
+            ModelMismatch.exit_code
+        )
+        assert "ffffffffffff" in line
+    ran = run("ask", card, "What?", "--mode", "cloud", "--worker", worker, "--json")
+    assert ran.code == 0, "and the worker goes on"
+
+
+def test_a_bundle_that_is_not_there(run: Run, card: Path, tmp_path: Path) -> None:
+    for folder in (tmp_path / "none", tmp_path, card):
+        run("ask", card, "What?", "--bundle", folder).failed(BundleError.exit_code)
+    run("cloud", "--bundle", tmp_path, "--listen", "127.0.0.1:0").failed(3)
+    run("edge", "--bundle", tmp_path, "--listen", "127.0.0.1:0").failed(3)
+
+
+@pytest.mark.parametrize(
+    "manifest", [b"", b"{", b"[]", b"\xff", b'{"format": 1}', b'{"format": "one"}', b"[" * 50_000], ids=repr
+)
+def test_a_manifest_that_does_not_read(run: Run, card: Path, bundle: Path, manifest: bytes) -> None:
+    (bundle / MANIFEST).write_bytes(manifest)
+    run("ask", card, "What?", "--bundle", bundle).failed(3)
+
+
+def test_a_bundle_of_another_format(run: Run, card: Path, bundle: Path) -> None:
+    change_manifest(bundle, format=99)
+    assert "99" in run("ask", card, "What?", "--bundle", bundle).failed(3)
+
+
+@pytest.mark.parametrize("name", sorted(Bundle.open(DRAFTER).manifest.files))
+def test_a_file_that_is_not_the_manifests(run: Run, card: Path, bundle: Path, name: str) -> None:
+    content = bytearray((bundle / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (bundle / name).write_bytes(content)
+    assert "hash differs" in run("ask", card, "What?", "--bundle", bundle).failed(3)
+    (bundle / name).unlink()
+    assert name in run("ask", card, "What?", "--bundle", bundle).failed(3)
+
+
+def test_a_file_outside_the_bundle(run: Run, card: Path, bundle: Path) -> None:
+    (bundle.parent / "secret").write_bytes(b"")
+    files = Bundle.open(DRAFTER).manifest.files
+    for name in ("../secret", "/etc/passwd"):
+        change_manifest(bundle, files=files | {name: "0" * 64})
+        run("ask", card, "What?", "--bundle", bundle).failed(3)
+
+
+def test_bundles_of_the_wrong_role(run: Run, card: Path) -> None:
+    run("ask", card, "What?", "--bundle", TARGET).failed(3)
+    run("edge", "--bundle", TARGET, "--listen", "127.0.0.1:0").failed(3)
+    run("cloud", "--bundle", DRAFTER, "--listen", "127.0.0.1:0").failed(3)
+
+
+def test_exit_codes_are_those_documented() -> None:
+    codes = {
+        CutlineError: 1,
+        InputError: 2,
+        ImageError: 2,
+        PromptError: 2,
+        BundleError: 3,
+        WorkerUnavailable: 4,
+        ModelMismatch: 5,
+        WorkerBusy: 6,
+        WorkerFailed: 7,
+    }
+    assert {kind: kind.exit_code for kind in codes} == codes
+
+
+def test_the_message_of_any_error_is_one_line(run: Run, card: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise WorkerFailed("first\nsecond\r\n\tthird")
+
+    monkeypatch.setattr("cutline.edge.agent.Agent.__init__", fail)
+    assert run("ask", card, "What?").failed(7) == "cutline: first second third\n"

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cutline.demo.bundles import DRAFTER
+from cutline.demo.cards import Split
+from cutline.demo.requests import requests
+from cutline.edge.gate import open_gate
+from cutline.models.bundle import CALIBRATION, Bundle, write_manifest
+
+Run = Callable[..., Any]
+Start = Callable[..., Any]
+
+COMMANDS = ("ask", "calibrate", "cloud", "demo", "edge", "export")
+MODES = ("edge", "cloud", "draft", "auto")
+QUESTION = "Describe the card."
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",), ("-h",)], ids=str)
+def test_help_is_what_comes_without_a_command(run: Run, arguments: tuple[str, ...]) -> None:
+    ran = run(*arguments)
+    assert (ran.code, ran.err) == (0, "")
+    for command in COMMANDS:
+        assert command in ran.out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_shows_an_example(run: Run, command: str) -> None:
+    ran = run(command, "--help")
+    assert (ran.code, ran.err) == (0, "")
+    assert f"Example: cutline {command}" in ran.out
+
+
+def numbers(answer: dict[str, Any], *names: str) -> list[type]:
+    return [type(answer[name]) for name in names]
+
+
+def check_contract(answer: dict[str, Any], mode: str) -> None:
+    """Every key of `ask --json`, and what it holds."""
+    assert {
+        "text",
+        "tokens",
+        "mode",
+        "latency_ms",
+        "ttft_ms",
+        "bytes_up",
+        "bytes_down",
+        "rounds",
+        "drafted",
+        "accepted",
+        "exact",
+        "worker",
+    } <= set(answer)
+    assert answer["mode"] == mode
+    assert isinstance(answer["text"], str)
+    assert set(numbers(answer, "latency_ms", "ttft_ms")) == {float}
+    assert set(numbers(answer, "bytes_up", "bytes_down", "rounds", "drafted", "accepted")) == {int}
+    assert isinstance(answer["exact"], bool)
+    assert 0 <= answer["ttft_ms"] <= answer["latency_ms"]
+    assert answer["tokens"]
+    for token in answer["tokens"]:
+        assert set(token) == {"id", "text", "source"}
+        assert isinstance(token["id"], int)
+        assert isinstance(token["text"], str)
+        assert token["source"] in ("edge", "draft", "cloud")
+    assert "".join(token["text"] for token in answer["tokens"]).strip() == answer["text"]
+    alone = answer["worker"] is None
+    assert answer["exact"] is not alone
+    assert (answer["rounds"] == 0) is alone
+    assert (answer["bytes_up"] == 0) is alone
+    sources = {token["source"] for token in answer["tokens"]}
+    assert sources == {"edge"} if alone else "edge" not in sources
+    if mode == "edge":
+        assert alone
+    if mode == "cloud":
+        assert sources == {"cloud"}
+
+
+def test_one_object_of_the_documented_keys_in_every_mode(run: Run, card: Path, worker: str) -> None:
+    exact = set()
+    for mode in MODES:
+        ran = run("ask", card, QUESTION, "--mode", mode, "--worker", worker, "--json")
+        assert (ran.code, ran.err) == (0, "")
+        assert ran.out.count("\n") == 1
+        answer = json.loads(ran.out)
+        check_contract(answer, mode)
+        if answer["exact"]:
+            assert answer["worker"] == worker
+            exact.add(tuple(token["id"] for token in answer["tokens"]))
+    assert len(exact) == 1, "modes that are exact agree"
+
+
+def test_a_seed_gives_the_same_answer_in_every_exact_mode(run: Run, card: Path, worker: str) -> None:
+    def ask(mode: str, seed: int) -> list[int]:
+        options = (
+            "--temperature",
+            "0.8",
+            "--top-k",
+            "40",
+            "--top-p",
+            "0.95",
+            "--seed",
+            str(seed),
+            "--max-tokens",
+            "20",
+        )
+        ran = run("ask", card, QUESTION, "--mode", mode, "--worker", worker, "--json", *options)
+        assert ran.code == 0, ran.err
+        return [token["id"] for token in json.loads(ran.out)["tokens"]]
+
+    for seed in (1, 2**62):
+        assert ask("cloud", seed) == ask("draft", seed) == ask("auto", seed)
+        assert len(ask("edge", seed)) <= 20
+
+
+def test_an_answer_for_people(run: Run, card: Path, worker: str) -> None:
+    told = json.loads(run("ask", card, QUESTION, "--mode", "draft", "--worker", worker, "--json").out)
+    ran = run("ask", card, QUESTION, "--mode", "draft", "--worker", worker)
+    assert (ran.code, ran.err) == (0, "")
+    answer, account = ran.out.strip().split("\n")
+    assert answer.strip() == told["text"]
+    assert account.startswith(f"draft · worker {worker} · ")
+    alone = run("ask", card, QUESTION, "--mode", "edge")
+    assert "this device alone" in alone.out
+
+
+def test_any_bundle_is_asked(run: Run, card: Path, bundle: Path) -> None:
+    ran = run("ask", card, QUESTION, "--mode", "edge", "--bundle", bundle, "--json", "--threads", "1")
+    assert ran.code == 0, ran.err
+
+
+def test_a_running_agent_is_asked(run: Run, start: Start, card: Path, worker: str) -> None:
+    agent = start("edge", "--listen", "127.0.0.1:0", "--worker", worker, "--threads", "1")
+    url = f"http://{agent.address()}"
+    for mode in MODES:
+        there = run("ask", card, QUESTION, "--mode", mode, "--agent", url, "--json")
+        here = run("ask", card, QUESTION, "--mode", mode, "--worker", worker, "--json")
+        assert (there.code, there.err) == (0, "")
+        answers = [json.loads(ran.out) for ran in (there, here)]
+        check_contract(answers[0], mode)
+        # Where a token came from depends on who was first, the tokens themselves do not.
+        assert len({tuple(token["id"] for token in answer["tokens"]) for answer in answers}) == 1
+    image = card.with_name("image.png")
+    image.write_bytes(b"no image")
+    run("ask", image, QUESTION, "--agent", url).failed(2)
+    run("ask", card, " ", "--agent", url).failed(2)
+    run("ask", card, "why " * 300, "--agent", url).failed(2)
+    assert run("ask", card, QUESTION, "--agent", url).code == 0, "and the agent goes on"
+
+
+def test_calibration_is_measured_and_kept(run: Run, bundle: Path, worker: str) -> None:
+    identity = Bundle.open(bundle).manifest.identity
+    ran = run("calibrate", "--bundle", bundle, "--worker", worker, "--cards", "8", "--json", "--threads", "1")
+    assert ran.code == 0, ran.err
+    told = json.loads(ran.out)
+    gate = open_gate(Bundle.open(bundle))
+    assert told["requests"] == gate.requests == 48
+    assert told["threshold"] == gate.threshold
+    assert Bundle.open(bundle).manifest.identity == identity
+
+
+def test_calibration_on_ones_own_questions(run: Run, bundle: Path, tmp_path: Path, worker: str) -> None:
+    lines = []
+    for index, one in enumerate(list(requests(Split.CALIBRATION, 1, seed=1))[:3]):
+        (tmp_path / f"{index}.png").write_bytes(one.image)
+        lines.append(json.dumps({"image": f"{index}.png", "question": one.question.text}))
+    (tmp_path / "questions.jsonl").write_text("\n".join(lines) + "\n\n")
+    ran = run("calibrate", "--bundle", bundle, "--worker", worker, "--data", tmp_path / "questions.jsonl")
+    assert (ran.code, ran.out) == (0, "")
+    # Three answers prove nothing, so none may stand.
+    assert "every answer will be verified" in " ".join(ran.err.split())
+    gate = open_gate(Bundle.open(bundle))
+    assert (gate.requests, gate.kept) == (3, 0)
+
+
+def test_a_bundle_that_was_never_calibrated_cannot_decide(run: Run, card: Path, tmp_path: Path, worker: str) -> None:
+    bundle = Path(shutil.copytree(DRAFTER, tmp_path / "bare", ignore=shutil.ignore_patterns(CALIBRATION)))
+    write_manifest(bundle, Bundle.open(DRAFTER).manifest)
+    assert "cutline calibrate" in run("ask", card, QUESTION, "--bundle", bundle, "--worker", worker).failed(3)
+    assert run("ask", card, QUESTION, "--bundle", bundle, "--mode", "edge").code == 0

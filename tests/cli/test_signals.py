@@ -1,0 +1,170 @@
+"""Ctrl-C and SIGTERM end every command at once, in order, and leave nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import psutil
+import pytest
+
+from cutline.demo.bundles import DRAFTER
+from cutline.edge.answer import Mode, Question
+from cutline.edge.chat import Completion
+from cutline.edge.client import WorkerClient
+from cutline.errors import WorkerUnavailable
+from cutline.models.bundle import Bundle
+from cutline.protos.messages import Open, Opened
+
+Start = Callable[..., Any]
+Run = Callable[..., Any]
+
+QUESTION = "Describe the card."
+SIGNALS = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+
+
+class BlackHole:
+    """Takes connections and never says a word."""
+
+    def __init__(self) -> None:
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self._listening.settimeout(60)
+        self._taken: list[socket.socket] = []
+        self.address = f"127.0.0.1:{self._listening.getsockname()[1]}"
+
+    def wait(self) -> None:
+        """Until somebody has connected and said something."""
+        connection, _ = self._listening.accept()
+        self._taken.append(connection)
+        connection.settimeout(60)
+        assert connection.recv(1)
+
+    def close(self) -> None:
+        for one in (self._listening, *self._taken):
+            one.close()
+
+
+@pytest.fixture
+def black_hole() -> Iterator[BlackHole]:
+    hole = BlackHole()
+    yield hole
+    hole.close()
+
+
+@SIGNALS
+@pytest.mark.parametrize("mode", ["cloud", "draft"])
+def test_a_question_that_waits(start: Start, card: Path, black_hole: BlackHole, mode: str, number: int) -> None:
+    ask = start("ask", card, QUESTION, "--mode", mode, "--worker", black_hole.address)
+    black_hole.wait()
+    ask.signal(number)
+    assert ask.finish().failed(130) == "cutline: interrupted\n"
+
+
+def test_a_question_that_waits_for_an_agent(start: Start, card: Path, black_hole: BlackHole) -> None:
+    ask = start("ask", card, QUESTION, "--agent", f"http://{black_hole.address}")
+    black_hole.wait()
+    ask.signal(signal.SIGINT)
+    assert ask.finish().failed(130) == "cutline: interrupted\n"
+
+
+def test_what_grpc_logs_stays_out_of_an_error(start: Start, card: Path, black_hole: BlackHole) -> None:
+    """In a process of its own, where gRPC writes to stderr past Python."""
+    start("ask", card, QUESTION, "--mode", "cloud", "--worker", "127.0.0.1:1").finish().failed(4)
+    start("ask", card, QUESTION, "--mode", "cloud", "--worker", "host.invalid:1").finish().failed(4)
+    start("cloud", "--listen", black_hole.address).finish().failed(2)
+    start("edge", "--listen", black_hole.address).finish().failed(2)
+
+
+def test_an_idle_worker(start: Start) -> None:
+    worker = start("cloud", "--listen", "127.0.0.1:0", "--threads", "1")
+    worker.address()
+    worker.signal(signal.SIGINT)
+    ran = worker.finish()
+    assert ran.code == 0
+    assert "Traceback" not in ran.err
+
+
+def test_a_worker_with_an_open_session(start: Start, run: Run, card: Path) -> None:
+    worker = start("cloud", "--listen", "127.0.0.1:0", "--threads", "1")
+    address = worker.address()
+    model = Bundle.open(DRAFTER).manifest.target
+    assert model is not None
+
+    async def hold() -> None:
+        """A session that waits for a draft, which never comes."""
+        opening = Open(model=model, tokens=(10, 11), prompt_length=2, max_tokens=50, effort=0.0)
+        async with WorkerClient(address) as client, client.session(opening, [], timeout=60) as session:
+            async for event in session.events():
+                if isinstance(event, Opened):
+                    worker.signal(signal.SIGTERM)
+
+    with pytest.raises(WorkerUnavailable, match="stopped"):
+        asyncio.run(hold())
+    ran = worker.finish()
+    assert ran.code == 0
+    assert "Traceback" not in ran.err
+
+
+@SIGNALS
+def test_an_agent_with_an_open_request(start: Start, card: Path, black_hole: BlackHole, number: int) -> None:
+    agent = start("edge", "--listen", "127.0.0.1:0", "--worker", black_hole.address, "--threads", "1")
+    url = f"http://{agent.address()}/v1/chat/completions"
+    body = Completion.asking(Question(image=card.read_bytes(), text=QUESTION, mode=Mode.CLOUD))
+
+    def ask() -> None:
+        try:
+            httpx.post(url, content=msgspec.json.encode(body), timeout=60, trust_env=False)
+        except httpx.TransportError:
+            return
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    black_hole.wait()
+    agent.signal(number)
+    ran = agent.finish()
+    asking.join()
+    assert ran.code == 0
+    assert "Traceback" not in ran.err
+
+
+@SIGNALS
+def test_a_command_takes_the_processes_it_started_along(start: Start, bundle: Path, number: int) -> None:
+    calibrate = start("calibrate", "--bundle", bundle, "--cards", "300", "--threads", "1")
+    before = (bundle / "manifest.json").read_bytes()
+    children: list[psutil.Process] = []
+    while not children:  # the worker that it starts
+        time.sleep(0.02)
+        assert calibrate.running
+        children = calibrate.children()
+    calibrate.signal(number)
+    ran = calibrate.finish()
+    assert ran.code == 130
+    assert ran.err.rstrip().endswith("cutline: interrupted")
+    assert "Traceback" not in ran.err
+    assert (bundle / "manifest.json").read_bytes() == before
+
+
+def test_bad_agents_do_not_disturb_a_worker(run: Run, start: Start, card: Path, worker: str) -> None:
+    """Agents that leave in the middle, speak nonsense or hang: the others are served."""
+    host, _, port = worker.rpartition(":")
+    with socket.create_connection((host, int(port))) as hanging, socket.create_connection((host, int(port))) as other:
+        other.sendall(b"GET / HTTP/1.1\r\n\r\n" + bytes(range(256)) * 100)
+        hanging.sendall(b"PRI * HTTP/2.0\r\n\r\n")
+        leaving = start("ask", card, QUESTION, "--mode", "draft", "--worker", worker)
+        time.sleep(0.3)
+        leaving.signal(signal.SIGKILL)
+        leaving.finish()
+        answers = [
+            json.loads(run("ask", card, QUESTION, "--mode", mode, "--worker", worker, "--json").out)["text"]
+            for mode in ("cloud", "draft", "cloud")
+        ]
+    assert len(set(answers)) == 1
