@@ -36,8 +36,6 @@ def main() -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # Like Ctrl-C, so that the processes which a command started end with it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    # The command that started this process holds both back until it can answer for it.
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
         code = app(args=sys.argv[1:] or ["--help"], prog_name="cutline", standalone_mode=False) or 0
     except typer.TyperException as error:  # an option that does not exist, or a value that does not fit

@@ -7,15 +7,15 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from cutline.errors import WorkerUnavailable
 
 START_SECONDS = 60
 STOP_SECONDS = 5
-STOPPING = (signal.SIGINT, signal.SIGTERM)
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
@@ -34,29 +34,19 @@ def agent_process(drafter: Path, worker: str, *, threads: int = 1) -> Iterator[s
 
 @contextmanager
 def _running(command: str, *arguments: str) -> Iterator[str]:
-    # Processes that share cores must not wait busily: two that do run 30 to 100 times slower.
-    environment = os.environ | {"OMP_WAIT_POLICY": "passive"}
-    # A signal between the start of a process and our knowing of it would leave it behind. It inherits the mask, and
-    # `main` lifts it there.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cutline.cli", command, "--listen", "127.0.0.1:0", *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-    assert process.stdout is not None
-    assert process.stderr is not None
-    heard: list[str] = []
-    # A pipe that nobody reads fills up and stops the process that writes.
-    reader = threading.Thread(target=lambda: heard.extend(process.stderr or ()), daemon=True)
-    reader.start()
-    watchdog = threading.Timer(START_SECONDS, process.kill)
-    watchdog.start()
-    try:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    with ExitStack() as stack:
+        with _no_interrupt():  # between the start of a process and our answering for it
+            process = _start([sys.executable, "-m", "cutline.cli", command, "--listen", "127.0.0.1:0", *arguments])
+            stack.callback(_end, process)
+        assert process.stdout is not None
+        assert process.stderr is not None
+        heard: list[str] = []
+        # A pipe that nobody reads fills up and stops the process that writes.
+        reader = threading.Thread(target=heard.extend, args=[process.stderr], daemon=True)
+        reader.start()
+        watchdog = threading.Timer(START_SECONDS, process.kill)
+        watchdog.daemon = True
+        watchdog.start()
         line = process.stdout.readline()
         watchdog.cancel()
         if " listens at " not in line:
@@ -65,14 +55,42 @@ def _running(command: str, *arguments: str) -> Iterator[str]:
             reason = heard[-1].strip().removeprefix("cutline: ") if heard else "it said nothing"
             raise WorkerUnavailable(f"`cutline {command}` did not start: {reason}")
         yield line.split()[-1]
+
+
+def _start(command: Sequence[str]) -> subprocess.Popen[str]:
+    # Processes that share cores must not wait busily: two that do run 30 to 100 times slower.
+    environment = os.environ | {"OMP_WAIT_POLICY": "passive"}
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """Put off what Ctrl-C and SIGTERM do. Other threads than the first are never interrupted."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    heard: list[int] = []
+    handlers = {number: signal.signal(number, lambda number, _: heard.append(number)) for number in _INTERRUPTS}
+    try:
+        yield
     finally:
-        watchdog.cancel()
-        process.terminate()
-        try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        reader.join(STOP_SECONDS)
-        process.stdout.close()
-        process.stderr.close()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for missed in heard:
+            signal.raise_signal(missed)

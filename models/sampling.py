@@ -28,8 +28,8 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         # Below a hundredth nothing but the best token is drawn, and further down the division overflows.
         if self.temperature != 0.0 and not 0.01 <= self.temperature <= 100.0:
             raise InputError(f"temperature is {self.temperature}; give 0 (greedy), or 0.01 to 100")
-        if self.top_k < 0:
-            raise InputError(f"top-k is {self.top_k}; give 0 (all tokens) or more")
+        if not 0 <= self.top_k < 2**31:
+            raise InputError(f"top-k is {self.top_k}; give 0 (all tokens) or more, below 2**31")
         if not 0.0 < self.top_p <= 1.0:
             raise InputError(f"top-p is {self.top_p}; give more than 0, and 1 at most")
         if not 0 <= self.seed < 2**63:
