@@ -97,7 +97,10 @@ def test_greedy_is_argmax_and_the_best_token_is_always_kept() -> None:
     assert _kept(logits, Sampling(temperature=1.0, top_k=2), np).tolist() == [False, True, False, True]
 
 
-@pytest.mark.parametrize("wrong", [{"temperature": -1.0}, {"top_k": -1}, {"top_k": 2**31}, {"temperature": 1e-3}, {"top_p": 0.0}, {"seed": -1}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"temperature": -1.0}, {"top_k": -1}, {"top_k": 2**31}, {"temperature": 1e-3}, {"top_p": 0.0}, {"seed": -1}],
+)
 def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(InputError, match="give"):
         Sampling(**wrong)  # type: ignore[arg-type]
