@@ -32,6 +32,13 @@ def ask(
     seed: Annotated[int, typer.Option(help="The same seed gives the same answer.")] = 0,
     max_tokens: Annotated[int, typer.Option(help="Tokens of the answer at most.")] = 64,
     effort: Annotated[float, typer.Option(help="0: the worker only verifies; 1: it decodes whenever it can.")] = 1.0,
+    cut: Annotated[
+        str, typer.Option(help="First layer of the target that the worker runs: image, vision.0, ..., decoder.0.")
+    ] = "image",
+    wire: Annotated[
+        str, typer.Option(help="Format of what crosses a later cut: fp32, fp16, bf16, int8, int4.")
+    ] = "fp32",
+    target: options.Target = None,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the worker.")] = 60.0,
     threads: options.Threads = None,
     as_json: options.Json = False,
@@ -50,9 +57,12 @@ def ask(
     from cutline.errors import ImageError, InputError
     from cutline.models.images import MAX_BYTES
     from cutline.models.sampling import Sampling
+    from cutline.protos.tensors import Wire
 
     if mode not in list(Mode):
         raise InputError(f"there is no mode {mode!r}; choose {', '.join(Mode)}")
+    if wire not in list(Wire):
+        raise InputError(f"there is no wire format {wire!r}; choose {', '.join(Wire)}")
     try:
         with image.open("rb") as file:
             picture = file.read(MAX_BYTES + 1)  # the one byte more is enough to refuse it
@@ -65,10 +75,12 @@ def ask(
         sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed),
         max_tokens=max_tokens,
         effort=effort,
+        cut=cut,
+        wire=Wire(wire),
         timeout=timeout,
     )
     if agent is None:
-        answer = asyncio.run(_answer_here(asked, bundle, worker, threads))
+        answer = asyncio.run(_answer_here(asked, bundle, target, worker, threads))
     else:
         from cutline.edge.remote import ask_agent
 
@@ -79,11 +91,14 @@ def ask(
         _show(answer)
 
 
-async def _answer_here(question: Question, bundle: Path | None, worker: str | None, threads: int | None) -> Answer:
-    from cutline.cli.setting import open_drafter, thread_count
+async def _answer_here(
+    question: Question, bundle: Path | None, target: Path | None, worker: str | None, threads: int | None
+) -> Answer:
+    from cutline.cli.setting import open_drafter, open_target_for, thread_count
     from cutline.edge.agent import Agent
 
-    async with Agent(open_drafter(bundle), worker=worker, threads=thread_count(threads)) as agent:
+    needed = None if question.cut == "image" else open_target_for(target, bundle)
+    async with Agent(open_drafter(bundle), worker=worker, threads=thread_count(threads), target=needed) as agent:
         return await agent.answer(question)
 
 

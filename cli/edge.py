@@ -10,6 +10,7 @@ EPILOG = "Example: cutline edge --worker 127.0.0.1:50051 --listen 127.0.0.1:8080
 def edge(
     bundle: options.Bundle = None,
     worker: options.Worker = None,
+    target: options.Target = None,
     listen: options.Listen = "127.0.0.1:8080",
     threads: options.Threads = None,
     insecure: options.Insecure = False,
@@ -21,15 +22,15 @@ def edge(
     """
     import asyncio
 
-    from cutline.cli.setting import check_listen, open_drafter, thread_count
+    from cutline.cli.setting import check_listen, open_drafter, open_target_for, thread_count
     from cutline.edge.agent import Agent
     from cutline.edge.http import serve
 
     check_listen(listen, insecure=insecure)
-    opened = open_drafter(bundle)
+    opened, cuttable = open_drafter(bundle), open_target_for(target, bundle)
 
     async def run() -> None:
-        async with Agent(opened, worker=worker, threads=thread_count(threads)) as agent:
+        async with Agent(opened, worker=worker, threads=thread_count(threads), target=cuttable) as agent:
             await serve(agent, listen=listen, announce=lambda address: print(f"agent listens at {address}", flush=True))
 
     asyncio.run(run())

@@ -10,6 +10,10 @@ import typer
 Bundle = Annotated[Path | None, typer.Option(help="The bundle's folder; without it, the demo's.", show_default=False)]
 Worker = Annotated[str | None, typer.Option(help="HOST:PORT of a worker.", show_default=False)]
 Listen = Annotated[str, typer.Option(help="HOST:PORT to listen at; port 0 takes any free one.")]
+Target = Annotated[
+    Path | None,
+    typer.Option(help="The target's bundle, for cuts; without --bundle and it, the demo's.", show_default=False),
+]
 Threads = Annotated[
     int | None, typer.Option(help="Threads of the model; without it, the cores this process has.", show_default=False)
 ]

@@ -21,6 +21,11 @@ def open_target(path: Path | None) -> Bundle:
     return Bundle.open(path or TARGET)
 
 
+def open_target_for(path: Path | None, drafter: Path | None) -> Bundle | None:
+    """The target's bundle at `path`; without it the demo's, if the drafter is the demo's. Raises BundleError."""
+    return open_target(path) if path or drafter is None else None
+
+
 def thread_count(given: int | None) -> int:
     """Threads of the model: what was given, else the cores that this process really has."""
     if given is not None and given < 1:

@@ -74,6 +74,10 @@ class Engine:
         """How many there is room for."""
         return self._target.slots
 
+    def boundary_shape(self, cut: str) -> tuple[int, int]:
+        """Rows a tile and width of the boundary at a cut after `image`."""
+        return self._target.boundary_shape(cut)
+
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
@@ -175,9 +179,7 @@ class Engine:
         request = rows.session.request
         if rows.start > 0:
             return None
-        if request.image_rows is not None:
-            return torch.from_numpy(request.image_rows)
-        return None if request.tiles is None else self._target.encode(request.tiles)
+        return None if request.boundary is None else self._target.encode(request.boundary, request.cut)
 
     def _deliver(self, rows: Rows, logits: torch.Tensor, seconds: float) -> None:
         session = rows.session

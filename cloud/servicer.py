@@ -40,8 +40,8 @@ log = logging.getLogger(__name__)
 
 MAX_IMAGES = 16
 MAX_IMAGE_BYTES = 32 << 20  # of all a session's images together
+MAX_BOUNDARY_BYTES = 128 << 20  # as float32, whatever the format on the wire
 IDLE_SECONDS = 60.0  # a session that only verifies may wait this long for a draft
-CUTS = ("image", "decoder.0")
 
 Rows = NDArray[np.float32]  # (n, width)
 
@@ -130,22 +130,26 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         if not isinstance(opening, Open):
             raise InputError("the first message of a session must open it")
         self._check(opening)
-        if opening.cut == "decoder.0":
-            return opening, await _boundary(inbox, self._manifest.decoder.width)
-        return opening, await _images(inbox, opening.images)
+        if opening.cut == "image":
+            return opening, await _images(inbox, opening.images)
+        tiles, rest = divmod(self._image_tokens(opening), self._manifest.image.tokens)
+        if rest:
+            raise InputError(f"the prompt's image tokens are {rest} more than whole tiles have")
+        rows, width = self._engine.boundary_shape(opening.cut)
+        return opening, await _boundary(inbox, tiles * rows, width)
 
     def _request(self, opening: Open, images: list[bytes] | Rows) -> Request:
         """The request for the engine. Raises InputError where images and prompt do not fit each other."""
-        tiles, rows = None, 0
+        boundary: NDArray[np.float32] | None
         if isinstance(images, np.ndarray):
-            rows = len(images)
-        elif images:
+            boundary = images if len(images) else None
+        else:
             spec = self._manifest.image
-            tiles = np.concatenate([preprocess(decode_image(file), spec).tiles for file in images])
-            rows = len(tiles) * spec.tokens
-        expected = opening.tokens[: opening.prompt_length].count(self._manifest.image_token)
-        if rows != expected:
-            raise InputError(f"the prompt holds {expected} image tokens, but the images sent give {rows}")
+            tiles = [preprocess(decode_image(file), spec).tiles for file in images]
+            boundary = np.concatenate(tiles) if tiles else None
+            given, expected = sum(map(len, tiles)) * spec.tokens, self._image_tokens(opening)
+            if given != expected:
+                raise InputError(f"the prompt holds {expected} image tokens, but the images sent give {given}")
         return Request(
             tokens=opening.tokens,
             prompt_length=opening.prompt_length,
@@ -155,9 +159,13 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
             ),
             effort=opening.effort,
             draft=opening.draft,
-            tiles=tiles,
-            image_rows=images if isinstance(images, np.ndarray) else None,
+            cut=opening.cut,
+            boundary=boundary,
         )
+
+    def _image_tokens(self, opening: Open) -> int:
+        """How many image tokens the prompt holds; one in an answer is a token like any other."""
+        return opening.tokens[: opening.prompt_length].count(self._manifest.image_token)
 
     def _check(self, opening: Open) -> None:
         manifest = self._manifest
@@ -166,8 +174,9 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
                 f"this worker serves {manifest.name} ({manifest.identity[:12]}), "
                 f"the agent was made for {opening.model[:12]!r}; connect it to a worker of that model"
             )
-        if opening.cut not in CUTS:
-            raise InputError(f"this worker cannot begin at {opening.cut[:40]!r}; cuts: {', '.join(CUTS)}")
+        cuts = manifest.line.image_cuts
+        if opening.cut not in cuts:
+            raise InputError(f"this worker cannot begin at {opening.cut[:40]!r}; cuts: {', '.join(cuts)}")
         if opening.images > MAX_IMAGES:
             raise InputError(f"{opening.images} images are too many; send {MAX_IMAGES} at most")
         if opening.images * manifest.image.tokens > opening.tokens.count(manifest.image_token):
@@ -230,18 +239,19 @@ async def _images(inbox: Inbox, count: int) -> list[bytes]:
     return files
 
 
-async def _boundary(inbox: Inbox, width: int) -> Rows:
-    parts: list[Rows] = []
-    size = 0
-    while True:
+async def _boundary(inbox: Inbox, count: int, width: int) -> Rows:
+    """The boundary (count, width), in as many messages as it takes."""
+    if count * width * 4 > MAX_BOUNDARY_BYTES:
+        raise InputError(f"a boundary of {count} rows is over {MAX_BOUNDARY_BYTES >> 20} MiB as float32; send images")
+    parts, come = [np.empty((0, width), np.float32)], 0
+    while come < count:
         message = await inbox.next()
         if not isinstance(message, Boundary):
-            raise InputError("a session at this cut sends its boundary after it opens")
+            raise InputError(f"{count} boundary rows were to come, {come} came")
         if message.rows.shape[1] != width:
             raise InputError(f"boundary rows are {message.rows.shape[1]} wide, this model's are {width}")
-        size += message.rows.nbytes
-        if size > MAX_IMAGE_BYTES:
-            raise InputError(f"the boundary is over {MAX_IMAGE_BYTES >> 20} MiB")
+        come += len(message.rows)
+        if come > count or message.last != (come == count):
+            raise InputError(f"the prompt's images have {count} boundary rows, not the number sent")
         parts.append(message.rows)
-        if message.last:
-            return np.concatenate(parts)
+    return np.concatenate(parts)

@@ -20,8 +20,8 @@ Event = Opened | Confirmed | Finished | CutlineError
 class Request:
     """What a session was opened with, checked and decoded.
 
-    Either `tiles` (n, 3, tile, tile) float32, to run the vision tower on, or `image_rows` (n, width) float32, the
-    boundary after the connector; both stand for the image tokens among `tokens`, in order.
+    `boundary` is what crossed the `cut`: at `image` the images' pixels (n, 3, tile, tile), else rows (n, width), all
+    float32; it stands for the image tokens among `tokens`, in order. None if there are none.
     """
 
     tokens: tuple[int, ...]
@@ -30,8 +30,8 @@ class Request:
     sampling: Sampling
     effort: float
     draft: tuple[int, ...] = ()
-    tiles: NDArray[np.float32] | None = None
-    image_rows: NDArray[np.float32] | None = None
+    cut: str = "image"
+    boundary: NDArray[np.float32] | None = None
 
 
 @dataclass(slots=True, eq=False)

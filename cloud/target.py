@@ -107,6 +107,7 @@ class Target:
         self._decoder.config._attn_implementation = ATTENTION
         self._tower, self._connector, self._head = model.model.vision_model, model.model.connector, model.lm_head
         self._image_token = bundle.manifest.image_token
+        self._image, self._line = bundle.manifest.image, bundle.manifest.line
         spec = bundle.manifest.decoder
         self.slots = slots
         self.context = context
@@ -121,11 +122,28 @@ class Target:
             like=self._head.weight,
         )
 
+    def boundary_shape(self, cut: str) -> tuple[int, int]:
+        """Rows a tile and width of the boundary at `cut`, a name of `LayerLine.image_cuts` but `image`."""
+        if cut == "decoder.0":
+            return self._image.tokens, self.width
+        return self._tower.embeddings.num_patches, self._tower.config.hidden_size
+
     @torch.inference_mode()
-    def encode(self, tiles: NDArray[np.float32]) -> Tensor:
-        """The tower and connector: `tiles` (n, 3, tile, tile) to image rows (n * tokens, width)."""
-        pixels = torch.from_numpy(tiles).to(self._device, self._head.weight.dtype)
-        patches = self._tower(pixel_values=pixels).last_hidden_state
+    def encode(self, boundary: NDArray[np.float32], cut: str) -> Tensor:
+        """Image rows (n * tokens, width) from what crosses `cut`.
+
+        `boundary` is (n, 3, tile, tile) pixels at cut `image`, else (n * rows, width) as `boundary_shape` says.
+        """
+        hidden = torch.from_numpy(boundary).to(self._device, self._head.weight.dtype)
+        if cut == "decoder.0":
+            return hidden
+        if cut == "image":
+            patches = self._tower(pixel_values=hidden).last_hidden_state
+        else:
+            hidden = hidden.unflatten(0, (-1, self.boundary_shape(cut)[0]))
+            for layer in self._tower.encoder.layers[self._line.vision_layer(cut) :]:
+                hidden = layer(hidden, None)
+            patches = self._tower.post_layernorm(hidden)
         rows: Tensor = self._connector(patches).flatten(0, 1)
         return rows
 

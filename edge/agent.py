@@ -11,18 +11,21 @@ from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from cutline.edge.answer import Answer, Mode, Question, Source, Token
 from cutline.edge.client import WorkerClient, WorkerSession
 from cutline.edge.drafter import Drafted, Drafter, Drafting
 from cutline.edge.gate import Gate, confidence_of, open_gate
-from cutline.errors import BundleError, InputError, WorkerFailed
+from cutline.edge.vision import VisionSpan
+from cutline.errors import BundleError, InputError, ModelMismatch, WorkerFailed
 from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image, preprocess, shrink
 from cutline.models.prompt import PromptBuilder
 from cutline.models.prompt import question as ask_about
 from cutline.models.vocabulary import StreamDecoder
-from cutline.protos.messages import Confirmed, Draft, Open
+from cutline.protos.messages import Boundary, Confirmed, Draft, ImageChunk, Open, boundary_chunks, image_chunks
+from cutline.protos.tensors import Wire
 
 CHUNK = 16  # drafted tokens a message: the worker verifies the first while the next are drafted
 
@@ -32,9 +35,9 @@ class _Prepared:
     """A question as the models take it."""
 
     question: Question
-    prompt: tuple[int, ...]
+    image: Image.Image
     tiles: NDArray[np.float32]
-    upload: bytes
+    prompt: tuple[int, ...]
     limit: int  # answer tokens at most
 
 
@@ -73,12 +76,18 @@ class _Progress:
 class Agent:
     """Answers with a drafter's bundle and, unless there is none, the worker at the address `worker`.
 
-    Use as an async context manager. Questions may be asked concurrently.
+    With the `target`'s bundle, its first layers can run here: a question says up to which cut. Use as an async context
+    manager. Questions may be asked concurrently. Raises ModelMismatch if the drafter was made for another target.
     """
 
-    def __init__(self, bundle: Bundle, *, worker: str | None, threads: int) -> None:
+    def __init__(self, bundle: Bundle, *, worker: str | None, threads: int, target: Bundle | None = None) -> None:
         self.manifest = bundle.manifest
+        if target is not None and target.manifest.identity != self.manifest.target:
+            raise ModelMismatch(f"{bundle.path} drafts for another target than {target.path}; export it for this one")
         self._bundle = bundle
+        self._target_bundle = target
+        self._spans: dict[str, VisionSpan] = {}
+        self._threads = threads
         self._prompts = PromptBuilder.open(bundle)
         self._drafter = Drafter.open(bundle, threads=threads)
         self._client = None if worker is None else WorkerClient(worker)
@@ -120,8 +129,20 @@ class Agent:
         pixels = preprocess(image, self.manifest.image)
         prompt = self._prompts.build([ask_about(asked.text)], [pixels.grid])
         limit = min(asked.max_tokens, self.manifest.decoder.context - len(prompt.ids))
-        upload = b"" if asked.mode is Mode.EDGE else shrink(asked.image, image, self.manifest.image)
-        return _Prepared(asked, prompt.ids, pixels.tiles, upload, limit)
+        return _Prepared(asked, image, pixels.tiles, prompt.ids, limit)
+
+    def _upload(self, prepared: _Prepared) -> list[ImageChunk] | list[Boundary]:
+        """What crosses the cut that was asked for: the image, or the boundary after the layers run here."""
+        question = prepared.question
+        if question.cut == "image":
+            return list(image_chunks(shrink(question.image, prepared.image, self.manifest.image)))
+        if self._target_bundle is None:
+            raise InputError(f"cut {question.cut} runs the target's first layers here; give its bundle with --target")
+        span = self._spans.get(question.cut)
+        if span is None:
+            span = VisionSpan.open(self._target_bundle, question.cut, threads=self._threads)
+            self._spans[question.cut] = span
+        return list(boundary_chunks(span(prepared.tiles), question.wire))
 
     def _converse(self, prepared: _Prepared) -> Drafting:
         return self._drafter.converse(prepared.prompt, prepared.tiles, prepared.question.sampling)
@@ -151,12 +172,14 @@ class Agent:
         if client is None:
             raise InputError(f"mode {question.mode} needs a worker; give --worker HOST:PORT, or use --mode edge")
         sampling = question.sampling
+        upload = await asyncio.to_thread(self._upload, prepared)
         opening = Open(
             model=self._target(),
             tokens=prepared.prompt,
             prompt_length=len(prepared.prompt),
             max_tokens=prepared.limit,
-            images=1,
+            cut=question.cut,
+            images=int(question.cut == "image"),
             temperature=sampling.temperature,
             top_k=sampling.top_k,
             top_p=sampling.top_p,
@@ -165,7 +188,7 @@ class Agent:
             draft=draft,
         )
         progress.rounds, progress.drafted = 1, len(draft)
-        async with client.session(opening, [prepared.upload], timeout=question.timeout) as session:
+        async with client.session(opening, upload, timeout=question.timeout) as session:
             news = asyncio.Event()
             along = (
                 _nothing()
@@ -243,7 +266,8 @@ class Agent:
             rounds=progress.rounds,
             drafted=progress.drafted,
             accepted=progress.sources.count(Source.DRAFT),
-            exact=session is not None,
+            exact=session is not None and (question.cut == "image" or question.wire is Wire.FLOAT32),
+            cut=question.cut if session else None,
             worker=self._client.address if session and self._client else None,
             confidence=progress.confidence,
             complete=bool(ids) and ids[-1] in stop_tokens,

@@ -8,6 +8,7 @@ import msgspec
 
 from cutline.errors import InputError, PromptError
 from cutline.models.sampling import Sampling
+from cutline.protos.tensors import Wire
 
 MAX_TIMEOUT = 600.0  # seconds
 
@@ -38,6 +39,8 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     sampling: Sampling = Sampling()
     max_tokens: int = 64
     effort: float = 1.0
+    cut: str = "image"  # the first layer of the target that the worker runs
+    wire: Wire = Wire.FLOAT32  # of the boundary, at any later cut than `image`
     timeout: float = 60.0  # seconds
 
     def __post_init__(self) -> None:
@@ -82,5 +85,6 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     accepted: int
     exact: bool
     worker: str | None
+    cut: str | None  # where the target was cut, if the worker was asked
     confidence: float | None
     complete: bool  # the model ended it; false when max_tokens or the context did

@@ -1,7 +1,7 @@
 """The shape of requests and responses over HTTP: OpenAI's chat completions, one image and one question.
 
-What OpenAI's shape has no words for stands under `cutline`: in a request `mode`, `effort`, `top_k` and `timeout`, in a
-response the whole `Answer`.
+What OpenAI's shape has no words for stands under `cutline`: in a request `mode`, `effort`, `cut`, `wire`, `top_k` and
+`timeout`, in a response the whole `Answer`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from cutline.errors import (
     WorkerUnavailable,
 )
 from cutline.models.sampling import Sampling
+from cutline.protos.tensors import Wire
 
 # The one table between exceptions and HTTP statuses, read in both directions by the name that stands in the body.
 STATUS: dict[type[CutlineError], int] = {
@@ -58,6 +59,8 @@ class _Message(msgspec.Struct, frozen=True):
 class _Extension(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mode: Mode = Mode.AUTO
     effort: float = 1.0
+    cut: str = "image"
+    wire: Wire = Wire.FLOAT32
     top_k: int = 0
     timeout: float = 60.0
 
@@ -84,7 +87,14 @@ class Completion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             seed=sampling.seed,
-            cutline=_Extension(question.mode, question.effort, sampling.top_k, question.timeout),
+            cutline=_Extension(
+                mode=question.mode,
+                effort=question.effort,
+                cut=question.cut,
+                wire=question.wire,
+                top_k=sampling.top_k,
+                timeout=question.timeout,
+            ),
         )
 
     def question(self) -> Question:
@@ -100,6 +110,8 @@ class Completion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             sampling=Sampling(temperature=self.temperature, top_k=self.cutline.top_k, top_p=self.top_p, seed=self.seed),
             max_tokens=self.max_tokens,
             effort=self.cutline.effort,
+            cut=self.cutline.cut,
+            wire=self.cutline.wire,
             timeout=self.cutline.timeout,
         )
 

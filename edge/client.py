@@ -12,16 +12,17 @@ import grpc
 from cutline.errors import CutlineError, InputError, WorkerFailed, WorkerUnavailable
 from cutline.protos.messages import (
     AgentMessage,
+    Boundary,
     Cancel,
     Confirmed,
     Description,
     Draft,
     Finished,
+    ImageChunk,
     Open,
     Opened,
     agent_to_wire,
     description_from_wire,
-    image_chunks,
     worker_from_wire,
 )
 from cutline.protos.status import exception_of
@@ -72,29 +73,27 @@ class WorkerClient:
         except grpc.aio.AioRpcError as error:
             raise _translated(error.code(), error.details(), self.address) from None
 
-    def session(self, opening: Open, images: Sequence[bytes], *, timeout: float) -> WorkerSession:
-        """A session opened with `opening` and `images` (files); it fails when not finished in `timeout` seconds."""
-        return WorkerSession(self.address, self._stub.Session(timeout=timeout), opening, images)
+    def session(self, opening: Open, upload: Sequence[ImageChunk | Boundary], *, timeout: float) -> WorkerSession:
+        """A session opened with `opening` and what crosses its cut; it fails when not finished in `timeout` seconds."""
+        return WorkerSession(self.address, self._stub.Session(timeout=timeout), opening, upload)
 
 
 class WorkerSession:
     """One session. `bytes_up` and `bytes_down` count its messages. Whatever goes wrong with it, `events` says."""
 
-    def __init__(self, address: str, call: Any, opening: Open, images: Sequence[bytes]) -> None:
+    def __init__(self, address: str, call: Any, opening: Open, upload: Sequence[ImageChunk | Boundary]) -> None:
         self.bytes_up = 0
         self.bytes_down = 0
         self.finished: Finished | None = None
         self._address = address
         self._call = call
         self._opening = opening
-        self._images = images
+        self._upload = upload
 
     async def __aenter__(self) -> Self:
-        """Send the opening and the images."""
-        await self._send(self._opening)
-        for image in self._images:
-            for chunk in image_chunks(image):
-                await self._send(chunk)
+        """Send the opening and what crosses the cut."""
+        for message in (self._opening, *self._upload):
+            await self._send(message)
         return self
 
     async def __aexit__(

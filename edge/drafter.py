@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cutline.edge.decoder import Decoder
-from cutline.edge.vision import VisionTower
+from cutline.edge.vision import VisionSpan
 from cutline.errors import BundleError
 from cutline.models.bundle import Bundle, Manifest
 from cutline.models.sampling import Sampling, choose
@@ -26,7 +26,7 @@ class Drafted:
 class Drafter:
     """A loaded drafter bundle. Conversations share it; several threads may draft at once, each its own."""
 
-    def __init__(self, manifest: Manifest, tower: VisionTower, decoder: Decoder) -> None:
+    def __init__(self, manifest: Manifest, tower: VisionSpan, decoder: Decoder) -> None:
         self.manifest = manifest
         self._tower = tower
         self._decoder = decoder
@@ -36,31 +36,42 @@ class Drafter:
         """Load a drafter's bundle. Raises BundleError."""
         if bundle.manifest.role != "drafter":
             raise BundleError(f"{bundle.path} holds a {bundle.manifest.role}; an agent needs a drafter's bundle")
-        return cls(bundle.manifest, VisionTower.open(bundle, threads=threads), Decoder.open(bundle, threads=threads))
+        return cls(
+            bundle.manifest,
+            VisionSpan.open(bundle, "decoder.0", threads=threads),
+            Decoder.open(bundle, threads=threads),
+        )
 
     def converse(self, prompt: Sequence[int], tiles: NDArray[np.float32] | None, sampling: Sampling) -> Drafting:
         """Begin to draft answers to `prompt`, whose image tokens stand for `tiles` (n, 3, tile, tile)."""
-        rows = self._decoder.embed(prompt)
-        if tiles is not None:
-            rows = rows.copy()
-            rows[np.array(prompt) == self.manifest.image_token] = self._tower(tiles)
-        return Drafting(self._decoder, prompt, rows, sampling, frozenset(self.manifest.stop_tokens))
+
+        def rows() -> NDArray[np.float32]:
+            embedded = self._decoder.embed(prompt)
+            if tiles is not None:
+                embedded[np.array(prompt) == self.manifest.image_token] = self._tower(tiles)
+            return embedded
+
+        return Drafting(self._decoder, len(prompt), rows, sampling, frozenset(self.manifest.stop_tokens))
 
 
 class Drafting:
-    """One conversation of the drafter. Not for two threads at once."""
+    """One conversation of the drafter. Not for two threads at once.
+
+    `rows` gives the prompt's rows (n, width); it is called when the first token is drafted.
+    """
 
     def __init__(
         self,
         decoder: Decoder,
-        prompt: Sequence[int],
-        rows: NDArray[np.float32],
+        prompt_length: int,
+        rows: Callable[[], NDArray[np.float32]],
         sampling: Sampling,
         stop_tokens: frozenset[int],
     ) -> None:
         self._decoder = decoder
-        self._prompt_length = len(prompt)
-        self._prompt_rows = rows
+        self._prompt_length = prompt_length
+        self._rows = rows
+        self._prompt_rows = np.empty((0, decoder.spec.width), np.float32)
         self._sampling = sampling
         self._stop_tokens = stop_tokens
         self._state = decoder.new_state()
@@ -88,6 +99,7 @@ class Drafting:
     def _catch_up(self, answer: Sequence[int]) -> NDArray[np.float32]:
         """Bring the state to the prompt and `answer`; returns the logits (vocabulary,) after them."""
         if self._state.position == 0:
+            self._prompt_rows = self._rows()
             first = self._state.extend(self._prompt_rows, last_only=True)
             if not answer:
                 return _last(first)

@@ -16,6 +16,7 @@ from cutline.models.layerline import LayerLine
 
 MANIFEST = "manifest.json"
 CALIBRATION = "calibration.json"
+SPAN_WEIGHTS = "image-spans.data"  # of all ONNX graphs that begin at the image
 FORMAT = 1
 
 Role = Literal["drafter", "target"]
@@ -104,6 +105,11 @@ class Bundle:
         if not found.is_relative_to(self.path.resolve()) or not found.is_file():
             raise BundleError(f"{name} is missing from {self.path}; export the bundle again")
         return found
+
+
+def span_file(cut: str) -> str:
+    """The name of the ONNX graph that runs `[image, cut)`."""
+    return f"image-to-{cut}.onnx"
 
 
 def write_manifest(path: Path, manifest: Manifest) -> Manifest:

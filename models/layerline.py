@@ -17,3 +17,12 @@ class LayerLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         vision = (f"vision.{index}" for index in range(self.vision))
         decoder = (f"decoder.{index}" for index in range(self.decoder))
         return ("image", *vision, "connector", *decoder, "head")
+
+    def vision_layer(self, cut: str) -> int:
+        """The first vision layer that the cloud runs at a cut in or right after the tower."""
+        return self.layers.index(cut) - 1
+
+    @property
+    def image_cuts(self) -> tuple[str, ...]:
+        """The cuts up to the decoder, named by the first layer that the cloud runs: `image` to `decoder.0`."""
+        return self.layers[: self.layers.index("connector") + 2]

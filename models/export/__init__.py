@@ -3,7 +3,8 @@
 A bundle is flat and always holds `manifest.json`, `tokenizer.json` and `chat_template.jinja`. Beside them
 
     a target has      config.json, *.safetensors: the folder's own, for transformers to run
-    a drafter has     vision.onnx: `pixels` (n, 3, tile, tile) -> `rows` (n, tokens, width)
+                      image-to-CUT.onnx, image-spans.data: see cutline.models.export.vision
+    a drafter has     image-to-decoder.0.onnx, image-spans.data: its vision tower and connector
                       decoder.onnx and decoder.onnx.data: see cutline.models.export.decoder
                       embeddings.safetensors: `embeddings` (vocabulary, width) fp32
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -53,8 +53,10 @@ def export_bundle(
     try:
         if role == "target":
             _copy_model(source, draft, progress)
+            _export_spans(source, draft, source.line.image_cuts[1:], progress)
         else:
-            _export_model(source, draft, precision, progress)
+            _export_spans(source, draft, ["decoder.0"], progress)
+            _export_decoder(source, draft, precision, progress)
         for companion in COMPANIONS:
             shutil.copyfile(hf / companion, draft / companion)
         progress("manifest: hashing every file")
@@ -88,10 +90,13 @@ def _copy_model(source: Source, folder: Path, progress: Callable[[str], None]) -
         shutil.copyfile(file, folder / file.name)
 
 
-def _export_model(source: Source, folder: Path, precision: Precision, progress: Callable[[str], None]) -> None:
+def _export_spans(source: Source, folder: Path, cuts: Sequence[str], progress: Callable[[str], None]) -> None:
     progress("vision: exporting the tower and comparing it with torch")
-    error = export_vision(source.model, source.image, folder / "vision.onnx")
+    error = export_vision(source.model.float(), source.image, folder, cuts)
     progress(f"vision: largest difference from torch {error:.1e}")
+
+
+def _export_decoder(source: Source, folder: Path, precision: Precision, progress: Callable[[str], None]) -> None:
     progress(f"decoder: exporting as {precision} and comparing it with torch")
     error = export_decoder(source.model, source.decoder, folder / "decoder.onnx", precision)
     progress(f"decoder: logits differ from torch's by {error:.1e} of their spread")

@@ -54,7 +54,7 @@ class FakeTarget:
         self.encoded: list[int] = []
         self._cache = [[POISON] * CONTEXT for _ in range(slots)]
 
-    def encode(self, tiles: Any) -> Tensor:
+    def encode(self, tiles: Any, cut: str) -> Tensor:
         self.encoded.append(len(tiles))
         if len(tiles) == 0:
             raise RuntimeError("no tiles")
@@ -234,7 +234,7 @@ def test_a_prompt_or_image_that_breaks_its_pass_ends_alone() -> None:
         waiting, listener = wait_at_first_token(engine, PROMPTS[0])
         for broken in (
             request([1, POISON]),
-            request([1, 2], tiles=np.zeros((0, 3, 4, 4), np.float32)),
+            request([1, 2], boundary=np.zeros((0, 3, 4, 4), np.float32)),
         ):
             _, fails = opened(engine, broken)
             end = fails.end()
@@ -262,7 +262,7 @@ def test_a_pass_that_fails_only_together_harms_nobody() -> None:
 def test_images_are_encoded_once() -> None:
     target = FakeTarget(1)
     with running(target) as engine:
-        _, listener = opened(engine, request([1, 2], tiles=np.zeros((3, 3, 4, 4), np.float32)))
+        _, listener = opened(engine, request([1, 2], boundary=np.zeros((3, 3, 4, 4), np.float32)))
         assert isinstance(listener.end(), Finished)
     assert target.encoded == [3]
 

@@ -16,6 +16,7 @@ from transformers import AutoModelForImageTextToText
 from cutline.cloud.engine import Engine
 from cutline.cloud.session import Event, Request, Rows, Session
 from cutline.cloud.target import Target
+from cutline.demo.bundles import TARGET
 from cutline.errors import CutlineError
 from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image, preprocess
@@ -58,9 +59,14 @@ def request(bundle: Bundle, case: Case, **changes: Any) -> Request:
         max_tokens=opening.max_tokens,
         sampling=Sampling(),
         effort=1.0,
-        tiles=pixels(bundle, image),
+        boundary=pixels(bundle, image),
     )
     return replace(asked, **changes)
+
+
+def image_rows(target: Target, session: Session) -> torch.Tensor:
+    assert session.request.boundary is not None
+    return target.encode(session.request.boundary, session.request.cut)
 
 
 class Answering:
@@ -124,7 +130,7 @@ def test_logits_are_those_of_transformers_in_any_pass(
             end = min(len(tokens), start + max(least, int(dice.integers(1, 30))))
             drafted = int(dice.integers(0, end - start))
             batch.append(Rows(session, start, tokens[start:end], drafted))
-            images.append(target.encode(session.request.tiles) if start == 0 else None)  # type: ignore[arg-type]
+            images.append(image_rows(target, session) if start == 0 else None)
             expected.append(logits[end - drafted - 1 : end])
             if end < len(tokens):
                 ahead.append((session, tokens, end, 1, logits))
@@ -141,7 +147,7 @@ def test_rejected_rows_are_overwritten(bundle: Bundle, target: Target, whole: An
     tiles = pixels(bundle, image)
     session = blank(asked, 1)
     junk = (7, 8, 9, 10, 11)
-    target.run([Rows(session, 0, (*opening.tokens, *junk), 5)], [target.encode(tiles)])
+    target.run([Rows(session, 0, (*opening.tokens, *junk), 5)], [target.encode(tiles, "image")])
     after = len(opening.tokens)
     got = target.run([Rows(session, after, answer[:2], 1)], [None])[0]
     right = logits_of(whole, (*opening.tokens, *answer[:2]), tiles)[-2:]
@@ -202,16 +208,33 @@ def test_sampled_answers_do_not_depend_on_drafts(
     assert by_law == list(answer)
 
 
-def test_a_session_that_enters_at_the_decoder_gives_the_same_answer(
-    bundle: Bundle, engine: Engine, whole: Any, cases: list[Case]
+@pytest.mark.parametrize("cut", Bundle.open(TARGET).manifest.line.image_cuts[1:])
+def test_a_session_may_enter_at_every_cut_before_the_decoder(
+    bundle: Bundle, target: Target, engine: Engine, whole: Any, cases: list[Case], cut: str
 ) -> None:
+    """The boundary is taken from transformers' own modules, by a hook where the cut is."""
     for case in cases[:4]:
-        with torch.inference_mode():
-            patches = whole.model.vision_model(pixel_values=torch.from_numpy(pixels(bundle, case[1])))
-            rows = whole.model.connector(patches.last_hidden_state)[0].numpy()
-        answering = Answering(engine, request(bundle, case, tiles=None, image_rows=rows))
+        boundary = boundary_of(whole, cut, pixels(bundle, case[1]))
+        assert boundary.shape == target.boundary_shape(cut)
+        answering = Answering(engine, request(bundle, case, cut=cut, boundary=boundary))
         answering.finish()
         assert tuple(answering.tokens) == case[2]
+
+
+def boundary_of(whole: Any, cut: str, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What the module after the cut is given in an unsplit run, or what the connector gives."""
+    tower = whole.model.vision_model
+    room, _, index = cut.partition(".")
+    seen: list[torch.Tensor] = []
+    if cut == "decoder.0":
+        hook = whole.model.connector.register_forward_hook(lambda module, given, made: seen.append(made))
+    else:
+        module = tower.post_layernorm if room == "connector" else tower.encoder.layers[int(index)]
+        hook = module.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    with torch.inference_mode():
+        whole.model.get_image_features(torch.from_numpy(tiles)[:, None])
+    hook.remove()
+    return seen[0].flatten(0, 1).numpy()
 
 
 def test_a_text_without_image_gives_generates_answer(bundle: Bundle, engine: Engine, whole: Any, case: Case) -> None:
@@ -222,7 +245,7 @@ def test_a_text_without_image_gives_generates_answer(bundle: Bundle, engine: Eng
             0, len(text) :
         ].tolist()
     answering = Answering(
-        engine, request(bundle, case, tokens=text, prompt_length=len(text), max_tokens=12, tiles=None)
+        engine, request(bundle, case, tokens=text, prompt_length=len(text), max_tokens=12, boundary=None)
     )
     answering.finish()
     assert answering.tokens == answer

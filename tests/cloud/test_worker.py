@@ -271,7 +271,7 @@ def wrong_tokens(case: Case, bundle: Bundle) -> dict[str, tuple[list[Wire], str]
         "temperature not a number": ([*asking(case, temperature=float("nan"))], "temperature"),
         "top-p": ([*asking(case, top_p=0.0)], "top-p"),
         "seed": ([*asking(case, seed=2**63)], "seed"),
-        "cut": ([*asking(case, cut="vision.1")], "cannot begin"),
+        "cut": ([*asking(case, cut="vision.9")], "cannot begin"),
         "no cut": ([*asking(case, cut="")], "cannot begin"),
     }
 
@@ -316,15 +316,15 @@ def wrong_data(case: Case, bundle: Bundle) -> dict[str, tuple[list[Wire], str]]:
         "endless image": ([opening, *[ImageChunk(bytes(CHUNK), last=False)] * 33], "over 32 MiB"),
         "endless boundary": (
             [entering, *[Boundary(np.zeros((CHUNK // 4 // width, width), np.float32), last=False)] * 33],
-            "over 32 MiB",
+            "not the number sent",
         ),
-        "no boundary": ([entering], "sends its boundary"),
-        "image at the decoder": ([entering, ImageChunk(image, last=True)], "sends its boundary"),
+        "no boundary": ([entering], "rows were to come, 0 came"),
+        "image at the decoder": ([entering, ImageChunk(image, last=True)], "rows were to come, 0 came"),
         "wide rows": (with_rows(np.zeros((rows, width + 1), np.float32)), "wide"),
-        "a row too few": (with_rows(np.zeros((rows - 1, width), np.float32)), "image tokens"),
+        "a row too few": (with_rows(np.zeros((rows - 1, width), np.float32)), "not the number sent"),
         "a row too many": (
             with_rows(np.zeros((rows, width), np.float32), np.zeros((1, width), np.float16)),
-            "image tokens",
+            "not the number sent",
         ),
         "three dimensions": (with_rows(np.zeros((1, rows, width), np.float32)), "2 dimensions"),
         "not finite": (

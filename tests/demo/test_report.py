@@ -89,6 +89,7 @@ def outcome(request: Request, mode: Mode, *, index: int) -> Outcome:
         accepted=sum(token.source is Source.DRAFT for token in made),
         exact=not on_edge,
         worker=None if on_edge else "127.0.0.1:1",
+        cut=None,
         confidence=0.9 if mode in (Mode.EDGE, Mode.AUTO) else None,
         complete=True,
     )

@@ -29,6 +29,7 @@ def answer(text: str, *, worker: str | None = "127.0.0.1:1", latency: float = 10
         accepted=2,
         exact=worker is not None,
         worker=worker,
+        cut=None,
         confidence=None,
         complete=True,
     )
@@ -65,6 +66,7 @@ def test_figures_are_means_and_rates() -> None:
             request.question.answer,
             latency=float(latency),
             worker=None if index % 4 == 0 else "127.0.0.1:1",
+            cut=None,
             bytes_up=index,
             rounds=index % 5,
         )

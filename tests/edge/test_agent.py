@@ -6,6 +6,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -65,7 +66,7 @@ async def together(target: Bundle, drafter: Bundle, *, slots: int = 8) -> AsyncI
         yield agent
 
 
-def asking(request: Request, mode: Mode, *, sampling: Sampling | None = None, **options: float) -> Question:
+def asking(request: Request, mode: Mode, *, sampling: Sampling | None = None, **options: Any) -> Question:
     max_tokens = int(options.pop("max_tokens", 64))
     return Question(
         image=request.image,

@@ -33,6 +33,7 @@ from cutline.protos.messages import (
     Opened,
     Reason,
     description_to_wire,
+    image_chunks,
     worker_to_wire,
 )
 from cutline.protos.v1 import worker_pb2 as pb
@@ -116,7 +117,7 @@ def converse(script: Script, image: bytes = b"image") -> tuple[list[object], Wor
 
     async def run() -> tuple[list[object], WorkerSession, Worker]:
         async with serving(script) as (worker, address), WorkerClient(address) as client:
-            async with client.session(OPENING, [image], timeout=10) as session:
+            async with client.session(OPENING, list(image_chunks(image)), timeout=10) as session:
                 events: list[object] = [event async for event in session.events()]
             return events, session, worker
 
@@ -156,7 +157,7 @@ def test_drafts_and_a_cancel_reach_the_worker() -> None:
         async with (
             serving(script) as (_, address),
             WorkerClient(address) as client,
-            client.session(OPENING, [b"image"], timeout=10) as session,
+            client.session(OPENING, list(image_chunks(b"image")), timeout=10) as session,
         ):
             await session.offer(Draft(2, (9,)))
             events = session.events()

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from cutline.edge.decoder import Decoder
-from cutline.edge.vision import VisionTower
+from cutline.edge.vision import VisionSpan
 from cutline.errors import BundleError, PromptError
 from cutline.models.bundle import Bundle, Precision, write_manifest
 
@@ -36,7 +36,7 @@ def decoder(bundle: Bundle) -> Decoder:
 def prompt(bundle: Bundle, decoder: Decoder) -> NDArray[np.float32]:
     """Rows of a prompt with an image in it."""
     rows = decoder.embed(IDS)
-    rows[np.array(IDS) == IMAGE] = VisionTower.open(bundle, threads=1)(PIXELS[0].numpy())
+    rows[np.array(IDS) == IMAGE] = VisionSpan.open(bundle, "decoder.0", threads=1)(PIXELS[0].numpy())
     return rows
 
 

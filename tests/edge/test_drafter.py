@@ -90,15 +90,14 @@ def test_a_draft_ends_at_its_limit_or_at_the_stop_token(limit: int) -> None:
 def test_a_stop_token_ends_the_draft() -> None:
     whole = tokens(list(converse().draft((), 64)))
     last = whole.index(whole[3])
-    rows = DRAFTER_._decoder.embed(PROMPT).copy()
-    rows[np.array(PROMPT) == MANIFEST.image_token] = DRAFTER_._tower(PIXELS.tiles)
-    stopping = Drafting(DRAFTER_._decoder, PROMPT, rows, Sampling(), frozenset([whole[3]]))
+    rows = converse()._rows
+    stopping = Drafting(DRAFTER_._decoder, len(PROMPT), rows, Sampling(), frozenset([whole[3]]))
     assert tokens(list(stopping.draft((), 64))) == whole[: last + 1]
 
 
 def test_a_draft_ends_where_the_context_does() -> None:
     drafting = DRAFTER_.converse(PROMPT, PIXELS.tiles, Sampling(temperature=50.0, seed=1))
-    never = Drafting(drafting._decoder, PROMPT, drafting._prompt_rows, drafting._sampling, frozenset())
+    never = Drafting(drafting._decoder, len(PROMPT), drafting._rows, drafting._sampling, frozenset())
     answer = list(range(10, 10 + CONTEXT - len(PROMPT) - 3))
     # Tokens stand at positions up to the context's last; one more may be chosen but never fed.
     assert len(list(never.draft(answer, 100))) == 4

@@ -229,6 +229,7 @@ ANSWER = Answer(
     accepted=1,
     exact=True,
     worker="127.0.0.1:50051",
+    cut=None,
     confidence=None,
     complete=True,
 )

@@ -38,12 +38,12 @@ def test_weights_outside_the_graphs_folder_are_refused(bundle: Bundle, tmp_path:
 
 
 def test_a_graph_that_is_none_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "vision.onnx").write_bytes(b"not a graph")
+    (tmp_path / "image-to-decoder.0.onnx").write_bytes(b"not a graph")
     with pytest.raises(BundleError, match="does not load") as caught:
-        open_session(tmp_path / "vision.onnx", threads=1)
+        open_session(tmp_path / "image-to-decoder.0.onnx", threads=1)
     assert "\n" not in str(caught.value)
 
 
 def test_a_provider_that_is_not_here_is_refused(bundle: Bundle) -> None:
     with pytest.raises(InputError, match=r"has no NoSuchProvider; it has .*CPUExecutionProvider"):
-        open_session(bundle.file("vision.onnx"), threads=1, provider="NoSuchProvider")
+        open_session(bundle.file("image-to-decoder.0.onnx"), threads=1, provider="NoSuchProvider")

@@ -122,7 +122,8 @@ def test_a_target_is_the_folders_own_files(hf: Path, tmp_path: Path) -> None:
     steps: list[str] = []
     bundle = make_bundle(hf, tmp_path / "deep" / "target", progress=steps.append)
     names = {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"}
-    assert bundle.manifest.files.keys() == names
+    spans = {"image-spans.data", *(f"image-to-{cut}.onnx" for cut in ("vision.0", "connector", "decoder.0"))}
+    assert bundle.manifest.files.keys() == names | spans
     for name in names:
         assert bundle.file(name).read_bytes() == (hf / name).read_bytes()
     manifest = bundle.manifest
@@ -136,7 +137,8 @@ def test_a_target_is_the_folders_own_files(hf: Path, tmp_path: Path) -> None:
 
 def test_a_drafter_holds_graphs_that_say_nothing_of_where_they_were_made(drafter: Bundle) -> None:
     assert drafter.manifest.files.keys() == {
-        "vision.onnx",
+        "image-to-decoder.0.onnx",
+        "image-spans.data",
         "decoder.onnx",
         "decoder.onnx.data",
         "embeddings.safetensors",
@@ -145,7 +147,7 @@ def test_a_drafter_holds_graphs_that_say_nothing_of_where_they_were_made(drafter
     }
     session = ort.InferenceSession(drafter.file("decoder.onnx"))
     assert {value.name for value in session.get_inputs()} >= {"inputs_embeds", "wanted", "seqlens_k"}
-    for name in ("vision.onnx", "decoder.onnx"):
+    for name in ("image-to-decoder.0.onnx", "decoder.onnx"):
         assert b".py" not in drafter.file(name).read_bytes()
 
 
@@ -295,7 +297,7 @@ def test_an_export_that_computes_something_else_is_refused(
         tower = vision.Tower
         monkeypatch.setattr(vision, "Tower", lambda _: tower(other.model))
         with pytest.raises(BundleError, match="vision tower differs from torch's"):
-            vision.export_vision(source.model, source.image, tmp_path / "vision.onnx")
+            vision.export_vision(source.model, source.image, tmp_path, ["decoder.0"])
     else:
         build = decoder._build
         monkeypatch.setattr(decoder, "_build", lambda _, *rest: build(other, *rest))
