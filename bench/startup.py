@@ -1,8 +1,8 @@
 """What the edge costs to start and to keep: `python -m cutline.bench.startup`.
 
 Times `cutline ask --mode edge` from process start to answer, beside a bare `python -c pass`, and weighs an agent's
-process (resident memory) before and after it has answered, with the demo's drafter. Runs alternate, so that a slow
-spell of the machine hits both sides.
+process (resident memory) before and after it has answered in every mode, with the demo's drafter. Runs alternate, so
+that a slow spell of the machine hits both sides.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import psutil
 from rich.console import Console
 from rich.progress import track
 
-from cutline.cli.processes import agent_process
-from cutline.demo.bundles import DRAFTER
+from cutline.cli.processes import agent_process, worker_process
+from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.publish import EXAMPLES
 from cutline.edge.answer import Mode, Question
 from cutline.edge.remote import ask_over
@@ -38,13 +38,13 @@ def main() -> None:
     for _ in track(range(args.runs), "starting processes"):
         asks.append(seconds(ASK))
         bare.append(seconds([sys.executable, "-c", "pass"]))
-    resting, answered = resident()
+    sizes = resident()
     console = Console()
     console.print(
         f"cutline ask --mode edge, process start to answer: median {median(asks):.2f} s, worst {max(asks):.2f} s"
     )
     console.print(f"python -c pass: median {median(bare):.2f} s")
-    console.print(f"agent's resident memory: {resting:.0f} MB at rest, {answered:.0f} MB after 50 answers")
+    console.print(f"agent's resident memory: {', '.join(f'{size:.0f} MB {when}' for when, size in sizes.items())}")
 
 
 def seconds(command: list[str]) -> float:
@@ -54,16 +54,20 @@ def seconds(command: list[str]) -> float:
     return time.perf_counter() - began
 
 
-def resident() -> tuple[float, float]:
-    """Megabytes an agent holds at rest, and after 50 answers."""
-    question = Question(image=CARD.read_bytes(), text="Describe the card.", mode=Mode.EDGE)
-    with agent_process(DRAFTER, "127.0.0.1:1") as address:
-        agent = next(child for child in psutil.Process().children(recursive=True) if "edge" in child.cmdline())
-        resting = agent.memory_info().rss
+def resident() -> dict[str, float]:
+    """Megabytes that an agent with a worker holds at rest, and after 50 answers in each mode in turn."""
+    sizes: dict[str, float] = {}
+    with worker_process(TARGET) as worker, agent_process(DRAFTER, worker) as address:
+        processes = psutil.Process().children(recursive=True)
+        agent = next(process for process in processes if "edge" in process.cmdline())
+        sizes["at rest"] = agent.memory_info().rss / 1e6
         with httpx.Client(base_url=f"http://{address}", trust_env=False) as client:
-            for _ in range(50):
-                ask_over(client, question)
-        return resting / 1e6, agent.memory_info().rss / 1e6
+            for mode in Mode:
+                question = Question(image=CARD.read_bytes(), text="Describe the card.", mode=mode)
+                for _ in range(50):
+                    ask_over(client, question)
+                sizes[f"after mode {mode}"] = agent.memory_info().rss / 1e6
+    return sizes
 
 
 if __name__ == "__main__":

@@ -79,6 +79,8 @@ def ask(
         wire=Wire(wire),
         timeout=timeout,
     )
+    if agent is not None and (bundle or worker or target or threads):
+        raise InputError("--agent asks a running agent, which has its own --bundle, --worker, --target and --threads")
     if agent is None:
         answer = asyncio.run(_answer_here(asked, bundle, target, worker, threads))
     else:

@@ -60,6 +60,8 @@ def calibrate(
         raise InputError("--risk and --confidence are shares between 0 and 1")
     if cards < 1:
         raise InputError(f"--cards is {cards}; give 1 or more")
+    if worker is not None and target is not None:
+        raise InputError("give --worker, or --target to run one here, not both")
     drafter = open_drafter(bundle)
     if not os.access(drafter.path, os.W_OK):
         raise InputError(f"{drafter.path} cannot be written to; copy the bundle and give the copy as --bundle")

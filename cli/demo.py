@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from cutline.demo.requests import Request
     from cutline.demo.results import DemoResult, Outcome
+    from cutline.devices.link import LinkProfile
     from cutline.models.bundle import Bundle
 
 EPILOG = "Example: cutline demo --images 20 --link 3g --report report.html"
@@ -47,6 +48,7 @@ def demo(
     from cutline.cli.setting import open_drafter, open_target
     from cutline.demo.cards import Split
     from cutline.demo.requests import requests
+    from cutline.devices.link import load_link
     from cutline.errors import InputError
 
     try:  # now, rather than after the work
@@ -58,12 +60,15 @@ def demo(
         raise InputError(f"--images is {images}; give 1 or more")
     if seed < 0:
         raise InputError(f"--seed is {seed}; give 0 or more")
+    if not report.absolute().parent.is_dir():
+        raise InputError(f"--report {report}: there is no such folder")
+    profile = load_link(link)
     console = Console(stderr=as_json)
     asked = list(requests(Split.EVALUATION, images, seed))
     bundles = (open_target(target), open_drafter(drafter))
     with Progress(console=console, transient=True) as progress:
-        outcomes = _outcomes(asked, *bundles, link=link, progress=progress)
-    result = _result(outcomes, *bundles, link=link, images=images, seed=seed)
+        outcomes = _outcomes(asked, *bundles, link=profile, progress=progress)
+    result = _result(outcomes, *bundles, link=profile.name, images=images, seed=seed)
     if as_json:
         sys.stdout.buffer.write(msgspec.json.encode(result) + b"\n")
     else:
@@ -73,7 +78,7 @@ def demo(
 
 
 def _outcomes(
-    asked: Sequence[Request], target: Bundle, drafter: Bundle, *, link: str, progress: Progress
+    asked: Sequence[Request], target: Bundle, drafter: Bundle, *, link: LinkProfile, progress: Progress
 ) -> list[Outcome]:
     """Every request in every mode, beside the unsplit target's answer."""
     import asyncio
@@ -85,11 +90,10 @@ def _outcomes(
     from cutline.demo.reference import Reference
     from cutline.demo.results import Outcome
     from cutline.devices.emulator import LinkEmulator
-    from cutline.devices.link import load_link
     from cutline.edge.answer import Answer, Mode, Question
     from cutline.edge.remote import ask_over
+    from cutline.protos.address import parse_address
 
-    profile = load_link(link)
     reference = Reference(target)
     track = progress.add_task("the target, unsplit, for comparison", total=len(asked))
     truths = []
@@ -102,8 +106,7 @@ def _outcomes(
         async with AsyncExitStack() as stack:
             starting = progress.add_task("starting a worker, a link and an agent", total=None)
             worker = await asyncio.to_thread(stack.enter_context, worker_process(target.path))
-            host, _, port = worker.rpartition(":")
-            emulator = await stack.enter_async_context(LinkEmulator(profile, target=(host, int(port))))
+            emulator = await stack.enter_async_context(LinkEmulator(link, target=parse_address(worker)))
             agent = await asyncio.to_thread(stack.enter_context, agent_process(drafter.path, emulator.address))
             client = stack.enter_context(httpx.Client(base_url=f"http://{agent}", timeout=90, trust_env=False))
 
@@ -114,7 +117,7 @@ def _outcomes(
             for mode in Mode:  # the first of each opens the connection and warms the models
                 await answer(asked[0], mode)
             progress.update(starting, total=1, completed=1)
-            asking = progress.add_task(f"asking over {profile.name}, in every mode", total=len(asked) * len(Mode))
+            asking = progress.add_task(f"asking over {link.name}, in every mode", total=len(asked) * len(Mode))
             for request, ids in zip(asked, truths, strict=True):
                 for mode in Mode:
                     outcomes.append(Outcome(request, await answer(request, mode), reference.text(ids), ids))

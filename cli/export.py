@@ -14,7 +14,7 @@ EPILOG = "Example: cutline export SmolVLM-256M-Instruct --out drafter --role dra
 
 def export(
     model: Annotated[Path, typer.Argument(help="A Hugging Face folder: config.json, safetensors, tokenizer.json.")],
-    out: Annotated[Path, typer.Option(help="The bundle's folder; it must not exist.")],
+    out: Annotated[Path, typer.Option(help="The bundle's folder; a bundle that is there is replaced.")],
     role: Annotated[Role, typer.Option(help="drafter (runs on the device) or target (runs on a worker).")],
     precision: Annotated[
         Precision | None, typer.Option(help="fp32, int8 or int4; without it int8 for a drafter.", show_default=False)
@@ -47,4 +47,4 @@ def export(
             progress=lambda step: status.update(step),
         )
     size = sum(file.stat().st_size for file in bundle.path.iterdir()) / 1e6
-    console.print(f"{bundle.path}: {role}, {precision}, {size:.1f} MB, identity {bundle.manifest.identity[:12]}")
+    console.print(f"{bundle.path}: {role}, {chosen}, {size:.1f} MB, identity {bundle.manifest.identity[:12]}")

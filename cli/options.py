@@ -18,4 +18,4 @@ Threads = Annotated[
     int | None, typer.Option(help="Threads of the model; without it, the cores this process has.", show_default=False)
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")]
-Insecure = Annotated[bool, typer.Option(help="Allow plain text beyond this machine's own addresses.")]
+Insecure = Annotated[bool, typer.Option("--insecure", help="Allow plain text beyond this machine's own addresses.")]

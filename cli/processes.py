@@ -37,16 +37,20 @@ def _running(command: str, *arguments: str) -> Iterator[str]:
     with ExitStack() as stack:
         with _no_interrupt():  # between the start of a process and our answering for it
             process = _start([sys.executable, "-m", "cutline.cli", command, "--listen", "127.0.0.1:0", *arguments])
+            assert process.stdout is not None
+            assert process.stderr is not None
+            stack.enter_context(process.stdout)
+            stack.enter_context(process.stderr)
+            heard: list[str] = []
+            # A pipe that nobody reads fills up and stops the process that writes.
+            reader = threading.Thread(target=heard.extend, args=[process.stderr], daemon=True)
+            reader.start()
+            stack.callback(reader.join, STOP_SECONDS)
             stack.callback(_end, process)
-        assert process.stdout is not None
-        assert process.stderr is not None
-        heard: list[str] = []
-        # A pipe that nobody reads fills up and stops the process that writes.
-        reader = threading.Thread(target=heard.extend, args=[process.stderr], daemon=True)
-        reader.start()
         watchdog = threading.Timer(START_SECONDS, process.kill)
         watchdog.daemon = True
         watchdog.start()
+        stack.callback(watchdog.cancel)
         line = process.stdout.readline()
         watchdog.cancel()
         if " listens at " not in line:

@@ -9,6 +9,7 @@ from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.devices.cores import usable_cores
 from cutline.errors import InputError
 from cutline.models.bundle import Bundle
+from cutline.protos.address import parse_address
 
 
 def open_drafter(path: Path | None) -> Bundle:
@@ -33,14 +34,11 @@ def thread_count(given: int | None) -> int:
     return given or usable_cores()
 
 
-def check_listen(listen: str, *, insecure: bool) -> str:
-    """`listen`, if it is HOST:PORT and of this machine alone, or `insecure` allows others. Raises InputError."""
-    host, _, port = listen.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65535:
-        raise InputError(f"--listen {listen} is not HOST:PORT, such as 127.0.0.1:50051")
+def check_listen(listen: str, *, insecure: bool) -> None:
+    """That `listen` is HOST:PORT, and of this machine alone unless `insecure` allows others. Raises InputError."""
+    host, _ = parse_address(listen)
     if not insecure and not is_loopback(host):
         raise InputError(f"{host} can be reached from outside and traffic is plain text; --insecure says you accept it")
-    return listen
 
 
 def is_loopback(host: str) -> bool:

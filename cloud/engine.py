@@ -2,6 +2,9 @@
 
 Its loop is three verbs: schedule (which rows of which sessions), run (one pass), deliver (what it confirmed).
 Other threads only put commands into its queue; events go out through each session's `deliver`, called here.
+
+What goes wrong with one session ends that one. What goes wrong with the engine ends all of them, and whoever comes
+later is told so, until the worker is started again.
 """
 
 from __future__ import annotations
@@ -19,11 +22,13 @@ import torch
 from cutline.cloud.pace import PassCost
 from cutline.cloud.session import Event, Request, Rows, Session
 from cutline.cloud.target import Target
-from cutline.errors import WorkerBusy, WorkerFailed, WorkerUnavailable
+from cutline.errors import CutlineError, InputError, WorkerBusy, WorkerFailed, WorkerUnavailable
 from cutline.models.sampling import choose
 from cutline.protos.messages import Draft, Opened
 
 log = logging.getLogger(__name__)
+
+IDLE_SECONDS = 60.0  # a session that only verifies may wait this long for a draft
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +79,18 @@ class Engine:
         """How many there is room for."""
         return self._target.slots
 
+    def busy(self) -> WorkerBusy | None:
+        """The refusal that a session would meet now, None where it may find room: `open` alone decides."""
+        # A command that waits may be a close.
+        return None if self._free or not self._commands.empty() else self._no_room()
+
     def boundary_shape(self, cut: str) -> tuple[int, int]:
         """Rows a tile and width of the boundary at a cut after `image`."""
         return self._target.boundary_shape(cut)
 
-    def start(self) -> None:
-        """Start the thread."""
+    def start(self, on_broken: Callable[[], object] = lambda: None) -> None:
+        """Start the thread, which calls `on_broken` if it can serve no session any more."""
+        self._on_broken = on_broken
         self._thread.start()
 
     def stop(self) -> None:
@@ -90,7 +101,7 @@ class Engine:
     def open(self, request: Request, drafts: Sequence[Draft], deliver: Callable[[Event], None]) -> str:
         """Open a session and return its random name; `drafts` came for it already.
 
-        `deliver` gets Opened or WorkerBusy, then what is confirmed.
+        `deliver` gets Opened or an error, then what is confirmed; it must neither block nor raise.
         """
         name = secrets.token_hex(8)
         self._commands.put(_OpenSession(name, request, tuple(drafts), deliver))
@@ -105,19 +116,40 @@ class Engine:
         self._commands.put(_CloseSession(name))
 
     def _loop(self) -> None:
-        busy = False
-        while self._take_commands(wait=not busy):
+        try:
+            self._serve()
+        except Exception:
+            log.critical("the engine broke; start the worker again", exc_info=True)
+            self._on_broken()
+            self._refuse(WorkerFailed("the worker broke; its log says more"))
+        else:
+            self._end_all(WorkerUnavailable("the worker was stopped; ask another one"))
+
+    def _serve(self) -> None:
+        patience = None
+        while self._take_commands(patience):
             batch = self._schedule()
-            busy = bool(batch)
             if batch:
                 self._run(batch)
+            patience = 0.0 if batch else self._patience()
 
-    def _take_commands(self, *, wait: bool) -> bool:
-        """Carry out what is in the queue, if `wait` at least one command. False once told to stop."""
-        while wait or not self._commands.empty():
-            wait = False
-            match self._commands.get():
-                case _OpenSession() as command:
+    def _refuse(self, why: CutlineError) -> None:
+        """End all sessions, and those that still come, until told to stop."""
+        self._end_all(why)
+        while not isinstance(command := self._commands.get(), _Stop):
+            if isinstance(command, _OpenSession):
+                command.deliver(why)
+
+    def _take_commands(self, patience: float | None) -> bool:
+        """Carry out the commands that are there, or wait `patience` seconds for one. False once told to stop."""
+        # What comes meanwhile is for the next round: nobody's flood of drafts keeps the others from their pass.
+        for _ in range(max(1, self._commands.qsize())):
+            try:
+                command = self._commands.get(timeout=patience)
+            except queue.Empty:
+                return True
+            match command:
+                case _OpenSession():
                     self._admit(command)
                 case _OfferDraft(name, draft):
                     if name in self._sessions:
@@ -125,14 +157,17 @@ class Engine:
                 case _CloseSession(name):
                     self._release(name)
                 case _Stop():
-                    for session in self._sessions.values():
-                        session.deliver(WorkerUnavailable("the worker was stopped; ask another one"))
                     return False
         return True
 
+    def _patience(self) -> float | None:
+        """Seconds until a session has waited too long for a draft, when all wait; None if there are none."""
+        first = min((session.confirmed_at for session in self._sessions.values()), default=None)
+        return None if first is None else max(0.0, first + IDLE_SECONDS - time.monotonic())
+
     def _admit(self, command: _OpenSession) -> None:
         if not self._free:
-            command.deliver(WorkerBusy(f"all {self._target.slots} sessions of this worker are taken; try again later"))
+            command.deliver(self._no_room())
             return
         request = command.request
         limit = min(request.prompt_length + request.max_tokens, self._target.context)
@@ -142,38 +177,64 @@ class Engine:
         self._sessions[command.name] = session
         command.deliver(Opened(command.name))
 
+    def _no_room(self) -> WorkerBusy:
+        return WorkerBusy(f"all {self._target.slots} sessions of this worker are taken; try again later")
+
     def _release(self, name: str) -> None:
         session = self._sessions.pop(name, None)
         if session is not None:
             self._free.append(session.slot)
 
+    def _end(self, session: Session, last: Event) -> None:
+        self._release(session.name)
+        session.deliver(last)
+
+    def _end_all(self, why: CutlineError) -> None:
+        for session in tuple(self._sessions.values()):
+            self._end(session, why)
+
+    def _fail(self, session: Session, error: Exception) -> None:
+        log.error("session %s broke a pass", session.name, exc_info=error)
+        failure = WorkerFailed("the worker failed on this session; its log says more")
+        failure.__cause__ = error
+        self._end(session, failure)
+
     def _schedule(self) -> list[Rows]:
-        """The rows of the next pass: of every session that does not wait for a draft."""
-        share = self._cost.row_share
-        return [rows for session in self._sessions.values() if (rows := session.rows_to_run(share)) is not None]
+        """The rows of the next pass: of every session that does not wait for a draft. Who waits too long is ended."""
+        share, latest = self._cost.row_share, time.monotonic() - IDLE_SECONDS
+        batch = []
+        for session in tuple(self._sessions.values()):
+            rows = session.rows_to_run(share)
+            if rows is not None:
+                batch.append(rows)
+            elif session.confirmed_at <= latest:
+                self._end(session, InputError(f"nothing was drafted for {IDLE_SECONDS:.0f} seconds"))
+        return batch
 
     def _run(self, batch: list[Rows]) -> None:
         """One pass of `batch`. A session that breaks it is found by running each alone, and ends alone."""
         began = time.perf_counter()
         try:
             logits = self._target.run(batch, [self._image_rows(rows) for rows in batch])
+            chosen = [_choose(rows, of) for rows, of in zip(batch, logits, strict=True)]
+        except torch.AcceleratorError:
+            raise  # no kernel runs on the device after this, for any session
         except Exception as error:
             if len(batch) > 1:
                 for rows in batch:
                     self._run([rows])
-                return
-            log.exception("session %s broke a pass", batch[0].session.name)
-            self._release(batch[0].session.name)
-            failure = WorkerFailed("the worker failed on this session; its log says more")
-            failure.__cause__ = error
-            batch[0].session.deliver(failure)
+            else:
+                self._fail(batch[0].session, error)
             return
         seconds = time.perf_counter() - began
         count = sum(len(rows.tokens) for rows in batch)
         if all(rows.start > 0 for rows in batch):
             self._cost = self._cost.after(count, seconds)
-        for rows, of in zip(batch, logits, strict=True):
-            self._deliver(rows, of, seconds * len(rows.tokens) / count)
+        for rows, tokens in zip(batch, chosen, strict=True):
+            try:
+                self._deliver(rows, tokens, seconds * len(rows.tokens) / count)
+            except Exception as error:
+                self._fail(rows.session, error)
 
     def _image_rows(self, rows: Rows) -> torch.Tensor | None:
         request = rows.session.request
@@ -181,14 +242,21 @@ class Engine:
             return None
         return None if request.boundary is None else self._target.encode(request.boundary, request.cut)
 
-    def _deliver(self, rows: Rows, logits: torch.Tensor, seconds: float) -> None:
+    def _deliver(self, rows: Rows, chosen: list[int], seconds: float) -> None:
         session = rows.session
         session.passes += 1
         session.seconds += seconds
-        after = rows.start + len(rows.tokens) - rows.drafted
-        sampling = session.request.sampling
-        chosen = [choose(row, sampling, after + index, xp=torch) for index, row in enumerate(logits)]
+        session.confirmed_at = time.monotonic()
         reason = session.confirm(chosen, rows.drafted, self._stop_tokens)
         if reason is not None:
-            self._release(session.name)
-            session.deliver(session.finished(reason))
+            self._end(session, session.finished(reason))
+
+
+def _choose(rows: Rows, logits: torch.Tensor) -> list[int]:
+    """The tokens that `logits` (wanted, vocabulary) give. A GPU has run the pass when they are here, not before."""
+    sampling = rows.session.request.sampling
+    if sampling.temperature == 0.0:
+        greedy: list[int] = logits.argmax(-1).tolist()  # one copy from the device instead of one a row
+        return greedy
+    after = rows.start + len(rows.tokens) - rows.drafted
+    return [choose(row, sampling, after + index, xp=torch) for index, row in enumerate(logits)]

@@ -15,11 +15,13 @@ from cutline.cloud.servicer import WorkerServicer
 from cutline.cloud.target import Target
 from cutline.errors import InputError
 from cutline.models.bundle import Bundle
+from cutline.protos.address import parse_address
 from cutline.protos.v1 import worker_pb2, worker_pb2_grpc
 
 SERVICE = worker_pb2.DESCRIPTOR.services_by_name["Worker"].full_name
 
 GRACE_SECONDS = 1.5
+MAX_CALLS = 256  # beside the open sessions: uploads, refusals, and questions about health
 
 _OPTIONS = [
     # Two workers on one port would share its calls at random; a second one must fail instead.
@@ -42,25 +44,25 @@ async def serve(bundle: Bundle, *, listen: str, slots: int, context: int, device
 
     Raises InputError if the address is taken or none of this machine's.
     """
-    host, _, number = listen.rpartition(":")
     # gRPC itself would serve at 443 where no port is given, and at another port where it is over 65535.
-    if not (host and number.isdecimal() and int(number) < 1 << 16):
-        raise InputError(f"cannot listen at {listen!r}; give HOST:PORT")
-    context = min(context, bundle.manifest.decoder.context)
-    engine = Engine(Target(bundle, slots=slots, context=context, device=device), bundle.manifest.stop_tokens)
-    server = grpc.aio.server(options=_OPTIONS)
-    worker_pb2_grpc.add_WorkerServicer_to_server(WorkerServicer(engine, bundle.manifest, context=context), server)
-    checks = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
-    reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    host, _ = parse_address(listen)
+    server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=slots + MAX_CALLS)
+    # Before the model is loaded, which takes its time.
     try:
         port = server.add_insecure_port(listen)
     except RuntimeError:
         raise InputError(f"cannot listen at {listen}: taken, or not an address of this machine") from None
-    engine.start()
-    await server.start()
+    context = min(context, bundle.manifest.decoder.context)
+    engine = Engine(Target(bundle, slots=slots, context=context, device=device), bundle.manifest.stop_tokens)
+    worker_pb2_grpc.add_WorkerServicer_to_server(WorkerServicer(engine, bundle.manifest, context=context), server)
+    checks = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     for service in ("", SERVICE):
         await checks.set(service, health_pb2.HealthCheckResponse.SERVING)
+    loop = asyncio.get_running_loop()
+    engine.start(lambda: asyncio.run_coroutine_threadsafe(checks.enter_graceful_shutdown(), loop))
+    await server.start()
     try:
         yield f"{host}:{port}"
     finally:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -41,7 +42,7 @@ log = logging.getLogger(__name__)
 MAX_IMAGES = 16
 MAX_IMAGE_BYTES = 32 << 20  # of all a session's images together
 MAX_BOUNDARY_BYTES = 128 << 20  # as float32, whatever the format on the wire
-IDLE_SECONDS = 60.0  # a session that only verifies may wait this long for a draft
+OPENING_SECONDS = 60.0  # for a session's images or boundary to arrive in
 
 Rows = NDArray[np.float32]  # (n, width)
 
@@ -77,8 +78,9 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         failure: CutlineError | None = None
         async with Inbox(request_iterator) as inbox:
             try:
-                async for event in self._converse(inbox):
-                    yield worker_to_wire(event)
+                async with contextlib.aclosing(self._converse(inbox)) as events:
+                    async for event in events:
+                        yield worker_to_wire(event)
             except CutlineError as error:
                 log.info("session refused or failed: %s", error)
                 failure = error
@@ -91,21 +93,34 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         if failure is not None:
             await context.abort(status_of(failure), str(failure))
 
-    async def _converse(self, inbox: Inbox) -> AsyncIterator[Opened | Confirmed | Finished]:
+    async def _converse(self, inbox: Inbox) -> AsyncGenerator[Opened | Confirmed | Finished]:
         """The events of one session. Raises CutlineError."""
-        opening, images = await self._read_opening(inbox)
+        try:
+            async with asyncio.timeout(OPENING_SECONDS):
+                opening, images = await self._read_opening(inbox)
+        except TimeoutError:
+            raise InputError(f"the session's opening took over {OPENING_SECONDS:.0f} seconds to arrive") from None
         events: asyncio.Queue[Event | None] = asyncio.Queue()
-        drafts: list[Draft] = []
-        take: Callable[[Draft], None] = drafts.append
+        early: list[Draft] = []
+        room = self._context
+
+        def keep(draft: Draft) -> None:
+            nonlocal room
+            room -= len(draft.tokens)
+            if room < 0:  # until something is confirmed, nothing is drafted twice
+                raise InputError(f"over {self._context} tokens were drafted before the session was open")
+            early.append(draft)
+
+        take: Callable[[Draft], None] = keep
         reader = asyncio.create_task(self._read_drafts(inbox, lambda draft: take(draft), events))
         name: str | None = None
         try:
             # Drafts that come while the images are prepared join the session's first pass.
             request = await asyncio.to_thread(self._request, opening, images)
             loop = asyncio.get_running_loop()
-            name = self._engine.open(request, drafts, lambda event: _hand_over(loop, events, event))
+            name = self._engine.open(request, early, lambda event: _hand_over(loop, events, event))
             take = functools.partial(self._engine.offer, name)
-            while (event := await self._next(events)) is not None:
+            while (event := await events.get()) is not None:
                 if isinstance(event, CutlineError):
                     raise event
                 yield event
@@ -116,20 +131,17 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
             if name is not None:
                 self._engine.close(name)
 
-    async def _next(self, events: asyncio.Queue[Event | None]) -> Event | None:
-        """The next event, None if the agent cancelled. Raises InputError if a session waits too long for a draft."""
-        try:
-            async with asyncio.timeout(IDLE_SECONDS):
-                return await events.get()
-        except TimeoutError:
-            raise InputError(f"nothing was drafted or confirmed for {IDLE_SECONDS:.0f} seconds") from None
-
     async def _read_opening(self, inbox: Inbox) -> tuple[Open, list[bytes] | Rows]:
-        """The opening, and the images (files) or the boundary that follow it. Raises InputError, ModelMismatch."""
+        """The opening, and the images (files) or the boundary that follow it.
+
+        Raises InputError, ModelMismatch, and WorkerBusy before anything is uploaded in vain.
+        """
         opening = await inbox.next()
         if not isinstance(opening, Open):
             raise InputError("the first message of a session must open it")
         self._check(opening)
+        if (busy := self._engine.busy()) is not None:
+            raise busy
         if opening.cut == "image":
             return opening, await _images(inbox, opening.images)
         tiles, rest = divmod(self._image_tokens(opening), self._manifest.image.tokens)
@@ -199,7 +211,10 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
                     case Draft():
                         if max(message.tokens, default=0) >= self._manifest.decoder.vocabulary:
                             raise InputError("a drafted token is outside the vocabulary")
-                        take(message)
+                        # What lies past the context never stands.
+                        tokens = message.tokens[: max(0, self._context - message.position)]
+                        if tokens:
+                            take(Draft(message.position, tokens))
                     case Cancel():
                         events.put_nowait(None)
                         return
@@ -217,8 +232,8 @@ def _version() -> str:
 
 
 def _hand_over(loop: asyncio.AbstractEventLoop, events: asyncio.Queue[Event | None], event: Event) -> None:
-    """Called by the engine's thread; the loop may have closed when the server stops first."""
-    if not loop.is_closed():
+    """Called by the engine's thread."""
+    with contextlib.suppress(RuntimeError):  # the loop has closed: the server stopped first, and nobody listens
         loop.call_soon_threadsafe(events.put_nowait, event)
 
 

@@ -51,6 +51,7 @@ class Session:
     passes: int = 0
     verified: int = 0
     seconds: float = 0.0
+    confirmed_at: float = 0.0  # on the monotonic clock, by the last pass
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.tokens)

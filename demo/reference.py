@@ -29,6 +29,7 @@ class Reference:
             pixel_values=torch.from_numpy(pixels.tiles)[None],
             max_new_tokens=max_tokens,
             do_sample=False,
+            eos_token_id=list(self._manifest.stop_tokens),  # config.json may name others
         )
         return tuple(ids[0, len(prompt) :].tolist())
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from transformers import SmolVLMConfig
 
-from cutline.demo.tokenizer import END, IMAGE, PAD, START
+from cutline.demo.tokenizer import END, PAD, START
+from cutline.models.smolvlm import IMAGE
 
 PATCH = 8
 SCALE = 2  # pixel shuffle: SCALE * SCALE patches become one image token

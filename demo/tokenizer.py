@@ -8,11 +8,11 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from cutline.demo import cards, questions
+from cutline.models.smolvlm import MARKERS
 
 VOCABULARY = 512
 PAD, START, END = "<pad>", "<|im_start|>", "<end_of_utterance>"
-IMAGE, FAKE, GLOBAL = "<image>", "<fake_token_around_image>", "<global-img>"
-SPECIAL = (PAD, START, END, IMAGE, FAKE, GLOBAL)
+SPECIAL = (PAD, START, END, *MARKERS)
 
 TEMPLATE = (
     "<|im_start|>{% for message in messages %}{{ message.role | capitalize }}:"

@@ -23,7 +23,8 @@ from transformers import SmolVLMForConditionalGeneration
 from cutline.demo import cards, questions
 from cutline.demo.publish import publish
 from cutline.demo.shapes import IMAGE_TOKENS, SHAPES
-from cutline.demo.tokenizer import END, FAKE, GLOBAL, IMAGE, PAD, START, TEMPLATE, train_tokenizer
+from cutline.demo.tokenizer import END, PAD, START, TEMPLATE, train_tokenizer
+from cutline.models.smolvlm import expand
 
 SEED = 7
 CARDS = 64  # a step
@@ -79,7 +80,7 @@ class Lesson:
     labels: Tensor
     card: Tensor
 
-    def halves(self) -> Iterator[Lesson]:
+    def parts(self) -> Iterator[Lesson]:
         """The shorter two thirds of the rows and the rest, each padded no further than it needs."""
         lengths = (self.labels != -100).int().mul(torch.arange(self.ids.shape[1])).amax(dim=1) + 2
         for rows in lengths.argsort().split(len(lengths) * 2 // 3):
@@ -95,6 +96,7 @@ class Teacher:
         self._pad = tokenizer.get_vocab()[PAD]
 
     def lesson(self, batch: cards.Batch, rng: np.random.Generator) -> Lesson:
+        """Questions about every card of `batch`, in random kinds and wordings, with their answers."""
         texts: list[str] = []
         owners: list[int] = []
         for index in range(len(batch.pixels)):
@@ -117,8 +119,7 @@ class Teacher:
 
 def prompt_text(question: str) -> str:
     """The chat template's result for one image and one question, image tokens spelled out."""
-    image = f"{FAKE}{GLOBAL}{IMAGE * IMAGE_TOKENS}{FAKE}"
-    return f"{START}User:{image}{question}{END}\nAssistant:"
+    return f"{START}User:{expand(0, 0, IMAGE_TOKENS)}{question}{END}\nAssistant:"
 
 
 def train(role: str, tokenizer: Tokenizer, progress: Progress) -> SmolVLMForConditionalGeneration:
@@ -145,8 +146,8 @@ def train(role: str, tokenizer: Tokenizer, progress: Progress) -> SmolVLMForCond
                 patches = model.model.vision_model(pixel_values=pixel_values(batch)).last_hidden_state
                 loss = quadrants.loss(patches, batch)
                 if stage == "answers":
-                    halves = teacher.lesson(batch, rng).halves()
-                    loss = 0.5 * loss + sum(answer_loss(model, patches, half) for half in halves)
+                    parts = teacher.lesson(batch, rng).parts()
+                    loss = 0.5 * loss + sum(answer_loss(model, patches, part) for part in parts)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -98,7 +97,7 @@ class Agent:
 
     async def __aexit__(self, *_: object) -> None:
         if self._client is not None:
-            await self._client.__aexit__(None, None, None)
+            await self._client.close()
 
     async def answer(self, question: Question) -> Answer:
         """Answer a question. Raises InputError, BundleError, WorkerError."""
@@ -184,28 +183,35 @@ class Agent:
             top_k=sampling.top_k,
             top_p=sampling.top_p,
             seed=sampling.seed,
-            effort=question.effort,
+            # Without drafts to verify, a worker that may not decode alone would do nothing.
+            effort=1.0 if drafting is None else question.effort,
             draft=draft,
         )
         progress.rounds, progress.drafted = 1, len(draft)
         async with client.session(opening, upload, timeout=question.timeout) as session:
             news = asyncio.Event()
-            along = (
-                _nothing()
-                if drafting is None
-                else self._draft_along(prepared, progress, session, drafting, draft, news)
-            )
-            drafter = asyncio.create_task(along)
+            tasks = [asyncio.create_task(self._settle(prepared, progress, session, news))]
+            if drafting is not None:
+                tasks.append(asyncio.create_task(self._draft_along(prepared, progress, session, drafting, draft, news)))
             try:
-                async for event in session.events():
-                    if isinstance(event, Confirmed):
-                        progress.confirm(event, prepared, self.manifest.decoder.vocabulary)
-                        news.set()
+                # Drafting never ends by itself: the answer is complete, or one of the two has failed.
+                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                for task in sorted(done, key=tasks.index)[:1]:
+                    task.result()
             finally:
-                drafter.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await drafter
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
             return session
+
+    async def _settle(
+        self, prepared: _Prepared, progress: _Progress, session: WorkerSession, news: asyncio.Event
+    ) -> None:
+        """Settle what the worker confirms, until the answer is complete."""
+        async for event in session.events():
+            if isinstance(event, Confirmed):
+                progress.confirm(event, prepared, self.manifest.decoder.vocabulary)
+                news.set()
 
     async def _draft_along(
         self,
@@ -232,7 +238,9 @@ class Agent:
             believed = [*ahead, *more]
             if progress.tokens[: len(believed)] != believed[: len(progress.tokens)]:
                 continue
-            await session.offer(Draft(len(prepared.prompt) + len(ahead), more))
+            # The token before says what the draft builds on: if that was rejected meanwhile, so is the draft.
+            base = ahead[-1:]
+            await session.offer(Draft(len(prepared.prompt) + len(ahead) - len(base), (*base, *more)))
             progress.rounds += int(replying)
             progress.drafted += len(more)
             ahead, replying = believed, False
@@ -276,7 +284,3 @@ class Agent:
 
 def _tokens(drafting: Drafting, answer: Sequence[int], limit: int) -> tuple[int, ...]:
     return tuple(one.token for one in islice(drafting.draft(answer, limit), limit))
-
-
-async def _nothing() -> None:
-    return None

@@ -9,7 +9,8 @@ from typing import Any, Self
 
 import grpc
 
-from cutline.errors import CutlineError, InputError, WorkerFailed, WorkerUnavailable
+from cutline.errors import CutlineError, InputError, WorkerBusy, WorkerFailed, WorkerUnavailable
+from cutline.protos.address import parse_address
 from cutline.protos.messages import (
     AgentMessage,
     Boundary,
@@ -31,6 +32,9 @@ from cutline.protos.v1 import worker_pb2_grpc
 
 CONNECT_SECONDS = 5.0
 
+# What gRPC says where a connection has more streams than the worker allows: HTTP/2's REFUSED_STREAM, of RFC 9113.
+_REFUSED_STREAM = "RST_STREAM with error code 7"
+
 _OPTIONS = [
     # A link that died without a word is noticed within half a minute, also while the worker is silent.
     ("grpc.keepalive_time_ms", 20_000),
@@ -51,9 +55,8 @@ class WorkerClient:
     """
 
     def __init__(self, address: str) -> None:
-        host, _, port = address.rpartition(":")
-        if not (host and port.isdecimal() and 0 < int(port) < 1 << 16) or "/" in host:
-            raise InputError(f"the worker's address {address!r} is not HOST:PORT, such as 127.0.0.1:50051")
+        if parse_address(address)[1] == 0:
+            raise InputError(f"the worker's address {address!r} has port 0; give HOST:PORT of one that listens")
         self.address = address
         self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
         self._stub = worker_pb2_grpc.WorkerStub(self._channel)
@@ -64,6 +67,10 @@ class WorkerClient:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection; sessions still open on it fail."""
         await self._channel.close()
 
     async def describe(self) -> Description:
@@ -144,6 +151,8 @@ def _translated(code: grpc.StatusCode, details: str | None, address: str) -> Cut
     match code:
         case grpc.StatusCode.OK:
             return WorkerUnavailable(f"the worker at {address} ended the session before the answer")
+        case grpc.StatusCode.UNAVAILABLE if _REFUSED_STREAM in (details or ""):
+            return WorkerBusy(f"the worker at {address} takes no more sessions of this agent; try again later")
         case grpc.StatusCode.UNAVAILABLE:
             return WorkerUnavailable(f"no worker answers at {address}; is it running, and the link up?")
         case grpc.StatusCode.DEADLINE_EXCEEDED:

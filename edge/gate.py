@@ -16,7 +16,7 @@ import numpy as np
 
 from cutline.edge.drafter import Drafted
 from cutline.errors import BundleError
-from cutline.models.bundle import CALIBRATION, Bundle, write_manifest
+from cutline.models.bundle import CALIBRATION, Bundle, write_calibration
 from cutline.models.sampling import Sampling
 
 _STEPS = 100  # thresholds tried: a finer walk only gives chance more occasions to stop early
@@ -96,5 +96,4 @@ def binomial_tail(errors: int, count: int, rate: float) -> float:
 
 def save_gate(bundle: Bundle, gate: Gate) -> None:
     """Write the gate into a drafter's bundle, in place of one that is there; the bundle's identity stays the same."""
-    (bundle.path / CALIBRATION).write_bytes(msgspec.json.format(msgspec.json.encode(gate), indent=2) + b"\n")
-    write_manifest(bundle.path, bundle.manifest)
+    write_calibration(bundle, gate)

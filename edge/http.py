@@ -23,6 +23,7 @@ from cutline.edge.agent import Agent
 from cutline.edge.answer import Answer
 from cutline.edge.chat import STATUS, Completion
 from cutline.errors import CutlineError, InputError, WorkerUnavailable
+from cutline.protos.address import parse_address
 
 MAX_BODY = 48 << 20  # bytes: an image of 32 MiB in base64, and room for words
 STOP_SECONDS = 2
@@ -122,10 +123,10 @@ async def serve(agent: Agent, *, listen: str, announce: Callable[[str], None]) -
 
     Requests that have no answer `STOP_SECONDS` after the signal get an error.
     """
-    host, _, port = listen.rpartition(":")
+    host, port = parse_address(listen)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        listening = socket.create_server((host.strip("[]"), int(port)), family=family)
+        listening = socket.create_server((host.strip("[]"), port), family=family)
     except OSError:
         raise InputError(f"cannot listen at {listen}: taken, or not an address of this machine") from None
     config = uvicorn.Config(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
+
+Count = Annotated[int, msgspec.Meta(ge=1)]  # checked where a manifest is read
 
 
 class LayerLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Numbers of layers in a model's vision tower and decoder."""
 
-    vision: int
-    decoder: int
+    vision: Count
+    decoder: Count
 
     @property
     def layers(self) -> tuple[str, ...]:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
+
+from cutline.cli.processes import agent_process
+from cutline.demo.bundles import DRAFTER
 
 PACKAGE = Path(__file__).resolve().parent.parent / ".dev" / "cutline"
 DEVICE_ROOMS = ("cli", "devices", "edge", "errors", "models", "partitioner", "protos")
@@ -49,3 +54,43 @@ def test_the_probe_sees_what_is_imported() -> None:
     ran = probe("models", ("hashlib",))
     assert ran.returncode == 1
     assert ran.stderr.strip().endswith("imports hashlib")
+
+
+RUN = """
+import sys
+from cutline.cli.main import main
+heavy, sys.argv = sys.argv[1].split(","), ["cutline", *sys.argv[2:]]
+try:
+    main()
+finally:
+    print("imported:", *[name for name in heavy if name in sys.modules], file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("command", ["ask", "edge"])
+def test_a_command_of_the_device_runs_without_anything_heavy(command: str) -> None:
+    """Lazy imports included: the commands answer a question, and what was imported is looked at afterwards."""
+    card = str(PACKAGE / "demo" / "examples" / "card1.png")
+    asking = ["ask", card, "Describe the card.", "--mode", "edge"]
+    if command == "edge":
+        with agent_process(DRAFTER, "127.0.0.1:1") as address:
+            loaded = Path(f"/proc/{child_named('edge').pid}/maps").read_text()
+            asking += ["--agent", f"http://{address}"]
+            ran = run(asking)
+            assert "torch" not in loaded
+            assert "onnxruntime" in loaded
+    else:
+        ran = run(asking)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.startswith("The card shows")
+    assert ran.stderr.splitlines()[-1] == "imported:"
+
+
+def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", RUN, ",".join(HEAVY + SLOW), *arguments]
+    environment = {"PYTHONPATH": str(PACKAGE.parent), "OMP_NUM_THREADS": "1", "PATH": os.environ["PATH"]}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+def child_named(word: str) -> psutil.Process:
+    return next(child for child in psutil.Process().children(recursive=True) if word in child.cmdline())

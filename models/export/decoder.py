@@ -105,6 +105,7 @@ def _rewire(path: Path) -> None:
     graph.node.extend(kept)
     graph.input.extend(inputs)
     del graph.value_info[:]  # shapes of values in between, some of them gone
+    model.producer_version = ""  # the builder's holds the commit of whatever git repository it ran in
     path.write_bytes(model.SerializeToString())
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import save
 from cutline.errors import InputError
 from cutline.models.bundle import FORMAT, MANIFEST, Bundle, Manifest, Precision, Role, write_manifest
 from cutline.models.export.decoder import export_decoder
-from cutline.models.export.source import COMPANIONS, Source, read_source
+from cutline.models.export.source import Source, read_source
 from cutline.models.export.vision import export_vision
 
 
@@ -30,7 +30,9 @@ def export_bundle(
     """Make the bundle `out` from the Hugging Face folder `hf`, replacing a bundle that is there.
 
     A target keeps its weights as they are (precision "fp32": torch runs them); a drafter's decoder is quantized to
-    `precision` and belongs to `target`, whose tokenizer must be its own. `progress` hears each step in a few words.
+    `precision`. A drafter and its `target` must have the same tokenizer, chat template, image processing, image token
+    and stop tokens; its context may be longer but not shorter, so that it reads all that its target can answer.
+    `progress` hears each step in a few words.
 
     Raises InputError when the folder, precision, target or `out` cannot be used, BundleError when what was exported
     does not compute what torch does.
@@ -44,8 +46,8 @@ def export_bundle(
 
     progress(f"reading {hf}")
     source = read_source(hf, dtype=None if role == "target" else torch.float32)
-    if target is not None and target.file("tokenizer.json").read_bytes() != (hf / "tokenizer.json").read_bytes():
-        raise InputError(f"the tokenizer of {hf} is not that of its target {target.path}; they must be the same")
+    if target is not None:
+        _check_target(source, target)
 
     out.parent.mkdir(parents=True, exist_ok=True)
     draft = out.with_name(f".{out.name}.{os.getpid()}")  # beside it, so that the move is one rename
@@ -57,8 +59,8 @@ def export_bundle(
         else:
             _export_spans(source, draft, ["decoder.0"], progress)
             _export_decoder(source, draft, precision, progress)
-        for companion in COMPANIONS:
-            shutil.copyfile(hf / companion, draft / companion)
+        for companion, content in source.companions.items():
+            (draft / companion).write_bytes(content)
         progress("manifest: hashing every file")
         manifest = Manifest(
             format=FORMAT,
@@ -75,12 +77,35 @@ def export_bundle(
             files={},
         )
         write_manifest(draft, manifest)
+        manifest = Bundle.open(draft).manifest
         if out.exists():
             shutil.rmtree(out)
         draft.rename(out)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    return Bundle.open(out)
+    return Bundle(out, manifest)
+
+
+def _check_target(source: Source, target: Bundle) -> None:
+    theirs = target.manifest
+    if theirs.role != "target":
+        raise InputError(f"{target.path} holds a {theirs.role}; a drafter's target must be a target")
+    alike = {
+        **{name: target.file(name).read_bytes() == content for name, content in source.companions.items()},
+        "image processing": source.image == theirs.image,
+        "image token": source.image_token == theirs.image_token,
+        "set of stop tokens": source.stop_tokens == theirs.stop_tokens,
+    }
+    for what, same in alike.items():
+        if not same:
+            raise InputError(
+                f"the {what} of {source.path} is not that of its target {target.path}; they must be the same"
+            )
+    if source.decoder.context < theirs.decoder.context:
+        raise InputError(
+            f"{source.path} holds {source.decoder.context} tokens, its target {target.path} {theirs.decoder.context}; "
+            "a drafter must hold as many"
+        )
 
 
 def _copy_model(source: Source, folder: Path, progress: Callable[[str], None]) -> None:

@@ -17,24 +17,30 @@ from transformers import (
 )
 
 from cutline.errors import InputError
+from cutline.models import smolvlm
 from cutline.models.bundle import DecoderSpec, ImageSpec
 from cutline.models.export.quiet import quiet
 from cutline.models.layerline import LayerLine
+from cutline.models.prompt import TEMPLATE
+from cutline.models.vocabulary import TOKENIZER
 
-FAMILIES: dict[str, Any] = {  # and their classes
+KINDS: dict[str, Any] = {  # of one family, and their classes
     "smolvlm": SmolVLMForConditionalGeneration,
     "idefics3": Idefics3ForConditionalGeneration,  # what SmolVLM was called before it had a class of its own
 }
-COMPANIONS = ("tokenizer.json", "chat_template.jinja")
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A model read from `path`: `model` is an instance of the class that `FAMILIES` gives its `family`."""
+    """A model read from `path`: `model` is an instance of a class in `KINDS`.
+
+    `companions` maps the names of the files that a bundle holds beside its model to their content.
+    """
 
     path: Path
     family: str
     model: Any
+    companions: dict[str, bytes]
     stop_tokens: tuple[int, ...]
     image_token: int
     line: LayerLine
@@ -44,23 +50,25 @@ class Source:
 
 def read_source(path: Path, *, dtype: torch.dtype | None = None) -> Source:
     """Read the folder `path`; weights as `dtype`, or as they are stored. Raises InputError."""
-    for name in ("config.json", *COMPANIONS):
+    for name in ("config.json", TOKENIZER):
         if not (path / name).is_file():
             raise InputError(f"{path} is not a Hugging Face folder that can be exported: it has no {name}")
+    companions = {TOKENIZER: (path / TOKENIZER).read_bytes(), TEMPLATE: _template(path)}
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError) as error:
         raise InputError(f"{path / 'config.json'} does not read ({_first_line(error)}); {_taken()}") from None
-    if config.model_type not in FAMILIES:
-        raise InputError(f"{path} holds a model of the family {config.model_type}; {_taken()}")
+    if config.model_type not in KINDS:
+        raise InputError(f"{path} holds a model of the kind {config.model_type}; {_taken()}")
     if config.text_config.model_type != "llama":
         raise InputError(f"{path} has a decoder of the kind {config.text_config.model_type}; {_taken()}")
-    model = _read_weights(path, FAMILIES[config.model_type], dtype)
+    model = _read_weights(path, KINDS[config.model_type], dtype)
     text, vision = config.text_config, config.vision_config
     return Source(
         path=path,
-        family=config.model_type,
+        family=smolvlm.FAMILY,
         model=model,
+        companions=companions,
         stop_tokens=_stop_tokens(path, model),
         image_token=config.image_token_id,
         line=LayerLine(vision=vision.num_hidden_layers, decoder=text.num_hidden_layers),
@@ -77,17 +85,17 @@ def read_source(path: Path, *, dtype: torch.dtype | None = None) -> Source:
 
 
 def _taken() -> str:
-    return f"supported are {' and '.join(FAMILIES)}, with a llama decoder"
+    return f"supported are {' and '.join(KINDS)}, with a llama decoder"
 
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-def _read_weights(path: Path, family: Any, dtype: torch.dtype | None) -> Any:
+def _read_weights(path: Path, kind: Any, dtype: torch.dtype | None) -> Any:
     try:
         with quiet():
-            model, loading = family.from_pretrained(
+            model, loading = kind.from_pretrained(
                 path,
                 dtype=dtype or "auto",
                 local_files_only=True,
@@ -107,7 +115,27 @@ def _stop_tokens(path: Path, model: Any) -> tuple[int, ...]:
     ends = model.generation_config.eos_token_id
     if ends is None:
         raise InputError(f"neither config.json nor generation_config.json in {path} names an eos_token_id")
-    return tuple(ends) if isinstance(ends, list) else (ends,)
+    return tuple(sorted(set(ends))) if isinstance(ends, list) else (ends,)
+
+
+class _Templated(msgspec.Struct):
+    chat_template: str | None = None
+
+
+def _template(path: Path) -> bytes:
+    """The chat template: a file of its own, or as older folders have it, a string in one of two JSON files."""
+    if (path / TEMPLATE).is_file():
+        return (path / TEMPLATE).read_bytes()
+    for file in (path / "chat_template.json", path / "tokenizer_config.json"):
+        if not file.is_file():
+            continue
+        try:
+            said = msgspec.json.decode(file.read_bytes(), type=_Templated).chat_template
+        except msgspec.MsgspecError as error:
+            raise InputError(f"the chat template in {file} does not read: {error}") from None
+        if said is not None:
+            return said.encode()
+    raise InputError(f"{path} is not a Hugging Face folder that can be exported: it has no {TEMPLATE}")
 
 
 def _image_spec(path: Path, config: PreTrainedConfig) -> ImageSpec:

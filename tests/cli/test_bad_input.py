@@ -116,7 +116,8 @@ def test_a_question_that_cannot_be_asked(run: Run, card: Path, text: str) -> Non
         ("--worker", "host:port"),
         ("--worker", "127.0.0.1:99999"),
         ("--agent", NOBODY),
-        ("--agent", f"http://{NOBODY}"),
+        ("--agent", f"http://{NOBODY}", "--worker", NOBODY),
+        ("--wire", "fp8"),
         ("--agent", "http://[::1"),
         ("--agent", ""),
     ],
@@ -178,6 +179,10 @@ def test_questions_to_calibrate_on_that_do_not_read(run: Run, bundle: Path, tmp_
     data = tmp_path / "questions.jsonl"
     data.write_text(lines)
     run("calibrate", "--bundle", bundle, "--data", data, "--worker", NOBODY).failed(2)
+
+
+def test_no_agent_at_the_url(run: Run, card: Path) -> None:
+    run("ask", card, "What?", "--agent", f"http://{NOBODY}").failed(WorkerUnavailable.exit_code)
 
 
 def test_no_worker_at_the_address(run: Run, card: Path) -> None:

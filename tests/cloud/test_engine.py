@@ -6,8 +6,9 @@ import contextlib
 import queue
 import random
 import threading
+import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -15,16 +16,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from cutline.cloud import engine as engine_module
 from cutline.cloud.engine import Engine
 from cutline.cloud.session import Event, Request, Rows
 from cutline.cloud.target import Target
-from cutline.errors import CutlineError, WorkerBusy, WorkerFailed
+from cutline.errors import CutlineError, InputError, WorkerBusy, WorkerFailed
 from cutline.models.sampling import Sampling
 from cutline.protos.messages import Confirmed, Draft, Finished, Opened, Reason
 
 VOCABULARY = 64
 STOP = 0
 POISON = 63  # a token that breaks the pass it is in
+HOLLOW = 64  # a token of a prompt, after which there are no logits to choose from
 CONTEXT = 60
 
 
@@ -70,7 +73,8 @@ class FakeTarget:
             cache, end = self._cache[rows.session.slot], rows.start + len(rows.tokens)
             cache[rows.start : end] = rows.tokens
             chosen = [next_token(cache[:length]) for length in range(end - rows.wanted + 1, end + 1)]
-            logits.append(torch.nn.functional.one_hot(torch.tensor(chosen), VOCABULARY).float())
+            of = torch.nn.functional.one_hot(torch.tensor(chosen), VOCABULARY).float()
+            logits.append(of[:, :0] if HOLLOW in rows.tokens else of)
         return logits
 
 
@@ -109,9 +113,9 @@ def request(prompt: Sequence[int], *, effort: float = 1.0, max_tokens: int = 30,
 
 
 @contextlib.contextmanager
-def running(target: FakeTarget) -> Iterator[Engine]:
+def running(target: FakeTarget, on_broken: Callable[[], object] = lambda: None) -> Iterator[Engine]:
     engine = Engine(cast(Target, target), (STOP,))
-    engine.start()
+    engine.start(on_broken)
     try:
         yield engine
     finally:
@@ -234,6 +238,7 @@ def test_a_prompt_or_image_that_breaks_its_pass_ends_alone() -> None:
         waiting, listener = wait_at_first_token(engine, PROMPTS[0])
         for broken in (
             request([1, POISON]),
+            request([1, HOLLOW]),
             request([1, 2], boundary=np.zeros((0, 3, 4, 4), np.float32)),
         ):
             _, fails = opened(engine, broken)
@@ -259,6 +264,122 @@ def test_a_pass_that_fails_only_together_harms_nobody() -> None:
             assert listener.tokens == plain_answer(prompt, 30)
 
 
+def test_tokens_that_cannot_be_chosen_end_their_session_alone() -> None:
+    with running(FakeTarget(3)) as engine:
+        asked = [request(PROMPTS[0]), request([1, HOLLOW]), request(PROMPTS[1])]
+        listeners = [opened(engine, one)[1] for one in asked]
+        ends = [listener.end() for listener in listeners]
+        assert [type(end) for end in ends] == [Finished, WorkerFailed, Finished]
+        assert [one.tokens for one in listeners] == [plain_answer(PROMPTS[0], 30), [], plain_answer(PROMPTS[1], 30)]
+
+
+def test_a_session_that_cannot_be_told_ends_alone() -> None:
+    class Deaf(Listener):
+        def hear(self, event: Event) -> None:
+            if isinstance(event, Confirmed):
+                raise RuntimeError("deaf")
+            self.inbox.put(event)
+
+    deaf = Deaf()
+    with running(FakeTarget(2)) as engine:
+        engine.open(request(PROMPTS[0]), (), deaf.hear)
+        _, listener = opened(engine, request(PROMPTS[1]))
+        assert isinstance(deaf.end(), WorkerFailed)
+        assert isinstance(listener.end(), Finished)
+        assert engine.sessions == 0
+    assert listener.tokens == plain_answer(PROMPTS[1], 30)
+
+
+def test_a_broken_engine_says_so_to_all_who_are_there_and_all_who_come(caplog: pytest.LogCaptureFixture) -> None:
+    target, broken = FakeTarget(3), threading.Event()
+    with running(target, broken.set) as engine:
+        waiting = [wait_at_first_token(engine, prompt)[1] for prompt in PROMPTS[:2]]
+
+        def run(batch: Sequence[Rows], images: Sequence[Tensor | None]) -> list[Tensor]:
+            raise torch.AcceleratorError("an illegal memory access")
+
+        target.run = run  # type: ignore[method-assign]
+        assert not broken.is_set()
+        _, last = opened(engine, request(PROMPTS[2]))
+        for listener in (*waiting, last):
+            end = listener.end()
+            assert isinstance(end, WorkerFailed)
+            assert "illegal" not in str(end)  # details stay here
+        assert broken.is_set()
+        assert engine.sessions == 0
+        engine.offer("nobody", Draft(3, (1,)))
+        assert isinstance(opened(engine, request(PROMPTS[3]))[1].end(), WorkerFailed)
+    assert "illegal memory access" in caplog.text
+
+
+def test_a_session_that_waits_too_long_for_a_draft_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "IDLE_SECONDS", 0.1)
+    with running(FakeTarget(1)) as engine:
+        _, listener = wait_at_first_token(engine, PROMPTS[0])
+        end = listener.end()
+        assert isinstance(end, InputError)
+        assert "drafted" in str(end)
+        assert engine.sessions == 0
+
+
+def test_a_slow_pass_is_not_the_agents_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "IDLE_SECONDS", 0.0)
+    target = FakeTarget(1)
+    run = target.run
+
+    def slow(batch: Sequence[Rows], images: Sequence[Tensor | None]) -> list[Tensor]:
+        time.sleep(0.05)
+        return run(batch, images)
+
+    target.run = slow  # type: ignore[method-assign]
+    with running(target) as engine:
+        answer = plain_answer(PROMPTS[0], 4)
+        asked = request(PROMPTS[0], max_tokens=4, effort=0.0)
+        _, listener = opened(engine, asked, Draft(len(PROMPTS[0]), tuple(answer)))
+        assert isinstance(listener.end(), Finished)
+    assert listener.tokens == answer
+
+
+def test_a_flood_of_commands_does_not_keep_others_from_their_passes() -> None:
+    """A peer that asks again as soon as it is refused: there is always one more command in the queue."""
+    with running(FakeTarget(1)) as engine:
+        name, listener = wait_at_first_token(engine, PROMPTS[0])
+        served = threading.Event()
+
+        def again(event: Event) -> None:
+            if isinstance(event, WorkerBusy):
+                engine.open(request(PROMPTS[1]), (), again)
+            elif isinstance(event, Finished):
+                served.set()
+
+        engine.open(request(PROMPTS[1]), (), again)
+        answer = plain_answer(PROMPTS[0], 30)
+        engine.offer(name, Draft(len(PROMPTS[0]) + 1, tuple(answer[1:])))
+        while not isinstance(listener.next(), Finished):
+            at = len(listener.tokens)
+            engine.offer(name, Draft(len(PROMPTS[0]) + at, tuple(answer[at:])))
+        assert listener.tokens == answer
+        assert served.wait(30)
+
+
+def test_the_clock_of_a_pass_stops_when_its_tokens_are_here() -> None:
+    """A GPU only queues a pass; whoever asks for the tokens waits for it."""
+
+    class Queued(torch.Tensor):
+        def argmax(self, *given: Any, **named: Any) -> Tensor:
+            time.sleep(0.02)
+            return self.as_subclass(torch.Tensor).argmax(*given, **named)
+
+    target = FakeTarget(1)
+    run = target.run
+    target.run = lambda batch, images: [of.as_subclass(Queued) for of in run(batch, images)]  # type: ignore[method-assign]
+    with running(target) as engine:
+        _, listener = opened(engine, request(PROMPTS[0], max_tokens=4))
+        finished = listener.end()
+    assert isinstance(finished, Finished)
+    assert finished.cloud_seconds >= 0.02 * finished.passes
+
+
 def test_images_are_encoded_once() -> None:
     target = FakeTarget(1)
     with running(target) as engine:
@@ -270,8 +391,10 @@ def test_images_are_encoded_once() -> None:
 def test_a_full_worker_refuses_and_a_closed_session_makes_room() -> None:
     with running(FakeTarget(2)) as engine:
         assert engine.max_sessions == 2
+        assert engine.busy() is None
         names = [wait_at_first_token(engine, prompt)[0] for prompt in PROMPTS[:2]]
         assert engine.sessions == 2
+        assert isinstance(engine.busy(), WorkerBusy)
         _, refused = opened(engine, request(PROMPTS[2]))
         assert isinstance(refused.end(), WorkerBusy)
         assert engine.sessions == 2

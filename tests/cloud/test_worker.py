@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import io
 import struct
+import threading
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
@@ -14,13 +15,17 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from PIL import Image
 
+from cutline.cloud import inbox, server, servicer
 from cutline.cloud.server import SERVICE, serve
-from cutline.errors import CutlineError, InputError, ModelMismatch, WorkerBusy, WorkerUnavailable
+from cutline.cloud.target import Target
+from cutline.errors import CutlineError, InputError, ModelMismatch, WorkerBusy, WorkerFailed, WorkerUnavailable
 from cutline.models.bundle import Bundle
+from cutline.models.images import decode_image
 from cutline.protos.messages import (
     AgentMessage,
     Boundary,
@@ -31,6 +36,7 @@ from cutline.protos.messages import (
     ImageChunk,
     Open,
     Opened,
+    agent_from_wire,
     agent_to_wire,
     description_from_wire,
     image_chunks,
@@ -160,13 +166,14 @@ def test_an_address_that_cannot_be_listened_at_is_refused(bundle: Bundle, listen
         async with serve(bundle, listen=listen, slots=1, context=64, device="cpu"):
             pass
 
-    with pytest.raises(InputError, match="cannot listen at"):
+    with pytest.raises(InputError, match=r"cannot listen at|HOST:PORT"):
         asyncio.run(run())
 
 
-def test_a_port_is_one_workers(bundle: Bundle) -> None:
+def test_a_port_is_one_workers(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     async def run() -> None:
         async with serve(bundle, listen="127.0.0.1:0", slots=1, context=64, device="cpu") as address:
+            monkeypatch.setattr(server, "Target", None)  # a taken port is told of before a model is loaded
             with pytest.raises(InputError, match="taken"):
                 async with serve(bundle, listen=address, slots=1, context=64, device="cpu"):
                     pass
@@ -429,6 +436,108 @@ def test_a_full_worker_is_busy_and_serves_again_when_there_is_room(bundle: Bundl
         talks[1].call.cancel()
 
     on_worker(bundle, run)
+
+
+def test_a_full_worker_says_so_before_the_upload(bundle: Bundle, case: Case) -> None:
+    async def run(client: Client) -> None:
+        holding = await waiting(client, case)
+        refused = Talk(client)
+        await refused.say(case[0])
+        assert isinstance(await refused.hear(), WorkerBusy)
+        holding.call.cancel()
+
+    on_worker(bundle, run, slots=1)
+
+
+def test_calls_at_once_are_limited(bundle: Bundle, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "MAX_CALLS", 0)
+
+    async def run(client: Client) -> None:
+        talks = [await waiting(client, case) for _ in range(2)]
+        with pytest.raises(grpc.aio.AioRpcError, match="RESOURCE_EXHAUSTED"):
+            await client.sessions()
+        for talk in talks:
+            talk.call.cancel()
+
+    on_worker(bundle, run)
+
+
+@pytest.mark.parametrize("pieces", [[], [ImageChunk(b"half", last=False)]])
+def test_an_upload_that_never_ends_is_ended(
+    bundle: Bundle, case: Case, pieces: list[AgentMessage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(servicer, "OPENING_SECONDS", 0.2)
+
+    async def run(client: Client) -> None:
+        idle = Talk(client)
+        await idle.say(case[0], *pieces)
+        error = await idle.hear()
+        assert isinstance(error, InputError)
+        assert "to arrive" in str(error)
+        await idle.call.done_writing()
+        assert await idle.call.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+    on_worker(bundle, run)
+
+
+def test_a_draft_beyond_the_context_is_cut_there(bundle: Bundle, case: Case) -> None:
+    opening, _, answer = case
+    long = answer + (1,) * 10_000
+
+    async def run(client: Client) -> None:
+        drafts = [Draft(opening.prompt_length, long), Draft(5_000, (1,)), Draft(2**32 - 1, (1,))]
+        said = await client.converse([*asking(case, effort=0.5, draft=long), *drafts])
+        assert tokens(said) == answer
+
+    on_worker(bundle, run)
+
+
+def test_a_flood_of_drafts_before_the_session_is_open_ends_it(
+    bundle: Bundle, case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flood = [Draft(case[0].prompt_length, (1,) * 100)] * 3
+    heard, come = [], threading.Event()
+
+    def hearing(message: pb.AgentMessage) -> AgentMessage:
+        heard.append(message.WhichOneof("kind"))
+        if heard.count("draft") == len(flood):
+            come.set()
+        return agent_from_wire(message)
+
+    def waits(data: bytes) -> Image.Image:
+        come.wait(SECONDS)
+        return decode_image(data)
+
+    monkeypatch.setattr(inbox, "agent_from_wire", hearing)
+    monkeypatch.setattr(servicer, "decode_image", waits)
+
+    async def run(client: Client) -> None:
+        said = await client.converse([*asking(case, effort=0.0), *flood])
+        assert isinstance(said[-1], InputError)
+        assert "before the session was open" in str(said[-1])
+        await client.wait_until_free()
+
+    on_worker(bundle, run)
+
+
+def test_a_worker_whose_engine_broke_is_not_healthy(
+    bundle: Bundle, case: Case, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise torch.AcceleratorError("an illegal memory access")
+
+    monkeypatch.setattr(Target, "run", broken)
+
+    async def run(client: Client) -> None:
+        health = health_pb2_grpc.HealthStub(client.channel)
+        for _ in range(2):
+            assert isinstance((await client.converse(asking(case)))[-1], WorkerFailed)
+        for service in ("", SERVICE):
+            reply = await health.Check(health_pb2.HealthCheckRequest(service=service))
+            assert reply.status == health_pb2.HealthCheckResponse.NOT_SERVING
+
+    on_worker(bundle, run)
+    assert "illegal memory access" in caplog.text
 
 
 async def cancelled(client: Client, case: Case) -> None:

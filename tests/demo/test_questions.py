@@ -17,8 +17,8 @@ from cutline.demo.cards import Card, Digit, Split, draw
 from cutline.demo.questions import KINDS, WORDINGS, ask
 from cutline.demo.requests import requests
 from cutline.demo.shapes import SHAPES
-from cutline.demo.tokenizer import IMAGE
 from cutline.models.bundle import Bundle
+from cutline.models.smolvlm import IMAGE
 
 CARD = Card(
     np.zeros((64, 64, 3), np.uint8),

@@ -11,10 +11,11 @@ import torch
 from transformers import SmolVLMForConditionalGeneration
 
 from cutline.demo.shapes import SHAPES
-from cutline.demo.tokenizer import END, IMAGE, PAD, START
+from cutline.demo.tokenizer import END, PAD, START
 from cutline.models.bundle import Bundle, Precision, write_manifest
 from cutline.models.export import export_bundle
 from cutline.models.export.decoder import export_decoder
+from cutline.models.smolvlm import IMAGE
 
 
 @pytest.fixture(scope="session")

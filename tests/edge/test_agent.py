@@ -132,6 +132,33 @@ def test_sampled_answers_are_identical_in_every_mode(target: Bundle, drafter: Bu
     asyncio.run(run())
 
 
+def test_effort_is_of_no_account_without_drafts(target: Bundle, drafter: Bundle) -> None:
+    """A worker that may not decode alone would wait for drafts that mode `cloud` never sends."""
+
+    async def run() -> None:
+        async with asyncio.timeout(20), together(target, drafter) as agent:
+            asked = [asking(LONGEST, Mode.CLOUD, effort=effort) for effort in EFFORTS]
+            first, *others = [await agent.answer(question) for question in asked]
+            assert all(ids(answer) == ids(first) and answer.complete for answer in others)
+
+    asyncio.run(run())
+
+
+def test_a_drafter_that_breaks_ends_the_question_at_once(
+    target: Bundle, drafter: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: Drafting, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
+        raise RuntimeError("out of memory")
+
+    async def run() -> None:
+        async with asyncio.timeout(20), together(target, drafter) as agent:
+            monkeypatch.setattr(Drafting, "draft", broken)
+            with pytest.raises(RuntimeError, match="out of memory"):
+                await agent.answer(asking(LONGEST, Mode.DRAFT, effort=0.0))
+
+    asyncio.run(run())
+
+
 def random_tokens(self: Drafting, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
     rng = np.random.default_rng(len(answer))
     yield from (Drafted(int(token), 0.5) for token in rng.integers(10, 400, limit))

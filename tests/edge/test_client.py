@@ -199,6 +199,13 @@ def test_a_status_is_raised_as_its_exception(code: grpc.StatusCode, kind: type[C
         converse(ends_with(code, "details"))
 
 
+def test_a_stream_that_the_worker_refuses_for_there_are_too_many() -> None:
+    """HTTP/2's REFUSED_STREAM, in gRPC's own words."""
+    details = "Stream removed (RST_STREAM (Received RST_STREAM with error code 7))"
+    with pytest.raises(WorkerBusy, match="no more sessions"):
+        converse(ends_with(grpc.StatusCode.UNAVAILABLE, details))
+
+
 def test_a_worker_that_ends_early() -> None:
     with pytest.raises(WorkerUnavailable, match="before the answer"):
         converse(says(Opened("s"), Confirmed(2, (5,), 0)))

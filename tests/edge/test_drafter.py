@@ -20,14 +20,23 @@ from cutline.models.sampling import Sampling, choose
 BUNDLE = Bundle.open(DRAFTER)
 DRAFTER_ = Drafter.open(BUNDLE, threads=1)
 MANIFEST = BUNDLE.manifest
-CONTEXT, VOCABULARY = MANIFEST.decoder.context, MANIFEST.decoder.vocabulary
+CONTEXT = MANIFEST.decoder.context
 
 REQUEST = next(one for one in requests(Split.EVALUATION, 1, seed=3) if one.question.kind == "describe")
 PIXELS = preprocess(decode_image(REQUEST.image), MANIFEST.image)
 PROMPT = PromptBuilder.open(BUNDLE).build([question(REQUEST.question.text)], [PIXELS.grid]).ids
 
 samplings = st.sampled_from([Sampling(), Sampling(temperature=0.8, seed=3), Sampling(temperature=1.5, top_k=7, seed=9)])
-answers = st.lists(st.integers(0, VOCABULARY - 1), max_size=12)
+# The demo's drafter is quantized, and so its logits depend a little on which rows are computed together: where that
+# must not matter, a float32 model with seeded weights stands in.
+SEEDED_PROMPT = (1, 40, 41, *[3] * 16, 50, 61, 72)
+SEEDED_TILES = np.random.default_rng(0).uniform(-1, 1, (1, 3, 64, 64)).astype(np.float32)
+answers = st.lists(st.integers(4, 199), max_size=12)
+
+
+@pytest.fixture(scope="module")
+def seeded(bundle: Bundle) -> Drafter:
+    return Drafter.open(bundle, threads=1)
 
 
 def converse(sampling: Sampling | None = None) -> Drafting:
@@ -51,32 +60,39 @@ def alike(one: list[Drafted], other: list[Drafted]) -> bool:
     sampling=samplings,
 )
 def test_whatever_came_before_a_draft_is_that_of_a_new_conversation(
-    turns: list[tuple[list[int], int, int]], sampling: Sampling
+    seeded: Drafter, turns: list[tuple[list[int], int, int]], sampling: Sampling
 ) -> None:
     """Each turn goes on from part of the last turn's draft, with other tokens after it, and is left at any token."""
-    drafting, before = converse(sampling), list[int]()
+
+    def anew() -> Drafting:
+        return seeded.converse(SEEDED_PROMPT, SEEDED_TILES, sampling)
+
+    drafting, before = anew(), list[int]()
     for novel, kept, asked in turns:
         answer = before[:kept] + novel
         drafted = list(islice(drafting.draft(answer, 8), asked))
-        assert alike(drafted, list(islice(converse(sampling).draft(answer, 8), asked)))
+        assert alike(drafted, list(islice(anew().draft(answer, 8), asked)))
         before = answer + tokens(drafted)
 
 
 @settings(max_examples=20, deadline=None)
 @given(answer=answers, sampling=samplings)
-def test_logits_are_what_is_drafted_from(answer: list[int], sampling: Sampling) -> None:
-    drafting = converse(sampling)
+def test_logits_are_what_is_drafted_from(seeded: Drafter, answer: list[int], sampling: Sampling) -> None:
+    def anew() -> Drafting:
+        return seeded.converse(SEEDED_PROMPT, SEEDED_TILES, sampling)
+
+    drafting = anew()
     logits = drafting.logits(answer)
-    assert logits.shape == (len(answer) + 1, VOCABULARY)
+    assert logits.shape == (len(answer) + 1, 200)
     for length, row in enumerate(logits):
-        (first,) = islice(converse(sampling).draft(answer[:length], 1), 1)
-        expected = choose(row, sampling, len(PROMPT) + length)
+        (first,) = islice(anew().draft(answer[:length], 1), 1)
+        expected = choose(row, sampling, len(SEEDED_PROMPT) + length)
         probabilities = np.exp(row.astype(np.float64) - row.max())
         probabilities /= probabilities.sum()
         assert first.token == expected
         assert first.probability == pytest.approx(probabilities[expected], rel=1e-3, abs=1e-6)
     # Asking for logits leaves the conversation as good as new.
-    assert alike(list(drafting.draft((), 6)), list(converse(sampling).draft((), 6)))
+    assert alike(list(drafting.draft((), 6)), list(anew().draft((), 6)))
 
 
 @pytest.mark.parametrize("limit", [0, 1, 2, 5, 64])
@@ -114,7 +130,7 @@ def test_conversations_do_not_disturb_each_other() -> None:
     for drafted in one:
         mixed.append(drafted)
         next(other, None)
-    assert alike(mixed, alone)
+    assert tokens(mixed) == tokens(alone)
 
 
 def test_text_alone_needs_no_tiles() -> None:

@@ -169,6 +169,30 @@ def test_a_saved_gate_comes_back_and_changes_no_identity(copied: Bundle) -> None
         copied = again
 
 
+@pytest.mark.parametrize("at", ["write_bytes", "replace"])
+def test_a_save_that_is_interrupted_leaves_the_gate_that_was_there(
+    copied: Bundle, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    save_gate(copied, gate(0.25))
+    copied = Bundle.open(copied.path)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, at, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            save_gate(copied, gate(0.5))
+    assert open_gate(Bundle.open(copied.path)) == gate(0.25)
+
+
+def test_saving_a_gate_vouches_for_no_other_file(copied: Bundle) -> None:
+    (copied.path / "tokenizer.json").write_bytes(b"{}")
+    save_gate(copied, gate(0.5))
+    with pytest.raises(BundleError, match=r"tokenizer\.json .*hash differs"):
+        Bundle.open(copied.path)
+
+
 def test_a_bundle_that_was_never_calibrated(copied: Bundle) -> None:
     with pytest.raises(BundleError, match="cutline calibrate"):
         open_gate(copied)

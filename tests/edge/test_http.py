@@ -281,11 +281,15 @@ def test_an_agents_bug_is_no_input_error() -> None:
     assert raised.value.exit_code == 1
 
 
-@pytest.mark.parametrize(
-    "url", ["http://127.0.0.1:1", "127.0.0.1:1", "", "http://[::1", "ftp://127.0.0.1", "http://a b", "http://\x00"]
-)
-def test_no_agent_at_the_address(url: str) -> None:
+@pytest.mark.parametrize("url", ["127.0.0.1:1", "", "http://[::1", "ftp://127.0.0.1", "http://\x00"])
+def test_what_is_no_url_of_an_agent(url: str) -> None:
     with pytest.raises(InputError, match="agent"):
+        remote.ask_agent(url, QUESTION)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://a b"])
+def test_no_agent_at_the_address(url: str) -> None:
+    with pytest.raises(WorkerUnavailable, match="no agent answers"):
         remote.ask_agent(url, QUESTION)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 import torch
@@ -22,11 +23,14 @@ from transformers import (
     SmolVLMForConditionalGeneration,
 )
 
+from cutline.cloud.target import load_model
+from cutline.demo.bundles import TARGET
 from cutline.errors import BundleError, InputError
 from cutline.models.bundle import Bundle, DecoderSpec, ImageSpec
 from cutline.models.export import decoder, export_bundle, make, vision
 from cutline.models.export.source import read_source
 from cutline.models.layerline import LayerLine
+from cutline.models.prompt import PromptBuilder, question
 
 FAMILIES: dict[str, tuple[Any, Any]] = {
     "smolvlm": (SmolVLMConfig, SmolVLMForConditionalGeneration),
@@ -149,13 +153,14 @@ def test_a_drafter_holds_graphs_that_say_nothing_of_where_they_were_made(drafter
     assert {value.name for value in session.get_inputs()} >= {"inputs_embeds", "wanted", "seqlens_k"}
     for name in ("image-to-decoder.0.onnx", "decoder.onnx"):
         assert b".py" not in drafter.file(name).read_bytes()
+    assert onnx.load(drafter.file("decoder.onnx"), load_external_data=False).producer_version == ""
 
 
 def test_the_same_folder_gives_the_same_bundle_without_chatter(
-    drafter: Bundle, hf: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    drafter: Bundle, target: Bundle, hf: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     handlers = logging.getLogger().handlers[:]
-    again = make_bundle(hf, tmp_path / "again", role="drafter", precision="int8")
+    again = make_bundle(hf, tmp_path / "again", role="drafter", precision="int8", target=target)
     assert again.manifest.identity == drafter.manifest.identity
     assert capfd.readouterr() == ("", "")
     assert logging.getLogger().handlers == handlers
@@ -164,9 +169,18 @@ def test_the_same_folder_gives_the_same_bundle_without_chatter(
 def test_a_folder_of_the_older_name_with_untied_embeddings(tmp_path: Path) -> None:
     hf = make_folder(tmp_path / "hf", "idefics3", tied=False)
     bundle = make_bundle(hf, tmp_path / "out", role="drafter")
-    assert bundle.manifest.family == "idefics3"
     stored = load_file(bundle.file("embeddings.safetensors"))["embeddings"]
     assert torch.equal(stored, load_file(hf / "model.safetensors")["model.text_model.embed_tokens.weight"])
+
+
+def test_a_folder_of_the_older_name_can_be_asked(tmp_path: Path) -> None:
+    hf = make_folder(tmp_path / "hf", "idefics3")
+    edit_json(hf / "config.json", lambda config: config.update(image_token_id=3))
+    for name in ("tokenizer.json", "chat_template.jinja"):  # of a real vocabulary
+        shutil.copyfile(TARGET / name, hf / name)
+    bundle = make_bundle(hf, tmp_path / "out")
+    assert len(PromptBuilder.open(bundle).build([question("?")], [(0, 0)]).image_positions) == 4
+    assert isinstance(load_model(bundle), Idefics3ForConditionalGeneration)
 
 
 @pytest.mark.parametrize("nested", [False, True])
@@ -182,13 +196,63 @@ def test_stop_tokens_come_from_the_generation_config(copied: Path) -> None:
     assert read_source(copied).stop_tokens == (5, 6)
 
 
-def test_a_drafter_belongs_to_a_target_with_its_tokenizer(
-    drafter: Bundle, target: Bundle, copied: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    "stored",
+    [
+        {"chat_template.json": "mine"},
+        {"tokenizer_config.json": "mine"},
+        {"tokenizer_config.json": "no", "chat_template.json": "mine"},
+    ],
+)
+def test_the_chat_template_of_an_older_folder(copied: Path, tmp_path: Path, stored: dict[str, str]) -> None:
+    (copied / "chat_template.jinja").unlink()
+    for name, template in stored.items():
+        (copied / name).write_text(json.dumps({"chat_template": template, "other": 1}))
+    bundle = make_bundle(copied, tmp_path / "out")
+    assert bundle.file("chat_template.jinja").read_text() == "mine"
+    assert not bundle.manifest.files.keys() & stored.keys()
+
+
+def have_another_stop_token(folder: Path) -> None:
+    edit_json(folder / "generation_config.json", lambda said: said.update(eos_token_id=[2, 5]))
+
+
+def have_another_image_token(folder: Path) -> None:
+    edit_json(folder / "config.json", lambda config: config.update(image_token_id=8))
+
+
+def have_a_context_of(tokens: int) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        edit_json(folder / "config.json", lambda config: config["text_config"].update(max_position_embeddings=tokens))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda folder: (folder / "tokenizer.json").write_text('{"of": "another"}'), "the tokenizer.json of"),
+        (lambda folder: (folder / "chat_template.jinja").write_text(""), "the chat_template.jinja of"),
+        (lambda folder: (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR)), "image processing"),
+        (have_another_image_token, "image token"),
+        (have_another_stop_token, "stop tokens"),
+        (have_a_context_of(63), "holds 63 tokens, its target .* 64; a drafter must hold as many"),
+    ],
+)
+def test_a_drafter_that_reads_otherwise_than_its_target_is_refused(
+    target: Bundle, copied: Path, tmp_path: Path, change: Callable[[Path], object], said: str
 ) -> None:
-    assert drafter.manifest.target == target.manifest.identity
-    (copied / "tokenizer.json").write_text('{"of": "another"}')
-    with pytest.raises(InputError, match="they must be the same"):
+    change(copied)
+    with pytest.raises(InputError, match=said):
         make_bundle(copied, tmp_path / "other", role="drafter", target=target)
+
+
+def test_a_drafter_belongs_to_its_target(drafter: Bundle, target: Bundle, copied: Path, tmp_path: Path) -> None:
+    assert drafter.manifest.target == target.manifest.identity
+    have_a_context_of(65)(copied)  # longer does no harm
+    assert make_bundle(copied, tmp_path / "other", role="drafter", target=target).manifest.target is not None
+    with pytest.raises(InputError, match="holds a drafter"):
+        make_bundle(copied, tmp_path / "third", role="drafter", target=drafter)
 
 
 def drop(name: str) -> Callable[[Path], None]:
@@ -221,6 +285,12 @@ def split_somehow(folder: Path) -> None:
     (folder / "preprocessor_config.json").write_text(json.dumps({"max_image_size": {}}))
 
 
+def name_a_template(folder: Path) -> None:
+    drop("chat_template.jinja")(folder)
+    templates = [{"name": "default", "template": "one of several"}]
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": templates}))
+
+
 def pickle_the_weights(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
@@ -231,11 +301,12 @@ def pickle_the_weights(folder: Path) -> None:
         (drop("config.json"), "has no config.json"),
         (drop("tokenizer.json"), "has no tokenizer.json"),
         (drop("chat_template.jinja"), "has no chat_template.jinja"),
+        (name_a_template, "chat template in .*tokenizer_config.json does not read"),
         (drop("model.safetensors"), "do not load"),
         (pickle_the_weights, "do not load"),
         (cut_the_weights, "do not load"),
         (lose_a_weight, "lack 1 tensors, model.connector"),
-        (be_a_llama, "family llama; supported are smolvlm and idefics3"),
+        (be_a_llama, "kind llama; supported are smolvlm and idefics3"),
         (have_a_qwen_decoder, "kind qwen2; supported are"),
         (lambda folder: (folder / "config.json").write_text("{"), "does not read"),
         (lambda folder: (folder / "config.json").write_text('{"model_type": "mystery"}'), "supported are"),
