@@ -44,7 +44,7 @@ MAX_IMAGE_BYTES = 32 << 20  # of all a session's images together
 MAX_BOUNDARY_BYTES = 128 << 20  # as float32, whatever the format on the wire
 OPENING_SECONDS = 60.0  # for a session's images or boundary to arrive in
 
-Rows = NDArray[np.float32]  # (n, width)
+BoundaryRows = NDArray[np.float32]  # (n, width)
 
 
 class WorkerServicer(worker_pb2_grpc.WorkerServicer):
@@ -131,7 +131,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
             if name is not None:
                 self._engine.close(name)
 
-    async def _read_opening(self, inbox: Inbox) -> tuple[Open, list[bytes] | Rows]:
+    async def _read_opening(self, inbox: Inbox) -> tuple[Open, list[bytes] | BoundaryRows]:
         """The opening, and the images (files) or the boundary that follow it.
 
         Raises InputError, ModelMismatch, and WorkerBusy before anything is uploaded in vain.
@@ -150,7 +150,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         rows, width = self._engine.boundary_shape(opening.cut)
         return opening, await _boundary(inbox, tiles * rows, width)
 
-    def _request(self, opening: Open, images: list[bytes] | Rows) -> Request:
+    def _request(self, opening: Open, images: list[bytes] | BoundaryRows) -> Request:
         """The request for the engine. Raises InputError where images and prompt do not fit each other."""
         boundary: NDArray[np.float32] | None
         if isinstance(images, np.ndarray):
@@ -254,7 +254,7 @@ async def _images(inbox: Inbox, count: int) -> list[bytes]:
     return files
 
 
-async def _boundary(inbox: Inbox, count: int, width: int) -> Rows:
+async def _boundary(inbox: Inbox, count: int, width: int) -> BoundaryRows:
     """The boundary (count, width), in as many messages as it takes."""
     if count * width * 4 > MAX_BOUNDARY_BYTES:
         raise InputError(f"a boundary of {count} rows is over {MAX_BOUNDARY_BYTES >> 20} MiB as float32; send images")

@@ -20,7 +20,6 @@ import asyncio
 import math
 import socket
 import struct
-from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -193,21 +192,6 @@ class LinkEmulator:
                 return
             sink.write(chunk)  # asyncio sets TCP_NODELAY on every TCP socket, so this leaves at once
             await sink.drain()
-
-
-async def serve(
-    profile: LinkProfile,
-    *,
-    target: tuple[str, int],
-    host: str = "127.0.0.1",
-    port: int = 0,
-    seed: int = 0,
-    ready: Callable[[str], None],
-) -> None:
-    """Emulate the link until cancelled; `ready` is told the address, as `host:port`, once it listens."""
-    async with LinkEmulator(profile, target=target, seed=seed, host=host, port=port) as link:
-        ready(link.address)
-        await asyncio.Event().wait()
 
 
 class _Wire:

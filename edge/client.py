@@ -14,7 +14,6 @@ from cutline.protos.address import parse_address
 from cutline.protos.messages import (
     AgentMessage,
     Boundary,
-    Cancel,
     Confirmed,
     Description,
     Draft,
@@ -111,10 +110,6 @@ class WorkerSession:
     async def offer(self, draft: Draft) -> None:
         """Send a draft; of no effect once the session has ended."""
         await self._send(draft)
-
-    async def cancel(self) -> None:
-        """Tell the worker that the rest is not wanted."""
-        await self._send(Cancel())
 
     async def events(self) -> AsyncIterator[Opened | Confirmed | Finished]:
         """What the worker sends, Finished last. Raises WorkerError, or InputError if the worker refuses the session."""

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cutline.devices.emulator import MSS, LinkEmulator, flight_time, serve
+from cutline.devices.emulator import MSS, LinkEmulator, flight_time
 from cutline.devices.link import LinkProfile
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -289,25 +289,6 @@ def test_an_unreachable_worker_shows_as_a_reset() -> None:
         async with LinkEmulator(link(10, 10, 10), target=target) as emulator, connection(emulator) as (reader, _):
             with pytest.raises(ConnectionResetError):
                 await reader.readexactly(1)
-
-    asyncio.run(measure())
-
-
-def test_serve_runs_until_cancelled() -> None:
-    async def measure() -> None:
-        address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        async with server() as target:
-            running = asyncio.create_task(serve(link(5, 10, 10), target=target, ready=address.set_result))
-            host, port = (await address).split(":")
-            reader, writer = await asyncio.open_connection(host, int(port))
-            await echoed((reader, writer), b"hello")
-            writer.close()
-            await writer.wait_closed()
-            running.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await running
-            with pytest.raises(ConnectionRefusedError):
-                await asyncio.open_connection(host, int(port))
 
     asyncio.run(measure())
 
