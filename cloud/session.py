@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cutline.cloud.pace import Acceptance, rows_worth_verifying
 from cutline.errors import CutlineError
-from cutline.models.sampling import Sampling
+from cutline.models.sampling import Sampling, agreeing
 from cutline.protos.messages import Confirmed, Finished, Opened, Reason
 
 Event = Opened | Confirmed | Finished | CutlineError
@@ -95,11 +95,11 @@ class Session:
         no clean-up: their rows lie beyond `cached` and the next pass overwrites them.
         """
         position = len(self.tokens)
-        right = _agreeing(chosen, self.draft[:drafted])
+        right = agreeing(self.draft[:drafted], chosen)
         new = list(chosen[: right + 1])
         stop = next((index + 1 for index, token in enumerate(new) if token in stop_tokens), None)
         new = new[: min(stop or len(new), self.limit - position)]
-        matched = _agreeing(new, self.draft)
+        matched = agreeing(self.draft, new)
         self.acceptance = self.acceptance.after(matched, min(matched + 1, len(new), len(self.draft)))
         self.draft = self.draft[matched:] if matched == len(new) else ()
         self.alone += int(drafted == 0 and self.cached > 0)
@@ -114,11 +114,6 @@ class Session:
     def finished(self, reason: Reason) -> Finished:
         """The session's last message."""
         return Finished(reason, self.passes, self.verified, self.seconds)
-
-
-def _agreeing(one: Sequence[int], other: Sequence[int]) -> int:
-    """The length of the longest common prefix."""
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -196,8 +196,7 @@ class Agent:
             try:
                 # Drafting never ends by itself: the answer is complete, or one of the two has failed.
                 done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-                for task in sorted(done, key=tasks.index)[:1]:
-                    task.result()
+                next(task for task in tasks if task in done).result()
             finally:
                 for task in tasks:
                     task.cancel()
@@ -227,7 +226,7 @@ class Agent:
         stop_tokens = self.manifest.stop_tokens
         while True:
             settled = progress.tokens
-            if len(settled) > len(ahead) or ahead[: len(settled)] != settled:
+            if ahead[: len(settled)] != settled:
                 ahead, replying = list(settled), True
             if len(ahead) >= prepared.limit or (ahead and ahead[-1] in stop_tokens):
                 news.clear()

@@ -12,7 +12,7 @@ from cutline.edge.decoder import Decoder
 from cutline.edge.vision import VisionSpan
 from cutline.errors import BundleError
 from cutline.models.bundle import Bundle, Manifest
-from cutline.models.sampling import Sampling, choose
+from cutline.models.sampling import Sampling, agreeing, choose
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +89,12 @@ class Drafting:
             yield Drafted(token, _probability(logits, token))
             if token in self._stop_tokens or self._state.position >= self._decoder.spec.context:
                 return
-            logits = _last(self._feed([token]))
+            logits = _last(self._feed([token], last_only=True))
 
     def logits(self, answer: Sequence[int]) -> NDArray[np.float32]:
         """What the drafter makes of a given answer: logits (len(answer) + 1, vocabulary), from its first token on."""
         first = self._catch_up(())[None]
-        return np.concatenate([first, self._feed(answer)]) if answer else first
+        return np.concatenate([first, self._feed(answer, last_only=False)]) if answer else first
 
     def _catch_up(self, answer: Sequence[int]) -> NDArray[np.float32]:
         """Bring the state to the prompt and `answer`; returns the logits (vocabulary,) after them."""
@@ -103,19 +103,17 @@ class Drafting:
             first = self._state.extend(self._prompt_rows, last_only=True)
             if not answer:
                 return _last(first)
-        same = next((i for i, (a, b) in enumerate(zip(self._fed, answer, strict=False)) if a != b), None)
-        keep = min(len(self._fed), len(answer)) if same is None else same
         # The last token is fed anew even if the state has it: its logits are what is asked for.
-        keep = min(keep, max(len(answer) - 1, 0))
+        keep = min(agreeing(self._fed, answer), max(len(answer) - 1, 0))
         del self._fed[keep:]
         if not answer:
             self._state.rollback(self._prompt_length - 1)
             return _last(self._state.extend(self._prompt_rows[-1:], last_only=True))
         self._state.rollback(self._prompt_length + keep)
-        return _last(self._feed(answer[keep:]))
+        return _last(self._feed(answer[keep:], last_only=True))
 
-    def _feed(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        logits: NDArray[np.float32] = self._state.extend(self._decoder.embed(tokens), last_only=False)
+    def _feed(self, tokens: Sequence[int], *, last_only: bool) -> NDArray[np.float32]:
+        logits = self._state.extend(self._decoder.embed(tokens), last_only=last_only)
         self._fed += tokens
         return logits
 

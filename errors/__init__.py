@@ -21,7 +21,7 @@ from typing import ClassVar
 
 
 class CutlineError(Exception):
-    """Root of the tree; never raised itself."""
+    """Root of the tree; raised itself only for what another process reports and this version has no class for."""
 
     exit_code: ClassVar[int] = 1
 

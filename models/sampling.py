@@ -7,6 +7,7 @@ and Suresh, "Coupling without communication and drafter-invariant speculative de
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -45,6 +46,12 @@ def choose(logits: Any, sampling: Sampling, position: int, *, xp: Any = np) -> i
     if noise.device != scaled.device:
         noise = noise.to(scaled.device)
     return int(xp.where(_kept(scaled, sampling, xp), scaled + noise, -float("inf")).argmax())
+
+
+def agreeing(draft: Sequence[int], tokens: Sequence[int]) -> int:
+    """How many tokens of a draft are right, given the `tokens` from its position on: their longest common prefix."""
+    pairs = zip(draft, tokens, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(draft), len(tokens)))
 
 
 def _kept(scaled: Any, sampling: Sampling, xp: Any) -> Any:
