@@ -22,7 +22,7 @@ from cutline.demo.reference import Reference
 from cutline.demo.requests import Request, requests
 from cutline.edge.agent import Agent
 from cutline.edge.answer import Answer, Mode, Question
-from cutline.protos.tensors import Wire
+from cutline.models.wire import Wire
 
 Plan = tuple[str, Wire]
 

@@ -57,7 +57,7 @@ def ask(
     from cutline.errors import ImageError, InputError
     from cutline.models.images import MAX_BYTES
     from cutline.models.sampling import Sampling
-    from cutline.protos.tensors import Wire
+    from cutline.models.wire import Wire
 
     if mode not in list(Mode):
         raise InputError(f"there is no mode {mode!r}; choose {', '.join(Mode)}")

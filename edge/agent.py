@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cutline.edge.answer import Answer, Mode, Question, Source, Token
-from cutline.edge.client import WorkerClient, WorkerSession
 from cutline.edge.drafter import Drafted, Drafter, Drafting
 from cutline.edge.gate import Gate, confidence_of, open_gate
 from cutline.edge.vision import VisionSpan
@@ -23,8 +22,9 @@ from cutline.models.images import decode_image, preprocess, shrink
 from cutline.models.prompt import PromptBuilder
 from cutline.models.prompt import question as ask_about
 from cutline.models.vocabulary import StreamDecoder
+from cutline.models.wire import Wire
+from cutline.protos.client import WorkerClient, WorkerSession
 from cutline.protos.messages import Boundary, Confirmed, Draft, ImageChunk, Open, boundary_chunks, image_chunks
-from cutline.protos.tensors import Wire
 
 CHUNK = 16  # drafted tokens a message: the worker verifies the first while the next are drafted
 

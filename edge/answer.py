@@ -8,7 +8,7 @@ import msgspec
 
 from cutline.errors import InputError, PromptError
 from cutline.models.sampling import Sampling
-from cutline.protos.tensors import Wire
+from cutline.models.wire import Wire
 
 MAX_TIMEOUT = 600.0  # seconds
 

@@ -24,7 +24,7 @@ from cutline.errors import (
     WorkerUnavailable,
 )
 from cutline.models.sampling import Sampling
-from cutline.protos.tensors import Wire
+from cutline.models.wire import Wire
 
 # The one table between exceptions and HTTP statuses, read in both directions by the name that stands in the body.
 STATUS: dict[type[CutlineError], int] = {

@@ -15,8 +15,9 @@ import grpc
 from numpy.typing import NDArray
 
 from cutline.errors import CutlineError, InputError
+from cutline.models.wire import Wire, bytes_per_row
 from cutline.protos.status import exception_of, status_of
-from cutline.protos.tensors import CHUNK, Wire, bytes_per_row, decode_tensor, encode_tensor, wire_of
+from cutline.protos.tensors import CHUNK, decode_tensor, encode_tensor, wire_of
 from cutline.protos.v1 import worker_pb2 as pb
 
 MAX_TOKENS = 1 << 20  # in one message

@@ -5,7 +5,6 @@ A row is what lies along the last dimension. Each row is encoded by itself: the 
 
 from __future__ import annotations
 
-import enum
 import math
 from typing import Any
 
@@ -13,28 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cutline.errors import InputError
+from cutline.models.wire import Wire, data_bytes, scale_bytes
 from cutline.protos.v1 import worker_pb2 as pb
 
 Floats = NDArray[np.float32]
 
 CHUNK = 1 << 20  # bytes a message at most: larger ones double the latency of an asyncio server
 
-
-class Wire(enum.StrEnum):
-    """The format in which values travel; its members are named as in the .proto."""
-
-    FLOAT32 = "fp32"
-    FLOAT16 = "fp16"
-    BFLOAT16 = "bf16"
-    INT8 = "int8"  # with a scale a row
-    INT4 = "int4"  # with a scale a row, two values a byte
-
-
-_BITS = {Wire.FLOAT32: 32, Wire.FLOAT16: 16, Wire.BFLOAT16: 16, Wire.INT8: 8, Wire.INT4: 4}
 _LEVELS = {Wire.INT8: 127, Wire.INT4: 7}  # steps from zero to the largest value of a row
 _TYPES = {pb.Tensor.Type.Value(wire.name): wire for wire in Wire}
 
-# float32, as two bytes would cover no more than float16's range, and a row has hundreds of values to share the cost.
 _SCALE = np.dtype("<f4")
 _LEAST_SCALE = np.finfo(np.float32).smallest_normal  # below it a scale loses digits, and at 0 it divides nothing
 _LARGEST_BFLOAT16 = 255 * 2.0**120
@@ -43,11 +30,6 @@ _LARGEST = dict.fromkeys(Wire, _LARGEST_BFLOAT16) | {
     Wire.FLOAT32: float(np.finfo(np.float32).max),
     Wire.FLOAT16: float(np.finfo(np.float16).max),
 }
-
-
-def bytes_per_row(wire: Wire, width: int) -> int:
-    """Bytes that a row of `width` values takes, its scale included, the message around it not."""
-    return _data_bytes(wire, width) + _scale_bytes(wire)
 
 
 def wire_of(tensor: pb.Tensor) -> Wire:
@@ -86,9 +68,9 @@ def decode_tensor(tensor: pb.Tensor) -> Floats:
         raise InputError(f"a tensor of shape {list(tensor.shape)[:5]} is not taken; send 1 to 4 dimensions, none empty")
     *outer, width = tensor.shape
     count = math.prod(outer)
-    if count * _data_bytes(wire, width) != len(tensor.data):
+    if count * data_bytes(wire, width) != len(tensor.data):
         raise InputError(f"a tensor of shape {[*outer, width]} and {wire} cannot have {len(tensor.data)} bytes")
-    if count * _scale_bytes(wire) != len(tensor.scales):
+    if count * scale_bytes(wire) != len(tensor.scales):
         raise InputError(f"a tensor of {count} rows and {wire} cannot have {len(tensor.scales)} bytes of scales")
     values = _read(tensor, wire, count, width)
     if not np.isfinite(values).all():
@@ -129,14 +111,6 @@ def _read(tensor: pb.Tensor, wire: Wire, count: int, width: int) -> Floats:
             levels = np.frombuffer(tensor.data, np.int8).reshape(count, -1)
             with np.errstate(over="ignore"):  # a scale may be finite and what it makes not: the caller looks
                 return (levels if wire is Wire.INT8 else _unpacked(levels, width)) * steps
-
-
-def _data_bytes(wire: Wire, width: int) -> int:
-    return (width * _BITS[wire] + 7) // 8
-
-
-def _scale_bytes(wire: Wire) -> int:
-    return _SCALE.itemsize if wire in _LEVELS else 0
 
 
 def _too_large(peak: float, wire: Wire) -> str:

@@ -20,9 +20,9 @@ import pytest
 from cutline.demo.bundles import DRAFTER
 from cutline.edge.answer import Mode, Question
 from cutline.edge.chat import Completion
-from cutline.edge.client import WorkerClient
 from cutline.errors import WorkerUnavailable
 from cutline.models.bundle import Bundle
+from cutline.protos.client import WorkerClient
 from cutline.protos.messages import Open, Opened
 
 Start = Callable[..., Any]

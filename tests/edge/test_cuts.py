@@ -20,7 +20,7 @@ from cutline.edge.vision import VisionSpan
 from cutline.errors import CutlineError, InputError, ModelMismatch
 from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image, preprocess
-from cutline.protos.tensors import Wire, bytes_per_row
+from cutline.models.wire import Wire, bytes_per_row
 
 BUNDLE = Bundle.open(TARGET)
 CUTS = BUNDLE.manifest.line.image_cuts[1:]

@@ -12,6 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cutline.errors import CutlineError, InputError, ModelMismatch, WorkerBusy, WorkerFailed, WorkerUnavailable
+from cutline.models.wire import Wire, bytes_per_row
 from cutline.protos.messages import (
     AgentMessage,
     Boundary,
@@ -34,7 +35,7 @@ from cutline.protos.messages import (
     worker_from_wire,
     worker_to_wire,
 )
-from cutline.protos.tensors import CHUNK, Wire, bytes_per_row
+from cutline.protos.tensors import CHUNK
 from cutline.protos.v1 import worker_pb2 as pb
 
 uint32 = st.integers(0, 2**32 - 1)

@@ -15,7 +15,8 @@ from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
 from cutline.errors import InputError
-from cutline.protos.tensors import CHUNK, Wire, bytes_per_row, decode_tensor, encode_tensor, wire_of
+from cutline.models.wire import Wire, bytes_per_row
+from cutline.protos.tensors import CHUNK, decode_tensor, encode_tensor, wire_of
 from cutline.protos.v1 import worker_pb2 as pb
 
 Floats = NDArray[np.float32]

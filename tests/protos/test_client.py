@@ -13,7 +13,6 @@ from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.edge.agent import Agent
 from cutline.edge.answer import Mode, Question
-from cutline.edge.client import WorkerClient, WorkerSession
 from cutline.errors import (
     CutlineError,
     InputError,
@@ -24,6 +23,7 @@ from cutline.errors import (
     WorkerUnavailable,
 )
 from cutline.models.bundle import Bundle
+from cutline.protos.client import WorkerClient, WorkerSession
 from cutline.protos.messages import (
     Confirmed,
     Description,
