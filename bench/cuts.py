@@ -1,67 +1,164 @@
-"""What a cut costs before the decoder: `python -m cutline.bench.cuts [--cards N]`.
+"""What each cut costs: `python -m cutline.bench.cuts [--plot docs/cuts.png]`.
 
-For every cut and wire format, over evaluation requests in mode `cloud`: bytes up, how many answers have exactly the
-unsplit target's tokens, and how many are right. A worker runs as a process of its own, without an emulated link.
+Latency and bytes up of the same questions at every cut, over emulated links; the memory of a fresh process that holds
+only the layers before the cut; and what every wire format changes (cutline.cli.pricing). The worker is a process of its
+own, the agent runs here, each on one thread. `split` is the target alone, `draft` has the drafter's help; at `image`
+the picture is uploaded.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-from statistics import fmean
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median
 
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 from rich.table import Table
 
+from cutline.bench.cuts_plot import draw
+from cutline.cli.bundle import price_table
+from cutline.cli.pricing import Asked, measure, ways
 from cutline.cli.processes import worker_process
 from cutline.cli.setting import open_drafter, open_target
-from cutline.demo.bundles import TARGET
 from cutline.demo.cards import Split
-from cutline.demo.reference import Reference
-from cutline.demo.requests import Request, requests
+from cutline.demo.requests import requests
+from cutline.devices.emulator import LinkEmulator
+from cutline.devices.link import load_link
 from cutline.edge.agent import Agent
 from cutline.edge.answer import Answer, Mode, Question
+from cutline.edge.spans import device_cuts
+from cutline.models.bundle import Bundle
 from cutline.models.wire import Wire
+from cutline.protos.address import parse_address
 
-Plan = tuple[str, Wire]
+MANNERS = {  # of asking
+    "split, fp32": (Mode.SPLIT, Wire.FLOAT32),
+    "split, int8": (Mode.SPLIT, Wire.INT8),
+    "draft, int8": (Mode.DRAFT, Wire.INT8),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """The answers at one cut, asked in one manner over one link."""
+
+    latency_ms: float  # the median
+    bytes_up: float
+    rounds: float
+
+
+Cells = dict[tuple[str, str], Cell]  # by manner and cut
 
 
 def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cards", type=int, default=50, help="cards, six questions each")
+    """Measure, print and draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--target", type=Path, help="the target's bundle; without it, the demo's")
+    parser.add_argument("--drafter", type=Path, help="the drafter's bundle; without it, the demo's")
+    parser.add_argument("--links", nargs="+", default=["wifi", "4g"], help="names of link profiles, or TOML files")
+    parser.add_argument("--cards", type=int, default=5, help="cards asked about over each link, six questions each")
+    parser.add_argument("--price-cards", type=int, default=50, help="cards for the wire formats' prices")
     parser.add_argument("--seed", type=int, default=3)
+    parser.add_argument("--plot", type=Path, help="a file for the plot")
     args = parser.parse_args()
-    target = open_target(None)
-    reference = Reference(target)
-    asked = list(requests(Split.EVALUATION, args.cards, args.seed))
-    truths = [reference.answer(one.image, one.question.text) for one in track(asked, "the target, unsplit")]
-    plans = [("image", Wire.FLOAT32), *((cut, wire) for cut in target.manifest.line.image_cuts[1:] for wire in Wire)]
-    with worker_process(TARGET) as address:
-        answered = asyncio.run(ask(asked, plans, address))
-    table = Table(title=f"{len(asked)} evaluation questions")
-    for heading in ("cut", "wire", "bytes up", "the target's tokens", "right"):
+    target, drafter = open_target(args.target), open_drafter(args.drafter)
+    cuts = ("image", *device_cuts(target.manifest))
+    asked = [
+        Asked(one.image, one.question.text, one.question.answer)
+        for one in requests(Split.EVALUATION, max(args.cards, args.price_cards), args.seed)
+    ]
+    with Progress(transient=True) as progress, worker_process(target.path) as worker:
+        memory = {cut: resident(target, cut) for cut in progress.track(cuts, description="memory")}
+        links = {
+            link: asyncio.run(over(link, worker, drafter, target, cuts, asked[: 6 * args.cards], progress))
+            for link in args.links
+        }
+        priced = asked[: 6 * args.price_cards]
+        track = progress.add_task("prices", total=len(priced) * sum(1 for _ in ways(cuts)))
+        prices = asyncio.run(
+            measure(
+                drafter,
+                target,
+                worker=worker,
+                threads=1,
+                cuts=cuts,
+                asked=priced,
+                advance=lambda: progress.advance(track),
+            )
+        )
+    console = Console(width=160)
+    for link, cells in links.items():
+        console.print(_table(f"{6 * args.cards} questions over {link}: median latency, bytes up, rounds", cuts, cells))
+    table = Table(title="Memory of a process that holds the layers before the cut", title_justify="left")
+    for heading in ("cut", "resident", "above image"):
         table.add_column(heading, justify="right")
-    for (cut, wire), answers in answered.items():
-        same = fmean(tuple(t.id for t in one.tokens) == truth for one, truth in zip(answers, truths, strict=True))
-        right = fmean(one.text == request.question.answer for one, request in zip(answers, asked, strict=True))
-        sent = fmean(one.bytes_up for one in answers)
-        table.add_row(cut, "" if cut == "image" else wire, f"{sent:.0f}", f"{same:.1%}", f"{right:.1%}")
-    Console().print(table)
+    for cut, size in memory.items():
+        table.add_row(cut, f"{size / 1e6:.0f} MB", f"{(size - memory['image']) / 1e6:.1f} MB")
+    console.print(table)
+    console.print(price_table(prices))
+    if args.plot:
+        draw(args.plot, cuts, links, memory)
 
 
-async def ask(asked: list[Request], plans: list[Plan], worker: str) -> dict[Plan, list[Answer]]:
-    """Every request under every plan."""
-    answered: dict[Plan, list[Answer]] = {plan: [] for plan in plans}
-    async with Agent(open_drafter(None), worker=worker, threads=1, target=open_target(None)) as agent:
-        for request in track(asked, "every cut and format"):
-            for cut, wire in plans:
-                question = Question(
-                    image=request.image, text=request.question.text, mode=Mode.CLOUD, cut=cut, wire=wire
-                )
-                answered[cut, wire].append(await agent.answer(question))
-    return answered
+async def over(
+    link: str,
+    worker: str,
+    drafter: Bundle,
+    target: Bundle,
+    cuts: Sequence[str],
+    asked: Sequence[Asked],
+    progress: Progress,
+) -> Cells:
+    """Every question at every cut in every manner, over an emulated link."""
+    answers: dict[tuple[str, str], list[Answer]] = {(manner, cut): [] for manner in MANNERS for cut in cuts}
+    async with (
+        LinkEmulator(load_link(link), target=parse_address(worker)) as emulator,
+        Agent(drafter, worker=emulator.address, threads=1, target=target) as agent,
+    ):
+        for manner, cut in answers:  # opens the connection and loads the models
+            await agent.answer(put(asked[0], manner, cut))
+        for one in progress.track(asked, description=f"over {link}"):
+            for (manner, cut), found in answers.items():
+                found.append(await agent.answer(put(one, manner, cut)))
+    return {
+        way: Cell(
+            latency_ms=median(one.latency_ms for one in found),
+            bytes_up=fmean(one.bytes_up for one in found),
+            rounds=fmean(one.rounds for one in found),
+        )
+        for way, found in answers.items()
+    }
+
+
+def put(asked: Asked, manner: str, cut: str) -> Question:
+    """A question asked in one manner, at `image` by uploading the picture."""
+    mode, wire = MANNERS[manner]
+    if cut == "image" and mode is Mode.SPLIT:
+        mode = Mode.CLOUD
+    return Question(image=asked.image, text=asked.text, mode=mode, cut=cut, wire=wire)
+
+
+def resident(target: Bundle, cut: str) -> int:
+    """Bytes that a fresh process has resident after it ran the layers before `cut`; see cutline.bench.resident."""
+    command = [sys.executable, "-m", "cutline.bench.resident", str(target.path), cut]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def _table(title: str, cuts: Sequence[str], cells: Cells) -> Table:
+    table = Table(title=title, title_justify="left")
+    for heading in ("cut", *MANNERS):
+        table.add_column(heading, justify="right")
+    for cut in cuts:
+        found = (cells[manner, cut] for manner in MANNERS)
+        row = (f"{one.latency_ms:.0f} ms, {one.bytes_up / 1e3:.1f} kB, {one.rounds:.1f}" for one in found)
+        table.add_row(cut, *row)
+    return table
 
 
 if __name__ == "__main__":

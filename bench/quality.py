@@ -23,7 +23,7 @@ from cutline.demo.reference import Reference
 from cutline.demo.requests import requests
 from cutline.edge.drafter import Drafter
 from cutline.edge.gate import open_gate
-from cutline.models.images import decode_image, preprocess
+from cutline.models.images import decode_image
 from cutline.models.prompt import PromptBuilder, question
 from cutline.models.sampling import Sampling
 
@@ -47,9 +47,9 @@ def main() -> None:
     for request in track(list(requests(Split.EVALUATION, args.cards, args.seed)), "asking both"):
         kind, right = request.question.kind, request.question.answer
         truth = reference.answer(request.image, request.question.text, max_tokens=MAX_TOKENS)
-        pixels = preprocess(decode_image(request.image), bundle.manifest.image)
+        pixels = bundle.manifest.family.preprocess(decode_image(request.image))
         prompt = prompts.build([question(request.question.text)], [pixels.grid]).ids
-        drafting = drafter.converse(prompt, pixels.tiles, greedy)
+        drafting = drafter.converse(prompt, pixels, greedy)
         drafted = list(drafting.draft((), MAX_TOKENS))
         ids = tuple(one.token for one in drafted)
         seen["target"][kind].append(reference.text(truth) == right)

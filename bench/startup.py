@@ -22,7 +22,8 @@ from rich.progress import track
 from cutline.cli.processes import agent_process, worker_process
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.publish import EXAMPLES
-from cutline.edge.answer import Mode, Question
+from cutline.demo.results import SHOWN_MODES
+from cutline.edge.answer import Question
 from cutline.edge.remote import ask_over
 
 CARD = EXAMPLES / "card1.png"
@@ -62,7 +63,7 @@ def resident() -> dict[str, float]:
         agent = next(process for process in processes if "edge" in process.cmdline())
         sizes["at rest"] = agent.memory_info().rss / 1e6
         with httpx.Client(base_url=f"http://{address}", trust_env=False) as client:
-            for mode in Mode:
+            for mode in SHOWN_MODES:
                 question = Question(image=CARD.read_bytes(), text="Describe the card.", mode=mode)
                 for _ in range(50):
                     ask_over(client, question)

@@ -19,7 +19,11 @@ def ask(
     image: Annotated[Path, typer.Argument(help="An image file: JPEG, PNG or WebP.")],
     question: Annotated[str, typer.Argument(help="What to ask about it.")],
     mode: Annotated[
-        str, typer.Option(help="edge: the device alone; cloud: the worker alone; draft: both at once; auto: the gate.")
+        str,
+        typer.Option(
+            help="edge: the drafter alone; cloud: the worker alone; split: the target, cut; "
+            "draft: drafted here, verified by the worker; auto: the gate decides."
+        ),
     ] = "auto",
     worker: options.Worker = None,
     agent: Annotated[
@@ -33,14 +37,22 @@ def ask(
     max_tokens: Annotated[int, typer.Option(help="Tokens of the answer at most.")] = 64,
     effort: Annotated[float, typer.Option(help="0: the worker only verifies; 1: it decodes whenever it can.")] = 1.0,
     cut: Annotated[
-        str, typer.Option(help="First layer of the target that the worker runs: image, vision.0, ..., decoder.0.")
+        str,
+        typer.Option(
+            help="First layer of the target that the worker runs: image, vision.0, ..., decoder.0, ..., head."
+        ),
     ] = "image",
     wire: Annotated[
         str, typer.Option(help="Format of what crosses a later cut: fp32, fp16, bf16, int8, int4.")
     ] = "fp32",
+    keep_image_tokens: Annotated[
+        float,
+        typer.Option(help="Share of the image tokens that enter the decoder, from decoder.0 on; the rest is merged."),
+    ] = 1.0,
     target: options.Target = None,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the worker.")] = 60.0,
     threads: options.Threads = None,
+    provider: options.Provider = None,
     as_json: options.Json = False,
 ) -> None:
     """Ask a question about an image.
@@ -77,12 +89,15 @@ def ask(
         effort=effort,
         cut=cut,
         wire=Wire(wire),
+        keep_image_tokens=keep_image_tokens,
         timeout=timeout,
     )
-    if agent is not None and (bundle or worker or target or threads):
-        raise InputError("--agent asks a running agent, which has its own --bundle, --worker, --target and --threads")
+    if agent is not None and (bundle or worker or target or threads or provider):
+        raise InputError(
+            "--agent asks a running agent, which has its own --bundle, --worker, --target, --threads and --provider"
+        )
     if agent is None:
-        answer = asyncio.run(_answer_here(asked, bundle, target, worker, threads))
+        answer = asyncio.run(_answer_here(asked, bundle, target, worker, threads, provider))
     else:
         from cutline.edge.remote import ask_agent
 
@@ -94,13 +109,21 @@ def ask(
 
 
 async def _answer_here(
-    question: Question, bundle: Path | None, target: Path | None, worker: str | None, threads: int | None
+    question: Question,
+    bundle: Path | None,
+    target: Path | None,
+    worker: str | None,
+    threads: int | None,
+    provider: str | None,
 ) -> Answer:
     from cutline.cli.setting import open_drafter, open_target_for, thread_count
     from cutline.edge.agent import Agent
+    from cutline.edge.runtime import CPU
 
     needed = None if question.cut == "image" else open_target_for(target, bundle)
-    async with Agent(open_drafter(bundle), worker=worker, threads=thread_count(threads), target=needed) as agent:
+    async with Agent(
+        open_drafter(bundle), worker=worker, threads=thread_count(threads), target=needed, provider=provider or CPU
+    ) as agent:
         return await agent.answer(question)
 
 
@@ -112,5 +135,7 @@ def _show(answer: Answer) -> None:
     console = Console(highlight=False)
     console.print(coloured(answer.tokens))
     where = f"worker {answer.worker}" if answer.worker else "this device alone"
+    if answer.wire is not None:
+        where += f" · cut at {answer.cut}, {answer.wire}"
     cost = f"{answer.bytes_up} B up, {answer.bytes_down} B down, {answer.accepted} of {answer.drafted} drafted accepted"
     console.print(f"[dim]{answer.mode} · {where} · {answer.latency_ms:.0f} ms · {cost}[/dim]")

@@ -12,34 +12,53 @@ from cutline.cli import options
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from cutline.cli.pricing import Asked
     from cutline.edge.agent import Agent
     from cutline.edge.gate import Gate
+    from cutline.models.bundle import Bundle
+    from cutline.models.prices import Prices
 
 EPILOG = "Example: cutline calibrate --bundle my-drafter --target my-target --data questions.jsonl"
 
-Asked = tuple[bytes, str]  # an image file and a question
+QUESTIONS_A_CARD = 6
 
 
 def calibrate(
     bundle: options.Bundle = None,
     target: Annotated[
-        Path | None, typer.Option(help="The target's bundle, run here; without it, the demo's.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="The target's bundle, run here unless there is a --worker; without it, the demo's.",
+            show_default=False,
+        ),
     ] = None,
     worker: options.Worker = None,
     data: Annotated[
         Path | None,
-        typer.Option(help='Lines of {"image": FILE, "question": TEXT}; without it, the demo\'s.', show_default=False),
+        typer.Option(
+            help='Lines of {"image": FILE, "question": TEXT}, with an "answer" where it is known; without it, the '
+            "demo's.",
+            show_default=False,
+        ),
     ] = None,
     risk: Annotated[float, typer.Option(help="Kept answers may differ from the target's in this share.")] = 0.05,
     confidence: Annotated[float, typer.Option(help="How sure that must be.")] = 0.9,
     cards: Annotated[int, typer.Option(help="Cards of the demo's calibration split, six questions each.")] = 300,
+    price_cards: Annotated[
+        int, typer.Option(help="How many of them prices are measured on (of --data six lines each); 0 measures none.")
+    ] = 10,
+    price_cuts: Annotated[
+        str | None, typer.Option(help="Cuts to measure, with commas between; without it all.", show_default=False)
+    ] = None,
     threads: options.Threads = None,
     as_json: options.Json = False,
 ) -> None:
-    """Learn when a drafter's answer may stand without asking the target.
+    """Learn when a drafter's answer may stand without asking the target, and what each cut of the target costs.
 
     Asks the drafter and the target the same questions, and writes into the drafter's bundle the confidence above which
-    its answers agree with the target's as often as --risk and --confidence ask.
+    its answers agree with the target's as often as --risk and --confidence ask. Then asks the target at every cut in
+    every wire format, and writes into its bundle what went up and how many answers stayed the same; with --bundle that
+    needs --target.
     """
     import asyncio
     import os
@@ -50,45 +69,96 @@ def calibrate(
     from rich.console import Console
     from rich.progress import Progress
 
+    from cutline.cli.pricing import measure, ways
     from cutline.cli.processes import worker_process
-    from cutline.cli.setting import open_drafter, open_target, thread_count
+    from cutline.cli.setting import open_drafter, open_target, open_target_for, thread_count
     from cutline.edge.agent import Agent
     from cutline.edge.gate import save_gate
-    from cutline.errors import InputError
+    from cutline.errors import InputError, ModelMismatch
+    from cutline.models.bundle import write_calibration
 
     if not (0 < risk < 1 and 0 < confidence < 1):
         raise InputError("--risk and --confidence are shares between 0 and 1")
     if cards < 1:
         raise InputError(f"--cards is {cards}; give 1 or more")
-    if worker is not None and target is not None:
-        raise InputError("give --worker, or --target to run one here, not both")
+    if price_cards < 0:
+        raise InputError(f"--price-cards is {price_cards}; give 0 or more")
     drafter = open_drafter(bundle)
-    if not os.access(drafter.path, os.W_OK):
-        raise InputError(f"{drafter.path} cannot be written to; copy the bundle and give the copy as --bundle")
+    priced = open_target_for(target, bundle) if price_cards else None
+    for opened, option in ((drafter, "--bundle"), *([(priced, "--target")] if priced else [])):
+        if not os.access(opened.path, os.W_OK):
+            raise InputError(f"{opened.path} cannot be written to; copy the bundle and give the copy as {option}")
+    if priced is not None and priced.manifest.identity != drafter.manifest.target:
+        raise ModelMismatch(f"{drafter.path} drafts for another target than {priced.path}; give its own as --target")
+    cuts = _priced_cuts(priced, price_cuts) if priced else ()
     asked = list(_demo_questions(cards) if data is None else _read(data))
     if not asked:
         raise InputError("there is nothing to calibrate on: give at least one question")
+    priced_on = asked[: price_cards * QUESTIONS_A_CARD]
     console = Console(stderr=True)
     with ExitStack() as stack:
         if worker is None:
             worker = stack.enter_context(worker_process(open_target(target).path))
+        address = worker
         progress = stack.enter_context(Progress(console=console))
 
-        async def run() -> Gate:
-            async with Agent(drafter, worker=worker, threads=thread_count(threads)) as agent:
-                return await _calibrated(agent, progress.track(asked, description="asking both"), risk, confidence)
+        async def run() -> tuple[Gate, Prices | None]:
+            count = thread_count(threads)
+            async with Agent(drafter, worker=address, threads=count) as agent:
+                gate = await _calibrated(agent, progress.track(asked, description="asking both"), risk, confidence)
+            if priced is None:
+                return gate, None
+            total = len(priced_on) * sum(1 for _ in ways(cuts))
+            track = progress.add_task(f"asking the target at {len(cuts)} cuts", total=total)
+            prices = await measure(
+                drafter,
+                priced,
+                worker=address,
+                threads=count,
+                cuts=cuts,
+                asked=priced_on,
+                advance=lambda: progress.advance(track),
+            )
+            return gate, prices
 
-        gate = asyncio.run(run())
+        gate, prices = asyncio.run(run())
     save_gate(drafter, gate)
+    if priced is not None and prices is not None:
+        write_calibration(priced, prices)
     if as_json:
-        sys.stdout.buffer.write(msgspec.json.encode(gate) + b"\n")
-    elif gate.kept:
-        console.print(
-            f"{drafter.path}: keeps answers of confidence {gate.threshold:.4f} and more: "
-            f"{gate.kept} of {gate.requests}, of which {gate.disagreed} differ from the target's"
+        sys.stdout.buffer.write(msgspec.json.encode(msgspec.to_builtins(gate) | {"prices": prices}) + b"\n")
+        return
+    if gate.kept:
+        said = (
+            f"keeps answers of confidence {gate.threshold:.4f} and more: {gate.kept} of {gate.requests}, "
+            f"of which {gate.disagreed} differ from the target's"
         )
     else:
-        console.print(f"{drafter.path}: no threshold keeps the risk at {risk}; every answer will be verified")
+        said = f"no threshold keeps the risk at {risk}; every answer will be verified"
+    console.print(f"{drafter.path}: {said}")
+    if priced is not None and prices is not None:
+        alike = sum(price.answers == 1 for price in prices.prices)
+        console.print(
+            f"{priced.path}: {alike} of {len(prices.prices)} ways to cut it changed no answer to {prices.questions} "
+            "questions; `cutline bundle show` has the prices"
+        )
+    elif price_cards:
+        console.print("No prices were measured: give the target's bundle as --target for them.")
+
+
+def _priced_cuts(target: Bundle, named: str | None) -> tuple[str, ...]:
+    """The cuts to measure, in the order of the layer line. Raises InputError."""
+    from cutline.edge.spans import device_cuts
+    from cutline.errors import InputError
+
+    cuts = ("image", *device_cuts(target.manifest))
+    if named is None:
+        return cuts
+    chosen = [name.strip() for name in named.split(",")]
+    for name in chosen:
+        if name not in cuts:
+            raise InputError(f"--price-cuts: {target.path} cannot be cut at {name[:40]!r}; cuts: {', '.join(cuts)}")
+    return tuple(cut for cut in cuts if cut in chosen)
 
 
 async def _calibrated(agent: Agent, asked: Iterable[Asked], risk: float, confidence: float) -> Gate:
@@ -96,35 +166,38 @@ async def _calibrated(agent: Agent, asked: Iterable[Asked], risk: float, confide
     from cutline.edge.gate import calibrate_gate
 
     confidences, agreed = [], []
-    for image, text in asked:
-        ours = await agent.answer(Question(image=image, text=text, mode=Mode.EDGE))
-        theirs = await agent.answer(Question(image=image, text=text, mode=Mode.CLOUD))
+    for one in asked:
+        ours = await agent.answer(Question(image=one.image, text=one.text, mode=Mode.EDGE))
+        theirs = await agent.answer(Question(image=one.image, text=one.text, mode=Mode.CLOUD))
         confidences.append(ours.confidence or 0.0)
         agreed.append([token.id for token in ours.tokens] == [token.id for token in theirs.tokens])
     return calibrate_gate(confidences, agreed, risk=risk, confidence=confidence)
 
 
 def _demo_questions(cards: int) -> Iterable[Asked]:
+    from cutline.cli.pricing import Asked
     from cutline.demo.cards import Split
     from cutline.demo.requests import requests
 
     for request in requests(Split.CALIBRATION, cards, seed=0):
-        yield request.image, request.question.text
+        yield Asked(request.image, request.question.text, request.question.answer)
 
 
 def _read(data: Path) -> Iterable[Asked]:
     import msgspec
 
+    from cutline.cli.pricing import Asked
     from cutline.errors import InputError
 
     class Line(msgspec.Struct):
         image: str
         question: str
+        answer: str | None = None
 
     try:
         lines = [msgspec.json.decode(line, type=Line) for line in data.read_bytes().splitlines() if line.strip()]
         for line in lines:
-            yield (data.parent / line.image).read_bytes(), line.question
+            yield Asked((data.parent / line.image).read_bytes(), line.question, line.answer)
     except OSError as error:
         raise InputError(f"cannot read {error.filename}: {error.strerror}") from None
     except msgspec.MsgspecError as error:

@@ -88,7 +88,7 @@ def _outcomes(
 
     from cutline.cli.processes import agent_process, worker_process
     from cutline.demo.reference import Reference
-    from cutline.demo.results import Outcome
+    from cutline.demo.results import SHOWN_MODES, Outcome
     from cutline.devices.emulator import LinkEmulator
     from cutline.edge.answer import Answer, Mode, Question
     from cutline.edge.remote import ask_over
@@ -114,12 +114,12 @@ def _outcomes(
                 question = Question(image=request.image, text=request.question.text, mode=mode)
                 return await asyncio.to_thread(ask_over, client, question)
 
-            for mode in Mode:  # the first of each opens the connection and warms the models
+            for mode in SHOWN_MODES:  # the first of each opens the connection and warms the models
                 await answer(asked[0], mode)
             progress.update(starting, total=1, completed=1)
-            asking = progress.add_task(f"asking over {link.name}, in every mode", total=len(asked) * len(Mode))
+            asking = progress.add_task(f"asking over {link.name}, in every mode", total=len(asked) * len(SHOWN_MODES))
             for request, ids in zip(asked, truths, strict=True):
-                for mode in Mode:
+                for mode in SHOWN_MODES:
                     outcomes.append(Outcome(request, await answer(request, mode), reference.text(ids), ids))
                     progress.advance(asking)
         return outcomes
@@ -130,10 +130,10 @@ def _outcomes(
 def _result(
     outcomes: Sequence[Outcome], target: Bundle, drafter: Bundle, *, link: str, images: int, seed: int
 ) -> DemoResult:
-    from cutline.demo.results import DemoResult, mode_result, model_result
+    from cutline.demo.results import SHOWN_MODES, DemoResult, mode_result, model_result
     from cutline.edge.answer import Mode
 
-    by_mode = {mode: [outcome for outcome in outcomes if outcome.answer.mode is mode] for mode in Mode}
+    by_mode = {mode: [outcome for outcome in outcomes if outcome.answer.mode is mode] for mode in SHOWN_MODES}
     alone = by_mode[Mode.EDGE]
     return DemoResult(
         modes=[mode_result(mode, found) for mode, found in by_mode.items()],

@@ -13,6 +13,7 @@ def edge(
     target: options.Target = None,
     listen: options.Listen = "127.0.0.1:8080",
     threads: options.Threads = None,
+    provider: options.Provider = None,
     insecure: options.Insecure = False,
 ) -> None:
     """Run an edge agent: it answers `POST /v1/chat/completions` until it is stopped.
@@ -25,12 +26,15 @@ def edge(
     from cutline.cli.setting import check_listen, open_drafter, open_target_for, thread_count
     from cutline.edge.agent import Agent
     from cutline.edge.http import serve
+    from cutline.edge.runtime import CPU
 
     check_listen(listen, insecure=insecure)
     opened, cuttable = open_drafter(bundle), open_target_for(target, bundle)
 
     async def run() -> None:
-        async with Agent(opened, worker=worker, threads=thread_count(threads), target=cuttable) as agent:
+        async with Agent(
+            opened, worker=worker, threads=thread_count(threads), target=cuttable, provider=provider or CPU
+        ) as agent:
             await serve(agent, listen=listen, announce=lambda address: print(f"agent listens at {address}", flush=True))
 
     asyncio.run(run())

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cutline.models.bundle import Bundle, Precision, Role
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from cutline.models.export.make import Progress
 
 EPILOG = "Example: cutline export SmolVLM-256M-Instruct --out drafter --role drafter --precision int4 --target target"
 
@@ -17,14 +24,22 @@ def export(
     out: Annotated[Path, typer.Option(help="The bundle's folder; a bundle that is there is replaced.")],
     role: Annotated[Role, typer.Option(help="drafter (runs on the device) or target (runs on a worker).")],
     precision: Annotated[
-        Precision | None, typer.Option(help="fp32, int8 or int4; without it int8 for a drafter.", show_default=False)
+        Precision | None,
+        typer.Option(
+            help="Of the decoder layers that a device runs: fp32, int8 or int4; without it int8 for a drafter, "
+            "fp32 for a target, whose worker always runs its own weights.",
+            show_default=False,
+        ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Its name; without it, the folder's.", show_default=False)] = None,
     target: Annotated[
         Path | None, typer.Option(help="A drafter's target: the bundle whose answers count.", show_default=False)
     ] = None,
 ) -> None:
-    """Make a bundle from a Hugging Face folder."""
+    """Make a bundle from a Hugging Face folder.
+
+    When it is interrupted, the same command goes on from the last step that was finished.
+    """
     from rich.console import Console
 
     from cutline.errors import InputError
@@ -36,15 +51,47 @@ def export(
 
     chosen: Precision = precision or ("int8" if role == "drafter" else "fp32")
     console = Console(stderr=True)
-    with console.status("exporting") as status:
+    finished: list[Progress] = []
+    with shown_steps(console, finished) as show:
         bundle = export_bundle(
             model,
             out,
             role=role,
             precision=chosen,
-            name=name or model.name,
-            target=None if target is None else Bundle.open(target),
-            progress=lambda step: status.update(step),
+            name=name or model.resolve().name,
+            target=None if target is None else Bundle.open(target, "device"),
+            progress=show,
         )
     size = sum(file.stat().st_size for file in bundle.path.iterdir()) / 1e6
-    console.print(f"{bundle.path}: {role}, {chosen}, {size:.1f} MB, identity {bundle.manifest.identity[:12]}")
+    reused = sum(step.reused for step in finished)
+    console.print(
+        f"{bundle.path}: {role}, {chosen}, {size:.1f} MB, identity {bundle.manifest.identity[:12]}"
+        + (f"; {reused} of {len(finished)} steps were finished before" if reused else ""),
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@contextmanager
+def shown_steps(console: Console, finished: list[Progress]) -> Iterator[Callable[[Progress], None]]:
+    """What shows an export's steps: a bar while it works, and a line for each that is then put into `finished`."""
+    from rich import progress as bars
+
+    columns = (bars.TextColumn("{task.description}"), bars.BarColumn(), bars.TimeElapsedColumn())
+    with bars.Progress(*columns, console=console, transient=True) as shown:
+        track = shown.add_task("", total=None)
+
+        def show(progress: Progress) -> None:
+            shown.update(
+                track,
+                description=progress.step,
+                total=progress.steps or None,
+                completed=max(progress.number - 1 + progress.share, 0),
+            )
+            if progress.finished:
+                finished.append(progress)
+                said = "finished before" if progress.reused else progress.note
+                line = f"{progress.number} of {progress.steps}: {progress.step}: {said}"
+                console.print(line, highlight=False, soft_wrap=True)
+
+        yield show

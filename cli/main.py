@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from cutline.cli import ask, calibrate, cloud, demo, edge, export
+from cutline.cli import ask, bundle, calibrate, cloud, demo, edge, export, plan, profile
 from cutline.errors import CutlineError, InputError
 
 INTERRUPTED = 130  # as shells expect after Ctrl-C
@@ -26,8 +26,11 @@ for module, command in (
     (demo, demo.demo),
     (edge, edge.edge),
     (export, export.export),
+    (plan, plan.plan),
 ):
     app.command(epilog=module.EPILOG)(command)
+app.add_typer(bundle.app, name="bundle")
+app.add_typer(profile.app, name="profile")
 
 
 def main() -> None:

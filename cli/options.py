@@ -17,5 +17,9 @@ Target = Annotated[
 Threads = Annotated[
     int | None, typer.Option(help="Threads of the model; without it, the cores this process has.", show_default=False)
 ]
+Provider = Annotated[
+    str | None,
+    typer.Option(help="ONNX Runtime's execution provider: cpu, cuda, coreml, ...; without it cpu.", show_default=False),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")]
 Insecure = Annotated[bool, typer.Option("--insecure", help="Allow plain text beyond this machine's own addresses.")]

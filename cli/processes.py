@@ -19,9 +19,12 @@ _INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
-def worker_process(target: Path, *, threads: int = 1) -> Iterator[str]:
-    """A worker of the bundle `target`; gives its address, HOST:PORT. Raises WorkerUnavailable if it does not start."""
-    with _running("cloud", "--bundle", str(target), "--threads", str(threads)) as address:
+def worker_process(target: Path, *options: str, threads: int = 1) -> Iterator[str]:
+    """A worker of the bundle `target`, with more `options` of `cutline cloud`; gives its address, HOST:PORT.
+
+    Raises WorkerUnavailable if it does not start.
+    """
+    with _running("cloud", "--bundle", str(target), "--threads", str(threads), *options) as address:
         yield address
 
 

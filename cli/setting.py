@@ -23,8 +23,11 @@ def open_target(path: Path | None) -> Bundle:
 
 
 def open_target_for(path: Path | None, drafter: Path | None) -> Bundle | None:
-    """The target's bundle at `path`; without it the demo's, if the drafter is the demo's. Raises BundleError."""
-    return open_target(path) if path or drafter is None else None
+    """What a device needs of the target's bundle at `path`; without it the demo's, if the drafter is the demo's.
+
+    Raises BundleError.
+    """
+    return Bundle.open(path or TARGET, "device") if path or drafter is None else None
 
 
 def thread_count(given: int | None) -> int:

@@ -3,6 +3,9 @@
 Its loop is three verbs: schedule (which rows of which sessions), run (one pass), deliver (what it confirmed).
 Other threads only put commands into its queue; events go out through each session's `deliver`, called here.
 
+Where another worker has the head, a pass ends in rows for that one, and the session sits out until what it confirms
+comes back as a command: the pass goes on elsewhere. What is drafted meanwhile waits, as it does during a pass.
+
 What goes wrong with one session ends that one. What goes wrong with the engine ends all of them, and whoever comes
 later is told so, until the worker is started again.
 """
@@ -15,16 +18,17 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from cutline.cloud.pace import PassCost
-from cutline.cloud.session import Event, Request, Rows, Session
+from cutline.cloud.session import DeepSession, Event, Request, Rows, Session
 from cutline.cloud.target import Target
 from cutline.errors import CutlineError, InputError, WorkerBusy, WorkerFailed, WorkerUnavailable
 from cutline.models.sampling import choose
-from cutline.protos.messages import Draft, Opened
+from cutline.models.wire import Wire
+from cutline.protos.messages import Confirmed, Draft, Finished, Opened
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +47,13 @@ class _OpenSession:
 class _OfferDraft:
     name: str
     draft: Draft
+    taken: Callable[[], object]
+
+
+@dataclass(frozen=True, slots=True)
+class _Settle:
+    name: str
+    event: Confirmed | Finished | CutlineError
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +65,18 @@ class _Stop:
     pass
 
 
-_Command = _OpenSession | _OfferDraft | _CloseSession | _Stop
+_Command = _OpenSession | _OfferDraft | _Settle | _CloseSession | _Stop
 
 
 class Engine:
-    """Runs sessions on a target. `open`, `offer` and `close` may be called from any thread."""
+    """Runs sessions on a target. `open`, `offer`, `settle` and `close` may be called from any thread."""
 
     def __init__(self, target: Target, stop_tokens: Sequence[int]) -> None:
         self._target = target
         self._stop_tokens = frozenset(stop_tokens)
         self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
         self._sessions: dict[str, Session] = {}
+        self._waiting: dict[str, list[_OfferDraft]] = {}  # drafts of sessions that are flying
         self._free = list(range(target.slots))
         self._cost = PassCost()
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
@@ -79,14 +91,15 @@ class Engine:
         """How many there is room for."""
         return self._target.slots
 
+    @property
+    def wire(self) -> Wire:
+        """The format in which the rows of a pass go on."""
+        return self._target.wire
+
     def busy(self) -> WorkerBusy | None:
         """The refusal that a session would meet now, None where it may find room: `open` alone decides."""
         # A command that waits may be a close.
         return None if self._free or not self._commands.empty() else self._no_room()
-
-    def boundary_shape(self, cut: str) -> tuple[int, int]:
-        """Rows a tile and width of the boundary at a cut after `image`."""
-        return self._target.boundary_shape(cut)
 
     def start(self, on_broken: Callable[[], object] = lambda: None) -> None:
         """Start the thread, which calls `on_broken` if it can serve no session any more."""
@@ -107,9 +120,17 @@ class Engine:
         self._commands.put(_OpenSession(name, request, tuple(drafts), deliver))
         return name
 
-    def offer(self, name: str, draft: Draft) -> None:
-        """Offer a draft to a session; of no effect if it has ended or the draft is late."""
-        self._commands.put(_OfferDraft(name, draft))
+    def offer(self, name: str, draft: Draft, taken: Callable[[], object] = lambda: None) -> None:
+        """Offer a draft to a session; of no effect if it has ended or the draft is late.
+
+        `taken` is called once the draft waits no longer, unless the session ends before; it must neither block nor
+        raise.
+        """
+        self._commands.put(_OfferDraft(name, draft, taken))
+
+    def settle(self, name: str, event: Confirmed | Finished | CutlineError) -> None:
+        """What the next worker of the chain says of a session; of no effect if it has ended."""
+        self._commands.put(_Settle(name, event))
 
     def close(self, name: str) -> None:
         """End a session and free its slot; of no effect if it has ended."""
@@ -151,9 +172,11 @@ class Engine:
             match command:
                 case _OpenSession():
                     self._admit(command)
-                case _OfferDraft(name, draft):
-                    if name in self._sessions:
-                        self._sessions[name].offer(draft.position, draft.tokens)
+                case _OfferDraft(name) if name in self._sessions:
+                    self._waiting.setdefault(name, []).append(command)
+                    self._take_drafts(self._sessions[name])
+                case _Settle(name, event) if name in self._sessions:
+                    self._take_word(self._sessions[name], event)
                 case _CloseSession(name):
                     self._release(name)
                 case _Stop():
@@ -162,7 +185,7 @@ class Engine:
 
     def _patience(self) -> float | None:
         """Seconds until a session has waited too long for a draft, when all wait; None if there are none."""
-        first = min((session.confirmed_at for session in self._sessions.values()), default=None)
+        first = min((one.confirmed_at for one in self._sessions.values() if one.flying is None), default=None)
         return None if first is None else max(0.0, first + IDLE_SECONDS - time.monotonic())
 
     def _admit(self, command: _OpenSession) -> None:
@@ -171,17 +194,44 @@ class Engine:
             return
         request = command.request
         limit = min(request.prompt_length + request.max_tokens, self._target.context)
-        session = Session(command.name, request, self._free.pop(), command.deliver, limit)
+        kind = DeepSession if request.deep else Session
+        session = kind(command.name, request, self._free.pop(), command.deliver, limit)
         for draft in command.drafts:
-            session.offer(draft.position, draft.tokens)
+            session.offer(draft.position, draft.tokens, draft.rows)
         self._sessions[command.name] = session
         command.deliver(Opened(command.name))
+
+    def _take_drafts(self, session: Session) -> None:
+        """Offer the drafts that wait for a session, unless it is flying."""
+        if session.flying is None:
+            for offer in self._waiting.pop(session.name, ()):
+                session.offer(offer.draft.position, offer.draft.tokens, offer.draft.rows)
+                offer.taken()
+
+    def _take_word(self, session: Session, event: Confirmed | Finished | CutlineError) -> None:
+        """Take what the next worker says."""
+        match event:
+            case Confirmed() if self._target.decodes:
+                try:
+                    session.settle(event, self._stop_tokens)
+                except CutlineError as error:
+                    self._end(session, error)
+                else:
+                    session.confirmed_at = time.monotonic()
+                    self._take_drafts(session)
+            case Confirmed():
+                session.deliver(event)
+            case Finished():
+                self._end(session, replace(event, cloud_seconds=event.cloud_seconds + session.seconds))
+            case CutlineError():
+                self._end(session, event)
 
     def _no_room(self) -> WorkerBusy:
         return WorkerBusy(f"all {self._target.slots} sessions of this worker are taken; try again later")
 
     def _release(self, name: str) -> None:
         session = self._sessions.pop(name, None)
+        self._waiting.pop(name, None)
         if session is not None:
             self._free.append(session.slot)
 
@@ -200,10 +250,13 @@ class Engine:
         self._end(session, failure)
 
     def _schedule(self) -> list[Rows]:
-        """The rows of the next pass: of every session that does not wait for a draft. Who waits too long is ended."""
+        """The rows of the next pass: of every session that neither flies nor waits for a draft.
+
+        Who waits too long is ended.
+        """
         share, latest = self._cost.row_share, time.monotonic() - IDLE_SECONDS
         batch = []
-        for session in tuple(self._sessions.values()):
+        for session in [session for session in self._sessions.values() if session.flying is None]:
             rows = session.rows_to_run(share)
             if rows is not None:
                 batch.append(rows)
@@ -215,8 +268,8 @@ class Engine:
         """One pass of `batch`. A session that breaks it is found by running each alone, and ends alone."""
         began = time.perf_counter()
         try:
-            logits = self._target.run(batch, [self._image_rows(rows) for rows in batch])
-            chosen = [_choose(rows, of) for rows, of in zip(batch, logits, strict=True)]
+            made = self._target.run(batch, [self._image_rows(rows) for rows in batch])
+            chosen = [_choose(rows, of) for rows, of in zip(batch, made, strict=True)] if self._target.chooses else None
         except torch.AcceleratorError:
             raise  # no kernel runs on the device after this, for any session
         except Exception as error:
@@ -226,30 +279,29 @@ class Engine:
             else:
                 self._fail(batch[0].session, error)
             return
-        seconds = time.perf_counter() - began
-        count = sum(len(rows.tokens) for rows in batch)
+        seconds, count = time.perf_counter() - began, sum(len(rows.tokens) for rows in batch)
         if all(rows.start > 0 for rows in batch):
             self._cost = self._cost.after(count, seconds)
-        for rows, tokens in zip(batch, chosen, strict=True):
+        for index, rows in enumerate(batch):
             try:
-                self._deliver(rows, tokens, seconds * len(rows.tokens) / count)
+                rows.session.ran(rows, seconds * len(rows.tokens) / count, time.monotonic())
+                if chosen is None:
+                    rows.session.fly(rows, made[index].numpy())
+                else:
+                    self._deliver(rows, chosen[index])
             except Exception as error:
                 self._fail(rows.session, error)
 
     def _image_rows(self, rows: Rows) -> torch.Tensor | None:
         request = rows.session.request
-        if rows.start > 0:
+        if rows.start > 0 or request.boundary is None:
             return None
-        return None if request.boundary is None else self._target.encode(request.boundary, request.cut)
+        return self._target.encode(request.boundary, request.cut, request.grids)
 
-    def _deliver(self, rows: Rows, chosen: list[int], seconds: float) -> None:
-        session = rows.session
-        session.passes += 1
-        session.seconds += seconds
-        session.confirmed_at = time.monotonic()
-        reason = session.confirm(chosen, rows.drafted, self._stop_tokens)
+    def _deliver(self, rows: Rows, chosen: list[int]) -> None:
+        reason = rows.session.confirm(chosen, rows.drafted, self._stop_tokens)
         if reason is not None:
-            self._end(session, session.finished(reason))
+            self._end(rows.session, rows.session.finished(reason))
 
 
 def _choose(rows: Rows, logits: torch.Tensor) -> list[int]:

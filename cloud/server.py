@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from cutline.cloud.chain import NextWorker
 from cutline.cloud.engine import Engine
 from cutline.cloud.servicer import WorkerServicer
 from cutline.cloud.target import Target
 from cutline.errors import InputError
 from cutline.models.bundle import Bundle
+from cutline.models.layerline import END
+from cutline.models.wire import Wire
 from cutline.protos.address import parse_address
 from cutline.protos.v1 import worker_pb2, worker_pb2_grpc
 
@@ -39,22 +43,49 @@ _OPTIONS = [
 
 
 @contextlib.asynccontextmanager
-async def serve(bundle: Bundle, *, listen: str, slots: int, context: int, device: str) -> AsyncIterator[str]:
-    """Serve the target of `bundle` at `listen` (HOST:PORT, port 0 for any free one); gives the address it has.
+async def serve(
+    bundle: Bundle,
+    *,
+    listen: str,
+    slots: int,
+    context: int,
+    device: str,
+    layers: tuple[str, str] = ("image", END),
+    next_worker: str | None = None,
+    wires: Collection[Wire] = tuple(Wire),
+) -> AsyncIterator[str]:
+    """Serve `layers` (start, end) of a bundle's target at `listen` (HOST:PORT, port 0 for any free one).
 
-    Raises InputError if the address is taken or none of this machine's.
+    Gives the address it has. Layers that end before the head need the worker at the address `next_worker` for the
+    rest. Boundary rows are taken in the formats `wires`. Raises InputError if the address is taken or none of this
+    machine's, or if the next worker cannot go on there, then also ModelMismatch and WorkerUnavailable.
     """
     # gRPC itself would serve at 443 where no port is given, and at another port where it is over 65535.
     host, _ = parse_address(listen)
+    manifest, (start, end) = bundle.manifest, layers
     server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=slots + MAX_CALLS)
     # Before the model is loaded, which takes its time.
     try:
         port = server.add_insecure_port(listen)
     except RuntimeError:
         raise InputError(f"cannot listen at {listen}: taken, or not an address of this machine") from None
-    context = min(context, bundle.manifest.decoder.context)
-    engine = Engine(Target(bundle, slots=slots, context=context, device=device), bundle.manifest.stop_tokens)
-    worker_pb2_grpc.add_WorkerServicer_to_server(WorkerServicer(engine, bundle.manifest, context=context), server)
+    context = min(context, manifest.decoder.context)
+    async with contextlib.AsyncExitStack() as stack:
+        onward = None
+        if next_worker is not None:
+            onward = await stack.enter_async_context(NextWorker(next_worker, manifest, cut=end))
+            context = min(context, (await onward.describe()).context)
+        target = Target(bundle, slots=slots, context=context, device=device, start=start, end=end)
+        engine = Engine(target, manifest.stop_tokens)
+        worker = WorkerServicer(engine, manifest, context=context, start=start, end=end, wires=wires, onward=onward)
+        worker_pb2_grpc.add_WorkerServicer_to_server(worker, server)
+        await stack.enter_async_context(_running(server, engine))
+        yield f"{host}:{port}"
+
+
+@contextlib.asynccontextmanager
+async def _running(server: Any, engine: Engine) -> AsyncIterator[None]:
+    """Start both, and end both in order."""
     checks = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
@@ -64,7 +95,7 @@ async def serve(bundle: Bundle, *, listen: str, slots: int, context: int, device
     engine.start(lambda: asyncio.run_coroutine_threadsafe(checks.enter_graceful_shutdown(), loop))
     await server.start()
     try:
-        yield f"{host}:{port}"
+        yield
     finally:
         await checks.enter_graceful_shutdown()
         # New sessions are refused from here on; open ones may end, and those that do not hear why they must.

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cutline.cloud.pace import Acceptance, rows_worth_verifying
-from cutline.errors import CutlineError
+from cutline.errors import CutlineError, WorkerFailed
+from cutline.models.families import COUNTED, Grid, Positions
 from cutline.models.sampling import Sampling, agreeing
 from cutline.protos.messages import Confirmed, Finished, Opened, Reason
 
-Event = Opened | Confirmed | Finished | CutlineError
+BoundaryRows = NDArray[np.float32]  # (n, width)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """What a session was opened with, checked and decoded.
 
-    `boundary` is what crossed the `cut`: at `image` the images' pixels (n, 3, tile, tile), else rows (n, width), all
-    float32; it stands for the image tokens among `tokens`, in order. None if there are none.
+    `boundary` is what crossed the `cut`, all float32: at `image` the images' pixels (n, ...); up to the decoder
+    rows (n, width), which stand for the image tokens among `tokens`, in order; None if there are none. At a
+    `deep` cut, one inside the decoder, it is a row for every one of `tokens` and `draft`. `grids` are what the images
+    became, `positions` where the decoder sees the tokens.
     """
 
     tokens: tuple[int, ...]
@@ -31,7 +34,25 @@ class Request:
     effort: float
     draft: tuple[int, ...] = ()
     cut: str = "image"
+    deep: bool = False
     boundary: NDArray[np.float32] | None = None
+    grids: tuple[Grid, ...] = ()
+    positions: Positions = COUNTED
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """What the next worker of the chain gets: `rows` (n, width) of `tokens`, the first at `position`.
+
+    From a span that ends before the decoder, the images' rows.
+    """
+
+    position: int
+    tokens: tuple[int, ...]
+    rows: BoundaryRows
+
+
+Event = Opened | Confirmed | Finished | CutlineError | Forward
 
 
 @dataclass(slots=True, eq=False)
@@ -46,6 +67,7 @@ class Session:
     tokens: list[int] = field(init=False)
     cached: int = 0
     draft: tuple[int, ...] = ()
+    flying: int | None = None  # drafted tokens that the next worker verifies now; None where nothing is under way
     alone: int = 0  # tokens decoded without a draft, after the first
     acceptance: Acceptance = field(default_factory=Acceptance)
     passes: int = 0
@@ -57,11 +79,13 @@ class Session:
         self.tokens = list(self.request.tokens)
         self.offer(len(self.tokens), self.request.draft)
 
-    def offer(self, position: int, draft: Sequence[int]) -> None:
-        """Take a draft of tokens from `position` on, if it agrees with what is confirmed.
+    def offer(self, position: int, draft: Sequence[int], rows: BoundaryRows | None = None) -> None:
+        """Take a draft of tokens from `position` on, if it agrees with what is confirmed; not while one is flying.
 
-        It replaces what was drafted from there on; one that begins past all that is known here is of no use.
+        It replaces what was drafted from there on; one that begins past all that is known here is of no use. It has
+        `rows` at a deep cut alone: see `DeepSession`.
         """
+        del rows
         known = len(self.tokens) - position
         if known < 0:
             ahead = self.draft[:-known]
@@ -88,6 +112,16 @@ class Session:
         answered = len(self.tokens) - self.request.prompt_length
         return self.alone + 1 <= self.request.effort * (answered + 1)
 
+    def ran(self, rows: Rows, seconds: float, now: float) -> None:
+        """Count a pass of `rows` that took `seconds` of the session's own."""
+        self.passes += 1
+        self.verified += rows.drafted
+        self.alone += int(rows.drafted == 0 and rows.start > 0)
+        self.seconds += seconds
+        self.confirmed_at = now
+        if self.request.boundary is not None:  # it may be large, and is not wanted again
+            self.request = replace(self.request, boundary=None)
+
     def confirm(self, chosen: Sequence[int], drafted: int, stop_tokens: frozenset[int]) -> Reason | None:
         """Take the target's tokens after a pass; `chosen[i]` follows the i-th of `drafted` verified tokens.
 
@@ -102,8 +136,6 @@ class Session:
         matched = agreeing(self.draft, new)
         self.acceptance = self.acceptance.after(matched, min(matched + 1, len(new), len(self.draft)))
         self.draft = self.draft[matched:] if matched == len(new) else ()
-        self.alone += int(drafted == 0 and self.cached > 0)
-        self.verified += drafted
         self.cached = position + right
         self.tokens += new
         self.deliver(Confirmed(position, tuple(new), matched))
@@ -111,19 +143,110 @@ class Session:
             return Reason.STOP
         return Reason.LENGTH if len(self.tokens) >= self.limit else None
 
+    def fly(self, rows: Rows, made: BoundaryRows) -> None:
+        """Send what a pass of `rows` made to the next worker, which confirms."""
+        self.flying = rows.drafted
+        self.deliver(Forward(rows.start, rows.tokens, made))
+
+    def settle(self, confirmed: Confirmed, stop_tokens: frozenset[int]) -> None:
+        """Take what the next worker confirmed of the tokens under way, in one message or in several.
+
+        Raises WorkerFailed on what cannot follow them. Once the answer is complete nothing flies any more, and
+        nothing is run: the next worker says so itself.
+        """
+        chosen, drafted = confirmed.tokens, self.flying
+        if drafted is None or confirmed.position != len(self.tokens) or not chosen:
+            raise WorkerFailed("the next worker confirmed what it was not sent")
+        right = agreeing(self.draft[:drafted], chosen)
+        if right < len(chosen) - 1:
+            raise WorkerFailed("the next worker confirmed tokens after one that it had rejected")
+        reason = self.confirm(chosen, drafted, stop_tokens)
+        self.flying = None if right < len(chosen) and reason is None else drafted - right
+
     def finished(self, reason: Reason) -> Finished:
         """The session's last message."""
         return Finished(reason, self.passes, self.verified, self.seconds)
 
 
+@dataclass(slots=True, eq=False)
+class DeepSession(Session):
+    """A session cut inside the decoder: it goes on from a token when it has its boundary row.
+
+    `rows` are those that came for the positions from `cached` on, and `draft` are the tokens among them that are not
+    confirmed. A pass takes them all. `held` is how far the agent's rows are known to be those of our tokens: one that
+    drafted a wrong token computed all after it in vain, so what begins past that is dropped until the agent, which
+    hears of it, has drafted again from there.
+    """
+
+    rows: BoundaryRows = field(init=False)
+    held: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        request = self.request
+        assert request.boundary is not None
+        self.tokens = list(request.tokens)
+        self.draft = request.draft[: self.limit - len(self.tokens)]
+        self.held = len(self.tokens) + len(self.draft)
+        self.rows = request.boundary[: self.held]
+        self.request = replace(request, boundary=None)
+
+    def offer(self, position: int, draft: Sequence[int], rows: BoundaryRows | None = None) -> None:
+        """Take a draft with its `rows`, if it begins within what is held and agrees with what is confirmed.
+
+        Its rows replace those from `position` on; a draft that is here already changes nothing.
+        """
+        assert rows is not None
+        if position > self.held:
+            return
+        known, believed = self.tokens[position:], [*self.tokens, *self.draft]
+        right = agreeing(draft, known)
+        if right < min(len(draft), len(known)):
+            self.held = position + right
+            return
+        draft, rows = draft[: self.limit - position], rows[: self.limit - position]
+        end = self.cached + len(self.rows)
+        if believed[position:end][: len(draft)] != list(draft):
+            before, past = max(0, position - self.cached), max(0, self.cached - position)
+            self.rows = np.concatenate([self.rows[:before], rows[past:]])
+            self.draft = tuple([*believed[:position], *draft][len(self.tokens) :])
+            self.held = position
+        self.held = max(self.held, position + len(draft))
+
+    def rows_to_run(self, row_share: float) -> Rows | None:
+        """All that is held, if the last confirmed token's row is: a rejection costs no more than a round trip."""
+        del row_share
+        if self.cached + len(self.rows) < len(self.tokens):
+            return None
+        return Rows(
+            self, self.cached, (*self.tokens[self.cached :], *self.draft), drafted=len(self.draft), boundary=self.rows
+        )
+
+    def confirm(self, chosen: Sequence[int], drafted: int, stop_tokens: frozenset[int]) -> Reason | None:
+        """As of any session; the rows are used up."""
+        self.rows = self.rows[:0]
+        right = agreeing(self.draft[:drafted], chosen)
+        if right < min(drafted, len(chosen)):
+            self.held = min(self.held, len(self.tokens) + right)
+        return Session.confirm(self, chosen, drafted, stop_tokens)  # super() does not find a class that has slots
+
+
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """One session's rows of a pass: `tokens` from position `start` on, the last `drafted` of them unconfirmed."""
+    """One session's rows of a pass: `tokens` from position `start` on, the last `drafted` of them unconfirmed.
+
+    At a deep cut they come with their `boundary` (n, width).
+    """
 
     session: Session
     start: int
     tokens: tuple[int, ...]
     drafted: int
+    boundary: BoundaryRows | None = None
+
+    @property
+    def positions(self) -> NDArray[np.int64]:
+        """Where the decoder sees the rows: (axes, n)."""
+        return self.session.request.positions.at(self.start, self.start + len(self.tokens))
 
     @property
     def wanted(self) -> int:

@@ -1,178 +1,147 @@
-"""The target on torch: transformers' own modules, run on ragged rows of many sessions at once.
+"""The target on torch: a span of transformers' own modules, run on ragged rows of many sessions at once.
 
-Rows of all sessions stand behind each other in one sequence of batch size 1. Everything but attention treats a row
-alone; attention, registered below, gives every session its own keys and values, held in preallocated slots.
+A session enters a pass at the layer where its cut is: the rows of one that was cut inside the decoder join there.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
-from transformers import AutoModelForImageTextToText
-from transformers.modeling_utils import AttentionInterface
-from transformers.utils.logging import disable_progress_bar
 
+from cutline.cloud.attention import ATTENTION, SlotCache, Stretch
+from cutline.cloud.loading import load_model
 from cutline.cloud.session import Rows
-from cutline.errors import BundleError
+from cutline.cloud.tower import Tower
 from cutline.models.bundle import Bundle
+from cutline.models.families import Grid
+from cutline.models.layerline import END
+from cutline.models.wire import Wire
 
-ATTENTION = "cutline_slots"
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Where one session's rows stand: `first` to `last` in the pass, from position `start` on in slot `slot`."""
-
-    first: int
-    last: int
-    slot: int
-    start: int
-
-
-class SlotCache:
-    """Keys and values of every slot and layer: (layers, slots, kv_heads, context, head_dim)."""
-
-    def __init__(self, *, layers: int, slots: int, heads: int, context: int, width: int, like: Tensor) -> None:
-        shape = (layers, slots, heads, context, width)
-        self.keys = torch.zeros(shape, dtype=like.dtype, device=like.device)
-        self.values = torch.zeros(shape, dtype=like.dtype, device=like.device)
-
-
-def _attend(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: None,
-    *,
-    spans: Sequence[Span],
-    slots: SlotCache,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """Attention of ragged rows: `query` (1, heads, rows, width), `key` and `value` alike; transformers' signature."""
-    del mask
-    attended = torch.empty_like(query)
-    for span in spans:
-        end = span.start + span.last - span.first
-        rows = slice(span.first, span.last)
-        keys, values = slots.keys[module.layer_idx, span.slot], slots.values[module.layer_idx, span.slot]
-        keys[:, span.start : end] = key[0, :, rows]
-        values[:, span.start : end] = value[0, :, rows]
-        attended[:, :, rows] = functional.scaled_dot_product_attention(
-            query[:, :, rows],
-            keys[None, :, :end],
-            values[None, :, :end],
-            attn_mask=_causal(span, end, query.device),
-            is_causal=span.start == 0,
-            scale=module.scaling,
-            enable_gqa=True,
-        )
-    return attended.transpose(1, 2), None
-
-
-def _causal(span: Span, end: int, device: torch.device) -> Tensor | None:
-    """The mask (rows, end) where rows join a longer past; None where none is needed or the kernel makes its own."""
-    if span.start == 0 or end - span.start == 1:
-        return None
-    return torch.ones(end - span.start, end, dtype=torch.bool, device=device).tril(span.start)
-
-
-AttentionInterface.register(ATTENTION, _attend)
-
-
-def load_model(bundle: Bundle) -> Any:
-    """The transformers model of a target's bundle, from its verified files alone. Raises BundleError."""
-    if bundle.manifest.role != "target":
-        raise BundleError(f"{bundle.path} holds a {bundle.manifest.role}; a worker needs a target's bundle")
-    disable_progress_bar()
-    model = AutoModelForImageTextToText.from_pretrained(
-        bundle.path, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype="auto"
-    )
-    return model.eval().requires_grad_(False)
+# In which a boundary goes on to the next worker to the last bit.
+_WIRES = {torch.float32: Wire.FLOAT32, torch.float16: Wire.FLOAT16, torch.bfloat16: Wire.BFLOAT16}
 
 
 class Target:
-    """The target of a bundle, with room for `slots` sessions of `context` tokens. Used by one thread at a time."""
+    """The layers `[start, end)` of a bundle's target, with room for `slots` sessions of `context` tokens.
 
-    def __init__(self, bundle: Bundle, *, slots: int, context: int, device: str = "cpu") -> None:
-        model = load_model(bundle).to(device)
-        self._decoder = model.model.text_model
-        self._decoder.config._attn_implementation = ATTENTION
-        self._tower, self._connector, self._head = model.model.vision_model, model.model.connector, model.lm_head
-        self._image_token = bundle.manifest.image_token
-        self._image, self._line = bundle.manifest.image, bundle.manifest.line
-        spec = bundle.manifest.decoder
+    Used by one thread at a time.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        slots: int,
+        context: int,
+        device: str = "cpu",
+        start: str = "image",
+        end: str = END,
+    ) -> None:
+        line, spec = bundle.manifest.line, bundle.manifest.decoder
+        model = load_model(bundle, line.layers[line.place(start) : line.place(end)]).to(device)
+        self.model = model  # transformers' own
         self.slots = slots
         self.context = context
-        self.width = spec.width
-        self._device = torch.device(device)
+        self.decodes = line.place(end) > line.place("decoder.0")  # has a part in every token
+        self.chooses = end == END  # has the head: what comes out of a pass are logits
+        self.wire = _WIRES[model.dtype]
+        self._line, self._family = line, bundle.manifest.family
+        self._device, self._dtype = torch.device(device), model.dtype
+        self.tower = Tower(model.model, self._family, line, end=end)
+        self._decoder, self._head = model.model.get_decoder(), model.lm_head
+        self._decoder.config._attn_implementation = ATTENTION
+        self._image_token = bundle.manifest.image_token
+        self._layers = range(line.decoder_layer(start), line.decoder_layer(end))
         self._cache = SlotCache(
-            layers=spec.layers,
-            slots=slots,
-            heads=spec.kv_heads,
-            context=context,
-            width=spec.head_dim,
-            like=self._head.weight,
+            (len(self._layers), slots, spec.kv_heads, context, spec.head_dim),
+            first=self._layers.start,
+            like=torch.empty(0, dtype=self._dtype, device=self._device),
         )
 
-    def boundary_shape(self, cut: str) -> tuple[int, int]:
-        """Rows a tile and width of the boundary at `cut`, a name of `LayerLine.image_cuts` but `image`."""
-        if cut == "decoder.0":
-            return self._image.tokens, self.width
-        return self._tower.embeddings.num_patches, self._tower.config.hidden_size
-
     @torch.inference_mode()
-    def encode(self, boundary: NDArray[np.float32], cut: str) -> Tensor:
-        """Image rows (n * tokens, width) from what crosses `cut`.
+    def encode(self, boundary: NDArray[np.float32], cut: str, grids: Sequence[Grid]) -> Tensor:
+        """Rows (n, width) of the images from what crosses `cut`, a name of `LayerLine.image_cuts`.
 
-        `boundary` is (n, 3, tile, tile) pixels at cut `image`, else (n * rows, width) as `boundary_shape` says.
+        They stand before the decoder, or where these layers end; see `Tower.encode`.
         """
-        hidden = torch.from_numpy(boundary).to(self._device, self._head.weight.dtype)
-        if cut == "decoder.0":
-            return hidden
-        if cut == "image":
-            patches = self._tower(pixel_values=hidden).last_hidden_state
-        else:
-            hidden = hidden.unflatten(0, (-1, self.boundary_shape(cut)[0]))
-            for layer in self._tower.encoder.layers[self._line.vision_layer(cut) :]:
-                hidden = layer(hidden, None)
-            patches = self._tower.post_layernorm(hidden)
-        rows: Tensor = self._connector(patches).flatten(0, 1)
-        return rows
+        return self.tower.encode(self._on_device(boundary), cut, grids)
 
     @torch.inference_mode()
     def run(self, batch: Sequence[Rows], images: Sequence[Tensor | None]) -> list[Tensor]:
-        """One pass: logits (wanted, vocabulary) float32 of each of `batch`.
+        """One pass through the decoder's layers: of each of `batch` its rows (n, width) after them, in float32.
 
-        `images[i]` holds the image rows (n, width) for the first n image tokens among `batch[i].tokens`; None if it
-        has none.
+        With the head they are logits (wanted, vocabulary) instead. `images[i]` holds the image rows (n, width) for the
+        first n image tokens among `batch[i].tokens`; None if it has none. A span that ends before the decoder gives
+        them back.
         """
-        spans, first = [], 0
-        for rows in batch:
-            spans.append(Span(first, first + len(rows.tokens), rows.session.slot, rows.start))
-            first += len(rows.tokens)
-        ids = torch.tensor([token for rows in batch for token in rows.tokens], device=self._device)
-        positions = [position for rows in batch for position in range(rows.start, rows.start + len(rows.tokens))]
-        hidden = self._decoder.embed_tokens(ids)
-        for span, image in zip(spans, images, strict=True):
-            if image is not None:
-                part = hidden[span.first : span.last]
-                # The prompt's image tokens come first; one that was drafted or answered is a token like any other.
-                places = (ids[span.first : span.last] == self._image_token).nonzero()[: len(image), 0]
-                part[places] = image.to(part)
-        hidden = hidden[None]
-        rotary = self._decoder.rotary_emb(hidden, torch.tensor([positions], device=self._device))
-        for layer in self._decoder.layers:
-            hidden = layer(hidden, position_embeddings=rotary, spans=spans, slots=self._cache)
+        if not self.decodes:
+            return [torch.empty(0, 1) if image is None else image.float().cpu() for image in images]
+        # Whoever enters at a later layer stands further back, so that those who join are put behind the others.
+        entry = {at: self._line.decoder_layer(rows.session.request.cut) for at, rows in enumerate(batch)}
+        order = sorted(entry, key=entry.__getitem__)
+        entries, ordered = [entry[at] for at in order], [batch[at] for at in order]
+        stretches = _stretches(ordered)
+        entering = [self._entering(batch[at], images[at]) for at in order]
+        cos, sin = self._rotary(ordered, entering[0])
+        hidden, joined = entering[0][:0], 0
+        for index in (*self._layers, self._layers.stop):
+            come = bisect_right(entries, index)
+            if come > joined:
+                hidden, joined = torch.cat([hidden, *entering[joined:come]]), come
+            if joined > 0 and index in self._layers:
+                rotary = cos[..., : len(hidden), :], sin[..., : len(hidden), :]
+                layer = self._decoder.layers[index]
+                hidden = layer(
+                    hidden[None], position_embeddings=rotary, stretches=stretches[:joined], slots=self._cache
+                )[0]
+        made = dict(zip(order, self._leaving(ordered, stretches, hidden), strict=True))
+        return [made[at] for at in range(len(batch))]
+
+    def _on_device(self, rows: NDArray[np.float32]) -> Tensor:
+        # A tensor of its own: what came off the wire may be read-only.
+        return torch.tensor(rows, dtype=self._dtype, device=self._device)
+
+    def _entering(self, rows: Rows, image: Tensor | None) -> Tensor:
+        """What enters (n, width): the boundary that came, or embedded tokens with the images among them."""
+        if rows.boundary is not None:
+            return self._on_device(rows.boundary)
+        ids = torch.tensor(rows.tokens, device=self._device)
+        hidden: Tensor = self._decoder.embed_tokens(ids)
+        if image is not None:
+            # The prompt's image tokens come first; one that was drafted or answered is a token like any other.
+            places = (ids == self._image_token).nonzero()[: len(image), 0]
+            hidden[places] = image.to(hidden)
+        return hidden
+
+    def _rotary(self, batch: Sequence[Rows], like: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (1, rows, width) of the rows' positions."""
+        positions = np.hstack([rows.positions for rows in batch])
+        ids = torch.from_numpy(self._family.as_ids(positions)).to(self._device)
+        rotary: tuple[Tensor, Tensor] = self._decoder.rotary_emb(like, ids)
+        return rotary
+
+    def _leaving(self, batch: Sequence[Rows], stretches: Sequence[Stretch], hidden: Tensor) -> Sequence[Tensor]:
+        """What comes out of a pass for each of `batch`."""
+        if not self.chooses:
+            return [hidden[stretch.first : stretch.last].float().cpu() for stretch in stretches]
         wanted = [
-            row for rows, span in zip(batch, spans, strict=True) for row in range(span.last - rows.wanted, span.last)
+            row
+            for rows, stretch in zip(batch, stretches, strict=True)
+            for row in range(stretch.last - rows.wanted, stretch.last)
         ]
-        logits = self._head(self._decoder.norm(hidden[0, wanted])).float()
-        return list(logits.split([rows.wanted for rows in batch]))
+        logits = self._head(self._decoder.norm(hidden[wanted])).float()
+        parts: Sequence[Tensor] = logits.split([rows.wanted for rows in batch])
+        return parts
+
+
+def _stretches(batch: Sequence[Rows]) -> list[Stretch]:
+    stretches, first = [], 0
+    for rows in batch:
+        stretches.append(Stretch(first, first + len(rows.tokens), rows.session.slot, rows.start))
+        first += len(rows.tokens)
+    return stretches

@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFormatter
 
 from cutline.demo.questions import KINDS
-from cutline.demo.results import DemoResult, Outcome
-from cutline.edge.answer import Mode, Source
+from cutline.demo.results import SHOWN_MODES, DemoResult, Outcome
+from cutline.edge.answer import Source
 
 # Colours that stand for the page's CSS variables, which follow the reader's choice of dark or light.
 INK, MUTED, RULE, EDGE, DRAFT, CLOUD, ON_COLOUR = (f"#fedc0{digit}" for digit in range(7))
@@ -147,7 +147,7 @@ def sources(outcomes: Sequence[Outcome]) -> Plot:
     """Provenance of every token, by mode."""
     counts = {
         mode: Counter(token.source for one in outcomes if one.answer.mode is mode for token in one.answer.tokens)
-        for mode in Mode
+        for mode in SHOWN_MODES
     }
     shares = {mode: {source: found[source] / found.total() for source in Source} for mode, found in counts.items()}
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from cutline.cli.calibrate import calibrate
+from cutline.cli.export import shown_steps
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.models.export import export_bundle
@@ -22,19 +23,19 @@ EXAMPLES = Path(__file__).parent / "examples"
 
 def publish(models: Path, out: Path) -> None:
     """Make `out`/target and `out`/drafter from the Hugging Face folders `models`/target and `models`/drafter."""
-    say = Console(stderr=True).print
-    target = export_bundle(
-        models / "target", out / "target", role="target", precision="fp32", name="digit-cards-target", progress=say
-    )
-    export_bundle(
-        models / "drafter",
-        out / "drafter",
-        role="drafter",
-        precision="int8",
-        name="digit-cards-drafter",
-        target=target,
-        progress=say,
-    )
+    with shown_steps(Console(stderr=True), []) as show:
+        target = export_bundle(
+            models / "target", out / "target", role="target", precision="fp32", name="digit-cards-target", progress=show
+        )
+        export_bundle(
+            models / "drafter",
+            out / "drafter",
+            role="drafter",
+            precision="int8",
+            name="digit-cards-drafter",
+            target=target,
+            progress=show,
+        )
     calibrate(bundle=out / "drafter", target=out / "target", risk=RISK)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from cutline.cloud.target import load_model
+from cutline.cloud.loading import load_model
 from cutline.models.bundle import Bundle
-from cutline.models.images import decode_image, preprocess
+from cutline.models.images import decode_image
 from cutline.models.prompt import PromptBuilder, question
 
 
@@ -21,12 +21,12 @@ class Reference:
     @torch.inference_mode()
     def answer(self, image: bytes, text: str, *, max_tokens: int = 64) -> tuple[int, ...]:
         """The greedy answer's token ids, the one that ends it included."""
-        pixels = preprocess(decode_image(image), self._manifest.image)
+        pixels = self._manifest.family.preprocess(decode_image(image))
         prompt = self._prompts.build([question(text)], [pixels.grid]).ids
         ids = self._model.generate(
             input_ids=torch.tensor([prompt]),
             attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
-            pixel_values=torch.from_numpy(pixels.tiles)[None],
+            pixel_values=torch.from_numpy(pixels.values)[None],
             max_new_tokens=max_tokens,
             do_sample=False,
             eos_token_id=list(self._manifest.stop_tokens),  # config.json may name others

@@ -202,5 +202,5 @@ def _picture(story: str, asked: _Asked) -> _Picture:
         shows=", ".join(f"{digit.colour} {digit.value} at {digit.place}" for digit in one.request.card.digits),
         target=one.target_text,
         target_right=one.target_text == one.request.question.answer,
-        answers=[asked[mode] for mode in Mode],
+        answers=[asked[mode] for mode in MODES],
     )

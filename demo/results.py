@@ -14,6 +14,8 @@ from cutline.demo.questions import KINDS
 from cutline.demo.requests import Request
 from cutline.edge.answer import Answer, Mode
 
+SHOWN_MODES = (Mode.EDGE, Mode.CLOUD, Mode.DRAFT, Mode.AUTO)  # that a demo shows: the target is not cut in it
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:

@@ -8,11 +8,11 @@ from typing import Any
 from transformers import SmolVLMConfig
 
 from cutline.demo.tokenizer import END, PAD, START
-from cutline.models.smolvlm import IMAGE
+from cutline.models.families.smolvlm import IMAGE, SmolVLM
 
 PATCH = 8
 SCALE = 2  # pixel shuffle: SCALE * SCALE patches become one image token
-IMAGE_TOKENS = (64 // PATCH // SCALE) ** 2
+FAMILY = SmolVLM(tile=64, patch=PATCH, tile_tokens=(64 // PATCH // SCALE) ** 2, longest_edge=64, split=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,9 +22,8 @@ from transformers import SmolVLMForConditionalGeneration
 
 from cutline.demo import cards, questions
 from cutline.demo.publish import publish
-from cutline.demo.shapes import IMAGE_TOKENS, SHAPES
+from cutline.demo.shapes import FAMILY, SHAPES
 from cutline.demo.tokenizer import END, PAD, START, TEMPLATE, train_tokenizer
-from cutline.models.smolvlm import expand
 
 SEED = 7
 CARDS = 64  # a step
@@ -119,7 +118,7 @@ class Teacher:
 
 def prompt_text(question: str) -> str:
     """The chat template's result for one image and one question, image tokens spelled out."""
-    return f"{START}User:{expand(0, 0, IMAGE_TOKENS)}{question}{END}\nAssistant:"
+    return f"{START}User:{FAMILY.expand((0, 0))}{question}{END}\nAssistant:"
 
 
 def train(role: str, tokenizer: Tokenizer, progress: Progress) -> SmolVLMForConditionalGeneration:

@@ -4,91 +4,52 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import islice
-
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
 from cutline.edge.answer import Answer, Mode, Question, Source, Token
 from cutline.edge.drafter import Drafted, Drafter, Drafting
+from cutline.edge.exchange import Exchange
 from cutline.edge.gate import Gate, confidence_of, open_gate
-from cutline.edge.vision import VisionSpan
-from cutline.errors import BundleError, InputError, ModelMismatch, WorkerFailed
+from cutline.edge.merging import shorten
+from cutline.edge.progress import Prepared, Progress
+from cutline.edge.runtime import CPU
+from cutline.edge.spans import Crossing, TargetSpan, check_cut
+from cutline.errors import BundleError, InputError, ModelMismatch, PromptError
 from cutline.models.bundle import Bundle
-from cutline.models.images import decode_image, preprocess, shrink
+from cutline.models.images import decode_image
 from cutline.models.prompt import PromptBuilder
 from cutline.models.prompt import question as ask_about
 from cutline.models.vocabulary import StreamDecoder
 from cutline.models.wire import Wire
 from cutline.protos.client import WorkerClient, WorkerSession
-from cutline.protos.messages import Boundary, Confirmed, Draft, ImageChunk, Open, boundary_chunks, image_chunks
-
-CHUNK = 16  # drafted tokens a message: the worker verifies the first while the next are drafted
-
-
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    """A question as the models take it."""
-
-    question: Question
-    image: Image.Image
-    tiles: NDArray[np.float32]
-    prompt: tuple[int, ...]
-    limit: int  # answer tokens at most
-
-
-@dataclass(slots=True)
-class _Progress:
-    """An answer in the making. `tokens` are settled: the target's own, or in mode `edge` the drafter's."""
-
-    began: float
-    tokens: list[int] = field(default_factory=list)
-    sources: list[Source] = field(default_factory=list)
-    first: float | None = None  # when the first token was settled
-    drafted: int = 0
-    rounds: int = 0
-    confidence: float | None = None
-
-    def settle(self, tokens: Sequence[int], sources: Sequence[Source]) -> None:
-        """Take tokens that follow those settled before."""
-        if tokens and self.first is None:
-            self.first = time.perf_counter()
-        self.tokens += tokens
-        self.sources += sources
-
-    def confirm(self, confirmed: Confirmed, prepared: _Prepared, vocabulary: int) -> None:
-        """Take what the worker confirmed; what is settled already is passed over. Raises WorkerFailed."""
-        known = len(self.tokens) - (confirmed.position - len(prepared.prompt))
-        if known < 0:
-            raise WorkerFailed(f"the worker skipped {-known} tokens")
-        if len(self.tokens) - known + len(confirmed.tokens) > prepared.limit:
-            raise WorkerFailed(f"the worker confirmed more than the {prepared.limit} tokens it was asked for")
-        if max(confirmed.tokens, default=0) >= vocabulary:
-            raise WorkerFailed(f"the worker confirmed a token outside the vocabulary of {vocabulary}")
-        sources = [Source.DRAFT if i < confirmed.accepted else Source.CLOUD for i in range(len(confirmed.tokens))]
-        self.settle(confirmed.tokens[known:], sources[known:])
 
 
 class Agent:
     """Answers with a drafter's bundle and, unless there is none, the worker at the address `worker`.
 
-    With the `target`'s bundle, its first layers can run here: a question says up to which cut. Use as an async context
-    manager. Questions may be asked concurrently. Raises ModelMismatch if the drafter was made for another target.
+    With the `target`'s bundle, its first layers can run here: a question says up to which cut. Models run on ONNX
+    Runtime's `provider`. Use as an async context manager. Questions may be asked concurrently. Raises ModelMismatch if
+    the drafter was made for another target.
     """
 
-    def __init__(self, bundle: Bundle, *, worker: str | None, threads: int, target: Bundle | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        worker: str | None,
+        threads: int,
+        target: Bundle | None = None,
+        provider: str = CPU,
+    ) -> None:
         self.manifest = bundle.manifest
         if target is not None and target.manifest.identity != self.manifest.target:
             raise ModelMismatch(f"{bundle.path} drafts for another target than {target.path}; export it for this one")
         self._bundle = bundle
         self._target_bundle = target
-        self._spans: dict[str, VisionSpan] = {}
+        self._spans: dict[str, TargetSpan] = {}
         self._threads = threads
+        self._provider = provider
         self._prompts = PromptBuilder.open(bundle)
-        self._drafter = Drafter.open(bundle, threads=threads)
+        self._drafter = Drafter.open(bundle, threads=threads, provider=provider)
         self._client = None if worker is None else WorkerClient(worker)
         self._gate: Gate | None = None
 
@@ -101,54 +62,67 @@ class Agent:
 
     async def answer(self, question: Question) -> Answer:
         """Answer a question. Raises InputError, BundleError, WorkerError."""
-        progress = _Progress(time.perf_counter())
+        progress = Progress(time.perf_counter())
         prepared = await asyncio.to_thread(self._prepare, question)
         session: WorkerSession | None = None
         match question.mode:
             case Mode.EDGE:
                 await self._draft_all(prepared, progress, keep=True)
-            case Mode.CLOUD:
+            case Mode.CLOUD | Mode.SPLIT:
                 session = await self._ask_worker(prepared, progress, drafting=None, draft=())
             case Mode.DRAFT:
                 drafting = self._converse(prepared)
                 session = await self._ask_worker(prepared, progress, drafting=drafting, draft=())
             case Mode.AUTO:
                 drafting, drafted = await self._draft_all(prepared, progress, keep=False)
+                tokens = tuple(one.token for one in drafted)
                 if self._open_gate().keeps(drafted, question.sampling):
-                    tokens = [one.token for one in drafted]
                     progress.settle(tokens, [Source.EDGE] * len(tokens))
                 else:
-                    session = await self._ask_worker(
-                        prepared, progress, drafting=drafting, draft=tuple(one.token for one in drafted)
-                    )
+                    session = await self._ask_worker(prepared, progress, drafting=drafting, draft=tokens)
         return self._answer(question, progress, session)
 
-    def _prepare(self, asked: Question) -> _Prepared:
+    def _prepare(self, asked: Question) -> Prepared:
+        if asked.cut != "image":
+            if self._target_bundle is None:
+                raise InputError("a cut runs the target's first layers here; give its bundle with --target")
+            check_cut(self._target_bundle, asked.cut)
+        if asked.keep_image_tokens < 1.0 and self.manifest.family.axes > 1:
+            raise InputError(f"{self.manifest.name} places image tokens in a plane, where none can be left out")
         image = decode_image(asked.image)
-        pixels = preprocess(image, self.manifest.image)
-        prompt = self._prompts.build([ask_about(asked.text)], [pixels.grid])
-        limit = min(asked.max_tokens, self.manifest.decoder.context - len(prompt.ids))
-        return _Prepared(asked, image, pixels.tiles, prompt.ids, limit)
+        pixels = self.manifest.family.preprocess(image)
+        prompt = self._prompts.build([ask_about(asked.text)], [pixels.grid]).ids
+        context = self.manifest.decoder.context
+        if asked.cut != "image" and self._target_bundle is not None:
+            context = min(context, self._target_bundle.manifest.decoder.context)
+        if len(prompt) >= context:
+            raise PromptError(
+                f"the prompt takes {len(prompt)} tokens, the target holds {context}; ask something shorter"
+            )
+        return Prepared(
+            question=asked,
+            image=image,
+            pixels=pixels,
+            prompt=prompt,
+            asked=shorten(prompt, self.manifest.image_token, asked.keep_image_tokens),
+            limit=min(asked.max_tokens, context - len(prompt)),
+        )
 
-    def _upload(self, prepared: _Prepared) -> list[ImageChunk] | list[Boundary]:
-        """What crosses the cut that was asked for: the image, or the boundary after the layers run here."""
-        question = prepared.question
-        if question.cut == "image":
-            return list(image_chunks(shrink(question.image, prepared.image, self.manifest.image)))
-        if self._target_bundle is None:
-            raise InputError(f"cut {question.cut} runs the target's first layers here; give its bundle with --target")
-        span = self._spans.get(question.cut)
-        if span is None:
-            span = VisionSpan.open(self._target_bundle, question.cut, threads=self._threads)
-            self._spans[question.cut] = span
-        return list(boundary_chunks(span(prepared.tiles), question.wire))
+    def _cross(self, prepared: Prepared) -> Crossing | None:
+        """What crosses the cut that was asked for, or None for the image. Raises InputError, BundleError."""
+        cut = prepared.question.cut
+        if cut == "image" or self._target_bundle is None:
+            return None
+        if cut not in self._spans:
+            self._spans[cut] = TargetSpan.open(self._target_bundle, cut, threads=self._threads, provider=self._provider)
+        keep = prepared.question.keep_image_tokens
+        return self._spans[cut].converse(prepared.prompt, prepared.pixels, keep=keep)
 
-    def _converse(self, prepared: _Prepared) -> Drafting:
-        return self._drafter.converse(prepared.prompt, prepared.tiles, prepared.question.sampling)
+    def _converse(self, prepared: Prepared) -> Drafting:
+        sampling = prepared.question.sampling
+        return self._drafter.converse(prepared.prompt, prepared.pixels, sampling, start=len(prepared.asked))
 
-    async def _draft_all(
-        self, prepared: _Prepared, progress: _Progress, *, keep: bool
-    ) -> tuple[Drafting, list[Drafted]]:
+    async def _draft_all(self, prepared: Prepared, progress: Progress, *, keep: bool) -> tuple[Drafting, list[Drafted]]:
         """Draft a whole answer; `keep` settles its tokens one by one, as they are drafted."""
 
         def draft() -> tuple[Drafting, list[Drafted]]:
@@ -164,85 +138,14 @@ class Agent:
         return drafting, drafted
 
     async def _ask_worker(
-        self, prepared: _Prepared, progress: _Progress, *, drafting: Drafting | None, draft: tuple[int, ...]
+        self, prepared: Prepared, progress: Progress, *, drafting: Drafting | None, draft: tuple[int, ...]
     ) -> WorkerSession:
-        """Open a session with `draft`, draft on along it if there is `drafting`, and settle what is confirmed."""
-        client, question = self._client, prepared.question
-        if client is None:
-            raise InputError(f"mode {question.mode} needs a worker; give --worker HOST:PORT, or use --mode edge")
-        sampling = question.sampling
-        upload = await asyncio.to_thread(self._upload, prepared)
-        opening = Open(
-            model=self._target(),
-            tokens=prepared.prompt,
-            prompt_length=len(prepared.prompt),
-            max_tokens=prepared.limit,
-            cut=question.cut,
-            images=int(question.cut == "image"),
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-            seed=sampling.seed,
-            # Without drafts to verify, a worker that may not decode alone would do nothing.
-            effort=1.0 if drafting is None else question.effort,
-            draft=draft,
-        )
-        progress.rounds, progress.drafted = 1, len(draft)
-        async with client.session(opening, upload, timeout=question.timeout) as session:
-            news = asyncio.Event()
-            tasks = [asyncio.create_task(self._settle(prepared, progress, session, news))]
-            if drafting is not None:
-                tasks.append(asyncio.create_task(self._draft_along(prepared, progress, session, drafting, draft, news)))
-            try:
-                # Drafting never ends by itself: the answer is complete, or one of the two has failed.
-                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-                next(task for task in tasks if task in done).result()
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
-            return session
-
-    async def _settle(
-        self, prepared: _Prepared, progress: _Progress, session: WorkerSession, news: asyncio.Event
-    ) -> None:
-        """Settle what the worker confirms, until the answer is complete."""
-        async for event in session.events():
-            if isinstance(event, Confirmed):
-                progress.confirm(event, prepared, self.manifest.decoder.vocabulary)
-                news.set()
-
-    async def _draft_along(
-        self,
-        prepared: _Prepared,
-        progress: _Progress,
-        session: WorkerSession,
-        drafting: Drafting,
-        draft: tuple[int, ...],
-        news: asyncio.Event,
-    ) -> None:
-        """Keep ahead of the worker: draft on past what is sent, and anew from where a draft proved wrong."""
-        ahead, replying = list(draft), False  # the answer as we believe it, all of it sent
-        stop_tokens = self.manifest.stop_tokens
-        while True:
-            settled = progress.tokens
-            if ahead[: len(settled)] != settled:
-                ahead, replying = list(settled), True
-            if len(ahead) >= prepared.limit or (ahead and ahead[-1] in stop_tokens):
-                news.clear()
-                await news.wait()
-                continue
-            room = min(CHUNK, prepared.limit - len(ahead))
-            more = await asyncio.to_thread(_tokens, drafting, tuple(ahead), room)
-            believed = [*ahead, *more]
-            if progress.tokens[: len(believed)] != believed[: len(progress.tokens)]:
-                continue
-            # The token before says what the draft builds on: if that was rejected meanwhile, so is the draft.
-            base = ahead[-1:]
-            await session.offer(Draft(len(prepared.prompt) + len(ahead) - len(base), (*base, *more)))
-            progress.rounds += int(replying)
-            progress.drafted += len(more)
-            ahead, replying = believed, False
+        if self._client is None:
+            mode = prepared.question.mode
+            raise InputError(f"mode {mode} needs a worker; give --worker HOST:PORT, or use --mode edge")
+        crossing = await asyncio.to_thread(self._cross, prepared)
+        exchange = Exchange(self.manifest, prepared, progress, crossing, drafting)
+        return await exchange.run(self._client, self._target(), draft)
 
     def _target(self) -> str:
         if self.manifest.target is None:
@@ -254,7 +157,15 @@ class Agent:
             self._gate = open_gate(self._bundle)
         return self._gate
 
-    def _answer(self, question: Question, progress: _Progress, session: WorkerSession | None) -> Answer:
+    def _is_exact(self, question: Question) -> bool:
+        """Whether a worker's answer is the target's own, to the bit of a token."""
+        if question.cut == "image":
+            return True
+        target = self._target_bundle.manifest if self._target_bundle else None
+        quantized = target is not None and target.precision != "fp32" and question.cut in target.line.deep_cuts
+        return question.wire is Wire.FLOAT32 and question.keep_image_tokens == 1.0 and not quantized
+
+    def _answer(self, question: Question, progress: Progress, session: WorkerSession | None) -> Answer:
         now = time.perf_counter()
         ids, stop_tokens = progress.tokens, self.manifest.stop_tokens
         text = StreamDecoder(self._prompts.vocabulary)
@@ -273,13 +184,10 @@ class Agent:
             rounds=progress.rounds,
             drafted=progress.drafted,
             accepted=progress.sources.count(Source.DRAFT),
-            exact=session is not None and (question.cut == "image" or question.wire is Wire.FLOAT32),
+            exact=session is not None and self._is_exact(question),
             cut=question.cut if session else None,
+            wire=question.wire if session and question.cut != "image" else None,
             worker=self._client.address if session and self._client else None,
             confidence=progress.confidence,
             complete=bool(ids) and ids[-1] in stop_tokens,
         )
-
-
-def _tokens(drafting: Drafting, answer: Sequence[int], limit: int) -> tuple[int, ...]:
-    return tuple(one.token for one in islice(drafting.draft(answer, limit), limit))

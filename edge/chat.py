@@ -1,7 +1,7 @@
 """The shape of requests and responses over HTTP: OpenAI's chat completions, one image and one question.
 
-What OpenAI's shape has no words for stands under `cutline`: in a request `mode`, `effort`, `cut`, `wire`, `top_k` and
-`timeout`, in a response the whole `Answer`.
+What OpenAI's shape has no words for stands under `cutline`: in a request `mode`, `effort`, `cut`, `wire`,
+`keep_image_tokens`, `top_k` and `timeout`, in a response the whole `Answer`.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ class _Extension(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     effort: float = 1.0
     cut: str = "image"
     wire: Wire = Wire.FLOAT32
+    keep_image_tokens: float = 1.0
     top_k: int = 0
     timeout: float = 60.0
 
@@ -92,6 +93,7 @@ class Completion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 effort=question.effort,
                 cut=question.cut,
                 wire=question.wire,
+                keep_image_tokens=question.keep_image_tokens,
                 top_k=sampling.top_k,
                 timeout=question.timeout,
             ),
@@ -112,6 +114,7 @@ class Completion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             effort=self.cutline.effort,
             cut=self.cutline.cut,
             wire=self.cutline.wire,
+            keep_image_tokens=self.cutline.keep_image_tokens,
             timeout=self.cutline.timeout,
         )
 

@@ -9,9 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cutline.edge.decoder import Decoder
+from cutline.edge.runtime import CPU
 from cutline.edge.vision import VisionSpan
 from cutline.errors import BundleError
 from cutline.models.bundle import Bundle, Manifest
+from cutline.models.families.family import Positions
+from cutline.models.images import Pixels
 from cutline.models.sampling import Sampling, agreeing, choose
 
 
@@ -32,32 +35,43 @@ class Drafter:
         self._decoder = decoder
 
     @classmethod
-    def open(cls, bundle: Bundle, *, threads: int) -> Drafter:
-        """Load a drafter's bundle. Raises BundleError."""
+    def open(cls, bundle: Bundle, *, threads: int, provider: str = CPU) -> Drafter:
+        """Load a drafter's bundle. Raises InputError, BundleError."""
         if bundle.manifest.role != "drafter":
             raise BundleError(f"{bundle.path} holds a {bundle.manifest.role}; an agent needs a drafter's bundle")
         return cls(
             bundle.manifest,
-            VisionSpan.open(bundle, "decoder.0", threads=threads),
-            Decoder.open(bundle, threads=threads),
+            VisionSpan.open(bundle, "decoder.0", threads=threads, provider=provider),
+            Decoder.open(bundle, threads=threads, provider=provider),
         )
 
-    def converse(self, prompt: Sequence[int], tiles: NDArray[np.float32] | None, sampling: Sampling) -> Drafting:
-        """Begin to draft answers to `prompt`, whose image tokens stand for `tiles` (n, 3, tile, tile)."""
+    def converse(
+        self, prompt: Sequence[int], pixels: Pixels | None, sampling: Sampling, *, start: int | None = None
+    ) -> Drafting:
+        """Begin to draft answers to `prompt`, whose image tokens stand for `pixels`.
+
+        `start` is the position of an answer's first token in the target's prompt, where that is of another length.
+        """
+
+        places = np.array(prompt) == self.manifest.image_token
+        grids = [] if pixels is None else [pixels.grid]
 
         def rows() -> NDArray[np.float32]:
             embedded = self._decoder.embed(prompt)
-            if tiles is not None:
-                embedded[np.array(prompt) == self.manifest.image_token] = self._tower(tiles)
+            if pixels is not None:
+                embedded[places] = self._tower(pixels.values, grids)
             return embedded
 
-        return Drafting(self._decoder, len(prompt), rows, sampling, frozenset(self.manifest.stop_tokens))
+        positions = self.manifest.family.positions(places, grids)
+        stop_tokens = frozenset(self.manifest.stop_tokens)
+        return Drafting(self._decoder, len(prompt), rows, sampling, stop_tokens, positions=positions, start=start)
 
 
 class Drafting:
     """One conversation of the drafter. Not for two threads at once.
 
-    `rows` gives the prompt's rows (n, width); it is called when the first token is drafted.
+    `rows` gives the prompt's rows (n, width); it is called when the first token is drafted. The decoder sees tokens at
+    `positions`. `start` is the position at which the law counts the answer's first: after the prompt, if not given.
     """
 
     def __init__(
@@ -67,14 +81,18 @@ class Drafting:
         rows: Callable[[], NDArray[np.float32]],
         sampling: Sampling,
         stop_tokens: frozenset[int],
+        *,
+        positions: Positions | None = None,
+        start: int | None = None,
     ) -> None:
         self._decoder = decoder
         self._prompt_length = prompt_length
+        self._start = prompt_length if start is None else start
         self._rows = rows
         self._prompt_rows = np.empty((0, decoder.spec.width), np.float32)
         self._sampling = sampling
         self._stop_tokens = stop_tokens
-        self._state = decoder.new_state()
+        self._state = decoder.new_state(positions)
         self._fed: list[int] = []  # answer tokens in the state, after the prompt
 
     def draft(self, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
@@ -84,7 +102,7 @@ class Drafting:
         stop asking at any token.
         """
         logits = self._catch_up(answer)
-        for position in range(self._prompt_length + len(answer), self._prompt_length + len(answer) + limit):
+        for position in range(self._start + len(answer), self._start + len(answer) + limit):
             token = choose(logits, self._sampling, position)
             yield Drafted(token, _probability(logits, token))
             if token in self._stop_tokens or self._state.position >= self._decoder.spec.context:

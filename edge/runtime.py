@@ -9,6 +9,8 @@ from onnxruntime.capi import onnxruntime_pybind11_state as failures
 
 from cutline.errors import BundleError, InputError
 
+CPU = "cpu"
+_SUFFIX = "ExecutionProvider"
 _REFUSED = (
     failures.Fail,
     failures.InvalidArgument,
@@ -20,17 +22,26 @@ _REFUSED = (
 )
 
 
-def open_session(path: Path, *, threads: int, provider: str = "CPUExecutionProvider") -> ort.InferenceSession:
+def providers() -> dict[str, str]:
+    """The execution providers of this machine's ONNX Runtime: a short name such as `cuda`, and its own name."""
+    return {name.removesuffix(_SUFFIX).lower(): name for name in ort.get_available_providers()}
+
+
+def check_provider(provider: str) -> None:
+    """That this machine's ONNX Runtime has `provider`, a short name. Raises InputError."""
+    if provider not in providers():
+        raise InputError(f"this ONNX Runtime has no provider {provider!r}; it has {', '.join(providers())}")
+
+
+def open_session(path: Path, *, threads: int, provider: str = CPU) -> ort.InferenceSession:
     """A session over the graph at `path`, a verified file of a bundle (`Bundle.file`).
 
     Weights that the graph keeps in another file come from the graph's own folder or not at all: ONNX Runtime refuses
     absolute paths, `..` and links that lead out of it, and the manifest's hashes cover every file of a bundle.
 
-    Raises InputError when this machine's ONNX Runtime lacks `provider`, BundleError when the graph does not load.
+    Raises InputError when this machine cannot use `provider`, BundleError when the graph does not load.
     """
-    if provider not in ort.get_available_providers():
-        available = ", ".join(ort.get_available_providers())
-        raise InputError(f"this ONNX Runtime has no {provider}; it has {available}")
+    check_provider(provider)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads  # its own default counts the machine's cores, not those we may use
     options.inter_op_num_threads = 1  # the graphs are chains: there is nothing to run side by side
@@ -40,8 +51,14 @@ def open_session(path: Path, *, threads: int, provider: str = "CPUExecutionProvi
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
     options.log_severity_level = 3  # errors; what they say is raised as well
+    chosen = providers()[provider]
     try:
-        return ort.InferenceSession(path, options, providers=[provider])
+        # Its own way out, the CPU, would be taken without a word to the caller.
+        session = ort.InferenceSession(path, options, providers=[chosen], enable_fallback=0)
     except _REFUSED as error:
         reason = " ".join(str(error).split())
         raise BundleError(f"{path} does not load ({reason}); export the bundle again") from None
+    # A provider whose driver is missing is passed over likewise.
+    if chosen not in session.get_providers():
+        raise InputError(f"the provider {provider} does not start on this machine; use another, such as {CPU}")
+    return session

@@ -7,6 +7,7 @@ runs is what was made.
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Literal
@@ -14,38 +15,37 @@ from typing import Annotated, Literal
 import msgspec
 
 from cutline.errors import BundleError
+from cutline.models.families import AnyFamily
 from cutline.models.layerline import Count, LayerLine
 
 MANIFEST = "manifest.json"
 CALIBRATION = "calibration.json"
 SPAN_WEIGHTS = "image-spans.data"  # of all ONNX graphs that begin at the image
+PREFIX_WEIGHTS = "decoder-spans.data"  # of all that begin at decoder.0
+EMBEDDINGS = "embeddings.safetensors"
 FORMAT = 1
+_WORKERS = ("config.json", ".safetensors", ".safetensors.index.json")  # how the files end that a worker reads
 
 Role = Literal["drafter", "target"]
 Precision = Literal["fp32", "int8", "int4"]
-Spread = Annotated[float, msgspec.Meta(gt=0)]
+Part = Literal["whole", "device"]
 TokenId = Annotated[int, msgspec.Meta(ge=0)]
+Parameters = Annotated[int, msgspec.Meta(ge=0)]
 
 
-class ImageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How an image becomes pixels: tiles of `tile` x `tile`, `tokens` image tokens each.
+class VisionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The vision tower's sizes: `width` of its rows, attention `heads`."""
 
-    `longest_edge` is the size an image is first resized to; `split` says whether it is then cut into tiles.
-    """
-
-    tile: Count
-    tokens: Count
-    longest_edge: Count
-    split: bool
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[Spread, Spread, Spread] = (0.5, 0.5, 0.5)
+    width: Count
+    heads: Count
 
 
 class DecoderSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The decoder's sizes: `width` of the residual stream, key-value heads, tokens of `context`, ..."""
+    """The decoder's sizes: `width` of the residual stream, attention heads, tokens of `context`, ..."""
 
     width: Count
     layers: Count
+    heads: Count
     kv_heads: Count
     head_dim: Count
     vocabulary: Count
@@ -53,15 +53,21 @@ class DecoderSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a bundle holds. `files` maps each file's name to its SHA-256; `target` is a drafter's target's identity."""
+    """What a bundle holds.
+
+    `parameters` counts the weights that a row is multiplied with in each of `line.layers`: the patch embedding at
+    `image`, the last norm and the projection to the vocabulary at `head`, the table of embeddings nowhere. `files` maps
+    each file's name to its SHA-256; `target` is a drafter's target's identity.
+    """
 
     format: int
     name: str
     role: Role
-    family: str
     precision: Precision
+    family: AnyFamily
     line: LayerLine
-    image: ImageSpec
+    parameters: tuple[Parameters, ...]
+    vision: VisionSpec
     decoder: DecoderSpec
     stop_tokens: tuple[TokenId, ...]
     image_token: TokenId
@@ -77,28 +83,24 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 class Bundle:
-    """An opened bundle: `path` of its folder and its `manifest`, every file verified."""
+    """An opened bundle: `path` of its folder and its `manifest`, every file of `part` verified."""
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    def __init__(self, path: Path, manifest: Manifest, part: Part = "whole") -> None:
         self.path = path
         self.manifest = manifest
+        self.part = part
+        self.names = device_files(manifest) if part == "device" else frozenset(manifest.files)
 
     @classmethod
-    def open(cls, path: Path) -> Bundle:
-        """Read the manifest and verify every file in the folder. Raises BundleError."""
-        try:
-            manifest = msgspec.json.decode((path / MANIFEST).read_bytes(), type=Manifest)
-        except FileNotFoundError:
-            raise BundleError(f"no bundle at {path}: it has no {MANIFEST}; make one with `cutline export`") from None
-        except (msgspec.MsgspecError, OSError) as error:
-            raise BundleError(f"the manifest of {path} does not read ({error}); export the bundle again") from None
-        if manifest.format != FORMAT:
-            raise BundleError(
-                f"{path} has bundle format {manifest.format}, this version reads {FORMAT}; export it again"
-            )
-        bundle = cls(path, manifest)
-        for name, digest in manifest.files.items():
-            if _sha256(bundle.file(name)) != digest:
+    def open(cls, path: Path, part: Part = "whole") -> Bundle:
+        """Read the manifest and verify every file in the folder. Raises BundleError.
+
+        With `part` "device" what only a worker reads may be absent, is not verified, and cannot be had from the bundle.
+        """
+        manifest = read_manifest(path)
+        bundle = cls(path, manifest, part)
+        for name in sorted(bundle.names):
+            if sha256_of(bundle.file(name)) != manifest.files[name]:
                 raise BundleError(f"{name} in {path} is not the file that the manifest names (hash differs)")
         # A library that is given the folder may look for files that were never verified.
         if unlisted := {file.name for file in path.iterdir()} - {MANIFEST, *manifest.files}:
@@ -106,24 +108,69 @@ class Bundle:
         return bundle
 
     def file(self, name: str) -> Path:
-        """The path of a file that the manifest lists, surely inside the folder. Raises BundleError."""
-        if name not in self.manifest.files:
+        """The path of a file of this part, surely inside the folder. Raises BundleError."""
+        if name not in self.names:
             raise BundleError(f"{self.path} is a {self.manifest.role} bundle without {name}")
         found = (self.path / name).resolve()
         if not found.is_relative_to(self.path.resolve()) or not found.is_file():
+            if name in self.manifest.files.keys() - device_files(self.manifest):
+                raise BundleError(f"{name} is missing from {self.path}, as from a device's part; copy the whole bundle")
             raise BundleError(f"{name} is missing from {self.path}; export the bundle again")
         return found
 
 
-def span_file(cut: str) -> str:
-    """The name of the ONNX graph that runs `[image, cut)`."""
-    return f"image-to-{cut}.onnx"
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of the bundle at `path`; no file of it is verified. Raises BundleError."""
+    try:
+        manifest = msgspec.json.decode((path / MANIFEST).read_bytes(), type=Manifest)
+    except (FileNotFoundError, NotADirectoryError):
+        raise BundleError(f"no bundle at {path}: it has no {MANIFEST}; make one with `cutline export`") from None
+    except (msgspec.MsgspecError, OSError) as error:
+        raise BundleError(f"the manifest of {path} does not read ({error}); export the bundle again") from None
+    if manifest.format != FORMAT:
+        raise BundleError(f"{path} has bundle format {manifest.format}, this version reads {FORMAT}; export it again")
+    return manifest
+
+
+def part_at(path: Path) -> Part:
+    """Which part of a bundle lies at `path`: "device" where any of what only a worker reads is absent."""
+    manifest = read_manifest(path)
+    others = manifest.files.keys() - device_files(manifest)
+    return "whole" if all((path / name).is_file() for name in others) else "device"
+
+
+def copy_bundle(bundle: Bundle, out: Path) -> Bundle:
+    """Copy the part that `bundle` was opened for to `out`, where nothing is yet, and verify the copy.
+
+    The manifest goes along unchanged, and so does the identity. Raises BundleError.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
+        draft = Path(folder) / "bundle"
+        draft.mkdir()
+        for name in sorted(bundle.names):
+            shutil.copyfile(bundle.file(name), draft / name)
+        shutil.copyfile(bundle.path / MANIFEST, draft / MANIFEST)
+        manifest = Bundle.open(draft, bundle.part).manifest
+        draft.rename(out)
+    return Bundle(out, manifest, bundle.part)
+
+
+def span_file(cut: str, start: str = "image") -> str:
+    """The name of the ONNX graph that runs `[start, cut)`."""
+    return f"{start}-to-{cut}.onnx"
+
+
+def device_files(manifest: Manifest) -> frozenset[str]:
+    """The files of a bundle that a device reads: all but a target's own weights and config, which are for torch."""
+    ours = (name for name in manifest.files if name == EMBEDDINGS or not name.endswith(_WORKERS))
+    return frozenset(ours)
 
 
 def write_manifest(path: Path, manifest: Manifest) -> Manifest:
     """Hash every file in the folder `path` (flat) and write the manifest last; returns it with `files` filled."""
     names = sorted(file.name for file in path.iterdir() if file.is_file() and file.name != MANIFEST)
-    manifest = msgspec.structs.replace(manifest, files={name: _sha256(path / name) for name in names})
+    manifest = msgspec.structs.replace(manifest, files={name: sha256_of(path / name) for name in names})
     (path / MANIFEST).write_bytes(_encoded(manifest))
     return manifest
 
@@ -148,6 +195,7 @@ def _encoded(struct: msgspec.Struct) -> bytes:
     return msgspec.json.format(msgspec.json.encode(struct), indent=2) + b"\n"
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, as manifests hold it."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

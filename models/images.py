@@ -1,16 +1,13 @@
 """Images, from a stranger's bytes to the pixels that a vision tower takes.
 
-    bytes ── decode_image ──► RGB picture ── preprocess ──► Pixels: tiles for the tower
-      └────────────── shrink ◄──┘   fewer bytes that give the same Pixels: what the edge uploads
+    bytes ── decode_image ──► RGB picture ── Family.preprocess ──► Pixels for the tower
+      └────────── Family.shrink ◄──┘   fewer bytes that give the same Pixels: what the edge uploads
 
-The arithmetic is that of SmolVLM's image processor (transformers, PIL backend): fit the longest edge, stretch to whole
-tiles, rescale, normalise. How many tiles an image makes follows from the ImageSpec and the image's shape, never from
-its size in pixels: at most `grid_limit(spec)` squared and one more.
+This module decodes; how a picture becomes pixels is each family's own arithmetic (`cutline.models.families`).
 """
 
 from __future__ import annotations
 
-import math
 import re
 import warnings
 from dataclasses import dataclass
@@ -22,7 +19,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from cutline.errors import ImageError
-from cutline.models.bundle import ImageSpec
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
@@ -41,19 +37,13 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pixels:
-    """What the tower takes: `tiles` of float32 (n, 3, tile, tile), row by row, the whole image last.
+    """What the tower takes of one image: `values` float32 (n, ...), tiles or patches as its family has them.
 
-    `rows` and `cols` count the tiles that the image was split into; both are 0 where it stayed in one piece (n = 1).
+    `grid` counts rows and columns of these, as the prompt wants it.
     """
 
-    tiles: NDArray[np.float32]
-    rows: int
-    cols: int
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """(rows, cols), as the prompt wants it."""
-        return self.rows, self.cols
+    values: NDArray[np.float32]
+    grid: tuple[int, int]
 
 
 def decode_image(data: bytes) -> Image.Image:
@@ -72,44 +62,10 @@ def decode_image(data: bytes) -> Image.Image:
         # Pillow warns of bombs and broken metadata; what matters of that is raised here.
         warnings.filterwarnings("ignore", module=r"PIL\.")
         opened = _open(data)
-        fault = _size_fault(opened.size) or _kind_fault(opened, data)
+        fault = size_fault(opened.size) or _kind_fault(opened, data)
         if fault is not None:
             raise ImageError(fault)
         return _load(opened)
-
-
-def preprocess(image: Image.Image, spec: ImageSpec) -> Pixels:
-    """An RGB image as the tower's pixels, the same bits as transformers' SmolVLMImageProcessorPil gives.
-
-    `spec.longest_edge` is at most 4096, as in every published SmolVLM.
-    """
-    first, second = _sizes(image.size, spec)
-    stretched = _resize(_resize(image, first), second)
-    if second == (spec.tile, spec.tile):
-        return Pixels(_normalise(_tiles(stretched, spec.tile), spec), 0, 0)
-    whole = _resize(stretched, (spec.tile, spec.tile))
-    tiles = np.concatenate([_tiles(stretched, spec.tile), _tiles(whole, spec.tile)])
-    return Pixels(_normalise(tiles, spec), rows=second[1] // spec.tile, cols=second[0] // spec.tile)
-
-
-def grid_limit(spec: ImageSpec) -> int:
-    """The most rows, and the most columns, that `preprocess` splits an image into; 0 where it never splits."""
-    return math.ceil(_even(spec.longest_edge) / spec.tile) if spec.split else 0
-
-
-def shrink(data: bytes, image: Image.Image, spec: ImageSpec) -> bytes:
-    """The fewest bytes that `decode_image` and `preprocess` turn into exactly the Pixels of `image`.
-
-    `image` is `decode_image(data)`. The choice is between `data` and the image already fitted to `spec.longest_edge`,
-    in lossless WebP (smaller than PNG on cards and photographs alike). The fitted image counts only where it has no
-    more pixels than `image`, where `decode_image` takes its size, and where fitting it again changes nothing, which
-    fails for a square image and an odd `longest_edge`; otherwise `data` is the answer.
-    """
-    first, second = _sizes(image.size, spec)
-    larger = math.prod(first) > math.prod(image.size)
-    if larger or _size_fault(first) is not None or _sizes(first, spec) != (first, second):
-        return data
-    return min(data, _lossless(_resize(image, first)), key=len)
 
 
 def _open(data: bytes) -> Image.Image:
@@ -135,7 +91,8 @@ def _load(opened: Image.Image) -> Image.Image:
     return image
 
 
-def _size_fault(size: Size) -> str | None:
+def size_fault(size: Size) -> str | None:
+    """What is wrong with an image of `size` (width, height), in words; None if it is taken."""
     short, long = sorted(size)
     named = f"the image is {size[0]}x{size[1]} pixels"
     if short * long > MAX_PIXELS:
@@ -176,62 +133,20 @@ def _megapixels() -> int:
     return MAX_PIXELS // 10**6
 
 
-def _sizes(size: Size, spec: ImageSpec) -> tuple[Size, Size]:
-    """The two sizes that `preprocess` resizes to: the longest edge fitted, then whole tiles."""
-    first = _fitted(size, spec.longest_edge)
-    return first, _whole_tiles(first, spec.tile) if spec.split else (spec.tile, spec.tile)
-
-
-def _fitted(size: Size, longest: int) -> Size:
-    """`size` with its longest edge at `longest`, the other one even and in proportion."""
-    width, height = size
-    ratio = width / height  # divided by or multiplied with exactly as the original does: the rounding shows
-    if width >= height:
-        return longest, max(_even(int(longest / ratio)), 1)
-    return max(_even(int(longest * ratio)), 1), longest
-
-
-def _whole_tiles(size: Size, tile: int) -> Size:
-    """`size` with each edge raised to a multiple of `tile`, the shorter one after the longer."""
-    width, height = size
-    ratio = width / height
-    if width >= height:
-        width = _multiple(width, tile)
-        return width, _multiple(int(width / ratio), tile)
-    height = _multiple(height, tile)
-    return _multiple(int(height * ratio), tile), height
-
-
-def _even(number: int) -> int:
-    return number + number % 2
-
-
-def _multiple(number: int, of: int) -> int:
-    return math.ceil(number / of) * of
-
-
-def _resize(image: Image.Image, size: Size) -> Image.Image:
-    return image.resize(size, Image.Resampling.LANCZOS)
-
-
-def _tiles(image: Image.Image, tile: int) -> NDArray[np.uint8]:
-    """The image cut into tiles, row by row: uint8 (n, 3, tile, tile)."""
-    width, height = image.size
-    cut = np.asarray(image).reshape(height // tile, tile, width // tile, tile, 3)
-    return cut.transpose(0, 2, 4, 1, 3).reshape(-1, 3, tile, tile)
-
-
-def _normalise(tiles: NDArray[np.uint8], spec: ImageSpec) -> NDArray[np.float32]:
-    """Bytes to the tower's range. A channel has 256 values, so they are worked out once and looked up."""
+def normalised(
+    tiles: NDArray[np.uint8], mean: tuple[float, float, float], std: tuple[float, float, float]
+) -> NDArray[np.float32]:
+    """Bytes (n, 3, height, width) to the tower's range. A channel has 256 values, worked out once and looked up."""
     scaled = (np.arange(256) * (1 / 255)).astype(np.float32)
     channels = [
-        np.take((scaled - np.float32(mean)) / np.float32(std), tiles[:, channel])
-        for channel, (mean, std) in enumerate(zip(spec.mean, spec.std, strict=True))
+        np.take((scaled - np.float32(middle)) / np.float32(spread), tiles[:, channel])
+        for channel, (middle, spread) in enumerate(zip(mean, std, strict=True))
     ]
     return np.stack(channels, axis=1)
 
 
-def _lossless(image: Image.Image) -> bytes:
+def lossless(image: Image.Image) -> bytes:
+    """The image as a lossless WebP file."""
     out = BytesIO()
     options: dict[str, Any] = {
         "lossless": True,

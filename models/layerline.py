@@ -8,6 +8,8 @@ import msgspec
 
 Count = Annotated[int, msgspec.Meta(ge=1)]  # checked where a manifest is read
 
+END = "end"  # where a span ends that has the head
+
 
 class LayerLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Numbers of layers in a model's vision tower and decoder."""
@@ -22,9 +24,18 @@ class LayerLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         decoder = (f"decoder.{index}" for index in range(self.decoder))
         return ("image", *vision, "connector", *decoder, "head")
 
-    def vision_layer(self, cut: str) -> int:
-        """The first vision layer that the cloud runs at a cut in or right after the tower."""
-        return self.layers.index(cut) - 1
+    def decoder_layer(self, cut: str) -> int:
+        """The first decoder layer that the cloud runs at `cut`: 0 at a cut before them, their number from `head` on."""
+        return min(max(0, self.place(cut) - self.place("decoder.0")), self.decoder)
+
+    def place(self, cut: str) -> int:
+        """How many layers stand before `cut`, which may be END. Raises ValueError for another name."""
+        return (*self.layers, END).index(cut)
+
+    @property
+    def deep_cuts(self) -> tuple[str, ...]:
+        """The cuts inside the decoder, `decoder.1` to `head`: there every token crosses as a boundary row."""
+        return self.layers[self.place("decoder.0") + 1 :]
 
     @property
     def image_cuts(self) -> tuple[str, ...]:

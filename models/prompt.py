@@ -13,9 +13,7 @@ from typing import Literal, get_args
 from minijinja import Environment, TemplateError
 
 from cutline.errors import BundleError, PromptError
-from cutline.models import smolvlm
 from cutline.models.bundle import Bundle, Manifest
-from cutline.models.images import grid_limit
 from cutline.models.vocabulary import Vocabulary
 
 TEMPLATE = "chat_template.jinja"
@@ -74,14 +72,13 @@ class PromptBuilder:
 
     def __init__(self, manifest: Manifest, vocabulary: Vocabulary, template: str) -> None:
         """Raises BundleError where template or vocabulary do not fit the family or the manifest."""
-        if manifest.family != smolvlm.FAMILY:
-            raise BundleError(f"{manifest.name} is of the family {manifest.family}; {smolvlm.FAMILY} runs here")
-        missing = [marker for marker in smolvlm.MARKERS if marker not in vocabulary.added]
+        family = manifest.family
+        missing = [marker for marker in family.markers if marker not in vocabulary.added]
         if missing:
             raise BundleError(f"the tokenizer of {manifest.name} has no {missing[0]}; export the bundle again")
-        if vocabulary.added[smolvlm.IMAGE] != manifest.image_token:
+        if vocabulary.added[family.image_marker] != manifest.image_token:
             raise BundleError(
-                f"{smolvlm.IMAGE} is not token {manifest.image_token} of {manifest.name}; export it again"
+                f"{family.image_marker} is not token {manifest.image_token} of {manifest.name}; export it again"
             )
         if not set(manifest.stop_tokens) <= set(vocabulary.added.values()):
             raise BundleError(f"a stop token of {manifest.name} is ordinary text; export the bundle again")
@@ -113,10 +110,11 @@ class PromptBuilder:
         impossible grid, and a prompt that leaves no room for one token of an answer in the model's context.
         """
         self._check(messages, grids)
-        pieces = self._render(messages).split(smolvlm.IMAGE)
+        family = self._manifest.family
+        pieces = self._render(messages).split(family.image_marker)
         if len(pieces) != len(grids) + 1:
             raise BundleError(f"the chat template of {self._manifest.name} does not place every image once")
-        expanded = [smolvlm.expand(*grid, self._manifest.image.tokens) for grid in grids]
+        expanded = [family.expand(grid) for grid in grids]
         ids = self.vocabulary.encode(pieces[0] + "".join(a + b for a, b in zip(expanded, pieces[1:], strict=True)))
         context = self._manifest.decoder.context
         if len(ids) >= context:
@@ -136,10 +134,9 @@ class PromptBuilder:
         places = sum(isinstance(part, ImagePart) for message in messages for part in message.parts)
         if places != len(grids):
             raise PromptError(f"the messages have places for {places} images, but {len(grids)} came with them")
-        limit = grid_limit(self._manifest.image)
-        for rows, cols in grids:
-            if (rows, cols) != (0, 0) and not (1 <= rows <= limit and 1 <= cols <= limit):
-                raise PromptError(f"an image of {rows} by {cols} tiles cannot be: this model takes {limit} a side")
+        for grid in grids:
+            if not self._manifest.family.takes(grid):
+                raise PromptError(f"an image cannot become {grid[0]} by {grid[1]} of this model's tiles or patches")
 
     def _render(self, messages: Sequence[Message]) -> str:
         context = [

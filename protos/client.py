@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import os
+from collections.abc import AsyncIterator, Iterable
 from types import TracebackType
 from typing import Any, Self
 
@@ -30,6 +31,7 @@ from cutline.protos.v1 import worker_pb2 as pb
 from cutline.protos.v1 import worker_pb2_grpc
 
 CONNECT_SECONDS = 5.0
+PROBE_SECONDS = 60.0
 
 # What gRPC says where a connection has more streams than the worker allows: HTTP/2's REFUSED_STREAM, of RFC 9113.
 _REFUSED_STREAM = "RST_STREAM with error code 7"
@@ -79,7 +81,19 @@ class WorkerClient:
         except grpc.aio.AioRpcError as error:
             raise _translated(error.code(), error.details(), self.address) from None
 
-    def session(self, opening: Open, upload: Sequence[ImageChunk | Boundary], *, timeout: float) -> WorkerSession:
+    async def probe(self, *, up: int, down: int) -> None:
+        """Send `up` bytes and receive `down`, each at most CHUNK. Raises WorkerError."""
+        request = pb.ProbeRequest(data=os.urandom(up), answer=down)
+        try:
+            answer = await self._stub.Probe(request, timeout=PROBE_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            raise _translated(error.code(), error.details(), self.address) from None
+        if len(answer.data) != down:
+            raise WorkerFailed(f"the worker at {self.address} does not keep to the protocol: it answered a probe short")
+
+    def session(
+        self, opening: Open, upload: Iterable[ImageChunk | Boundary], *, timeout: float | None
+    ) -> WorkerSession:
         """A session opened with `opening` and what crosses its cut; it fails when not finished in `timeout` seconds."""
         return WorkerSession(self.address, self._stub.Session(timeout=timeout), opening, upload)
 
@@ -87,7 +101,7 @@ class WorkerClient:
 class WorkerSession:
     """One session. `bytes_up` and `bytes_down` count its messages. Whatever goes wrong with it, `events` says."""
 
-    def __init__(self, address: str, call: Any, opening: Open, upload: Sequence[ImageChunk | Boundary]) -> None:
+    def __init__(self, address: str, call: Any, opening: Open, upload: Iterable[ImageChunk | Boundary]) -> None:
         self.bytes_up = 0
         self.bytes_down = 0
         self.finished: Finished | None = None
@@ -107,8 +121,12 @@ class WorkerSession:
     ) -> None:
         self._call.cancel()
 
+    async def upload(self, piece: ImageChunk | Boundary) -> None:
+        """Send a piece of what crosses the cut, where not all of it was there when the session was opened."""
+        await self._send(piece)
+
     async def offer(self, draft: Draft) -> None:
-        """Send a draft; of no effect once the session has ended."""
+        """Send a draft; of no effect once the session has ended. Raises InputError on rows its format cannot hold."""
         await self._send(draft)
 
     async def events(self) -> AsyncIterator[Opened | Confirmed | Finished]:

@@ -7,11 +7,12 @@ that no well-behaved peer sends.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
+import numpy as np
 from numpy.typing import NDArray
 
 from cutline.errors import CutlineError, InputError
@@ -35,6 +36,8 @@ class Description:
     context: int
     sessions: int
     max_sessions: int
+    start: str
+    end: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +56,7 @@ class Open:
     seed: int = 0
     effort: float = 1.0
     draft: tuple[int, ...] = ()
+    grids: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +78,16 @@ class Boundary:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """Tokens that the drafter believes stand from `position` on."""
+    """Tokens that the drafter believes stand from `position` on.
+
+    At a cut inside the decoder `rows` (n, width) has the boundary row of each; they travel as `wire` and arrive as
+    float32.
+    """
 
     position: int
     tokens: tuple[int, ...]
+    rows: NDArray[Any] | None = None
+    wire: Wire = Wire.FLOAT32
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,14 +141,29 @@ def image_chunks(data: bytes) -> Iterator[ImageChunk]:
         yield ImageChunk(data[start : start + CHUNK], last=start + CHUNK >= len(data))
 
 
-def boundary_chunks(rows: NDArray[Any], wire: Wire) -> Iterator[Boundary]:
-    """A boundary (n, width) in pieces of whole rows small enough for the wire. Raises InputError if a row is not."""
-    width = rows.shape[1]
+def boundary_chunks(rows: NDArray[Any], wire: Wire, *, more: bool = False) -> Iterator[Boundary]:
+    """A boundary (n, width) in pieces of whole rows small enough for the wire. Raises InputError if a row is not.
+
+    `more` says that further rows follow these.
+    """
+    step = _rows_a_message(wire, rows.shape[1])
+    for start in range(0, len(rows), step):
+        yield Boundary(rows[start : start + step], last=not more and start + step >= len(rows), wire=wire)
+
+
+def draft_chunks(position: int, tokens: Sequence[int], rows: NDArray[Any], wire: Wire) -> Iterator[Draft]:
+    """A draft with its boundary `rows` (n, width) in pieces small enough for the wire. Raises InputError likewise."""
+    step = _rows_a_message(wire, rows.shape[1])
+    for start in range(0, len(rows), step):
+        piece = slice(start, start + step)
+        yield Draft(position + start, tuple(tokens[piece]), rows[piece], wire)
+
+
+def _rows_a_message(wire: Wire, width: int) -> int:
     step = CHUNK // bytes_per_row(wire, width)
     if step == 0:
         raise InputError(f"a row of {width} values as {wire} is over {CHUNK} bytes, more than a message takes")
-    for start in range(0, len(rows), step):
-        yield Boundary(rows[start : start + step], last=start + step >= len(rows), wire=wire)
+    return step
 
 
 def agent_to_wire(message: AgentMessage) -> pb.AgentMessage:
@@ -158,14 +183,16 @@ def agent_to_wire(message: AgentMessage) -> pb.AgentMessage:
                 sampling=sampling,
                 effort=message.effort,
                 draft=message.draft,
+                grids=[pb.Grid(rows=rows, cols=cols) for rows, cols in message.grids],
             )
             return pb.AgentMessage(open=opening)
         case ImageChunk(data, last):
             return pb.AgentMessage(image=pb.ImageChunk(data=data, last=last))
         case Boundary(rows, last, wire):
             return pb.AgentMessage(boundary=pb.Boundary(rows=encode_tensor(rows, wire), last=last))
-        case Draft(position, tokens):
-            return pb.AgentMessage(draft=pb.Draft(position=position, tokens=tokens))
+        case Draft(position, tokens, rows, wire):
+            tensor = None if rows is None else encode_tensor(rows, wire)
+            return pb.AgentMessage(draft=pb.Draft(position=position, tokens=tokens, rows=tensor))
         case Cancel():
             return pb.AgentMessage(cancel=pb.Cancel())
 
@@ -180,12 +207,9 @@ def agent_from_wire(message: pb.AgentMessage) -> AgentMessage:
                 raise InputError(f"an image piece of {len(message.image.data)} bytes is too long; send {CHUNK} at most")
             return ImageChunk(message.image.data, message.image.last)
         case "boundary":
-            rows = decode_tensor(message.boundary.rows)
-            if rows.ndim != 2:
-                raise InputError(f"a boundary has 2 dimensions, not {rows.ndim}")
-            return Boundary(rows, message.boundary.last, wire_of(message.boundary.rows))
+            return Boundary(_rows(message.boundary.rows), message.boundary.last, wire_of(message.boundary.rows))
         case "draft":
-            return Draft(message.draft.position, _tokens(message.draft.tokens))
+            return _draft(message.draft)
         case "cancel":
             return Cancel()
         case _:
@@ -210,7 +234,25 @@ def _open(opening: pb.Open) -> Open:
         seed=opening.sampling.seed,
         effort=opening.effort,
         draft=_tokens(opening.draft),
+        grids=tuple((grid.rows, grid.cols) for grid in opening.grids),
     )
+
+
+def _draft(draft: pb.Draft) -> Draft:
+    tokens = _tokens(draft.tokens)
+    if not draft.HasField("rows"):
+        return Draft(draft.position, tokens)
+    rows = _rows(draft.rows)
+    if len(rows) != len(tokens):
+        raise InputError(f"a draft of {len(tokens)} tokens came with {len(rows)} boundary rows; send a row a token")
+    return Draft(draft.position, tokens, rows, wire_of(draft.rows))
+
+
+def _rows(tensor: pb.Tensor) -> NDArray[np.float32]:
+    rows = decode_tensor(tensor)
+    if rows.ndim != 2:
+        raise InputError(f"a boundary has 2 dimensions, not {rows.ndim}")
+    return rows
 
 
 def _tokens(tokens: Any) -> tuple[int, ...]:

@@ -4,6 +4,8 @@ A bundle is flat and always holds `manifest.json`, `tokenizer.json` and `chat_te
 
     a target has      config.json, *.safetensors: the folder's own, for transformers to run
                       image-to-CUT.onnx, image-spans.data: see cutline.models.export.vision
+                      decoder.0-to-CUT.onnx, decoder-spans.data: see cutline.models.export.prefixes
+                      embeddings.safetensors: as a drafter
     a drafter has     image-to-decoder.0.onnx, image-spans.data: its vision tower and connector
                       decoder.onnx and decoder.onnx.data: see cutline.models.export.decoder
                       embeddings.safetensors: `embeddings` (vocabulary, width) fp32

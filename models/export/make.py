@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
+from safetensors.torch import save_file
 
 from cutline.errors import InputError
-from cutline.models.bundle import FORMAT, MANIFEST, Bundle, Manifest, Precision, Role, write_manifest
+from cutline.models.bundle import EMBEDDINGS, FORMAT, MANIFEST, Bundle, Manifest, Precision, Role, write_manifest
 from cutline.models.export.decoder import export_decoder
+from cutline.models.export.prefixes import export_prefixes
 from cutline.models.export.source import Source, read_source
 from cutline.models.export.vision import export_vision
+from cutline.models.export.work import Work, fingerprint, work_beside
+
+BLOCK = 1 << 24  # bytes of a weights file that are copied at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far an export is: `share` of its step `number` of `steps` is done; number 0 comes before them.
+
+    A step that is `finished` has a `note` of how it went; one that is `reused` was finished by an earlier attempt.
+    """
+
+    step: str
+    number: int
+    steps: int
+    share: float = 0.0
+    finished: bool = False
+    reused: bool = False
+    note: str = ""
+
+
+Tell = Callable[[float], None]  # the share of a step that is done
+Make = Callable[[Tell, Path], str]  # writes a step's files into the folder; returns its note
 
 
 def export_bundle(
@@ -25,65 +49,86 @@ def export_bundle(
     precision: Precision,
     name: str,
     target: Bundle | None = None,
-    progress: Callable[[str], None],
+    progress: Callable[[Progress], None],
 ) -> Bundle:
     """Make the bundle `out` from the Hugging Face folder `hf`, replacing a bundle that is there.
 
-    A target keeps its weights as they are (precision "fp32": torch runs them); a drafter's decoder is quantized to
-    `precision`. A drafter and its `target` must have the same tokenizer, chat template, image processing, image token
-    and stop tokens; its context may be longer but not shorter, so that it reads all that its target can answer.
-    `progress` hears each step in a few words.
+    A target keeps its weights as they are: `precision` is that of the graphs in which a device runs its first decoder
+    layers, as it is that of a drafter's decoder. A drafter and its `target` must have the same tokenizer, chat
+    template, image processing, image token and stop tokens; its context may be longer but not shorter, so that it reads
+    all that its target can answer.
+
+    When it fails or is killed, the steps that are finished stay beside `out`, and the same call goes on from there.
 
     Raises InputError when the folder, precision, target or `out` cannot be used, BundleError when what was exported
     does not compute what torch does.
     """
-    if role == "target" and precision != "fp32":
-        raise InputError(f"a target keeps its own weights: export it with precision fp32, not {precision}")
     if role == "target" and target is not None:
         raise InputError("a target has no target of its own")
     if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists and is not a bundle; choose another folder")
+    drafts_for = target.manifest.identity if target else None
 
-    progress(f"reading {hf}")
-    source = read_source(hf, dtype=None if role == "target" else torch.float32)
+    # Before the folder is read: what changes in it later is then found out by the next attempt.
+    made_from = fingerprint(hf, role=role, precision=precision, target=drafts_for)
+    progress(Progress("reading the model", 0, 0))
+    source = read_source(hf, dtype=torch.float32)
     if target is not None:
         _check_target(source, target)
-
-    out.parent.mkdir(parents=True, exist_ok=True)
-    draft = out.with_name(f".{out.name}.{os.getpid()}")  # beside it, so that the move is one rename
-    draft.mkdir()
     try:
-        if role == "target":
-            _copy_model(source, draft, progress)
-            _export_spans(source, draft, source.line.image_cuts[1:], progress)
-        else:
-            _export_spans(source, draft, ["decoder.0"], progress)
-            _export_decoder(source, draft, precision, progress)
-        for companion, content in source.companions.items():
-            (draft / companion).write_bytes(content)
-        progress("manifest: hashing every file")
-        manifest = Manifest(
-            format=FORMAT,
-            name=name,
-            role=role,
-            family=source.family,
-            precision=precision,
-            line=source.line,
-            image=source.image,
-            decoder=source.decoder,
-            stop_tokens=source.stop_tokens,
-            image_token=source.image_token,
-            target=target.manifest.identity if target else None,
-            files={},
-        )
-        write_manifest(draft, manifest)
-        manifest = Bundle.open(draft).manifest
-        if out.exists():
-            shutil.rmtree(out)
-        draft.rename(out)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        with work_beside(out.resolve(), made_from) as work:
+            _make(work, _steps(source, role, precision), progress)
+            manifest = Manifest(
+                format=FORMAT,
+                name=name,
+                role=role,
+                precision=precision,
+                family=source.family,
+                line=source.line,
+                parameters=source.parameters,
+                vision=source.vision,
+                decoder=source.decoder,
+                stop_tokens=source.stop_tokens,
+                image_token=source.image_token,
+                target=drafts_for,
+                files={},
+            )
+            manifest = write_manifest(work.folder, manifest)
+            work.place(out.resolve())
+    except OSError as error:
+        raise InputError(f"{out} cannot be written ({error.strerror}); what is finished is kept beside it") from None
     return Bundle(out, manifest)
+
+
+def _make(work: Work, steps: dict[str, Make], progress: Callable[[Progress], None]) -> None:
+    """Take every step that is not finished yet."""
+    for number, (name, make) in enumerate(steps.items(), start=1):
+        step = Progress(name, number, len(steps))
+
+        def tell(share: float, step: Progress = step) -> None:
+            progress(replace(step, share=share))
+
+        tell(0.0)
+        note = work.step(name, partial(make, tell))
+        progress(replace(step, share=1.0, finished=True, reused=note is None, note=note or ""))
+
+
+def _steps(source: Source, role: Role, precision: Precision) -> dict[str, Make]:
+    """What a bundle is made of, the manifest left out: its steps by name, in order."""
+    line = source.line
+    steps: dict[str, Make] = {}
+    if role == "target":
+        files = [*source.path.glob("*.safetensors"), *source.path.glob("*.safetensors.index.json")]
+        for file in (source.path / "config.json", *sorted(files)):
+            steps[f"copy of {file.name}"] = partial(_copy, file)
+        steps["vision tower"] = partial(_export_vision, source, line.image_cuts[1:])
+        steps[f"decoder's first layers, {precision}"] = partial(_export_prefixes, source, precision)
+    else:
+        steps["vision tower"] = partial(_export_vision, source, ["decoder.0"])
+        steps[f"decoder, {precision}"] = partial(_export_decoder, source, precision)
+    steps["embeddings"] = partial(_write_embeddings, source)
+    steps["companions"] = partial(_write_companions, source)
+    return steps
 
 
 def _check_target(source: Source, target: Bundle) -> None:
@@ -92,7 +137,7 @@ def _check_target(source: Source, target: Bundle) -> None:
         raise InputError(f"{target.path} holds a {theirs.role}; a drafter's target must be a target")
     alike = {
         **{name: target.file(name).read_bytes() == content for name, content in source.companions.items()},
-        "image processing": source.image == theirs.image,
+        "image processing": source.family == theirs.family,
         "image token": source.image_token == theirs.image_token,
         "set of stop tokens": source.stop_tokens == theirs.stop_tokens,
     }
@@ -108,22 +153,38 @@ def _check_target(source: Source, target: Bundle) -> None:
         )
 
 
-def _copy_model(source: Source, folder: Path, progress: Callable[[str], None]) -> None:
-    progress("weights: copying")
-    files = [*source.path.glob("*.safetensors"), *source.path.glob("*.safetensors.index.json")]
-    for file in (source.path / "config.json", *files):
-        shutil.copyfile(file, folder / file.name)
+def _copy(file: Path, tell: Tell, folder: Path) -> str:
+    size = file.stat().st_size
+    with file.open("rb") as source, (folder / file.name).open("wb") as copy:
+        while block := source.read(BLOCK):
+            copy.write(block)
+            tell(copy.tell() / max(size, 1))
+    return f"{size / 1e6:.1f} MB"
 
 
-def _export_spans(source: Source, folder: Path, cuts: Sequence[str], progress: Callable[[str], None]) -> None:
-    progress("vision: exporting the tower and comparing it with torch")
-    error = export_vision(source.model.float(), source.image, folder, cuts)
-    progress(f"vision: largest difference from torch {error:.1e}")
+def _export_vision(source: Source, cuts: Sequence[str], tell: Tell, folder: Path) -> str:
+    error = export_vision(source.model, source.family, folder, cuts)
+    return f"differs from torch by {error:.1e} at most"
 
 
-def _export_decoder(source: Source, folder: Path, precision: Precision, progress: Callable[[str], None]) -> None:
-    progress(f"decoder: exporting as {precision} and comparing it with torch")
-    error = export_decoder(source.model, source.decoder, folder / "decoder.onnx", precision)
-    progress(f"decoder: logits differ from torch's by {error:.1e} of their spread")
-    embeddings = source.model.get_input_embeddings().weight.detach()
-    (folder / "embeddings.safetensors").write_bytes(save({"embeddings": embeddings.contiguous()}))
+def _export_decoder(source: Source, precision: Precision, tell: Tell, folder: Path) -> str:
+    error = export_decoder(source.model, source.family, source.decoder, folder / "decoder.onnx", precision)
+    return f"logits differ from torch's by {error:.1e} of their spread"
+
+
+def _export_prefixes(source: Source, precision: Precision, tell: Tell, folder: Path) -> str:
+    error = export_prefixes(source.model, source.family, source.line, source.decoder, folder, precision)
+    return f"boundaries differ from torch's by {error:.1e} of their spread"
+
+
+def _write_embeddings(source: Source, tell: Tell, folder: Path) -> str:
+    weights = source.model.get_input_embeddings().weight.detach()
+    save_file({"embeddings": weights.contiguous()}, folder / EMBEDDINGS)
+    (folder / EMBEDDINGS).chmod(0o644)  # as any other file; safetensors makes it for its owner alone
+    return f"{len(weights)} tokens"
+
+
+def _write_companions(source: Source, tell: Tell, folder: Path) -> str:
+    for name, content in source.companions.items():
+        (folder / name).write_bytes(content)
+    return ", ".join(source.companions)

@@ -9,42 +9,33 @@ from typing import Any
 import msgspec
 import torch
 from safetensors import SafetensorError
-from transformers import (
-    AutoConfig,
-    Idefics3ForConditionalGeneration,
-    PreTrainedConfig,
-    SmolVLMForConditionalGeneration,
-)
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig
 
 from cutline.errors import InputError
-from cutline.models import smolvlm
-from cutline.models.bundle import DecoderSpec, ImageSpec
+from cutline.models.bundle import DecoderSpec, VisionSpec
 from cutline.models.export.quiet import quiet
+from cutline.models.families import FAMILIES, AnyFamily
 from cutline.models.layerline import LayerLine
 from cutline.models.prompt import TEMPLATE
 from cutline.models.vocabulary import TOKENIZER
 
-KINDS: dict[str, Any] = {  # of one family, and their classes
-    "smolvlm": SmolVLMForConditionalGeneration,
-    "idefics3": Idefics3ForConditionalGeneration,  # what SmolVLM was called before it had a class of its own
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A model read from `path`: `model` is an instance of a class in `KINDS`.
+    """A transformers model read from `path`.
 
     `companions` maps the names of the files that a bundle holds beside its model to their content.
     """
 
     path: Path
-    family: str
+    family: AnyFamily
     model: Any
     companions: dict[str, bytes]
     stop_tokens: tuple[int, ...]
     image_token: int
     line: LayerLine
-    image: ImageSpec
+    parameters: tuple[int, ...]
+    vision: VisionSpec
     decoder: DecoderSpec
 
 
@@ -58,26 +49,25 @@ def read_source(path: Path, *, dtype: torch.dtype | None = None) -> Source:
         config = AutoConfig.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError) as error:
         raise InputError(f"{path / 'config.json'} does not read ({_first_line(error)}); {_taken()}") from None
-    if config.model_type not in KINDS:
-        raise InputError(f"{path} holds a model of the kind {config.model_type}; {_taken()}")
-    if config.text_config.model_type != "llama":
-        raise InputError(f"{path} has a decoder of the kind {config.text_config.model_type}; {_taken()}")
-    model = _read_weights(path, KINDS[config.model_type], dtype)
+    family = _family(path, config)
+    model = _read_weights(path, dtype)
     text, vision = config.text_config, config.vision_config
     return Source(
         path=path,
-        family=smolvlm.FAMILY,
+        family=family,
         model=model,
         companions=companions,
         stop_tokens=_stop_tokens(path, model),
         image_token=config.image_token_id,
         line=LayerLine(vision=vision.num_hidden_layers, decoder=text.num_hidden_layers),
-        image=_image_spec(path, config),
+        parameters=_parameters(model, family),
+        vision=VisionSpec(width=vision.hidden_size, heads=vision.num_attention_heads),
         decoder=DecoderSpec(
             width=text.hidden_size,
             layers=text.num_hidden_layers,
+            heads=text.num_attention_heads,
             kv_heads=text.num_key_value_heads,
-            head_dim=text.head_dim,
+            head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
             vocabulary=text.vocab_size,
             context=text.max_position_embeddings,
         ),
@@ -85,17 +75,18 @@ def read_source(path: Path, *, dtype: torch.dtype | None = None) -> Source:
 
 
 def _taken() -> str:
-    return f"supported are {' and '.join(KINDS)}, with a llama decoder"
+    *others, last = (kind for family in FAMILIES for kind in family.kinds)
+    return f"supported are {', '.join(others)} and {last}"
 
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-def _read_weights(path: Path, kind: Any, dtype: torch.dtype | None) -> Any:
+def _read_weights(path: Path, dtype: torch.dtype | None) -> Any:
     try:
         with quiet():
-            model, loading = kind.from_pretrained(
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(
                 path,
                 dtype=dtype or "auto",
                 local_files_only=True,
@@ -104,6 +95,7 @@ def _read_weights(path: Path, kind: Any, dtype: torch.dtype | None) -> Any:
             )
     except (OSError, RuntimeError, SafetensorError, ValueError) as error:
         raise InputError(f"the weights of {path} do not load ({_first_line(error)})") from None
+    model, loading = loaded
     # transformers fills a weight that is missing with random numbers and a warning.
     if missing := sorted(loading["missing_keys"]):
         raise InputError(f"the weights of {path} lack {len(missing)} tensors, {missing[0]} among them")
@@ -138,27 +130,31 @@ def _template(path: Path) -> bytes:
     raise InputError(f"{path} is not a Hugging Face folder that can be exported: it has no {TEMPLATE}")
 
 
-def _image_spec(path: Path, config: PreTrainedConfig) -> ImageSpec:
-    """From the folder's image processor where it has one; else one tile of the tower's own size, never split."""
-    vision = config.vision_config
-    tile = vision.image_size
-    tokens = (tile // vision.patch_size // config.scale_factor) ** 2
-    said = _processor(path)
-    if said is None:
-        return ImageSpec(tile=tile, tokens=tokens, longest_edge=tile, split=False)
+def _parameters(model: Any, family: AnyFamily) -> tuple[int, ...]:
+    """Weights of every layer on the line, in its order."""
+    parts = family.parts
+    decoder = model.model.get_submodule(parts.decoder)
+    layers = (
+        [model.model.get_submodule(name) for name in parts.image],
+        *([layer] for layer in model.model.get_submodule(parts.tower)),
+        [model.model.get_submodule(name) for name in parts.connector],
+        *([layer] for layer in decoder.layers),
+        [decoder.norm, model.lm_head],
+    )
+    return tuple(sum(weight.numel() for module in layer for weight in module.parameters()) for layer in layers)
+
+
+def _family(path: Path, config: PreTrainedConfig) -> AnyFamily:
+    """By the model's kind, from its config and, where the folder has one, its image processor. Raises InputError."""
+    kind = next((family for family in FAMILIES if config.model_type in family.kinds), None)
+    if kind is None:
+        raise InputError(f"{path} holds a model of the kind {config.model_type}; {_taken()}")
     try:
-        if said["max_image_size"]["longest_edge"] != tile:
-            raise InputError(f"the image processor in {path} makes tiles that the tower of {tile} pixels does not take")
-        return ImageSpec(
-            tile=tile,
-            tokens=tokens,
-            longest_edge=said["size"]["longest_edge"],
-            split=said["do_image_splitting"],
-            mean=tuple(said["image_mean"]),
-            std=tuple(said["image_std"]),
-        )
-    except (KeyError, TypeError) as error:
+        return kind.of(config, _processor(path))
+    except (AttributeError, KeyError, TypeError, msgspec.ValidationError) as error:
         raise InputError(f"the image processor in {path} does not read: {error}") from None
+    except ValueError as error:
+        raise InputError(f"{path} has {error}") from None
 
 
 def _processor(path: Path) -> dict[str, Any] | None:

@@ -1,8 +1,9 @@
 """Exporting the vision tower and connector as ONNX graphs, one a cut: each runs `[image, cut)`.
 
-    pixels (n, 3, tile, tile) -> boundary (n, rows, width) float32
+    pixels, and what the family's tower takes beside them (`Family.runs`) -> boundary (rows, width) float32
 
-The graphs share one file of weights, and a session over one of them loads only what its own span needs.
+A graph runs one tile, or one image of a family that does not cut images into tiles. The graphs share one file of
+weights, and a session over one of them loads only what its own span needs.
 """
 
 from __future__ import annotations
@@ -18,50 +19,58 @@ import torch
 from onnx.external_data_helper import convert_model_to_external_data
 from onnx.utils import Extractor
 from torch import Tensor, nn
+from torch.nn import functional
 
 from cutline.errors import BundleError
-from cutline.models.bundle import SPAN_WEIGHTS, ImageSpec, span_file
+from cutline.models.bundle import SPAN_WEIGHTS, span_file
 from cutline.models.export.quiet import quiet
+from cutline.models.families import AnyFamily
+from cutline.models.images import Pixels
 
 TOLERANCE = 1e-4  # of the largest value
+SEEDS = (1, 2)  # of the images that an export is compared on
 
 
 class Tower(nn.Module):
-    """The tower for whole tiles: without the padding mask, every patch is seen and its place is fixed."""
+    """The tower and connector of a family's `model`, as one graph of plain tensors."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, family: AnyFamily, model: Any, beside: Sequence[str]) -> None:
+        """`beside` names what is given after the pixels."""
         super().__init__()
-        vision = model.vision_model
-        self.patches = vision.embeddings.patch_embedding
-        self.places = vision.embeddings.position_embedding.weight
-        self.encoder = vision.encoder
-        self.norm = vision.post_layernorm
-        self.connector = model.connector
+        self._family = family
+        self._beside = beside
+        parts = family.parts
+        self.image = nn.ModuleList(map(model.get_submodule, parts.image))
+        self.layers = model.get_submodule(parts.tower)
+        self.connector = nn.ModuleList(map(model.get_submodule, parts.connector))
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """From `pixels` (n, 3, tile, tile) to the boundary at every cut, `vision.0` first and `decoder.0` last."""
-        boundaries = [self.patches(pixels).flatten(2).transpose(1, 2) + self.places]
-        for layer in self.encoder.layers:
-            boundaries.append(layer(boundaries[-1], None))
-        return (*boundaries, self.connector(self.norm(boundaries[-1])))
+    def forward(self, pixels: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
+        """From `pixels` to the boundary at every cut, `vision.0` first and `decoder.0` last."""
+        beside = dict(zip(self._beside, given, strict=True))
+        boundaries = [self._family.enter(list(self.image), pixels, beside)]
+        for index, layer in enumerate(self.layers):
+            attend = functional.scaled_dot_product_attention
+            boundaries.append(self._family.step(layer, index, boundaries[-1], beside, attend))
+        return (*boundaries, self._family.leave(list(self.connector), boundaries[-1], beside))
 
 
-def export_vision(model: Any, image: ImageSpec, folder: Path, cuts: Sequence[str]) -> float:
+def export_vision(model: Any, family: AnyFamily, folder: Path, cuts: Sequence[str]) -> float:
     """Write the graphs of `cuts` (of `LayerLine.image_cuts`) and their weights to `folder`; returns the error.
 
-    `model` is a SmolVLMForConditionalGeneration in fp32. The error is the largest difference of the last boundary from
-    transformers' own image features, as a share of the largest value. Raises BundleError when it is beyond `TOLERANCE`.
+    `model` is in fp32. The error is the largest difference of the last boundary from transformers' own image features,
+    as a share of the largest value. Raises BundleError when it is beyond `TOLERANCE`.
     """
-    generator = torch.Generator().manual_seed(1)
-    pixels = torch.rand(3, 3, image.tile, image.tile, generator=generator) * 2 - 1
-    tower = Tower(model.model).eval()
+    pixels, beside = _run(family, family.example(SEEDS[0]))
+    tower = Tower(family, model.model, list(beside)).eval()
+    # What a tower takes beside pixels depends on the image's size, and so does its number of rows.
+    any_size = {0: torch.export.Dim.DYNAMIC}
     with quiet():
         program = torch.onnx.export(
             tower,
-            (pixels[:2],),
-            input_names=["pixels"],
-            output_names=[*(f"vision.{index}" for index in range(len(tower.encoder.layers))), "connector", "decoder.0"],
-            dynamic_shapes={"pixels": {0: torch.export.Dim("n")}},
+            (pixels, *beside.values()),
+            input_names=["pixels", *beside],
+            output_names=[*(f"vision.{index}" for index in range(len(tower.layers))), "connector", "decoder.0"],
+            dynamic_shapes=(any_size, (any_size,) * len(beside)) if beside else None,
             opset_version=23,  # the first with an Attention operator: attention stays one node
             dynamo=True,
         )
@@ -72,16 +81,26 @@ def export_vision(model: Any, image: ImageSpec, folder: Path, cuts: Sequence[str
     onnx.save_model(whole, folder / span_file("decoder.0"))
     (folder / SPAN_WEIGHTS).chmod(0o644)  # as any other file; onnx makes it for its owner alone
     for cut in cuts:
-        onnx.save_model(Extractor(whole).extract_model(["pixels"], [cut]), folder / span_file(cut))
-    return _difference(model, pixels, folder / span_file("decoder.0"))
+        onnx.save_model(Extractor(whole).extract_model(["pixels", *beside], [cut]), folder / span_file(cut))
+    return max(_difference(model, family, seed, folder / span_file("decoder.0")) for seed in SEEDS)
 
 
-def _difference(model: Any, pixels: Tensor, path: Path) -> float:
+def _run(family: AnyFamily, image: Pixels) -> tuple[Tensor, dict[str, Tensor]]:
+    """What a graph takes at once."""
+    ((values, beside),) = family.runs(image.values, [image.grid])
+    return torch.from_numpy(values), {name: torch.from_numpy(array) for name, array in beside.items()}
+
+
+def _difference(model: Any, family: AnyFamily, seed: int, path: Path) -> float:
+    image = family.example(seed)
+    pixels, beside = _run(family, image)
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
-    (rows,) = session.run(["decoder.0"], {"pixels": pixels.numpy()})
+    given = {"pixels": pixels, **beside}
+    (rows,) = session.run(["decoder.0"], {value.name: given[value.name].numpy() for value in session.get_inputs()})
     with torch.inference_mode():
-        expected = torch.cat(model.model.get_image_features(pixels[:, None]).pooler_output).numpy()
-    error = float(np.abs(rows.reshape(expected.shape) - expected).max() / np.abs(expected).max())
+        images = {name: torch.from_numpy(array) for name, array in family.as_given([image]).items()}
+        expected = torch.cat(list(model.model.get_image_features(**images).pooler_output)).numpy()
+    error = float(np.abs(rows - expected).max() / np.abs(expected).max())
     if not error <= TOLERANCE:
         raise BundleError(f"the exported vision tower differs from torch's by {error:.1e} (allowed {TOLERANCE:.0e})")
     return error

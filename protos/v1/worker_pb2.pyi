@@ -12,7 +12,7 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Description(_message.Message):
-    __slots__ = ("model", "name", "version", "vision_layers", "decoder_layers", "context", "sessions", "max_sessions")
+    __slots__ = ("model", "name", "version", "vision_layers", "decoder_layers", "context", "sessions", "max_sessions", "start", "end")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -21,6 +21,8 @@ class Description(_message.Message):
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
     SESSIONS_FIELD_NUMBER: _ClassVar[int]
     MAX_SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
     model: str
     name: str
     version: str
@@ -29,7 +31,23 @@ class Description(_message.Message):
     context: int
     sessions: int
     max_sessions: int
-    def __init__(self, model: _Optional[str] = ..., name: _Optional[str] = ..., version: _Optional[str] = ..., vision_layers: _Optional[int] = ..., decoder_layers: _Optional[int] = ..., context: _Optional[int] = ..., sessions: _Optional[int] = ..., max_sessions: _Optional[int] = ...) -> None: ...
+    start: str
+    end: str
+    def __init__(self, model: _Optional[str] = ..., name: _Optional[str] = ..., version: _Optional[str] = ..., vision_layers: _Optional[int] = ..., decoder_layers: _Optional[int] = ..., context: _Optional[int] = ..., sessions: _Optional[int] = ..., max_sessions: _Optional[int] = ..., start: _Optional[str] = ..., end: _Optional[str] = ...) -> None: ...
+
+class ProbeRequest(_message.Message):
+    __slots__ = ("data", "answer")
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    answer: int
+    def __init__(self, data: _Optional[bytes] = ..., answer: _Optional[int] = ...) -> None: ...
+
+class ProbeAnswer(_message.Message):
+    __slots__ = ("data",)
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    def __init__(self, data: _Optional[bytes] = ...) -> None: ...
 
 class AgentMessage(_message.Message):
     __slots__ = ("open", "image", "boundary", "draft", "cancel")
@@ -46,7 +64,7 @@ class AgentMessage(_message.Message):
     def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., image: _Optional[_Union[ImageChunk, _Mapping]] = ..., boundary: _Optional[_Union[Boundary, _Mapping]] = ..., draft: _Optional[_Union[Draft, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("model", "tokens", "prompt_length", "cut", "images", "max_tokens", "sampling", "effort", "draft")
+    __slots__ = ("model", "tokens", "prompt_length", "cut", "images", "max_tokens", "sampling", "effort", "draft", "grids")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_LENGTH_FIELD_NUMBER: _ClassVar[int]
@@ -56,6 +74,7 @@ class Open(_message.Message):
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     EFFORT_FIELD_NUMBER: _ClassVar[int]
     DRAFT_FIELD_NUMBER: _ClassVar[int]
+    GRIDS_FIELD_NUMBER: _ClassVar[int]
     model: str
     tokens: _containers.RepeatedScalarFieldContainer[int]
     prompt_length: int
@@ -65,7 +84,16 @@ class Open(_message.Message):
     sampling: Sampling
     effort: float
     draft: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, model: _Optional[str] = ..., tokens: _Optional[_Iterable[int]] = ..., prompt_length: _Optional[int] = ..., cut: _Optional[str] = ..., images: _Optional[int] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., effort: _Optional[float] = ..., draft: _Optional[_Iterable[int]] = ...) -> None: ...
+    grids: _containers.RepeatedCompositeFieldContainer[Grid]
+    def __init__(self, model: _Optional[str] = ..., tokens: _Optional[_Iterable[int]] = ..., prompt_length: _Optional[int] = ..., cut: _Optional[str] = ..., images: _Optional[int] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., effort: _Optional[float] = ..., draft: _Optional[_Iterable[int]] = ..., grids: _Optional[_Iterable[_Union[Grid, _Mapping]]] = ...) -> None: ...
+
+class Grid(_message.Message):
+    __slots__ = ("rows", "cols")
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    COLS_FIELD_NUMBER: _ClassVar[int]
+    rows: int
+    cols: int
+    def __init__(self, rows: _Optional[int] = ..., cols: _Optional[int] = ...) -> None: ...
 
 class Sampling(_message.Message):
     __slots__ = ("temperature", "top_k", "top_p", "seed")
@@ -122,12 +150,14 @@ class Tensor(_message.Message):
     def __init__(self, type: _Optional[_Union[Tensor.Type, str]] = ..., shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ..., scales: _Optional[bytes] = ...) -> None: ...
 
 class Draft(_message.Message):
-    __slots__ = ("position", "tokens")
+    __slots__ = ("position", "tokens", "rows")
     POSITION_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
     position: int
     tokens: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, position: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ...) -> None: ...
+    rows: Tensor
+    def __init__(self, position: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., rows: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
 
 class Cancel(_message.Message):
     __slots__ = ()

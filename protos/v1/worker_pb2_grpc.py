@@ -44,6 +44,11 @@ class WorkerStub:
                 request_serializer=cutline_dot_protos_dot_v1_dot_worker__pb2.AgentMessage.SerializeToString,
                 response_deserializer=cutline_dot_protos_dot_v1_dot_worker__pb2.WorkerMessage.FromString,
                 _registered_method=True)
+        self.Probe = channel.unary_unary(
+                '/cutline.v1.Worker/Probe',
+                request_serializer=cutline_dot_protos_dot_v1_dot_worker__pb2.ProbeRequest.SerializeToString,
+                response_deserializer=cutline_dot_protos_dot_v1_dot_worker__pb2.ProbeAnswer.FromString,
+                _registered_method=True)
 
 
 class WorkerServicer:
@@ -63,6 +68,13 @@ class WorkerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Probe(self, request, context):
+        """Bytes up and bytes down, to measure the link with.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WorkerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -75,6 +87,11 @@ def add_WorkerServicer_to_server(servicer, server):
                     servicer.Session,
                     request_deserializer=cutline_dot_protos_dot_v1_dot_worker__pb2.AgentMessage.FromString,
                     response_serializer=cutline_dot_protos_dot_v1_dot_worker__pb2.WorkerMessage.SerializeToString,
+            ),
+            'Probe': grpc.unary_unary_rpc_method_handler(
+                    servicer.Probe,
+                    request_deserializer=cutline_dot_protos_dot_v1_dot_worker__pb2.ProbeRequest.FromString,
+                    response_serializer=cutline_dot_protos_dot_v1_dot_worker__pb2.ProbeAnswer.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -131,6 +148,33 @@ class Worker:
             '/cutline.v1.Worker/Session',
             cutline_dot_protos_dot_v1_dot_worker__pb2.AgentMessage.SerializeToString,
             cutline_dot_protos_dot_v1_dot_worker__pb2.WorkerMessage.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Probe(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cutline.v1.Worker/Probe',
+            cutline_dot_protos_dot_v1_dot_worker__pb2.ProbeRequest.SerializeToString,
+            cutline_dot_protos_dot_v1_dot_worker__pb2.ProbeAnswer.FromString,
             options,
             channel_credentials,
             insecure,

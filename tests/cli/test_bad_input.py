@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import socket
 import struct
 import zlib
@@ -26,7 +27,7 @@ from cutline.errors import (
     WorkerFailed,
     WorkerUnavailable,
 )
-from cutline.models.bundle import MANIFEST, Bundle
+from cutline.models.bundle import MANIFEST, Bundle, span_file, write_manifest
 
 Run = Callable[..., Any]
 NOBODY = "127.0.0.1:1"
@@ -118,6 +119,23 @@ def test_a_question_that_cannot_be_asked(run: Run, card: Path, text: str) -> Non
         ("--agent", NOBODY),
         ("--agent", f"http://{NOBODY}", "--worker", NOBODY),
         ("--wire", "fp8"),
+        ("--mode", "split"),
+        ("--mode", "split", "--cut", "image", "--worker", NOBODY),
+        ("--mode", "cloud", "--cut", "decoder.1", "--worker", NOBODY),
+        ("--mode", "edge", "--cut", "vision.1"),
+        ("--mode", "split", "--cut", "vision.9", "--worker", NOBODY),
+        ("--mode", "draft", "--cut", "decoder.9", "--worker", NOBODY),
+        ("--cut", ""),
+        ("--cut", "end"),
+        ("--cut", "x" * 10_000),
+        ("--cut", "decoder.1", "--keep-image-tokens", "0"),
+        ("--cut", "decoder.1", "--keep-image-tokens", "1.5"),
+        ("--cut", "decoder.1", "--keep-image-tokens", "nan"),
+        ("--cut", "vision.1", "--keep-image-tokens", "0.5"),
+        ("--keep-image-tokens", "0.5"),
+        ("--provider", "abacus"),
+        ("--provider", ""),
+        ("--provider", "cpu", "--agent", f"http://{NOBODY}"),
         ("--agent", "http://[::1"),
         ("--agent", ""),
     ],
@@ -125,6 +143,23 @@ def test_a_question_that_cannot_be_asked(run: Run, card: Path, text: str) -> Non
 )
 def test_an_option_that_does_not_fit(run: Run, card: Path, wrong: tuple[str, ...]) -> None:
     run("ask", card, "What?", *wrong).failed(InputError.exit_code)
+
+
+@pytest.mark.parametrize("mode", ["split", "draft", "auto"])
+def test_cuts_that_cannot_be(run: Run, card: Path, bundle: Path, tmp_path: Path, mode: str) -> None:
+    """Before anything is asked: also where the gate might have kept the answer."""
+    asked = ("ask", card, "What?", "--mode", mode, "--worker", NOBODY, "--cut")
+    assert "cuts: image, vision.0" in run(*asked, "magic").failed(2)
+    assert "--target" in run(*asked, "decoder.1", "--bundle", bundle).failed(2)
+    target = Path(shutil.copytree(TARGET, tmp_path / "target"))
+    (target / span_file("decoder.2", "decoder.0")).unlink()
+    manifest = write_manifest(target, Bundle.open(TARGET).manifest)
+    both = ("--bundle", bundle, "--target", target)
+    assert "another target" in run(*asked, "decoder.1", *both).failed(ModelMismatch.exit_code)
+    change_manifest(bundle, target=manifest.identity)
+    assert "no graphs for the cut decoder.2, only for" in run(*asked, "decoder.2", *both).failed(2)
+    assert "share above 0" in run(*asked, "decoder.2", *both, "--keep-image-tokens", "-1").failed(2)
+    assert "it has" in run(*asked, "decoder.1", *both, "--provider", "abacus").failed(2)
 
 
 @pytest.mark.parametrize(
@@ -146,6 +181,14 @@ def test_an_option_that_does_not_fit(run: Run, card: Path, wrong: tuple[str, ...
         ("cloud", "--max-sessions", "0"),
         ("cloud", "--context", "1"),
         ("cloud", "--threads", "0"),
+        ("cloud", "--layers", "decoder.1"),
+        ("cloud", "--layers", "decoder.2:decoder.2", "--next", NOBODY),
+        ("cloud", "--layers", "decoder.9:"),
+        ("cloud", "--layers", ":decoder.2"),
+        ("cloud", "--layers", "decoder.1:decoder.2", "--next", "here"),
+        ("cloud", "--next", NOBODY),
+        ("cloud", "--wires", "fp32,fp8"),
+        ("edge", "--provider", "abacus", "--listen", "127.0.0.1:0"),
         ("edge", "--listen", "here"),
         ("edge", "--listen", "0.0.0.0:0"),
         ("edge", "--worker", "here", "--listen", "127.0.0.1:0"),
@@ -190,6 +233,10 @@ def test_no_worker_at_the_address(run: Run, card: Path) -> None:
         assert NOBODY in run("ask", card, "What?", "--mode", mode, "--worker", NOBODY).failed(
             WorkerUnavailable.exit_code
         )
+
+
+def test_no_next_worker_at_the_address(run: Run) -> None:
+    assert NOBODY in run("cloud", "--listen", "127.0.0.1:0", "--layers", ":head", "--next", NOBODY).failed(4)
 
 
 def test_no_worker_named(run: Run, card: Path) -> None:

@@ -56,6 +56,8 @@ def check_contract(answer: dict[str, Any], mode: str) -> None:
         "accepted",
         "exact",
         "worker",
+        "cut",
+        "wire",
     } <= set(answer)
     assert answer["mode"] == mode
     assert isinstance(answer["text"], str)
@@ -94,6 +96,27 @@ def test_one_object_of_the_documented_keys_in_every_mode(run: Run, card: Path, w
             assert answer["worker"] == worker
             exact.add(tuple(token["id"] for token in answer["tokens"]))
     assert len(exact) == 1, "modes that are exact agree"
+
+
+def test_a_cut_changes_no_token(run: Run, start: Start, card: Path, worker: str) -> None:
+    def ask(*options: str, mode: str) -> dict[str, Any]:
+        ran = run("ask", card, QUESTION, "--json", "--mode", mode, *options)
+        assert (ran.code, ran.err) == (0, "")
+        answer: dict[str, Any] = json.loads(ran.out)
+        return answer
+
+    whole = ask("--worker", worker, mode="cloud")
+    assert (whole["cut"], whole["wire"]) == ("image", None)
+    running = start("edge", "--worker", worker, "--listen", "127.0.0.1:0", "--provider", "cpu")
+    url = f"http://{running.address()}"
+    for mode, cut in (("split", "vision.2"), ("split", "decoder.2"), ("draft", "decoder.1"), ("draft", "head")):
+        for way in (("--worker", worker, "--provider", "cpu"), ("--agent", url)):
+            answer = ask(*way, "--cut", cut, mode=mode)
+            check_contract(answer, mode)
+            assert [token["id"] for token in answer["tokens"]] == [token["id"] for token in whole["tokens"]]
+            assert (answer["cut"], answer["wire"], answer["exact"]) == (cut, "fp32", True)
+    merged = ask("--agent", url, "--cut", "decoder.2", "--keep-image-tokens", "0.5", mode="split")
+    assert not merged["exact"]
 
 
 def test_a_seed_gives_the_same_answer_in_every_exact_mode(run: Run, card: Path, worker: str) -> None:

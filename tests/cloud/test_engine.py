@@ -48,6 +48,8 @@ def plain_answer(prompt: Sequence[int], max_tokens: int) -> list[int]:
 class FakeTarget:
     """Slots that keep what was written into them, also by sessions before, and logits that follow from that alone."""
 
+    decodes = chooses = True
+
     def __init__(self, slots: int) -> None:
         self.slots = slots
         self.context = CONTEXT
@@ -57,7 +59,7 @@ class FakeTarget:
         self.encoded: list[int] = []
         self._cache = [[POISON] * CONTEXT for _ in range(slots)]
 
-    def encode(self, tiles: Any, cut: str) -> Tensor:
+    def encode(self, tiles: Any, cut: str, grids: Any) -> Tensor:
         self.encoded.append(len(tiles))
         if len(tiles) == 0:
             raise RuntimeError("no tiles")

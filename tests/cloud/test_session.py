@@ -69,6 +69,7 @@ class Run:
         end = rows.start + len(rows.tokens)
         prefixes = [[self.cache[p] for p in range(length)] for length in range(end - rows.wanted + 1, end + 1)]
         self.drafted = rows.drafted
+        self.session.ran(rows, 0.5, 0.0)
         self.reason = self.session.confirm([next_token(prefix) for prefix in prefixes], rows.drafted, STOP)
         event = self.events[-1]
         assert isinstance(event, Confirmed)
@@ -224,7 +225,7 @@ def test_with_full_effort_it_never_waits() -> None:
     while run.reason is None:
         assert run.step(0.1) is not None
     assert run.confirmed == plain_answer(prompt, 42)[0]
-    assert run.session.finished(run.reason) == Finished(Reason.LENGTH, 0, 0, 0.0)
+    assert run.session.finished(run.reason) == Finished(Reason.LENGTH, 40, 0, 20.0)
 
 
 @given(st.floats(0.05, 0.95))

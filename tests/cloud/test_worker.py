@@ -21,6 +21,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from PIL import Image
 
 from cutline.cloud import inbox, server, servicer
+from cutline.cloud import opening as opening_module
 from cutline.cloud.server import SERVICE, serve
 from cutline.cloud.target import Target
 from cutline.errors import CutlineError, InputError, ModelMismatch, WorkerBusy, WorkerFailed, WorkerUnavailable
@@ -290,7 +291,7 @@ def wrong_data(case: Case, bundle: Bundle) -> dict[str, tuple[list[Wire], str]]:
     entering = replace(opening, cut="decoder.0", images=0)
     not_finite = bytes(4 * (rows * width - 1)) + np.float32(np.inf).tobytes()
 
-    places = (bundle.manifest.image_token,) * bundle.manifest.image.tokens
+    places = (bundle.manifest.image_token,) * bundle.manifest.family.tokens((0, 0))
     two = replace(opening, images=2, tokens=places + opening.tokens, prompt_length=len(places) + opening.prompt_length)
 
     def with_image(data: bytes) -> list[Wire]:
@@ -509,7 +510,7 @@ def test_a_flood_of_drafts_before_the_session_is_open_ends_it(
         return decode_image(data)
 
     monkeypatch.setattr(inbox, "agent_from_wire", hearing)
-    monkeypatch.setattr(servicer, "decode_image", waits)
+    monkeypatch.setattr(opening_module, "decode_image", waits)
 
     async def run(client: Client) -> None:
         said = await client.converse([*asking(case, effort=0.0), *flood])

@@ -18,7 +18,7 @@ from cutline.demo.questions import KINDS, WORDINGS, ask
 from cutline.demo.requests import requests
 from cutline.demo.shapes import SHAPES
 from cutline.models.bundle import Bundle
-from cutline.models.smolvlm import IMAGE
+from cutline.models.families.smolvlm import IMAGE
 
 CARD = Card(
     np.zeros((64, 64, 3), np.uint8),
@@ -79,7 +79,7 @@ def test_drafter_and_target_speak_one_language() -> None:
         assert (DRAFTER / name).read_bytes() == (TARGET / name).read_bytes()
     drafter, target = Bundle.open(DRAFTER).manifest, Bundle.open(TARGET).manifest
     assert drafter.target == target.identity
-    assert drafter.image == target.image
+    assert drafter.family == target.family
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -15,7 +15,7 @@ import pytest
 from cutline.demo.cards import Split
 from cutline.demo.report import render
 from cutline.demo.requests import Request, requests
-from cutline.demo.results import FIGURES, DemoResult, Outcome, mode_result, model_result
+from cutline.demo.results import FIGURES, SHOWN_MODES, DemoResult, Outcome, mode_result, model_result
 from cutline.edge.answer import Answer, Mode, Source, Token
 
 VOID = {"img", "meta"}
@@ -90,6 +90,7 @@ def outcome(request: Request, mode: Mode, *, index: int) -> Outcome:
         exact=not on_edge,
         worker=None if on_edge else "127.0.0.1:1",
         cut=None,
+        wire=None,
         confidence=0.9 if mode in (Mode.EDGE, Mode.AUTO) else None,
         complete=True,
     )
@@ -98,13 +99,13 @@ def outcome(request: Request, mode: Mode, *, index: int) -> Outcome:
 
 def run(cards: int) -> list[Outcome]:
     asked = requests(Split.EVALUATION, cards, 0)
-    return [outcome(request, mode, index=index) for index, request in enumerate(asked) for mode in Mode]
+    return [outcome(request, mode, index=index) for index, request in enumerate(asked) for mode in SHOWN_MODES]
 
 
 def result(outcomes: Sequence[Outcome]) -> DemoResult:
     alone = [one for one in outcomes if one.answer.mode is Mode.EDGE]
     return DemoResult(
-        modes=[mode_result(mode, [one for one in outcomes if one.answer.mode is mode]) for mode in Mode],
+        modes=[mode_result(mode, [one for one in outcomes if one.answer.mode is mode]) for mode in SHOWN_MODES],
         target=model_result("digit-target", "a" * 64, ((one.request, one.target_text) for one in alone)),
         drafter=model_result("digit-drafter", "b" * 64, ((one.request, one.answer.text) for one in alone)),
         link="4g",
@@ -184,7 +185,7 @@ def test_hostile_text_stays_text() -> None:
     bad = msgspec.structs.replace(RESULT, link=HOSTILE, target=model, drafter=model)
     page = Page(render(bad, [poisoned(one) for one in OUTCOMES]))
     assert page.all("script") == []
-    assert page.text.count(HOSTILE) >= 2 + 4 + 12 * (1 + 1 + 1 + len(Mode))  # nothing lost, nothing calculated
+    assert page.text.count(HOSTILE) >= 2 + 4 + 12 * (1 + 1 + 1 + len(SHOWN_MODES))  # nothing lost, nothing calculated
 
 
 @pytest.mark.parametrize(

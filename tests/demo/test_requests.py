@@ -14,9 +14,9 @@ from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.questions import KINDS
 from cutline.demo.requests import requests
-from cutline.demo.shapes import IMAGE_TOKENS, SHAPES
+from cutline.demo.shapes import FAMILY, SHAPES
 from cutline.models.bundle import Bundle
-from cutline.models.images import decode_image, preprocess
+from cutline.models.images import decode_image
 from cutline.models.prompt import PromptBuilder, question
 from cutline.models.vocabulary import Vocabulary
 
@@ -49,11 +49,11 @@ def test_every_request_fits_with_room_for_its_answer(path: object) -> None:
     bundle = Bundle.open(TARGET if path == TARGET else DRAFTER)
     prompts = PromptBuilder.open(bundle)
     for one in requests(Split.EVALUATION, 20, seed=0):
-        pixels = preprocess(decode_image(one.image), bundle.manifest.image)
+        pixels = bundle.manifest.family.preprocess(decode_image(one.image))
         prompt = prompts.build([question(one.question.text)], [pixels.grid])
         answer = prompts.vocabulary.encode(prompts.vocabulary.guard(one.question.answer))
         assert len(prompt.ids) + len(answer) + 1 <= bundle.manifest.decoder.context
-        assert len(prompt.image_positions) == len(pixels.tiles) * bundle.manifest.image.tokens
+        assert len(prompt.image_positions) == bundle.manifest.family.tokens(pixels.grid)
 
 
 def flops(role: str) -> int:
@@ -63,8 +63,8 @@ def flops(role: str) -> int:
     words = {f"word {index}": index for index in range(len(special), bundle.manifest.decoder.vocabulary)}
     config = SHAPES[role].config(special | words)
     model = SmolVLMForConditionalGeneration._from_config(config, attn_implementation="eager").eval()
-    ids = torch.full((1, IMAGE_TOKENS + 20 + 12), 10)
-    ids[0, 2 : 2 + IMAGE_TOKENS] = config.image_token_id
+    ids = torch.full((1, FAMILY.tile_tokens + 20 + 12), 10)
+    ids[0, 2 : 2 + FAMILY.tile_tokens] = config.image_token_id
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         model(input_ids=ids, pixel_values=torch.zeros(1, 1, 3, 64, 64))
     return int(counter.get_total_flops())

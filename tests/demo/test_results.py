@@ -30,6 +30,7 @@ def answer(text: str, *, worker: str | None = "127.0.0.1:1", latency: float = 10
         exact=worker is not None,
         worker=worker,
         cut=None,
+        wire=None,
         confidence=None,
         complete=True,
     )
@@ -67,6 +68,7 @@ def test_figures_are_means_and_rates() -> None:
             latency=float(latency),
             worker=None if index % 4 == 0 else "127.0.0.1:1",
             cut=None,
+            wire=None,
             bytes_up=index,
             rounds=index % 5,
         )

@@ -15,7 +15,7 @@ from cutline.demo.tokenizer import END, PAD, START
 from cutline.models.bundle import Bundle, Precision, write_manifest
 from cutline.models.export import export_bundle
 from cutline.models.export.decoder import export_decoder
-from cutline.models.smolvlm import IMAGE
+from cutline.models.families.smolvlm import IMAGE
 
 
 @pytest.fixture(scope="session")
@@ -59,7 +59,7 @@ def quantized(
     def make(precision: Precision) -> Bundle:
         folder = tmp_path_factory.mktemp("bundles") / precision
         shutil.copytree(bundle.path, folder)
-        export_decoder(reference, bundle.manifest.decoder, folder / "decoder.onnx", precision)
+        export_decoder(reference, bundle.manifest.family, bundle.manifest.decoder, folder / "decoder.onnx", precision)
         write_manifest(folder, msgspec.structs.replace(bundle.manifest, precision=precision))
         return Bundle.open(folder)
 

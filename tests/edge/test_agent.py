@@ -17,9 +17,10 @@ from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.reference import Reference
 from cutline.demo.requests import Request, requests
-from cutline.edge.agent import CHUNK, Agent
+from cutline.edge.agent import Agent
 from cutline.edge.answer import Answer, Mode, Question, Source
 from cutline.edge.drafter import Drafted, Drafting
+from cutline.edge.exchange import CHUNK
 from cutline.edge.gate import Gate
 from cutline.errors import (
     BundleError,
@@ -367,7 +368,7 @@ def test_the_context_is_the_last_limit(
 def test_many_questions_at_once(target: Bundle, drafter: Bundle, reference: Reference) -> None:
     async def run() -> None:
         async with together(target, drafter, slots=24) as agent:
-            modes = [mode for mode in Mode if mode is not Mode.AUTO]
+            modes = (Mode.EDGE, Mode.CLOUD, Mode.DRAFT)
             asked = [(request, mode) for request in ASKED[:6] for mode in modes]
             answers = await asyncio.gather(*(agent.answer(asking(request, mode)) for request, mode in asked))
             alone = [await agent.answer(asking(request, Mode.EDGE)) for request, mode in asked if mode is Mode.EDGE]
@@ -530,7 +531,7 @@ def test_a_worker_that_never_answers_is_given_up_in_time(drafter: Bundle) -> Non
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("mode", list(Mode))
+@pytest.mark.parametrize("mode", [Mode.EDGE, Mode.CLOUD, Mode.DRAFT, Mode.AUTO])
 def test_a_bad_image_is_refused_before_anything_is_sent(drafter: Bundle, mode: Mode) -> None:
     async def run() -> None:
         async with Agent(drafter, worker="127.0.0.1:1", threads=1) as agent:
@@ -549,6 +550,14 @@ def test_a_bad_image_is_refused_before_anything_is_sent(drafter: Bundle, mode: M
         ({"effort": -0.1}, InputError),
         ({"effort": float("nan")}, InputError),
         ({"max_tokens": 0}, InputError),
+        ({"mode": Mode.SPLIT}, InputError),
+        ({"mode": Mode.CLOUD, "cut": "decoder.2"}, InputError),
+        ({"mode": Mode.EDGE, "cut": "decoder.2"}, InputError),
+        ({"mode": Mode.DRAFT, "cut": "decoder.2", "keep_image_tokens": 0.0}, InputError),
+        ({"mode": Mode.DRAFT, "cut": "decoder.2", "keep_image_tokens": 1.1}, InputError),
+        ({"mode": Mode.DRAFT, "cut": "decoder.2", "keep_image_tokens": float("nan")}, InputError),
+        ({"mode": Mode.DRAFT, "cut": "vision.1", "keep_image_tokens": 0.5}, InputError),
+        ({"mode": Mode.DRAFT, "keep_image_tokens": 0.5}, InputError),
         ({"timeout": 0.0}, InputError),
         ({"timeout": float("nan")}, InputError),
         ({"timeout": float("inf")}, InputError),

@@ -1,94 +1,231 @@
-"""Cuts before the decoder: the span here, the rest on a worker, against transformers' unsplit model."""
+"""Every cut of the target: its first layers here, the rest on a worker, against transformers' unsplit model."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Iterator, Sequence
 
-import numpy as np
+import msgspec
 import pytest
-import torch
 
-from cutline.cloud.server import serve
-from cutline.cloud.target import load_model
+from cutline.cli.processes import worker_process
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.reference import Reference
 from cutline.demo.requests import requests
 from cutline.edge.agent import Agent
-from cutline.edge.answer import Answer, Mode, Question
-from cutline.edge.vision import VisionSpan
+from cutline.edge.answer import Answer, Mode, Question, Source
+from cutline.edge.drafter import Drafted, Drafting
+from cutline.edge.gate import Gate
 from cutline.errors import CutlineError, InputError, ModelMismatch
 from cutline.models.bundle import Bundle
-from cutline.models.images import decode_image, preprocess
+from cutline.models.sampling import Sampling
 from cutline.models.wire import Wire, bytes_per_row
 
-BUNDLE = Bundle.open(TARGET)
-CUTS = BUNDLE.manifest.line.image_cuts[1:]
+BUNDLE = Bundle.open(TARGET, "device")
+LINE = BUNDLE.manifest.line
+CUTS = LINE.layers[1:]
 ASKED = list(requests(Split.EVALUATION, 2, seed=11))[::3]
+LONGEST = next(one for one in requests(Split.EVALUATION, 2, seed=11) if one.question.kind == "describe")
+MODES = (Mode.SPLIT, Mode.DRAFT, Mode.AUTO)
 
 
-def ask(questions: list[Question], *, target: Bundle | None = BUNDLE) -> list[Answer]:
-    """The answers of an agent with a worker of the demo's target."""
+@pytest.fixture(scope="module")
+def reference() -> Reference:
+    return Reference(Bundle.open(TARGET))
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[str]:
+    with worker_process(TARGET) as address:
+        yield address
+
+
+def ask(worker: str | None, questions: Sequence[Question], *, target: Bundle | None = BUNDLE) -> list[Answer]:
+    """The answers of one agent."""
 
     async def run() -> list[Answer]:
-        async with (
-            serve(BUNDLE, listen="127.0.0.1:0", slots=2, context=256, device="cpu") as address,
-            Agent(Bundle.open(DRAFTER), worker=address, threads=1, target=target) as agent,
-        ):
+        async with Agent(Bundle.open(DRAFTER), worker=worker, threads=1, target=target) as agent:
             return [await agent.answer(question) for question in questions]
 
     return asyncio.run(run())
 
 
-@pytest.mark.parametrize("cut", CUTS)
-def test_a_boundary_is_what_transformers_has_there(cut: str) -> None:
-    tiles = np.concatenate([preprocess(decode_image(one.image), BUNDLE.manifest.image).tiles for one in ASKED[:3]])
-    model = load_model(BUNDLE).model
-    with torch.inference_mode():
-        layers = model.vision_model(pixel_values=torch.from_numpy(tiles), output_hidden_states=True).hidden_states
-        last = torch.cat(model.get_image_features(torch.from_numpy(tiles)[:, None]).pooler_output)
-    expected = last if cut == "decoder.0" else layers[CUTS.index(cut)].flatten(0, 1)
-    boundary = VisionSpan.open(BUNDLE, cut, threads=1)(tiles)
-    assert boundary.shape == expected.shape
-    assert np.abs(boundary - expected.numpy()).max() <= 1e-4 * float(expected.abs().max())
+def never_keeps(bundle: Bundle) -> Gate:
+    return Gate(threshold=2.0, risk=0.05, confidence=0.9, requests=0, kept=0, disagreed=0)
 
 
+def ids(answer: Answer) -> tuple[int, ...]:
+    return tuple(token.id for token in answer.tokens)
+
+
+def wrong_in_places(every: int) -> Callable[[Drafting, Sequence[int], int], Iterator[Drafted]]:
+    """The drafter as it is, with every so many tokens replaced."""
+    honest = Drafting.draft
+
+    def draft(self: Drafting, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
+        for index, one in enumerate(honest(self, answer, limit), start=len(answer)):
+            yield Drafted(one.token % 100 + 100, 0.5) if index % every == every - 1 else one
+
+    return draft
+
+
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("cut", CUTS)
-def test_a_cut_changes_nothing(cut: str) -> None:
-    reference = Reference(BUNDLE)
+def test_a_cut_changes_no_token(
+    cut: str, mode: Mode, worker: str, reference: Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cutline.edge.agent.open_gate", never_keeps)
     truths = [reference.answer(one.image, one.question.text) for one in ASKED]
-    for mode in (Mode.CLOUD, Mode.DRAFT):
-        answers = ask([Question(image=one.image, text=one.question.text, mode=mode, cut=cut) for one in ASKED])
-        assert [tuple(token.id for token in answer.tokens) for answer in answers] == truths
-        assert all(answer.exact and answer.cut == cut for answer in answers)
+    answers = ask(worker, [Question(image=one.image, text=one.question.text, mode=mode, cut=cut) for one in ASKED])
+    assert [ids(answer) for answer in answers] == truths
+    for answer in answers:
+        assert (answer.exact, answer.cut, answer.wire, answer.mode) == (True, cut, Wire.FLOAT32, mode)
+        assert answer.complete
+        assert answer.accepted == sum(token.source is Source.DRAFT for token in answer.tokens) <= answer.drafted
+        assert (answer.drafted == 0) == (mode is Mode.SPLIT)
+
+
+@pytest.mark.parametrize("every", [2, 5])
+@pytest.mark.parametrize("cut", LINE.deep_cuts)
+def test_wrong_drafts_change_no_token(
+    cut: str, every: int, worker: str, reference: Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Drafting, "draft", wrong_in_places(every))
+    monkeypatch.setattr("cutline.edge.agent.open_gate", never_keeps)
+    truths = [reference.answer(one.image, one.question.text) for one in ASKED[:3]]
+    for mode in (Mode.DRAFT, Mode.AUTO):
+        asked = [Question(image=one.image, text=one.question.text, mode=mode, cut=cut) for one in ASKED[:3]]
+        assert [ids(answer) for answer in ask(worker, asked)] == truths
+
+
+@pytest.mark.parametrize("cut", ["decoder.0", "decoder.2", "head"])
+def test_sampled_tokens_are_those_of_the_uncut_target(cut: str, worker: str) -> None:
+    for seed, one in enumerate(ASKED[:3]):
+        sampling = Sampling(temperature=0.8, top_p=0.95, seed=seed)
+        whole = Question(image=one.image, text=one.question.text, mode=Mode.CLOUD, sampling=sampling)
+        cuts = [msgspec.structs.replace(whole, mode=mode, cut=cut) for mode in (Mode.SPLIT, Mode.DRAFT)]
+        uncut, *others = ask(worker, [whole, *cuts])
+        assert [ids(answer) for answer in others] == [ids(uncut)] * 2
+
+
+def test_a_round_verifies_a_whole_draft_also_inside_the_decoder(worker: str, reference: Reference) -> None:
+    asked = [Question(image=one.image, text="Describe the card.", mode=Mode.DRAFT, cut="decoder.2") for one in ASKED]
+    drafted = ask(worker, asked)
+    split = ask(worker, [msgspec.structs.replace(one, mode=Mode.SPLIT) for one in asked])
+    assert all(answer.rounds == len(answer.tokens) for answer in split)
+    tokens, rounds = sum(len(answer.tokens) for answer in drafted), sum(answer.rounds for answer in drafted)
+    assert tokens == sum(answer.rounds for answer in split)
+    assert rounds < tokens / 3
+
+
+def test_a_draft_that_is_right_is_verified_in_one_round(
+    worker: str, reference: Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cutline.edge.agent.open_gate", never_keeps)
+    truth = reference.answer(LONGEST.image, LONGEST.question.text)
+
+    def foreseen(self: Drafting, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
+        yield from (Drafted(token, 1.0) for token in truth[len(answer) : len(answer) + limit])
+
+    monkeypatch.setattr(Drafting, "draft", foreseen)
+    for cut in LINE.deep_cuts:
+        (answer,) = ask(worker, [Question(image=LONGEST.image, text=LONGEST.question.text, mode=Mode.AUTO, cut=cut)])
+        assert ids(answer) == truth
+        assert (answer.rounds, answer.accepted) == (1, len(truth))
 
 
 @pytest.mark.parametrize("wire", list(Wire))
-def test_bytes_are_those_of_the_format_and_narrow_ones_are_not_called_exact(wire: Wire) -> None:
+@pytest.mark.parametrize("cut", ["vision.2", "decoder.2"])
+def test_bytes_are_those_of_the_format_and_narrow_ones_are_not_called_exact(cut: str, wire: Wire, worker: str) -> None:
     one = ASKED[0]
-    (answer,) = ask([Question(image=one.image, text=one.question.text, mode=Mode.CLOUD, cut="vision.2", wire=wire)])
-    rows = 64 * bytes_per_row(wire, 128)
-    assert rows < answer.bytes_up < rows + 500
+    asked = Question(image=one.image, text=one.question.text, mode=Mode.SPLIT, cut=cut, wire=wire)
+    (answer,) = ask(worker, [asked])
+    (image,) = ask(worker, [msgspec.structs.replace(asked, mode=Mode.CLOUD, cut="image", wire=Wire.FLOAT32)])
+    row = bytes_per_row(wire, 128)
+    if cut == "vision.2":
+        assert 64 * row < answer.bytes_up < 64 * row + 500
+    else:  # a row of every token but the last, and what is around it
+        prompt, answered = 16, len(answer.tokens) - 1
+        assert (prompt + answered) * row < answer.bytes_up < (100 + answered) * (row + 40)
     assert answer.exact == (wire is Wire.FLOAT32)
+    assert answer.wire is wire
+    assert image.wire is None
     assert answer.complete
 
 
-def test_a_kept_answer_cuts_nothing() -> None:
-    one = next(one for one in ASKED if one.question.kind in ("read", "colour"))
-    answers = ask([Question(image=one.image, text="How many digits are there?", mode=Mode.AUTO, cut="decoder.0")])
-    assert [answer.cut for answer in answers if answer.worker is None] in ([None], [])
+@pytest.mark.parametrize("cut", ["decoder.0", "decoder.1", "head"])
+def test_merged_image_tokens_are_fewer_and_not_called_exact(cut: str, worker: str) -> None:
+    one = ASKED[0]
+    whole = Question(image=one.image, text=one.question.text, mode=Mode.SPLIT, cut=cut)
+    half = msgspec.structs.replace(whole, keep_image_tokens=0.5)
+    drafted = msgspec.structs.replace(half, mode=Mode.DRAFT)
+    full, fewer, with_drafts = ask(worker, [whole, half, drafted])
+    assert full.exact
+    assert not fewer.exact
+    saved = full.bytes_up - fewer.bytes_up
+    if ids(full) == ids(fewer):
+        assert 8 * bytes_per_row(Wire.FLOAT32, 128) <= saved < 8 * bytes_per_row(Wire.FLOAT32, 128) + 100
+    assert ids(with_drafts) == ids(fewer), "drafts change no token there either"
+
+
+def test_sampled_drafts_are_right_though_the_targets_prompt_is_shorter(
+    worker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The law counts positions in the target's prompt: a drafter with its own count would be wrong by chance."""
+    asked = [
+        Question(
+            image=one.image,
+            text="Describe the card.",
+            mode=mode,
+            cut="decoder.0",
+            keep_image_tokens=0.9,
+            effort=0.0,
+            sampling=Sampling(temperature=0.5, seed=seed),
+        )
+        for seed, one in enumerate(ASKED)
+        for mode in (Mode.SPLIT, Mode.DRAFT)
+    ]
+    answers = ask(worker, asked)
+    assert [ids(one) for one in answers[0::2]] == [ids(one) for one in answers[1::2]]
+    tokens = sum(len(one.tokens) for one in answers[1::2])
+    assert sum(one.accepted for one in answers[1::2]) > tokens / 2
+
+
+def test_a_kept_answer_cuts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def keeps(bundle: Bundle) -> Gate:
+        return msgspec.structs.replace(never_keeps(bundle), threshold=0.0)
+
+    monkeypatch.setattr("cutline.edge.agent.open_gate", keeps)
+    (answer,) = ask(None, [Question(image=ASKED[0].image, text="Which?", mode=Mode.AUTO, cut="decoder.2")])
+    assert (answer.cut, answer.wire, answer.worker, answer.rounds, answer.exact) == (None, None, None, 0, False)
+
+
+@pytest.mark.parametrize("cut", ["decoder.0", "decoder.2"])
+def test_quantized_layers_are_not_called_exact(cut: str, worker: str) -> None:
+    quantized = Bundle(BUNDLE.path, msgspec.structs.replace(BUNDLE.manifest, precision="int8"), "device")
+    drafter = Bundle.open(DRAFTER)
+
+    async def run() -> Answer:
+        # Its identity is another, as that of a bundle exported so would be; the worker's is what the drafter says.
+        async with Agent(drafter, worker=worker, threads=1, target=BUNDLE) as agent:
+            agent._target_bundle = quantized
+            return await agent.answer(Question(image=ASKED[0].image, text="Which?", mode=Mode.SPLIT, cut=cut))
+
+    assert asyncio.run(run()).exact == (cut == "decoder.0")
 
 
 @pytest.mark.parametrize(
     ("cut", "target", "error", "words"),
     [
-        ("vision.9", BUNDLE, InputError, "cuts: vision.0"),
-        ("decoder.2", BUNDLE, InputError, "cannot be cut at 'decoder.2'"),
+        ("vision.9", BUNDLE, InputError, "no cut 'vision.9'; cuts: image, vision.0"),
+        ("decoder.4", BUNDLE, InputError, "no cut 'decoder.4'"),
         ("vision.1", None, InputError, "--target"),
-        ("image", Bundle.open(DRAFTER), ModelMismatch, "another target"),
+        ("decoder.1", None, InputError, "--target"),
+        ("decoder.1", Bundle.open(DRAFTER), ModelMismatch, "another target"),
     ],
 )
 def test_what_cannot_be_cut_is_refused(cut: str, target: Bundle | None, error: type[CutlineError], words: str) -> None:
-    question = Question(image=ASKED[0].image, text="Read the digits.", mode=Mode.CLOUD, cut=cut)
+    question = Question(image=ASKED[0].image, text="Read the digits.", mode=Mode.SPLIT, cut=cut)
     with pytest.raises(error, match=words):
-        ask([question], target=target)
+        ask("127.0.0.1:1", [question], target=target)

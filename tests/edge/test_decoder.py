@@ -36,7 +36,7 @@ def decoder(bundle: Bundle) -> Decoder:
 def prompt(bundle: Bundle, decoder: Decoder) -> NDArray[np.float32]:
     """Rows of a prompt with an image in it."""
     rows = decoder.embed(IDS)
-    rows[np.array(IDS) == IMAGE] = VisionSpan.open(bundle, "decoder.0", threads=1)(PIXELS[0].numpy())
+    rows[np.array(IDS) == IMAGE] = VisionSpan.open(bundle, "decoder.0", threads=1)(PIXELS[0].numpy(), [(0, 0)])
     return rows
 
 

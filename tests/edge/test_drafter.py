@@ -13,7 +13,7 @@ from cutline.demo.requests import requests
 from cutline.edge.drafter import Drafted, Drafter, Drafting
 from cutline.errors import BundleError
 from cutline.models.bundle import Bundle
-from cutline.models.images import decode_image, preprocess
+from cutline.models.images import Pixels, decode_image
 from cutline.models.prompt import PromptBuilder, question
 from cutline.models.sampling import Sampling, choose
 
@@ -23,14 +23,14 @@ MANIFEST = BUNDLE.manifest
 CONTEXT = MANIFEST.decoder.context
 
 REQUEST = next(one for one in requests(Split.EVALUATION, 1, seed=3) if one.question.kind == "describe")
-PIXELS = preprocess(decode_image(REQUEST.image), MANIFEST.image)
+PIXELS = MANIFEST.family.preprocess(decode_image(REQUEST.image))
 PROMPT = PromptBuilder.open(BUNDLE).build([question(REQUEST.question.text)], [PIXELS.grid]).ids
 
 samplings = st.sampled_from([Sampling(), Sampling(temperature=0.8, seed=3), Sampling(temperature=1.5, top_k=7, seed=9)])
 # The demo's drafter is quantized, and so its logits depend a little on which rows are computed together: where that
 # must not matter, a float32 model with seeded weights stands in.
 SEEDED_PROMPT = (1, 40, 41, *[3] * 16, 50, 61, 72)
-SEEDED_TILES = np.random.default_rng(0).uniform(-1, 1, (1, 3, 64, 64)).astype(np.float32)
+SEEDED_PIXELS = Pixels(np.random.default_rng(0).uniform(-1, 1, (1, 3, 64, 64)).astype(np.float32), (0, 0))
 answers = st.lists(st.integers(4, 199), max_size=12)
 
 
@@ -40,7 +40,7 @@ def seeded(bundle: Bundle) -> Drafter:
 
 
 def converse(sampling: Sampling | None = None) -> Drafting:
-    return DRAFTER_.converse(PROMPT, PIXELS.tiles, sampling or Sampling())
+    return DRAFTER_.converse(PROMPT, PIXELS, sampling or Sampling())
 
 
 def tokens(drafted: list[Drafted]) -> list[int]:
@@ -65,7 +65,7 @@ def test_whatever_came_before_a_draft_is_that_of_a_new_conversation(
     """Each turn goes on from part of the last turn's draft, with other tokens after it, and is left at any token."""
 
     def anew() -> Drafting:
-        return seeded.converse(SEEDED_PROMPT, SEEDED_TILES, sampling)
+        return seeded.converse(SEEDED_PROMPT, SEEDED_PIXELS, sampling)
 
     drafting, before = anew(), list[int]()
     for novel, kept, asked in turns:
@@ -79,7 +79,7 @@ def test_whatever_came_before_a_draft_is_that_of_a_new_conversation(
 @given(answer=answers, sampling=samplings)
 def test_logits_are_what_is_drafted_from(seeded: Drafter, answer: list[int], sampling: Sampling) -> None:
     def anew() -> Drafting:
-        return seeded.converse(SEEDED_PROMPT, SEEDED_TILES, sampling)
+        return seeded.converse(SEEDED_PROMPT, SEEDED_PIXELS, sampling)
 
     drafting = anew()
     logits = drafting.logits(answer)
@@ -112,7 +112,7 @@ def test_a_stop_token_ends_the_draft() -> None:
 
 
 def test_a_draft_ends_where_the_context_does() -> None:
-    drafting = DRAFTER_.converse(PROMPT, PIXELS.tiles, Sampling(temperature=50.0, seed=1))
+    drafting = DRAFTER_.converse(PROMPT, PIXELS, Sampling(temperature=50.0, seed=1))
     never = Drafting(drafting._decoder, len(PROMPT), drafting._rows, drafting._sampling, frozenset())
     answer = list(range(10, 10 + CONTEXT - len(PROMPT) - 3))
     # Tokens stand at positions up to the context's last; one more may be chosen but never fed.

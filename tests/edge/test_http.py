@@ -21,6 +21,7 @@ from cutline.edge.http import application
 from cutline.errors import BundleError, CutlineError, ImageError, InputError, PromptError, WorkerUnavailable
 from cutline.models.bundle import Bundle
 from cutline.models.sampling import Sampling
+from cutline.models.wire import Wire
 
 REQUEST = next(requests(Split.EVALUATION, 1, seed=4))
 PATH = "/v1/chat/completions"
@@ -143,6 +144,11 @@ NESTED = b'{"messages": [{"role": "user", "more": ' + b"[" * 100_000
         (body(cutline={"mode": "edge", "timeout": 0}), "InputError", 400),
         (body(cutline={"mode": "edge", "timeout": 1e9}), "InputError", 400),
         (body(cutline={"mode": "edge", "hurry": True}), "InputError", 400),
+        (body(cutline={"mode": "split"}), "InputError", 400),
+        (body(cutline={"mode": "cloud", "cut": "decoder.1"}), "InputError", 400),
+        (body(cutline={"mode": "draft", "cut": "decoder.1"}), "InputError", 400),
+        (body(cutline={"mode": "draft", "cut": "decoder.1", "keep_image_tokens": 2}), "InputError", 400),
+        (body(cutline={"mode": "draft", "cut": "decoder.1", "keep_image_tokens": "half"}), "InputError", 400),
         (body(cutline={"mode": "cloud"}), "WorkerUnavailable", 503),
     ],
 )
@@ -211,6 +217,9 @@ QUESTION = Question(
     image=b"\x00\xff any bytes",
     text="Which digit is at the top left? Ünïcödé 🙂",
     mode=Mode.DRAFT,
+    cut="decoder.2",
+    wire=Wire.INT8,
+    keep_image_tokens=0.75,
     sampling=Sampling(temperature=0.7, top_k=5, top_p=0.9, seed=12),
     max_tokens=17,
     effort=0.25,
@@ -229,7 +238,8 @@ ANSWER = Answer(
     accepted=1,
     exact=True,
     worker="127.0.0.1:50051",
-    cut=None,
+    cut="decoder.2",
+    wire=Wire.INT8,
     confidence=None,
     complete=True,
 )

@@ -6,8 +6,10 @@ import shutil
 from pathlib import Path
 
 import onnx
+import onnxruntime
 import pytest
 
+from cutline.edge import runtime
 from cutline.edge.runtime import open_session
 from cutline.errors import BundleError, InputError
 from cutline.models.bundle import Bundle
@@ -45,5 +47,26 @@ def test_a_graph_that_is_none_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_provider_that_is_not_here_is_refused(bundle: Bundle) -> None:
-    with pytest.raises(InputError, match=r"has no NoSuchProvider; it has .*CPUExecutionProvider"):
-        open_session(bundle.file("image-to-decoder.0.onnx"), threads=1, provider="NoSuchProvider")
+    for provider in ("abacus", "CPUExecutionProvider", "", "cuda"):
+        with pytest.raises(InputError, match=r"has no provider '.*'; it has .*cpu"):
+            open_session(bundle.file("image-to-decoder.0.onnx"), threads=1, provider=provider)
+
+
+def test_a_provider_that_does_not_start_is_not_passed_over(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As CUDA is where its libraries are missing: ONNX Runtime would go on with the CPU."""
+    monkeypatch.setattr(runtime, "providers", lambda: {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"})
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: CpuAlone())
+    with pytest.raises(InputError, match=r"cuda does not start .* such as cpu"):
+        open_session(bundle.file("image-to-decoder.0.onnx"), threads=1, provider="cuda")
+
+
+class CpuAlone:
+    """A session that found nothing better."""
+
+    def get_providers(self) -> list[str]:
+        return ["CPUExecutionProvider"]
+
+
+def test_providers_have_short_names() -> None:
+    assert runtime.providers()["cpu"] == "CPUExecutionProvider"
+    assert list(runtime.providers().values()) == onnxruntime.get_available_providers()

@@ -17,22 +17,24 @@ from cutline.models.bundle import (
     MANIFEST,
     Bundle,
     DecoderSpec,
-    ImageSpec,
     Manifest,
+    VisionSpec,
     write_calibration,
     write_manifest,
 )
+from cutline.models.families.smolvlm import SmolVLM
 from cutline.models.layerline import LayerLine
 
 BLANK = Manifest(
     format=FORMAT,
     name="test",
     role="drafter",
-    family="smolvlm",
     precision="int8",
     line=LayerLine(vision=1, decoder=1),
-    image=ImageSpec(tile=32, tokens=4, longest_edge=128, split=True),
-    decoder=DecoderSpec(width=8, layers=1, kv_heads=1, head_dim=8, vocabulary=512, context=64),
+    family=SmolVLM(tile=32, patch=8, tile_tokens=4, longest_edge=128, split=True),
+    parameters=(10, 20, 30, 40, 50),
+    vision=VisionSpec(width=8, heads=1),
+    decoder=DecoderSpec(width=8, layers=1, heads=1, kv_heads=1, head_dim=8, vocabulary=512, context=64),
     stop_tokens=(2,),
     image_token=3,
     target=None,
@@ -63,7 +65,7 @@ def edit(bundle: Bundle, change: Callable[[dict[str, Any]], object]) -> None:
     [
         lambda said: said.update(stop_tokens=[2, 4]),
         lambda said: said.update(image_token=4),
-        lambda said: said["image"].update(mean=[0.5, 0.5, 0.4]),
+        lambda said: said["family"].update(mean=[0.5, 0.5, 0.4]),
         lambda said: said["decoder"].update(context=32),
         lambda said: said.update(target="0" * 64),
     ],
@@ -94,9 +96,9 @@ def test_a_calibration_takes_the_place_of_another_and_changes_no_identity(bundle
 @pytest.mark.parametrize(
     ("change", "place"),
     [
-        (lambda said: said["image"].update(tile=0), "image.tile"),
-        (lambda said: said["image"].update(longest_edge=-1), "image.longest_edge"),
-        (lambda said: said["image"].update(std=[0.5, 0.0, 0.5]), "image.std"),
+        (lambda said: said["family"].update(tile=0), "family.tile"),
+        (lambda said: said["family"].update(longest_edge=-1), "family.longest_edge"),
+        (lambda said: said["family"].update(std=[0.5, 0.0, 0.5]), "family.std"),
         (lambda said: said["decoder"].update(kv_heads=0), "decoder.kv_heads"),
         (lambda said: said["line"].update(vision=0), "line.vision"),
         (lambda said: said.update(image_token=-1), "image_token"),

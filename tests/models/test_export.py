@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -23,12 +24,13 @@ from transformers import (
     SmolVLMForConditionalGeneration,
 )
 
-from cutline.cloud.target import load_model
+from cutline.cloud.loading import load_model
 from cutline.demo.bundles import TARGET
 from cutline.errors import BundleError, InputError
-from cutline.models.bundle import Bundle, DecoderSpec, ImageSpec
-from cutline.models.export import decoder, export_bundle, make, vision
+from cutline.models.bundle import Bundle, DecoderSpec
+from cutline.models.export import decoder, export_bundle, make, prefixes, vision
 from cutline.models.export.source import read_source
+from cutline.models.families.smolvlm import SmolVLM
 from cutline.models.layerline import LayerLine
 from cutline.models.prompt import PromptBuilder, question
 
@@ -123,18 +125,22 @@ def copied(hf: Path, tmp_path: Path) -> Path:
 
 
 def test_a_target_is_the_folders_own_files(hf: Path, tmp_path: Path) -> None:
-    steps: list[str] = []
+    steps: list[make.Progress] = []
     bundle = make_bundle(hf, tmp_path / "deep" / "target", progress=steps.append)
     names = {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"}
     spans = {"image-spans.data", *(f"image-to-{cut}.onnx" for cut in ("vision.0", "connector", "decoder.0"))}
-    assert bundle.manifest.files.keys() == names | spans
+    prefixes = {"decoder-spans.data", "embeddings.safetensors"}
+    prefixes |= {f"decoder.0-to-{cut}.onnx" for cut in ("decoder.1", "head")}
+    assert bundle.manifest.files.keys() == names | spans | prefixes
     for name in names:
         assert bundle.file(name).read_bytes() == (hf / name).read_bytes()
     manifest = bundle.manifest
-    assert (manifest.role, manifest.family, manifest.precision, manifest.target) == ("target", "smolvlm", "fp32", None)
+    assert (manifest.role, manifest.precision, manifest.target) == ("target", "fp32", None)
     assert manifest.line == LayerLine(vision=1, decoder=2)
-    assert manifest.image == ImageSpec(tile=32, tokens=4, longest_edge=32, split=False)
-    assert manifest.decoder == DecoderSpec(width=32, layers=2, kv_heads=2, head_dim=16, vocabulary=90, context=64)
+    assert manifest.family == SmolVLM(tile=32, patch=8, tile_tokens=4, longest_edge=32, split=False)
+    assert manifest.decoder == DecoderSpec(
+        width=32, layers=2, heads=4, kv_heads=2, head_dim=16, vocabulary=90, context=64
+    )
     assert (manifest.stop_tokens, manifest.image_token) == ((2,), 7)
     assert len(steps) >= 3
 
@@ -187,8 +193,9 @@ def test_a_folder_of_the_older_name_can_be_asked(tmp_path: Path) -> None:
 def test_the_image_processor_is_followed(copied: Path, nested: bool) -> None:
     name = "processor_config.json" if nested else "preprocessor_config.json"
     (copied / name).write_text(json.dumps({"image_processor": PROCESSOR} if nested else PROCESSOR))
-    spec = read_source(copied).image
-    assert spec == ImageSpec(tile=32, tokens=4, longest_edge=128, split=True, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    spec = read_source(copied).family
+    expected = SmolVLM(tile=32, patch=8, tile_tokens=4, longest_edge=128, split=True)
+    assert spec == msgspec.structs.replace(expected, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
 
 
 def test_stop_tokens_come_from_the_generation_config(copied: Path) -> None:
@@ -306,11 +313,11 @@ def pickle_the_weights(folder: Path) -> None:
         (pickle_the_weights, "do not load"),
         (cut_the_weights, "do not load"),
         (lose_a_weight, "lack 1 tensors, model.connector"),
-        (be_a_llama, "kind llama; supported are smolvlm and idefics3"),
-        (have_a_qwen_decoder, "kind qwen2; supported are"),
+        (be_a_llama, "kind llama; supported are smolvlm, idefics3 and qwen2_5_vl"),
+        (have_a_qwen_decoder, "has a decoder of the kind qwen2, where llama is supported"),
         (lambda folder: (folder / "config.json").write_text("{"), "does not read"),
         (lambda folder: (folder / "config.json").write_text('{"model_type": "mystery"}'), "supported are"),
-        (split_otherwise, "tiles that the tower of 32 pixels does not take"),
+        (split_otherwise, "whose tiles the tower of 32 pixels does not take"),
         (split_somehow, "image processor .* does not read"),
     ],
 )
@@ -324,9 +331,10 @@ def test_a_folder_that_cannot_be_exported_is_named(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_target_is_not_quantized(hf: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="fp32, not int8"):
-        make_bundle(hf, tmp_path / "out", precision="int8")
+def test_a_targets_own_weights_are_not_quantized(hf: Path, tmp_path: Path) -> None:
+    bundle = make_bundle(hf, tmp_path / "out", precision="int8")
+    assert bundle.manifest.precision == "int8"
+    assert bundle.file("model.safetensors").read_bytes() == (hf / "model.safetensors").read_bytes()
 
 
 def test_a_folder_that_is_no_bundle_is_left_alone(hf: Path, tmp_path: Path) -> None:
@@ -354,7 +362,7 @@ def test_a_bundle_is_replaced_when_the_new_one_is_whole(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize("part", ["vision", "decoder"])
+@pytest.mark.parametrize("part", ["vision", "decoder", "prefixes"])
 def test_an_export_that_computes_something_else_is_refused(
     hf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
@@ -366,11 +374,15 @@ def test_an_export_that_computes_something_else_is_refused(
             weight.add_(torch.from_numpy(np.full(weight.shape, 0.05, np.float32)))
     if part == "vision":
         tower = vision.Tower
-        monkeypatch.setattr(vision, "Tower", lambda _: tower(other.model))
+        monkeypatch.setattr(vision, "Tower", lambda family, _, beside: tower(family, other.model, beside))
         with pytest.raises(BundleError, match="vision tower differs from torch's"):
-            vision.export_vision(source.model, source.image, tmp_path, ["decoder.0"])
+            vision.export_vision(source.model, source.family, tmp_path, ["decoder.0"])
+    elif part == "prefixes":
+        monkeypatch.setattr(prefixes, "build", lambda _, *rest, head: decoder.build(other, *rest, head=head))
+        with pytest.raises(BundleError, match=r"up to decoder\.1 differs from torch's"):
+            prefixes.export_prefixes(source.model, source.family, source.line, source.decoder, tmp_path, "fp32")
     else:
-        build = decoder._build
-        monkeypatch.setattr(decoder, "_build", lambda _, *rest: build(other, *rest))
+        build = decoder.build
+        monkeypatch.setattr(decoder, "build", lambda _, *rest, head: build(other, *rest, head=head))
         with pytest.raises(BundleError, match="fp32 decoder differs from torch's"):
-            decoder.export_decoder(source.model, source.decoder, tmp_path / "decoder.onnx", "fp32")
+            decoder.export_decoder(source.model, source.family, source.decoder, tmp_path / "decoder.onnx", "fp32")

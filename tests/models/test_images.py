@@ -18,13 +18,15 @@ from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImag
 
 from cutline.errors import ImageError
 from cutline.models import images
-from cutline.models.bundle import ImageSpec
-from cutline.models.images import decode_image, grid_limit, preprocess, shrink
+from cutline.models.families.smolvlm import SmolVLM
+from cutline.models.images import decode_image
 
-WHOLE = ImageSpec(tile=64, tokens=16, longest_edge=64, split=False)
-STRETCHED = ImageSpec(tile=32, tokens=4, longest_edge=96, split=False, mean=(0.48, 0.45, 0.4), std=(0.27, 0.26, 0.28))
-SPLIT = ImageSpec(tile=32, tokens=4, longest_edge=128, split=True)
-ODD = ImageSpec(tile=24, tokens=4, longest_edge=95, split=True)
+WHOLE = SmolVLM(tile=64, patch=8, tile_tokens=16, longest_edge=64, split=False)
+STRETCHED = SmolVLM(
+    tile=32, patch=8, tile_tokens=4, longest_edge=96, split=False, mean=(0.48, 0.45, 0.4), std=(0.27, 0.26, 0.28)
+)
+SPLIT = SmolVLM(tile=32, patch=8, tile_tokens=4, longest_edge=128, split=True)
+ODD = SmolVLM(tile=24, patch=8, tile_tokens=4, longest_edge=95, split=True)
 SPECS = (WHOLE, STRETCHED, SPLIT, ODD)
 
 sides = st.integers(8, 200)
@@ -56,7 +58,7 @@ def png(width: int, height: int, depth: int = 8, colour: int = 2) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(written)
 
 
-def theirs(image: Image.Image, spec: ImageSpec) -> tuple[np.ndarray[Any, Any], int, int]:
+def theirs(image: Image.Image, spec: SmolVLM) -> tuple[np.ndarray[Any, Any], int, int]:
     processor = SmolVLMImageProcessorPil(
         size={"longest_edge": spec.longest_edge},
         max_image_size={"longest_edge": spec.tile},
@@ -71,32 +73,32 @@ def theirs(image: Image.Image, spec: ImageSpec) -> tuple[np.ndarray[Any, Any], i
 @pytest.mark.parametrize("spec", SPECS)
 @given(shape=shapes, seed=st.integers(0, 9))
 @settings(max_examples=40, deadline=None)
-def test_pixels_are_bit_for_bit_those_of_transformers(spec: ImageSpec, shape: tuple[int, int], seed: int) -> None:
+def test_pixels_are_bit_for_bit_those_of_transformers(spec: SmolVLM, shape: tuple[int, int], seed: int) -> None:
     image = noise(*shape, seed=seed)
-    pixels = preprocess(image, spec)
+    pixels = spec.preprocess(image)
     expected, rows, cols = theirs(image, spec)
     assert pixels.grid == (rows, cols)
-    assert pixels.tiles.dtype == np.float32
-    np.testing.assert_array_equal(pixels.tiles, expected)
-    assert max(pixels.grid) <= grid_limit(spec)
+    assert pixels.values.dtype == np.float32
+    np.testing.assert_array_equal(pixels.values, expected)
+    assert max(pixels.grid) <= spec.grid_limit
 
 
 def test_the_published_spec_is_at_parity_too() -> None:
-    spec = ImageSpec(tile=512, tokens=64, longest_edge=2048, split=True)
+    spec = SmolVLM(tile=512, patch=8, tile_tokens=64, longest_edge=2048, split=True)
     image = noise(301, 200)
-    pixels = preprocess(image, spec)
+    pixels = spec.preprocess(image)
     expected, rows, cols = theirs(image, spec)
-    assert (pixels.grid, pixels.tiles.shape) == ((rows, cols), (13, 3, 512, 512))
-    np.testing.assert_array_equal(pixels.tiles, expected)
+    assert (pixels.grid, pixels.values.shape) == ((rows, cols), (13, 3, 512, 512))
+    np.testing.assert_array_equal(pixels.values, expected)
 
 
 @given(
     shape=st.tuples(st.integers(8, 4000), st.integers(8, 4000)), longest=st.integers(16, 300), tile=st.integers(8, 64)
 )
 def test_no_shape_makes_more_tiles_than_the_limit(shape: tuple[int, int], longest: int, tile: int) -> None:
-    spec = ImageSpec(tile=tile, tokens=1, longest_edge=longest, split=True)
-    _, (width, height) = images._sizes(shape, spec)
-    assert max(width, height) // tile <= grid_limit(spec)
+    spec = SmolVLM(tile=tile, patch=8, tile_tokens=1, longest_edge=longest, split=True)
+    _, (width, height) = spec._sizes(shape)
+    assert max(width, height) // tile <= spec.grid_limit
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA"])
@@ -215,22 +217,22 @@ def test_damaged_bytes_give_a_picture_or_an_image_error(data: st.DataObject) -> 
 )
 @settings(max_examples=40, deadline=None)
 def test_an_upload_never_grows_and_gives_the_same_pixels(
-    spec: ImageSpec, shape: tuple[int, int], kind: str, flat: bool, comment: bytes
+    spec: SmolVLM, shape: tuple[int, int], kind: str, flat: bool, comment: bytes
 ) -> None:
     exif = Image.Exif()
     exif[0x9286] = comment
     data = save(Image.new("RGB", shape, "teal") if flat else noise(*shape), kind, exif=exif.tobytes())
     image = decode_image(data)
-    upload = shrink(data, image, spec)
+    upload = spec.shrink(data, image)
     assert len(upload) <= len(data)
-    there, here = preprocess(decode_image(upload), spec), preprocess(image, spec)
+    there, here = spec.preprocess(decode_image(upload)), spec.preprocess(image)
     assert there.grid == here.grid
-    np.testing.assert_array_equal(there.tiles, here.tiles)
+    np.testing.assert_array_equal(there.values, here.values)
 
 
 def test_a_large_image_shrinks_to_what_the_tower_sees() -> None:
     data = save(noise(640, 480))
-    upload = shrink(data, decode_image(data), WHOLE)
+    upload = WHOLE.shrink(data, decode_image(data))
     assert decode_image(upload).size == (64, 48)
     assert len(upload) < len(data) // 20
 
@@ -243,6 +245,6 @@ def test_a_large_image_shrinks_to_what_the_tower_sees() -> None:
         pytest.param(noise(200, 11), WHOLE, id="it would be too thin to be taken"),
     ],
 )
-def test_an_image_that_cannot_shrink_goes_up_as_it_is(image: Image.Image, spec: ImageSpec) -> None:
+def test_an_image_that_cannot_shrink_goes_up_as_it_is(image: Image.Image, spec: SmolVLM) -> None:
     data = save(image)
-    assert shrink(data, decode_image(data), spec) == data
+    assert spec.shrink(data, decode_image(data)) == data

@@ -17,8 +17,8 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from cutline.demo import tokenizer as demo
 from cutline.errors import BundleError, PromptError
-from cutline.models import smolvlm
-from cutline.models.bundle import FORMAT, Bundle, DecoderSpec, ImageSpec, Manifest, write_manifest
+from cutline.models.bundle import FORMAT, Bundle, DecoderSpec, Manifest, VisionSpec, write_manifest
+from cutline.models.families.smolvlm import SmolVLM
 from cutline.models.layerline import LayerLine
 from cutline.models.prompt import ImagePart, Message, Prompt, PromptBuilder, TextPart, question
 from cutline.models.vocabulary import MARK, StreamDecoder, Vocabulary
@@ -26,15 +26,18 @@ from cutline.models.vocabulary import MARK, StreamDecoder, Vocabulary
 CALL = "<call me>"  # an added token that is not special, with a character that no byte is written as
 LONG = "é" * 3 + "日本語 🙂"
 
+FAMILY = SmolVLM(tile=32, patch=8, tile_tokens=4, longest_edge=128, split=True)
+
 MANIFEST = Manifest(
     format=FORMAT,
     name="test",
     role="target",
-    family="smolvlm",
     precision="fp32",
     line=LayerLine(vision=1, decoder=1),
-    image=ImageSpec(tile=32, tokens=4, longest_edge=128, split=True),
-    decoder=DecoderSpec(width=8, layers=1, kv_heads=1, head_dim=8, vocabulary=512, context=32768),
+    family=FAMILY,
+    parameters=(10, 20, 30, 40, 50),
+    vision=VisionSpec(width=8, heads=1),
+    decoder=DecoderSpec(width=8, layers=1, heads=1, kv_heads=1, head_dim=8, vocabulary=512, context=32768),
     stop_tokens=(2,),
     image_token=3,
     target=None,
@@ -105,7 +108,7 @@ def whole(messages: list[Message], grids: list[tuple[int, int]], template: str =
     text = pieces[0]
     for (rows, cols), piece in zip(grids, pieces[1:], strict=True):
         names = ("<fake_token_around_image>", "<image>", "<global-img>")
-        text += get_image_prompt_string(rows, cols, MANIFEST.image.tokens, *names) + piece
+        text += get_image_prompt_string(rows, cols, FAMILY.tile_tokens, *names) + piece
     return list(plain().encode(text, add_special_tokens=False).ids)
 
 
@@ -120,7 +123,7 @@ asked = ordinary.filter(lambda text: bool(text.strip()))
 @pytest.mark.parametrize("grid", [(0, 0), (1, 2), (2, 1), (4, 4)])
 def test_an_image_is_written_as_transformers_writes_it(grid: tuple[int, int]) -> None:
     names = ("<fake_token_around_image>", "<image>", "<global-img>")
-    assert smolvlm.expand(*grid, 5) == get_image_prompt_string(*grid, 5, *names)
+    assert msgspec.structs.replace(FAMILY, tile_tokens=5).expand(grid) == get_image_prompt_string(*grid, 5, *names)
 
 
 @pytest.mark.parametrize("template", [demo.TEMPLATE, PUBLISHED], ids=["demo", "published"])
@@ -141,7 +144,7 @@ def test_ordinary_messages_get_the_ids_of_the_whole_string(
     sizes = [size for _, sizes, _ in turns for size in sizes] + [(0, 0)]
     prompt = builder.build(messages, sizes)
     assert list(prompt.ids) == whole(messages, sizes, template)
-    count = sum(MANIFEST.image.tokens * (rows * cols + 1) for rows, cols in sizes)
+    count = sum(FAMILY.tile_tokens * (rows * cols + 1) for rows, cols in sizes)
     assert len(prompt.image_positions) == count
     assert {prompt.ids[position] for position in prompt.image_positions} <= {MANIFEST.image_token}
 
@@ -170,7 +173,7 @@ def test_special_tokens_in_a_question_stay_text(builder: PromptBuilder, parts: l
 def test_special_tokens_in_an_earlier_answer_stay_text(builder: PromptBuilder) -> None:
     earlier = Message("assistant", (TextPart("<image>"),))
     prompt = builder.build([question("one"), earlier, question("two")], [(0, 0), (0, 0)])
-    assert len(prompt.image_positions) == 2 * MANIFEST.image.tokens
+    assert len(prompt.image_positions) == 2 * FAMILY.tile_tokens
 
 
 @pytest.mark.parametrize(
@@ -182,9 +185,9 @@ def test_special_tokens_in_an_earlier_answer_stay_text(builder: PromptBuilder) -
         ([question("a"), Message("assistant", (TextPart("b"),))], [(0, 0)], "question is empty"),
         ([question("a")], [], "places for 1 images, but 0"),
         ([question("a")], [(0, 0), (0, 0)], "places for 1 images, but 2"),
-        ([question("a")], [(0, 1)], "0 by 1 tiles"),
-        ([question("a")], [(5, 1)], "takes 4 a side"),
-        ([question("a")], [(-1, -1)], "-1 by -1 tiles"),
+        ([question("a")], [(0, 1)], "become 0 by 1"),
+        ([question("a")], [(5, 1)], "become 5 by 1"),
+        ([question("a")], [(-1, -1)], "become -1 by -1"),
         ([question("a\ud800")], [(0, 0)], "not characters"),
         ([question(f"a{MARK}")], [(0, 0)], "not characters"),
         ([question("a" * 100_001)], [(0, 0)], "100001 characters"),
@@ -249,7 +252,6 @@ def loose() -> str:
 @pytest.mark.parametrize(
     ("changes", "tokenizer", "said"),
     [
-        ({"family": "other"}, "", "of the family other"),
         ({"image_token": 4}, "", "is not token 4"),
         ({"stop_tokens": (2, 300)}, "", "stop token"),
         ({}, "{}", "does not read as a tokenizer"),

@@ -50,6 +50,8 @@ DESCRIPTION = Description(
     context=3,
     sessions=4,
     max_sessions=5,
+    start="vision.0",
+    end="decoder.1",
 )
 
 Event = Opened | Confirmed | Finished | CutlineError

@@ -31,6 +31,7 @@ from cutline.protos.messages import (
     boundary_chunks,
     description_from_wire,
     description_to_wire,
+    draft_chunks,
     image_chunks,
     worker_from_wire,
     worker_to_wire,
@@ -59,6 +60,7 @@ def openings(draw: st.DrawFn) -> Open:
         seed=draw(st.integers(0, 2**64 - 1)),
         effort=draw(st.floats(0, 1)),
         draft=draw(tokens),
+        grids=draw(st.lists(st.tuples(uint32, uint32), max_size=4).map(tuple)),
     )
 
 
@@ -83,6 +85,8 @@ descriptions = st.builds(
     context=uint32,
     sessions=uint32,
     max_sessions=uint32,
+    start=st.text(),
+    end=st.text(),
 )
 
 
@@ -143,11 +147,40 @@ def test_a_boundary_is_cut_into_pieces_of_whole_rows_that_the_wire_takes(wire: W
     assert [part.last for part in back if isinstance(part, Boundary)] == [False] * (len(back) - 1) + [True]
 
 
+@pytest.mark.parametrize("wire", Wire)
+def test_a_drafts_rows_come_back_in_their_format(wire: Wire) -> None:
+    rows = np.random.default_rng(0).choice([-7, 0, 7], (3, 9)).astype(np.float32)  # every format holds these
+    back = agent_from_wire(agent_to_wire(Draft(8, (1, 2, 3), rows, wire)))
+    assert isinstance(back, Draft)
+    assert (back.position, back.tokens, back.wire) == (8, (1, 2, 3), wire)
+    assert back.rows is not None
+    assert back.rows.dtype == np.float32
+    assert np.allclose(back.rows, rows, rtol=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 6, 7, 13])
+def test_a_long_draft_is_cut_into_pieces_that_stand_behind_each_other(count: int) -> None:
+    width = CHUNK // 4 // 6
+    rows = np.repeat(np.arange(1, count + 1, dtype=np.float32)[:, None], width, axis=1)
+    pieces = list(draft_chunks(50, range(count), rows, Wire.FLOAT32))
+    assert len(pieces) == -(-count // 6)
+    seen = {}
+    for piece in pieces:
+        back = agent_from_wire(agent_to_wire(piece))
+        assert isinstance(back, Draft)
+        assert back.rows is not None
+        for offset, (token, row) in enumerate(zip(back.tokens, back.rows, strict=True)):
+            seen[back.position + offset] = (token, row[0])
+    assert seen == {50 + at: (at, at + 1) for at in range(count)}
+
+
 def test_a_row_that_no_message_takes_is_not_sent() -> None:
     rows = np.zeros((2, CHUNK), np.float32)
     assert len(list(boundary_chunks(rows, Wire.INT4))) == 2
     with pytest.raises(InputError, match="more than a message takes"):
         next(boundary_chunks(rows, Wire.INT8))
+    with pytest.raises(InputError, match="more than a message takes"):
+        next(draft_chunks(3, (1, 2), rows, Wire.INT8))
 
 
 @pytest.mark.parametrize("size", [1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK])
@@ -248,6 +281,18 @@ def test_an_opening_out_of_range_is_refused(wrong: dict[str, Any], words: str) -
         (pb.AgentMessage(image=pb.ImageChunk(data=bytes(CHUNK + 1))), "too long"),
         (pb.AgentMessage(draft=pb.Draft(tokens=[0] * ((1 << 20) + 1))), "too many"),
         (agent_to_wire(Boundary(np.zeros((2, 2, 2), np.float32), last=True)), "2 dimensions"),
+        (agent_to_wire(Draft(1, (2, 3), np.zeros((2, 2, 2), np.float32))), "2 dimensions"),
+        (agent_to_wire(Draft(1, (2, 3), np.zeros((1, 4), np.float32))), "2 tokens came with 1 boundary rows"),
+        (agent_to_wire(Draft(1, (), np.zeros((1, 4), np.float32))), "0 tokens came with 1 boundary rows"),
+        (pb.AgentMessage(draft=pb.Draft(tokens=[1], rows=pb.Tensor())), "tensor type 0"),
+        (
+            pb.AgentMessage(
+                draft=pb.Draft(
+                    tokens=[1], rows=pb.Tensor(type="FLOAT32", shape=[1, 1], data=np.float32("nan").tobytes())
+                )
+            ),
+            "not finite",
+        ),
     ],
 )
 def test_an_agents_message_out_of_bounds_is_refused(wire: pb.AgentMessage, words: str) -> None:

@@ -1,0 +1,15 @@
+"""The devices that torch has here, for the commands of a worker."""
+
+from __future__ import annotations
+
+import torch
+
+from cutline.errors import InputError
+
+
+def check_device(device: str) -> None:
+    """That torch can run on `device`: cpu, cuda, cuda:1, ... Raises InputError, naming those that it can."""
+    cards = torch.cuda.device_count()
+    available = ["cpu", *(["cuda"] if cards else []), *(f"cuda:{card}" for card in range(cards))]
+    if device not in available:
+        raise InputError(f"--device {device} is not here; choose {', '.join(available)}")

@@ -1,0 +1,264 @@
+"""`cutline bundle show` and `cutline bundle copy`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import typer
+
+from cutline.cli import options
+from cutline.models.bundle import Bundle, Part, copy_bundle, part_at
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from cutline.edge.gate import Gate
+    from cutline.models.bundle import Manifest
+    from cutline.models.costs import Sizes
+    from cutline.models.prices import Prices
+    from cutline.models.wire import Wire
+
+COPY = "Example: cutline bundle copy my-target on-the-device --part device"
+SHOW = "Example: cutline bundle show my-target"
+
+IMAGE_SIZE = (1024, 768)  # width and height of the image that is asked about
+WORDS = (  # 32 of them
+    "Look at the picture and say which of the things in it stand on the left, which of them are red, how many there "
+    "are in all, and what is written there"
+)
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The bundle's folder.")]
+
+app = typer.Typer(help="Look into a bundle, or copy the part of it that a device needs.")
+
+
+class Cut(msgspec.Struct, frozen=True, kw_only=True):
+    """A cut of the layer line; pairs are of the layers before and after it, `flops` of a request's first token.
+
+    `here` says whether the bundle has the graphs of the layers before. `boundary` is what crosses, rows and width, and
+    `bytes` its size in each format; both None at `image`, where a picture crosses.
+    """
+
+    name: str
+    here: bool
+    boundary: tuple[int, int] | None
+    bytes: dict[str, int] | None
+    parameters: tuple[int, int]
+    flops: tuple[float, float]
+    kv_bytes_per_token: int  # of the layers before
+
+
+class Seen(msgspec.Struct, frozen=True, kw_only=True):
+    """A bundle as `--json` prints it. `flops_per_token` is that of one more token after the prompt."""
+
+    identity: str
+    part: Part
+    manifest: Manifest
+    image_size: tuple[int, int]
+    grid: tuple[int, int]
+    image_tokens: int
+    prompt_tokens: int
+    parameters: int
+    flops: float
+    flops_per_token: float
+    kv_bytes_per_token: int
+    cuts: list[Cut]
+    files: dict[str, int]  # their sizes
+    calibration: Gate | Prices | None
+
+
+@app.command(epilog=SHOW)
+def show(folder: Folder, as_json: options.Json = False) -> None:
+    """Show what is in a bundle, and what each cut of its model costs.
+
+    Operations and boundaries are those of a question of 32 words about one image of 1024 by 768 pixels.
+    """
+    import sys
+
+    from rich.console import Console
+
+    seen = _look(Bundle.open(folder, part_at(folder)))
+    if as_json:
+        sys.stdout.buffer.write(msgspec.json.encode(seen) + b"\n")
+    else:
+        _show(Console(), seen)
+
+
+@app.command(epilog=COPY)
+def copy(
+    folder: Folder,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The copy's folder, which must not exist yet.")],
+    part: Annotated[
+        Part, typer.Option(help="whole, or device: without a target's own weights, which only a worker reads.")
+    ] = "whole",
+) -> None:
+    """Copy a bundle, or the part of it that a device needs; its identity stays the same."""
+    from rich.console import Console
+
+    from cutline.errors import InputError
+
+    bundle = Bundle.open(folder, part)
+    if out.exists():
+        raise InputError(f"{out} exists; choose another folder")
+    try:
+        copied = copy_bundle(bundle, out)
+    except OSError as error:
+        raise InputError(f"cannot copy to {out}: {error.strerror}") from None
+    size = sum(file.stat().st_size for file in out.iterdir())
+    line = f"{out}: {part}, {_amount(size, 'B')}, identity {copied.manifest.identity[:12]}"
+    Console(stderr=True).print(line, highlight=False, soft_wrap=True)
+
+
+def _look(bundle: Bundle) -> Seen:
+    from cutline.models.bundle import MANIFEST
+    from cutline.models.costs import layer_costs, request_sizes
+    from cutline.models.prompt import PromptBuilder, question
+
+    manifest = bundle.manifest
+    grid = manifest.family.grid(IMAGE_SIZE)
+    prompt = PromptBuilder.open(bundle).build([question(WORDS)], [grid]).ids
+    sizes = request_sizes(manifest, grid, len(prompt))
+    layers = layer_costs(manifest)
+    return Seen(
+        identity=manifest.identity,
+        part=bundle.part,
+        manifest=manifest,
+        image_size=IMAGE_SIZE,
+        grid=grid,
+        image_tokens=sizes.image_tokens,
+        prompt_tokens=sizes.tokens,
+        parameters=sum(layer.parameters for layer in layers),
+        flops=sum(layer.prefill_flops(sizes) for layer in layers),
+        flops_per_token=sum(layer.token_flops(sizes.tokens + 1) for layer in layers),
+        kv_bytes_per_token=sum(layer.kv_bytes_per_token for layer in layers),
+        cuts=_cuts(manifest, sizes) if manifest.role == "target" else [],
+        files={name: (bundle.path / name).stat().st_size for name in (MANIFEST, *sorted(bundle.names))},
+        calibration=_calibration(bundle),
+    )
+
+
+def _calibration(bundle: Bundle) -> Gate | Prices | None:
+    from cutline.edge.gate import open_gate
+    from cutline.models.bundle import CALIBRATION
+    from cutline.models.prices import open_prices
+
+    if bundle.manifest.role == "target":
+        return open_prices(bundle)
+    return open_gate(bundle) if CALIBRATION in bundle.names else None
+
+
+def _cuts(manifest: Manifest, sizes: Sizes) -> list[Cut]:
+    from cutline.edge.spans import device_cuts
+    from cutline.models.costs import layer_costs
+    from cutline.models.wire import Wire
+
+    layers, here = layer_costs(manifest), device_cuts(manifest)
+    parameters = [layer.parameters for layer in layers]
+    flops = [layer.prefill_flops(sizes) for layer in layers]
+    cuts = []
+    for place, layer in enumerate(layers):
+        sent = {wire.value: layer.boundary_bytes(sizes, wire) for wire in Wire}
+        cuts.append(
+            Cut(
+                name=layer.name,
+                here=place == 0 or layer.name in here,
+                boundary=layer.boundary(sizes),
+                bytes={wire: count for wire, count in sent.items() if count is not None} or None,
+                parameters=(sum(parameters[:place]), sum(parameters[place:])),
+                flops=(sum(flops[:place]), sum(flops[place:])),
+                kv_bytes_per_token=sum(one.kv_bytes_per_token for one in layers[:place]),
+            )
+        )
+    return cuts
+
+
+def _show(console: Console, seen: Seen) -> None:
+    from cutline.models.prices import Prices
+
+    manifest = seen.manifest
+    width, height = seen.image_size
+    lines = [
+        f"{manifest.name}: {manifest.role}, {manifest.precision}, family {manifest.family.__struct_config__.tag}, "
+        f"{_amount(seen.parameters)} parameters, context of {manifest.decoder.context} tokens",
+        f"identity {seen.identity}",
+        f"a question of 32 words about an image of {width} by {height} pixels: {seen.image_tokens} of its "
+        f"{seen.prompt_tokens} tokens are the image's; {_amount(seen.flops)} operations to its first token, "
+        f"{_amount(seen.flops_per_token)} for one more, {_amount(seen.kv_bytes_per_token, 'B')} of cache a token",
+    ]
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+    if seen.cuts:
+        console.print(_cut_table(seen.cuts))
+    files = _table("file", "size", title="Files" if seen.part == "whole" else "Files, the device's part alone")
+    for name, size in seen.files.items():
+        files.add_row(name, _amount(size, "B"))
+    console.print(files)
+    calibration = seen.calibration
+    if calibration is None:
+        console.print("not calibrated; see `cutline calibrate`", highlight=False)
+    elif isinstance(calibration, Prices):
+        console.print(price_table(calibration))
+    else:
+        line = (
+            f"the gate keeps answers of confidence {calibration.threshold:.4f} and more: {calibration.kept} of "
+            f"{calibration.requests}, of which {calibration.disagreed} differ from the target's"
+        )
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _cut_table(cuts: list[Cut]) -> Table:
+    table = _table("cut", "boundary", "fp32", "int4", title="Cuts: what crosses, and what runs before | after")
+    for heading in ("parameters", "operations"):
+        table.add_column(heading, justify="right")
+    table.add_column("cache a token before", justify="right")
+    for cut in cuts:
+        crossing = ["a picture", "", ""]
+        if cut.boundary is not None and cut.bytes is not None:
+            rows, width = cut.boundary
+            crossing = [f"{rows} x {width}", _amount(cut.bytes["fp32"], "B"), _amount(cut.bytes["int4"], "B")]
+        table.add_row(
+            cut.name if cut.here else f"{cut.name} (no graphs)",
+            *crossing,
+            " | ".join(map(_amount, cut.parameters)),
+            " | ".join(map(_amount, cut.flops)),
+            _amount(cut.kv_bytes_per_token, "B"),
+        )
+    return table
+
+
+def price_table(prices: Prices) -> Table:
+    """What each cut and format costs, a row a cut."""
+    from cutline.models.wire import Wire
+
+    title = f"Prices: bytes up, and how many of {prices.questions} answers stayed exactly the target's"
+    table = _table("cut", *Wire, title=title)
+    rows: dict[str, dict[Wire, str]] = {}
+    for price in prices.prices:
+        kept = price.keep_image_tokens
+        name = price.cut if kept == 1.0 else f"{price.cut}, {kept:.0%} of image tokens"
+        rows.setdefault(name, {})[price.wire] = f"{_amount(price.bytes_up, 'B')}, {price.answers:.1%}"
+    for name, cells in rows.items():
+        table.add_row(name, *(cells.get(wire, "") for wire in Wire))
+    return table
+
+
+def _table(first: str, *others: str, title: str | None = None) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    table.add_column(first)
+    for heading in others:
+        table.add_column(heading, justify="right")
+    return table
+
+
+def _amount(number: float, unit: str = "") -> str:
+    """Three digits and a prefix: 1234567 is 1.23 M."""
+    for prefix in ("", "k", "M", "G", "T", "P"):
+        if number < 999.5 or prefix == "P":
+            break
+        number /= 1000
+    return f"{number:.3g} {prefix}{unit}".strip()

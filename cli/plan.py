@@ -1,0 +1,97 @@
+"""`cutline plan`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cutline.cli import options
+
+EPILOG = "Example: cutline plan --edge raspberry-pi-5 --cloud l4 --link 3g --exact --explain"
+
+
+def plan(
+    bundle: options.Bundle = None,
+    target: options.Target = None,
+    edge: Annotated[
+        str, typer.Option(help="Profile of the device: a name, or a TOML file of `cutline profile`.")
+    ] = "raspberry-pi-5",
+    cloud: Annotated[str, typer.Option(help="Profile of the worker's machine, likewise.")] = "l4",
+    link: Annotated[str, typer.Option(help="Name of a link profile, or a TOML file of one.")] = "4g",
+    rtt_ms: Annotated[float | None, typer.Option(help="Round trip in place of the link's.", show_default=False)] = None,
+    uplink_mbps: Annotated[float | None, typer.Option(help="Rate up in place of its own.", show_default=False)] = None,
+    queue_ms: Annotated[float, typer.Option(help="How long a request waits on the worker.")] = 0.0,
+    objective: Annotated[str, typer.Option(help="What to have least of: latency, energy, cloud-cost.")] = "latency",
+    mode: Annotated[str | None, typer.Option(help="Plan for this mode alone.", show_default=False)] = None,
+    max_latency_ms: Annotated[
+        float | None, typer.Option(help="Also for requests that the gate passes on.", show_default=False)
+    ] = None,
+    max_energy_j: Annotated[float | None, typer.Option(help="The device's, a request.", show_default=False)] = None,
+    max_uplink_bytes: Annotated[float | None, typer.Option(help="A request, on average.", show_default=False)] = None,
+    image_must_stay: Annotated[
+        bool, typer.Option("--image-must-stay", help="Neither the picture nor its bare patches leave the device.")
+    ] = False,
+    min_cut: Annotated[
+        str | None, typer.Option(help="The device runs all layers before this one, at least.", show_default=False)
+    ] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Only plans whose every token is the target's own.")] = False,
+    min_agreement: Annotated[
+        float, typer.Option(help="Share of answers that must be the target's own, where that was measured.")
+    ] = 0.9,
+    image: Annotated[
+        Path | None, typer.Option(help="The image; without it, a card of the demo or a photograph.", show_default=False)
+    ] = None,
+    prompt_tokens: Annotated[
+        int | None, typer.Option(help="Tokens of the prompt, the image's among them.", show_default=False)
+    ] = None,
+    answer_tokens: Annotated[int, typer.Option(help="Tokens of the answer.")] = 16,
+    acceptance: Annotated[float, typer.Option(help="How often a drafted token is right.")] = 0.8,
+    explain: Annotated[bool, typer.Option("--explain", help="Show every plan by the parts of its latency.")] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw the plans into this file: .svg, .png or .pdf.", show_default=False)
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Choose where to cut and how to answer, from profiles of device, worker and link.
+
+    Predicts latency, bytes up, energy and cloud time for every mode, cut and wire format, and says which is best and
+    why. Nothing of the models runs.
+    """
+    from cutline.cli import plan_input
+    from cutline.cli.plan_show import Planned, show
+    from cutline.errors import InputError
+    from cutline.partitioner.explain import misfit, refusal, why
+    from cutline.partitioner.plan import Limits
+    from cutline.partitioner.search import search
+
+    if plot is not None:
+        plan_input.check_plot(plot)
+    bundles = plan_input.open_bundles(bundle, target)
+    setting = plan_input.setting_of(*bundles, edge=edge, cloud=cloud, wants_gate=mode == "auto")
+    asked = plan_input.asked_of(bundles[0], image, prompt_tokens=prompt_tokens, answer_tokens=answer_tokens)
+    limits = Limits(
+        latency=plan_input.positive("--max-latency-ms", max_latency_ms, scale=1e-3),
+        energy=plan_input.positive("--max-energy-j", max_energy_j),
+        bytes_up=plan_input.positive("--max-uplink-bytes", max_uplink_bytes),
+        memory=setting.edge.memory_free_bytes or setting.edge.memory_bytes,
+        image_must_stay=image_must_stay,
+        min_cut=plan_input.known_cut("--min-cut", min_cut, setting.target),
+        exact=exact,
+        agreement=plan_input.share("--min-agreement", min_agreement),
+    )
+    conditions = plan_input.conditions_of(link, rtt_ms, uplink_mbps, queue_ms=queue_ms, acceptance=acceptance)
+    space = plan_input.space_of(setting.target, mode)
+    found = search(
+        setting, asked, space, conditions, limits=limits, objective=plan_input.known_objective("--objective", objective)
+    )
+    misfitting = misfit(found, setting, asked)
+    if found.best is None:
+        raise InputError("; ".join(reason for reason in (refusal(found), misfitting) if reason))
+    notes = [*([misfitting] if misfitting else []), *plan_input.notes(setting)]
+    show(Planned.of(found, asked, why=why(found, asked), notes=notes, every=explain), as_json=as_json)
+    if plot is not None:
+        from cutline.cli.plan_plot import draw
+
+        draw(found, plot)

@@ -1,0 +1,195 @@
+"""What `cutline plan` is given, read and checked: bundles, profiles, the question's sizes, the link."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
+
+import msgspec
+
+from cutline.demo.bundles import DRAFTER, TARGET
+from cutline.devices.link import load_link
+from cutline.devices.profile import DeviceProfile, Runtime, load_profile
+from cutline.devices.workload import photograph
+from cutline.edge.gate import open_gate
+from cutline.edge.spans import device_cuts
+from cutline.errors import ImageError, InputError
+from cutline.models.bundle import CALIBRATION, Bundle, Manifest, part_at
+from cutline.models.images import MAX_BYTES, decode_image
+from cutline.models.prices import open_prices
+from cutline.models.prompt import PromptBuilder, question
+from cutline.partitioner.plan import Conditions, Mode, Objective, Space
+from cutline.partitioner.roofline import WEIGHT_BYTES
+from cutline.partitioner.setting import Asked, Gate, Setting
+
+PLOTS = (".svg", ".png", ".pdf")
+WORDS = "What is there to see in the picture?"  # the question planned for, where nobody says how long it is
+CARD = "examples/card1.png"  # of the demo
+
+
+class _Config(msgspec.Struct):
+    """What a target's config.json says of its weights."""
+
+    dtype: str | None = None
+    torch_dtype: str | None = None
+
+
+def check_plot(path: Path) -> None:
+    """That a plot can be drawn into `path`. Raises InputError."""
+    if path.suffix not in PLOTS:
+        raise InputError(f"--plot {path}: give a file that ends in {', '.join(PLOTS)}")
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"--plot {path}: there is no such folder")
+    try:  # now, rather than after the work
+        import matplotlib  # noqa: F401
+    except ModuleNotFoundError:
+        raise InputError("--plot needs matplotlib; install it with `pip install 'cutline[demo]'`") from None
+
+
+def open_bundles(drafter: Path | None, target: Path | None) -> tuple[Bundle, Bundle]:
+    """The drafter's and the target's bundles, the demo's where none is given; a device's part of a target will do.
+
+    Raises InputError, BundleError.
+    """
+    of_target = target or TARGET
+    opened = Bundle.open(drafter or DRAFTER), Bundle.open(of_target, part_at(of_target))
+    if opened[0].manifest.target != opened[1].manifest.identity:
+        raise InputError(f"{opened[0].path} does not draft for {opened[1].path}; give its target with --target")
+    return opened
+
+
+def setting_of(drafter: Bundle, target: Bundle, *, edge: str, cloud: str, wants_gate: bool) -> Setting:
+    """The models on machines of these profiles. Raises ProfileError, BundleError without a gate if one is wanted."""
+    gate = None
+    if wants_gate or CALIBRATION in drafter.manifest.files:
+        found = open_gate(drafter)
+        kept = found.kept / found.requests if found.requests else 0.0
+        gate = Gate(kept=kept, agreed=1 - found.disagreed / found.kept if found.kept else 1.0)
+    prices = open_prices(target)
+    return Setting(
+        drafter=drafter.manifest,
+        target=target.manifest,
+        edge=load_profile(edge),
+        cloud=load_profile(cloud),
+        gate=gate,
+        prices=prices.agreement if prices else None,
+        cloud_dtype=_dtype(target),
+    )
+
+
+def asked_of(drafter: Bundle, image: Path | None, *, prompt_tokens: int | None, answer_tokens: int) -> Asked:
+    """The sizes of a question about `image`, or about one that fits the models. Raises InputError."""
+    family, context = drafter.manifest.family, drafter.manifest.decoder.context
+    data = _picture(drafter, image)
+    picture = decode_image(data)
+    grid = family.grid(picture.size)
+    if prompt_tokens is None:
+        prompt_tokens = len(PromptBuilder.open(drafter).build([question(WORDS)], [grid]).ids)
+    if prompt_tokens <= family.tokens(grid):
+        raise InputError(
+            f"--prompt-tokens is {prompt_tokens}, but the image alone has {family.tokens(grid)}; give more"
+        )
+    if answer_tokens < 1:
+        raise InputError(f"--answer-tokens is {answer_tokens}; give 1 or more")
+    if prompt_tokens + answer_tokens > context:
+        raise InputError(f"{prompt_tokens} and {answer_tokens} tokens do not fit the model's context of {context}")
+    return Asked(
+        grid=grid,
+        image_bytes=len(family.shrink(data, picture)),
+        prompt_tokens=prompt_tokens,
+        answer_tokens=answer_tokens,
+    )
+
+
+def conditions_of(
+    link: str, rtt_ms: float | None, uplink_mbps: float | None, *, queue_ms: float, acceptance: float
+) -> Conditions:
+    """The conditions of a link, with what was given in place of its own figures. Raises ProfileError, InputError."""
+    changed = {
+        "rtt": positive("--rtt-ms", rtt_ms, scale=1e-3),
+        "uplink": positive("--uplink-mbps", uplink_mbps, scale=125_000),
+    }
+    queue = positive("--queue-ms", queue_ms or None, scale=1e-3) or 0.0
+    over = Conditions.over(load_link(link), queue=queue, acceptance=share("--acceptance", acceptance))
+    return msgspec.structs.replace(over, **{name: value for name, value in changed.items() if value is not None})
+
+
+def space_of(target: Manifest, mode: str | None) -> Space:
+    """Every choice that the target's bundle allows, or those of one mode. Raises InputError."""
+    cuts = ("image", *(cut for cut in device_cuts(target) if cut != "image"))
+    if mode is None:
+        return Space(cuts=cuts)
+    known: tuple[Mode, ...] = get_args(Mode)
+    if (one := next((name for name in known if name == mode), None)) is None:
+        raise InputError(f"there is no mode {mode!r}; choose {', '.join(known)}")
+    return Space(modes=(one,), cuts=cuts)
+
+
+def known_objective(option: str, name: str) -> Objective:
+    """The objective of this name. Raises InputError."""
+    known: tuple[Objective, ...] = get_args(Objective)
+    if (one := next((objective for objective in known if objective == name), None)) is None:
+        raise InputError(f"{option} {name!r} is none of {', '.join(known)}")
+    return one
+
+
+def known_cut(option: str, name: str | None, target: Manifest) -> str | None:
+    """`name`, if it is a layer of the target or None. Raises InputError."""
+    if name is not None and name not in target.line.layers:
+        raise InputError(f"{option} {name!r} is no layer of {target.name}; it has {', '.join(target.line.layers)}")
+    return name
+
+
+def positive(option: str, value: float | None, *, scale: float = 1.0) -> float | None:
+    """`value` times `scale`, if it is a number above 0 or None. Raises InputError."""
+    if value is not None and not 0 < value < math.inf:
+        raise InputError(f"{option} is {value:g}; give a number above 0")
+    return None if value is None else value * scale
+
+
+def share(option: str, value: float) -> float:
+    """`value`, if it is a share. Raises InputError."""
+    if not 0 <= value <= 1:
+        raise InputError(f"{option} is {value:g}; give a share from 0 to 1")
+    return value
+
+
+def notes(setting: Setting) -> Iterator[str]:
+    """What a reader of the plan should know of the figures behind it."""
+    if setting.gate is None:
+        yield "mode auto is left out: the drafter is not calibrated (`cutline calibrate`)"
+    if setting.prices is None:
+        yield "what narrower wire formats change was not measured for this target (`cutline calibrate`)"
+    tables: tuple[tuple[DeviceProfile, Manifest, Runtime], ...] = (
+        (setting.edge, setting.target, "edge"),
+        (setting.cloud, setting.target, "cloud"),
+    )
+    for profile, manifest, runtime in tables:
+        if profile.layer_table(manifest.identity, runtime) is None:
+            origin = "has a datasheet's figures" if profile.source == "datasheet" else "was measured without this model"
+            yield f"{profile.name} {origin}, so its times are rough (`cutline profile` measures them)"
+        if profile.throttled:
+            yield f"{profile.name} was throttled when it was measured"
+    if setting.edge.loaded_watts is not None and setting.edge.idle_watts is None:
+        yield f"{setting.edge.name} has no idle power: its energy is that of work alone"
+
+
+def _picture(drafter: Bundle, image: Path | None) -> bytes:
+    if image is None:
+        return (DRAFTER.parent.parent / CARD).read_bytes() if drafter.path == DRAFTER else photograph()
+    try:
+        with image.open("rb") as file:
+            return file.read(MAX_BYTES + 1)  # the one byte more is enough to refuse it
+    except OSError as error:
+        raise ImageError(f"cannot read {image}: {error.strerror}") from None
+
+
+def _dtype(target: Bundle) -> str:
+    """The type of a worker's weights; float32 where the bundle is a device's part and does not say."""
+    if "config.json" not in target.names:
+        return "fp32"
+    config = msgspec.json.decode(target.file("config.json").read_bytes(), type=_Config)
+    named = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}.get(config.dtype or config.torch_dtype or "")
+    return named if named in WEIGHT_BYTES else "fp32"

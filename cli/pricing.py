@@ -1,0 +1,106 @@
+"""Measuring prices: the same questions at every cut in every wire format, beside the exact target's answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from cutline.edge.agent import Agent
+from cutline.edge.answer import Answer, Mode, Question
+from cutline.models.bundle import Bundle
+from cutline.models.prices import Price, Prices
+from cutline.models.wire import Wire
+
+KEPT = (0.75, 0.5, 0.25)  # shares of image tokens, at the first cut that has them
+AT_ONCE = 4  # questions: the worker runs some while the next are on their way to it
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question about an image (a file's bytes), and its right answer where that is known."""
+
+    image: bytes
+    text: str
+    answer: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way to ask: a cut, a wire format, and the share of image tokens kept."""
+
+    cut: str
+    wire: Wire = Wire.FLOAT32
+    keep: float = 1.0
+
+    def question(self, asked: Asked) -> Question:
+        """The question put to the target alone in this way."""
+        mode = Mode.CLOUD if self.cut == "image" else Mode.SPLIT
+        return Question(
+            image=asked.image, text=asked.text, mode=mode, cut=self.cut, wire=self.wire, keep_image_tokens=self.keep
+        )
+
+
+def ways(cuts: Sequence[str]) -> Iterator[Way]:
+    """Every way to ask at `cuts`: in all formats, and at `decoder.0` with fewer image tokens."""
+    for cut in cuts:
+        yield from [Way(cut)] if cut == "image" else (Way(cut, wire) for wire in Wire)
+        if cut == "decoder.0":
+            yield from (Way(cut, keep=keep) for keep in KEPT)
+
+
+async def measure(
+    drafter: Bundle,
+    target: Bundle,
+    *,
+    worker: str,
+    threads: int,
+    cuts: Sequence[str],
+    asked: Sequence[Asked],
+    advance: Callable[[], None],
+) -> Prices:
+    """The prices of `cuts`, by `worker`'s answers to `asked`; `advance` hears of each. Raises CutlineError."""
+    prices: list[Price] = []
+    exact: list[tuple[int, ...]] = []
+    for cut in ("image", *(cut for cut in cuts if cut != "image")):
+        # An agent for each cut, as it holds all the spans that it ever ran.
+        async with Agent(drafter, worker=worker, threads=threads, target=target) as agent:
+            for way in ways([cut]):
+                answers = await _ask_all(agent, way, asked, advance)
+                exact = exact or [_ids(answer) for answer in answers]  # the first way is the whole target in the worker
+                if cut in cuts:
+                    prices.append(price(way, asked, answers, exact))
+    return Prices(questions=len(asked), prices=tuple(prices))
+
+
+def price(way: Way, asked: Sequence[Asked], answers: Sequence[Answer], exact: Sequence[tuple[int, ...]]) -> Price:
+    """The price of one way to ask, by its `answers` to what was `asked` and the tokens of the `exact` ones."""
+    found = [_ids(answer) for answer in answers]
+    alike = [sum(a == b for a, b in zip(*pair, strict=False)) for pair in zip(found, exact, strict=True)]
+    known = [answer.text == one.answer for answer, one in zip(answers, asked, strict=True) if one.answer is not None]
+    return Price(
+        cut=way.cut,
+        wire=way.wire,
+        keep_image_tokens=way.keep,
+        bytes_up=fmean(answer.bytes_up for answer in answers),
+        answers=fmean(ids == truth for ids, truth in zip(found, exact, strict=True)),
+        tokens=sum(alike) / sum(map(len, exact)),
+        right=fmean(known) if known else None,
+    )
+
+
+async def _ask_all(agent: Agent, way: Way, asked: Sequence[Asked], advance: Callable[[], None]) -> list[Answer]:
+    turns = asyncio.Semaphore(AT_ONCE)
+
+    async def ask(one: Asked) -> Answer:
+        async with turns:
+            answer = await agent.answer(way.question(one))
+        advance()
+        return answer
+
+    return await asyncio.gather(*map(ask, asked))
+
+
+def _ids(answer: Answer) -> tuple[int, ...]:
+    return tuple(token.id for token in answer.tokens)

@@ -1,0 +1,272 @@
+"""`cutline profile` and `cutline profile link`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cutline.cli import options
+
+if TYPE_CHECKING:
+    from cutline.devices.link import LinkProfile
+    from cutline.devices.measure import Machine
+    from cutline.devices.power import Sensors
+    from cutline.devices.profile import DeviceProfile, DrafterTable, LayerTable
+
+EPILOG = "Example: cutline profile --out my-board.toml; cutline profile link 127.0.0.1:50051 --out my-link.toml"
+LINK_EPILOG = "Example: cutline profile link 127.0.0.1:50051 --out my-link.toml"
+
+TARGET_SECONDS, DRAFTER_SECONDS = 10.0, 3.0  # of measuring layers, beside the loading
+REST_SECONDS, WORK_SECONDS = 2.0, 8.0  # of watching the machine
+
+Tell = Callable[[str], None]  # hears what is being measured
+Out = Annotated[
+    Path | None, typer.Option(help="The TOML file to write; without it, it is printed.", show_default=False)
+]
+
+app = typer.Typer()
+
+
+@app.callback(epilog=EPILOG, invoke_without_command=True, subcommand_metavar="[link HOST:PORT]")
+def profile(
+    context: typer.Context,
+    role: Annotated[
+        str, typer.Option("--as", help="edge: ONNX Runtime, as agents run; cloud: torch, as workers run.")
+    ] = "edge",
+    bundle: options.Bundle = None,
+    target: options.Target = None,
+    device: Annotated[str, typer.Option(help="Where torch runs, with --as cloud: cpu, cuda, cuda:1.")] = "cpu",
+    provider: options.Provider = None,
+    image: Annotated[
+        Path | None,
+        typer.Option(help="An image to time the preparation of; without it, one of 1024x768.", show_default=False),
+    ] = None,
+    threads: options.Threads = None,
+    out: Out = None,
+    as_json: options.Json = False,
+) -> None:
+    """Measure this machine, and how fast a target's layers and a drafter run on it: a profile for `cutline plan`.
+
+    Takes half a minute for small models. A sensor that is not there is named in the profile and left out.
+    """
+    from cutline.errors import InputError
+
+    if context.invoked_subcommand is not None:
+        if any(getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE" for name in context.params):
+            raise InputError("options of `cutline profile link` stand after the word link")
+        return
+    _check_out(out)
+    with _telling() as tell:
+        if role == "edge":
+            if device != "cpu":
+                raise InputError("--device is torch's, of --as cloud; for an agent's GPU give --provider")
+            measured = _as_agent(bundle, target, provider, image, threads, tell, name=_name(out))
+        elif role == "cloud":
+            if bundle is not None or provider is not None or image is not None:
+                raise InputError("a worker has neither --bundle, --provider nor --image; give --target and --device")
+            measured = _as_worker(target, device, threads, tell, name=_name(out))
+        else:
+            raise InputError(f"--as is {role}; choose edge or cloud")
+    _write(measured, out, as_json)
+
+
+def _as_agent(
+    bundle: Path | None,
+    target: Path | None,
+    provider: str | None,
+    image: Path | None,
+    threads: int | None,
+    tell: Tell,
+    *,
+    name: str,
+) -> DeviceProfile:
+    from cutline.cli.setting import open_drafter, open_target_for, thread_count
+    from cutline.devices.measure import measure_cpu, steady_work
+    from cutline.devices.power import Sensors
+    from cutline.edge.profiling import drafter_table, image_seconds, target_table
+    from cutline.edge.runtime import CPU, check_provider
+    from cutline.errors import ImageError
+
+    runs_on, cores = provider or CPU, thread_count(threads)
+    check_provider(runs_on)
+    try:
+        picture = None if image is None else image.read_bytes()
+    except OSError as error:
+        raise ImageError(f"cannot read {image}: {error.strerror}") from None
+    drafter, cut = open_drafter(bundle), open_target_for(target, bundle)
+    prepared = image_seconds(drafter.manifest, picture)
+    tables = []
+    if cut is not None:
+        tables.append(target_table(cut, threads=cores, seconds=TARGET_SECONDS, provider=runs_on, tell=tell))
+    drafts = drafter_table(drafter, threads=cores, seconds=DRAFTER_SECONDS, provider=runs_on, tell=tell)
+    tell("this machine")
+    return _profile(
+        name,
+        measure_cpu(threads=cores),
+        steady_work(threads=cores),
+        Sensors(),
+        tell,
+        cores=cores,
+        prepared=prepared,
+        tables=tables,
+        drafters=[drafts],
+    )
+
+
+def _as_worker(target: Path | None, device: str, threads: int | None, tell: Tell, *, name: str) -> DeviceProfile:
+    from cutline.cli.setting import open_target, thread_count
+    from cutline.devices.power import Sensors
+    from cutline.errors import InputError
+
+    try:
+        import torch
+
+        from cutline.cli.accelerator import check_device
+        from cutline.cloud.profiling import gpu_name, measure_device, steady_work, target_table
+    except ModuleNotFoundError as error:
+        raise InputError(f"--as cloud needs {error.name}; install it with `pip install 'cutline[cloud]'`") from None
+
+    check_device(device)
+    cores = thread_count(threads)
+    torch.set_num_threads(cores)
+    table = target_table(open_target(target), device=device, seconds=TARGET_SECONDS, tell=tell)
+    tell("this machine")
+    machine, work = measure_device(device, threads=cores), steady_work(device)
+    return _profile(name, machine, work, Sensors(gpu_name(device)), tell, cores=cores, tables=[table])
+
+
+def _profile(
+    name: str,
+    machine: Machine,
+    work: Callable[[], object],
+    sensors: Sensors,
+    tell: Tell,
+    *,
+    cores: int,
+    prepared: tuple[float, float] | None = None,
+    tables: Sequence[LayerTable] = (),
+    drafters: Sequence[DrafterTable] = (),
+) -> DeviceProfile:
+    """Watch the machine at rest and at `work`, and put together what was measured."""
+    from datetime import UTC, datetime
+
+    from cutline.devices.measure import disk_free
+    from cutline.devices.profile import DeviceProfile
+    from cutline.devices.steady import watch_work
+
+    tell("power and temperature")
+    steady = watch_work(work, sensors, rest=REST_SECONDS, seconds=WORK_SECONDS)
+    source = sensors.power_source()
+    sensed = {"power": steady.loaded_watts, "temperature": steady.celsius, "throttling": steady.throttled}
+    preprocess, shrink = prepared or (None, None)
+    return DeviceProfile(
+        name=name,
+        source="measured",
+        date=datetime.now(UTC).date(),
+        memory_bytes=machine.memory,
+        memory_free_bytes=machine.memory_free,
+        disk_free_bytes=disk_free(Path.cwd()),
+        memory_bandwidth=machine.bandwidth,
+        compute=machine.compute,
+        overhead_seconds=machine.overhead,
+        preprocess_seconds=preprocess,
+        shrink_seconds=shrink,
+        idle_watts=steady.idle_watts,
+        loaded_watts=steady.loaded_watts,
+        temperature_c=steady.celsius,
+        throttled=steady.throttled,
+        sustained=steady.sustained,
+        cores=cores,
+        documents={} if source is None else {"idle_power": source, "loaded_power": source},
+        missing=tuple(sensor for sensor, said in sensed.items() if said is None),
+        versions=_versions(),
+        tables=tuple(tables),
+        drafters=tuple(drafters),
+    )
+
+
+def _versions() -> dict[str, str]:
+    """What the figures depend on. What was not used does not count: torch is not there on a device."""
+    import platform
+    import sys
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version()}
+    for package in ("cutline", "numpy", "onnxruntime", "torch"):
+        if package in sys.modules:
+            try:
+                found[package] = version(package)
+            except PackageNotFoundError:  # run from a folder, never installed
+                continue
+    return found
+
+
+@app.command(epilog=LINK_EPILOG)
+def link(
+    worker: Annotated[str, typer.Argument(metavar="HOST:PORT", help="The worker at the other end.")],
+    seconds: Annotated[float, typer.Option(help="How long to measure, about.")] = 10.0,
+    out: Out = None,
+    as_json: options.Json = False,
+) -> None:
+    """Measure the link to a worker: round trip, jitter, and the rates up and down, as sessions get them."""
+    import asyncio
+
+    from cutline.edge.probing import measure_link
+    from cutline.errors import InputError
+
+    if not 1.0 <= seconds <= 300.0:
+        raise InputError(f"--seconds is {seconds:g}; give 1 to 300")
+    _check_out(out)
+    with _telling() as tell:
+        tell(f"the link to {worker}")
+        measured = asyncio.run(measure_link(worker, name=_name(out), seconds=seconds))
+    _write(measured, out, as_json)
+
+
+def _name(out: Path | None) -> str:
+    return "measured" if out is None else out.stem
+
+
+def _check_out(out: Path | None) -> None:
+    """Before anything is measured."""
+    from cutline.errors import InputError
+
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):
+        raise InputError(f"--out {out} is not a file in a folder that is there")
+
+
+@contextmanager
+def _telling() -> Iterator[Tell]:
+    """A line on stderr that says what is being measured."""
+    from rich.console import Console
+
+    with Console(stderr=True).status("opening") as status:
+        yield lambda step: status.update(f"measuring {step}")
+
+
+def _write(measured: DeviceProfile | LinkProfile, out: Path | None, as_json: bool) -> None:
+    import sys
+
+    import msgspec
+
+    from cutline.devices.link import LinkProfile
+    from cutline.devices.profile import profile_to_toml
+    from cutline.devices.toml import to_toml
+    from cutline.errors import InputError
+
+    text = to_toml(msgspec.to_builtins(measured)) if isinstance(measured, LinkProfile) else profile_to_toml(measured)
+    if out is not None:
+        try:
+            out.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"cannot write {out}: {error.strerror}") from None
+    if as_json:
+        sys.stdout.buffer.write(msgspec.json.encode(measured) + b"\n")
+    elif out is None:
+        sys.stdout.write(text)
+    else:
+        print(f"wrote {out}")

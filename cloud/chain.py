@@ -1,0 +1,172 @@
+"""A worker as the agent of the next one, which has the layers after its own: sessions go on there.
+
+The rows that come out of a pass go out as the boundary of the next worker's cut, and what that one confirms comes back
+to the engine. An error further along ends a session here with the same kind of error; where its text would name an
+address, it names none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Self
+
+from cutline.cloud.session import Forward, Request
+from cutline.errors import CutlineError, InputError, ModelMismatch, WorkerBusy, WorkerFailed, WorkerUnavailable
+from cutline.models.bundle import Manifest
+from cutline.models.wire import Wire
+from cutline.protos.client import WorkerClient, WorkerSession
+from cutline.protos.messages import Confirmed, Description, Draft, Finished, Open, Opened, boundary_chunks, draft_chunks
+
+log = logging.getLogger(__name__)
+
+Word = Confirmed | Finished | CutlineError
+
+# What an agent is told of a worker that it never named; another error says what is wrong with the session itself.
+_TOLD: dict[type[CutlineError], str] = {
+    WorkerUnavailable: "a worker further along the chain does not answer; try again later",
+    WorkerBusy: "a worker further along the chain has no room; try again later",
+    WorkerFailed: "a worker further along the chain failed on this session; its log says more",
+}
+
+
+class NextWorker:
+    """The worker at `address`, which goes on at the layer `cut` of the model in `manifest`."""
+
+    def __init__(self, address: str, manifest: Manifest, *, cut: str) -> None:
+        self.manifest = manifest
+        self.cut = cut
+        self.client = WorkerClient(address)
+        # Layers that end before the decoder have no part in a token: it goes on as it came.
+        self.takes_tokens = cut in manifest.line.image_cuts
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.client.close()
+
+    async def describe(self) -> Description:
+        """What it serves. Raises WorkerUnavailable, or ModelMismatch or InputError if it cannot go on from here."""
+        found = await self.client.describe()
+        if (why := misfit(found, self.manifest, self.cut)) is not None:
+            raise type(why)(f"the next worker, at {self.client.address}, {why}")
+        return found
+
+    async def check(self) -> None:
+        """Raises what a session that goes on there would meet now, as far as can be known before it does."""
+        try:
+            found = await self.describe()
+        except InputError as error:  # what was asked is in order, the chain is not
+            log.error("the chain does not fit together any more: %s", error)
+            raise WorkerFailed(_TOLD[WorkerFailed]) from None
+        except CutlineError as error:
+            log.warning("the next worker takes no session: %s", error)
+            raise anonymous(error) from None
+        if found.sessions >= found.max_sessions:
+            raise WorkerBusy(_TOLD[WorkerBusy])
+
+
+def misfit(found: Description, manifest: Manifest, cut: str) -> CutlineError | None:
+    """Why the worker that describes itself as `found` cannot go on at the layer `cut`, if it cannot."""
+    if found.model != manifest.identity:
+        return ModelMismatch(
+            f"serves {found.name} ({found.model[:12]}), not {manifest.name}; start it with this bundle"
+        )
+    try:
+        start, end = manifest.line.place(found.start), manifest.line.place(found.end)
+    except ValueError:
+        return InputError("does not say which layers it has; start it from this version of Cutline")
+    if not start <= manifest.line.place(cut) < end:
+        return InputError(f"has the layers {found.start}:{found.end}, but those here end at {cut}")
+    return None
+
+
+class Onward:
+    """One session's way on: a session on the next worker, opened by the first rows. Use as an async context manager.
+
+    `heard` gets what that worker confirms, then how it ended. `remaining` says how many seconds it may take; None is
+    for ever.
+    """
+
+    def __init__(
+        self,
+        worker: NextWorker,
+        request: Request,
+        *,
+        wire: Wire,
+        heard: Callable[[Word], object],
+        remaining: Callable[[], float | None],
+    ) -> None:
+        self._worker = worker
+        self._request = request
+        self._wire = wire
+        self._heard = heard
+        self._remaining = remaining
+        self._session: WorkerSession | None = None
+        self._listener: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._listener is not None and self._session is not None:
+            self._listener.cancel()
+            await asyncio.wait([self._listener])
+            await self._session.__aexit__(None, None, None)
+
+    async def forward(self, piece: Forward) -> None:
+        """Send what came out of a pass: the first opens the session, the others are drafts. Raises InputError."""
+        if self._session is not None:
+            for draft in draft_chunks(piece.position, piece.tokens, piece.rows, self._wire):
+                await self._session.offer(draft)
+            return
+        await self._open(piece)
+
+    async def offer(self, draft: Draft) -> None:
+        """Pass on a draft as it came, after the first rows: for layers that have no part in a token."""
+        if self._session is not None:
+            await self._session.offer(draft)
+
+    async def _open(self, piece: Forward) -> None:
+        request, sampling = self._request, self._request.sampling
+        opening = Open(
+            model=self._worker.manifest.identity,
+            tokens=request.tokens,
+            prompt_length=request.prompt_length,
+            max_tokens=request.max_tokens,
+            cut=self._worker.cut,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            seed=sampling.seed,
+            effort=request.effort,
+            draft=request.draft if self._worker.takes_tokens else piece.tokens[len(request.tokens) :],
+            grids=request.grids,
+        )
+        upload = boundary_chunks(piece.rows, self._wire)
+        self._session = self._worker.client.session(opening, upload, timeout=self._remaining())
+        self._listener = asyncio.create_task(self._listen(self._session))
+        await self._session.__aenter__()
+
+    async def _listen(self, session: WorkerSession) -> None:
+        vocabulary = self._worker.manifest.decoder.vocabulary
+        try:
+            async for event in session.events():
+                if isinstance(event, Confirmed) and max(event.tokens, default=0) >= vocabulary:
+                    raise WorkerFailed(f"the next worker confirmed a token outside the vocabulary of {vocabulary}")
+                if not isinstance(event, Opened):
+                    self._heard(event)
+        except CutlineError as error:
+            log.info("the next worker ended a session: %s", error)
+            self._heard(anonymous(error))
+        except Exception:
+            log.exception("listening to the next worker failed")
+            self._heard(WorkerFailed(_TOLD[WorkerFailed]))
+
+
+def anonymous(error: CutlineError) -> CutlineError:
+    """`error` for the agent, without an address."""
+    told = _TOLD.get(type(error))
+    return error if told is None else type(error)(told)

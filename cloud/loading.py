@@ -1,0 +1,62 @@
+"""A target's model as transformers loads it: whole, or only the layers that a worker runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
+from transformers.utils.logging import disable_progress_bar
+
+from cutline.cloud import tower
+from cutline.errors import BundleError
+from cutline.models.bundle import Bundle
+from cutline.models.families import AnyFamily
+
+
+def load_model(bundle: Bundle, layers: Sequence[str] | None = None) -> Any:
+    """The transformers model of a target's bundle, from its verified files alone. Raises BundleError.
+
+    With `layers`, names on its line that follow each other, only their weights are read; the rest cannot be run.
+    """
+    if bundle.manifest.role != "target":
+        raise BundleError(f"{bundle.path} holds a {bundle.manifest.role}; a worker needs a target's bundle")
+    disable_progress_bar()
+    config = AutoConfig.from_pretrained(bundle.path, local_files_only=True, trust_remote_code=False)
+    whole: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+    manifest = bundle.manifest
+    kind = whole if layers is None or tuple(layers) == manifest.line.layers else _part(whole, manifest.family, layers)
+    model, found = kind.from_pretrained(
+        bundle.path, local_files_only=True, use_safetensors=True, dtype="auto", output_loading_info=True
+    )
+    # transformers fills a weight that is missing with random numbers and a warning.
+    if missing := sorted(found["missing_keys"]):
+        raise BundleError(f"the weights in {bundle.path} lack {missing[0]}; export the bundle again")
+    return model.eval().requires_grad_(False)
+
+
+def _part(whole: Any, family: AnyFamily, layers: Sequence[str]) -> Any:
+    """The class `whole` without the modules that `layers` do not need: no weights are read for what is not there."""
+
+    class Part(whole):  # type: ignore[misc]
+        # The file has more weights than this part names, which is no mistake.
+        _keys_to_ignore_on_load_unexpected = [r"."]  # noqa: RUF012 (transformers' own attribute)
+
+        all_tied_weights_keys: dict[str, str]
+
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            tied = bool(self.all_tied_weights_keys)  # the head's weights are the embeddings
+            tower.prune(self.model, family, layers)
+            decoder = self.model.get_decoder()
+            for index in range(len(decoder.layers)):
+                if f"decoder.{index}" not in layers:
+                    decoder.layers[index] = nn.Identity()
+            if "decoder.0" not in layers and not (tied and "head" in layers):
+                decoder.embed_tokens = nn.Identity()
+            if "head" not in layers:
+                decoder.norm = self.lm_head = nn.Identity()
+                self.all_tied_weights_keys.clear()
+
+    return Part

@@ -1,0 +1,80 @@
+"""The way of an image up to the decoder on torch: patches, the vision tower's layers, the connector."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cutline.models.families import AnyFamily, Grid
+from cutline.models.layerline import LayerLine
+
+Beside = dict[str, Tensor]  # what a tower takes with the rows of an image
+
+
+def prune(model: Any, family: AnyFamily, layers: Sequence[str]) -> None:
+    """Leave in a transformers `model` what `layers`, names on its line, need of the tower and the connector."""
+    parts = family.parts
+    tower = {f"vision.{index}": (f"{parts.tower}.{index}",) for index in range(len(model.get_submodule(parts.tower)))}
+    for layer, modules in {"image": parts.image, **tower, "connector": parts.connector}.items():
+        if layer not in layers:
+            for name in modules:
+                model.set_submodule(name, nn.Identity())
+
+
+class Layer(nn.Module):
+    """One layer of the way: a module, so that what it takes can be watched."""
+
+    def __init__(self, run: Callable[[Any, Beside], Any]) -> None:
+        super().__init__()
+        self._run = run
+
+    def forward(self, rows: Tensor, beside: Beside) -> Tensor:
+        """Rows (n, width) of one image, or of several that the family runs at once."""
+        made: Tensor = self._run(rows, beside)
+        return made
+
+
+class Tower:
+    """The layers `[start, end)` of a transformers `model`, as far as they stand before the decoder."""
+
+    def __init__(self, model: Any, family: AnyFamily, line: LayerLine, *, end: str) -> None:
+        parts = family.parts
+        image, connector = ([model.get_submodule(name) for name in names] for names in (parts.image, parts.connector))
+        self.layers = {"image": Layer(partial(family.enter, image))}
+        for index, layer in enumerate(model.get_submodule(parts.tower)):
+            step = partial(family.step, layer, index, attend=functional.scaled_dot_product_attention)
+            self.layers[f"vision.{index}"] = Layer(step)
+        self.layers["connector"] = Layer(partial(family.leave, connector))
+        self._family = family
+        self._line = line
+        self._end = min(line.place(end), line.place("decoder.0"))
+
+    @torch.inference_mode()
+    def encode(self, boundary: Tensor, cut: str, grids: Sequence[Grid]) -> Tensor:
+        """Rows (n, width) where these layers end, or the decoder begins, from what crosses `cut`.
+
+        `boundary` is what `preprocess` makes of the images at cut `image`, else rows (n, width). The images became
+        `grids`.
+        """
+        layers = self._line.layers[self._line.place(cut) : self._end]
+        if not layers:
+            return boundary
+        made = []
+        for rows, arrays in self._family.runs(boundary, grids):
+            beside = {name: _like(array, boundary) for name, array in arrays.items()}
+            for layer in layers:
+                rows = self.layers[layer](rows, beside)
+            made.append(rows)
+        return torch.cat(made)
+
+
+def _like(array: NDArray[Any], rows: Tensor) -> Tensor:
+    """The array on the device of `rows`, and in their dtype if it does not count."""
+    tensor = torch.from_numpy(array).to(rows.device)
+    return tensor.to(rows.dtype) if tensor.is_floating_point() else tensor

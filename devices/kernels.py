@@ -1,0 +1,48 @@
+"""The smallest graphs that ONNX Runtime can be timed with: one matrix product, written by hand.
+
+A device has no onnx package to make graphs with. What a graph file holds is protocol buffers, and of those a handful
+of fields is enough (onnx.proto3, stable since its version 3).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Dtype = Literal["fp32", "int8"]
+
+_ELEMENTS = {"fp32": ("MatMul", 1, 1, 1), "int8": ("MatMulInteger", 2, 3, 6)}  # operator; uint8 x int8 gives int32
+_IR, _OPSET = 8, 13
+
+
+def matmul_graph(dtype: Dtype, *, rows: int, inner: int, columns: int) -> bytes:
+    """An ONNX model of `y = a @ b`, `a` (rows, inner) and `b` (inner, columns) being inputs."""
+    operator, first, second, result = _ELEMENTS[dtype]
+    graph = (
+        _part(1, _part(1, b"a") + _part(1, b"b") + _part(2, b"y") + _part(4, operator.encode()))
+        + _part(2, b"matmul")
+        + _part(11, _tensor(b"a", first, rows, inner))
+        + _part(11, _tensor(b"b", second, inner, columns))
+        + _part(12, _tensor(b"y", result, rows, columns))
+    )
+    return _number(1, _IR) + _part(7, graph) + _part(8, _number(2, _OPSET))
+
+
+def _tensor(name: bytes, element: int, *shape: int) -> bytes:
+    sizes = b"".join(_part(1, _number(1, size)) for size in shape)
+    return _part(1, name) + _part(2, _part(1, _number(1, element) + _part(2, sizes)))
+
+
+def _part(field: int, content: bytes) -> bytes:
+    return _varint(field << 3 | 2) + _varint(len(content)) + content
+
+
+def _number(field: int, value: int) -> bytes:
+    return _varint(field << 3) + _varint(value)
+
+
+def _varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*encoded, value])

@@ -1,0 +1,73 @@
+"""Fewer image tokens: an image's most similar rows become one, so that less crosses a cut and less is attended to.
+
+Bipartite soft matching (Bolya et al., "Token Merging: Your ViT But Faster", 2023): every other row may join the most
+similar of the rows between, the most similar pairs do, and a joint row is the mean of all that it stands for. There it
+happens between a tower's layers, by the similarity of attention keys; here once, after the connector, by that of rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+import numpy as np
+from numpy.typing import NDArray
+
+Rows = NDArray[np.float32]  # (n, width)
+
+
+def kept_of(count: int, share: float) -> int:
+    """How many of `count` rows are left of a `share` in (0, 1]."""
+    return math.ceil(count * share)
+
+
+def shorten(prompt: Sequence[int], image_token: int, share: float) -> tuple[int, ...]:
+    """`prompt` with every run of image tokens as long as `merge_runs` leaves its rows."""
+    short: list[int] = []
+    for token, run in groupby(prompt):
+        count = sum(1 for _ in run)
+        short += [token] * (kept_of(count, share) if token == image_token else count)
+    return tuple(short)
+
+
+def merge_runs(rows: Rows, prompt: Sequence[int], image_token: int, share: float) -> Rows:
+    """The rows (n, width) of the image tokens in `prompt`, each run of them merged by itself to a `share` of it."""
+    parts, first = [rows[:0]], 0
+    for count in _runs(prompt, image_token):
+        parts.append(merge(rows[first : first + count], kept_of(count, share))[0])
+        first += count
+    return np.concatenate(parts)
+
+
+def merge(rows: Rows, count: int) -> tuple[Rows, NDArray[np.int64]]:
+    """Merge `rows` (n, width) to `count` of them, 1 to n, in their order; and how many rows each stands for.
+
+    Deterministic: of pairs that are equally similar the first is merged.
+    """
+    sizes = np.ones(len(rows), np.int64)
+    while len(rows) > count:
+        rows, sizes = _merge_once(rows, sizes, len(rows) - count)
+    return rows, sizes
+
+
+def _merge_once(rows: Rows, sizes: NDArray[np.int64], surplus: int) -> tuple[Rows, NDArray[np.int64]]:
+    """Merge at most `surplus` of the rows at even places, as many as have one at an odd place to join."""
+    unit = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    similarity = unit[0::2] @ unit[1::2].T  # (even, odd)
+    nearest = similarity.argmax(1)
+    joining = np.argsort(-similarity.max(1), kind="stable")[: min(surplus, len(nearest))]
+    sums = rows.astype(np.float64) * sizes[:, None]
+    totals = sizes.copy()
+    into = 2 * nearest[joining] + 1
+    np.add.at(sums, into, sums[2 * joining])
+    np.add.at(totals, into, totals[2 * joining])
+    left = np.delete(np.arange(len(rows)), 2 * joining)
+    return (sums[left] / totals[left, None]).astype(np.float32), totals[left]
+
+
+def _runs(prompt: Sequence[int], image_token: int) -> Iterator[int]:
+    """Lengths of the runs of image tokens."""
+    for token, run in groupby(prompt):
+        if token == image_token:
+            yield sum(1 for _ in run)

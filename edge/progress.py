@@ -1,0 +1,84 @@
+"""A question as the models take it, an answer in the making, and what the agent believes of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from PIL import Image
+
+from cutline.edge.answer import Question, Source
+from cutline.errors import WorkerFailed
+from cutline.models.images import Pixels
+from cutline.models.sampling import agreeing
+from cutline.protos.messages import Confirmed
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A question as the models take it.
+
+    `asked` is the target's prompt: `prompt`, with fewer image tokens where they are merged.
+    """
+
+    question: Question
+    image: Image.Image
+    pixels: Pixels
+    prompt: tuple[int, ...]
+    asked: tuple[int, ...]
+    limit: int  # answer tokens at most
+
+
+@dataclass(slots=True)
+class Progress:
+    """An answer in the making. `tokens` are settled: the target's own, or in mode `edge` the drafter's."""
+
+    began: float
+    tokens: list[int] = field(default_factory=list)
+    sources: list[Source] = field(default_factory=list)
+    first: float | None = None  # when the first token was settled
+    drafted: int = 0
+    rounds: int = 0
+    confidence: float | None = None
+
+    def settle(self, tokens: Sequence[int], sources: Sequence[Source]) -> None:
+        """Take tokens that follow those settled before."""
+        if tokens and self.first is None:
+            self.first = time.perf_counter()
+        self.tokens += tokens
+        self.sources += sources
+
+    def confirm(self, confirmed: Confirmed, prepared: Prepared, vocabulary: int) -> None:
+        """Take what the worker confirmed; what is settled already is passed over. Raises WorkerFailed."""
+        known = len(self.tokens) - (confirmed.position - len(prepared.asked))
+        if known < 0:
+            raise WorkerFailed(f"the worker skipped {-known} tokens")
+        if len(self.tokens) - known + len(confirmed.tokens) > prepared.limit:
+            raise WorkerFailed(f"the worker confirmed more than the {prepared.limit} tokens it was asked for")
+        if max(confirmed.tokens, default=0) >= vocabulary:
+            raise WorkerFailed(f"the worker confirmed a token outside the vocabulary of {vocabulary}")
+        sources = [Source.DRAFT if i < confirmed.accepted else Source.CLOUD for i in range(len(confirmed.tokens))]
+        self.settle(confirmed.tokens[known:], sources[known:])
+
+
+@dataclass(frozen=True, slots=True)
+class Belief:
+    """The answer as the agent believes it: `tokens`, the first `sent` of them with the worker.
+
+    `replying` says that a reply of the worker changed it, and that nothing was sent since.
+    """
+
+    tokens: tuple[int, ...] = ()
+    sent: int = 0
+    replying: bool = False
+
+    def after(self, settled: Sequence[int]) -> Belief:
+        """The belief once the tokens `settled` are known; itself if it says the same and maybe more."""
+        agree = agreeing(self.tokens, settled)
+        return self if agree == len(settled) else Belief(tuple(settled), min(self.sent, agree), replying=True)
+
+    def grown(self, draft: Sequence[int]) -> Belief:
+        """The belief with a draft, once all of it is sent."""
+        tokens = (*self.tokens, *draft)
+        return replace(self, tokens=tokens, sent=len(tokens), replying=False)

@@ -1,0 +1,145 @@
+"""The work folder of an export: what is finished in it survives an interruption, a kill included.
+
+It lies beside the bundle that is made, as `.NAME.partial`:
+
+    lock            held while somebody works here
+    journal.json    the steps that are finished, with the hashes of the files each of them made
+    bundle/         those files, and what an interrupted step left
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import msgspec
+
+from cutline.errors import InputError
+from cutline.models.bundle import sha256_of
+
+CODE = Path(__file__).parent.parent  # cutline.models
+MAKERS = ("cutline", "onnx", "onnxruntime-genai", "onnxscript", "torch", "transformers")  # whose versions show in files
+
+
+class Journal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is finished: `steps` maps the name of each step to its files and their SHA-256.
+
+    `source` is the fingerprint of all that the files were made from.
+    """
+
+    source: str
+    steps: dict[str, dict[str, str]] = {}
+
+
+class Work:
+    """An export in the making, in the folder `home`, which is ours alone while we are here."""
+
+    def __init__(self, home: Path, source: str) -> None:
+        self.folder = home / "bundle"
+        self._home = home
+        self._path = home / "journal.json"
+        self._journal = _verified(_read(self._path, source), self.folder)
+        self.folder.mkdir(exist_ok=True)
+        for name in self._names() - self._finished():  # of a step that was interrupted, or of another source
+            left = self.folder / name
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+    def step(self, name: str, make: Callable[[Path], str]) -> str | None:
+        """Have `make` write its files into the folder, and return what it does; None if they are there from before."""
+        if name in self._journal.steps:
+            return None
+        note = make(self.folder)
+        files = {file: sha256_of(self.folder / file) for file in sorted(self._names() - self._finished())}
+        self._journal = Journal(self._journal.source, self._journal.steps | {name: files})
+        draft = self._path.with_suffix(".draft")
+        draft.write_bytes(msgspec.json.encode(self._journal))
+        draft.replace(self._path)
+        return note
+
+    def place(self, out: Path) -> None:
+        """Move the folder to `out`, in place of a bundle that is there."""
+        replaced = self._home / "replaced"
+        if out.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+            out.rename(replaced)
+        self.folder.rename(out)
+        shutil.rmtree(self._home, ignore_errors=True)
+
+    def leave(self) -> None:
+        """Remove the work folder if nothing is in it that another attempt could go on from."""
+        if not self._journal.steps:
+            shutil.rmtree(self._home, ignore_errors=True)
+
+    def _names(self) -> set[str]:
+        return {path.name for path in self.folder.iterdir()}
+
+    def _finished(self) -> set[str]:
+        return {file for files in self._journal.steps.values() for file in files}
+
+
+@contextmanager
+def work_beside(out: Path, source: str) -> Iterator[Work]:
+    """The work folder beside `out`, for what is made from `source`; what another source left there is dropped.
+
+    It stays when it is left with steps finished and not placed. Raises InputError when somebody else works there.
+    """
+    home = out.with_name(f".{out.name}.partial")
+    with _locked(home, out):
+        work = Work(home, source)
+        try:
+            yield work
+        finally:
+            work.leave()
+
+
+def fingerprint(folder: Path, **options: str | None) -> str:
+    """Of what an export is made from: a folder's files by name, size and time, options, and the makers of its files."""
+    stats = [(path.name, path.stat()) for path in sorted(folder.glob("*")) if path.is_file()]
+    files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+    code = [sha256_of(path) for path in sorted(CODE.rglob("*.py"))]  # may change without a new version
+    facts = (str(folder.resolve()), files, options, {maker: version(maker) for maker in MAKERS}, code)
+    return hashlib.sha256(msgspec.json.encode(facts, order="deterministic")).hexdigest()
+
+
+def _read(path: Path, source: str) -> Journal:
+    """The journal at `path`, or an empty one where it is absent, broken, or of another source."""
+    try:
+        journal = msgspec.json.decode(path.read_bytes(), type=Journal)
+    except (FileNotFoundError, msgspec.MsgspecError):
+        return Journal(source)
+    return journal if journal.source == source else Journal(source)
+
+
+def _verified(journal: Journal, folder: Path) -> Journal:
+    """The journal without the steps whose files are no longer what they were."""
+
+    def stands(files: dict[str, str]) -> bool:
+        return all((folder / file).is_file() and sha256_of(folder / file) == digest for file, digest in files.items())
+
+    return Journal(journal.source, {name: files for name, files in journal.steps.items() if stands(files)})
+
+
+@contextmanager
+def _locked(home: Path, out: Path) -> Iterator[None]:
+    """`home` made, and held against other processes: the system lets go of it even when this one is killed."""
+    path = home / "lock"
+    while True:
+        home.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = path.open("w")
+        except FileNotFoundError:
+            continue  # whoever held it has just finished and removed it
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(f"another export to {out} is running; wait for it, or choose another folder") from None
+            if path.exists() and os.path.samestat(path.stat(), os.fstat(lock.fileno())):
+                yield
+                return

@@ -1,0 +1,306 @@
+"""Qwen2.5-VL: images in their own proportions, a tower that attends within windows, positions on three axes.
+
+The arithmetic is that of Qwen2-VL's image processor (transformers, PIL backend): both sides to a multiple of a merged
+patch, the area between two limits, rescale, normalise, patches by fours as the connector merges them. Between the first
+layer and the connector rows stand window by window; before and behind it they stand as the image has them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Annotated, Any, ClassVar
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from cutline.errors import InputError
+from cutline.models.families.family import Arrays, Attend, Count, Family, Grid, Parts, Positions, Spread
+from cutline.models.images import MAX_ASPECT, MAX_PIXELS, Pixels, Size, normalised
+
+IMAGE, START, END = "<|image_pad|>", "<|vision_start|>", "<|vision_end|>"
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+MIN_PIXELS, MAX_PIXELS_SEEN = 56 * 56, 28 * 28 * 1280  # what transformers takes where a folder does not say
+
+Area = Annotated[int, msgspec.Meta(ge=1, le=MAX_PIXELS)]  # an image larger than that is not taken either
+Index = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class Qwen25VL(Family, frozen=True, forbid_unknown_fields=True, tag="qwen2.5-vl"):
+    """Patches of `patch` x `patch` pixels, `frames` times the same; `merge` x `merge` of them are one image token.
+
+    An image is resized to at least `min_pixels` and at most `max_pixels`. The tower's layers attend within windows of
+    `window` pixels, those in `full` everywhere; it turns its heads of width `tower_head` with base `tower_theta`. The
+    decoder turns its own with base `theta`, `sections` of their frequencies by the position in time, height and width.
+    A grid counts patches.
+    """
+
+    patch: Count
+    merge: Count
+    frames: Count
+    window: Count
+    full: tuple[Index, ...]
+    tower_head: Count
+    tower_theta: Spread
+    min_pixels: Area
+    max_pixels: Area
+    theta: Spread
+    sections: tuple[Count, Count, Count]
+    mean: tuple[float, float, float] = MEAN
+    std: tuple[Spread, Spread, Spread] = STD
+
+    kinds: ClassVar[tuple[str, ...]] = ("qwen2_5_vl",)
+    parts: ClassVar[Parts] = Parts(
+        image=("visual.patch_embed",), tower="visual.blocks", connector=("visual.merger",), decoder="language_model"
+    )
+    image_marker: ClassVar[str] = IMAGE
+    markers: ClassVar[tuple[str, ...]] = (IMAGE, START, END)
+    axes: ClassVar[int] = 3
+
+    @classmethod
+    def of(cls, config: Any, processor: dict[str, Any] | None) -> Qwen25VL:
+        """Without a processor's settings those of transformers."""
+        vision, text = config.vision_config, config.text_config
+        rope = text.rope_parameters
+        if text.use_sliding_window:
+            raise ValueError("a decoder with sliding windows, where none are supported")
+        if rope["rope_type"] != "default":
+            raise ValueError(f"a rotary embedding of the kind {rope['rope_type']}, where default is supported")
+        if vision.hidden_size // vision.num_heads % 4 or vision.window_size % (
+            vision.patch_size * vision.spatial_merge_size
+        ):
+            raise ValueError("a tower whose heads or windows do not divide evenly")
+        said = processor or {}
+        size = {"shortest_edge": MIN_PIXELS, "longest_edge": MAX_PIXELS_SEEN} | said.get("size", {})
+        sizes = {
+            "patch_size": vision.patch_size,
+            "merge_size": vision.spatial_merge_size,
+            "temporal_patch_size": vision.temporal_patch_size,
+        }
+        for name, expected in sizes.items():
+            if said.get(name, expected) != expected:
+                raise ValueError(f"an image processor whose {name} is {said[name]}, and a tower's that is {expected}")
+        family = cls(
+            patch=vision.patch_size,
+            merge=vision.spatial_merge_size,
+            frames=vision.temporal_patch_size,
+            window=vision.window_size,
+            full=tuple(vision.fullatt_block_indexes),
+            tower_head=vision.hidden_size // vision.num_heads,
+            tower_theta=vision.rope_parameters["rope_theta"],
+            min_pixels=said.get("min_pixels", size["shortest_edge"]),  # the older name comes first, as in transformers
+            max_pixels=said.get("max_pixels", size["longest_edge"]),
+            theta=rope["rope_theta"],
+            sections=tuple(rope["mrope_section"]),
+            mean=tuple(said.get("image_mean", MEAN)),
+            std=tuple(said.get("image_std", STD)),
+        )
+        return msgspec.convert(msgspec.to_builtins(family), cls)  # which checks the bounds
+
+    def preprocess(self, image: Image.Image) -> Pixels:
+        """Patches (rows * cols, 3 * frames * patch * patch), the `merge` x `merge` of an image token together."""
+        fitted = self.resize(image, self.fitted(image.size))
+        pixels = normalised(np.asarray(fitted).transpose(2, 0, 1)[None], self.mean, self.std)[0]
+        rows, cols = grid = self.grid(image.size)
+        sides = (rows // self.merge, self.merge, self.patch, cols // self.merge, self.merge, self.patch)
+        patches = pixels.reshape(3, *sides).transpose(1, 4, 2, 5, 0, 3, 6)[:, :, :, :, :, None]
+        repeated = np.repeat(patches, self.frames, axis=5)
+        return Pixels(repeated.reshape(rows * cols, -1), grid)
+
+    @property
+    def factor(self) -> int:
+        """Pixels on a side of an image token."""
+        return self.patch * self.merge
+
+    def grid(self, size: Size) -> Grid:
+        """Rows and columns of patches."""
+        width, height = self.fitted(size)
+        return height // self.patch, width // self.patch
+
+    def fitted(self, size: Size) -> Size:
+        """Both sides a multiple of `factor`, as near to the proportions of `size` as that allows."""
+        width, height = size
+        across, down = (round(side / self.factor) * self.factor for side in size)
+        if across * down > self.max_pixels:
+            shrink = math.sqrt(height * width / self.max_pixels)
+            across, down = (max(self.factor, self._multiple(math.floor, side / shrink)) for side in size)
+        elif across * down < self.min_pixels:
+            stretch = math.sqrt(self.min_pixels / (height * width))
+            across, down = (self._multiple(math.ceil, side * stretch) for side in size)
+        return across, down
+
+    def is_settled(self, size: Size) -> bool:
+        """False only where the limits of the area are too near to each other, or too small for thin images."""
+        return self.fitted(size) == size
+
+    @property
+    def largest(self) -> int:
+        """The most pixels that an image is resized to. Rounding may lead past `max_pixels` where that is small."""
+        least, factor = self.min_pixels, self.factor
+        sides = math.sqrt(least) * (math.sqrt(MAX_ASPECT) + 1 / math.sqrt(MAX_ASPECT))  # of the thinnest, together
+        stretched = math.ceil(least + factor * sides + factor**2)
+        thin = math.ceil(factor * max(factor, math.sqrt(MAX_ASPECT * self.max_pixels)))
+        return max(self.max_pixels, stretched, thin)
+
+    def takes(self, grid: Grid) -> bool:
+        """Whether `grid` is of whole image tokens and within the limits of the area."""
+        rows, cols = grid
+        whole = rows % self.merge == cols % self.merge == 0 and min(rows, cols) >= self.merge
+        return whole and rows * cols * self.patch**2 <= self.largest
+
+    def tokens(self, grid: Grid) -> int:
+        """One for each `merge` x `merge` patches."""
+        return self.patches(grid) // self.merge**2
+
+    def patches(self, grid: Grid) -> int:
+        """All of them."""
+        return grid[0] * grid[1]
+
+    def expand(self, grid: Grid) -> str:
+        """The marker again and again; the template puts its frame around it."""
+        return IMAGE * self.tokens(grid)
+
+    def positions(self, image_tokens: NDArray[np.bool_], grids: Sequence[Grid]) -> Positions:
+        """Text counts on all axes at once; an image stays in time and counts its rows and columns."""
+        held, made = image_tokens.sum(), sum(map(self.tokens, grids))
+        if held != made:
+            raise InputError(f"the prompt holds {held} image tokens, its images have {made}; this model takes them all")
+        parts, at, following = [], 0, 0
+        for grid in grids:
+            begins = at + int(image_tokens[at:].argmax())
+            rows, cols = grid[0] // self.merge, grid[1] // self.merge
+            if not image_tokens[begins : begins + rows * cols].all():
+                raise InputError("the image tokens of an image do not stand together")
+            parts.append(_count(following, begins - at))
+            following += begins - at
+            parts.append(following + np.indices((1, rows, cols)).reshape(3, -1))
+            at = begins + rows * cols
+            following += max(rows, cols)
+        parts.append(_count(following, len(image_tokens) - at))
+        return Positions(np.hstack(parts))
+
+    def rotations(self, positions: NDArray[np.int64]) -> Arrays:
+        """`cos` and `sin` (n, half a head): each section of the frequencies by its own axis."""
+        half = sum(self.sections)
+        axis = np.repeat(np.arange(3), self.sections)
+        angles = positions[axis].T.astype(np.float32) * _frequencies(self.theta, half)
+        return {"cos": np.cos(angles), "sin": np.sin(angles)}
+
+    def runs(self, rows: Any, grids: Sequence[Grid]) -> list[tuple[Any, Arrays]]:
+        """Image by image: each is seen by itself."""
+        counts = [self.patches(grid) for grid in grids]
+        ends = list(accumulate(counts))
+        pieces = (rows[end - count : end] for end, count in zip(ends, counts, strict=True))
+        return [(piece, self.beside(grid)) for piece, grid in zip(pieces, grids, strict=True)]
+
+    def beside(self, grid: Grid) -> Arrays:
+        """What the tower takes beside the patches of one image; rows stand window by window if not said otherwise.
+
+        `order` (m,): which image token, as the image has them, stands at each place; `back` (m,) the inverse.
+        `cos`, `sin` (n, tower_head): the rotation of each row, the first half of the sines negated.
+        `slots` (windows, s): the row in each slot of each window, -1 in those that are empty; `places` (n,): the slot
+        of each row, all windows counted through.
+        """
+        order, lengths = self.windows(grid)
+        by_token = self.places(grid).reshape(len(order), -1, 2)[order].reshape(-1, 2)
+        quarter = self.tower_head // 4
+        angles = (by_token[:, :, None].astype(np.float32) * _frequencies(self.tower_theta, quarter)).reshape(
+            -1, 2 * quarter
+        )
+        sin = np.sin(angles)
+        size = (self.window // self.patch) ** 2
+        inside = np.arange(size) < lengths[:, None]
+        slots = np.full(inside.shape, -1)
+        slots[inside] = np.arange(lengths.sum())
+        return {
+            "order": order,
+            "back": np.argsort(order),
+            "cos": np.tile(np.cos(angles), 2),
+            "sin": np.hstack([-sin, sin]),
+            "slots": slots,
+            "places": np.flatnonzero(inside),
+        }
+
+    def windows(self, grid: Grid) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The image tokens (m,) of a grid in the order of their windows, and how many patches each window has."""
+        rows, cols = grid[0] // self.merge, grid[1] // self.merge
+        side = self.window // self.factor
+        row, col = np.divmod(np.arange(rows * cols), cols)
+        window = row // side * math.ceil(cols / side) + col // side
+        return np.argsort(window, kind="stable"), np.bincount(window) * self.merge**2
+
+    def places(self, grid: Grid) -> NDArray[np.int64]:
+        """Row and column (n, 2) of each patch, in the order of `preprocess`."""
+        rows, cols = grid
+        sides = (2, rows // self.merge, self.merge, cols // self.merge, self.merge)
+        return np.indices(grid).reshape(sides).transpose(1, 3, 2, 4, 0).reshape(-1, 2)
+
+    def enter(self, modules: Sequence[Any], pixels: Any, beside: dict[str, Any]) -> Any:
+        """The patches embedded, and put window by window."""
+        (embedding,) = modules
+        weight = embedding.proj.weight.flatten(1)  # a convolution over exactly one patch is a product
+        return self._by_token(pixels @ weight.transpose(0, 1))[beside["order"]].flatten(0, 1)
+
+    def step(self, module: Any, index: int, rows: Any, beside: dict[str, Any], attend: Attend) -> Any:
+        """transformers' own layer, but for attention: all windows side by side, each filled up to the same length."""
+        attention = module.attn
+        split = attention.qkv(module.norm1(rows)).unflatten(1, (3, attention.num_heads, self.tower_head))
+        query, key, value = split.transpose(0, 2).unbind(1)  # (heads, n, tower_head)
+        cos, sin = beside["cos"], beside["sin"]
+        half = self.tower_head // 2
+        query = query * cos + query.roll(half, -1) * sin
+        key = key * cos + key.roll(half, -1) * sin
+        if index in self.full:
+            attended = attend(query[None], key[None], value[None], scale=attention.scaling)[0]
+        else:
+            slots = beside["slots"]
+            filled = slots.clamp(min=0)
+            windows = [each[:, filled].transpose(0, 1) for each in (query, key, value)]  # (windows, heads, s, ...)
+            seen = (slots >= 0)[:, None, None].expand(-1, -1, slots.shape[1], -1)  # ONNX Runtime spreads none of these
+            attended = attend(*windows, attn_mask=seen, scale=attention.scaling)
+            attended = attended.transpose(0, 1).flatten(1, 2)[:, beside["places"]]
+        rows = rows + attention.proj(attended.transpose(0, 1).flatten(1))
+        return rows + module.mlp(module.norm2(rows))
+
+    def leave(self, modules: Sequence[Any], rows: Any, beside: dict[str, Any]) -> Any:
+        """Patches merged into image tokens, and these put as the image has them."""
+        (merger,) = modules
+        return merger(rows)[beside["back"]]
+
+    def as_given(self, images: Sequence[Pixels]) -> Arrays:
+        """All patches, and the grids with a single step of time."""
+        if not images:
+            return {}
+        grids = np.array([(1, *image.grid) for image in images])
+        return {"pixel_values": np.concatenate([image.values for image in images]), "image_grid_thw": grids}
+
+    def example(self, seed: int) -> Pixels:
+        """Two windows by two, only the first of them whole."""
+        side = self.window // self.patch + self.merge
+        noise = np.random.default_rng(seed).uniform(-1, 1, (side * side, 3 * self.frames * self.patch**2))
+        return Pixels(noise.astype(np.float32), (side, side))
+
+    @staticmethod
+    def resize(image: Image.Image, size: Size) -> Image.Image:
+        """By the bicubic filter."""
+        return image.resize(size, Image.Resampling.BICUBIC)
+
+    def _by_token(self, rows: Any) -> Any:
+        return rows.unflatten(0, (-1, self.merge**2))
+
+    def _multiple(self, rounded: Any, side: float) -> int:
+        return int(rounded(side / self.factor)) * self.factor
+
+
+def _count(first: int, length: int) -> NDArray[np.int64]:
+    """Positions of text (3, length)."""
+    return np.tile(np.arange(first, first + length), (3, 1))
+
+
+def _frequencies(theta: float, count: int) -> NDArray[np.float32]:
+    """Of a rotary embedding, in the order in which transformers rounds them."""
+    exponents = np.arange(count, dtype=np.float32) / np.float32(count)
+    return np.asarray(1 / np.power(np.float32(theta), exponents), np.float32)

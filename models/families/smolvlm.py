@@ -1,0 +1,210 @@
+"""SmolVLM, and Idefics3 before it: square tiles, pixel shuffle, a Llama decoder.
+
+The arithmetic is that of SmolVLM's image processor (transformers, PIL backend): fit the longest edge, stretch to whole
+tiles, rescale, normalise. How many tiles an image makes follows from its shape, never from its size in pixels: at most
+`grid_limit` squared and one more.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from cutline.models.families.family import Arrays, Attend, Count, Family, Grid, Parts, Positions, Spread
+from cutline.models.images import Pixels, Size, normalised
+
+IMAGE, FAKE, GLOBAL = "<image>", "<fake_token_around_image>", "<global-img>"
+
+
+class SmolVLM(Family, frozen=True, forbid_unknown_fields=True, tag="smolvlm"):
+    """Tiles of `tile` x `tile` pixels, each of `patch` x `patch` patches and `tile_tokens` image tokens.
+
+    `longest_edge` is the size an image is first resized to, at most 4096 as in every published SmolVLM; `split` says
+    whether it is then cut into tiles. A grid counts tiles and is (0, 0) for an image in one piece.
+    """
+
+    tile: Count
+    patch: Count
+    tile_tokens: Count
+    longest_edge: Count
+    split: bool
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[Spread, Spread, Spread] = (0.5, 0.5, 0.5)
+
+    kinds: ClassVar[tuple[str, ...]] = ("smolvlm", "idefics3")  # of which the second is the older name
+    parts: ClassVar[Parts] = Parts(
+        image=("vision_model.embeddings",),
+        tower="vision_model.encoder.layers",
+        connector=("vision_model.post_layernorm", "connector"),
+        decoder="text_model",
+    )
+    image_marker: ClassVar[str] = IMAGE
+    markers: ClassVar[tuple[str, ...]] = (IMAGE, FAKE, GLOBAL)
+
+    @classmethod
+    def of(cls, config: Any, processor: dict[str, Any] | None) -> SmolVLM:
+        """Without a processor's settings one tile of the tower's own size, never split."""
+        vision, text = config.vision_config, config.text_config
+        if text.model_type != "llama":
+            raise ValueError(f"a decoder of the kind {text.model_type}, where llama is supported")
+        tile, patch = vision.image_size, vision.patch_size
+        tokens = (tile // patch // config.scale_factor) ** 2
+        if processor is None:
+            return cls(tile=tile, patch=patch, tile_tokens=tokens, longest_edge=tile, split=False)
+        if processor["max_image_size"]["longest_edge"] != tile:
+            raise ValueError(f"an image processor whose tiles the tower of {tile} pixels does not take")
+        return cls(
+            tile=tile,
+            patch=patch,
+            tile_tokens=tokens,
+            longest_edge=processor["size"]["longest_edge"],
+            split=processor["do_image_splitting"],
+            mean=tuple(processor["image_mean"]),
+            std=tuple(processor["image_std"]),
+        )
+
+    def preprocess(self, image: Image.Image) -> Pixels:
+        """Tiles (n, 3, tile, tile), row by row; where there are several, the whole image comes last."""
+        first, second = self._sizes(image.size)
+        stretched = self.resize(self.resize(image, first), second)
+        if second == (self.tile, self.tile):
+            return Pixels(self._normalised(_tiles(stretched, self.tile)), (0, 0))
+        whole = self.resize(stretched, (self.tile, self.tile))
+        tiles = np.concatenate([_tiles(stretched, self.tile), _tiles(whole, self.tile)])
+        return Pixels(self._normalised(tiles), self.grid(image.size))
+
+    def grid(self, size: Size) -> Grid:
+        """Rows and columns of tiles; (0, 0) for one piece."""
+        _, (width, height) = self._sizes(size)
+        rows, cols = height // self.tile, width // self.tile
+        return (0, 0) if rows == cols == 1 else (rows, cols)
+
+    @property
+    def grid_limit(self) -> int:
+        """The most rows, and the most columns, that an image is split into; 0 where it never is."""
+        return math.ceil(_even(self.longest_edge) / self.tile) if self.split else 0
+
+    def fitted(self, size: Size) -> Size:
+        """The longest edge at `longest_edge`, the other one even and in proportion."""
+        width, height = size
+        ratio = width / height  # divided by or multiplied with exactly as the original does: the rounding shows
+        if width >= height:
+            return self.longest_edge, max(_even(int(self.longest_edge / ratio)), 1)
+        return max(_even(int(self.longest_edge * ratio)), 1), self.longest_edge
+
+    def is_settled(self, size: Size) -> bool:
+        """False for a square image and an odd `longest_edge`, which is made even when it comes again."""
+        return self.fitted(size) == size
+
+    def takes(self, grid: Grid) -> bool:
+        """Whether `grid` is within the limit on both sides."""
+        return grid == (0, 0) or all(1 <= side <= self.grid_limit for side in grid)
+
+    def tokens(self, grid: Grid) -> int:
+        """`tile_tokens` of every tile."""
+        return self.tile_tokens * _count(grid)
+
+    def patches(self, grid: Grid) -> int:
+        """All patches of every tile."""
+        return (self.tile // self.patch) ** 2 * _count(grid)
+
+    def expand(self, grid: Grid) -> str:
+        """A line per row of tiles, then the whole image after an empty line; the whole alone for (0, 0)."""
+        rows, cols = grid
+        tile = IMAGE * self.tile_tokens
+        whole = f"{FAKE}{GLOBAL}{tile}{FAKE}"
+        if rows == cols == 0:
+            return whole
+        lines = (
+            "".join(f"{FAKE}<row_{row}_col_{col}>{tile}" for col in range(1, cols + 1)) for row in range(1, rows + 1)
+        )
+        return "".join(f"{line}\n" for line in lines) + "\n" + whole
+
+    def positions(self, image_tokens: NDArray[np.bool_], grids: Sequence[Grid]) -> Positions:
+        """One after the other, whatever the tokens stand for."""
+        del grids
+        return Positions(np.arange(len(image_tokens))[None])
+
+    def runs(self, rows: Any, grids: Sequence[Grid]) -> list[tuple[Any, Arrays]]:
+        """All at once: every tile is by itself, and all are alike."""
+        del grids
+        return [(rows, {})]
+
+    def enter(self, modules: Sequence[Any], pixels: Any, beside: dict[str, Any]) -> Any:
+        """Whole tiles (n, 3, tile, tile) need no padding mask: the place of every patch is fixed."""
+        del beside
+        (embeddings,) = modules
+        patches = embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2)
+        return (patches + embeddings.position_embedding.weight).flatten(0, 1)
+
+    def step(self, module: Any, index: int, rows: Any, beside: dict[str, Any], attend: Attend) -> Any:
+        """transformers' own layer, on the patches of every tile."""
+        del index, beside, attend
+        return module(self._by_tile(rows), None).flatten(0, 1)
+
+    def leave(self, modules: Sequence[Any], rows: Any, beside: dict[str, Any]) -> Any:
+        """The last norm of the tower, then pixel shuffle and projection."""
+        del beside
+        norm, connector = modules
+        return connector(norm(self._by_tile(rows))).flatten(0, 1)
+
+    def as_given(self, images: Sequence[Pixels]) -> Arrays:
+        """All tiles of a batch of one."""
+        return {"pixel_values": np.concatenate([image.values for image in images])[None]} if images else {}
+
+    def example(self, seed: int) -> Pixels:
+        """One tile."""
+        noise = np.random.default_rng(seed).uniform(-1, 1, (1, 3, self.tile, self.tile))
+        return Pixels(noise.astype(np.float32), (0, 0))
+
+    def _by_tile(self, rows: Any) -> Any:
+        return rows.unflatten(0, (-1, (self.tile // self.patch) ** 2))
+
+    @staticmethod
+    def resize(image: Image.Image, size: Size) -> Image.Image:
+        """By Lanczos' filter."""
+        return image.resize(size, Image.Resampling.LANCZOS)
+
+    def _sizes(self, size: Size) -> tuple[Size, Size]:
+        """The two sizes that `preprocess` resizes to: the longest edge fitted, then whole tiles."""
+        first = self.fitted(size)
+        return first, _whole_tiles(first, self.tile) if self.split else (self.tile, self.tile)
+
+    def _normalised(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return normalised(tiles, self.mean, self.std)
+
+
+def _count(grid: Grid) -> int:
+    """Tiles of an image, the whole one included."""
+    return grid[0] * grid[1] + 1
+
+
+def _whole_tiles(size: Size, tile: int) -> Size:
+    """`size` with each edge raised to a multiple of `tile`, the shorter one after the longer."""
+    width, height = size
+    ratio = width / height
+    if width >= height:
+        width = _multiple(width, tile)
+        return width, _multiple(int(width / ratio), tile)
+    height = _multiple(height, tile)
+    return _multiple(int(height * ratio), tile), height
+
+
+def _even(number: int) -> int:
+    return number + number % 2
+
+
+def _multiple(number: int, of: int) -> int:
+    return math.ceil(number / of) * of
+
+
+def _tiles(image: Image.Image, tile: int) -> NDArray[np.uint8]:
+    """The image cut into tiles, row by row: uint8 (n, 3, tile, tile)."""
+    width, height = image.size
+    cut = np.asarray(image).reshape(height // tile, tile, width // tile, tile, 3)
+    return cut.transpose(0, 2, 4, 1, 3).reshape(-1, 3, tile, tile)

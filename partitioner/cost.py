@@ -1,0 +1,228 @@
+"""What each choice costs whatever the link: the terms from which `predict` makes a latency once the link is known.
+
+Everything that depends on models, machines and question alone is worked out here, once, and kept as arrays with one
+entry a choice. docs/planning.md has the formulas.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cutline.devices.profile import DeviceProfile
+from cutline.models.bundle import Manifest
+from cutline.models.costs import LayerCost, Sizes, layer_costs, request_sizes
+from cutline.models.wire import Wire, bytes_per_row
+from cutline.partitioner.acceptance import FIRST_RATE, worth_verifying
+from cutline.partitioner.plan import Choice, Space
+from cutline.partitioner.roofline import DrafterSpeed, Machine, drafter_speed, memory_of
+from cutline.partitioner.setting import Asked, Overheads, Setting
+from cutline.partitioner.spans import Floats, Spans, spans_of
+
+Bools = NDArray[np.bool_]
+Integers = NDArray[np.int64]
+
+# Bytes of messages of the session protocol, beside tokens and rows; a test compares them with the messages themselves.
+OPEN_BYTES = 110
+FILE_BYTES = 8  # of a piece of a file
+ROWS_BYTES = 20  # of a piece of a boundary, or of a draft's rows
+DRAFT_BYTES = 6
+CONFIRMED_BYTES = 9
+CLOSING_BYTES = 37  # what the worker says first and last
+MESSAGE_BYTES = 1 << 20  # of rows or of a file in one message
+
+AGENT_BYTES = 110e6  # memory of an agent before it loads a model: Python and its libraries
+PREPROCESS = 5e-6  # seconds a patch to decode and resize a picture, where a profile has no measurement of it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """The terms of `n` choices. Arrays are (n,), in seconds and bytes, 0 where a choice has no such thing.
+
+    `passes[i]` are a worker's seconds for a pass of i + 1 rows through the whole decoder, `one_pass` those of one row
+    from the choice's own cut on, `draft_pass` those of a draft and the token before it; `edge_step` and `step_upload`
+    are for as many. `extra_pass` is what verifying the `first_verified` tokens of a gated answer adds to a prefill.
+    `place` is the cut's on the layer line, behind all layers where no worker is asked; `agreement` is NaN where it was
+    not measured.
+    """
+
+    choices: tuple[Choice, ...]
+    answer_tokens: int
+    drafter: DrafterSpeed
+    kept: float
+    prepare: float
+    overheads: Overheads
+    idle_watts: float
+    loaded_watts: float | None
+    passes: Floats
+    lengths: tuple[int, ...]
+    place: Integers
+    asks: Bools
+    drafts: Bools
+    gated: Bools
+    deep: Bools
+    length: Integers
+    effort: Floats
+    packing: Floats
+    edge_prefill: Floats
+    edge_step: Floats
+    upload: Floats
+    step_upload: Floats
+    cloud_prepare: Floats
+    cloud_prefill: Floats
+    one_pass: Floats
+    draft_pass: Floats
+    first_verified: Integers
+    extra_pass: Floats
+    memory: Floats
+    agreement: Floats
+    exact: Bools
+
+
+def terms_of(setting: Setting, asked: Asked, space: Space) -> Terms:
+    """The terms of every choice in `space`; without a gate in `setting`, none of mode `auto`."""
+    known = _known(setting, asked, space)
+    choices = [one for one in space.choices(setting.target.line) if one.mode != "auto" or setting.gate is not None]
+    rows = [_row(known, setting, asked, choice) for choice in choices]
+    columns = {name: np.array([row[name] for row in rows]) for name in _row(known, setting, asked, Choice(mode="edge"))}
+    drafter_sizes = request_sizes(setting.drafter, asked.grid, asked.prompt_tokens)
+    return Terms(
+        choices=tuple(choices),
+        answer_tokens=asked.answer_tokens,
+        drafter=drafter_speed(setting.edge, setting.drafter, drafter_sizes, context=known.context),
+        kept=0.0 if setting.gate is None else setting.gate.kept,
+        prepare=setting.overheads.request + preprocess_seconds(setting.edge, known.sizes),
+        overheads=setting.overheads,
+        idle_watts=setting.edge.idle_watts or 0.0,
+        loaded_watts=setting.edge.loaded_watts,
+        passes=known.passes,
+        lengths=tuple({int(length): None for length in columns["length"]}),
+        memory=memory_bytes(setting, asked, choices),
+        **columns,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What the rows of all choices need."""
+
+    sizes: Sizes
+    context: float
+    layers: dict[str, LayerCost]
+    places: dict[str, int]
+    spans: Spans
+    passes: Floats
+    first_verified: int
+
+
+def _known(setting: Setting, asked: Asked, space: Space) -> _Known:
+    target, more = setting.target, asked.answer_tokens - 1
+    names = target.line.layers
+    sizes = request_sizes(target, asked.grid, asked.prompt_tokens)
+    context = asked.prompt_tokens + asked.answer_tokens / 2
+    edge = Machine.of(setting.edge, target, "edge")
+    cloud = Machine.of(setting.cloud, target, "cloud", dtype=setting.cloud_dtype)
+    spans = spans_of(edge, cloud, sizes, context=context, longest=max(*space.lengths, more) + 1)
+    passes = spans.cloud_passes[:, names.index("decoder.0")]
+    return _Known(
+        sizes,
+        context,
+        {layer.name: layer for layer in edge.layers},
+        {name: place for place, name in enumerate(names)},
+        spans,
+        passes,
+        worth_verifying(passes, more, FIRST_RATE),
+    )
+
+
+def _row(known: _Known, setting: Setting, asked: Asked, choice: Choice) -> dict[str, float]:
+    """The terms of one choice."""
+    more, spans = asked.answer_tokens - 1, known.spans
+    asks, gated = choice.cut is not None, choice.mode == "auto"
+    cut = known.places["image"] if choice.cut is None else known.places[choice.cut]
+    deep, uploads = choice.cut in setting.target.line.deep_cuts, choice.cut == "image"
+    length = 0 if choice.drafting is None else min(choice.drafting.length, more)
+    first = 0 if not gated else more if deep else known.first_verified
+    whole = asked.answer_tokens if gated else 0  # tokens drafted before the session is opened
+    ids = _token_bytes(setting.target)
+    a_row = 0 if choice.wire is None else bytes_per_row(choice.wire, known.layers[choice.cut or "image"].width)
+    boundary = known.layers[choice.cut or "image"].boundary(known.sizes)
+    crossing = a_row * ((boundary[0] if boundary else 0) + (whole if deep else 0)) if asks else 0
+    file = asked.image_bytes if uploads else 0
+    opening = OPEN_BYTES + ids * (asked.prompt_tokens + whole)
+    opening += file + FILE_BYTES * math.ceil(file / MESSAGE_BYTES)
+    opening += crossing + ROWS_BYTES * math.ceil(crossing / MESSAGE_BYTES)
+    worker_prepares = preprocess_seconds(setting.cloud, known.sizes) if uploads else 0.0
+    packing = pack_seconds(setting, known.sizes) if uploads else 0.0
+    passes = spans.cloud_passes[:, cut] * asks
+    return {
+        "place": len(known.places) if choice.cut is None else cut,
+        "asks": asks,
+        "drafts": choice.mode == "draft",
+        "gated": gated,
+        "deep": deep,
+        "length": length,
+        "effort": 1.0 if choice.drafting is None else choice.drafting.effort,
+        "packing": packing,
+        "edge_prefill": spans.edge_prefill[cut] + (spans.edge_steps[more, cut] if deep and gated else 0.0),
+        "edge_step": spans.edge_steps[length, cut] if deep else 0.0,
+        "upload": opening if asks else 0.0,
+        "step_upload": DRAFT_BYTES + (length + 1) * ids + deep * (ROWS_BYTES + (length + 1) * a_row),
+        "cloud_prepare": worker_prepares,
+        "cloud_prefill": spans.cloud_prefill[cut] * asks,
+        "one_pass": passes[0],
+        "draft_pass": passes[length],
+        "first_verified": first,
+        "extra_pass": passes[first] - passes[0],
+        "agreement": _agreement(setting, choice),
+        "exact": choice.mode in ("cloud", "split", "draft") and _keeps_the_law(setting, choice),
+    }
+
+
+def preprocess_seconds(profile: DeviceProfile, sizes: Sizes) -> float:
+    """Seconds from an image file to the tower's pixels."""
+    return PREPROCESS * sizes.patches if profile.preprocess_seconds is None else profile.preprocess_seconds
+
+
+def pack_seconds(setting: Setting, sizes: Sizes) -> float:
+    """Seconds to make the picture small before it is uploaded."""
+    if setting.edge.shrink_seconds is not None:
+        return setting.edge.shrink_seconds
+    return preprocess_seconds(setting.edge, sizes) * setting.overheads.packing
+
+
+def memory_bytes(setting: Setting, asked: Asked, choices: Sequence[Choice]) -> Floats:
+    """Bytes that the agent holds for each choice: itself, its span of the target, the drafter, and their caches."""
+    tokens, names = asked.prompt_tokens + asked.answer_tokens, setting.target.line.layers
+    layers = memory_of(layer_costs(setting.target), setting.target.precision, tokens)
+    held = np.concatenate([[0.0], np.cumsum(layers)])
+    drafter = sum(memory_of(layer_costs(setting.drafter), setting.drafter.precision, tokens))
+    span = [0.0 if one.cut is None else held[names.index(one.cut)] for one in choices]
+    return np.array(span) + [0.0 if one.mode in ("cloud", "split") else drafter for one in choices] + AGENT_BYTES
+
+
+def _agreement(setting: Setting, choice: Choice) -> float:
+    """Share of answers with the target's own tokens; NaN where nobody measured it, a lower bound for mode `edge`."""
+    gate = setting.gate
+    if choice.cut is None:
+        return 0.0 if gate is None else gate.kept * gate.agreed
+    if _keeps_the_law(setting, choice):
+        of_target = 1.0
+    else:
+        of_target = (setting.prices or {}).get((choice.cut, choice.wire or Wire.FLOAT32), math.nan)
+    return gate.kept * gate.agreed + (1 - gate.kept) * of_target if gate and choice.mode == "auto" else of_target
+
+
+def _keeps_the_law(setting: Setting, choice: Choice) -> bool:
+    """Whether what reaches the worker is what the unsplit target would have: float32, and the device's layers too."""
+    quantized = setting.target.precision != "fp32" and choice.cut in setting.target.line.deep_cuts
+    return choice.wire in (None, Wire.FLOAT32) and not quantized
+
+
+def _token_bytes(manifest: Manifest) -> int:
+    """Bytes of a token's id in a message, which has seven bits in each."""
+    return max(1, math.ceil((manifest.decoder.vocabulary - 1).bit_length() / 7))

@@ -1,0 +1,104 @@
+"""From terms and conditions to what every choice costs: closed forms over arrays, quick enough to plan each request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from cutline.partitioner.answering import FRAME_BYTES, answering, sending
+from cutline.partitioner.cost import CLOSING_BYTES, CONFIRMED_BYTES, Terms
+from cutline.partitioner.plan import PARTS, Conditions, Plan
+from cutline.partitioner.spans import Floats
+
+STREAM_BYTES = 160  # the headers of a session, on a connection that has had others
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """What `n` choices cost a request on average; `parts` (len(PARTS), n) in seconds add up to `latency` (n,).
+
+    `slowest` is the latency of a request that the gate passes on; `energy` is NaN where the device's power is unknown.
+    """
+
+    parts: Floats
+    latency: Floats
+    ttft: Floats
+    slowest: Floats
+    energy: Floats
+    bytes_up: Floats
+    bytes_down: Floats
+    cloud: Floats
+    rounds: Floats
+
+
+def predict(terms: Terms, now: Conditions) -> Prediction:
+    """What every choice costs under the conditions of `now`."""
+    more, after = terms.answer_tokens - 1, answering(terms, now)
+    asks = terms.asks.astype(float)
+    asked = np.where(terms.gated, 1 - terms.kept, asks)  # share of requests for which the worker is asked
+    drafted_whole = np.where(terms.gated | ~terms.asks, terms.drafter.first + more * terms.drafter.token, 0.0)
+    sent, lost = sending(terms.upload + STREAM_BYTES, 2, now)
+    closing = (CLOSING_BYTES + CONFIRMED_BYTES + 3 * FRAME_BYTES) / now.downlink
+    of_asked = {
+        "prepare": terms.packing,
+        "edge": terms.edge_prefill + after.edge,
+        "drafter": after.drafter,
+        "upload": sent + after.upload,
+        "round trips": now.rtt + terms.overheads.session + lost + after.trip,
+        "queue": now.queue + after.queue,
+        "cloud prefill": terms.cloud_prepare + terms.cloud_prefill,
+        "decode": after.decode,
+        "download": closing * asks,
+    }
+    parts = np.stack([of_asked[part] for part in PARTS])
+    first = parts.sum(axis=0) - after.seconds
+    slowest = terms.prepare + drafted_whole + asks * parts.sum(axis=0)
+    parts *= asked
+    parts[PARTS.index("prepare")] += terms.prepare
+    parts[PARTS.index("drafter")] += drafted_whole
+    latency: Floats = parts.sum(axis=0)
+    # Alone the agent shows every token at once; the gate needs the whole answer first.
+    settled = np.where(terms.gated, drafted_whole, np.where(terms.asks, 0.0, terms.drafter.first))
+    return Prediction(
+        parts=parts,
+        latency=latency,
+        ttft=terms.prepare + settled + asked * first,
+        slowest=slowest,
+        energy=_energy(terms, latency, terms.prepare + drafted_whole + asked * (of_asked["edge"] + after.drafted)),
+        bytes_up=asked * (terms.upload + after.messages * terms.step_upload),
+        bytes_down=asked * (CLOSING_BYTES + terms.answer_tokens * (CONFIRMED_BYTES + 1.0)),
+        cloud=asked * (terms.cloud_prefill + after.cloud),
+        rounds=asked * (1 + after.trips),
+    )
+
+
+def plan_of(terms: Terms, found: Prediction, index: int) -> Plan:
+    """The choice of an index and what it costs."""
+    choice, agreement, energy = terms.choices[index], terms.agreement[index], found.energy[index]
+    return Plan(
+        mode=choice.mode,
+        cut=choice.cut,
+        wire=choice.wire,
+        drafting=choice.drafting,
+        latency_ms=float(found.latency[index]) * 1e3,
+        ttft_ms=float(found.ttft[index]) * 1e3,
+        slowest_ms=float(found.slowest[index]) * 1e3,
+        energy_j=None if np.isnan(energy) else float(energy),
+        bytes_up=float(found.bytes_up[index]),
+        bytes_down=float(found.bytes_down[index]),
+        cloud_ms=float(found.cloud[index]) * 1e3,
+        memory_bytes=float(terms.memory[index]),
+        rounds=float(found.rounds[index]),
+        agreement=None if np.isnan(agreement) else float(agreement),
+        exact=bool(terms.exact[index]),
+        parts_ms={part: float(found.parts[row, index]) * 1e3 for row, part in enumerate(PARTS)},
+    )
+
+
+def _energy(terms: Terms, latency: Floats, busy: Floats) -> Floats:
+    """Joules of the device: idle all the time, and what load adds while it works."""
+    if terms.loaded_watts is None:
+        return np.full(len(latency), np.nan)
+    load = max(terms.loaded_watts - terms.idle_watts, 0.0)
+    return terms.idle_watts * latency + load * np.minimum(busy, latency)

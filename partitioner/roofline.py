@@ -1,0 +1,148 @@
+"""How long a machine takes for a layer: measured where its profile has this model, else by the roofline.
+
+    max(operations / rate, bytes / bandwidth) + overhead        Williams, Waterman and Patterson 2009
+
+A datasheet's rates are peaks that no program reaches; the shares below, which are assumptions, stand for one that does
+well. A measured profile's rates are taken as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cutline.devices.profile import Compute, DeviceProfile, LayerTable, Runtime, Samples
+from cutline.models.bundle import Manifest, Precision
+from cutline.models.costs import CACHE_BYTES, LayerCost, Sizes, layer_costs
+
+DATASHEET_RATE = 0.4  # of a datasheet's operations a second
+DATASHEET_BANDWIDTH = 0.7  # and of its bytes a second
+OVERHEAD = 50e-6  # seconds a layer, where a profile has none: some ten kernels to launch
+
+# Bytes of a weight; int8 and int4 with a float32 scale for each block of 32.
+WEIGHT_BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1 + 4 / 32, "int4": 0.5 + 4 / 32}
+_BITS = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8}
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A model on a machine: seconds of each of its `layers` as `runtime` runs them.
+
+    `dtypes` are those of the layers, each the type of the weights; `table` is None where nothing was measured.
+    """
+
+    profile: DeviceProfile
+    layers: tuple[LayerCost, ...]
+    dtypes: tuple[str, ...]
+    table: LayerTable | None
+
+    @classmethod
+    def of(cls, profile: DeviceProfile, manifest: Manifest, runtime: Runtime, *, dtype: str = "fp32") -> Machine:
+        """A model on a machine. `dtype` is that of a worker's weights; on a device the manifest knows them."""
+        table = profile.layer_table(manifest.identity, runtime)
+        layers = layer_costs(manifest)
+        dtypes = [dtype if runtime == "cloud" else edge_dtype(layer.name, manifest.precision) for layer in layers]
+        return cls(profile, layers, tuple(dtypes), table)
+
+    @property
+    def pass_seconds(self) -> float:
+        """What a pass costs beyond its layers."""
+        return self.table.pass_seconds if self.table else 0.0
+
+    def prefill(self, sizes: Sizes) -> tuple[float, ...]:
+        """Seconds of each layer for a whole prompt; of the head for its last row."""
+        tiles = max(1, round(sizes.patches / sizes.seen))
+        return tuple(
+            # A device runs a tile at a time, and a worker's tiles fill it as well: a tower's time grows with them.
+            self._seconds(index, sizes.seen, sizes.seen, tokens=sizes.image_tokens / tiles) * tiles
+            if layer.unit in ("patch", "image token")
+            else self._seconds(index, sizes.rows(layer.unit), (sizes.tokens + 1) / 2)
+            for index, layer in enumerate(self.layers)
+        )
+
+    def step(self, rows: int, context: float) -> tuple[float, ...]:
+        """Seconds of each layer for `rows` more tokens behind `context`; 0 before the decoder."""
+        return tuple(
+            0.0 if layer.unit in ("patch", "image token") else self._seconds(index, rows, context)
+            for index, layer in enumerate(self.layers)
+        )
+
+    def _seconds(self, index: int, rows: int, context: float, *, tokens: float | None = None) -> float:
+        """Seconds of a layer for `rows` rows; `tokens` is how many a connector makes of them."""
+        layer = self.layers[index]
+        if self.table is not None and layer.name in self.table.layers:
+            return interpolated(self.table.layers[layer.name], rows)
+        worked = round(tokens) if layer.unit == "image token" and tokens is not None else rows
+        return roofline(self.profile, layer, self.dtypes[index], worked, context)
+
+
+def edge_dtype(layer: str, precision: Precision) -> str:
+    """The type of a layer's weights on a device: a bundle's precision is its decoder's, the tower is float32."""
+    return precision if layer.startswith("decoder.") or layer == "head" else "fp32"
+
+
+def roofline(profile: DeviceProfile, layer: LayerCost, dtype: str, rows: int, context: float) -> float:
+    """Seconds of `rows` rows through a layer that see `context` rows each."""
+    ideal = profile.source == "datasheet"
+    rate = rate_of(profile.compute, dtype) * (DATASHEET_RATE if ideal else 1.0)
+    bandwidth = profile.memory_bandwidth * (DATASHEET_BANDWIDTH if ideal else 1.0)
+    touched = layer.parameters * WEIGHT_BYTES[dtype] + layer.kv_bytes_per_token * context
+    touched += 2 * CACHE_BYTES * rows * layer.width  # its rows in and out
+    overhead = OVERHEAD if profile.overhead_seconds is None else profile.overhead_seconds
+    return max(layer.flops(rows, context) / rate, touched / bandwidth) + overhead
+
+
+def rate_of(compute: Compute, dtype: str) -> float:
+    """Operations a second with weights of `dtype`.
+
+    Where the profile does not say: narrower weights run as fast as the next wider ones that it knows, wider ones
+    slower than the next narrower ones by the ratio of their sizes. Weights of four bits are multiplied as int8.
+    """
+    known = compute.known
+    wanted = "int8" if dtype == "int4" else dtype
+    if wanted in known:
+        return known[wanted]
+    bits = _BITS[wanted]
+    wider = [name for name in known if _BITS[name] >= bits]
+    if wider:
+        return known[min(wider, key=_BITS.__getitem__)]
+    nearest = max(known, key=_BITS.__getitem__)
+    return known[nearest] * _BITS[nearest] / bits
+
+
+def interpolated(samples: Samples, rows: float) -> float:
+    """Seconds for `rows`: linear between samples, the first one's below it, in proportion to the last beyond."""
+    counts, seconds = zip(*samples, strict=True)
+    if rows > counts[-1]:
+        return float(seconds[-1] * rows / counts[-1])
+    return float(np.interp(rows, counts, seconds))
+
+
+@dataclass(frozen=True, slots=True)
+class DrafterSpeed:
+    """Seconds of a drafter on a device: until its first token, and for each one more."""
+
+    first: float
+    token: float
+
+
+def drafter_speed(profile: DeviceProfile, manifest: Manifest, sizes: Sizes, *, context: float) -> DrafterSpeed:
+    """How fast a drafter drafts: measured where the profile has it, else by the roofline."""
+    table = profile.drafter_table(manifest.identity)
+    if table is not None:
+        tiles = max(1, round(sizes.patches / sizes.seen))
+        return DrafterSpeed(
+            table.vision_seconds * tiles + interpolated(table.prefill, sizes.tokens), table.token_seconds
+        )
+    machine = Machine.of(profile, manifest, "edge")
+    return DrafterSpeed(sum(machine.prefill(sizes)), sum(machine.step(1, context)))
+
+
+def memory_of(layers: Sequence[LayerCost], precision: Precision, tokens: int) -> list[float]:
+    """Bytes that a device holds of each of `layers`: its weights, and a cache of `tokens`."""
+    return [
+        layer.parameters * WEIGHT_BYTES[edge_dtype(layer.name, precision)] + layer.kv_bytes_per_token * tokens
+        for layer in layers
+    ]

@@ -1,0 +1,64 @@
+"""Who answers what: models, machines, a question's sizes, and what was measured of them together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cutline.devices.profile import DeviceProfile
+from cutline.models.bundle import Manifest
+from cutline.models.families import Grid
+from cutline.models.wire import Wire
+
+Prices = Mapping[tuple[str, Wire], float]  # share of answers with the target's own tokens, by cut and format
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """One question: what its image became (`grid`), the bytes to upload it, tokens of the prompt and of the answer."""
+
+    grid: Grid
+    image_bytes: int
+    prompt_tokens: int
+    answer_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gate:
+    """What a calibrated gate does: the share of answers it keeps, the share of those with the target's tokens."""
+
+    kept: float
+    agreed: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overheads:
+    """Seconds that neither models nor link take, measured with the demo's models on one x86 core each.
+
+    `request`: the prompt and the answer's text, on the device. `packing`: the picture into a file to upload, as a share
+    of preparing it, where a profile has not measured that. `session`: opening one, both sides together. `message`: one
+    more message, there and back.
+    """
+
+    request: float = 0.5e-3
+    packing: float = 1.0
+    session: float = 3e-3
+    message: float = 0.5e-3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """Two models on two machines, and what is known of them together.
+
+    `gate` is None for a drafter that is not calibrated, `prices` where none were measured; `cloud_dtype` is that of the
+    worker's weights.
+    """
+
+    drafter: Manifest
+    target: Manifest
+    edge: DeviceProfile
+    cloud: DeviceProfile
+    gate: Gate | None = None
+    prices: Prices | None = None
+    cloud_dtype: str = "fp32"
+    overheads: Overheads = Overheads()

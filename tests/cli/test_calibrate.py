@@ -1,0 +1,166 @@
+"""`cutline calibrate`: the prices of cuts and wire formats. The gate's own tests: tests/edge/test_gate.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cutline.cli.pricing import KEPT, Asked, Way, price, ways
+from cutline.demo.bundles import DRAFTER, TARGET
+from cutline.demo.cards import Split
+from cutline.demo.requests import requests
+from cutline.edge.answer import Answer, Mode, Source, Token
+from cutline.edge.gate import open_gate
+from cutline.errors import BundleError
+from cutline.models.bundle import CALIBRATION, Bundle, read_manifest, write_calibration, write_manifest
+from cutline.models.prices import Price, Prices, open_prices
+from cutline.models.wire import Wire
+
+Run = Callable[..., Any]
+
+CUTS = "decoder.1, image,connector"
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    """The demo's target in a folder that may change."""
+    return Path(shutil.copytree(TARGET, tmp_path / "target"))
+
+
+def answer(text: str, ids: list[int], sent: int) -> Answer:
+    return Answer(
+        text=text,
+        tokens=[Token(token, "", Source.CLOUD) for token in ids],
+        mode=Mode.SPLIT,
+        latency_ms=1.0,
+        ttft_ms=1.0,
+        bytes_up=sent,
+        bytes_down=0,
+        rounds=1,
+        drafted=0,
+        accepted=0,
+        exact=False,
+        worker="w:1",
+        cut="connector",
+        wire=Wire.INT4,
+        confidence=None,
+        complete=True,
+    )
+
+
+def test_a_price_is_what_was_counted() -> None:
+    asked = [Asked(b"", "a", "3"), Asked(b"", "b", "red"), Asked(b"", "c"), Asked(b"", "d")]
+    answers = [answer("3", [3, 9], 10), answer("blue", [5, 9], 20), answer("x", [7, 7, 9], 30), answer("", [9], 40)]
+    exact = [(3, 9), (6, 9), (7, 8, 9), (4, 4, 9)]
+    found = price(Way("connector", Wire.INT4), asked, answers, exact)
+    assert (found.cut, found.wire, found.keep_image_tokens) == ("connector", Wire.INT4, 1.0)
+    assert found.bytes_up == 25
+    assert found.answers == 1 / 4
+    assert found.tokens == (2 + 1 + 2 + 0) / 10
+    assert found.right == 1 / 2  # of the two whose answers are known
+    assert price(Way("connector"), asked[2:], answers[2:], exact[2:]).right is None
+
+
+def test_every_way_to_ask_is_taken_once() -> None:
+    found = list(ways(["image", "connector", "decoder.0", "head"]))
+    assert len(found) == len(set(found)) == 1 + 3 * len(Wire) + len(KEPT)
+    for way in found:  # no way that a question refuses
+        assert way.question(Asked(b"", "what")).cut == way.cut
+
+
+def test_prices_are_measured_and_kept(run: Run, bundle: Path, target: Path, card: Path, worker: str) -> None:
+    identity = Bundle.open(target).manifest.identity
+    ran = run("calibrate", "--bundle", bundle, "--target", target, "--worker", worker, "--cards", "2", "--price-cards",
+        "1", "--price-cuts", CUTS, "--threads", "1", "--json")  # fmt: skip
+    assert ran.code == 0, ran.err
+    told = json.loads(ran.out)
+    assert told["requests"] == open_gate(Bundle.open(bundle)).requests == 12
+    opened = Bundle.open(target)
+    prices = open_prices(opened)
+    assert prices is not None
+    assert (opened.manifest.identity, prices.questions) == (identity, 6)
+    assert told["prices"]["questions"] == 6
+    assert [(one["cut"], one["wire"]) for one in told["prices"]["prices"]] == list(prices.agreement)
+    assert list(prices.agreement) == [
+        ("image", Wire.FLOAT32),
+        *(("connector", wire) for wire in Wire),
+        *(("decoder.1", wire) for wire in Wire),
+    ]
+    for one in prices.prices:
+        if one.wire is Wire.FLOAT32:  # the law
+            assert (one.answers, one.tokens) == (1.0, 1.0)
+        assert one.right is not None
+        assert 0 < one.bytes_up < 50_000
+    sizes = {one.wire: one.bytes_up for one in prices.prices if one.cut == "connector"}
+    assert sizes[Wire.FLOAT32] > sizes[Wire.FLOAT16] == sizes[Wire.BFLOAT16] > sizes[Wire.INT8] > sizes[Wire.INT4]
+    ran = run("ask", card, "how many", "--bundle", bundle, "--target", target, "--worker", worker, "--mode", "split",
+        "--cut", "connector", "--wire", "int8", "--json")  # fmt: skip
+    assert json.loads(ran.out)["bytes_up"] == pytest.approx(sizes[Wire.INT8], abs=50)
+
+
+def test_a_worker_is_run_here_where_none_is_given(run: Run, bundle: Path, target: Path, tmp_path: Path) -> None:
+    one = next(requests(Split.CALIBRATION, 1, seed=1))
+    (tmp_path / "card.png").write_bytes(one.image)
+    line = {"image": "card.png", "question": one.question.text, "answer": "not this"}
+    (tmp_path / "questions.jsonl").write_text(json.dumps(line))
+    ran = run("calibrate", "--bundle", bundle, "--target", target, "--data", tmp_path / "questions.jsonl",
+        "--price-cuts", "decoder.0")  # fmt: skip
+    assert (ran.code, ran.out) == (0, "")
+    prices = open_prices(Bundle.open(target))
+    assert prices is not None
+    assert {one.right for one in prices.prices} == {0.0}
+    assert [one.keep_image_tokens for one in prices.prices if one.keep_image_tokens < 1] == list(KEPT)
+    assert "cutline bundle show" in " ".join(ran.err.split())
+
+
+def test_without_the_targets_bundle_there_are_no_prices(run: Run, bundle: Path, worker: str) -> None:
+    ran = run("calibrate", "--bundle", bundle, "--worker", worker, "--cards", "1")
+    assert ran.code == 0
+    assert "as --target" in " ".join(ran.err.split())
+    ran = run("calibrate", "--bundle", bundle, "--worker", worker, "--cards", "1", "--price-cards", "0", "--json")
+    assert ran.code == 0
+    assert json.loads(ran.out)["prices"] is None
+
+
+def test_what_cannot_be_measured_is_one_line(run: Run, bundle: Path, target: Path) -> None:
+    both = ("calibrate", "--bundle", bundle, "--target", target)
+    assert "cannot be cut at 'vision.99'; cuts: image, vision.0" in run(*both, "--price-cuts", "vision.99").failed(2)
+    assert "--price-cards is -1" in run(*both, "--price-cards", "-1").failed(2)
+    assert "drafts for another target" in run("calibrate", "--bundle", bundle, "--target", DRAFTER).failed(5)
+    (target / "image-spans.data").write_bytes(b"else")
+    assert "hash differs" in run(*both).failed(3)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_target_that_cannot_be_written_to_is_said_before_the_work(run: Run, bundle: Path, target: Path) -> None:
+    target.chmod(0o500)
+    assert "as --target" in run("calibrate", "--bundle", bundle, "--target", target).failed(2)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"answers": 1.5}, {"bytes_up": -1}, {"wire": "fp64"}, {"keep_image_tokens": 2.0}, {"more": 1}],
+    ids=str,
+)
+def test_prices_that_do_not_read_are_refused(target: Path, change: dict[str, Any]) -> None:
+    one = Price(cut="image", wire=Wire.FLOAT32, bytes_up=1.0, answers=1.0, tokens=1.0, right=None)
+    bundle = Bundle.open(target)
+    write_calibration(bundle, Prices(questions=1, prices=(one,)))
+    assert open_prices(Bundle.open(target)) == Prices(questions=1, prices=(one,))
+    path = target / "calibration.json"
+    content = json.loads(path.read_bytes())
+    content["prices"][0] |= change
+    path.write_text(json.dumps(content))
+    with pytest.raises(BundleError, match="calibrate again"):
+        open_prices(Bundle(target, read_manifest(target)))
+
+
+def test_a_target_that_was_never_calibrated_has_no_prices(target: Path) -> None:
+    (target / CALIBRATION).unlink(missing_ok=True)
+    assert open_prices(Bundle(target, write_manifest(target, read_manifest(target)))) is None

@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from cutline.demo.bundles import DRAFTER, TARGET
+from cutline.devices.profile import Compute, DeviceProfile, DrafterTable, LayerTable, load_profile, profile_to_toml
+from cutline.errors import BundleError, ImageError, InputError, ProfileError
+from cutline.models.bundle import CALIBRATION, MANIFEST, Bundle, write_manifest
+
+Run = Callable[..., Any]
+
+
+def planned(run: Run, *arguments: str | Path) -> dict[str, Any]:
+    ran = run("plan", *arguments, "--json")
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out.count("\n") == 1
+    found: dict[str, Any] = json.loads(ran.out)
+    return found
+
+
+@pytest.fixture
+def measured(tmp_path: Path) -> Path:
+    """A profile that was measured with the demo's models, which take a second a layer here."""
+    target, drafter = Bundle.open(TARGET).manifest, Bundle.open(DRAFTER).manifest
+    layers = {name: ((64, 1.0),) for name in target.line.layers}
+    profile = msgspec.structs.replace(
+        load_profile("raspberry-pi-5"),
+        name="slow",
+        source="measured",
+        documents={},
+        idle_watts=1.0,
+        compute=Compute(fp32=1e9),
+        tables=(
+            LayerTable(
+                model=target.identity,
+                name="t",
+                runtime="edge",
+                dtype="fp32",
+                context=64,
+                layers=layers,
+                pass_seconds=0.0,
+            ),
+        ),
+        drafters=(
+            DrafterTable(
+                model=drafter.identity,
+                name="d",
+                precision="int8",
+                vision_seconds=1.0,
+                prefill=((64, 1.0),),
+                token_seconds=0.5,
+            ),
+        ),
+    )
+    assert isinstance(profile, DeviceProfile)
+    path = tmp_path / "slow.toml"
+    path.write_text(profile_to_toml(profile))
+    return path
+
+
+def test_the_plan_the_sentence_and_the_runners_up(run: Run) -> None:
+    ran = run("plan", "--exact")
+    assert (ran.code, ran.err) == (0, "")
+    for words in ("plan", "bytes", "exact", " is quickest: ", "Mbit/s up", "cloud at image", "datasheet"):
+        assert words in ran.out
+
+
+def test_json_says_everything(run: Run) -> None:
+    found = planned(run)
+    assert {"plan", "why", "notes", "runners_up", "front", "asked", "conditions", "considered", "plans"} <= set(found)
+    assert found["plans"] is None
+    plan = found["plan"]
+    assert plan["mode"] in ("edge", "cloud", "split", "draft", "auto")
+    assert sum(plan["parts_ms"].values()) == pytest.approx(plan["latency_ms"])
+    assert plan in found["front"]
+    modes = [plan["mode"], *(one["mode"] for one in found["runners_up"])]
+    assert len(set(modes)) == len(modes)
+    assert found["asked"]["image_bytes"] > 1000
+
+
+def test_explain_shows_every_plan_by_part(run: Run) -> None:
+    ran = run("plan", "--explain")
+    for words in (
+        "edge",
+        "cloud at image",
+        "split at decoder.0 in int4",
+        "draft at vision.2 in int8",
+        "upload",
+        "trips",
+    ):
+        assert words in ran.out
+    found = planned(run, "--explain")
+    assert len(found["plans"]) == found["considered"] > 100
+
+
+def test_a_faster_link_is_no_slower_and_options_take_the_links_place(run: Run) -> None:
+    slow, fast = (planned(run, "--exact", "--link", link)["plan"]["latency_ms"] for link in ("satellite", "ethernet"))
+    assert fast < slow
+    given = planned(run, "--rtt-ms", "123", "--uplink-mbps", "2", "--queue-ms", "7")["conditions"]
+    assert given["rtt"] == pytest.approx(0.123)
+    assert given["uplink"] == 250_000
+    assert given["queue"] == pytest.approx(0.007)
+
+
+def test_limits_hold(run: Run) -> None:
+    stays = planned(run, "--exact", "--image-must-stay")["plan"]
+    assert stays["cut"] not in ("image", "vision.0")
+    assert stays["exact"]
+    assert planned(run, "--min-cut", "decoder.0", "--mode", "split")["plan"]["cut"] == "decoder.0"
+    small = planned(run, "--mode", "split", "--max-uplink-bytes", "3000", "--min-agreement", "0")["plan"]
+    assert small["bytes_up"] <= 3000
+    assert planned(run, "--min-agreement", "0")["plan"]["mode"] == "edge"
+    assert planned(run, "--exact", "--objective", "cloud-cost")["plan"]["cloud_ms"] < stays["cloud_ms"]
+
+
+def test_measured_times_count_where_the_profile_has_them(run: Run, measured: Path) -> None:
+    found = planned(run, "--edge", measured, "--explain", "--min-agreement", "0")
+    by_cut = {plan["cut"]: plan for plan in found["plans"] if plan["mode"] == "split" and plan["wire"] == "fp32"}
+    assert by_cut["vision.1"]["parts_ms"]["edge"] == pytest.approx(2000)
+    assert by_cut["decoder.0"]["parts_ms"]["edge"] == pytest.approx(6000)
+    alone = next(plan for plan in found["plans"] if plan["mode"] == "edge")
+    assert alone["parts_ms"]["drafter"] == pytest.approx(2000 + 15 * 500, rel=0.2)
+    assert not any("slow" in note and "rough" in note for note in found["notes"])
+    energy = planned(run, "--edge", measured, "--objective", "energy", "--exact")["plan"]
+    assert energy["mode"] == "cloud"
+    assert energy["energy_j"] > 0
+
+
+def test_a_drafter_that_is_not_calibrated_has_no_gate(run: Run, bundle: Path) -> None:
+    manifest = Bundle.open(bundle).manifest
+    (bundle / CALIBRATION).unlink()
+    (bundle / MANIFEST).unlink()
+    write_manifest(bundle, msgspec.structs.replace(manifest, files={}))
+    found = planned(run, "--bundle", bundle, "--explain")
+    assert {plan["mode"] for plan in found["plans"]} == {"edge", "cloud", "split", "draft"}
+    assert any("not calibrated" in note for note in found["notes"])
+    assert "not calibrated" in run("plan", "--bundle", bundle, "--mode", "auto").failed(BundleError.exit_code)
+
+
+def test_the_image_that_is_asked_about(run: Run, card: Path) -> None:
+    one = planned(run, "--image", card, "--prompt-tokens", "60", "--answer-tokens", "3")["asked"]
+    assert (one["prompt_tokens"], one["answer_tokens"]) == (60, 3)
+    assert 1000 < one["image_bytes"] <= card.stat().st_size
+
+
+@pytest.mark.parametrize("suffix", [".svg", ".png", ".pdf"])
+def test_the_plot_is_drawn(run: Run, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"plan{suffix}"
+    assert run("plan", "--plot", path).code == 0
+    assert path.stat().st_size > 5000
+    if suffix == ".svg":
+        drawn = path.read_text()
+        run("plan", "--plot", path)
+        assert path.read_text() == drawn
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said", "kind"),
+    [
+        (("--edge", "toaster"), "toaster", ProfileError),
+        (("--cloud", "none.toml"), "none.toml", ProfileError),
+        (("--link", "6g"), "6g", ProfileError),
+        (("--objective", "speed"), "latency, energy, cloud-cost", InputError),
+        (("--mode", "magic"), "edge, cloud, split, draft, auto", InputError),
+        (("--min-cut", "decoder.99"), "no layer", InputError),
+        (("--max-latency-ms", "0"), "--max-latency-ms is 0", InputError),
+        (("--max-latency-ms", "nan"), "--max-latency-ms", InputError),
+        (("--max-uplink-bytes", "-5"), "--max-uplink-bytes", InputError),
+        (("--max-energy-j", "inf"), "--max-energy-j", InputError),
+        (("--rtt-ms", "-1"), "--rtt-ms", InputError),
+        (("--uplink-mbps", "0"), "--uplink-mbps", InputError),
+        (("--queue-ms", "-1"), "--queue-ms", InputError),
+        (("--acceptance", "1.5"), "--acceptance", InputError),
+        (("--min-agreement", "2"), "--min-agreement", InputError),
+        (("--answer-tokens", "0"), "--answer-tokens", InputError),
+        (("--prompt-tokens", "16"), "--prompt-tokens", InputError),
+        (("--prompt-tokens", "250"), "context of 256", InputError),
+        (("--image", "none.png"), "none.png", ImageError),
+        (("--plot", "plan.doc"), ".svg, .png, .pdf", InputError),
+        (("--plot", "nowhere/plan.svg"), "no such folder", InputError),
+        (("--target", str(DRAFTER)), "does not draft for", InputError),
+        (("--target", "nowhere"), "nowhere", BundleError),
+        (("--max-latency-ms", "20", "--exact"), "no plan keeps to 20 ms and exact answers; the nearest is", InputError),
+        (("--exact", "--mode", "auto"), "no plan keeps to exact answers", InputError),
+    ],
+)
+def test_bad_input_is_one_line(run: Run, wrong: tuple[str, ...], said: str, kind: type[InputError]) -> None:
+    assert said in run("plan", *wrong).failed(kind.exit_code)
+
+
+def test_energy_without_power(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "unknown.toml"
+    profile = load_profile("raspberry-pi-5")
+    documents = {key: value for key, value in profile.documents.items() if key != "loaded_power"}
+    path.write_text(profile_to_toml(msgspec.structs.replace(profile, loaded_watts=None, documents=documents)))
+    assert "has no power" in run("plan", "--edge", path, "--objective", "energy").failed(2)
+    assert planned(run, "--edge", path)["plan"]["energy_j"] is None
+
+
+def test_a_board_without_the_memory(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "tiny.toml"
+    profile = load_profile("raspberry-pi-5")
+    path.write_text(profile_to_toml(msgspec.structs.replace(profile, memory_bytes=50e6)))
+    message = run("plan", "--edge", path).failed(2)
+    assert "no plan keeps to 50 MB of memory" in message
+    assert "50 MB are free; no precision fits" in message
+
+
+def test_no_torch_is_loaded() -> None:
+    code = (
+        "import sys; sys.argv = ['cutline', 'plan', '--json']\n"
+        "from cutline.cli.main import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "sys.exit(next((name for name in ('torch', 'transformers', 'matplotlib', 'onnx') if name in sys.modules), 0))"
+    )
+    root = Path(__file__).resolve().parents[2] / ".dev"
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        env={"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr

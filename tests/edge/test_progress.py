@@ -1,0 +1,46 @@
+"""What the agent believes of an answer, as drafts go out and replies come in."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cutline.edge.progress import Belief
+from cutline.models.sampling import agreeing
+
+tokens = st.lists(st.integers(0, 2), max_size=8).map(tuple)
+
+
+@st.composite
+def beliefs(draw: st.DrawFn) -> Belief:
+    believed = draw(tokens)
+    return Belief(believed, draw(st.integers(0, len(believed))), draw(st.booleans()))
+
+
+@given(belief=beliefs(), settled=tokens)
+def test_what_is_settled_is_believed(belief: Belief, settled: tuple[int, ...]) -> None:
+    after = belief.after(settled)
+    assert after.tokens[: len(settled)] == settled
+    assert after.after(settled) is after
+    if after is belief:
+        assert belief.tokens[: len(settled)] == settled, "nothing new"
+    else:
+        assert (after.tokens, after.replying) == (settled, True)
+
+
+@given(belief=beliefs(), settled=tokens)
+def test_only_what_was_right_counts_as_sent(belief: Belief, settled: tuple[int, ...]) -> None:
+    after = belief.after(settled)
+    assert after.sent <= min(belief.sent, len(after.tokens))
+    assert after.tokens[: after.sent] == belief.tokens[: after.sent]
+    if after is not belief:
+        assert after.sent == min(belief.sent, agreeing(belief.tokens, settled))
+
+
+@given(belief=beliefs(), draft=tokens)
+def test_a_draft_that_is_sent_is_believed_until_a_reply(belief: Belief, draft: tuple[int, ...]) -> None:
+    grown = belief.grown(draft)
+    assert grown.tokens == (*belief.tokens, *draft)
+    assert grown.sent == len(grown.tokens)
+    assert not grown.replying
+    assert grown.after(belief.tokens) is grown

@@ -1,0 +1,344 @@
+"""An export that is interrupted goes on where it stopped, and makes the same bundle."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration
+
+from cutline.cli.export import export as command
+from cutline.errors import BundleError, InputError
+from cutline.models.bundle import Bundle
+from cutline.models.export import export_bundle, make, work
+from cutline.models.export.make import Progress
+
+PACKAGE = Path(__file__).resolve().parents[2] / ".dev"
+TARGET_STEPS = [
+    "copy of config.json",
+    "copy of model.safetensors",
+    "vision tower",
+    "decoder's first layers, fp32",
+    "embeddings",
+    "companions",
+]
+DRAFTER_STEPS = ["vision tower", "decoder, int8", "embeddings", "companions"]
+
+
+@pytest.fixture(scope="module")
+def hf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("hf") / "tiny"
+    torch.manual_seed(5)
+    config = SmolVLMConfig(
+        image_token_id=7,
+        scale_factor=2,
+        tie_word_embeddings=True,
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 32,
+            "patch_size": 8,
+        },
+        text_config={
+            "model_type": "llama",
+            "vocab_size": 90,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "max_position_embeddings": 64,
+            "tie_word_embeddings": True,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        },
+    )
+    SmolVLMForConditionalGeneration(config).save_pretrained(folder)
+    (folder / "tokenizer.json").write_text('{"its": "own"}')
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    return folder
+
+
+@pytest.fixture
+def copied(hf: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(hf, tmp_path / "hf" / "tiny"))
+
+
+def export(hf: Path, out: Path, watch: Callable[[Progress], None] = lambda _: None, **options: Any) -> list[Progress]:
+    """Export, and return the steps as they finished."""
+    finished: list[Progress] = []
+
+    def heard(progress: Progress) -> None:
+        if progress.finished:
+            finished.append(progress)
+        watch(progress)
+
+    chosen: dict[str, Any] = {"role": "target", "precision": "fp32", "name": "tiny"} | options
+    export_bundle(hf, out, progress=heard, **chosen)
+    return finished
+
+
+def reused(finished: list[Progress]) -> list[str]:
+    return [step.step for step in finished if step.reused]
+
+
+def content(bundle: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in bundle.iterdir()}
+
+
+class Stop(Exception):
+    """Something that goes wrong."""
+
+
+def stop_at(step: str, share: float = 0.0) -> Callable[[Progress], None]:
+    """Go wrong when `share` of a step is done: 0 is its beginning."""
+
+    def watch(progress: Progress) -> None:
+        if progress.step == step and progress.share >= share:
+            raise Stop
+
+    return watch
+
+
+@pytest.mark.parametrize(
+    ("role", "precision", "steps"), [("target", "fp32", TARGET_STEPS), ("drafter", "int8", DRAFTER_STEPS)]
+)
+def test_a_stop_at_any_step_loses_no_step_before_it(
+    hf: Path, tmp_path: Path, role: str, precision: str, steps: list[str]
+) -> None:
+    made = export(hf, tmp_path / "whole", role=role, precision=precision)
+    assert [step.step for step in made] == steps
+    assert reused(made) == []
+    assert [step.number for step in made] == [*range(1, len(steps) + 1)]
+    assert {step.steps for step in made} == {len(steps)}
+    out = tmp_path / "out"
+    for index, step in enumerate(steps):  # one attempt goes on from the other, each a step further
+        with pytest.raises(Stop):
+            export(hf, out, stop_at(step), role=role, precision=precision)
+        assert not out.exists()
+        assert (tmp_path / ".out.partial").exists() == (index > 0)
+    assert reused(export(hf, out, role=role, precision=precision)) == steps[:-1]
+    assert content(out) == content(tmp_path / "whole")
+    assert Bundle.open(out).manifest.identity == Bundle.open(tmp_path / "whole").manifest.identity
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from cutline.models.export import export_bundle
+
+def watch(progress):
+    if (progress.step, progress.share) >= (sys.argv[3], float(sys.argv[4])) and progress.step == sys.argv[3]:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+export_bundle(Path(sys.argv[1]), Path(sys.argv[2]), role="target", precision="fp32", name="tiny", progress=watch)
+"""
+
+
+def test_a_kill_in_the_middle_of_a_copy_and_another_later(hf: Path, tmp_path: Path) -> None:
+    export(hf, tmp_path / "whole")
+    out, home = tmp_path / "out", tmp_path / ".out.partial"
+    environment = os.environ | {"PYTHONPATH": str(PACKAGE)}
+    for step, share in (("copy of model.safetensors", 1e-9), ("embeddings", 0.0)):
+        command = [sys.executable, "-c", KILLED, str(hf), str(out), step, str(share)]
+        assert subprocess.run(command, env=environment, check=False).returncode == -signal.SIGKILL
+        assert not out.exists()
+        done = TARGET_STEPS[: TARGET_STEPS.index(step)]
+        assert list(json.loads((home / "journal.json").read_bytes())["steps"]) == done
+    assert reused(export(hf, out)) == TARGET_STEPS[:-2]
+    assert content(out) == content(tmp_path / "whole")
+    assert not home.exists()
+
+
+def test_a_kill_before_the_bundle_is_moved_into_place(
+    hf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both before the old bundle is out of the way, and after."""
+    export(hf, tmp_path / "out", name="old")
+    rename = Path.rename
+
+    def stop(path: Path, to: Path) -> Path:
+        if path.name == "bundle":
+            raise Stop
+        return rename(path, to)
+
+    for moves in (lambda path, to: stop(Path("bundle"), to), stop):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "rename", moves)
+            with pytest.raises(Stop):
+                export(hf, tmp_path / "out", name="new")
+    assert reused(export(hf, tmp_path / "out", name="new")) == TARGET_STEPS
+    assert Bundle.open(tmp_path / "out").manifest.name == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def change_a_weight(folder: Path, _: pytest.MonkeyPatch) -> None:
+    path = folder / "model.safetensors"
+    before = path.stat()
+    path.write_bytes(path.read_bytes()[:-1] + b"\x3d")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+
+
+def add_a_file(folder: Path, _: pytest.MonkeyPatch) -> None:
+    (folder / "generation_config.json").touch()
+    (folder / "generation_config.json").write_text('{"eos_token_id": 2}')
+
+
+def be_another_version(_: Path, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(work, "version", lambda maker: "0.0.9" if maker == "cutline" else "1")
+
+
+def be_other_code(_: Path, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(work, "CODE", Path(__file__).parent)
+
+
+@pytest.mark.parametrize("change", [change_a_weight, add_a_file, be_another_version, be_other_code])
+def test_a_source_that_changed_is_exported_anew(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path, pytest.MonkeyPatch], None]
+) -> None:
+    with pytest.raises(Stop):
+        export(copied, tmp_path / "out", stop_at("vision tower"))
+    assert (tmp_path / ".out.partial" / "bundle" / "model.safetensors").is_file()
+    change(copied, monkeypatch)
+    assert reused(export(copied, tmp_path / "out")) == []
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (copied / "model.safetensors").read_bytes()
+
+
+def test_other_options_and_another_folder_start_anew(hf: Path, copied: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(Stop):
+        export(hf, out, stop_at("companions"))
+    with pytest.raises(Stop):
+        export(hf, out, stop_at("companions"), precision="int8")
+    with pytest.raises(Stop):
+        export(hf, out, stop_at("companions"), role="drafter", precision="int8")
+    with pytest.raises(Stop):
+        export(copied, out, stop_at("companions"), role="drafter", precision="int8")
+    finished = export(copied, out, role="drafter", precision="int8", name="renamed")  # which no file but one holds
+    assert reused(finished) == DRAFTER_STEPS[:-1]
+    assert Bundle.open(out).manifest.name == "renamed"
+
+
+@pytest.mark.parametrize("spoil", [lambda path: path.write_bytes(b"else"), lambda path: path.unlink()])
+def test_a_step_whose_files_changed_is_taken_again(hf: Path, tmp_path: Path, spoil: Callable[[Path], object]) -> None:
+    with pytest.raises(Stop):
+        export(hf, tmp_path / "out", stop_at("companions"))
+    draft = tmp_path / ".out.partial" / "bundle"
+    spoil(draft / "image-to-connector.onnx")
+    (draft / "half-done").mkdir()
+    (draft / "half-done" / "cache").touch()
+    (draft / "tokenizer.json").write_text("half")
+    assert reused(export(hf, tmp_path / "out")) == [
+        step for step in TARGET_STEPS if step not in ("vision tower", "companions")
+    ]
+    Bundle.open(tmp_path / "out")
+
+
+@pytest.mark.parametrize("journal", [b"", b"{}", b'{"source": 3}', b"\xff"])
+def test_a_broken_journal_is_none(hf: Path, tmp_path: Path, journal: bytes) -> None:
+    with pytest.raises(Stop):
+        export(hf, tmp_path / "out", stop_at("vision tower"))
+    (tmp_path / ".out.partial" / "journal.json").write_bytes(journal)
+    with pytest.raises(Stop):
+        export(hf, tmp_path / "out", stop_at("vision tower"))
+    assert reused(export(hf, tmp_path / "out")) == TARGET_STEPS[:2]
+
+
+def test_what_differs_from_torch_is_refused_again_and_the_rest_is_kept(
+    hf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> float:
+        raise BundleError("differs")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(make, "export_prefixes", fail)
+        for _ in range(2):
+            with pytest.raises(BundleError, match="differs"):
+                export(hf, tmp_path / "out")
+    assert reused(export(hf, tmp_path / "out")) == TARGET_STEPS[:3]
+
+
+def test_the_command_says_what_was_finished_before(
+    hf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> float:
+        raise BundleError("differs")
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(make, "export_prefixes", fail)
+        with pytest.raises(BundleError):
+            command(hf, out, role="target")
+    command(hf, out, role="target")
+    said = capsys.readouterr()
+    assert said.out == ""
+    lines = said.err.splitlines()
+    assert [line for line in lines if line.endswith("finished before")] == [
+        *(f"{number} of 6: {step}: finished before" for number, step in enumerate(TARGET_STEPS[:3], 1)),
+        lines[-1],
+    ]
+    assert lines[-1].startswith(f"{out}: target, fp32, ")
+    assert lines[-1].endswith("; 3 of 6 steps were finished before")
+    command(hf, out, role="target")
+    assert "finished before" not in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_line(hf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> float:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(make, "export_prefixes", fail)
+    with pytest.raises(InputError, match=r"No space left on device\); what is finished is kept"):
+        export(hf, tmp_path / "out")
+
+
+def test_a_second_export_at_once_is_refused(hf: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def meanwhile(progress: Progress) -> None:
+        if progress.step == "embeddings":
+            with pytest.raises(InputError, match=r"another export to .*out is running"):
+                export(hf, out)
+
+    assert reused(export(hf, out, meanwhile)) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_lock_that_went_away_with_its_folder_is_taken_anew(
+    hf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between our opening the lock and holding it, whoever held it finished and removed it."""
+    lock = fcntl.flock
+    removed: list[Path] = []
+
+    def late(handle: Any, operation: int) -> None:
+        if not removed:
+            removed.append(tmp_path / ".out.partial")
+            shutil.rmtree(removed[0])
+        lock(handle, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    export(hf, tmp_path / "out")
+    assert removed
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_folder_that_cannot_be_read_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"has no config\.json"):
+        export(tmp_path / "nowhere", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
