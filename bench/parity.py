@@ -33,12 +33,14 @@ from cutline.edge.decoder import Decoder, DecoderState
 from cutline.edge.vision import VisionSpan
 from cutline.models.bundle import Bundle, Manifest
 from cutline.models.export import export_bundle
+from cutline.models.families import Grid
 from cutline.models.images import Pixels
 from cutline.models.sampling import Sampling
 
 TOLERANCE = 1e-3
+THREADS = 2  # of a session of ONNX Runtime; torch takes what OMP_NUM_THREADS says
 PROMPTS = (  # sizes of the images in each
-    ((90, 60),),
+    ((180, 100),),
     ((200, 140), (60, 120)),
     (),
     ((64, 64),),
@@ -51,6 +53,11 @@ class Prompt:
 
     ids: tuple[int, ...]
     images: tuple[Pixels, ...]
+
+    @property
+    def grids(self) -> tuple[Grid, ...]:
+        """What the images became."""
+        return tuple(image.grid for image in self.images)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +82,7 @@ def seeded_prompts(manifest: Manifest) -> list[Prompt]:
     words = [token for token in range(manifest.decoder.vocabulary) if token != manifest.image_token]
 
     def text(length: int) -> list[int]:
-        return dice.choice(words, length).tolist()
+        return [int(token) for token in dice.choice(words, length)]
 
     prompts = []
     for sizes in PROMPTS:
@@ -138,31 +145,48 @@ class Whole:
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
+class ImageRows:
+    """What crosses each cut up to the decoder, by the device's graphs; computed once."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+        self._made: dict[tuple[str, Prompt], NDArray[np.float32]] = {}
+        self._last: tuple[str, VisionSpan] | None = None
+
+    def of(self, prompt: Prompt, cut: str) -> NDArray[np.float32]:
+        """The boundary (n, width) of a prompt's images, or at `image` their pixels."""
+        if (cut, prompt) not in self._made:
+            rows = np.concatenate([image.values for image in prompt.images] or [np.empty((0, 1), np.float32)])
+            if cut != "image":
+                rows = self._span(cut)(rows, prompt.grids)
+            self._made[cut, prompt] = rows
+        return self._made[cut, prompt]
+
+    def _span(self, cut: str) -> VisionSpan:
+        if self._last is None or self._last[0] != cut:
+            self._last = cut, VisionSpan.open(self._bundle, cut, threads=THREADS)
+        return self._last[1]
+
+
 class Device:
     """The layers `[image, cut)` in the device's graphs."""
 
-    def __init__(self, bundle: Bundle, cut: str) -> None:
+    def __init__(self, bundle: Bundle, cut: str, rows: ImageRows) -> None:
         self.cut = cut
         self.deep = cut in bundle.manifest.line.deep_cuts
         self.manifest = bundle.manifest
-        tower = "decoder.0" if self.deep else cut
-        self._tower = None if cut == "image" else VisionSpan.open(bundle, tower, threads=2)
-        self._prefix = Decoder.open_prefix(bundle, cut, threads=2) if self.deep else None
+        self._rows = rows
+        self._prefix = Decoder.open_prefix(bundle, cut, threads=THREADS) if self.deep else None
 
     def begin(self, prompt: Prompt) -> tuple[NDArray[np.float32], DecoderState | None]:
         """What crosses the cut for a prompt, and the state of the decoder's layers here, if there are any."""
-        family, grids = self.manifest.family, [image.grid for image in prompt.images]
-        pixels = [image.values for image in prompt.images]
-        if self._tower is None:
-            return np.concatenate(pixels) if pixels else np.empty((0, 1), np.float32), None
-        rows = self._tower(np.concatenate(pixels), grids) if pixels else np.empty((0, 1), np.float32)
+        rows = self._rows.of(prompt, "decoder.0" if self.deep else self.cut)
         if self._prefix is None:
             return rows, None
         image_tokens = np.array(prompt.ids) == self.manifest.image_token
         embedded = self._prefix.embed(prompt.ids)
-        if pixels:
-            embedded[image_tokens] = rows
-        state = self._prefix.new_state(family.positions(image_tokens, grids))
+        embedded[image_tokens] = rows
+        state = self._prefix.new_state(self.manifest.family.positions(image_tokens, prompt.grids))
         return state.extend(embedded), state
 
     def go_on(self, state: DecoderState | None, token: int) -> NDArray[np.float32] | None:
@@ -224,15 +248,16 @@ def compare_cuts(bundle: Bundle, cuts: Sequence[str], *, steps: int, alone: int 
     expected = expect(Whole(bundle), prompts, steps)
     context = max(len(prompt.ids) for prompt in prompts) + steps
     target = Target(bundle, slots=len(prompts), context=context)
+    rows = ImageRows(bundle)
     for cut in cuts:
-        device = Device(bundle, cut)
+        device = Device(bundle, cut, rows)
         for index in range(alone):
             yield compare(device, target, prompts[index : index + 1], expected[index : index + 1])
         yield compare(device, target, prompts, expected)
 
 
 def _session(device: Device, prompt: Prompt, slot: int, boundary: NDArray[np.float32]) -> Session:
-    grids = tuple(image.grid for image in prompt.images)
+    image_tokens = np.array(prompt.ids) == device.manifest.image_token
     request = Request(
         tokens=prompt.ids,
         prompt_length=len(prompt.ids),
@@ -242,8 +267,8 @@ def _session(device: Device, prompt: Prompt, slot: int, boundary: NDArray[np.flo
         cut=device.cut,
         deep=device.deep,
         boundary=boundary,
-        grids=grids,
-        positions=device.manifest.family.positions(np.array(prompt.ids) == device.manifest.image_token, grids),
+        grids=prompt.grids,
+        positions=device.manifest.family.positions(image_tokens, prompt.grids),
     )
     return Session("parity", request, slot, lambda event: None, limit=len(prompt.ids) + 1)
 

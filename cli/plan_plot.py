@@ -41,7 +41,7 @@ def draw(search: Search, path: Path) -> None:
 
 
 def _parts(axes: Axes, search: Search) -> None:
-    """The quickest plan within the limits at each cut, its latency stacked by part; where there is none, none."""
+    """The quickest plan within the limits at each cut, its latency stacked by part."""
     places = search.terms.place
     shown = []
     for place in np.unique(places):
@@ -54,10 +54,8 @@ def _parts(axes: Axes, search: Search) -> None:
         if heights.any():
             axes.bar(range(len(shown)), heights, bottom=below, width=0.7, color=colour, label=part)
         below += heights
-    for place, plan in enumerate(shown):
-        axes.annotate(" ".join(filter(None, (plan.mode, plan.wire))), (place, below[place]), ha="center", va="bottom")
-    names = [plan.cut or "no cut" for plan in shown]
-    axes.set_xticks(range(len(shown)), names, rotation=0 if len(names) < 5 else 60)
+    names = [_name(plan) for plan in shown]
+    axes.set_xticks(range(len(shown)), names, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_ylabel("ms")
     uplink = search.conditions.uplink / MBIT
     axes.set_title(

@@ -28,6 +28,7 @@ _TOLD: dict[type[CutlineError], str] = {
     WorkerUnavailable: "a worker further along the chain does not answer; try again later",
     WorkerBusy: "a worker further along the chain has no room; try again later",
     WorkerFailed: "a worker further along the chain failed on this session; its log says more",
+    ModelMismatch: "a worker further along the chain serves another model; connect to another chain",
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import logging
 import os
@@ -130,12 +131,14 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
             stack.callback(reader.cancel)
             # Drafts that come while the images are prepared join the session's first pass.
             request = await asyncio.to_thread(self._reception.request, opening, upload)
+            upload = []  # it may be large, and the engine is done with it before the session is
             tell = functools.partial(_from_engine, asyncio.get_running_loop())
             onward, passing = self._onward, self._onward is not None and self._onward.takes_tokens
             name = self._engine.open(
                 request, () if passing else drafts.early, functools.partial(tell, events.put_nowait)
             )
             stack.callback(self._engine.close, name)
+            request = dataclasses.replace(request, boundary=None)  # likewise
             if not passing:
                 drafts.take = functools.partial(self._offer, name, asyncio.Semaphore(DRAFTS_WAITING), tell)
             there = None

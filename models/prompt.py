@@ -61,7 +61,7 @@ def question(text: str) -> Message:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What the decoder is fed: `ids`, and the positions in them where the rows of the images' tiles go, in order."""
+    """What the decoder is fed: `ids`, and the positions in them where the rows of the images go, in order."""
 
     ids: tuple[int, ...]
     image_positions: tuple[int, ...]

@@ -125,13 +125,17 @@ def _race(terms: Terms, now: Conditions, drafts: _Drafts) -> Answering:
     # that draft is of use if it foresaw what the worker decoded.
     window = now.rtt + terms.overheads.message + drafts.making + drafts.wired + drafts.lost
     window += CONFIRMED_BYTES / now.downlink
-    caught_up = p ** (window / one)
+    behind = window / one  # tokens decoded meanwhile
+    caught_up = p**behind
     alone = np.minimum(drafts.late / one, more)  # tokens decoded before any draft came
     verified = right_tokens(p, 0, terms.first_verified)  # within the prefill, of an answer that the gate passed on
     first_run = right_tokens(p, alone + terms.first_verified, more)
     rest = more - alone - verified - first_run
+    rejected = 1 - p**more if more else 1.0  # the chance that any draft is; then so many tokens are left:
+    left = rest / max(rejected, 1e-12)
+    flowed = np.maximum(left - behind, 0.0) * caught_up
     raced = terms.extra_pass + alone * one + first_run * fastest
-    raced += rest * ((1 - caught_up) * one + caught_up * fastest)
+    raced += rejected * ((left - flowed) * one + flowed * fastest)
     # Without decoding alone, each rejection waits, one of the answer's first token too; one of its last does not.
     rejections = more * (1 - p)
     waited = terms.extra_pass + drafts.late + (more - verified) * flowing + rejections * window

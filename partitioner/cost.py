@@ -127,7 +127,7 @@ def _known(setting: Setting, asked: Asked, space: Space) -> _Known:
     edge = Machine.of(setting.edge, target, "edge")
     cloud = Machine.of(setting.cloud, target, "cloud", dtype=setting.cloud_dtype)
     spans = spans_of(edge, cloud, sizes, context=context, longest=max(*space.lengths, more) + 1)
-    passes = spans.cloud_passes[:, names.index("decoder.0")]
+    passes = spans.cloud_passes[:, names.index("decoder.0")] + setting.overheads.scheduling
     return _Known(
         sizes,
         context,
@@ -158,7 +158,7 @@ def _row(known: _Known, setting: Setting, asked: Asked, choice: Choice) -> dict[
     opening += crossing + ROWS_BYTES * math.ceil(crossing / MESSAGE_BYTES)
     worker_prepares = preprocess_seconds(setting.cloud, known.sizes) if uploads else 0.0
     packing = pack_seconds(setting, known.sizes) if uploads else 0.0
-    passes = spans.cloud_passes[:, cut] * asks
+    passes = (spans.cloud_passes[:, cut] + setting.overheads.scheduling) * asks
     return {
         "place": len(known.places) if choice.cut is None else cut,
         "asks": asks,

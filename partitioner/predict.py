@@ -49,10 +49,10 @@ def predict(terms: Terms, now: Conditions) -> Prediction:
         "queue": now.queue + after.queue,
         "cloud prefill": terms.cloud_prepare + terms.cloud_prefill,
         "decode": after.decode,
-        "download": closing * asks,
+        "download": (closing + terms.overheads.closing) * asks,
     }
     parts = np.stack([of_asked[part] for part in PARTS])
-    first = parts.sum(axis=0) - after.seconds
+    first = parts.sum(axis=0) - after.seconds - terms.overheads.closing * asks
     slowest = terms.prepare + drafted_whole + asks * parts.sum(axis=0)
     parts *= asked
     parts[PARTS.index("prepare")] += terms.prepare

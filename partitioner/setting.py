@@ -36,14 +36,16 @@ class Overheads:
     """Seconds that neither models nor link take, measured with the demo's models on one x86 core each.
 
     `request`: the prompt and the answer's text, on the device. `packing`: the picture into a file to upload, as a share
-    of preparing it, where a profile has not measured that. `session`: opening one, both sides together. `message`: one
-    more message, there and back.
+    of preparing it, where a profile has not measured that. `session` and `closing`: beginning and ending one, on both
+    sides. `message`: one more message, there and back. `scheduling`: a worker's, of each pass.
     """
 
-    request: float = 0.5e-3
+    request: float = 1.9e-3
     packing: float = 1.0
     session: float = 3e-3
-    message: float = 0.5e-3
+    closing: float = 1.0e-3
+    message: float = 0.9e-3
+    scheduling: float = 0.3e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,15 @@ import msgspec
 import pytest
 
 from cutline.demo.bundles import DRAFTER, TARGET
-from cutline.devices.profile import Compute, DeviceProfile, DrafterTable, LayerTable, load_profile, profile_to_toml
+from cutline.devices.profile import (
+    Compute,
+    DeviceProfile,
+    DrafterTable,
+    LayerTable,
+    Samples,
+    load_profile,
+    profile_to_toml,
+)
 from cutline.errors import BundleError, ImageError, InputError, ProfileError
 from cutline.models.bundle import CALIBRATION, MANIFEST, Bundle, write_manifest
 
@@ -30,7 +38,8 @@ def planned(run: Run, *arguments: str | Path) -> dict[str, Any]:
 def measured(tmp_path: Path) -> Path:
     """A profile that was measured with the demo's models, which take a second a layer here."""
     target, drafter = Bundle.open(TARGET).manifest, Bundle.open(DRAFTER).manifest
-    layers = {name: ((64, 1.0),) for name in target.line.layers}
+    second: Samples = ((64, 1.0),)
+    layers = dict.fromkeys(target.line.layers, second)
     profile = msgspec.structs.replace(
         load_profile("raspberry-pi-5"),
         name="slow",

@@ -248,6 +248,7 @@ def test_a_draft_past_the_limit_is_cut(room: int) -> None:
     assert session.tokens == prompt + answer[:room]
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_drafts_that_nobody_honest_sends_break_nothing(data: st.DataObject) -> None:
     """Its answer may be nonsense then; it stays a session that runs as many rows as it says."""

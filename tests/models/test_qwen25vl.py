@@ -26,7 +26,7 @@ from cutline.models.families import AnyFamily, Grid, Positions
 from cutline.models.families.qwen25vl import IMAGE, Qwen25VL
 from cutline.models.images import MAX_ASPECT, MAX_PIXELS, decode_image
 
-CONFIG = Qwen2_5_VLConfig(
+CONFIG: Any = Qwen2_5_VLConfig(
     image_token_id=7,
     video_token_id=8,
     vision_start_token_id=5,
@@ -67,7 +67,7 @@ def noise(size: tuple[int, int], seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8))
 
 
-def thw(*grids: Grid) -> torch.Tensor:
+def thw(*grids: Grid) -> Any:
     return torch.tensor([(1, *grid) for grid in grids])
 
 
@@ -172,7 +172,7 @@ def test_the_tower_turns_rows_as_transformers_does(grid: Grid) -> None:
 @settings(deadline=None)
 def test_positions_are_those_of_transformers(parts: list[tuple[int, Grid | None]], more: int) -> None:
     ids, sizes = prompt([*parts, (1, None)])
-    tensor = torch.tensor([ids])
+    tensor: Any = torch.tensor([ids])
     ours = type("Ours", (), {"config": CONFIG, "get_vision_position_ids": Qwen2_5_VLModel.get_vision_position_ids})()
     expected, delta = Qwen2_5_VLModel.get_rope_index(ours, tensor, (tensor == 7).int(), thw(*sizes) if sizes else None)
     found = positions(ids, sizes)

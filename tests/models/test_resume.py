@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -195,68 +196,109 @@ def change_a_weight(folder: Path, _: pytest.MonkeyPatch) -> None:
 
 
 def add_a_file(folder: Path, _: pytest.MonkeyPatch) -> None:
-    (folder / "generation_config.json").touch()
-    (folder / "generation_config.json").write_text('{"eos_token_id": 2}')
+    (folder / "preprocessor_config.json").touch()
+
+
+def lose_a_file(folder: Path, _: pytest.MonkeyPatch) -> None:
+    (folder / "generation_config.json").unlink()
+
+
+def write_again(folder: Path, _: pytest.MonkeyPatch) -> None:
+    path = folder / "tokenizer.json"
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
 
 
 def be_another_version(_: Path, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(work, "version", lambda maker: "0.0.9" if maker == "cutline" else "1")
+    patch.setattr(work, "version", lambda maker: "0.0.9" if maker == "cutline" else version(maker))
 
 
 def be_other_code(_: Path, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(work, "CODE", Path(__file__).parent)
 
 
-@pytest.mark.parametrize("change", [change_a_weight, add_a_file, be_another_version, be_other_code])
-def test_a_source_that_changed_is_exported_anew(
-    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path, pytest.MonkeyPatch], None]
+@pytest.mark.parametrize(
+    "change", [change_a_weight, add_a_file, lose_a_file, write_again, be_another_version, be_other_code]
+)
+def test_a_fingerprint_shows_every_change(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path, pytest.MonkeyPatch], None]
 ) -> None:
-    with pytest.raises(Stop):
-        export(copied, tmp_path / "out", stop_at("vision tower"))
-    assert (tmp_path / ".out.partial" / "bundle" / "model.safetensors").is_file()
+    before = work.fingerprint(copied, role="target")
+    assert work.fingerprint(copied, role="target") == before
+    assert work.fingerprint(copied, role="drafter") != before
     change(copied, monkeypatch)
-    assert reused(export(copied, tmp_path / "out")) == []
-    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (copied / "model.safetensors").read_bytes()
+    assert work.fingerprint(copied, role="target") != before
 
 
-def test_other_options_and_another_folder_start_anew(hf: Path, copied: Path, tmp_path: Path) -> None:
+def test_what_changed_is_exported_anew(copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
     with pytest.raises(Stop):
-        export(hf, out, stop_at("companions"))
+        export(copied, out, stop_at("vision tower"))
     with pytest.raises(Stop):
-        export(hf, out, stop_at("companions"), precision="int8")
+        export(copied, out, stop_at("embeddings"), role="drafter", precision="int8")
+    assert not (tmp_path / ".out.partial" / "bundle" / "model.safetensors").exists()
+    change_a_weight(copied, monkeypatch)
     with pytest.raises(Stop):
-        export(hf, out, stop_at("companions"), role="drafter", precision="int8")
-    with pytest.raises(Stop):
-        export(copied, out, stop_at("companions"), role="drafter", precision="int8")
+        export(copied, out, stop_at("embeddings"), role="drafter", precision="int8")
     finished = export(copied, out, role="drafter", precision="int8", name="renamed")  # which no file but one holds
-    assert reused(finished) == DRAFTER_STEPS[:-1]
+    assert reused(finished) == DRAFTER_STEPS[:2]
     assert Bundle.open(out).manifest.name == "renamed"
 
 
-@pytest.mark.parametrize("spoil", [lambda path: path.write_bytes(b"else"), lambda path: path.unlink()])
-def test_a_step_whose_files_changed_is_taken_again(hf: Path, tmp_path: Path, spoil: Callable[[Path], object]) -> None:
-    with pytest.raises(Stop):
-        export(hf, tmp_path / "out", stop_at("companions"))
-    draft = tmp_path / ".out.partial" / "bundle"
-    spoil(draft / "image-to-connector.onnx")
-    (draft / "half-done").mkdir()
-    (draft / "half-done" / "cache").touch()
-    (draft / "tokenizer.json").write_text("half")
-    assert reused(export(hf, tmp_path / "out")) == [
-        step for step in TARGET_STEPS if step not in ("vision tower", "companions")
-    ]
-    Bundle.open(tmp_path / "out")
+def write(name: str, content: str) -> Callable[[Path], str]:
+    def make(folder: Path) -> str:
+        (folder / name).write_text(content)
+        return "written"
+
+    return make
 
 
-@pytest.mark.parametrize("journal", [b"", b"{}", b'{"source": 3}', b"\xff"])
-def test_a_broken_journal_is_none(hf: Path, tmp_path: Path, journal: bytes) -> None:
-    with pytest.raises(Stop):
-        export(hf, tmp_path / "out", stop_at("vision tower"))
-    (tmp_path / ".out.partial" / "journal.json").write_bytes(journal)
-    with pytest.raises(Stop):
-        export(hf, tmp_path / "out", stop_at("vision tower"))
-    assert reused(export(hf, tmp_path / "out")) == TARGET_STEPS[:2]
+def begun(out: Path) -> Path:
+    """A work folder with the steps a and b finished; returns where it is."""
+    with work.work_beside(out, "source") as begun:
+        assert begun.step("a", write("a.txt", "A")) == "written"
+        assert begun.step("b", write("b.txt", "B")) == "written"
+        write("c.txt", "half")(begun.folder)
+    return out.with_name(f".{out.name}.partial")
+
+
+@pytest.mark.parametrize("spoil", [lambda path: path.write_text("else"), lambda path: path.unlink()])
+def test_a_step_whose_files_changed_is_taken_again(tmp_path: Path, spoil: Callable[[Path], object]) -> None:
+    home = begun(tmp_path / "out")
+    spoil(home / "bundle" / "a.txt")
+    (home / "bundle" / "half-done").mkdir()
+    (home / "bundle" / "half-done" / "cache").touch()
+    with work.work_beside(tmp_path / "out", "source") as again:
+        assert [path.name for path in again.folder.iterdir()] == ["b.txt"]
+        assert again.step("b", write("b.txt", "never")) is None
+        assert again.step("a", write("a.txt", "A")) == "written"
+        again.place(tmp_path / "out")
+    assert content(tmp_path / "out") == {"a.txt": b"A", "b.txt": b"B"}
+    assert not home.exists()
+
+
+@pytest.mark.parametrize("journal", [b"", b"{}", b'{"source": 3}', b"\xff", b'{"source": "other", "steps": {}}'])
+def test_a_journal_that_is_broken_or_anothers_is_none(tmp_path: Path, journal: bytes) -> None:
+    home = begun(tmp_path / "out")
+    (home / "journal.json").write_bytes(journal)
+    with work.work_beside(tmp_path / "out", "source") as again:
+        assert list(again.folder.iterdir()) == []
+    assert not home.exists(), "nothing in it is worth keeping"
+
+
+def test_a_lock_that_went_away_with_its_folder_is_taken_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between our opening the lock and holding it, whoever held it finished and removed it."""
+    lock = fcntl.flock
+    removed: list[Path] = []
+
+    def late(handle: Any, operation: int) -> None:
+        if not removed:
+            removed.append(tmp_path / ".out.partial")
+            shutil.rmtree(removed[0])
+        lock(handle, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    assert begun(tmp_path / "out") in removed
+    assert (removed[0] / "lock").exists()
 
 
 def test_what_differs_from_torch_is_refused_again_and_the_rest_is_kept(
@@ -316,25 +358,6 @@ def test_a_second_export_at_once_is_refused(hf: Path, tmp_path: Path) -> None:
                 export(hf, out)
 
     assert reused(export(hf, out, meanwhile)) == []
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def test_a_lock_that_went_away_with_its_folder_is_taken_anew(
-    hf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Between our opening the lock and holding it, whoever held it finished and removed it."""
-    lock = fcntl.flock
-    removed: list[Path] = []
-
-    def late(handle: Any, operation: int) -> None:
-        if not removed:
-            removed.append(tmp_path / ".out.partial")
-            shutil.rmtree(removed[0])
-        lock(handle, operation)
-
-    monkeypatch.setattr(fcntl, "flock", late)
-    export(hf, tmp_path / "out")
-    assert removed
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 

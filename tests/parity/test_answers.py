@@ -1,0 +1,105 @@
+"""A second family through the whole of it: agent, workers and a chain answer as transformers' `generate` does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from io import BytesIO
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cutline.bench.parity import Prompt, Whole
+from cutline.bench.seeded import make_qwen25vl_small
+from cutline.cli.processes import worker_process
+from cutline.edge.agent import Agent
+from cutline.edge.answer import Answer, Mode, Question
+from cutline.errors import InputError
+from cutline.models.bundle import Bundle
+from cutline.models.export import export_bundle
+from cutline.models.images import decode_image
+from cutline.models.prompt import PromptBuilder, question
+
+WORDS, LENGTH = "How many?", 20
+
+
+@pytest.fixture(scope="module")
+def drafter(qwen: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Of the target's own weights, quantized: it is right most of the time."""
+    folder = tmp_path_factory.mktemp("drafter")
+    make_qwen25vl_small(folder / "hf")
+    return export_bundle(
+        folder / "hf",
+        folder / "out",
+        role="drafter",
+        precision="int8",
+        name="seeded",
+        target=qwen,
+        progress=lambda progress: None,
+    )
+
+
+@pytest.fixture(scope="module")
+def worker(qwen: Bundle) -> Iterator[str]:
+    with worker_process(qwen.path) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def image() -> bytes:
+    out = BytesIO()
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (150, 210, 3), np.uint8)).save(out, "PNG")
+    return out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def expected(qwen: Bundle, image: bytes) -> list[int]:
+    pixels = qwen.manifest.family.preprocess(decode_image(image))
+    ids = PromptBuilder.open(qwen).build([question(WORDS)], [pixels.grid]).ids
+    return Whole(qwen).answer(Prompt(ids, (pixels,)), LENGTH)
+
+
+def ask(drafter: Bundle, target: Bundle, worker: str, *asked: Question) -> list[Answer]:
+    async def answers() -> list[Answer]:
+        async with Agent(drafter, worker=worker, threads=1, target=target) as agent:
+            return [await agent.answer(one) for one in asked]
+
+    return asyncio.run(answers())
+
+
+WAYS = [
+    (Mode.CLOUD, "image"),
+    *((Mode.SPLIT, cut) for cut in ("vision.0", "vision.3", "connector", "decoder.0", "decoder.5", "head")),
+    *((Mode.DRAFT, cut) for cut in ("image", "vision.3", "decoder.0", "decoder.5")),
+]
+
+
+def test_every_mode_and_cut_gives_the_targets_own_tokens(
+    qwen: Bundle, drafter: Bundle, worker: str, image: bytes, expected: list[int]
+) -> None:
+    asked = [Question(image=image, text=WORDS, mode=mode, cut=cut, max_tokens=LENGTH) for mode, cut in WAYS]
+    for (mode, cut), answer in zip(WAYS, ask(drafter, qwen, worker, *asked), strict=True):
+        assert [token.id for token in answer.tokens] == expected, (mode, cut)
+        assert answer.exact
+        assert (answer.accepted > LENGTH / 2) == (mode is Mode.DRAFT)
+
+
+def test_a_chain_of_workers_gives_them_too(qwen: Bundle, drafter: Bundle, image: bytes, expected: list[int]) -> None:
+    asked = [
+        Question(image=image, text=WORDS, mode=mode, cut=cut, max_tokens=LENGTH)
+        for mode, cut in ((Mode.CLOUD, "image"), (Mode.DRAFT, "vision.1"))
+    ]
+    with (
+        worker_process(qwen.path, "--layers", "decoder.3:") as last,
+        worker_process(qwen.path, "--layers", "vision.3:decoder.3", "--next", last) as middle,
+        worker_process(qwen.path, "--layers", ":vision.3", "--next", middle) as first,
+    ):
+        for answer in ask(drafter, qwen, first, *asked):
+            assert [token.id for token in answer.tokens] == expected
+
+
+def test_image_tokens_that_have_places_are_all_kept(qwen: Bundle, drafter: Bundle, worker: str, image: bytes) -> None:
+    fewer = Question(image=image, text=WORDS, mode=Mode.SPLIT, cut="decoder.0", keep_image_tokens=0.5)
+    with pytest.raises(InputError, match="image tokens"):
+        ask(drafter, qwen, worker, fewer)
