@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 
 from rich.console import Console
 from rich.progress import Progress
@@ -34,6 +34,7 @@ from cutline.edge.agent import Agent
 from cutline.edge.answer import Answer, Mode, Question
 from cutline.edge.spans import device_cuts
 from cutline.models.bundle import Bundle
+from cutline.models.prices import Prices
 from cutline.models.wire import Wire
 from cutline.protos.address import parse_address
 
@@ -46,9 +47,9 @@ MANNERS = {  # of asking
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """The answers at one cut, asked in one manner over one link."""
+    """The answers at one cut, asked in one manner over one link: means."""
 
-    latency_ms: float  # the median
+    latency_ms: float
     bytes_up: float
     rounds: float
 
@@ -63,7 +64,7 @@ def main() -> None:
     parser.add_argument("--drafter", type=Path, help="the drafter's bundle; without it, the demo's")
     parser.add_argument("--links", nargs="+", default=["wifi", "4g"], help="names of link profiles, or TOML files")
     parser.add_argument("--cards", type=int, default=5, help="cards asked about over each link, six questions each")
-    parser.add_argument("--price-cards", type=int, default=50, help="cards for the wire formats' prices")
+    parser.add_argument("--price-cards", type=int, default=50, help="cards for the wire formats' prices, 0 for none")
     parser.add_argument("--seed", type=int, default=3)
     parser.add_argument("--plot", type=Path, help="a file for the plot")
     args = parser.parse_args()
@@ -80,28 +81,18 @@ def main() -> None:
             for link in args.links
         }
         priced = asked[: 6 * args.price_cards]
-        track = progress.add_task("prices", total=len(priced) * sum(1 for _ in ways(cuts)))
-        prices = asyncio.run(
-            measure(
-                drafter,
-                target,
-                worker=worker,
-                threads=1,
-                cuts=cuts,
-                asked=priced,
-                advance=lambda: progress.advance(track),
-            )
-        )
+        prices = asyncio.run(price(worker, drafter, target, cuts, priced, progress)) if priced else None
     console = Console(width=160)
     for link, cells in links.items():
-        console.print(_table(f"{6 * args.cards} questions over {link}: median latency, bytes up, rounds", cuts, cells))
+        console.print(_table(f"{6 * args.cards} questions over {link}: mean latency, bytes up, rounds", cuts, cells))
     table = Table(title="Memory of a process that holds the layers before the cut", title_justify="left")
     for heading in ("cut", "resident", "above image"):
         table.add_column(heading, justify="right")
     for cut, size in memory.items():
         table.add_row(cut, f"{size / 1e6:.0f} MB", f"{(size - memory['image']) / 1e6:.1f} MB")
     console.print(table)
-    console.print(price_table(prices))
+    if prices is not None:
+        console.print(price_table(prices))
     if args.plot:
         draw(args.plot, cuts, links, memory)
 
@@ -128,12 +119,22 @@ async def over(
                 found.append(await agent.answer(put(one, manner, cut)))
     return {
         way: Cell(
-            latency_ms=median(one.latency_ms for one in found),
+            latency_ms=fmean(one.latency_ms for one in found),
             bytes_up=fmean(one.bytes_up for one in found),
             rounds=fmean(one.rounds for one in found),
         )
         for way, found in answers.items()
     }
+
+
+async def price(
+    worker: str, drafter: Bundle, target: Bundle, cuts: Sequence[str], asked: Sequence[Asked], progress: Progress
+) -> Prices:
+    """What each wire format changes at every cut, without a link between."""
+    track = progress.add_task("prices", total=len(asked) * sum(1 for _ in ways(cuts)))
+    return await measure(
+        drafter, target, worker=worker, threads=1, cuts=cuts, asked=asked, advance=lambda: progress.advance(track)
+    )
 
 
 def put(asked: Asked, manner: str, cut: str) -> Question:

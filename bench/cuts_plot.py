@@ -45,7 +45,7 @@ def draw(path: Path, cuts: Sequence[str], links: Mapping[str, Cells], memory: Ma
         panels = list(figure.subplots((len(links) + 3) // 2, 2, sharex=True).flat)
         for axes, (link, cells) in zip(panels, links.items(), strict=False):
             _lines(axes, cuts, {way: one.latency_ms for way, one in cells.items()})
-            axes.set_title(f"Median latency over {link}, ms")
+            axes.set_title(f"Mean latency over {link}, ms")
             axes.set_ylim(0)
         sent, held, *others = panels[len(links) :]
         first = next(iter(links.values()))

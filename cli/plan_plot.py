@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
 from cutline.errors import InputError
 from cutline.partitioner.explain import MBIT
 from cutline.partitioner.plan import PARTS, Choice
 from cutline.partitioner.search import Search, replan
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 RTTS = (1.0, 1000.0)  # ms
 UPLINKS = (0.1, 1000.0)  # Mbit/s
@@ -29,6 +28,9 @@ _GREY = "#d9d9d9"
 
 def draw(search: Search, path: Path) -> None:
     """Draw a search that has found a plan into the file `path`. Raises InputError where it cannot be written."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
     with rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "plan"}):
         figure = Figure(figsize=(12, 5), layout="constrained")
         parts, plane = figure.subplots(1, 2, width_ratios=(3, 2))
@@ -67,6 +69,9 @@ def _parts(axes: Axes, search: Search) -> None:
 
 def _plane(axes: Axes, search: Search) -> None:
     """Which plan is best at each round trip and uplink; grey where none keeps to the limits."""
+    from matplotlib.colors import ListedColormap
+    from matplotlib.patches import Patch
+
     rtts, uplinks = np.geomspace(*RTTS, _STEPS), np.geomspace(*UPLINKS, _STEPS)
     names: dict[str | None, int] = {}
     best = np.empty((_STEPS, _STEPS))

@@ -59,4 +59,6 @@ def _part(whole: Any, family: AnyFamily, layers: Sequence[str]) -> Any:
                 decoder.norm = self.lm_head = nn.Identity()
                 self.all_tied_weights_keys.clear()
 
+    # By its class's name transformers looks up what the weights are called in a file, and by its module whose it is.
+    Part.__name__, Part.__module__ = whole.__name__, whole.__module__
     return Part

@@ -18,6 +18,8 @@ from cutline.models.wire import Wire, bytes_per_row
 
 Unit = Literal["patch", "image token", "token", "answer"]  # what a row of a layer stands for
 
+_UNITS: dict[str, Unit] = {"connector": "image token", "decoder": "token", "head": "answer"}  # patches elsewhere
+
 CACHE_BYTES = 4  # of a value of the key-value cache, which both runtimes hold as float32
 
 
@@ -80,7 +82,7 @@ def layer_costs(manifest: Manifest) -> tuple[LayerCost, ...]:
 
     def cost(name: str, parameters: int) -> LayerCost:
         kind = name.partition(".")[0]
-        unit: Unit = {"connector": "image token", "decoder": "token", "head": "answer"}.get(kind, "patch")  # type: ignore[assignment]
+        unit = _UNITS.get(kind, "patch")
         attends = {"vision": vision.width, "decoder": decoder.heads * decoder.head_dim}.get(kind, 0)
         crosses: Unit | None = None if kind == "image" else "patch" if kind in ("vision", "connector") else "token"
         return LayerCost(
