@@ -45,7 +45,7 @@ def cloud(
     try:
         import torch
 
-        from cutline.cli.accelerator import check_device
+        from cutline.cloud.accelerator import check_device
         from cutline.cloud.server import serve
     except ModuleNotFoundError as error:
         raise InputError(f"a worker needs {error.name}; install it with `pip install 'cutline[cloud]'`") from None

@@ -29,9 +29,12 @@ def worker_process(target: Path, *options: str, threads: int = 1) -> Iterator[st
 
 
 @contextmanager
-def agent_process(drafter: Path, worker: str, *, threads: int = 1) -> Iterator[str]:
-    """An agent of the bundle `drafter` with a worker; gives its address. Raises WorkerUnavailable likewise."""
-    with _running("edge", "--bundle", str(drafter), "--worker", worker, "--threads", str(threads)) as address:
+def agent_process(drafter: Path, worker: str, *options: str, threads: int = 1) -> Iterator[str]:
+    """An agent of the bundle `drafter` with a worker, with more `options` of `cutline edge`; gives its address.
+
+    Raises WorkerUnavailable likewise.
+    """
+    with _running("edge", "--bundle", str(drafter), "--worker", worker, "--threads", str(threads), *options) as address:
         yield address
 
 

@@ -125,7 +125,7 @@ def _as_worker(target: Path | None, device: str, threads: int | None, tell: Tell
     try:
         import torch
 
-        from cutline.cli.accelerator import check_device
+        from cutline.cloud.accelerator import check_device
         from cutline.cloud.profiling import gpu_name, measure_device, steady_work, target_table
     except ModuleNotFoundError as error:
         raise InputError(f"--as cloud needs {error.name}; install it with `pip install 'cutline[cloud]'`") from None

@@ -41,6 +41,7 @@ class _OpenSession:
     request: Request
     drafts: tuple[Draft, ...]
     deliver: Callable[[Event], None]
+    asked_at: float  # on the monotonic clock
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,7 @@ class Engine:
         `deliver` gets Opened or an error, then what is confirmed; it must neither block nor raise.
         """
         name = secrets.token_hex(8)
-        self._commands.put(_OpenSession(name, request, tuple(drafts), deliver))
+        self._commands.put(_OpenSession(name, request, tuple(drafts), deliver, time.monotonic()))
         return name
 
     def offer(self, name: str, draft: Draft, taken: Callable[[], object] = lambda: None) -> None:
@@ -199,7 +200,8 @@ class Engine:
         for draft in command.drafts:
             session.offer(draft.position, draft.tokens, draft.rows)
         self._sessions[command.name] = session
-        command.deliver(Opened(command.name))
+        # The next pass takes it, and begins now.
+        command.deliver(Opened(command.name, queue_seconds=time.monotonic() - command.asked_at))
 
     def _take_drafts(self, session: Session) -> None:
         """Offer the drafts that wait for a session, unless it is flying."""

@@ -7,6 +7,7 @@ meanwhile. So a worker that has said its last message reads on for a moment, unt
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Self
 
@@ -22,8 +23,9 @@ class Inbox:
 
     def __init__(self, wire: AsyncIterator[pb.AgentMessage]) -> None:
         self._wire = wire
-        self._waiting: asyncio.Queue[pb.AgentMessage | None] = asyncio.Queue(_WAITING)
+        self._waiting: asyncio.Queue[tuple[float, pb.AgentMessage | None]] = asyncio.Queue(_WAITING)
         self._draining = False
+        self.came_at = 0.0  # on the monotonic clock: when the message that `next` gave last arrived
 
     async def __aenter__(self) -> Self:
         self._pump = asyncio.create_task(self._read())
@@ -34,7 +36,7 @@ class Inbox:
 
     async def next(self) -> AgentMessage | None:
         """The next message, or None once the agent has ended its side. Raises InputError."""
-        message = await self._waiting.get()
+        self.came_at, message = await self._waiting.get()
         return None if message is None else agent_from_wire(message)
 
     async def drain(self) -> None:
@@ -47,6 +49,6 @@ class Inbox:
     async def _read(self) -> None:
         async for message in self._wire:
             if not self._draining:
-                await self._waiting.put(message)
+                await self._waiting.put((time.monotonic(), message))
         if not self._draining:
-            await self._waiting.put(None)
+            await self._waiting.put((time.monotonic(), None))

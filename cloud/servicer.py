@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import logging
 import os
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -121,7 +122,8 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         """The events of one session. Raises CutlineError."""
         try:
             async with asyncio.timeout(OPENING_SECONDS):
-                opening, upload = await self._read_opening(inbox)
+                opening, came_at, upload = await self._read_opening(inbox)
+                uploaded_at = inbox.came_at
         except TimeoutError:
             raise InputError(f"the session's opening took over {OPENING_SECONDS:.0f} seconds to arrive") from None
         events: asyncio.Queue[Event | None] = asyncio.Queue()
@@ -134,6 +136,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
             upload = []  # it may be large, and the engine is done with it before the session is
             tell = functools.partial(_from_engine, asyncio.get_running_loop())
             onward, passing = self._onward, self._onward is not None and self._onward.takes_tokens
+            ready_at = time.monotonic()
             name = self._engine.open(
                 request, () if passing else drafts.early, functools.partial(tell, events.put_nowait)
             )
@@ -155,25 +158,30 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
                         await there.forward(event)
                         if passing:
                             await drafts.go_to(there.offer)
+                    case Opened():
+                        yield dataclasses.replace(
+                            event, upload_seconds=uploaded_at - came_at, prepare_seconds=ready_at - uploaded_at
+                        )
                     case _:
                         yield event
                         if isinstance(event, Finished):
                             return
 
-    async def _read_opening(self, inbox: Inbox) -> tuple[Open, Upload]:
-        """The opening, and the images or the boundary that follow it.
+    async def _read_opening(self, inbox: Inbox) -> tuple[Open, float, Upload]:
+        """The opening, when it arrived, and the images or the boundary that follow it.
 
         Raises InputError, ModelMismatch, and WorkerError before anything is uploaded in vain.
         """
         opening = await inbox.next()
         if not isinstance(opening, Open):
             raise InputError("the first message of a session must open it")
+        came_at = inbox.came_at
         self._reception.check(opening)
         if (busy := self._engine.busy()) is not None:
             raise busy
         if self._onward is not None:
             await self._onward.check()
-        return opening, await self._reception.upload(opening, inbox)
+        return opening, came_at, await self._reception.upload(opening, inbox)
 
     async def _read_drafts(
         self, opening: Open, inbox: Inbox, drafts: _Drafts, events: asyncio.Queue[Event | None]

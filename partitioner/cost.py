@@ -32,7 +32,7 @@ FILE_BYTES = 8  # of a piece of a file
 ROWS_BYTES = 20  # of a piece of a boundary, or of a draft's rows
 DRAFT_BYTES = 6
 CONFIRMED_BYTES = 9
-CLOSING_BYTES = 37  # what the worker says first and last
+CLOSING_BYTES = 52  # what the worker says first and last
 MESSAGE_BYTES = 1 << 20  # of rows or of a file in one message
 
 AGENT_BYTES = 110e6  # memory of an agent before it loads a model: Python and its libraries

@@ -7,6 +7,7 @@ that no well-behaved peer sends.
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -97,9 +98,16 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The session is open; `session` is its random name in the logs."""
+    """The session is open; `session` is its random name in the logs.
+
+    The seconds are the worker's own: from the opening's arrival to that of all that crosses the cut, of preparing that,
+    and of waiting for the pass that was running.
+    """
 
     session: str
+    upload_seconds: float = 0.0
+    prepare_seconds: float = 0.0
+    queue_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,8 +272,9 @@ def _tokens(tokens: Any) -> tuple[int, ...]:
 def worker_to_wire(message: WorkerMessage) -> pb.WorkerMessage:
     """A worker's message for the wire."""
     match message:
-        case Opened(session):
-            return pb.WorkerMessage(opened=pb.Opened(session=session))
+        case Opened(session, upload, prepare, queue):
+            opened = pb.Opened(session=session, upload_seconds=upload, prepare_seconds=prepare, queue_seconds=queue)
+            return pb.WorkerMessage(opened=opened)
         case Confirmed(position, tokens, accepted):
             return pb.WorkerMessage(confirmed=pb.Confirmed(position=position, tokens=tokens, accepted=accepted))
         case Finished(reason, passes, verified, cloud_seconds):
@@ -280,7 +289,11 @@ def worker_from_wire(message: pb.WorkerMessage) -> WorkerMessage:
     """A worker's message from the wire. Raises InputError."""
     match message.WhichOneof("kind"):
         case "opened":
-            return Opened(message.opened.session)
+            opened = message.opened
+            times = (opened.upload_seconds, opened.prepare_seconds, opened.queue_seconds)
+            if not all(0 <= seconds < math.inf for seconds in times):
+                raise InputError("the worker tells times that are none")
+            return Opened(opened.session, *times)
         case "confirmed":
             confirmed = message.confirmed
             if confirmed.accepted > len(confirmed.tokens):

@@ -86,6 +86,13 @@ def test_a_command_of_the_device_runs_without_anything_heavy(command: str) -> No
     assert ran.stderr.splitlines()[-1] == "imported:"
 
 
+@pytest.mark.parametrize("arguments", [["plan"], ["bundle", "show", str(DRAFTER)]])
+def test_a_command_that_only_computes_imports_nothing_heavy(arguments: list[str]) -> None:
+    ran = run(arguments)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stderr.splitlines()[-1] == "imported:"
+
+
 def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", RUN, ",".join(HEAVY + SLOW), *arguments]
     environment = {"PYTHONPATH": str(PACKAGE.parent), "OMP_NUM_THREADS": "1", "PATH": os.environ["PATH"]}

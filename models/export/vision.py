@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import torch
+from onnx import TensorProto, helper
 from onnx.external_data_helper import convert_model_to_external_data
 from onnx.utils import Extractor
 from torch import Tensor, nn
@@ -71,11 +72,11 @@ def export_vision(model: Any, family: AnyFamily, folder: Path, cuts: Sequence[st
             input_names=["pixels", *beside],
             output_names=[*(f"vision.{index}" for index in range(len(tower.layers))), "connector", "decoder.0"],
             dynamic_shapes=(any_size, (any_size,) * len(beside)) if beside else None,
-            opset_version=23,  # the first with an Attention operator: attention stays one node
+            opset_version=23,  # the first with an operator for attention, which thus stays one node
             dynamo=True,
         )
     assert program is not None  # as it is when dynamo is False
-    whole = _without_notes(program.model_proto)
+    whole = _without_notes(_fused(program.model_proto))
     # Saving moves the weights out of the graph and leaves what points to them, which every span then keeps.
     convert_model_to_external_data(whole, location=SPAN_WEIGHTS, size_threshold=1024)
     onnx.save_model(whole, folder / span_file("decoder.0"))
@@ -104,6 +105,37 @@ def _difference(model: Any, family: AnyFamily, seed: int, path: Path) -> float:
     if not error <= TOLERANCE:
         raise BundleError(f"the exported vision tower differs from torch's by {error:.1e} (allowed {TOLERANCE:.0e})")
     return error
+
+
+def _fused(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Let ONNX Runtime's own operator attend wherever nothing is masked.
+
+    On a CPU it takes half the time of the standard's, and memory by the rows instead of by their square.
+    """
+    graph = model.graph
+    shapes = {value.name: [size.dim_value for size in value.type.tensor_type.shape.dim] for value in graph.value_info}
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        if node.op_type != "Attention" or len(node.input) > 3:
+            nodes.append(node)
+            continue
+        _, heads, _, width = shapes[node.input[0]]  # (images, heads, rows, width)
+        rows = [f"{node.name}/{name}" for name in ("query", "key", "value", "attended")]
+        for given, row in zip(node.input, rows, strict=False):
+            nodes.append(helper.make_node("Transpose", [given], [f"{row}/turned"], perm=[0, 2, 1, 3]))
+            nodes.append(helper.make_node("Reshape", [f"{row}/turned", "/rows"], [row]))
+        (scale,) = (attribute.f for attribute in node.attribute if attribute.name == "scale")
+        nodes.append(helper.make_node("MultiHeadAttention", rows[:3], rows[3:], node.name, domain="com.microsoft"))
+        nodes[-1].attribute.extend([helper.make_attribute("num_heads", heads), helper.make_attribute("scale", scale)])
+        split = f"{node.name}/heads"
+        graph.initializer.append(helper.make_tensor(split, TensorProto.INT64, [4], [0, 0, heads, width]))
+        nodes.append(helper.make_node("Reshape", [rows[3], split], [f"{rows[3]}/split"]))
+        nodes.append(helper.make_node("Transpose", [f"{rows[3]}/split"], node.output, perm=[0, 2, 1, 3]))
+    graph.initializer.append(helper.make_tensor("/rows", TensorProto.INT64, [3], [0, 0, -1]))
+    del graph.node[:]
+    graph.node.extend(nodes)
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    return model
 
 
 def _without_notes(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -176,10 +176,16 @@ class WorkerMessage(_message.Message):
     def __init__(self, opened: _Optional[_Union[Opened, _Mapping]] = ..., confirmed: _Optional[_Union[Confirmed, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
 
 class Opened(_message.Message):
-    __slots__ = ("session",)
+    __slots__ = ("session", "upload_seconds", "prepare_seconds", "queue_seconds")
     SESSION_FIELD_NUMBER: _ClassVar[int]
+    UPLOAD_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PREPARE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     session: str
-    def __init__(self, session: _Optional[str] = ...) -> None: ...
+    upload_seconds: float
+    prepare_seconds: float
+    queue_seconds: float
+    def __init__(self, session: _Optional[str] = ..., upload_seconds: _Optional[float] = ..., prepare_seconds: _Optional[float] = ..., queue_seconds: _Optional[float] = ...) -> None: ...
 
 class Confirmed(_message.Message):
     __slots__ = ("position", "tokens", "accepted")

@@ -132,7 +132,9 @@ def opened(engine: Engine, asked: Request, *drafts: Draft) -> tuple[str, Listene
 def wait_at_first_token(engine: Engine, prompt: Sequence[int]) -> tuple[str, Listener]:
     """A session that holds its slot: without effort and drafts it waits after its first token."""
     name, listener = opened(engine, request(prompt, effort=0.0))
-    assert listener.next() == Opened(name)
+    opening = listener.next()
+    assert isinstance(opening, Opened)
+    assert opening.session == name
     assert isinstance(listener.next(), Confirmed)
     return name, listener
 
@@ -146,7 +148,9 @@ def test_one_session_is_told_everything_in_order(prompt: list[int]) -> None:
         name, listener = opened(engine, request(prompt, max_tokens=9))
         finished = listener.end()
         assert engine.sessions == 0
-    assert listener.events[0] == Opened(name)
+    opening = listener.events[0]
+    assert isinstance(opening, Opened)
+    assert (opening.session, opening.queue_seconds >= 0) == (name, True)
     confirmed = [event for event in listener.events if isinstance(event, Confirmed)]
     assert [event.position for event in confirmed] == list(range(len(prompt), len(prompt) + 9))
     assert listener.tokens == plain_answer(prompt, 9)

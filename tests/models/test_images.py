@@ -77,7 +77,8 @@ def test_pixels_are_bit_for_bit_those_of_transformers(spec: SmolVLM, shape: tupl
     image = noise(*shape, seed=seed)
     pixels = spec.preprocess(image)
     expected, rows, cols = theirs(image, spec)
-    assert pixels.grid == (rows, cols)
+    assert pixels.grid == (rows, cols) == spec.grid(shape)
+    assert spec.takes(pixels.grid)
     assert pixels.values.dtype == np.float32
     np.testing.assert_array_equal(pixels.values, expected)
     assert max(pixels.grid) <= spec.grid_limit

@@ -15,6 +15,7 @@ from tokenizers.models import BPE
 from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from cutline.bench.seeded import QWEN_TEMPLATE
 from cutline.demo import tokenizer as demo
 from cutline.errors import BundleError, PromptError
 from cutline.models.bundle import FORMAT, Bundle, DecoderSpec, Manifest, VisionSpec, write_manifest
@@ -200,6 +201,32 @@ def test_a_bad_conversation_gives_one_clear_line(
     with pytest.raises(PromptError, match=said) as caught:
         builder.build(messages, sizes)
     assert "\n" not in str(caught.value)
+
+
+@given(
+    turns=st.lists(
+        st.tuples(st.sampled_from(["system", "user", "assistant"]), st.integers(0, 2), ordinary), max_size=3
+    ),
+    last=asked,
+)
+@settings(max_examples=30, deadline=None)
+def test_prompts_of_qwen25vl_are_those_of_its_own_template(
+    qwen: Bundle, turns: list[tuple[str, int, str]], last: str
+) -> None:
+    """Whose template counts images, writes a system message of its own, and takes plain strings as well."""
+    builder, marker = PromptBuilder.open(qwen), qwen.manifest.family.image_marker
+    messages = [Message(role, (*[ImagePart()] * images, TextPart(text))) for role, images, text in turns]  # type: ignore[arg-type]
+    messages.append(question(last))
+    grids = [(4, 2 * number) for number in range(2, 3 + sum(images for _, images, _ in turns))]
+    text = render_jinja_template(
+        [[as_jinja(message) for message in messages]], chat_template=QWEN_TEMPLATE, add_generation_prompt=True
+    )[0][0]
+    for rows, cols in grids:  # as Qwen2_5_VLProcessor does
+        text = text.replace(marker, "<one>" * (rows * cols // 4), 1)
+    tokenizer = Tokenizer.from_file(str(qwen.file("tokenizer.json")))
+    prompt = builder.build(messages, grids)
+    assert list(prompt.ids) == tokenizer.encode(text.replace("<one>", marker), add_special_tokens=False).ids
+    assert len(prompt.image_positions) == sum(rows * cols // 4 for rows, cols in grids)
 
 
 def test_an_unknown_role_is_refused() -> None:

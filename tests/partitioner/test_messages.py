@@ -95,6 +95,6 @@ def test_what_a_draft_takes(made: Any, wire: Wire) -> None:
 def test_what_comes_down() -> None:
     one = worker_to_wire(Confirmed(60, (300,), 1)).ByteSize()
     assert pytest.approx(one, abs=4) == cost.CONFIRMED_BYTES + 1
-    closing = worker_to_wire(Opened("f" * 16)).ByteSize()
+    closing = worker_to_wire(Opened("f" * 16, 0.1, 0.1, 0.1)).ByteSize()
     closing += worker_to_wire(Finished(Reason.STOP, 9, 20, 0.25)).ByteSize()
     assert closing == pytest.approx(cost.CLOSING_BYTES, abs=3)
