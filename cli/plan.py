@@ -61,6 +61,7 @@ def plan(
     """
     from cutline.cli import plan_input
     from cutline.cli.plan_show import Planned, show
+    from cutline.edge.setting import setting_of
     from cutline.errors import InputError
     from cutline.partitioner.explain import misfit, refusal, why
     from cutline.partitioner.plan import Limits
@@ -69,7 +70,7 @@ def plan(
     if plot is not None:
         plan_input.check_plot(plot)
     bundles = plan_input.open_bundles(bundle, target)
-    setting = plan_input.setting_of(*bundles, edge=edge, cloud=cloud, wants_gate=mode == "auto")
+    setting = setting_of(*bundles, edge=edge, cloud=cloud, wants_gate=mode == "auto")
     asked = plan_input.asked_of(bundles[0], image, prompt_tokens=prompt_tokens, answer_tokens=answer_tokens)
     limits = Limits(
         latency=plan_input.positive("--max-latency-ms", max_latency_ms, scale=1e-3),

@@ -11,29 +11,19 @@ import msgspec
 
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.devices.link import load_link
-from cutline.devices.profile import DeviceProfile, Runtime, load_profile
+from cutline.devices.profile import DeviceProfile, Runtime
 from cutline.devices.workload import photograph
-from cutline.edge.gate import open_gate
 from cutline.edge.spans import device_cuts
 from cutline.errors import ImageError, InputError
-from cutline.models.bundle import CALIBRATION, Bundle, Manifest, part_at
+from cutline.models.bundle import Bundle, Manifest, part_at
 from cutline.models.images import MAX_BYTES, decode_image
-from cutline.models.prices import open_prices
 from cutline.models.prompt import PromptBuilder, question
 from cutline.partitioner.plan import Conditions, Mode, Objective, Space
-from cutline.partitioner.roofline import WEIGHT_BYTES
-from cutline.partitioner.setting import Asked, Gate, Setting
+from cutline.partitioner.setting import Asked, Setting
 
 PLOTS = (".svg", ".png", ".pdf")
 WORDS = "What is there to see in the picture?"  # the question planned for, where nobody says how long it is
 CARD = "examples/card1.png"  # of the demo
-
-
-class _Config(msgspec.Struct):
-    """What a target's config.json says of its weights."""
-
-    dtype: str | None = None
-    torch_dtype: str | None = None
 
 
 def check_plot(path: Path) -> None:
@@ -58,25 +48,6 @@ def open_bundles(drafter: Path | None, target: Path | None) -> tuple[Bundle, Bun
     if opened[0].manifest.target != opened[1].manifest.identity:
         raise InputError(f"{opened[0].path} does not draft for {opened[1].path}; give its target with --target")
     return opened
-
-
-def setting_of(drafter: Bundle, target: Bundle, *, edge: str, cloud: str, wants_gate: bool) -> Setting:
-    """The models on machines of these profiles. Raises ProfileError, BundleError without a gate if one is wanted."""
-    gate = None
-    if wants_gate or CALIBRATION in drafter.manifest.files:
-        found = open_gate(drafter)
-        kept = found.kept / found.requests if found.requests else 0.0
-        gate = Gate(kept=kept, agreed=1 - found.disagreed / found.kept if found.kept else 1.0)
-    prices = open_prices(target)
-    return Setting(
-        drafter=drafter.manifest,
-        target=target.manifest,
-        edge=load_profile(edge),
-        cloud=load_profile(cloud),
-        gate=gate,
-        prices=prices.agreement if prices else None,
-        cloud_dtype=_dtype(target),
-    )
 
 
 def asked_of(drafter: Bundle, image: Path | None, *, prompt_tokens: int | None, answer_tokens: int) -> Asked:
@@ -184,12 +155,3 @@ def _picture(drafter: Bundle, image: Path | None) -> bytes:
             return file.read(MAX_BYTES + 1)  # the one byte more is enough to refuse it
     except OSError as error:
         raise ImageError(f"cannot read {image}: {error.strerror}") from None
-
-
-def _dtype(target: Bundle) -> str:
-    """The type of a worker's weights; float32 where the bundle is a device's part and does not say."""
-    if "config.json" not in target.names:
-        return "fp32"
-    config = msgspec.json.decode(target.file("config.json").read_bytes(), type=_Config)
-    named = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}.get(config.dtype or config.torch_dtype or "")
-    return named if named in WEIGHT_BYTES else "fp32"

@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -67,14 +66,8 @@ class Tower:
             return boundary
         made = []
         for rows, arrays in self._family.runs(boundary, grids):
-            beside = {name: _like(array, boundary) for name, array in arrays.items()}
+            beside = {name: torch.from_numpy(array).to(boundary.device) for name, array in arrays.items()}
             for layer in layers:
                 rows = self.layers[layer](rows, beside)
             made.append(rows)
         return torch.cat(made)
-
-
-def _like(array: NDArray[Any], rows: Tensor) -> Tensor:
-    """The array on the device of `rows`, and in their dtype if it does not count."""
-    tensor = torch.from_numpy(array).to(rows.device)
-    return tensor.to(rows.dtype) if tensor.is_floating_point() else tensor

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from cutline.edge.answer import Answer, Mode, Question, Source, Token
+from cutline.edge.answer import Answer, Forecast, Mode, Question, Source, Token
 from cutline.edge.drafter import Drafted, Drafter, Drafting
 from cutline.edge.exchange import Exchange
 from cutline.edge.gate import Gate, confidence_of, open_gate
@@ -22,13 +24,16 @@ from cutline.models.vocabulary import StreamDecoder
 from cutline.models.wire import Wire
 from cutline.protos.client import WorkerClient, WorkerSession
 
+if TYPE_CHECKING:  # an agent that does not plan loads nothing of it
+    from cutline.edge.planning import Chosen, Planner
+
 
 class Agent:
     """Answers with a drafter's bundle and, unless there is none, the worker at the address `worker`.
 
-    With the `target`'s bundle, its first layers can run here: a question says up to which cut. Models run on ONNX
-    Runtime's `provider`. Use as an async context manager. Questions may be asked concurrently. Raises ModelMismatch if
-    the drafter was made for another target.
+    With the `target`'s bundle, its first layers can run here: a question says up to which cut, or in mode `auto` the
+    `planner` does, which needs both worker and target. Models run on ONNX Runtime's `provider`. Use as an async context
+    manager. Questions may be asked concurrently. Raises ModelMismatch if the drafter was made for another target.
     """
 
     def __init__(
@@ -39,10 +44,14 @@ class Agent:
         threads: int,
         target: Bundle | None = None,
         provider: str = CPU,
+        planner: Planner | None = None,
     ) -> None:
         self.manifest = bundle.manifest
         if target is not None and target.manifest.identity != self.manifest.target:
             raise ModelMismatch(f"{bundle.path} drafts for another target than {target.path}; export it for this one")
+        if planner is not None and (worker is None or target is None):
+            raise InputError("planning needs a worker and the target's bundle; give --worker and --target")
+        self._planner = planner
         self._bundle = bundle
         self._target_bundle = target
         self._spans: dict[str, TargetSpan] = {}
@@ -54,6 +63,8 @@ class Agent:
         self._gate: Gate | None = None
 
     async def __aenter__(self) -> Agent:
+        if self._planner is not None and self._client is not None:
+            self._client.connect()  # no plan counts the time for it
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -63,7 +74,33 @@ class Agent:
     async def answer(self, question: Question) -> Answer:
         """Answer a question. Raises InputError, BundleError, WorkerError."""
         progress = Progress(time.perf_counter())
-        prepared = await asyncio.to_thread(self._prepare, question)
+        prepared, chosen = await asyncio.to_thread(self._plan, question)
+        session = await self._carry_out(prepared, progress)
+        latency = time.perf_counter() - progress.began
+        forecast = None
+        if self._planner is not None and chosen is not None:
+            forecast = chosen.forecast(measured_ms=latency * 1e3, cold=progress.cold)
+            await asyncio.to_thread(self._planner.learn, chosen, prepared, progress, latency)
+        return self._answer(question.mode, prepared.question, progress, session, latency, forecast)
+
+    def _plan(self, question: Question) -> tuple[Prepared, Chosen | None]:
+        """A question as the models take it, and what is planned for it, if that is left to the agent."""
+        prepared = self._prepare(question)
+        if self._planner is None:
+            if question.bounded:
+                raise InputError(
+                    "this agent does not plan, so nothing keeps to exact, image-must-stay, max-latency-ms or "
+                    "min-agreement; start it with --edge-profile, --cloud-profile and --link"
+                )
+            return prepared, None
+        if question.mode is not Mode.AUTO or question.cut != "image":
+            return prepared, None
+        chosen = self._planner.plan(prepared, ready=self._spans.keys())
+        return replace(prepared, question=chosen.question), chosen
+
+    async def _carry_out(self, prepared: Prepared, progress: Progress) -> WorkerSession | None:
+        """Settle a whole answer as the question says. Returns the worker's session, where it was asked."""
+        question = prepared.question
         session: WorkerSession | None = None
         match question.mode:
             case Mode.EDGE:
@@ -80,7 +117,7 @@ class Agent:
                     progress.settle(tokens, [Source.EDGE] * len(tokens))
                 else:
                     session = await self._ask_worker(prepared, progress, drafting=drafting, draft=tokens)
-        return self._answer(question, progress, session)
+        return session
 
     def _prepare(self, asked: Question) -> Prepared:
         if asked.cut != "image":
@@ -93,7 +130,7 @@ class Agent:
         pixels = self.manifest.family.preprocess(image)
         prompt = self._prompts.build([ask_about(asked.text)], [pixels.grid]).ids
         context = self.manifest.decoder.context
-        if asked.cut != "image" and self._target_bundle is not None:
+        if (asked.cut != "image" or self._planner is not None) and self._target_bundle is not None:
             context = min(context, self._target_bundle.manifest.decoder.context)
         if len(prompt) >= context:
             raise PromptError(
@@ -143,6 +180,8 @@ class Agent:
         if self._client is None:
             mode = prepared.question.mode
             raise InputError(f"mode {mode} needs a worker; give --worker HOST:PORT, or use --mode edge")
+        cut = prepared.question.cut
+        progress.cold = not self._client.connected or (cut != "image" and cut not in self._spans)
         crossing = await asyncio.to_thread(self._cross, prepared)
         exchange = Exchange(self.manifest, prepared, progress, crossing, drafting)
         return await exchange.run(self._client, self._target(), draft)
@@ -165,8 +204,16 @@ class Agent:
         quantized = target is not None and target.precision != "fp32" and question.cut in target.line.deep_cuts
         return question.wire is Wire.FLOAT32 and question.keep_image_tokens == 1.0 and not quantized
 
-    def _answer(self, question: Question, progress: Progress, session: WorkerSession | None) -> Answer:
-        now = time.perf_counter()
+    def _answer(
+        self,
+        mode: Mode,
+        question: Question,
+        progress: Progress,
+        session: WorkerSession | None,
+        latency: float,
+        forecast: Forecast | None,
+    ) -> Answer:
+        """The answer in `mode`, for which `question` was carried out in `latency` seconds."""
         ids, stop_tokens = progress.tokens, self.manifest.stop_tokens
         text = StreamDecoder(self._prompts.vocabulary)
         texts = [text.push(token) for token in ids]
@@ -176,9 +223,9 @@ class Agent:
         return Answer(
             text="".join(texts).strip(),
             tokens=tokens,
-            mode=question.mode,
-            latency_ms=(now - progress.began) * 1e3,
-            ttft_ms=((progress.first or now) - progress.began) * 1e3,
+            mode=mode,
+            latency_ms=latency * 1e3,
+            ttft_ms=latency * 1e3 if progress.first is None else (progress.first - progress.began) * 1e3,
             bytes_up=session.bytes_up if session else 0,
             bytes_down=session.bytes_down if session else 0,
             rounds=progress.rounds,
@@ -190,4 +237,5 @@ class Agent:
             worker=self._client.address if session and self._client else None,
             confidence=progress.confidence,
             complete=bool(ids) and ids[-1] in stop_tokens,
+            plan=forecast,
         )

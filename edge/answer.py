@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 
 import msgspec
 
@@ -20,7 +21,7 @@ class Mode(enum.StrEnum):
     CLOUD = "cloud"  # the worker alone, which gets the image
     SPLIT = "split"  # the target alone, its layers before the cut run here
     DRAFT = "draft"  # drafted here, verified by the worker, which decodes on meanwhile
-    AUTO = "auto"  # the drafter's answer if the gate keeps it; else verified by the worker
+    AUTO = "auto"  # planned; without profiles, the drafter's answer if the gate keeps it, else verified by the worker
 
 
 class Source(enum.StrEnum):
@@ -32,7 +33,10 @@ class Source(enum.StrEnum):
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):
-    """One question about one image (an image file's bytes), and how to answer it."""
+    """One question about one image (an image file's bytes), and how to answer it.
+
+    The last four bound what mode `auto` may plan; no other mode plans, nor does `auto` where a cut is given.
+    """
 
     image: bytes
     text: str
@@ -44,6 +48,15 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     wire: Wire = Wire.FLOAT32  # of the boundary, at any later cut than `image`
     keep_image_tokens: float = 1.0  # the share of them that enters the decoder, at a cut from `decoder.0` on
     timeout: float = 60.0  # seconds
+    exact: bool = False  # every token is the target's own
+    image_must_stay: bool = False  # neither the picture nor its bare patches leave the device
+    max_latency_ms: float | None = None  # also of an answer that the gate passes on
+    min_agreement: float | None = None  # share of answers that are the target's own, as measured; None is 0.9
+
+    @property
+    def bounded(self) -> bool:
+        """Whether it bounds what may be planned."""
+        return self.exact or self.image_must_stay or self.max_latency_ms is not None or self.min_agreement is not None
 
     def __post_init__(self) -> None:
         if not self.text.strip():
@@ -63,6 +76,16 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
             raise InputError(f"keep-image-tokens is {self.keep_image_tokens}; give a share above 0, and 1 at most")
         if self.keep_image_tokens < 1.0 and not self.cut.startswith(("decoder.", "head")):
             raise InputError("keep-image-tokens needs a cut at decoder.0 or later: the device merges them")
+        if self.bounded and (self.mode is not Mode.AUTO or self.cut != "image"):
+            given = f"mode {self.mode}" if self.mode is not Mode.AUTO else f"the cut {self.cut[:40]}"
+            raise InputError(
+                f"exact, image-must-stay, max-latency-ms and min-agreement bound what mode auto plans; {given} leaves "
+                "nothing to plan"
+            )
+        if self.max_latency_ms is not None and not 0.0 < self.max_latency_ms < math.inf:
+            raise InputError(f"max-latency-ms is {self.max_latency_ms}; give a number above 0")
+        if self.min_agreement is not None and not 0.0 <= self.min_agreement <= 1.0:
+            raise InputError(f"min-agreement is {self.min_agreement}; give a share from 0 to 1")
         if not 0.0 < self.timeout <= MAX_TIMEOUT:
             raise InputError(f"timeout is {self.timeout}; give more than 0 and at most {MAX_TIMEOUT:.0f} seconds")
 
@@ -75,6 +98,41 @@ class Token(msgspec.Struct, frozen=True):
     source: Source
 
 
+class Believed(msgspec.Struct, frozen=True, kw_only=True):
+    """What a plan took for the case: link, the worker's queue, how often a drafted token is right, an answer's length.
+
+    `throttled`: whether heat or power held the device back.
+    """
+
+    rtt_ms: float
+    uplink_mbps: float
+    queue_ms: float
+    acceptance: float
+    answer_tokens: int
+    throttled: bool
+
+
+class Forecast(msgspec.Struct, frozen=True, kw_only=True):
+    """How an answer was planned, and how right the plan was.
+
+    `mode`, `cut`, `wire` and `effort` were carried out; `effort` is None where nothing is drafted. `predicted_ms` is
+    `uncorrected_ms` times `correction`, which earlier answers of this mode taught; both are means over what the gate
+    may decide. `cold` says that graphs were loaded or the worker connected to first, which no prediction counts.
+    """
+
+    mode: Mode
+    cut: str
+    wire: Wire | None
+    effort: float | None
+    predicted_ms: float
+    uncorrected_ms: float
+    correction: float
+    measured_ms: float
+    cold: bool
+    why: str
+    believed: Believed
+
+
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """An answer and what it cost.
 
@@ -82,7 +140,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     merged image tokens changed what it computed. `confidence` is the drafter's in its whole answer, where it gave one.
     `bytes_up` and `bytes_down` count the messages of the session; `rounds` how often the agent sent something that
     depended on a reply, its opening included; `drafted` tokens were sent as drafts, `accepted` of the answer's tokens
-    are among them.
+    are among them. `plan` is None where nothing was planned: in other modes than `auto`, and without profiles.
     """
 
     text: str
@@ -101,3 +159,4 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     wire: Wire | None  # the format in which the boundary travelled, if one did
     confidence: float | None
     complete: bool  # the model ended it; false when max_tokens or the context did
+    plan: Forecast | None = None

@@ -1,7 +1,7 @@
 """The shape of requests and responses over HTTP: OpenAI's chat completions, one image and one question.
 
 What OpenAI's shape has no words for stands under `cutline`: in a request `mode`, `effort`, `cut`, `wire`,
-`keep_image_tokens`, `top_k` and `timeout`, in a response the whole `Answer`.
+`keep_image_tokens`, `top_k`, `timeout`, and what bounds a plan; in a response the whole `Answer`.
 """
 
 from __future__ import annotations
@@ -64,6 +64,10 @@ class _Extension(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     keep_image_tokens: float = 1.0
     top_k: int = 0
     timeout: float = 60.0
+    exact: bool = False
+    image_must_stay: bool = False
+    max_latency_ms: float | None = None
+    min_agreement: float | None = None
 
 
 class Completion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -96,6 +100,10 @@ class Completion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 keep_image_tokens=question.keep_image_tokens,
                 top_k=sampling.top_k,
                 timeout=question.timeout,
+                exact=question.exact,
+                image_must_stay=question.image_must_stay,
+                max_latency_ms=question.max_latency_ms,
+                min_agreement=question.min_agreement,
             ),
         )
 
@@ -116,6 +124,10 @@ class Completion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             wire=self.cutline.wire,
             keep_image_tokens=self.cutline.keep_image_tokens,
             timeout=self.cutline.timeout,
+            exact=self.cutline.exact,
+            image_must_stay=self.cutline.image_must_stay,
+            max_latency_ms=self.cutline.max_latency_ms,
+            min_agreement=self.cutline.min_agreement,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -12,7 +13,17 @@ from cutline.edge.progress import Belief, Prepared, Progress
 from cutline.edge.spans import Crossing
 from cutline.models.bundle import Manifest
 from cutline.protos.client import WorkerClient, WorkerSession
-from cutline.protos.messages import Confirmed, Draft, Open, boundary_chunks, draft_chunks, image_chunks
+from cutline.protos.messages import (
+    Boundary,
+    Confirmed,
+    Draft,
+    ImageChunk,
+    Open,
+    Opened,
+    boundary_chunks,
+    draft_chunks,
+    image_chunks,
+)
 
 CHUNK = 16  # drafted tokens a message: the worker verifies the first while the next are drafted
 
@@ -37,8 +48,11 @@ class Exchange:
         Raises InputError, WorkerError.
         """
         self.progress.rounds, self.progress.drafted = 1, len(draft)
-        question = self.prepared.question
+        if draft:
+            self.progress.drafts.append((0, draft))
+        question, began = self.prepared.question, time.perf_counter()
         async with client.session(self._opening(model, draft), (), timeout=question.timeout) as session:
+            self.progress.sent.append((began, session.bytes_up))
             settling = asyncio.create_task(self._settle(session))
             sending = asyncio.create_task(self._send(session, draft))
             try:
@@ -74,9 +88,12 @@ class Exchange:
     async def _settle(self, session: WorkerSession) -> None:
         """Settle what the worker confirms, until the answer is complete."""
         async for event in session.events():
-            if isinstance(event, Confirmed):
-                self.progress.confirm(event, self.prepared, self.manifest.decoder.vocabulary)
-                self.news.set()
+            match event:
+                case Opened():
+                    self.progress.opened = time.perf_counter(), event
+                case Confirmed():
+                    self.progress.confirm(event, self.prepared, self.manifest.decoder.vocabulary)
+                    self.news.set()
 
     async def _send(self, session: WorkerSession, draft: tuple[int, ...]) -> None:
         """Send what crosses the cut; then, where more than that is to be sent, keep ahead of the worker for ever."""
@@ -91,7 +108,7 @@ class Exchange:
         prepared = self.prepared
         data = await asyncio.to_thread(self.manifest.family.shrink, prepared.question.image, prepared.image)
         for chunk in image_chunks(data):
-            await session.upload(chunk)
+            await self._upload(session, chunk)
 
     async def _send_boundary(self, session: WorkerSession, crossing: Crossing, draft: tuple[int, ...]) -> None:
         """Send the opening boundary, each part of it as soon as it is computed."""
@@ -100,7 +117,12 @@ class Exchange:
         while (rows := await asyncio.to_thread(next, parts, None)) is not None:
             left -= len(rows)
             for chunk in boundary_chunks(rows, self.prepared.question.wire, more=left > 0):
-                await session.upload(chunk)
+                await self._upload(session, chunk)
+
+    async def _upload(self, session: WorkerSession, piece: ImageChunk | Boundary) -> None:
+        at, before = time.perf_counter(), session.bytes_up
+        await session.upload(piece)
+        self.progress.sent.append((at, session.bytes_up - before))
 
     async def _keep_ahead(self, session: WorkerSession, belief: Belief) -> None:
         """Send what the worker goes on from: drafts past what is sent, and anew from where one proved wrong.
@@ -132,6 +154,8 @@ class Exchange:
                 pieces = [Draft(start + base, grown.tokens[base:])]
             for piece in pieces:
                 await session.offer(piece)
+            if draft:
+                self.progress.drafts.append((len(belief.tokens), grown.tokens))
             self.progress.rounds += int(belief.replying)
             self.progress.drafted += len(draft)
             belief = grown

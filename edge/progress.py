@@ -12,7 +12,7 @@ from cutline.edge.answer import Question, Source
 from cutline.errors import WorkerFailed
 from cutline.models.images import Pixels
 from cutline.models.sampling import agreeing
-from cutline.protos.messages import Confirmed
+from cutline.protos.messages import Confirmed, Opened
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,10 @@ class Progress:
     drafted: int = 0
     rounds: int = 0
     confidence: float | None = None
+    drafts: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)  # (where one begins, the answer with it)
+    sent: list[tuple[float, int]] = field(default_factory=list)  # (when, bytes) of the messages that open a session
+    cold: bool = False  # graphs were loaded or the worker connected to while this was asked
+    opened: tuple[float, Opened] | None = None  # when the worker had opened it, and what it said
 
     def settle(self, tokens: Sequence[int], sources: Sequence[Source]) -> None:
         """Take tokens that follow those settled before."""
@@ -48,6 +52,18 @@ class Progress:
             self.first = time.perf_counter()
         self.tokens += tokens
         self.sources += sources
+
+    def record(self) -> tuple[int, int]:
+        """How many drafted tokens were right, of how many that are known to be right or wrong.
+
+        The first word on each place of the answer counts; what is drafted behind a wrong token says nothing.
+        """
+        outcomes: dict[int, bool] = {}
+        for start, tokens in self.drafts:
+            right = agreeing(tokens, self.tokens)
+            for index in range(start, min(right + 1, len(tokens), len(self.tokens))):
+                outcomes.setdefault(index, index < right)
+        return sum(outcomes.values()), len(outcomes)
 
     def confirm(self, confirmed: Confirmed, prepared: Prepared, vocabulary: int) -> None:
         """Take what the worker confirmed; what is settled already is passed over. Raises WorkerFailed."""

@@ -46,6 +46,11 @@ def why(search: Search, asked: Asked) -> str:
 
     There must be a best plan.
     """
+    return f"{summary(search, asked)}; {_elsewhere(search, asked)}."
+
+
+def summary(search: Search, asked: Asked) -> str:
+    """The same without other uplinks, which take many plannings to find, and without a full stop."""
     plan = search.plan
     assert plan is not None
     part, most = max(plan.parts_ms.items(), key=lambda one: one[1])
@@ -60,7 +65,7 @@ def why(search: Search, asked: Asked) -> str:
     plain = _plain_upload(search)
     if plain is not None and plan.cut != "image":
         sentence += f", against {plain.latency_ms:.0f} ms for uploading the {_size(asked.image_bytes)} image"
-    return f"{sentence[0].upper()}{sentence[1:]}; {_elsewhere(search, asked)}."
+    return f"{sentence[0].upper()}{sentence[1:]}"
 
 
 def crossovers(search: Search) -> tuple[Stretch, ...]:

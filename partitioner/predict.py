@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -70,6 +70,17 @@ def predict(terms: Terms, now: Conditions) -> Prediction:
         bytes_down=asked * (CLOSING_BYTES + terms.answer_tokens * (CONFIRMED_BYTES + 1.0)),
         cloud=asked * (terms.cloud_prefill + after.cloud),
         rounds=asked * (1 + after.trips),
+    )
+
+
+def corrected(found: Prediction, factors: Floats) -> Prediction:
+    """A prediction with its latencies multiplied with `factors` (n,), choice by choice."""
+    return replace(
+        found,
+        parts=found.parts * factors,
+        latency=found.latency * factors,
+        ttft=found.ttft * factors,
+        slowest=found.slowest * factors,
     )
 
 

@@ -15,7 +15,7 @@ from cutline.errors import InputError
 from cutline.models.layerline import LayerLine
 from cutline.partitioner.cost import Bools, Terms, terms_of
 from cutline.partitioner.plan import Conditions, Limits, Objective, Plan, Space
-from cutline.partitioner.predict import Prediction, plan_of, predict
+from cutline.partitioner.predict import Prediction, corrected, plan_of, predict
 from cutline.partitioner.setting import Asked, Setting
 from cutline.partitioner.spans import Floats
 
@@ -90,9 +90,9 @@ def search(
     return _found(terms, setting.target.line, conditions, limits, objective)
 
 
-def replan(before: Search, conditions: Conditions) -> Search:
-    """The same search under other conditions."""
-    return _found(before.terms, before.line, conditions, before.limits, before.objective)
+def replan(before: Search, conditions: Conditions, *, correction: Floats | None = None) -> Search:
+    """The same search under other conditions; `correction` (n,), learnt from measured times, multiplies its own."""
+    return _found(before.terms, before.line, conditions, before.limits, before.objective, correction)
 
 
 def within(terms: Terms, found: Prediction, line: LayerLine, limits: Limits) -> dict[str, Bools]:
@@ -119,8 +119,17 @@ def cost(found: Prediction, objective: Objective) -> Floats:
     return {"latency": found.latency, "energy": found.energy, "cloud-cost": found.cloud}[objective]
 
 
-def _found(terms: Terms, line: LayerLine, conditions: Conditions, limits: Limits, objective: Objective) -> Search:
+def _found(
+    terms: Terms,
+    line: LayerLine,
+    conditions: Conditions,
+    limits: Limits,
+    objective: Objective,
+    correction: Floats | None = None,
+) -> Search:
     found = predict(terms, conditions)
+    if correction is not None:
+        found = corrected(found, correction)
     allowed = np.ones(len(terms.choices), bool)
     for kept in within(terms, found, line, limits).values():
         allowed &= kept

@@ -249,10 +249,7 @@ class Qwen25VL(Family, frozen=True, forbid_unknown_fields=True, tag="qwen2.5-vl"
         attention = module.attn
         split = attention.qkv(module.norm1(rows)).unflatten(1, (3, attention.num_heads, self.tower_head))
         query, key, value = split.transpose(0, 2).unbind(1)  # (heads, n, tower_head)
-        cos, sin = beside["cos"], beside["sin"]
-        half = self.tower_head // 2
-        query = query * cos + query.roll(half, -1) * sin
-        key = key * cos + key.roll(half, -1) * sin
+        query, key = (self._turned(of, beside).type_as(of) for of in (query, key))
         if index in self.full:
             attended = attend(query[None], key[None], value[None], scale=attention.scaling)[0]
         else:
@@ -287,6 +284,11 @@ class Qwen25VL(Family, frozen=True, forbid_unknown_fields=True, tag="qwen2.5-vl"
     def resize(image: Image.Image, size: Size) -> Image.Image:
         """By the bicubic filter."""
         return image.resize(size, Image.Resampling.BICUBIC)
+
+    def _turned(self, heads: Any, beside: dict[str, Any]) -> Any:
+        """As transformers does it in float32, whatever the heads (n, tower_head) are in."""
+        full = heads.float()
+        return full * beside["cos"] + full.roll(self.tower_head // 2, -1) * beside["sin"]
 
     def _by_token(self, rows: Any) -> Any:
         return rows.unflatten(0, (-1, self.merge**2))

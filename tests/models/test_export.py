@@ -162,6 +162,13 @@ def test_a_drafter_holds_graphs_that_say_nothing_of_where_they_were_made(drafter
     assert onnx.load(drafter.file("decoder.onnx"), load_external_data=False).producer_version == ""
 
 
+def test_attention_that_masks_nothing_is_onnx_runtimes_own(target: Bundle, qwen: Bundle) -> None:
+    for bundle, own, masked in ((target, 1, 0), (qwen, 2, 4)):  # of Qwen's six layers four attend within windows
+        graph = onnx.load(bundle.file("image-to-decoder.0.onnx"), load_external_data=False).graph
+        operators = [node.op_type for node in graph.node]
+        assert (operators.count("MultiHeadAttention"), operators.count("Attention")) == (own, masked)
+
+
 def test_the_same_folder_gives_the_same_bundle_without_chatter(
     drafter: Bundle, target: Bundle, hf: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

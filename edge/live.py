@@ -1,0 +1,213 @@
+"""What the agent knows of link, worker and drafter from its own traffic: estimates that move with what is observed.
+
+All are pure: `after` an observation there is a new estimate. Each begins at a prior, older observations fade as others
+come, and `aged` lets all of them fade towards the prior while none do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+NOISE, SHARE = 2e-3, 0.1  # a measured time is off by so many seconds, and by such a share of itself, now and then ...
+ODD = 0.05  # ... but in this share of cases by anything
+CHANGED = 0.03  # chance that what is measured has become something else since the last observation
+MEMORY = 0.85  # what an observation counts for, once there is another
+HALF_LIFE, QUEUE_HALF_LIFE = 600.0, 20.0  # seconds in which half of what was learnt stops to count
+KINDS = 64  # of requests whose answers' lengths are remembered
+MOST = 4.0  # that a prediction is corrected by, up or down
+
+_RATIO, _STEPS = 1.08, 90  # of a guess's values: from a thousandth of the prior to a thousandfold
+_FACTORS = _RATIO ** np.arange(-_STEPS, _STEPS + 1.0)
+_PRIOR = 1 / (1 + (np.log(_FACTORS) / math.log(2)) ** 2)  # most within half and double, yet nothing is impossible
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Guess:
+    """A figure above 0 that shows in noisy times: how likely each of `values` (n,) is, which rise by one ratio.
+
+    An average would not do: a time that is too short to measure says no more than that it is short, a far longer one
+    may be a hiccup or the link's new speed, and the next ones tell which.
+    """
+
+    values: Floats
+    likely: Floats
+
+    @classmethod
+    def around(cls, value: float) -> Self:
+        """What is believed of a figure of which a profile says `value`."""
+        return cls(value * _FACTORS, _PRIOR / _PRIOR.sum())
+
+    @property
+    def value(self) -> float:
+        """The figure, as the mean of its logarithm."""
+        return float(np.exp(self.likely @ np.log(self.values)))
+
+    def after(self, expected: Floats, seconds: float) -> Self:
+        """The guess once something took `seconds` that takes `expected` (n,) if each of the values is right."""
+        spread = NOISE + SHARE * expected
+        fits = np.exp(-(((seconds - expected) / spread) ** 2) / 2) / spread
+        odd = 1 / (10 * max(seconds, NOISE))
+        likely = self.aged(1 - CHANGED).likely * ((1 - ODD) * fits + ODD * odd)
+        return replace(self, likely=likely / likely.sum())
+
+    def aged(self, kept: float) -> Self:
+        """The guess when only the share `kept` of what was learnt still counts."""
+        return replace(self, likely=kept * self.likely + (1 - kept) * _PRIOR / _PRIOR.sum())
+
+
+@dataclass(frozen=True, slots=True)
+class Average:
+    """A mean that forgets. It stands for `count` observations; the prior is what it began as."""
+
+    value: float
+    count: float
+    prior: tuple[float, float]
+
+    @classmethod
+    def of(cls, value: float, count: float) -> Self:
+        """A prior of `value`, worth `count` observations."""
+        return cls(value, count, (value, count))
+
+    def after(self, seen: float, times: float = 1.0) -> Self:
+        """The mean once `seen` was observed, as the mean of so many `times`; above 0."""
+        count = self.count * MEMORY + times
+        return replace(self, value=self.value + (seen - self.value) * times / count, count=count)
+
+    def aged(self, kept: float) -> Self:
+        """The mean when only the share `kept` of what was learnt still counts."""
+        value, count = self.prior
+        return replace(self, value=value + (self.value - value) * kept, count=count + (self.count - count) * kept)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opening:
+    """How the opening of a session went.
+
+    `sent` are (seconds since the first, bytes) of its messages as they were given to the connection, `answered` the
+    seconds from the first until the worker's word came. The others are what the worker says: seconds in which the rest
+    arrived after the first message, of preparing it, and of waiting for a pass.
+    """
+
+    sent: Sequence[tuple[float, int]]
+    answered: float
+    upload: float
+    prepare: float
+    queue: float
+
+    def arriving(self, byte: Floats) -> Floats:
+        """Seconds from the first message's arrival to the last one's where a byte takes `byte` (n,)."""
+        first = arrived = self.sent[0][1] * byte
+        for at, size in self.sent[1:]:
+            arrived = np.maximum(arrived, at) + size * byte
+        return arrived - first
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Link:
+    """The way to the worker: seconds of a round trip and of a byte up. The downlink carries too little to be seen."""
+
+    trip: Guess
+    byte: Guess
+
+    @classmethod
+    def around(cls, rtt: float, uplink: float) -> Self:
+        """What is believed of a link whose profile says so, in seconds and bytes a second."""
+        return cls(Guess.around(max(rtt, 1e-4)), Guess.around(1 / uplink))
+
+    def after(self, opening: Opening, *, overhead: float) -> Self:
+        """The link after a session was opened over it, which takes `overhead` seconds besides."""
+        byte = self.byte.after(opening.arriving(self.byte.values), opening.upload)
+        alone = opening.answered - opening.upload - opening.prepare - opening.queue
+        alone -= overhead + opening.sent[0][1] * byte.value
+        return replace(self, byte=byte, trip=self.trip.after(self.trip.values, max(alone, 0.0)))
+
+    def aged(self, kept: float) -> Self:
+        """The link when only the share `kept` of what was learnt still counts."""
+        return replace(self, trip=self.trip.aged(kept), byte=self.byte.aged(kept))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What one answer showed.
+
+    `kind` is that of the request; lengths of answers are kept apart by it. Of `tried` drafted tokens `right` were the
+    target's own. `kept` says whether the gate kept the answer, None where it was not asked; `opening` is None where no
+    session was opened or the connection was not up before. `density`: bytes of the uploaded picture by its pixels.
+    """
+
+    kind: Hashable
+    tokens: int
+    right: int = 0
+    tried: int = 0
+    kept: bool | None = None
+    opening: Opening | None = None
+    density: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Live:
+    """All of it. `at` is when, on the agent's clock; `tokens` are those of answers, `lengths` by the kind of request.
+
+    `corrections` are logarithms, by mode, of measured by predicted latency.
+    """
+
+    at: float
+    link: Link
+    acceptance: Average
+    kept: Average
+    queue: Average = field(default_factory=lambda: Average.of(0.0, 1.0))
+    tokens: Average = field(default_factory=lambda: Average.of(16.0, 1.0))
+    lengths: Mapping[Hashable, Average] = field(default_factory=dict)
+    density: Average = field(default_factory=lambda: Average.of(1.0, 0.1))  # a photograph's without loss
+    corrections: Mapping[str, Average] = field(default_factory=dict)
+
+    def correction(self, mode: str) -> float:
+        """What predictions of a mode are multiplied with."""
+        return math.exp(self.corrections[mode].value) if mode in self.corrections else 1.0
+
+    def expected_tokens(self, kind: Hashable) -> float:
+        """How long an answer to a request of this kind will be."""
+        return self.lengths.get(kind, self.tokens).value
+
+    def aged(self, now: float) -> Self:
+        """All of it at the time `now`."""
+        passed = max(0.0, now - self.at)
+        kept, queued = 0.5 ** (passed / HALF_LIFE), 0.5 ** (passed / QUEUE_HALF_LIFE)
+        return replace(
+            self,
+            at=max(self.at, now),
+            link=self.link.aged(kept),
+            queue=self.queue.aged(queued),
+            kept=self.kept.aged(kept),
+            corrections={mode: one.aged(kept) for mode, one in self.corrections.items()},
+        )
+
+    def after(self, seen: Seen, *, overhead: float) -> Self:
+        """All of it after an answer; a session's opening takes `overhead` seconds besides link and worker."""
+        length = self.lengths.get(seen.kind, Average.of(self.tokens.value, 0.5)).after(seen.tokens)
+        others = [(kind, one) for kind, one in self.lengths.items() if kind != seen.kind][-KINDS:]
+        found = replace(self, tokens=self.tokens.after(seen.tokens), lengths=dict([*others, (seen.kind, length)]))
+        if seen.tried:
+            found = replace(found, acceptance=self.acceptance.after(seen.right / seen.tried, seen.tried))
+        if seen.kept is not None:
+            found = replace(found, kept=self.kept.after(float(seen.kept)))
+        if seen.density is not None:
+            found = replace(found, density=self.density.after(seen.density))
+        if seen.opening is not None:
+            link = self.link.after(seen.opening, overhead=overhead)
+            found = replace(found, link=link, queue=self.queue.after(seen.opening.queue))
+        return found
+
+    def corrected(self, mode: str, measured: float, predicted: float) -> Self:
+        """All of it once a latency was measured that was predicted, uncorrected, with all that was known afterwards."""
+        log = math.log(min(max(measured / max(predicted, 1e-9), 1 / MOST), MOST))
+        before = self.corrections.get(mode, Average.of(0.0, 0.5))
+        return replace(self, corrections={**self.corrections, mode: before.after(log)})

@@ -1,0 +1,308 @@
+"""Planning each request: the best way to answer it by the planner's predictions and by what the agent has learnt.
+
+The search over all choices is done once for each kind of request and kept; a request then takes the conditions of the
+moment. After an answer the same choice is predicted again with all that is known by then (the answer's length, what the
+gate said, the link as it showed): what is left between that and the measured latency corrects its mode.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+
+import msgspec
+import numpy as np
+
+from cutline.devices.link import LinkProfile
+from cutline.devices.power import Sensors
+from cutline.edge.answer import Believed, Forecast, Mode, Question
+from cutline.edge.live import Average, Link, Live, Opening, Seen
+from cutline.edge.progress import Prepared, Progress
+from cutline.edge.spans import device_cuts
+from cutline.edge.thermal import Thermal
+from cutline.errors import InputError
+from cutline.models.bundle import Manifest
+from cutline.models.wire import Wire
+from cutline.partitioner.acceptance import FIRST_RATE, FIRST_SEEN
+from cutline.partitioner.cost import Terms, terms_of
+from cutline.partitioner.explain import refusal, summary
+from cutline.partitioner.plan import Conditions, Limits, Plan, Space
+from cutline.partitioner.plan import Mode as PlanMode
+from cutline.partitioner.predict import predict
+from cutline.partitioner.roofline import DrafterSpeed
+from cutline.partitioner.search import Search, replan, search
+from cutline.partitioner.setting import Asked, Setting
+
+MIN_AGREEMENT = 0.9
+KINDS = 64  # of requests whose searches are kept
+READY = 0.03  # by so much a plan must be better if its graphs are not loaded yet
+GATE_SEEN = 20  # answers that the gate's calibration counts for, beside those seen here
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """A plan for one request: `question` is what to carry out, `plan` what that was predicted to cost, corrected."""
+
+    question: Question
+    plan: Plan
+    correction: float
+    why: str
+    kind: tuple[object, ...]
+    asked: Asked
+    conditions: Conditions
+    throttled: bool
+
+    def forecast(self, *, measured_ms: float, cold: bool) -> Forecast:
+        """The plan as an answer tells it that took `measured_ms`."""
+        plan, now = self.plan, self.conditions
+        return Forecast(
+            mode=Mode(plan.mode),
+            cut=self.question.cut,
+            wire=plan.wire,
+            effort=None if plan.drafting is None else plan.drafting.effort,
+            predicted_ms=plan.latency_ms,
+            uncorrected_ms=plan.latency_ms / self.correction,
+            correction=self.correction,
+            measured_ms=measured_ms,
+            cold=cold,
+            why=self.why,
+            believed=Believed(
+                rtt_ms=now.rtt * 1e3,
+                uplink_mbps=now.uplink / 125_000,
+                queue_ms=now.queue * 1e3,
+                acceptance=now.acceptance,
+                answer_tokens=self.asked.answer_tokens,
+                throttled=self.throttled,
+            ),
+        )
+
+
+class Planner:
+    """Plans requests to a worker over `link`, and learns from their answers. For any threads.
+
+    Cuts are those that the target's bundle has graphs for, wire formats those whose price was measured. `throttled`
+    says whether the device is held back, None where that is not known; without it the device's own sensors do.
+    """
+
+    def __init__(
+        self,
+        setting: Setting,
+        link: LinkProfile,
+        *,
+        throttled: Callable[[], bool | None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.target = setting.target
+        self._setting = setting
+        self._link = Conditions.over(link)
+        self._clock = clock
+        sustained = setting.edge.sustained
+        # Without a figure for a device that is held back there is nothing to do about it.
+        self._slowed = 1.0 if sustained is None else min(sustained, 1.0)
+        self._thermal = None if sustained is None else Thermal(throttled or Sensors().throttled, clock=clock)
+        self._searches: OrderedDict[tuple[object, ...], tuple[Asked, Search]] = OrderedDict()
+        self._turn = threading.Lock()
+        self._live = Live(
+            at=clock(),
+            link=Link.around(self._link.rtt, self._link.uplink),
+            acceptance=Average.of(FIRST_RATE, FIRST_SEEN),
+            kept=Average.of(0.0 if setting.gate is None else setting.gate.kept, GATE_SEEN),
+        )
+
+    def plan(self, prepared: Prepared, *, ready: Collection[str]) -> Chosen:
+        """The best plan for a request; `ready` are the cuts whose graphs are loaded.
+
+        Raises InputError if none keeps to the request's limits.
+        """
+        with self._turn:
+            live = self._live = self._live.aged(self._clock())
+        question, throttled = prepared.question, self._is_throttled()
+        kind = (prepared.pixels.grid, len(prepared.prompt))
+        asked = self._asked(prepared, live, kind)
+        found = self._searched(asked, self._space(question))
+        conditions = self._conditions(live)
+        factors = np.array([live.correction(choice.mode) for choice in found.terms.choices])
+        bounded = replace(
+            found,
+            terms=self._adjusted(found.terms, kept=live.kept.value, throttled=throttled),
+            limits=self._limits(question),
+        )
+        found = replan(bounded, conditions, correction=factors)
+        if found.best is None:
+            raise InputError(refusal(found))
+        cuts = np.array([choice.cut == "image" or choice.cut in ready for choice in found.terms.choices])
+        costs = np.where(found.allowed, found.found.latency * np.where(cuts, 1.0, 1 + READY), np.inf)
+        found = replace(found, best=int(np.argmin(costs)))
+        plan = found.plan
+        assert plan is not None
+        assert plan.cut is not None
+        return Chosen(
+            question=msgspec.structs.replace(
+                question,
+                mode=Mode(plan.mode),
+                cut=plan.cut,
+                wire=plan.wire or Wire.FLOAT32,
+                exact=False,  # what bounds a plan does not bound what is carried out
+                image_must_stay=False,
+                max_latency_ms=None,
+                min_agreement=None,
+            ),
+            plan=plan,
+            correction=live.correction(plan.mode),
+            why=summary(found, asked),
+            kind=kind,
+            asked=asked,
+            conditions=conditions,
+            throttled=throttled,
+        )
+
+    def learn(self, chosen: Chosen, prepared: Prepared, progress: Progress, latency: float) -> None:
+        """Learn from an answer that took `latency` seconds. A cold one teaches nothing of how long things take."""
+        asked_worker = progress.opened is not None
+        right, tried = progress.record()
+        uploaded = sum(size for _, size in progress.sent[1:]) if asked_worker and chosen.plan.cut == "image" else None
+        seen = Seen(
+            kind=chosen.kind,
+            tokens=max(1, len(progress.tokens)),
+            right=right,
+            tried=tried,
+            kept=not asked_worker if chosen.plan.mode == "auto" else None,
+            opening=None if progress.cold else _opening(progress),
+            density=None if uploaded is None else uploaded / self._pixels(prepared),
+        )
+        with self._turn:
+            live = self._live.aged(self._clock()).after(seen, overhead=self._setting.overheads.session)
+            if not progress.cold:
+                live = live.corrected(chosen.plan.mode, latency, self._afterwards(chosen, seen, live, uploaded))
+            self._live = live
+
+    def _afterwards(self, chosen: Chosen, seen: Seen, live: Live, uploaded: int | None) -> float:
+        """Seconds that would have been predicted, uncorrected, had all been known."""
+        plan = chosen.plan
+        asked = replace(chosen.asked, answer_tokens=seen.tokens, image_bytes=uploaded or chosen.asked.image_bytes)
+        terms = terms_of(self._setting, asked, _alone(plan))
+        terms = self._adjusted(terms, kept=float(bool(seen.kept)), throttled=chosen.throttled)
+        return float(predict(terms, self._conditions(live)).latency[0])
+
+    def _asked(self, prepared: Prepared, live: Live, kind: tuple[object, ...]) -> Asked:
+        """The request's sizes, as far as they are known before it is answered."""
+        file = len(prepared.question.image)
+        return Asked(
+            grid=prepared.pixels.grid,
+            image_bytes=min(file, round(live.density.value * self._pixels(prepared))),
+            prompt_tokens=len(prepared.prompt),
+            answer_tokens=min(prepared.limit, _coarse(live.expected_tokens(kind), 3)),
+        )
+
+    def _pixels(self, prepared: Prepared) -> int:
+        """Of a picture that was made small for the upload."""
+        return math.prod(self.target.family.fitted(prepared.image.size))
+
+    def _searched(self, asked: Asked, space: Space) -> Search:
+        """Every choice for a request like this one, with the terms of this one's upload."""
+        alike = replace(asked, prompt_tokens=_coarse(asked.prompt_tokens, 4), image_bytes=0)
+        key = (alike, space)
+        with self._turn:
+            if (kept := self._searches.get(key)) is not None:
+                self._searches.move_to_end(key)
+        if kept is None:
+            alike = replace(alike, image_bytes=asked.image_bytes)
+            kept = alike, search(self._setting, alike, space, self._link, limits=Limits())
+            with self._turn:
+                self._searches[key] = kept
+                if len(self._searches) > KINDS:
+                    self._searches.popitem(last=False)
+        then, found = kept
+        more = np.where(found.terms.place == 0, float(asked.image_bytes - then.image_bytes), 0.0)
+        return replace(found, terms=replace(found.terms, upload=found.terms.upload + more))
+
+    def _space(self, question: Question) -> Space:
+        """What may be chosen: never the drafter's answer without the gate, which keeps no sampled one."""
+        modes: tuple[PlanMode, ...] = ("draft",)
+        if question.sampling.temperature == 0.0:
+            modes = (*modes, "auto")
+        if question.effort == 1.0:  # without drafts the worker decodes alone
+            modes = ("cloud", "split", *modes)
+        priced = self._setting.prices is not None
+        return Space(
+            modes=modes,
+            cuts=_cuts(self.target, priced=priced),
+            wires=tuple(Wire) if priced else (Wire.FLOAT32,),
+            efforts=(question.effort,),
+        )
+
+    def _limits(self, question: Question) -> Limits:
+        latency, edge = question.max_latency_ms, self._setting.edge
+        return Limits(
+            latency=None if latency is None else latency / 1e3,
+            memory=edge.memory_free_bytes or edge.memory_bytes,
+            image_must_stay=question.image_must_stay,
+            exact=question.exact,
+            agreement=MIN_AGREEMENT if question.min_agreement is None else question.min_agreement,
+        )
+
+    def _conditions(self, live: Live) -> Conditions:
+        return msgspec.structs.replace(
+            self._link,
+            rtt=live.link.trip.value,
+            uplink=1 / live.link.byte.value,
+            queue=live.queue.value,
+            acceptance=live.acceptance.value,
+        )
+
+    def _is_throttled(self) -> bool:
+        return self._thermal is not None and self._thermal.throttled()
+
+    def _adjusted(self, terms: Terms, *, kept: float, throttled: bool) -> Terms:
+        """The terms where the gate keeps the share `kept`, on a device that is held back or not."""
+        slow = 1 / self._slowed if throttled else 1.0
+        return replace(
+            terms,
+            kept=kept,
+            prepare=terms.prepare * slow,
+            packing=terms.packing * slow,
+            drafter=DrafterSpeed(terms.drafter.first * slow, terms.drafter.token * slow),
+            edge_prefill=terms.edge_prefill * slow,
+            edge_step=terms.edge_step * slow,
+        )
+
+
+def _opening(progress: Progress) -> Opening | None:
+    """How the session's opening went, if there was a session."""
+    if progress.opened is None:
+        return None
+    began = progress.sent[0][0]
+    at, opened = progress.opened
+    return Opening(
+        sent=[(when - began, size) for when, size in progress.sent],
+        answered=at - began,
+        upload=opened.upload_seconds,
+        prepare=opened.prepare_seconds,
+        queue=opened.queue_seconds,
+    )
+
+
+def _alone(plan: Plan) -> Space:
+    """The space of this plan alone."""
+    assert plan.cut is not None
+    effort = 1.0 if plan.drafting is None else plan.drafting.effort
+    return Space(modes=(plan.mode,), cuts=(plan.cut,), wires=(plan.wire or Wire.FLOAT32,), efforts=(effort,))
+
+
+def _cuts(target: Manifest, *, priced: bool) -> tuple[str, ...]:
+    """The cuts that may be chosen: quantized layers on the device only where it was measured what they change."""
+    cuts = ("image", *(cut for cut in device_cuts(target) if cut != "image"))
+    if priced or target.precision == "fp32":
+        return cuts
+    return tuple(cut for cut in cuts if cut not in target.line.deep_cuts)
+
+
+def _coarse(count: float, bits: int) -> int:
+    """`count` to so many leading binary digits, 1 at least: kinds of requests that are alike share a search."""
+    whole = max(1, round(count))
+    step = 1 << max(0, whole.bit_length() - bits)
+    return max(1, round(whole / step) * step)
