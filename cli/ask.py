@@ -22,7 +22,7 @@ def ask(
         str,
         typer.Option(
             help="edge: the drafter alone; cloud: the worker alone; split: the target, cut; "
-            "draft: drafted here, verified by the worker; auto: the gate decides."
+            "draft: drafted here, verified by the worker; auto: the gate decides, or with profiles the planner."
         ),
     ] = "auto",
     worker: options.Worker = None,
@@ -50,6 +50,27 @@ def ask(
         typer.Option(help="Share of the image tokens that enter the decoder, from decoder.0 on; the rest is merged."),
     ] = 1.0,
     target: options.Target = None,
+    edge_profile: options.EdgeProfile = None,
+    cloud_profile: options.CloudProfile = None,
+    link: options.Link = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="With mode auto, plan only what gives the target's own tokens.")
+    ] = False,
+    image_must_stay: Annotated[
+        bool,
+        typer.Option("--image-must-stay", help="Likewise: neither the picture nor its bare patches leave the device."),
+    ] = False,
+    max_latency_ms: Annotated[
+        float | None,
+        typer.Option(help="Likewise: what may be predicted, also if the gate passes it on.", show_default=False),
+    ] = None,
+    min_agreement: Annotated[
+        float | None,
+        typer.Option(
+            help="Likewise: share of answers that must be the target's own, where that was measured; without it, 0.9.",
+            show_default=False,
+        ),
+    ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the worker.")] = 60.0,
     threads: options.Threads = None,
     provider: options.Provider = None,
@@ -57,8 +78,9 @@ def ask(
 ) -> None:
     """Ask a question about an image.
 
-    Without --worker, mode edge answers on this device, and auto where the gate lets the answer stand. Tokens are
-    coloured by where they came from: yellow from this device, green drafted here and confirmed, blue from the worker.
+    Without --worker, mode edge answers on this device, and auto where the gate lets the answer stand. With profiles
+    auto plans cut, format and drafting. Tokens are coloured by where they came from: yellow from this device, green
+    drafted here and confirmed, blue from the worker.
     """
     import asyncio
     import sys
@@ -91,13 +113,19 @@ def ask(
         wire=Wire(wire),
         keep_image_tokens=keep_image_tokens,
         timeout=timeout,
+        exact=exact,
+        image_must_stay=image_must_stay,
+        max_latency_ms=max_latency_ms,
+        min_agreement=min_agreement,
     )
-    if agent is not None and (bundle or worker or target or threads or provider):
+    profiles = edge_profile, cloud_profile, link
+    if agent is not None and (bundle or worker or target or threads or provider or any(profiles)):
         raise InputError(
-            "--agent asks a running agent, which has its own --bundle, --worker, --target, --threads and --provider"
+            "--agent asks a running agent, which has its own --bundle, --worker, --target, --threads, --provider and "
+            "profiles"
         )
     if agent is None:
-        answer = asyncio.run(_answer_here(asked, bundle, target, worker, threads, provider))
+        answer = asyncio.run(_answer_here(asked, bundle, target, worker, threads, provider, profiles))
     else:
         from cutline.edge.remote import ask_agent
 
@@ -115,14 +143,21 @@ async def _answer_here(
     worker: str | None,
     threads: int | None,
     provider: str | None,
+    profiles: tuple[str | None, str | None, str | None],
 ) -> Answer:
-    from cutline.cli.setting import open_drafter, open_target_for, thread_count
+    from cutline.cli.setting import open_drafter, open_planner, open_target_for, thread_count
     from cutline.edge.agent import Agent
     from cutline.edge.runtime import CPU
 
-    needed = None if question.cut == "image" else open_target_for(target, bundle)
+    drafter = open_drafter(bundle)
+    needed = open_target_for(target, bundle) if question.cut != "image" or any(profiles) else None
     async with Agent(
-        open_drafter(bundle), worker=worker, threads=thread_count(threads), target=needed, provider=provider or CPU
+        drafter,
+        worker=worker,
+        threads=thread_count(threads),
+        target=needed,
+        provider=provider or CPU,
+        planner=open_planner(*profiles, drafter, needed),
     ) as agent:
         return await agent.answer(question)
 
@@ -138,4 +173,8 @@ def _show(answer: Answer) -> None:
     if answer.wire is not None:
         where += f" · cut at {answer.cut}, {answer.wire}"
     cost = f"{answer.bytes_up} B up, {answer.bytes_down} B down, {answer.accepted} of {answer.drafted} drafted accepted"
+    if (plan := answer.plan) is not None:
+        where_cut = f"{plan.mode} at {plan.cut}" + (f" in {plan.wire}" if plan.wire else "")
+        times = f"{plan.predicted_ms:.0f} ms predicted, {plan.measured_ms:.0f} measured"
+        console.print(f"[dim]planned {where_cut}: {times}[/dim]")
     console.print(f"[dim]{answer.mode} · {where} · {answer.latency_ms:.0f} ms · {cost}[/dim]")

@@ -21,5 +21,21 @@ Provider = Annotated[
     str | None,
     typer.Option(help="ONNX Runtime's execution provider: cpu, cuda, coreml, ...; without it cpu.", show_default=False),
 ]
+EdgeProfile = Annotated[
+    str | None,
+    typer.Option(
+        help="Profile of this device, to plan mode auto with: a name, or a TOML file of `cutline profile`.",
+        show_default=False,
+    ),
+]
+CloudProfile = Annotated[
+    str | None, typer.Option(help="Profile of the worker's machine, likewise.", show_default=False)
+]
+Link = Annotated[
+    str | None,
+    typer.Option(
+        help="Name of a link profile, or a TOML file: what the link is taken for at first.", show_default=False
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")]
 Insecure = Annotated[bool, typer.Option("--insecure", help="Allow plain text beyond this machine's own addresses.")]

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.devices.cores import usable_cores
 from cutline.errors import InputError
 from cutline.models.bundle import Bundle
 from cutline.protos.address import parse_address
+
+if TYPE_CHECKING:
+    from cutline.edge.planning import Planner
 
 
 def open_drafter(path: Path | None) -> Bundle:
@@ -28,6 +32,24 @@ def open_target_for(path: Path | None, drafter: Path | None) -> Bundle | None:
     Raises BundleError.
     """
     return Bundle.open(path or TARGET, "device") if path or drafter is None else None
+
+
+def open_planner(
+    edge: str | None, cloud: str | None, link: str | None, drafter: Bundle, target: Bundle | None
+) -> Planner | None:
+    """The planner of an agent with these profiles, None where none is given. Raises InputError, BundleError."""
+    if edge is None and cloud is None and link is None:
+        return None
+    if edge is None or cloud is None or link is None:
+        raise InputError("planning needs all three of --edge-profile, --cloud-profile and --link")
+    if target is None:
+        raise InputError("planning needs the target's bundle; give it with --target")
+
+    from cutline.devices.link import load_link
+    from cutline.edge.planning import Planner
+    from cutline.edge.setting import setting_of
+
+    return Planner(setting_of(drafter, target, edge=edge, cloud=cloud), load_link(link))
 
 
 def thread_count(given: int | None) -> int:

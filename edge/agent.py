@@ -79,8 +79,8 @@ class Agent:
         latency = time.perf_counter() - progress.began
         forecast = None
         if self._planner is not None and chosen is not None:
-            forecast = chosen.forecast(measured_ms=latency * 1e3, cold=progress.cold)
-            await asyncio.to_thread(self._planner.learn, chosen, prepared, progress, latency)
+            hindsight = await asyncio.to_thread(self._planner.learn, chosen, prepared, progress, latency)
+            forecast = chosen.forecast(hindsight=hindsight, measured=latency, cold=progress.cold)
         return self._answer(question.mode, prepared.question, progress, session, latency, forecast)
 
     def _plan(self, question: Question) -> tuple[Prepared, Chosen | None]:

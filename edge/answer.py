@@ -117,7 +117,8 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True):
 
     `mode`, `cut`, `wire` and `effort` were carried out; `effort` is None where nothing is drafted. `predicted_ms` is
     `uncorrected_ms` times `correction`, which earlier answers of this mode taught; both are means over what the gate
-    may decide. `cold` says that graphs were loaded or the worker connected to first, which no prediction counts.
+    may decide. `hindsight_ms` is the same prediction had the answer's length, the gate's word and the link been known
+    that this answer showed. `cold` says that graphs were loaded or the worker connected to first, which none counts.
     """
 
     mode: Mode
@@ -127,6 +128,7 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True):
     predicted_ms: float
     uncorrected_ms: float
     correction: float
+    hindsight_ms: float
     measured_ms: float
     cold: bool
     why: str

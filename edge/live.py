@@ -20,7 +20,7 @@ NOISE, SHARE = 2e-3, 0.1  # a measured time is off by so many seconds, and by su
 ODD = 0.05  # ... but in this share of cases by anything
 CHANGED = 0.03  # chance that what is measured has become something else since the last observation
 MEMORY = 0.85  # what an observation counts for, once there is another
-HALF_LIFE, QUEUE_HALF_LIFE = 600.0, 20.0  # seconds in which half of what was learnt stops to count
+HALF_LIFE, QUEUE_HALF_LIFE = 300.0, 20.0  # seconds in which half of what was learnt stops to count
 KINDS = 64  # of requests whose answers' lengths are remembered
 MOST = 4.0  # that a prediction is corrected by, up or down
 
@@ -209,5 +209,5 @@ class Live:
     def corrected(self, mode: str, measured: float, predicted: float) -> Self:
         """All of it once a latency was measured that was predicted, uncorrected, with all that was known afterwards."""
         log = math.log(min(max(measured / max(predicted, 1e-9), 1 / MOST), MOST))
-        before = self.corrections.get(mode, Average.of(0.0, 0.5))
+        before = self.corrections.get(mode, Average.of(0.0, 2.0))
         return replace(self, corrections={**self.corrections, mode: before.after(log)})

@@ -51,13 +51,13 @@ class Chosen:
     plan: Plan
     correction: float
     why: str
-    kind: tuple[object, ...]
+    kind: int
     asked: Asked
     conditions: Conditions
     throttled: bool
 
-    def forecast(self, *, measured_ms: float, cold: bool) -> Forecast:
-        """The plan as an answer tells it that took `measured_ms`."""
+    def forecast(self, *, hindsight: float, measured: float, cold: bool) -> Forecast:
+        """The plan as an answer tells it that took `measured` seconds; `hindsight` is uncorrected."""
         plan, now = self.plan, self.conditions
         return Forecast(
             mode=Mode(plan.mode),
@@ -67,7 +67,8 @@ class Chosen:
             predicted_ms=plan.latency_ms,
             uncorrected_ms=plan.latency_ms / self.correction,
             correction=self.correction,
-            measured_ms=measured_ms,
+            hindsight_ms=hindsight * self.correction * 1e3,
+            measured_ms=measured * 1e3,
             cold=cold,
             why=self.why,
             believed=Believed(
@@ -121,7 +122,7 @@ class Planner:
         with self._turn:
             live = self._live = self._live.aged(self._clock())
         question, throttled = prepared.question, self._is_throttled()
-        kind = (prepared.pixels.grid, len(prepared.prompt))
+        kind = hash(prepared.prompt)  # the same words are often asked again, and nobody's are kept
         asked = self._asked(prepared, live, kind)
         found = self._searched(asked, self._space(question))
         conditions = self._conditions(live)
@@ -160,8 +161,11 @@ class Planner:
             throttled=throttled,
         )
 
-    def learn(self, chosen: Chosen, prepared: Prepared, progress: Progress, latency: float) -> None:
-        """Learn from an answer that took `latency` seconds. A cold one teaches nothing of how long things take."""
+    def learn(self, chosen: Chosen, prepared: Prepared, progress: Progress, latency: float) -> float:
+        """Learn from an answer that took `latency` seconds. A cold one teaches nothing of how long things take.
+
+        Returns the seconds that would have been predicted, uncorrected, had all been known.
+        """
         asked_worker = progress.opened is not None
         right, tried = progress.record()
         uploaded = sum(size for _, size in progress.sent[1:]) if asked_worker and chosen.plan.cut == "image" else None
@@ -176,19 +180,18 @@ class Planner:
         )
         with self._turn:
             live = self._live.aged(self._clock()).after(seen, overhead=self._setting.overheads.session)
-            if not progress.cold:
-                live = live.corrected(chosen.plan.mode, latency, self._afterwards(chosen, seen, live, uploaded))
-            self._live = live
+            hindsight = self._hindsight(chosen, seen, live, uploaded)
+            self._live = live if progress.cold else live.corrected(chosen.plan.mode, latency, hindsight)
+        return hindsight
 
-    def _afterwards(self, chosen: Chosen, seen: Seen, live: Live, uploaded: int | None) -> float:
-        """Seconds that would have been predicted, uncorrected, had all been known."""
+    def _hindsight(self, chosen: Chosen, seen: Seen, live: Live, uploaded: int | None) -> float:
         plan = chosen.plan
         asked = replace(chosen.asked, answer_tokens=seen.tokens, image_bytes=uploaded or chosen.asked.image_bytes)
         terms = terms_of(self._setting, asked, _alone(plan))
         terms = self._adjusted(terms, kept=float(bool(seen.kept)), throttled=chosen.throttled)
         return float(predict(terms, self._conditions(live)).latency[0])
 
-    def _asked(self, prepared: Prepared, live: Live, kind: tuple[object, ...]) -> Asked:
+    def _asked(self, prepared: Prepared, live: Live, kind: int) -> Asked:
         """The request's sizes, as far as they are known before it is answered."""
         file = len(prepared.question.image)
         return Asked(
