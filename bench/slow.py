@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from cutline.errors import InputError
 
 PERIOD = 200e-6  # seconds
+SWITCH = 20e-6  # seconds of a period that nobody has: to the burner and back, with what that does to caches
 LEAST = 0.1  # of a core: the system itself keeps a twentieth from real-time work
 
 
@@ -57,7 +58,7 @@ def burn(core: int, speed: float) -> None:
     while os.getppid() == parent:  # whoever started this may be killed
         begin = max(period, time.perf_counter())
         period = begin + PERIOD
-        while time.perf_counter() < begin + (1 - speed) * PERIOD:
+        while time.perf_counter() < begin + (1 - speed) * PERIOD - SWITCH:
             pass
         time.sleep(max(0.0, period - time.perf_counter()))
 

@@ -163,15 +163,18 @@ def _priced_cuts(target: Bundle, named: str | None) -> tuple[str, ...]:
 
 async def _calibrated(agent: Agent, asked: Iterable[Asked], risk: float, confidence: float) -> Gate:
     from cutline.edge.answer import Mode, Question
-    from cutline.edge.gate import calibrate_gate
+    from cutline.edge.gate import calibrate_gate, with_answers
 
-    confidences, agreed = [], []
+    confidences, drafted, truths = list[float](), list[list[int]](), list[list[int]]()
     for one in asked:
         ours = await agent.answer(Question(image=one.image, text=one.text, mode=Mode.EDGE))
         theirs = await agent.answer(Question(image=one.image, text=one.text, mode=Mode.CLOUD))
         confidences.append(ours.confidence or 0.0)
-        agreed.append([token.id for token in ours.tokens] == [token.id for token in theirs.tokens])
-    return calibrate_gate(confidences, agreed, risk=risk, confidence=confidence)
+        drafted.append([token.id for token in ours.tokens])
+        truths.append([token.id for token in theirs.tokens])
+    agreed = [ours == theirs for ours, theirs in zip(drafted, truths, strict=True)]
+    gate = calibrate_gate(confidences, agreed, risk=risk, confidence=confidence)
+    return with_answers(gate, confidences, drafted, truths)
 
 
 def _demo_questions(cards: int) -> Iterable[Asked]:

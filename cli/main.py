@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from cutline.cli import ask, bundle, calibrate, cloud, demo, edge, export, plan, profile
+from cutline.cli import ask, bundle, calibrate, cloud, demo, doctor, edge, export, plan, profile
 from cutline.errors import CutlineError, InputError
 
 INTERRUPTED = 130  # as shells expect after Ctrl-C
@@ -24,6 +24,7 @@ for module, command in (
     (calibrate, calibrate.calibrate),
     (cloud, cloud.cloud),
     (demo, demo.demo),
+    (doctor, doctor.doctor),
     (edge, edge.edge),
     (export, export.export),
     (plan, plan.plan),

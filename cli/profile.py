@@ -21,6 +21,7 @@ EPILOG = "Example: cutline profile --out my-board.toml; cutline profile link 127
 LINK_EPILOG = "Example: cutline profile link 127.0.0.1:50051 --out my-link.toml"
 
 TARGET_SECONDS, DRAFTER_SECONDS = 10.0, 3.0  # of measuring layers, beside the loading
+MESSAGE_SECONDS = 1.0  # of sending messages to itself
 REST_SECONDS, WORK_SECONDS = 2.0, 8.0  # of watching the machine
 
 Tell = Callable[[str], None]  # hears what is being measured
@@ -151,13 +152,17 @@ def _profile(
     tables: Sequence[LayerTable] = (),
     drafters: Sequence[DrafterTable] = (),
 ) -> DeviceProfile:
-    """Watch the machine at rest and at `work`, and put together what was measured."""
+    """Watch the machine's messages, then itself at rest and at `work`, and put together what was measured."""
+    import asyncio
     from datetime import UTC, datetime
 
-    from cutline.devices.measure import disk_free
+    from cutline.devices.measure import disk_free, significant
     from cutline.devices.profile import DeviceProfile
     from cutline.devices.steady import watch_work
+    from cutline.protos.loopback import message_seconds
 
+    tell("messages")
+    message = asyncio.run(message_seconds(budget=MESSAGE_SECONDS))
     tell("power and temperature")
     steady = watch_work(work, sensors, rest=REST_SECONDS, seconds=WORK_SECONDS)
     source = sensors.power_source()
@@ -175,6 +180,7 @@ def _profile(
         overhead_seconds=machine.overhead,
         preprocess_seconds=preprocess,
         shrink_seconds=shrink,
+        message_seconds=significant(message),
         idle_watts=steady.idle_watts,
         loaded_watts=steady.loaded_watts,
         temperature_c=steady.celsius,

@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+
+from cutline.devices.groups import group_folders, read
 
 
 def usable_cores(*, root: Path = Path("/")) -> int:
@@ -23,33 +25,16 @@ def usable_cores(*, root: Path = Path("/")) -> int:
 
 
 def _quotas(root: Path) -> Iterator[float]:
-    """The quotas, in cores, of the process's control group and of every group around it (each of them binds)."""
-    mount = root / "sys/fs/cgroup"
-    for line in _read(root / "proc/self/cgroup").splitlines():
-        _, controllers, group = line.split(":", 2)
-        if controllers == "":  # version 2
-            for folder in _upwards(mount, group):
-                yield from _quota(_read(folder / "cpu.max").split())
-        elif "cpu" in controllers.split(","):  # version 1
-            for folder in _upwards(mount / controllers, group):
-                quota, period = _read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")
-                yield from _quota([*quota.split(), *period.split()])
-
-
-def _upwards(mount: Path, group: str) -> Iterator[Path]:
-    # A container often names a group that only its host can see; the walk still ends at the mount, which is its own.
-    inside = PurePosixPath(group).relative_to("/")
-    yield from (mount / folder for folder in (inside, *inside.parents))
+    """The quotas, in cores, of the process's control group and of every group around it."""
+    for version, folder in group_folders("cpu", root=root):
+        if version == 2:
+            yield from _quota(read(folder / "cpu.max").split())
+        else:
+            quota, period = read(folder / "cpu.cfs_quota_us"), read(folder / "cpu.cfs_period_us")
+            yield from _quota([*quota.split(), *period.split()])
 
 
 def _quota(words: list[str]) -> Iterator[float]:
     """`["150000", "100000"]` is 1.5 cores; `max`, -1 or a missing file set no limit."""
     if len(words) == 2 and words[0].isdigit() and words[1].isdigit() and int(words[1]) > 0:
         yield int(words[0]) / int(words[1])
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text()
-    except OSError:
-        return ""  # this control group sets no limit here

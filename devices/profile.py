@@ -91,8 +91,8 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
     `date` is when it was measured, or the figures were looked up. `memory_bandwidth` is in bytes a second.
     `overhead_seconds` is what one call of a kernel or layer costs however small it is. `preprocess_seconds` is for one
-    image, decoded and resized, `shrink_seconds` for making it small before it is uploaded. `sustained` is the speed
-    after a while of work as a share of the first second's, and `throttled` whether the system said that it held the
+    image, decoded and resized, `shrink_seconds` for making it small before it is uploaded; `message_seconds` for one
+    message of the protocol there and back, both ends on this machine. `sustained` is the speed after a while of work as a share of the first second's, and `throttled` whether the system said that it held the
     clock back. `cores` are those that a measurement used.
 
     `documents` maps a key to the document of its figure; `notes` are for people. `missing` names what was looked for
@@ -110,6 +110,7 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     overhead_seconds: float | None = None
     preprocess_seconds: float | None = None
     shrink_seconds: float | None = None
+    message_seconds: float | None = None
     idle_watts: float | None = None
     loaded_watts: float | None = None
     temperature_c: float | None = None
@@ -132,7 +133,7 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
             raise ValueError("compute is empty; give the rate of at least one of fp32, fp16, bf16, int8")
         for dtype, rate in self.compute.known.items():
             _check(f"compute.{dtype}", rate)
-        for key in ("preprocess_seconds", "shrink_seconds", "loaded_watts", "sustained", "cores"):
+        for key in ("preprocess_seconds", "shrink_seconds", "message_seconds", "loaded_watts", "sustained", "cores"):
             if (value := getattr(self, key)) is not None:
                 _check(key, value)
         for key in ("memory_free_bytes", "disk_free_bytes", "overhead_seconds", "idle_watts"):
@@ -171,6 +172,7 @@ _FIGURES: dict[str, tuple[str, Quantity]] = {
     "overhead": ("overhead_seconds", "seconds"),
     "preprocess": ("preprocess_seconds", "seconds"),
     "shrink": ("shrink_seconds", "seconds"),
+    "message": ("message_seconds", "seconds"),
     "idle_power": ("idle_watts", "watts"),
     "loaded_power": ("loaded_watts", "watts"),
     "temperature": ("temperature_c", "degrees"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from cutline.edge.merging import shorten
 from cutline.edge.progress import Prepared, Progress
 from cutline.edge.runtime import CPU
 from cutline.edge.spans import Crossing, TargetSpan, check_cut
-from cutline.errors import BundleError, InputError, ModelMismatch, PromptError
+from cutline.errors import BundleError, InputError, ModelMismatch, PromptError, WorkerError
 from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image
 from cutline.models.prompt import PromptBuilder
@@ -26,6 +27,8 @@ from cutline.protos.client import WorkerClient, WorkerSession
 
 if TYPE_CHECKING:  # an agent that does not plan loads nothing of it
     from cutline.edge.planning import Chosen, Planner
+
+MEETING_SECONDS = 1.0  # that a request waits for the worker to say which layers it has; later ones find it out
 
 
 class Agent:
@@ -61,20 +64,27 @@ class Agent:
         self._drafter = Drafter.open(bundle, threads=threads, provider=provider)
         self._client = None if worker is None else WorkerClient(worker)
         self._gate: Gate | None = None
+        self._meeting: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Agent:
         if self._planner is not None and self._client is not None:
-            self._client.connect()  # no plan counts the time for it
+            self._meeting = asyncio.create_task(self._meet(self._planner, self._client))
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        if self._meeting is not None:
+            self._meeting.cancel()
+            await asyncio.wait([self._meeting])
         if self._client is not None:
             await self._client.close()
 
     async def answer(self, question: Question) -> Answer:
         """Answer a question. Raises InputError, BundleError, WorkerError."""
         progress = Progress(time.perf_counter())
-        prepared, chosen = await asyncio.to_thread(self._plan, question)
+        prepared = await asyncio.to_thread(self._prepare, question)
+        chosen = await self._plan(prepared, progress)
+        if chosen is not None:
+            prepared = replace(prepared, question=chosen.question)
         session = await self._carry_out(prepared, progress)
         latency = time.perf_counter() - progress.began
         forecast = None
@@ -83,20 +93,29 @@ class Agent:
             forecast = chosen.forecast(hindsight=hindsight, measured=latency, cold=progress.cold)
         return self._answer(question.mode, prepared.question, progress, session, latency, forecast)
 
-    def _plan(self, question: Question) -> tuple[Prepared, Chosen | None]:
-        """A question as the models take it, and what is planned for it, if that is left to the agent."""
-        prepared = self._prepare(question)
+    async def _meet(self, planner: Planner, client: WorkerClient) -> None:
+        """Connect to the worker, which no plan counts, and learn which layers it has."""
+        with suppress(WorkerError):  # the first session tells what is wrong, if one is opened
+            found = await client.describe()
+            if found.model == self.manifest.target:
+                planner.meet(found.start, found.end)
+
+    async def _plan(self, prepared: Prepared, progress: Progress) -> Chosen | None:
+        """What is planned for a question, if that is left to the agent. Raises InputError."""
+        question = prepared.question
         if self._planner is None:
             if question.bounded:
                 raise InputError(
                     "this agent does not plan, so nothing keeps to exact, image-must-stay, max-latency-ms or "
                     "min-agreement; start it with --edge-profile, --cloud-profile and --link"
                 )
-            return prepared, None
+            return None
         if question.mode is not Mode.AUTO or question.cut != "image":
-            return prepared, None
-        chosen = self._planner.plan(prepared, ready=self._spans.keys())
-        return replace(prepared, question=chosen.question), chosen
+            return None
+        if self._meeting is not None and not self._meeting.done():
+            progress.cold = True
+            await asyncio.wait([self._meeting], timeout=MEETING_SECONDS)
+        return await asyncio.to_thread(self._planner.plan, prepared, ready=self._spans.keys())
 
     async def _carry_out(self, prepared: Prepared, progress: Progress) -> WorkerSession | None:
         """Settle a whole answer as the question says. Returns the worker's session, where it was asked."""
@@ -181,7 +200,7 @@ class Agent:
             mode = prepared.question.mode
             raise InputError(f"mode {mode} needs a worker; give --worker HOST:PORT, or use --mode edge")
         cut = prepared.question.cut
-        progress.cold = not self._client.connected or (cut != "image" and cut not in self._spans)
+        progress.cold |= not self._client.connected or (cut != "image" and cut not in self._spans)
         crossing = await asyncio.to_thread(self._cross, prepared)
         exchange = Exchange(self.manifest, prepared, progress, crossing, drafting)
         return await exchange.run(self._client, self._target(), draft)

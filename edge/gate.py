@@ -17,7 +17,7 @@ import numpy as np
 from cutline.edge.drafter import Drafted
 from cutline.errors import BundleError
 from cutline.models.bundle import CALIBRATION, Bundle, write_calibration
-from cutline.models.sampling import Sampling
+from cutline.models.sampling import Sampling, agreeing
 
 _STEPS = 100  # thresholds tried: a finer walk only gives chance more occasions to stop early
 
@@ -26,7 +26,9 @@ class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """A calibrated gate, as `calibration.json` holds it.
 
     `threshold` is the least confidence at which an answer is kept (above 1: none is); among `requests` calibration
-    requests it keeps `kept`, of which `disagreed` differ from the target's answer.
+    requests it keeps `kept`, of which `disagreed` differ from the target's answer. The target's answers have `tokens` on
+    average, of which the drafter foresees the share `foreseen`; those that the gate passes on have `passed_tokens` and
+    `passed_foreseen`. None where that was not counted.
     """
 
     threshold: float
@@ -35,6 +37,10 @@ class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     requests: int
     kept: int
     disagreed: int
+    tokens: float | None = None
+    foreseen: float | None = None
+    passed_tokens: float | None = None
+    passed_foreseen: float | None = None
 
     def keeps(self, drafted: Sequence[Drafted], sampling: Sampling) -> bool:
         """Whether the answer may stand. Only greedy answers: the gate was not calibrated for others."""
@@ -81,6 +87,28 @@ def calibrate_gate(
     return Gate(
         threshold=threshold, risk=risk, confidence=confidence, requests=len(scores), kept=kept, disagreed=disagreed
     )
+
+
+def with_answers(
+    gate: Gate, confidences: Sequence[float], drafted: Sequence[Sequence[int]], truths: Sequence[Sequence[int]]
+) -> Gate:
+    """The gate with what the calibration's answers were like: the drafter's tokens, and the target's, one each."""
+    every = list(zip(drafted, truths, strict=True))
+    passed = [pair for pair, sure in zip(every, confidences, strict=True) if sure < gate.threshold]
+    tokens, foreseen = _answers_of(every)
+    passed_tokens, passed_foreseen = _answers_of(passed)
+    return msgspec.structs.replace(
+        gate, tokens=tokens, foreseen=foreseen, passed_tokens=passed_tokens, passed_foreseen=passed_foreseen
+    )
+
+
+def _answers_of(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> tuple[float | None, float | None]:
+    """Tokens of an answer, and the share of them that is foreseen: of those up to the first that is not."""
+    if not pairs:
+        return None, None
+    right = [agreeing(ours, theirs) for ours, theirs in pairs]
+    wrong = sum(count < len(theirs) for count, (_, theirs) in zip(right, pairs, strict=True))
+    return sum(len(theirs) for _, theirs in pairs) / len(pairs), sum(right) / max(1, sum(right) + wrong)
 
 
 def binomial_tail(errors: int, count: int, rate: float) -> float:

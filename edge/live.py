@@ -24,7 +24,7 @@ HALF_LIFE, QUEUE_HALF_LIFE = 300.0, 20.0  # seconds in which half of what was le
 KINDS = 64  # of requests whose answers' lengths are remembered
 MOST = 4.0  # that a prediction is corrected by, up or down
 
-_RATIO, _STEPS = 1.08, 90  # of a guess's values: from a thousandth of the prior to a thousandfold
+_RATIO, _STEPS = 1.1, 120  # of a guess's values: to a hundred thousandth of the prior and a hundred thousandfold
 _FACTORS = _RATIO ** np.arange(-_STEPS, _STEPS + 1.0)
 _PRIOR = 1 / (1 + (np.log(_FACTORS) / math.log(2)) ** 2)  # most within half and double, yet nothing is impossible
 
@@ -52,8 +52,10 @@ class Guess:
 
     def after(self, expected: Floats, seconds: float) -> Self:
         """The guess once something took `seconds` that takes `expected` (n,) if each of the values is right."""
-        spread = NOISE + SHARE * expected
-        fits = np.exp(-(((seconds - expected) / spread) ** 2) / 2) / spread
+        spread = np.maximum(NOISE, SHARE * expected)
+        # What noise explains alone says nothing, however often it is seen.
+        off = np.maximum(np.abs(seconds - expected) - NOISE / 2, 0.0)
+        fits = np.exp(-((off / spread) ** 2) / 2) / spread
         odd = 1 / (10 * max(seconds, NOISE))
         likely = self.aged(1 - CHANGED).likely * ((1 - ODD) * fits + ODD * odd)
         return replace(self, likely=likely / likely.sum())
@@ -145,7 +147,7 @@ class Seen:
 
     kind: Hashable
     tokens: int
-    right: int = 0
+    right: float = 0.0
     tried: int = 0
     kept: bool | None = None
     opening: Opening | None = None
@@ -208,6 +210,7 @@ class Live:
 
     def corrected(self, mode: str, measured: float, predicted: float) -> Self:
         """All of it once a latency was measured that was predicted, uncorrected, with all that was known afterwards."""
-        log = math.log(min(max(measured / max(predicted, 1e-9), 1 / MOST), MOST))
+        ratio = (measured + NOISE) / (predicted + NOISE)  # what is off by no more than noise is right
+        log = math.log(min(max(ratio, 1 / MOST), MOST))
         before = self.corrections.get(mode, Average.of(0.0, 2.0))
         return replace(self, corrections={**self.corrections, mode: before.after(log)})

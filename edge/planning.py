@@ -2,7 +2,8 @@
 
 The search over all choices is done once for each kind of request and kept; a request then takes the conditions of the
 moment. After an answer the same choice is predicted again with all that is known by then (the answer's length, what the
-gate said, the link as it showed): what is left between that and the measured latency corrects its mode.
+gate said, the link as it showed): what is left between that and the measured latency corrects its mode. A mode that is
+not chosen teaches nothing, and what was learnt of it fades.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from cutline.edge.spans import device_cuts
 from cutline.edge.thermal import Thermal
 from cutline.errors import InputError
 from cutline.models.bundle import Manifest
+from cutline.models.layerline import END
 from cutline.models.wire import Wire
 from cutline.partitioner.acceptance import FIRST_RATE, FIRST_SEEN
 from cutline.partitioner.cost import Terms, terms_of
@@ -97,10 +99,11 @@ class Planner:
         throttled: Callable[[], bool | None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.target = setting.target
         self._setting = setting
         self._link = Conditions.over(link)
         self._clock = clock
+        self._priced = setting.prices is not None
+        self._cuts = _cuts(setting.target, priced=self._priced)
         sustained = setting.edge.sustained
         # Without a figure for a device that is held back there is nothing to do about it.
         self._slowed = 1.0 if sustained is None else min(sustained, 1.0)
@@ -113,6 +116,13 @@ class Planner:
             acceptance=Average.of(FIRST_RATE, FIRST_SEEN),
             kept=Average.of(0.0 if setting.gate is None else setting.gate.kept, GATE_SEEN),
         )
+
+    def meet(self, start: str, end: str) -> None:
+        """Plan no cut but those that a worker of the layers `[start, end)` can begin at, if it names any."""
+        line = self._setting.target.line
+        if {start, end} <= {*line.layers, END}:
+            theirs = line.layers[line.place(start) : line.place(end)]
+            self._cuts = tuple(cut for cut in _cuts(self._setting.target, priced=self._priced) if cut in theirs)
 
     def plan(self, prepared: Prepared, *, ready: Collection[str]) -> Chosen:
         """The best plan for a request; `ready` are the cuts whose graphs are loaded.
@@ -166,15 +176,15 @@ class Planner:
 
         Returns the seconds that would have been predicted, uncorrected, had all been known.
         """
-        asked_worker = progress.opened is not None
+        asked_worker, gated = progress.opened is not None, chosen.plan.mode == "auto"
         right, tried = progress.record()
         uploaded = sum(size for _, size in progress.sent[1:]) if asked_worker and chosen.plan.cut == "image" else None
         seen = Seen(
             kind=chosen.kind,
             tokens=max(1, len(progress.tokens)),
-            right=right,
+            right=self._as_of_all(right, tried) if gated else right,
             tried=tried,
-            kept=not asked_worker if chosen.plan.mode == "auto" else None,
+            kept=not asked_worker if gated else None,
             opening=None if progress.cold else _opening(progress),
             density=None if uploaded is None else uploaded / self._pixels(prepared),
         )
@@ -185,11 +195,17 @@ class Planner:
         return hindsight
 
     def _hindsight(self, chosen: Chosen, seen: Seen, live: Live, uploaded: int | None) -> float:
-        plan = chosen.plan
+        setting, plan, kept = self._setting, chosen.plan, float(bool(seen.kept))
+        if setting.gate is not None:  # its word is known, and so is the length
+            setting = replace(setting, gate=replace(setting.gate, kept=kept, longer=1.0))
         asked = replace(chosen.asked, answer_tokens=seen.tokens, image_bytes=uploaded or chosen.asked.image_bytes)
-        terms = terms_of(self._setting, asked, _alone(plan))
-        terms = self._adjusted(terms, kept=float(bool(seen.kept)), throttled=chosen.throttled)
+        terms = self._adjusted(terms_of(setting, asked, _alone(plan)), kept=kept, throttled=chosen.throttled)
         return float(predict(terms, self._conditions(live)).latency[0])
+
+    def _as_of_all(self, right: int, tried: int) -> float:
+        """How many of `tried` tokens would be right in all answers, if these are of one that the gate passed on."""
+        gate = self._setting.gate
+        return tried - (tried - right) / (1.0 if gate is None else gate.harder)
 
     def _asked(self, prepared: Prepared, live: Live, kind: int) -> Asked:
         """The request's sizes, as far as they are known before it is answered."""
@@ -203,7 +219,7 @@ class Planner:
 
     def _pixels(self, prepared: Prepared) -> int:
         """Of a picture that was made small for the upload."""
-        return math.prod(self.target.family.fitted(prepared.image.size))
+        return math.prod(self._setting.target.family.fitted(prepared.image.size))
 
     def _searched(self, asked: Asked, space: Space) -> Search:
         """Every choice for a request like this one, with the terms of this one's upload."""
@@ -230,11 +246,10 @@ class Planner:
             modes = (*modes, "auto")
         if question.effort == 1.0:  # without drafts the worker decodes alone
             modes = ("cloud", "split", *modes)
-        priced = self._setting.prices is not None
         return Space(
             modes=modes,
-            cuts=_cuts(self.target, priced=priced),
-            wires=tuple(Wire) if priced else (Wire.FLOAT32,),
+            cuts=self._cuts,
+            wires=tuple(Wire) if self._priced else (Wire.FLOAT32,),
             efforts=(question.effort,),
         )
 

@@ -175,12 +175,13 @@ def _token_seconds(drafter: Drafter, behind: int) -> float:
     answer: list[int] = []
     times: list[float] = []
     room = drafter.manifest.decoder.context - behind - 1
-    for _ in range(max(2, min(TOKENS, room) // TOGETHER)):
+    together = max(1, min(TOGETHER, room // 2))
+    for _ in range(min(TOKENS, room) // together):
         began = time.perf_counter()
-        for _ in range(TOGETHER):
+        for _ in range(together):
             answer.append(token)  # whatever was drafted: every token costs the same
             next(drafting.draft(answer, 1))
-        times.append((time.perf_counter() - began) / TOGETHER)
+        times.append((time.perf_counter() - began) / together)
     return significant(statistics.median(times[1:]))
 
 

@@ -7,11 +7,12 @@ from pathlib import Path
 import msgspec
 
 from cutline.devices.profile import load_profile
+from cutline.edge.gate import Gate as CalibratedGate
 from cutline.edge.gate import open_gate
 from cutline.models.bundle import CALIBRATION, Bundle
 from cutline.models.prices import open_prices
 from cutline.partitioner.roofline import WEIGHT_BYTES
-from cutline.partitioner.setting import Gate, Setting
+from cutline.partitioner.setting import Gate, Overheads, Setting
 
 
 class _Config(msgspec.Struct):
@@ -30,18 +31,32 @@ def setting_of(
     """
     gate = None
     if wants_gate or CALIBRATION in drafter.manifest.files:
-        found = open_gate(drafter)
-        kept = found.kept / found.requests if found.requests else 0.0
-        gate = Gate(kept=kept, agreed=1 - found.disagreed / found.kept if found.kept else 1.0)
-    prices = open_prices(target)
+        gate = _planned(open_gate(drafter))
+    prices, machines = open_prices(target), (load_profile(edge), load_profile(cloud))
     return Setting(
         drafter=drafter.manifest,
         target=target.manifest,
-        edge=load_profile(edge),
-        cloud=load_profile(cloud),
+        edge=machines[0],
+        cloud=machines[1],
         gate=gate,
         prices=prices.agreement if prices else None,
         cloud_dtype=_dtype(target),
+        overheads=Overheads.between(*machines),
+    )
+
+
+def _planned(gate: CalibratedGate) -> Gate:
+    """A calibrated gate as a planner sees it."""
+    longer = harder = 1.0
+    if gate.tokens is not None and gate.passed_tokens is not None:
+        longer = gate.passed_tokens / gate.tokens
+    if gate.foreseen is not None and gate.passed_foreseen is not None and gate.foreseen < 1:
+        harder = (1 - gate.passed_foreseen) / (1 - gate.foreseen)
+    return Gate(
+        kept=gate.kept / gate.requests if gate.requests else 0.0,
+        agreed=1 - gate.disagreed / gate.kept if gate.kept else 1.0,
+        longer=longer,
+        harder=harder,
     )
 
 

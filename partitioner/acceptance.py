@@ -14,19 +14,19 @@ FIRST_SEEN = 5  # ... as if it had seen so many tokens
 _NEARLY_ALL = 1 - 1e-9  # stands for 1, where the closed forms below divide by zero
 
 
-def proper(acceptance: float) -> float:
+def proper(acceptance: ArrayLike) -> NDArray[np.float64]:
     """`acceptance` as the functions here take it: less than 1."""
-    return min(acceptance, _NEARLY_ALL)
+    return np.minimum(np.asarray(acceptance, np.float64), _NEARLY_ALL)
 
 
-def right_tokens(acceptance: float, after: ArrayLike, until: ArrayLike) -> NDArray[np.float64]:
+def right_tokens(acceptance: ArrayLike, after: ArrayLike, until: ArrayLike) -> NDArray[np.float64]:
     """Expected tokens of the first run of right ones that stand behind the first `after` and within `until`."""
     p = proper(acceptance)
     tokens: NDArray[np.float64] = (p ** (np.asarray(after) + 1.0) - p ** (np.asarray(until) + 1.0)) / (1 - p)
     return np.maximum(tokens, 0.0)
 
 
-def confirmed_tokens(acceptance: float, drafted: ArrayLike) -> NDArray[np.float64]:
+def confirmed_tokens(acceptance: ArrayLike, drafted: ArrayLike) -> NDArray[np.float64]:
     """Expected tokens that a pass with `drafted` drafted ones confirms: the right ones, and one more."""
     return 1.0 + right_tokens(acceptance, 0, drafted)
 

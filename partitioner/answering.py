@@ -6,6 +6,7 @@ derives the formulas. A faster link never makes any of them larger.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -63,7 +64,7 @@ class _Drafts:
         """Seconds of waiting for drafts behind the first message, where making or sending them takes longest."""
         length = np.maximum(terms.length, 1)
         slower = np.maximum(np.maximum(self.making, self.wired) / length - self.verifying, 0.0)
-        waiting: Floats = slower * np.maximum(terms.answer_tokens - 1 - length, 0)
+        waiting: Floats = slower * np.maximum(terms.tokens - 1 - length, 0)
         return waiting
 
 
@@ -97,29 +98,38 @@ def _drafts(terms: Terms, now: Conditions) -> _Drafts:
         wired=wired,
         lost=lost,
         making=making,
-        verifying=_verifying(terms, proper(now.acceptance)),
+        verifying=_verifying(terms, now),
     )
 
 
-def _verifying(terms: Terms, acceptance: float) -> Floats:
+def _acceptance(terms: Terms, now: Conditions) -> Floats:
+    """The acceptance of each choice: what the gate passes on is harder to foresee than all answers together."""
+    rejected = (1 - now.acceptance) * np.where(terms.gated, terms.harder, 1.0)
+    return proper(1 - np.minimum(rejected, 1.0))
+
+
+def _verifying(terms: Terms, now: Conditions) -> Floats:
     """Seconds of passes a token while drafts flow: inside the decoder whole ones, else as many rows as are worth it."""
-    more = max(terms.answer_tokens - 1, 1)
-    rate = believed_rate(acceptance, more / 2)  # half way through the answer stands for the whole
+    more, acceptance = np.maximum(terms.tokens - 1, 1), _acceptance(terms, now)
     seconds = terms.draft_pass / np.minimum(confirmed_tokens(acceptance, terms.length), more)
-    for length in terms.lengths:
-        rows = worth_verifying(terms.passes, length, rate)
-        pace = terms.passes[rows] / min(float(confirmed_tokens(acceptance, rows)), more)
-        seconds = np.where(~terms.deep & (terms.length == length), pace, seconds)
+    for gated, length in itertools.product((False, True), terms.lengths):
+        alike = ~terms.deep & (terms.gated == gated) & (terms.length == length)
+        if alike.any():
+            index = int(np.argmax(alike))
+            rate = believed_rate(float(acceptance[index]), more[index] / 2)  # half way through stands for the whole
+            rows = worth_verifying(terms.passes, length, rate)
+            pace = terms.passes[rows] / np.minimum(confirmed_tokens(acceptance, rows), more)
+            seconds = np.where(alike, pace, seconds)
     return seconds
 
 
 def _race(terms: Terms, now: Conditions, drafts: _Drafts) -> Answering:
     """Up to `decoder.0`, where the worker can decode on alone, and does as far as the effort allows."""
-    more, p = terms.answer_tokens - 1, proper(now.acceptance)
+    more, p = terms.tokens - 1, _acceptance(terms, now)
     one = np.maximum(terms.one_pass, 1e-12)
     token, drafting = terms.drafter.token, terms.drafts | terms.gated
     # Seconds a token while drafts flow: the worker's passes or, behind the first message, what drafts and sends more.
-    flowing = drafts.verifying + drafts.behind(terms) / max(more, 1)
+    flowing = drafts.verifying + drafts.behind(terms) / np.maximum(more, 1)
     fastest = np.minimum(one, flowing)
     # After a rejection no draft is of use until one that builds on it has come. The worker decodes on meanwhile, and
     # that draft is of use if it foresaw what the worker decoded.
@@ -131,8 +141,8 @@ def _race(terms: Terms, now: Conditions, drafts: _Drafts) -> Answering:
     verified = right_tokens(p, 0, terms.first_verified)  # within the prefill, of an answer that the gate passed on
     first_run = right_tokens(p, alone + terms.first_verified, more)
     rest = more - alone - verified - first_run
-    rejected = 1 - p**more if more else 1.0  # the chance that any draft is; then so many tokens are left:
-    left = rest / max(rejected, 1e-12)
+    rejected = np.where(more > 0, 1 - p**more, 1.0)  # the chance that any draft is; then so many tokens are left:
+    left = rest / np.maximum(rejected, 1e-12)
     flowed = np.maximum(left - behind, 0.0) * caught_up
     raced = terms.extra_pass + alone * one + first_run * fastest
     raced += rejected * ((left - flowed) * one + flowed * fastest)
@@ -142,9 +152,9 @@ def _race(terms: Terms, now: Conditions, drafts: _Drafts) -> Answering:
     passes = terms.extra_pass + (more - verified) * drafts.verifying
     # Effort is the share of an answer that may be decoded alone; what would be beyond it waits for drafts.
     wants_alone = np.maximum(more * (1 - caught_up), 1e-12)
-    waits = np.clip(1 - terms.effort * terms.answer_tokens / wants_alone, 0.0, 1.0)
+    waits = np.clip(1 - terms.effort * terms.tokens / wants_alone, 0.0, 1.0)
     # Drafts that come before the prefill are verified in it, which saves a pass, and no more than they are early.
-    saved = np.minimum(drafts.early, one) * p * min(more, 1)
+    saved = np.minimum(drafts.early, one) * p * np.minimum(more, 1)
     zero = np.zeros(len(one))
     return Answering(
         drafter=zero,
@@ -165,12 +175,12 @@ def _inside_decoder(terms: Terms, now: Conditions, drafts: _Drafts) -> Answering
 
     Without drafts each token is a round trip; with them each rejection is one.
     """
-    more, p = terms.answer_tokens - 1, proper(now.acceptance)
+    more, p = terms.tokens - 1, _acceptance(terms, now)
     drafting = terms.drafts | terms.gated
-    trips = np.where(drafting, more * (1 - p), float(more))
+    trips = np.where(drafting, more * (1 - p), more)
     left = more - right_tokens(p, 0, terms.first_verified)
     passes = np.where(drafting, left * drafts.verifying, more * terms.one_pass)
-    flow = drafts.behind(terms) * left / max(more, 1)
+    flow = drafts.behind(terms) * left / np.maximum(more, 1)
     return Answering(
         drafter=drafts.late + drafting * (flow + trips * terms.length * terms.drafter.token),
         edge=trips * terms.edge_step,

@@ -45,13 +45,16 @@ class Terms:
 
     `passes[i]` are a worker's seconds for a pass of i + 1 rows through the whole decoder, `one_pass` those of one row
     from the choice's own cut on, `draft_pass` those of a draft and the token before it; `edge_step` and `step_upload`
-    are for as many. `extra_pass` is what verifying the `first_verified` tokens of a gated answer adds to a prefill.
-    `place` is the cut's on the layer line, behind all layers where no worker is asked; `agreement` is NaN where it was
-    not measured.
+    are for as many. `answer_tokens` are those of a mean answer, `passed_tokens` of one that the gate passes on; `harder`
+    is as a `Gate` has it. `extra_pass` is what verifying the `first_verified` tokens of a gated answer adds to a
+    prefill. `place` is the cut's on the layer line, behind all layers where no worker is asked; `agreement` is NaN where
+    it was not measured.
     """
 
     choices: tuple[Choice, ...]
     answer_tokens: int
+    passed_tokens: int
+    harder: float
     drafter: DrafterSpeed
     kept: float
     prepare: float
@@ -82,6 +85,11 @@ class Terms:
     agreement: Floats
     exact: Bools
 
+    @property
+    def tokens(self) -> Integers:
+        """Tokens (n,) of an answer for which the worker is asked."""
+        return np.where(self.gated, self.passed_tokens, self.answer_tokens)
+
 
 def terms_of(setting: Setting, asked: Asked, space: Space) -> Terms:
     """The terms of every choice in `space`; without a gate in `setting`, none of mode `auto`."""
@@ -93,6 +101,8 @@ def terms_of(setting: Setting, asked: Asked, space: Space) -> Terms:
     return Terms(
         choices=tuple(choices),
         answer_tokens=asked.answer_tokens,
+        passed_tokens=known.passed_tokens,
+        harder=1.0 if setting.gate is None else setting.gate.harder,
         drafter=drafter_speed(setting.edge, setting.drafter, drafter_sizes, context=known.context),
         kept=0.0 if setting.gate is None else setting.gate.kept,
         prepare=setting.overheads.request + preprocess_seconds(setting.edge, known.sizes),
@@ -116,17 +126,19 @@ class _Known:
     places: dict[str, int]
     spans: Spans
     passes: Floats
+    passed_tokens: int
     first_verified: int
 
 
 def _known(setting: Setting, asked: Asked, space: Space) -> _Known:
-    target, more = setting.target, asked.answer_tokens - 1
-    names = target.line.layers
+    target, names = setting.target, setting.target.line.layers
+    passed = _passed_tokens(setting, asked)
+    most = max(asked.answer_tokens, passed) - 1
     sizes = request_sizes(target, asked.grid, asked.prompt_tokens)
     context = asked.prompt_tokens + asked.answer_tokens / 2
     edge = Machine.of(setting.edge, target, "edge")
     cloud = Machine.of(setting.cloud, target, "cloud", dtype=setting.cloud_dtype)
-    spans = spans_of(edge, cloud, sizes, context=context, longest=max(*space.lengths, more) + 1)
+    spans = spans_of(edge, cloud, sizes, context=context, longest=max(*space.lengths, most) + 1)
     passes = spans.cloud_passes[:, names.index("decoder.0")] + setting.overheads.scheduling
     return _Known(
         sizes,
@@ -135,19 +147,28 @@ def _known(setting: Setting, asked: Asked, space: Space) -> _Known:
         {name: place for place, name in enumerate(names)},
         spans,
         passes,
-        worth_verifying(passes, more, FIRST_RATE),
+        passed,
+        worth_verifying(passes, passed - 1, FIRST_RATE),
     )
+
+
+def _passed_tokens(setting: Setting, asked: Asked) -> int:
+    """Tokens of an answer that the gate passes on, within the model's context."""
+    if setting.gate is None:
+        return asked.answer_tokens
+    room = setting.target.decoder.context - asked.prompt_tokens
+    return max(1, min(round(asked.answer_tokens * setting.gate.longer), max(room, asked.answer_tokens)))
 
 
 def _row(known: _Known, setting: Setting, asked: Asked, choice: Choice) -> dict[str, float]:
     """The terms of one choice."""
-    more, spans = asked.answer_tokens - 1, known.spans
-    asks, gated = choice.cut is not None, choice.mode == "auto"
+    asks, gated, spans = choice.cut is not None, choice.mode == "auto", known.spans
+    more = (known.passed_tokens if gated else asked.answer_tokens) - 1
     cut = known.places["image"] if choice.cut is None else known.places[choice.cut]
     deep, uploads = choice.cut in setting.target.line.deep_cuts, choice.cut == "image"
     length = 0 if choice.drafting is None else min(choice.drafting.length, more)
     first = 0 if not gated else more if deep else known.first_verified
-    whole = asked.answer_tokens if gated else 0  # tokens drafted before the session is opened
+    whole = more + 1 if gated else 0  # tokens drafted before the session is opened
     ids = _token_bytes(setting.target)
     a_row = 0 if choice.wire is None else bytes_per_row(choice.wire, known.layers[choice.cut or "image"].width)
     boundary = known.layers[choice.cut or "image"].boundary(known.sizes)

@@ -53,7 +53,8 @@ def predict(terms: Terms, now: Conditions) -> Prediction:
     }
     parts = np.stack([of_asked[part] for part in PARTS])
     first = parts.sum(axis=0) - after.seconds - terms.overheads.closing * asks
-    slowest = terms.prepare + drafted_whole + asks * parts.sum(axis=0)
+    longer = terms.gated * (terms.passed_tokens - terms.answer_tokens) * terms.drafter.token
+    slowest = terms.prepare + drafted_whole + longer + asks * parts.sum(axis=0)
     parts *= asked
     parts[PARTS.index("prepare")] += terms.prepare
     parts[PARTS.index("drafter")] += drafted_whole
@@ -67,7 +68,7 @@ def predict(terms: Terms, now: Conditions) -> Prediction:
         slowest=slowest,
         energy=_energy(terms, latency, terms.prepare + drafted_whole + asked * (of_asked["edge"] + after.drafted)),
         bytes_up=asked * (terms.upload + after.messages * terms.step_upload),
-        bytes_down=asked * (CLOSING_BYTES + terms.answer_tokens * (CONFIRMED_BYTES + 1.0)),
+        bytes_down=asked * (CLOSING_BYTES + terms.tokens * (CONFIRMED_BYTES + 1.0)),
         cloud=asked * (terms.cloud_prefill + after.cloud),
         rounds=asked * (1 + after.trips),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cutline.devices.profile import DeviceProfile
 from cutline.models.bundle import Manifest
@@ -25,10 +25,20 @@ class Asked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gate:
-    """What a calibrated gate does: the share of answers it keeps, the share of those with the target's tokens."""
+    """What a calibrated gate does: the share of answers it keeps, the share of those with the target's tokens.
+
+    The answers that it passes on are `longer` times as long as all are on average, and `harder` times as many of their
+    tokens are drafted wrong.
+    """
 
     kept: float
     agreed: float
+    longer: float = 1.0
+    harder: float = 1.0
+
+
+MESSAGE = 115e-6  # seconds of a message on the core that the overheads were measured on (a profile's `message`)
+DEVICE_SHARE = {"request": 1.0, "session": 0.1, "closing": 0.2, "message": 0.7, "scheduling": 0.0}  # of overheads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +57,13 @@ class Overheads:
     message: float = 0.9e-3
     scheduling: float = 0.3e-3
 
+    @classmethod
+    def between(cls, edge: DeviceProfile, cloud: DeviceProfile) -> Overheads:
+        """Those of two machines: each one's share grows with the seconds that a message takes on it."""
+        here, there, known = _slowness(edge), _slowness(cloud), cls()
+        both = {name: share * here + (1 - share) * there for name, share in DEVICE_SHARE.items()}
+        return replace(known, **{name: getattr(known, name) * slower for name, slower in both.items()})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
@@ -64,3 +81,8 @@ class Setting:
     prices: Prices | None = None
     cloud_dtype: str = "fp32"
     overheads: Overheads = Overheads()
+
+
+def _slowness(profile: DeviceProfile) -> float:
+    """How many times longer than on the core that overheads were measured on; 1 where a profile does not say."""
+    return 1.0 if profile.message_seconds is None else profile.message_seconds / MESSAGE

@@ -75,10 +75,6 @@ class WorkerClient:
         """Whether the connection stands, so that a session need not wait for one."""
         return self._channel.get_state() is grpc.ChannelConnectivity.READY
 
-    def connect(self) -> None:
-        """Begin to connect; without it the first call does."""
-        self._channel.get_state(try_to_connect=True)
-
     async def close(self) -> None:
         """Close the connection; sessions still open on it fail."""
         await self._channel.close()

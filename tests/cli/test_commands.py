@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -117,6 +118,31 @@ def test_a_cut_changes_no_token(run: Run, start: Start, card: Path, worker: str)
             assert (answer["cut"], answer["wire"], answer["exact"]) == (cut, "fp32", True)
     merged = ask("--agent", url, "--cut", "decoder.2", "--keep-image-tokens", "0.5", mode="split")
     assert not merged["exact"]
+
+
+def test_profiles_make_auto_plan(run: Run, start: Start, card: Path, worker: str) -> None:
+    profiles = ("--edge-profile", "raspberry-pi-5", "--cloud-profile", "cpu-server", "--link", "wifi")
+    whole = json.loads(run("ask", card, QUESTION, "--mode", "cloud", "--worker", worker, "--json").out)
+    assert whole["plan"] is None
+    running = start("edge", "--worker", worker, "--listen", "127.0.0.1:0", *profiles)
+    url = f"http://{running.address()}"
+    for way in (("--worker", worker, *profiles), ("--agent", url)):
+        ran = run("ask", card, QUESTION, "--exact", "--json", *way)
+        assert (ran.code, ran.err) == (0, "")
+        answer = json.loads(ran.out)
+        check_contract(answer, "auto")
+        assert answer["exact"]
+        assert [token["id"] for token in answer["tokens"]] == [token["id"] for token in whole["tokens"]]
+        plan = answer["plan"]
+        assert (plan["cut"], plan["wire"]) == (answer["cut"], answer["wire"])
+        assert plan["measured_ms"] == answer["latency_ms"]
+        assert plan["predicted_ms"] > 0
+        told = run("ask", card, QUESTION, "--exact", *way)
+        assert re.search(r"planned (cloud|split|draft) at .*: \d+ ms predicted, \d+ measured", told.out)
+        stays = json.loads(run("ask", card, QUESTION, "--image-must-stay", "--json", *way).out)
+        assert stays["plan"]["cut"] not in ("image", "vision.0")
+        assert "no plan keeps to 1 ms" in run("ask", card, QUESTION, "--max-latency-ms", "1", *way).failed(2)
+    assert "needs a worker" in run("ask", card, QUESTION, *profiles).failed(2)
 
 
 def test_a_seed_gives_the_same_answer_in_every_exact_mode(run: Run, card: Path, worker: str) -> None:

@@ -28,7 +28,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / ".dev"
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fraction of the seconds that are usually spent on measuring."""
-    for name in ("TARGET_SECONDS", "DRAFTER_SECONDS", "REST_SECONDS", "WORK_SECONDS"):
+    for name in ("TARGET_SECONDS", "DRAFTER_SECONDS", "MESSAGE_SECONDS", "REST_SECONDS", "WORK_SECONDS"):
         monkeypatch.setattr(profile, name, 0.3)
 
 
@@ -123,7 +123,7 @@ def test_bad_input_is_refused_in_one_line(run: Run, arguments: tuple[str, ...], 
 RUN = """
 import sys
 from cutline.cli import main, profile
-for name in ("TARGET_SECONDS", "DRAFTER_SECONDS", "REST_SECONDS", "WORK_SECONDS"):
+for name in ("TARGET_SECONDS", "DRAFTER_SECONDS", "MESSAGE_SECONDS", "REST_SECONDS", "WORK_SECONDS"):
     setattr(profile, name, 0.1)
 sys.argv = ["cutline", "profile", "--threads", "1"]
 try:

@@ -318,6 +318,28 @@ def test_a_broken_engine_says_so_to_all_who_are_there_and_all_who_come(caplog: p
     assert "illegal memory access" in caplog.text
 
 
+def test_a_session_is_told_how_long_it_waited_for_a_pass_to_end() -> None:
+    target, began, go_on = FakeTarget(2), threading.Event(), threading.Event()
+    run = target.run
+
+    def held(batch: Sequence[Rows], images: Sequence[Tensor | None]) -> list[Tensor]:
+        began.set()
+        go_on.wait(30)
+        return run(batch, images)
+
+    target.run = held  # type: ignore[method-assign]
+    with running(target) as engine:
+        _, first = opened(engine, request(PROMPTS[0]))
+        began.wait(30)
+        _, second = opened(engine, request(PROMPTS[1]))
+        time.sleep(0.2)
+        go_on.set()
+        waits = [one.next().queue_seconds for one in (first, second)]  # type: ignore[union-attr]
+        assert waits[0] < 0.1
+        assert 0.2 <= waits[1] < 5.0
+        assert isinstance(second.end(), Finished)
+
+
 def test_a_session_that_waits_too_long_for_a_draft_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "IDLE_SECONDS", 0.1)
     with running(FakeTarget(1)) as engine:

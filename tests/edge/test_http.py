@@ -15,7 +15,7 @@ from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.edge import http, remote
 from cutline.edge.agent import Agent
-from cutline.edge.answer import Answer, Mode, Question, Source, Token
+from cutline.edge.answer import Answer, Believed, Forecast, Mode, Question, Source, Token
 from cutline.edge.chat import STATUS, Completion
 from cutline.edge.http import application
 from cutline.errors import BundleError, CutlineError, ImageError, InputError, PromptError, WorkerUnavailable
@@ -250,6 +250,30 @@ def test_question_and_answer_go_there_and_back_whole() -> None:
     assert ask_over(agent, QUESTION) == ANSWER
     assert agent.asked == QUESTION
     assert Completion.asking(QUESTION).question() == QUESTION
+
+
+def test_what_bounds_a_plan_and_the_plan_go_there_and_back_whole() -> None:
+    asked = Question(
+        image=b"any", text="What?", exact=True, image_must_stay=True, max_latency_ms=250.0, min_agreement=0.75
+    )
+    believed = Believed(rtt_ms=40.0, uplink_mbps=3.5, queue_ms=0.5, acceptance=0.9, answer_tokens=12, throttled=False)
+    plan = Forecast(
+        mode=Mode.DRAFT,
+        cut="decoder.0",
+        wire=Wire.INT8,
+        effort=1.0,
+        predicted_ms=84.0,
+        uncorrected_ms=70.0,
+        correction=1.2,
+        hindsight_ms=81.0,
+        measured_ms=80.0,
+        cold=False,
+        why="It is quickest",
+        believed=believed,
+    )
+    agent = Scripted(msgspec.structs.replace(ANSWER, plan=plan))
+    assert ask_over(agent, asked).plan == plan
+    assert agent.asked == asked
 
 
 @pytest.mark.parametrize("kind", list(STATUS))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cutline.edge.progress import Belief
+from cutline.edge.progress import Belief, Progress
 from cutline.models.sampling import agreeing
 
 tokens = st.lists(st.integers(0, 2), max_size=8).map(tuple)
@@ -44,3 +44,18 @@ def test_a_draft_that_is_sent_is_believed_until_a_reply(belief: Belief, draft: t
     assert grown.sent == len(grown.tokens)
     assert not grown.replying
     assert grown.after(belief.tokens) is grown
+
+
+@given(answer=st.lists(st.integers(0, 1), max_size=8), seeds=st.lists(st.tuples(tokens, st.integers(0, 8)), max_size=5))
+def test_the_record_of_drafts_counts_each_place_once(
+    answer: list[int], seeds: list[tuple[tuple[int, ...], int]]
+) -> None:
+    drafts = [(min(start, len(tokens)), tokens) for tokens, start in seeds]
+    right, tried = Progress(0.0, tokens=answer, drafts=drafts).record()
+    expected: dict[int, bool] = {}
+    for place in range(len(answer)):
+        for start, believed in drafts:
+            # A word on this place: drafted, and all that it builds on was right.
+            if start <= place < len(believed) and list(believed[:place]) == answer[:place]:
+                expected.setdefault(place, believed[place] == answer[place])
+    assert (right, tried) == (sum(expected.values()), len(expected))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -40,6 +41,7 @@ from cutline.protos.tensors import CHUNK
 from cutline.protos.v1 import worker_pb2 as pb
 
 uint32 = st.integers(0, 2**32 - 1)
+seconds = st.floats(0, 1e6, width=32)
 tokens = st.lists(uint32, max_size=20).map(tuple)
 amounts = st.floats(allow_nan=False)
 
@@ -71,7 +73,7 @@ agent_messages: st.SearchStrategy[AgentMessage] = st.one_of(
     st.just(Cancel()),
 )
 worker_messages: st.SearchStrategy[WorkerMessage] = st.one_of(
-    st.builds(Opened, st.text()),
+    st.builds(Opened, st.text(), seconds, seconds, seconds),
     tokens.flatmap(lambda new: st.builds(Confirmed, uint32, st.just(new), st.integers(0, len(new)))),
     st.builds(Finished, st.sampled_from(Reason), uint32, uint32, amounts),
 )
@@ -304,6 +306,9 @@ def test_an_agents_message_out_of_bounds_is_refused(wire: pb.AgentMessage, words
     ("wire", "words"),
     [
         (pb.WorkerMessage(), "no known kind"),
+        (pb.WorkerMessage(opened=pb.Opened(upload_seconds=-1.0)), "times"),
+        (pb.WorkerMessage(opened=pb.Opened(prepare_seconds=math.nan)), "times"),
+        (pb.WorkerMessage(opened=pb.Opened(queue_seconds=math.inf)), "times"),
         (pb.WorkerMessage(confirmed=pb.Confirmed(tokens=[1], accepted=2)), "more drafted tokens"),
         (pb.WorkerMessage(finished=pb.Finished()), "no known reason"),
         (pb.WorkerMessage(finished=pb.Finished(reason=3)), "no known reason"),  # type: ignore[arg-type]
