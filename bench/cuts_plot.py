@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 INK, MUTED, RULE = "#1d1f23", "#5d626b", "#dddad4"
 COLOURS = ("#2f8fd3", "#e08e00", "#17a07a")  # of the manners of asking
-_STYLE: dict[Any, object] = {
+STYLE: dict[Any, object] = {
     "font.size": 9,
     "text.color": INK,
     "axes.labelcolor": MUTED,
@@ -40,7 +40,7 @@ _STYLE: dict[Any, object] = {
 
 def draw(path: Path, cuts: Sequence[str], links: Mapping[str, Cells], memory: Mapping[str, int]) -> None:
     """Draw what was measured into the file `path`; `memory` in bytes."""
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(11, 3.2 * ((len(links) + 3) // 2)), layout="constrained")
         panels = list(figure.subplots((len(links) + 3) // 2, 2, sharex=True).flat)
         for axes, (link, cells) in zip(panels, links.items(), strict=False):

@@ -1,18 +1,18 @@
-"""What bench/plan_accuracy.py measures: a device as slow as it is told to be, a worker, links between, and every plan.
+"""What bench/plan_accuracy.py measures: a device as slow as it is told to be, a worker, a link, and every plan.
 
-The agent runs on a core of its own, made slow (cutline.bench.slow), the worker on another; each is a process of its own,
-and so is `cutline profile`, which measures them just as they are.
+The agent runs on a core of its own, made slow (cutline.bench.slow), the worker on another. Each is a process of its
+own, and so is `cutline profile`, which measures them just as they are.
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, ExitStack, contextmanager
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -20,10 +20,11 @@ from statistics import median
 import httpx
 import numpy as np
 
+from cutline.bench.plan_figures import LIMITS
 from cutline.bench.slow import pinned, slowed
-from cutline.cli.processes import agent_process, worker_process
+from cutline.cli.processes import agent_process
 from cutline.demo.cards import Split
-from cutline.demo.requests import requests
+from cutline.demo.requests import Request, requests
 from cutline.devices.emulator import LinkEmulator
 from cutline.devices.link import load_link
 from cutline.edge.agent import Agent
@@ -44,12 +45,16 @@ EDGE_CORE, CLOUD_CORE = 0, 1
 MAX_TOKENS = 64
 CARDS = 40  # to choose requests from
 
+Tell = Callable[[str], None]  # hears what is being done
+Seconds = dict[Choice, float]  # of each plan, as means over the requests
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asking:
-    """One request: its sizes, how many of the answer's tokens the drafter foresees, and whether the gate keeps it.
+    """One request, its sizes, and what the models make of it; `weight` is its share of a mean over requests.
 
-    `weight` is its share of a mean over requests.
+    Of the `answer_tokens` of the target's answer the drafter foresees `foreseen`; `kept` says that the gate keeps its
+    own.
     """
 
     image: bytes
@@ -68,46 +73,51 @@ def choose(drafter: Bundle, worker: str, *, kept: int, passed: int, seed: int) -
 
     They are weighed so that the gate keeps the share that it kept when it was calibrated.
     """
-    manifest, gate, greedy = drafter.manifest, open_gate(drafter), Sampling()
-    drafting, prompts = Drafter.open(drafter, threads=1), PromptBuilder.open(drafter)
-    wanted, share = {True: kept, False: passed}, gate.kept / gate.requests
+    gate, left = open_gate(drafter), {True: kept, False: passed}
+    share = gate.kept / gate.requests
     weights = {True: share / kept, False: (1 - share) / passed}
+    look, chosen = _looker(drafter, worker), list[Asking]()
     drawn = list(requests(Split.EVALUATION, CARDS, seed))
-    random.Random(seed).shuffle(drawn)
-
-    async def truth(image: bytes, text: str) -> list[int]:
-        async with Agent(drafter, worker=worker, threads=1) as agent:
-            answer = await agent.answer(Question(image=image, text=text, mode=Mode.CLOUD, max_tokens=MAX_TOKENS))
-        return [token.id for token in answer.tokens]
-
-    chosen: list[Asking] = []
-    for one in drawn:
-        picture = decode_image(one.image)
-        pixels = manifest.family.preprocess(picture)
-        prompt = prompts.build([question(one.question.text)], [pixels.grid]).ids
-        conversation = drafter_answers = drafting.converse(prompt, pixels, greedy)
-        keeps = gate.keeps(list(drafter_answers.draft((), MAX_TOKENS)), greedy)
-        if wanted[keeps] == 0:
-            continue
-        wanted[keeps] -= 1
-        tokens = asyncio.run(truth(one.image, one.question.text))
-        foreseen = conversation.logits(tokens[:-1]).argmax(axis=-1) == np.array(tokens)
-        chosen.append(
-            Asking(
-                image=one.image,
-                text=one.question.text,
-                grid=pixels.grid,
-                image_bytes=len(manifest.family.shrink(one.image, picture)),
-                prompt_tokens=len(prompt),
-                answer_tokens=len(tokens),
-                foreseen=int(foreseen.sum()),
-                kept=keeps,
-                weight=weights[keeps],
-            )
-        )
-        if not any(wanted.values()):
-            break
+    order = iter(np.random.default_rng(seed).permutation(len(drawn)))
+    while any(left.values()):
+        one = look(drawn[next(order)], weights)
+        if left[one.kept]:
+            left[one.kept] -= 1
+            chosen.append(one)
     return chosen
+
+
+def _looker(drafter: Bundle, worker: str) -> Callable[[Request, Mapping[bool, float]], Asking]:
+    """What looks at a request: asks the drafter, its gate and the target."""
+    manifest, gate, greedy = drafter.manifest, open_gate(drafter), Sampling()
+    model, prompts = Drafter.open(drafter, threads=1), PromptBuilder.open(drafter)
+
+    async def truth(asked: Question) -> list[int]:
+        async with Agent(drafter, worker=worker, threads=1) as agent:
+            return [token.id for token in (await agent.answer(asked)).tokens]
+
+    def look(request: Request, weights: Mapping[bool, float]) -> Asking:
+        text, picture = request.question.text, decode_image(request.image)
+        pixels = manifest.family.preprocess(picture)
+        prompt = prompts.build([question(text)], [pixels.grid]).ids
+        drafting = model.converse(prompt, pixels, greedy)
+        kept = gate.keeps(list(drafting.draft((), MAX_TOKENS)), greedy)
+        asked = Question(image=request.image, text=text, mode=Mode.CLOUD, max_tokens=MAX_TOKENS)
+        tokens = asyncio.run(truth(asked))
+        foreseen = drafting.logits(tokens[:-1]).argmax(axis=-1) == np.array(tokens)
+        return Asking(
+            image=request.image,
+            text=text,
+            grid=pixels.grid,
+            image_bytes=len(manifest.family.shrink(request.image, picture)),
+            prompt_tokens=len(prompt),
+            answer_tokens=len(tokens),
+            foreseen=int(foreseen.sum()),
+            kept=kept,
+            weight=weights[kept],
+        )
+
+    return look
 
 
 def profile(role: str, out: Path, *, core: int, speed: float, image: bytes | None = None) -> None:
@@ -121,96 +131,130 @@ def profile(role: str, out: Path, *, core: int, speed: float, image: bytes | Non
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-Latencies = dict[Choice, list[float]]  # by plan, those of each request in seconds
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """A cell to measure in: a device with the share `speed` of its core, a link, a worker, and their profiles."""
+
+    drafter: Bundle
+    target: Bundle
+    worker: str
+    link: str
+    speed: float
+    edge_profile: Path
+    cloud_profile: Path
 
 
-def measure(
-    drafter: Bundle,
-    target: Bundle,
-    worker: str,
-    links: Sequence[str],
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """Seconds of all plans; of the best of them once more, side by side with an agent that plans under each limit."""
+
+    every: Seconds
+    finals: Seconds
+    planned: dict[str, float]
+
+
+Finalists = Callable[[Seconds], Sequence[Choice]]  # which plans to measure once more
+
+
+async def measure(
+    place: Place,
     choices: Sequence[Choice],
     asked: Sequence[Asking],
+    finalists: Finalists,
     *,
-    speed: float,
     seconds: float,
-    seed: int,
-    tell: Callable[[str], None],
-) -> dict[str, Latencies]:
-    """Median seconds of every request by every plan over each link, asked in turn for about `seconds` a link.
+    finals_seconds: float,
+    rng: np.random.Generator,
+    tell: Tell,
+) -> Found:
+    """Ask every request by every plan, in turn and again for about `seconds`; then the finalists, likewise."""
+    async with AsyncExitStack() as stack:
+        link = LinkEmulator(load_link(place.link), target=parse_address(place.worker), seed=int(rng.integers(1 << 30)))
+        emulator = await stack.enter_async_context(link)
+        stack.enter_context(slowed(EDGE_CORE, place.speed))
+        target = ("--target", str(place.target.path))
+        profiles = ("--edge-profile", str(place.edge_profile), "--cloud-profile", str(place.cloud_profile))
+        with pinned(EDGE_CORE):
+            plain, planning = [
+                stack.enter_context(agent_process(place.drafter.path, emulator.address, *target, *more))
+                for more in ((), (*profiles, "--link", place.link))
+            ]
+        clients = {
+            agent: stack.enter_context(httpx.Client(base_url=f"http://{agent}", timeout=120, trust_env=False))
+            for agent in (plain, planning)
+        }
 
-    The device has a share `speed` of its core.
-    """
-    return asyncio.run(_measure(drafter, target, worker, links, choices, asked, speed, seconds, seed, tell))
+        async def answer(way: Choice | str, one: Asking) -> float:
+            """Seconds of a plan, or of the agent that plans, under the limit of this name."""
+            client = clients[planning if isinstance(way, str) else plain]
+            return (await asyncio.to_thread(ask_over, client, _put(way, one))).latency_ms / 1e3
+
+        tell(f"speed {place.speed:g} over {place.link}: warming up")
+        for choice in {choice.cut: choice for choice in choices}.values():  # loads each cut's graphs
+            await answer(choice, min(asked, key=lambda one: one.answer_tokens))
+        for limits in LIMITS:
+            for one in asked:
+                await answer(limits, one)
+        tell(f"speed {place.speed:g} over {place.link}: {len(choices)} plans")
+        every = await _rounds(answer, choices, asked, seconds, rng)
+        best = finalists({choice: every[choice] for choice in choices})
+        tell(f"speed {place.speed:g} over {place.link}: the best {len(best)}")
+        finals = await _rounds(answer, [*best, *LIMITS], asked, finals_seconds, rng)
+    return Found(
+        every={choice: every[choice] for choice in choices},
+        finals={choice: finals[choice] for choice in best},
+        planned={limits: finals[limits] for limits in LIMITS},
+    )
 
 
-async def _measure(
-    drafter: Bundle,
-    target: Bundle,
-    worker: str,
-    links: Sequence[str],
-    choices: Sequence[Choice],
+async def _rounds(
+    answer: Callable[[Choice | str, Asking], Awaitable[float]],
+    ways: Sequence[Choice | str],
     asked: Sequence[Asking],
-    speed: float,
     seconds: float,
-    seed: int,
-    tell: Callable[[str], None],
-) -> dict[str, Latencies]:
-    found: dict[str, Latencies] = {}
-    for link in links:
-        async with AsyncExitStack() as stack:
-            emulator = await stack.enter_async_context(
-                LinkEmulator(load_link(link), target=parse_address(worker), seed=seed)
-            )
-            stack.enter_context(slowed(EDGE_CORE, speed))
-            with pinned(EDGE_CORE):
-                agent = stack.enter_context(agent_process(drafter.path, emulator.address, "--target", str(target.path)))
-            client = stack.enter_context(httpx.Client(base_url=f"http://{agent}", timeout=120, trust_env=False))
+    rng: np.random.Generator,
+) -> dict[Choice | str, float]:
+    """Mean seconds over the requests, each by the median of as many rounds as `seconds` allow: one at least.
 
-            async def answer(choice: Choice, one: Asking, client: httpx.Client = client) -> float:
-                made = await asyncio.to_thread(ask_over, client, put(choice, one))
-                return made.latency_ms / 1e3
-
-            tell(f"{link}, speed {speed:g}: warming up")
-            for choice in choices:  # loads what the agent loads when it is first needed
-                await answer(choice, asked[0])
-            found[link] = await _rounds(answer, choices, asked, seconds, random.Random(seed), f"{link}, {speed:g}", tell)
-    return found
-
-
-async def _rounds(answer, choices, asked, seconds, rng, name, tell) -> Latencies:
-    times: dict[tuple[Choice, int], list[float]] = {}
-    began, count = time.monotonic(), 0
-    ways = [(choice, index) for choice in choices for index in range(len(asked)) if not _same_as_another(choice, asked[index])]
-    while count == 0 or (time.monotonic() - began) * (count + 1) / count < seconds:
-        tell(f"{name}: round {count + 1}")
-        rng.shuffle(ways)
-        for choice, index in ways:
-            times.setdefault((choice, index), []).append(await answer(choice, asked[index]))
-        count += 1
-    tell(f"{name}: {count} rounds, {time.monotonic() - began:.0f} s")
-    first = next(choice for choice in choices if choice.mode == "auto")
+    An answer that the gate keeps is the same whatever the cut, so it is asked for once.
+    """
+    times: dict[tuple[Choice | str, int], list[float]] = defaultdict(list)
+    pairs = list({(_carried_out(way, one), index): one for way in ways for index, one in enumerate(asked)}.items())
+    began, rounds = time.monotonic(), 0
+    while rounds == 0 or (time.monotonic() - began) * (rounds + 1) / rounds < seconds:
+        for at in rng.permutation(len(pairs)):  # so that a slow spell of the machine hits all of them
+            pair, one = pairs[at]
+            times[pair].append(await answer(pair[0], one))
+        rounds += 1
     return {
-        choice: [
-            median(times[first if _same_as_another(choice, one) else choice, index]) for index, one in enumerate(asked)
-        ]
-        for choice in choices
+        way: sum(one.weight * median(times[_carried_out(way, one), index]) for index, one in enumerate(asked))
+        for way in ways
     }
 
 
-def _same_as_another(choice: Choice, one: Asking) -> bool:
-    """Whether an answer that the gate keeps is never cut, so that it is enough to ask at one cut."""
-    return choice.mode == "auto" and choice.cut != "image" and one.kept
+def _carried_out(way: Choice | str, one: Asking) -> Choice | str:
+    """What is asked for in place of a plan: one for all of mode auto where the gate keeps the answer."""
+    if isinstance(way, Choice) and way.mode == "auto" and one.kept:
+        return Choice(mode="auto", cut="image", drafting=way.drafting)
+    return way
 
 
-def put(choice: Choice, one: Asking) -> Question:
-    """The question that asks for one plan."""
+def _put(way: Choice | str, one: Asking) -> Question:
+    if isinstance(way, str):
+        bound = LIMITS[way]
+        return Question(
+            image=one.image,
+            text=one.text,
+            max_tokens=MAX_TOKENS,
+            exact=bound.exact,
+            image_must_stay=bound.image_must_stay,
+        )
     return Question(
         image=one.image,
         text=one.text,
-        mode=Mode(choice.mode),
+        mode=Mode(way.mode),
         max_tokens=MAX_TOKENS,
-        effort=choice.drafting.effort if choice.drafting else 1.0,
-        cut=choice.cut or "image",
-        wire=choice.wire or Wire.FLOAT32,
+        effort=way.drafting.effort if way.drafting else 1.0,
+        cut=way.cut or "image",
+        wire=way.wire or Wire.FLOAT32,
     )

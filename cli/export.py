@@ -78,7 +78,8 @@ def shown_steps(console: Console, finished: list[Progress]) -> Iterator[Callable
     from rich import progress as bars
 
     columns = (bars.TextColumn("{task.description}"), bars.BarColumn(), bars.TimeElapsedColumn())
-    with bars.Progress(*columns, console=console, transient=True) as shown:
+    # Where nobody looks, rich would still end the bar with an empty line.
+    with bars.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
         track = shown.add_task("", total=None)
 
         def show(progress: Progress) -> None:

@@ -1,7 +1,8 @@
 """Attention of ragged rows: every session has its own keys and values, held in preallocated slots.
 
 Rows of all sessions stand behind each other in one sequence of batch size 1. Everything but attention treats a row
-alone; attention, registered with transformers here, keeps the sessions apart.
+alone; attention, registered with transformers here, keeps the sessions apart. Sessions of few rows in slots near each
+other attend in one call, each behind a mask of its own; a `Layout` says which, once a pass.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ from transformers.modeling_utils import AttentionInterface
 
 ATTENTION = "cutline_slots"
 
+FEW = 16  # rows of a session below which it may attend together with others
+CALL_KEYS = 256  # a call costs about as much as reading the keys and values of so many positions
+_STEP = 8  # lengths are multiples of it where there is room: kernels of a GPU want their masks so
+
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
@@ -26,6 +31,16 @@ class Stretch:
     last: int
     slot: int
     start: int
+
+    @property
+    def count(self) -> int:
+        """How many rows."""
+        return self.last - self.first
+
+    @property
+    def end(self) -> int:
+        """How many positions are written once they are."""
+        return self.start + self.count
 
 
 class SlotCache:
@@ -38,46 +53,163 @@ class SlotCache:
         self.first = first
         self.keys = torch.zeros(shape, dtype=like.dtype, device=like.device)
         self.values = torch.zeros(shape, dtype=like.dtype, device=like.device)
+        self._written = [0] * shape[1]
+
+    @property
+    def context(self) -> int:
+        """Positions of a slot."""
+        return self.keys.shape[3]
+
+    def note(self, stretches: Sequence[Stretch]) -> None:
+        """What is about to be written; a slot that begins anew is emptied first.
+
+        What another session left there would be masked, but a mask leaves a number that is none as it is.
+        """
+        for stretch in stretches:
+            if stretch.start == 0:
+                for held in (self.keys, self.values):
+                    held[:, stretch.slot, :, : self._written[stretch.slot]] = 0
+                self._written[stretch.slot] = 0
+            self._written[stretch.slot] = max(self._written[stretch.slot], stretch.end)
+
+
+def sort_key(count: int, slot: int) -> tuple[int, int]:
+    """In this order sessions that may attend together stand behind each other: alike in rows, then by slot."""
+    return min(count, FEW).bit_length(), slot
+
+
+def gather(stretches: Sequence[Stretch]) -> list[list[Stretch]]:
+    """Who attends in one call, of stretches in order of `sort_key`: a call reads all slots between its first and last,
+    each as far as its longest.
+
+    One more joins while that reads no more than a call of its own would cost.
+    """
+    groups: list[list[Stretch]] = []
+    for stretch in stretches:
+        if groups and _may_join(groups[-1][-1], stretch):
+            joined = [*groups[-1], stretch]
+            if _keys(joined) <= _keys(groups[-1]) + stretch.end + CALL_KEYS:
+                groups[-1] = joined
+                continue
+        groups.append([stretch])
+    return groups
+
+
+def _may_join(last: Stretch, other: Stretch) -> bool:
+    return (
+        max(last.count, other.count) < FEW
+        and last.count.bit_length() == other.count.bit_length()
+        and last.slot < other.slot
+    )
+
+
+def _keys(group: Sequence[Stretch]) -> int:
+    return (group[-1].slot - group[0].slot + 1) * max(stretch.end for stretch in group)
+
+
+class _Call:
+    """The rows `first` to `last` of a pass: `each` rows, at most, of every slot from `slots.start` to `slots.stop`."""
+
+    def __init__(self, group: Sequence[Stretch], context: int, heads: int, like: Tensor) -> None:
+        """`heads` of a query share a head of the keys."""
+        self.first, self.last = group[0].first, group[-1].last
+        self.slots = slice(group[0].slot, group[-1].slot + 1)
+        self.each = max(stretch.count for stretch in group)
+        self.length = min(context, -(-max(stretch.end for stretch in group) // _STEP) * _STEP)
+        count = self.slots.stop - self.slots.start
+        # What stands in no stretch repeats a row of it, or is for a slot of nobody here: never read.
+        rows, positions, back = [[0] * self.each for _ in range(count)], [[0] * self.each for _ in range(count)], []
+        for stretch in group:
+            at = stretch.slot - self.slots.start
+            for index in range(stretch.count):
+                rows[at][index] = stretch.first - self.first + index
+                positions[at][index] = stretch.start + index
+                back.append(at * self.each + index)
+        whole = len(back) == count * self.each
+        device = like.device
+        self.rows = None if whole else torch.tensor(rows, device=device).flatten()
+        self.back = None if whole else torch.tensor(back, device=device)
+        seen = torch.arange(self.length, device=device) <= torch.tensor(positions, device=device)[..., None]
+        seen = seen[:, None].expand(-1, heads, -1, -1).reshape(count, 1, heads * self.each, self.length)
+        self.mask = torch.zeros(seen.shape, dtype=like.dtype, device=device).masked_fill_(~seen, -torch.inf)
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+        """(last - first, heads, width) of `query` alike; keys and values (slots, kv_heads, context, width).
+
+        Heads that share their keys become rows of one head: a kernel reads the keys once for all of them.
+        """
+        count, (_, heads, width), shared = self.slots.stop - self.slots.start, query.shape, keys.shape[1]
+        query = query if self.rows is None else query[self.rows]
+        query = query.view(count, self.each, shared, heads // shared, width).permute(0, 2, 3, 1, 4)
+        attended = functional.scaled_dot_product_attention(
+            query.reshape(count, shared, -1, width),
+            keys[self.slots, :, : self.length],
+            values[self.slots, :, : self.length],
+            attn_mask=self.mask,
+            scale=scale,
+        )
+        attended = attended.view(count, shared, heads // shared, self.each, width).permute(0, 3, 1, 2, 4)
+        attended = attended.reshape(-1, heads, width)
+        return attended if self.back is None else attended[self.back]
+
+
+class _Alone:
+    """A session of many rows: a call of its own, where the kernel can leave out what is not seen."""
+
+    def __init__(self, stretch: Stretch, device: torch.device) -> None:
+        self.first, self.last = stretch.first, stretch.last
+        self.slot, self.end, self.causal = stretch.slot, stretch.end, stretch.start == 0
+        # None where the kernel makes its own.
+        self.mask = (
+            None
+            if self.causal
+            else torch.ones(stretch.count, self.end, dtype=torch.bool, device=device).tril(stretch.start)
+        )
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+        """As `_Call.attend`."""
+        attended = functional.scaled_dot_product_attention(
+            query.transpose(0, 1)[None],
+            keys[None, self.slot, :, : self.end],
+            values[None, self.slot, :, : self.end],
+            attn_mask=self.mask,
+            is_causal=self.causal,
+            scale=scale,
+            enable_gqa=True,
+        )
+        return attended[0].transpose(0, 1)
+
+
+class Layout:
+    """Where the rows of a pass are written and what they see: made once, and the same in every layer.
+
+    `heads` of a query share a head of the keys.
+    """
+
+    def __init__(self, stretches: Sequence[Stretch], cache: SlotCache, *, heads: int) -> None:
+        like = cache.keys
+        slots = [stretch.slot for stretch in stretches for _ in range(stretch.count)]
+        positions = [at for stretch in stretches for at in range(stretch.start, stretch.end)]
+        self.slots = torch.tensor(slots, device=like.device)
+        self.positions = torch.tensor(positions, device=like.device)
+        self.calls = [
+            _Alone(group[0], like.device) if group[0].count >= FEW else _Call(group, cache.context, heads, like)
+            for group in gather(stretches)
+        ]
 
 
 def _attend(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: None,
-    *,
-    stretches: Sequence[Stretch],
-    slots: SlotCache,
-    **_: Any,
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: None, *, layout: Layout, cache: SlotCache, **_: Any
 ) -> tuple[Tensor, None]:
     """Attention of ragged rows: `query` (1, heads, rows, width), `key` and `value` alike; transformers' signature."""
     del mask
-    attended = torch.empty_like(query)
-    layer = module.layer_idx - slots.first
-    for stretch in stretches:
-        end = stretch.start + stretch.last - stretch.first
-        rows = slice(stretch.first, stretch.last)
-        keys, values = slots.keys[layer, stretch.slot], slots.values[layer, stretch.slot]
-        keys[:, stretch.start : end] = key[0, :, rows]
-        values[:, stretch.start : end] = value[0, :, rows]
-        attended[:, :, rows] = functional.scaled_dot_product_attention(
-            query[:, :, rows],
-            keys[None, :, :end],
-            values[None, :, :end],
-            attn_mask=_causal(stretch, end, query.device),
-            is_causal=stretch.start == 0,
-            scale=module.scaling,
-            enable_gqa=True,
-        )
-    return attended.transpose(1, 2), None
-
-
-def _causal(stretch: Stretch, end: int, device: torch.device) -> Tensor | None:
-    """The mask (rows, end) where rows join a longer past; None where none is needed or the kernel makes its own."""
-    if stretch.start == 0 or end - stretch.start == 1:
-        return None
-    return torch.ones(end - stretch.start, end, dtype=torch.bool, device=device).tril(stretch.start)
+    layer = module.layer_idx - cache.first
+    keys, values = cache.keys[layer], cache.values[layer]
+    keys[layout.slots, :, layout.positions] = key[0].transpose(0, 1)
+    values[layout.slots, :, layout.positions] = value[0].transpose(0, 1)
+    rows = query[0].transpose(0, 1)
+    made = [call.attend(rows[call.first : call.last], keys, values, module.scaling) for call in layout.calls]
+    return (made[0] if len(made) == 1 else torch.cat(made))[None], None
 
 
 AttentionInterface.register(ATTENTION, _attend)

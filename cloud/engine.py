@@ -12,6 +12,7 @@ later is told so, until the worker is started again.
 
 from __future__ import annotations
 
+import heapq
 import logging
 import queue
 import secrets
@@ -22,7 +23,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from cutline.cloud.pace import PassCost
+from cutline.cloud.observer import NOBODY, Observer
+from cutline.cloud.pace import PassCost, prompt_rows
 from cutline.cloud.session import DeepSession, Event, Request, Rows, Session
 from cutline.cloud.target import Target
 from cutline.errors import CutlineError, InputError, WorkerBusy, WorkerFailed, WorkerUnavailable
@@ -72,14 +74,16 @@ _Command = _OpenSession | _OfferDraft | _Settle | _CloseSession | _Stop
 class Engine:
     """Runs sessions on a target. `open`, `offer`, `settle` and `close` may be called from any thread."""
 
-    def __init__(self, target: Target, stop_tokens: Sequence[int]) -> None:
+    def __init__(self, target: Target, stop_tokens: Sequence[int], *, observer: Observer = NOBODY) -> None:
         self._target = target
         self._stop_tokens = frozenset(stop_tokens)
         self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
         self._sessions: dict[str, Session] = {}
         self._waiting: dict[str, list[_OfferDraft]] = {}  # drafts of sessions that are flying
-        self._free = list(range(target.slots))
+        self._free = list(range(target.slots))  # a heap: sessions in slots near each other share calls
+        self._images: dict[str, torch.Tensor] = {}  # of sessions whose prompts are not run to their end
         self._cost = PassCost()
+        self._observer = observer
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
 
     @property
@@ -196,7 +200,8 @@ class Engine:
         request = command.request
         limit = min(request.prompt_length + request.max_tokens, self._target.context)
         kind = DeepSession if request.deep else Session
-        session = kind(command.name, request, self._free.pop(), command.deliver, limit)
+        session = kind(command.name, request, heapq.heappop(self._free), command.deliver, limit)
+        session.confirmed_at = time.monotonic()
         for draft in command.drafts:
             session.offer(draft.position, draft.tokens, draft.rows)
         self._sessions[command.name] = session
@@ -234,8 +239,9 @@ class Engine:
     def _release(self, name: str) -> None:
         session = self._sessions.pop(name, None)
         self._waiting.pop(name, None)
+        self._images.pop(name, None)
         if session is not None:
-            self._free.append(session.slot)
+            heapq.heappush(self._free, session.slot)
 
     def _end(self, session: Session, last: Event) -> None:
         self._release(session.name)
@@ -254,16 +260,26 @@ class Engine:
     def _schedule(self) -> list[Rows]:
         """The rows of the next pass: of every session that neither flies nor waits for a draft.
 
-        Who waits too long is ended.
+        Prompts are run in pieces, in turn, so that nobody's answer waits long for another's prompt. Who waits too long
+        for a draft is ended.
         """
         share, latest = self._cost.row_share, time.monotonic() - IDLE_SECONDS
-        batch = []
-        for session in [session for session in self._sessions.values() if session.flying is None]:
-            rows = session.rows_to_run(share)
+        batch: list[Rows] = []
+        prompts: list[Rows] = []
+        sessions = [session for session in self._sessions.values() if session.flying is None]
+        for session in sessions:
+            rows = session.rows_to_run(min(1.0, share * len(sessions)))  # whose drafts share a pass's fixed cost
             if rows is not None:
-                batch.append(rows)
+                (prompts if session.opening and self._target.decodes else batch).append(rows)
             elif session.confirmed_at <= latest:
                 self._end(session, InputError(f"nothing was drafted for {IDLE_SECONDS:.0f} seconds"))
+        room, pictured = prompt_rows(sum(len(rows.tokens) for rows in batch), share), False
+        for rows in sorted(prompts, key=lambda rows: rows.session.confirmed_at):
+            new_images = rows.session.request.boundary is not None
+            if room > 0 and not (pictured and new_images):  # the images of one session a pass: they take their time
+                batch.append(rows.first(room))
+                room -= len(batch[-1].tokens)
+                pictured = pictured or new_images
         return batch
 
     def _run(self, batch: list[Rows]) -> None:
@@ -284,9 +300,14 @@ class Engine:
         seconds, count = time.perf_counter() - began, sum(len(rows.tokens) for rows in batch)
         if all(rows.start > 0 for rows in batch):
             self._cost = self._cost.after(count, seconds)
+        self._observer.passed(count, sum(rows.drafted for rows in batch), seconds)
         for index, rows in enumerate(batch):
             try:
                 rows.session.ran(rows, seconds * len(rows.tokens) / count, time.monotonic())
+                if rows.partial:
+                    rows.session.keep(rows, made[index].numpy() if chosen is None else None)
+                    continue
+                self._images.pop(rows.session.name, None)
                 if chosen is None:
                     rows.session.fly(rows, made[index].numpy())
                 else:
@@ -295,10 +316,11 @@ class Engine:
                 self._fail(rows.session, error)
 
     def _image_rows(self, rows: Rows) -> torch.Tensor | None:
-        request = rows.session.request
-        if rows.start > 0 or request.boundary is None:
-            return None
-        return self._target.encode(request.boundary, request.cut, request.grids)
+        """The rows of all the session's images, while its prompt is run."""
+        name, request = rows.session.name, rows.session.request
+        if name not in self._images and request.boundary is not None:
+            self._images[name] = self._target.encode(request.boundary, request.cut, request.grids)
+        return self._images.get(name)
 
     def _deliver(self, rows: Rows, chosen: list[int]) -> None:
         reason = rows.session.confirm(chosen, rows.drafted, self._stop_tokens)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
 from transformers.utils.logging import disable_progress_bar
@@ -15,10 +16,11 @@ from cutline.models.bundle import Bundle
 from cutline.models.families import AnyFamily
 
 
-def load_model(bundle: Bundle, layers: Sequence[str] | None = None) -> Any:
+def load_model(bundle: Bundle, layers: Sequence[str] | None = None, *, dtype: torch.dtype | None = None) -> Any:
     """The transformers model of a target's bundle, from its verified files alone. Raises BundleError.
 
     With `layers`, names on its line that follow each other, only their weights are read; the rest cannot be run.
+    Weights become `dtype`, or stay as they are stored.
     """
     if bundle.manifest.role != "target":
         raise BundleError(f"{bundle.path} holds a {bundle.manifest.role}; a worker needs a target's bundle")
@@ -28,7 +30,7 @@ def load_model(bundle: Bundle, layers: Sequence[str] | None = None) -> Any:
     manifest = bundle.manifest
     kind = whole if layers is None or tuple(layers) == manifest.line.layers else _part(whole, manifest.family, layers)
     model, found = kind.from_pretrained(
-        bundle.path, local_files_only=True, use_safetensors=True, dtype="auto", output_loading_info=True
+        bundle.path, local_files_only=True, use_safetensors=True, dtype=dtype or "auto", output_loading_info=True
     )
     # transformers fills a weight that is missing with random numbers and a warning.
     if missing := sorted(found["missing_keys"]):

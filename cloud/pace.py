@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+LEAST_PROMPT_ROWS, MOST_PROMPT_ROWS = 32, 512
+
 
 @dataclass(frozen=True, slots=True)
 class PassCost:
@@ -31,14 +33,14 @@ class PassCost:
 
     @property
     def row_share(self) -> float:
-        """What one more row costs, as a share of a pass's fixed cost; 0.01 at least, 1 at most."""
+        """What one more row costs, as a share of a pass's fixed cost; 0.001 at least, 1 at most."""
         spread = self.weight * self.rows_rows - self.rows**2
         # Passes of about one size hold no line: what is left of the difference is rounding.
         if self.weight < 4 or spread < 1e-6 * self.weight * self.rows_rows:
             return 0.1
         row = max(0.0, (self.weight * self.rows_seconds - self.rows * self.seconds) / spread)
         fixed = (self.seconds - row * self.rows) / self.weight
-        return min(max(0.01, row / fixed), 1.0) if fixed > 0 else 1.0
+        return min(max(0.001, row / fixed), 1.0) if fixed > 0 else 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,16 @@ class Acceptance:
     def rate(self) -> float:
         """The chance that the next drafted token is right."""
         return self.accepted / self.tried
+
+
+def prompt_rows(beside: int, row_share: float) -> int:
+    """How many rows of prompts a pass may take beside those of sessions that are answered.
+
+    So many that the pass at most takes twice as long; where nobody is answered, as many as leave a worker attentive.
+    """
+    if beside == 0:
+        return MOST_PROMPT_ROWS
+    return min(max(LEAST_PROMPT_ROWS, int(1 / row_share) + beside), MOST_PROMPT_ROWS)
 
 
 def rows_worth_verifying(available: int, rate: float, row_share: float) -> int:

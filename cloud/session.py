@@ -73,7 +73,8 @@ class Session:
     passes: int = 0
     verified: int = 0
     seconds: float = 0.0
-    confirmed_at: float = 0.0  # on the monotonic clock, by the last pass
+    confirmed_at: float = 0.0  # on the monotonic clock, by the last pass; until the first one, when it was opened
+    pieces: list[BoundaryRows] = field(default_factory=list)  # of a prompt, for the next worker
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.tokens)
@@ -103,9 +104,14 @@ class Session:
         worth = rows_worth_verifying(len(self.draft), self.acceptance.rate, row_share)
         if self.draft and not self._may_decode_alone():
             worth = max(worth, 1)
-        if worth == 0 and self.cached > 0 and not self._may_decode_alone():
+        if worth == 0 and not self.opening and not self._may_decode_alone():
             return None
         return Rows(self, self.cached, (*new, *self.draft[:worth]), drafted=worth)
+
+    @property
+    def opening(self) -> bool:
+        """Whether rows of the opening's tokens are still to be run."""
+        return self.cached < len(self.request.tokens)
 
     def _may_decode_alone(self) -> bool:
         """Whether effort allows one more token without a draft: that share of the answer at most."""
@@ -116,11 +122,17 @@ class Session:
         """Count a pass of `rows` that took `seconds` of the session's own."""
         self.passes += 1
         self.verified += rows.drafted
-        self.alone += int(rows.drafted == 0 and rows.start > 0)
+        self.alone += int(rows.drafted == 0 and not self.opening)
         self.seconds += seconds
         self.confirmed_at = now
         if self.request.boundary is not None:  # it may be large, and is not wanted again
             self.request = replace(self.request, boundary=None)
+
+    def keep(self, rows: Rows, made: BoundaryRows | None) -> None:
+        """Take a pass of a first part of the rows; what it `made` for the next worker waits for the rest."""
+        self.cached += len(rows.tokens)
+        if made is not None:
+            self.pieces.append(made)
 
     def confirm(self, chosen: Sequence[int], drafted: int, stop_tokens: frozenset[int]) -> Reason | None:
         """Take the target's tokens after a pass; `chosen[i]` follows the i-th of `drafted` verified tokens.
@@ -146,7 +158,10 @@ class Session:
     def fly(self, rows: Rows, made: BoundaryRows) -> None:
         """Send what a pass of `rows` made to the next worker, which confirms."""
         self.flying = rows.drafted
-        self.deliver(Forward(rows.start, rows.tokens, made))
+        start = rows.start - sum(map(len, self.pieces))
+        tokens = (*self.tokens[start : rows.start], *rows.tokens)
+        self.deliver(Forward(start, tokens, np.concatenate([*self.pieces, made])))
+        self.pieces = []
 
     def settle(self, confirmed: Confirmed, stop_tokens: frozenset[int]) -> None:
         """Take what the next worker confirmed of the tokens under way, in one message or in several.
@@ -221,20 +236,26 @@ class DeepSession(Session):
             self, self.cached, (*self.tokens[self.cached :], *self.draft), drafted=len(self.draft), boundary=self.rows
         )
 
+    def keep(self, rows: Rows, made: BoundaryRows | None) -> None:
+        """As of any session; the rows of that part are used up."""
+        self.rows = self.rows[len(rows.tokens) :]
+        Session.keep(self, rows, made)  # super() does not find a class that has slots
+
     def confirm(self, chosen: Sequence[int], drafted: int, stop_tokens: frozenset[int]) -> Reason | None:
         """As of any session; the rows are used up."""
         self.rows = self.rows[:0]
         right = agreeing(self.draft[:drafted], chosen)
         if right < min(drafted, len(chosen)):
             self.held = min(self.held, len(self.tokens) + right)
-        return Session.confirm(self, chosen, drafted, stop_tokens)  # super() does not find a class that has slots
+        return Session.confirm(self, chosen, drafted, stop_tokens)
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
     """One session's rows of a pass: `tokens` from position `start` on, the last `drafted` of them unconfirmed.
 
-    At a deep cut they come with their `boundary` (n, width).
+    At a deep cut they come with their `boundary` (n, width). Rows that are `partial` choose nothing: others follow
+    before the session's next token.
     """
 
     session: Session
@@ -242,6 +263,15 @@ class Rows:
     tokens: tuple[int, ...]
     drafted: int
     boundary: BoundaryRows | None = None
+    partial: bool = False
+
+    def first(self, count: int) -> Rows:
+        """The first `count` of them, or all that there are; drafted ones go with the last of the others."""
+        if len(self.tokens) <= count or len(self.tokens) == self.drafted + 1:
+            return self
+        count = min(count, len(self.tokens) - self.drafted - 1)
+        boundary = None if self.boundary is None else self.boundary[:count]
+        return replace(self, tokens=self.tokens[:count], drafted=0, boundary=boundary, partial=True)
 
     @property
     def positions(self) -> NDArray[np.int64]:
@@ -251,4 +281,4 @@ class Rows:
     @property
     def wanted(self) -> int:
         """How many of the last rows need logits: one that chooses, and one a drafted token."""
-        return self.drafted + 1
+        return 0 if self.partial else self.drafted + 1

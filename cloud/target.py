@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cutline.cloud.attention import ATTENTION, SlotCache, Stretch
+from cutline.cloud.attention import ATTENTION, Layout, SlotCache, Stretch, sort_key
 from cutline.cloud.loading import load_model
+from cutline.cloud.packing import pack
 from cutline.cloud.session import Rows
 from cutline.cloud.tower import Tower
 from cutline.models.bundle import Bundle
@@ -41,9 +42,11 @@ class Target:
         device: str = "cpu",
         start: str = "image",
         end: str = END,
+        dtype: torch.dtype | None = None,
     ) -> None:
+        """Weights are computed with as `dtype`, or as they are stored."""
         line, spec = bundle.manifest.line, bundle.manifest.decoder
-        model = load_model(bundle, line.layers[line.place(start) : line.place(end)]).to(device)
+        model = load_model(bundle, line.layers[line.place(start) : line.place(end)], dtype=dtype).to(device)
         self.model = model  # transformers' own
         self.slots = slots
         self.context = context
@@ -52,10 +55,13 @@ class Target:
         self.wire = _WIRES[model.dtype]
         self._line, self._family = line, bundle.manifest.family
         self._device, self._dtype = torch.device(device), model.dtype
+        if self._device.type == "cpu":
+            pack(model, self._dtype)
         self.tower = Tower(model.model, self._family, line, end=end)
         self._decoder, self._head = model.model.get_decoder(), model.lm_head
         self._decoder.config._attn_implementation = ATTENTION
         self._image_token = bundle.manifest.image_token
+        self._heads = spec.heads // spec.kv_heads
         self._layers = range(line.decoder_layer(start), line.decoder_layer(end))
         self._cache = SlotCache(
             (len(self._layers), slots, spec.kv_heads, context, spec.head_dim),
@@ -75,30 +81,30 @@ class Target:
     def run(self, batch: Sequence[Rows], images: Sequence[Tensor | None]) -> list[Tensor]:
         """One pass through the decoder's layers: of each of `batch` its rows (n, width) after them, in float32.
 
-        With the head they are logits (wanted, vocabulary) instead. `images[i]` holds the image rows (n, width) for the
-        first n image tokens among `batch[i].tokens`; None if it has none. A span that ends before the decoder gives
-        them back.
+        With the head they are logits (wanted, vocabulary) instead. `images[i]` holds the image rows (n, width) of the
+        session's first n image tokens; None if none are among `batch[i].tokens`. A span that ends before the decoder
+        gives them back.
         """
         if not self.decodes:
             return [torch.empty(0, 1) if image is None else image.float().cpu() for image in images]
         # Whoever enters at a later layer stands further back, so that those who join are put behind the others.
         entry = {at: self._line.decoder_layer(rows.session.request.cut) for at, rows in enumerate(batch)}
-        order = sorted(entry, key=entry.__getitem__)
+        order = sorted(entry, key=lambda at: (entry[at], sort_key(len(batch[at].tokens), batch[at].session.slot)))
         entries, ordered = [entry[at] for at in order], [batch[at] for at in order]
         stretches = _stretches(ordered)
+        self._cache.note(stretches)
         entering = [self._entering(batch[at], images[at]) for at in order]
         cos, sin = self._rotary(ordered, entering[0])
-        hidden, joined = entering[0][:0], 0
+        hidden, joined, layout = entering[0][:0], 0, None
         for index in (*self._layers, self._layers.stop):
             come = bisect_right(entries, index)
             if come > joined:
                 hidden, joined = torch.cat([hidden, *entering[joined:come]]), come
-            if joined > 0 and index in self._layers:
+                layout = Layout(stretches[:joined], self._cache, heads=self._heads)
+            if layout is not None and index in self._layers:
                 rotary = cos[..., : len(hidden), :], sin[..., : len(hidden), :]
                 layer = self._decoder.layers[index]
-                hidden = layer(
-                    hidden[None], position_embeddings=rotary, stretches=stretches[:joined], slots=self._cache
-                )[0]
+                hidden = layer(hidden[None], position_embeddings=rotary, layout=layout, cache=self._cache)[0]
         made = dict(zip(order, self._leaving(ordered, stretches, hidden), strict=True))
         return [made[at] for at in range(len(batch))]
 
@@ -114,8 +120,9 @@ class Target:
         hidden: Tensor = self._decoder.embed_tokens(ids)
         if image is not None:
             # The prompt's image tokens come first; one that was drafted or answered is a token like any other.
-            places = (ids == self._image_token).nonzero()[: len(image), 0]
-            hidden[places] = image.to(hidden)
+            before = rows.session.request.tokens[: rows.start].count(self._image_token)
+            places = (ids == self._image_token).nonzero()[: len(image) - min(before, len(image)), 0]
+            hidden[places] = image[before : before + len(places)].to(hidden)
         return hidden
 
     def _rotary(self, batch: Sequence[Rows], like: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,6 +141,8 @@ class Target:
             for rows, stretch in zip(batch, stretches, strict=True)
             for row in range(stretch.last - rows.wanted, stretch.last)
         ]
+        if not wanted:  # pieces of prompts alone
+            return [hidden[:0].float() for _ in batch]
         logits = self._head(self._decoder.norm(hidden[wanted])).float()
         parts: Sequence[Tensor] = logits.split([rows.wanted for rows in batch])
         return parts

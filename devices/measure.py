@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 import psutil
 
 from cutline.devices.kernels import Dtype, matmul_graph
@@ -104,6 +103,8 @@ def steady_work(*, threads: int) -> Callable[[], object]:
 
 def _matmul(dtype: Dtype, side: int, threads: int) -> Callable[[], object]:
     """A call of ONNX Runtime that multiplies two square matrices; the options are those of `cutline.edge.runtime`."""
+    import onnxruntime as ort  # the rest must run where it does not load: the doctor says why
+
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

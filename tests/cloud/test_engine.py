@@ -75,7 +75,7 @@ class FakeTarget:
             cache, end = self._cache[rows.session.slot], rows.start + len(rows.tokens)
             cache[rows.start : end] = rows.tokens
             chosen = [next_token(cache[:length]) for length in range(end - rows.wanted + 1, end + 1)]
-            of = torch.nn.functional.one_hot(torch.tensor(chosen), VOCABULARY).float()
+            of = torch.nn.functional.one_hot(torch.tensor(chosen, dtype=torch.long), VOCABULARY).float()
             logits.append(of[:, :0] if HOLLOW in rows.tokens else of)
         return logits
 

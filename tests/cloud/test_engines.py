@@ -84,7 +84,7 @@ class FakeSpan:
         if not self.chooses:
             return torch.from_numpy(made)
         chosen = [next_token(row) for row in made[-rows.wanted :, 0]]
-        return torch.nn.functional.one_hot(torch.tensor(chosen), VOCABULARY).float()
+        return torch.nn.functional.one_hot(torch.tensor(chosen, dtype=torch.long), VOCABULARY).float()
 
 
 class Way:

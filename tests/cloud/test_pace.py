@@ -65,7 +65,7 @@ def test_whatever_was_measured_the_share_makes_sense(passes: list[tuple[int, flo
     cost = PassCost()
     for rows, seconds in passes:
         cost = cost.after(rows, seconds)
-        assert 0.01 <= cost.row_share <= 1
+        assert 0.001 <= cost.row_share <= 1
 
 
 @given(st.lists(st.integers(0, 30).flatmap(lambda tried: st.tuples(st.integers(0, tried), st.just(tried)))))

@@ -53,9 +53,10 @@ def test_every_second_cut_of_a_qwen25vl(qwen: Bundle) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_every_fourth_cut_of_a_smolvlm_256m(tmp_path: Path) -> None:
+def test_every_twelfth_cut_of_a_smolvlm_256m(tmp_path: Path) -> None:
+    """The bench takes every fourth: each costs a run of this size on the device and on the worker."""
     bundle = smolvlm_256m(tmp_path)
-    cuts = bundle.manifest.line.layers[::4]
+    cuts = bundle.manifest.line.layers[::12]
     check(compare_cuts(bundle, cuts, steps=2), cuts)
 
 

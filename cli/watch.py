@@ -1,0 +1,136 @@
+"""`cutline watch`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cutline.cli import options
+from cutline.errors import InputError
+
+EPILOG = "Example: cutline watch --source /dev/video0 --source photos/ --ask 'Is the gate open?' --every 5s --on-change"
+
+_SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_BYTES = {"kB": 1e3, "MB": 1e6, "GB": 1e9}
+
+
+def watch(
+    source: Annotated[
+        list[str],
+        typer.Option(help="A folder of images, a video file, a camera such as /dev/video0, or rtsp://...; repeatable."),
+    ],
+    ask: Annotated[str, typer.Option(help="What to ask about every frame.")],
+    every: Annotated[
+        str, typer.Option(help="Time between two frames of a camera or video: 500ms, 2s, 1m. A folder gives all.")
+    ] = "2s",
+    on_change: Annotated[bool, typer.Option("--on-change", help="Leave out frames that show nothing new.")] = False,
+    threshold: Annotated[
+        float, typer.Option(help="With --on-change: what is new, as a share of the range from black to white.")
+    ] = 0.01,
+    mode: Annotated[str, typer.Option(help="edge, cloud, draft or auto, as of `cutline ask`.")] = "auto",
+    worker: options.Worker = None,
+    bundle: options.Bundle = None,
+    target: options.Target = None,
+    edge_profile: options.EdgeProfile = None,
+    cloud_profile: options.CloudProfile = None,
+    link: options.Link = None,
+    max_tokens: Annotated[int, typer.Option(help="Tokens of an answer at most.")] = 64,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for the worker.")] = 20.0,
+    queue: Annotated[int, typer.Option(help="Frames of each source that wait; a camera drops its oldest.")] = 4,
+    spool: Annotated[
+        Path | None,
+        typer.Option(help="Folder that keeps frames while no worker answers, and all answers.", show_default=False),
+    ] = None,
+    spool_limit: Annotated[str, typer.Option(help="Size of the frames in it; the oldest make room.")] = "256MB",
+    once: Annotated[
+        bool, typer.Option("--once", help="End when folders hold nothing new and videos are over.")
+    ] = False,
+    threads: options.Threads = None,
+    provider: options.Provider = None,
+) -> None:
+    """Ask the same question about every frame of cameras, videos and folders, and print answers as JSON lines.
+
+    Ctrl-C or SIGTERM stops it in order, with exit code 0. Videos and cameras need `pip install 'cutline[camera]'`.
+    """
+    import asyncio
+    import os
+    import sys
+
+    from cutline.cli.setting import open_drafter, open_planner, open_target_for, thread_count
+    from cutline.edge.answer import Mode, Question
+    from cutline.edge.runtime import CPU
+    from cutline.edge.sources import open_sources
+    from cutline.edge.spool import Spool
+
+    if mode not in list(Mode):
+        raise InputError(f"there is no mode {mode!r}; choose {', '.join(Mode)}")
+    question = Question(image=b"", text=ask, mode=Mode(mode), max_tokens=max_tokens, timeout=timeout)
+    if question.mode in (Mode.CLOUD, Mode.DRAFT) and worker is None:
+        raise InputError(f"mode {mode} needs a worker; give --worker HOST:PORT, or use --mode edge")
+    if not 0.0 < threshold <= 1.0:
+        raise InputError(f"--threshold is {threshold:g}; give a share above 0, and 1 at most")
+    if queue < 1:
+        raise InputError(f"--queue is {queue}; give 1 or more")
+    interval, limit = amount("--every", every, _SECONDS), amount("--spool-limit", spool_limit, _BYTES)
+    sources = open_sources(source, every=interval, threshold=threshold if on_change else None, once=once, tell=_tell)
+    drafter = open_drafter(bundle)
+    profiles = edge_profile, cloud_profile, link
+    cuttable = open_target_for(target, bundle) if any(profiles) else None
+    planner = open_planner(*profiles, drafter, cuttable)
+    kept = None if spool is None else Spool(spool, question=ask, limit=round(limit))
+
+    async def run() -> None:
+        import signal
+
+        from cutline.edge.agent import Agent
+        from cutline.edge.watching import Watch
+
+        stop = asyncio.Event()
+        for name in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(name, stop.set)
+        async with Agent(
+            drafter,
+            worker=worker,
+            threads=thread_count(threads),
+            target=cuttable,
+            provider=provider or CPU,
+            planner=planner,
+        ) as agent:
+            watching = Watch(agent, sources, question, write=_write, room=queue, spool=kept, tell=_tell)
+            try:
+                await watching.run(stop)
+            finally:
+                left = f", {len(kept)} in the spool" if kept is not None else ""
+                _tell(f"{watching.answered} answered, {watching.still} still, {watching.dropped} dropped{left}")
+
+    try:
+        asyncio.run(run())
+    except BrokenPipeError:  # who reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes out the rest as it ends
+    finally:
+        if kept is not None:
+            kept.close()
+
+
+def amount(option: str, given: str, units: dict[str, float]) -> float:
+    """A positive number with one of the units, such as `2s`. Raises InputError."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([A-Za-z]+)", given)
+    if found is None or found[2] not in units or float(found[1]) <= 0:
+        raise InputError(f"{option} is {given}; give a number and {', '.join(units)}, such as 2{list(units)[1]}")
+    return float(found[1]) * units[found[2]]
+
+
+def _write(line: bytes) -> None:
+    import sys
+
+    sys.stdout.buffer.write(line)
+    sys.stdout.buffer.flush()
+
+
+def _tell(line: str) -> None:
+    import sys
+
+    print("cutline:", line, file=sys.stderr, flush=True)

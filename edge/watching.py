@@ -1,0 +1,298 @@
+"""Watching sources: the same question about every frame, and a spool for those that no worker answers.
+
+sources (a thread each) ──► Waiting ──► agent ──► a line of JSON
+                              ▲           │ no worker
+                              └── Spool ◄─┘ until there is one again
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Protocol
+
+import msgspec
+
+from cutline.edge.answer import Answer, Mode, Question
+from cutline.edge.answer import Source as Origin
+from cutline.edge.frames import Frame, Source, Tell
+from cutline.edge.spool import Spool
+from cutline.edge.waiting import Waiting
+from cutline.errors import CutlineError, ImageError, InputError, WorkerBusy, WorkerFailed, WorkerUnavailable
+
+STOP_SECONDS = 2.0  # that an answer may still take once it was told to stop
+FIRST_WAIT, LAST_WAIT = 1.0, 30.0  # seconds until a worker that was away is asked again
+
+
+class Agent(Protocol):
+    """Who answers: `cutline.edge.agent.Agent`."""
+
+    async def answer(self, question: Question) -> Answer:
+        """Answer a question. Raises CutlineError."""
+
+
+class Seen(msgspec.Struct, frozen=True, kw_only=True):
+    """What was answered about a frame, as it is printed: `answer`, or the `error` where there is none.
+
+    `time` is when the frame was taken, `frame` its number in the source. `provenance` has the share of tokens by where
+    they came from. `dropped` counts the source's frames that were never asked about so far, `still` those left out as
+    they showed nothing new; `spooled` says that the frame waited for a worker.
+    """
+
+    id: str
+    source: str
+    time: datetime
+    frame: int
+    file: str | None
+    answer: str | None
+    error: str | None
+    provenance: dict[Origin, float]
+    latency_ms: float | None
+    spooled: bool
+    still: int
+    dropped: int
+
+
+class Patience:
+    """When to ask a worker again that did not answer: after a while, which doubles each time."""
+
+    def __init__(self, *, first: float = FIRST_WAIT, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._first = self._wait = first
+        self._again: float | None = None
+
+    @property
+    def tried(self) -> bool:
+        """Whether it is needed: the last try failed."""
+        return self._again is not None
+
+    @property
+    def left(self) -> float:
+        """Seconds until the next try; 0 where nothing is wrong."""
+        return 0.0 if self._again is None else max(0.0, self._again - self._clock())
+
+    def failed(self) -> None:
+        """Begin to wait, longer than the last time."""
+        self._again = self._clock() + self._wait
+        self._wait = min(2 * self._wait, LAST_WAIT)
+
+    def worked(self) -> None:
+        """Nothing to wait for."""
+        self._again, self._wait = None, self._first
+
+
+class Watch:
+    """Asks `question`, whose image each frame takes the place of, about all frames of `sources`.
+
+    `write` gets each line; it may raise BrokenPipeError where nobody reads any more. `room` frames of each source wait
+    at most. `tell` hears of what goes wrong and right again. Make it on the event loop that runs it, once.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        sources: Sequence[Source],
+        question: Question,
+        *,
+        write: Callable[[bytes], object],
+        room: int,
+        spool: Spool | None = None,
+        tell: Tell = lambda line: None,
+        patience: Patience | None = None,
+    ) -> None:
+        self.answered = 0
+        self._agent = agent
+        self._sources = {source.name: source for source in sources}
+        self._question = question
+        self._write = write
+        self._spool = spool
+        self._tell = tell
+        self._patience = patience or Patience()
+        self._waiting = Waiting(self._sources, room=room)
+        self._halt = threading.Event()
+        self._ended = set[str]()
+        self._failure: Exception | None = None
+        self._fresh_last = False  # whether the last frame was not from the spool
+        self._tried_last: str | None = None  # the frame of the spool that no worker answered
+
+    @property
+    def dropped(self) -> int:
+        """Frames that were never asked about."""
+        return self._waiting.dropped.total()
+
+    @property
+    def still(self) -> int:
+        """Frames left out since they showed nothing new."""
+        return sum(source.still for source in self._sources.values())
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Until all sources have ended or `stop` is set. Raises CutlineError."""
+        feeders = [threading.Thread(target=self._feed, args=(one,), daemon=True) for one in self._sources.values()]
+        for feeder in feeders:
+            feeder.start()
+        stopping = asyncio.create_task(stop.wait())
+        stopping.add_done_callback(lambda _: self._waiting.tell())
+        try:
+            while not stop.is_set() and await self._step(stopping):
+                pass
+        finally:
+            stopping.cancel()
+            self._halt.set()
+            for frame in self._waiting.close():
+                await self._keep(frame)
+            for feeder in feeders:
+                await asyncio.to_thread(feeder.join, STOP_SECONDS)
+        if self._failure is not None and not stop.is_set():
+            raise self._failure
+
+    def _feed(self, source: Source) -> None:
+        """In a thread: put a source's frames where they wait."""
+        try:
+            for frame in source.frames(self._halt):
+                if not self._waiting.put(frame, live=source.live):
+                    break
+        except Exception as error:  # whatever it is, the others are still watched; then it is raised
+            self._failure = error
+            if len(self._ended) + 1 < len(self._sources):
+                self._tell(str(error))
+        finally:
+            self._ended.add(source.name)
+            self._waiting.tell()
+
+    async def _step(self, stopping: asyncio.Task[bool]) -> bool:
+        """Ask about one frame, or wait for one. False when there will be none."""
+        ended = len(self._ended) == len(self._sources)  # before looking for what they may have put in last
+        stored = bool(self._spool) and self._patience.left == 0
+        fresh = (
+            None if stored and self._fresh_last else self._waiting.take(self._may_take)
+        )  # in turn, while both are there
+        self._fresh_last = fresh is not None
+        if fresh is not None:
+            await self._meet(fresh, stopping)
+        elif stored:
+            await self._forward(stopping)
+        elif ended:
+            return False
+        else:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._waiting.news(), self._patience.left if self._spool else None)
+        return True
+
+    def _may_take(self, frame: Frame) -> bool:
+        """Not where the spool is full and no worker answers: a file can wait where it is."""
+        return not (self._spool and self._patience.tried) or self._fits(frame)
+
+    def _fits(self, frame: Frame) -> bool:
+        """Whether the spool should take a frame: a live one also where others must go for it."""
+        live = frame.source in self._sources and self._sources[frame.source].live
+        return self._spool is not None and (live or self._spool.has_room(frame))
+
+    async def _meet(self, frame: Frame, stopping: asyncio.Task[bool]) -> None:
+        """Ask about a frame that has just come, or keep it until a worker is back."""
+        if self._spool is not None and frame.id in self._spool:
+            return
+        alone = self._question.mode in (Mode.EDGE, Mode.AUTO)  # it may need no worker
+        hopeless = self._spool is not None and self._patience.left > 0 and not alone
+        try:
+            answer = None if hopeless else await self._ask(frame, stopping)
+        except CutlineError:
+            await self._keep(frame)
+            raise
+        if answer is None:
+            await self._keep(frame)
+        else:
+            await self._say(frame, answer, spooled=False)
+
+    async def _forward(self, stopping: asyncio.Task[bool]) -> None:
+        """Ask about a frame of the spool; after one that failed, the next: the frame itself may be why."""
+        assert self._spool is not None
+        frame = await asyncio.to_thread(self._spool.oldest, self._tried_last)
+        if frame is not None:
+            answer = await self._ask(frame, stopping)
+            self._tried_last = frame.id if answer is None else None
+            if answer is not None:
+                await self._say(frame, answer, spooled=True)
+
+    async def _ask(self, frame: Frame, stopping: asyncio.Task[bool]) -> Answer | CutlineError | None:
+        """The answer, or what is wrong with this frame; None where it may be asked about later.
+
+        Raises CutlineError for what no other frame would change.
+        """
+        asked = msgspec.structs.replace(self._question, image=frame.image)
+        asking = asyncio.create_task(self._answer(asked))
+        await asyncio.wait({asking, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait({asking}, timeout=STOP_SECONDS)
+        if not done:
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+            return None
+        try:
+            answer = asking.result()
+        except (WorkerUnavailable, WorkerBusy) as error:
+            if not self._patience.tried:
+                self._tell(f"{error}" if self._spool is None else f"{error} Frames wait in the spool.")
+            self._patience.failed()
+            return None if self._spool is not None else error
+        except (ImageError, WorkerFailed) as error:
+            return error
+        except InputError as error:
+            if self.answered == 0:
+                raise
+            return error
+        if answer.worker is not None:
+            if self._patience.tried:
+                self._tell(f"the worker at {answer.worker} is back")
+            self._patience.worked()
+        return answer
+
+    async def _answer(self, asked: Question) -> Answer:
+        return await self._agent.answer(asked)
+
+    async def _say(self, frame: Frame, answer: Answer | CutlineError, *, spooled: bool) -> None:
+        """Write the line of an answer; with a spool it is in the journal first."""
+        failed = isinstance(answer, CutlineError)
+        self._waiting.dropped[frame.source] += isinstance(answer, WorkerUnavailable | WorkerBusy)
+        line = msgspec.json.encode(
+            Seen(
+                id=frame.id,
+                source=frame.source,
+                time=datetime.fromtimestamp(frame.taken, UTC),
+                frame=frame.number,
+                file=frame.file,
+                answer=None if isinstance(answer, CutlineError) else answer.text,
+                error=str(answer) if isinstance(answer, CutlineError) else None,
+                provenance={} if isinstance(answer, CutlineError) else shares(answer),
+                latency_ms=None if isinstance(answer, CutlineError) else answer.latency_ms,
+                spooled=spooled,
+                still=self._sources[frame.source].still if frame.source in self._sources else 0,
+                dropped=self._waiting.dropped[frame.source],
+            )
+        )
+        if self._spool is not None:
+            try:
+                await asyncio.to_thread(self._spool.commit, frame.id, line)
+            except OSError as error:
+                self._tell(f"the spool cannot take an answer: {error.strerror}")
+        self.answered += not failed
+        await asyncio.to_thread(self._write, line + b"\n")
+
+    async def _keep(self, frame: Frame) -> None:
+        """Put a frame that was not answered into the spool; without one, or without room, it is dropped."""
+        dropped = [frame.source]
+        if self._spool is not None and self._fits(frame):
+            try:
+                dropped = await asyncio.to_thread(self._spool.put, frame)
+            except OSError as error:
+                self._tell(f"the spool cannot take a frame: {error.strerror}")
+        self._waiting.dropped.update(dropped)
+
+
+def shares(answer: Answer) -> dict[Origin, float]:
+    """The share of an answer's tokens by where they came from."""
+    counted = Counter(token.source for token in answer.tokens)
+    return {origin: round(count / counted.total(), 4) for origin, count in counted.items()}

@@ -1,0 +1,139 @@
+"""Video files made here, and cameras that come and go."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from cutline.edge.changes import Changes
+from cutline.edge.frames import Frame
+from cutline.edge.video import Camera, VideoFile
+from cutline.errors import InputError
+
+RATE = 10  # frames a second
+
+
+def video(path: Path, levels: list[int]) -> Path:
+    """A film of one grey level a frame."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=RATE)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for level in levels:
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), level, np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def taken(path: Path, *, every: float, changes: Changes | None = None) -> list[Frame]:
+    return list(VideoFile(path, name="film", every=every, changes=changes).frames(threading.Event()))
+
+
+def level(frame: Frame) -> float:
+    picture = Image.open(BytesIO(frame.image))
+    assert (picture.format, picture.size) == ("JPEG", (64, 48))
+    return float(np.asarray(picture).mean())
+
+
+@pytest.mark.parametrize(
+    ("every", "which"), [(0.1, range(20)), (0.5, [0, 5, 10, 15]), (0.25, [0, 3, 6, 9, 12, 15, 18])]
+)
+def test_one_frame_in_so_many_seconds(tmp_path: Path, every: float, which: list[int]) -> None:
+    levels = [10 * index + 20 for index in range(20)]
+    frames = taken(video(tmp_path / "film.mp4", levels), every=every)
+    assert [round((level(frame) - 20) / 10) for frame in frames] == list(which)
+    assert [frame.number for frame in frames] == list(range(1, len(frames) + 1))
+    assert len({frame.id for frame in frames}) == len(frames)
+
+
+def test_a_film_read_again_has_the_same_ids(tmp_path: Path) -> None:
+    path = video(tmp_path / "film.mp4", [50, 100, 150])
+    assert [one.id for one in taken(path, every=0.1)] == [one.id for one in taken(path, every=0.1)]
+    assert {one.id for one in taken(path, every=0.2)} < {one.id for one in taken(path, every=0.1)}
+
+
+def test_a_still_scene_is_left_out(tmp_path: Path) -> None:
+    changes = Changes()
+    path = video(tmp_path / "film.mp4", [60] * 10 + [160] * 10 + [60] * 5)
+    frames = taken(path, every=0.1, changes=changes)
+    assert [frame.number for frame in frames] == [1, 11, 21]
+    assert changes.still == 22
+
+
+def test_a_film_ends_when_it_is_told_to(tmp_path: Path) -> None:
+    stop = threading.Event()
+    frames = VideoFile(video(tmp_path / "film.mp4", [60] * 30), name="film", every=0.1, changes=None).frames(stop)
+    next(frames)
+    stop.set()
+    assert len(list(frames)) <= 2
+
+
+@pytest.mark.parametrize("content", [b"", b"no film at all" * 100])
+def test_what_is_no_film(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "film.mp4"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="the video film does not read: "):
+        taken(path, every=1.0)
+
+
+def test_a_film_without_a_picture(tmp_path: Path) -> None:
+    path = tmp_path / "sound.wav"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), layout="mono")
+        sound.sample_rate = 8000
+        container.mux(stream.encode(sound))
+    with pytest.raises(InputError, match="there is no video in it"):
+        taken(path, every=1.0)
+
+
+@pytest.fixture
+def told() -> list[str]:
+    return []
+
+
+def watched(camera: Camera, stop: threading.Event) -> Iterator[Frame]:
+    yield from camera.frames(stop)
+
+
+def test_a_camera_that_is_away_is_tried_again_and_never_names_its_password(
+    monkeypatch: pytest.MonkeyPatch, told: list[str]
+) -> None:
+    monkeypatch.setattr("cutline.edge.video.FIRST_WAIT", 0.01)
+    monkeypatch.setattr("cutline.edge.video.LAST_WAIT", 0.02)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]  # nobody listens there from now on
+    address = f"rtsp://admin:hunter2@127.0.0.1:{port}/1"
+    camera = Camera(address, name="rtsp://…@cam/1", every=0.1, changes=None, tell=told.append)
+    stop = threading.Event()
+    thread = threading.Thread(target=lambda: list(camera.frames(stop)))
+    thread.start()
+    time.sleep(0.3)
+    stop.set()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert told == ["rtsp://…@cam/1: Connection refused; trying again"]
+
+
+def test_a_camera_that_breaks_off_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: list[str]) -> None:
+    """A film stands in for the camera: it breaks off at its end, and is there again at the next try."""
+    monkeypatch.setattr("cutline.edge.video.FIRST_WAIT", 0.01)
+    path = video(tmp_path / "film.mp4", [100] * 3)
+    camera = Camera(str(path), name="cam", every=0.0, changes=None, tell=told.append)
+    stop = threading.Event()
+    frames = camera.frames(stop)
+    some = [next(frames) for _ in range(7)]
+    stop.set()
+    assert list(frames) == []
+    assert [frame.number for frame in some] == list(range(1, 8))
+    assert len({frame.id for frame in some}) == 7
+    assert told[:2] == ["cam: it ended; trying again", "cam is back"]
