@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import os
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -46,9 +48,10 @@ from cutline.cli.setting import open_drafter, open_target
 from cutline.devices.link import load_link
 from cutline.edge.setting import setting_of
 from cutline.models.wire import Wire
-from cutline.partitioner.plan import Choice, Conditions, Limits, Space
+from cutline.partitioner.plan import PARTS, Choice, Conditions, Limits, Space
 from cutline.partitioner.search import Search, search, within
-from cutline.partitioner.setting import Asked
+from cutline.partitioner.setting import Asked, Setting
+from cutline.partitioner.spans import Floats
 
 CUTS = ("image", "vision.0", "vision.2", "decoder.0", "decoder.2", "head")
 WIRES = (Wire.FLOAT32, Wire.INT8)
@@ -93,7 +96,6 @@ def main() -> None:
 def run(args: argparse.Namespace, folder: Path, *, tell: Tell) -> Result:
     """Profile, then measure cell by cell."""
     drafter, target = open_drafter(None), open_target(None)
-    space = Space(cuts=CUTS, wires=WIRES, efforts=(1.0,))
     cells = []
     with ExitStack() as stack:
         with pinned(CLOUD_CORE):
@@ -108,7 +110,7 @@ def run(args: argparse.Namespace, folder: Path, *, tell: Tell) -> Result:
             setting = setting_of(drafter, target, edge=edge_profile, cloud=cloud_profile, wants_gate=True)
             for link in args.links:
                 now = Conditions.over(load_link(link), acceptance=acceptance(asked))
-                predicted = search(setting, mean_of(asked), space, now, limits=Limits())
+                predicted = predict(setting, asked, now)
                 place = Place(
                     drafter=drafter,
                     target=target,
@@ -121,7 +123,7 @@ def run(args: argparse.Namespace, folder: Path, *, tell: Tell) -> Result:
                 found = asyncio.run(
                     measure(
                         place,
-                        predicted.terms.choices,
+                        predicted.choices,
                         asked,
                         partial(finalists, predicted),
                         seconds=args.seconds,
@@ -131,10 +133,8 @@ def run(args: argparse.Namespace, folder: Path, *, tell: Tell) -> Result:
                     )
                 )
                 cells.append(cell(place, predicted, found))
-    mean = mean_of(asked)
-    return result(
-        cells, answer_tokens=mean.answer_tokens, prompt_tokens=mean.prompt_tokens, acceptance=acceptance(asked)
-    )
+    _, prompt, answer = mean_sizes(asked)
+    return result(cells, prompt_tokens=prompt, answer_tokens=answer, acceptance=acceptance(asked))
 
 
 def profiled(role: str, out: Path, *, core: int, speed: float, image: bytes | None = None, tell: Tell) -> None:
@@ -144,13 +144,46 @@ def profiled(role: str, out: Path, *, core: int, speed: float, image: bytes | No
         profile(role, out, core=core, speed=speed, image=image)
 
 
-def mean_of(asked: Sequence[Asking]) -> Asked:
-    """What a user of `cutline plan` knows of the requests: their mean sizes."""
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """What the planner says of requests of mean sizes: seconds (n,) of each choice, and its parts (len(PARTS), n)."""
 
-    weights = [one.weight for one in asked]
+    search: Search
+    seconds: Floats
+    parts: Floats
+
+    @property
+    def choices(self) -> tuple[Choice, ...]:
+        return self.search.terms.choices
+
+
+def predict(setting: Setting, asked: Sequence[Asking], now: Conditions) -> Predicted:
+    """The predictions for the requests' mean sizes; those of a length that is no whole number of tokens lie between."""
+    image, prompt, answer = mean_sizes(asked)
+    space = Space(cuts=CUTS, wires=WIRES, efforts=(1.0,))
+    low, high = (
+        search(
+            setting,
+            Asked(grid=asked[0].grid, image_bytes=round(image), prompt_tokens=round(prompt), answer_tokens=tokens),
+            space,
+            now,
+            limits=Limits(),
+        )
+        for tokens in (math.floor(answer), math.ceil(answer))
+    )
+    share = answer - math.floor(answer)
+    return Predicted(
+        low,
+        low.found.latency * (1 - share) + high.found.latency * share,
+        low.found.parts * (1 - share) + high.found.parts * share,
+    )
+
+
+def mean_sizes(asked: Sequence[Asking]) -> tuple[float, float, float]:
+    """Mean bytes of the image as it is uploaded, tokens of the prompt, tokens of the answer."""
     sizes = [(one.image_bytes, one.prompt_tokens, one.answer_tokens) for one in asked]
-    image, prompt, answer = (round(mean) for mean in np.average(sizes, axis=0, weights=weights))
-    return Asked(grid=asked[0].grid, image_bytes=image, prompt_tokens=prompt, answer_tokens=answer)
+    image, prompt, answer = np.average(sizes, axis=0, weights=[one.weight for one in asked]).tolist()
+    return image, prompt, answer
 
 
 def acceptance(asked: Sequence[Asking]) -> float:
@@ -158,18 +191,18 @@ def acceptance(asked: Sequence[Asking]) -> float:
     return sum(one.weight * one.foreseen for one in asked) / sum(one.weight * one.answer_tokens for one in asked)
 
 
-def allowed(predicted: Search, limits: str) -> list[Choice]:
+def allowed(predicted: Predicted, limits: str) -> list[Choice]:
     """The plans that keep to the limits, best predicted first."""
     bound = LIMITS[limits]
     bounds = Limits(agreement=AGREEMENT, exact=bound.exact, image_must_stay=bound.image_must_stay)
-    keeps = np.ones(len(predicted), bool)
-    for one in within(predicted.terms, predicted.found, predicted.line, bounds).values():
+    found = predicted.search
+    keeps = np.ones(len(found), bool)
+    for one in within(found.terms, found.found, found.line, bounds).values():
         keeps &= one
-    order = np.argsort(predicted.found.latency, kind="stable")
-    return [predicted.terms.choices[index] for index in order if keeps[index]]
+    return [predicted.choices[index] for index in np.argsort(predicted.seconds, kind="stable") if keeps[index]]
 
 
-def finalists(predicted: Search, every: Seconds) -> list[Choice]:
+def finalists(predicted: Predicted, every: Seconds) -> list[Choice]:
     """The planner's choice and the best measured plans under each limit."""
     found: dict[Choice, None] = {}
     for limits in LIMITS:
@@ -178,17 +211,17 @@ def finalists(predicted: Search, every: Seconds) -> list[Choice]:
     return list(found)
 
 
-def cell(place: Place, predicted: Search, found: Found) -> Cell:
+def cell(place: Place, predicted: Predicted, found: Found) -> Cell:
     """Predictions and measurements side by side."""
     plans, choosing = [], []
-    for choice, plan in zip(predicted.terms.choices, predicted, strict=True):
+    for index, choice in enumerate(predicted.choices):
         plans.append(
             Timed(
                 plan=str(choice),
                 mode=choice.mode,
-                predicted_ms=plan.latency_ms,
+                predicted_ms=float(predicted.seconds[index]) * 1e3,
                 measured_ms=found.every[choice] * 1e3,
-                parts_ms=plan.parts_ms,
+                parts_ms=dict(zip(PARTS, (predicted.parts[:, index] * 1e3).tolist(), strict=True)),
             )
         )
     for limits in LIMITS:
@@ -210,7 +243,8 @@ def cell(place: Place, predicted: Search, found: Found) -> Cell:
 def show(console: Console, made: Result) -> None:
     """Print the figures, every choice, and what misses."""
     console.print(
-        f"prompts of {made.prompt_tokens} tokens, answers of {made.answer_tokens}, acceptance {made.acceptance:.3f}"
+        f"prompts of {made.prompt_tokens:.1f} tokens, answers of {made.answer_tokens:.1f}, "
+        f"acceptance {made.acceptance:.3f}"
     )
     console.print(_errors(made))
     console.print(_choices(made))

@@ -84,8 +84,8 @@ class Spread(msgspec.Struct, frozen=True, kw_only=True):
 class Result(msgspec.Struct, frozen=True, kw_only=True):
     """A whole run: the cells and the figures that sum them up."""
 
-    answer_tokens: int
-    prompt_tokens: int
+    prompt_tokens: float
+    answer_tokens: float
     acceptance: float
     error: Spread
     error_by_mode: dict[str, Spread]
@@ -95,14 +95,14 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     cells: list[Cell]
 
 
-def result(cells: Sequence[Cell], *, answer_tokens: int, prompt_tokens: int, acceptance: float) -> Result:
+def result(cells: Sequence[Cell], *, prompt_tokens: float, answer_tokens: float, acceptance: float) -> Result:
     """The figures of all cells; `auto_within` is the share of choices in which the agent lost at most 5%."""
     every = [plan for cell in cells for plan in cell.plans]
     choices = [choosing for cell in cells for choosing in cell.choosing]
     regrets = [one.regret for one in choices]
     return Result(
-        answer_tokens=answer_tokens,
         prompt_tokens=prompt_tokens,
+        answer_tokens=answer_tokens,
         acceptance=acceptance,
         error=spread(every),
         error_by_mode=grouped(every, lambda plan: plan.mode),

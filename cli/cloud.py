@@ -18,7 +18,17 @@ def cloud(
     bundle: options.Bundle = None,
     listen: options.Listen = "127.0.0.1:50051",
     device: Annotated[str, typer.Option(help="Where torch runs the target: cpu, cuda, cuda:1.")] = "cpu",
-    max_sessions: Annotated[int, typer.Option(help="Sessions served at once; more are refused.")] = 16,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Compute in bf16 or fp32; without it, as the weights are stored.", show_default=False),
+    ] = None,
+    max_sessions: Annotated[
+        int | None,
+        typer.Option(
+            help="Sessions served at once; more are refused. Without it, as many as memory has room for.",
+            show_default=False,
+        ),
+    ] = None,
     context: Annotated[int, typer.Option(help="Tokens a session may hold, the model's own limit at most.")] = 2048,
     layers: Annotated[
         str, typer.Option(help="START:END, the layers to run: from START on, up to but without END.")
@@ -28,17 +38,23 @@ def cloud(
         typer.Option("--next", help="HOST:PORT of the worker that has the layers from END on.", show_default=False),
     ] = None,
     wires: Annotated[str, typer.Option(help="Formats in which boundary rows are taken.")] = ",".join(Wire),
+    metrics: Annotated[
+        str | None,
+        typer.Option(help="HOST:PORT to show metrics at, in Prometheus' format.", show_default=False),
+    ] = None,
     threads: options.Threads = None,
     insecure: options.Insecure = False,
 ) -> None:
     """Run a cloud worker: it serves the target of a bundle until it is stopped.
 
     With --layers it loads and runs some of the layers; the worker at --next goes on from there, and must run already.
+    Answers are the same in every mode at one --dtype, not across them. `cutline top` shows the metrics.
     Prints the address it listens at as its first line. Ctrl-C or SIGTERM stops it in order, with exit code 0.
     """
     import asyncio
     import logging
     import signal
+    from contextlib import nullcontext
 
     from cutline.cli.setting import check_listen, open_target, thread_count
 
@@ -46,14 +62,20 @@ def cloud(
         import torch
 
         from cutline.cloud.accelerator import check_device
+        from cutline.cloud.metrics import Metrics, show
+        from cutline.cloud.observer import NOBODY
         from cutline.cloud.server import serve
     except ModuleNotFoundError as error:
         raise InputError(f"a worker needs {error.name}; install it with `pip install 'cutline[cloud]'`") from None
 
     check_listen(listen, insecure=insecure)
     check_device(device)
-    if max_sessions < 1 or context < 2:
+    if (max_sessions is not None and max_sessions < 1) or context < 2:
         raise InputError("--max-sessions must be 1 or more, --context 2 or more")
+    if dtype not in (None, "bf16", "fp32"):
+        raise InputError(f"--dtype is bf16 or fp32, not {dtype}")
+    if metrics is not None:
+        check_listen(metrics, insecure=insecure)
     torch.set_num_threads(thread_count(threads))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     opened = open_target(bundle)
@@ -64,6 +86,7 @@ def cloud(
         stop = asyncio.Event()
         for name in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(name, stop.set)
+        counts = Metrics()
         async with serve(
             opened,
             listen=listen,
@@ -73,9 +96,14 @@ def cloud(
             layers=span,
             next_worker=next_worker,
             wires=taken,
+            dtype={"bf16": torch.bfloat16, "fp32": torch.float32}.get(dtype or ""),
+            observer=counts if metrics is not None else NOBODY,
         ) as address:
-            print(f"worker of {opened.manifest.name} listens at {address}", flush=True)
-            await stop.wait()
+            with show(counts, metrics) if metrics is not None else nullcontext() as shown:
+                print(f"worker of {opened.manifest.name} listens at {address}", flush=True)
+                if shown is not None:
+                    print(f"metrics at {shown}", flush=True)
+                await stop.wait()
 
     asyncio.run(run())
 

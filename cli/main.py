@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from cutline.cli import ask, bundle, calibrate, cloud, demo, doctor, edge, export, plan, profile, watch
+from cutline.cli import ask, bundle, calibrate, cloud, demo, doctor, edge, export, plan, profile, top, watch
 from cutline.errors import CutlineError, InputError
 
 INTERRUPTED = 130  # as shells expect after Ctrl-C
@@ -28,6 +28,7 @@ for module, command in (
     (edge, edge.edge),
     (export, export.export),
     (plan, plan.plan),
+    (top, top.top),
     (watch, watch.watch),
 ):
     app.command(epilog=module.EPILOG)(command)

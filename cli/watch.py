@@ -11,7 +11,7 @@ import typer
 from cutline.cli import options
 from cutline.errors import InputError
 
-EPILOG = "Example: cutline watch --source /dev/video0 --source photos/ --ask 'Is the gate open?' --every 5s --on-change"
+EPILOG = "Example: cutline watch --source /dev/video0 --ask 'Is the gate open?' --every 5s --on-change --mode edge"
 
 _SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _BYTES = {"kB": 1e3, "MB": 1e6, "GB": 1e9}
@@ -68,8 +68,6 @@ def watch(
     if mode not in list(Mode):
         raise InputError(f"there is no mode {mode!r}; choose {', '.join(Mode)}")
     question = Question(image=b"", text=ask, mode=Mode(mode), max_tokens=max_tokens, timeout=timeout)
-    if question.mode in (Mode.CLOUD, Mode.DRAFT) and worker is None:
-        raise InputError(f"mode {mode} needs a worker; give --worker HOST:PORT, or use --mode edge")
     if not 0.0 < threshold <= 1.0:
         raise InputError(f"--threshold is {threshold:g}; give a share above 0, and 1 at most")
     if queue < 1:
@@ -80,6 +78,8 @@ def watch(
     profiles = edge_profile, cloud_profile, link
     cuttable = open_target_for(target, bundle) if any(profiles) else None
     planner = open_planner(*profiles, drafter, cuttable)
+    if question.mode is not Mode.EDGE and worker is None:
+        raise InputError(f"mode {mode} needs a worker; give --worker HOST:PORT, or use --mode edge")
     kept = None if spool is None else Spool(spool, question=ask, limit=round(limit))
 
     async def run() -> None:

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import torch
 
+from cutline.devices.memory import measure_memory
 from cutline.errors import InputError
+
+
+def free_memory(device: str) -> int:
+    """Bytes that can be had on `device` now."""
+    free: int = torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else measure_memory().free
+    return free
 
 
 def check_device(device: str) -> None:

@@ -28,7 +28,7 @@ from cutline.cloud.pace import PassCost, prompt_rows
 from cutline.cloud.session import DeepSession, Event, Request, Rows, Session
 from cutline.cloud.target import Target
 from cutline.errors import CutlineError, InputError, WorkerBusy, WorkerFailed, WorkerUnavailable
-from cutline.models.sampling import choose
+from cutline.models.sampling import agreeing, choose
 from cutline.models.wire import Wire
 from cutline.protos.messages import Confirmed, Draft, Finished, Opened
 
@@ -300,7 +300,7 @@ class Engine:
         seconds, count = time.perf_counter() - began, sum(len(rows.tokens) for rows in batch)
         if all(rows.start > 0 for rows in batch):
             self._cost = self._cost.after(count, seconds)
-        self._observer.passed(count, sum(rows.drafted for rows in batch), seconds)
+        self._observer.passed(count, seconds)
         for index, rows in enumerate(batch):
             try:
                 rows.session.ran(rows, seconds * len(rows.tokens) / count, time.monotonic())
@@ -323,6 +323,8 @@ class Engine:
         return self._images.get(name)
 
     def _deliver(self, rows: Rows, chosen: list[int]) -> None:
+        if rows.drafted:
+            self._observer.verified(rows.drafted, agreeing(rows.tokens[-rows.drafted :], chosen))
         reason = rows.session.confirm(chosen, rows.drafted, self._stop_tokens)
         if reason is not None:
             self._end(rows.session, rows.session.finished(reason))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from cutline.errors import CutlineError
 from cutline.protos.messages import Confirmed, Finished, Opened
 
@@ -9,8 +11,17 @@ from cutline.protos.messages import Confirmed, Finished, Opened
 class Observer:
     """Looks away: one that counts overrides what it wants. Called by the engine's thread and the event loop."""
 
-    def passed(self, rows: int, drafted: int, seconds: float) -> None:
-        """A pass of so many `rows`, of which `drafted` were unconfirmed, took `seconds`."""
+    def serving(self, slots: int, in_use: Callable[[], int]) -> None:
+        """A worker has room for so many sessions; `in_use` says, whenever it is asked, for how many it is taken."""
+
+    def passed(self, rows: int, seconds: float) -> None:
+        """A pass of so many `rows` took `seconds`."""
+
+    def verified(self, drafted: int, right: int) -> None:
+        """Of so many `drafted` tokens that a session had in a pass, the first `right` proved so."""
+
+    def talking(self, change: int) -> None:
+        """So many more agents have a session's stream open."""
 
     def told(self, event: Opened | Confirmed | Finished) -> None:
         """An agent was told of its session."""

@@ -8,11 +8,14 @@ from collections.abc import AsyncIterator, Collection
 from typing import Any
 
 import grpc
+import torch
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from cutline.cloud.budget import MOST_SLOTS
 from cutline.cloud.chain import NextWorker
 from cutline.cloud.engine import Engine
+from cutline.cloud.observer import NOBODY, Observer
 from cutline.cloud.servicer import WorkerServicer
 from cutline.cloud.target import Target
 from cutline.errors import InputError
@@ -47,23 +50,26 @@ async def serve(
     bundle: Bundle,
     *,
     listen: str,
-    slots: int,
+    slots: int | None,
     context: int,
     device: str,
+    dtype: torch.dtype | None = None,
     layers: tuple[str, str] = ("image", END),
     next_worker: str | None = None,
     wires: Collection[Wire] = tuple(Wire),
+    observer: Observer = NOBODY,
 ) -> AsyncIterator[str]:
     """Serve `layers` (start, end) of a bundle's target at `listen` (HOST:PORT, port 0 for any free one).
 
     Gives the address it has. Layers that end before the head need the worker at the address `next_worker` for the
-    rest. Boundary rows are taken in the formats `wires`. Raises InputError if the address is taken or none of this
+    rest. Boundary rows are taken in the formats `wires`; `observer` is told what happens. `slots` and `dtype` are as for
+    Target. Raises InputError if the address is taken or none of this
     machine's, or if the next worker cannot go on there, then also ModelMismatch and WorkerUnavailable.
     """
     # gRPC itself would serve at 443 where no port is given, and at another port where it is over 65535.
     host, _ = parse_address(listen)
     manifest, (start, end) = bundle.manifest, layers
-    server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=slots + MAX_CALLS)
+    server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=(slots or MOST_SLOTS) + MAX_CALLS)
     # Before the model is loaded, which takes its time.
     try:
         port = server.add_insecure_port(listen)
@@ -75,9 +81,19 @@ async def serve(
         if next_worker is not None:
             onward = await stack.enter_async_context(NextWorker(next_worker, manifest, cut=end))
             context = min(context, (await onward.describe()).context)
-        target = Target(bundle, slots=slots, context=context, device=device, start=start, end=end)
-        engine = Engine(target, manifest.stop_tokens)
-        worker = WorkerServicer(engine, manifest, context=context, start=start, end=end, wires=wires, onward=onward)
+        target = Target(bundle, slots=slots, context=context, device=device, start=start, end=end, dtype=dtype)
+        engine = Engine(target, manifest.stop_tokens, observer=observer)
+        observer.serving(engine.max_sessions, lambda: engine.sessions)
+        worker = WorkerServicer(
+            engine,
+            manifest,
+            context=context,
+            start=start,
+            end=end,
+            wires=wires,
+            onward=onward,
+            observer=observer,
+        )
         worker_pb2_grpc.add_WorkerServicer_to_server(worker, server)
         await stack.enter_async_context(_running(server, engine))
         yield f"{host}:{port}"

@@ -16,6 +16,7 @@ from typing import Any
 from cutline.cloud.chain import NextWorker, Onward
 from cutline.cloud.engine import Engine
 from cutline.cloud.inbox import Inbox
+from cutline.cloud.observer import NOBODY, Observer
 from cutline.cloud.opening import Reception, Upload
 from cutline.cloud.session import Event, Forward
 from cutline.errors import CutlineError, InputError, WorkerFailed
@@ -62,6 +63,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         end: str = END,
         wires: Collection[Wire] = tuple(Wire),
         onward: NextWorker | None = None,
+        observer: Observer = NOBODY,
     ) -> None:
         self._engine = engine
         self._manifest = manifest
@@ -69,6 +71,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         self._start, self._end = start, end
         self._reception = Reception(manifest, context=context, start=start, end=end, wires=wires)
         self._onward = onward
+        self._observer = observer
         self._version = _version()
         self._noise = os.urandom(CHUNK)  # which nothing on the way can compress
 
@@ -101,11 +104,12 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
     ) -> AsyncIterator[pb.WorkerMessage]:
         """One conversation, until the answer is complete, the agent cancels, or something is wrong."""
         failure: CutlineError | None = None
-        async with Inbox(request_iterator) as inbox:
+        async with self._watched(), Inbox(self._counted(request_iterator)) as inbox:
             try:
                 async with contextlib.aclosing(self._converse(inbox, context.time_remaining)) as events:
                     async for event in events:
-                        yield worker_to_wire(event)
+                        self._observer.told(event)
+                        yield self._weighed(worker_to_wire(event))
             except CutlineError as error:
                 log.info("session refused or failed: %s", error)
                 failure = error
@@ -113,10 +117,28 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
                 log.exception("a session failed")
                 failure = WorkerFailed("the worker failed on this session; its log says more")
             if failure is not None:
-                yield worker_to_wire(failure)
+                self._observer.refused(failure)
+                yield self._weighed(worker_to_wire(failure))
             await inbox.drain()
         if failure is not None:
             await context.abort(status_of(failure), str(failure))
+
+    @contextlib.asynccontextmanager
+    async def _watched(self) -> AsyncIterator[None]:
+        self._observer.talking(1)
+        try:
+            yield
+        finally:
+            self._observer.talking(-1)
+
+    async def _counted(self, messages: AsyncIterator[pb.AgentMessage]) -> AsyncIterator[pb.AgentMessage]:
+        async for message in messages:
+            self._observer.carried(up=message.ByteSize())
+            yield message
+
+    def _weighed(self, message: pb.WorkerMessage) -> pb.WorkerMessage:
+        self._observer.carried(down=message.ByteSize())
+        return message
 
     async def _converse(self, inbox: Inbox, remaining: Remaining) -> AsyncGenerator[Opened | Confirmed | Finished]:
         """The events of one session. Raises CutlineError."""

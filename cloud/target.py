@@ -13,7 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cutline.cloud.accelerator import free_memory
 from cutline.cloud.attention import ATTENTION, Layout, SlotCache, Stretch, sort_key
+from cutline.cloud.budget import slot_bytes, slots_that_fit
 from cutline.cloud.loading import load_model
 from cutline.cloud.packing import pack
 from cutline.cloud.session import Rows
@@ -30,6 +32,8 @@ _WIRES = {torch.float32: Wire.FLOAT32, torch.float16: Wire.FLOAT16, torch.bfloat
 class Target:
     """The layers `[start, end)` of a bundle's target, with room for `slots` sessions of `context` tokens.
 
+    Without `slots` there are as many as fit into the memory that is free once the weights are there.
+
     Used by one thread at a time.
     """
 
@@ -37,18 +41,17 @@ class Target:
         self,
         bundle: Bundle,
         *,
-        slots: int,
+        slots: int | None = None,
         context: int,
         device: str = "cpu",
         start: str = "image",
         end: str = END,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """Weights are computed with as `dtype`, or as they are stored."""
+        """Weights are computed with as `dtype`, or as they are stored. Raises InputError where slots do not fit."""
         line, spec = bundle.manifest.line, bundle.manifest.decoder
         model = load_model(bundle, line.layers[line.place(start) : line.place(end)], dtype=dtype).to(device)
         self.model = model  # transformers' own
-        self.slots = slots
         self.context = context
         self.decodes = line.place(end) > line.place("decoder.0")  # has a part in every token
         self.chooses = end == END  # has the head: what comes out of a pass are logits
@@ -63,8 +66,16 @@ class Target:
         self._image_token = bundle.manifest.image_token
         self._heads = spec.heads // spec.kv_heads
         self._layers = range(line.decoder_layer(start), line.decoder_layer(end))
+        slot = slot_bytes(
+            layers=len(self._layers),
+            kv_heads=spec.kv_heads,
+            head_dim=spec.head_dim,
+            context=context,
+            itemsize=self._dtype.itemsize,
+        )
+        self.slots = slots_that_fit(slots, slot=slot, free=free_memory(device))
         self._cache = SlotCache(
-            (len(self._layers), slots, spec.kv_heads, context, spec.head_dim),
+            (len(self._layers), self.slots, spec.kv_heads, context, spec.head_dim),
             first=self._layers.start,
             like=torch.empty(0, dtype=self._dtype, device=self._device),
         )

@@ -53,5 +53,5 @@ def shown(given: str) -> str:
     """A source's name without what is secret in it: of an address all before the last @, and what passwords say."""
     if Path(given).exists():
         return given
-    scheme, secret, rest = re.match(r"(?s)([A-Za-z][\w+.-]*:/*)?(.*@)?(.*)", given).groups()  # type: ignore[union-attr]
+    scheme, secret, rest = re.match(r"(?is)(rtsps?:/*|[a-z][\w+.-]*:/+)?(.*@)?(.*)", given).groups()  # type: ignore[union-attr]
     return (scheme or "") + ("…@" if secret else "") + _SECRET.sub(r"\1…", rest)

@@ -68,11 +68,10 @@ class Spool:
         try:
             self._belong(question)
             self._recover()
-        except OSError as error:
+        except BaseException as error:
             self.close()
-            raise InputError(f"--spool {folder} cannot be used: {error.strerror}") from None
-        except InputError:
-            self.close()
+            if isinstance(error, OSError):
+                raise InputError(f"--spool {folder} cannot be used: {error.strerror}") from None
             raise
 
     def __contains__(self, frame_id: str) -> bool:
@@ -201,9 +200,7 @@ class Spool:
             return None
         if hashlib.sha256(image).hexdigest() != head.sha256:
             return None
-        return Frame(
-            id=head.id, source=head.source, number=head.number, taken=head.taken, image=image, file=head.file
-        )
+        return Frame(id=head.id, source=head.source, number=head.number, taken=head.taken, image=image, file=head.file)
 
 
 def _content(frame: Frame) -> bytes:

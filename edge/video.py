@@ -7,7 +7,6 @@ import secrets
 import threading
 import time
 from collections.abc import Iterator
-from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +57,7 @@ class VideoFile:
             stat = self._path.stat()
             with av.open(str(self._path)) as container:
                 for index, frame in enumerate(_decoded(container, stop)):
-                    at = float(index / _rate(container) if frame.pts is None else frame.pts * frame.time_base)
+                    at = _seconds(frame, index, container)
                     if at < due - 1e-6:  # times are fractions, which floats round
                         continue
                     due = at + self._every
@@ -149,8 +148,11 @@ def _decoded(container: InputContainer, stop: threading.Event) -> Iterator[Video
         yield from decoded
 
 
-def _rate(container: InputContainer) -> Fraction:
-    return container.streams.video[0].average_rate or Fraction(25)
+def _seconds(frame: VideoFrame, index: int, container: InputContainer) -> float:
+    """When a frame is shown; where the file does not say, by its number."""
+    if frame.pts is not None and frame.time_base is not None:
+        return float(frame.pts * frame.time_base)
+    return float(index / (container.streams.video[0].average_rate or 25))
 
 
 def _is_new(frame: VideoFrame, changes: Changes | None) -> bool:

@@ -38,7 +38,7 @@ class Gate:
 
 
 MESSAGE = 115e-6  # seconds of a message on the core that the overheads were measured on (a profile's `message`)
-DEVICE_SHARE = {"request": 1.0, "session": 0.1, "closing": 0.2, "message": 0.7, "scheduling": 0.0}  # of overheads
+DEVICE_SHARE = {"request": 1.0, "session": 0.1, "closing": 0.2, "message": 0.35, "scheduling": 0.0}  # of overheads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,11 +50,11 @@ class Overheads:
     sides. `message`: one more message, there and back. `scheduling`: a worker's, of each pass.
     """
 
-    request: float = 1.9e-3
+    request: float = 1.6e-3
     packing: float = 1.0
     session: float = 3e-3
     closing: float = 1.0e-3
-    message: float = 0.9e-3
+    message: float = 2.0e-3
     scheduling: float = 0.3e-3
 
     @classmethod

@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / ".dev" / "cutline"
 DEVICE_ROOMS = ("cli", "devices", "edge", "errors", "models", "partitioner", "protos")
 EXPORTER = "cutline.models.export"
 # The first row does not come with a bare install; the second costs a small board 0.2 to 0.3 s each.
-HEAVY = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime_genai", "matplotlib", "sklearn", "scipy")
+HEAVY = ("av", "torch", "transformers", "onnx", "onnxscript", "onnxruntime_genai", "matplotlib", "sklearn", "scipy")
 SLOW = ("fastapi", "huggingface_hub", "pydantic_settings")
 
 PROBE = """
@@ -86,6 +86,21 @@ def test_a_command_of_the_device_runs_without_anything_heavy(command: str) -> No
     assert ran.stderr.splitlines()[-1] == "imported:"
 
 
+def test_watching_a_folder_runs_without_anything_heavy() -> None:
+    cards = str(PACKAGE / "demo" / "examples")
+    ran = run(["watch", "--source", cards, "--ask", "Describe the card.", "--mode", "edge", "--once"])
+    assert ran.returncode == 0, ran.stderr
+    assert "The card shows" in ran.stdout
+    assert ran.stderr.splitlines()[-1] == "imported:"
+
+
+def test_the_doctor_looks_without_anything_heavy() -> None:
+    """Nor does it load what it may find broken: ONNX Runtime is tried in processes of its own."""
+    ran = run(["doctor"], "onnxruntime")
+    assert ran.returncode in (0, 8), ran.stderr
+    assert ran.stderr.splitlines()[-1] == "imported:"
+
+
 @pytest.mark.parametrize("arguments", [["plan"], ["bundle", "show", str(DRAFTER)]])
 def test_a_command_that_only_computes_imports_nothing_heavy(arguments: list[str]) -> None:
     ran = run(arguments)
@@ -93,8 +108,8 @@ def test_a_command_that_only_computes_imports_nothing_heavy(arguments: list[str]
     assert ran.stderr.splitlines()[-1] == "imported:"
 
 
-def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", RUN, ",".join(HEAVY + SLOW), *arguments]
+def run(arguments: list[str], *more: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", RUN, ",".join(HEAVY + SLOW + more), *arguments]
     environment = {"PYTHONPATH": str(PACKAGE.parent), "OMP_NUM_THREADS": "1", "PATH": os.environ["PATH"]}
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 

@@ -58,6 +58,22 @@ class Process:
         assert " listens at " in line, self._popen.stderr.read()
         return line.split()[-1]
 
+    def line(self) -> str:
+        """The next line that it prints."""
+        assert self._popen.stdout is not None
+        return self._popen.stdout.readline()
+
+    def told(self) -> str:
+        """The next line on stderr."""
+        assert self._popen.stderr is not None
+        return self._popen.stderr.readline()
+
+    def stop_reading(self) -> None:
+        """Close the pipe that it prints into."""
+        assert self._popen.stdout is not None
+        self._popen.stdout.close()
+        self._popen.stdout = None
+
     def children(self) -> list[psutil.Process]:
         """The processes that it has started and that run."""
         return psutil.Process(self._popen.pid).children()

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from cutline.cloud import engine as engine_module
+from cutline.cloud import pace
 from cutline.cloud.engine import Engine
 from cutline.cloud.session import Event, Request, Rows
 from cutline.cloud.target import Target
@@ -316,6 +317,43 @@ def test_a_broken_engine_says_so_to_all_who_are_there_and_all_who_come(caplog: p
         engine.offer("nobody", Draft(3, (1,)))
         assert isinstance(opened(engine, request(PROMPTS[3]))[1].end(), WorkerFailed)
     assert "illegal memory access" in caplog.text
+
+
+class Counting(FakeTarget):
+    """Notes of each pass how many rows of which slot it had."""
+
+    def __init__(self, slots: int) -> None:
+        super().__init__(slots)
+        self.passes: list[dict[int, int]] = []
+        self.ready = threading.Event()
+
+    def run(self, batch: Sequence[Rows], images: Sequence[Tensor | None]) -> list[Tensor]:
+        self.ready.wait(30)
+        self.passes.append({rows.session.slot: len(rows.tokens) for rows in batch})
+        return super().run(batch, images)
+
+
+def test_a_storm_of_prompts_starves_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted in passes: those that answer are in every one, prompts share what is left of it in turn."""
+    monkeypatch.setattr(pace, "LEAST_PROMPT_ROWS", 5)
+    monkeypatch.setattr(pace, "MOST_PROMPT_ROWS", 5)
+    endless = [[a] for a in range(1, 60) if len(plain_answer([a], 30)) == 30][:2]
+    storm = [[a] * 24 for a in range(1, 9)]
+    target = Counting(10)
+    with running(target) as engine:
+        calm = [opened(engine, request(prompt))[1] for prompt in endless]
+        prompts = [opened(engine, request(prompt, max_tokens=1))[1] for prompt in storm]
+        target.ready.set()
+        for listener, prompt in zip([*calm, *prompts], [*endless, *storm], strict=True):
+            assert isinstance(listener.end(), Finished)
+            assert listener.tokens == plain_answer(prompt, 30)[: len(listener.tokens)]
+    answering = [of for of in target.passes if sum(of.get(slot, 0) for slot in (0, 1)) == 2]
+    assert len(answering) >= 29  # no pass without them, until they have their answers
+    assert target.passes.index(answering[-1]) <= 31
+    for of in target.passes:
+        assert sum(count for slot, count in of.items() if slot > 1) <= 5
+    turns = [slot for of in target.passes for slot in of if slot > 1][:16]
+    assert sorted(turns[:8]) == sorted(turns[8:16]) == list(range(2, 10))
 
 
 def test_a_session_is_told_how_long_it_waited_for_a_pass_to_end() -> None:

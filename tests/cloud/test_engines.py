@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cutline.cloud import engine as engine_module
+from cutline.cloud import pace
 from cutline.cloud.engine import Engine
 from cutline.cloud.session import Event, Forward, Request, Rows
 from cutline.cloud.target import Target
@@ -204,6 +205,14 @@ def test_many_sessions_through_engines_in_a_row_keep_their_answers(count: int) -
         assert [engine.sessions for engine in engines] == [0] * count
     assert [one for one in wrong if one is not None] == []
     assert len(wrong) == 60
+
+
+def test_prompts_in_pieces_go_on_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that is not the last keeps what it made until it can open a session on the next one with it."""
+    monkeypatch.setattr(pace, "MOST_PROMPT_ROWS", 4)
+    monkeypatch.setattr(pace, "LEAST_PROMPT_ROWS", 2)
+    with running(3, 4) as engines:
+        assert [converse(engines, seed) for seed in range(100, 120)] == [None] * 20
 
 
 def test_a_session_that_breaks_the_last_engine_ends_alone() -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from cutline.cloud import pace
 from cutline.cloud.engine import Engine
 from cutline.cloud.loading import load_model
 from cutline.cloud.session import Event, Request, Rows, Session
@@ -159,6 +160,48 @@ def test_sessions_answered_together_give_generates_answers(bundle: Bundle, engin
             assert tuple(answering.tokens) == answer
             stopped = answer[-1] in bundle.manifest.stop_tokens
             assert finished.reason is (Reason.STOP if stopped else Reason.LENGTH)
+
+
+@pytest.mark.parametrize("size", [1, 5, 17])
+def test_a_prompt_in_pieces_gives_transformers_logits(
+    bundle: Bundle, target: Target, unsplit: Any, case: Case, size: int
+) -> None:
+    """The image's rows go with whichever piece has their tokens; what was drafted comes with the last."""
+    opening, image, answer = case
+    session = blank(request(bundle, case), 2)
+    rows, images = image_rows(target, session), []
+    whole = Rows(session, 0, (*opening.tokens, *answer[:3]), drafted=3)
+    while (piece := whole.first(size)).partial:
+        assert 0 < len(piece.tokens) <= size
+        assert piece.wanted == 0
+        assert target.run([piece], [rows])[0].shape[0] == 0
+        images.append(piece.tokens.count(bundle.manifest.image_token))
+        whole = replace(whole, start=whole.start + len(piece.tokens), tokens=whole.tokens[len(piece.tokens) :])
+    assert piece.drafted == 3
+    got = target.run([piece], [rows])[0]
+    right = unsplit.logits((*opening.tokens, *answer[:3]), pixels(bundle, image))[-4:]
+    torch.testing.assert_close(got, right, atol=TOLERANCE, rtol=0)
+    assert sum(images) > 0
+
+
+def test_prompts_in_pieces_beside_answers_give_generates_answers(
+    bundle: Bundle, engine: Engine, unsplit: Any, cases: list[Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of images, of rows from inside the decoder, with drafts and without."""
+    monkeypatch.setattr(pace, "MOST_PROMPT_ROWS", 7)
+    monkeypatch.setattr(pace, "LEAST_PROMPT_ROWS", 3)
+    running = []
+    for number, case in enumerate(cases[:SLOTS]):
+        opening, image, answer = case
+        draft = answer if number % 2 else ()
+        deep: dict[str, Any] = {}
+        if number == 3:
+            rows = unsplit.rows((*opening.tokens, *draft), pixels(bundle, image), "decoder.2")
+            deep = {"cut": "decoder.2", "deep": True, "boundary": rows, "effort": 0.0}
+        running.append((Answering(engine, request(bundle, case, draft=draft, **deep)), answer))
+    for answering, answer in running:
+        assert answering.finish().passes > len(answering.asked.tokens) // 7
+        assert tuple(answering.tokens) == answer
 
 
 def test_a_right_draft_saves_passes(bundle: Bundle, engine: Engine, case: Case) -> None:

@@ -15,7 +15,7 @@ from scipy.stats import binom
 
 from cutline.demo.bundles import DRAFTER
 from cutline.edge.drafter import Drafted
-from cutline.edge.gate import Gate, binomial_tail, calibrate_gate, confidence_of, open_gate, save_gate
+from cutline.edge.gate import Gate, binomial_tail, calibrate_gate, confidence_of, open_gate, save_gate, with_answers
 from cutline.errors import BundleError
 from cutline.models.bundle import CALIBRATION, Bundle, write_manifest
 from cutline.models.sampling import Sampling
@@ -211,3 +211,14 @@ def test_a_calibration_that_was_tampered_with(copied: Bundle) -> None:
     (copied.path / CALIBRATION).write_bytes(msgspec.json.encode(gate(0.0)))
     with pytest.raises(BundleError, match="hash differs"):
         Bundle.open(copied.path)
+
+
+def test_what_the_passed_on_answers_are_like_is_counted() -> None:
+    truths = [(1, 2), (3, 4, 5, 6), (7, 8, 9), (4, 4, 4)]
+    drafted = [(1, 2), (3, 4, 9, 9, 9), (7, 8, 9), (4,)]
+    found = with_answers(gate(0.8), [0.9, 0.2, 0.8, 0.5], drafted, truths)
+    assert found.tokens == 3.0
+    assert found.foreseen == pytest.approx((2 + 2 + 3 + 1) / (8 + 2))  # two answers have a token that was not
+    assert found.passed_tokens == 3.5
+    assert found.passed_foreseen == pytest.approx(3 / 5)
+    assert with_answers(gate(0.8), [0.9], [(1,)], [(1,)]).passed_tokens is None

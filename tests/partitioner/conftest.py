@@ -92,13 +92,15 @@ conditions = st.builds(
     acceptance=st.floats(0, 1),
 )
 
+HARD = Gate(kept=0.5, agreed=0.9, longer=3.0, harder=2.0)  # what it passes on is unlike the rest
+
 settings_ = st.builds(
     setting,
     layers=st.integers(1, 3),
     width=st.sampled_from([32, 64, 256]),
     edge=st.floats(1e8, 1e12),
     cloud=st.floats(1e9, 1e14),
-    gate=st.sampled_from([None, Gate(kept=0.7, agreed=0.98), Gate(kept=1.0, agreed=0.9), Gate(kept=0.0, agreed=1.0)]),
+    gate=st.sampled_from([None, Gate(kept=0.7, agreed=0.98), Gate(kept=1.0, agreed=0.9), Gate(kept=0.0, agreed=1.0), HARD]),
 )
 
 questions = st.builds(

@@ -17,6 +17,7 @@ from cutline.partitioner.answering import FRAME_BYTES
 from cutline.partitioner.cost import CONFIRMED_BYTES, Terms, terms_of
 from cutline.partitioner.plan import CHUNK, PARTS, Conditions, Mode, Space
 from cutline.partitioner.predict import predict
+from cutline.partitioner.setting import Gate
 from cutline.protos.messages import Confirmed
 
 STOP = 0
@@ -27,8 +28,10 @@ class Played:
 
     def __init__(self, terms: Terms, index: int, now: Conditions, rng: np.random.Generator) -> None:
         self.terms, self.index, self.now = terms, index, now
-        self.answer = [*rng.integers(1, 100, terms.answer_tokens - 1).tolist(), STOP]
-        self.right = rng.random(terms.answer_tokens) < now.acceptance
+        tokens = int(terms.tokens[index])
+        self.answer = [*rng.integers(1, 100, tokens - 1).tolist(), STOP]
+        wrong = (1 - now.acceptance) * (terms.harder if terms.gated[index] else 1.0)
+        self.right = rng.random(tokens) >= wrong
         self.events: list[tuple[float, int, Callable[[float], None]]] = []
         self.order = itertools.count()
         self.settled: list[int] = []  # what the agent knows
@@ -43,11 +46,11 @@ class Played:
             tokens=(9,),
             draft=tuple(self.believed),
             prompt_length=1,
-            max_tokens=terms.answer_tokens,
+            max_tokens=tokens,
             sampling=Sampling(),
             effort=float(terms.effort[index]) if self.drafting else 1.0,
         )
-        self.session = Session("it", request, 0, self._confirmed, terms.answer_tokens + 1)
+        self.session = Session("it", request, 0, self._confirmed, tokens + 1)
         self.ended = False
         self.clock = 0.0
         row, fixed = np.polyfit(np.arange(1, CHUNK + 2), terms.passes[: CHUNK + 1], 1)
@@ -131,7 +134,7 @@ class Played:
 
     def _confirmed(self, event: Any) -> None:
         assert isinstance(event, Confirmed)
-        there = self.clock + self.now.rtt / 2 + CONFIRMED_BYTES / self.now.downlink
+        there = self.clock + self.now.rtt / 2 + self.terms.overheads.message / 2 + CONFIRMED_BYTES / self.now.downlink
         self.at(there, lambda then: self._settle(then, event))
 
     def _settle(self, when: float, event: Confirmed) -> None:
@@ -152,13 +155,13 @@ def predicted(terms: Terms, index: int, now: Conditions) -> float:
     found = predict(terms, now)
     asked = 1 - terms.kept if terms.gated[index] else 1.0
     parts = dict(zip(PARTS, found.parts[:, index] / asked, strict=True))
-    return float(parts["cloud prefill"] + parts["decode"] + now.rtt)
+    return float(parts["cloud prefill"] + parts["decode"] + now.rtt + terms.overheads.message / 2)
 
 
 CASES = list(itertools.product((2, 12, 40), (0.002, 0.1), (1e5, 1e7), (0.5, 0.8, 0.97)))
 
 
-@pytest.mark.parametrize(("mode", "effort", "within"), [("draft", 1.0, 0.1), ("auto", 1.0, 0.1), ("draft", 0.0, 0.25)])
+@pytest.mark.parametrize(("mode", "effort", "within"), [("draft", 1.0, 0.12), ("auto", 1.0, 0.12), ("draft", 0.0, 0.25)])
 @pytest.mark.parametrize(("edge", "cloud", "width"), [(1e10, 1e11, 64), (1e10, 1e10, 256), (1e11, 1e12, 256)])
 def test_the_race_takes_as_long_as_the_formulas_say(
     made: Any, mode: Mode, effort: float, within: float, edge: float, cloud: float, width: int
@@ -169,6 +172,16 @@ def test_the_race_takes_as_long_as_the_formulas_say(
         terms = terms_of(setting, made.asked(answer_tokens=tokens), space)
         now = Conditions(rtt=rtt, uplink=uplink, downlink=1e7, acceptance=acceptance)
         assert predicted(terms, 0, now) == pytest.approx(played(terms, 0, now, times=40), rel=within), now
+
+
+@pytest.mark.parametrize(("longer", "harder"), [(1.0, 2.0), (3.0, 1.0), (2.5, 1.5)])
+def test_what_the_gate_passes_on_is_longer_and_harder(made: Any, longer: float, harder: float) -> None:
+    gate = Gate(kept=0.6, agreed=1.0, longer=longer, harder=harder)
+    setting = made.setting(edge=1e10, cloud=1e11, width=256, gate=gate)
+    for tokens, acceptance in itertools.product((4, 12), (0.7, 0.9)):
+        terms = terms_of(setting, made.asked(answer_tokens=tokens), Space(cuts=("image",), modes=("auto",)))
+        now = Conditions(rtt=0.02, uplink=1e6, downlink=1e7, acceptance=acceptance)
+        assert predicted(terms, 0, now) == pytest.approx(played(terms, 0, now, times=40), rel=0.12), now
 
 
 def test_without_drafts_the_formulas_are_exact(made: Any) -> None:

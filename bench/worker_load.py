@@ -1,0 +1,339 @@
+"""The worker under load: `python -m cutline.bench.worker_load [--rounds 9] [--plot docs/worker-load.png]`.
+
+On the decoder of SmolVLM-256M's shape (seeded random weights), one thread: what a pass of 16 sessions gains over 16
+passes, what drafts cost and gain, what a storm of prompts does to those that are answered, what every further session
+costs, and the same prompts in transformers' own continuous batching. Over gRPC, with the demo's target: what of the
+time is not the model's. Everything that is compared is measured in turn, in one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import queue
+import random
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from transformers import GenerationConfig, LlamaForCausalLM
+from transformers.generation.configuration_utils import ContinuousBatchingConfig
+
+from cutline.bench.seeded import make_smolvlm_256m
+from cutline.cloud.engine import Engine
+from cutline.cloud.observer import Observer
+from cutline.cloud.server import serve
+from cutline.cloud.session import Event, Request, Rows, Session
+from cutline.cloud.target import Target
+from cutline.demo.bundles import TARGET
+from cutline.demo.cards import Split
+from cutline.demo.requests import requests
+from cutline.errors import CutlineError
+from cutline.models.bundle import FORMAT, Bundle, Manifest, write_manifest
+from cutline.models.export.source import read_source
+from cutline.models.images import decode_image
+from cutline.models.prompt import PromptBuilder, question
+from cutline.models.sampling import Sampling
+from cutline.protos.client import WorkerClient
+from cutline.protos.messages import Confirmed, Draft, Finished, Open, image_chunks
+
+AT = 128  # tokens that a session has behind it: about an image in one tile, and a question
+SESSIONS = 16
+COUNTS = (1, 2, 4, 8, 16, 32, 64)
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+ACCEPTED = 0.8
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--plot", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    console = Console(soft_wrap=True)
+    curves: dict[str, dict[int, float]] = {}
+    with tempfile.TemporaryDirectory() as place:
+        bundle = unexported(Path(place))
+        for name, dtype in DTYPES.items():
+            target = Target(bundle, slots=max(COUNTS), context=512, start="decoder.0", dtype=dtype)
+            console.print(f"[bold]{name}")
+            curves[name] = passes(target, args.rounds, console)
+            drafting(target, console)
+            storm(target, console)
+            if name == "fp32":
+                against_transformers(target, console)
+            del target
+    asyncio.run(around_the_model(console))
+    if args.plot is not None:
+        plot(curves, args.plot)
+
+
+def unexported(folder: Path) -> Bundle:
+    """A target's bundle with what a worker reads, without the graphs of a device."""
+    make_smolvlm_256m(folder, dtype=torch.float32)
+    source = read_source(folder)
+    manifest = Manifest(
+        format=FORMAT,
+        name="worker-load",
+        role="target",
+        precision="fp32",
+        family=source.family,
+        line=source.line,
+        parameters=source.parameters,
+        vision=source.vision,
+        decoder=source.decoder,
+        stop_tokens=source.stop_tokens,
+        image_token=source.image_token,
+        target=None,
+        files={},
+    )
+    return Bundle(folder, write_manifest(folder, manifest))
+
+
+def passes(target: Target, rounds: int, console: Console) -> dict[int, float]:
+    """Seconds of a pass by number of sessions."""
+    sessions = [_silent(slot, target.context) for slot in range(target.slots)]
+
+    def decode(count: int) -> Callable[[], object]:
+        batch = [Rows(sessions[slot], AT + 3 * (slot % SESSIONS), (5,), drafted=0) for slot in range(count)]
+        return lambda: target.run(batch, [None] * count)
+
+    works = {str(count): decode(count) for count in COUNTS}
+    works["drafts"] = lambda: target.run([Rows(sessions[0], AT, (5,) * 9, drafted=8)], [None])
+    works["alone"] = lambda: [target.run([Rows(sessions[s], AT + 3 * s, (5,), 0)], [None]) for s in range(SESSIONS)]
+    taken = _in_turn(works, rounds)
+    console.print(f"{SESSIONS} sessions at once against one after another: {taken['alone'] / taken['16']:.1f}x")
+    console.print(f"verifying 8 drafted tokens against one pass: {taken['drafts'] / taken['1']:.2f}x")
+    console.print(", ".join(f"{count}: {taken[str(count)] * 1e3:.1f} ms" for count in COUNTS), "by sessions in a pass")
+    return {count: taken[str(count)] for count in COUNTS}
+
+
+def drafting(target: Target, console: Console, *, answer: int = 64) -> None:
+    """Confirmed tokens a second with drafts of which 4 of 5 are right, against none, by sessions at once."""
+    for count in (1, 4, SESSIONS):
+        with _running(target) as engine:
+            talks = [Talk(engine, _prompt(seed, 16), answer) for seed in range(count)]
+            truth = [talk.wait().tokens for talk in talks]
+            seconds: dict[bool, list[float]] = {False: [], True: []}
+            for _ in range(3):
+                for drafted in (False, True):
+                    began = time.perf_counter()
+                    talks = [
+                        Talk(engine, _prompt(seed, 16), answer, truth=truth[seed] if drafted else None)
+                        for seed in range(count)
+                    ]
+                    for talk, tokens in zip(talks, truth, strict=True):
+                        assert talk.wait().tokens == tokens or target.wire != "fp32"
+                    seconds[drafted].append(time.perf_counter() - began)
+        plain, helped = (statistics.median(seconds[drafted]) for drafted in (False, True))
+        console.print(
+            f"{count} sessions: {count * answer / plain:.0f} tokens/s, with drafts at acceptance {ACCEPTED} "
+            f"{count * answer / helped:.0f}: {plain / helped:.2f}x"
+        )
+
+
+def storm(target: Target, console: Console) -> None:
+    """Time between tokens of calm sessions while prompts of 256 tokens come one after another, 4 at a time."""
+    with _running(target) as engine:
+        gaps: dict[bool, list[float]] = {}
+        for stormy in (False, True):
+            stop = threading.Event()
+            clients = [threading.Thread(target=_prompts, args=(engine, seed, stop)) for seed in range(4 * stormy)]
+            for client in clients:
+                client.start()
+            calm = [Talk(engine, _prompt(seed, 32), 96) for seed in range(4)]
+            gaps[stormy] = [gap for talk in calm for gap in talk.wait().gaps()[8:]]
+            stop.set()
+            for client in clients:
+                client.join()
+    median, worst = statistics.median(gaps[False]), float(np.quantile(gaps[True], 0.99))
+    console.print(
+        f"between tokens: calm {median * 1e3:.0f} ms (p99 {np.quantile(gaps[False], 0.99) * 1e3:.0f}), p99 in a storm "
+        f"of prompts {worst * 1e3:.0f} ms: {worst / median:.1f}x the calm median"
+    )
+
+
+def against_transformers(target: Target, console: Console, *, prompt: int = 32, answer: int = 32) -> None:
+    """The same prompts and number of tokens in transformers' continuous batching, on one shape."""
+    model = LlamaForCausalLM(target.model.config.text_config).eval()
+    config = GenerationConfig(max_new_tokens=answer, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    batching = ContinuousBatchingConfig(num_blocks=64, max_batch_tokens=512)
+    prompts = [_prompt(seed, prompt) for seed in range(SESSIONS)]
+
+    def theirs() -> None:
+        made = model.generate_batch(
+            [list(one) for one in prompts],
+            generation_config=config,
+            continuous_batching_config=batching,
+            max_new_tokens=answer,
+            warmup=False,
+        )
+        assert all(len(one.generated_tokens) == answer for one in made.values())
+
+    with _running(target) as engine:
+
+        def ours() -> None:
+            for talk in [Talk(engine, one, answer) for one in prompts]:
+                assert len(talk.wait().tokens) == answer
+
+        taken = _in_turn({"ours": ours, "theirs": theirs}, 3)
+    tokens = SESSIONS * answer
+    console.print(
+        f"{SESSIONS} prompts of {prompt} tokens: {tokens / taken['ours']:.0f} tokens/s, transformers' continuous "
+        f"batching {tokens / taken['theirs']:.0f}: {taken['theirs'] / taken['ours']:.1f}x"
+    )
+
+
+class PassSeconds(Observer):
+    """Adds up what passes took."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def passed(self, rows: int, seconds: float) -> None:
+        self.seconds += seconds
+
+
+async def around_the_model(console: Console) -> None:
+    """16 sessions over gRPC on the demo's target: what of the time no pass ran. Agents run in this process too."""
+    bundle, passed = Bundle.open(TARGET), PassSeconds()
+    prompts, shares, texts = PromptBuilder.open(bundle), [], list(requests(Split.EVALUATION, 4, 3))[:SESSIONS]
+    async with (
+        serve(bundle, listen="127.0.0.1:0", slots=SESSIONS, context=256, device="cpu", observer=passed) as address,
+        WorkerClient(address) as client,
+    ):
+
+        async def ask(image: bytes, text: str) -> None:
+            grid = bundle.manifest.family.preprocess(decode_image(image)).grid
+            ids = prompts.build([question(text)], [grid]).ids
+            opening = Open(
+                model=bundle.manifest.identity, tokens=ids, prompt_length=len(ids), max_tokens=64, images=1,
+                temperature=1.0,
+            )  # fmt: skip
+            async with client.session(opening, image_chunks(image), timeout=60) as session:
+                async for _ in session.events():
+                    pass
+
+        for _ in range(5):
+            before, began = passed.seconds, time.perf_counter()
+            await asyncio.gather(*(ask(one.image, one.question.text) for one in texts))
+            shares.append(1 - (passed.seconds - before) / (time.perf_counter() - began))
+    console.print(f"over gRPC, {SESSIONS} sessions, the demo's target: {statistics.median(shares):.0%} is not the pass")
+
+
+class Talk:
+    """One session of an engine, answered in the background; with `truth` it drafts 8 tokens, each right by chance."""
+
+    def __init__(
+        self, engine: Engine, prompt: Sequence[int], answer: int, *, truth: Sequence[int] | None = None
+    ) -> None:
+        self.tokens: list[int] = []
+        self.times: list[float] = []
+        self._engine, self._prompt, self._truth = engine, tuple(prompt), truth
+        self._dice = random.Random(sum(prompt))  # noqa: S311
+        self._done: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        request = Request(
+            tokens=self._prompt,
+            prompt_length=len(prompt),
+            max_tokens=answer,
+            sampling=Sampling(),
+            effort=1.0,
+            draft=self._guess(),
+            cut="decoder.0",
+        )
+        self._name = engine.open(request, (), self._hear)
+
+    def wait(self) -> Talk:
+        """Until the answer is complete."""
+        if isinstance(end := self._done.get(), CutlineError):
+            raise end
+        return self
+
+    def gaps(self) -> list[float]:
+        """Seconds between what was confirmed."""
+        return [after - before for before, after in zip(self.times, self.times[1:], strict=False)]
+
+    def _guess(self) -> tuple[int, ...]:
+        ahead = (self._truth or ())[len(self.tokens) : len(self.tokens) + 8]
+        return tuple(token if self._dice.random() < ACCEPTED else token ^ 1 for token in ahead)
+
+    def _hear(self, event: Event) -> None:
+        """Called by the engine's thread."""
+        if isinstance(event, Confirmed):
+            self.tokens += event.tokens
+            self.times.append(time.perf_counter())
+            if draft := self._guess():
+                self._engine.offer(self._name, Draft(len(self._prompt) + len(self.tokens), draft))
+        elif isinstance(event, Finished | CutlineError):
+            self._done.put(event)
+
+
+def _prompts(engine: Engine, seed: int, stop: threading.Event) -> None:
+    while not stop.is_set():
+        Talk(engine, _prompt(seed, 256), 1).wait()
+
+
+def _prompt(seed: int, length: int) -> tuple[int, ...]:
+    return tuple(int(token) for token in np.random.default_rng(seed).integers(100, 40_000, length))
+
+
+def _silent(slot: int, context: int) -> Session:
+    """A conversation that nobody hears, to run rows of."""
+    request = Request(
+        tokens=(0,), prompt_length=1, max_tokens=context, sampling=Sampling(), effort=1.0, cut="decoder.0"
+    )
+    return Session("load", request, slot, lambda event: None, context)
+
+
+@contextmanager
+def _running(target: Target) -> Iterator[Engine]:
+    engine = Engine(target, ())
+    engine.start()
+    try:
+        yield engine
+    finally:
+        engine.stop()
+
+
+def _in_turn(works: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median seconds of each of `works`, all of them measured once a round, after one that warms up."""
+    taken: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(rounds + 1):
+        for name, work in works.items():
+            began = time.perf_counter()
+            work()
+            taken[name].append(time.perf_counter() - began)
+    return {name: statistics.median(times[1:]) for name, times in taken.items()}
+
+
+def plot(curves: dict[str, dict[int, float]], path: Path) -> None:
+    """Tokens a second, and milliseconds of a pass, by number of sessions."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    sides: Any = axes
+    for name, curve in curves.items():
+        sides[0].plot(list(curve), [seconds * 1e3 for seconds in curve.values()], marker="o", label=name)
+        sides[1].plot(list(curve), [count / seconds for count, seconds in curve.items()], marker="o", label=name)
+    for side, label in zip(sides, ("milliseconds of a pass", "tokens a second, all sessions"), strict=True):
+        side.set(xscale="log", xlabel="sessions", ylabel=label, xticks=COUNTS, xticklabels=COUNTS, ylim=(0, None))
+        side.minorticks_off()
+        side.legend(frameon=False)
+        side.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    main()

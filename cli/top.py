@@ -1,0 +1,97 @@
+"""`cutline top`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cutline.cli import options
+from cutline.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from cutline.cloud.figures import Figures
+
+EPILOG = "Example: cutline top 127.0.0.1:9090 --json --once"
+
+
+def top(
+    address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="Where a worker shows metrics: its --metrics.")],
+    interval: Annotated[float, typer.Option(help="Seconds between two readings.")] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="Read once: means of all the time since the start.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Watch a worker: sessions, passes, tokens a second, what drafts are worth, bytes and errors.
+
+    Ctrl-C ends it. With --json every reading is one line.
+    """
+    import sys
+    import time
+
+    import httpx
+    import msgspec
+    from rich.console import Console
+    from rich.live import Live
+
+    from cutline.errors import WorkerUnavailable
+    from cutline.protos.address import parse_address
+
+    try:
+        from cutline.cloud.figures import figures, read_counts
+    except ModuleNotFoundError as error:
+        raise InputError(f"metrics need {error.name}; install it with `pip install 'cutline[cloud]'`") from None
+
+    if interval <= 0:
+        raise InputError("--interval must be more than 0 seconds")
+    host, port = parse_address(address)
+    console, counts, at = Console(), None, 0.0
+    # No proxy of the environment stands between an operator and a worker.
+    with httpx.Client(trust_env=False, timeout=5.0) as client, Live(console=console) as live:
+        if as_json or once:
+            live.stop()
+        while True:
+            try:
+                text = client.get(f"http://{host}:{port}/metrics").raise_for_status().text
+            except httpx.HTTPError:
+                raise WorkerUnavailable(f"no metrics at {address}; start the worker with --metrics HOST:PORT") from None
+            now, before, since = time.monotonic(), counts, at
+            counts, at = read_counts(text), now
+            shown = figures(counts, before, seconds=now - since)
+            if as_json:
+                sys.stdout.buffer.write(msgspec.json.encode(shown) + b"\n")
+                sys.stdout.buffer.flush()
+            elif once:
+                console.print(_table(address, shown))
+            else:
+                live.update(_table(address, shown), refresh=True)
+            if once:
+                return
+            time.sleep(interval)
+
+
+def _table(address: str, shown: Figures) -> Table:
+    from rich.table import Table
+
+    table = Table(title=f"worker at {address}", show_header=False)
+    rate = _number(shown.tokens_a_second, "/s")
+    for name, value in (
+        ("sessions", f"{shown.sessions_open} open, {shown.slots_in_use} of {shown.slots} slots"),
+        ("queue", _number(shown.queue_seconds, " ms", 1000)),
+        (
+            "passes",
+            f"{shown.passes}, {_number(shown.pass_seconds, ' ms', 1000)}, {_number(shown.rows_a_pass, ' rows')}",
+        ),
+        ("tokens", f"{rate}; " + ", ".join(f"{count} {source}" for source, count in shown.tokens.items())),
+        ("acceptance", _number(shown.acceptance, "%", 100)),
+        ("up", f"{shown.bytes_up:,} bytes, {_number(shown.bytes_up_a_second, ' B/s')}"),
+        ("down", f"{shown.bytes_down:,} bytes, {_number(shown.bytes_down_a_second, ' B/s')}"),
+        ("ended", ", ".join(f"{count} {status}" for status, count in shown.ended.items()) or "none"),
+    ):
+        table.add_row(name, value)
+    return table
+
+
+def _number(value: float | None, unit: str, scale: float = 1.0) -> str:
+    return "-" if value is None else f"{value * scale:,.1f}{unit}"

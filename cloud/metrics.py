@@ -1,0 +1,87 @@
+"""What a worker does, counted for operators in Prometheus' format, and shown over HTTP."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+from cutline.cloud.observer import Observer
+from cutline.errors import CutlineError, InputError
+from cutline.protos.address import parse_address
+from cutline.protos.messages import Confirmed, Finished, Opened
+from cutline.protos.status import status_of
+
+_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+_ROWS = tuple(2**power for power in range(11))
+
+
+class Metrics(Observer):
+    """Counts in a `registry` of its own."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self._slots = Gauge("cutline_slots", "Sessions there is room for", registry=registry)
+        self._used = Gauge("cutline_slots_in_use", "Sessions that have a slot", registry=registry)
+        self._open = Gauge("cutline_sessions_open", "Streams of sessions, those that still open too", registry=registry)
+        self._queued = Histogram(
+            "cutline_queue_seconds", "Waiting of a session for its first pass", buckets=_SECONDS, registry=registry
+        )
+        self._seconds = Histogram("cutline_pass_seconds", "Passes", buckets=_SECONDS, registry=registry)
+        self._rows = Histogram("cutline_pass_rows", "Rows in a pass", buckets=_ROWS, registry=registry)
+        self._drafted = Counter("cutline_drafted", "Drafted tokens that went through a pass", registry=registry)
+        self._right = Counter("cutline_accepted", "Those of them that proved right", registry=registry)
+        tokens = Counter("cutline_tokens", "Confirmed tokens", ["source"], registry=registry)
+        self._tokens = {source: tokens.labels(source) for source in ("draft", "cloud")}
+        carried = Counter("cutline_bytes", "Bytes of messages", ["direction"], registry=registry)
+        self._carried = {direction: carried.labels(direction) for direction in ("up", "down")}
+        self._ended = Counter("cutline_sessions_ended", "Sessions that ended", ["status"], registry=registry)
+
+    def serving(self, slots: int, in_use: Callable[[], int]) -> None:
+        self._slots.set(slots)
+        self._used.set_function(in_use)
+
+    def passed(self, rows: int, seconds: float) -> None:
+        self._rows.observe(rows)
+        self._seconds.observe(seconds)
+
+    def verified(self, drafted: int, right: int) -> None:
+        self._drafted.inc(drafted)
+        self._right.inc(right)
+
+    def talking(self, change: int) -> None:
+        self._open.inc(change)
+
+    def told(self, event: Opened | Confirmed | Finished) -> None:
+        match event:
+            case Opened():
+                self._queued.observe(event.queue_seconds)
+            case Confirmed():
+                self._tokens["draft"].inc(event.accepted)
+                self._tokens["cloud"].inc(len(event.tokens) - event.accepted)
+            case Finished():
+                self._ended.labels("OK").inc()
+
+    def refused(self, error: CutlineError) -> None:
+        self._ended.labels(status_of(error).name).inc()
+
+    def carried(self, *, up: int = 0, down: int = 0) -> None:
+        self._carried["up"].inc(up)
+        self._carried["down"].inc(down)
+
+
+@contextlib.contextmanager
+def show(metrics: Metrics, listen: str) -> Iterator[str]:
+    """Show `metrics` at `listen` (HOST:PORT, port 0 for any free one); gives the address. Raises InputError."""
+    host, port = parse_address(listen)
+    try:
+        server, thread = start_http_server(port, host.strip("[]"), metrics.registry)
+    except OSError:
+        raise InputError(f"cannot show metrics at {listen}: taken, or not an address of this machine") from None
+    try:
+        yield f"{host}:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

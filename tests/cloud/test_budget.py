@@ -1,0 +1,51 @@
+"""How many sessions fit: held against what a target's cache really takes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cutline.cloud import target as target_module
+from cutline.cloud.budget import MOST_SLOTS, SHARE, slot_bytes, slots_that_fit
+from cutline.cloud.target import Target
+from cutline.errors import InputError
+from cutline.models.bundle import Bundle
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_slot_is_counted_as_large_as_it_is(bundle: Bundle, dtype: torch.dtype) -> None:
+    target = Target(bundle, slots=3, context=48, dtype=dtype)
+    cache, spec = target._cache, bundle.manifest.decoder
+    held = sum(part.untyped_storage().nbytes() for part in (cache.keys, cache.values))
+    counted = slot_bytes(
+        layers=spec.layers, kv_heads=spec.kv_heads, head_dim=spec.head_dim, context=48, itemsize=dtype.itemsize
+    )
+    assert held == 3 * counted
+
+
+@given(st.integers(1, 10**9), st.integers(0, 10**12), st.none() | st.integers(1, 300))
+def test_slots_stay_within_what_is_free(slot: int, free: int, asked: int | None) -> None:
+    try:
+        given = slots_that_fit(asked, slot=slot, free=free)
+    except InputError:
+        assert (asked or 1) * slot > free * SHARE - 1
+    else:
+        assert given * slot <= free * SHARE
+        assert given == asked if asked else given == MOST_SLOTS or (given + 1) * slot > free * SHARE - 1
+
+
+def test_too_little_memory_is_one_clear_line(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(target_module, "free_memory", lambda device: 1000)
+    with pytest.raises(InputError, match=r"1 sessions need .* MiB of keys and values, .* give a smaller --context$"):
+        Target(bundle, context=256)
+    monkeypatch.setattr(target_module, "free_memory", lambda device: 50 << 20)
+    assert 1 < Target(bundle, context=256).slots <= MOST_SLOTS
+    with pytest.raises(InputError, match="--max-sessions"):
+        Target(bundle, slots=10_000, context=256)
+
+
+def test_a_target_computes_in_the_type_it_was_told(bundle: Bundle) -> None:
+    target = Target(bundle, slots=1, context=64, dtype=torch.bfloat16)
+    assert target.model.dtype == target._cache.keys.dtype == torch.bfloat16

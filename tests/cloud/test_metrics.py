@@ -1,0 +1,100 @@
+"""Metrics over HTTP, against what the sessions themselves were told, and how they are read back."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import pytest
+
+from cutline.cloud.figures import figures, read_counts
+from cutline.cloud.metrics import Metrics, show
+from cutline.cloud.server import serve
+from cutline.errors import InputError, ModelMismatch, WorkerFailed
+from cutline.models.bundle import Bundle
+from cutline.protos.client import WorkerClient
+from cutline.protos.messages import Confirmed, Open, agent_to_wire
+
+Case = tuple[Open, bytes, tuple[int, ...]]
+
+
+def test_what_is_counted_is_what_sessions_were_told(bundle: Bundle, asking: Any, cases: list[Case]) -> None:
+    metrics = Metrics()
+
+    async def main() -> tuple[list[Any], list[Any], str, str]:
+        async with (
+            asyncio.timeout(60),
+            serve(bundle, listen="127.0.0.1:0", slots=4, context=256, device="cpu", observer=metrics) as address,
+            WorkerClient(address) as client,
+        ):
+            with show(metrics, "127.0.0.1:0") as shown:
+                first = asking(cases[0], "image", believed=cases[0][2], ahead=4, effort=0.0)
+                open_session = client.session(first.opening, first.upload(), timeout=30)
+                async with open_session as session:
+                    await first.follow(session, stop=1)
+                    during = await asyncio.to_thread(lambda: httpx.get(f"http://{shown}/metrics").text)
+                    for draft in first.drafts():
+                        await session.offer(draft)
+                    await first.follow(session)
+                    ends = [session.finished]
+                asked = [first]
+                for case in cases[1:3]:
+                    one = asking(case, "image", draft=case[2])
+                    ends.append(await one.ask(client))
+                    asked.append(one)
+                with pytest.raises(ModelMismatch):
+                    await asking((replace(cases[0][0], model="other"), *cases[0][1:]), "image").ask(client)
+                after = await asyncio.to_thread(lambda: httpx.get(f"http://{shown}/metrics").text)
+        return asked, ends, during, after
+
+    asked, ends, during, after = asyncio.run(main())
+    midway, counts = figures(read_counts(during)), read_counts(after)
+    assert (midway.slots, midway.slots_in_use, midway.sessions_open) == (4, 1, 1)
+    found = figures(counts)
+    assert (found.slots_in_use, found.sessions_open) == (0, 0)
+    confirmed = [event for one in asked for event in one.events if isinstance(event, Confirmed)]
+    accepted = sum(event.accepted for event in confirmed)
+    assert found.tokens == {"draft": accepted, "cloud": sum(len(one.tokens) for one in asked) - accepted}
+    assert accepted > 0
+    assert found.ended == {"FAILED_PRECONDITION": 1, "OK": 3}
+    assert found.passes == sum(end.passes for end in ends)
+    assert counts["cutline_drafted_total", ""] == sum(end.verified for end in ends)
+    assert found.acceptance == 1.0
+    assert found.bytes_up > sum(len(agent_to_wire(part).SerializeToString()) for one in asked for part in one.upload())
+    assert counts["cutline_queue_seconds_count", ""] == 3
+    assert counts["cutline_pass_rows_sum", ""] == sum(
+        len(one.opening.tokens) + end.passes - 1 + end.verified for one, end in zip(asked, ends, strict=True)
+    )
+
+
+def test_two_readings_give_rates_and_means_of_the_time_between() -> None:
+    metrics = Metrics()
+    metrics.serving(8, lambda: 3)
+    text = []
+    with show(metrics, "127.0.0.1:0") as address:
+        metrics.passed(10, 0.5)
+        metrics.told(Confirmed(0, (1, 2, 3), 2))
+        text.append(httpx.get(f"http://{address}/metrics").text)
+        metrics.passed(2, 0.25)
+        metrics.verified(4, 1)
+        metrics.told(Confirmed(3, (1, 2), 0))
+        metrics.carried(up=600, down=30)
+        text.append(httpx.get(f"http://{address}/metrics").text)
+        with pytest.raises(InputError, match="cannot show metrics"), show(metrics, address):
+            pass
+    first, second = (read_counts(one) for one in text)
+    found = figures(second, first, seconds=2.0)
+    assert (found.rows_a_pass, found.pass_seconds, found.acceptance) == (2.0, 0.25, 0.25)
+    assert (found.tokens_a_second, found.bytes_up_a_second, found.bytes_down_a_second) == (1.0, 300.0, 15.0)
+    assert found.tokens == {"draft": 2, "cloud": 3}
+    assert (found.slots, found.slots_in_use, found.queue_seconds) == (8, 3, None)
+    # A worker that was started anew counts from nothing.
+    assert figures(first, second, seconds=2.0) == figures(first)
+
+
+@pytest.mark.parametrize("text", ["", "<html>hello</html>", "other_metric 1\n", "cutline_slots{ 1"])
+def test_what_is_no_workers_metrics_is_said_to_be_none(text: str) -> None:
+    with pytest.raises(WorkerFailed, match="no metrics of a worker"):
+        read_counts(text)

@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+from dataclasses import astuple
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cutline.partitioner.setting import MESSAGE, Overheads
+
+seconds = st.floats(1e-6, 1e-1)
+
+
+def test_where_profiles_say_nothing_overheads_are_those_that_were_measured(made: Any) -> None:
+    assert astuple(Overheads.between(made.profile(), made.profile())) == pytest.approx(astuple(Overheads()))
+
+
+@given(times=st.floats(0.1, 50))
+def test_machines_that_are_equally_slow_take_so_many_times_longer(made: Any, times: float) -> None:
+    slow = made.profile(message_seconds=MESSAGE * times)
+    both, known = Overheads.between(slow, slow), Overheads()
+    for name in ("request", "session", "closing", "message", "scheduling"):
+        assert getattr(both, name) == pytest.approx(getattr(known, name) * times)
+    assert both.packing == known.packing  # a share, not a time
+
+
+@given(here=seconds, there=seconds, slower=st.floats(1.01, 10))
+def test_each_machine_answers_for_its_own_share(made: Any, here: float, there: float, slower: float) -> None:
+    def between(edge: float, cloud: float) -> Overheads:
+        return Overheads.between(made.profile(message_seconds=edge), made.profile(message_seconds=cloud))
+
+    before, device, worker = between(here, there), between(here * slower, there), between(here, there * slower)
+    assert device.request > before.request == worker.request
+    assert device.scheduling == before.scheduling < worker.scheduling
+    for name in ("session", "closing", "message"):
+        assert getattr(before, name) < min(getattr(device, name), getattr(worker, name))
