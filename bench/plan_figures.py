@@ -42,7 +42,8 @@ class Timed(msgspec.Struct, frozen=True, kw_only=True):
 class Choosing(msgspec.Struct, frozen=True, kw_only=True):
     """What was chosen in a cell among the plans that keep to `limits`, beside the best of them as measured.
 
-    All three are measured side by side; `auto_ms` are those of an agent that plans by itself.
+    All three are measured side by side; `auto_ms` are those of an agent that plans by itself. `plain_ms` are those of
+    the best mode without planning, which uploads the picture; None where the limits forbid that.
     """
 
     limits: str
@@ -51,6 +52,7 @@ class Choosing(msgspec.Struct, frozen=True, kw_only=True):
     best: str
     best_ms: float
     auto_ms: float
+    plain_ms: float | None
 
     @property
     def regret(self) -> float:
@@ -92,14 +94,20 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     regret_median: float
     regret_most: float
     auto_within: float
+    auto_within_plain: float
     cells: list[Cell]
 
 
 def result(cells: Sequence[Cell], *, prompt_tokens: float, answer_tokens: float, acceptance: float) -> Result:
-    """The figures of all cells; `auto_within` is the share of choices in which the agent lost at most 5%."""
+    """The figures of all cells.
+
+    `auto_within` is the share of choices in which the agent lost at most 5% to the best plan of all,
+    `auto_within_plain` to the best mode without planning.
+    """
     every = [plan for cell in cells for plan in cell.plans]
     choices = [choosing for cell in cells for choosing in cell.choosing]
     regrets = [one.regret for one in choices]
+    plain = [one.auto_ms / one.plain_ms - 1 for one in choices if one.plain_ms is not None]
     return Result(
         prompt_tokens=prompt_tokens,
         answer_tokens=answer_tokens,
@@ -109,6 +117,7 @@ def result(cells: Sequence[Cell], *, prompt_tokens: float, answer_tokens: float,
         regret_median=float(np.median(regrets)),
         regret_most=max(regrets),
         auto_within=sum(one.auto_loss <= 0.05 for one in choices) / len(choices),
+        auto_within_plain=sum(loss <= 0.05 for loss in plain) / len(plain),
         cells=list(cells),
     )
 

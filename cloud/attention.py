@@ -19,7 +19,9 @@ from transformers.modeling_utils import AttentionInterface
 ATTENTION = "cutline_slots"
 
 FEW = 16  # rows of a session below which it may attend together with others
-CALL_KEYS = 256  # a call costs about as much as reading the keys and values of so many positions
+# Measured: a row more for a position's keys and values costs a fifth of reading them, a call as much as 256 positions.
+READ_ROWS = 5
+CALL_COST = 256 * READ_ROWS
 _STEP = 8  # lengths are multiples of it where there is room: kernels of a GPU want their masks so
 
 
@@ -74,21 +76,21 @@ class SlotCache:
 
 
 def sort_key(count: int, slot: int) -> tuple[int, int]:
-    """In this order sessions that may attend together stand behind each other: alike in rows, then by slot."""
-    return min(count, FEW).bit_length(), slot
+    """In this order sessions that may attend together stand behind each other: those of few rows, by slot."""
+    return int(count >= FEW), slot
 
 
 def gather(stretches: Sequence[Stretch]) -> list[list[Stretch]]:
     """Who attends in one call, of stretches in order of `sort_key`: a call reads all slots between its first and last,
-    each as far as its longest.
+    each as far as its longest, for as many rows as it has most of.
 
-    One more joins while that reads no more than a call of its own would cost.
+    One more joins while that costs no more than a call of its own.
     """
     groups: list[list[Stretch]] = []
     for stretch in stretches:
         if groups and _may_join(groups[-1][-1], stretch):
             joined = [*groups[-1], stretch]
-            if _keys(joined) <= _keys(groups[-1]) + stretch.end + CALL_KEYS:
+            if cost(joined) <= cost(groups[-1]) + cost([stretch]):
                 groups[-1] = joined
                 continue
         groups.append([stretch])
@@ -96,15 +98,13 @@ def gather(stretches: Sequence[Stretch]) -> list[list[Stretch]]:
 
 
 def _may_join(last: Stretch, other: Stretch) -> bool:
-    return (
-        max(last.count, other.count) < FEW
-        and last.count.bit_length() == other.count.bit_length()
-        and last.slot < other.slot
-    )
+    return max(last.count, other.count) < FEW and last.slot < other.slot
 
 
-def _keys(group: Sequence[Stretch]) -> int:
-    return (group[-1].slot - group[0].slot + 1) * max(stretch.end for stretch in group)
+def cost(group: Sequence[Stretch]) -> int:
+    """What the call of a group costs, in rows for a position."""
+    positions = (group[-1].slot - group[0].slot + 1) * max(stretch.end for stretch in group)
+    return positions * (READ_ROWS + max(stretch.count for stretch in group)) + CALL_COST
 
 
 class _Call:

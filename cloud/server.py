@@ -62,9 +62,9 @@ async def serve(
     """Serve `layers` (start, end) of a bundle's target at `listen` (HOST:PORT, port 0 for any free one).
 
     Gives the address it has. Layers that end before the head need the worker at the address `next_worker` for the
-    rest. Boundary rows are taken in the formats `wires`; `observer` is told what happens. `slots` and `dtype` are as for
-    Target. Raises InputError if the address is taken or none of this
-    machine's, or if the next worker cannot go on there, then also ModelMismatch and WorkerUnavailable.
+    rest. Boundary rows are taken in the formats `wires`; `observer` is told what happens. `slots` and `dtype` are those
+    of Target. Raises InputError if the address is taken or none of this machine's, if memory has no room, or if the
+    next worker cannot go on there, then also ModelMismatch and WorkerUnavailable.
     """
     # gRPC itself would serve at 443 where no port is given, and at another port where it is over 65535.
     host, _ = parse_address(listen)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from cutline.cloud.attention import CALL_KEYS, FEW, Layout, SlotCache, Stretch, _attend, gather, sort_key
+from cutline.cloud.attention import FEW, Layout, SlotCache, Stretch, _attend, cost, gather, sort_key
 
 SLOTS, HEADS, SHARED, CONTEXT, WIDTH = 12, 6, 2, 64, 8
 MODULE = SimpleNamespace(layer_idx=3, scaling=0.3)
@@ -106,8 +106,7 @@ def test_calls_have_each_session_once_and_read_no_more_than_they_save(sessions: 
     stretches = stretches_of(sessions)
     groups = gather(stretches)
     assert [stretch for group in groups for stretch in group] == stretches
-    cost = sum((group[-1].slot - group[0].slot + 1) * max(one.end for one in group) + CALL_KEYS for group in groups)
-    assert cost <= sum(stretch.end + CALL_KEYS for stretch in stretches)
+    assert sum(map(cost, groups)) <= sum(cost([stretch]) for stretch in stretches)
     for group in groups:
         assert len(group) == 1 or max(stretch.count for stretch in group) < FEW
 
