@@ -273,7 +273,7 @@ class Engine:
                 (prompts if session.opening and self._target.decodes else batch).append(rows)
             elif session.confirmed_at <= latest:
                 self._end(session, InputError(f"nothing was drafted for {IDLE_SECONDS:.0f} seconds"))
-        room, pictured = prompt_rows(sum(len(rows.tokens) for rows in batch), share), False
+        room, pictured = prompt_rows(sum(len(rows.tokens) for rows in batch), self._cost), False
         for rows in sorted(prompts, key=lambda rows: rows.session.confirmed_at):
             new_images = rows.session.request.boundary is not None
             if room > 0 and not (pictured and new_images):  # the images of one session a pass: they take their time
@@ -298,7 +298,7 @@ class Engine:
                 self._fail(batch[0].session, error)
             return
         seconds, count = time.perf_counter() - began, sum(len(rows.tokens) for rows in batch)
-        if all(rows.start > 0 for rows in batch):
+        if all(rows.session.request.boundary is None for rows in batch):  # no image was encoded
             self._cost = self._cost.after(count, seconds)
         self._observer.passed(count, seconds)
         for index, rows in enumerate(batch):

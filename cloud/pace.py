@@ -60,14 +60,17 @@ class Acceptance:
         return self.accepted / self.tried
 
 
-def prompt_rows(beside: int, row_share: float) -> int:
+def prompt_rows(beside: int, cost: PassCost) -> int:
     """How many rows of prompts a pass may take beside those of sessions that are answered.
 
-    So many that the pass at most takes twice as long; where nobody is answered, as many as leave a worker attentive.
+    So many that the pass at most takes twice as long, but no more than twice what passes had until now: further than
+    that a line is not believed. Where nobody is answered, as many as leave a worker attentive.
     """
     if beside == 0:
         return MOST_PROMPT_ROWS
-    return min(max(LEAST_PROMPT_ROWS, int(1 / row_share) + beside), MOST_PROMPT_ROWS)
+    seen = cost.rows / cost.weight if cost.weight else 0.0
+    room = min(1 / cost.row_share + beside, 2 * seen)
+    return min(max(LEAST_PROMPT_ROWS, int(room)), MOST_PROMPT_ROWS)
 
 
 def rows_worth_verifying(available: int, rate: float, row_share: float) -> int:

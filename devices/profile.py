@@ -92,8 +92,9 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     `date` is when it was measured, or the figures were looked up. `memory_bandwidth` is in bytes a second.
     `overhead_seconds` is what one call of a kernel or layer costs however small it is. `preprocess_seconds` is for one
     image, decoded and resized, `shrink_seconds` for making it small before it is uploaded; `message_seconds` for one
-    message of the protocol there and back, both ends on this machine. `sustained` is the speed after a while of work as a share of the first second's, and `throttled` whether the system said that it held the
-    clock back. `cores` are those that a measurement used.
+    message of the protocol there and back, both ends on this machine. `sustained` is the speed after a while of work as
+    a share of the first second's, and `throttled` whether the system said that it held the clock back. `cores` are
+    those that a measurement used.
 
     `documents` maps a key to the document of its figure; `notes` are for people. `missing` names what was looked for
     and is not there (a sensor, say): such a figure is None, never guessed.

@@ -26,9 +26,9 @@ class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """A calibrated gate, as `calibration.json` holds it.
 
     `threshold` is the least confidence at which an answer is kept (above 1: none is); among `requests` calibration
-    requests it keeps `kept`, of which `disagreed` differ from the target's answer. The target's answers have `tokens` on
-    average, of which the drafter foresees the share `foreseen`; those that the gate passes on have `passed_tokens` and
-    `passed_foreseen`. None where that was not counted.
+    requests it keeps `kept`, of which `disagreed` differ from the target's answer. The target's answers have `tokens`
+    on average, of which the drafter foresees the share `foreseen`; those that the gate passes on have `passed_tokens`
+    and `passed_foreseen`. None where that was not counted.
     """
 
     threshold: float

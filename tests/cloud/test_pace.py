@@ -8,7 +8,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cutline.cloud.pace import Acceptance, PassCost, rows_worth_verifying
+from cutline.cloud.pace import (
+    LEAST_PROMPT_ROWS,
+    MOST_PROMPT_ROWS,
+    Acceptance,
+    PassCost,
+    prompt_rows,
+    rows_worth_verifying,
+)
 
 
 def pace(count: int, rate: float, row_share: float) -> float:
@@ -75,3 +82,18 @@ def test_the_rate_is_what_was_seen(rounds: list[tuple[int, int]]) -> None:
     for accepted, tried in rounds:
         acceptance = acceptance.after(accepted, tried)
     assert acceptance.rate == (4 + sum(a for a, _ in rounds)) / (5 + sum(t for _, t in rounds))
+
+
+@given(st.lists(st.tuples(st.integers(1, 200), st.floats(1e-4, 10)), max_size=60), st.integers(0, 300))
+def test_prompts_at_most_double_a_pass_as_far_as_it_was_seen(passes: list[tuple[int, float]], beside: int) -> None:
+    cost = PassCost()
+    for rows, seconds in passes:
+        cost = cost.after(rows, seconds)
+    room = prompt_rows(beside, cost)
+    assert LEAST_PROMPT_ROWS <= room <= MOST_PROMPT_ROWS
+    if beside == 0:
+        assert room == MOST_PROMPT_ROWS
+    elif room > LEAST_PROMPT_ROWS:
+        share = cost.row_share
+        assert share * room <= (1 + share * beside) * (1 + 1e-9)
+        assert room <= 2 * max(rows for rows, _ in passes) + 1e-6

@@ -100,7 +100,9 @@ settings_ = st.builds(
     width=st.sampled_from([32, 64, 256]),
     edge=st.floats(1e8, 1e12),
     cloud=st.floats(1e9, 1e14),
-    gate=st.sampled_from([None, Gate(kept=0.7, agreed=0.98), Gate(kept=1.0, agreed=0.9), Gate(kept=0.0, agreed=1.0), HARD]),
+    gate=st.sampled_from(
+        [None, Gate(kept=0.7, agreed=0.98), Gate(kept=1.0, agreed=0.9), Gate(kept=0.0, agreed=1.0), HARD]
+    ),
 )
 
 questions = st.builds(

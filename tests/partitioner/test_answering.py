@@ -161,7 +161,9 @@ def predicted(terms: Terms, index: int, now: Conditions) -> float:
 CASES = list(itertools.product((2, 12, 40), (0.002, 0.1), (1e5, 1e7), (0.5, 0.8, 0.97)))
 
 
-@pytest.mark.parametrize(("mode", "effort", "within"), [("draft", 1.0, 0.12), ("auto", 1.0, 0.12), ("draft", 0.0, 0.25)])
+@pytest.mark.parametrize(
+    ("mode", "effort", "within"), [("draft", 1.0, 0.12), ("auto", 1.0, 0.12), ("draft", 0.0, 0.25)]
+)
 @pytest.mark.parametrize(("edge", "cloud", "width"), [(1e10, 1e11, 64), (1e10, 1e10, 256), (1e11, 1e12, 256)])
 def test_the_race_takes_as_long_as_the_formulas_say(
     made: Any, mode: Mode, effort: float, within: float, edge: float, cloud: float, width: int
