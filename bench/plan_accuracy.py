@@ -219,6 +219,7 @@ def cell(place: Place, predicted: Predicted, found: Found) -> Cell:
             Timed(
                 plan=str(choice),
                 mode=choice.mode,
+                cut=choice.cut,
                 predicted_ms=float(predicted.seconds[index]) * 1e3,
                 measured_ms=found.every[choice] * 1e3,
                 parts_ms=dict(zip(PARTS, (predicted.parts[:, index] * 1e3).tolist(), strict=True)),
@@ -250,7 +251,12 @@ def show(console: Console, made: Result) -> None:
     )
     console.print(_errors(made))
     console.print(_choices(made))
+    by_cuts = made.regret_by_cuts
     console.print(f"regret: median {made.regret_median:.1%}, most {made.regret_most:.1%}")
+    console.print(
+        f"regret where some cuts are left out, {by_cuts.n} choices: median {by_cuts.median:.1%}, "
+        f"90th percentile {by_cuts.ninth_decile:.1%}, most {by_cuts.most:.1%}"
+    )
     console.print(
         f"an agent that plans is within 5% of the best plan in {made.auto_within:.0%} of the choices, of the best mode "
         f"without planning in {made.auto_within_plain:.0%}"

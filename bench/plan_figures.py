@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain, combinations, product
 from typing import Any
 
 import msgspec
@@ -29,6 +30,7 @@ class Timed(msgspec.Struct, frozen=True, kw_only=True):
 
     plan: str
     mode: str
+    cut: str | None
     predicted_ms: float
     measured_ms: float
     parts_ms: dict[str, float]
@@ -83,6 +85,15 @@ class Spread(msgspec.Struct, frozen=True, kw_only=True):
     bias: float
 
 
+class Regret(msgspec.Struct, frozen=True, kw_only=True):
+    """What `n` choices by prediction take longer than the best of the same plans, as shares of that."""
+
+    n: int
+    median: float
+    ninth_decile: float
+    most: float
+
+
 class Result(msgspec.Struct, frozen=True, kw_only=True):
     """A whole run: the cells and the figures that sum them up."""
 
@@ -93,6 +104,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     error_by_mode: dict[str, Spread]
     regret_median: float
     regret_most: float
+    regret_by_cuts: Regret
     auto_within: float
     auto_within_plain: float
     cells: list[Cell]
@@ -116,9 +128,34 @@ def result(cells: Sequence[Cell], *, prompt_tokens: float, answer_tokens: float,
         error_by_mode=grouped(every, lambda plan: plan.mode),
         regret_median=float(np.median(regrets)),
         regret_most=max(regrets),
+        regret_by_cuts=regret_by_cuts(cells),
         auto_within=sum(one.auto_loss <= 0.05 for one in choices) / len(choices),
         auto_within_plain=sum(loss <= 0.05 for loss in plain) / len(plain),
         cells=list(cells),
+    )
+
+
+def regret_by_cuts(cells: Iterable[Cell]) -> Regret:
+    """Regret where only some of the cuts may be chosen, for every two or more of them, without drafts, with, and gated.
+
+    One cut may be best everywhere; without it the others must be told apart. All plans were asked here, but fewer times
+    than the finalists, so part of it is noise.
+    """
+    regrets = []
+    for cell in cells:
+        cuts = dict.fromkeys(plan.cut for plan in cell.plans if plan.cut is not None)
+        some = chain.from_iterable(combinations(cuts, count) for count in range(2, len(cuts) + 1))
+        for left, modes in product(some, ({"cloud", "split"}, {"cloud", "split", "draft"}, {"auto"})):
+            plans = [plan for plan in cell.plans if plan.cut in left and plan.mode in modes]
+            if not plans:  # a drafter without a gate has no mode auto
+                continue
+            chosen = min(plans, key=lambda plan: plan.predicted_ms)
+            regrets.append(chosen.measured_ms / min(plan.measured_ms for plan in plans) - 1)
+    return Regret(
+        n=len(regrets),
+        median=float(np.median(regrets)),
+        ninth_decile=float(np.quantile(regrets, 0.9)),
+        most=max(regrets),
     )
 
 

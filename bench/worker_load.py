@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -53,6 +53,8 @@ COUNTS = (1, 2, 4, 8, 16, 32, 64)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 ACCEPTED = 0.8
 
+Name = TypeVar("Name")
+
 
 def main() -> None:
     """Measure and print."""
@@ -62,18 +64,18 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     console = Console(soft_wrap=True)
-    curves: dict[str, dict[int, float]] = {}
     with tempfile.TemporaryDirectory() as place:
         bundle = unexported(Path(place))
-        for name, dtype in DTYPES.items():
-            target = Target(bundle, slots=max(COUNTS), context=512, start="decoder.0", dtype=dtype)
+        targets = {
+            name: Target(bundle, slots=max(COUNTS), context=512, start="decoder.0", dtype=dtype)
+            for name, dtype in DTYPES.items()
+        }
+        curves = passes(targets, args.rounds, console)
+        for name, target in targets.items():
             console.print(f"[bold]{name}")
-            curves[name] = passes(target, args.rounds, console)
             drafting(target, console)
             storm(target, console)
-            if name == "fp32":
-                against_transformers(target, console)
-            del target
+        against_transformers(targets["fp32"], console)
     asyncio.run(around_the_model(console))
     if args.plot is not None:
         plot(curves, args.plot)
@@ -101,8 +103,20 @@ def unexported(folder: Path) -> Bundle:
     return Bundle(folder, write_manifest(folder, manifest))
 
 
-def passes(target: Target, rounds: int, console: Console) -> dict[int, float]:
-    """Seconds of a pass by number of sessions."""
+def passes(targets: dict[str, Target], rounds: int, console: Console) -> dict[str, dict[int, float]]:
+    """Seconds of a pass by number of sessions, for each of `targets`."""
+    works = {(name, kind): work for name, target in targets.items() for kind, work in _passes(target).items()}
+    taken = _in_turn(works, rounds)
+    for name in targets:
+        alone, drafts, one, many = (taken[name, kind] for kind in ("alone", "drafts", "1", str(SESSIONS)))
+        console.print(f"[bold]{name}")
+        console.print(f"{SESSIONS} sessions at once against one after another: {alone / many:.1f}x")
+        console.print(f"verifying 8 drafted tokens against one pass: {drafts / one:.2f}x")
+        console.print(", ".join(f"{count}: {taken[name, str(count)] * 1e3:.1f} ms" for count in COUNTS), "by sessions")
+    return {name: {count: taken[name, str(count)] for count in COUNTS} for name in targets}
+
+
+def _passes(target: Target) -> dict[str, Callable[[], object]]:
     sessions = [_silent(slot, target.context) for slot in range(target.slots)]
 
     def decode(count: int) -> Callable[[], object]:
@@ -112,11 +126,7 @@ def passes(target: Target, rounds: int, console: Console) -> dict[int, float]:
     works = {str(count): decode(count) for count in COUNTS}
     works["drafts"] = lambda: target.run([Rows(sessions[0], AT, (5,) * 9, drafted=8)], [None])
     works["alone"] = lambda: [target.run([Rows(sessions[s], AT + 3 * s, (5,), 0)], [None]) for s in range(SESSIONS)]
-    taken = _in_turn(works, rounds)
-    console.print(f"{SESSIONS} sessions at once against one after another: {taken['alone'] / taken['16']:.1f}x")
-    console.print(f"verifying 8 drafted tokens against one pass: {taken['drafts'] / taken['1']:.2f}x")
-    console.print(", ".join(f"{count}: {taken[str(count)] * 1e3:.1f} ms" for count in COUNTS), "by sessions in a pass")
-    return {count: taken[str(count)] for count in COUNTS}
+    return works
 
 
 def drafting(target: Target, console: Console, *, answer: int = 64) -> None:
@@ -324,9 +334,9 @@ def _running(target: Target) -> Iterator[Engine]:
         engine.stop()
 
 
-def _in_turn(works: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+def _in_turn(works: dict[Name, Callable[[], object]], rounds: int) -> dict[Name, float]:
     """Median seconds of each of `works`, all of them measured once a round, after one that warms up."""
-    taken: dict[str, list[float]] = {name: [] for name in works}
+    taken: dict[Name, list[float]] = {name: [] for name in works}
     for _ in range(rounds + 1):
         for name, work in works.items():
             began = time.perf_counter()
