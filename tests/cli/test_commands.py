@@ -18,7 +18,20 @@ from cutline.models.bundle import CALIBRATION, Bundle, write_manifest
 Run = Callable[..., Any]
 Start = Callable[..., Any]
 
-COMMANDS = ("ask", "calibrate", "cloud", "demo", "edge", "export")
+COMMANDS = (
+    "ask",
+    "bundle",
+    "calibrate",
+    "cloud",
+    "demo",
+    "doctor",
+    "edge",
+    "export",
+    "plan",
+    "profile",
+    "top",
+    "watch",
+)
 MODES = ("edge", "cloud", "draft", "auto")
 QUESTION = "Describe the card."
 
