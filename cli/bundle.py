@@ -103,6 +103,8 @@ def copy(
     bundle = Bundle.open(folder, part)
     if out.exists():
         raise InputError(f"{out} exists; choose another folder")
+    if out.resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"{out} is inside {folder}, which would be no bundle with it; choose another folder")
     try:
         copied = copy_bundle(bundle, out)
     except OSError as error:

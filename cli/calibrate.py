@@ -12,7 +12,7 @@ from cutline.cli import options
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from cutline.cli.pricing import Asked
+    from cutline.cli.calibrate_input import Source
     from cutline.edge.agent import Agent
     from cutline.edge.gate import Gate
     from cutline.models.bundle import Bundle
@@ -69,6 +69,7 @@ def calibrate(
     from rich.console import Console
     from rich.progress import Progress
 
+    from cutline.cli.calibrate_input import demo_sources, file_sources
     from cutline.cli.pricing import measure, ways
     from cutline.cli.processes import worker_process
     from cutline.cli.setting import open_drafter, open_target, open_target_for, thread_count
@@ -91,16 +92,16 @@ def calibrate(
     if priced is not None and priced.manifest.identity != drafter.manifest.target:
         raise ModelMismatch(f"{drafter.path} drafts for another target than {priced.path}; give its own as --target")
     cuts = _priced_cuts(priced, price_cuts) if priced else ()
-    asked = list(_demo_questions(cards) if data is None else _read(data))
+    asked = list(demo_sources(cards) if data is None else file_sources(data))
     if not asked:
         raise InputError("there is nothing to calibrate on: give at least one question")
-    priced_on = asked[: price_cards * QUESTIONS_A_CARD]
+    sources = asked[: price_cards * QUESTIONS_A_CARD]
     console = Console(stderr=True)
     with ExitStack() as stack:
         if worker is None:
             worker = stack.enter_context(worker_process(open_target(target).path))
         address = worker
-        progress = stack.enter_context(Progress(console=console))
+        progress = stack.enter_context(Progress(console=console, transient=True, disable=not console.is_terminal))
 
         async def run() -> tuple[Gate, Prices | None]:
             count = thread_count(threads)
@@ -108,6 +109,7 @@ def calibrate(
                 gate = await _calibrated(agent, progress.track(asked, description="asking both"), risk, confidence)
             if priced is None:
                 return gate, None
+            priced_on = [source.asked() for source in sources]
             total = len(priced_on) * sum(1 for _ in ways(cuts))
             track = progress.add_task(f"asking the target at {len(cuts)} cuts", total=total)
             prices = await measure(
@@ -161,47 +163,20 @@ def _priced_cuts(target: Bundle, named: str | None) -> tuple[str, ...]:
     return tuple(cut for cut in cuts if cut in chosen)
 
 
-async def _calibrated(agent: Agent, asked: Iterable[Asked], risk: float, confidence: float) -> Gate:
+async def _calibrated(agent: Agent, sources: Iterable[Source], risk: float, confidence: float) -> Gate:
+    from cutline.cli.calibrate_input import errors_at
     from cutline.edge.answer import Mode, Question
     from cutline.edge.gate import calibrate_gate, with_answers
 
     confidences, drafted, truths = list[float](), list[list[int]](), list[list[int]]()
-    for one in asked:
-        ours = await agent.answer(Question(image=one.image, text=one.text, mode=Mode.EDGE))
-        theirs = await agent.answer(Question(image=one.image, text=one.text, mode=Mode.CLOUD))
+    for source in sources:
+        one = source.asked()
+        with errors_at(source.place):
+            ours = await agent.answer(Question(image=one.image, text=one.text, mode=Mode.EDGE))
+            theirs = await agent.answer(Question(image=one.image, text=one.text, mode=Mode.CLOUD))
         confidences.append(ours.confidence or 0.0)
         drafted.append([token.id for token in ours.tokens])
         truths.append([token.id for token in theirs.tokens])
     agreed = [ours == theirs for ours, theirs in zip(drafted, truths, strict=True)]
     gate = calibrate_gate(confidences, agreed, risk=risk, confidence=confidence)
     return with_answers(gate, confidences, drafted, truths)
-
-
-def _demo_questions(cards: int) -> Iterable[Asked]:
-    from cutline.cli.pricing import Asked
-    from cutline.demo.cards import Split
-    from cutline.demo.requests import requests
-
-    for request in requests(Split.CALIBRATION, cards, seed=0):
-        yield Asked(request.image, request.question.text, request.question.answer)
-
-
-def _read(data: Path) -> Iterable[Asked]:
-    import msgspec
-
-    from cutline.cli.pricing import Asked
-    from cutline.errors import InputError
-
-    class Line(msgspec.Struct):
-        image: str
-        question: str
-        answer: str | None = None
-
-    try:
-        lines = [msgspec.json.decode(line, type=Line) for line in data.read_bytes().splitlines() if line.strip()]
-        for line in lines:
-            yield Asked((data.parent / line.image).read_bytes(), line.question, line.answer)
-    except OSError as error:
-        raise InputError(f"cannot read {error.filename}: {error.strerror}") from None
-    except msgspec.MsgspecError as error:
-        raise InputError(f'{data} has a line that is not {{"image": FILE, "question": TEXT}}: {error}') from None

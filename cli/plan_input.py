@@ -10,7 +10,7 @@ from typing import get_args
 import msgspec
 
 from cutline.demo.bundles import DRAFTER, TARGET
-from cutline.devices.link import load_link
+from cutline.devices.link import MAX_MBPS, MAX_RTT_MS, MIN_MBPS, load_link
 from cutline.devices.profile import DeviceProfile, Runtime
 from cutline.devices.workload import photograph
 from cutline.edge.spans import device_cuts
@@ -79,10 +79,10 @@ def conditions_of(
 ) -> Conditions:
     """The conditions of a link, with what was given in place of its own figures. Raises ProfileError, InputError."""
     changed = {
-        "rtt": positive("--rtt-ms", rtt_ms, scale=1e-3),
-        "uplink": positive("--uplink-mbps", uplink_mbps, scale=125_000),
+        "rtt": positive("--rtt-ms", rtt_ms, scale=1e-3, least=1e-3, most=MAX_RTT_MS),
+        "uplink": positive("--uplink-mbps", uplink_mbps, scale=125_000, least=MIN_MBPS, most=MAX_MBPS),
     }
-    queue = positive("--queue-ms", queue_ms or None, scale=1e-3) or 0.0
+    queue = positive("--queue-ms", queue_ms or None, scale=1e-3, most=MAX_RTT_MS) or 0.0
     over = Conditions.over(load_link(link), queue=queue, acceptance=share("--acceptance", acceptance))
     return msgspec.structs.replace(over, **{name: value for name, value in changed.items() if value is not None})
 
@@ -113,10 +113,13 @@ def known_cut(option: str, name: str | None, target: Manifest) -> str | None:
     return name
 
 
-def positive(option: str, value: float | None, *, scale: float = 1.0) -> float | None:
-    """`value` times `scale`, if it is a number above 0 or None. Raises InputError."""
-    if value is not None and not 0 < value < math.inf:
-        raise InputError(f"{option} is {value:g}; give a number above 0")
+def positive(
+    option: str, value: float | None, *, scale: float = 1.0, least: float = 0.0, most: float = math.inf
+) -> float | None:
+    """`value` times `scale`, if it is None or a number above 0 from `least` to `most`. Raises InputError."""
+    if value is not None and not (0 < value < math.inf and least <= value <= most):
+        wanted = "above 0" if most == math.inf else f"from {least:g} to {most:g}"
+        raise InputError(f"{option} is {value:g}; give a number {wanted}")
     return None if value is None else value * scale
 
 

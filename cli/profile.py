@@ -243,6 +243,8 @@ def _check_out(out: Path | None) -> None:
 
     if out is not None and (out.is_dir() or not out.parent.is_dir()):
         raise InputError(f"--out {out} is not a file in a folder that is there")
+    if not _name(out).isprintable():
+        raise InputError(f"--out {str(out)!r}: the profile is named as the file; give a name that prints")
 
 
 @contextmanager

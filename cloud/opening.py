@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,7 @@ from cutline.cloud.inbox import Inbox
 from cutline.cloud.session import BoundaryRows, Request
 from cutline.errors import InputError, ModelMismatch
 from cutline.models.bundle import Manifest
+from cutline.models.families import Grid
 from cutline.models.images import decode_image
 from cutline.models.layerline import END
 from cutline.models.sampling import Sampling
@@ -94,13 +95,7 @@ class Reception:
         if isinstance(upload, np.ndarray):
             boundary = upload if len(upload) else None
         else:
-            pictures = [decode_image(file) for file in upload]
-            grids = tuple(family.grid(picture.size) for picture in pictures)
-            given, expected = sum(map(family.tokens, grids)), self._image_tokens(opening)
-            if given != expected:
-                raise InputError(f"the prompt holds {expected} image tokens, but the images sent give {given}")
-            pixels = [family.preprocess(picture).values for picture in pictures]
-            boundary = np.concatenate(pixels) if pixels else None
+            boundary, grids = self._pixels(upload, self._image_tokens(opening))
         return Request(
             tokens=opening.tokens,
             prompt_length=opening.prompt_length,
@@ -118,6 +113,20 @@ class Reception:
                 np.array(opening.tokens[: opening.prompt_length]) == self._manifest.image_token, grids
             ),
         )
+
+    def _pixels(self, files: Sequence[bytes], expected: int) -> tuple[NDArray[np.float32] | None, tuple[Grid, ...]]:
+        """The pixels of image files that have `expected` tokens in all, and what they became. Raises InputError."""
+        family, pixels, grids, given = self._manifest.family, [], [], 0
+        for file in files:  # a small file may be a large picture, so no two pictures are held at once
+            picture = decode_image(file)
+            grids.append(family.grid(picture.size))
+            given += family.tokens(grids[-1])
+            if given > expected:
+                break
+            pixels.append(family.preprocess(picture).values)
+        if given != expected:
+            raise InputError(f"the prompt holds {expected} image tokens, but the images sent give {given}")
+        return np.concatenate(pixels) if pixels else None, tuple(grids)
 
     def draft(self, opening: Open, draft: Draft) -> Draft:
         """A draft for a session that was opened with `opening`, cut at the context's end. Raises InputError."""

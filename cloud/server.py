@@ -39,6 +39,8 @@ _OPTIONS = [
     # A device that vanished without a goodbye frees its session within half a minute.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    # gRPC waits a minute for the answer to a ping unless this says otherwise, too.
+    ("grpc.http2.ping_timeout_ms", 10_000),
     # Agents ping too, also between requests; the default would close their connections for that.
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.max_concurrent_streams", 256),

@@ -7,14 +7,17 @@ their figures come from.
 from __future__ import annotations
 
 import math
-import tomllib
 from importlib import resources
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
+from cutline.devices.toml import from_toml, read_text
 from cutline.errors import ProfileError
+
+MAX_RTT_MS = 600_000.0
+MIN_MBPS, MAX_MBPS = 1e-3, 1e6  # beyond these no link is, and arithmetic with them overflows
 
 
 class LinkProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -37,11 +40,13 @@ class LinkProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     outages: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:
+        if not (self.name and self.name.isprintable()):
+            raise ValueError("`name` must be there, of characters that print")
         for key in ("uplink_mbps", "downlink_mbps"):
-            if not 0 < getattr(self, key) < math.inf:
-                raise ValueError(f"`{key}` must be more than 0")
-        if not 0 <= self.rtt_ms < math.inf:
-            raise ValueError("`rtt_ms` must be 0 or more")
+            if not MIN_MBPS <= getattr(self, key) <= MAX_MBPS:
+                raise ValueError(f"`{key}` must be from {MIN_MBPS:g} to {MAX_MBPS:g}")
+        if not 0 <= self.rtt_ms <= MAX_RTT_MS:
+            raise ValueError(f"`rtt_ms` must be from 0 to {MAX_RTT_MS:g}")
         if not 0 <= self.jitter_ms <= self.rtt_ms:
             raise ValueError("`jitter_ms` must be from 0 to `rtt_ms`")
         if not 0 <= self.loss < 1:
@@ -65,12 +70,16 @@ def load_link(name_or_path: str | Path) -> LinkProfile:
     try:
         if name_or_path in known:
             text = (resources.files("cutline.devices") / "links" / f"{name_or_path}.toml").read_text("utf-8")
+        elif name_or_path == "":  # which is a path of this folder
+            raise FileNotFoundError
         else:
-            text = Path(name_or_path).read_text("utf-8")
-        return msgspec.convert(tomllib.loads(text), LinkProfile)
+            text = read_text(Path(name_or_path))
+        return msgspec.convert(from_toml(text), LinkProfile)
     except FileNotFoundError:
         raise ProfileError(
             f"no link profile {str(name_or_path)!r}; known are {', '.join(known)}, or give the path of a TOML file"
         ) from None
-    except (OSError, ValueError) as error:  # ValueError: not UTF-8, not TOML, not a profile
+    except OSError as error:
+        raise ProfileError(f"the link profile {name_or_path} does not read: {error.strerror}") from None
+    except ValueError as error:  # too long, not UTF-8, not TOML, not a profile
         raise ProfileError(f"the link profile {name_or_path} does not read: {error}") from None

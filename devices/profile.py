@@ -10,7 +10,6 @@ from __future__ import annotations
 import datetime
 import itertools
 import math
-import tomllib
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +17,7 @@ from typing import Any, Literal
 import msgspec
 
 from cutline.devices.figures import Figure, Quantity, plain, written
-from cutline.devices.toml import to_toml
+from cutline.devices.toml import from_toml, read_text, to_toml
 from cutline.errors import ProfileError
 
 Source = Literal["measured", "datasheet"]
@@ -128,6 +127,8 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     def __post_init__(self) -> None:
         if not self.name:
             raise ValueError("name is empty; give one")
+        if not self.name.isprintable():
+            raise ValueError("name has characters that do not print; give another")
         for key in ("memory_bytes", "memory_bandwidth"):
             _check(key, getattr(self, key))
         if not self.compute.known:
@@ -190,19 +191,23 @@ def load_profile(name_or_path: str | Path) -> DeviceProfile:
     known = _shipped()
     file = known.get(str(name_or_path), Path(name_or_path))
     try:
-        return parse_profile(file.read_text("utf-8"))
+        if name_or_path == "":  # which is a path of this folder
+            raise FileNotFoundError
+        return parse_profile(read_text(file))
     except FileNotFoundError:
         raise ProfileError(
             f"no device profile {str(name_or_path)!r}; known are {', '.join(sorted(known))}, "
             "or give the path of a TOML file"
         ) from None
-    except (OSError, ValueError) as error:  # ValueError: not UTF-8, not TOML, not a profile
+    except OSError as error:
+        raise ProfileError(f"{file}: {error.strerror}") from None
+    except ValueError as error:  # too long, not UTF-8, not TOML, not a profile
         raise ProfileError(f"{file}: {error}") from None
 
 
 def parse_profile(text: str) -> DeviceProfile:
     """The profile in a file's text. Raises ValueError, naming the key."""
-    fields: dict[str, Any] = tomllib.loads(text)
+    fields: dict[str, Any] = from_toml(text)
     attributes = {attribute for attribute, _ in _FIGURES.values()}
     keys = {*DeviceProfile.__struct_fields__} - attributes - {"documents"} | _FIGURES.keys()
     if unknown := fields.keys() - keys:

@@ -1,14 +1,35 @@
-"""Writing TOML, which Python's own tomllib only reads."""
+"""TOML: writing it, which Python's own tomllib does not, and reading what a stranger may have written."""
 
 from __future__ import annotations
 
 import datetime
 import re
+import tomllib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 _MUST_ESCAPE = re.compile(r'[\\"\x00-\x1f\x7f]')
+
+MAX_BYTES = 1 << 20  # of a file; a measured profile has some 20 KB
+
+
+def read_text(file: Path) -> str:
+    """The text of a file. Raises OSError, and ValueError where it is too long or not UTF-8."""
+    with file.open("rb") as opened:
+        content = opened.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"it is larger than {MAX_BYTES >> 20} MiB")
+    return content.decode("utf-8")
+
+
+def from_toml(text: str) -> dict[str, Any]:
+    """The table in a TOML document. Raises ValueError."""
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("its values are nested too deeply") from None
 
 
 def to_toml(table: Mapping[str, Any]) -> str:

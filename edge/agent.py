@@ -15,7 +15,7 @@ from cutline.edge.gate import Gate, confidence_of, open_gate
 from cutline.edge.merging import shorten
 from cutline.edge.progress import Prepared, Progress
 from cutline.edge.runtime import CPU
-from cutline.edge.spans import Crossing, TargetSpan, check_cut
+from cutline.edge.spans import Crossing, LoadedSpans, check_cut
 from cutline.errors import BundleError, InputError, ModelMismatch, PromptError, WorkerError
 from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image
@@ -57,9 +57,7 @@ class Agent:
         self._planner = planner
         self._bundle = bundle
         self._target_bundle = target
-        self._spans: dict[str, TargetSpan] = {}
-        self._threads = threads
-        self._provider = provider
+        self._spans = None if target is None else LoadedSpans(target, threads=threads, provider=provider)
         self._prompts = PromptBuilder.open(bundle)
         self._drafter = Drafter.open(bundle, threads=threads, provider=provider)
         self._client = None if worker is None else WorkerClient(worker)
@@ -115,7 +113,7 @@ class Agent:
         if self._meeting is not None and not self._meeting.done():
             progress.cold = True
             await asyncio.wait([self._meeting], timeout=MEETING_SECONDS)
-        return await asyncio.to_thread(self._planner.plan, prepared, ready=self._spans.keys())
+        return await asyncio.to_thread(self._planner.plan, prepared, ready=self._ready())
 
     async def _carry_out(self, prepared: Prepared, progress: Progress) -> WorkerSession | None:
         """Settle a whole answer as the question says. Returns the worker's session, where it was asked."""
@@ -167,12 +165,14 @@ class Agent:
     def _cross(self, prepared: Prepared) -> Crossing | None:
         """What crosses the cut that was asked for, or None for the image. Raises InputError, BundleError."""
         cut = prepared.question.cut
-        if cut == "image" or self._target_bundle is None:
+        if cut == "image" or self._spans is None:
             return None
-        if cut not in self._spans:
-            self._spans[cut] = TargetSpan.open(self._target_bundle, cut, threads=self._threads, provider=self._provider)
         keep = prepared.question.keep_image_tokens
-        return self._spans[cut].converse(prepared.prompt, prepared.pixels, keep=keep)
+        return self._spans.open(cut).converse(prepared.prompt, prepared.pixels, keep=keep)
+
+    def _ready(self) -> frozenset[str]:
+        """The cuts whose graphs are loaded."""
+        return frozenset() if self._spans is None else self._spans.cuts
 
     def _converse(self, prepared: Prepared) -> Drafting:
         sampling = prepared.question.sampling
@@ -200,7 +200,7 @@ class Agent:
             mode = prepared.question.mode
             raise InputError(f"mode {mode} needs a worker; give --worker HOST:PORT, or use --mode edge")
         cut = prepared.question.cut
-        progress.cold |= not self._client.connected or (cut != "image" and cut not in self._spans)
+        progress.cold |= not self._client.connected or (cut != "image" and cut not in self._ready())
         crossing = await asyncio.to_thread(self._cross, prepared)
         exchange = Exchange(self.manifest, prepared, progress, crossing, drafting)
         return await exchange.run(self._client, self._target(), draft)

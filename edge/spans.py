@@ -6,6 +6,7 @@ it is a boundary row of every token: the device embeds them, and keeps keys and 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -20,6 +21,7 @@ from cutline.models.bundle import Bundle, Manifest, span_file
 from cutline.models.images import Pixels
 
 PREFILL = 128  # rows a run: while they are on their way, the next are computed
+SPANS = 8  # that stay loaded: a plan that wavers between cuts loads none of them anew
 
 Rows = NDArray[np.float32]  # (n, width)
 
@@ -85,6 +87,36 @@ class TargetSpan:
         embedded[places] = rows
         state = self._prefix.new_state(self._manifest.family.positions(places, grids))
         return Crossing(len(prompt), embedded, self._prefix, state)
+
+
+class LoadedSpans:
+    """The spans of a target that were used last, SPANS of them; a conversation keeps its own until it ends.
+
+    Threads may share it: one loads at a time, and none loads what another has just loaded.
+    """
+
+    def __init__(self, bundle: Bundle, *, threads: int, provider: str = CPU) -> None:
+        self._bundle = bundle
+        self._threads = threads
+        self._provider = provider
+        self._spans: dict[str, TargetSpan] = {}  # the one used last at the end
+        self._turn = threading.Lock()
+
+    @property
+    def cuts(self) -> frozenset[str]:
+        """The cuts whose spans are loaded; does not wait for one that is being loaded."""
+        return frozenset(tuple(self._spans))
+
+    def open(self, cut: str) -> TargetSpan:
+        """The span that ends at `cut`, loaded if it is not. Raises InputError, BundleError."""
+        with self._turn:
+            span = self._spans.pop(cut, None)
+            while len(self._spans) >= SPANS:  # before loading, so that no more are ever held
+                del self._spans[next(iter(self._spans))]
+            if span is None:
+                span = TargetSpan.open(self._bundle, cut, threads=self._threads, provider=self._provider)
+            self._spans[cut] = span
+            return span
 
 
 class Crossing:

@@ -16,7 +16,7 @@ import msgspec
 
 from cutline.errors import BundleError
 from cutline.models.families import AnyFamily
-from cutline.models.layerline import Count, LayerLine
+from cutline.models.layerline import Count, LayerLine, Layers
 
 MANIFEST = "manifest.json"
 CALIBRATION = "calibration.json"
@@ -29,8 +29,8 @@ _WORKERS = ("config.json", ".safetensors", ".safetensors.index.json")  # how the
 Role = Literal["drafter", "target"]
 Precision = Literal["fp32", "int8", "int4"]
 Part = Literal["whole", "device"]
-TokenId = Annotated[int, msgspec.Meta(ge=0)]
-Parameters = Annotated[int, msgspec.Meta(ge=0)]
+TokenId = Annotated[int, msgspec.Meta(ge=0, le=10**7)]
+Parameters = Annotated[int, msgspec.Meta(ge=0, le=10**15)]
 
 
 class VisionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -44,7 +44,7 @@ class DecoderSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The decoder's sizes: `width` of the residual stream, attention heads, tokens of `context`, ..."""
 
     width: Count
-    layers: Count
+    layers: Layers
     heads: Count
     kv_heads: Count
     head_dim: Count
@@ -129,6 +129,17 @@ def read_manifest(path: Path) -> Manifest:
         raise BundleError(f"the manifest of {path} does not read ({error}); export the bundle again") from None
     if manifest.format != FORMAT:
         raise BundleError(f"{path} has bundle format {manifest.format}, this version reads {FORMAT}; export it again")
+    line, layers = manifest.line, manifest.line.layers
+    if manifest.decoder.layers != line.decoder:
+        raise BundleError(
+            f"the manifest of {path} has {line.decoder} decoder layers in `line` and {manifest.decoder.layers} in "
+            "`decoder`; export the bundle again"
+        )
+    if len(manifest.parameters) != len(layers):
+        raise BundleError(
+            f"the manifest of {path} has {len(manifest.parameters)} `parameters` for {len(layers)} layers; "
+            "export the bundle again"
+        )
     return manifest
 
 

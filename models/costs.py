@@ -20,7 +20,7 @@ Unit = Literal["patch", "image token", "token", "answer"]  # what a row of a lay
 
 _UNITS: dict[str, Unit] = {"connector": "image token", "decoder": "token", "head": "answer"}  # patches elsewhere
 
-CACHE_BYTES = 4  # of a value of the key-value cache, which both runtimes hold as float32
+VALUE_BYTES = 4  # of a value of rows and of the key-value cache: float32, as devices have it whatever their weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,10 +75,10 @@ class LayerCost:
         return None if self.crosses is None else sizes.rows(self.crosses) * bytes_per_row(wire, self.width)
 
 
-def layer_costs(manifest: Manifest) -> tuple[LayerCost, ...]:
-    """The cost of each layer of the model's line, in order."""
+def layer_costs(manifest: Manifest, *, value_bytes: int = VALUE_BYTES) -> tuple[LayerCost, ...]:
+    """The cost of each layer of the model's line, in order, with `value_bytes` a value of its cache."""
     vision, decoder = manifest.vision, manifest.decoder
-    cache = 2 * decoder.kv_heads * decoder.head_dim * CACHE_BYTES
+    cache = 2 * decoder.kv_heads * decoder.head_dim * value_bytes
 
     def cost(name: str, parameters: int) -> LayerCost:
         kind = name.partition(".")[0]

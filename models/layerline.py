@@ -6,7 +6,9 @@ from typing import Annotated
 
 import msgspec
 
-Count = Annotated[int, msgspec.Meta(ge=1)]  # checked where a manifest is read
+# Checked where a manifest is read, so that no number in it makes a reader take all the memory there is.
+Count = Annotated[int, msgspec.Meta(ge=1, le=10**7)]
+Layers = Annotated[int, msgspec.Meta(ge=1, le=1000)]
 
 END = "end"  # where a span ends that has the head
 
@@ -14,8 +16,8 @@ END = "end"  # where a span ends that has the head
 class LayerLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Numbers of layers in a model's vision tower and decoder."""
 
-    vision: Count
-    decoder: Count
+    vision: Layers
+    decoder: Layers
 
     @property
     def layers(self) -> tuple[str, ...]:

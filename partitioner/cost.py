@@ -217,13 +217,16 @@ def pack_seconds(setting: Setting, sizes: Sizes) -> float:
 
 
 def memory_bytes(setting: Setting, asked: Asked, choices: Sequence[Choice]) -> Floats:
-    """Bytes that the agent holds for each choice: itself, its span of the target, the drafter, and their caches."""
+    """Bytes that the agent holds for each choice: itself, its span of the target, the drafter, and their caches.
+
+    An agent loads its drafter for every mode, also for those in which nothing is drafted.
+    """
     tokens, names = asked.prompt_tokens + asked.answer_tokens, setting.target.line.layers
     layers = memory_of(layer_costs(setting.target), setting.target.precision, tokens)
     held = np.concatenate([[0.0], np.cumsum(layers)])
     drafter = sum(memory_of(layer_costs(setting.drafter), setting.drafter.precision, tokens))
     span = [0.0 if one.cut is None else held[names.index(one.cut)] for one in choices]
-    return np.array(span) + [0.0 if one.mode in ("cloud", "split") else drafter for one in choices] + AGENT_BYTES
+    return np.array(span) + drafter + AGENT_BYTES
 
 
 def _agreement(setting: Setting, choice: Choice) -> float:

@@ -15,7 +15,7 @@ import numpy as np
 
 from cutline.devices.profile import Compute, DeviceProfile, LayerTable, Runtime, Samples
 from cutline.models.bundle import Manifest, Precision
-from cutline.models.costs import CACHE_BYTES, LayerCost, Sizes, layer_costs
+from cutline.models.costs import VALUE_BYTES, LayerCost, Sizes, layer_costs
 
 DATASHEET_RATE = 0.4  # of a datasheet's operations a second
 DATASHEET_BANDWIDTH = 0.7  # and of its bytes a second
@@ -42,7 +42,8 @@ class Machine:
     def of(cls, profile: DeviceProfile, manifest: Manifest, runtime: Runtime, *, dtype: str = "fp32") -> Machine:
         """A model on a machine. `dtype` is that of a worker's weights; on a device the manifest knows them."""
         table = profile.layer_table(manifest.identity, runtime)
-        layers = layer_costs(manifest)
+        values = value_bytes(dtype) if runtime == "cloud" else VALUE_BYTES
+        layers = layer_costs(manifest, value_bytes=values)
         dtypes = [dtype if runtime == "cloud" else edge_dtype(layer.name, manifest.precision) for layer in layers]
         return cls(profile, layers, tuple(dtypes), table)
 
@@ -83,13 +84,18 @@ def edge_dtype(layer: str, precision: Precision) -> str:
     return precision if layer.startswith("decoder.") or layer == "head" else "fp32"
 
 
+def value_bytes(dtype: str) -> int:
+    """Bytes of a value of rows and caches beside weights of `dtype`: a worker's half floats are its values' too."""
+    return 2 if dtype in ("fp16", "bf16") else VALUE_BYTES
+
+
 def roofline(profile: DeviceProfile, layer: LayerCost, dtype: str, rows: int, context: float) -> float:
     """Seconds of `rows` rows through a layer that see `context` rows each."""
     ideal = profile.source == "datasheet"
     rate = rate_of(profile.compute, dtype) * (DATASHEET_RATE if ideal else 1.0)
     bandwidth = profile.memory_bandwidth * (DATASHEET_BANDWIDTH if ideal else 1.0)
     touched = layer.parameters * WEIGHT_BYTES[dtype] + layer.kv_bytes_per_token * context
-    touched += 2 * CACHE_BYTES * rows * layer.width  # its rows in and out
+    touched += 2 * value_bytes(dtype) * rows * layer.width  # its rows in and out
     overhead = OVERHEAD if profile.overhead_seconds is None else profile.overhead_seconds
     return max(layer.flops(rows, context) / rate, touched / bandwidth) + overhead
 

@@ -40,6 +40,8 @@ _OPTIONS = [
     # A link that died without a word is noticed within half a minute, also while the worker is silent.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    # gRPC waits a minute for the answer to a ping unless this says otherwise, too.
+    ("grpc.http2.ping_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     # After a failed try the next one comes soon: a device cannot wait out the default of two minutes.
     ("grpc.max_reconnect_backoff_ms", 5_000),

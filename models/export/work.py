@@ -48,7 +48,7 @@ class Work:
         self.folder.mkdir(exist_ok=True)
         for name in self._names() - self._finished():  # of a step that was interrupted, or of another source
             left = self.folder / name
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
 
     def step(self, name: str, make: Callable[[Path], str]) -> str | None:
         """Have `make` write its files into the folder, and return what it does; None if they are there from before."""
@@ -87,10 +87,13 @@ class Work:
 def work_beside(out: Path, source: str) -> Iterator[Work]:
     """The work folder beside `out`, for what is made from `source`; what another source left there is dropped.
 
-    It stays when it is left with steps finished and not placed. Raises InputError when somebody else works there.
+    It stays when it is left with steps finished and not placed. Raises InputError when somebody else works there, and
+    when a link there leads elsewhere.
     """
     home = out.with_name(f".{out.name}.partial")
     with _locked(home, out):
+        for path in home.iterdir():
+            _refuse_link(path)
         work = Work(home, source)
         try:
             yield work
@@ -125,14 +128,22 @@ def _verified(journal: Journal, folder: Path) -> Journal:
     return Journal(journal.source, {name: files for name, files in journal.steps.items() if stands(files)})
 
 
+def _refuse_link(path: Path) -> None:
+    """Where anyone may make files, a link could have us empty a folder of somebody else's."""
+    if path.is_symlink():
+        raise InputError(f"{path} is a link, where an export keeps its own files; remove it")
+
+
 @contextmanager
 def _locked(home: Path, out: Path) -> Iterator[None]:
     """`home` made, and held against other processes: the system lets go of it even when this one is killed."""
     path = home / "lock"
     while True:
+        _refuse_link(home)
         home.mkdir(parents=True, exist_ok=True)
+        _refuse_link(path)
         try:
-            lock = path.open("w")
+            lock = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+b")
         except FileNotFoundError:
             continue  # whoever held it has just finished and removed it
         with lock:

@@ -21,7 +21,7 @@ from PIL import Image
 
 from cutline.models.images import Pixels, Size, lossless, size_fault
 
-Count = Annotated[int, msgspec.Meta(ge=1)]
+Count = Annotated[int, msgspec.Meta(ge=1, le=10**7)]
 Spread = Annotated[float, msgspec.Meta(gt=0)]
 Grid = tuple[int, int]  # rows and columns of what an image was cut into, as `Pixels.grid`
 Arrays = dict[str, NDArray[Any]]

@@ -236,6 +236,35 @@ def test_questions_to_calibrate_on_that_do_not_read(run: Run, bundle: Path, tmp_
     run("calibrate", "--bundle", bundle, "--data", data, "--worker", NOBODY).failed(2)
 
 
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        ("none.png", "there is no file 'none.png'"),
+        ("a\0b", "there is no file"),
+        (".", "there is no file"),
+        ("x" * 300, "File name too long"),
+        ("noise.png", "not a readable image"),
+        ("long.png", "32 MiB"),
+    ],
+)
+def test_a_question_to_calibrate_on_is_named_by_its_line(
+    run: Run, bundle: Path, tmp_path: Path, image: str, words: str
+) -> None:
+    data = tmp_path / "questions.jsonl"
+    data.write_bytes(b"\n" + msgspec.json.encode({"image": image, "question": "What?"}) + b"\n")
+    (tmp_path / "noise.png").write_bytes(b"Dear Sir or Madam")
+    with (tmp_path / "long.png").open("wb") as file:
+        file.truncate(1 << 30)
+    line = run("calibrate", "--bundle", bundle, "--price-cards", "0", "--data", data, "--worker", NOBODY).failed(2)
+    assert line.startswith(f"cutline: {data} line 2: ")
+    assert words in line
+
+
+def test_a_file_of_questions_without_an_end(run: Run, bundle: Path) -> None:
+    told = run("calibrate", "--bundle", bundle, "--price-cards", "0", "--data", "/dev/zero", "--worker", NOBODY)
+    assert "/dev/zero line 1: it is longer than 1 MiB" in told.failed(2)
+
+
 def test_no_agent_at_the_url(run: Run, card: Path) -> None:
     run("ask", card, "What?", "--agent", f"http://{NOBODY}").failed(WorkerUnavailable.exit_code)
 

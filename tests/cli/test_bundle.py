@@ -153,6 +153,13 @@ def test_a_drafter_is_copied_whole_either_way(run: Run, tmp_path: Path) -> None:
         assert Bundle.open(tmp_path / part).manifest == Bundle.open(DRAFTER).manifest
 
 
+def test_a_bundle_is_not_copied_into_itself(run: Run, target: Path) -> None:
+    (target.parent / "link").symlink_to(target)
+    for out in (target / "inner", target / "more" / "inner", target.parent / "link" / "inner"):
+        assert "is inside" in run("bundle", "copy", target, out).failed(2)
+    Bundle.open(target)
+
+
 @pytest.mark.parametrize("command", ["show", "copy"])
 def test_each_shows_an_example(run: Run, command: str) -> None:
     ran = run("bundle", command, "--help")

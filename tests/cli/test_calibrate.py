@@ -117,6 +117,7 @@ def test_a_worker_is_run_here_where_none_is_given(run: Run, bundle: Path, target
     assert {one.right for one in prices.prices} == {0.0}
     assert [one.keep_image_tokens for one in prices.prices if one.keep_image_tokens < 1] == list(KEPT)
     assert "cutline bundle show" in " ".join(ran.err.split())
+    assert "asking" not in ran.err  # no bars where nobody looks
 
 
 def test_without_the_targets_bundle_there_are_no_prices(run: Run, bundle: Path, worker: str) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from cutline.cli.processes import worker_process
-from cutline.cloud import server
-from cutline.cloud.chain import misfit
+from cutline.cloud import inbox, server
+from cutline.cloud.chain import Onward, misfit
 from cutline.cloud.server import serve
 from cutline.cloud.session import Rows, Session
 from cutline.cloud.target import Target
@@ -21,6 +21,7 @@ from cutline.models.bundle import Bundle
 from cutline.models.wire import Wire
 from cutline.protos.client import WorkerClient
 from cutline.protos.messages import (
+    Cancel,
     Description,
     Open,
     Opened,
@@ -171,6 +172,27 @@ def test_an_agent_that_leaves_frees_the_whole_chain(bundle: Bundle, asking: Any,
         assert tuple(one.tokens) == case[2]
 
     on_chain(bundle, ("decoder.2", "decoder.3"), run, slots=(1, 1, 1))
+
+
+def test_a_slow_link_to_the_next_worker_holds_up_no_cancel(
+    bundle: Bundle, asking: Any, case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def stuck(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Onward, "forward", stuck)
+    monkeypatch.setattr(inbox, "LINGER_SECONDS", 0.1)
+
+    async def run(clients: list[WorkerClient]) -> None:
+        one = asking(case, "image")
+        async with clients[0].session(one.opening, one.upload(), timeout=SECONDS) as session:
+            assert isinstance(await anext(session.events()), Opened)
+            await session._send(Cancel())
+            with pytest.raises(WorkerUnavailable, match="ended the session"):
+                await anext(session.events())
+        await free(clients)
+
+    on_chain(bundle, ("decoder.2",), run)
 
 
 def test_a_deadline_travels_the_chain(bundle: Bundle, asking: Any, case: Case) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import zlib
 from collections import deque
 from collections.abc import Sequence
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from numpy.typing import NDArray
 
+from cutline.cloud import session as session_module
 from cutline.cloud.session import DeepSession, Event, Forward, Request, Session
 from cutline.errors import WorkerFailed
 from cutline.models.sampling import Sampling, agreeing
@@ -193,6 +195,16 @@ TestConversation = Conversation.TestCase
 TestConversation.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
 
 
+class TestConversationInShortPasses(Conversation.TestCase):  # type: ignore[misc, valid-type]
+    """The same, where a pass takes less than what is drafted."""
+
+    settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.enterContext(mock.patch.object(session_module, "MOST_DRAFTED_ROWS", 2))
+
+
 def long_prompt() -> list[int]:
     return next([a, b] for a in range(1, 40) for b in range(1, 40) if len(plain_answer([a, b], 22)) == 20)
 
@@ -217,6 +229,21 @@ def test_a_whole_right_draft_takes_one_pass() -> None:
     step(session)
     assert events == [Confirmed(2, tuple(answer[:13]), 12)]
     assert session.verified == 12
+
+
+def test_a_long_draft_takes_passes_of_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much is drafted: the rows that a pass leaves are there for the next one."""
+    monkeypatch.setattr(session_module, "MOST_DRAFTED_ROWS", 5)
+    prompt, events = long_prompt(), list[Event]()
+    answer = plain_answer(prompt, 22)
+    session = opened(prompt, 22, answer[:14], events)
+    while step(session) == (True, None):
+        pass
+    assert events == [
+        Confirmed(2, tuple(answer[:6]), 6),
+        Confirmed(8, tuple(answer[6:12]), 6),
+        Confirmed(14, tuple(answer[12:15]), 2),
+    ]
 
 
 def test_rows_after_a_rejection_are_forgotten() -> None:
@@ -316,19 +343,23 @@ class Flight:
 
     def _pass(self) -> None:
         assert self.head is not None
-        if self.head_reason is not None:
-            return
-        ran, self.head_reason = step(self.head)
-        if ran:
-            word = self.head_events[-1]
-            assert isinstance(word, Confirmed)
-            self.session.settle(word, STOP)
+        ran = True
+        while ran and self.head_reason is None:
+            ran, self.head_reason = step(self.head)
+            if ran:
+                word = self.head_events[-1]
+                assert isinstance(word, Confirmed)
+                self.session.settle(word, STOP)
 
 
 @pytest.mark.parametrize("deep", [False, True])
 @pytest.mark.parametrize("piece", [1, 2, 3, 99])
 @pytest.mark.parametrize("wrong", [None, 0, 1, 3, 6])
-def test_what_a_next_worker_confirms_settles_what_flies(deep: bool, piece: int, wrong: int | None) -> None:
+@pytest.mark.parametrize("most", [2, 128])
+def test_what_a_next_worker_confirms_settles_what_flies(
+    deep: bool, piece: int, wrong: int | None, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_module, "MOST_DRAFTED_ROWS", most)
     flight = Flight(deep=deep, draft=(), piece=piece)
     flight.land(flight.fly())
     answer = flight.answer

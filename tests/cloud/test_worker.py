@@ -450,6 +450,122 @@ def test_a_full_worker_says_so_before_the_upload(bundle: Bundle, case: Case) -> 
     on_worker(bundle, run, slots=1)
 
 
+def test_openings_at_once_are_as_many_as_slots(bundle: Bundle, case: Case) -> None:
+    """What is uploaded lies in memory, so one that could find no slot is refused before."""
+
+    async def run(client: Client) -> None:
+        talks = [Talk(client), Talk(client)]
+        hearing = {asyncio.create_task(talk.hear()) for talk in talks}
+        for talk in talks:
+            await talk.say(case[0])
+        done, waiting = await asyncio.wait(hearing, timeout=SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        refusals = [task.result() for task in done]
+        assert [type(refusal) for refusal in refusals] == [WorkerBusy]
+        assert "being opened" in str(refusals[0])
+        for talk in talks:
+            talk.call.cancel()
+        await asyncio.wait(waiting)
+        async with asyncio.timeout(SECONDS):
+            while isinstance((await client.converse(asking(case)))[-1], WorkerBusy):
+                pass
+        await answered_rightly(client, case)
+
+    on_worker(bundle, run, slots=1)
+
+
+def test_who_leaves_while_an_image_is_prepared_keeps_the_place_until_it_is(
+    bundle: Bundle, case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, may_end = threading.Event(), threading.Event()
+
+    def waits(data: bytes) -> Image.Image:
+        begun.set()
+        may_end.wait(SECONDS)
+        return decode_image(data)
+
+    monkeypatch.setattr(opening_module, "decode_image", waits)
+
+    async def run(client: Client) -> None:
+        leaving = Talk(client)
+        await leaving.say(*asking(case))
+        assert await asyncio.to_thread(begun.wait, SECONDS)
+        leaving.call.cancel()
+        await asyncio.sleep(0.2)  # until the worker has heard of it
+        refused = Talk(client)
+        await refused.say(case[0])
+        async with asyncio.timeout(SECONDS / 3):
+            assert isinstance(await refused.hear(), WorkerBusy)
+        may_end.set()
+        async with asyncio.timeout(SECONDS):
+            while isinstance((await client.converse(asking(case)))[-1], WorkerBusy):
+                pass
+        await answered_rightly(client, case)
+
+    try:
+        on_worker(bundle, run, slots=1)
+    finally:
+        may_end.set()
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    """One of HTTP/2: RFC 9113, section 4.1."""
+    return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
+
+
+def unread_probe(stream: int, authority: str) -> bytes:
+    """A call of Probe, whose headers are literals: RFC 7541, section 6.2.2."""
+    headers = {
+        ":method": "POST",
+        ":scheme": "http",
+        ":path": f"/{SERVICE}/Probe",
+        ":authority": authority,
+        "te": "trailers",
+        "content-type": "application/grpc",
+    }
+    block = b"".join(
+        b"\0" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
+        for name, value in headers.items()
+    )
+    message = pb.ProbeRequest(answer=CHUNK).SerializeToString()
+    return frame(1, 4, stream, block) + frame(0, 1, stream, struct.pack(">BI", 0, len(message)) + message)
+
+
+def test_probes_whose_answers_nobody_reads_are_few(bundle: Bundle, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(servicer, "MAX_PROBES", 3)
+
+    async def main() -> None:
+        async with (
+            serve(bundle, listen="127.0.0.1:0", slots=1, context=256, device="cpu") as address,
+            grpc.aio.insecure_channel(address) as channel,
+            asyncio.timeout(SECONDS),
+        ):
+            client = Client(channel)
+            for _ in range(5):  # one after the other they are no matter
+                assert len((await client.stub.Probe(pb.ProbeRequest(answer=9))).data) == 9
+            host, port = address.split(":")
+            _, hoarder = await asyncio.open_connection(host, int(port))
+            no_window = frame(4, 0, 0, struct.pack(">HI", 4, 0))
+            hoarder.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + no_window)
+            hoarder.write(b"".join(unread_probe(stream, address) for stream in (1, 3, 5)))
+            refused: grpc.aio.AioRpcError | None = None
+            while refused is None:
+                try:
+                    await client.stub.Probe(pb.ProbeRequest(answer=9))
+                except grpc.aio.AioRpcError as error:
+                    refused = error
+            assert refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert "probes" in (refused.details() or "")
+            await answered_rightly(client, case)
+            hoarder.close()
+            answered = False
+            while not answered:
+                with contextlib.suppress(grpc.aio.AioRpcError):
+                    await client.stub.Probe(pb.ProbeRequest(answer=9))
+                    answered = True
+
+    asyncio.run(main())
+
+
 def test_calls_at_once_are_limited(bundle: Bundle, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "MAX_CALLS", 0)
 

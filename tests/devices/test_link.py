@@ -65,6 +65,12 @@ def test_an_unknown_name_lists_the_known() -> None:
         ("rtt_ms = 20", "rtt_ms = inf", "rtt_ms"),
         ("rtt_ms = 20", "rtt_ms = nan", "rtt_ms"),
         ("rtt_ms = 20", 'rtt_ms = "20"', "rtt_ms"),
+        ("rtt_ms = 20", "rtt_ms = 1e308", "rtt_ms"),
+        ("uplink_mbps = 2.5", "uplink_mbps = 1e-320", "uplink_mbps"),
+        ("downlink_mbps = 10", "downlink_mbps = 1e7", "downlink_mbps"),
+        ('name = "lab"', 'name = "\\u001b[31m"', "name"),
+        ('name = "lab"', "name = " + "[" * 5000, "nested too deeply"),
+        ('name = "lab"', "#" * (1 << 20), "larger than 1 MiB"),
         ("rtt_ms = 20", "rtt_ms = true", "rtt_ms"),
         ("uplink_mbps = 2.5", "uplink_mbps = 0", "uplink_mbps"),
         ("downlink_mbps = 10", "downlink_mbps = inf", "downlink_mbps"),
@@ -96,3 +102,10 @@ def test_a_folder_or_a_binary_file_is_refused(tmp_path: Path) -> None:
     for bad in (tmp_path, tmp_path / "noise.toml"):
         with pytest.raises(ProfileError, match="does not read"):
             load_link(bad)
+
+
+def test_no_name_is_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(ProfileError, match="no link profile ''; known are"):
+        load_link("")
+    with pytest.raises(ProfileError, match=r"does not read: Is a directory$"):
+        load_link(tmp_path)

@@ -137,6 +137,9 @@ def test_an_unknown_name_lists_the_known() -> None:
         ('name = "lab"', 'name = ""', "name is empty"),
         ('name = "lab"', 'name = "lab"\ncores = 0', "cores is 0"),
         ('name = "lab"', "name = ", "line 2"),
+        ('name = "lab"', 'name = "\\u001b[31m"', "name has characters that do not print"),
+        ('name = "lab"', "name = " + "[" * 5000, "nested too deeply"),
+        ('name = "lab"', "#" * (1 << 20), "larger than 1 MiB"),
     ],
 )
 def test_a_bad_profile_is_refused_with_file_and_key_in_one_line(tmp_path: Path, old: str, new: str, words: str) -> None:
@@ -163,6 +166,13 @@ def test_a_folder_or_a_binary_file_is_refused(tmp_path: Path) -> None:
     for bad in (tmp_path, tmp_path / "noise.toml"):
         with pytest.raises(ProfileError, match=str(bad)):
             load_profile(bad)
+
+
+def test_no_name_is_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(ProfileError, match="no device profile ''; known are"):
+        load_profile("")
+    with pytest.raises(ProfileError, match=r": Is a directory$"):
+        load_profile(tmp_path)
 
 
 def table(**changes: Any) -> LayerTable:
@@ -244,7 +254,7 @@ drafters = st.builds(
 )
 profiles = st.builds(
     DeviceProfile,
-    name=words.filter(bool),
+    name=words.filter(lambda name: bool(name) and name.isprintable()),
     source=st.just("measured"),
     date=st.dates(),
     memory_bytes=figures,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import msgspec
 import pytest
@@ -17,6 +18,7 @@ from cutline.edge.agent import Agent
 from cutline.edge.answer import Answer, Mode, Question, Source
 from cutline.edge.drafter import Drafted, Drafting
 from cutline.edge.gate import Gate
+from cutline.edge.spans import TargetSpan
 from cutline.errors import CutlineError, InputError, ModelMismatch
 from cutline.models.bundle import Bundle
 from cutline.models.sampling import Sampling
@@ -229,3 +231,24 @@ def test_what_cannot_be_cut_is_refused(cut: str, target: Bundle | None, error: t
     question = Question(image=ASKED[0].image, text="Read the digits.", mode=Mode.SPLIT, cut=cut)
     with pytest.raises(error, match=words):
         ask("127.0.0.1:1", [question], target=target)
+
+
+def test_an_agent_keeps_two_spans_and_loads_each_once(worker: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = list[str]()
+    load = TargetSpan.open
+
+    def counted(bundle: Bundle, cut: str, **options: Any) -> TargetSpan:
+        loaded.append(cut)
+        return load(bundle, cut, **options)
+
+    monkeypatch.setattr(TargetSpan, "open", counted)
+
+    async def run() -> None:
+        async with Agent(Bundle.open(DRAFTER), worker=worker, threads=1, target=BUNDLE) as agent:
+            for cut in ("decoder.2", "vision.1", "connector", "decoder.2"):
+                question = Question(image=ASKED[0].image, text=ASKED[0].question.text, mode=Mode.SPLIT, cut=cut)
+                answers = await asyncio.gather(*[agent.answer(question) for _ in range(4)])
+                assert len({ids(answer) for answer in answers}) == 1
+
+    asyncio.run(run())
+    assert loaded == ["decoder.2", "vision.1", "connector", "decoder.2"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.edge import spans
 from cutline.edge.merging import merge_runs, shorten
-from cutline.edge.spans import Crossing, TargetSpan, device_cuts
+from cutline.edge.spans import SPANS, Crossing, LoadedSpans, TargetSpan, device_cuts
 from cutline.edge.vision import VisionSpan
 from cutline.errors import BundleError, InputError, PromptError
 from cutline.models.bundle import PREFIX_WEIGHTS, Bundle, span_file, write_manifest
@@ -206,3 +208,38 @@ def test_a_device_needs_no_weights_of_the_workers(tmp_path: Path, states: dict[s
     (folder / "decoder.0-to-decoder.3.onnx").write_bytes(b"")
     with pytest.raises(BundleError, match="hash differs"):
         Bundle.open(folder, "device")
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The cuts whose spans were loaded, each slowly and without its graphs."""
+    found: list[str] = []
+
+    def load(_: Bundle, cut: str, **__: object) -> object:
+        found.append(cut)
+        time.sleep(0.02)
+        return object()
+
+    monkeypatch.setattr(TargetSpan, "open", load)
+    return found
+
+
+def test_the_spans_used_last_stay_loaded(loads: list[str]) -> None:
+    held = LoadedSpans(BUNDLE, threads=1)
+    first, *others = BUNDLE.manifest.line.layers[1:]
+    assert len(others) > SPANS
+    for cut in others:
+        for one in (cut, first):
+            held.open(one)
+            assert one in held.cuts
+            assert len(held.cuts) <= SPANS
+    assert loads == [others[0], first, *others[1:]]
+    assert held.cuts == {first, *others[1 - SPANS :]}
+
+
+def test_a_span_is_loaded_once_however_many_ask_for_it_at_once(loads: list[str]) -> None:
+    held = LoadedSpans(BUNDLE, threads=1)
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(held.open, ["decoder.0"] * 6))
+    assert loads == ["decoder.0"]
+    assert len(set(map(id, found))) == 1

@@ -101,6 +101,11 @@ def test_a_calibration_takes_the_place_of_another_and_changes_no_identity(bundle
         (lambda said: said["family"].update(std=[0.5, 0.0, 0.5]), "family.std"),
         (lambda said: said["decoder"].update(kv_heads=0), "decoder.kv_heads"),
         (lambda said: said["line"].update(vision=0), "line.vision"),
+        (lambda said: said["line"].update(vision=10**9), "line.vision"),
+        (lambda said: said["decoder"].update(layers=1001), "decoder.layers"),
+        (lambda said: said["decoder"].update(context=10**12), "decoder.context"),
+        (lambda said: said["family"].update(patch=10**12), "family.patch"),
+        (lambda said: said.update(parameters=[10**30] * 5), "parameters"),
         (lambda said: said.update(image_token=-1), "image_token"),
         (lambda said: said.update(stop_tokens=[-2]), "stop_tokens"),
     ],
@@ -108,6 +113,21 @@ def test_a_calibration_takes_the_place_of_another_and_changes_no_identity(bundle
 def test_a_size_that_cannot_be_is_named(bundle: Bundle, change: Callable[[dict[str, Any]], object], place: str) -> None:
     edit(bundle, change)
     with pytest.raises(BundleError, match=rf"does not read .*\$\.{place}"):
+        Bundle.open(bundle.path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda said: said["decoder"].update(layers=2), "1 decoder layers in `line` and 2 in `decoder`"),
+        (lambda said: said.update(parameters=[1, 2, 3, 4]), "4 `parameters` for 5 layers"),
+    ],
+)
+def test_sizes_that_do_not_agree_are_refused(
+    bundle: Bundle, change: Callable[[dict[str, Any]], object], words: str
+) -> None:
+    edit(bundle, change)
+    with pytest.raises(BundleError, match=words):
         Bundle.open(bundle.path)
 
 

@@ -365,3 +365,31 @@ def test_a_folder_that_cannot_be_read_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"has no config\.json"):
         export(tmp_path / "nowhere", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("planted", [".", "bundle", "lock", "journal.draft"])
+def test_a_link_in_the_work_folder_is_refused_and_what_it_leads_to_stays(tmp_path: Path, planted: str) -> None:
+    victim = tmp_path / "victim"
+    (victim / "bundle").mkdir(parents=True)
+    (victim / "bundle" / "letter").write_text("dear")
+    (victim / "letter").write_text("dear")
+    home = tmp_path / ".out.partial"
+    if planted == ".":
+        home.symlink_to(victim)
+    else:
+        home.mkdir()
+        (home / planted).symlink_to(victim if planted == "bundle" else victim / "letter")
+    with pytest.raises(InputError, match=r"is a link"), work.work_beside(tmp_path / "out", "source"):
+        pass
+    assert sorted(path.name for path in victim.iterdir()) == ["bundle", "letter"]
+    assert (victim / "letter").read_text() == (victim / "bundle" / "letter").read_text() == "dear"
+
+
+def test_a_link_among_what_a_step_left_is_removed_alone(tmp_path: Path) -> None:
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "victim" / "letter").write_text("dear")
+    (tmp_path / ".out.partial" / "bundle").mkdir(parents=True)
+    (tmp_path / ".out.partial" / "bundle" / "left").symlink_to(tmp_path / "victim")
+    with work.work_beside(tmp_path / "out", "source") as here:
+        assert list(here.folder.iterdir()) == []
+    assert (tmp_path / "victim" / "letter").read_text() == "dear"

@@ -113,3 +113,14 @@ def test_a_measured_drafter(made: Any) -> None:
     assert speed.first == pytest.approx(0.13)
     assert speed.token == 5e-3
     assert drafter_speed(made.profile(), drafter, request_sizes(drafter, (0, 0), 40), context=50).first < 0.1
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("fp32", 4), ("fp16", 2), ("bf16", 2)])
+def test_a_workers_rows_and_caches_have_the_type_of_its_weights(made: Any, dtype: str, size: int) -> None:
+    target = made.manifest("target")
+    profile = made.profile(memory_bandwidth=1.0, overhead_seconds=0.0)  # so slow that seconds are bytes
+    machine = Machine.of(profile, target, "cloud", dtype=dtype)
+    decoder = target.line.place("decoder.0")
+    spec = target.decoder
+    values = target.parameters[decoder] + 100 * 2 * spec.kv_heads * spec.head_dim + 2 * 3 * spec.width
+    assert machine.step(3, 100)[decoder] == pytest.approx(size * values)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from cutline.errors import InputError
 from cutline.models.costs import layer_costs, request_sizes
 from cutline.models.wire import Wire
-from cutline.partitioner.cost import memory_bytes
+from cutline.partitioner.cost import AGENT_BYTES, memory_bytes
 from cutline.partitioner.plan import CHUNK, PARTS, Choice, Conditions, Drafting, Limits, Objective, Plan
 from cutline.partitioner.search import Search, replan, search
 from cutline.partitioner.setting import Setting
@@ -235,6 +235,13 @@ def test_memory_is_weights_and_caches_of_what_runs_on_the_device(made: Any, data
     extra = sum(4 * layer.parameters + tokens * layer.kv_bytes_per_token for layer in layers)
     cloud, split = memory_bytes(setting, asked, [Choice(mode="cloud", cut="image"), Choice(mode="split", cut=cut)])
     assert split - cloud == pytest.approx(extra)
+
+
+def test_the_drafter_is_held_in_every_mode(made: Any) -> None:
+    setting, asked = made.setting(), made.asked(prompt_tokens=40, answer_tokens=12)
+    drafter = sum(4 * layer.parameters + 52 * layer.kv_bytes_per_token for layer in layer_costs(setting.drafter))
+    choices = [Choice(mode="edge"), Choice(mode="cloud", cut="image"), Choice(mode="split", cut="image")]
+    assert memory_bytes(setting, asked, choices) == pytest.approx(AGENT_BYTES + drafter)
 
 
 def test_energy_needs_a_profile_with_power(made: Any) -> None:

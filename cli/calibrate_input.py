@@ -1,0 +1,98 @@
+"""What `cutline calibrate` asks: the lines of a file, or the demo's cards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import msgspec
+
+from cutline.cli.pricing import Asked
+from cutline.demo.cards import Split
+from cutline.demo.requests import requests
+from cutline.errors import InputError
+from cutline.models.images import MAX_BYTES
+
+MAX_LINE = 1 << 20  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A question to ask, and `read`, which gives its image: only those being asked lie in memory.
+
+    `place` is where it stands, as errors name it.
+    """
+
+    place: str
+    read: Callable[[], bytes]
+    text: str
+    answer: str | None
+
+    def asked(self) -> Asked:
+        """The question with its image. Raises InputError."""
+        with errors_at(self.place):
+            return Asked(self.read(), self.text, self.answer)
+
+
+class Line(msgspec.Struct):
+    """A line of a file of questions."""
+
+    image: str
+    question: str
+    answer: str | None = None
+
+
+@contextmanager
+def errors_at(place: str) -> Iterator[None]:
+    """Errors of what is given begin with where it was given."""
+    try:
+        yield
+    except InputError as error:
+        raise type(error)(f"{place}: {error}") from None
+
+
+def demo_sources(cards: int) -> Iterator[Source]:
+    """The questions about `cards` cards of the demo's calibration split."""
+    for number, request in enumerate(requests(Split.CALIBRATION, cards, seed=0), 1):
+        question = request.question
+        yield Source(f"question {number}", partial(bytes, request.image), question.text, question.answer)
+
+
+def file_sources(data: Path) -> Iterator[Source]:
+    """The questions in the file `data`, each of whose images is there. Raises InputError, naming the line."""
+    try:
+        with data.open("rb") as file:
+            lines = enumerate(iter(partial(file.readline, MAX_LINE + 1), b""), 1)
+            for number, line in lines:
+                if line.strip():
+                    yield _source(f"{data} line {number}", line, data.parent)
+    except OSError as error:
+        raise InputError(f"cannot read {data}: {error.strerror}") from None
+
+
+def _source(place: str, line: bytes, folder: Path) -> Source:
+    if len(line) > MAX_LINE:
+        raise InputError(f"{place}: it is longer than {MAX_LINE >> 20} MiB")
+    try:
+        said = msgspec.json.decode(line, type=Line)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise InputError(f'{place} is not {{"image": FILE, "question": TEXT}}: {error}') from None
+    path = folder / said.image
+    try:
+        found = path.is_file()  # False also for what can be no path
+    except OSError as error:
+        raise InputError(f"{place}: cannot read {said.image[:80]!r}: {error.strerror}") from None
+    if not found:
+        raise InputError(f"{place}: there is no file {said.image[:80]!r} in {folder}")
+    return Source(place, partial(_read, path), said.question, said.answer)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_BYTES + 1)  # the one byte more is enough to refuse it
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None

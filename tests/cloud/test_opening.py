@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from cutline.cloud import opening as room
+from cutline.cloud.opening import Reception
+from cutline.demo.bundles import TARGET
+from cutline.demo.cards import Split
+from cutline.demo.requests import requests
+from cutline.errors import InputError
+from cutline.models import images
+from cutline.models.bundle import read_manifest
+from cutline.protos.messages import Open
+
+
+def test_pictures_that_the_prompt_has_no_tokens_for_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small file may be a large picture: sixteen of them must not cost more than the prompt says."""
+    manifest = read_manifest(TARGET)
+    file = next(iter(requests(Split.EVALUATION, 1, seed=3))).image
+    decoded = []
+    decode = images.decode_image
+
+    def counted(data: bytes) -> Any:
+        decoded.append(data)
+        return decode(data)
+
+    monkeypatch.setattr(room, "decode_image", counted)
+    tokens = (1, *(manifest.image_token,) * manifest.family.tokens((0, 0)), 5)
+    opening = Open(model=manifest.identity, tokens=tokens, prompt_length=len(tokens), max_tokens=4, images=16)
+    reception = Reception(manifest, context=256)
+    assert reception.request(opening, [file]).grids == ((0, 0),)
+    decoded.clear()
+    with pytest.raises(InputError, match="the prompt holds 16 image tokens, but the images sent give 32"):
+        reception.request(opening, [file] * 16)
+    assert len(decoded) == 2
