@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 LEAST_PROMPT_ROWS, MOST_PROMPT_ROWS = 32, 512
+MOST_DRAFTED_ROWS = 128  # of one session in a pass: each has logits of its own
 
 
 @dataclass(frozen=True, slots=True)

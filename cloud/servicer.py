@@ -9,7 +9,7 @@ import functools
 import logging
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -18,8 +18,8 @@ from cutline.cloud.engine import Engine
 from cutline.cloud.inbox import Inbox
 from cutline.cloud.observer import NOBODY, Observer
 from cutline.cloud.opening import Reception, Upload
-from cutline.cloud.session import Event, Forward
-from cutline.errors import CutlineError, InputError, WorkerFailed
+from cutline.cloud.session import Event, Forward, Request
+from cutline.errors import CutlineError, InputError, WorkerBusy, WorkerFailed
 from cutline.models.bundle import Manifest
 from cutline.models.layerline import END
 from cutline.models.wire import Wire
@@ -42,6 +42,7 @@ from cutline.protos.v1 import worker_pb2_grpc
 log = logging.getLogger(__name__)
 
 OPENING_SECONDS = 60.0  # for a session's images or boundary to arrive in
+MAX_PROBES = 16  # at once, of all agents; each may hold 1 MiB until it is read
 DRAFTS_WAITING = 8  # of a session, for the engine; with more its agent is not read on, and gRPC stops it
 
 Remaining = Callable[[], float | None]  # seconds until a call's deadline
@@ -73,6 +74,8 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         self._onward = onward
         self._observer = observer
         self._version = _version()
+        self._arriving = 0  # sessions whose openings are read and prepared
+        self._probes = 0
         self._noise = os.urandom(CHUNK)  # which nothing on the way can compress
 
     async def Describe(self, request: pb.DescribeRequest, context: Any) -> pb.Description:
@@ -97,7 +100,16 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         if max(len(request.data), request.answer) > CHUNK:
             error = InputError(f"a probe takes {CHUNK} bytes each way at most")
             await context.abort(status_of(error), str(error))
+        if self._probes >= MAX_PROBES:
+            busy = WorkerBusy(f"this worker answers {MAX_PROBES} probes already; try again later")
+            await context.abort(status_of(busy), str(busy))
+        self._probes += 1
+        context.add_done_callback(self._probed)  # once the answer is on its way, or nobody waits for it
         return pb.ProbeAnswer(data=self._noise[: request.answer])
+
+    def _probed(self, context: Any) -> None:
+        del context
+        self._probes -= 1
 
     async def Session(
         self, request_iterator: AsyncIterator[pb.AgentMessage], context: Any
@@ -142,19 +154,20 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
 
     async def _converse(self, inbox: Inbox, remaining: Remaining) -> AsyncGenerator[Opened | Confirmed | Finished]:
         """The events of one session. Raises CutlineError."""
-        try:
-            async with asyncio.timeout(OPENING_SECONDS):
-                opening, came_at, upload = await self._read_opening(inbox)
-                uploaded_at = inbox.came_at
-        except TimeoutError:
-            raise InputError(f"the session's opening took over {OPENING_SECONDS:.0f} seconds to arrive") from None
         events: asyncio.Queue[Event | None] = asyncio.Queue()
         drafts = _Drafts(self._context)
         async with contextlib.AsyncExitStack() as stack:
+            arrival = stack.enter_context(contextlib.ExitStack())
+            try:
+                async with asyncio.timeout(OPENING_SECONDS):
+                    opening, came_at, upload = await self._read_opening(inbox, arrival)
+                    uploaded_at = inbox.came_at
+            except TimeoutError:
+                raise InputError(f"the session's opening took over {OPENING_SECONDS:.0f} seconds to arrive") from None
             reader = asyncio.create_task(self._read_drafts(opening, inbox, drafts, events))
             stack.callback(reader.cancel)
             # Drafts that come while the images are prepared join the session's first pass.
-            request = await asyncio.to_thread(self._reception.request, opening, upload)
+            request = await self._prepare(opening, upload)
             upload = []  # it may be large, and the engine is done with it before the session is
             tell = functools.partial(_from_engine, asyncio.get_running_loop())
             onward, passing = self._onward, self._onward is not None and self._onward.takes_tokens
@@ -166,20 +179,21 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
             request = dataclasses.replace(request, boundary=None)  # likewise
             if not passing:
                 drafts.take = functools.partial(self._offer, name, asyncio.Semaphore(DRAFTS_WAITING), tell)
-            there = None
+            forwards: asyncio.Queue[Forward] = asyncio.Queue()
             if onward is not None:
                 heard = functools.partial(self._engine.settle, name)
                 there = Onward(onward, request, wire=self._engine.wire, heard=heard, remaining=remaining)
                 await stack.enter_async_context(there)
+                early = drafts if passing else None
+                forwarder = asyncio.create_task(self._forward(there, forwards, early, events))
+                stack.callback(forwarder.cancel)
             while (event := await events.get()) is not None:
+                arrival.close()  # the engine has taken the session, or not
                 match event:
                     case CutlineError():
                         raise event
                     case Forward():
-                        assert there is not None
-                        await there.forward(event)
-                        if passing:
-                            await drafts.go_to(there.offer)
+                        forwards.put_nowait(event)
                     case Opened():
                         yield dataclasses.replace(
                             event, upload_seconds=uploaded_at - came_at, prepare_seconds=ready_at - uploaded_at
@@ -189,8 +203,46 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
                         if isinstance(event, Finished):
                             return
 
-    async def _read_opening(self, inbox: Inbox) -> tuple[Open, float, Upload]:
-        """The opening, when it arrived, and the images or the boundary that follow it.
+    async def _prepare(self, opening: Open, upload: Upload) -> Request:
+        """The request, from a thread. Who leaves meanwhile keeps the place until that ends: nothing can stop it."""
+        preparing = asyncio.create_task(asyncio.to_thread(self._reception.request, opening, upload))
+        try:
+            return await asyncio.shield(preparing)
+        finally:
+            await asyncio.wait([preparing])
+
+    async def _forward(
+        self,
+        there: Onward,
+        forwards: asyncio.Queue[Forward],
+        early: _Drafts | None,
+        events: asyncio.Queue[Event | None],
+    ) -> None:
+        """Send on what comes out of passes, and after the first the `early` drafts: no slow link holds up a cancel."""
+        try:
+            while True:
+                await there.forward(await forwards.get())
+                if early is not None:
+                    await early.go_to(there.offer)
+        except CutlineError as error:
+            events.put_nowait(error)
+        except Exception:
+            log.exception("sending to the next worker failed")
+            events.put_nowait(WorkerFailed("the worker failed on this session; its log says more"))
+
+    @contextlib.contextmanager
+    def _arrival(self) -> Iterator[None]:
+        """A place among the openings that are read and prepared, as many as there are slots. Raises WorkerBusy."""
+        if self._arriving >= self._engine.max_sessions:
+            raise WorkerBusy(f"{self._arriving} sessions are being opened on this worker; try again later")
+        self._arriving += 1
+        try:
+            yield
+        finally:
+            self._arriving -= 1
+
+    async def _read_opening(self, inbox: Inbox, arrival: contextlib.ExitStack) -> tuple[Open, float, Upload]:
+        """The opening, when it arrived, and the images or the boundary that follow it; its place goes to `arrival`.
 
         Raises InputError, ModelMismatch, and WorkerError before anything is uploaded in vain.
         """
@@ -203,6 +255,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
             raise busy
         if self._onward is not None:
             await self._onward.check()
+        arrival.enter_context(self._arrival())
         return opening, came_at, await self._reception.upload(opening, inbox)
 
     async def _read_drafts(

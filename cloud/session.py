@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from cutline.cloud.pace import Acceptance, rows_worth_verifying
+from cutline.cloud.pace import MOST_DRAFTED_ROWS, Acceptance, rows_worth_verifying
 from cutline.errors import CutlineError, WorkerFailed
 from cutline.models.families import COUNTED, Grid, Positions
 from cutline.models.sampling import Sampling, agreeing
@@ -101,7 +101,8 @@ class Session:
     def rows_to_run(self, row_share: float) -> Rows | None:
         """What the next pass should run for this session, or None if it waits for a draft."""
         new = self.tokens[self.cached :]
-        worth = rows_worth_verifying(len(self.draft), self.acceptance.rate, row_share)
+        available = min(len(self.draft), MOST_DRAFTED_ROWS)
+        worth = rows_worth_verifying(available, self.acceptance.rate, row_share)
         if self.draft and not self._may_decode_alone():
             worth = max(worth, 1)
         if worth == 0 and not self.opening and not self._may_decode_alone():
@@ -188,9 +189,9 @@ class DeepSession(Session):
     """A session cut inside the decoder: it goes on from a token when it has its boundary row.
 
     `rows` are those that came for the positions from `cached` on, and `draft` are the tokens among them that are not
-    confirmed. A pass takes them all. `held` is how far the agent's rows are known to be those of our tokens: one that
-    drafted a wrong token computed all after it in vain, so what begins past that is dropped until the agent, which
-    hears of it, has drafted again from there.
+    confirmed. A pass takes them all, but of a long draft the beginning. `held` is how far the agent's rows are known to
+    be those of our tokens: one that drafted a wrong token computed all after it in vain, so what begins past that is
+    dropped until the agent, which hears of it, has drafted again from there.
     """
 
     rows: BoundaryRows = field(init=False)
@@ -228,13 +229,16 @@ class DeepSession(Session):
         self.held = max(self.held, position + len(draft))
 
     def rows_to_run(self, row_share: float) -> Rows | None:
-        """All that is held, if the last confirmed token's row is: a rejection costs no more than a round trip."""
+        """As much as a pass takes of what is held, if the last confirmed token's row is.
+
+        A rejection costs no more than a round trip.
+        """
         del row_share
         if self.cached + len(self.rows) < len(self.tokens):
             return None
-        return Rows(
-            self, self.cached, (*self.tokens[self.cached :], *self.draft), drafted=len(self.draft), boundary=self.rows
-        )
+        draft = self.draft[:MOST_DRAFTED_ROWS]
+        tokens = (*self.tokens[self.cached :], *draft)
+        return Rows(self, self.cached, tokens, drafted=len(draft), boundary=self.rows[: len(tokens)])
 
     def keep(self, rows: Rows, made: BoundaryRows | None) -> None:
         """As of any session; the rows of that part are used up."""
@@ -242,12 +246,14 @@ class DeepSession(Session):
         Session.keep(self, rows, made)  # super() does not find a class that has slots
 
     def confirm(self, chosen: Sequence[int], drafted: int, stop_tokens: frozenset[int]) -> Reason | None:
-        """As of any session; the rows are used up."""
-        self.rows = self.rows[:0]
-        right = agreeing(self.draft[:drafted], chosen)
-        if right < min(drafted, len(chosen)):
+        """As of any session; the rows are used up, but for those of a draft that goes on as the target does."""
+        before, right = self.cached, agreeing(self.draft, chosen)
+        if right < min(len(self.draft), len(chosen)):
             self.held = min(self.held, len(self.tokens) + right)
-        return Session.confirm(self, chosen, drafted, stop_tokens)
+            self.rows = self.rows[:0]
+        reason = Session.confirm(self, chosen, drafted, stop_tokens)
+        self.rows = self.rows[self.cached - before :]
+        return reason
 
 
 @dataclass(frozen=True, slots=True)
