@@ -44,9 +44,9 @@ def test_help_is_what_comes_without_a_command(run: Run, arguments: tuple[str, ..
         assert command in ran.out
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, "bundle show", "bundle copy", "profile link"])
 def test_every_command_shows_an_example(run: Run, command: str) -> None:
-    ran = run(command, "--help")
+    ran = run(*("bundle show" if command == "bundle" else command).split(), "--help")
     assert (ran.code, ran.err) == (0, "")
     assert f"Example: cutline {command}" in ran.out
 

@@ -233,7 +233,7 @@ def test_what_cannot_be_cut_is_refused(cut: str, target: Bundle | None, error: t
         ask("127.0.0.1:1", [question], target=target)
 
 
-def test_an_agent_keeps_two_spans_and_loads_each_once(worker: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_agent_keeps_spans_and_loads_each_once(worker: str, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = list[str]()
     load = TargetSpan.open
 
@@ -251,4 +251,4 @@ def test_an_agent_keeps_two_spans_and_loads_each_once(worker: str, monkeypatch: 
                 assert len({ids(answer) for answer in answers}) == 1
 
     asyncio.run(run())
-    assert loaded == ["decoder.2", "vision.1", "connector", "decoder.2"]
+    assert loaded == ["decoder.2", "vision.1", "connector"]
