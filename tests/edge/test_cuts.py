@@ -85,7 +85,8 @@ def test_a_cut_changes_no_token(
         assert (answer.exact, answer.cut, answer.wire, answer.mode) == (True, cut, Wire.FLOAT32, mode)
         assert answer.complete
         assert answer.accepted == sum(token.source is Source.DRAFT for token in answer.tokens) <= answer.drafted
-        assert (answer.drafted == 0) == (mode is Mode.SPLIT)
+    # A worker that decodes faster than the drafter leaves a short answer nothing to draft.
+    assert any(answer.drafted for answer in answers) == (mode is not Mode.SPLIT)
 
 
 @pytest.mark.parametrize("every", [2, 5])
