@@ -31,7 +31,8 @@ from cutline.demo.requests import requests
 from cutline.devices.emulator import LinkEmulator
 from cutline.devices.link import load_link
 from cutline.edge.agent import Agent
-from cutline.edge.answer import Answer, Mode, Question
+from cutline.edge.answer import Answer
+from cutline.edge.question import Mode, Question
 from cutline.edge.spans import device_cuts
 from cutline.models.bundle import Bundle
 from cutline.models.prices import Prices
@@ -142,7 +143,7 @@ def put(asked: Asked, manner: str, cut: str) -> Question:
     mode, wire = MANNERS[manner]
     if cut == "image" and mode is Mode.SPLIT:
         mode = Mode.CLOUD
-    return Question(image=asked.image, text=asked.text, mode=mode, cut=cut, wire=wire)
+    return Question.about(asked.image, asked.text, mode=mode, cut=cut, wire=wire)
 
 
 def resident(target: Bundle, cut: str) -> int:

@@ -18,13 +18,15 @@ from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.devices.link import load_link
-from cutline.edge.answer import Question
 from cutline.edge.planning import Planner
 from cutline.edge.progress import Prepared, Progress
+from cutline.edge.question import Question
 from cutline.edge.setting import setting_of
+from cutline.edge.transcript import Transcript
 from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image
 from cutline.models.prompt import PromptBuilder, question
+from cutline.models.vocabulary import Vocabulary
 from cutline.protos.messages import Opened
 
 
@@ -63,13 +65,15 @@ def prepared(drafter: Bundle) -> Prepared:
     image = decode_image(request.image)
     pixels = drafter.manifest.family.preprocess(image)
     prompt = PromptBuilder.open(drafter).build([question(request.question.text)], [pixels.grid]).ids
-    asked = Question(image=request.image, text=request.question.text)
+    asked = Question.about(request.image, request.question.text)
     return Prepared(question=asked, image=image, pixels=pixels, prompt=prompt, asked=prompt, limit=64)
 
 
 def answered() -> Progress:
     """An answer of ten tokens from a worker."""
-    progress = Progress(0.0, tokens=[9] * 10, drafts=[(0, (9,) * 10)])
+    progress = Progress(
+        0.0, Transcript(Vocabulary.open(Bundle.open(DRAFTER))), tokens=[9] * 10, drafts=[(0, (9,) * 10)]
+    )
     progress.sent = [(0.0, 300), (0.001, 4000)]
     progress.opened = (0.06, Opened("it", 0.01, 0.002, 0.0))
     return progress

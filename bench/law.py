@@ -21,7 +21,8 @@ from cutline.demo.cards import Split
 from cutline.demo.reference import Reference
 from cutline.demo.requests import Request, requests
 from cutline.edge.agent import Agent
-from cutline.edge.answer import Answer, Mode, Question
+from cutline.edge.answer import Answer
+from cutline.edge.question import Mode, Question
 from cutline.models.bundle import Bundle
 from cutline.models.sampling import Sampling
 
@@ -66,8 +67,8 @@ async def count(asked: list[Request], worker: str) -> tuple[Counter[tuple[Mode, 
 
 def question(request: Request, mode: Mode, effort: float, sampling: Sampling) -> Question:
     """A request's question in one mode."""
-    return Question(
-        image=request.image, text=request.question.text, mode=mode, effort=effort, sampling=sampling, max_tokens=64
+    return Question.about(
+        request.image, request.question.text, mode=mode, effort=effort, sampling=sampling, max_tokens=64
     )
 
 

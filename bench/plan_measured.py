@@ -28,9 +28,9 @@ from cutline.demo.requests import Request, requests
 from cutline.devices.emulator import LinkEmulator
 from cutline.devices.link import load_link
 from cutline.edge.agent import Agent
-from cutline.edge.answer import Mode, Question
 from cutline.edge.drafter import Drafter
 from cutline.edge.gate import open_gate
+from cutline.edge.question import Mode, Question
 from cutline.edge.remote import ask_over
 from cutline.models.bundle import Bundle
 from cutline.models.families import Grid
@@ -102,7 +102,7 @@ def _looker(drafter: Bundle, worker: str) -> Callable[[Request, Mapping[bool, fl
         prompt = prompts.build([question(text)], [pixels.grid]).ids
         drafting = model.converse(prompt, pixels, greedy)
         kept = gate.keeps(list(drafting.draft((), MAX_TOKENS)), greedy)
-        asked = Question(image=request.image, text=text, mode=Mode.CLOUD, max_tokens=MAX_TOKENS)
+        asked = Question.about(request.image, text, mode=Mode.CLOUD, max_tokens=MAX_TOKENS)
         tokens = asyncio.run(truth(asked))
         foreseen = drafting.logits(tokens[:-1]).argmax(axis=-1) == np.array(tokens)
         return Asking(
@@ -244,16 +244,16 @@ def _carried_out(way: Choice | str, one: Asking) -> Choice | str:
 def _put(way: Choice | str, one: Asking) -> Question:
     if isinstance(way, str):
         bound = LIMITS[way]
-        return Question(
-            image=one.image,
-            text=one.text,
+        return Question.about(
+            one.image,
+            one.text,
             max_tokens=MAX_TOKENS,
             exact=bound.exact,
             image_must_stay=bound.image_must_stay,
         )
-    return Question(
-        image=one.image,
-        text=one.text,
+    return Question.about(
+        one.image,
+        one.text,
         mode=Mode(way.mode),
         max_tokens=MAX_TOKENS,
         effort=way.drafting.effort if way.drafting else 1.0,

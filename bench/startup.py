@@ -23,7 +23,7 @@ from cutline.cli.processes import agent_process, worker_process
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.publish import EXAMPLES
 from cutline.demo.results import SHOWN_MODES
-from cutline.edge.answer import Question
+from cutline.edge.question import Question
 from cutline.edge.remote import ask_over
 
 CARD = EXAMPLES / "card1.png"
@@ -64,7 +64,7 @@ def resident() -> dict[str, float]:
         sizes["at rest"] = agent.memory_info().rss / 1e6
         with httpx.Client(base_url=f"http://{address}", trust_env=False) as client:
             for mode in SHOWN_MODES:
-                question = Question(image=CARD.read_bytes(), text="Describe the card.", mode=mode)
+                question = Question.about(CARD.read_bytes(), "Describe the card.", mode=mode)
                 for _ in range(50):
                     ask_over(client, question)
                 sizes[f"after mode {mode}"] = agent.memory_info().rss / 1e6

@@ -10,7 +10,8 @@ import typer
 from cutline.cli import options
 
 if TYPE_CHECKING:
-    from cutline.edge.answer import Answer, Question
+    from cutline.edge.answer import Answer
+from cutline.edge.question import Question
 
 EPILOG = "Example: cutline ask card.png 'Read the digits.' --mode auto --worker 127.0.0.1:50051"
 
@@ -87,7 +88,7 @@ def ask(
 
     import msgspec
 
-    from cutline.edge.answer import Mode, Question
+    from cutline.edge.question import Mode, Question
     from cutline.errors import ImageError, InputError
     from cutline.models.images import MAX_BYTES
     from cutline.models.sampling import Sampling
@@ -102,9 +103,9 @@ def ask(
             picture = file.read(MAX_BYTES + 1)  # the one byte more is enough to refuse it
     except OSError as error:
         raise ImageError(f"cannot read {image}: {error.strerror}") from None
-    asked = Question(
-        image=picture,
-        text=question,
+    asked = Question.about(
+        picture,
+        question,
         mode=Mode(mode),
         sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed),
         max_tokens=max_tokens,

@@ -165,15 +165,15 @@ def _priced_cuts(target: Bundle, named: str | None) -> tuple[str, ...]:
 
 async def _calibrated(agent: Agent, sources: Iterable[Source], risk: float, confidence: float) -> Gate:
     from cutline.cli.calibrate_input import errors_at
-    from cutline.edge.answer import Mode, Question
     from cutline.edge.gate import calibrate_gate, with_answers
+    from cutline.edge.question import Mode, Question
 
     confidences, drafted, truths = list[float](), list[list[int]](), list[list[int]]()
     for source in sources:
         one = source.asked()
         with errors_at(source.place):
-            ours = await agent.answer(Question(image=one.image, text=one.text, mode=Mode.EDGE))
-            theirs = await agent.answer(Question(image=one.image, text=one.text, mode=Mode.CLOUD))
+            ours = await agent.answer(Question.about(one.image, one.text, mode=Mode.EDGE))
+            theirs = await agent.answer(Question.about(one.image, one.text, mode=Mode.CLOUD))
         confidences.append(ours.confidence or 0.0)
         drafted.append([token.id for token in ours.tokens])
         truths.append([token.id for token in theirs.tokens])

@@ -90,7 +90,8 @@ def _outcomes(
     from cutline.demo.reference import Reference
     from cutline.demo.results import SHOWN_MODES, Outcome
     from cutline.devices.emulator import LinkEmulator
-    from cutline.edge.answer import Answer, Mode, Question
+    from cutline.edge.answer import Answer
+    from cutline.edge.question import Mode, Question
     from cutline.edge.remote import ask_over
     from cutline.protos.address import parse_address
 
@@ -111,7 +112,7 @@ def _outcomes(
             client = stack.enter_context(httpx.Client(base_url=f"http://{agent}", timeout=90, trust_env=False))
 
             async def answer(request: Request, mode: Mode) -> Answer:
-                question = Question(image=request.image, text=request.question.text, mode=mode)
+                question = Question.about(request.image, request.question.text, mode=mode)
                 return await asyncio.to_thread(ask_over, client, question)
 
             for mode in SHOWN_MODES:  # the first of each opens the connection and warms the models
@@ -131,7 +132,7 @@ def _result(
     outcomes: Sequence[Outcome], target: Bundle, drafter: Bundle, *, link: str, images: int, seed: int
 ) -> DemoResult:
     from cutline.demo.results import SHOWN_MODES, DemoResult, mode_result, model_result
-    from cutline.edge.answer import Mode
+    from cutline.edge.question import Mode
 
     by_mode = {mode: [outcome for outcome in outcomes if outcome.answer.mode is mode] for mode in SHOWN_MODES}
     alone = by_mode[Mode.EDGE]
@@ -155,7 +156,7 @@ def _show(console: Console, result: DemoResult, outcomes: Sequence[Outcome]) -> 
 
     from cutline.cli.provenance import coloured
     from cutline.demo.results import FIGURES
-    from cutline.edge.answer import Mode
+    from cutline.edge.question import Mode
 
     table = Table(title=f"{result.images} cards, six questions each, over {result.link}", title_justify="left")
     table.add_column("a request")

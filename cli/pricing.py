@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from cutline.edge.agent import Agent
-from cutline.edge.answer import Answer, Mode, Question
+from cutline.edge.answer import Answer
+from cutline.edge.question import Mode, Question
 from cutline.models.bundle import Bundle
 from cutline.models.prices import Price, Prices
 from cutline.models.wire import Wire
@@ -37,8 +38,8 @@ class Way:
     def question(self, asked: Asked) -> Question:
         """The question put to the target alone in this way."""
         mode = Mode.CLOUD if self.cut == "image" else Mode.SPLIT
-        return Question(
-            image=asked.image, text=asked.text, mode=mode, cut=self.cut, wire=self.wire, keep_image_tokens=self.keep
+        return Question.about(
+            asked.image, asked.text, mode=mode, cut=self.cut, wire=self.wire, keep_image_tokens=self.keep
         )
 
 

@@ -60,14 +60,14 @@ def watch(
     import sys
 
     from cutline.cli.setting import open_drafter, open_planner, open_target_for, thread_count
-    from cutline.edge.answer import Mode, Question
+    from cutline.edge.question import Mode, Question
     from cutline.edge.runtime import CPU
     from cutline.edge.sources import open_sources
     from cutline.edge.spool import Spool
 
     if mode not in list(Mode):
         raise InputError(f"there is no mode {mode!r}; choose {', '.join(Mode)}")
-    question = Question(image=b"", text=ask, mode=Mode(mode), max_tokens=max_tokens, timeout=timeout)
+    question = Question.about(b"", ask, mode=Mode(mode), max_tokens=max_tokens, timeout=timeout)
     if not 0.0 < threshold <= 1.0:
         raise InputError(f"--threshold is {threshold:g}; give a share above 0, and 1 at most")
     if queue < 1:

@@ -20,7 +20,8 @@ from cutline.demo import plots
 from cutline.demo.questions import KINDS
 from cutline.demo.requests import Request
 from cutline.demo.results import FIGURES, DemoResult, Outcome
-from cutline.edge.answer import Mode, Source
+from cutline.edge.answer import Source
+from cutline.edge.question import Mode
 
 PICTURES = 12  # cards shown, at most
 

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from cutline.edge.answer import Answer, Forecast, Mode, Question, Source, Token
+from cutline.edge.answer import Answer, Forecast, Source
 from cutline.edge.drafter import Drafted, Drafter, Drafting
+from cutline.edge.events import Event, Planned, Settled
 from cutline.edge.exchange import Exchange
 from cutline.edge.gate import Gate, confidence_of, open_gate
 from cutline.edge.merging import shorten
 from cutline.edge.progress import Prepared, Progress
+from cutline.edge.question import Mode, Question
 from cutline.edge.runtime import CPU
 from cutline.edge.spans import Crossing, LoadedSpans, check_cut
+from cutline.edge.transcript import Transcript
 from cutline.errors import BundleError, InputError, ModelMismatch, PromptError, WorkerError
 from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image
 from cutline.models.prompt import PromptBuilder
 from cutline.models.prompt import question as ask_about
-from cutline.models.vocabulary import StreamDecoder
 from cutline.models.wire import Wire
 from cutline.protos.client import WorkerClient, WorkerSession
 
@@ -78,18 +81,43 @@ class Agent:
 
     async def answer(self, question: Question) -> Answer:
         """Answer a question. Raises InputError, BundleError, WorkerError."""
-        progress = Progress(time.perf_counter())
+        return await self._answer(question, lambda event: None)
+
+    async def stream(self, question: Question) -> AsyncGenerator[Event]:
+        """What happens while a question is answered, its `Answer` last. Raises as `answer` does, at any point.
+
+        Close it to give up on the answer.
+        """
+        events: asyncio.Queue[Event | None] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+
+        def tell(event: Event) -> None:  # in any thread
+            loop.call_soon_threadsafe(events.put_nowait, event)
+
+        answering = asyncio.create_task(self._answer(question, tell))
+        answering.add_done_callback(lambda _: events.put_nowait(None))
+        try:
+            while (event := await events.get()) is not None:
+                yield event
+            yield await answering
+        finally:
+            answering.cancel()
+            await asyncio.wait([answering])
+
+    async def _answer(self, question: Question, tell: Callable[[Event], object]) -> Answer:
+        progress = Progress(time.perf_counter(), Transcript(self._prompts.vocabulary, question.stop), tell)
         prepared = await asyncio.to_thread(self._prepare, question)
         chosen = await self._plan(prepared, progress)
         if chosen is not None:
             prepared = replace(prepared, question=chosen.question)
+        tell(_planned(prepared.question, chosen))
         session = await self._carry_out(prepared, progress)
         latency = time.perf_counter() - progress.began
         forecast = None
         if self._planner is not None and chosen is not None:
             hindsight = await asyncio.to_thread(self._planner.learn, chosen, prepared, progress, latency)
             forecast = chosen.forecast(hindsight=hindsight, measured=latency, cold=progress.cold)
-        return self._answer(question.mode, prepared.question, progress, session, latency, forecast)
+        return self._account(question.mode, prepared, progress, session, latency, forecast)
 
     async def _meet(self, planner: Planner, client: WorkerClient) -> None:
         """Connect to the worker, which no plan counts, and learn which layers it has."""
@@ -143,7 +171,7 @@ class Agent:
             check_cut(self._target_bundle, asked.cut)
         if asked.keep_image_tokens < 1.0 and self.manifest.family.axes > 1:
             raise InputError(f"{self.manifest.name} places image tokens in a plane, where none can be left out")
-        image = decode_image(asked.image)
+        image = decode_image(asked.images[0])
         pixels = self.manifest.family.preprocess(image)
         prompt = self._prompts.build([ask_about(asked.text)], [pixels.grid]).ids
         context = self.manifest.decoder.context
@@ -187,6 +215,8 @@ class Agent:
                 drafted.append(one)
                 if keep:
                     progress.settle([one.token], [Source.EDGE])
+                if progress.over:
+                    break
             return drafting, drafted
 
         drafting, drafted = await asyncio.to_thread(draft)
@@ -223,25 +253,22 @@ class Agent:
         quantized = target is not None and target.precision != "fp32" and question.cut in target.line.deep_cuts
         return question.wire is Wire.FLOAT32 and question.keep_image_tokens == 1.0 and not quantized
 
-    def _answer(
+    def _account(
         self,
         mode: Mode,
-        question: Question,
+        prepared: Prepared,
         progress: Progress,
         session: WorkerSession | None,
         latency: float,
         forecast: Forecast | None,
     ) -> Answer:
-        """The answer in `mode`, for which `question` was carried out in `latency` seconds."""
-        ids, stop_tokens = progress.tokens, self.manifest.stop_tokens
-        text = StreamDecoder(self._prompts.vocabulary)
-        texts = [text.push(token) for token in ids]
-        if texts:
-            texts[-1] += text.finish()
-        tokens = [Token(*one) for one in zip(ids, texts, progress.sources, strict=True)]
+        """The answer in `mode`, which took `latency` seconds as it was `prepared`."""
+        question, ids, stop_tokens = prepared.question, progress.tokens, self.manifest.stop_tokens
+        if held := progress.transcript.finish():
+            progress.tell(Settled(len(progress.transcript.tokens) - len(held), held))
         return Answer(
-            text="".join(texts).strip(),
-            tokens=tokens,
+            text=progress.transcript.text,
+            tokens=progress.transcript.tokens,
             mode=mode,
             latency_ms=latency * 1e3,
             ttft_ms=latency * 1e3 if progress.first is None else (progress.first - progress.began) * 1e3,
@@ -255,6 +282,17 @@ class Agent:
             wire=question.wire if session and question.cut != "image" else None,
             worker=self._client.address if session and self._client else None,
             confidence=progress.confidence,
-            complete=bool(ids) and ids[-1] in stop_tokens,
+            complete=progress.over or (bool(ids) and ids[-1] in stop_tokens),
             plan=forecast,
+            prompt_tokens=len(prepared.prompt),
         )
+
+
+def _planned(question: Question, chosen: Chosen | None) -> Planned:
+    return Planned(
+        mode=question.mode,
+        cut=question.cut,
+        wire=question.wire if question.cut != "image" else None,
+        predicted_ms=None if chosen is None else chosen.plan.latency_ms,
+        why=None if chosen is None else chosen.why,
+    )

@@ -11,8 +11,10 @@ from typing import Literal
 
 import msgspec
 
-from cutline.edge.answer import Answer, Mode, Question
+from cutline.edge.answer import Answer
+from cutline.edge.question import Mode, Question
 from cutline.errors import (
+    AccessDenied,
     BundleError,
     CutlineError,
     ImageError,
@@ -21,6 +23,7 @@ from cutline.errors import (
     PromptError,
     WorkerBusy,
     WorkerFailed,
+    WorkerForgot,
     WorkerUnavailable,
 )
 from cutline.models.sampling import Sampling
@@ -36,6 +39,8 @@ STATUS: dict[type[CutlineError], int] = {
     ModelMismatch: 502,
     WorkerBusy: 429,
     WorkerFailed: 502,
+    WorkerForgot: 503,
+    AccessDenied: 502,
 }
 
 
@@ -84,7 +89,7 @@ class Completion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @classmethod
     def asking(cls, question: Question) -> Completion:
         """The request that asks `question`; the inverse of `question`."""
-        url = "data:application/octet-stream;base64," + base64.b64encode(question.image).decode()
+        url = "data:application/octet-stream;base64," + base64.b64encode(question.images[0]).decode()
         sampling = question.sampling
         return cls(
             messages=[_Message("user", [_Image(_Url(url)), _Text(question.text)])],
@@ -113,9 +118,9 @@ class Completion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         images = [part for part in parts if isinstance(part, _Image)]
         if len(self.messages) != 1 or len(images) != 1:
             raise InputError("send one user message with one image")
-        return Question(
-            image=_data_of(images[0].image_url.url),
-            text="".join(part.text for part in parts if isinstance(part, _Text)),
+        return Question.about(
+            _data_of(images[0].image_url.url),
+            "".join(part.text for part in parts if isinstance(part, _Text)),
             mode=self.cutline.mode,
             sampling=Sampling(temperature=self.temperature, top_k=self.cutline.top_k, top_p=self.top_p, seed=self.seed),
             max_tokens=self.max_tokens,

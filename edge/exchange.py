@@ -94,6 +94,8 @@ class Exchange:
                 case Confirmed():
                     self.progress.confirm(event, self.prepared, self.manifest.decoder.vocabulary)
                     self.news.set()
+                    if self.progress.over:
+                        return
 
     async def _send(self, session: WorkerSession, draft: tuple[int, ...]) -> None:
         """Send what crosses the cut; then, where more than that is to be sent, keep ahead of the worker for ever."""
@@ -106,7 +108,7 @@ class Exchange:
 
     async def _send_image(self, session: WorkerSession) -> None:
         prepared = self.prepared
-        data = await asyncio.to_thread(self.manifest.family.shrink, prepared.question.image, prepared.image)
+        data = await asyncio.to_thread(self.manifest.family.shrink, prepared.question.images[0], prepared.image)
         for chunk in image_chunks(data):
             await self._upload(session, chunk)
 

@@ -20,9 +20,10 @@ import numpy as np
 
 from cutline.devices.link import LinkProfile
 from cutline.devices.power import Sensors
-from cutline.edge.answer import Believed, Forecast, Mode, Question
+from cutline.edge.answer import Believed, Forecast
 from cutline.edge.live import Average, Link, Live, Opening, Seen
 from cutline.edge.progress import Prepared, Progress
+from cutline.edge.question import Mode, Question
 from cutline.edge.spans import device_cuts
 from cutline.edge.thermal import Thermal
 from cutline.errors import InputError
@@ -209,7 +210,7 @@ class Planner:
 
     def _asked(self, prepared: Prepared, live: Live, kind: int) -> Asked:
         """The request's sizes, as far as they are known before it is answered."""
-        file = len(prepared.question.image)
+        file = len(prepared.question.images[0])
         return Asked(
             grid=prepared.pixels.grid,
             image_bytes=min(file, round(live.density.value * self._pixels(prepared))),

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 
 from PIL import Image
 
-from cutline.edge.answer import Question, Source
+from cutline.edge.answer import Source, Token
+from cutline.edge.events import Event, Guessed, Settled
+from cutline.edge.question import Question
+from cutline.edge.transcript import Transcript
 from cutline.errors import WorkerFailed
 from cutline.models.images import Pixels
 from cutline.models.sampling import agreeing
-from cutline.protos.messages import Confirmed, Opened
+from cutline.protos.messages import Confirmed, Likelihood, Opened
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +36,15 @@ class Prepared:
 
 @dataclass(slots=True)
 class Progress:
-    """An answer in the making. `tokens` are settled: the target's own, or in mode `edge` the drafter's."""
+    """An answer in the making. `tokens` are settled: the target's own, or in mode `edge` the drafter's.
+
+    `transcript` has them as text, and ends the answer where the question says so; `tell` hears of them, in whatever
+    thread settles them.
+    """
 
     began: float
+    transcript: Transcript
+    tell: Callable[[Event], object] = lambda event: None
     tokens: list[int] = field(default_factory=list)
     sources: list[Source] = field(default_factory=list)
     first: float | None = None  # when the first token was settled
@@ -46,12 +56,27 @@ class Progress:
     cold: bool = False  # graphs were loaded or the worker connected to while this was asked
     opened: tuple[float, Opened] | None = None  # when the worker had opened it, and what it said
 
-    def settle(self, tokens: Sequence[int], sources: Sequence[Source]) -> None:
+    @property
+    def over(self) -> bool:
+        """Whether the answer has ended before one of the words that it was to stop at."""
+        return self.transcript.stopped
+
+    def settle(self, tokens: Sequence[int], sources: Sequence[Source], likelihoods: Sequence[Likelihood] = ()) -> None:
         """Take tokens that follow those settled before."""
         if tokens and self.first is None:
             self.first = time.perf_counter()
         self.tokens += tokens
         self.sources += sources
+        position = len(self.transcript.tokens)
+        settled: list[Token] = []
+        for token, source, likelihood in zip_longest(tokens, sources, likelihoods):
+            settled += self.transcript.add(token, source, likelihood)
+        if settled:
+            self.tell(Settled(position, tuple(settled)))
+
+    def guess(self, position: int, text: str) -> None:
+        """Tell what is believed to follow the first `position` tokens."""
+        self.tell(Guessed(position, text))
 
     def record(self) -> tuple[int, int]:
         """How many drafted tokens were right, of how many that are known to be right or wrong.
@@ -75,7 +100,7 @@ class Progress:
         if max(confirmed.tokens, default=0) >= vocabulary:
             raise WorkerFailed(f"the worker confirmed a token outside the vocabulary of {vocabulary}")
         sources = [Source.DRAFT if i < confirmed.accepted else Source.CLOUD for i in range(len(confirmed.tokens))]
-        self.settle(confirmed.tokens[known:], sources[known:])
+        self.settle(confirmed.tokens[known:], sources[known:], confirmed.likelihoods[known:])
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import httpx
 import msgspec
 
-from cutline.edge.answer import Answer, Question
+from cutline.edge.answer import Answer
 from cutline.edge.chat import STATUS, Answered, Completion, Failed
+from cutline.edge.question import Question
 from cutline.errors import CutlineError, InputError, WorkerUnavailable
 
 

@@ -18,9 +18,10 @@ from typing import Protocol
 
 import msgspec
 
-from cutline.edge.answer import Answer, Mode, Question
+from cutline.edge.answer import Answer
 from cutline.edge.answer import Source as Origin
 from cutline.edge.frames import Frame, Source, Tell
+from cutline.edge.question import Mode, Question
 from cutline.edge.spool import Spool
 from cutline.edge.waiting import Waiting
 from cutline.errors import CutlineError, ImageError, InputError, WorkerBusy, WorkerFailed, WorkerUnavailable
@@ -223,7 +224,7 @@ class Watch:
 
         Raises CutlineError for what no other frame would change.
         """
-        asked = msgspec.structs.replace(self._question, image=frame.image)
+        asked = msgspec.structs.replace(self._question, images=(frame.image,))
         asking = asyncio.create_task(self._answer(asked))
         await asyncio.wait({asking, stopping}, return_when=asyncio.FIRST_COMPLETED)
         done, _ = await asyncio.wait({asking}, timeout=STOP_SECONDS)

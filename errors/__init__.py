@@ -10,7 +10,9 @@
         ├── WorkerUnavailable   exit 4   nobody answers at the address, or the link broke
         ├── ModelMismatch       exit 5   the worker serves another model than the agent was made for
         ├── WorkerBusy          exit 6   the worker refused early: no room; try again later
-        └── WorkerFailed        exit 7   the worker broke while it served this session
+        ├── WorkerFailed        exit 7   the worker broke while it served this session
+        ├── WorkerForgot        exit 8   the worker let go of what a session stood on: open it anew, whole
+        └── AccessDenied        exit 9   the worker does not take this agent: no token or certificate, or a wrong one
 
 Ctrl-C ends with 130, as shells expect. A message is one line: what was wrong, and what to do about it.
 """
@@ -67,12 +69,28 @@ class ModelMismatch(WorkerError):
 
 
 class WorkerBusy(WorkerError):
-    """The worker refused early because it has no room."""
+    """The worker refused early because it has no room; `retry_seconds` is when to try again, 0.0 if not known."""
 
     exit_code = 6
+
+    def __init__(self, message: str, *, retry_seconds: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_seconds = retry_seconds
 
 
 class WorkerFailed(WorkerError):
     """The worker broke while it served this session."""
 
     exit_code = 7
+
+
+class WorkerForgot(WorkerError):
+    """The worker let go of what the session stood on, and takes it again if everything is sent anew."""
+
+    exit_code = 8
+
+
+class AccessDenied(WorkerError):
+    """The worker does not take this agent: it has no token or certificate, or a wrong one."""
+
+    exit_code = 9

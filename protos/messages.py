@@ -16,13 +16,15 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from cutline.errors import CutlineError, InputError
+from cutline.errors import CutlineError, InputError, WorkerBusy
 from cutline.models.wire import Wire, bytes_per_row
 from cutline.protos.status import exception_of, status_of
 from cutline.protos.tensors import CHUNK, decode_tensor, encode_tensor, wire_of
 from cutline.protos.v1 import worker_pb2 as pb
 
 MAX_TOKENS = 1 << 20  # in one message
+MAX_ALTERNATIVES = 20  # a token
+DIGEST_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,11 +41,18 @@ class Description:
     max_sessions: int
     start: str
     end: str
+    queue_seconds: float = 0.0
+    draining: bool = False
+    wires: tuple[Wire, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Open:
-    """Opens a session: `tokens` (the prompt and what is confirmed already), then `images` images follow."""
+    """Opens a session: `tokens` (the prompt and what is confirmed already), then `images` images follow.
+
+    `digests` name the images as they cross the cut; the first `known` of them do not follow, for the worker kept them.
+    With `likelihoods` it tells how likely each token was, and of the likeliest `alternatives`.
+    """
 
     model: str
     tokens: tuple[int, ...]
@@ -58,6 +67,10 @@ class Open:
     effort: float = 1.0
     draft: tuple[int, ...] = ()
     grids: tuple[tuple[int, int], ...] = ()
+    digests: tuple[bytes, ...] = ()
+    known: int = 0
+    likelihoods: bool = False
+    alternatives: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,22 +114,37 @@ class Opened:
     """The session is open; `session` is its random name in the logs.
 
     The seconds are the worker's own: from the opening's arrival to that of all that crosses the cut, of preparing that,
-    and of waiting for the pass that was running.
+    and of waiting for the pass that was running. `kept` says that images are kept under their digests, `reused` how
+    many of the prompt's tokens an earlier session had left here.
     """
 
     session: str
     upload_seconds: float = 0.0
     prepare_seconds: float = 0.0
     queue_seconds: float = 0.0
+    kept: bool = False
+    reused: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Likelihood:
+    """How likely a token was: its `logprob` (natural, at temperature 1), and (token, logprob) of the likeliest."""
+
+    logprob: float
+    alternatives: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Confirmed:
-    """The target's own tokens from `position` on; the first `accepted` of them confirm a draft."""
+    """The target's own tokens from `position` on; the first `accepted` of them confirm a draft.
+
+    `likelihoods` has one a token, if they were asked for.
+    """
 
     position: int
     tokens: tuple[int, ...]
     accepted: int
+    likelihoods: tuple[Likelihood, ...] = ()
 
 
 class Reason(enum.Enum):
@@ -192,6 +220,10 @@ def agent_to_wire(message: AgentMessage) -> pb.AgentMessage:
                 effort=message.effort,
                 draft=message.draft,
                 grids=[pb.Grid(rows=rows, cols=cols) for rows, cols in message.grids],
+                digests=message.digests,
+                known=message.known,
+                likelihoods=message.likelihoods,
+                alternatives=message.alternatives,
             )
             return pb.AgentMessage(open=opening)
         case ImageChunk(data, last):
@@ -229,6 +261,14 @@ def _open(opening: pb.Open) -> Open:
         raise InputError(f"effort is {opening.effort}; give 0 (only verify) to 1 (full race)")
     if not 1 <= opening.prompt_length <= len(opening.tokens):
         raise InputError(f"prompt_length is {opening.prompt_length} for {len(opening.tokens)} tokens")
+    if any(len(digest) != DIGEST_BYTES for digest in opening.digests):
+        raise InputError(f"an image's digest is not of {DIGEST_BYTES} bytes")
+    if opening.known > len(opening.digests):
+        raise InputError(f"{opening.known} images are said to be known, {len(opening.digests)} have a digest")
+    if opening.alternatives > MAX_ALTERNATIVES:
+        raise InputError(
+            f"{opening.alternatives} alternatives a token are too many; take {MAX_ALTERNATIVES}"
+        )
     return Open(
         model=opening.model,
         tokens=_tokens(opening.tokens),
@@ -243,6 +283,10 @@ def _open(opening: pb.Open) -> Open:
         effort=opening.effort,
         draft=_tokens(opening.draft),
         grids=tuple((grid.rows, grid.cols) for grid in opening.grids),
+        digests=tuple(opening.digests),
+        known=opening.known,
+        likelihoods=opening.likelihoods,
+        alternatives=opening.alternatives,
     )
 
 
@@ -272,17 +316,31 @@ def _tokens(tokens: Any) -> tuple[int, ...]:
 def worker_to_wire(message: WorkerMessage) -> pb.WorkerMessage:
     """A worker's message for the wire."""
     match message:
-        case Opened(session, upload, prepare, queue):
-            opened = pb.Opened(session=session, upload_seconds=upload, prepare_seconds=prepare, queue_seconds=queue)
-            return pb.WorkerMessage(opened=opened)
-        case Confirmed(position, tokens, accepted):
-            return pb.WorkerMessage(confirmed=pb.Confirmed(position=position, tokens=tokens, accepted=accepted))
+        case Opened():
+            return pb.WorkerMessage(opened=pb.Opened(**_fields(message)))
+        case Confirmed(position, tokens, accepted, likelihoods):
+            told = [_likelihood_to_wire(one) for one in likelihoods]
+            confirmed = pb.Confirmed(position=position, tokens=tokens, accepted=accepted, likelihoods=told)
+            return pb.WorkerMessage(confirmed=confirmed)
         case Finished(reason, passes, verified, cloud_seconds):
             finished = pb.Finished(reason=reason.value, passes=passes, verified=verified, cloud_seconds=cloud_seconds)
             return pb.WorkerMessage(finished=finished)
         case CutlineError() as error:
             status: int = status_of(error).value[0]
-            return pb.WorkerMessage(failure=pb.Failure(status=status, message=str(error)))
+            retry = error.retry_seconds if isinstance(error, WorkerBusy) else 0.0
+            return pb.WorkerMessage(failure=pb.Failure(status=status, message=str(error), retry_seconds=retry))
+
+
+def _fields(message: Any) -> dict[str, Any]:
+    return {name: getattr(message, name) for name in message.__slots__}
+
+
+def _likelihood_to_wire(one: Likelihood) -> pb.Likelihood:
+    return pb.Likelihood(
+        logprob=one.logprob,
+        tokens=[token for token, _ in one.alternatives],
+        logprobs=[logprob for _, logprob in one.alternatives],
+    )
 
 
 def worker_from_wire(message: pb.WorkerMessage) -> WorkerMessage:
@@ -293,12 +351,15 @@ def worker_from_wire(message: pb.WorkerMessage) -> WorkerMessage:
             times = (opened.upload_seconds, opened.prepare_seconds, opened.queue_seconds)
             if not all(0 <= seconds < math.inf for seconds in times):
                 raise InputError("the worker tells times that are none")
-            return Opened(opened.session, *times)
+            return Opened(opened.session, *times, kept=opened.kept, reused=opened.reused)
         case "confirmed":
             confirmed = message.confirmed
             if confirmed.accepted > len(confirmed.tokens):
                 raise InputError("the worker confirms more drafted tokens than it sends")
-            return Confirmed(confirmed.position, _tokens(confirmed.tokens), confirmed.accepted)
+            likelihoods = tuple(_likelihood(one) for one in confirmed.likelihoods)
+            if likelihoods and len(likelihoods) != len(confirmed.tokens):
+                raise InputError("the worker tells how likely tokens are that it does not send")
+            return Confirmed(confirmed.position, _tokens(confirmed.tokens), confirmed.accepted, likelihoods)
         case "finished":
             done = message.finished
             if done.reason not in _REASONS:
@@ -306,16 +367,27 @@ def worker_from_wire(message: pb.WorkerMessage) -> WorkerMessage:
             return Finished(Reason(done.reason), done.passes, done.verified, done.cloud_seconds)
         case "failure":
             code = next((code for code in grpc.StatusCode if code.value[0] == message.failure.status), None)
-            return exception_of(code or grpc.StatusCode.INTERNAL, message.failure.message)
+            error = exception_of(code or grpc.StatusCode.INTERNAL, message.failure.message)
+            if isinstance(error, WorkerBusy) and 0 < message.failure.retry_seconds < math.inf:
+                error.retry_seconds = message.failure.retry_seconds
+            return error
         case _:
             raise InputError("a message of no known kind; the worker may be newer than this agent")
 
 
+def _likelihood(one: pb.Likelihood) -> Likelihood:
+    told = (one.logprob, *one.logprobs)
+    if len(one.tokens) != len(one.logprobs) or not all(-math.inf < logprob <= 0 for logprob in told):
+        raise InputError("the worker tells likelihoods that are none")
+    return Likelihood(one.logprob, tuple(zip(one.tokens, one.logprobs, strict=True)))
+
+
 def description_to_wire(description: Description) -> pb.Description:
     """A worker's description for the wire."""
-    return pb.Description(**{name: getattr(description, name) for name in Description.__slots__})
+    return pb.Description(**_fields(description) | {"wires": [wire.name for wire in description.wires]})
 
 
 def description_from_wire(message: pb.Description) -> Description:
     """A worker's description from the wire."""
-    return Description(**{name: getattr(message, name) for name in Description.__slots__})
+    wires = tuple(wire for wire in Wire if pb.Tensor.Type.Value(wire.name) in message.wires)
+    return Description(**{name: getattr(message, name) for name in Description.__slots__} | {"wires": wires})

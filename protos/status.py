@@ -8,13 +8,25 @@
 | WorkerUnavailable  | UNAVAILABLE         | may try another worker                   |
 | WorkerUnavailable  | DEADLINE_EXCEEDED   | reports it; time is up                   |
 | WorkerFailed       | INTERNAL            | may replay on another worker             |
+| WorkerForgot       | ABORTED             | replays, with everything, anywhere       |
+| AccessDenied       | UNAUTHENTICATED     | reports it; another worker may take it   |
+| AccessDenied       | PERMISSION_DENIED   | likewise                                 |
 """
 
 from __future__ import annotations
 
 import grpc
 
-from cutline.errors import CutlineError, InputError, ModelMismatch, WorkerBusy, WorkerFailed, WorkerUnavailable
+from cutline.errors import (
+    AccessDenied,
+    CutlineError,
+    InputError,
+    ModelMismatch,
+    WorkerBusy,
+    WorkerFailed,
+    WorkerForgot,
+    WorkerUnavailable,
+)
 
 _TABLE: tuple[tuple[type[CutlineError], grpc.StatusCode], ...] = (
     (InputError, grpc.StatusCode.INVALID_ARGUMENT),
@@ -23,6 +35,9 @@ _TABLE: tuple[tuple[type[CutlineError], grpc.StatusCode], ...] = (
     (WorkerUnavailable, grpc.StatusCode.UNAVAILABLE),
     (WorkerUnavailable, grpc.StatusCode.DEADLINE_EXCEEDED),
     (WorkerFailed, grpc.StatusCode.INTERNAL),
+    (WorkerForgot, grpc.StatusCode.ABORTED),
+    (AccessDenied, grpc.StatusCode.UNAUTHENTICATED),
+    (AccessDenied, grpc.StatusCode.PERMISSION_DENIED),
 )
 
 

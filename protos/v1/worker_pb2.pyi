@@ -12,7 +12,7 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Description(_message.Message):
-    __slots__ = ("model", "name", "version", "vision_layers", "decoder_layers", "context", "sessions", "max_sessions", "start", "end")
+    __slots__ = ("model", "name", "version", "vision_layers", "decoder_layers", "context", "sessions", "max_sessions", "start", "end", "queue_seconds", "draining", "wires")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -23,6 +23,9 @@ class Description(_message.Message):
     MAX_SESSIONS_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     END_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
+    WIRES_FIELD_NUMBER: _ClassVar[int]
     model: str
     name: str
     version: str
@@ -33,7 +36,10 @@ class Description(_message.Message):
     max_sessions: int
     start: str
     end: str
-    def __init__(self, model: _Optional[str] = ..., name: _Optional[str] = ..., version: _Optional[str] = ..., vision_layers: _Optional[int] = ..., decoder_layers: _Optional[int] = ..., context: _Optional[int] = ..., sessions: _Optional[int] = ..., max_sessions: _Optional[int] = ..., start: _Optional[str] = ..., end: _Optional[str] = ...) -> None: ...
+    queue_seconds: float
+    draining: bool
+    wires: _containers.RepeatedScalarFieldContainer[Tensor.Type]
+    def __init__(self, model: _Optional[str] = ..., name: _Optional[str] = ..., version: _Optional[str] = ..., vision_layers: _Optional[int] = ..., decoder_layers: _Optional[int] = ..., context: _Optional[int] = ..., sessions: _Optional[int] = ..., max_sessions: _Optional[int] = ..., start: _Optional[str] = ..., end: _Optional[str] = ..., queue_seconds: _Optional[float] = ..., draining: _Optional[bool] = ..., wires: _Optional[_Iterable[_Union[Tensor.Type, str]]] = ...) -> None: ...
 
 class ProbeRequest(_message.Message):
     __slots__ = ("data", "answer")
@@ -64,7 +70,7 @@ class AgentMessage(_message.Message):
     def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., image: _Optional[_Union[ImageChunk, _Mapping]] = ..., boundary: _Optional[_Union[Boundary, _Mapping]] = ..., draft: _Optional[_Union[Draft, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("model", "tokens", "prompt_length", "cut", "images", "max_tokens", "sampling", "effort", "draft", "grids")
+    __slots__ = ("model", "tokens", "prompt_length", "cut", "images", "max_tokens", "sampling", "effort", "draft", "grids", "digests", "known", "likelihoods", "alternatives")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_LENGTH_FIELD_NUMBER: _ClassVar[int]
@@ -75,6 +81,10 @@ class Open(_message.Message):
     EFFORT_FIELD_NUMBER: _ClassVar[int]
     DRAFT_FIELD_NUMBER: _ClassVar[int]
     GRIDS_FIELD_NUMBER: _ClassVar[int]
+    DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_FIELD_NUMBER: _ClassVar[int]
+    LIKELIHOODS_FIELD_NUMBER: _ClassVar[int]
+    ALTERNATIVES_FIELD_NUMBER: _ClassVar[int]
     model: str
     tokens: _containers.RepeatedScalarFieldContainer[int]
     prompt_length: int
@@ -85,7 +95,11 @@ class Open(_message.Message):
     effort: float
     draft: _containers.RepeatedScalarFieldContainer[int]
     grids: _containers.RepeatedCompositeFieldContainer[Grid]
-    def __init__(self, model: _Optional[str] = ..., tokens: _Optional[_Iterable[int]] = ..., prompt_length: _Optional[int] = ..., cut: _Optional[str] = ..., images: _Optional[int] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., effort: _Optional[float] = ..., draft: _Optional[_Iterable[int]] = ..., grids: _Optional[_Iterable[_Union[Grid, _Mapping]]] = ...) -> None: ...
+    digests: _containers.RepeatedScalarFieldContainer[bytes]
+    known: int
+    likelihoods: bool
+    alternatives: int
+    def __init__(self, model: _Optional[str] = ..., tokens: _Optional[_Iterable[int]] = ..., prompt_length: _Optional[int] = ..., cut: _Optional[str] = ..., images: _Optional[int] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., effort: _Optional[float] = ..., draft: _Optional[_Iterable[int]] = ..., grids: _Optional[_Iterable[_Union[Grid, _Mapping]]] = ..., digests: _Optional[_Iterable[bytes]] = ..., known: _Optional[int] = ..., likelihoods: _Optional[bool] = ..., alternatives: _Optional[int] = ...) -> None: ...
 
 class Grid(_message.Message):
     __slots__ = ("rows", "cols")
@@ -176,34 +190,52 @@ class WorkerMessage(_message.Message):
     def __init__(self, opened: _Optional[_Union[Opened, _Mapping]] = ..., confirmed: _Optional[_Union[Confirmed, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
 
 class Opened(_message.Message):
-    __slots__ = ("session", "upload_seconds", "prepare_seconds", "queue_seconds")
+    __slots__ = ("session", "upload_seconds", "prepare_seconds", "queue_seconds", "kept", "reused")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     UPLOAD_SECONDS_FIELD_NUMBER: _ClassVar[int]
     PREPARE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     QUEUE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FIELD_NUMBER: _ClassVar[int]
+    REUSED_FIELD_NUMBER: _ClassVar[int]
     session: str
     upload_seconds: float
     prepare_seconds: float
     queue_seconds: float
-    def __init__(self, session: _Optional[str] = ..., upload_seconds: _Optional[float] = ..., prepare_seconds: _Optional[float] = ..., queue_seconds: _Optional[float] = ...) -> None: ...
+    kept: bool
+    reused: int
+    def __init__(self, session: _Optional[str] = ..., upload_seconds: _Optional[float] = ..., prepare_seconds: _Optional[float] = ..., queue_seconds: _Optional[float] = ..., kept: _Optional[bool] = ..., reused: _Optional[int] = ...) -> None: ...
 
 class Confirmed(_message.Message):
-    __slots__ = ("position", "tokens", "accepted")
+    __slots__ = ("position", "tokens", "accepted", "likelihoods")
     POSITION_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    LIKELIHOODS_FIELD_NUMBER: _ClassVar[int]
     position: int
     tokens: _containers.RepeatedScalarFieldContainer[int]
     accepted: int
-    def __init__(self, position: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., accepted: _Optional[int] = ...) -> None: ...
+    likelihoods: _containers.RepeatedCompositeFieldContainer[Likelihood]
+    def __init__(self, position: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., accepted: _Optional[int] = ..., likelihoods: _Optional[_Iterable[_Union[Likelihood, _Mapping]]] = ...) -> None: ...
+
+class Likelihood(_message.Message):
+    __slots__ = ("logprob", "tokens", "logprobs")
+    LOGPROB_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    logprob: float
+    tokens: _containers.RepeatedScalarFieldContainer[int]
+    logprobs: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, logprob: _Optional[float] = ..., tokens: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Failure(_message.Message):
-    __slots__ = ("status", "message")
+    __slots__ = ("status", "message", "retry_seconds")
     STATUS_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    RETRY_SECONDS_FIELD_NUMBER: _ClassVar[int]
     status: int
     message: str
-    def __init__(self, status: _Optional[int] = ..., message: _Optional[str] = ...) -> None: ...
+    retry_seconds: float
+    def __init__(self, status: _Optional[int] = ..., message: _Optional[str] = ..., retry_seconds: _Optional[float] = ...) -> None: ...
 
 class Finished(_message.Message):
     __slots__ = ("reason", "passes", "verified", "cloud_seconds")

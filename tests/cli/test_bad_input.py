@@ -17,6 +17,7 @@ from PIL import Image
 
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.errors import (
+    AccessDenied,
     BundleError,
     CutlineError,
     ImageError,
@@ -25,6 +26,7 @@ from cutline.errors import (
     PromptError,
     WorkerBusy,
     WorkerFailed,
+    WorkerForgot,
     WorkerUnavailable,
 )
 from cutline.models.bundle import MANIFEST, Bundle, span_file, write_manifest
@@ -353,7 +355,7 @@ def test_bundles_of_the_wrong_role(run: Run, card: Path) -> None:
 
 
 def test_exit_codes_are_those_documented() -> None:
-    codes = {
+    codes: dict[type[CutlineError], int] = {
         CutlineError: 1,
         InputError: 2,
         ImageError: 2,
@@ -363,6 +365,8 @@ def test_exit_codes_are_those_documented() -> None:
         ModelMismatch: 5,
         WorkerBusy: 6,
         WorkerFailed: 7,
+        WorkerForgot: 8,
+        AccessDenied: 9,
     }
     assert {kind: kind.exit_code for kind in codes} == codes
 

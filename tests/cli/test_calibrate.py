@@ -15,8 +15,9 @@ from cutline.cli.pricing import KEPT, Asked, Way, price, ways
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
-from cutline.edge.answer import Answer, Mode, Source, Token
+from cutline.edge.answer import Answer, Source, Token
 from cutline.edge.gate import open_gate
+from cutline.edge.question import Mode
 from cutline.errors import BundleError
 from cutline.models.bundle import CALIBRATION, Bundle, read_manifest, write_calibration, write_manifest
 from cutline.models.prices import Price, Prices, open_prices

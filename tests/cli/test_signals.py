@@ -18,8 +18,8 @@ import psutil
 import pytest
 
 from cutline.demo.bundles import DRAFTER
-from cutline.edge.answer import Mode, Question
 from cutline.edge.chat import Completion
+from cutline.edge.question import Mode, Question
 from cutline.errors import WorkerUnavailable
 from cutline.models.bundle import Bundle
 from cutline.protos.client import WorkerClient
@@ -118,7 +118,7 @@ def test_a_worker_with_an_open_session(start: Start, run: Run, card: Path) -> No
 def test_an_agent_with_an_open_request(start: Start, card: Path, black_hole: BlackHole, number: int) -> None:
     agent = start("edge", "--listen", "127.0.0.1:0", "--worker", black_hole.address, "--threads", "1")
     url = f"http://{agent.address()}/v1/chat/completions"
-    body = Completion.asking(Question(image=card.read_bytes(), text=QUESTION, mode=Mode.CLOUD))
+    body = Completion.asking(Question.about(card.read_bytes(), QUESTION, mode=Mode.CLOUD))
 
     def ask() -> None:
         try:

@@ -16,7 +16,8 @@ from cutline.demo.cards import Split
 from cutline.demo.report import render
 from cutline.demo.requests import Request, requests
 from cutline.demo.results import FIGURES, SHOWN_MODES, DemoResult, Outcome, mode_result, model_result
-from cutline.edge.answer import Answer, Mode, Source, Token
+from cutline.edge.answer import Answer, Source, Token
+from cutline.edge.question import Mode
 
 VOID = {"img", "meta"}
 HOSTILE = '<script>alert("1")</script>&\'"}}{{ 7 * 7 }}'

@@ -18,10 +18,11 @@ from cutline.demo.cards import Split
 from cutline.demo.reference import Reference
 from cutline.demo.requests import Request, requests
 from cutline.edge.agent import Agent
-from cutline.edge.answer import Answer, Mode, Question, Source
+from cutline.edge.answer import Answer, Source
 from cutline.edge.drafter import Drafted, Drafting
 from cutline.edge.exchange import CHUNK
 from cutline.edge.gate import Gate
+from cutline.edge.question import Mode, Question
 from cutline.errors import (
     BundleError,
     ImageError,
@@ -69,9 +70,9 @@ async def together(target: Bundle, drafter: Bundle, *, slots: int = 8) -> AsyncI
 
 def asking(request: Request, mode: Mode, *, sampling: Sampling | None = None, **options: Any) -> Question:
     max_tokens = int(options.pop("max_tokens", 64))
-    return Question(
-        image=request.image,
-        text=request.question.text,
+    return Question.about(
+        request.image,
+        request.question.text,
         mode=mode,
         sampling=sampling or Sampling(),
         max_tokens=max_tokens,
@@ -352,7 +353,7 @@ def test_the_context_is_the_last_limit(
 
     async def run() -> None:
         async with together(target, drafter) as agent:
-            asked = Question(image=ASKED[0].image, text=text, mode=Mode.CLOUD)
+            asked = Question.about(ASKED[0].image, text, mode=Mode.CLOUD)
             cloud = await agent.answer(asked)
             assert 1 <= len(cloud.tokens) <= room(text)
             for mode in (Mode.DRAFT, Mode.EDGE):
@@ -360,7 +361,7 @@ def test_the_context_is_the_last_limit(
                 assert len(answer.tokens) <= room(text)
                 assert mode is Mode.EDGE or ids(answer) == ids(cloud)
             with pytest.raises(PromptError, match="ask a shorter question"):
-                await agent.answer(msgspec.structs.replace(asked, text=text * 2))
+                await agent.answer(Question.about(ASKED[0].image, text * 2, mode=Mode.CLOUD))
 
     asyncio.run(run())
 
@@ -536,7 +537,7 @@ def test_a_bad_image_is_refused_before_anything_is_sent(drafter: Bundle, mode: M
     async def run() -> None:
         async with Agent(drafter, worker="127.0.0.1:1", threads=1) as agent:
             with pytest.raises(ImageError):
-                await agent.answer(Question(image=b"no image", text="What?", mode=mode))
+                await agent.answer(Question.about(b"no image", "What?", mode=mode))
 
     asyncio.run(run())
 
@@ -566,7 +567,7 @@ def test_a_bad_image_is_refused_before_anything_is_sent(drafter: Bundle, mode: M
 def test_a_question_that_cannot_be_asked(options: dict[str, object], kind: type[Exception]) -> None:
     asked: dict[str, object] = {"image": b"", "text": "What?"}
     with pytest.raises(kind):
-        Question(**(asked | options))  # type: ignore[arg-type]
+        Question.about(**(asked | options))  # type: ignore[arg-type]
 
 
 def test_the_demos_bundles_belong_together(target: Bundle, drafter: Bundle) -> None:

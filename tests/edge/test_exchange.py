@@ -15,16 +15,19 @@ from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.edge import spans
-from cutline.edge.answer import Mode, Question, Source
+from cutline.edge.answer import Source
 from cutline.edge.drafter import Drafted, Drafting
 from cutline.edge.exchange import CHUNK, Exchange
 from cutline.edge.progress import Prepared, Progress
+from cutline.edge.question import Mode, Question
 from cutline.edge.spans import TargetSpan
+from cutline.edge.transcript import Transcript
 from cutline.errors import WorkerBusy, WorkerFailed
 from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image
 from cutline.models.prompt import PromptBuilder, question
 from cutline.models.sampling import agreeing
+from cutline.models.vocabulary import Vocabulary
 from cutline.protos.messages import Boundary, Confirmed, Draft, Finished, ImageChunk, Open, Opened, Reason
 
 BUNDLE = Bundle.open(TARGET)
@@ -175,9 +178,9 @@ def exchange(
     cut: str, worker: ScriptedWorker, *, drafting: ScriptedDrafting | None, draft: tuple[int, ...] = ()
 ) -> Progress:
     mode = Mode.CLOUD if cut == "image" else Mode.SPLIT if drafting is None else Mode.DRAFT
-    asked = Question(image=REQUEST.image, text="Describe the card.", mode=mode, cut=cut)
+    asked = Question.about(REQUEST.image, "Describe the card.", mode=mode, cut=cut)
     prepared = Prepared(asked, PICTURE, PIXELS, PROMPT, PROMPT, 64)
-    progress = Progress(0.0)
+    progress = Progress(0.0, Transcript(Vocabulary.open(Bundle.open(DRAFTER))))
 
     async def run() -> None:
         crossing = None

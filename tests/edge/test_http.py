@@ -15,9 +15,10 @@ from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.edge import http, remote
 from cutline.edge.agent import Agent
-from cutline.edge.answer import Answer, Believed, Forecast, Mode, Question, Source, Token
+from cutline.edge.answer import Answer, Believed, Forecast, Source, Token
 from cutline.edge.chat import STATUS, Completion
 from cutline.edge.http import application
+from cutline.edge.question import Mode, Question
 from cutline.errors import BundleError, CutlineError, ImageError, InputError, PromptError, WorkerUnavailable
 from cutline.models.bundle import Bundle
 from cutline.models.sampling import Sampling
@@ -213,9 +214,9 @@ def ask_over(agent: Scripted, question: Question) -> Answer:
         return remote.ask_over(client, question)
 
 
-QUESTION = Question(
-    image=b"\x00\xff any bytes",
-    text="Which digit is at the top left? Ünïcödé 🙂",
+QUESTION = Question.about(
+    b"\x00\xff any bytes",
+    "Which digit is at the top left? Ünïcödé 🙂",
     mode=Mode.DRAFT,
     cut="decoder.2",
     wire=Wire.INT8,
@@ -253,9 +254,7 @@ def test_question_and_answer_go_there_and_back_whole() -> None:
 
 
 def test_what_bounds_a_plan_and_the_plan_go_there_and_back_whole() -> None:
-    asked = Question(
-        image=b"any", text="What?", exact=True, image_must_stay=True, max_latency_ms=250.0, min_agreement=0.75
-    )
+    asked = Question.about(b"any", "What?", exact=True, image_must_stay=True, max_latency_ms=250.0, min_agreement=0.75)
     believed = Believed(rtt_ms=40.0, uplink_mbps=3.5, queue_ms=0.5, acceptance=0.9, answer_tokens=12, throttled=False)
     plan = Forecast(
         mode=Mode.DRAFT,
@@ -329,4 +328,4 @@ def test_no_agent_at_the_address(url: str) -> None:
 
 def test_a_question_that_no_message_can_carry() -> None:
     with pytest.raises(PromptError):
-        msgspec.structs.replace(QUESTION, text="\udcff")
+        Question.about(b"", "\udcff")

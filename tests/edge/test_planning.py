@@ -24,16 +24,19 @@ from cutline.devices.emulator import LinkEmulator
 from cutline.devices.link import LinkProfile, load_link
 from cutline.devices.profile import Compute, DeviceProfile
 from cutline.edge.agent import Agent
-from cutline.edge.answer import Answer, Mode, Question, Source
+from cutline.edge.answer import Answer, Source
 from cutline.edge.planning import Chosen, Planner
 from cutline.edge.progress import Prepared, Progress
+from cutline.edge.question import Mode, Question
 from cutline.edge.setting import setting_of
+from cutline.edge.transcript import Transcript
 from cutline.errors import InputError
 from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image
 from cutline.models.prompt import PromptBuilder
 from cutline.models.prompt import question as ask_about
 from cutline.models.sampling import Sampling
+from cutline.models.vocabulary import Vocabulary
 from cutline.models.wire import Wire
 from cutline.partitioner.cost import terms_of
 from cutline.partitioner.plan import Conditions, Limits, Space
@@ -83,7 +86,7 @@ def link(**figures: Any) -> LinkProfile:
 
 def prepared(index: int = 0, **options: Any) -> Prepared:
     request = REQUESTS[index]
-    question = Question(image=request.image, text=request.question.text, mode=Mode.AUTO, **options)
+    question = Question.about(request.image, request.question.text, mode=Mode.AUTO, **options)
     bundle = Bundle.open(DRAFTER)
     image = decode_image(request.image)
     pixels = bundle.manifest.family.preprocess(image)
@@ -115,7 +118,7 @@ class World:
             setting = replace(setting, gate=replace(setting.gate, kept=0.0))
         terms = terms_of(setting, replace(chosen.asked, answer_tokens=self.tokens), space)
         latency = float(predict(terms, self.now).latency[0]) * self.slower.get(plan.mode, 1.0)
-        progress = Progress(0.0, tokens=[9] * self.tokens, cold=cold)
+        progress = Progress(0.0, Transcript(Vocabulary.open(Bundle.open(DRAFTER))), tokens=[9] * self.tokens, cold=cold)
         size = round(float(terms.upload[0]))
         upload = (size - 300) / self.now.uplink
         progress.sent = [(5.0, 300), (5.0, size - 300)]
@@ -163,7 +166,7 @@ def test_the_first_plan_is_the_best_of_all_that_may_be_chosen() -> None:
     assert chosen.plan.latency_ms == pytest.approx(best, rel=0.04), "but for loaded graphs and alike prompts"
     question = chosen.question
     assert (question.mode, question.cut) == (chosen.plan.mode, chosen.plan.cut)
-    assert (question.text, question.image) == (asked.question.text, asked.question.image)
+    assert (question.text, question.images[0]) == (asked.question.text, asked.question.images[0])
     assert str(round(chosen.plan.latency_ms)) in chosen.why
 
 
@@ -354,24 +357,25 @@ def test_planned_answers_of_a_real_worker_over_a_link() -> None:
             LinkEmulator(here, target=parse_address(address)) as emulated,
             Agent(drafter, worker=emulated.address, threads=1, target=target, planner=planner) as agent,
         ):
-            asked = Question(image=REQUESTS[0].image, text="Describe the card.", exact=True)
-            answer = await agent.answer(asked)
+            asked = Question.about(REQUESTS[0].image, "Describe the card.", exact=True)
+            answer, warm = await agent.answer(asked), 0
             for request in REQUESTS[:6]:
-                asked = Question(image=request.image, text=request.question.text, exact=True)
+                asked = Question.about(request.image, request.question.text, exact=True)
                 answer = await agent.answer(asked)
                 check_plan(answer, emulated.address)
                 assert answer.exact
-                plain = Question(image=request.image, text=request.question.text, mode=Mode.CLOUD)
+                plain = Question.about(request.image, request.question.text, mode=Mode.CLOUD)
                 truth = await agent.answer(plain)
                 assert truth.plan is None
                 assert [token.id for token in answer.tokens] == [token.id for token in truth.tokens]
+                warm += answer.plan is not None and not answer.plan.cold
+            assert warm > 0
             assert answer.plan is not None
-            assert not answer.plan.cold
             assert answer.plan.believed.rtt_ms == pytest.approx(60.0, rel=0.4)
             for request in REQUESTS[:6]:
-                answer = await agent.answer(Question(image=request.image, text=request.question.text))
+                answer = await agent.answer(Question.about(request.image, request.question.text))
                 check_plan(answer, emulated.address)
-            given = Question(image=REQUESTS[0].image, text="Describe the card.", cut="decoder.0")
+            given = Question.about(REQUESTS[0].image, "Describe the card.", cut="decoder.0")
             assert (await agent.answer(given)).plan is None, "a cut leaves nothing to plan"
             with pytest.raises(InputError, match="no plan keeps to 1 ms"):
                 await agent.answer(msgspec.structs.replace(asked, max_latency_ms=1.0))
@@ -382,7 +386,7 @@ def test_planned_answers_of_a_real_worker_over_a_link() -> None:
 def test_only_cuts_are_planned_at_which_the_worker_can_begin() -> None:
     target, drafter = Bundle.open(TARGET), Bundle.open(DRAFTER)
     planner = Planner(demo(), link(uplink_mbps=1000.0))
-    asked = Question(image=REQUESTS[0].image, text="Describe the card.", exact=True)
+    asked = Question.about(REQUESTS[0].image, "Describe the card.", exact=True)
     assert planner.plan(prepared(exact=True), ready=CUTS).question.cut not in CUTS[7:]
 
     async def run() -> None:
@@ -418,7 +422,7 @@ def test_a_planner_is_only_loaded_where_it_is_wanted() -> None:
 
 
 def test_an_agent_without_profiles_does_not_plan() -> None:
-    asked = Question(image=REQUESTS[0].image, text="Describe the card.")
+    asked = Question.about(REQUESTS[0].image, "Describe the card.")
 
     async def run() -> None:
         async with Agent(Bundle.open(DRAFTER), worker="127.0.0.1:1", threads=1) as agent:
@@ -455,4 +459,4 @@ def test_a_planner_needs_a_worker_and_the_target() -> None:
 )
 def test_bounds_that_mean_nothing_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="-"):
-        Question(image=b"", text="What?", **options)
+        Question.about(b"", "What?", **options)

@@ -5,10 +5,16 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cutline.demo.bundles import DRAFTER
 from cutline.edge.progress import Belief, Progress
+from cutline.edge.transcript import Transcript
+from cutline.models.bundle import Bundle
 from cutline.models.sampling import agreeing
+from cutline.models.vocabulary import Vocabulary
 
 tokens = st.lists(st.integers(0, 2), max_size=8).map(tuple)
+
+TRANSCRIPT = Transcript(Vocabulary.open(Bundle.open(DRAFTER)))
 
 
 @st.composite
@@ -51,7 +57,9 @@ def test_the_record_of_drafts_counts_each_place_once(
     answer: list[int], seeds: list[tuple[tuple[int, ...], int]]
 ) -> None:
     drafts = [(min(start, len(tokens)), tokens) for tokens, start in seeds]
-    right, tried = Progress(0.0, tokens=answer, drafts=drafts).record()
+    right, tried = Progress(
+        0.0, Transcript(Vocabulary.open(Bundle.open(DRAFTER))), tokens=answer, drafts=drafts
+    ).record()
     expected: dict[int, bool] = {}
     for place in range(len(answer)):
         for start, believed in drafts:

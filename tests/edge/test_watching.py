@@ -11,9 +11,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from cutline.edge.answer import Answer, Mode, Question, Token
+from cutline.edge.answer import Answer, Token
 from cutline.edge.answer import Source as Origin
 from cutline.edge.frames import Frame, Source
+from cutline.edge.question import Mode, Question
 from cutline.edge.spool import Spool
 from cutline.edge.watching import Patience, Seen, Watch, shares
 from cutline.errors import (
@@ -75,7 +76,7 @@ class Fake:
         self._seconds = seconds
 
     async def answer(self, question: Question) -> Answer:
-        image = question.image.decode()
+        image = question.images[0].decode()
         self.asked.append(image)
         self.began.set()
         await asyncio.sleep(self._seconds)
@@ -137,7 +138,7 @@ def run(
     ran: Ran | None = None,
 ) -> Ran:
     ran = ran or Ran()
-    question = Question(image=b"", text="What is there?", mode=mode)
+    question = Question.about(b"", "What is there?", mode=mode)
 
     async def go() -> None:
         stop, asked = asyncio.Event(), agent()

@@ -14,7 +14,8 @@ from cutline.bench.parity import Prompt, Whole
 from cutline.bench.seeded import make_qwen25vl_small
 from cutline.cli.processes import worker_process
 from cutline.edge.agent import Agent
-from cutline.edge.answer import Answer, Mode, Question
+from cutline.edge.answer import Answer
+from cutline.edge.question import Mode, Question
 from cutline.errors import InputError
 from cutline.models.bundle import Bundle
 from cutline.models.export import export_bundle
@@ -78,7 +79,7 @@ WAYS = [
 def test_every_mode_and_cut_gives_the_targets_own_tokens(
     qwen: Bundle, drafter: Bundle, worker: str, image: bytes, expected: list[int]
 ) -> None:
-    asked = [Question(image=image, text=WORDS, mode=mode, cut=cut, max_tokens=LENGTH) for mode, cut in WAYS]
+    asked = [Question.about(image, WORDS, mode=mode, cut=cut, max_tokens=LENGTH) for mode, cut in WAYS]
     for (mode, cut), answer in zip(WAYS, ask(drafter, qwen, worker, *asked), strict=True):
         assert [token.id for token in answer.tokens] == expected, (mode, cut)
         assert answer.exact
@@ -87,7 +88,7 @@ def test_every_mode_and_cut_gives_the_targets_own_tokens(
 
 def test_a_chain_of_workers_gives_them_too(qwen: Bundle, drafter: Bundle, image: bytes, expected: list[int]) -> None:
     asked = [
-        Question(image=image, text=WORDS, mode=mode, cut=cut, max_tokens=LENGTH)
+        Question.about(image, WORDS, mode=mode, cut=cut, max_tokens=LENGTH)
         for mode, cut in ((Mode.CLOUD, "image"), (Mode.DRAFT, "vision.1"))
     ]
     with (
@@ -100,6 +101,6 @@ def test_a_chain_of_workers_gives_them_too(qwen: Bundle, drafter: Bundle, image:
 
 
 def test_image_tokens_that_have_places_are_all_kept(qwen: Bundle, drafter: Bundle, worker: str, image: bytes) -> None:
-    fewer = Question(image=image, text=WORDS, mode=Mode.SPLIT, cut="decoder.0", keep_image_tokens=0.5)
+    fewer = Question.about(image, WORDS, mode=Mode.SPLIT, cut="decoder.0", keep_image_tokens=0.5)
     with pytest.raises(InputError, match="image tokens"):
         ask(drafter, qwen, worker, fewer)

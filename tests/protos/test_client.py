@@ -12,7 +12,7 @@ from cutline.demo.bundles import DRAFTER
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.edge.agent import Agent
-from cutline.edge.answer import Mode, Question
+from cutline.edge.question import Mode, Question
 from cutline.errors import (
     CutlineError,
     InputError,
@@ -259,7 +259,7 @@ def ask(*answered: tuple[int, tuple[int, ...], int]) -> tuple[int, ...]:
                 async for _ in messages:
                     pass
 
-        question = Question(image=REQUEST.image, text="Which?", mode=Mode.CLOUD, max_tokens=4, timeout=10)
+        question = Question.about(REQUEST.image, "Which?", mode=Mode.CLOUD, max_tokens=4, timeout=10)
         async with (
             serving(script) as (_, address),
             Agent(Bundle.open(DRAFTER), worker=address, threads=1) as agent,
