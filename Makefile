@@ -7,7 +7,7 @@ ARGS ?=
 # An unpinned torch may bring gigabytes of CUDA along.
 TORCH := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),torch==2.13.0,torch>=2.13)
 
-.PHONY: install demo test lint format stubs docs wheel-check clean
+.PHONY: install demo test lint format stubs docs wheel-check arm64 clean
 
 install: .venv/installed
 
@@ -46,6 +46,10 @@ docs: install
 
 wheel-check: install
 	scripts/check_wheel.sh $(BIN)/python
+
+# The install of a 64-bit ARM board, emulated: docs/raspberry-pi.md. Needs root.
+arm64: install
+	scripts/arm64.sh $(BIN)/python
 
 clean:
 	rm -rf .venv build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -11,7 +11,7 @@
         ├── ModelMismatch       exit 5   the worker serves another model than the agent was made for
         ├── WorkerBusy          exit 6   the worker refused early: no room; try again later
         ├── WorkerFailed        exit 7   the worker broke while it served this session
-        ├── WorkerForgot        exit 8   the worker let go of what a session stood on: open it anew, whole
+        ├── WorkerForgot        exit 10  the worker let go of what a session stood on: open it anew, whole
         └── AccessDenied        exit 9   the worker does not take this agent: no token or certificate, or a wrong one
 
 Ctrl-C ends with 130, as shells expect. A message is one line: what was wrong, and what to do about it.
@@ -87,7 +87,7 @@ class WorkerFailed(WorkerError):
 class WorkerForgot(WorkerError):
     """The worker let go of what the session stood on, and takes it again if everything is sent anew."""
 
-    exit_code = 8
+    exit_code = 10
 
 
 class AccessDenied(WorkerError):

@@ -365,7 +365,7 @@ def test_exit_codes_are_those_documented() -> None:
         ModelMismatch: 5,
         WorkerBusy: 6,
         WorkerFailed: 7,
-        WorkerForgot: 8,
+        WorkerForgot: 10,
         AccessDenied: 9,
     }
     assert {kind: kind.exit_code for kind in codes} == codes
