@@ -39,7 +39,7 @@ from cutline.demo.bundles import TARGET
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.errors import CutlineError
-from cutline.models.bundle import FORMAT, Bundle, Manifest, write_manifest
+from cutline.models.bundle import Bundle, write_manifest
 from cutline.models.export.source import read_source
 from cutline.models.images import decode_image
 from cutline.models.prompt import PromptBuilder, question
@@ -84,22 +84,7 @@ def main() -> None:
 def unexported(folder: Path) -> Bundle:
     """A target's bundle with what a worker reads, without the graphs of a device."""
     make_smolvlm_256m(folder, dtype=torch.float32)
-    source = read_source(folder)
-    manifest = Manifest(
-        format=FORMAT,
-        name="worker-load",
-        role="target",
-        precision="fp32",
-        family=source.family,
-        line=source.line,
-        parameters=source.parameters,
-        vision=source.vision,
-        decoder=source.decoder,
-        stop_tokens=source.stop_tokens,
-        image_token=source.image_token,
-        target=None,
-        files={},
-    )
+    manifest = read_source(folder).manifest(name="worker-load", role="target", precision="fp32", target=None)
     return Bundle(folder, write_manifest(folder, manifest))
 
 

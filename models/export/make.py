@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from cutline.errors import InputError
-from cutline.models.bundle import EMBEDDINGS, FORMAT, MANIFEST, Bundle, Manifest, Precision, Role, write_manifest
+from cutline.models.bundle import EMBEDDINGS, MANIFEST, Bundle, Precision, Role, write_manifest
 from cutline.models.export.decoder import export_decoder
 from cutline.models.export.prefixes import export_prefixes
 from cutline.models.export.source import Source, read_source
@@ -78,21 +78,7 @@ def export_bundle(
     try:
         with work_beside(out.resolve(), made_from) as work:
             _make(work, _steps(source, role, precision), progress)
-            manifest = Manifest(
-                format=FORMAT,
-                name=name,
-                role=role,
-                precision=precision,
-                family=source.family,
-                line=source.line,
-                parameters=source.parameters,
-                vision=source.vision,
-                decoder=source.decoder,
-                stop_tokens=source.stop_tokens,
-                image_token=source.image_token,
-                target=drafts_for,
-                files={},
-            )
+            manifest = source.manifest(name=name, role=role, precision=precision, target=drafts_for)
             manifest = write_manifest(work.folder, manifest)
             work.place(out.resolve())
     except OSError as error:

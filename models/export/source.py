@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig
 
 from cutline.errors import InputError
-from cutline.models.bundle import DecoderSpec, VisionSpec
+from cutline.models.bundle import FORMAT, DecoderSpec, Manifest, Precision, Role, VisionSpec
 from cutline.models.export.quiet import quiet
 from cutline.models.families import FAMILIES, AnyFamily
 from cutline.models.layerline import LayerLine
@@ -37,6 +37,24 @@ class Source:
     parameters: tuple[int, ...]
     vision: VisionSpec
     decoder: DecoderSpec
+
+    def manifest(self, *, name: str, role: Role, precision: Precision, target: str | None) -> Manifest:
+        """The manifest of a bundle of it, before there are files; `target` is the identity that a drafter is made for."""
+        return Manifest(
+            format=FORMAT,
+            name=name,
+            role=role,
+            precision=precision,
+            family=self.family,
+            line=self.line,
+            parameters=self.parameters,
+            vision=self.vision,
+            decoder=self.decoder,
+            stop_tokens=self.stop_tokens,
+            image_token=self.image_token,
+            target=target,
+            files={},
+        )
 
 
 def read_source(path: Path, *, dtype: torch.dtype | None = None) -> Source:

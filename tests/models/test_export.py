@@ -47,41 +47,10 @@ PROCESSOR = {
 }
 
 
-def make_folder(folder: Path, family: str = "smolvlm", *, tied: bool = True) -> Path:
-    """A tiny model whose decoder has more query heads than key-value heads, and heads wider than width / heads."""
+def make_folder(folder: Path, config: dict[str, Any], family: str = "smolvlm") -> Path:
     config_class, model_class = FAMILIES[family]
     torch.manual_seed(3)
-    config = config_class(
-        image_token_id=7,
-        scale_factor=2,
-        tie_word_embeddings=tied,
-        pad_token_id=0,
-        vision_config={
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "image_size": 32,
-            "patch_size": 8,
-        },
-        text_config={
-            "model_type": "llama",
-            "vocab_size": 90,
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 16,
-            "max_position_embeddings": 64,
-            "rope_theta": 100000.0,
-            "tie_word_embeddings": tied,
-            "pad_token_id": 0,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
-        },
-    )
-    model_class(config).save_pretrained(folder)
+    model_class(config_class(**config)).save_pretrained(folder)
     (folder / "tokenizer.json").write_text('{"its": "own"}')
     (folder / "chat_template.jinja").write_text("{{ messages }}")
     return folder
@@ -104,8 +73,8 @@ def edit_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 
 @pytest.fixture(scope="module")
-def hf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("hf") / "tiny")
+def hf(tiny: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("hf") / "tiny", tiny())
 
 
 @pytest.fixture(scope="module")
@@ -179,15 +148,15 @@ def test_the_same_folder_gives_the_same_bundle_without_chatter(
     assert logging.getLogger().handlers == handlers
 
 
-def test_a_folder_of_the_older_name_with_untied_embeddings(tmp_path: Path) -> None:
-    hf = make_folder(tmp_path / "hf", "idefics3", tied=False)
+def test_a_folder_of_the_older_name_with_untied_embeddings(tiny: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    hf = make_folder(tmp_path / "hf", tiny(tied=False), "idefics3")
     bundle = make_bundle(hf, tmp_path / "out", role="drafter")
     stored = load_file(bundle.file("embeddings.safetensors"))["embeddings"]
     assert torch.equal(stored, load_file(hf / "model.safetensors")["model.text_model.embed_tokens.weight"])
 
 
-def test_a_folder_of_the_older_name_can_be_asked(tmp_path: Path) -> None:
-    hf = make_folder(tmp_path / "hf", "idefics3")
+def test_a_folder_of_the_older_name_can_be_asked(tiny: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    hf = make_folder(tmp_path / "hf", tiny(), "idefics3")
     edit_json(hf / "config.json", lambda config: config.update(image_token_id=3))
     for name in ("tokenizer.json", "chat_template.jinja"):  # of a real vocabulary
         shutil.copyfile(TARGET / name, hf / name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,35 +25,10 @@ SPEC = DecoderSpec(width=32, layers=3, heads=4, kv_heads=2, head_dim=16, vocabul
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
-def model(request: pytest.FixtureRequest) -> Any:
+def model(request: pytest.FixtureRequest, tiny: Callable[..., dict[str, Any]]) -> Any:
     """More query heads than key-value heads, and heads wider than width / heads."""
     torch.manual_seed(4)
-    config = SmolVLMConfig(
-        scale_factor=2,
-        image_token_id=7,
-        tie_word_embeddings=request.param,
-        vision_config={
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "image_size": 32,
-            "patch_size": 8,
-        },
-        text_config={
-            "model_type": "llama",
-            "vocab_size": SPEC.vocabulary,
-            "hidden_size": SPEC.width,
-            "intermediate_size": 64,
-            "num_hidden_layers": SPEC.layers,
-            "num_attention_heads": SPEC.heads,
-            "num_key_value_heads": SPEC.kv_heads,
-            "head_dim": SPEC.head_dim,
-            "max_position_embeddings": SPEC.context,
-            "tie_word_embeddings": request.param,
-            "pad_token_id": 0,
-        },
-    )
+    config = SmolVLMConfig(**tiny(tied=request.param, num_hidden_layers=SPEC.layers))
     return SmolVLMForConditionalGeneration(config).eval()
 
 

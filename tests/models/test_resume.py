@@ -37,37 +37,10 @@ DRAFTER_STEPS = ["vision tower", "decoder, int8", "embeddings", "companions"]
 
 
 @pytest.fixture(scope="module")
-def hf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def hf(tiny: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hf") / "tiny"
     torch.manual_seed(5)
-    config = SmolVLMConfig(
-        image_token_id=7,
-        scale_factor=2,
-        tie_word_embeddings=True,
-        vision_config={
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "image_size": 32,
-            "patch_size": 8,
-        },
-        text_config={
-            "model_type": "llama",
-            "vocab_size": 90,
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 2,
-            "head_dim": 16,
-            "max_position_embeddings": 64,
-            "tie_word_embeddings": True,
-            "pad_token_id": 0,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
-        },
-    )
+    config = SmolVLMConfig(**tiny(num_attention_heads=2))
     SmolVLMForConditionalGeneration(config).save_pretrained(folder)
     (folder / "tokenizer.json").write_text('{"its": "own"}')
     (folder / "chat_template.jinja").write_text("{{ messages }}")
