@@ -14,7 +14,7 @@ class Reference:
     """The target of a bundle, whole, in this process."""
 
     def __init__(self, bundle: Bundle) -> None:
-        self._model = load_model(bundle)
+        self.model = load_model(bundle)
         self._manifest = bundle.manifest
         self._prompts = PromptBuilder.open(bundle)
 
@@ -23,7 +23,7 @@ class Reference:
         """The greedy answer's token ids, the one that ends it included."""
         pixels = self._manifest.family.preprocess(decode_image(image))
         prompt = self._prompts.build([question(text)], [pixels.grid]).ids
-        ids = self._model.generate(
+        ids = self.model.generate(
             input_ids=torch.tensor([prompt]),
             attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
             pixel_values=torch.from_numpy(pixels.values)[None],

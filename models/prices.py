@@ -34,16 +34,36 @@ class Price(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     right: Share | None
 
 
+class Leak(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What an attacker who learnt to invert a boundary recovered of pictures that he had not seen.
+
+    `recovered` is the share of the pictures' variance around their mean: 0 is a blind guess, 1 the picture itself.
+    """
+
+    cut: str
+    wire: Wire
+    recovered: Share
+
+
 class Prices(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """All that was measured on `questions` questions, as a target's `calibration.json` holds it."""
+    """All that was measured on `questions` questions, as a target's `calibration.json` holds it.
+
+    `leaks` were measured apart, on pictures of one kind and with one attack.
+    """
 
     questions: Annotated[int, msgspec.Meta(ge=1)]
     prices: tuple[Price, ...]
+    leaks: tuple[Leak, ...] = ()
 
     @property
     def agreement(self) -> dict[tuple[str, Wire], float]:
         """The share of answers that are exactly the target's, by cut and format, with all image tokens kept."""
         return {(one.cut, one.wire): one.answers for one in self.prices if one.keep_image_tokens == 1.0}
+
+    @property
+    def recovered(self) -> dict[tuple[str, Wire], float]:
+        """What was recovered of pictures, by cut and format."""
+        return {(one.cut, one.wire): one.recovered for one in self.leaks}
 
 
 def open_prices(bundle: Bundle) -> Prices | None:
