@@ -63,9 +63,9 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--cards", type=int, default=3000, help="that the attacker learns from")
-    parser.add_argument("--steps", type=int, default=1000, help="of learning, each time")
+    parser.add_argument("--steps", type=int, default=600, help="of learning, each time")
     parser.add_argument("--tried", type=int, default=100, help="cards that he is tried on")
-    parser.add_argument("--wires", default=",".join(Wire))
+    parser.add_argument("--wires", default="fp32,int8,int4", help="formats; another tells no more than fp32 does")
     parser.add_argument("--write", type=Path, metavar="BUNDLE", help="the target's bundle to write the leaks into")
     parser.add_argument("--plot", type=Path, help="painted pictures, a row a cut")
     args = parser.parse_args()
