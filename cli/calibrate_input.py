@@ -15,6 +15,7 @@ from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.errors import InputError
 from cutline.models.images import MAX_BYTES
+from cutline.models.unreadable import UNREADABLE
 
 MAX_LINE = 1 << 20  # bytes
 
@@ -78,7 +79,7 @@ def _source(place: str, line: bytes, folder: Path) -> Source:
         raise InputError(f"{place}: it is longer than {MAX_LINE >> 20} MiB")
     try:
         said = msgspec.json.decode(line, type=Line)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise InputError(f'{place} is not {{"image": FILE, "question": TEXT}}: {error}') from None
     path = folder / said.image
     try:

@@ -18,6 +18,7 @@ from cutline.edge.drafter import Drafted
 from cutline.errors import BundleError
 from cutline.models.bundle import CALIBRATION, Bundle, write_calibration
 from cutline.models.sampling import Sampling, agreeing
+from cutline.models.unreadable import UNREADABLE
 
 _STEPS = 100  # thresholds tried: a finer walk only gives chance more occasions to stop early
 
@@ -58,7 +59,7 @@ def open_gate(bundle: Bundle) -> Gate:
         raise BundleError(f"{bundle.path} is not calibrated, so no answer can be trusted; run `cutline calibrate`")
     try:
         return msgspec.json.decode(bundle.file(CALIBRATION).read_bytes(), type=Gate)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise BundleError(f"{CALIBRATION} in {bundle.path} does not read ({error}); calibrate again") from None
 
 

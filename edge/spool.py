@@ -22,6 +22,7 @@ import msgspec
 
 from cutline.edge.frames import Frame
 from cutline.errors import InputError
+from cutline.models.unreadable import UNREADABLE
 
 JOURNAL_BYTES = 8 << 20  # of one journal; there are two
 _DRAFT = ".tmp"
@@ -196,7 +197,7 @@ class Spool:
         try:
             line, _, image = file.read_bytes().partition(b"\n")
             head = msgspec.json.decode(line, type=_Head)
-        except (OSError, msgspec.MsgspecError):
+        except (OSError, *UNREADABLE):
             return None
         if hashlib.sha256(image).hexdigest() != head.sha256:
             return None
@@ -223,7 +224,7 @@ def _ids(journal: Path) -> Iterator[str]:
         for line in lines:
             try:
                 yield msgspec.json.decode(line, type=_Done).id
-            except msgspec.MsgspecError:  # a line that somebody has edited
+            except UNREADABLE:  # a line that somebody has edited
                 continue
 
 

@@ -17,6 +17,7 @@ import msgspec
 from cutline.errors import BundleError
 from cutline.models.families import AnyFamily
 from cutline.models.layerline import Count, LayerLine, Layers
+from cutline.models.unreadable import UNREADABLE
 
 MANIFEST = "manifest.json"
 CALIBRATION = "calibration.json"
@@ -125,7 +126,7 @@ def read_manifest(path: Path) -> Manifest:
         manifest = msgspec.json.decode((path / MANIFEST).read_bytes(), type=Manifest)
     except (FileNotFoundError, NotADirectoryError):
         raise BundleError(f"no bundle at {path}: it has no {MANIFEST}; make one with `cutline export`") from None
-    except (msgspec.MsgspecError, OSError) as error:
+    except (*UNREADABLE, OSError) as error:
         raise BundleError(f"the manifest of {path} does not read ({error}); export the bundle again") from None
     if manifest.format != FORMAT:
         raise BundleError(f"{path} has bundle format {manifest.format}, this version reads {FORMAT}; export it again")

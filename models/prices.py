@@ -12,6 +12,7 @@ import msgspec
 
 from cutline.errors import BundleError
 from cutline.models.bundle import CALIBRATION, Bundle
+from cutline.models.unreadable import UNREADABLE
 from cutline.models.wire import Wire
 
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -72,5 +73,5 @@ def open_prices(bundle: Bundle) -> Prices | None:
         return None
     try:
         return msgspec.json.decode(bundle.file(CALIBRATION).read_bytes(), type=Prices)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise BundleError(f"{CALIBRATION} in {bundle.path} does not read ({error}); calibrate again") from None

@@ -17,6 +17,7 @@ from cutline.models.export.quiet import quiet
 from cutline.models.families import FAMILIES, AnyFamily
 from cutline.models.layerline import LayerLine
 from cutline.models.prompt import TEMPLATE
+from cutline.models.unreadable import UNREADABLE
 from cutline.models.vocabulary import TOKENIZER
 
 
@@ -39,7 +40,7 @@ class Source:
     decoder: DecoderSpec
 
     def manifest(self, *, name: str, role: Role, precision: Precision, target: str | None) -> Manifest:
-        """The manifest of a bundle of it, before there are files; `target` is the identity that a drafter is made for."""
+        """The manifest of a bundle of it, before there are files; a drafter is made for the `target` of an identity."""
         return Manifest(
             format=FORMAT,
             name=name,
@@ -141,7 +142,7 @@ def _template(path: Path) -> bytes:
             continue
         try:
             said = msgspec.json.decode(file.read_bytes(), type=_Templated).chat_template
-        except msgspec.MsgspecError as error:
+        except UNREADABLE as error:
             raise InputError(f"the chat template in {file} does not read: {error}") from None
         if said is not None:
             return said.encode()
@@ -183,6 +184,6 @@ def _processor(path: Path) -> dict[str, Any] | None:
         if (path / "processor_config.json").is_file():
             whole = msgspec.json.decode((path / "processor_config.json").read_bytes(), type=dict[str, Any])
             return msgspec.convert(whole.get("image_processor"), dict[str, Any] | None)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise InputError(f"the image processor in {path} does not read: {error}") from None
     return None

@@ -22,6 +22,7 @@ import msgspec
 
 from cutline.errors import InputError
 from cutline.models.bundle import sha256_of
+from cutline.models.unreadable import UNREADABLE
 
 CODE = Path(__file__).parent.parent  # cutline.models
 MAKERS = ("cutline", "onnx", "onnxruntime-genai", "onnxscript", "torch", "transformers")  # whose versions show in files
@@ -114,7 +115,7 @@ def _read(path: Path, source: str) -> Journal:
     """The journal at `path`, or an empty one where it is absent, broken, or of another source."""
     try:
         journal = msgspec.json.decode(path.read_bytes(), type=Journal)
-    except (FileNotFoundError, msgspec.MsgspecError):
+    except (FileNotFoundError, *UNREADABLE):
         return Journal(source)
     return journal if journal.source == source else Journal(source)
 

@@ -1,0 +1,199 @@
+"""Every decoder of what comes from outside, as a function of bytes that either takes them or refuses them in its way.
+
+What else it raises is a bug, and so is a hang. `SEEDS` are bytes that each takes, for a fuzzer to change.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from google.protobuf.message import DecodeError
+from PIL import Image
+
+from cutline.demo.bundles import DRAFTER, TARGET
+from cutline.devices.link import load_link
+from cutline.devices.profile import load_profile
+from cutline.edge.api.faults import Refused
+from cutline.edge.api.pictures import data_of
+from cutline.edge.api.requests import ChatRequest, read_request
+from cutline.edge.gate import open_gate
+from cutline.edge.question import Question
+from cutline.errors import CutlineError
+from cutline.models.bundle import CALIBRATION, MANIFEST, Bundle, Manifest, read_manifest
+from cutline.models.images import decode_image
+from cutline.models.prices import open_prices
+from cutline.models.wire import Wire
+from cutline.protos import messages, tensors, tokens
+from cutline.protos.messages import Boundary, Confirmed, Draft, Finished, Likelihood, Open, Opened, Reason
+from cutline.protos.v1 import worker_pb2 as pb
+
+_FOLDER = Path(tempfile.mkdtemp(prefix="cutline-fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))  # noqa: S108
+
+
+def agent_message(data: bytes) -> None:
+    """What an agent sends a worker, tensors included."""
+    _proto(data, pb.AgentMessage, messages.agent_from_wire)
+
+
+def worker_message(data: bytes) -> None:
+    """What a worker sends an agent."""
+    _proto(data, pb.WorkerMessage, messages.worker_from_wire)
+
+
+def description(data: bytes) -> None:
+    """What a worker says of itself."""
+    _proto(data, pb.Description, messages.description_from_wire)
+
+
+def tensor(data: bytes) -> None:
+    """A tensor alone."""
+    _proto(data, pb.Tensor, tensors.decode_tensor)
+
+
+def image(data: bytes) -> None:
+    """An image file."""
+    _refusing(decode_image, data)
+
+
+def http_body(data: bytes) -> None:
+    """The body of a chat completion."""
+
+    def read(body: bytes) -> None:
+        request = read_request(body)
+        request.question([data_of(url) for url in request.urls])
+
+    _refusing(read, data)
+
+
+def manifest(data: bytes) -> None:
+    """A bundle's manifest."""
+    (_FOLDER / MANIFEST).write_bytes(data)
+    _refusing(read_manifest, _FOLDER)
+
+
+def gate(data: bytes) -> None:
+    """A drafter's calibration."""
+    _refusing(open_gate, _calibrated(data, _DRAFTER))
+
+
+def prices(data: bytes) -> None:
+    """A target's calibration."""
+    _refusing(open_prices, _calibrated(data, _TARGET))
+
+
+def profile(data: bytes) -> None:
+    """A device's profile."""
+    _refusing(load_profile, _file("profile.toml", data))
+
+
+def link(data: bytes) -> None:
+    """A link's profile."""
+    _refusing(load_link, _file("link.toml", data))
+
+
+def tokens_file(data: bytes) -> None:
+    """The tokens that a worker takes."""
+    _refusing(tokens.Tokens, _file("tokens.toml", data))
+
+
+DECODERS: dict[str, Callable[[bytes], None]] = {
+    one.__name__: one
+    for one in (
+        agent_message,
+        worker_message,
+        description,
+        tensor,
+        image,
+        http_body,
+        manifest,
+        gate,
+        prices,
+        profile,
+        link,
+        tokens_file,
+    )
+}
+
+
+def seeds(name: str) -> list[bytes]:
+    """Bytes that the decoder `name` takes."""
+    rows = np.linspace(-3, 3, 24, dtype=np.float32).reshape(3, 8)
+    opening = Open(
+        model="m", tokens=(1, 2, 3), prompt_length=2, max_tokens=9, images=1, grids=((0, 0),), digests=(bytes(32),)
+    )
+    picture = Image.fromarray(np.arange(16 * 12 * 3, dtype=np.uint8).reshape(12, 16, 3))
+    asked = ChatRequest.asking(Question.about(_encoded(picture, "PNG"), "What?"))
+    match name:
+        case "agent_message":
+            sent: list[messages.AgentMessage] = [opening, *messages.image_chunks(b"file")]
+            sent += [Boundary(rows, last=True, wire=wire) for wire in Wire]
+            sent += [Draft(3, (1, 2, 3), rows, Wire.INT8), Draft(4, (5,)), messages.Cancel()]
+            return [messages.agent_to_wire(one).SerializeToString() for one in sent]
+        case "worker_message":
+            told = Confirmed(3, (1, 2), 1, (Likelihood(-0.5, ((4, -1.0),)), Likelihood(-0.1)))
+            ended = Finished(Reason.STOP, 3, 1, 0.25)
+            said: list[messages.WorkerMessage] = [Opened("name", 0.1, 0.2, 0.3), told, ended, CutlineError("why")]
+            return [messages.worker_to_wire(one).SerializeToString() for one in said]
+        case "description":
+            return [pb.Description(model="m", name="n", start="image", end="end", wires=["INT8"]).SerializeToString()]
+        case "tensor":
+            return [tensors.encode_tensor(rows, wire).SerializeToString() for wire in Wire]
+        case "image":
+            return [_encoded(picture, kind) for kind in ("PNG", "JPEG", "WEBP")]
+        case "http_body":
+            return [msgspec.json.encode(asked), b'{"messages": [{"role": "user", "content": "What?"}], "stream": true}']
+        case "manifest":
+            return [(TARGET / MANIFEST).read_bytes()]
+        case "gate":
+            return [(DRAFTER / CALIBRATION).read_bytes()]
+        case "prices":
+            return [(TARGET / CALIBRATION).read_bytes()]
+        case "profile":
+            return [_shipped("boards/raspberry-pi-5.toml"), _shipped("gpus/l4.toml")]
+        case "link":
+            return [_shipped("links/4g.toml")]
+        case "tokens_file":
+            return [tokens.token_entry("field-3", "secret").encode()]
+    raise KeyError(name)
+
+
+def _refusing(read: Callable[..., object], given: object) -> None:
+    with contextlib.suppress(CutlineError, Refused):
+        read(given)
+
+
+def _proto(data: bytes, kind: type, read: Callable[..., object]) -> None:
+    try:
+        message = kind.FromString(data)  # type: ignore[attr-defined]
+    except DecodeError:
+        return
+    _refusing(read, message)
+
+
+def _file(name: str, data: bytes) -> Path:
+    (_FOLDER / name).write_bytes(data)
+    return _FOLDER / name
+
+
+def _calibrated(data: bytes, bundle: Manifest) -> Bundle:
+    _file(CALIBRATION, data)
+    return Bundle(_FOLDER, bundle)
+
+
+def _encoded(picture: Image.Image, kind: str) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, kind)
+    return file.getvalue()
+
+
+def _shipped(name: str) -> bytes:
+    return Path(load_profile.__code__.co_filename).parent.joinpath(name).read_bytes()
+
+
+_DRAFTER, _TARGET = read_manifest(DRAFTER), read_manifest(TARGET)
