@@ -1,0 +1,193 @@
+"""Another cloud: an OpenAI-compatible server that answers in place of a worker, with a model of its own.
+
+No draft can be verified there, and no answer is the target's own: what comes back is text, which is taken as it comes.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+
+from cutline.edge.answer import Source
+from cutline.edge.progress import Prepared, Progress
+from cutline.edge.question import Question
+from cutline.errors import AccessDenied, InputError, WorkerBusy, WorkerError, WorkerFailed, WorkerUnavailable
+from cutline.models.prompt import ImagePart, Message
+from cutline.models.unreadable import UNREADABLE
+from cutline.models.vocabulary import Vocabulary
+
+KEY = "CUTLINE_UPSTREAM_KEY"  # of the environment
+MAX_LINE = 1 << 20  # bytes of one event
+KINDS = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"RIFF": "webp"}  # of images, by how their files begin
+
+
+class _Delta(msgspec.Struct, frozen=True):
+    content: str | None = None
+
+
+class _Choice(msgspec.Struct, frozen=True):
+    delta: _Delta = _Delta()
+    finish_reason: str | None = None
+
+
+class _Chunk(msgspec.Struct, frozen=True):
+    choices: list[_Choice] = []
+
+
+class Upstream:
+    """The server at `url`, which ends where `/chat/completions` would follow, asked for `model`.
+
+    The `key` goes into its Authorization header and nowhere else. Raises InputError for what is no URL.
+    """
+
+    def __init__(
+        self, url: str, *, model: str, key: str | None = None, transport: httpx.AsyncBaseTransport | None = None
+    ) -> None:
+        try:
+            given = httpx.URL(url)
+        except httpx.InvalidURL:
+            given = httpx.URL("")
+        if given.scheme not in ("http", "https") or not given.host or given.userinfo:
+            raise InputError(f"{url} is no URL of a server; give one such as https://api.example.com/v1")
+        self.url = url.rstrip("/")
+        self.model = model
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        # Neither a proxy nor keys of other servers are taken from the environment.
+        self.client = httpx.AsyncClient(headers=headers, trust_env=False, transport=transport)
+
+    async def close(self) -> None:
+        """Close the connections to it."""
+        await self.client.aclose()
+
+
+class UpstreamSession:
+    """One question before an `upstream`; `bytes_up` and `bytes_down` count its bodies."""
+
+    def __init__(self, upstream: Upstream) -> None:
+        self.url = upstream.url
+        self.bytes_up = 0
+        self.bytes_down = 0
+        self._upstream = upstream
+
+    async def answer(self, prepared: Prepared, progress: Progress, vocabulary: Vocabulary, stop: int) -> None:
+        """Settle its answer, in the tokens that the drafter's `vocabulary` writes it with, then `stop` if it is whole.
+
+        Raises WorkerError, whatever was settled before.
+        """
+        question = prepared.question
+        body = msgspec.json.encode(_body(question, self._upstream.model))
+        self.bytes_up += len(body)
+        left = question.timeout - (time.perf_counter() - progress.began)
+        progress.rounds = 1
+        try:
+            async with self._upstream.client.stream(
+                "POST",
+                f"{self.url}/chat/completions",
+                content=body,
+                headers={"content-type": "application/json"},
+                timeout=httpx.Timeout(max(left, 0.001), connect=min(max(left, 0.001), 5.0)),
+            ) as response:
+                if response.status_code != 200:
+                    raise _refusal(self.url, response)
+                whole = False
+                async for chunk in self._chunks(response):
+                    for choice in chunk.choices[:1]:
+                        whole |= choice.finish_reason == "stop"
+                        if choice.delta.content:
+                            self._take(choice.delta.content, progress, vocabulary)
+                    if progress.over or time.perf_counter() - progress.began > question.timeout:
+                        break
+        except httpx.TimeoutException:
+            raise WorkerUnavailable(f"the server at {self.url} did not answer in time") from None
+        except httpx.HTTPError:
+            raise WorkerUnavailable(f"no server answers at {self.url}, or the link to it broke") from None
+        if whole and not progress.over:
+            progress.settle([stop], [Source.CLOUD])
+
+    def _take(self, text: str, progress: Progress, vocabulary: Vocabulary) -> None:
+        tokens = vocabulary.encode(vocabulary.guard(text.encode(errors="replace").decode()))
+        progress.settle(tokens, [Source.CLOUD] * len(tokens))
+
+    async def _chunks(self, response: httpx.Response) -> AsyncIterator[_Chunk]:
+        """The events of its answer. Raises WorkerFailed on what is none."""
+        kept = b""
+        async for data in response.aiter_bytes():
+            self.bytes_down += len(data)
+            *lines, kept = (kept + data).split(b"\n")
+            if len(kept) > MAX_LINE:
+                raise WorkerFailed(f"the server at {self.url} sends events without end")
+            for line in lines:
+                content = line.removeprefix(b"data:").strip()
+                if not line.startswith(b"data:") or not content:
+                    continue
+                if content == b"[DONE]":
+                    return
+                try:
+                    yield msgspec.json.decode(content, type=_Chunk)
+                except UNREADABLE:
+                    raise WorkerFailed(f"the server at {self.url} does not speak OpenAI's chat completions") from None
+
+
+def open_key(file: Path | None) -> str | None:
+    """The key in a `file`, or else in the environment. Raises InputError."""
+    if file is None:
+        return os.environ.get(KEY) or None
+    try:
+        key = file.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the key in {file} cannot be read ({getattr(error, 'strerror', 'not text')})") from None
+    if not key or not key.isascii() or not key.isprintable():
+        raise InputError(f"{file} holds no key: one line of plain characters")
+    return key
+
+
+def _body(question: Question, model: str) -> dict[str, Any]:
+    images = iter(question.images)
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": [_message(message, images) for message in question.messages],
+        "max_tokens": question.max_tokens,
+        "temperature": question.sampling.temperature,
+        "stream": True,
+    }
+    if question.sampling.temperature > 0:
+        body |= {"top_p": question.sampling.top_p, "seed": question.sampling.seed}
+    if question.stop:
+        body["stop"] = list(question.stop)
+    return body
+
+
+def _message(message: Message, images: Any) -> dict[str, Any]:
+    parts = [
+        {"type": "image_url", "image_url": {"url": _url(next(images))}}
+        if isinstance(part, ImagePart)
+        else {"type": "text", "text": part.text}
+        for part in message.parts
+    ]
+    plain = all(part["type"] == "text" for part in parts)
+    return {"role": message.role, "content": message.text if plain else parts}
+
+
+def _url(image: bytes) -> str:
+    kind = next((kind for start, kind in KINDS.items() if image.startswith(start)), "octet-stream")
+    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
+
+
+def _refusal(url: str, response: httpx.Response) -> WorkerError:
+    """What a status other than 200 means; what the server says beside it may be anything, and is not repeated."""
+    status = response.status_code
+    if status in (401, 403):
+        return AccessDenied(f"the server at {url} does not take this key ({status}); set {KEY} or give a key's file")
+    if status == 429:
+        waits = response.headers.get("retry-after", "")
+        return WorkerBusy(f"the server at {url} has no room", retry_seconds=float(waits) if waits.isdecimal() else 0.0)
+    if status >= 500:
+        return WorkerUnavailable(f"the server at {url} failed on this request ({status})")
+    return WorkerFailed(f"the server at {url} refuses this request ({status}); does it serve this model, and images?")

@@ -1,0 +1,189 @@
+"""Another server than a worker: what it is asked, what is made of what it says, and how it may fail."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from cutline.demo.bundles import DRAFTER
+from cutline.demo.cards import Split
+from cutline.demo.requests import requests
+from cutline.edge.preparing import Preparer
+from cutline.edge.progress import Progress
+from cutline.edge.question import Question
+from cutline.edge.transcript import Transcript
+from cutline.edge.upstream import KEY, Upstream, UpstreamSession, open_key
+from cutline.errors import AccessDenied, CutlineError, InputError, WorkerBusy, WorkerFailed, WorkerUnavailable
+from cutline.models.bundle import Bundle
+from cutline.models.prompt import ImagePart, Message, PromptBuilder, TextPart
+from cutline.models.sampling import Sampling
+from cutline.models.vocabulary import Vocabulary
+
+BUNDLE = Bundle.open(DRAFTER)
+VOCABULARY = Vocabulary.open(BUNDLE)
+STOP = BUNDLE.manifest.stop_tokens[0]
+REQUEST = next(iter(requests(Split.EVALUATION, 1, seed=3)))
+Handler = Callable[[httpx.Request], httpx.Response]
+
+
+def events(*texts: str, finish: str | None = "stop") -> bytes:
+    """A stream as OpenAI's servers send it."""
+    chunks: list[object] = [{"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}]
+    chunks += [{"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": None}]} for text in texts]
+    chunks += [{"choices": [{"index": 0, "delta": {}, "finish_reason": finish}]}, {"choices": [], "usage": {}}]
+    return b"".join(b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks) + b"data: [DONE]\n\n"
+
+
+def answered(handler: Handler, question: Question, *, key: str | None = None) -> tuple[Progress, UpstreamSession]:
+    """What an answer becomes when `handler` is the server."""
+    preparer = Preparer(BUNDLE.manifest, PromptBuilder.open(BUNDLE), None, planned=False)
+    progress = Progress(time.perf_counter(), Transcript(VOCABULARY, question.stop))
+    upstream = Upstream("http://there/v1", model="big", key=key, transport=httpx.MockTransport(handler))
+
+    session = UpstreamSession(upstream)
+
+    async def run() -> None:
+        await session.answer(preparer.prepare(question), progress, VOCABULARY, STOP)
+        await upstream.close()
+
+    asyncio.run(run())
+    progress.finish()
+    return progress, session
+
+
+def asking(**options: object) -> Question:
+    return Question.about(REQUEST.image, "Which digits?", **options)
+
+
+def test_what_it_is_asked() -> None:
+    seen: list[httpx.Request] = []
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        return httpx.Response(200, content=events("4 ", "3 7"))
+
+    turns = (
+        Message("system", (TextPart("Be brief."),)),
+        Message("user", (ImagePart(), TextPart("Which digits?"))),
+        Message("assistant", (TextPart("4 3 7"),)),
+        Message("user", (TextPart("And their sum?"),)),
+    )
+    sampling = Sampling(temperature=0.5, top_p=0.9, seed=8)
+    question = Question(messages=turns, images=(REQUEST.image,), sampling=sampling, max_tokens=12, stop=("!",))
+    progress, session = answered(handle, question, key="secret")
+    (request,) = seen
+    assert str(request.url) == "http://there/v1/chat/completions"
+    assert request.headers["authorization"] == "Bearer secret"
+    body = json.loads(request.content)
+    picture = body["messages"][1]["content"][0]["image_url"]["url"]
+    assert picture.startswith("data:image/png;base64,")
+    assert [message["role"] for message in body["messages"]] == ["system", "user", "assistant", "user"]
+    assert body["messages"][3] == {"role": "user", "content": "And their sum?"}
+    wanted = {"model": "big", "max_tokens": 12, "temperature": 0.5, "top_p": 0.9, "seed": 8, "stop": ["!"]}
+    assert wanted.items() <= body.items()
+    assert progress.transcript.text == "4 3 7"
+    assert progress.tokens[-1] == STOP
+    assert (session.bytes_up, session.bytes_down) == (len(request.content), len(events("4 ", "3 7")))
+
+
+@pytest.mark.parametrize(
+    "texts", [("The card ", "shows Ünïcödé 🙂."), ("<|im_end|> is ", "no mark here"), ("a" * 500,)]
+)
+def test_its_words_come_through_whole(texts: tuple[str, ...]) -> None:
+    progress, _ = answered(lambda request: httpx.Response(200, content=events(*texts)), asking(max_tokens=200))
+    assert progress.transcript.text == "".join(texts)
+
+
+def test_an_answer_that_was_cut_short_is_not_whole() -> None:
+    progress, _ = answered(lambda request: httpx.Response(200, content=events("The card", finish="length")), asking())
+    assert progress.transcript.text == "The card"
+    assert STOP not in progress.tokens
+
+
+def test_stop_words_end_it_here_too() -> None:
+    texts = ("one tw", "o three", " four")
+    progress, _ = answered(lambda request: httpx.Response(200, content=events(*texts)), asking(stop=("three",)))
+    assert progress.transcript.text == "one two"
+    assert progress.over
+
+
+@pytest.mark.parametrize(
+    ("response", "kind"),
+    [
+        (httpx.Response(401, text="secret detail"), AccessDenied),
+        (httpx.Response(403), AccessDenied),
+        (httpx.Response(429, headers={"retry-after": "7"}), WorkerBusy),
+        (httpx.Response(400, text="secret detail"), WorkerFailed),
+        (httpx.Response(302, headers={"location": "http://elsewhere"}), WorkerFailed),
+        (httpx.Response(503), WorkerUnavailable),
+        (httpx.Response(200, content=b"data: {not json\n\n"), WorkerFailed),
+        (httpx.Response(200, content=b"data: \xff\n\n"), WorkerFailed),
+        (httpx.Response(200, content=b"data: " + b"x" * (3 << 20)), WorkerFailed),
+    ],
+)
+def test_how_it_may_refuse(response: httpx.Response, kind: type[CutlineError]) -> None:
+    with pytest.raises(kind) as raised:
+        answered(lambda request: response, asking(), key="secret")
+    assert "secret" not in str(raised.value)
+    if isinstance(raised.value, WorkerBusy):
+        assert raised.value.retry_seconds == 7.0
+
+
+def test_a_link_that_breaks_keeps_what_came() -> None:
+    class Breaking(httpx.AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            yield events("The card", finish=None).partition(b"data: [DONE]")[0]
+            raise httpx.ReadError("gone")
+
+    preparer = Preparer(BUNDLE.manifest, PromptBuilder.open(BUNDLE), None, planned=False)
+    progress = Progress(time.perf_counter(), Transcript(VOCABULARY))
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, stream=Breaking()))
+
+    async def run() -> None:
+        upstream = Upstream("http://there/v1", model="big", transport=transport)
+        with pytest.raises(WorkerUnavailable):
+            await UpstreamSession(upstream).answer(preparer.prepare(asking()), progress, VOCABULARY, STOP)
+
+    asyncio.run(run())
+    assert progress.transcript.text == "The card"
+
+
+def test_nobody_there_is_said_in_one_line() -> None:
+    preparer = Preparer(BUNDLE.manifest, PromptBuilder.open(BUNDLE), None, planned=False)
+
+    async def run() -> None:
+        upstream = Upstream("http://127.0.0.1:1/v1", model="big")
+        progress = Progress(time.perf_counter(), Transcript(VOCABULARY))
+        with pytest.raises(WorkerUnavailable, match="no server answers"):
+            await UpstreamSession(upstream).answer(preparer.prepare(asking()), progress, VOCABULARY, STOP)
+        await upstream.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("url", ["there/v1", "ftp://there", "http://", "http://me:pass@there/v1", ""])
+def test_what_is_no_url(url: str) -> None:
+    with pytest.raises(InputError):
+        Upstream(url, model="big")
+
+
+def test_a_key_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "key"
+    file.write_text("from-file\n")
+    monkeypatch.setenv(KEY, "from-environment")
+    assert open_key(file) == "from-file"
+    assert open_key(None) == "from-environment"
+    monkeypatch.delenv(KEY)
+    assert open_key(None) is None
+    for content in (b"", b"two\nlines", b"\xff\xfe", "ключ".encode()):
+        file.write_bytes(content)
+        with pytest.raises(InputError):
+            open_key(file)
+    with pytest.raises(InputError, match="cannot be read"):
+        open_key(tmp_path / "none")
