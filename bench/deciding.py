@@ -66,7 +66,7 @@ def prepared(drafter: Bundle) -> Prepared:
     pixels = drafter.manifest.family.preprocess(image)
     prompt = PromptBuilder.open(drafter).build([question(request.question.text)], [pixels.grid]).ids
     asked = Question.about(request.image, request.question.text)
-    return Prepared(question=asked, image=image, pixels=pixels, prompt=prompt, asked=prompt, limit=64)
+    return Prepared(question=asked, images=(image,), pixels=(pixels,), prompt=prompt, asked=prompt, limit=64)
 
 
 def answered() -> Progress:

@@ -164,7 +164,7 @@ def predict(setting: Setting, asked: Sequence[Asking], now: Conditions) -> Predi
     low, high = (
         search(
             setting,
-            Asked(grid=asked[0].grid, image_bytes=round(image), prompt_tokens=round(prompt), answer_tokens=tokens),
+            Asked(grids=(asked[0].grid,), image_bytes=round(image), prompt_tokens=round(prompt), answer_tokens=tokens),
             space,
             now,
             limits=Limits(),

@@ -100,7 +100,7 @@ def _looker(drafter: Bundle, worker: str) -> Callable[[Request, Mapping[bool, fl
         text, picture = request.question.text, decode_image(request.image)
         pixels = manifest.family.preprocess(picture)
         prompt = prompts.build([question(text)], [pixels.grid]).ids
-        drafting = model.converse(prompt, pixels, greedy)
+        drafting = model.converse(prompt, [pixels], greedy)
         kept = gate.keeps(list(drafting.draft((), MAX_TOKENS)), greedy)
         asked = Question.about(request.image, text, mode=Mode.CLOUD, max_tokens=MAX_TOKENS)
         tokens = asyncio.run(truth(asked))

@@ -49,7 +49,7 @@ def main() -> None:
         truth = reference.answer(request.image, request.question.text, max_tokens=MAX_TOKENS)
         pixels = bundle.manifest.family.preprocess(decode_image(request.image))
         prompt = prompts.build([question(request.question.text)], [pixels.grid]).ids
-        drafting = drafter.converse(prompt, pixels, greedy)
+        drafting = drafter.converse(prompt, [pixels], greedy)
         drafted = list(drafting.draft((), MAX_TOKENS))
         ids = tuple(one.token for one in drafted)
         seen["target"][kind].append(reference.text(truth) == right)

@@ -27,7 +27,7 @@ def main() -> None:
     pixels = target.manifest.family.preprocess(Image.new("RGB", (1024, 768), "teal"))
     prompt = PromptBuilder.open(target).build([question("Describe the picture.")], [pixels.grid]).ids
     if args.cut != "image":
-        for _ in TargetSpan.open(target, args.cut, threads=1).converse(prompt, pixels).opening(()):
+        for _ in TargetSpan.open(target, args.cut, threads=1).converse(prompt, [pixels]).opening(()):
             pass
     print(psutil.Process().memory_info().rss)
 

@@ -10,8 +10,11 @@ import typer
 from cutline.cli import options
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cutline.edge.agent import Agent
     from cutline.edge.answer import Answer
-from cutline.edge.question import Question
+    from cutline.edge.question import Question
 
 EPILOG = "Example: cutline ask card.png 'Read the digits.' --mode auto --worker 127.0.0.1:50051"
 
@@ -26,7 +29,8 @@ def ask(
             "draft: drafted here, verified by the worker; auto: the gate decides, or with profiles the planner."
         ),
     ] = "auto",
-    worker: options.Worker = None,
+    worker: options.Workers = None,
+    directory: options.Directory = None,
     agent: Annotated[
         str | None, typer.Option(help="URL of a running agent to ask, instead of answering here.", show_default=False)
     ] = None,
@@ -73,21 +77,31 @@ def ask(
         ),
     ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the worker.")] = 60.0,
+    correct: Annotated[
+        float, typer.Option(help="Seconds to look for a worker that verifies what this device had to finish alone.")
+    ] = 0.0,
     threads: options.Threads = None,
     provider: options.Provider = None,
+    ca: options.Ca = None,
+    cert: options.Cert = None,
+    key: options.Key = None,
+    token_file: options.TokenFile = None,
+    notice: options.Notice = 2.0,
+    offline: options.Offline = False,
     as_json: options.Json = False,
 ) -> None:
     """Ask a question about an image.
 
-    Without --worker, mode edge answers on this device, and auto where the gate lets the answer stand. With profiles
-    auto plans cut, format and drafting. Tokens are coloured by where they came from: yellow from this device, green
-    drafted here and confirmed, blue from the worker.
+    Without --worker, modes edge and auto answer on this device. With profiles auto plans cut, format and drafting.
+    Tokens are coloured by where they came from: yellow from this device, green drafted here and confirmed, blue from
+    the worker.
     """
     import asyncio
     import sys
 
     import msgspec
 
+    from cutline.cli.setting import AgentOptions, agent_opener, open_keys
     from cutline.edge.question import Mode, Question
     from cutline.errors import ImageError, InputError
     from cutline.models.images import MAX_BYTES
@@ -114,52 +128,46 @@ def ask(
         wire=Wire(wire),
         keep_image_tokens=keep_image_tokens,
         timeout=timeout,
+        correct_seconds=correct,
         exact=exact,
         image_must_stay=image_must_stay,
         max_latency_ms=max_latency_ms,
         min_agreement=min_agreement,
     )
-    profiles = edge_profile, cloud_profile, link
-    if agent is not None and (bundle or worker or target or threads or provider or any(profiles)):
+    profiles, keys = (edge_profile, cloud_profile, link), open_keys(ca, cert, key, token_file)
+    if agent is not None and (
+        bundle or worker or directory or target or threads or provider or offline or any(profiles)
+    ):
         raise InputError(
-            "--agent asks a running agent, which has its own --bundle, --worker, --target, --threads, --provider and "
-            "profiles"
+            "--agent asks a running agent, which has its own --bundle, --worker, --directory, --target, --threads, "
+            "--provider, --offline and profiles"
         )
     if agent is None:
-        answer = asyncio.run(_answer_here(asked, bundle, target, worker, threads, provider, profiles))
+        given = AgentOptions(
+            bundle=bundle,
+            target=target,
+            workers=worker or (),
+            directory=directory,
+            profiles=profiles,
+            threads=threads,
+            provider=provider,
+            keys=keys,
+            notice=notice,
+            offline=offline,
+        )
+        answer = asyncio.run(_answer_here(asked, agent_opener(given, cuts=cut != "image")))
     else:
         from cutline.edge.remote import ask_agent
 
-        answer = ask_agent(agent, asked)
+        answer = ask_agent(agent, asked, keys)
     if as_json:
         sys.stdout.buffer.write(msgspec.json.encode(answer) + b"\n")
     else:
         _show(answer)
 
 
-async def _answer_here(
-    question: Question,
-    bundle: Path | None,
-    target: Path | None,
-    worker: str | None,
-    threads: int | None,
-    provider: str | None,
-    profiles: tuple[str | None, str | None, str | None],
-) -> Answer:
-    from cutline.cli.setting import open_drafter, open_planner, open_target_for, thread_count
-    from cutline.edge.agent import Agent
-    from cutline.edge.runtime import CPU
-
-    drafter = open_drafter(bundle)
-    needed = open_target_for(target, bundle) if question.cut != "image" or any(profiles) else None
-    async with Agent(
-        drafter,
-        worker=worker,
-        threads=thread_count(threads),
-        target=needed,
-        provider=provider or CPU,
-        planner=open_planner(*profiles, drafter, needed),
-    ) as agent:
+async def _answer_here(question: Question, open_agent: Callable[[], Agent]) -> Answer:
+    async with open_agent() as agent:
         return await agent.answer(question)
 
 
@@ -178,4 +186,9 @@ def _show(answer: Answer) -> None:
         where_cut = f"{plan.mode} at {plan.cut}" + (f" in {plan.wire}" if plan.wire else "")
         times = f"{plan.predicted_ms:.0f} ms predicted, {plan.measured_ms:.0f} measured"
         console.print(f"[dim]planned {where_cut}: {times}[/dim]")
+    for lost in answer.lost:
+        then = f"{lost.next} went on" if lost.next else "the drafter went on"
+        console.print(f"[dim]lost {lost.worker} after {lost.position} tokens, {then}: {lost.why}[/dim]")
+    if answer.tail is not None:
+        console.print(f"[dim]this device alone from token {answer.alone_from} on: {answer.tail}[/dim]")
     console.print(f"[dim]{answer.mode} · {where} · {answer.latency_ms:.0f} ms · {cost}[/dim]")

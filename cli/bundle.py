@@ -122,7 +122,7 @@ def _look(bundle: Bundle) -> Seen:
     manifest = bundle.manifest
     grid = manifest.family.grid(IMAGE_SIZE)
     prompt = PromptBuilder.open(bundle).build([question(WORDS)], [grid]).ids
-    sizes = request_sizes(manifest, grid, len(prompt))
+    sizes = request_sizes(manifest, [grid], len(prompt))
     layers = layer_costs(manifest)
     return Seen(
         identity=manifest.identity,

@@ -33,6 +33,10 @@ def calibrate(
         ),
     ] = None,
     worker: options.Worker = None,
+    ca: options.Ca = None,
+    cert: options.Cert = None,
+    key: options.Key = None,
+    token_file: options.TokenFile = None,
     data: Annotated[
         Path | None,
         typer.Option(
@@ -72,7 +76,7 @@ def calibrate(
     from cutline.cli.calibrate_input import demo_sources, file_sources
     from cutline.cli.pricing import measure, ways
     from cutline.cli.processes import worker_process
-    from cutline.cli.setting import open_drafter, open_target, open_target_for, thread_count
+    from cutline.cli.setting import open_drafter, open_keys, open_target, open_target_for, thread_count
     from cutline.edge.agent import Agent
     from cutline.edge.gate import save_gate
     from cutline.errors import InputError, ModelMismatch
@@ -84,7 +88,7 @@ def calibrate(
         raise InputError(f"--cards is {cards}; give 1 or more")
     if price_cards < 0:
         raise InputError(f"--price-cards is {price_cards}; give 0 or more")
-    drafter = open_drafter(bundle)
+    drafter, keys = open_drafter(bundle), open_keys(ca, cert, key, token_file)
     priced = open_target_for(target, bundle) if price_cards else None
     for opened, option in ((drafter, "--bundle"), *([(priced, "--target")] if priced else [])):
         if not os.access(opened.path, os.W_OK):
@@ -105,7 +109,7 @@ def calibrate(
 
         async def run() -> tuple[Gate, Prices | None]:
             count = thread_count(threads)
-            async with Agent(drafter, worker=address, threads=count) as agent:
+            async with Agent(drafter, worker=address, keys=keys, threads=count) as agent:
                 gate = await _calibrated(agent, progress.track(asked, description="asking both"), risk, confidence)
             if priced is None:
                 return gate, None
@@ -116,6 +120,7 @@ def calibrate(
                 drafter,
                 priced,
                 worker=address,
+                keys=keys,
                 threads=count,
                 cuts=cuts,
                 asked=priced_on,
@@ -167,6 +172,7 @@ async def _calibrated(agent: Agent, sources: Iterable[Source], risk: float, conf
     from cutline.cli.calibrate_input import errors_at
     from cutline.edge.gate import calibrate_gate, with_answers
     from cutline.edge.question import Mode, Question
+    from cutline.errors import WorkerUnavailable
 
     confidences, drafted, truths = list[float](), list[list[int]](), list[list[int]]()
     for source in sources:
@@ -174,6 +180,8 @@ async def _calibrated(agent: Agent, sources: Iterable[Source], risk: float, conf
         with errors_at(source.place):
             ours = await agent.answer(Question.about(one.image, one.text, mode=Mode.EDGE))
             theirs = await agent.answer(Question.about(one.image, one.text, mode=Mode.CLOUD))
+            if theirs.alone_from is not None:
+                raise WorkerUnavailable(f"the worker was lost, so its answer is not known: {theirs.lost[-1].why}")
         confidences.append(ours.confidence or 0.0)
         drafted.append([token.id for token in ours.tokens])
         truths.append([token.id for token in theirs.tokens])

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cutline.cli import options
-from cutline.errors import InputError
+from cutline.errors import InputError, WorkerFailed
 from cutline.models.layerline import END, LayerLine
 from cutline.models.wire import Wire
 
-EPILOG = "Example: cutline cloud --bundle my-target --listen 127.0.0.1:50051 --device cuda"
+if TYPE_CHECKING:
+    from cutline.cloud.tracing import Tracing
+
+EPILOG = "Example: cutline cloud --bundle my-target --listen 127.0.0.1:50051 --device cuda --insecure"
 
 
 def cloud(
@@ -29,6 +33,14 @@ def cloud(
             show_default=False,
         ),
     ] = None,
+    image_cache: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Bytes for images that are kept for other sessions. Without it, a twentieth of what is free.",
+            show_default=False,
+        ),
+    ] = None,
     context: Annotated[int, typer.Option(help="Tokens a session may hold, the model's own limit at most.")] = 2048,
     layers: Annotated[
         str, typer.Option(help="START:END, the layers to run: from START on, up to but without END.")
@@ -42,70 +54,156 @@ def cloud(
         str | None,
         typer.Option(help="HOST:PORT to show metrics at, in Prometheus' format.", show_default=False),
     ] = None,
+    tensor_parallel: Annotated[
+        int,
+        typer.Option(min=1, help="Devices of that kind which share every layer of a target too big for one."),
+    ] = 1,
     threads: options.Threads = None,
+    tls_cert: options.TlsCert = None,
+    tls_key: options.TlsKey = None,
+    client_ca: Annotated[
+        Path | None,
+        typer.Option(help="Certificates in PEM of who vouches for callers: each must show one.", show_default=False),
+    ] = None,
+    tokens: Annotated[
+        Path | None,
+        typer.Option(help="TOML file of who may come with which token, and of their limits.", show_default=False),
+    ] = None,
+    ca: options.Ca = None,
+    cert: options.Cert = None,
+    key: options.Key = None,
+    token_file: options.TokenFile = None,
+    drain: Annotated[float, typer.Option(help="Seconds that open sessions get once the worker is to stop.")] = 10.0,
+    log: Annotated[str, typer.Option(help="How the log is written to stderr: text or json, a line an event.")] = "text",
+    audit: Annotated[
+        Path | None, typer.Option(help="File that gets a line a call: who, what, how it ended.", show_default=False)
+    ] = None,
+    otel: Annotated[
+        bool, typer.Option("--otel", help="Send a span a session to the collector of OTEL_EXPORTER_OTLP_ENDPOINT.")
+    ] = False,
     insecure: options.Insecure = False,
 ) -> None:
     """Run a cloud worker: it serves the target of a bundle until it is stopped.
 
     With --layers it loads and runs some of the layers; the worker at --next goes on from there, and must run already.
-    Answers are the same in every mode at one --dtype, not across them. `cutline top` shows the metrics.
-    Prints the address it listens at as its first line. Ctrl-C or SIGTERM stops it in order, with exit code 0.
+    Answers are the same in every mode at one --dtype, not across them. `cutline top` shows the metrics. Who calls shows
+    a token of --tokens or a certificate of --client-ca. --ca, --cert, --key and --token-file are for the way to --next.
+    Prints the address it listens at as its first line. Ctrl-C or SIGTERM stops it in order, with exit code 0: it takes
+    no new sessions and gives the open ones --drain seconds. A second one ends those at once.
     """
     import asyncio
-    import logging
     import signal
-    from contextlib import nullcontext
+    from contextlib import AsyncExitStack
 
-    from cutline.cli.setting import check_listen, open_target, thread_count
+    from cutline.cli.logs import write_logs
+    from cutline.cli.setting import (
+        check_listen,
+        check_metrics,
+        open_keys,
+        open_server_keys,
+        open_target,
+        thread_count,
+    )
 
     try:
         import torch
 
         from cutline.cloud.accelerator import check_device
+        from cutline.cloud.audit import Audit
+        from cutline.cloud.journal import Journal
         from cutline.cloud.metrics import Metrics, show
-        from cutline.cloud.observer import NOBODY
-        from cutline.cloud.server import serve
+        from cutline.cloud.observer import Observer, Observers
+        from cutline.cloud.ranks import device_of
+        from cutline.cloud.server import Access, Drain, serve
     except ModuleNotFoundError as error:
         raise InputError(f"a worker needs {error.name}; install it with `pip install 'cutline[cloud]'`") from None
 
-    check_listen(listen, insecure=insecure)
-    check_device(device)
+    access = Access(
+        keys=open_server_keys(tls_cert, tls_key, client_ca),
+        tokens=tokens,
+        onward=open_keys(ca, cert, key, token_file),
+    )
+    needs = "--tls-cert, --tls-key, and --tokens or --client-ca"
+    secured = access.keys is not None and (tokens is not None or client_ca is not None)
+    check_listen(listen, secured=secured, insecure=insecure, needs=needs)
+    for rank in range(tensor_parallel):
+        check_device(device if tensor_parallel == 1 else device_of(device, rank))
     if (max_sessions is not None and max_sessions < 1) or context < 2:
         raise InputError("--max-sessions must be 1 or more, --context 2 or more")
     if dtype not in (None, "bf16", "fp32"):
         raise InputError(f"--dtype is bf16 or fp32, not {dtype}")
     if metrics is not None:
-        check_listen(metrics, insecure=insecure)
-    torch.set_num_threads(thread_count(threads))
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        check_metrics(metrics, secured=client_ca is not None)
+    cores = thread_count(threads)
+    torch.set_num_threads(cores if threads else max(1, cores // tensor_parallel))
+    if not 0 <= drain <= 3600:
+        raise InputError(f"--drain is {drain:g}; give 0 to 3600 seconds")
+    write_logs(log, audit)
     opened = open_target(bundle)
     span = _span(layers, opened.manifest.line, next_worker)
     taken = _formats(wires)
 
     async def run() -> None:
-        stop = asyncio.Event()
+        stop, broken = asyncio.Event(), False
+
+        def broke() -> None:
+            nonlocal broken
+            broken = True
+            stop.set()
+
+        ending = Drain(drain)
+
+        def end() -> None:
+            (ending.hurry if stop.is_set() else stop).set()
+
         for name in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(name, stop.set)
-        counts = Metrics()
-        async with serve(
-            opened,
-            listen=listen,
-            slots=max_sessions,
-            context=context,
-            device=device,
-            layers=span,
-            next_worker=next_worker,
-            wires=taken,
-            dtype={"bf16": torch.bfloat16, "fp32": torch.float32}.get(dtype or ""),
-            observer=counts if metrics is not None else NOBODY,
-        ) as address:
-            with show(counts, metrics) if metrics is not None else nullcontext() as shown:
-                print(f"worker of {opened.manifest.name} listens at {address}", flush=True)
-                if shown is not None:
-                    print(f"metrics at {shown}", flush=True)
-                await stop.wait()
+            asyncio.get_running_loop().add_signal_handler(name, end)
+        observers: list[Observer] = [Journal(), Audit()]
+        shown = None
+        async with AsyncExitStack() as stack:
+            if metrics is not None:
+                observers.append(counts := Metrics())
+                shown = stack.enter_context(show(counts, metrics, access.keys))
+            if otel:
+                observers.append(tracing := _tracing())
+                stack.callback(tracing.close)
+            address = await stack.enter_async_context(
+                serve(
+                    opened,
+                    listen=listen,
+                    slots=max_sessions,
+                    images=image_cache,
+                    context=context,
+                    device=device,
+                    layers=span,
+                    next_worker=next_worker,
+                    wires=taken,
+                    dtype={"bf16": torch.bfloat16, "fp32": torch.float32}.get(dtype or ""),
+                    observer=Observers(*observers),
+                    access=access,
+                    drain=ending,
+                    tensor_parallel=tensor_parallel,
+                    on_broken=broke,
+                )
+            )
+            print(f"worker of {opened.manifest.name} listens at {address}", flush=True)
+            if shown is not None:
+                print(f"metrics at {shown}", flush=True)
+            await stop.wait()
+        if broken:
+            raise WorkerFailed("the worker broke; its log says more")
 
     asyncio.run(run())
+
+
+def _tracing() -> Tracing:
+    """Spans on their way to a collector. Raises InputError."""
+    try:
+        from cutline.cloud.tracing import Tracing
+    except ModuleNotFoundError as error:
+        raise InputError(f"--otel needs {error.name}; install it with `pip install 'cutline[otel]'`") from None
+
+    return Tracing.to_collector()
 
 
 def _span(layers: str, line: LayerLine, next_worker: str | None) -> tuple[str, str]:

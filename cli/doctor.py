@@ -9,7 +9,7 @@ from cutline.cli import options
 if TYPE_CHECKING:
     from cutline.edge.doctor import Diagnosis
 
-EPILOG = "Example: cutline doctor --bundle my-drafter --worker 192.0.2.7:50051"
+EPILOG = "Example: cutline doctor --bundle my-drafter --worker 192.0.2.7:50051 --ca ca.crt --token-file token"
 
 STYLES = {"ok": "green", "advice": "yellow", "problem": "red"}
 
@@ -19,6 +19,10 @@ def doctor(
     target: options.Target = None,
     worker: options.Worker = None,
     provider: options.Provider = None,
+    ca: options.Ca = None,
+    cert: options.Cert = None,
+    key: options.Key = None,
+    token_file: options.TokenFile = None,
     as_json: options.Json = False,
 ) -> int:
     """Look at this device before a model is loaded: what it is, what works, what fits, and what to do.
@@ -33,6 +37,7 @@ def doctor(
     import msgspec
     from rich.console import Console
 
+    from cutline.cli.setting import open_keys
     from cutline.demo.bundles import DRAFTER, TARGET
     from cutline.edge.doctor import UNWELL, diagnose
     from cutline.edge.examining import examine
@@ -40,6 +45,7 @@ def doctor(
 
     if worker is not None:
         parse_address(worker)
+    keys = open_keys(ca, cert, key, token_file)
     cut = target or (TARGET if bundle is None else None)
     with Console(stderr=True).status("looking") as status:
         facts = asyncio.run(
@@ -47,6 +53,7 @@ def doctor(
                 bundle or DRAFTER,
                 target=cut,
                 worker=worker,
+                keys=keys,
                 provider=provider or "cpu",
                 tell=lambda step: status.update(f"looking at {step}"),
             )

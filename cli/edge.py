@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
 from cutline.cli import options
 
-EPILOG = "Example: cutline edge --worker 127.0.0.1:50051 --listen 127.0.0.1:8080"
+EPILOG = "Example: cutline edge --worker 127.0.0.1:50051 --listen 127.0.0.1:8080 --insecure"
 
 
 def edge(
     bundle: options.Bundle = None,
-    worker: options.Worker = None,
+    worker: options.Workers = None,
+    directory: options.Directory = None,
     target: options.Target = None,
     listen: options.Listen = "127.0.0.1:8080",
     threads: options.Threads = None,
@@ -17,33 +23,66 @@ def edge(
     edge_profile: options.EdgeProfile = None,
     cloud_profile: options.CloudProfile = None,
     link: options.Link = None,
+    tls_cert: options.TlsCert = None,
+    tls_key: options.TlsKey = None,
+    api_tokens: Annotated[
+        Path | None, typer.Option(help="TOML file of who may ask with which token, over HTTP.", show_default=False)
+    ] = None,
+    ca: options.Ca = None,
+    cert: options.Cert = None,
+    key: options.Key = None,
+    token_file: options.TokenFile = None,
+    allow_url: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="HOST (or HOST:PORT) that http(s) URLs of images may name; may be given again.", show_default=False
+        ),
+    ] = None,
+    requests: Annotated[int, typer.Option(help="Questions in work at once; one more is told to come later.")] = 8,
+    notice: options.Notice = 2.0,
+    offline: options.Offline = False,
     insecure: options.Insecure = False,
 ) -> None:
     """Run an edge agent: it answers `POST /v1/chat/completions` until it is stopped.
 
     Prints the address it listens at as its first line. `cutline ask --agent URL` asks it. Ctrl-C or SIGTERM stops it
     in order, with exit code 0. With profiles, mode auto plans each request: cut, format and drafting.
+    It is asked over HTTPS by who has a token of --api-tokens. --ca, --cert, --key and --token-file are for its worker.
     """
     import asyncio
 
-    from cutline.cli.setting import check_listen, open_drafter, open_planner, open_target_for, thread_count
-    from cutline.edge.agent import Agent
-    from cutline.edge.http import serve
-    from cutline.edge.runtime import CPU
+    from cutline.cli.setting import AgentOptions, agent_opener, check_listen, open_keys, open_server_keys
+    from cutline.edge.api.serving import serve
+    from cutline.protos.tokens import Tokens
 
-    check_listen(listen, insecure=insecure)
-    opened, cuttable = open_drafter(bundle), open_target_for(target, bundle)
-    planner = open_planner(edge_profile, cloud_profile, link, opened, cuttable)
+    server_keys, keys = open_server_keys(tls_cert, tls_key), open_keys(ca, cert, key, token_file)
+    secured = server_keys is not None and api_tokens is not None
+    check_listen(listen, secured=secured, insecure=insecure, needs="--tls-cert, --tls-key and --api-tokens")
+    tokens = None if api_tokens is None else Tokens(api_tokens)
+    given = AgentOptions(
+        bundle=bundle,
+        target=target,
+        workers=worker or (),
+        directory=directory,
+        profiles=(edge_profile, cloud_profile, link),
+        threads=threads,
+        provider=provider,
+        keys=keys,
+        notice=notice,
+        offline=offline,
+    )
+    open_agent = agent_opener(given, cuts=True)
 
     async def run() -> None:
-        async with Agent(
-            opened,
-            worker=worker,
-            threads=thread_count(threads),
-            target=cuttable,
-            provider=provider or CPU,
-            planner=planner,
-        ) as agent:
-            await serve(agent, listen=listen, announce=lambda address: print(f"agent listens at {address}", flush=True))
+        async with open_agent() as agent:
+            await serve(
+                agent,
+                listen=listen,
+                announce=lambda address: print(f"agent listens at {address}", flush=True),
+                allow_urls=allow_url or (),
+                most=requests,
+                keys=server_keys,
+                tokens=tokens,
+            )
 
     asyncio.run(run())

@@ -8,7 +8,23 @@ import sys
 
 import typer
 
-from cutline.cli import ask, bundle, calibrate, cloud, demo, doctor, edge, export, plan, profile, top, watch
+from cutline.cli import (
+    ask,
+    bundle,
+    calibrate,
+    cloud,
+    cluster,
+    demo,
+    doctor,
+    edge,
+    export,
+    health,
+    keys,
+    plan,
+    profile,
+    top,
+    watch,
+)
 from cutline.errors import CutlineError, InputError
 
 INTERRUPTED = 130  # as shells expect after Ctrl-C
@@ -27,12 +43,15 @@ for module, command in (
     (doctor, doctor.doctor),
     (edge, edge.edge),
     (export, export.export),
+    (health, health.health),
     (plan, plan.plan),
     (top, top.top),
     (watch, watch.watch),
 ):
     app.command(epilog=module.EPILOG)(command)
 app.add_typer(bundle.app, name="bundle")
+app.add_typer(cluster.app, name="cluster")
+app.add_typer(keys.app, name="keys")
 app.add_typer(profile.app, name="profile")
 
 

@@ -9,6 +9,20 @@ import typer
 
 Bundle = Annotated[Path | None, typer.Option(help="The bundle's folder; without it, the demo's.", show_default=False)]
 Worker = Annotated[str | None, typer.Option(help="HOST:PORT of a worker.", show_default=False)]
+Workers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--worker",
+        help="HOST:PORT of a worker; repeatable, the cheapest first: one is asked after another fails.",
+        show_default=False,
+    ),
+]
+Directory = Annotated[
+    str | None,
+    typer.Option(help="HOST:PORT of a cluster's directory, which says what workers there are.", show_default=False),
+]
+Offline = Annotated[bool, typer.Option("--offline", help="Connect to no worker, whatever is asked.")]
+Notice = Annotated[float, typer.Option(help="Seconds of silence after which a worker, or the link to it, is given up.")]
 Listen = Annotated[str, typer.Option(help="HOST:PORT to listen at; port 0 takes any free one.")]
 Target = Annotated[
     Path | None,
@@ -38,4 +52,30 @@ Link = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")]
-Insecure = Annotated[bool, typer.Option("--insecure", help="Allow plain text beyond this machine's own addresses.")]
+Insecure = Annotated[
+    bool, typer.Option("--insecure", help="Serve whoever asks, in plain text: on this machine's own addresses alone.")
+]
+TlsCert = Annotated[
+    Path | None, typer.Option(help="Certificate to be known by, in PEM, of `cutline keys init`.", show_default=False)
+]
+TlsKey = Annotated[Path | None, typer.Option(help="Its private key.", show_default=False)]
+ClientCa = Annotated[
+    Path | None,
+    typer.Option(help="Certificates in PEM of who vouches for callers: each must show one.", show_default=False),
+]
+Tokens = Annotated[
+    Path | None,
+    typer.Option(help="TOML file of who may come with which token, and of their limits.", show_default=False),
+]
+Ca = Annotated[
+    Path | None,
+    typer.Option(help="Certificates in PEM of who vouches for the worker, to reach it by TLS.", show_default=False),
+]
+Cert = Annotated[
+    Path | None, typer.Option(help="This device's own certificate, for a worker that asks for one.", show_default=False)
+]
+Key = Annotated[Path | None, typer.Option(help="Its private key.", show_default=False)]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option(help="File that holds the token for the worker; without it, CUTLINE_TOKEN.", show_default=False),
+]

@@ -67,7 +67,7 @@ def asked_of(drafter: Bundle, image: Path | None, *, prompt_tokens: int | None, 
     if prompt_tokens + answer_tokens > context:
         raise InputError(f"{prompt_tokens} and {answer_tokens} tokens do not fit the model's context of {context}")
     return Asked(
-        grid=grid,
+        grids=(grid,),
         image_bytes=len(family.shrink(data, picture)),
         prompt_tokens=prompt_tokens,
         answer_tokens=answer_tokens,

@@ -10,9 +10,11 @@ from statistics import fmean
 from cutline.edge.agent import Agent
 from cutline.edge.answer import Answer
 from cutline.edge.question import Mode, Question
+from cutline.errors import WorkerUnavailable
 from cutline.models.bundle import Bundle
 from cutline.models.prices import Price, Prices
 from cutline.models.wire import Wire
+from cutline.protos.security import NO_KEYS, AgentKeys
 
 KEPT = (0.75, 0.5, 0.25)  # shares of image tokens, at the first cut that has them
 AT_ONCE = 4  # questions: the worker runs some while the next are on their way to it
@@ -56,6 +58,7 @@ async def measure(
     target: Bundle,
     *,
     worker: str,
+    keys: AgentKeys = NO_KEYS,
     threads: int,
     cuts: Sequence[str],
     asked: Sequence[Asked],
@@ -66,7 +69,7 @@ async def measure(
     exact: list[tuple[int, ...]] = []
     for cut in ("image", *(cut for cut in cuts if cut != "image")):
         # An agent for each cut, as it holds all the spans that it ever ran.
-        async with Agent(drafter, worker=worker, threads=threads, target=target) as agent:
+        async with Agent(drafter, worker=worker, keys=keys, threads=threads, target=target) as agent:
             for way in ways([cut]):
                 answers = await _ask_all(agent, way, asked, advance)
                 exact = exact or [_ids(answer) for answer in answers]  # the first way is the whole target in the worker
@@ -97,6 +100,8 @@ async def _ask_all(agent: Agent, way: Way, asked: Sequence[Asked], advance: Call
     async def ask(one: Asked) -> Answer:
         async with turns:
             answer = await agent.answer(way.question(one))
+        if answer.alone_from is not None:
+            raise WorkerUnavailable(f"the worker was lost, so its answer is not known: {answer.lost[-1].why}")
         advance()
         return answer
 

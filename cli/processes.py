@@ -24,7 +24,9 @@ def worker_process(target: Path, *options: str, threads: int = 1) -> Iterator[st
 
     Raises WorkerUnavailable if it does not start.
     """
-    with _running("cloud", "--bundle", str(target), "--threads", str(threads), *options) as address:
+    # Whoever started it waits for its end.
+    given = ("--bundle", str(target), "--threads", str(threads), "--drain", "0", *options)
+    with _running("cloud", *given) as address:
         yield address
 
 
@@ -42,7 +44,8 @@ def agent_process(drafter: Path, worker: str, *options: str, threads: int = 1) -
 def _running(command: str, *arguments: str) -> Iterator[str]:
     with ExitStack() as stack:
         with _no_interrupt():  # between the start of a process and our answering for it
-            process = _start([sys.executable, "-m", "cutline.cli", command, "--listen", "127.0.0.1:0", *arguments])
+            given = ("--listen", "127.0.0.1:0", "--insecure", *arguments)
+            process = _start([sys.executable, "-m", "cutline.cli", command, *given])
             assert process.stdout is not None
             assert process.stderr is not None
             stack.enter_context(process.stdout)

@@ -215,21 +215,27 @@ def _versions() -> dict[str, str]:
 def link(
     worker: Annotated[str, typer.Argument(metavar="HOST:PORT", help="The worker at the other end.")],
     seconds: Annotated[float, typer.Option(help="How long to measure, about.")] = 10.0,
+    ca: options.Ca = None,
+    cert: options.Cert = None,
+    key: options.Key = None,
+    token_file: options.TokenFile = None,
     out: Out = None,
     as_json: options.Json = False,
 ) -> None:
     """Measure the link to a worker: round trip, jitter, and the rates up and down, as sessions get them."""
     import asyncio
 
+    from cutline.cli.setting import open_keys
     from cutline.edge.probing import measure_link
     from cutline.errors import InputError
 
     if not 1.0 <= seconds <= 300.0:
         raise InputError(f"--seconds is {seconds:g}; give 1 to 300")
     _check_out(out)
+    keys = open_keys(ca, cert, key, token_file)
     with _telling() as tell:
         tell(f"the link to {worker}")
-        measured = asyncio.run(measure_link(worker, name=_name(out), seconds=seconds))
+        measured = asyncio.run(measure_link(worker, keys, name=_name(out), seconds=seconds))
     _write(measured, out, as_json)
 
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import ipaddress
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.devices.cores import usable_cores
-from cutline.errors import InputError
+from cutline.errors import BundleError, InputError
 from cutline.models.bundle import Bundle
-from cutline.protos.address import parse_address
+from cutline.protos.address import is_loopback, parse_address
 
 if TYPE_CHECKING:
+    from cutline.edge.agent import Agent
+    from cutline.edge.directory import ListedWorkers
     from cutline.edge.planning import Planner
+    from cutline.protos.security import AgentKeys, ServerKeys
 
 
 def open_drafter(path: Path | None) -> Bundle:
@@ -52,6 +57,61 @@ def open_planner(
     return Planner(setting_of(drafter, target, edge=edge, cloud=cloud), load_link(link))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentOptions:
+    """What several commands are given to open an agent with; `profiles` are of the device, the worker and the link."""
+
+    bundle: Path | None
+    target: Path | None
+    workers: Sequence[str]
+    directory: str | None
+    profiles: tuple[str | None, str | None, str | None]
+    threads: int | None
+    provider: str | None
+    keys: AgentKeys
+    notice: float
+    offline: bool
+
+
+def agent_opener(given: AgentOptions, *, cuts: bool) -> Callable[[], Agent]:
+    """What makes the agent, on the event loop that is to run it; `cuts` says that it may cut without a plan, too.
+
+    All that can be wrong with what was given is raised here: InputError, BundleError.
+    """
+    from cutline.devices.profile import load_profile
+    from cutline.edge.agent import Agent
+    from cutline.edge.energy import Meter
+    from cutline.edge.runtime import CPU
+
+    drafter = open_drafter(given.bundle)
+    target = open_target_for(given.target, given.bundle) if cuts or any(given.profiles) else None
+    planner = open_planner(*given.profiles, drafter, target)
+    threads = thread_count(given.threads)
+    meter = Meter() if given.profiles[0] is None else Meter(load_profile(given.profiles[0]))
+    if given.directory is not None and given.workers:
+        raise InputError("--directory says which workers there are; give that or --worker")
+    return lambda: Agent(
+        drafter,
+        worker=given.workers if given.directory is None else _listed_in(given.directory, drafter, given),
+        threads=threads,
+        target=target,
+        provider=given.provider or CPU,
+        planner=planner,
+        keys=given.keys,
+        notice=given.notice,
+        offline=given.offline,
+        meter=meter,
+    )
+
+
+def _listed_in(directory: str, drafter: Bundle, given: AgentOptions) -> ListedWorkers:
+    from cutline.edge.directory import ListedWorkers
+
+    if drafter.manifest.target is None:
+        raise BundleError(f"{drafter.path} drafts for no target, so no worker can be found for it")
+    return ListedWorkers(directory, model=drafter.manifest.target, keys=given.keys, offline=given.offline)
+
+
 def thread_count(given: int | None) -> int:
     """Threads of the model: what was given, else the cores that this process really has."""
     if given is not None and given < 1:
@@ -59,16 +119,47 @@ def thread_count(given: int | None) -> int:
     return given or usable_cores()
 
 
-def check_listen(listen: str, *, insecure: bool) -> None:
-    """That `listen` is HOST:PORT, and of this machine alone unless `insecure` allows others. Raises InputError."""
+def open_keys(ca: Path | None, cert: Path | None, key: Path | None, token_file: Path | None) -> AgentKeys:
+    """What is given to know workers by and to be known by; the token may stand in CUTLINE_TOKEN. Raises InputError."""
+    from cutline.protos.security import AgentKeys, check_token
+
+    token = os.environ.get("CUTLINE_TOKEN", "") if token_file is None else ""
+    if token:
+        check_token(token, "CUTLINE_TOKEN")
+    keys = AgentKeys(ca=ca, certificate=cert, key=key, token=token, token_file=token_file)
+    keys.check()
+    return keys
+
+
+def open_server_keys(cert: Path | None, key: Path | None, client_ca: Path | None = None) -> ServerKeys | None:
+    """What a server is to be known by, None where nothing is given. Raises InputError."""
+    from cutline.protos.security import ServerKeys
+
+    if (cert is None) != (key is None) or (client_ca is not None and cert is None):
+        raise InputError("--tls-cert and --tls-key go together, and --client-ca with them")
+    return None if cert is None or key is None else ServerKeys(certificate=cert, key=key, client_ca=client_ca)
+
+
+def check_listen(listen: str, *, insecure: bool, secured: bool = False, needs: str = "TLS and tokens") -> None:
+    """That who listens at `listen` (HOST:PORT) is `secured`, which `needs` those options, or serves this machine alone.
+
+    The latter only if that is said to be wanted: other people may work on this machine, too. Raises InputError.
+    """
     host, _ = parse_address(listen)
-    if not insecure and not is_loopback(host):
-        raise InputError(f"{host} can be reached from outside and traffic is plain text; --insecure says you accept it")
+    if not is_loopback(host):
+        if insecure:
+            raise InputError(f"--insecure is for this machine's own addresses, not for {host}; give {needs}")
+        if not secured:
+            raise InputError(f"{host} can be reached from outside; give {needs}: `cutline keys init` makes them")
+    elif not (secured or insecure):
+        raise InputError(f"give {needs}, or --insecure to serve whoever asks on this machine, in plain text")
 
 
-def is_loopback(host: str) -> bool:
-    """Whether `host` is one of this machine's own addresses."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
+def check_metrics(listen: str, *, secured: bool) -> None:
+    """That metrics are shown at HOST:PORT to this machine, or over TLS to who has a certificate. Raises InputError.
+
+    They tell how much, not of whom or what, so on this machine they need no flag.
+    """
+    host, _ = parse_address(listen)
+    if not (secured or is_loopback(host)):
+        raise InputError(f"metrics at {host} could be read from outside; give --tls-cert, --tls-key and --client-ca")

@@ -31,7 +31,8 @@ def watch(
         float, typer.Option(help="With --on-change: what is new, as a share of the range from black to white.")
     ] = 0.01,
     mode: Annotated[str, typer.Option(help="edge, cloud, draft or auto, as of `cutline ask`.")] = "auto",
-    worker: options.Worker = None,
+    worker: options.Workers = None,
+    directory: options.Directory = None,
     bundle: options.Bundle = None,
     target: options.Target = None,
     edge_profile: options.EdgeProfile = None,
@@ -50,6 +51,12 @@ def watch(
     ] = False,
     threads: options.Threads = None,
     provider: options.Provider = None,
+    ca: options.Ca = None,
+    cert: options.Cert = None,
+    key: options.Key = None,
+    token_file: options.TokenFile = None,
+    notice: options.Notice = 2.0,
+    offline: options.Offline = False,
 ) -> None:
     """Ask the same question about every frame of cameras, videos and folders, and print answers as JSON lines.
 
@@ -59,9 +66,8 @@ def watch(
     import os
     import sys
 
-    from cutline.cli.setting import open_drafter, open_planner, open_target_for, thread_count
+    from cutline.cli.setting import AgentOptions, agent_opener, open_keys
     from cutline.edge.question import Mode, Question
-    from cutline.edge.runtime import CPU
     from cutline.edge.sources import open_sources
     from cutline.edge.spool import Spool
 
@@ -74,31 +80,32 @@ def watch(
         raise InputError(f"--queue is {queue}; give 1 or more")
     interval, limit = amount("--every", every, _SECONDS), amount("--spool-limit", spool_limit, _BYTES)
     sources = open_sources(source, every=interval, threshold=threshold if on_change else None, once=once, tell=_tell)
-    drafter = open_drafter(bundle)
-    profiles = edge_profile, cloud_profile, link
-    cuttable = open_target_for(target, bundle) if any(profiles) else None
-    planner = open_planner(*profiles, drafter, cuttable)
-    if question.mode is not Mode.EDGE and worker is None:
-        raise InputError(f"mode {mode} needs a worker; give --worker HOST:PORT, or use --mode edge")
+    if question.mode is not Mode.EDGE and not (worker or directory or offline):
+        raise InputError(f"mode {mode} needs a worker; give --worker HOST:PORT, or use --mode edge or --offline")
+    given = AgentOptions(
+        bundle=bundle,
+        target=target,
+        workers=worker or (),
+        directory=directory,
+        profiles=(edge_profile, cloud_profile, link),
+        threads=threads,
+        provider=provider,
+        keys=open_keys(ca, cert, key, token_file),
+        notice=notice,
+        offline=offline,
+    )
+    open_agent = agent_opener(given, cuts=False)
     kept = None if spool is None else Spool(spool, question=ask, limit=round(limit))
 
     async def run() -> None:
         import signal
 
-        from cutline.edge.agent import Agent
         from cutline.edge.watching import Watch
 
         stop = asyncio.Event()
         for name in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(name, stop.set)
-        async with Agent(
-            drafter,
-            worker=worker,
-            threads=thread_count(threads),
-            target=cuttable,
-            provider=provider or CPU,
-            planner=planner,
-        ) as agent:
+        async with open_agent() as agent:
             watching = Watch(agent, sources, question, write=_write, room=queue, spool=kept, tell=_tell)
             try:
                 await watching.run(stop)

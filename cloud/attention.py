@@ -7,6 +7,8 @@ other attend in one call, each behind a mask of its own; a `Layout` says which, 
 
 from __future__ import annotations
 
+import math
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,8 +55,7 @@ class SlotCache:
 
     def __init__(self, shape: tuple[int, int, int, int, int], *, first: int, like: Tensor) -> None:
         self.first = first
-        self.keys = torch.zeros(shape, dtype=like.dtype, device=like.device)
-        self.values = torch.zeros(shape, dtype=like.dtype, device=like.device)
+        self.keys, self.values = _zeros(shape, like), _zeros(shape, like)
         self._written = [0] * shape[1]
 
     @property
@@ -73,6 +74,22 @@ class SlotCache:
                     held[:, stretch.slot, :, : self._written[stretch.slot]] = 0
                 self._written[stretch.slot] = 0
             self._written[stretch.slot] = max(self._written[stretch.slot], stretch.end)
+
+    def resume(self, slot: int, source: int, count: int) -> None:
+        """Have `slot` begin with the first `count` positions of `source`; what stood behind them is emptied."""
+        for held in (self.keys, self.values):
+            if source != slot:
+                held[:, slot, :, :count] = held[:, source, :, :count]
+            held[:, slot, :, count : self._written[slot]] = 0
+        self._written[slot] = count
+
+
+def _zeros(shape: Sequence[int], like: Tensor) -> Tensor:
+    """Zeros as torch makes them; on a processor of pages that take memory once they are written, and not before."""
+    size = math.prod(shape) * like.itemsize
+    if like.device.type != "cpu" or size == 0:
+        return torch.zeros(*shape, dtype=like.dtype, device=like.device)
+    return torch.frombuffer(mmap.mmap(-1, size), dtype=like.dtype).view(*shape)
 
 
 def sort_key(count: int, slot: int) -> tuple[int, int]:

@@ -1,11 +1,12 @@
-"""How many sessions a worker has room for: pure arithmetic over the memory that is free and a session's share of it."""
+"""How many sessions a worker has room for, and how many images: pure arithmetic over the memory that is free."""
 
 from __future__ import annotations
 
 from cutline.errors import InputError
 
 MOST_SLOTS = 64  # by default: more gain nothing, a pass of so many rows is bound by its arithmetic
-SHARE = 0.8  # of what is free; the rest is for passes and images
+SHARE = 0.75  # of what is free, for keys and values
+IMAGE_SHARE = 0.05  # for images that are kept; the rest is for passes
 
 
 def slot_bytes(*, layers: int, kv_heads: int, head_dim: int, context: int, itemsize: int) -> int:
@@ -16,12 +17,22 @@ def slot_bytes(*, layers: int, kv_heads: int, head_dim: int, context: int, items
 def slots_that_fit(asked: int | None, *, slot: int, free: int) -> int:
     """So many slots of `slot` bytes as are `asked` for, or, by default, as fit into `free` bytes. Raises InputError."""
     room = MOST_SLOTS if slot == 0 else int(free * SHARE) // slot
-    if room < (asked or 1):
+    count = asked or 1
+    if room < count:
+        need = f"1 session needs {_mib(slot)}" if count == 1 else f"{count} sessions need {_mib(count * slot)}"
+        fewer = f"--max-sessions {room} or " if room else ""
         raise InputError(
-            f"{asked or 1} sessions need {_mib((asked or 1) * slot)} MiB of keys and values, {_mib(free * SHARE)} MiB "
-            f"can be had; give a smaller --context{' or --max-sessions' if room and asked else ''}"
+            f"{need} MiB of keys and values, {_mib(free * SHARE)} MiB can be had; give {fewer}a smaller --context"
         )
     return asked or min(room, MOST_SLOTS)
+
+
+def image_room(asked: int | None, *, free: int) -> int:
+    """Bytes for images that are kept: those `asked` for, or by default a share of what is free. Raises InputError."""
+    most = int(free * (1 - SHARE))
+    if asked is not None and asked > most:
+        raise InputError(f"--image-cache {asked} is over the {most} bytes that can be had; give a smaller one")
+    return int(free * IMAGE_SHARE) if asked is None else asked
 
 
 def _mib(count: float) -> str:

@@ -13,11 +13,20 @@ from collections.abc import Callable
 from typing import Self
 
 from cutline.cloud.session import Forward, Request
-from cutline.errors import CutlineError, InputError, ModelMismatch, WorkerBusy, WorkerFailed, WorkerUnavailable
+from cutline.errors import (
+    AccessDenied,
+    CutlineError,
+    InputError,
+    ModelMismatch,
+    WorkerBusy,
+    WorkerFailed,
+    WorkerUnavailable,
+)
 from cutline.models.bundle import Manifest
 from cutline.models.wire import Wire
 from cutline.protos.client import WorkerClient, WorkerSession
 from cutline.protos.messages import Confirmed, Description, Draft, Finished, Open, Opened, boundary_chunks, draft_chunks
+from cutline.protos.security import NO_KEYS, TENANT_KEY, AgentKeys
 
 log = logging.getLogger(__name__)
 
@@ -28,17 +37,18 @@ _TOLD: dict[type[CutlineError], str] = {
     WorkerUnavailable: "a worker further along the chain does not answer; try again later",
     WorkerBusy: "a worker further along the chain has no room; try again later",
     WorkerFailed: "a worker further along the chain failed on this session; its log says more",
+    AccessDenied: "a worker further along the chain does not take this one; its operator must mend that",
     ModelMismatch: "a worker further along the chain serves another model; connect to another chain",
 }
 
 
 class NextWorker:
-    """The worker at `address`, which goes on at the layer `cut` of the model in `manifest`."""
+    """The worker at `address`, which goes on at the layer `cut` of the model in `manifest`, reached by `keys`."""
 
-    def __init__(self, address: str, manifest: Manifest, *, cut: str) -> None:
+    def __init__(self, address: str, manifest: Manifest, *, cut: str, keys: AgentKeys = NO_KEYS) -> None:
         self.manifest = manifest
         self.cut = cut
-        self.client = WorkerClient(address)
+        self.client = WorkerClient(address, keys)
         # Layers that end before the decoder have no part in a token: it goes on as it came.
         self.takes_tokens = cut in manifest.line.image_cuts
 
@@ -65,6 +75,8 @@ class NextWorker:
         except CutlineError as error:
             log.warning("the next worker takes no session: %s", error)
             raise anonymous(error) from None
+        if found.draining:
+            raise WorkerUnavailable(_TOLD[WorkerUnavailable])
         if found.sessions >= found.max_sessions:
             raise WorkerBusy(_TOLD[WorkerBusy])
 
@@ -145,9 +157,13 @@ class Onward:
             effort=request.effort,
             draft=request.draft if self._worker.takes_tokens else piece.tokens[len(request.tokens) :],
             grids=request.grids,
+            likelihoods=request.likelihoods,
+            alternatives=request.alternatives,
         )
         upload = boundary_chunks(piece.rows, self._wire)
-        self._session = self._worker.client.session(opening, upload, timeout=self._remaining())
+        # What agents of one tenant leave at the next worker no other's find, though this one asks for all of them.
+        tenant = ((TENANT_KEY, request.tenant),) if request.tenant else ()
+        self._session = self._worker.client.session(opening, upload, timeout=self._remaining(), metadata=tenant)
         self._listener = asyncio.create_task(self._listen(self._session))
         await self._session.__aenter__()
 

@@ -12,77 +12,70 @@ later is told so, until the worker is started again.
 
 from __future__ import annotations
 
-import heapq
 import logging
+import math
 import queue
 import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
+from cutline.cloud.choosing import choose_all, likelihoods
+from cutline.cloud.commands import CloseSession, Command, GiveUp, OfferDraft, OpenSession, Settle, Stop
+from cutline.cloud.keeping import Kept, Shelf
 from cutline.cloud.observer import NOBODY, Observer
-from cutline.cloud.pace import PassCost, prompt_rows
+from cutline.cloud.pace import PassCost, Recent, retry_seconds
+from cutline.cloud.parallel import RankLost
+from cutline.cloud.scheduling import rows_by_session, schedule
 from cutline.cloud.session import DeepSession, Event, Request, Rows, Session
+from cutline.cloud.slots import Content, Slots
 from cutline.cloud.target import Target
-from cutline.errors import CutlineError, InputError, WorkerBusy, WorkerFailed, WorkerUnavailable
-from cutline.models.sampling import agreeing, choose
+from cutline.errors import (
+    CutlineError,
+    InputError,
+    WorkerBusy,
+    WorkerFailed,
+    WorkerForgot,
+    WorkerUnavailable,
+)
+from cutline.models.sampling import agreeing
 from cutline.models.wire import Wire
-from cutline.protos.messages import Confirmed, Draft, Finished, Opened
+from cutline.protos.messages import Confirmed, Draft, Finished, Likelihood, Opened
 
 log = logging.getLogger(__name__)
 
 IDLE_SECONDS = 60.0  # a session that only verifies may wait this long for a draft
-
-
-@dataclass(frozen=True, slots=True)
-class _OpenSession:
-    name: str
-    request: Request
-    drafts: tuple[Draft, ...]
-    deliver: Callable[[Event], None]
-    asked_at: float  # on the monotonic clock
-
-
-@dataclass(frozen=True, slots=True)
-class _OfferDraft:
-    name: str
-    draft: Draft
-    taken: Callable[[], object]
-
-
-@dataclass(frozen=True, slots=True)
-class _Settle:
-    name: str
-    event: Confirmed | Finished | CutlineError
-
-
-@dataclass(frozen=True, slots=True)
-class _CloseSession:
-    name: str
-
-
-class _Stop:
-    pass
-
-
-_Command = _OpenSession | _OfferDraft | _Settle | _CloseSession | _Stop
+SAFE_SECONDS = 1.0  # for which one that waits keeps its slot, even if another session wants one
 
 
 class Engine:
     """Runs sessions on a target. `open`, `offer`, `settle` and `close` may be called from any thread."""
 
-    def __init__(self, target: Target, stop_tokens: Sequence[int], *, observer: Observer = NOBODY) -> None:
+    def __init__(
+        self,
+        target: Target,
+        stop_tokens: Sequence[int],
+        *,
+        shelf: Shelf | None = None,
+        observer: Observer = NOBODY,
+    ) -> None:
+        """Images are kept on `shelf`; without one they are not."""
+        self.shelf = shelf or Shelf(0)
         self._target = target
         self._stop_tokens = frozenset(stop_tokens)
-        self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._sessions: dict[str, Session] = {}
-        self._waiting: dict[str, list[_OfferDraft]] = {}  # drafts of sessions that are flying
-        self._free = list(range(target.slots))  # a heap: sessions in slots near each other share calls
+        self._waiting: dict[str, list[OfferDraft]] = {}  # drafts of sessions that are flying
+        self._slots = Slots(target.slots)
         self._images: dict[str, torch.Tensor] = {}  # of sessions whose prompts are not run to their end
         self._cost = PassCost()
+        self._waits = Recent()  # seconds from `open` to the first pass
+        self._lasting = Recent()  # seconds of a session
+        self._refused = 0  # sessions, since a slot was freed
+        self._idle_since = math.inf  # on the monotonic clock, of the session that waits longest for a draft
         self._observer = observer
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
 
@@ -101,10 +94,17 @@ class Engine:
         """The format in which the rows of a pass go on."""
         return self._target.wire
 
+    @property
+    def queue_seconds(self) -> float:
+        """How long sessions lately waited for their first pass."""
+        return self._waits.at(time.monotonic())
+
     def busy(self) -> WorkerBusy | None:
         """The refusal that a session would meet now, None where it may find room: `open` alone decides."""
         # A command that waits may be a close.
-        return None if self._free or not self._commands.empty() else self._no_room()
+        if self._slots.free or not self._commands.empty() or self._idle_since < time.monotonic() - SAFE_SECONDS:
+            return None
+        return self._no_room()
 
     def start(self, on_broken: Callable[[], object] = lambda: None) -> None:
         """Start the thread, which calls `on_broken` if it can serve no session any more."""
@@ -113,7 +113,7 @@ class Engine:
 
     def stop(self) -> None:
         """End the thread after the pass it is in; sessions that are still open get WorkerUnavailable."""
-        self._commands.put(_Stop())
+        self._commands.put(Stop())
         self._thread.join()
 
     def open(self, request: Request, drafts: Sequence[Draft], deliver: Callable[[Event], None]) -> str:
@@ -122,7 +122,7 @@ class Engine:
         `deliver` gets Opened or an error, then what is confirmed; it must neither block nor raise.
         """
         name = secrets.token_hex(8)
-        self._commands.put(_OpenSession(name, request, tuple(drafts), deliver, time.monotonic()))
+        self._commands.put(OpenSession(name, request, tuple(drafts), deliver, time.monotonic()))
         return name
 
     def offer(self, name: str, draft: Draft, taken: Callable[[], object] = lambda: None) -> None:
@@ -131,15 +131,19 @@ class Engine:
         `taken` is called once the draft waits no longer, unless the session ends before; it must neither block nor
         raise.
         """
-        self._commands.put(_OfferDraft(name, draft, taken))
+        self._commands.put(OfferDraft(name, draft, taken))
 
     def settle(self, name: str, event: Confirmed | Finished | CutlineError) -> None:
         """What the next worker of the chain says of a session; of no effect if it has ended."""
-        self._commands.put(_Settle(name, event))
+        self._commands.put(Settle(name, event))
 
     def close(self, name: str) -> None:
         """End a session and free its slot; of no effect if it has ended."""
-        self._commands.put(_CloseSession(name))
+        self._commands.put(CloseSession(name))
+
+    def give_up(self, why: Exception) -> None:
+        """End all sessions, and those that still come: the target cannot run any more, and nobody need wait for it."""
+        self._commands.put(GiveUp(why))
 
     def _loop(self) -> None:
         try:
@@ -162,8 +166,8 @@ class Engine:
     def _refuse(self, why: CutlineError) -> None:
         """End all sessions, and those that still come, until told to stop."""
         self._end_all(why)
-        while not isinstance(command := self._commands.get(), _Stop):
-            if isinstance(command, _OpenSession):
+        while not isinstance(command := self._commands.get(), Stop):
+            if isinstance(command, OpenSession):
                 command.deliver(why)
 
     def _take_commands(self, patience: float | None) -> bool:
@@ -175,38 +179,77 @@ class Engine:
             except queue.Empty:
                 return True
             match command:
-                case _OpenSession():
+                case OpenSession():
                     self._admit(command)
-                case _OfferDraft(name) if name in self._sessions:
+                case OfferDraft(name) if name in self._sessions:
                     self._waiting.setdefault(name, []).append(command)
                     self._take_drafts(self._sessions[name])
-                case _Settle(name, event) if name in self._sessions:
+                case Settle(name, event) if name in self._sessions:
                     self._take_word(self._sessions[name], event)
-                case _CloseSession(name):
+                case CloseSession(name):
                     self._release(name)
-                case _Stop():
+                case GiveUp(why):
+                    raise why
+                case Stop():
                     return False
         return True
 
     def _patience(self) -> float | None:
-        """Seconds until a session has waited too long for a draft, when all wait; None if there are none."""
-        first = min((one.confirmed_at for one in self._sessions.values() if one.flying is None), default=None)
-        return None if first is None else max(0.0, first + IDLE_SECONDS - time.monotonic())
+        """Seconds until a session has waited too long, when all wait; None if there are none."""
+        now = time.monotonic()
+        ends = [one.confirmed_at + IDLE_SECONDS for one in self._sessions.values() if one.flying is None]
+        ends += [one.request.deadline for one in self._sessions.values() if one.request.deadline is not None]
+        return max(0.0, min(ends) - now) if ends else None
 
-    def _admit(self, command: _OpenSession) -> None:
-        if not self._free:
+    def _admit(self, command: OpenSession) -> None:
+        request, now = command.request, time.monotonic()
+        if request.deadline is not None and request.deadline <= now:
+            command.deliver(_late())
+            return
+        if self._slots.free == 0:
+            self._evict(now)
+        come = Content.of(request) if self._target.chooses else None  # another worker needs all rows from this one
+        place = self._slots.take(come, {one.slot: one.cached for one in self._sessions.values()})
+        if place is None:
             command.deliver(self._no_room())
             return
-        request = command.request
+        known = request.pictured and all(picture.last < place.reused for picture in request.pictures)
+        if known and request.pictures:
+            request = request.unladen()  # its images lie within what is reused
         limit = min(request.prompt_length + request.max_tokens, self._target.context)
         kind = DeepSession if request.deep else Session
-        session = kind(command.name, request, heapq.heappop(self._free), command.deliver, limit)
-        session.confirmed_at = time.monotonic()
+        session = kind(
+            command.name, request, place.slot, command.deliver, limit, cached=place.reused, asked_at=command.asked_at
+        )
+        if place.reused:
+            self._target.resume(place.slot, place.source, place.reused)
+            self._observer.reused(place.reused)
+        session.confirmed_at = now
         for draft in command.drafts:
             session.offer(draft.position, draft.tokens, draft.rows)
         self._sessions[command.name] = session
         # The next pass takes it, and begins now.
-        command.deliver(Opened(command.name, queue_seconds=time.monotonic() - command.asked_at))
+        waited = time.monotonic() - command.asked_at
+        kept = self._keeps(command.request, encoded=session.request.pictured)
+        command.deliver(Opened(command.name, queue_seconds=waited, kept=kept, reused=place.reused))
+
+    def _keeps(self, request: Request, *, encoded: bool) -> bool:
+        """Whether all images of a request are kept for others to come."""
+        return (
+            self.shelf.keeps
+            and self._target.decodes
+            and all(one.key is not None and (encoded or one.kept is not None) for one in request.pictures)
+        )
+
+    def _evict(self, now: float) -> None:
+        """Free the slot of the session that has waited longest for a draft, if that is too long to be safe."""
+        for session in sorted(self._sessions.values(), key=lambda one: one.confirmed_at):
+            if session.confirmed_at > now - SAFE_SECONDS:
+                return
+            if session.flying is None and session.rows_to_run(1.0) is None:
+                self._observer.evicted()
+                self._end(session, WorkerForgot("this worker needed the place; open the session anew"))
+                return
 
     def _take_drafts(self, session: Session) -> None:
         """Offer the drafts that wait for a session, unless it is flying."""
@@ -234,14 +277,22 @@ class Engine:
                 self._end(session, event)
 
     def _no_room(self) -> WorkerBusy:
-        return WorkerBusy(f"all {self._target.slots} sessions of this worker are taken; try again later")
+        seconds = retry_seconds(self._lasting.seen, self._target.slots, self._refused)
+        self._refused += 1
+        return WorkerBusy(
+            f"all {self._target.slots} sessions of this worker are taken; try again in {seconds:.1f} seconds",
+            retry_seconds=seconds,
+        )
 
-    def _release(self, name: str) -> None:
+    def _release(self, name: str, *, broken: bool = False) -> None:
         session = self._sessions.pop(name, None)
         self._waiting.pop(name, None)
         self._images.pop(name, None)
         if session is not None:
-            heapq.heappush(self._free, session.slot)
+            now = time.monotonic()
+            self._slots.give(session.slot, () if broken else session.tokens[: session.cached])
+            self._lasting = self._lasting.after(now - session.asked_at, now)
+            self._refused = 0
 
     def _end(self, session: Session, last: Event) -> None:
         self._release(session.name)
@@ -255,31 +306,26 @@ class Engine:
         log.error("session %s broke a pass", session.name, exc_info=error)
         failure = WorkerFailed("the worker failed on this session; its log says more")
         failure.__cause__ = error
-        self._end(session, failure)
+        self._release(session.name, broken=True)
+        session.deliver(failure)
 
     def _schedule(self) -> list[Rows]:
-        """The rows of the next pass: of every session that neither flies nor waits for a draft.
-
-        Prompts are run in pieces, in turn, so that nobody's answer waits long for another's prompt. Who waits too long
-        for a draft is ended.
-        """
-        share, latest = self._cost.row_share, time.monotonic() - IDLE_SECONDS
-        batch: list[Rows] = []
-        prompts: list[Rows] = []
-        sessions = [session for session in self._sessions.values() if session.flying is None]
-        for session in sessions:
-            rows = session.rows_to_run(min(1.0, share * len(sessions)))  # whose drafts share a pass's fixed cost
-            if rows is not None:
-                (prompts if session.opening and self._target.decodes else batch).append(rows)
-            elif session.confirmed_at <= latest:
+        """The rows of the next pass. Who is out of time, or waits too long for a draft, is ended."""
+        now = time.monotonic()
+        for session in tuple(self._sessions.values()):
+            if session.request.deadline is not None and session.request.deadline <= now:
+                self._end(session, _late())
+        wanted = rows_by_session(self._sessions.values(), self._cost, now - SAFE_SECONDS)
+        idle = [session for session, rows in wanted.items() if rows is None]
+        for session in idle:
+            if session.confirmed_at <= now - IDLE_SECONDS:
                 self._end(session, InputError(f"nothing was drafted for {IDLE_SECONDS:.0f} seconds"))
-        room, pictured = prompt_rows(sum(len(rows.tokens) for rows in batch), self._cost), False
-        for rows in sorted(prompts, key=lambda rows: rows.session.confirmed_at):
-            new_images = rows.session.request.boundary is not None
-            if room > 0 and not (pictured and new_images):  # the images of one session a pass: they take their time
-                batch.append(rows.first(room))
-                room -= len(batch[-1].tokens)
-                pictured = pictured or new_images
+        self._idle_since = min((session.confirmed_at for session in idle), default=math.inf)
+        running = [rows for rows in wanted.values() if rows is not None]
+        batch = schedule(running, self._cost, decodes=self._target.decodes)
+        for rows in batch:
+            if rows.session.passes == 0:
+                self._waits = self._waits.after(now - rows.session.asked_at, now)
         return batch
 
     def _run(self, batch: list[Rows]) -> None:
@@ -287,9 +333,9 @@ class Engine:
         began = time.perf_counter()
         try:
             made = self._target.run(batch, [self._image_rows(rows) for rows in batch])
-            chosen = [_choose(rows, of) for rows, of in zip(batch, made, strict=True)] if self._target.chooses else None
-        except torch.AcceleratorError:
-            raise  # no kernel runs on the device after this, for any session
+            chosen = list(map(choose_all, batch, made)) if self._target.chooses else None
+        except (torch.AcceleratorError, RankLost):
+            raise  # nothing runs on the device, or on all of them, after this, for any session
         except Exception as error:
             if len(batch) > 1:
                 for rows in batch:
@@ -311,30 +357,45 @@ class Engine:
                 if chosen is None:
                     rows.session.fly(rows, made[index].numpy())
                 else:
-                    self._deliver(rows, chosen[index])
+                    self._deliver(rows, chosen[index], made[index])
             except Exception as error:
                 self._fail(rows.session, error)
 
     def _image_rows(self, rows: Rows) -> torch.Tensor | None:
         """The rows of all the session's images, while its prompt is run."""
         name, request = rows.session.name, rows.session.request
-        if name not in self._images and request.boundary is not None:
-            self._images[name] = self._target.encode(request.boundary, request.cut, request.grids)
+        if name not in self._images and request.pictured:
+            self._images[name] = self._encoded(request)
         return self._images.get(name)
 
-    def _deliver(self, rows: Rows, chosen: list[int]) -> None:
-        if rows.drafted:
-            self._observer.verified(rows.drafted, agreeing(rows.tokens[-rows.drafted :], chosen))
-        reason = rows.session.confirm(chosen, rows.drafted, self._stop_tokens)
+    def _encoded(self, request: Request) -> torch.Tensor:
+        """Rows of the images of a request: those that are kept, and of the others what the tower makes; it is kept."""
+        boundary, cut, pictures = request.boundary, request.cut, request.pictures
+        if any(picture.key is None for picture in pictures) or not pictures or not self._target.decodes:
+            assert boundary is not None
+            return self._target.encode(boundary, cut, request.grids)
+        new = [picture for picture in pictures if picture.kept is None]
+        made = {}
+        if new:
+            assert boundary is not None
+            for picture, of in zip(new, self._target.encode_each(boundary, cut, [of.grid for of in new]), strict=True):
+                assert picture.key is not None
+                made[picture] = Kept(picture.grid, of)
+                self.shelf.put(picture.key, made[picture])
+        return torch.cat([(picture.kept or made[picture]).rows for picture in pictures])
+
+    def _deliver(self, rows: Rows, chosen: list[int], logits: torch.Tensor) -> None:
+        session, drafted = rows.session, rows.drafted
+        right = agreeing(rows.tokens[-drafted:], chosen) if drafted else 0
+        if drafted:
+            self._observer.verified(drafted, right)
+        told: list[Likelihood] = []
+        if session.request.likelihoods:
+            told = likelihoods(logits[: right + 1], chosen[: right + 1], session.request.alternatives)
+        reason = session.confirm(chosen, drafted, self._stop_tokens, told)
         if reason is not None:
-            self._end(rows.session, rows.session.finished(reason))
+            self._end(session, session.finished(reason))
 
 
-def _choose(rows: Rows, logits: torch.Tensor) -> list[int]:
-    """The tokens that `logits` (wanted, vocabulary) give. A GPU has run the pass when they are here, not before."""
-    sampling = rows.session.request.sampling
-    if sampling.temperature == 0.0:
-        greedy: list[int] = logits.argmax(-1).tolist()  # one copy from the device instead of one a row
-        return greedy
-    after = rows.start + len(rows.tokens) - rows.drafted
-    return [choose(row, sampling, after + index, xp=torch) for index, row in enumerate(logits)]
+def _late() -> WorkerUnavailable:
+    return WorkerUnavailable("did not finish in time; ask again, or give it longer")

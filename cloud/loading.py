@@ -7,20 +7,29 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
 from transformers.utils.logging import disable_progress_bar
 
 from cutline.cloud import tower
+from cutline.cloud.parallel import divide, settle
 from cutline.errors import BundleError
 from cutline.models.bundle import Bundle
 from cutline.models.families import AnyFamily
 
 
-def load_model(bundle: Bundle, layers: Sequence[str] | None = None, *, dtype: torch.dtype | None = None) -> Any:
+def load_model(
+    bundle: Bundle,
+    layers: Sequence[str] | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    mesh: DeviceMesh | None = None,
+) -> Any:
     """The transformers model of a target's bundle, from its verified files alone. Raises BundleError.
 
     With `layers`, names on its line that follow each other, only their weights are read; the rest cannot be run.
-    Weights become `dtype`, or stay as they are stored.
+    Weights become `dtype`, or stay as they are stored. With a `mesh` only this rank's part of the decoder's layers is
+    read.
     """
     if bundle.manifest.role != "target":
         raise BundleError(f"{bundle.path} holds a {bundle.manifest.role}; a worker needs a target's bundle")
@@ -28,18 +37,25 @@ def load_model(bundle: Bundle, layers: Sequence[str] | None = None, *, dtype: to
     config = AutoConfig.from_pretrained(bundle.path, local_files_only=True, trust_remote_code=False)
     whole: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
     manifest = bundle.manifest
-    kind = whole if layers is None or tuple(layers) == manifest.line.layers else _part(whole, manifest.family, layers)
+    wanted = manifest.line.layers if layers is None else tuple(layers)
+    complete = wanted == manifest.line.layers and mesh is None
+    kind = whole if complete else _part(whole, manifest.family, wanted, mesh)
     model, found = kind.from_pretrained(
         bundle.path, local_files_only=True, use_safetensors=True, dtype=dtype or "auto", output_loading_info=True
     )
     # transformers fills a weight that is missing with random numbers and a warning.
     if missing := sorted(found["missing_keys"]):
         raise BundleError(f"the weights in {bundle.path} lack {missing[0]}; export the bundle again")
+    if mesh is not None:
+        settle(model)
     return model.eval().requires_grad_(False)
 
 
-def _part(whole: Any, family: AnyFamily, layers: Sequence[str]) -> Any:
-    """The class `whole` without the modules that `layers` do not need: no weights are read for what is not there."""
+def _part(whole: Any, family: AnyFamily, layers: Sequence[str], mesh: DeviceMesh | None) -> Any:
+    """The class `whole` without the modules that `layers` do not need: no weights are read for what is not there.
+
+    With a `mesh`, what is left of the decoder's layers is divided.
+    """
 
     class Part(whole):  # type: ignore[misc]
         # The file has more weights than this part names, which is no mistake.
@@ -60,6 +76,8 @@ def _part(whole: Any, family: AnyFamily, layers: Sequence[str]) -> Any:
             if "head" not in layers:
                 decoder.norm = self.lm_head = nn.Identity()
                 self.all_tied_weights_keys.clear()
+            if mesh is not None:
+                divide(self, mesh)
 
     # By its class's name transformers looks up what the weights are called in a file, and by its module whose it is.
     Part.__name__, Part.__module__ = whole.__name__, whole.__module__

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 from cutline.cloud.observer import Observer
 from cutline.errors import CutlineError, InputError
-from cutline.protos.address import parse_address
+from cutline.protos.address import is_loopback, parse_address
 from cutline.protos.messages import Confirmed, Finished, Opened
+from cutline.protos.security import ServerKeys
 from cutline.protos.status import status_of
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -36,6 +38,11 @@ class Metrics(Observer):
         self._tokens = {source: tokens.labels(source) for source in ("draft", "cloud")}
         carried = Counter("cutline_bytes", "Bytes of messages", ["direction"], registry=registry)
         self._carried = {direction: carried.labels(direction) for direction in ("up", "down")}
+        recalled = Counter("cutline_images", "Images looked for among those kept", ["found"], registry=registry)
+        self._recalled = {found: recalled.labels("yes" if found else "no") for found in (True, False)}
+        self._keeping = Gauge("cutline_images_kept_bytes", "Memory of images that are kept", registry=registry)
+        self._reused = Counter("cutline_reused_tokens", "Tokens that no pass ran again", registry=registry)
+        self._evicted = Counter("cutline_evicted", "Waiting sessions that lost their slot", registry=registry)
         self._ended = Counter("cutline_sessions_ended", "Sessions that ended", ["status"], registry=registry)
 
     def serving(self, slots: int, in_use: Callable[[], int]) -> None:
@@ -49,6 +56,18 @@ class Metrics(Observer):
     def verified(self, drafted: int, right: int) -> None:
         self._drafted.inc(drafted)
         self._right.inc(right)
+
+    def recalled(self, *, found: bool) -> None:
+        self._recalled[found].inc()
+
+    def keeping(self, held: int) -> None:
+        self._keeping.set(held)
+
+    def reused(self, tokens: int) -> None:
+        self._reused.inc(tokens)
+
+    def evicted(self) -> None:
+        self._evicted.inc()
 
     def talking(self, change: int) -> None:
         self._open.inc(change)
@@ -72,11 +91,24 @@ class Metrics(Observer):
 
 
 @contextlib.contextmanager
-def show(metrics: Metrics, listen: str) -> Iterator[str]:
-    """Show `metrics` at `listen` (HOST:PORT, port 0 for any free one); gives the address. Raises InputError."""
+def show(metrics: Metrics, listen: str, keys: ServerKeys | None = None) -> Iterator[str]:
+    """Show `metrics` at `listen` (HOST:PORT, port 0 for any free one); gives the address. Raises InputError.
+
+    On this machine's addresses that is HTTP; elsewhere HTTPS by `keys`, to who has a certificate of their `client_ca`.
+    """
     host, port = parse_address(listen)
+    secured: dict[str, Any] = {}
+    if not is_loopback(host):
+        if keys is None or keys.client_ca is None:
+            raise InputError(f"metrics at {host} could be read from outside; give keys with a client_ca")
+        secured = {
+            "certfile": str(keys.certificate),
+            "keyfile": str(keys.key),
+            "client_cafile": str(keys.client_ca),
+            "client_auth_required": True,
+        }
     try:
-        server, thread = start_http_server(port, host.strip("[]"), metrics.registry)
+        server, thread = start_http_server(port, host.strip("[]"), metrics.registry, **secured)
     except OSError:
         raise InputError(f"cannot show metrics at {listen}: taken, or not an address of this machine") from None
     try:

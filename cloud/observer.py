@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from cutline.cloud.accounts import Account
 from cutline.errors import CutlineError
 from cutline.protos.messages import Confirmed, Finished, Opened
 
@@ -20,6 +21,18 @@ class Observer:
     def verified(self, drafted: int, right: int) -> None:
         """Of so many `drafted` tokens that a session had in a pass, the first `right` proved so."""
 
+    def recalled(self, *, found: bool) -> None:
+        """An image was looked for among those that are kept."""
+
+    def keeping(self, held: int) -> None:
+        """Images that are kept take so many bytes."""
+
+    def reused(self, tokens: int) -> None:
+        """A session began after so many tokens that an earlier one had left."""
+
+    def evicted(self) -> None:
+        """A session that waited for a draft lost its slot to another."""
+
     def talking(self, change: int) -> None:
         """So many more agents have a session's stream open."""
 
@@ -29,8 +42,27 @@ class Observer:
     def refused(self, error: CutlineError) -> None:
         """A session ended with `error`, or never began."""
 
+    def ended(self, account: Account) -> None:
+        """A session's stream ended; nothing is added to its `account` any more."""
+
     def carried(self, *, up: int = 0, down: int = 0) -> None:
         """Bytes of messages came `up` from an agent or went `down` to it."""
 
 
 NOBODY = Observer()
+
+
+class Observers(Observer):
+    """Several that look on at the same worker: each is told everything."""
+
+    def __init__(self, *observers: Observer) -> None:
+        for name in (name for name in vars(Observer) if not name.startswith("_")):
+            setattr(self, name, _each([getattr(one, name) for one in observers]))
+
+
+def _each(hear: Sequence[Callable[..., None]]) -> Callable[..., None]:
+    def tell(*given: object, **named: object) -> None:
+        for one in hear:
+            one(*given, **named)
+
+    return tell

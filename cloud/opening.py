@@ -3,32 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cutline.cloud.inbox import Inbox
+from cutline.cloud.keeping import Kept, Picture, Shelf
 from cutline.cloud.session import BoundaryRows, Request
-from cutline.errors import InputError, ModelMismatch
+from cutline.errors import InputError, ModelMismatch, WorkerForgot
 from cutline.models.bundle import Manifest
 from cutline.models.families import Grid
 from cutline.models.images import decode_image
 from cutline.models.layerline import END
 from cutline.models.sampling import Sampling
 from cutline.models.wire import Wire
-from cutline.protos.messages import Boundary, Draft, ImageChunk, Open
+from cutline.protos.digests import image_digest, rows_digest
+from cutline.protos.messages import MAX_IMAGE_BYTES, MAX_IMAGES, Boundary, Draft, ImageChunk, Open
 
-MAX_IMAGES = 16
-MAX_IMAGE_BYTES = 32 << 20  # of all a session's images together
 MAX_BOUNDARY_BYTES = 128 << 20  # as float32, whatever the format on the wire
 
-Upload = list[bytes] | BoundaryRows  # image files, or the boundary
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Upload:
+    """What followed an opening of `tenant`: image `files`, or the boundary's `rows`, which came as `wires`.
+
+    They are those of the images that are not `kept` from before.
+    """
+
+    tenant: str
+    kept: tuple[Kept, ...]
+    files: tuple[bytes, ...] = ()
+    rows: BoundaryRows | None = None
+    wires: frozenset[Wire] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Named:
+    """An image under its key, and what is kept of it."""
+
+    key: bytes
+    grid: Grid
+    kept: Kept | None
+
+
+_Prepared = tuple[NDArray[np.float32] | None, tuple[_Named, ...], tuple[Grid, ...]]
 
 
 class Reception:
     """Takes sessions for the layers `[start, end)` of the model in `manifest`.
 
-    `context` is how many tokens a session may hold, `wires` are the formats in which boundary rows may come.
+    `context` is how many tokens a session may hold, `wires` are the formats in which boundary rows may come, and on
+    `shelf` are images from before.
     """
 
     def __init__(
@@ -39,12 +65,14 @@ class Reception:
         start: str = "image",
         end: str = END,
         wires: Collection[Wire] = tuple(Wire),
+        shelf: Shelf | None = None,
     ) -> None:
         line = manifest.line
         self._manifest = manifest
         self._context = context
         self._cuts = line.layers[line.place(start) : line.place(end)]
         self._wires = wires
+        self._shelf = shelf or Shelf(0)
 
     def check(self, opening: Open) -> None:
         """Raises InputError, or ModelMismatch, for an opening that cannot be served whatever follows it."""
@@ -56,10 +84,12 @@ class Reception:
             )
         if opening.cut not in self._cuts:
             raise InputError(f"this worker cannot begin at {opening.cut[:40]!r}; cuts: {', '.join(self._cuts)}")
-        if max(opening.images, len(opening.grids)) > MAX_IMAGES:
-            raise InputError(f"{opening.images} images are too many; send {MAX_IMAGES} at most")
-        if opening.images > self._image_tokens(opening):
-            raise InputError(f"{opening.images} images need more image tokens than the prompt holds")
+        images = opening.known + opening.images
+        if (most := max(images, len(opening.grids), len(opening.digests))) > MAX_IMAGES:
+            raise InputError(f"{most} images are too many; send {MAX_IMAGES} at most")
+        if images > self._image_tokens(opening):
+            raise InputError(f"{images} images need more image tokens than the prompt holds")
+        self._check_digests(opening)
         if not all(manifest.family.takes(grid) for grid in opening.grids):
             raise InputError("a grid is none that an image of this model becomes")
         if len(opening.tokens) >= self._context:
@@ -70,32 +100,58 @@ class Reception:
         if max((*opening.tokens, *opening.draft)) >= vocabulary:
             raise InputError(f"a token is outside the vocabulary of {vocabulary}")
 
-    async def upload(self, opening: Open, inbox: Inbox) -> Upload:
-        """The images or the boundary that follow a checked opening. Raises InputError."""
+    def _check_digests(self, opening: Open) -> None:
+        digests, grids = len(opening.digests), len(opening.grids)
+        if digests == 0:
+            return
+        if self._is_deep(opening):
+            raise InputError(f"images have no digests at {opening.cut}, where no rows are theirs alone")
+        if opening.cut == "image" and (digests != opening.known + opening.images or grids not in (0, digests)):
+            raise InputError(
+                f"{opening.known} known images and {opening.images} to come have {digests} digests and {grids} grids"
+            )
+        if opening.cut != "image" and digests != grids:
+            raise InputError(f"{digests} digests came for images of {grids} grids")
+
+    async def upload(self, opening: Open, inbox: Inbox, tenant: str = "") -> Upload:
+        """The images or the boundary that follow a checked opening of `tenant`.
+
+        Raises InputError, and WorkerForgot before any of it comes, if images that need not follow are not here.
+        """
+        kept = self._recall(opening, tenant)
         if opening.cut == "image":
-            return await _images(inbox, opening.images)
+            return Upload(tenant, kept, files=await _images(inbox, opening.images))
         count, width = self._boundary_shape(opening)
         if count * width * 4 > MAX_BOUNDARY_BYTES:
             raise InputError(f"a boundary of {count} rows is over {MAX_BOUNDARY_BYTES >> 20} MiB as float32; send less")
-        parts, come = [np.empty((0, width), np.float32)], 0
+        parts, come, wires = [np.empty((0, width), np.float32)], 0, set[Wire]()
         while come < count:
             message = await inbox.next()
             if not isinstance(message, Boundary):
                 raise InputError(f"{count} boundary rows were to come, {come} came")
             parts.append(self._rows(message.rows, message.wire, width))
+            wires.add(message.wire)
             come += len(message.rows)
             if come > count or message.last != (come == count):
                 raise InputError(f"{count} boundary rows belong to this opening, not the number sent")
-        return np.concatenate(parts)
+        return Upload(tenant, kept, rows=np.concatenate(parts), wires=frozenset(wires))
+
+    def _recall(self, opening: Open, tenant: str) -> tuple[Kept, ...]:
+        """The images that an opening takes to be known here. Raises WorkerForgot, and InputError for another grid."""
+        kept = []
+        for digest in opening.digests[: opening.known]:
+            if (found := self._shelf.find(self._shelf.key(tenant, digest))) is None:
+                raise WorkerForgot("this worker does not have the images any more; send them all")
+            kept.append(found)
+        for found, grid in zip(kept, opening.grids, strict=False):
+            if found.grid != grid:
+                raise InputError("an image that is known here has another grid than the opening says")
+        return tuple(kept)
 
     def request(self, opening: Open, upload: Upload) -> Request:
         """The request for the engine. Raises InputError where images and prompt do not fit each other."""
-        boundary: NDArray[np.float32] | None
-        family, grids = self._manifest.family, opening.grids
-        if isinstance(upload, np.ndarray):
-            boundary = upload if len(upload) else None
-        else:
-            boundary, grids = self._pixels(upload, self._image_tokens(opening))
+        image_tokens = np.array(opening.tokens[: opening.prompt_length]) == self._manifest.image_token
+        boundary, images, grids = self._images(opening, upload)
         return Request(
             tokens=opening.tokens,
             prompt_length=opening.prompt_length,
@@ -109,24 +165,82 @@ class Reception:
             deep=self._is_deep(opening),
             boundary=boundary,
             grids=grids,
-            positions=family.positions(
-                np.array(opening.tokens[: opening.prompt_length]) == self._manifest.image_token, grids
-            ),
+            positions=self._manifest.family.positions(image_tokens, grids),
+            pictures=() if self._is_deep(opening) else self._pictures(np.flatnonzero(image_tokens), images),
+            tenant=upload.tenant,
+            likelihoods=opening.likelihoods,
+            alternatives=opening.alternatives,
         )
 
-    def _pixels(self, files: Sequence[bytes], expected: int) -> tuple[NDArray[np.float32] | None, tuple[Grid, ...]]:
-        """The pixels of image files that have `expected` tokens in all, and what they became. Raises InputError."""
-        family, pixels, grids, given = self._manifest.family, [], [], 0
-        for file in files:  # a small file may be a large picture, so no two pictures are held at once
-            picture = decode_image(file)
-            grids.append(family.grid(picture.size))
+    def _images(self, opening: Open, upload: Upload) -> _Prepared:
+        """What is to be encoded, the images one by one if they are named, and their grids. Raises InputError."""
+        named = [
+            _Named(self._shelf.key(upload.tenant, digest), kept.grid, kept)
+            for digest, kept in zip(opening.digests, upload.kept, strict=False)
+        ]
+        if upload.rows is None:
+            return self._from_files(opening, upload, named)
+        if not opening.digests:
+            return upload.rows if len(upload.rows) else None, (), opening.grids
+        return self._from_rows(opening, upload, named)
+
+    def _from_files(self, opening: Open, upload: Upload, named: list[_Named]) -> _Prepared:
+        family, pixels, expected = self._manifest.family, [], self._image_tokens(opening)
+        grids = [one.grid for one in named]
+        given = sum(map(family.tokens, grids))
+        digests = opening.digests[opening.known :] or (None,) * len(upload.files)
+        for file, digest in zip(upload.files, digests, strict=True):
+            key = None if digest is None else self._named_rightly(digest, image_digest(file), upload.tenant)
+            kept = None if key is None else self._shelf.find(key)
+            picture = None
+            if kept is None:
+                picture = decode_image(file)
+                grids.append(family.grid(picture.size))
+            else:
+                grids.append(kept.grid)
             given += family.tokens(grids[-1])
             if given > expected:
                 break
-            pixels.append(family.preprocess(picture).values)
+            if picture is not None:  # a small file may be a large picture, so no two pictures are held at once
+                pixels.append(family.preprocess(picture).values)
+            if key is not None:
+                named.append(_Named(key, grids[-1], kept))
         if given != expected:
             raise InputError(f"the prompt holds {expected} image tokens, but the images sent give {given}")
-        return np.concatenate(pixels) if pixels else None, tuple(grids)
+        return np.concatenate(pixels) if pixels else None, tuple(named), tuple(grids)
+
+    def _from_rows(self, opening: Open, upload: Upload, named: list[_Named]) -> _Prepared:
+        assert upload.rows is not None
+        family, at, parts = self._manifest.family, 0, []
+        if len(upload.wires) > 1:
+            raise InputError("an image that has a digest crosses in one format, not in several")
+        for digest, grid in tuple(zip(opening.digests, opening.grids, strict=True))[opening.known :]:
+            count = family.tokens(grid) if opening.cut == "decoder.0" else family.patches(grid)
+            rows = upload.rows[at : at + count]
+            at += count
+            (wire,) = upload.wires
+            key = self._named_rightly(digest, rows_digest(opening.cut, wire, grid, rows), upload.tenant)
+            named.append(_Named(key, grid, self._shelf.find(key)))
+            if named[-1].kept is None:
+                parts.append(rows)
+        return np.concatenate(parts) if parts else None, tuple(named), opening.grids
+
+    def _named_rightly(self, said: bytes, found: bytes, tenant: str) -> bytes:
+        """The key of an image. Raises InputError if it is not the one that its digest says."""
+        if said != found:
+            raise InputError("an image is not the one that its digest says")
+        return self._shelf.key(tenant, found)
+
+    def _pictures(self, places: NDArray[np.int64], images: Sequence[_Named]) -> tuple[Picture, ...]:
+        """The images whose tokens stand at `places`; without names one that stands for all."""
+        if not images:
+            return (Picture(None, (0, 0), int(places[0]), int(places[-1])),) if len(places) else ()
+        pictures, at = [], 0
+        for one in images:
+            end = at + self._manifest.family.tokens(one.grid)
+            pictures.append(Picture(one.key, one.grid, int(places[at]), int(places[end - 1]), one.kept))
+            at = end
+        return tuple(pictures)
 
     def draft(self, opening: Open, draft: Draft) -> Draft:
         """A draft for a session that was opened with `opening`, cut at the context's end. Raises InputError."""
@@ -150,15 +264,18 @@ class Reception:
         return opening.tokens[: opening.prompt_length].count(self._manifest.image_token)
 
     def _boundary_shape(self, opening: Open) -> tuple[int, int]:
-        """Rows and width of the boundary at a cut after `image`. Raises InputError."""
-        manifest, tokens = self._manifest, self._image_tokens(opening)
+        """Rows and width of the boundary that follows at a cut after `image`. Raises InputError."""
+        manifest, family, tokens = self._manifest, self._manifest.family, self._image_tokens(opening)
         if self._is_deep(opening):
             return len(opening.tokens) + len(opening.draft), manifest.decoder.width
-        if opening.cut == "decoder.0":
+        given, coming = sum(map(family.tokens, opening.grids)), opening.grids[opening.known :]
+        if opening.cut == "decoder.0" and not opening.digests:
             return tokens, manifest.decoder.width  # fewer than the grids say where an agent merged some
-        if (given := sum(map(manifest.family.tokens, opening.grids))) != tokens:
+        if given != tokens:
             raise InputError(f"the prompt holds {tokens} image tokens, but images of the grids sent have {given}")
-        return sum(map(manifest.family.patches, opening.grids)), manifest.vision.width
+        if opening.cut == "decoder.0":
+            return sum(map(family.tokens, coming)), manifest.decoder.width
+        return sum(map(family.patches, coming)), manifest.vision.width
 
     def _rows(self, rows: BoundaryRows, wire: Wire, width: int) -> BoundaryRows:
         if wire not in self._wires:
@@ -168,7 +285,7 @@ class Reception:
         return rows
 
 
-async def _images(inbox: Inbox, count: int) -> list[bytes]:
+async def _images(inbox: Inbox, count: int) -> tuple[bytes, ...]:
     files: list[bytes] = []
     parts, size = bytearray(), 0
     while len(files) < count:
@@ -182,4 +299,4 @@ async def _images(inbox: Inbox, count: int) -> list[bytes]:
         if message.last:
             files.append(bytes(parts))
             parts.clear()
-    return files
+    return tuple(files)

@@ -1,11 +1,15 @@
-"""How many drafted tokens are worth a place in the next pass: pure arithmetic over what was observed."""
+"""How many drafted tokens are worth a place in the next pass, and whose turn it is: arithmetic over what was seen."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 LEAST_PROMPT_ROWS, MOST_PROMPT_ROWS = 32, 512
 MOST_DRAFTED_ROWS = 128  # of one session in a pass: each has logits of its own
+FAIR_SECONDS = 2.0  # after so long a prompt's turn comes before any deadline
+LEAST_RETRY_SECONDS, MOST_RETRY_SECONDS = 0.1, 30.0
+_FADING_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,42 @@ class Acceptance:
     def rate(self) -> float:
         """The chance that the next drafted token is right."""
         return self.accepted / self.tried
+
+
+@dataclass(frozen=True, slots=True)
+class Recent:
+    """A smoothed figure of what was seen lately; `at` a later time it has faded."""
+
+    seen: float = 0.0
+    when: float = 0.0
+
+    def after(self, seen: float, now: float) -> Recent:
+        """Once `seen` was seen `now`: a quarter of the way there."""
+        before = self.at(now)
+        return Recent(before + (seen - before) / 4, now)
+
+    def at(self, now: float) -> float:
+        """What is left of it `now`, where nothing was seen since."""
+        return self.seen * math.exp(min(0.0, self.when - now) / _FADING_SECONDS)
+
+
+def turn(waits_since: float, deadline: float | None) -> float:
+    """The time by which a prompt wants its next piece: the earliest goes first.
+
+    That is its deadline, or FAIR_SECONDS after it began to wait, whichever comes first. So near deadlines come before
+    those who only wait, but of two who waited longer than that, it is the turn of the one who waited longest: nobody
+    waits for ever, however many deadlines come.
+    """
+    fair = waits_since + FAIR_SECONDS
+    return fair if deadline is None else min(fair, deadline)
+
+
+def retry_seconds(lasting: float, slots: int, refused: int) -> float:
+    """When to try again for a place among `slots`, where sessions last so many seconds.
+
+    One of them ends every `lasting / slots` seconds; who was `refused` before, since one ended, comes again before.
+    """
+    return min(max(LEAST_RETRY_SECONDS, lasting * (refused + 1) / slots), MOST_RETRY_SECONDS)
 
 
 def prompt_rows(beside: int, cost: PassCost) -> int:

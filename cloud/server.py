@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable, Collection
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -12,23 +14,55 @@ import torch
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from cutline.cloud.audit import Audit
 from cutline.cloud.budget import MOST_SLOTS
 from cutline.cloud.chain import NextWorker
 from cutline.cloud.engine import Engine
+from cutline.cloud.identity import Callers, Gate
+from cutline.cloud.keeping import Shelf
 from cutline.cloud.observer import NOBODY, Observer
+from cutline.cloud.ranks import Ranks
 from cutline.cloud.servicer import WorkerServicer
+from cutline.cloud.shares import Shares
 from cutline.cloud.target import Target
+from cutline.cloud.tls import server_credentials
 from cutline.errors import InputError
 from cutline.models.bundle import Bundle
 from cutline.models.layerline import END
 from cutline.models.wire import Wire
 from cutline.protos.address import parse_address
+from cutline.protos.security import NO_KEYS, AgentKeys, ServerKeys
+from cutline.protos.tokens import Tokens
 from cutline.protos.v1 import worker_pb2, worker_pb2_grpc
 
 SERVICE = worker_pb2.DESCRIPTOR.services_by_name["Worker"].full_name
 
 GRACE_SECONDS = 1.5
 MAX_CALLS = 256  # beside the open sessions: uploads, refusals, and questions about health
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """Who may come, and how: over TLS by `keys`, with one of the `tokens` in a file; without both, everybody.
+
+    To the next worker it goes by the keys `onward`.
+    """
+
+    keys: ServerKeys | None = None
+    tokens: Path | None = None
+    onward: AgentKeys = NO_KEYS
+
+
+ANYBODY = Access()
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """How a worker ends: it takes no new sessions, and open ones get so many `seconds`, or until `hurry` is set."""
+
+    seconds: float = GRACE_SECONDS
+    hurry: asyncio.Event = field(default_factory=asyncio.Event)
+
 
 _OPTIONS = [
     # Two workers on one port would share its calls at random; a second one must fail instead.
@@ -53,6 +87,7 @@ async def serve(
     *,
     listen: str,
     slots: int | None,
+    images: int | None = None,
     context: int,
     device: str,
     dtype: torch.dtype | None = None,
@@ -60,31 +95,65 @@ async def serve(
     next_worker: str | None = None,
     wires: Collection[Wire] = tuple(Wire),
     observer: Observer = NOBODY,
+    access: Access = ANYBODY,
+    drain: Drain | None = None,
+    tensor_parallel: int = 1,
+    on_broken: Callable[[], object] = lambda: None,
 ) -> AsyncIterator[str]:
     """Serve `layers` (start, end) of a bundle's target at `listen` (HOST:PORT, port 0 for any free one).
 
-    Gives the address it has. Layers that end before the head need the worker at the address `next_worker` for the
-    rest. Boundary rows are taken in the formats `wires`; `observer` is told what happens. `slots` and `dtype` are those
-    of Target. Raises InputError if the address is taken or none of this machine's, if memory has no room, or if the
-    next worker cannot go on there, then also ModelMismatch and WorkerUnavailable.
+    Gives the address it has. Layers that end before the head need the worker at the address `next_worker` for the rest.
+    Boundary rows are taken in the formats `wires`; `observer` is told what happens. `slots`, `images` and `dtype` are
+    those of Target. `access` says who may come, `drain` how it ends. `tensor_parallel` devices share every layer of the
+    decoder, see `Ranks`; `on_broken` is called once no session can be served any more. Raises InputError if the address
+    is taken or none of this machine's, if memory has no room, if keys do not read, or if the next worker cannot go on
+    there, then also ModelMismatch, AccessDenied and WorkerUnavailable.
     """
     # gRPC itself would serve at 443 where no port is given, and at another port where it is over 65535.
     host, _ = parse_address(listen)
     manifest, (start, end) = bundle.manifest, layers
-    server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=(slots or MOST_SLOTS) + MAX_CALLS)
+    callers = Callers(
+        None if access.tokens is None else Tokens(access.tokens),
+        certificates=access.keys is not None and access.keys.client_ca is not None,
+    )
+    server = grpc.aio.server(
+        interceptors=[Gate(callers, Audit())],
+        options=_OPTIONS,
+        maximum_concurrent_rpcs=(slots or MOST_SLOTS) + MAX_CALLS,
+    )
     # Before the model is loaded, which takes its time.
     try:
-        port = server.add_insecure_port(listen)
+        if access.keys is None:
+            port = server.add_insecure_port(listen)
+        else:
+            port = server.add_secure_port(listen, server_credentials(access.keys))
     except RuntimeError:
         raise InputError(f"cannot listen at {listen}: taken, or not an address of this machine") from None
     context = min(context, manifest.decoder.context)
     async with contextlib.AsyncExitStack() as stack:
         onward = None
         if next_worker is not None:
-            onward = await stack.enter_async_context(NextWorker(next_worker, manifest, cut=end))
+            onward = await stack.enter_async_context(NextWorker(next_worker, manifest, cut=end, keys=access.onward))
             context = min(context, (await onward.describe()).context)
-        target = Target(bundle, slots=slots, context=context, device=device, start=start, end=end, dtype=dtype)
-        engine = Engine(target, manifest.stop_tokens, observer=observer)
+        ranks = None
+        if tensor_parallel > 1:
+            ranks = Ranks(
+                bundle, tensor_parallel, layers=layers, slots=slots, context=context, device=device, dtype=dtype
+            )
+            stack.enter_context(ranks)
+        target = Target(
+            bundle,
+            slots=slots,
+            images=images,
+            context=context,
+            device=device if ranks is None else ranks.device,
+            start=start,
+            end=end,
+            dtype=dtype,
+            group=None if ranks is None else ranks.group,
+        )
+        shelf = Shelf(target.image_room, observer=observer)
+        engine = Engine(target, manifest.stop_tokens, shelf=shelf, observer=observer)
         observer.serving(engine.max_sessions, lambda: engine.sessions)
         worker = WorkerServicer(
             engine,
@@ -95,29 +164,39 @@ async def serve(
             wires=wires,
             onward=onward,
             observer=observer,
+            shares=Shares(callers.limits, places=engine.max_sessions),
         )
         worker_pb2_grpc.add_WorkerServicer_to_server(worker, server)
-        await stack.enter_async_context(_running(server, engine))
+        if ranks is not None:
+            ranks.watch(engine.give_up)
+        await stack.enter_async_context(_running(server, engine, worker, drain or Drain(), on_broken))
         yield f"{host}:{port}"
 
 
 @contextlib.asynccontextmanager
-async def _running(server: Any, engine: Engine) -> AsyncIterator[None]:
-    """Start both, and end both in order."""
+async def _running(
+    server: Any, engine: Engine, worker: WorkerServicer, drain: Drain, on_broken: Callable[[], object]
+) -> AsyncIterator[None]:
+    """Start server and engine, and end both in order."""
     checks = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     for service in ("", SERVICE):
         await checks.set(service, health_pb2.HealthCheckResponse.SERVING)
     loop = asyncio.get_running_loop()
-    engine.start(lambda: asyncio.run_coroutine_threadsafe(checks.enter_graceful_shutdown(), loop))
+
+    async def break_down() -> None:
+        await checks.enter_graceful_shutdown()
+        on_broken()
+
+    engine.start(lambda: asyncio.run_coroutine_threadsafe(break_down(), loop))
     await server.start()
     try:
         yield
     finally:
         await checks.enter_graceful_shutdown()
-        # New sessions are refused from here on; open ones may end, and those that do not hear why they must.
-        stopped = asyncio.create_task(server.stop(grace=2 * GRACE_SECONDS))
-        await asyncio.wait([stopped], timeout=GRACE_SECONDS)
+        # New sessions are refused from here on, and so that balancers see it and agents hear why, the port stays open;
+        # open ones may end, and those that do not hear why they must.
+        await worker.drain(drain.seconds, drain.hurry)
         await asyncio.to_thread(engine.stop)
-        await stopped
+        await server.stop(grace=GRACE_SECONDS)

@@ -9,17 +9,22 @@ import functools
 import logging
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from cutline.cloud.accounts import Account, trace_of
 from cutline.cloud.chain import NextWorker, Onward
+from cutline.cloud.drafts import Drafts
 from cutline.cloud.engine import Engine
+from cutline.cloud.identity import CALLER
 from cutline.cloud.inbox import Inbox
+from cutline.cloud.metering import Meter
 from cutline.cloud.observer import NOBODY, Observer
 from cutline.cloud.opening import Reception, Upload
 from cutline.cloud.session import Event, Forward, Request
-from cutline.errors import CutlineError, InputError, WorkerBusy, WorkerFailed
+from cutline.cloud.shares import UNLIMITED, Shares
+from cutline.errors import CutlineError, InputError, WorkerBusy, WorkerFailed, WorkerUnavailable
 from cutline.models.bundle import Manifest
 from cutline.models.layerline import END
 from cutline.models.wire import Wire
@@ -51,7 +56,8 @@ Remaining = Callable[[], float | None]  # seconds until a call's deadline
 class WorkerServicer(worker_pb2_grpc.WorkerServicer):
     """Serves the layers `[start, end)` of one bundle's target through `engine`; `onward` has those after them.
 
-    `context` is how many tokens a session may hold, `wires` are the formats in which boundary rows may come.
+    `context` is how many tokens a session may hold, `wires` are the formats in which boundary rows may come, `shares`
+    says what each tenant may have; without it that is everything.
     """
 
     def __init__(
@@ -65,15 +71,22 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         wires: Collection[Wire] = tuple(Wire),
         onward: NextWorker | None = None,
         observer: Observer = NOBODY,
+        shares: Shares | None = None,
     ) -> None:
         self._engine = engine
         self._manifest = manifest
         self._context = context
-        self._start, self._end = start, end
-        self._reception = Reception(manifest, context=context, start=start, end=end, wires=wires)
+        self._start, self._end, self._wires = start, end, tuple(wires)
+        self._reception = Reception(manifest, context=context, start=start, end=end, wires=wires, shelf=engine.shelf)
         self._onward = onward
         self._observer = observer
         self._version = _version()
+        self._shares = shares or Shares(lambda _: UNLIMITED, places=engine.max_sessions)
+        self._meter = Meter(self._shares, observer)
+        self._open = 0  # streams of sessions
+        self._quiet = asyncio.Event()  # while there are none
+        self._quiet.set()
+        self._draining = False
         self._arriving = 0  # sessions whose openings are read and prepared
         self._probes = 0
         self._noise = os.urandom(CHUNK)  # which nothing on the way can compress
@@ -92,17 +105,27 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
             max_sessions=self._engine.max_sessions,
             start=self._start,
             end=self._end,
+            queue_seconds=self._engine.queue_seconds,
+            draining=self._draining,
+            wires=self._wires,
         )
         return description_to_wire(description)
 
     async def Probe(self, request: pb.ProbeRequest, context: Any) -> pb.ProbeAnswer:
         """As many bytes as are asked for, in answer to any."""
+        if not request.data and not request.answer:  # a heartbeat: it costs nothing, and none may go unanswered
+            return pb.ProbeAnswer()
         if max(len(request.data), request.answer) > CHUNK:
             error = InputError(f"a probe takes {CHUNK} bytes each way at most")
             await context.abort(status_of(error), str(error))
         if self._probes >= MAX_PROBES:
             busy = WorkerBusy(f"this worker answers {MAX_PROBES} probes already; try again later")
             await context.abort(status_of(busy), str(busy))
+        tenant = CALLER.get().tenant
+        self._shares.charge(tenant, len(request.data))
+        if wait := self._shares.over(tenant):
+            over = WorkerBusy(f"too many bytes came; try again in {wait:.1f} seconds")
+            await context.abort(status_of(over), str(over))
         self._probes += 1
         context.add_done_callback(self._probed)  # once the answer is on its way, or nobody waits for it
         return pb.ProbeAnswer(data=self._noise[: request.answer])
@@ -116,59 +139,71 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
     ) -> AsyncIterator[pb.WorkerMessage]:
         """One conversation, until the answer is complete, the agent cancels, or something is wrong."""
         failure: CutlineError | None = None
-        async with self._watched(), Inbox(self._counted(request_iterator)) as inbox:
+        account = Account(CALLER.get().name, trace=trace_of(context.invocation_metadata()))
+        async with self._watched(account), Inbox(self._meter.up(request_iterator, account)) as inbox:
             try:
-                async with contextlib.aclosing(self._converse(inbox, context.time_remaining)) as events:
+                async with contextlib.aclosing(self._converse(inbox, account, context.time_remaining)) as events:
                     async for event in events:
                         self._observer.told(event)
-                        yield self._weighed(worker_to_wire(event))
+                        account.told(event)
+                        yield self._meter.down(worker_to_wire(event), account)
             except CutlineError as error:
-                log.info("session refused or failed: %s", error)
+                log.debug("a session was refused or failed: %s", error)
                 failure = error
             except Exception:
                 log.exception("a session failed")
                 failure = WorkerFailed("the worker failed on this session; its log says more")
             if failure is not None:
                 self._observer.refused(failure)
-                yield self._weighed(worker_to_wire(failure))
+                account.failed(failure)
+                yield self._meter.down(worker_to_wire(failure), account)
             await inbox.drain()
         if failure is not None:
             await context.abort(status_of(failure), str(failure))
 
+    async def drain(self, seconds: float, hurry: asyncio.Event) -> None:
+        """Take no new sessions, and return when the open ones have ended, after so many `seconds`, or on `hurry`."""
+        self._draining = True
+        waits = [asyncio.create_task(event.wait()) for event in (self._quiet, hurry)]
+        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+
     @contextlib.asynccontextmanager
-    async def _watched(self) -> AsyncIterator[None]:
+    async def _watched(self, account: Account) -> AsyncIterator[None]:
         self._observer.talking(1)
+        self._open += 1
+        self._quiet.clear()
         try:
             yield
         finally:
             self._observer.talking(-1)
+            self._open -= 1
+            if not self._open:
+                self._quiet.set()
+            account.close()
+            self._observer.ended(account)
 
-    async def _counted(self, messages: AsyncIterator[pb.AgentMessage]) -> AsyncIterator[pb.AgentMessage]:
-        async for message in messages:
-            self._observer.carried(up=message.ByteSize())
-            yield message
-
-    def _weighed(self, message: pb.WorkerMessage) -> pb.WorkerMessage:
-        self._observer.carried(down=message.ByteSize())
-        return message
-
-    async def _converse(self, inbox: Inbox, remaining: Remaining) -> AsyncGenerator[Opened | Confirmed | Finished]:
+    async def _converse(
+        self, inbox: Inbox, account: Account, remaining: Remaining
+    ) -> AsyncGenerator[Opened | Confirmed | Finished]:
         """The events of one session. Raises CutlineError."""
         events: asyncio.Queue[Event | None] = asyncio.Queue()
-        drafts = _Drafts(self._context)
+        drafts = Drafts(self._context)
         async with contextlib.AsyncExitStack() as stack:
+            stack.enter_context(self._place())
             arrival = stack.enter_context(contextlib.ExitStack())
             try:
                 async with asyncio.timeout(OPENING_SECONDS):
-                    opening, came_at, upload = await self._read_opening(inbox, arrival)
+                    opening, came_at, upload = await self._read_opening(inbox, account, arrival)
                     uploaded_at = inbox.came_at
             except TimeoutError:
                 raise InputError(f"the session's opening took over {OPENING_SECONDS:.0f} seconds to arrive") from None
             reader = asyncio.create_task(self._read_drafts(opening, inbox, drafts, events))
             stack.callback(reader.cancel)
             # Drafts that come while the images are prepared join the session's first pass.
-            request = await self._prepare(opening, upload)
-            upload = []  # it may be large, and the engine is done with it before the session is
+            request = await self._prepare(opening, upload, remaining)
+            del upload  # it may be large, and the engine is done with it before the session is
             tell = functools.partial(_from_engine, asyncio.get_running_loop())
             onward, passing = self._onward, self._onward is not None and self._onward.takes_tokens
             ready_at = time.monotonic()
@@ -176,7 +211,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
                 request, () if passing else drafts.early, functools.partial(tell, events.put_nowait)
             )
             stack.callback(self._engine.close, name)
-            request = dataclasses.replace(request, boundary=None)  # likewise
+            request = request.unladen()  # likewise
             if not passing:
                 drafts.take = functools.partial(self._offer, name, asyncio.Semaphore(DRAFTS_WAITING), tell)
             forwards: asyncio.Queue[Forward] = asyncio.Queue()
@@ -203,11 +238,15 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
                         if isinstance(event, Finished):
                             return
 
-    async def _prepare(self, opening: Open, upload: Upload) -> Request:
+    async def _prepare(self, opening: Open, upload: Upload, remaining: Remaining) -> Request:
         """The request, from a thread. Who leaves meanwhile keeps the place until that ends: nothing can stop it."""
+        left = remaining()
+        if left is not None and left <= 0:
+            raise WorkerUnavailable("the opening took all the time that the session had; give it longer")
+        deadline = None if left is None else time.monotonic() + left
         preparing = asyncio.create_task(asyncio.to_thread(self._reception.request, opening, upload))
         try:
-            return await asyncio.shield(preparing)
+            return dataclasses.replace(await asyncio.shield(preparing), deadline=deadline)
         finally:
             await asyncio.wait([preparing])
 
@@ -215,7 +254,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         self,
         there: Onward,
         forwards: asyncio.Queue[Forward],
-        early: _Drafts | None,
+        early: Drafts | None,
         events: asyncio.Queue[Event | None],
     ) -> None:
         """Send on what comes out of passes, and after the first the `early` drafts: no slow link holds up a cancel."""
@@ -241,7 +280,18 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         finally:
             self._arriving -= 1
 
-    async def _read_opening(self, inbox: Inbox, arrival: contextlib.ExitStack) -> tuple[Open, float, Upload]:
+    @contextlib.contextmanager
+    def _place(self) -> Iterator[None]:
+        """A place among the caller's sessions. Raises WorkerBusy, and WorkerUnavailable on a worker that drains."""
+        if self._draining:
+            raise WorkerUnavailable("this worker is draining; ask another one")
+        tenant = CALLER.get().tenant
+        with self._shares.session(tenant):
+            yield
+
+    async def _read_opening(
+        self, inbox: Inbox, account: Account, arrival: contextlib.ExitStack
+    ) -> tuple[Open, float, Upload]:
         """The opening, when it arrived, and the images or the boundary that follow it; its place goes to `arrival`.
 
         Raises InputError, ModelMismatch, and WorkerError before anything is uploaded in vain.
@@ -250,16 +300,20 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         if not isinstance(opening, Open):
             raise InputError("the first message of a session must open it")
         came_at = inbox.came_at
+        account.asked(opening)
         self._reception.check(opening)
-        if (busy := self._engine.busy()) is not None:
+        caller = CALLER.get()
+        busy = self._engine.busy()
+        self._shares.found_room(caller.tenant, found=busy is None)
+        if busy is not None:
             raise busy
         if self._onward is not None:
             await self._onward.check()
         arrival.enter_context(self._arrival())
-        return opening, came_at, await self._reception.upload(opening, inbox)
+        return opening, came_at, await self._reception.upload(opening, inbox, caller.name)
 
     async def _read_drafts(
-        self, opening: Open, inbox: Inbox, drafts: _Drafts, events: asyncio.Queue[Event | None]
+        self, opening: Open, inbox: Inbox, drafts: Drafts, events: asyncio.Queue[Event | None]
     ) -> None:
         """Take drafts until the agent cancels, ends its side, or sends what does not belong."""
         try:
@@ -281,31 +335,6 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         """Offer a draft to the engine, once it does not have too many of this session."""
         await room.acquire()
         self._engine.offer(name, draft, functools.partial(tell, room.release))
-
-
-class _Drafts:
-    """The drafts of one session, on their way to `take`. Until that is known they are held, `limit` tokens at most."""
-
-    def __init__(self, limit: int) -> None:
-        self.take: Callable[[Draft], Awaitable[None]] | None = None
-        self.early: list[Draft] = []
-        self._limit = self._room = limit
-
-    async def put(self, draft: Draft) -> None:
-        """Pass a draft on, or hold it. Raises InputError."""
-        if self.take is not None:
-            await self.take(draft)
-            return
-        self.early.append(draft)
-        self._room -= len(draft.tokens)
-        if self._room < 0:  # until something is confirmed, nothing is drafted twice
-            raise InputError(f"over {self._limit} tokens were drafted before the session was open")
-
-    async def go_to(self, take: Callable[[Draft], Awaitable[None]]) -> None:
-        """Pass on those that were held, and from now on what comes."""
-        for draft in self.early:  # may grow meanwhile
-            await take(draft)
-        self.take = take
 
 
 def _version() -> str:

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from cutline.cloud.keeping import Picture
 from cutline.cloud.pace import MOST_DRAFTED_ROWS, Acceptance, rows_worth_verifying
 from cutline.errors import CutlineError, WorkerFailed
 from cutline.models.families import COUNTED, Grid, Positions
 from cutline.models.sampling import Sampling, agreeing
-from cutline.protos.messages import Confirmed, Finished, Opened, Reason
+from cutline.protos.messages import Confirmed, Finished, Likelihood, Opened, Reason
 
 BoundaryRows = NDArray[np.float32]  # (n, width)
 
@@ -24,7 +25,11 @@ class Request:
     `boundary` is what crossed the `cut`, all float32: at `image` the images' pixels (n, ...); up to the decoder
     rows (n, width), which stand for the image tokens among `tokens`, in order; None if there are none. At a
     `deep` cut, one inside the decoder, it is a row for every one of `tokens` and `draft`. `grids` are what the images
-    became, `positions` where the decoder sees the tokens.
+    became, `positions` where the decoder sees the tokens. `pictures` are the images one by one where each has a key;
+    then the boundary has only those that are not kept. Where one has none, it stands for all.
+
+    What one `tenant` leaves on the worker no other finds. `deadline` is on the monotonic clock. With `likelihoods` it
+    tells how likely each token was, and of the likeliest `alternatives`.
     """
 
     tokens: tuple[int, ...]
@@ -38,6 +43,21 @@ class Request:
     boundary: NDArray[np.float32] | None = None
     grids: tuple[Grid, ...] = ()
     positions: Positions = COUNTED
+    pictures: tuple[Picture, ...] = ()
+    tenant: str = ""
+    deadline: float | None = None
+    likelihoods: bool = False
+    alternatives: int = 0
+
+    @property
+    def pictured(self) -> bool:
+        """Whether rows of images go into its first passes."""
+        return self.boundary is not None or any(picture.kept is not None for picture in self.pictures)
+
+    def unladen(self) -> Request:
+        """Without what is large, and wanted no more once the prompt has been run."""
+        pictures = tuple(replace(picture, kept=None) for picture in self.pictures)
+        return replace(self, boundary=None, pictures=pictures)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +84,7 @@ class Session:
     slot: int
     deliver: Callable[[Event], None]
     limit: int  # tokens, the prompt included, at which the answer ends
+    asked_at: float = 0.0  # on the monotonic clock
     tokens: list[int] = field(init=False)
     cached: int = 0
     draft: tuple[int, ...] = ()
@@ -126,8 +147,8 @@ class Session:
         self.alone += int(rows.drafted == 0 and not self.opening)
         self.seconds += seconds
         self.confirmed_at = now
-        if self.request.boundary is not None:  # it may be large, and is not wanted again
-            self.request = replace(self.request, boundary=None)
+        if self.request.pictured:
+            self.request = self.request.unladen()
 
     def keep(self, rows: Rows, made: BoundaryRows | None) -> None:
         """Take a pass of a first part of the rows; what it `made` for the next worker waits for the rest."""
@@ -135,11 +156,18 @@ class Session:
         if made is not None:
             self.pieces.append(made)
 
-    def confirm(self, chosen: Sequence[int], drafted: int, stop_tokens: frozenset[int]) -> Reason | None:
+    def confirm(
+        self,
+        chosen: Sequence[int],
+        drafted: int,
+        stop_tokens: frozenset[int],
+        likelihoods: Sequence[Likelihood] = (),
+    ) -> Reason | None:
         """Take the target's tokens after a pass; `chosen[i]` follows the i-th of `drafted` verified tokens.
 
-        Delivers what is confirmed and returns why the answer ended, or None if it goes on. Rejected drafts need
-        no clean-up: their rows lie beyond `cached` and the next pass overwrites them.
+        `likelihoods` are those of `chosen`, of as many as are confirmed, if they were asked for. Delivers what is
+        confirmed and returns why the answer ended, or None if it goes on. Rejected drafts need no clean-up: their rows
+        lie beyond `cached` and the next pass overwrites them.
         """
         position = len(self.tokens)
         right = agreeing(self.draft[:drafted], chosen)
@@ -151,7 +179,7 @@ class Session:
         self.draft = self.draft[matched:] if matched == len(new) else ()
         self.cached = position + right
         self.tokens += new
-        self.deliver(Confirmed(position, tuple(new), matched))
+        self.deliver(Confirmed(position, tuple(new), matched, tuple(likelihoods[: len(new)])))
         if stop is not None and len(new) == stop:
             return Reason.STOP
         return Reason.LENGTH if len(self.tokens) >= self.limit else None
@@ -176,7 +204,7 @@ class Session:
         right = agreeing(self.draft[:drafted], chosen)
         if right < len(chosen) - 1:
             raise WorkerFailed("the next worker confirmed tokens after one that it had rejected")
-        reason = self.confirm(chosen, drafted, stop_tokens)
+        reason = self.confirm(chosen, drafted, stop_tokens, confirmed.likelihoods)
         self.flying = None if right < len(chosen) and reason is None else drafted - right
 
     def finished(self, reason: Reason) -> Finished:
@@ -245,13 +273,19 @@ class DeepSession(Session):
         self.rows = self.rows[len(rows.tokens) :]
         Session.keep(self, rows, made)  # super() does not find a class that has slots
 
-    def confirm(self, chosen: Sequence[int], drafted: int, stop_tokens: frozenset[int]) -> Reason | None:
+    def confirm(
+        self,
+        chosen: Sequence[int],
+        drafted: int,
+        stop_tokens: frozenset[int],
+        likelihoods: Sequence[Likelihood] = (),
+    ) -> Reason | None:
         """As of any session; the rows are used up, but for those of a draft that goes on as the target does."""
         before, right = self.cached, agreeing(self.draft, chosen)
         if right < min(len(self.draft), len(chosen)):
             self.held = min(self.held, len(self.tokens) + right)
             self.rows = self.rows[:0]
-        reason = Session.confirm(self, chosen, drafted, stop_tokens)
+        reason = Session.confirm(self, chosen, drafted, stop_tokens, likelihoods)
         self.rows = self.rows[self.cached - before :]
         return reason
 

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from cutline.cloud.accelerator import free_memory
 from cutline.cloud.attention import ATTENTION, Layout, SlotCache, Stretch, sort_key
-from cutline.cloud.budget import slot_bytes, slots_that_fit
+from cutline.cloud.budget import image_room, slot_bytes, slots_that_fit
 from cutline.cloud.loading import load_model
 from cutline.cloud.packing import pack
+from cutline.cloud.parallel import Group, Pass, Resume, in_step
 from cutline.cloud.session import Rows
 from cutline.cloud.tower import Tower
 from cutline.models.bundle import Bundle
@@ -32,7 +33,8 @@ _WIRES = {torch.float32: Wire.FLOAT32, torch.float16: Wire.FLOAT16, torch.bfloat
 class Target:
     """The layers `[start, end)` of a bundle's target, with room for `slots` sessions of `context` tokens.
 
-    Without `slots` there are as many as fit into the memory that is free once the weights are there.
+    Without `slots` there are as many as fit into the memory that is free once the weights are there; `image_room` bytes
+    of it are for images to keep, without `images` a share.
 
     Used by one thread at a time.
     """
@@ -42,20 +44,27 @@ class Target:
         bundle: Bundle,
         *,
         slots: int | None = None,
+        images: int | None = None,
         context: int,
         device: str = "cpu",
         start: str = "image",
         end: str = END,
         dtype: torch.dtype | None = None,
+        group: Group | None = None,
     ) -> None:
-        """Weights are computed with as `dtype`, or as they are stored. Raises InputError where slots do not fit."""
+        """Weights are computed with as `dtype`, or as they are stored. Raises InputError where slots do not fit.
+
+        With a `group` this is the part of one rank; every rank has the decoder's layers, the first one the others too.
+        """
         line, spec = bundle.manifest.line, bundle.manifest.decoder
-        model = load_model(bundle, line.layers[line.place(start) : line.place(end)], dtype=dtype).to(device)
+        names, ranks = line.layers[line.place(start) : line.place(end)], 1 if group is None else group.count
+        model = load_model(bundle, names, dtype=dtype, mesh=None if group is None else group.mesh).to(device)
         self.model = model  # transformers' own
         self.context = context
         self.decodes = line.place(end) > line.place("decoder.0")  # has a part in every token
         self.chooses = end == END  # has the head: what comes out of a pass are logits
         self.wire = _WIRES[model.dtype]
+        self._group = group
         self._line, self._family = line, bundle.manifest.family
         self._device, self._dtype = torch.device(device), model.dtype
         if self._device.type == "cpu":
@@ -68,14 +77,19 @@ class Target:
         self._layers = range(line.decoder_layer(start), line.decoder_layer(end))
         slot = slot_bytes(
             layers=len(self._layers),
-            kv_heads=spec.kv_heads,
+            kv_heads=spec.kv_heads // ranks,
             head_dim=spec.head_dim,
             context=context,
             itemsize=self._dtype.itemsize,
         )
-        self.slots = slots_that_fit(slots, slot=slot, free=free_memory(device))
+        if group is not None:
+            group.wait()  # weights that are still read would count as free memory
+        free = free_memory(device) if group is None else group.least(free_memory(device))
+        self.slots = slots_that_fit(slots, slot=slot, free=free)
+        # Where layers end before the decoder, nothing is kept: the next worker wants the rows.
+        self.image_room = image_room(images, free=free) if self.decodes else 0
         self._cache = SlotCache(
-            (len(self._layers), self.slots, spec.kv_heads, context, spec.head_dim),
+            (len(self._layers), self.slots, spec.kv_heads // ranks, context, spec.head_dim),
             first=self._layers.start,
             like=torch.empty(0, dtype=self._dtype, device=self._device),
         )
@@ -87,6 +101,19 @@ class Target:
         They stand before the decoder, or where these layers end; see `Tower.encode`.
         """
         return self.tower.encode(self._on_device(boundary), cut, grids)
+
+    def encode_each(self, boundary: NDArray[np.float32], cut: str, grids: Sequence[Grid]) -> list[Tensor]:
+        """As `encode`, image by image: rows (tokens, width) of each, which share no memory."""
+        rows = self.encode(boundary, cut, grids)
+        if len(grids) == 1:
+            return [rows]
+        return [part.clone() for part in rows.split([self._family.tokens(grid) for grid in grids])]
+
+    def resume(self, slot: int, source: int, count: int) -> None:
+        """A session begins in `slot` after the first `count` positions of what `source` holds."""
+        if self._group is not None:
+            self._group.tell(Resume(slot, source, count))
+        self._cache.resume(slot, source, count)
 
     @torch.inference_mode()
     def run(self, batch: Sequence[Rows], images: Sequence[Tensor | None]) -> list[Tensor]:
@@ -103,21 +130,48 @@ class Target:
         order = sorted(entry, key=lambda at: (entry[at], sort_key(len(batch[at].tokens), batch[at].session.slot)))
         entries, ordered = [entry[at] for at in order], [batch[at] for at in order]
         stretches = _stretches(ordered)
+        entering = torch.cat([self._entering(batch[at], images[at]) for at in order])
+        positions = np.hstack([rows.positions for rows in ordered])
+        passing = Pass(entries, stretches, positions, entering)
+        if self._group is None:
+            hidden = self._through(passing)
+        else:
+            self._group.tell(passing)
+            with in_step():
+                hidden = self._through(passing)
+        made = dict(zip(order, self._leaving(ordered, stretches, hidden), strict=True))
+        return [made[at] for at in range(len(batch))]
+
+    @torch.inference_mode()
+    def follow(self) -> None:
+        """Do as the first rank does, until it stops. Raises RankLost."""
+        assert self._group is not None
+        like = torch.empty(self._decoder.config.hidden_size, dtype=self._dtype, device=self._device)
+        while (told := self._group.hear(like)) is not None:
+            with in_step():
+                match told:
+                    case Pass():
+                        self._through(told)
+                    case Resume(slot, source, count):
+                        self._cache.resume(slot, source, count)
+
+    def _through(self, passing: Pass) -> Tensor:
+        """The rows (n, width) of a pass after the decoder's layers."""
+        stretches, rows = passing.stretches, passing.rows
         self._cache.note(stretches)
-        entering = [self._entering(batch[at], images[at]) for at in order]
-        cos, sin = self._rotary(ordered, entering[0])
-        hidden, joined, layout = entering[0][:0], 0, None
+        cos, sin = self._rotary(passing.positions, rows)
+        hidden, joined, layout = rows[:0], 0, None
         for index in (*self._layers, self._layers.stop):
-            come = bisect_right(entries, index)
+            come = bisect_right(passing.entries, index)
             if come > joined:
-                hidden, joined = torch.cat([hidden, *entering[joined:come]]), come
+                coming = rows[len(hidden) : stretches[come - 1].last]
+                hidden, joined = torch.cat([hidden, coming]) if joined else coming, come
                 layout = Layout(stretches[:joined], self._cache, heads=self._heads)
             if layout is not None and index in self._layers:
                 rotary = cos[..., : len(hidden), :], sin[..., : len(hidden), :]
                 layer = self._decoder.layers[index]
                 hidden = layer(hidden[None], position_embeddings=rotary, layout=layout, cache=self._cache)[0]
-        made = dict(zip(order, self._leaving(ordered, stretches, hidden), strict=True))
-        return [made[at] for at in range(len(batch))]
+        return hidden
 
     def _on_device(self, rows: NDArray[np.float32]) -> Tensor:
         # A tensor of its own: what came off the wire may be read-only.
@@ -136,9 +190,8 @@ class Target:
             hidden[places] = image[before : before + len(places)].to(hidden)
         return hidden
 
-    def _rotary(self, batch: Sequence[Rows], like: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (1, rows, width) of the rows' positions."""
-        positions = np.hstack([rows.positions for rows in batch])
+    def _rotary(self, positions: NDArray[np.int64], like: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (1, rows, width) of the rows' `positions` (axes, rows)."""
         ids = torch.from_numpy(self._family.as_ids(positions)).to(self._device)
         rotary: tuple[Tensor, Tensor] = self._decoder.rotary_emb(like, ids)
         return rotary

@@ -4,38 +4,48 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from cutline.edge.answer import Answer, Forecast, Source
-from cutline.edge.drafter import Drafted, Drafter, Drafting
-from cutline.edge.events import Event, Planned, Settled
-from cutline.edge.exchange import Exchange
+import msgspec
+
+from cutline.edge.answer import Answer, Forecast, Source, Tail
+from cutline.edge.asking import Asking
+from cutline.edge.drafter import Drafted, Drafter, Drafting, likelihoods_of
+from cutline.edge.energy import Meter
+from cutline.edge.events import Event, Planned
+from cutline.edge.exchange import Models
 from cutline.edge.gate import Gate, confidence_of, open_gate
-from cutline.edge.merging import shorten
+from cutline.edge.heartbeat import NOTICE
+from cutline.edge.preparing import Preparer
 from cutline.edge.progress import Prepared, Progress
 from cutline.edge.question import Mode, Question
 from cutline.edge.runtime import CPU
-from cutline.edge.spans import Crossing, LoadedSpans, check_cut
+from cutline.edge.spans import Crossing, LoadedSpans, device_cuts
+from cutline.edge.state import AgentState
 from cutline.edge.transcript import Transcript
-from cutline.errors import BundleError, InputError, ModelMismatch, PromptError, WorkerError
+from cutline.edge.uploads import Uploads
+from cutline.edge.workers import Workers
+from cutline.errors import BundleError, InputError, ModelMismatch, WorkerError
 from cutline.models.bundle import Bundle
-from cutline.models.images import decode_image
 from cutline.models.prompt import PromptBuilder
-from cutline.models.prompt import question as ask_about
 from cutline.models.wire import Wire
-from cutline.protos.client import WorkerClient, WorkerSession
+from cutline.protos.security import NO_KEYS, AgentKeys
 
 if TYPE_CHECKING:  # an agent that does not plan loads nothing of it
     from cutline.edge.planning import Chosen, Planner
 
+MAX_NOTICE = 60.0  # seconds
 MEETING_SECONDS = 1.0  # that a request waits for the worker to say which layers it has; later ones find it out
 
 
 class Agent:
-    """Answers with a drafter's bundle and, unless there is none, the worker at the address `worker`.
+    """Answers with a drafter's bundle and, unless there is none, a worker: the first that serves of those in `worker`.
+
+    That is an address, several in the order of their cost, or the `Workers` themselves; they are reached by `keys`. One
+    of which nothing is heard for `notice` seconds is given up. An agent that is `offline` connects to none.
+    What an answer takes of energy the `meter` says.
 
     With the `target`'s bundle, its first layers can run here: a question says up to which cut, or in mode `auto` the
     `planner` does, which needs both worker and target. Models run on ONNX Runtime's `provider`. Use as an async context
@@ -46,38 +56,60 @@ class Agent:
         self,
         bundle: Bundle,
         *,
-        worker: str | None,
+        worker: str | Sequence[str] | Workers | None,
         threads: int,
         target: Bundle | None = None,
         provider: str = CPU,
         planner: Planner | None = None,
+        keys: AgentKeys = NO_KEYS,
+        notice: float = NOTICE,
+        offline: bool = False,
+        meter: Meter | None = None,
     ) -> None:
         self.manifest = bundle.manifest
         if target is not None and target.manifest.identity != self.manifest.target:
             raise ModelMismatch(f"{bundle.path} drafts for another target than {target.path}; export it for this one")
-        if planner is not None and (worker is None or target is None):
+        if not 0.0 < notice <= MAX_NOTICE:
+            raise InputError(f"notice is {notice}; give more than 0 and at most {MAX_NOTICE:.0f} seconds")
+        if planner is not None and (not worker or target is None):
             raise InputError("planning needs a worker and the target's bundle; give --worker and --target")
         self._planner = planner
         self._bundle = bundle
         self._target_bundle = target
         self._spans = None if target is None else LoadedSpans(target, threads=threads, provider=provider)
         self._prompts = PromptBuilder.open(bundle)
+        self._preparer = Preparer(self.manifest, self._prompts, target, planned=planner is not None)
+        self._uploads = Uploads()
         self._drafter = Drafter.open(bundle, threads=threads, provider=provider)
-        self._client = None if worker is None else WorkerClient(worker)
+        if not isinstance(worker, Workers):
+            addresses = () if worker is None else (worker,) if isinstance(worker, str) else worker
+            worker = Workers(addresses, keys=keys, offline=offline)
+        self.workers = worker
+        self._notice = notice
+        self._meter = meter or Meter()
         self._gate: Gate | None = None
         self._meeting: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Agent:
-        if self._planner is not None and self._client is not None:
-            self._meeting = asyncio.create_task(self._meet(self._planner, self._client))
+        await self.workers.open()
+        if self._planner is not None and not self.offline:
+            self._meeting = asyncio.create_task(self._meet(self._planner))
         return self
 
     async def __aexit__(self, *_: object) -> None:
         if self._meeting is not None:
             self._meeting.cancel()
             await asyncio.wait([self._meeting])
-        if self._client is not None:
-            await self._client.close()
+        await self.workers.close()
+
+    @property
+    def offline(self) -> bool:
+        """Whether no worker is asked, nor connected to; may be set at any time, on the event loop."""
+        return self.workers.offline
+
+    @offline.setter
+    def offline(self, offline: bool) -> None:
+        self.workers.offline = offline
 
     async def answer(self, question: Question) -> Answer:
         """Answer a question. Raises InputError, BundleError, WorkerError."""
@@ -105,26 +137,42 @@ class Agent:
             await asyncio.wait([answering])
 
     async def _answer(self, question: Question, tell: Callable[[Event], object]) -> Answer:
+        with self._meter.reading() as reading:
+            answer = await self._made(question, tell)
+            return msgspec.structs.replace(answer, energy=self._meter.energy(reading))
+
+    async def _made(self, question: Question, tell: Callable[[Event], object]) -> Answer:
         progress = Progress(time.perf_counter(), Transcript(self._prompts.vocabulary, question.stop), tell)
-        prepared = await asyncio.to_thread(self._prepare, question)
+        prepared = await asyncio.to_thread(self._preparer.prepare, question)
+        progress.parts.lap("prepare")
         chosen = await self._plan(prepared, progress)
         if chosen is not None:
             prepared = replace(prepared, question=chosen.question)
+            progress.parts.lap("plan")
         tell(_planned(prepared.question, chosen))
-        session = await self._carry_out(prepared, progress)
+        asking = await self._carry_out(question, prepared, progress)
         latency = time.perf_counter() - progress.began
         forecast = None
         if self._planner is not None and chosen is not None:
             hindsight = await asyncio.to_thread(self._planner.learn, chosen, prepared, progress, latency)
             forecast = chosen.forecast(hindsight=hindsight, measured=latency, cold=progress.cold)
-        return self._account(question.mode, prepared, progress, session, latency, forecast)
+        return self._account(question.mode, prepared, progress, asking, latency, forecast)
 
-    async def _meet(self, planner: Planner, client: WorkerClient) -> None:
-        """Connect to the worker, which no plan counts, and learn which layers it has."""
-        with suppress(WorkerError):  # the first session tells what is wrong, if one is opened
+    async def _meet(self, planner: Planner) -> None:
+        """Connect to a worker, which no plan counts, and learn which layers it has."""
+        if (client := self.workers.choose()) is None:
+            return
+        try:
             found = await client.describe()
-            if found.model == self.manifest.target:
-                planner.meet(found.start, found.end)
+        except WorkerError as error:  # the first session tells what is wrong, if one is opened
+            self.workers.report(client.address, error)
+            return
+        except asyncio.CancelledError as error:
+            self.workers.report(client.address, error)
+            raise
+        self.workers.report(client.address, None)
+        if found.model == self.manifest.target:
+            planner.meet(found.start, found.end)
 
     async def _plan(self, prepared: Prepared, progress: Progress) -> Chosen | None:
         """What is planned for a question, if that is left to the agent. Raises InputError."""
@@ -141,53 +189,52 @@ class Agent:
         if self._meeting is not None and not self._meeting.done():
             progress.cold = True
             await asyncio.wait([self._meeting], timeout=MEETING_SECONDS)
-        return await asyncio.to_thread(self._planner.plan, prepared, ready=self._ready())
+        if not self.workers.reachable and not question.exact:
+            return None
 
-    async def _carry_out(self, prepared: Prepared, progress: Progress) -> WorkerSession | None:
-        """Settle a whole answer as the question says. Returns the worker's session, where it was asked."""
-        question = prepared.question
-        session: WorkerSession | None = None
-        match question.mode:
+        def known(cut: str, wire: Wire) -> int:
+            kept = (self._uploads.known(one, prepared, cut, wire) for one in self.workers.addresses)
+            return max(kept, default=0)
+
+        return await asyncio.to_thread(self._planner.plan, prepared, ready=self._ready(), known=known)
+
+    async def _carry_out(self, asked: Question, prepared: Prepared, progress: Progress) -> Asking | None:
+        """Settle a whole answer to what was `asked`, as it was planned. Returns how workers were asked, if any were."""
+        match prepared.question.mode:
             case Mode.EDGE:
                 await self._draft_all(prepared, progress, keep=True)
-            case Mode.CLOUD | Mode.SPLIT:
-                session = await self._ask_worker(prepared, progress, drafting=None, draft=())
-            case Mode.DRAFT:
-                drafting = self._converse(prepared)
-                session = await self._ask_worker(prepared, progress, drafting=drafting, draft=())
+                return None
             case Mode.AUTO:
                 drafting, drafted = await self._draft_all(prepared, progress, keep=False)
                 tokens = tuple(one.token for one in drafted)
-                if self._open_gate().keeps(drafted, question.sampling):
-                    progress.settle(tokens, [Source.EDGE] * len(tokens))
-                else:
-                    session = await self._ask_worker(prepared, progress, drafting=drafting, draft=tokens)
-        return session
+                if self._open_gate().keeps(drafted, asked.sampling):
+                    progress.settle(tokens, [Source.EDGE] * len(tokens), likelihoods_of(drafted))
+                    return None
+                asking = self._ask(asked, prepared, progress, drafts=True)
+                asking.models = Models(drafting=drafting, drafted=dict(enumerate(drafted)))
+                asking.believed = tokens
+                if prepared.question.bounded:  # it was not planned, and only a plan keeps to its bounds
+                    await asking.go_on_alone()
+                    return asking
+            case mode:
+                asking = self._ask(asked, prepared, progress, drafts=mode is Mode.DRAFT)
+        await asking.run()
+        return asking
 
-    def _prepare(self, asked: Question) -> Prepared:
-        if asked.cut != "image":
-            if self._target_bundle is None:
-                raise InputError("a cut runs the target's first layers here; give its bundle with --target")
-            check_cut(self._target_bundle, asked.cut)
-        if asked.keep_image_tokens < 1.0 and self.manifest.family.axes > 1:
-            raise InputError(f"{self.manifest.name} places image tokens in a plane, where none can be left out")
-        image = decode_image(asked.images[0])
-        pixels = self.manifest.family.preprocess(image)
-        prompt = self._prompts.build([ask_about(asked.text)], [pixels.grid]).ids
-        context = self.manifest.decoder.context
-        if (asked.cut != "image" or self._planner is not None) and self._target_bundle is not None:
-            context = min(context, self._target_bundle.manifest.decoder.context)
-        if len(prompt) >= context:
-            raise PromptError(
-                f"the prompt takes {len(prompt)} tokens, the target holds {context}; ask something shorter"
-            )
-        return Prepared(
-            question=asked,
-            image=image,
-            pixels=pixels,
-            prompt=prompt,
-            asked=shorten(prompt, self.manifest.image_token, asked.keep_image_tokens),
-            limit=min(asked.max_tokens, context - len(prompt)),
+    def state(self) -> AgentState:
+        """How it stands now."""
+        asks = bool(self.workers.addresses) and not self.offline
+        needs = {Mode.CLOUD: asks, Mode.DRAFT: asks, Mode.SPLIT: asks and self._spans is not None}
+        target = self._target_bundle
+        return AgentState(
+            ready=True,
+            offline=self.offline,
+            modes=tuple(mode for mode in Mode if needs.get(mode, True)),
+            drafter=self.manifest.name,
+            target=None if target is None else target.manifest.name,
+            cuts=() if target is None else device_cuts(target.manifest),
+            plans=self._planner is not None,
+            workers=self.workers.states,
         )
 
     def _cross(self, prepared: Prepared) -> Crossing | None:
@@ -195,45 +242,68 @@ class Agent:
         cut = prepared.question.cut
         if cut == "image" or self._spans is None:
             return None
-        keep = prepared.question.keep_image_tokens
-        return self._spans.open(cut).converse(prepared.prompt, prepared.pixels, keep=keep)
+        return self._spans.open(cut).converse(
+            prepared.prompt, prepared.pixels, names=prepared.names, keep=prepared.question.keep_image_tokens
+        )
 
     def _ready(self) -> frozenset[str]:
         """The cuts whose graphs are loaded."""
         return frozenset() if self._spans is None else self._spans.cuts
 
     def _converse(self, prepared: Prepared) -> Drafting:
-        sampling = prepared.question.sampling
-        return self._drafter.converse(prepared.prompt, prepared.pixels, sampling, start=len(prepared.asked))
+        question = prepared.question
+        return self._drafter.converse(
+            prepared.prompt,
+            prepared.pixels,
+            question.sampling,
+            names=prepared.names,
+            start=len(prepared.asked),
+            alternatives=question.logprobs,
+        )
 
     async def _draft_all(self, prepared: Prepared, progress: Progress, *, keep: bool) -> tuple[Drafting, list[Drafted]]:
         """Draft a whole answer; `keep` settles its tokens one by one, as they are drafted."""
 
         def draft() -> tuple[Drafting, list[Drafted]]:
-            drafting, drafted = self._converse(prepared), []
+            drafting, drafted = self._converse(prepared), list[Drafted]()
+            transcript = progress.transcript if keep else progress.transcript.empty()
             for one in drafting.draft((), prepared.limit):
                 drafted.append(one)
                 if keep:
-                    progress.settle([one.token], [Source.EDGE])
-                if progress.over:
+                    progress.settle([one.token], [Source.EDGE], likelihoods_of([one]))
+                else:
+                    progress.guess([one.token for one in drafted])
+                    transcript.add(one.token, Source.EDGE)
+                if transcript.stopped:
                     break
             return drafting, drafted
 
         drafting, drafted = await asyncio.to_thread(draft)
+        progress.parts.lap("edge")
         progress.confidence = confidence_of(drafted)
         return drafting, drafted
 
-    async def _ask_worker(
-        self, prepared: Prepared, progress: Progress, *, drafting: Drafting | None, draft: tuple[int, ...]
-    ) -> WorkerSession:
-        if self._client is None:
-            mode = prepared.question.mode
-            raise InputError(f"mode {mode} needs a worker; give --worker HOST:PORT, or use --mode edge")
+    def _ask(self, asked: Question, prepared: Prepared, progress: Progress, *, drafts: bool) -> Asking:
+        """How workers are asked what was `asked`; `drafts` says that the drafter drafts for them."""
+        given = self.offline or self.workers.addresses or self.workers.nobody
+        if not given and asked.mode is not Mode.AUTO:
+            raise InputError(f"mode {asked.mode} needs a worker; give --worker HOST:PORT, or use --mode edge")
         cut = prepared.question.cut
-        progress.cold |= not self._client.connected or (cut != "image" and cut not in self._ready())
-        crossing = await asyncio.to_thread(self._cross, prepared)
-        exchange = Exchange(self.manifest, prepared, progress, crossing, drafting)
-        return await exchange.run(self._client, self._target(), draft)
+        progress.cold |= cut != "image" and cut not in self._ready()
+        return Asking(
+            manifest=self.manifest,
+            prepared=prepared,
+            progress=progress,
+            workers=self.workers,
+            uploads=self._uploads,
+            model=self._target(),
+            mode=asked.mode,
+            exact=asked.exact,
+            drafts=drafts,
+            cross=lambda: self._cross(prepared),
+            converse=lambda: self._converse(prepared),
+            notice=self._notice,
+        )
 
     def _target(self) -> str:
         if self.manifest.target is None:
@@ -258,33 +328,40 @@ class Agent:
         mode: Mode,
         prepared: Prepared,
         progress: Progress,
-        session: WorkerSession | None,
+        asking: Asking | None,
         latency: float,
         forecast: Forecast | None,
     ) -> Answer:
         """The answer in `mode`, which took `latency` seconds as it was `prepared`."""
         question, ids, stop_tokens = prepared.question, progress.tokens, self.manifest.stop_tokens
-        if held := progress.transcript.finish():
-            progress.tell(Settled(len(progress.transcript.tokens) - len(held), held))
+        progress.finish()
+        worker = None if asking is None else asking.worker
+        unverified = asking is not None and asking.tail is Tail.UNVERIFIED
         return Answer(
             text=progress.transcript.text,
             tokens=progress.transcript.tokens,
             mode=mode,
             latency_ms=latency * 1e3,
             ttft_ms=latency * 1e3 if progress.first is None else (progress.first - progress.began) * 1e3,
-            bytes_up=session.bytes_up if session else 0,
-            bytes_down=session.bytes_down if session else 0,
+            bytes_up=asking.bytes_up if asking else 0,
+            bytes_down=asking.bytes_down if asking else 0,
             rounds=progress.rounds,
             drafted=progress.drafted,
             accepted=progress.sources.count(Source.DRAFT),
-            exact=session is not None and self._is_exact(question),
-            cut=question.cut if session else None,
-            wire=question.wire if session and question.cut != "image" else None,
-            worker=self._client.address if session and self._client else None,
+            exact=worker is not None and not unverified and self._is_exact(question),
+            cut=question.cut if worker else None,
+            wire=question.wire if worker and question.cut != "image" else None,
+            worker=worker,
             confidence=progress.confidence,
             complete=progress.over or (bool(ids) and ids[-1] in stop_tokens),
             plan=forecast,
             prompt_tokens=len(prepared.prompt),
+            reused_images=progress.reused_images if worker else 0,
+            reused_tokens=progress.opened[1].reused if worker and progress.opened else 0,
+            lost=tuple(asking.lost) if asking else (),
+            alone_from=asking.alone_from if asking else None,
+            tail=asking.tail if asking else None,
+            parts_ms={part: took * 1e3 for part, took in progress.parts.seconds.items()},
         )
 
 

@@ -8,6 +8,7 @@ import msgspec
 
 from cutline.edge.question import Mode
 from cutline.models.wire import Wire
+from cutline.protos.messages import Likelihood
 
 
 class Source(enum.StrEnum):
@@ -37,6 +38,13 @@ class Token(msgspec.Struct, frozen=True, omit_defaults=True):
     source: Source
     logprob: float | None = None
     alternatives: tuple[Likely, ...] = ()
+
+    @property
+    def likelihood(self) -> Likelihood | None:
+        """What is known of how likely it was."""
+        if self.logprob is None:
+            return None
+        return Likelihood(self.logprob, tuple((one.id, one.logprob) for one in self.alternatives))
 
 
 class Lost(msgspec.Struct, frozen=True, kw_only=True):

@@ -21,6 +21,7 @@ from cutline.edge.runtime import CPU, open_session
 from cutline.errors import BundleError, PromptError
 from cutline.models.bundle import EMBEDDINGS, PREFIX_WEIGHTS, Bundle, DecoderSpec, Manifest, span_file
 from cutline.models.families.family import Positions
+from cutline.models.unreadable import UNREADABLE
 
 _CACHES = tuple((kind, f"past_key_values.{{layer}}.{kind}", f"present.{{layer}}.{kind}") for kind in ("key", "value"))
 _LENGTHS = ("seqlens_k", "total_sequence_length")
@@ -143,6 +144,11 @@ class DecoderState:
             raise ValueError(f"cannot roll back to {position}: the state holds {self.position} tokens")
         self.position = position
 
+    def resume(self, position: int, positions: Positions) -> None:
+        """Forget every token from `position` on, and go on with tokens at `positions`, whose first stand as before."""
+        self.rollback(position)
+        self._positions = positions
+
     def _shape_buffers(self, count: int, wanted: int) -> None:
         """Make and bind buffers for `count` rows in and `wanted` rows out, unless they are as asked."""
         if self._shape == (count, wanted):
@@ -169,6 +175,6 @@ def _map_embeddings(path: Path, spec: DecoderSpec) -> NDArray[np.float32]:
             header = msgspec.json.decode(file.read(min(length, 4096)), type=dict[str, dict[str, object]])
         if header.get("embeddings") == expected:
             return np.memmap(path, np.float32, "r", offset=8 + length, shape=shape)
-    except (msgspec.MsgspecError, ValueError, OSError) as error:
+    except (*UNREADABLE, ValueError, OSError) as error:
         raise BundleError(f"{path} does not read ({error}); export the bundle again") from None
     raise BundleError(f"{path} does not hold the embeddings that the manifest describes; export the bundle again")

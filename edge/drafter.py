@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cutline.edge.decoder import Decoder
+from cutline.edge.keeping import History, ImageRows, Key, PromptRows, Rows, Shelf, keys_of
 from cutline.edge.runtime import CPU
 from cutline.edge.vision import VisionSpan
 from cutline.errors import BundleError
 from cutline.models.bundle import Bundle, Manifest
-from cutline.models.families.family import Positions
 from cutline.models.images import Pixels
 from cutline.models.sampling import Sampling, agreeing, choose
+from cutline.protos.messages import Likelihood
 
 
 @dataclass(frozen=True, slots=True)
 class Drafted:
-    """A token that the drafter chose, and the probability (0..1) that it gave it."""
+    """A token that the drafter chose, and the probability (0..1) that it gave it; all of that, if it was asked for."""
 
     token: int
     probability: float
+    likelihood: Likelihood | None = None
 
 
 class Drafter:
@@ -31,8 +33,9 @@ class Drafter:
 
     def __init__(self, manifest: Manifest, tower: VisionSpan, decoder: Decoder) -> None:
         self.manifest = manifest
-        self._tower = tower
+        self._images = ImageRows(tower)
         self._decoder = decoder
+        self._shelf = Shelf(decoder)
 
     @classmethod
     def open(cls, bundle: Bundle, *, threads: int, provider: str = CPU) -> Drafter:
@@ -46,54 +49,75 @@ class Drafter:
         )
 
     def converse(
-        self, prompt: Sequence[int], pixels: Pixels | None, sampling: Sampling, *, start: int | None = None
+        self,
+        prompt: Sequence[int],
+        pixels: Sequence[Pixels],
+        sampling: Sampling,
+        *,
+        names: Sequence[bytes] | None = None,
+        start: int | None = None,
+        alternatives: int | None = None,
     ) -> Drafting:
-        """Begin to draft answers to `prompt`, whose image tokens stand for `pixels`.
+        """Begin to draft answers to `prompt`, whose image tokens stand for the images in `pixels`.
 
-        `start` is the position of an answer's first token in the target's prompt, where that is of another length.
+        With `names`, one an image and the same for no two images, a conversation goes on from an earlier one that began
+        alike, and is kept for others; without, it stands alone. `start` is the position of an answer's first token in
+        the target's prompt, where that is of another length. With `alternatives` tokens come with their likelihoods,
+        and with those of so many others.
         """
+        manifest, grids = self.manifest, [one.grid for one in pixels]
+        counts = [manifest.family.tokens(grid) for grid in grids]
 
-        places = np.array(prompt) == self.manifest.image_token
-        grids = [] if pixels is None else [pixels.grid]
+        def image(index: int) -> Rows:
+            return self._images.of(pixels[index], None if names is None else names[index])
 
-        def rows() -> NDArray[np.float32]:
-            embedded = self._decoder.embed(prompt)
-            if pixels is not None:
-                embedded[places] = self._tower(pixels.values, grids)
-            return embedded
-
-        positions = self.manifest.family.positions(places, grids)
-        stop_tokens = frozenset(self.manifest.stop_tokens)
-        return Drafting(self._decoder, len(prompt), rows, sampling, stop_tokens, positions=positions, start=start)
+        known = range(len(pixels)) if names is None else names
+        keys = keys_of(prompt, manifest.image_token, list(zip(known, counts, strict=True)))
+        positions = manifest.family.positions(np.array(prompt) == manifest.image_token, grids)
+        history = History(self._decoder, positions) if names is None else self._shelf.begin(keys, positions)
+        drafting = Drafting(
+            self._decoder,
+            history,
+            keys,
+            PromptRows(self._decoder, prompt, manifest.image_token, counts, image),
+            sampling,
+            frozenset(manifest.stop_tokens),
+            start=start,
+            alternatives=alternatives,
+        )
+        if names is not None:
+            self._shelf.keep_after(drafting, history)
+        return drafting
 
 
 class Drafting:
     """One conversation of the drafter. Not for two threads at once.
 
-    `rows` gives the prompt's rows (n, width); it is called when the first token is drafted. The decoder sees tokens at
-    `positions`. `start` is the position at which the law counts the answer's first: after the prompt, if not given.
+    `prompt` has a key for each of its tokens, `history` those that the decoder has seen; the prompt's `rows` are asked
+    for when a token is drafted. `start` is the position at which the law counts the answer's first: after the prompt,
+    if not given.
     """
 
     def __init__(
         self,
         decoder: Decoder,
-        prompt_length: int,
-        rows: Callable[[], NDArray[np.float32]],
+        history: History,
+        prompt: Sequence[Key],
+        rows: PromptRows,
         sampling: Sampling,
         stop_tokens: frozenset[int],
         *,
-        positions: Positions | None = None,
         start: int | None = None,
+        alternatives: int | None = None,
     ) -> None:
         self._decoder = decoder
-        self._prompt_length = prompt_length
-        self._start = prompt_length if start is None else start
+        self._history = history
+        self._prompt = prompt
         self._rows = rows
-        self._prompt_rows = np.empty((0, decoder.spec.width), np.float32)
         self._sampling = sampling
         self._stop_tokens = stop_tokens
-        self._state = decoder.new_state(positions)
-        self._fed: list[int] = []  # answer tokens in the state, after the prompt
+        self._start = len(prompt) if start is None else start
+        self._alternatives = alternatives
 
     def draft(self, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
         """Tokens that may follow `answer`, up to `limit` of them or the end of the answer.
@@ -104,8 +128,9 @@ class Drafting:
         logits = self._catch_up(answer)
         for position in range(self._start + len(answer), self._start + len(answer) + limit):
             token = choose(logits, self._sampling, position)
-            yield Drafted(token, _probability(logits, token))
-            if token in self._stop_tokens or self._state.position >= self._decoder.spec.context:
+            likelihood = None if self._alternatives is None else likelihood_of(logits, token, self._alternatives)
+            yield Drafted(token, _probability(logits, token), likelihood)
+            if token in self._stop_tokens or len(self._history.keys) >= self._decoder.spec.context:
                 return
             logits = _last(self._feed([token], last_only=True))
 
@@ -116,24 +141,35 @@ class Drafting:
 
     def _catch_up(self, answer: Sequence[int]) -> NDArray[np.float32]:
         """Bring the state to the prompt and `answer`; returns the logits (vocabulary,) after them."""
-        if self._state.position == 0:
-            self._prompt_rows = self._rows()
-            first = self._state.extend(self._prompt_rows, last_only=True)
-            if not answer:
-                return _last(first)
-        # The last token is fed anew even if the state has it: its logits are what is asked for.
-        keep = min(agreeing(self._fed, answer), max(len(answer) - 1, 0))
-        del self._fed[keep:]
+        history, length = self._history, len(self._prompt)
         if not answer:
-            self._state.rollback(self._prompt_length - 1)
-            return _last(self._state.extend(self._prompt_rows[-1:], last_only=True))
-        self._state.rollback(self._prompt_length + keep)
+            history.rollback(min(len(history.keys), length - 1))  # the last token's logits are what is asked for
+        if (there := len(history.keys)) < length:
+            logits = history.extend(self._rows.after(there), self._prompt[there:], last_only=True)
+            if not answer:
+                return _last(logits)
+        # Likewise the last token of the answer is fed anew even if the state has it.
+        keep = min(agreeing(history.keys[length:], answer), len(answer) - 1)
+        history.rollback(length + keep)
         return _last(self._feed(answer[keep:], last_only=True))
 
     def _feed(self, tokens: Sequence[int], *, last_only: bool) -> NDArray[np.float32]:
-        logits = self._state.extend(self._decoder.embed(tokens), last_only=last_only)
-        self._fed += tokens
-        return logits
+        return self._history.extend(self._decoder.embed(tokens), tokens, last_only=last_only)
+
+
+def likelihoods_of(drafted: Sequence[Drafted]) -> list[Likelihood]:
+    """Those of drafted tokens, or none where they were not asked for."""
+    return [one.likelihood for one in drafted if one.likelihood is not None]
+
+
+def likelihood_of(logits: NDArray[np.float32], token: int, alternatives: int) -> Likelihood:
+    """How likely `token` was by its logits (vocabulary,), and so many of the likeliest; of equal ones the first."""
+    logprobs = logits - logits.max().astype(np.float64)
+    logprobs -= np.log(np.exp(logprobs).sum())
+    least = np.partition(logprobs, -alternatives)[-alternatives] if 0 < alternatives < len(logprobs) else -np.inf
+    among = np.flatnonzero(logprobs >= least)
+    best = among[np.argsort(-logprobs[among], kind="stable")][:alternatives]
+    return Likelihood(float(logprobs[token]), tuple((int(one), float(logprobs[one])) for one in best))
 
 
 def _last(logits: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -22,6 +22,7 @@ from cutline.edge.probing import measure_link
 from cutline.errors import BundleError, WorkerError
 from cutline.models.bundle import Bundle
 from cutline.protos.client import WorkerClient
+from cutline.protos.security import NO_KEYS, AgentKeys
 
 _WORK_SECONDS = 1.5  # of load while the sensors are read
 _LINK_SECONDS = 2.0
@@ -31,13 +32,19 @@ Tell = Callable[[str], None]  # hears what is being looked at
 
 
 async def examine(
-    bundle: Path, *, target: Path | None, worker: str | None, provider: str, tell: Tell = lambda step: None
+    bundle: Path,
+    *,
+    target: Path | None,
+    worker: str | None,
+    provider: str,
+    keys: AgentKeys = NO_KEYS,
+    tell: Tell = lambda step: None,
 ) -> Facts:
     """Look at everything; takes some seconds, and as long as it takes to read the bundles. Raises InputError."""
     served: Served | Unserved | None = None
     if worker is not None:
         tell(f"the worker at {worker}")
-        served = await _worker(worker)
+        served = await _worker(worker, keys)
     tell("ONNX Runtime")
     runtime = try_runtime()
     tell("power and heat")
@@ -72,11 +79,11 @@ def _model(path: Path) -> Model | BadBundle:
         return BadBundle(path=str(path), fault=str(error))
 
 
-async def _worker(address: str) -> Served | Unserved:
+async def _worker(address: str, keys: AgentKeys) -> Served | Unserved:
     try:
-        async with WorkerClient(address) as client:
+        async with WorkerClient(address, keys) as client:
             described = await client.describe()
-        link = await measure_link(address, name="measured", seconds=_LINK_SECONDS)
+        link = await measure_link(address, keys, name="measured", seconds=_LINK_SECONDS)
     except WorkerError as error:
         return Unserved(address=address, fault=str(error))
     return Served(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import accumulate, groupby
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,13 @@ def merge_runs(rows: Rows, prompt: Sequence[int], image_token: int, share: float
         parts.append(merge(rows[first : first + count], kept_of(count, share))[0])
         first += count
     return np.concatenate(parts)
+
+
+def parts_of(prompt: Sequence[int], image_token: int, counts: Sequence[int]) -> list[Sequence[int]]:
+    """The part of a prompt that each image stands in, from its first image token to its last; `counts` has how many."""
+    places = [place for place, token in enumerate(prompt) if token == image_token]
+    ends = list(accumulate(counts))
+    return [prompt[places[end - count] : places[end - 1] + 1] for end, count in zip(ends, counts, strict=True)]
 
 
 def merge(rows: Rows, count: int) -> tuple[Rows, NDArray[np.int64]]:

@@ -28,6 +28,7 @@ from cutline.edge.spans import device_cuts
 from cutline.edge.thermal import Thermal
 from cutline.errors import InputError
 from cutline.models.bundle import Manifest
+from cutline.models.costs import layer_costs, request_sizes
 from cutline.models.layerline import END
 from cutline.models.wire import Wire
 from cutline.partitioner.acceptance import FIRST_RATE, FIRST_SEEN
@@ -40,6 +41,9 @@ from cutline.partitioner.roofline import DrafterSpeed
 from cutline.partitioner.search import Search, replan, search
 from cutline.partitioner.setting import Asked, Setting
 
+Known = Callable[[str, Wire], int]
+
+FLOAT32 = Wire.FLOAT32
 MIN_AGREEMENT = 0.9
 KINDS = 64  # of requests whose searches are kept
 READY = 0.03  # by so much a plan must be better if its graphs are not loaded yet
@@ -101,6 +105,7 @@ class Planner:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._setting = setting
+        self._layers = {layer.name: layer for layer in layer_costs(setting.target)}
         self._link = Conditions.over(link)
         self._clock = clock
         self._priced = setting.prices is not None
@@ -125,17 +130,19 @@ class Planner:
             theirs = line.layers[line.place(start) : line.place(end)]
             self._cuts = tuple(cut for cut in _cuts(self._setting.target, priced=self._priced) if cut in theirs)
 
-    def plan(self, prepared: Prepared, *, ready: Collection[str]) -> Chosen:
+    def plan(self, prepared: Prepared, *, ready: Collection[str], known: Known = lambda cut, wire: 0) -> Chosen:
         """The best plan for a request; `ready` are the cuts whose graphs are loaded.
 
-        Raises InputError if none keeps to the request's limits.
+        `known` says how many of its images, from the first, the worker keeps as they cross a cut in a format. Raises
+        InputError if none keeps to the request's limits.
         """
         with self._turn:
             live = self._live = self._live.aged(self._clock())
         question, throttled = prepared.question, self._is_throttled()
         kind = hash(prepared.prompt)  # the same words are often asked again, and nobody's are kept
-        asked = self._asked(prepared, live, kind)
+        asked = self._asked(prepared, live, kind, known("image", FLOAT32))
         found = self._searched(asked, self._space(question))
+        found = replace(found, terms=self._spared(found.terms, prepared, known))
         conditions = self._conditions(live)
         factors = np.array([live.correction(choice.mode) for choice in found.terms.choices])
         bounded = replace(
@@ -180,6 +187,7 @@ class Planner:
         asked_worker, gated = progress.opened is not None, chosen.plan.mode == "auto"
         right, tried = progress.record()
         uploaded = sum(size for _, size in progress.sent[1:]) if asked_worker and chosen.plan.cut == "image" else None
+        pixels = self._pixels(prepared, progress.reused_images)
         seen = Seen(
             kind=chosen.kind,
             tokens=max(1, len(progress.tokens)),
@@ -187,20 +195,23 @@ class Planner:
             tried=tried,
             kept=not asked_worker if gated else None,
             opening=None if progress.cold else _opening(progress),
-            density=None if uploaded is None else uploaded / self._pixels(prepared),
+            density=uploaded / pixels if uploaded is not None and pixels else None,
         )
         with self._turn:
             live = self._live.aged(self._clock()).after(seen, overhead=self._setting.overheads.session)
-            hindsight = self._hindsight(chosen, seen, live, uploaded)
+            hindsight = self._hindsight(chosen, prepared, progress, seen, live, uploaded)
             self._live = live if progress.cold else live.corrected(chosen.plan.mode, latency, hindsight)
         return hindsight
 
-    def _hindsight(self, chosen: Chosen, seen: Seen, live: Live, uploaded: int | None) -> float:
+    def _hindsight(
+        self, chosen: Chosen, prepared: Prepared, progress: Progress, seen: Seen, live: Live, uploaded: int | None
+    ) -> float:
         setting, plan, kept = self._setting, chosen.plan, float(bool(seen.kept))
         if setting.gate is not None:  # its word is known, and so is the length
             setting = replace(setting, gate=replace(setting.gate, kept=kept, longer=1.0))
         asked = replace(chosen.asked, answer_tokens=seen.tokens, image_bytes=uploaded or chosen.asked.image_bytes)
-        terms = self._adjusted(terms_of(setting, asked, _alone(plan)), kept=kept, throttled=chosen.throttled)
+        terms = self._spared(terms_of(setting, asked, _alone(plan)), prepared, lambda cut, wire: progress.reused_images)
+        terms = self._adjusted(terms, kept=kept, throttled=chosen.throttled)
         return float(predict(terms, self._conditions(live)).latency[0])
 
     def _as_of_all(self, right: int, tried: int) -> float:
@@ -208,19 +219,39 @@ class Planner:
         gate = self._setting.gate
         return tried - (tried - right) / (1.0 if gate is None else gate.harder)
 
-    def _asked(self, prepared: Prepared, live: Live, kind: int) -> Asked:
-        """The request's sizes, as far as they are known before it is answered."""
-        file = len(prepared.question.images[0])
+    def _asked(self, prepared: Prepared, live: Live, kind: int, known: int) -> Asked:
+        """The request's sizes, as far as they are known before it is answered; `known` images need not be sent."""
+        files = sum(map(len, prepared.question.images[known:]))
         return Asked(
-            grid=prepared.pixels.grid,
-            image_bytes=min(file, round(live.density.value * self._pixels(prepared))),
+            grids=tuple(one.grid for one in prepared.pixels),
+            image_bytes=min(files, round(live.density.value * self._pixels(prepared, known))),
             prompt_tokens=len(prepared.prompt),
             answer_tokens=min(prepared.limit, _coarse(live.expected_tokens(kind), 3)),
         )
 
-    def _pixels(self, prepared: Prepared) -> int:
-        """Of a picture that was made small for the upload."""
-        return math.prod(self._setting.target.family.fitted(prepared.image.size))
+    def _pixels(self, prepared: Prepared, known: int) -> int:
+        """Of the pictures that were made small for the upload: those after the `known` ones."""
+        fitted = self._setting.target.family.fitted
+        return sum(math.prod(fitted(picture.size)) for picture in prepared.images[known:])
+
+    def _spared(self, terms: Terms, prepared: Prepared, known: Known) -> Terms:
+        """The terms without the images that the worker keeps: they are neither run nor packed, sent or decoded."""
+        target, grids = self._setting.target, [one.grid for one in prepared.pixels]
+        sent, saved = np.ones(len(terms.choices)), np.zeros(len(terms.choices))
+        for index, choice in enumerate(terms.choices):
+            if choice.cut not in target.line.image_cuts or not (count := known(choice.cut, choice.wire or FLOAT32)):
+                continue
+            spared, whole = (request_sizes(target, some, 0) for some in (grids[:count], grids))
+            sent[index] -= spared.patches / whole.patches
+            if choice.wire is not None:  # of files only those are counted that have to be sent
+                saved[index] = self._layers[choice.cut].boundary_bytes(spared, choice.wire) or 0
+        return replace(
+            terms,
+            upload=terms.upload - saved,
+            packing=terms.packing * sent,
+            cloud_prepare=terms.cloud_prepare * sent,
+            edge_prefill=terms.edge_prefill * sent,
+        )
 
     def _searched(self, asked: Asked, space: Space) -> Search:
         """Every choice for a request like this one, with the terms of this one's upload."""

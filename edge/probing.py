@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from cutline.devices.link import LinkProfile
 from cutline.devices.measure import significant
 from cutline.protos.client import WorkerClient
+from cutline.protos.security import NO_KEYS, AgentKeys
 from cutline.protos.tensors import CHUNK
 
 TRIPS, LEAST = 40, 5  # small calls for the round trip, and the fewest of them
@@ -22,9 +23,9 @@ SMALLEST = 16 << 10  # bytes of the first large call
 Call = Callable[[int], Awaitable[None]]  # sends or receives so many bytes
 
 
-async def measure_link(worker: str, *, name: str, seconds: float) -> LinkProfile:
-    """The link to the worker at HOST:PORT, measured for about `seconds`. Raises InputError, WorkerError."""
-    async with WorkerClient(worker) as client:
+async def measure_link(worker: str, keys: AgentKeys = NO_KEYS, *, name: str, seconds: float) -> LinkProfile:
+    """The link to the worker at HOST:PORT by `keys`, measured for about `seconds`. Raises InputError, WorkerError."""
+    async with WorkerClient(worker, keys) as client:
         await client.describe()  # connects, and says so early where nobody answers
 
         async def up(size: int) -> None:

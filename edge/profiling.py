@@ -18,8 +18,9 @@ from cutline.devices.profile import DrafterTable, LayerTable
 from cutline.devices.workload import one_tile, photograph, row_counts
 from cutline.edge.decoder import Decoder, DecoderState
 from cutline.edge.drafter import Drafter
+from cutline.edge.keeping import Rows
 from cutline.edge.runtime import CPU
-from cutline.edge.spans import PREFILL, Rows, device_cuts
+from cutline.edge.spans import PREFILL, device_cuts
 from cutline.edge.vision import VisionSpan
 from cutline.models.bundle import Bundle, DecoderSpec, Manifest
 from cutline.models.images import decode_image
@@ -171,7 +172,7 @@ def _prefill(state: DecoderState, rows: Rows, last_only: bool = False) -> None:
 def _token_seconds(drafter: Drafter, behind: int) -> float:
     """Seconds for each token of a draft, its choice included."""
     token = next(one for one in range(drafter.manifest.decoder.vocabulary) if one not in drafter.manifest.stop_tokens)
-    drafting = drafter.converse([token] * behind, None, Sampling())
+    drafting = drafter.converse([token] * behind, (), Sampling())
     answer: list[int] = []
     times: list[float] = []
     room = drafter.manifest.decoder.context - behind - 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 
@@ -11,6 +11,7 @@ from PIL import Image
 
 from cutline.edge.answer import Source, Token
 from cutline.edge.events import Event, Guessed, Settled
+from cutline.edge.parts import Parts
 from cutline.edge.question import Question
 from cutline.edge.transcript import Transcript
 from cutline.errors import WorkerFailed
@@ -21,17 +22,23 @@ from cutline.protos.messages import Confirmed, Likelihood, Opened
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A question as the models take it.
+    """A question as the models take it, with its images in order.
 
-    `asked` is the target's prompt: `prompt`, with fewer image tokens where they are merged.
+    `asked` is the target's prompt: `prompt`, with fewer image tokens where they are merged. Without `names` nothing of
+    the images is kept for later questions.
     """
 
     question: Question
-    image: Image.Image
-    pixels: Pixels
+    images: tuple[Image.Image, ...]
+    pixels: tuple[Pixels, ...]
     prompt: tuple[int, ...]
     asked: tuple[int, ...]
     limit: int  # answer tokens at most
+    names: tuple[bytes, ...] | None = None  # hashes of the images' files
+
+    def is_complete(self, answer: Sequence[int], stop_tokens: Collection[int]) -> bool:
+        """Whether nothing follows the tokens of `answer`."""
+        return len(answer) >= self.limit or (bool(answer) and answer[-1] in stop_tokens)
 
 
 @dataclass(slots=True)
@@ -53,15 +60,19 @@ class Progress:
     confidence: float | None = None
     drafts: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)  # (where one begins, the answer with it)
     sent: list[tuple[float, int]] = field(default_factory=list)  # (when, bytes) of the messages that open a session
+    parts: Parts = field(default_factory=Parts)
     cold: bool = False  # graphs were loaded or the worker connected to while this was asked
     opened: tuple[float, Opened] | None = None  # when the worker had opened it, and what it said
+    reused_images: int = 0  # that the worker which opened it kept from before
 
     @property
     def over(self) -> bool:
         """Whether the answer has ended before one of the words that it was to stop at."""
         return self.transcript.stopped
 
-    def settle(self, tokens: Sequence[int], sources: Sequence[Source], likelihoods: Sequence[Likelihood] = ()) -> None:
+    def settle(
+        self, tokens: Sequence[int], sources: Sequence[Source], likelihoods: Sequence[Likelihood | None] = ()
+    ) -> None:
         """Take tokens that follow those settled before."""
         if tokens and self.first is None:
             self.first = time.perf_counter()
@@ -74,9 +85,27 @@ class Progress:
         if settled:
             self.tell(Settled(position, tuple(settled)))
 
-    def guess(self, position: int, text: str) -> None:
-        """Tell what is believed to follow the first `position` tokens."""
-        self.tell(Guessed(position, text))
+    def guess(self, tokens: Sequence[int]) -> None:
+        """Tell that the answer is believed to be `tokens`, of which it is told what follows those that were told."""
+        self.tell(Guessed(*self.transcript.guess(tokens)))
+
+    def finish(self) -> None:
+        """The answer is over: settle what was held back as the possible beginning of a word to stop at."""
+        if held := self.transcript.finish():
+            self.tell(Settled(len(self.transcript.tokens) - len(held), held))
+
+    def anew(self, count: int) -> Progress:
+        """One that has the first `count` tokens of this one, and tells nobody of more."""
+        progress = Progress(self.began, self.transcript.empty(), parts=self.parts)
+        likelihoods = [token.likelihood for token in self.transcript.tokens[:count]]
+        progress.settle(self.tokens[:count], self.sources[:count], likelihoods)
+        return progress
+
+    def take(self, other: Progress) -> None:
+        """Go over to the tokens of another one that was made `anew` from this, and add what it cost."""
+        self.tokens, self.sources, self.transcript = other.tokens, other.sources, other.transcript
+        self.drafted += other.drafted
+        self.rounds += other.rounds
 
     def record(self) -> tuple[int, int]:
         """How many drafted tokens were right, of how many that are known to be right or wrong.

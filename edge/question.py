@@ -9,10 +9,10 @@ from typing import Any
 import msgspec
 
 from cutline.errors import InputError, PromptError
-from cutline.models.prompt import Message, question
+from cutline.models.prompt import ImagePart, Message, question
 from cutline.models.sampling import Sampling
 from cutline.models.wire import Wire
-from cutline.protos.messages import MAX_ALTERNATIVES
+from cutline.protos.messages import MAX_ALTERNATIVES, MAX_IMAGE_BYTES, MAX_IMAGES
 
 MAX_TIMEOUT = 600.0  # seconds
 MAX_STOPS = 4
@@ -72,8 +72,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
         return self.exact or self.image_must_stay or self.max_latency_ms is not None or self.min_agreement is not None
 
     def __post_init__(self) -> None:
-        if not self.text.strip():
-            raise PromptError("the question is empty; ask something about the image")
+        self._check_conversation()
         words = "".join((*(message.text for message in self.messages), *self.stop))
         if any("\ud800" <= character <= "\udfff" for character in words):  # no message could carry them
             raise PromptError("the question has code points that are not characters; take them out")
@@ -108,3 +107,17 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
             raise InputError(f"min-agreement is {self.min_agreement}; give a share from 0 to 1")
         if not 0.0 < self.timeout <= MAX_TIMEOUT:
             raise InputError(f"timeout is {self.timeout}; give more than 0 and at most {MAX_TIMEOUT:.0f} seconds")
+
+    def _check_conversation(self) -> None:
+        """That the messages end in a question and have a place for every image."""
+        if not self.text.strip():
+            raise PromptError("the question is empty; ask something about the image")
+        if (role := self.messages[-1].role) != "user":
+            raise PromptError(f"the last message is the {role}'s; end with one of the user's")
+        places = sum(isinstance(part, ImagePart) for message in self.messages for part in message.parts)
+        if places != len(self.images):
+            raise PromptError(f"the messages have places for {places} images, but {len(self.images)} came with them")
+        if places > MAX_IMAGES:
+            raise InputError(f"{places} images are too many; give {MAX_IMAGES} at most")
+        if sum(map(len, self.images)) > MAX_IMAGE_BYTES:
+            raise InputError(f"the images are over {MAX_IMAGE_BYTES >> 20} MiB together; save them smaller")

@@ -2,42 +2,69 @@
 
 from __future__ import annotations
 
+import ssl
+from pathlib import Path
+
 import httpx
 import msgspec
 
 from cutline.edge.answer import Answer
-from cutline.edge.chat import STATUS, Answered, Completion, Failed
+from cutline.edge.api.faults import Failed, exception_of
+from cutline.edge.api.requests import ChatRequest
+from cutline.edge.api.responses import Answered
 from cutline.edge.question import Question
-from cutline.errors import CutlineError, InputError, WorkerUnavailable
+from cutline.errors import InputError, WorkerUnavailable
+from cutline.models.unreadable import UNREADABLE
+from cutline.protos.address import is_loopback
+from cutline.protos.security import NO_KEYS, AgentKeys
 
 
-def ask_agent(url: str, question: Question) -> Answer:
-    """The answer of the agent at `url`. Raises what the agent raised, or WorkerUnavailable if none is there."""
+def ask_agent(url: str, question: Question, keys: AgentKeys = NO_KEYS) -> Answer:
+    """The answer of the agent at `url`, reached by `keys`.
+
+    Raises what the agent raised, InputError, or WorkerUnavailable if none is there.
+    """
+    shown = dict(keys.metadata())
     # An agent is on this machine or near it: a proxy meant for browsers must not come between.
     try:
-        client = httpx.Client(base_url=url, timeout=question.timeout + 5, trust_env=False)
+        client = httpx.Client(
+            base_url=url,
+            headers=shown,
+            verify=True if keys.ca is None else _trusting(keys.ca),
+            timeout=question.timeout + 5,
+            trust_env=False,
+        )
     except httpx.InvalidURL:
         raise InputError(f"{url} is no URL of an agent; give one such as http://127.0.0.1:8080") from None
+    if shown and client.base_url.scheme != "https" and not is_loopback(client.base_url.host):
+        raise InputError(f"the token would go to {client.base_url.host} in plain text; give an https URL, and --ca")
     with client:
         return ask_over(client, question)
 
 
 def ask_over(client: httpx.Client, question: Question) -> Answer:
     """`ask_agent` over a connection that is kept."""
-    body = msgspec.json.encode(Completion.asking(question))
+    body = msgspec.json.encode(ChatRequest.asking(question))
     try:
-        response = client.post("/v1/chat/completions", content=body)
+        response = client.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"})
     except httpx.TimeoutException:
         raise WorkerUnavailable(f"the agent at {client.base_url} did not answer in time") from None
     except (httpx.UnsupportedProtocol, httpx.InvalidURL, ValueError):
         raise InputError(f"{client.base_url} is no URL of an agent; give one such as http://127.0.0.1:8080") from None
+    except httpx.ConnectError as error:
+        why = ", or nobody that --ca names vouches for it" if "CERTIFICATE_VERIFY_FAILED" in str(error) else ""
+        raise WorkerUnavailable(f"no agent answers at {client.base_url}; is it running{why}?") from None
     except httpx.TransportError:
         raise WorkerUnavailable(f"no agent answers at {client.base_url}; is it running?") from None
     try:
         if response.status_code == 200:
             return msgspec.json.decode(response.content, type=Answered).cutline
         fault = msgspec.json.decode(response.content, type=Failed).error
-    except msgspec.MsgspecError:
+    except UNREADABLE:
         raise InputError(f"what answers at {client.base_url} is not a Cutline agent") from None
-    kind = next((kind for kind in STATUS if kind.__name__ == fault.type), CutlineError)
-    raise kind(fault.message)
+    raise exception_of(fault, response.headers.get("retry-after"))
+
+
+def _trusting(ca: Path) -> ssl.SSLContext:
+    """TLS with whoever the authorities in a file vouch for, and no one else."""
+    return ssl.create_default_context(cafile=ca)

@@ -7,23 +7,23 @@ it is a boundary row of every token: the device embeds them, and keeps keys and 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from cutline.edge.decoder import Decoder, DecoderState
-from cutline.edge.merging import merge_runs, shorten
+from cutline.edge.decoder import Decoder
+from cutline.edge.keeping import History, ImageRows, Key, PromptRows, Rows, Shelf, keys_of
+from cutline.edge.merging import merge_runs, parts_of, shorten
 from cutline.edge.runtime import CPU
 from cutline.edge.vision import VisionSpan
 from cutline.errors import BundleError, InputError
 from cutline.models.bundle import Bundle, Manifest, span_file
 from cutline.models.images import Pixels
+from cutline.models.sampling import agreeing
 
 PREFILL = 128  # rows a run: while they are on their way, the next are computed
 SPANS = 8  # that stay loaded: a plan that wavers between cuts loads none of them anew
-
-Rows = NDArray[np.float32]  # (n, width)
 
 
 def device_cuts(manifest: Manifest) -> tuple[str, ...]:
@@ -53,8 +53,9 @@ class TargetSpan:
 
     def __init__(self, manifest: Manifest, tower: VisionSpan, prefix: Decoder | None) -> None:
         self._manifest = manifest
-        self._tower = tower
+        self._images = ImageRows(tower)
         self._prefix = prefix
+        self._shelf = None if prefix is None else Shelf(prefix)
 
     @classmethod
     def open(cls, bundle: Bundle, cut: str, *, threads: int, provider: str = CPU) -> TargetSpan:
@@ -69,24 +70,46 @@ class TargetSpan:
             Decoder.open_prefix(bundle, cut, threads=threads, provider=provider),
         )
 
-    def converse(self, prompt: Sequence[int], pixels: Pixels, *, keep: float = 1.0) -> Crossing:
-        """Run the image through the span, as far as that goes without the prompt's words.
+    def converse(
+        self,
+        prompt: Sequence[int],
+        pixels: Sequence[Pixels],
+        *,
+        names: Sequence[bytes] | None = None,
+        keep: float = 1.0,
+    ) -> Crossing:
+        """What crosses the cut for `prompt`, whose image tokens stand for the images in `pixels`.
 
-        `pixels` are those of the image tokens in `prompt`. `keep` is the share of them that enters the decoder, at a
-        cut from `decoder.0` on.
+        With `names`, one an image and the same for no two images, what earlier conversations had computed is not run
+        again. `keep` is the share of the image tokens that enters the decoder, at a cut from `decoder.0` on.
         """
-        image_token, grids = self._manifest.image_token, [pixels.grid]
-        rows = self._tower(pixels.values, grids)
-        if keep < 1.0:
-            rows = merge_runs(rows, prompt, image_token, keep)
-            prompt = shorten(prompt, image_token, keep)
-        if self._prefix is None:
-            return Crossing(len(prompt), rows)
-        places = np.array(prompt) == image_token
-        embedded = self._prefix.embed(prompt)
-        embedded[places] = rows
-        state = self._prefix.new_state(self._manifest.family.positions(places, grids))
-        return Crossing(len(prompt), embedded, self._prefix, state)
+        manifest, token = self._manifest, self._manifest.image_token
+        grids = [one.grid for one in pixels]
+        parts = parts_of(prompt, token, [manifest.family.tokens(grid) for grid in grids]) if keep < 1.0 else []
+
+        def image(index: int) -> Rows:
+            rows = self._images.of(pixels[index], None if names is None else names[index])
+            return merge_runs(rows, parts[index], token, keep) if parts else rows
+
+        if self._prefix is None or self._shelf is None:
+            return Crossing(len(pixels), image)
+        short = shorten(prompt, token, keep)
+        counts = [shorten(part, token, keep).count(token) for part in parts] or [*map(manifest.family.tokens, grids)]
+        known = range(len(pixels)) if names is None else names
+        keys = keys_of(short, token, [((name, keep), count) for name, count in zip(known, counts, strict=True)])
+        positions = manifest.family.positions(np.array(short) == token, grids)
+        history = History(self._prefix, positions) if names is None else self._shelf.begin(keys, positions)
+        rows = PromptRows(self._prefix, short, token, counts, image)
+        crossing = Crossing(len(pixels), image, Prefixed(keys, rows, history))
+        if names is not None:
+            self._shelf.keep_after(crossing, history)
+        return crossing
+
+    def forget(self) -> None:
+        """Let go of all that is kept of conversations that ended."""
+        self._images.clear()
+        if self._shelf is not None:
+            self._shelf.clear()
 
 
 class LoadedSpans:
@@ -115,50 +138,61 @@ class LoadedSpans:
                 del self._spans[next(iter(self._spans))]
             if span is None:
                 span = TargetSpan.open(self._bundle, cut, threads=self._threads, provider=self._provider)
+            for other in self._spans.values():  # what is kept of conversations is kept for one cut
+                other.forget()
             self._spans[cut] = span
             return span
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prefixed:
+    """A prompt at a cut inside the decoder: a key and a row for each of its tokens, and what the prefix has seen."""
+
+    keys: Sequence[Key]
+    rows: PromptRows
+    history: History
 
 
 class Crossing:
     """What crosses a cut in one conversation. Not for two threads at once.
 
-    `rows` are those of the image at a cut before the decoder; inside it the embedded prompt's, with the `prefix` that
-    takes them and an empty `state` of it.
+    At a cut before the decoder that are the rows of so many `images`, which `image` computes one by one. Inside it the
+    prompt is `prefixed`, and every token crosses as a row.
     """
 
-    def __init__(
-        self, prompt_length: int, rows: Rows, prefix: Decoder | None = None, state: DecoderState | None = None
-    ) -> None:
-        self._prompt_length = prompt_length
-        self._rows = rows
-        self._prefix = prefix
-        self._state = state
-
-    @property
-    def length(self) -> int:
-        """Rows that open a session without a draft."""
-        return len(self._rows)
+    def __init__(self, images: int, image: Callable[[int], Rows], prefixed: Prefixed | None = None) -> None:
+        self.image = image
+        self._images = images
+        self._prefixed = prefixed
 
     @property
     def deep(self) -> bool:
         """Whether every token crosses as a row."""
-        return self._prefix is not None
+        return self._prefixed is not None
 
-    def opening(self, draft: Sequence[int]) -> Iterator[Rows]:
-        """The boundary that opens a session with a first `draft`, in parts as they are computed."""
-        if self._prefix is None or self._state is None:
-            yield self._rows
+    def opening(self, tokens: Sequence[int]) -> Iterator[Rows]:
+        """The boundary that opens a session, in parts as they are computed: the prompt's, with `tokens` behind it.
+
+        What was computed before is not computed again.
+        """
+        if self._prefixed is None:
+            yield from map(self.image, range(self._images))
             return
-        rows = np.concatenate([self._rows, self._prefix.embed(draft)]) if draft else self._rows
-        for start in range(0, len(rows), PREFILL):
-            yield self._state.extend(rows[start : start + PREFILL])
+        history, rows, keys = self._prefixed.history, self._prefixed.rows, [*self._prefixed.keys, *tokens]
+        there, length = agreeing(history.keys, keys), len(self._prefixed.keys)
+        history.rollback(there)
+        if there:
+            yield history.made[:there].copy()
+        left = np.concatenate([rows.after(min(there, length)), rows.decoder.embed(tokens[max(0, there - length) :])])
+        for start in range(0, len(left), PREFILL):
+            part = left[start : start + PREFILL]
+            yield history.extend(part, keys[there + start : there + start + len(part)])
 
     def again(self, answered: int, tokens: Sequence[int]) -> Rows:
         """The boundary rows of `tokens`, which follow the first `answered` of the answer; what was there is forgotten.
 
         Raises PromptError when the target's context has no room for them.
         """
-        assert self._prefix is not None
-        assert self._state is not None
-        self._state.rollback(self._prompt_length + answered)
-        return self._state.extend(self._prefix.embed(tokens))
+        assert self._prefixed is not None
+        self._prefixed.history.rollback(len(self._prefixed.keys) + answered)
+        return self._prefixed.history.extend(self._prefixed.rows.decoder.embed(tokens), tokens)

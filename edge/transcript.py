@@ -30,6 +30,16 @@ class Transcript:
         """The answer so far, without the space around it."""
         return "".join(token.text for token in self.tokens).strip()
 
+    def guess(self, tokens: Sequence[int]) -> tuple[int, str]:
+        """Where the answer's text ends so far, and how it goes on if the answer is `tokens`; for any thread."""
+        position = len(self.tokens)
+        text = self._vocabulary.decode(tokens[position:])
+        return position, text[: min((at for word in self._stop if (at := text.find(word)) >= 0), default=len(text))]
+
+    def empty(self) -> Transcript:
+        """Another one, without tokens."""
+        return Transcript(self._vocabulary, self._stop)
+
     def add(self, token: int, source: Source, likelihood: Likelihood | None = None) -> tuple[Token, ...]:
         """The tokens that are settled with this one, if any."""
         if self.stopped:

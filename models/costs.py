@@ -9,6 +9,7 @@ and softmax are left out: they are some percent of it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,10 +28,16 @@ VALUE_BYTES = 4  # of a value of rows and of the key-value cache: float32, as de
 class Sizes:
     """Rows of one request: patches in the tower, how many of them each one sees, image tokens, tokens of the prompt."""
 
+    images: int = 1
     patches: int
     seen: int
     image_tokens: int
     tokens: int
+
+    @property
+    def tiles(self) -> int:
+        """How many times the tower runs: for each tile, or each image of a family that has none."""
+        return round(self.patches / self.seen) if self.seen else 0
 
     def rows(self, unit: Unit) -> int:
         """How many `unit` a prefill has; of the head's rows only the last is wanted."""
@@ -98,10 +105,17 @@ def layer_costs(manifest: Manifest, *, value_bytes: int = VALUE_BYTES) -> tuple[
     return tuple(map(cost, manifest.line.layers, manifest.parameters))
 
 
-def request_sizes(manifest: Manifest, grid: Grid, tokens: int) -> Sizes:
-    """The sizes of a request of one image that became `grid`, with a prompt of `tokens`, image tokens included."""
+def request_sizes(manifest: Manifest, grids: Sequence[Grid], tokens: int) -> Sizes:
+    """The sizes of a request of images that became `grids`, with a prompt of `tokens`, image tokens included."""
     family = manifest.family
-    patches = family.patches(grid)
-    # Families that cut an image into tiles attend within each; (0, 0) is their one tile.
-    seen = family.patches((0, 0)) if family.takes((0, 0)) else patches
-    return Sizes(patches=patches, seen=min(seen, patches), image_tokens=family.tokens(grid), tokens=tokens)
+    patches = [family.patches(grid) for grid in grids]
+    # Families that cut an image into tiles attend within each; (0, 0) is their one tile. Others see the whole image.
+    tiled = family.takes((0, 0))
+    seen = family.patches((0, 0)) if tiled else round(sum(one * one for one in patches) / max(1, sum(patches)))
+    return Sizes(
+        images=len(grids),
+        patches=sum(patches),
+        seen=min(seen, sum(patches)),
+        image_tokens=sum(map(family.tokens, grids)),
+        tokens=tokens,
+    )

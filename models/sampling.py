@@ -48,7 +48,7 @@ def choose(logits: Any, sampling: Sampling, position: int, *, xp: Any = np) -> i
     return int(xp.where(_kept(scaled, sampling, xp), scaled + noise, -float("inf")).argmax())
 
 
-def agreeing(draft: Sequence[int], tokens: Sequence[int]) -> int:
+def agreeing(draft: Sequence[object], tokens: Sequence[object]) -> int:
     """How many tokens of a draft are right, given the `tokens` from its position on: their longest common prefix."""
     pairs = zip(draft, tokens, strict=False)
     return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(draft), len(tokens)))

@@ -28,6 +28,7 @@ Integers = NDArray[np.int64]
 
 # Bytes of messages of the session protocol, beside tokens and rows; a test compares them with the messages themselves.
 OPEN_BYTES = 110
+DIGEST_BYTES = 34  # of an image, in the opening
 FILE_BYTES = 8  # of a piece of a file
 ROWS_BYTES = 20  # of a piece of a boundary, or of a draft's rows
 DRAFT_BYTES = 6
@@ -97,7 +98,7 @@ def terms_of(setting: Setting, asked: Asked, space: Space) -> Terms:
     choices = [one for one in space.choices(setting.target.line) if one.mode != "auto" or setting.gate is not None]
     rows = [_row(known, setting, asked, choice) for choice in choices]
     columns = {name: np.array([row[name] for row in rows]) for name in _row(known, setting, asked, Choice(mode="edge"))}
-    drafter_sizes = request_sizes(setting.drafter, asked.grid, asked.prompt_tokens)
+    drafter_sizes = request_sizes(setting.drafter, asked.grids, asked.prompt_tokens)
     return Terms(
         choices=tuple(choices),
         answer_tokens=asked.answer_tokens,
@@ -134,7 +135,7 @@ def _known(setting: Setting, asked: Asked, space: Space) -> _Known:
     target, names = setting.target, setting.target.line.layers
     passed = _passed_tokens(setting, asked)
     most = max(asked.answer_tokens, passed) - 1
-    sizes = request_sizes(target, asked.grid, asked.prompt_tokens)
+    sizes = request_sizes(target, asked.grids, asked.prompt_tokens)
     context = asked.prompt_tokens + asked.answer_tokens / 2
     edge = Machine.of(setting.edge, target, "edge")
     cloud = Machine.of(setting.cloud, target, "cloud", dtype=setting.cloud_dtype)
@@ -175,6 +176,7 @@ def _row(known: _Known, setting: Setting, asked: Asked, choice: Choice) -> dict[
     crossing = a_row * ((boundary[0] if boundary else 0) + (whole if deep else 0)) if asks else 0
     file = asked.image_bytes if uploads else 0
     opening = OPEN_BYTES + ids * (asked.prompt_tokens + whole)
+    opening += 0 if deep else DIGEST_BYTES * len(asked.grids)
     opening += file + FILE_BYTES * math.ceil(file / MESSAGE_BYTES)
     opening += crossing + ROWS_BYTES * math.ceil(crossing / MESSAGE_BYTES)
     worker_prepares = preprocess_seconds(setting.cloud, known.sizes) if uploads else 0.0
@@ -205,14 +207,15 @@ def _row(known: _Known, setting: Setting, asked: Asked, choice: Choice) -> dict[
 
 
 def preprocess_seconds(profile: DeviceProfile, sizes: Sizes) -> float:
-    """Seconds from an image file to the tower's pixels."""
-    return PREPROCESS * sizes.patches if profile.preprocess_seconds is None else profile.preprocess_seconds
+    """Seconds from image files to the tower's pixels."""
+    known = profile.preprocess_seconds
+    return PREPROCESS * sizes.patches if known is None else known * sizes.images
 
 
 def pack_seconds(setting: Setting, sizes: Sizes) -> float:
-    """Seconds to make the picture small before it is uploaded."""
+    """Seconds to make the pictures small before they are uploaded."""
     if setting.edge.shrink_seconds is not None:
-        return setting.edge.shrink_seconds
+        return setting.edge.shrink_seconds * sizes.images
     return preprocess_seconds(setting.edge, sizes) * setting.overheads.packing
 
 

@@ -54,10 +54,10 @@ class Machine:
 
     def prefill(self, sizes: Sizes) -> tuple[float, ...]:
         """Seconds of each layer for a whole prompt; of the head for its last row."""
-        tiles = max(1, round(sizes.patches / sizes.seen))
+        tiles = sizes.tiles
         return tuple(
             # A device runs a tile at a time, and a worker's tiles fill it as well: a tower's time grows with them.
-            self._seconds(index, sizes.seen, sizes.seen, tokens=sizes.image_tokens / tiles) * tiles
+            self._seconds(index, sizes.seen, sizes.seen, tokens=sizes.image_tokens / max(1, tiles)) * tiles
             if layer.unit in ("patch", "image token")
             else self._seconds(index, sizes.rows(layer.unit), (sizes.tokens + 1) / 2)
             for index, layer in enumerate(self.layers)
@@ -138,10 +138,8 @@ def drafter_speed(profile: DeviceProfile, manifest: Manifest, sizes: Sizes, *, c
     """How fast a drafter drafts: measured where the profile has it, else by the roofline."""
     table = profile.drafter_table(manifest.identity)
     if table is not None:
-        tiles = max(1, round(sizes.patches / sizes.seen))
-        return DrafterSpeed(
-            table.vision_seconds * tiles + interpolated(table.prefill, sizes.tokens), table.token_seconds
-        )
+        vision = table.vision_seconds * sizes.tiles
+        return DrafterSpeed(vision + interpolated(table.prefill, sizes.tokens), table.token_seconds)
     machine = Machine.of(profile, manifest, "edge")
     return DrafterSpeed(sum(machine.prefill(sizes)), sum(machine.step(1, context)))
 

@@ -15,9 +15,9 @@ Prices = Mapping[tuple[str, Wire], float]  # share of answers with the target's 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """One question: what its image became (`grid`), the bytes to upload it, tokens of the prompt and of the answer."""
+    """One question: what its images became (`grids`), the bytes to upload them, tokens of the prompt and the answer."""
 
-    grid: Grid
+    grids: tuple[Grid, ...]
     image_bytes: int
     prompt_tokens: int
     answer_tokens: int

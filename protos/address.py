@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+
 from cutline.errors import InputError
 
 
@@ -12,3 +14,11 @@ def parse_address(text: str) -> tuple[str, int]:
     if not (host and port.isascii() and port.isdecimal() and int(port) < 1 << 16) or "/" in host:
         raise InputError(f"{text!r} is not HOST:PORT, such as 127.0.0.1:50051")
     return host, int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` is one of this machine's own addresses; a name is none, but for localhost."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from types import TracebackType
 from typing import Any, Self
 
@@ -26,42 +27,32 @@ from cutline.protos.messages import (
     description_from_wire,
     worker_from_wire,
 )
+from cutline.protos.security import NO_KEYS, AgentKeys, link_fault, open_channel
 from cutline.protos.status import exception_of
 from cutline.protos.v1 import worker_pb2 as pb
 from cutline.protos.v1 import worker_pb2_grpc
 
 CONNECT_SECONDS = 5.0
 PROBE_SECONDS = 60.0
+BEAT_BYTES = 46  # of a heartbeat, up: it has no message, but gRPC's frames around one
 
 # What gRPC says where a connection has more streams than the worker allows: HTTP/2's REFUSED_STREAM, of RFC 9113.
 _REFUSED_STREAM = "RST_STREAM with error code 7"
 
-_OPTIONS = [
-    # A link that died without a word is noticed within half a minute, also while the worker is silent.
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    # gRPC waits a minute for the answer to a ping unless this says otherwise, too.
-    ("grpc.http2.ping_timeout_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    # After a failed try the next one comes soon: a device cannot wait out the default of two minutes.
-    ("grpc.max_reconnect_backoff_ms", 5_000),
-    ("grpc.max_receive_message_length", (1 << 20) + (1 << 16)),
-    # An agent and its worker may share a machine with a proxy meant for browsers.
-    ("grpc.enable_http_proxy", 0),
-]
-
 
 class WorkerClient:
-    """A connection to the worker at `address` (HOST:PORT). Use it from one event loop.
+    """A connection to the worker at `address` (HOST:PORT), by `keys`. Use it from one event loop.
 
-    Raises InputError for an address of another form, which gRPC would read as a name, a path or a scheme.
+    Raises InputError for an address of another form, which gRPC would read as a name, a path or a scheme, for keys that
+    do not read, and without any for an address that is not this machine's own.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, keys: AgentKeys = NO_KEYS) -> None:
         if parse_address(address)[1] == 0:
             raise InputError(f"the worker's address {address!r} has port 0; give HOST:PORT of one that listens")
         self.address = address
-        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        self._keys = keys
+        self._channel = open_channel(address, keys)
         self._stub = worker_pb2_grpc.WorkerStub(self._channel)
 
     async def __aenter__(self) -> Self:
@@ -77,50 +68,91 @@ class WorkerClient:
         """Whether the connection stands, so that a session need not wait for one."""
         return self._channel.get_state() is grpc.ChannelConnectivity.READY
 
-    async def close(self) -> None:
-        """Close the connection; sessions still open on it fail."""
-        await self._channel.close()
+    async def close(self, *, grace: float = 0.0) -> None:
+        """Close the connection; sessions still open on it fail, after `grace` seconds."""
+        await self._channel.close(grace)
 
     async def describe(self) -> Description:
         """What the worker serves. Raises WorkerUnavailable."""
         try:
-            return description_from_wire(await self._stub.Describe(pb.DescribeRequest(), timeout=CONNECT_SECONDS))
+            described = await self._stub.Describe(
+                pb.DescribeRequest(), timeout=CONNECT_SECONDS, metadata=self._keys.metadata()
+            )
         except grpc.aio.AioRpcError as error:
-            raise _translated(error.code(), error.details(), self.address) from None
+            raise _translated(error.code(), error.details(), self.address, self._keys) from None
+        return description_from_wire(described)
 
     async def probe(self, *, up: int, down: int) -> None:
         """Send `up` bytes and receive `down`, each at most CHUNK. Raises WorkerError."""
         request = pb.ProbeRequest(data=os.urandom(up), answer=down)
         try:
-            answer = await self._stub.Probe(request, timeout=PROBE_SECONDS)
+            answer = await self._stub.Probe(request, timeout=PROBE_SECONDS, metadata=self._keys.metadata())
         except grpc.aio.AioRpcError as error:
-            raise _translated(error.code(), error.details(), self.address) from None
+            raise _translated(error.code(), error.details(), self.address, self._keys) from None
         if len(answer.data) != down:
             raise WorkerFailed(f"the worker at {self.address} does not keep to the protocol: it answered a probe short")
 
     def session(
-        self, opening: Open, upload: Iterable[ImageChunk | Boundary], *, timeout: float | None
+        self,
+        opening: Open,
+        upload: Iterable[ImageChunk | Boundary],
+        *,
+        timeout: float | None,
+        metadata: Iterable[tuple[str, str]] = (),
     ) -> WorkerSession:
-        """A session opened with `opening` and what crosses its cut; it fails when not finished in `timeout` seconds."""
-        return WorkerSession(self.address, self._stub.Session(timeout=timeout), opening, upload)
+        """A session opened with `opening` and what crosses its cut; it fails when not finished in `timeout` seconds.
+
+        `metadata` goes with it beside what says who asks.
+        """
+        call = self._stub.Session(timeout=timeout, metadata=(*self._keys.metadata(), *metadata))
+        return WorkerSession(self.address, call, opening, upload, self._keys, self._beat)
+
+    async def _beat(self) -> bool:
+        """Have the worker answer at once, with nothing. False where the link is down."""
+        try:
+            await self._stub.Probe(pb.ProbeRequest(), metadata=self._keys.metadata())
+        except grpc.aio.AioRpcError as error:
+            return error.code() is not grpc.StatusCode.UNAVAILABLE  # a refusal is an answer, too
+        return True
 
 
 class WorkerSession:
-    """One session. `bytes_up` and `bytes_down` count its messages. Whatever goes wrong with it, `events` says."""
+    """One session. `bytes_up` and `bytes_down` count its messages. Whatever goes wrong with it, `events` says.
 
-    def __init__(self, address: str, call: Any, opening: Open, upload: Iterable[ImageChunk | Boundary]) -> None:
+    `heard` is when the worker's last word came, on the monotonic clock, at first when the session was begun.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        call: Any,
+        opening: Open,
+        upload: Iterable[ImageChunk | Boundary],
+        keys: AgentKeys = NO_KEYS,
+        beat: Callable[[], Awaitable[bool]] | None = None,
+    ) -> None:
+        self.address = address
         self.bytes_up = 0
         self.bytes_down = 0
         self.finished: Finished | None = None
-        self._address = address
+        self.heard = time.monotonic()
+        self.answered = False  # whether anything was heard
+        self.given = 0  # bytes of messages that were to go up, sent or not
+        self._proven = 0  # bytes of these that have arrived
+        self._beat = beat
+        self._keys = keys
         self._call = call
         self._opening = opening
         self._upload = upload
 
     async def __aenter__(self) -> Self:
         """Send the opening and what crosses the cut."""
-        for message in (self._opening, *self._upload):
-            await self._send(message)
+        try:
+            for message in (self._opening, *self._upload):
+                await self._send(message)
+        except BaseException:
+            self._call.cancel()
+            raise
         return self
 
     async def __aexit__(
@@ -136,20 +168,48 @@ class WorkerSession:
         """Send a draft; of no effect once the session has ended. Raises InputError on rows its format cannot hold."""
         await self._send(draft)
 
+    @property
+    def unproven(self) -> int:
+        """Bytes that may still be on their way up."""
+        return self.given - self._proven
+
+    def prove(self, given: int) -> None:
+        """Take it that the first `given` bytes have arrived."""
+        self._proven = max(self._proven, given)
+
+    async def beat(self) -> None:
+        """A heartbeat: returns once the worker has answered it, or cannot. It goes by the session's connection."""
+        if self._beat is None:
+            return
+        given = self.given
+        self.bytes_up += BEAT_BYTES
+        if await self._beat():
+            self._hear()
+            self.prove(given)
+
+    def _hear(self) -> None:
+        self.heard, self.answered = time.monotonic(), True
+
     async def events(self) -> AsyncIterator[Opened | Confirmed | Finished]:
         """What the worker sends, Finished last. Raises WorkerError, or InputError if the worker refuses the session."""
         while self.finished is None:
             try:
                 message = await self._call.read()
             except grpc.aio.AioRpcError as error:
-                raise _translated(error.code(), error.details(), self._address) from None
+                raise _translated(error.code(), error.details(), self.address, self._keys) from None
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    raise
+                raise WorkerUnavailable(f"the connection to the worker at {self.address} was closed") from None
             if message is grpc.aio.EOF:
-                raise _translated(await self._call.code(), await self._call.details(), self._address)
+                raise _translated(await self._call.code(), await self._call.details(), self.address, self._keys)
+            self._hear()
             self.bytes_down += message.ByteSize()
             try:
                 event = worker_from_wire(message)
             except InputError as error:
-                raise WorkerFailed(f"the worker at {self._address} does not keep to the protocol: {error}") from None
+                raise WorkerFailed(f"the worker at {self.address} does not keep to the protocol: {error}") from None
             if isinstance(event, CutlineError):
                 raise event
             if isinstance(event, Finished):
@@ -158,6 +218,7 @@ class WorkerSession:
 
     async def _send(self, message: AgentMessage) -> None:
         wire = agent_to_wire(message)
+        self.given += wire.ByteSize()
         try:
             await self._call.write(wire)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
@@ -166,7 +227,7 @@ class WorkerSession:
         self.bytes_up += wire.ByteSize()
 
 
-def _translated(code: grpc.StatusCode, details: str | None, address: str) -> CutlineError:
+def _translated(code: grpc.StatusCode, details: str | None, address: str, keys: AgentKeys) -> CutlineError:
     """The exception for a call that ended early. What gRPC says of a broken link is for machines; say it for people."""
     match code:
         case grpc.StatusCode.OK:
@@ -174,7 +235,7 @@ def _translated(code: grpc.StatusCode, details: str | None, address: str) -> Cut
         case grpc.StatusCode.UNAVAILABLE if _REFUSED_STREAM in (details or ""):
             return WorkerBusy(f"the worker at {address} takes no more sessions of this agent; try again later")
         case grpc.StatusCode.UNAVAILABLE:
-            return WorkerUnavailable(f"no worker answers at {address}; is it running, and the link up?")
+            return WorkerUnavailable(link_fault(details or "", address, keys))
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return WorkerUnavailable(f"the worker at {address} did not answer in time")
         case grpc.StatusCode.INTERNAL:

@@ -24,6 +24,8 @@ from cutline.protos.v1 import worker_pb2 as pb
 
 MAX_TOKENS = 1 << 20  # in one message
 MAX_ALTERNATIVES = 20  # a token
+MAX_IMAGES = 16  # in one session
+MAX_IMAGE_BYTES = 32 << 20  # of all a session's images together
 DIGEST_BYTES = 32
 
 

@@ -137,7 +137,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 @pytest.fixture(scope="session")
 def worker() -> Iterator[str]:
     """The address of a worker of the demo's target."""
-    with started("cloud", "--listen", "127.0.0.1:0", "--threads", "1") as process:
+    with started("cloud", "--insecure", "--listen", "127.0.0.1:0", "--threads", "1") as process:
         yield process.address()
         assert process.running
 

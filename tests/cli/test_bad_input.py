@@ -183,29 +183,34 @@ def test_cuts_that_cannot_be(run: Run, card: Path, bundle: Path, tmp_path: Path,
         ("--magic",),
         ("ask",),
         ("ask", "image.png"),
+        ("cloud", "--listen", "127.0.0.1:0"),
+        ("cloud", "--listen", "0.0.0.0:0", "--insecure"),
+        ("edge", "--listen", "127.0.0.1:0"),
         ("cloud", "--listen", "here"),
         ("cloud", "--listen", "127.0.0.1:"),
         ("cloud", "--listen", "127.0.0.1:²"),
         ("cloud", "--listen", "127.0.0.1:65536"),
         ("cloud", "--listen", "0.0.0.0:0"),
         ("cloud", "--listen", "[::]:0"),
-        ("cloud", "--device", "abacus"),
-        ("cloud", "--device", "meta"),
-        ("cloud", "--device", "cuda:99"),
-        ("cloud", "--max-sessions", "0"),
-        ("cloud", "--context", "1"),
-        ("cloud", "--threads", "0"),
-        ("cloud", "--layers", "decoder.1"),
-        ("cloud", "--layers", "decoder.2:decoder.2", "--next", NOBODY),
-        ("cloud", "--layers", "decoder.9:"),
-        ("cloud", "--layers", ":decoder.2"),
-        ("cloud", "--layers", "decoder.1:decoder.2", "--next", "here"),
-        ("cloud", "--next", NOBODY),
-        ("cloud", "--wires", "fp32,fp8"),
-        ("edge", "--provider", "abacus", "--listen", "127.0.0.1:0"),
+        ("cloud", "--insecure", "--device", "abacus"),
+        ("cloud", "--insecure", "--device", "meta"),
+        ("cloud", "--insecure", "--device", "cuda:99"),
+        ("cloud", "--insecure", "--max-sessions", "0"),
+        ("cloud", "--insecure", "--context", "1"),
+        ("cloud", "--insecure", "--threads", "0"),
+        ("cloud", "--insecure", "--layers", "decoder.1"),
+        ("cloud", "--insecure", "--layers", "decoder.2:decoder.2", "--next", NOBODY),
+        ("cloud", "--insecure", "--layers", "decoder.9:"),
+        ("cloud", "--insecure", "--layers", ":decoder.2"),
+        ("cloud", "--insecure", "--layers", "decoder.1:decoder.2", "--next", "here"),
+        ("cloud", "--insecure", "--next", NOBODY),
+        ("cloud", "--insecure", "--wires", "fp32,fp8"),
+        ("edge", "--insecure", "--provider", "abacus", "--listen", "127.0.0.1:0"),
         ("edge", "--listen", "here"),
         ("edge", "--listen", "0.0.0.0:0"),
-        ("edge", "--worker", "here", "--listen", "127.0.0.1:0"),
+        ("edge", "--insecure", "--worker", "here", "--listen", "127.0.0.1:0"),
+        ("edge", "--insecure", "--worker", "192.0.2.1:1", "--listen", "127.0.0.1:0"),
+        ("ask", "image.png", "What?", "--worker", "192.0.2.1:1"),
         ("edge", "--listen", "host.invalid:0", "--insecure"),
         ("calibrate", "--cards", "0"),
         ("calibrate", "--cards", "-3"),
@@ -228,7 +233,7 @@ def test_a_command_that_cannot_begin(run: Run, arguments: tuple[str, ...]) -> No
 def test_an_address_that_is_taken(run: Run, command: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        assert address in run(command, "--listen", address).failed(2)
+        assert address in run(command, "--insecure", "--listen", address).failed(2)
 
 
 @pytest.mark.parametrize("lines", ["", "\n\n", "{}", "not json", '{"image": "none.png", "question": "What?"}'])
@@ -279,7 +284,8 @@ def test_no_worker_at_the_address(run: Run, card: Path) -> None:
 
 
 def test_no_next_worker_at_the_address(run: Run) -> None:
-    assert NOBODY in run("cloud", "--listen", "127.0.0.1:0", "--layers", ":head", "--next", NOBODY).failed(4)
+    ran = run("cloud", "--insecure", "--listen", "127.0.0.1:0", "--layers", ":head", "--next", NOBODY)
+    assert NOBODY in ran.failed(4)
 
 
 def test_no_worker_named(run: Run, card: Path) -> None:
@@ -313,8 +319,8 @@ def test_a_worker_of_another_model(run: Run, card: Path, bundle: Path, worker: s
 def test_a_bundle_that_is_not_there(run: Run, card: Path, tmp_path: Path) -> None:
     for folder in (tmp_path / "none", tmp_path, card):
         run("ask", card, "What?", "--bundle", folder).failed(BundleError.exit_code)
-    run("cloud", "--bundle", tmp_path, "--listen", "127.0.0.1:0").failed(3)
-    run("edge", "--bundle", tmp_path, "--listen", "127.0.0.1:0").failed(3)
+    run("cloud", "--bundle", tmp_path, "--insecure", "--listen", "127.0.0.1:0").failed(3)
+    run("edge", "--bundle", tmp_path, "--insecure", "--listen", "127.0.0.1:0").failed(3)
 
 
 @pytest.mark.parametrize(
@@ -350,8 +356,8 @@ def test_a_file_outside_the_bundle(run: Run, card: Path, bundle: Path) -> None:
 
 def test_bundles_of_the_wrong_role(run: Run, card: Path) -> None:
     run("ask", card, "What?", "--bundle", TARGET).failed(3)
-    run("edge", "--bundle", TARGET, "--listen", "127.0.0.1:0").failed(3)
-    run("cloud", "--bundle", DRAFTER, "--listen", "127.0.0.1:0").failed(3)
+    run("edge", "--bundle", TARGET, "--insecure", "--listen", "127.0.0.1:0").failed(3)
+    run("cloud", "--bundle", DRAFTER, "--insecure", "--listen", "127.0.0.1:0").failed(3)
 
 
 def test_exit_codes_are_those_documented() -> None:

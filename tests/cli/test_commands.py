@@ -121,7 +121,7 @@ def test_a_cut_changes_no_token(run: Run, start: Start, card: Path, worker: str)
 
     whole = ask("--worker", worker, mode="cloud")
     assert (whole["cut"], whole["wire"]) == ("image", None)
-    running = start("edge", "--worker", worker, "--listen", "127.0.0.1:0", "--provider", "cpu")
+    running = start("edge", "--insecure", "--worker", worker, "--listen", "127.0.0.1:0", "--provider", "cpu")
     url = f"http://{running.address()}"
     for mode, cut in (("split", "vision.2"), ("split", "decoder.2"), ("draft", "decoder.1"), ("draft", "head")):
         for way in (("--worker", worker, "--provider", "cpu"), ("--agent", url)):
@@ -137,7 +137,7 @@ def test_profiles_make_auto_plan(run: Run, start: Start, card: Path, worker: str
     profiles = ("--edge-profile", "raspberry-pi-5", "--cloud-profile", "cpu-server", "--link", "wifi")
     whole = json.loads(run("ask", card, QUESTION, "--mode", "cloud", "--worker", worker, "--json").out)
     assert whole["plan"] is None
-    running = start("edge", "--worker", worker, "--listen", "127.0.0.1:0", *profiles)
+    running = start("edge", "--insecure", "--worker", worker, "--listen", "127.0.0.1:0", *profiles)
     url = f"http://{running.address()}"
     for way in (("--worker", worker, *profiles), ("--agent", url)):
         ran = run("ask", card, QUESTION, "--exact", "--json", *way)
@@ -198,7 +198,7 @@ def test_any_bundle_is_asked(run: Run, card: Path, bundle: Path) -> None:
 
 
 def test_a_running_agent_is_asked(run: Run, start: Start, card: Path, worker: str) -> None:
-    agent = start("edge", "--listen", "127.0.0.1:0", "--worker", worker, "--threads", "1")
+    agent = start("edge", "--insecure", "--listen", "127.0.0.1:0", "--worker", worker, "--threads", "1")
     url = f"http://{agent.address()}"
     for mode in MODES:
         there = run("ask", card, QUESTION, "--mode", mode, "--agent", url, "--json")

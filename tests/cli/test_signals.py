@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from cutline.demo.bundles import DRAFTER
-from cutline.edge.chat import Completion
+from cutline.edge.api.requests import ChatRequest
 from cutline.edge.question import Mode, Question
 from cutline.errors import WorkerUnavailable
 from cutline.models.bundle import Bundle
@@ -79,13 +79,13 @@ def test_a_question_that_waits_for_an_agent(start: Start, card: Path, black_hole
 def test_what_grpc_logs_stays_out_of_an_error(start: Start, card: Path, black_hole: BlackHole) -> None:
     """In a process of its own, where gRPC writes to stderr past Python."""
     start("ask", card, QUESTION, "--mode", "cloud", "--worker", "127.0.0.1:1").finish().failed(4)
-    start("ask", card, QUESTION, "--mode", "cloud", "--worker", "host.invalid:1").finish().failed(4)
-    start("cloud", "--listen", black_hole.address).finish().failed(2)
-    start("edge", "--listen", black_hole.address).finish().failed(2)
+    start("ask", card, QUESTION, "--mode", "cloud", "--worker", "localhost:1").finish().failed(4)
+    start("cloud", "--insecure", "--listen", black_hole.address).finish().failed(2)
+    start("edge", "--insecure", "--listen", black_hole.address).finish().failed(2)
 
 
 def test_an_idle_worker(start: Start) -> None:
-    worker = start("cloud", "--listen", "127.0.0.1:0", "--threads", "1")
+    worker = start("cloud", "--insecure", "--listen", "127.0.0.1:0", "--threads", "1")
     worker.address()
     worker.signal(signal.SIGINT)
     ran = worker.finish()
@@ -94,7 +94,7 @@ def test_an_idle_worker(start: Start) -> None:
 
 
 def test_a_worker_with_an_open_session(start: Start, run: Run, card: Path) -> None:
-    worker = start("cloud", "--listen", "127.0.0.1:0", "--threads", "1")
+    worker = start("cloud", "--insecure", "--listen", "127.0.0.1:0", "--threads", "1", "--drain", "0.2")
     address = worker.address()
     model = Bundle.open(DRAFTER).manifest.target
     assert model is not None
@@ -116,9 +116,9 @@ def test_a_worker_with_an_open_session(start: Start, run: Run, card: Path) -> No
 
 @SIGNALS
 def test_an_agent_with_an_open_request(start: Start, card: Path, black_hole: BlackHole, number: int) -> None:
-    agent = start("edge", "--listen", "127.0.0.1:0", "--worker", black_hole.address, "--threads", "1")
+    agent = start("edge", "--insecure", "--listen", "127.0.0.1:0", "--worker", black_hole.address, "--threads", "1")
     url = f"http://{agent.address()}/v1/chat/completions"
-    body = Completion.asking(Question.about(card.read_bytes(), QUESTION, mode=Mode.CLOUD))
+    body = ChatRequest.asking(Question.about(card.read_bytes(), QUESTION, mode=Mode.CLOUD))
 
     def ask() -> None:
         try:

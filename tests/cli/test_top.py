@@ -15,7 +15,7 @@ FREE = "127.0.0.1:0"
 
 
 def test_top_shows_what_a_worker_did(run: Run, start: Start, card: Path) -> None:
-    worker = start("cloud", "--listen", FREE, "--metrics", FREE, "--threads", "1", "--dtype", "fp32")
+    worker = start("cloud", "--insecure", "--listen", FREE, "--metrics", FREE, "--threads", "1", "--dtype", "fp32")
     address = worker.address()
     metrics = worker.line().split()[-1]
     answer = json.loads(run("ask", card, "Describe the card.", "--mode", "cloud", "--worker", address, "--json").out)
@@ -52,10 +52,10 @@ def test_top_where_nobody_shows_metrics(run: Run, worker: str) -> None:
     [
         ("top", "here", "--once"),
         ("top", "127.0.0.1:9", "--interval", "0"),
-        ("cloud", "--metrics", "here"),
-        ("cloud", "--metrics", "0.0.0.0:0"),
-        ("cloud", "--dtype", "fp8"),
-        ("cloud", "--context", "100", "--max-sessions", "1000000000"),
+        ("cloud", "--insecure", "--metrics", "here"),
+        ("cloud", "--insecure", "--metrics", "0.0.0.0:0"),
+        ("cloud", "--insecure", "--dtype", "fp8"),
+        ("cloud", "--insecure", "--context", "100", "--max-sessions", "1000000000"),
     ],
 )
 def test_what_cannot_be_is_one_line(run: Run, arguments: tuple[str, ...]) -> None:
@@ -68,6 +68,6 @@ def test_what_cannot_be_is_one_line(run: Run, arguments: tuple[str, ...]) -> Non
 
 
 def test_metrics_where_someone_listens_already(run: Run, worker: str) -> None:
-    ran = run("cloud", "--listen", FREE, "--metrics", worker)
+    ran = run("cloud", "--insecure", "--listen", FREE, "--metrics", worker)
     assert ran.code == 2
     assert "cannot show metrics" in ran.err

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cutline.cloud import target as target_module
-from cutline.cloud.budget import MOST_SLOTS, SHARE, slot_bytes, slots_that_fit
+from cutline.cloud.budget import MOST_SLOTS, SHARE, image_room, slot_bytes, slots_that_fit
 from cutline.cloud.target import Target
 from cutline.errors import InputError
 from cutline.models.bundle import Bundle
@@ -38,12 +40,39 @@ def test_slots_stay_within_what_is_free(slot: int, free: int, asked: int | None)
 
 def test_too_little_memory_is_one_clear_line(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(target_module, "free_memory", lambda device: 1000)
-    with pytest.raises(InputError, match=r"1 sessions need .* MiB of keys and values, .* give a smaller --context$"):
+    with pytest.raises(InputError, match=r"1 session needs .* MiB of keys and values, .* give a smaller --context$"):
         Target(bundle, context=256)
     monkeypatch.setattr(target_module, "free_memory", lambda device: 50 << 20)
     assert 1 < Target(bundle, context=256).slots <= MOST_SLOTS
-    with pytest.raises(InputError, match="--max-sessions"):
+    with pytest.raises(InputError, match=r"give --max-sessions [0-9]+ or a smaller --context"):
         Target(bundle, slots=10_000, context=256)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells how much memory a process has")
+def test_slots_take_memory_once_they_are_used(bundle: Bundle) -> None:
+    """On a processor: a thousand sessions that are allowed cost nothing, those that come cost their own."""
+
+    def resident() -> int:
+        lines = Path("/proc/self/status").read_text("ascii").splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmRSS")).split()[1])
+
+    Target(bundle, slots=1, context=256)  # whatever the first one needs
+    before = resident()
+    target = Target(bundle, slots=400, context=256, dtype=torch.float32)
+    held = target._cache.keys.nbytes + target._cache.values.nbytes
+    assert held > 300 << 20
+    assert resident() - before < held / 4
+    target._cache.keys[:, 7] = target._cache.values[:, 7] = 1.0
+    assert resident() - before < held / 4
+    assert not target._cache.keys[:, [0, 6, 8]].any()
+
+
+def test_room_for_images_is_a_share_or_what_was_asked_for() -> None:
+    assert image_room(None, free=1000) == 50
+    assert image_room(0, free=1000) == 0
+    assert image_room(200, free=1000) == 200
+    with pytest.raises(InputError, match="--image-cache 300 is over the 250 bytes"):
+        image_room(300, free=1000)
 
 
 def test_a_target_computes_in_the_type_it_was_told(bundle: Bundle) -> None:

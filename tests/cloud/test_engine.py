@@ -66,6 +66,9 @@ class FakeTarget:
             raise RuntimeError("no tiles")
         return torch.zeros(len(tiles), self.width)
 
+    def resume(self, slot: int, source: int, count: int) -> None:
+        self._cache[slot] = self._cache[source][:count] + [POISON] * (CONTEXT - count)
+
     def run(self, batch: Sequence[Rows], images: Sequence[Tensor | None]) -> list[Tensor]:
         assert len({rows.session.slot for rows in batch}) == len(batch) == len(images)
         self.together = max(self.together, len(batch))

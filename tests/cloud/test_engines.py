@@ -69,6 +69,9 @@ class FakeSpan:
         self.chooses = chooses
         self._tokens = [[POISON] * CONTEXT for _ in range(slots)]
 
+    def resume(self, slot: int, source: int, count: int) -> None:
+        self._tokens[slot] = self._tokens[source][:count] + [POISON] * (CONTEXT - count)
+
     def run(self, batch: Sequence[Rows], images: Sequence[Tensor | None]) -> list[Tensor]:
         assert len({rows.session.slot for rows in batch}) == len(batch) == len(images)
         if self.chooses and any(POISON in rows.tokens for rows in batch):

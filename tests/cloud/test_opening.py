@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from cutline.cloud import opening as room
-from cutline.cloud.opening import Reception
+from cutline.cloud.opening import Reception, Upload
 from cutline.demo.bundles import TARGET
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
@@ -30,8 +30,8 @@ def test_pictures_that_the_prompt_has_no_tokens_for_are_not_decoded(monkeypatch:
     tokens = (1, *(manifest.image_token,) * manifest.family.tokens((0, 0)), 5)
     opening = Open(model=manifest.identity, tokens=tokens, prompt_length=len(tokens), max_tokens=4, images=16)
     reception = Reception(manifest, context=256)
-    assert reception.request(opening, [file]).grids == ((0, 0),)
+    assert reception.request(opening, Upload("", (), (file,))).grids == ((0, 0),)
     decoded.clear()
     with pytest.raises(InputError, match="the prompt holds 16 image tokens, but the images sent give 32"):
-        reception.request(opening, [file] * 16)
+        reception.request(opening, Upload("", (), (file,) * 16))
     assert len(decoded) == 2

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import log_softmax
 
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
-from cutline.edge.drafter import Drafted, Drafter, Drafting
+from cutline.edge.drafter import Drafted, Drafter, Drafting, likelihood_of, likelihoods_of
 from cutline.errors import BundleError
 from cutline.models.bundle import Bundle
 from cutline.models.images import Pixels, decode_image
@@ -40,7 +41,7 @@ def seeded(bundle: Bundle) -> Drafter:
 
 
 def converse(sampling: Sampling | None = None) -> Drafting:
-    return DRAFTER_.converse(PROMPT, PIXELS, sampling or Sampling())
+    return DRAFTER_.converse(PROMPT, [PIXELS], sampling or Sampling())
 
 
 def tokens(drafted: list[Drafted]) -> list[int]:
@@ -65,7 +66,7 @@ def test_whatever_came_before_a_draft_is_that_of_a_new_conversation(
     """Each turn goes on from part of the last turn's draft, with other tokens after it, and is left at any token."""
 
     def anew() -> Drafting:
-        return seeded.converse(SEEDED_PROMPT, SEEDED_PIXELS, sampling)
+        return seeded.converse(SEEDED_PROMPT, [SEEDED_PIXELS], sampling)
 
     drafting, before = anew(), list[int]()
     for novel, kept, asked in turns:
@@ -79,7 +80,7 @@ def test_whatever_came_before_a_draft_is_that_of_a_new_conversation(
 @given(answer=answers, sampling=samplings)
 def test_logits_are_what_is_drafted_from(seeded: Drafter, answer: list[int], sampling: Sampling) -> None:
     def anew() -> Drafting:
-        return seeded.converse(SEEDED_PROMPT, SEEDED_PIXELS, sampling)
+        return seeded.converse(SEEDED_PROMPT, [SEEDED_PIXELS], sampling)
 
     drafting = anew()
     logits = drafting.logits(answer)
@@ -106,14 +107,14 @@ def test_a_draft_ends_at_its_limit_or_at_the_stop_token(limit: int) -> None:
 def test_a_stop_token_ends_the_draft() -> None:
     whole = tokens(list(converse().draft((), 64)))
     last = whole.index(whole[3])
-    rows = converse()._rows
-    stopping = Drafting(DRAFTER_._decoder, len(PROMPT), rows, Sampling(), frozenset([whole[3]]))
+    stopping = converse()
+    stopping._stop_tokens = frozenset([whole[3]])
     assert tokens(list(stopping.draft((), 64))) == whole[: last + 1]
 
 
 def test_a_draft_ends_where_the_context_does() -> None:
-    drafting = DRAFTER_.converse(PROMPT, PIXELS, Sampling(temperature=50.0, seed=1))
-    never = Drafting(drafting._decoder, len(PROMPT), drafting._rows, drafting._sampling, frozenset())
+    never = converse(Sampling(temperature=50.0, seed=1))
+    never._stop_tokens = frozenset()
     answer = list(range(10, 10 + CONTEXT - len(PROMPT) - 3))
     # Tokens stand at positions up to the context's last; one more may be chosen but never fed.
     assert len(list(never.draft(answer, 100))) == 4
@@ -135,7 +136,34 @@ def test_conversations_do_not_disturb_each_other() -> None:
 
 def test_text_alone_needs_no_tiles() -> None:
     words = [token for token in PROMPT if token != MANIFEST.image_token]
-    assert list(DRAFTER_.converse(words, None, Sampling()).draft((), 4))
+    assert list(DRAFTER_.converse(words, (), Sampling()).draft((), 4))
+
+
+@given(
+    logits=st.lists(st.integers(-40, 40).map(lambda tenth: tenth / 10), min_size=1, max_size=30),
+    data=st.data(),
+    alternatives=st.integers(0, 35),
+)
+def test_likelihoods_are_those_of_a_softmax(logits: list[float], data: st.DataObject, alternatives: int) -> None:
+    token = data.draw(st.integers(0, len(logits) - 1))
+    found = likelihood_of(np.array(logits, np.float32), token, alternatives)
+    expected = log_softmax(np.array(logits, np.float32).astype(np.float64))
+    assert found.logprob == pytest.approx(expected[token], abs=1e-9)
+    ranked = sorted(range(len(logits)), key=lambda one: (-logits[one], one))[:alternatives]
+    assert [one for one, _ in found.alternatives] == ranked
+    assert [of for _, of in found.alternatives] == pytest.approx(expected[ranked].tolist(), abs=1e-9)
+    assert all(of <= 0.0 for _, of in found.alternatives)
+
+
+def test_a_draft_tells_likelihoods_where_they_are_asked_for() -> None:
+    sampling = Sampling(temperature=1.3, top_k=5, seed=2)
+    plain = list(converse(sampling).draft((), 8))
+    told = list(DRAFTER_.converse(PROMPT, [PIXELS], sampling, alternatives=2).draft((), 8))
+    assert tokens(told) == tokens(plain)
+    assert likelihoods_of(plain) == []
+    for one, likelihood in zip(told, likelihoods_of(told), strict=True):
+        assert np.exp(likelihood.logprob) == pytest.approx(one.probability, rel=1e-6)  # at temperature 1
+        assert len(likelihood.alternatives) == 2
 
 
 def test_a_targets_bundle_is_no_drafter() -> None:

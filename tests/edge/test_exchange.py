@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any, Self
 
@@ -17,7 +18,7 @@ from cutline.demo.requests import requests
 from cutline.edge import spans
 from cutline.edge.answer import Source
 from cutline.edge.drafter import Drafted, Drafting
-from cutline.edge.exchange import CHUNK, Exchange
+from cutline.edge.exchange import CHUNK, Exchange, Models
 from cutline.edge.progress import Prepared, Progress
 from cutline.edge.question import Mode, Question
 from cutline.edge.spans import TargetSpan
@@ -68,9 +69,12 @@ class ScriptedWorker:
     def __init__(self, cut: str, *, latency: float = 0.0, refusal: Exception | None = None) -> None:
         self.deep = cut in LINE.deep_cuts
         self.expected = expected_rows(cut) if cut != "image" else np.empty((0, 0), np.float32)
+        self.address = "scripted"
         self.latency = latency
         self.refusal = refusal
-        self.bytes_up = self.bytes_down = 0
+        self.bytes_up = self.bytes_down = self.given = 0
+        self.address, self.connected, self.answered, self.heard, self.unproven = "it", True, True, time.monotonic(), 0
+        self.finished: Finished | None = None
         self.opening: Open | None = None
         self.uploaded: list[Boundary | ImageChunk] = []
         self.drafts: list[Draft] = []
@@ -91,6 +95,12 @@ class ScriptedWorker:
 
     async def __aexit__(self, *_: object) -> None:
         pass
+
+    async def beat(self) -> None:
+        self.heard = time.monotonic()
+
+    def prove(self, given: int) -> None:
+        assert given == self.given
 
     async def upload(self, piece: Boundary | ImageChunk) -> None:
         assert self.opening is not None
@@ -170,7 +180,7 @@ class ScriptedWorker:
 
 def expected_rows(cut: str) -> Rows:
     """What must cross at `cut` for the prompt and the whole answer, computed in one go."""
-    crossing = TargetSpan.open(BUNDLE, cut, threads=1).converse(PROMPT, PIXELS)
+    crossing = TargetSpan.open(BUNDLE, cut, threads=1).converse(PROMPT, [PIXELS])
     return np.concatenate(list(crossing.opening(TRUTH)))
 
 
@@ -179,17 +189,18 @@ def exchange(
 ) -> Progress:
     mode = Mode.CLOUD if cut == "image" else Mode.SPLIT if drafting is None else Mode.DRAFT
     asked = Question.about(REQUEST.image, "Describe the card.", mode=mode, cut=cut)
-    prepared = Prepared(asked, PICTURE, PIXELS, PROMPT, PROMPT, 64)
+    prepared = Prepared(asked, (PICTURE,), (PIXELS,), PROMPT, PROMPT, 64)
     progress = Progress(0.0, Transcript(Vocabulary.open(Bundle.open(DRAFTER))))
 
     async def run() -> None:
         crossing = None
         if cut != "image":
-            crossing = TargetSpan.open(BUNDLE, cut, threads=1).converse(PROMPT, PIXELS)
+            crossing = TargetSpan.open(BUNDLE, cut, threads=1).converse(PROMPT, [PIXELS])
         given: Any = drafting
         client: Any = worker
         async with asyncio.timeout(30):
-            await Exchange(MANIFEST, prepared, progress, crossing, given).run(client, "model", draft)
+            models = Models(crossing, given)
+            await Exchange(MANIFEST, prepared, progress, models).run(client, "model", draft, seconds=30)
 
     asyncio.run(run())
     return progress

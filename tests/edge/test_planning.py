@@ -26,6 +26,7 @@ from cutline.devices.profile import Compute, DeviceProfile
 from cutline.edge.agent import Agent
 from cutline.edge.answer import Answer, Source
 from cutline.edge.planning import Chosen, Planner
+from cutline.edge.preparing import Preparer
 from cutline.edge.progress import Prepared, Progress
 from cutline.edge.question import Mode, Question
 from cutline.edge.setting import setting_of
@@ -33,7 +34,7 @@ from cutline.edge.transcript import Transcript
 from cutline.errors import InputError
 from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image
-from cutline.models.prompt import PromptBuilder
+from cutline.models.prompt import ImagePart, Message, PromptBuilder, TextPart
 from cutline.models.prompt import question as ask_about
 from cutline.models.sampling import Sampling
 from cutline.models.vocabulary import Vocabulary
@@ -91,7 +92,7 @@ def prepared(index: int = 0, **options: Any) -> Prepared:
     image = decode_image(request.image)
     pixels = bundle.manifest.family.preprocess(image)
     prompt = PromptBuilder.open(bundle).build([ask_about(question.text)], [pixels.grid]).ids
-    return Prepared(question, image, pixels, prompt, prompt, min(question.max_tokens, 100))
+    return Prepared(question, (image,), (pixels,), prompt, prompt, min(question.max_tokens, 100))
 
 
 @dataclass
@@ -175,6 +176,60 @@ def test_never_the_drafter_alone() -> None:
     useless = demo(gate=None, cloud=machine("slow worker", 1e9), edge=machine("quick device", 1e13))
     chosen = world(useless, rtt_ms=900.0, uplink_mbps=0.01).plan()
     assert chosen.plan.mode in ("cloud", "split", "draft")
+
+
+def several(*indices: int) -> Prepared:
+    """A question about the images of so many requests."""
+    message = Message("user", (*[ImagePart()] * len(indices), TextPart("Which one?")))
+    asked = Question(messages=(message,), images=tuple(REQUESTS[index].image for index in indices), exact=True)
+    bundle = Bundle.open(DRAFTER)
+    return Preparer(bundle.manifest, PromptBuilder.open(bundle), None, planned=True).prepare(asked)
+
+
+def test_the_sizes_of_all_images_count() -> None:
+    here = world()
+    one, two, none = (here.planner.plan(several(*which), ready=CUTS) for which in ((0,), (0, 7), ()))
+    assert [len(chosen.asked.grids) for chosen in (one, two, none)] == [1, 2, 0]
+    assert two.asked.prompt_tokens > one.asked.prompt_tokens > none.asked.prompt_tokens
+    assert two.asked.image_bytes > one.asked.image_bytes > none.asked.image_bytes == 0
+    assert two.plan.latency_ms > one.plan.latency_ms > none.plan.latency_ms > 0.0
+    # A question without an image has nothing to gain by a cut before the decoder: its words are all that crosses.
+    space = Space(modes=("split",), cuts=("vision.0", "decoder.0"), wires=(Wire.FLOAT32,))
+    terms = terms_of(demo(), none.asked, space)
+    assert terms.upload.max() < 400
+    assert terms.edge_prefill.max() < 1e-3
+
+
+@pytest.mark.parametrize(("known", "cut"), [(("image",), "image"), (("vision.1",), "vision.1")])
+def test_what_the_worker_keeps_costs_nothing_to_send(known: tuple[str, ...], cut: str) -> None:
+    """Over a link that takes seconds for either, the way on which it keeps the image is the best one."""
+    here = world(demo(prices=None), uplink_mbps=0.02)
+
+    def keeps(at: str, wire: Wire) -> int:
+        del wire
+        return int(at in known)
+
+    anew = here.planner.plan(several(0), ready=CUTS)
+    chosen = here.planner.plan(several(0), ready=CUTS, known=keeps)
+    assert chosen.question.cut == cut
+    assert chosen.plan.bytes_up < anew.plan.bytes_up / 3
+    assert chosen.plan.latency_ms < anew.plan.latency_ms / 2
+    # The second of two images is still to be sent, and small as it is rather both as files than its rows.
+    both, half = (here.planner.plan(several(0, 7), ready=CUTS, known=one) for one in (lambda *_: 0, keeps))
+    assert (chosen.plan.bytes_up < half.plan.bytes_up < both.plan.bytes_up) == (cut == "image")
+    assert half.plan.bytes_up <= both.plan.bytes_up
+
+
+def test_hindsight_knows_what_was_not_sent() -> None:
+    here, asked = world(uplink_mbps=0.02), several(0)
+    for cut in ("image", "vision.1"):
+        chosen = here.planner.plan(asked, ready=CUTS, known=lambda at, wire, only=cut: int(at == only))  # type: ignore[misc]
+        assert chosen.question.cut == cut
+        progress = Progress(0.0, Transcript(Vocabulary.open(Bundle.open(DRAFTER))), tokens=[9] * 4, cold=True)
+        progress.sent, progress.reused_images = [(5.0, 300)], 1
+        progress.opened = (5.2, Opened("it", kept=True))
+        latency = chosen.plan.latency_ms / 1e3
+        assert here.planner.learn(chosen, asked, progress, latency) == pytest.approx(latency, rel=0.5)
 
 
 @pytest.mark.parametrize("exact", [True, False])
@@ -412,7 +467,8 @@ def test_only_cuts_are_planned_at_which_the_worker_can_begin() -> None:
 
 
 def test_a_planner_is_only_loaded_where_it_is_wanted() -> None:
-    code = "import sys, cutline.edge.agent, cutline.edge.http, cutline.cli.edge, cutline.cli.ask; print(*sys.modules)"
+    rooms = "cutline.edge.agent, cutline.edge.api.serving, cutline.cli.edge, cutline.cli.ask"
+    code = f"import sys, {rooms}; print(*sys.modules)"
     environment = {"PYTHONPATH": str(Path(__file__).resolve().parents[2] / ".dev")}
     loaded = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True

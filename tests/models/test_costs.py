@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -26,7 +27,7 @@ def manifest() -> Manifest:
 
 @pytest.fixture(scope="module")
 def sizes(manifest: Manifest) -> Sizes:
-    return request_sizes(manifest, (0, 0), TOKENS)
+    return request_sizes(manifest, [(0, 0)], TOKENS)
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,7 @@ def counted_of(counted: dict[str, int], name: str) -> int:
 def test_operations_are_those_that_torch_counts(manifest: Manifest, sizes: Sizes, counted: dict[str, int]) -> None:
     layers = {layer.name: layer for layer in layer_costs(manifest)}
     assert sizes == Sizes(patches=64, seen=64, image_tokens=16, tokens=TOKENS)
+    assert sizes.tiles == 1
     for index in range(manifest.line.vision):
         expected = counted_of(counted, f"vision_model.encoder.layers.{index}")
         assert layers[f"vision.{index}"].prefill_flops(sizes) == pytest.approx(expected, rel=0.02)
@@ -61,6 +63,18 @@ def test_operations_are_those_that_torch_counts(manifest: Manifest, sizes: Sizes
         assert layer.flops(TOKENS, TOKENS) == pytest.approx(expected, rel=0.02)
         halved = 4 * layer.attends * TOKENS * (TOKENS - 1) / 2
         assert layer.prefill_flops(sizes) == pytest.approx(expected - halved, rel=0.02)
+
+
+def test_the_sizes_of_several_images_or_none(manifest: Manifest) -> None:
+    split = msgspec.structs.replace(
+        manifest, family=msgspec.structs.replace(manifest.family, longest_edge=256, split=True)
+    )
+    sizes = request_sizes(split, [(1, 2), (0, 0)], 90)
+    assert sizes == Sizes(images=2, patches=4 * 64, seen=64, image_tokens=4 * 16, tokens=90)
+    assert sizes.tiles == 4
+    none = request_sizes(split, [], 9)
+    assert none == Sizes(images=0, patches=0, seen=0, image_tokens=0, tokens=9)
+    assert none.tiles == 0
 
 
 def test_the_layers_are_those_of_the_line(manifest: Manifest, sizes: Sizes) -> None:

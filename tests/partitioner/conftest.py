@@ -73,7 +73,7 @@ def setting(
 
 
 def asked(*, image_bytes: int = 9000, prompt_tokens: int = 40, answer_tokens: int = 12) -> Asked:
-    return Asked(grid=(0, 0), image_bytes=image_bytes, prompt_tokens=prompt_tokens, answer_tokens=answer_tokens)
+    return Asked(grids=((0, 0),), image_bytes=image_bytes, prompt_tokens=prompt_tokens, answer_tokens=answer_tokens)
 
 
 def space(of: Setting, **changes: Any) -> Space:

@@ -32,7 +32,7 @@ def size(*messages: Any) -> int:
     return sum(agent_to_wire(message).ByteSize() for message in messages)
 
 
-def opening(cut: str, tokens: tuple[int, ...], draft: tuple[int, ...] = ()) -> Open:
+def opening(cut: str, tokens: tuple[int, ...], draft: tuple[int, ...], *, deep: bool) -> Open:
     return Open(
         model="f" * 64,
         tokens=tokens,
@@ -41,6 +41,7 @@ def opening(cut: str, tokens: tuple[int, ...], draft: tuple[int, ...] = ()) -> O
         cut=cut,
         images=int(cut == "image"),
         grids=((0, 0),),
+        digests=() if deep else (bytes(32),),
         effort=1.0,
         draft=draft,
     )
@@ -65,8 +66,8 @@ def test_what_goes_up(made: Any, data: st.DataObject) -> None:
     tokens = tuple(rng.integers(128, 500, asked.prompt_tokens).tolist())
     draft = tuple(rng.integers(128, 500, asked.answer_tokens).tolist()) if choice.mode == "auto" else ()
     assert choice.cut is not None
-    first = opening(choice.cut, tokens, draft)
     deep = choice.cut in setting.target.line.deep_cuts
+    first = opening(choice.cut, tokens, draft, deep=deep)
     if choice.cut == "image":
         sent = size(first, *image_chunks(bytes(asked.image_bytes)))
     else:

@@ -72,7 +72,7 @@ def test_what_was_measured_of_this_model_counts_and_of_another_does_not(made: An
         context=64,
         layers={"vision.0": ((64, 0.5),), "decoder.1": SAMPLES},
     )
-    sizes = request_sizes(target, (0, 0), 40)
+    sizes = request_sizes(target, [(0, 0)], 40)
     machine = Machine.of(made.profile(tables=(table,)), target, "edge")
     names = target.line.layers
     prefill = dict(zip(names, machine.prefill(sizes), strict=True))
@@ -94,9 +94,9 @@ def test_a_towers_time_grows_with_the_tiles(made: Any, tiles: int) -> None:
         "target", family=type(family)(tile=64, patch=8, tile_tokens=16, longest_edge=2048, split=True)
     )
     machine = Machine.of(made.profile(), split, "edge")
-    one = machine.prefill(request_sizes(split, (0, 0), 600))
+    one = machine.prefill(request_sizes(split, [(0, 0)], 600))
     grid = (1, tiles)  # and the whole image once more
-    assert machine.prefill(request_sizes(split, grid, 600))[1] == pytest.approx(one[1] * (tiles + 1))
+    assert machine.prefill(request_sizes(split, [grid], 600))[1] == pytest.approx(one[1] * (tiles + 1))
 
 
 def test_a_measured_drafter(made: Any) -> None:
@@ -109,10 +109,10 @@ def test_a_measured_drafter(made: Any) -> None:
         prefill=((20, 0.02), (60, 0.04)),
         token_seconds=5e-3,
     )
-    speed = drafter_speed(made.profile(drafters=(table,)), drafter, request_sizes(drafter, (0, 0), 40), context=50)
+    speed = drafter_speed(made.profile(drafters=(table,)), drafter, request_sizes(drafter, [(0, 0)], 40), context=50)
     assert speed.first == pytest.approx(0.13)
     assert speed.token == 5e-3
-    assert drafter_speed(made.profile(), drafter, request_sizes(drafter, (0, 0), 40), context=50).first < 0.1
+    assert drafter_speed(made.profile(), drafter, request_sizes(drafter, [(0, 0)], 40), context=50).first < 0.1
 
 
 @pytest.mark.parametrize(("dtype", "size"), [("fp32", 4), ("fp16", 2), ("bf16", 2)])

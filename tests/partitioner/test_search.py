@@ -264,6 +264,6 @@ def test_nothing_to_choose_from(made: Any) -> None:
 
 def test_sizes_of_a_request_follow_from_the_family(made: Any) -> None:
     target = made.manifest("target")
-    sizes = request_sizes(target, (0, 0), 40)
+    sizes = request_sizes(target, [(0, 0)], 40)
     assert (sizes.patches, sizes.seen, sizes.image_tokens, sizes.tokens) == (64, 64, 16, 40)
     assert np.isfinite([layer.prefill_flops(sizes) for layer in layer_costs(target)]).all()

@@ -1,3 +1,5 @@
+"""What is refused, and how: bodies that are not right, too large, nested, or of fields that nobody serves."""
+
 from __future__ import annotations
 
 import asyncio
@@ -8,19 +10,23 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
+from cutline.bench.scripted import ScriptedAgent, spoken
 from cutline.demo.bundles import DRAFTER
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
-from cutline.edge import http, remote
 from cutline.edge.agent import Agent
-from cutline.edge.answer import Answer, Believed, Forecast, Source, Token
-from cutline.edge.chat import STATUS, Completion
-from cutline.edge.http import application
+from cutline.edge.answer import Answer
+from cutline.edge.api import guarding
+from cutline.edge.api.app import application
+from cutline.edge.api.faults import Refused
+from cutline.edge.api.requests import ChatRequest, read_request
 from cutline.edge.question import Mode, Question
-from cutline.errors import BundleError, CutlineError, ImageError, InputError, PromptError, WorkerUnavailable
 from cutline.models.bundle import Bundle
+from cutline.models.prompt import ImagePart, Message, TextPart
 from cutline.models.sampling import Sampling
 from cutline.models.wire import Wire
 
@@ -69,7 +75,7 @@ def post(content: object, *, agent: object = None, path: str = PATH, method: str
 
 
 def test_a_question_is_answered_in_openais_shape() -> None:
-    response = post(body(model="whatever", max_tokens=32, temperature=0.5, top_p=0.9, seed=3))
+    response = post(body(model="cutline", max_tokens=32, temperature=0.5, top_p=0.9, seed=3))
     assert response.status_code == 200
     assert response.headers["content-type"] == "application/json"
     completion = response.json()
@@ -78,7 +84,7 @@ def test_a_question_is_answered_in_openais_shape() -> None:
     assert completion["id"].startswith("chatcmpl-")
     (choice,) = completion["choices"]
     answer = msgspec.convert(completion["cutline"], Answer)
-    assert choice["message"] == {"role": "assistant", "content": answer.text}
+    assert choice["message"] == {"role": "assistant", "content": answer.text, "refusal": None}
     assert choice["finish_reason"] == ("stop" if answer.complete else "length")
     assert answer.mode is Mode.EDGE
 
@@ -113,10 +119,11 @@ NESTED = b'{"messages": [{"role": "user", "more": ' + b"[" * 100_000
         (body(messages=None), "InputError", 400),
         (body(messages=[]), "InputError", 400),
         (body(messages="What?"), "InputError", 400),
-        (body(messages=message(WORDS)), "InputError", 400),
-        (body(messages=message(PICTURE, PICTURE, WORDS)), "InputError", 400),
-        (body(messages=message(PICTURE, WORDS) * 2), "InputError", 400),
-        (body(messages=[{"role": "system", "content": [WORDS]}]), "InputError", 400),
+        (body(messages=message(*[PICTURE] * 17, WORDS)), "InputError", 400),
+        (body(messages=[{"role": "system", "content": [WORDS]}]), "PromptError", 400),
+        (body(messages=[{"role": "system", "content": [PICTURE]}, *message(WORDS)]), "InputError", 400),
+        (body(messages=[{"role": "tool", "content": "7"}, *message(WORDS)]), "InputError", 400),
+        (body(messages=[*message(WORDS), {"role": "assistant", "content": "A"}]), "PromptError", 400),
         (body(messages=message(PICTURE, {"type": "audio"})), "InputError", 400),
         (body(messages=message(PICTURE)), "PromptError", 400),
         (body(messages=message(PICTURE, {"type": "text", "text": "  "})), "PromptError", 400),
@@ -131,12 +138,18 @@ NESTED = b'{"messages": [{"role": "user", "more": ' + b"[" * 100_000
         (body(messages=message(image_part(data_url(REQUEST.image[:200])), WORDS)), "ImageError", 400),
         (body(messages=message(image_part(data_url(png((1, 1)))), WORDS)), "ImageError", 400),
         (body(messages=message(image_part(data_url(png((5000, 5000), "1"))), WORDS)), "ImageError", 400),
-        (body(stream=True), "InputError", 400),
-        (body(tools=[]), "InputError", 400),
+        (body(tools=[{"type": "function"}]), "InputError", 400),
+        (body(n=2), "InputError", 400),
+        (body(response_format={"type": "json_object"}), "InputError", 400),
+        (body(presence_penalty=0.5), "InputError", 400),
+        (body(top_logprobs=3), "InputError", 400),
+        (body(logprobs=True, top_logprobs=2000), "InputError", 400),
+        (body(max_tokens=3, max_completion_tokens=4), "InputError", 400),
+        (body(stop=["a", "b", "c", "d", "e"]), "InputError", 400),
+        (body(stop=""), "InputError", 400),
         (body(max_tokens=0), "InputError", 400),
         (body(max_tokens="many"), "InputError", 400),
         (body(temperature=-1), "InputError", 400),
-        (body(temperature=float("nan")), "InputError", 400),
         (body(top_p=0), "InputError", 400),
         (body(seed=-1), "InputError", 400),
         (body(seed=2**63), "InputError", 400),
@@ -157,175 +170,156 @@ def test_what_cannot_be_answered(content: object, kind: str, status: int) -> Non
     response = post(content)
     error = response.json()["error"]
     assert (response.status_code, error["type"]) == (status, kind)
-    assert set(error) == {"message", "type"}
+    assert set(error) == {"message", "type", "param", "code"}
     assert error["message"]
     assert "Traceback" not in error["message"]
     assert "/" + "etc" not in error["message"], "nothing of the request's addresses is repeated"
 
 
 def test_a_body_is_refused_once_it_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "MAX_BODY", 1 << 20)
+    monkeypatch.setattr(guarding, "MAX_BODY", 1 << 20)
     response = post(b" " * ((1 << 20) + 1))
-    assert response.status_code == 400
+    assert response.status_code == 413
     assert response.json()["error"]["type"] == "InputError"
     assert "1 MiB" in response.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(
-    ("path", "method", "status"), [("/", "GET", 404), (PATH, "GET", 405), ("/healthz", "PUT", 405)]
+    ("path", "method", "status"),
+    [
+        ("/page", "GET", 404),
+        ("/v1", "GET", 404),
+        ("/healthz/", "GET", 404),
+        ("/docs", "GET", 404),
+        (PATH, "GET", 405),
+        (PATH, "OPTIONS", 405),
+        ("/healthz", "PUT", 405),
+        ("/cutline/state", "DELETE", 405),
+        ("/v1/models", "POST", 405),
+    ],
 )
 def test_what_is_not_there(path: str, method: str, status: int) -> None:
     response = post(b"", path=path, method=method)
     assert response.status_code == status
     assert response.json()["error"]["message"]
+    assert not any(name.startswith("access-control") for name in response.headers)
 
 
-class Scripted:
-    """An agent that answers, or fails, as it was told."""
-
-    manifest = Bundle.open(DRAFTER).manifest
-
-    def __init__(self, outcome: Answer | Exception) -> None:
-        self.asked: Question | None = None
-        self._outcome = outcome
-
-    async def answer(self, question: Question) -> Answer:
-        self.asked = question
-        if isinstance(self._outcome, Exception):
-            raise self._outcome
-        return self._outcome
+def scripted() -> ScriptedAgent:
+    return ScriptedAgent(Bundle.open(DRAFTER).manifest, always=[spoken("7")])
 
 
 def test_a_bug_tells_strangers_nothing() -> None:
-    response = post(body(), agent=Scripted(RuntimeError("secret")))
+    agent = scripted()
+    agent.enqueue(RuntimeError("secret"))
+    response = post(body(), agent=agent)
     assert response.status_code == 500
     assert "secret" not in response.text
-    assert set(response.json()["error"]) == {"message", "type"}
+    assert response.json()["error"]["type"] == "CutlineError"
 
 
-def ask_over(agent: Scripted, question: Question) -> Answer:
-    """Ask through the client: its request goes to the application of `agent`."""
-
-    def relay(request: httpx.Request) -> httpx.Response:
-        answered = post(request.read(), agent=agent, path=request.url.path, method=request.method)
-        return httpx.Response(answered.status_code, content=answered.content)
-
-    with httpx.Client(transport=httpx.MockTransport(relay), base_url="http://agent") as client:
-        return remote.ask_over(client, question)
+def refused(**changes: Any) -> Refused:
+    with pytest.raises(Refused) as found:
+        read_request(msgspec.json.encode(body(**changes)))
+    return found.value
 
 
-QUESTION = Question.about(
-    b"\x00\xff any bytes",
-    "Which digit is at the top left? Ünïcödé 🙂",
-    mode=Mode.DRAFT,
-    cut="decoder.2",
-    wire=Wire.INT8,
-    keep_image_tokens=0.75,
-    sampling=Sampling(temperature=0.7, top_k=5, top_p=0.9, seed=12),
-    max_tokens=17,
-    effort=0.25,
-    timeout=33.0,
-)
-ANSWER = Answer(
-    text="7",
-    tokens=[Token(12, "7", Source.DRAFT), Token(2, "", Source.CLOUD)],
-    mode=Mode.DRAFT,
-    latency_ms=12.5,
-    ttft_ms=3.25,
-    bytes_up=100,
-    bytes_down=20,
-    rounds=1,
-    drafted=3,
-    accepted=1,
-    exact=True,
-    worker="127.0.0.1:50051",
-    cut="decoder.2",
-    wire=Wire.INT8,
-    confidence=None,
-    complete=True,
-)
+def test_every_unknown_field_is_named() -> None:
+    messages = message(PICTURE | {"alt": "a"}, WORDS)
+    messages[0]["mood"] = "good"
+    error = refused(hurry=1, messages=messages, cutline={"mode": "edge", "speed": 2}, stream_options={"often": True})
+    for name in ("hurry", "messages[0].mood", "messages[0].content[0].alt", "cutline.speed", "stream_options.often"):
+        assert name in str(error)
+    assert "not served" not in str(error)
+    assert error.fault.code == "unsupported_parameter"
 
 
-def test_question_and_answer_go_there_and_back_whole() -> None:
-    agent = Scripted(ANSWER)
-    assert ask_over(agent, QUESTION) == ANSWER
-    assert agent.asked == QUESTION
-    assert Completion.asking(QUESTION).question() == QUESTION
+def test_what_is_not_served_is_named_apart() -> None:
+    error = refused(tools=[{}], frequency_penalty=1, hurry=1)
+    assert "what is not served here: tools, frequency_penalty, and unknown fields: hurry" in str(error)
+    assert "\n" not in str(error)
 
 
-def test_what_bounds_a_plan_and_the_plan_go_there_and_back_whole() -> None:
-    asked = Question.about(b"any", "What?", exact=True, image_must_stay=True, max_latency_ms=250.0, min_agreement=0.75)
-    believed = Believed(rtt_ms=40.0, uplink_mbps=3.5, queue_ms=0.5, acceptance=0.9, answer_tokens=12, throttled=False)
-    plan = Forecast(
-        mode=Mode.DRAFT,
-        cut="decoder.0",
-        wire=Wire.INT8,
-        effort=1.0,
-        predicted_ms=84.0,
-        uncorrected_ms=70.0,
-        correction=1.2,
-        hindsight_ms=81.0,
-        measured_ms=80.0,
-        cold=False,
-        why="It is quickest",
-        believed=believed,
-    )
-    agent = Scripted(msgspec.structs.replace(ANSWER, plan=plan))
-    assert ask_over(agent, asked).plan == plan
-    assert agent.asked == asked
+def test_names_do_not_flood_the_answer() -> None:
+    error = refused(**{f"x{i}\n" + "y" * 500: 1 for i in range(1000)})
+    assert len(str(error)) < 3000
+    assert str(error).isprintable()
 
 
-@pytest.mark.parametrize("kind", list(STATUS))
-def test_the_client_raises_what_the_agent_raised(kind: type[CutlineError]) -> None:
-    with pytest.raises(CutlineError) as raised:
-        ask_over(Scripted(kind("what was wrong; what to do")), QUESTION)
-    assert type(raised.value) is kind
-    assert str(raised.value) == "what was wrong; what to do"
-    response = post(body(), agent=Scripted(kind("words")))
-    assert response.status_code == STATUS[kind]
-
-
-def leaves(kind: type[CutlineError]) -> set[type[CutlineError]]:
-    below = kind.__subclasses__()
-    return {kind} if not below else set().union(*map(leaves, below))
-
-
-def test_every_exception_of_an_answer_has_a_status() -> None:
-    missing = {kind.__name__ for kind in leaves(CutlineError)} - {kind.__name__ for kind in STATUS}
-    assert missing == {"ProfileError"}, "an agent that answers reads no profiles"
-    assert {InputError, BundleError, ImageError, PromptError, WorkerUnavailable} <= set(STATUS)
+def test_the_wrong_field_is_told() -> None:
+    assert refused(max_tokens="many").fault.param == "max_tokens"
+    assert refused(messages=[{"role": "user", "content": 7}]).fault.param == "messages[0].content"
 
 
 @pytest.mark.parametrize(
-    "answer",
-    [httpx.Response(200, content=b"<html>"), httpx.Response(200, content=b"{}"), httpx.Response(502, content=b"oops")],
+    "neutral",
+    [
+        {"n": 1, "tools": [], "tool_choice": "auto", "response_format": {"type": "text"}, "logit_bias": {}},
+        {"presence_penalty": 0.0, "frequency_penalty": 0, "store": False, "modalities": ["text"]},
+        {"seed": None, "stop": None, "tools": None, "top_p": None, "max_tokens": None},
+    ],
 )
-def test_another_servers_answer(answer: httpx.Response) -> None:
-    with (
-        httpx.Client(transport=httpx.MockTransport(lambda _: answer), base_url="http://other") as client,
-        pytest.raises(InputError, match="not a Cutline agent"),
-    ):
-        remote.ask_over(client, QUESTION)
+def test_what_asks_for_nothing_is_taken(neutral: dict[str, Any]) -> None:
+    raw = msgspec.json.encode(body() | neutral)
+    assert read_request(raw) == read_request(msgspec.json.encode(body()))
 
 
-def test_an_agents_bug_is_no_input_error() -> None:
-    with pytest.raises(CutlineError) as raised:
-        ask_over(Scripted(RuntimeError("secret")), QUESTION)
-    assert raised.value.exit_code == 1
+def test_words_alone_are_a_string_or_parts() -> None:
+    one, other = (body(messages=[{"role": "user", "content": content}]) for content in ("What?", [WORDS]))
+    first, second = (read_request(msgspec.json.encode(raw)).question([]) for raw in (one, other))
+    assert first == second
+    assert first.messages == (Message("user", (TextPart("What?"),)),)
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1:1", "", "http://[::1", "ftp://127.0.0.1", "http://\x00"])
-def test_what_is_no_url_of_an_agent(url: str) -> None:
-    with pytest.raises(InputError, match="agent"):
-        remote.ask_agent(url, QUESTION)
+WORDED = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20).filter(str.strip)
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://a b"])
-def test_no_agent_at_the_address(url: str) -> None:
-    with pytest.raises(WorkerUnavailable, match="no agent answers"):
-        remote.ask_agent(url, QUESTION)
+@st.composite
+def questions(draw: st.DrawFn) -> Question:
+    turns: list[Message] = []
+    images: list[bytes] = []
+    for role in [*draw(st.lists(st.sampled_from(["system", "user", "assistant"]), max_size=3)), "user"]:
+        parts: list[TextPart | ImagePart] = [TextPart(draw(WORDED))]
+        if role == "user" and draw(st.booleans()):
+            parts.insert(draw(st.integers(0, 1)), ImagePart())
+            images.append(draw(st.binary(min_size=1, max_size=30)))
+        turns.append(Message(role, tuple(parts)))  # type: ignore[arg-type]
+    sampling = Sampling(
+        temperature=draw(st.sampled_from([0.0, 0.5, 1.0])),
+        top_k=draw(st.integers(0, 9)),
+        top_p=draw(st.sampled_from([0.5, 1.0])),
+        seed=draw(st.integers(0, 2**63 - 1)),
+    )
+    how: dict[str, Any] = draw(
+        st.sampled_from(
+            [
+                {"mode": Mode.DRAFT, "cut": "decoder.2", "wire": Wire.INT8, "keep_image_tokens": 0.75, "effort": 0.25},
+                {"exact": True, "image_must_stay": True, "max_latency_ms": 250.0, "min_agreement": 0.75},
+                {"mode": Mode.CLOUD, "timeout": 33.0, "correct_seconds": 4.0},
+            ]
+        )
+    )
+    return Question(
+        messages=tuple(turns),
+        images=tuple(images),
+        sampling=sampling,
+        max_tokens=draw(st.integers(1, 10**9)),
+        stop=tuple(draw(st.lists(WORDED, max_size=4))),
+        logprobs=draw(st.none() | st.integers(0, 5)),
+        **how,
+    )
 
 
-def test_a_question_that_no_message_can_carry() -> None:
-    with pytest.raises(PromptError):
-        Question.about(b"", "\udcff")
+@given(questions())
+def test_a_question_goes_there_whole(question: Question) -> None:
+    body = msgspec.json.encode(ChatRequest.asking(question))
+    read = read_request(body)
+    images = [base64.b64decode(url.partition(",")[2]) for url in read.urls]
+    assert read.question(images) == question
+
+
+def test_every_field_of_a_question_is_asked_for() -> None:
+    """One that is new must be added to the request, or said here to be none of its business."""
+    held = {"messages", "images", "sampling", "max_tokens", "stop", "logprobs"}
+    ours = set(msgspec.structs.asdict(ChatRequest(messages=[]).cutline)) - {"top_k", "guesses"}
+    assert set(Question.__struct_fields__) == held | ours

@@ -1,0 +1,192 @@
+"""`cutline cluster`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cutline.cli import options
+from cutline.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.table import Table
+
+    from cutline.protos.directory import Listing
+
+app = typer.Typer(help="Run several workers as one, and see how they are.", no_args_is_help=True)
+
+_OURS = ("--bundle", "--drain", "--listen", "--threads")
+
+
+@app.command(epilog="Example: cutline cluster up --workers 2 --max-workers 6 --gpus-per-worker 1 --bundle my-target")
+def up(
+    bundle: options.Bundle = None,
+    listen: Annotated[
+        str, typer.Option(help="HOST:PORT for the directory to listen at; port 0 takes any free one.")
+    ] = "127.0.0.1:50050",
+    workers: Annotated[int, typer.Option(help="Workers that there are at least.")] = 1,
+    max_workers: Annotated[
+        int | None, typer.Option(help="Workers that there are at most; without it, no more.", show_default=False)
+    ] = None,
+    gpus_per_worker: Annotated[
+        float, typer.Option(help="GPUs that each gets of its node; 0.5 is two workers a GPU.")
+    ] = 0.0,
+    threads: Annotated[int, typer.Option(help="Threads of each worker, and cores that it gets of its node.")] = 1,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="A Ray that runs: auto, HOST:PORT or ray://HOST:PORT; without it one is started here.",
+            show_default=False,
+        ),
+    ] = None,
+    drain: Annotated[float, typer.Option(help="Seconds that sessions get to end in before a worker stops.")] = 30.0,
+    tls_cert: options.TlsCert = None,
+    tls_key: options.TlsKey = None,
+    client_ca: options.ClientCa = None,
+    tokens: options.Tokens = None,
+    ca: options.Ca = None,
+    cert: options.Cert = None,
+    key: options.Key = None,
+    token_file: options.TokenFile = None,
+    insecure: options.Insecure = False,
+    worker_options: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[-- OPTION...]", help="More options of `cutline cloud`, for every worker."),
+    ] = None,
+) -> None:
+    """Keep several workers, and a directory of them for agents, until stopped.
+
+    Ray places the workers on nodes; Cutline and the bundle must be there at the same paths. A worker that dies is
+    started again. Between --workers and --max-workers there are as many as sessions need: one more while they wait, one
+    less after two quiet minutes. Directory and workers serve whoever shows a token of --tokens or a certificate of
+    --client-ca; by --ca, --cert, --key and --token-file the workers are looked at. All these are files of every node.
+    Prints the directory's address as its first line. Ctrl-C or SIGTERM stops it in order,
+    with exit code 0: the workers leave the directory and drain.
+    """
+    import signal
+    import sys
+    import threading
+
+    from cutline.cli.setting import check_listen, open_keys, open_server_keys
+    from cutline.cloud.cluster.environment import prepare
+    from cutline.cloud.cluster.scaling import Limits
+    from cutline.cloud.cluster.watching import changes, hopeless
+    from cutline.errors import WorkerUnavailable
+    from cutline.protos.directory import Standing
+
+    server_keys = open_server_keys(tls_cert, tls_key, client_ca)
+    secured = server_keys is not None and (tokens is not None or client_ca is not None)
+    needs = "--tls-cert, --tls-key, and --tokens or --client-ca"
+    check_listen(listen, secured=secured, insecure=insecure, needs=needs)
+    most = max_workers or workers
+    if not 1 <= workers <= most:
+        raise InputError("--workers must be 1 or more, and --max-workers no fewer")
+    if threads < 1 or gpus_per_worker < 0 or drain < 0:
+        raise InputError("--threads must be 1 or more, --gpus-per-worker and --drain 0 or more")
+    given = worker_options or []
+    prepare(address)
+    try:
+        from cutline.cloud.cluster.raying import Cluster, Order, connected
+    except ModuleNotFoundError as error:
+        raise InputError(f"a cluster needs {error.name}; install it with `pip install 'cutline[cluster]'`") from None
+
+    order = Order(
+        listen=listen,
+        options=(
+            *(("--bundle", str(bundle.resolve())) if bundle else ()),
+            *("--drain", str(drain)),
+            *(("--device", "cuda") if gpus_per_worker and "--device" not in given else ()),
+            *_checked(given),
+        ),
+        limits=Limits(least=workers, most=most),
+        threads=threads,
+        gpus=gpus_per_worker,
+        drain=drain,
+        server_keys=server_keys,
+        tokens=tokens,
+        keys=open_keys(ca, cert, key, token_file),
+    )
+    stop = threading.Event()
+    with connected(address):
+        for number in (signal.SIGINT, signal.SIGTERM):  # after Ray has set its own
+            signal.signal(number, lambda *_: stop.set())
+        cluster = Cluster(order)
+        try:
+            print(f"directory listens at {cluster.address}", flush=True)
+            seen, served = None, False
+            while not stop.wait(0.5):
+                listing = cluster.listing()
+                for line in changes(seen, listing):
+                    print(line, file=sys.stderr, flush=True)
+                served = served or any(one.standing is Standing.READY for one in listing.workers)
+                if not served and (why := hopeless(listing)) is not None:
+                    raise WorkerUnavailable(f"no worker of the cluster starts: {why}")
+                seen = listing
+        finally:
+            cluster.close()
+
+
+@app.command(epilog="Example: cutline cluster status 127.0.0.1:50050 --json")
+def status(
+    address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="Where the directory of a cluster listens.")],
+    ca: options.Ca = None,
+    cert: options.Cert = None,
+    key: options.Key = None,
+    token_file: options.TokenFile = None,
+    as_json: options.Json = False,
+) -> None:
+    """Show the workers of a cluster: where they are, how they stand, what they have to do."""
+    import asyncio
+    import sys
+
+    import msgspec
+    from rich.console import Console
+
+    from cutline.cli.setting import open_keys
+    from cutline.protos.directory import DirectoryClient
+
+    keys = open_keys(ca, cert, key, token_file)
+
+    async def ask() -> Listing:
+        async with DirectoryClient(address, keys) as directory:
+            return await directory.list(everyone=True)
+
+    listing = asyncio.run(ask())
+    if as_json:
+        sys.stdout.buffer.write(msgspec.json.encode(listing) + b"\n")
+    else:
+        Console().print(_table(address, listing))
+
+
+def _checked(given: Sequence[str]) -> tuple[str, ...]:
+    """Options for the workers that are not this command's to give. Raises InputError."""
+    for option in given:
+        if (name := option.partition("=")[0]) in _OURS:
+            raise InputError(f"{name} is given to `cutline cluster up` itself, before the --")
+    return tuple(given)
+
+
+def _table(address: str, listing: Listing) -> Table:
+    import time
+
+    from rich.table import Table
+
+    table = Table(
+        "worker", "address", "standing", "since", "sessions", "queue", "failures", title=f"cluster at {address}"
+    )
+    table.caption = f"{listing.wanted} wanted"
+    for one in listing.workers:
+        seconds = max(0.0, time.time() - one.since)
+        table.add_row(
+            one.name,
+            one.address or "-",
+            f"{one.standing}: {one.why}" if one.why else one.standing,
+            f"{seconds:,.0f} s",
+            f"{one.sessions} of {one.max_sessions}",
+            f"{one.queue_seconds * 1000:,.0f} ms",
+            str(one.failures),
+        )
+    return table

@@ -1,0 +1,158 @@
+"""`cutline keys`: certificates of a private authority, and tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cutline.cli import options
+from cutline.errors import InputError
+
+if TYPE_CHECKING:
+    from cutline.cli.certificates import Pair
+
+app = typer.Typer(help="Make certificates and tokens, by which workers and agents know each other.")
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the authority and of what it signed.")]
+Hosts = Annotated[
+    list[str] | None,
+    typer.Option("--host", help="Name or address that a worker is reached by; repeatable.", show_default=False),
+]
+Days = Annotated[int, typer.Option(help="Days that the certificates are good for.")]
+
+_TOKENS_MODE = 0o600
+
+
+@app.command(epilog="Example: cutline keys init keys --host worker.example --host 192.0.2.7 --device camera1")
+def init(
+    folder: Folder,
+    host: Hosts = None,
+    device: Annotated[
+        list[str] | None,
+        typer.Option("--device", help="Device that gets a certificate of this name; repeatable.", show_default=False),
+    ] = None,
+    days: Days = 397,
+    as_json: options.Json = False,
+) -> None:
+    """Make an authority, a certificate for workers, and one for each device. Nothing is ever written over.
+
+    A device's name is its tenant's, too. Keep ca.key away from workers and devices: who has it can be any of them.
+    """
+    certificates = _certificates()
+    hosts = (*(host or ()), *certificates.ALWAYS)
+    certificates.check(names=("server", *(device or ())), hosts=hosts, days=days)
+    authority = certificates.Authority.make(folder)
+    server = authority.sign("server", certificates.SERVER, hosts=hosts, days=days)
+    devices = {name: authority.sign(name, certificates.DEVICE, days=days) for name in device or ()}
+    ca = certificates.pair_of(folder, "ca").certificate
+    _tell(
+        {"ca": str(ca), "server": _files(server), "devices": {name: _files(pair) for name, pair in devices.items()}},
+        [*_for_worker(server, ca), *(line for name, pair in devices.items() for line in _for_device(name, pair, ca))],
+        as_json,
+    )
+
+
+@app.command("add-server", epilog="Example: cutline keys add-server keys worker2 --host 192.0.2.8")
+def add_server(
+    folder: Folder,
+    name: Annotated[str, typer.Argument(help="What its files are called.")],
+    host: Hosts = None,
+    days: Days = 397,
+    as_json: options.Json = False,
+) -> None:
+    """Make a certificate for another worker, or a new one in place of one that ends."""
+    certificates = _certificates()
+    authority = certificates.Authority.open(folder)
+    pair = authority.sign(name, certificates.SERVER, hosts=(*(host or ()), *certificates.ALWAYS), days=days)
+    ca = certificates.pair_of(folder, "ca").certificate
+    _tell({"ca": str(ca), "server": _files(pair)}, _for_worker(pair, ca), as_json)
+
+
+@app.command("add-device", epilog="Example: cutline keys add-device keys camera2")
+def add_device(
+    folder: Folder,
+    name: Annotated[str, typer.Argument(help="The device's name, and its tenant's.")],
+    days: Days = 397,
+    as_json: options.Json = False,
+) -> None:
+    """Make a certificate for another device, or for a worker that goes on to a next one."""
+    certificates = _certificates()
+    pair = certificates.Authority.open(folder).sign(name, certificates.DEVICE, days=days)
+    ca = certificates.pair_of(folder, "ca").certificate
+    _tell({"ca": str(ca), "devices": {name: _files(pair)}}, _for_device(name, pair, ca), as_json)
+
+
+@app.command(epilog="Example: cutline keys token keys/tokens.toml warehouse --out warehouse.token")
+def token(
+    tokens: Annotated[Path, typer.Argument(metavar="FILE", help="The tokens file; it is made where there is none.")],
+    tenant: Annotated[str, typer.Argument(help="Who comes with this token; several may be one tenant's.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="New file for the token, instead of the terminal; its owner alone can read it."),
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Make a token, print it once, and let it in as TENANT: the tokens file gets its hash. A server reads that anew."""
+    import os
+    import secrets
+
+    from cutline.cli.files import write_private
+    from cutline.protos.tokens import Tokens, token_entry
+
+    made = secrets.token_urlsafe(32)
+    entry = token_entry(tenant, made)
+    if tokens.exists():
+        Tokens(tokens)  # what does not read is not added to
+    if out is not None:
+        write_private(out, made.encode() + b"\n")
+    try:
+        with os.fdopen(os.open(tokens, os.O_WRONLY | os.O_CREAT | os.O_APPEND, _TOKENS_MODE), "a") as file:
+            file.write(entry)
+    except OSError as error:
+        raise InputError(f"cannot write {tokens}: {error.strerror}") from None
+    Tokens(tokens)
+    where = str(out) if out is not None else "FILE, where nobody else can read it"
+    lines = [
+        f"the worker:  --tokens {tokens}   (`cutline edge`: --api-tokens {tokens})",
+        f"its agents:  --token-file {where}",
+    ]
+    if out is None:
+        lines.insert(0, made)
+    _tell({"tenant": tenant, "tokens": str(tokens), "token": made if out is None else None}, lines, as_json)
+
+
+def _certificates() -> Any:
+    """The module that makes certificates. Raises InputError where what it needs is not installed."""
+    try:
+        from cutline.cli import certificates
+    except ModuleNotFoundError as error:
+        raise InputError(f"keys need {error.name}; install it with `pip install 'cutline[keys]'`") from None
+    return certificates
+
+
+def _files(pair: Pair) -> dict[str, str]:
+    return {"certificate": str(pair.certificate), "key": str(pair.key)}
+
+
+def _for_worker(pair: Pair, ca: Path) -> list[str]:
+    return [
+        f"cutline cloud  --tls-cert {pair.certificate} --tls-key {pair.key} --client-ca {ca}",
+        "               or, with tokens of `cutline keys token`, --tokens FILE in place of --client-ca",
+    ]
+
+
+def _for_device(name: str, pair: Pair, ca: Path) -> list[str]:
+    return [f"on {name}:  --worker HOST:PORT --ca {ca} --cert {pair.certificate} --key {pair.key}"]
+
+
+def _tell(made: dict[str, Any], lines: list[str], as_json: bool) -> None:
+    import sys
+
+    import msgspec
+
+    if as_json:
+        sys.stdout.buffer.write(msgspec.json.encode(made) + b"\n")
+    else:
+        print("\n".join(lines))

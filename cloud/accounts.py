@@ -1,0 +1,103 @@
+"""What one session cost and how it went: figures for logs, traces and audits, and never a word of its content."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from cutline.errors import CutlineError
+from cutline.protos.messages import Confirmed, Finished, Open, Opened
+from cutline.protos.status import status_of
+
+
+@dataclass(slots=True)
+class Account:
+    """The figures of one session of `tenant`. `trace` is the agent's own trace context, as it came.
+
+    Seconds are counted from the stream's beginning; those that are None were never reached.
+    """
+
+    tenant: str
+    trace: str = ""
+    began: float = field(default_factory=time.time)  # on the clock that people read
+    session: str = ""
+    cut: str = ""
+    images: int = 0
+    prompt_tokens: int = 0
+    opened: Opened | None = None
+    opened_seconds: float | None = None
+    first_seconds: float | None = None  # until the first token
+    tokens: int = 0
+    accepted: int = 0
+    finished: Finished | None = None
+    bytes_up: int = 0
+    bytes_down: int = 0
+    seconds: float = 0.0
+    status: str = "CANCELLED"  # unless something else is known
+    _clock: float = field(default_factory=time.monotonic)
+
+    def asked(self, opening: Open) -> None:
+        """The agent has said what it wants."""
+        self.cut, self.images, self.prompt_tokens = opening.cut, opening.images, opening.prompt_length
+
+    def told(self, event: Opened | Confirmed | Finished) -> None:
+        """The agent hears `event`."""
+        match event:
+            case Opened():
+                self.opened, self.session, self.opened_seconds = event, event.session, self._now()
+            case Confirmed():
+                self.first_seconds = self._now() if self.first_seconds is None else self.first_seconds
+                self.tokens += len(event.tokens)
+                self.accepted += event.accepted
+            case Finished():
+                self.finished, self.status = event, "OK"
+
+    def failed(self, error: CutlineError) -> None:
+        """The session ends with `error`."""
+        self.status = status_of(error).name
+
+    def close(self) -> None:
+        """Nothing more comes."""
+        self.seconds = self._now()
+
+    def _now(self) -> float:
+        return time.monotonic() - self._clock
+
+    def fields(self) -> dict[str, Any]:
+        """What a log line says of it."""
+        said: dict[str, Any] = {
+            "session": self.session,
+            "tenant": self.tenant,
+            "status": self.status,
+            "cut": self.cut,
+            "images": self.images,
+            "prompt_tokens": self.prompt_tokens,
+            "tokens": self.tokens,
+            "accepted": self.accepted,
+            "bytes_up": self.bytes_up,
+            "bytes_down": self.bytes_down,
+            "seconds": round(self.seconds, 4),
+        }
+        if self.opened is not None:
+            said |= {
+                "upload_seconds": round(self.opened.upload_seconds, 4),
+                "prepare_seconds": round(self.opened.prepare_seconds, 4),
+                "queue_seconds": round(self.opened.queue_seconds, 4),
+                "reused_tokens": self.opened.reused,
+            }
+        if self.first_seconds is not None:
+            said["first_token_seconds"] = round(self.first_seconds, 4)
+        if self.finished is not None:
+            said |= {
+                "passes": self.finished.passes,
+                "verified": self.finished.verified,
+                "cloud_seconds": round(self.finished.cloud_seconds, 4),
+            }
+        return said
+
+
+def trace_of(metadata: Iterable[tuple[str, str | bytes]] | None) -> str:
+    """The trace context that came with a call, as W3C has it; "" if none did."""
+    return next((str(value) for key, value in metadata or () if key == "traceparent"), "")

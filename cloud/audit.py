@@ -1,0 +1,39 @@
+"""Who did what on a worker and how it ended, without any content: on the logger `cutline.audit`."""
+
+from __future__ import annotations
+
+import logging
+
+from cutline.cloud.accounts import Account
+from cutline.cloud.observer import Observer
+from cutline.errors import AccessDenied
+
+log = logging.getLogger("cutline.audit")
+
+# An agent asks these many times a minute, to measure its link and to see whether there is room; they tell of nothing.
+# How a session ended its account knows better than the call.
+_UNTOLD = frozenset(
+    {
+        "/cutline.v1.Directory/List",
+        "/cutline.v1.Worker/Describe",
+        "/cutline.v1.Worker/Probe",
+        "/cutline.v1.Worker/Session",
+    }
+)
+
+
+class Audit(Observer):
+    """Writes a line a call, refused or served. As an observer it hears of sessions."""
+
+    def denied(self, method: str, why: AccessDenied) -> None:
+        """Somebody called `method` and could not say who they are."""
+        log.warning("denied", extra={"fields": {"method": method[:80], "why": str(why)}})
+
+    def served(self, method: str, tenant: str, outcome: str) -> None:
+        """A tenant's call ended."""
+        if method not in _UNTOLD:
+            log.info("served", extra={"fields": {"tenant": tenant, "method": method[:80], "outcome": outcome}})
+
+    def ended(self, account: Account) -> None:
+        fields = {"tenant": account.tenant, "method": "Session", "session": account.session, "outcome": account.status}
+        log.info("served", extra={"fields": fields})

@@ -1,0 +1,32 @@
+"""From logits to tokens, and to how likely they were."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from cutline.cloud.session import Rows
+from cutline.models.sampling import choose
+from cutline.protos.messages import Likelihood
+
+
+def choose_all(rows: Rows, logits: torch.Tensor) -> list[int]:
+    """The tokens that `logits` (wanted, vocabulary) give. A GPU has run the pass when they are here, not before."""
+    sampling = rows.session.request.sampling
+    if sampling.temperature == 0.0:
+        greedy: list[int] = logits.argmax(-1).tolist()  # one copy from the device instead of one a row
+        return greedy
+    after = rows.start + len(rows.tokens) - rows.drafted
+    return [choose(row, sampling, after + index, xp=torch) for index, row in enumerate(logits)]
+
+
+def likelihoods(logits: torch.Tensor, chosen: Sequence[int], alternatives: int) -> list[Likelihood]:
+    """How likely the tokens `chosen` from `logits` (n, vocabulary) were at temperature 1, and the likeliest others."""
+    logs = logits.float().log_softmax(-1)
+    of = logs.gather(1, torch.tensor(chosen, device=logs.device)[:, None])[:, 0].tolist()
+    best = logs.topk(min(alternatives, logs.shape[1]))
+    told = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return [
+        Likelihood(one, tuple(zip(tokens, values, strict=True))) for one, (tokens, values) in zip(of, told, strict=True)
+    ]

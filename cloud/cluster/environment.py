@@ -1,0 +1,30 @@
+"""What Ray reads from the environment, once, when it is imported: so this comes first, and imports nothing of it.
+
+Ray runs whatever its clients send, so nobody else may reach it: one that is started here asks for a random token and
+is on this machine alone, and one that runs already must be used with a token too.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+
+from cutline.errors import InputError
+
+
+def prepare(address: str | None) -> None:
+    """Set the environment for a Ray that runs at `address`, or is to be started here.
+
+    Raises InputError for one that would be used without a token: it obeys everybody who reaches its ports.
+    """
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # it reports to its makers otherwise
+    if address is None:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        # Ray would have workers give way to everything else on the machine.
+        os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (so Ray has it)
+    elif os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
+        raise InputError(
+            f"the Ray at {address} may obey everybody who reaches it; start it with RAY_AUTH_MODE=token, and set that "
+            "and RAY_AUTH_TOKEN_PATH here too"
+        )

@@ -1,0 +1,235 @@
+"""Ray's part: an actor for every worker on its node, and one for the controller. No session's data goes through Ray.
+
+`environment.prepare` comes before an import of this module.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from cutline.cloud.cluster.controller import Controller
+from cutline.cloud.cluster.directory import serve
+from cutline.cloud.cluster.members import Need, Node
+from cutline.cloud.cluster.scaling import Limits
+from cutline.cloud.cluster.supervisor import END_SECONDS, START_SECONDS, Supervisor
+from cutline.errors import CutlineError, InputError, WorkerFailed, WorkerUnavailable
+from cutline.protos.address import is_loopback, parse_address
+from cutline.protos.directory import Listing
+from cutline.protos.messages import Description
+from cutline.protos.security import NO_KEYS, AgentKeys, ServerKeys
+
+PLACE_SECONDS = 60.0  # for Ray to start an actor on a node that was said to have room
+ANSWER_SECONDS = 60.0  # for an actor's word: longer than all that it waits for itself
+_STORE_BYTES = 80 << 20  # of Ray's own store, which holds next to nothing here: about the least it takes
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What a cluster is to be.
+
+    The directory is at `listen`. `options` are those of each worker's `cutline cloud` but for --listen and --threads;
+    it gets `threads` cores and `gpus` GPUs of its node, and `drain` seconds to end what is open. Directory and workers
+    serve by `server_keys` and `tokens`, the workers are looked at by `keys`; all these are files of the nodes.
+    """
+
+    listen: str
+    options: tuple[str, ...]
+    limits: Limits
+    threads: int
+    gpus: float
+    drain: float
+    server_keys: ServerKeys | None = None
+    tokens: Path | None = None
+    keys: AgentKeys = NO_KEYS
+
+
+@contextlib.contextmanager
+def connected(address: str | None) -> Iterator[None]:
+    """Be a client of the Ray at `address`, or of one that is started on this machine alone, until the end.
+
+    Raises WorkerUnavailable if there is none.
+    """
+    here: dict[str, Any] = {
+        "address": "local",
+        "include_dashboard": False,
+        "object_store_memory": _STORE_BYTES,
+        "_node_ip_address": "127.0.0.1",
+    }
+    try:
+        ray.init(
+            log_to_driver=False,
+            logging_level=logging.CRITICAL,
+            namespace="cutline",
+            **(here if address is None else {"address": address}),
+        )
+    except (RayError, ConnectionError, RuntimeError, ValueError) as error:
+        where = "can be started here" if address is None else f"answers at {address}"
+        raise WorkerUnavailable(f"no Ray {where}: {_first_line(error)}") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+class Cluster:
+    """A controller as an actor of Ray, and what it tells. Raises InputError if the directory cannot be had so."""
+
+    def __init__(self, order: Order) -> None:
+        nodes = _nodes()
+        host, _ = parse_address(order.listen)
+        if is_loopback(host) and len({node.address for node in nodes}) > 1:
+            raise InputError(
+                f"{host} is of one machine, and this cluster has several; --listen at an address of its own"
+            )
+        self._drain = order.drain
+        controller: Any = ray.remote(_ControllerActor)
+        self._actor = controller.options(num_cpus=0, **_home(nodes, host)).remote(order)
+        self.address: str = self._ask(self._actor.open.remote(), PLACE_SECONDS)
+
+    def listing(self) -> Listing:
+        """All its workers. Raises WorkerFailed if the controller is no more."""
+        found: Listing = self._ask(self._actor.listing.remote(everyone=True), ANSWER_SECONDS)
+        return found
+
+    def close(self) -> None:
+        """Have the workers drain, and end."""
+        self._ask(self._actor.close.remote(), self._drain + END_SECONDS + ANSWER_SECONDS)
+
+    def _ask(self, asked: Any, seconds: float) -> Any:
+        try:
+            return ray.get(asked, timeout=seconds)
+        except RayTaskError as error:
+            raise _cause(error) from None
+        except (RayError, GetTimeoutError) as error:
+            raise WorkerFailed(f"the cluster's controller is gone: {_first_line(error)}") from None
+
+
+class _ControllerActor:
+    """A controller and its directory, on the node that has the directory's address."""
+
+    def __init__(self, order: Order) -> None:
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        self._order = order
+        self._stack = contextlib.AsyncExitStack()
+        self._controller = Controller(
+            self._launch, _nodes, limits=order.limits, need=Need(cpus=order.threads, gpus=order.gpus)
+        )
+
+    async def open(self) -> str:
+        """The directory's address. Raises InputError."""
+        order = self._order
+        address = await self._stack.enter_async_context(
+            serve(self._controller, listen=order.listen, keys=order.server_keys, tokens=order.tokens)
+        )
+        await self._stack.enter_async_context(self._controller)
+        return address
+
+    async def listing(self, *, model: str = "", everyone: bool = False) -> Listing:
+        return self._controller.listing(model=model, everyone=everyone)
+
+    async def close(self) -> None:
+        await self._stack.aclose()
+
+    def _launch(self, node: Node) -> _Remote:
+        order = self._order
+        host = "127.0.0.1" if is_loopback(parse_address(order.listen)[0]) else node.address
+        options = ("--listen", f"{host}:0", *_security(order), *order.options)
+        return _Remote(
+            ray.remote(_SupervisorActor)
+            .options(
+                num_cpus=order.threads,
+                num_gpus=order.gpus,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node.name, soft=False),
+            )
+            .remote(options, keys=order.keys, threads=order.threads, drain=order.drain)
+        )
+
+
+def _security(order: Order) -> tuple[str, ...]:
+    """The options by which a worker serves whom the directory serves."""
+    server = order.server_keys
+    files = {
+        "--tls-cert": server and server.certificate,
+        "--tls-key": server and server.key,
+        "--client-ca": server and server.client_ca,
+        "--tokens": order.tokens,
+    }
+    given = tuple(text for option, file in files.items() if file is not None for text in (option, str(file)))
+    return given or ("--insecure",)
+
+
+class _SupervisorActor(Supervisor):
+    """A supervisor on its worker's node."""
+
+    def __init__(self, options: tuple[str, ...], *, keys: AgentKeys, threads: int, drain: float) -> None:
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        super().__init__(options, keys=keys, threads=threads, drain=drain)
+
+
+class _Remote:
+    """A supervisor's actor as the controller sees it."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    async def start(self) -> str:
+        return await _answer(self._actor.start.remote(), PLACE_SECONDS + START_SECONDS)
+
+    async def look(self, after: float) -> Description:
+        return await _answer(self._actor.look.remote(after), after + ANSWER_SECONDS)
+
+    async def stop(self) -> None:
+        await _answer(self._actor.stop.remote(), None)
+
+    def kill(self) -> None:
+        ray.kill(self._actor)
+
+
+async def _answer(asked: Awaitable[T], seconds: float | None) -> T:
+    """What an actor answers. Raises what it raised, or WorkerUnavailable if it is gone."""
+    try:
+        return await asyncio.wait_for(asked, seconds)
+    except RayTaskError as error:
+        raise _cause(error) from None
+    except RayError as error:
+        raise WorkerUnavailable(f"Ray lost it: {_first_line(error)}") from None
+    except TimeoutError:
+        raise WorkerUnavailable("Ray gave it no room, or lost it: no answer") from None
+
+
+def _nodes() -> tuple[Node, ...]:
+    """The machines that take part now."""
+    return tuple(
+        Node(
+            one["NodeID"], one["NodeManagerAddress"], one["Resources"].get("CPU", 0.0), one["Resources"].get("GPU", 0.0)
+        )
+        for one in ray.nodes()  # type: ignore[no-untyped-call]
+        if one["Alive"]
+    )
+
+
+def _home(nodes: Sequence[Node], host: str) -> dict[str, Any]:
+    """Where Ray is to put the controller: on the node of this address, else on that of this process, else anywhere."""
+    names = [node.name for node in nodes if node.address == host] or [ray.get_runtime_context().get_node_id()]
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(names[0], soft=False)}
+
+
+def _cause(error: RayTaskError) -> CutlineError:
+    cause = error.cause
+    return cause if isinstance(cause, CutlineError) else WorkerFailed(f"the cluster failed: {_first_line(cause)}")
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

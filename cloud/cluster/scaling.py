@@ -1,0 +1,68 @@
+"""How many workers there should be, from how long sessions wait and how many places are taken. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What a worker that takes sessions says of itself."""
+
+    queue_seconds: float  # that sessions lately waited for their first pass
+    sessions: int
+    max_sessions: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Between `least` and `most` workers, and when to have another number of them.
+
+    More when sessions wait over `grow_queue` seconds, or over `grow_fill` of all places are taken, for `grow_after`
+    seconds. Fewer when they wait under `shrink_queue` and would take under `shrink_fill` of the places of one worker
+    less, for `shrink_after` seconds. In between nothing changes: that gap keeps one change from calling for the other.
+    """
+
+    least: int
+    most: int
+    grow_queue: float = 0.25
+    grow_fill: float = 0.9
+    grow_after: float = 5.0
+    shrink_queue: float = 0.02
+    shrink_fill: float = 0.5
+    shrink_after: float = 120.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """How many workers are `wanted`, and since when (`since`) loads press for more (1), fewer (-1) or neither (0)."""
+
+    wanted: int
+    pressure: int = 0
+    since: float = 0.0
+
+
+def scale(state: Scale, loads: Sequence[Load], limits: Limits, now: float) -> Scale:
+    """The scale after hearing `loads`, one of each worker that takes sessions, at the time `now` (seconds)."""
+    wanted = min(max(state.wanted, limits.least), limits.most)
+    pressure = _pressure(loads, limits) if len(loads) == wanted else 0  # those on their way have no say yet
+    if pressure != state.pressure or wanted != state.wanted:
+        return Scale(wanted=wanted, pressure=pressure, since=now)
+    patience = limits.grow_after if pressure > 0 else limits.shrink_after
+    changed = min(max(wanted + pressure, limits.least), limits.most)
+    if changed == wanted or now - state.since < patience:
+        return state
+    return replace(state, wanted=changed, pressure=0, since=now)
+
+
+def _pressure(loads: Sequence[Load], limits: Limits) -> int:
+    count = len(loads)
+    if not count:
+        return 0
+    wait = sum(load.queue_seconds for load in loads) / count
+    taken, places = sum(load.sessions for load in loads), sum(load.max_sessions for load in loads)
+    if wait > limits.grow_queue or taken > limits.grow_fill * places:
+        return 1
+    fits = taken < limits.shrink_fill * places * (count - 1) / count
+    return -1 if wait < limits.shrink_queue and fits else 0

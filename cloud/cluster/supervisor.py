@@ -1,0 +1,148 @@
+"""A supervisor: starts one worker as a process of its own, watches it, and ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from cutline.errors import WorkerError, WorkerFailed, WorkerUnavailable
+from cutline.protos.client import WorkerClient
+from cutline.protos.messages import Description
+from cutline.protos.security import NO_KEYS, AgentKeys, open_channel
+
+log = logging.getLogger(__name__)
+
+START_SECONDS = 600.0  # loading many gigabytes of weights from a slow disk
+LOOK_SECONDS = 5.0
+MISSES = 3  # looks in a row without an answer: a worker on a busy machine may be late, one that hangs stays so
+END_SECONDS = 5.0  # for a worker that has nothing open any more
+_LINE = 1 << 16  # bytes
+
+
+class Supervisor:
+    """Has the worker that `cutline cloud` with these `options` is; it uses `threads` threads.
+
+    It is looked at by `keys`. It may take `drain` seconds to end what is open.
+    """
+
+    def __init__(self, options: Sequence[str], *, keys: AgentKeys = NO_KEYS, threads: int, drain: float) -> None:
+        self._options = tuple(options)
+        self._keys = keys
+        self._threads = threads
+        self._drain = drain
+        self._process: asyncio.subprocess.Process | None = None
+        self._client: WorkerClient | None = None
+        self._health: health_pb2_grpc.HealthStub | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._last = "it said nothing"
+        self._missed = 0
+        self._stopped = False
+
+    async def start(self) -> str:
+        """Start the worker and give its address. Raises WorkerUnavailable with what it said last."""
+        # A signal of the terminal reaches it as little as Ray's own processes: who has it says when to stop.
+        self._process = process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-m", "cutline.cloud.cluster.tied", str(os.getpid()), "cloud", "--threads", str(self._threads)),
+            *self._options,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            limit=_LINE,
+            env=os.environ | {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": str(self._threads)},
+            start_new_session=True,
+        )
+        assert process.stdout is not None
+        assert process.stderr is not None
+        self._reading = asyncio.create_task(self._read(process.stderr))
+        if self._stopped:
+            _signal(process, signal.SIGTERM)
+        try:
+            line = (await asyncio.wait_for(process.stdout.readline(), START_SECONDS)).decode(errors="replace")
+        except TimeoutError:
+            raise WorkerUnavailable(f"it did not start within {START_SECONDS:.0f} seconds") from None
+        if " listens at " not in line:
+            await asyncio.wait([self._reading], timeout=LOOK_SECONDS)
+            raise WorkerUnavailable(f"it did not start: {self._last}")
+        address = line.split()[-1]
+        self._client = WorkerClient(address, self._keys)
+        self._health = health_pb2_grpc.HealthStub(open_channel(address, self._keys))
+        return address
+
+    async def look(self, after: float) -> Description:
+        """How it is in `after` seconds. Raises WorkerUnavailable once it ends, WorkerFailed if it answers no more."""
+        assert self._process is not None
+        assert self._client is not None
+        while True:
+            await self._raise_if_ended(after)
+            try:
+                described = await self._client.describe()
+                if not described.draining:  # for then its health says that it takes nothing, too
+                    await self._check_health()
+            except WorkerError as error:
+                self._missed += 1
+                if self._missed >= MISSES:
+                    raise WorkerFailed(f"it does not answer: {error}") from None
+                after = 1.0
+            else:
+                self._missed = 0
+                return described
+
+    async def stop(self) -> None:
+        """Tell it to end what is open and go, and kill it if that takes too long."""
+        self._stopped = True
+        if (process := self._process) is None:
+            return
+        _signal(process, signal.SIGTERM)
+        try:
+            await asyncio.wait_for(process.wait(), self._drain + END_SECONDS)
+        except TimeoutError:
+            log.warning("the worker did not end in %.0f seconds; killed", self._drain + END_SECONDS)
+            _signal(process, signal.SIGKILL)
+            await process.wait()
+
+    async def _raise_if_ended(self, after: float) -> None:
+        process, reading = self._process, self._reading
+        assert process is not None
+        assert reading is not None
+        with contextlib.suppress(TimeoutError):
+            code = await asyncio.wait_for(process.wait(), after)
+            await asyncio.wait([reading], timeout=END_SECONDS)
+            raise WorkerUnavailable(f"it ended with code {code}: {self._last}")
+
+    async def _check_health(self) -> None:
+        """Raises WorkerFailed where the worker runs, and can serve no session any more."""
+        assert self._health is not None
+        request = health_pb2.HealthCheckRequest(service="")
+        try:
+            answer = await self._health.Check(request, timeout=LOOK_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            raise WorkerFailed(f"its health is not known: {error.code().name}") from None
+        if answer.status != health_pb2.HealthCheckResponse.SERVING:
+            raise WorkerFailed("it says that it serves no sessions")
+
+    async def _read(self, stderr: asyncio.StreamReader) -> None:
+        """Pass on what the worker logs, and remember the last of it."""
+        while line := await _line(stderr):
+            sys.stderr.write(line)
+            self._last = line.strip().removeprefix("cutline: ") or self._last
+
+
+async def _line(stream: asyncio.StreamReader) -> str:
+    try:
+        return (await stream.readline()).decode(errors="replace")
+    except ValueError:  # longer than the stream holds; it has dropped it
+        return "(a line too long to show)\n"
+
+
+def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(number)

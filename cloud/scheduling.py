@@ -1,0 +1,38 @@
+"""Which rows of which sessions the next pass has: decided from the sessions as they stand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from cutline.cloud.pace import PassCost, prompt_rows, turn
+from cutline.cloud.session import Rows, Session
+
+
+def rows_by_session(sessions: Iterable[Session], cost: PassCost, recent: float) -> dict[Session, Rows | None]:
+    """What each session that is not flying wants to run, None if it waits for a draft.
+
+    Those that were confirmed something after `recent` share a pass's fixed cost, so each verifies fewer drafts.
+    """
+    landed = [session for session in sessions if session.flying is None]
+    share = min(1.0, cost.row_share * max(1, sum(session.confirmed_at >= recent for session in landed)))
+    return {session: session.rows_to_run(share) for session in landed}
+
+
+def schedule(wanted: Iterable[Rows], cost: PassCost, *, decodes: bool) -> list[Rows]:
+    """The next pass, of what is `wanted`: all of whoever is answered, and of prompts as much as there is room for.
+
+    Prompts are run in pieces, so that nobody's answer waits long for another's prompt; `turn` says whose comes first.
+    A span that does not decode has no answers: it takes all.
+    """
+    batch: list[Rows] = []
+    prompts: list[Rows] = []
+    for rows in wanted:
+        (prompts if rows.session.opening and decodes else batch).append(rows)
+    room, pictured = prompt_rows(sum(len(rows.tokens) for rows in batch), cost), False
+    for rows in sorted(prompts, key=lambda rows: turn(rows.session.confirmed_at, rows.session.request.deadline)):
+        new_images = rows.session.request.boundary is not None
+        if room > 0 and not (pictured and new_images):  # the images of one session a pass: they take their time
+            batch.append(rows.first(room))
+            room -= len(batch[-1].tokens)
+            pictured = pictured or new_images
+    return batch

@@ -1,0 +1,101 @@
+"""How much each tenant has of a worker and has used lately, and whether it may have more."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+
+from cutline.errors import WorkerBusy
+from cutline.protos.tokens import Limits
+
+WINDOW_SECONDS = 10.0  # over which rates are held: so much may come at once
+WAITING_SECONDS = 10.0  # that a tenant which found no room is taken to wait for some
+UNLIMITED = Limits(openings_per_minute=1e9, upload_mb_per_second=1e9)  # where nobody knows who calls
+_MB = 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """What was used of a rate: `amount` at the time `at`, and less since."""
+
+    amount: float = 0.0
+    at: float = 0.0
+
+    def plus(self, amount: float, rate: float, now: float) -> Used:
+        """After `amount` more."""
+        return Used(max(0.0, self.amount - (now - self.at) * rate) + amount, now)
+
+    def wait(self, rate: float, now: float) -> float:
+        """Seconds until no more is used than a window gives."""
+        return max(0.0, self.plus(0.0, rate, now).amount / rate - WINDOW_SECONDS)
+
+
+def may_have(held: Mapping[str, int], waiting: AbstractSet[str], places: int, tenant: str) -> bool:
+    """Whether `tenant` may have one more place, by who holds how many and who waits for one.
+
+    Where others wait it has an equal share at most; where nobody does, all there are.
+    """
+    others = waiting - {tenant}
+    everybody = {tenant, *others, *(one for one, count in held.items() if count)}
+    return not others or held.get(tenant, 0) < max(1, places // len(everybody))
+
+
+class Shares:
+    """What the tenants of one worker with so many `places` have; `limits` says what each may. For one event loop."""
+
+    def __init__(
+        self, limits: Callable[[str], Limits], *, places: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._limits = limits
+        self._places = places
+        self._clock = clock
+        self._held: Counter[str] = Counter()
+        self._openings: dict[str, Used] = {}
+        self._uploads: dict[str, Used] = {}
+        self._waiting: dict[str, float] = {}  # until when
+
+    @contextlib.contextmanager
+    def session(self, tenant: str) -> Iterator[None]:
+        """A place for a session of `tenant`. Raises WorkerBusy, which says when to try again."""
+        limits, now = self._limits(tenant), self._clock()
+        rate = limits.openings_per_minute / 60
+        if wait := self._openings.get(tenant, Used()).wait(rate, now):
+            raise _busy(f"over {limits.openings_per_minute:g} sessions a minute were opened", wait)
+        if wait := self.over(tenant):
+            raise _busy(f"over {limits.upload_mb_per_second:g} MB a second came", wait)
+        if limits.sessions is not None and self._held[tenant] >= limits.sessions:
+            raise _busy(f"{limits.sessions} sessions are open, as many as you may have", 1.0)
+        waiting = {one for one, until in self._waiting.items() if until > now}
+        if not may_have(self._held, waiting, self._places, tenant):
+            raise _busy("others wait for a place, and you have your share", 1.0)
+        self._openings[tenant] = self._openings.get(tenant, Used()).plus(1.0, rate, now)
+        self._held[tenant] += 1
+        try:
+            yield
+        finally:
+            self._held[tenant] -= 1
+
+    def found_room(self, tenant: str, *, found: bool) -> None:
+        """Whether the worker had room for `tenant`: one that it had none for is taken to wait."""
+        if found:
+            self._waiting.pop(tenant, None)
+        else:
+            self._waiting[tenant] = self._clock() + WAITING_SECONDS
+
+    def charge(self, tenant: str, size: int) -> None:
+        """So many bytes came from `tenant`."""
+        rate = self._limits(tenant).upload_mb_per_second * _MB
+        self._uploads[tenant] = self._uploads.get(tenant, Used()).plus(size, rate, self._clock())
+
+    def over(self, tenant: str) -> float:
+        """Seconds that nothing more should come from `tenant`, for it sent more than it may."""
+        rate = self._limits(tenant).upload_mb_per_second * _MB
+        return self._uploads.get(tenant, Used()).wait(rate, self._clock())
+
+
+def _busy(why: str, seconds: float) -> WorkerBusy:
+    return WorkerBusy(f"{why}; try again in {seconds:.1f} seconds", retry_seconds=seconds)

@@ -1,0 +1,234 @@
+"""The agent's HTTP application: every path there is, and what stands before them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Awaitable, Collection, Mapping
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+import msgspec
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive
+
+from cutline.edge.answer import Answer
+from cutline.edge.api.about import ALIAS, Health, Models, Readiness, Switches, model_of, state_of
+from cutline.edge.api.faults import Failed, Fault, Refused, fault_of, headers_of, status_of, unreadable
+from cutline.edge.api.guarding import MOST, Desk, Guard, body_of
+from cutline.edge.api.metrics import CANCELLED, Metrics
+from cutline.edge.api.openapi import document
+from cutline.edge.api.pictures import pictures
+from cutline.edge.api.requests import ChatRequest, read_request
+from cutline.edge.api.responses import Heading, completion_of
+from cutline.edge.api.site import pages
+from cutline.edge.api.streaming import STOPPED, EventStream, Narrator, disconnected, end
+from cutline.edge.events import Event
+from cutline.edge.question import Mode, Question
+from cutline.edge.state import AgentState
+from cutline.errors import CutlineError, InputError, WorkerUnavailable
+from cutline.models.bundle import Manifest
+from cutline.models.unreadable import UNREADABLE
+
+if TYPE_CHECKING:  # an agent that fetches nothing loads nothing of it
+    from cutline.edge.fetching import Fetcher
+
+T = TypeVar("T")
+
+LARGE = 1 << 20  # bytes: a body that takes long enough to read that others should not wait for it
+
+
+class Answering(Protocol):
+    """An agent, as far as its HTTP application knows it."""
+
+    @property
+    def manifest(self) -> Manifest: ...
+
+    async def answer(self, question: Question) -> Answer: ...
+
+    def stream(self, question: Question) -> AsyncGenerator[Event]: ...
+
+    def state(self) -> AgentState: ...
+
+    offline: bool  # nothing leaves the device
+
+
+def application(
+    agent: Answering, *, hosts: Collection[str] | None = None, most: int = MOST, fetcher: Fetcher | None = None
+) -> ASGIApp:
+    """The agent's HTTP application.
+
+    `hosts` are the names it may be asked by, None for any; `most` questions may be in work at once; a `fetcher` gets
+    images that stand elsewhere.
+    """
+    api = _Api(agent, most=most, fetcher=fetcher)
+    routes = [
+        Route("/v1/chat/completions", api.complete, methods=["POST"]),
+        Route("/v1/models", api.models),
+        Route("/v1/models/{model:path}", api.model),
+        Route("/cutline/state", api.state, methods=["GET", "POST"]),
+        Route("/healthz", api.healthy),
+        Route("/readyz", api.ready),
+        Route("/metrics", api.metrics),
+        Route("/openapi.json", api.openapi),
+        *pages(),
+    ]
+    app = Starlette(routes=routes, exception_handlers={HTTPException: _not_there, Exception: _broken})
+    app.router.redirect_slashes = False
+    return Guard(app, None if hosts is None else frozenset(hosts))
+
+
+class _Api:
+    """What answers at each path."""
+
+    def __init__(self, agent: Answering, *, most: int, fetcher: Fetcher | None) -> None:
+        self._agent = agent
+        self._fetcher = fetcher
+        self._counts = Metrics()
+        self._desk = Desk(most, self._counts.working)
+        self._began = int(time.time())
+        self._fingerprint = f"fp_{agent.manifest.identity[:12]}"
+        self._stops = frozenset(agent.manifest.stop_tokens)
+
+    async def complete(self, request: Request) -> Response | EventStream:
+        mode: Mode | None = None
+        try:
+            with ExitStack() as stack:
+                asked = await self._read(request, stack)
+                question = asked.question(await pictures(asked.urls, self._fetcher))
+                mode = question.mode
+                heading = Heading.of(self._agent.manifest, self._fingerprint)
+                if asked.stream:
+                    return await self._stream(request, asked, question, heading, stack)
+                answer = await _unless_gone(request.receive, self._agent.answer(question))
+                self._counts.answered(answer)
+                logprobs = question.logprobs is not None
+                return _json(completion_of(heading, answer, logprobs=logprobs, stops=self._stops))
+        except ClientDisconnect:
+            self._counts.failed(mode, CANCELLED)
+            return Response(status_code=400)  # that nobody reads
+        except (Refused, CutlineError) as error:
+            self._counts.failed(mode, status_of(error))
+            return _failure(error)
+        except asyncio.CancelledError:  # the server stops, and has waited long enough
+            return _failure(WorkerUnavailable(STOPPED))
+        except Exception:
+            self._counts.failed(mode, 500)
+            raise
+
+    async def _read(self, request: Request, stack: ExitStack) -> ChatRequest:
+        """The request, for which `stack` keeps a place until it is closed. Raises Refused."""
+        try:
+            stack.enter_context(self._desk.place())
+        except Refused:
+            await body_of(request, keep=False)  # one that still sends might not read the refusal
+            raise
+        body = await body_of(request)
+        asked = await asyncio.to_thread(read_request, body) if len(body) > LARGE else read_request(body)
+        self._check(asked.model)
+        return asked
+
+    async def _stream(
+        self, request: Request, asked: ChatRequest, question: Question, heading: Heading, stack: ExitStack
+    ) -> EventStream:
+        """The response that tells an answer as it happens, once it has begun to: what is wrong by then has a status."""
+        narrator = Narrator(
+            heading,
+            limit=question.max_tokens,
+            stops=self._stops,
+            logprobs=question.logprobs is not None,
+            guesses=asked.cutline.guesses,
+            usage=bool(asked.stream_options and asked.stream_options.include_usage),
+        )
+        events = self._agent.stream(question)
+        try:
+            first = await _unless_gone(request.receive, anext(events))
+        except BaseException:
+            await events.aclose()
+            raise
+        kept = stack.pop_all()
+
+        def over(outcome: Answer | Exception | None) -> None:
+            kept.close()
+            if isinstance(outcome, Answer):
+                self._counts.answered(outcome)
+            else:
+                self._counts.failed(question.mode, CANCELLED if outcome is None else status_of(outcome))
+
+        return EventStream(narrator, first, events, over)
+
+    def _check(self, model: str | None) -> None:
+        if model and model not in (ALIAS, self._agent.manifest.name):
+            name = self._agent.manifest.name
+            message = f"this agent has one model, {name}; ask for that, or for {ALIAS}"
+            raise Refused(404, Fault(message, InputError.__name__, "model", "model_not_found"))
+
+    async def models(self, request: Request) -> Response:
+        return _json(Models(data=[model_of(self._agent.state(), self._began)]))
+
+    async def model(self, request: Request) -> Response:
+        try:
+            self._check(request.path_params["model"])
+        except Refused as error:
+            return _failure(error)
+        return _json(model_of(self._agent.state(), self._began))
+
+    async def state(self, request: Request) -> Response:
+        if request.method == "POST":
+            try:
+                switches = msgspec.json.decode(await body_of(request), type=Switches)
+            except UNREADABLE as error:
+                return _failure(unreadable(error))
+            except Refused as error:
+                return _failure(error)
+            self._agent.offline = switches.offline
+        return _json(state_of(self._agent.state(), self._counts.totals))
+
+    async def healthy(self, request: Request) -> Response:
+        return _json(Health())
+
+    async def ready(self, request: Request) -> Response:
+        now = self._agent.state()
+        found = Readiness(ready=now.ready, offline=now.offline, workers=now.workers)
+        return _json(found, status=200 if now.ready else 503)
+
+    async def metrics(self, request: Request) -> Response:
+        return Response(self._counts.text(), headers={"content-type": CONTENT_TYPE_LATEST})
+
+    async def openapi(self, request: Request) -> Response:
+        return _json(document())
+
+
+async def _unless_gone(receive: Receive, work: Awaitable[T]) -> T:
+    """What `work` gives; it is cancelled once the client is gone. Raises ClientDisconnect then."""
+    working = asyncio.ensure_future(work)
+    gone = asyncio.create_task(disconnected(receive))
+    try:
+        await asyncio.wait([working, gone], return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        await end(working, gone)
+
+
+async def _not_there(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return _failure(Refused(error.status_code, Fault(error.detail, InputError.__name__), dict(error.headers or {})))
+
+
+async def _broken(request: Request, error: Exception) -> Response:
+    return _failure(error)
+
+
+def _failure(error: Exception) -> Response:
+    return _json(Failed(fault_of(error)), status=status_of(error), headers=headers_of(error))
+
+
+def _json(content: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(content), status, headers, media_type="application/json")

@@ -1,0 +1,95 @@
+"""What an agent's answers took, counted for operators in Prometheus' format, and for the page."""
+
+from __future__ import annotations
+
+import msgspec
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from cutline.edge.answer import Answer, Source, Tail
+from cutline.edge.question import Mode
+
+_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0)
+CANCELLED = 499  # the status that is counted where the client was gone before its answer
+
+
+class Totals(msgspec.Struct, frozen=True, kw_only=True):
+    """All answers so far: their `tokens` by source, bytes of messages, and what the device spent, where it is known."""
+
+    answers: int = 0
+    tokens: dict[Source, int] = msgspec.field(default_factory=lambda: dict.fromkeys(Source, 0))
+    bytes_up: int = 0
+    bytes_down: int = 0
+    joules: float | None = None
+    lost: int = 0
+
+    def after(self, answer: Answer) -> Totals:
+        """The totals with one more answer."""
+        tokens = dict(self.tokens)
+        for token in answer.tokens:
+            tokens[token.source] += 1
+        spent = None if answer.energy is None else (self.joules or 0.0) + answer.energy.joules
+        return Totals(
+            answers=self.answers + 1,
+            tokens=tokens,
+            bytes_up=self.bytes_up + answer.bytes_up,
+            bytes_down=self.bytes_down + answer.bytes_down,
+            joules=self.joules if spent is None else spent,
+            lost=self.lost + len(answer.lost),
+        )
+
+
+class Metrics:
+    """Counts in a `registry` of its own; `totals` are those that the page shows."""
+
+    def __init__(self) -> None:
+        self.totals = Totals()
+        self.registry = registry = CollectorRegistry()
+        self.working = Gauge("cutline_agent_requests_in_work", "Requests in work", registry=registry)
+        self._requests = Counter(
+            "cutline_agent_requests", "Questions by mode and HTTP status", ["mode", "status"], registry=registry
+        )
+        self._latency = Histogram(
+            "cutline_agent_latency_seconds", "Whole answers", ["mode"], buckets=_SECONDS, registry=registry
+        )
+        self._first = Histogram(
+            "cutline_agent_first_token_seconds", "First tokens", ["mode"], buckets=_SECONDS, registry=registry
+        )
+        tokens = Counter("cutline_agent_tokens", "Tokens of answers", ["source"], registry=registry)
+        self._tokens = {source: tokens.labels(source) for source in Source}
+        carried = Counter("cutline_agent_bytes", "Bytes of sessions' messages", ["direction"], registry=registry)
+        self._up, self._down = carried.labels("up"), carried.labels("down")
+        self._rounds = Counter("cutline_agent_rounds", "Sendings that depended on a reply", registry=registry)
+        self._lost = Counter("cutline_agent_workers_lost", "Workers lost in the middle of answers", registry=registry)
+        gate = Counter("cutline_agent_gate", "What the gate said of drafted answers", ["kept"], registry=registry)
+        self._kept = {True: gate.labels("yes"), False: gate.labels("no")}
+        self._alone = Counter(
+            "cutline_agent_finished_alone", "Tails by what became of them", ["tail"], registry=registry
+        )
+        self._joules = Counter("cutline_agent_energy_joules", "What answers took, where it is known", registry=registry)
+
+    def answered(self, answer: Answer) -> None:
+        """Count an answer."""
+        self.totals = self.totals.after(answer)
+        self._requests.labels(answer.mode, 200).inc()
+        self._latency.labels(answer.mode).observe(answer.latency_ms / 1e3)
+        self._first.labels(answer.mode).observe(answer.ttft_ms / 1e3)
+        for token in answer.tokens:
+            self._tokens[token.source].inc()
+        self._up.inc(answer.bytes_up)
+        self._down.inc(answer.bytes_down)
+        self._rounds.inc(answer.rounds)
+        self._lost.inc(len(answer.lost))
+        if answer.mode is Mode.AUTO and answer.confidence is not None:
+            self._kept[answer.worker is None].inc()
+        if answer.tail is not None:
+            self._alone.labels(Tail(answer.tail)).inc()
+        if answer.energy is not None:
+            self._joules.inc(answer.energy.joules)
+
+    def failed(self, mode: Mode | None, status: int) -> None:
+        """Count a request that had no answer; `mode` is None where the request did not read."""
+        self._requests.labels(mode or "none", status).inc()
+
+    def text(self) -> bytes:
+        """All of it as Prometheus reads it."""
+        return generate_latest(self.registry)

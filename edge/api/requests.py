@@ -1,0 +1,301 @@
+"""The shape of requests: OpenAI's chat completions, and under `cutline` what they have no words for."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+
+from cutline.edge.api.faults import Fault, Refused, unreadable
+from cutline.edge.question import MAX_STOPS, Mode, Question
+from cutline.errors import InputError
+from cutline.models.prompt import ImagePart, Message, Role, TextPart
+from cutline.models.sampling import Sampling
+from cutline.models.unreadable import UNREADABLE
+from cutline.models.wire import Wire
+from cutline.protos.messages import MAX_ALTERNATIVES
+
+T = TypeVar("T")
+
+MAX_NAMED = 20  # fields that one refusal names
+
+# What OpenAI's servers know and this one does not do, with the values that ask for nothing; null never does.
+_NOT_SERVED: dict[str, tuple[object, ...]] = {
+    "audio": (),
+    "frequency_penalty": (0,),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "logit_bias": ({},),
+    "metadata": ({},),
+    "modalities": (["text"],),
+    "n": (1,),
+    "parallel_tool_calls": (True, False),
+    "prediction": (),
+    "presence_penalty": (0,),
+    "prompt_cache_key": (),
+    "prompt_cache_retention": (),
+    "reasoning_effort": (),
+    "response_format": ({"type": "text"},),
+    "safety_identifier": (),
+    "service_tier": ("auto", "default"),
+    "store": (False,),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "verbosity": (),
+    "web_search_options": (),
+}
+# Likewise in a message: a client that sends an answer back sends these with it.
+_NOT_SAID: dict[str, tuple[object, ...]] = {
+    "annotations": ([],),
+    "audio": (),
+    "function_call": (),
+    "name": (),
+    "refusal": (),
+    "tool_calls": ([],),
+}
+
+
+class ImageUrl(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A base64 `data:` URL, or an address whose host the agent was allowed to fetch from. `detail` changes nothing."""
+
+    url: str
+    detail: Literal["auto", "low", "high"] | None = None
+
+
+class ChatText(msgspec.Struct, tag_field="type", tag="text", frozen=True, forbid_unknown_fields=True):
+    """Words."""
+
+    text: str
+
+
+class ChatImage(msgspec.Struct, tag_field="type", tag="image_url", frozen=True, forbid_unknown_fields=True):
+    """An image, in a user's message."""
+
+    image_url: ImageUrl
+
+
+class ChatMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A turn of the conversation."""
+
+    role: Role
+    content: str | list[ChatText | ChatImage]
+
+    @property
+    def parts(self) -> list[ChatText | ChatImage]:
+        """Its words and images in order."""
+        return [ChatText(self.content)] if isinstance(self.content, str) else self.content
+
+
+class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`include_usage`: the last chunk counts tokens."""
+
+    include_usage: bool | None = None
+
+
+class Extension(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How to answer. `guesses`: a stream tells what the drafter believes too."""
+
+    mode: Mode = Mode.AUTO
+    effort: float = 1.0
+    cut: str = "image"
+    wire: Wire = Wire.FLOAT32
+    keep_image_tokens: float = 1.0
+    top_k: int = 0
+    timeout: float = 60.0
+    exact: bool = False
+    image_must_stay: bool = False
+    max_latency_ms: float | None = None
+    min_agreement: float | None = None
+    correct_seconds: float = 0.0
+    guesses: bool = False
+
+
+class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A request. What would change the answer and is not served is refused."""
+
+    messages: Annotated[list[ChatMessage], msgspec.Meta(min_length=1)]
+    model: str | None = None
+    max_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    stop: str | Annotated[list[str], msgspec.Meta(max_length=MAX_STOPS)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=MAX_ALTERNATIVES)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    cutline: Extension = Extension()
+
+    @classmethod
+    def asking(cls, question: Question) -> ChatRequest:
+        """The request that asks `question`; the inverse of `question`."""
+        images, sampling = iter(question.images), question.sampling
+        return cls(
+            messages=[_message(message, images) for message in question.messages],
+            max_tokens=question.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=sampling.seed,
+            stop=list(question.stop) or None,
+            logprobs=question.logprobs is not None,
+            top_logprobs=question.logprobs,
+            cutline=Extension(
+                mode=question.mode,
+                effort=question.effort,
+                cut=question.cut,
+                wire=question.wire,
+                keep_image_tokens=question.keep_image_tokens,
+                top_k=sampling.top_k,
+                timeout=question.timeout,
+                exact=question.exact,
+                image_must_stay=question.image_must_stay,
+                max_latency_ms=question.max_latency_ms,
+                min_agreement=question.min_agreement,
+                correct_seconds=question.correct_seconds,
+            ),
+        )
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Where its images are, in order."""
+        parts = (part for message in self.messages for part in message.parts)
+        return tuple(part.image_url.url for part in parts if isinstance(part, ChatImage))
+
+    def question(self, images: Sequence[bytes]) -> Question:
+        """The question it asks about the `images` that its `urls` stand for. Raises InputError."""
+        for message in self.messages:
+            if message.role != "user" and any(isinstance(part, ChatImage) for part in message.parts):
+                raise InputError(f"a message of the {message.role} has an image; only the user's may")
+        how = self.cutline
+        return Question(
+            messages=tuple(_turn(message) for message in self.messages),
+            images=tuple(images),
+            mode=how.mode,
+            sampling=Sampling(
+                temperature=_given(self.temperature, 0.0),
+                top_k=how.top_k,
+                top_p=_given(self.top_p, 1.0),
+                seed=_given(self.seed, 0),
+            ),
+            max_tokens=self._most(),
+            effort=how.effort,
+            cut=how.cut,
+            wire=how.wire,
+            keep_image_tokens=how.keep_image_tokens,
+            timeout=how.timeout,
+            stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
+            logprobs=self._alternatives(),
+            correct_seconds=how.correct_seconds,
+            exact=how.exact,
+            image_must_stay=how.image_must_stay,
+            max_latency_ms=how.max_latency_ms,
+            min_agreement=how.min_agreement,
+        )
+
+    def _most(self) -> int:
+        given = {one for one in (self.max_tokens, self.max_completion_tokens) if one is not None}
+        if len(given) > 1:
+            raise InputError("max_tokens and max_completion_tokens differ; give one of them")
+        return given.pop() if given else 64
+
+    def _alternatives(self) -> int | None:
+        if self.logprobs:
+            return self.top_logprobs or 0
+        if self.top_logprobs:
+            raise InputError("top_logprobs needs logprobs; set it to true")
+        return None
+
+
+def read_request(body: bytes | bytearray) -> ChatRequest:
+    """The request in a body of JSON. Raises Refused, which names every field that is unknown or not served."""
+    try:
+        raw = msgspec.json.decode(body)
+    except UNREADABLE as error:
+        raise unreadable(error) from None
+    wanted = _without_neutral(raw)
+    try:
+        return msgspec.convert(wanted, ChatRequest)
+    except msgspec.ValidationError as error:
+        if names := list(_unknown(msgspec.inspect.type_info(ChatRequest), wanted, "")):
+            raise _unwelcome(names) from None
+        raise unreadable(error) from None
+
+
+def _without_neutral(raw: Any) -> Any:
+    """The request without the fields that are not served where they ask for nothing."""
+    if not isinstance(raw, dict):
+        return raw
+    wanted = _asking(raw, _NOT_SERVED)
+    if isinstance(messages := wanted.get("messages"), list):
+        wanted["messages"] = [_asking(one, _NOT_SAID) if isinstance(one, dict) else one for one in messages]
+    return wanted
+
+
+def _asking(raw: dict[str, Any], neutral: dict[str, tuple[object, ...]]) -> dict[str, Any]:
+    return {name: value for name, value in raw.items() if name not in neutral or value not in (None, *neutral[name])}
+
+
+def _unknown(kind: msgspec.inspect.Type, value: Any, place: str) -> Iterator[str]:
+    """The paths of all fields in `value` that its type does not have."""
+    match kind:
+        case msgspec.inspect.UnionType(types):
+            for one in types:
+                if not isinstance(one, msgspec.inspect.StructType) or one.tag_field is None or _tag(one, value):
+                    yield from _unknown(one, value, place)
+        case msgspec.inspect.ListType(item) if isinstance(value, list):
+            for index, one in enumerate(value):
+                yield from _unknown(item, one, f"{place}[{index}]")
+        case msgspec.inspect.StructType() if isinstance(value, dict):
+            fields = {field.encode_name: field.type for field in kind.fields}
+            for name, one in value.items():
+                path = f"{place}.{name}" if place else name
+                if name in fields:
+                    yield from _unknown(fields[name], one, path)
+                elif name != kind.tag_field:
+                    yield path
+
+
+def _tag(kind: msgspec.inspect.StructType, value: Any) -> bool:
+    """Whether `value` says that it is of this type, one of several."""
+    return isinstance(value, dict) and kind.tag_field is not None and value.get(kind.tag_field) == kind.tag
+
+
+def _unwelcome(names: list[str]) -> Refused:
+    known = [name for name in names if name in _NOT_SERVED]
+    unknown = [name for name in names if name not in _NOT_SERVED]
+    said = [
+        f"{label} {', '.join(_printable(name) for name in some[:MAX_NAMED])}" + (", ..." if some[MAX_NAMED:] else "")
+        for label, some in (("what is not served here:", known), ("unknown fields:", unknown))
+        if some
+    ]
+    message = f"the request has {', and '.join(said)}; leave these out"
+    return Refused(400, Fault(message, InputError.__name__, _printable(names[0]), "unsupported_parameter"))
+
+
+def _printable(name: str) -> str:
+    return "".join(one if one.isprintable() else "?" for one in name[:60])
+
+
+def _given(value: T | None, default: T) -> T:
+    return default if value is None else value
+
+
+def _message(message: Message, images: Iterator[bytes]) -> ChatMessage:
+    return ChatMessage(
+        message.role,
+        [
+            ChatText(part.text)
+            if isinstance(part, TextPart)
+            else ChatImage(ImageUrl("data:application/octet-stream;base64," + base64.b64encode(next(images)).decode()))
+            for part in message.parts
+        ],
+    )
+
+
+def _turn(message: ChatMessage) -> Message:
+    parts = (ImagePart() if isinstance(part, ChatImage) else TextPart(part.text) for part in message.parts)
+    return Message(message.role, tuple(parts))

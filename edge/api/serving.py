@@ -1,0 +1,161 @@
+"""Serving the agent's HTTP application until a signal says to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+
+from cutline.edge.api.app import Answering, application
+from cutline.edge.api.entrance import Entrance
+from cutline.edge.api.guarding import MAX_HEAD, MOST
+from cutline.edge.api.secured import tls
+from cutline.errors import InputError
+from cutline.protos.address import is_loopback, parse_address
+from cutline.protos.security import ServerKeys
+from cutline.protos.tokens import Tokens
+
+if TYPE_CHECKING:
+    from cutline.edge.fetching import Fetcher
+
+STOP_SECONDS = 2
+HEAD_SECONDS = 10.0  # that a request's head may take, and the wait for the next one
+STALL_SECONDS = 30  # that a client may leave unread what was sent
+MOST_CONNECTIONS = 128
+LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
+
+
+class _Connection(H11Protocol):
+    """A connection that is closed where no request comes in time, or where there are too many."""
+
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > MOST_CONNECTIONS:
+            transport.abort()
+        self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        super().connection_lost(exc)
+
+    def on_response_complete(self) -> None:
+        self._expect_head()
+        super().on_response_complete()
+
+    def _expect_head(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self.loop.call_later(HEAD_SECONDS, self._give_up)
+
+    def _give_up(self) -> None:
+        cycle: RequestResponseCycle | None = self.cycle
+        if cycle is None or cycle.response_complete:
+            self.transport.close()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which says when it takes requests, and keeps a signal that stopped it to itself."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._ready()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        # uvicorn's own raises the signal anew once the server has stopped, which would end a process that obeyed it.
+        loop = asyncio.get_running_loop()
+        for name in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(name, self.handle_exit, name, None)
+        yield
+
+
+async def serve(
+    agent: Answering,
+    *,
+    listen: str,
+    announce: Callable[[str], None],
+    allow_urls: Sequence[str] = (),
+    most: int = MOST,
+    keys: ServerKeys | None = None,
+    tokens: Tokens | None = None,
+) -> None:
+    """Serve until SIGINT or SIGTERM; `announce` hears the address once requests are taken. Raises InputError.
+
+    With `keys` that is HTTPS, with `tokens` for who has one.
+
+    Images are fetched from the hosts of `allow_urls` alone; `most` questions may be in work at once. Those that have no
+    answer `STOP_SECONDS` after the signal get an error.
+    """
+    host, port = parse_address(listen)
+    if most < 1:
+        raise InputError(f"{most} requests at once are none; give 1 or more")
+    listening = _listen(host, port, listen)
+    try:
+        async with AsyncExitStack() as stack:
+            app = application(
+                agent,
+                hosts=names_of(host) if tokens is None else None,  # a page that misled a browser has no token
+                most=most,
+                fetcher=await stack.enter_async_context(_fetcher(allow_urls)) if allow_urls else None,
+            )
+            config = uvicorn.Config(
+                app if tokens is None else Entrance(app, tokens),
+                http=_Connection,
+                ws="none",
+                lifespan="off",
+                log_level="warning",
+                server_header=False,
+                h11_max_incomplete_event_size=MAX_HEAD,
+                timeout_graceful_shutdown=STOP_SECONDS,
+            )
+            if keys is not None:
+                config.load()
+                config.ssl = await stack.enter_async_context(tls(keys))
+            server = _Server(config, lambda: announce(f"{host}:{listening.getsockname()[1]}"))
+            await server.serve([listening])
+            if dropped := server.server_state.tasks:
+                await asyncio.wait(dropped, timeout=STOP_SECONDS)
+    finally:
+        listening.close()
+
+
+def names_of(host: str) -> frozenset[str] | None:
+    """The names by which a server that listens at `host` may be asked; None for any.
+
+    A page of another server may have its name lead to this machine. On an address of this machine alone nobody has a
+    name for the agent but this machine's own; one that others reach may have any.
+    """
+    return LOCAL_NAMES | {host.lower()} if is_loopback(host) else None
+
+
+def _listen(host: str, port: int, listen: str) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listening = socket.create_server((host.strip("[]"), port), family=family)
+    except OSError:
+        raise InputError(f"cannot listen at {listen}: taken, or not an address of this machine") from None
+    # Connections that are taken inherit both. asyncio's own word against Nagle does not reach sockets made so, and each
+    # piece of a stream would wait 40 ms for the one before to be acknowledged.
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STALL_SECONDS * 1000)
+    return listening
+
+
+def _fetcher(allow_urls: Sequence[str]) -> Fetcher:
+    from cutline.edge.fetching import Fetcher  # httpx, which an agent that fetches nothing does not load
+
+    return Fetcher(allow_urls)

@@ -1,0 +1,259 @@
+"""A question before the workers, one after another, until one has answered it or none is left; then the drafter alone.
+
+A session that breaks is replayed: the next one is opened with all tokens settled so far, and by the law the answer goes
+on as it would have. That costs the opening anew, so a session that worked is worth another try of the same worker too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from cutline.edge.answer import Lost, Source, Tail
+from cutline.edge.drafter import Drafting
+from cutline.edge.events import Corrected
+from cutline.edge.exchange import Exchange, Models
+from cutline.edge.heartbeat import NOTICE
+from cutline.edge.progress import Prepared, Progress
+from cutline.edge.question import Mode
+from cutline.edge.spans import Crossing
+from cutline.edge.uploads import Uploads
+from cutline.edge.workers import Workers
+from cutline.errors import CutlineError, WorkerError, WorkerForgot, WorkerUnavailable
+from cutline.models.bundle import Manifest
+from cutline.models.sampling import agreeing
+from cutline.protos.client import WorkerClient, WorkerSession
+
+TRIES = 3  # of each worker, for one question
+RETRY_SECONDS = 0.25  # that an answer waits for a worker to be asked again, before the drafter goes on alone
+STEP = 0.05  # seconds after which is looked again whether one may be asked
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Asking:
+    """One question, `prepared`, before `workers` of the target `model`, whose answer makes `progress`.
+
+    `cross` gives what crosses the cut, `converse` a drafting; `drafts` says that the drafter drafts for the workers.
+    `mode` is the one asked for, and an `exact` answer is never finished alone. What came of it: the `worker` that had
+    the last word, all `sessions`, those that were `lost`, and if the drafter went on `alone_from` a token what became
+    of its `tail`.
+    """
+
+    manifest: Manifest
+    prepared: Prepared
+    progress: Progress
+    workers: Workers
+    uploads: Uploads
+    model: str
+    mode: Mode
+    exact: bool
+    drafts: bool
+    cross: Callable[[], Crossing | None]
+    converse: Callable[[], Drafting]
+    notice: float = NOTICE
+    models: Models = field(default_factory=Models)
+    believed: tuple[int, ...] = ()  # the answer as the drafter has it, as far as it got
+    worker: str | None = None
+    sessions: list[WorkerSession] = field(default_factory=list)
+    lost: list[Lost] = field(default_factory=list)
+    alone_from: int | None = None
+    tail: Tail | None = None
+    _failure: CutlineError | None = None  # why there is no answer yet
+    _loss: Lost | None = None  # of which is not told yet who goes on
+    _crossed: bool = False
+
+    @property
+    def bytes_up(self) -> int:
+        """Bytes that went to workers."""
+        return sum(session.bytes_up for session in self.sessions)
+
+    @property
+    def bytes_down(self) -> int:
+        """Bytes that came from workers."""
+        return sum(session.bytes_down for session in self.sessions)
+
+    async def run(self) -> None:
+        """Settle the whole answer. Raises CutlineError."""
+        tried = Counter[str]()
+        end = time.monotonic() + self.prepared.question.timeout
+        while not self._is_complete(self.progress):
+            client = await self._next(tried, end)
+            if client is None:
+                break
+            self._tell_lost(client.address)
+            tried[client.address] += 1
+            try:
+                await self._ask(client, self.progress, end - time.monotonic())
+            except WorkerError as error:
+                self._failure = error
+                # One that forgot what it had kept is not lost, but takes all of it anew; if that is true.
+                if not (isinstance(error, WorkerForgot) and tried[client.address] == 1):
+                    self._lose(client.address, error)
+        if self._is_complete(self.progress):
+            return
+        if not self._may_go_on_alone:
+            raise self._failure or self._nobody()
+        await self.go_on_alone()
+
+    async def go_on_alone(self) -> None:
+        """Have the drafter finish the answer; then, as long as the question allows, a worker correct it."""
+        self._tell_lost(None)
+        self.alone_from, self.tail = len(self.progress.tokens), Tail.UNVERIFIED
+        await self.models.run(self._finish)
+        self.progress.finish()
+        self.progress.parts.lap("alone")
+        if (seconds := self.prepared.question.correct_seconds) > 0.0 and self.workers.addresses:
+            await self._correct(self.alone_from, seconds)
+
+    @property
+    def _may_go_on_alone(self) -> bool:
+        return not self.exact and (self.mode in (Mode.DRAFT, Mode.AUTO) or bool(self.progress.tokens))
+
+    def _is_complete(self, progress: Progress) -> bool:
+        return progress.over or self.prepared.is_complete(progress.tokens, self.manifest.stop_tokens)
+
+    def _nobody(self) -> CutlineError:
+        if self.workers.offline:
+            return WorkerUnavailable(f"this agent is offline; mode {self.mode} needs a worker, edge and auto do not")
+        if not self.workers.addresses and self.workers.nobody is not None:
+            return self.workers.nobody
+        who = ", ".join(self.workers.addresses)
+        return WorkerUnavailable(f"no worker of {who} took the question in time; they failed before, or have no room")
+
+    async def _next(self, tried: Counter[str], end: float) -> WorkerClient | None:
+        """The worker to ask now; waits for one where the drafter could not go on at once. None where none is left."""
+        # An answer that was under way is worth a moment, one that was not begun is not.
+        begun = bool(self.sessions) and self.sessions[-1].answered
+        while (now := time.monotonic()) < end:
+            patient = not self._may_go_on_alone
+            spent = [address for address in tried if tried[address] >= TRIES]
+            client = self.workers.choose(first=self._holder(), but=spent)
+            if client is None and patient:
+                client = self.workers.choose(but=tried, anyhow=True)
+            if client is not None:
+                return client
+            wait = self.workers.wait(but=spent)
+            if not patient:
+                end = min(end, now + (RETRY_SECONDS if begun else 0.0))
+            if wait is None or now + (wait := max(wait, STEP)) >= end:
+                return None
+            await asyncio.sleep(wait)
+            self.progress.parts.lap("link")
+        return None
+
+    def _holder(self) -> str | None:
+        """The worker that keeps the most of the question's images."""
+        question = self.prepared.question
+        kept = {
+            address: self.uploads.known(address, self.prepared, question.cut, question.wire)
+            for address in self.workers.addresses
+        }
+        return max((one for one in kept if kept[one]), key=kept.__getitem__, default=None)
+
+    async def _ask(self, client: WorkerClient, progress: Progress, seconds: float) -> None:
+        """Have one worker settle the rest of `progress`. Raises CutlineError."""
+        progress.cold |= not client.connected or bool(self.sessions)
+        if not self._crossed:
+            self.models.crossing, self._crossed = await self.models.run(self.cross), True
+        if self.drafts and self.models.drafting is None:
+            self.models.drafting = self.converse()
+        draft = self._left(progress)
+        exchange = Exchange(
+            self.manifest,
+            self.prepared,
+            progress,
+            self.models,
+            self.uploads,
+            notice=self.notice,
+            uplink=self.workers.uplink(client.address),
+        )
+        settled = len(progress.tokens)
+        try:
+            await exchange.run(client, self.model, draft, seconds=max(seconds, STEP))
+        except BaseException as error:
+            self.workers.report(client.address, error)
+            if isinstance(error, WorkerForgot):
+                self.uploads.forget(client.address)
+            raise
+        else:
+            self.workers.report(client.address, None)
+        finally:
+            self.believed = exchange.belief.tokens
+            if exchange.session is not None:
+                self.sessions.append(exchange.session)
+            if exchange.measured is not None:
+                self.workers.measured(client.address, exchange.measured)
+            if len(progress.tokens) > settled:
+                self.worker = client.address
+
+    def _left(self, progress: Progress) -> tuple[int, ...]:
+        """What is believed to follow the tokens that are settled."""
+        settled = len(progress.tokens)
+        return self.believed[settled:] if agreeing(self.believed, progress.tokens) == settled else ()
+
+    def _lose(self, worker: str, error: WorkerError) -> None:
+        """Note that a worker was lost; who goes on is not known yet."""
+        session = self.sessions[-1] if self.sessions else None
+        silent = 0.0 if session is None else time.monotonic() - session.heard
+        self._loss = Lost(
+            worker=worker, why=str(error), position=len(self.progress.tokens), silent_ms=silent * 1e3, next=None
+        )
+
+    def _tell_lost(self, successor: str | None) -> None:
+        if self._loss is not None:
+            lost, self._loss = msgspec.structs.replace(self._loss, next=successor), None
+            self.lost.append(lost)
+            self.progress.tell(lost)
+
+    def _finish(self) -> None:
+        """In a thread: settle the rest of the answer with the drafter's tokens, beginning with those there are."""
+        progress, models = self.progress, self.models
+        if models.drafting is None:
+            models.drafting = self.converse()
+        for token in self._left(progress):
+            if self._is_complete(progress):
+                return
+            self._settle_alone(token)
+        if not self._is_complete(progress):
+            for token in models.draft(tuple(progress.tokens), self.prepared.limit - len(progress.tokens)):
+                self._settle_alone(token)
+                if progress.over:
+                    return
+
+    def _settle_alone(self, token: int) -> None:
+        drafted = self.models.drafted.get(len(self.progress.tokens))
+        same = drafted is not None and drafted.token == token
+        self.progress.settle([token], [Source.EDGE], [drafted.likelihood if drafted and same else None])
+
+    async def _correct(self, alone_from: int, seconds: float) -> None:
+        """Have a worker verify what the drafter finished alone, if one can be found within so many seconds."""
+        self.believed = tuple(self.progress.tokens)
+        check, end = self.progress.anew(alone_from), time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0.0 and not self._is_complete(check):
+            client = self.workers.choose(first=self._holder())
+            if client is None:
+                await asyncio.sleep(min(left, max(self.workers.wait() or 0.0, STEP)))
+                continue
+            believed = self.believed
+            try:
+                await self._ask(client, check, left)
+            except CutlineError:
+                self.believed = believed
+        if self._is_complete(check):
+            check.finish()
+            self._take(check)
+        self.progress.parts.lap("link")
+
+    def _take(self, check: Progress) -> None:
+        """Take the answer that a worker gave for the drafter's."""
+        ours, theirs = self.progress.transcript.tokens, check.transcript.tokens
+        alike = agreeing([(one.id, one.text) for one in ours], [(one.id, one.text) for one in theirs])
+        self.tail = Tail.CONFIRMED if len(ours) == len(theirs) == alike else Tail.CORRECTED
+        if self.tail is Tail.CORRECTED:
+            self.progress.tell(Corrected(alike, tuple(theirs[alike:])))
+        self.progress.take(check)

@@ -1,0 +1,154 @@
+"""The workers that a directory lists: which there are, how busy each is, and which is the best to ask."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from cutline.edge.workers import Workers
+from cutline.errors import CutlineError, WorkerError, WorkerUnavailable
+from cutline.protos.client import WorkerClient
+from cutline.protos.directory import DirectoryClient, Listed
+from cutline.protos.security import NO_KEYS, AgentKeys
+
+log = logging.getLogger(__name__)
+
+REFRESH_SECONDS = 2.0
+FULL_SECONDS = 10.0  # what having no place costs: a refusal, and the wait for somebody to leave
+FILL_SECONDS = 0.05  # what all places taken but one cost, where nobody waits yet: fewer share a pass
+MOVE_SECONDS = 0.5  # what it is worth to stay with the worker that has a conversation's images and cache
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A worker as the choice sees it; `rtt` in seconds is None before it is measured."""
+
+    address: str
+    queue_seconds: float
+    sessions: int
+    max_sessions: int
+    rtt: float | None = None
+
+
+def cost(one: Candidate) -> float:
+    """Seconds that a session there is believed to lose. A way that is not known is taken for a short one, and tried."""
+    if one.sessions >= one.max_sessions:
+        return FULL_SECONDS + one.queue_seconds
+    return (one.rtt or 0.0) + one.queue_seconds + FILL_SECONDS * one.sessions / one.max_sessions
+
+
+def pick(candidates: Sequence[Candidate], rng: random.Random) -> Candidate | None:
+    """The cheaper of two that are drawn. None of none.
+
+    Were all agents to take the cheapest of a list that is seconds old, they would all take the same one.
+    """
+    return min(rng.sample(candidates, min(2, len(candidates))), key=cost, default=None)
+
+
+def arrange(candidates: Sequence[Candidate], rng: random.Random, *, holder: str | None = None) -> tuple[str, ...]:
+    """The addresses in the order in which to ask.
+
+    The `holder` of the conversation first, unless another is much cheaper; else one by `pick`; then by cost.
+    """
+    best = min(map(cost, candidates), default=0.0)
+    stay = (one for one in candidates if one.address == holder and cost(one) <= best + MOVE_SECONDS)
+    first = next(stay, None) or pick(candidates, rng)
+    return tuple(one.address for one in sorted(candidates, key=lambda one: (one is not first, cost(one))))
+
+
+class ListedWorkers(Workers):
+    """The workers of `model` in the directory at the address `directory`, asked again every few seconds.
+
+    `open` it. Where the directory does not answer, those that it listed last are taken to be there still.
+    """
+
+    def __init__(
+        self,
+        directory: str,
+        *,
+        model: str,
+        keys: AgentKeys = NO_KEYS,
+        offline: bool = False,
+        rng: random.Random | None = None,
+    ) -> None:
+        super().__init__((), keys=keys, offline=offline)
+        self._directory = DirectoryClient(directory, keys)
+        self._model = model
+        self._rng = rng or random.SystemRandom()
+        self._listed: dict[str, Listed] = {}
+        self._asked = Counter[str]()  # sessions since the listing, which it cannot count
+        self._rtts: dict[str, float] = {}
+        self._following: asyncio.Task[None] | None = None
+        self.nobody = WorkerUnavailable(f"the directory at {directory} was not asked yet; this agent is offline")
+
+    async def open(self) -> None:
+        """Ask the directory, and go on asking. One that does not answer is tried again; `nobody` says so till then."""
+        await self._refresh()
+        self._following = asyncio.create_task(self._follow())
+
+    async def close(self) -> None:
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.wait([self._following])
+        await self._directory.close()
+        await super().close()
+
+    def choose(
+        self, *, first: str | None = None, but: Collection[str] = (), anyhow: bool = False
+    ) -> WorkerClient | None:
+        client = super().choose(first=first, but=but, anyhow=anyhow)
+        if client is not None:
+            self._asked[client.address] += 1
+        return client
+
+    def _order(self, addresses: Sequence[str], first: str | None) -> Sequence[str]:
+        return arrange([self._candidate(address) for address in addresses], self._rng, holder=first)
+
+    def _candidate(self, address: str) -> Candidate:
+        listed = self._listed[address]
+        return Candidate(
+            address=address,
+            queue_seconds=listed.queue_seconds,
+            sessions=listed.sessions + self._asked[address],
+            max_sessions=listed.max_sessions,
+            rtt=self._rtts.get(address),
+        )
+
+    async def _follow(self) -> None:
+        while True:
+            await asyncio.sleep(REFRESH_SECONDS)
+            await self._refresh()
+            await self._measure()
+
+    async def _refresh(self) -> None:
+        if self.offline:
+            return
+        try:
+            listing = await self._directory.list(model=self._model)
+        except CutlineError as error:  # a token file that does not read, too
+            log.info("%s", error)
+            self.nobody = error
+            return
+        self.nobody = WorkerUnavailable(f"the directory at {self._directory.address} lists no worker of this model")
+        if listing.workers:
+            self._listed = {one.address: one for one in listing.workers}
+            self._asked.clear()
+            self._have(tuple(self._listed))
+
+    async def _measure(self) -> None:
+        """Time the way to one worker: the one that was measured the longest ago, or never."""
+        order = {address: place for place, address in enumerate(self._rtts)}
+        oldest = min(self.addresses, key=lambda address: order.get(address, -1), default=None)
+        if oldest is None or self.offline:
+            return
+        self._rtts.pop(oldest, None)
+        began = time.perf_counter()
+        with contextlib.suppress(WorkerError):  # a session that meets the same says it
+            await self._client(oldest).probe(up=0, down=0)
+            self._rtts[oldest] = time.perf_counter() - began

@@ -1,0 +1,109 @@
+"""Noticing that a worker or the link to it has died, though neither says a word.
+
+A worker that is silent may just be busy, and TCP keeps a dead link for minutes. So while a session is open the agent
+has the worker answer a heartbeat, on the same connection, whenever nothing else was heard for a while. It is given up
+when it owes one that it would long have answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from cutline.errors import WorkerUnavailable
+from cutline.protos.client import WorkerSession
+
+NOTICE = 2.0  # seconds
+SLOWEST_UPLINK = 4_000.0  # bytes a second
+FIRST_UPLINK = 32_000.0  # bytes a second: what a link is taken for that was never measured
+SLACK = 2.0  # a link is now and then so many times slower than it was
+CONNECTING = 2.0  # a connection has its own round trips, before the first that is the session's
+
+_STEPS = 8  # how often within `notice` it is looked at
+_STARTING = 5  # turns of the event loop after which a call that was begun has gone to gRPC
+
+
+class WorkerSilent(WorkerUnavailable):
+    """Nothing was heard of a worker for so long that it, or the link to it, must have died.
+
+    `notice` is what that was measured by, in seconds; `answered` whether anything was heard of it before.
+    """
+
+    def __init__(self, message: str, *, notice: float, answered: bool) -> None:
+        super().__init__(message)
+        self.notice = notice
+        self.answered = answered
+
+
+def patience(notice: float, *, ahead: int, uplink: float, connected: bool) -> float:
+    """Seconds of silence after which a worker that owes an answer to a heartbeat has died.
+
+    `ahead` are the bytes that went before the heartbeat and may still be on their way, at `uplink` bytes a second.
+    Where the connection was not yet `connected`, that takes its time, too.
+    """
+    return notice * (1.0 if connected else CONNECTING) + SLACK * ahead / max(uplink, SLOWEST_UPLINK)
+
+
+@dataclass(slots=True, eq=False)
+class Heartbeat:
+    """The heartbeat of one session, which is given up after `notice` seconds of silence. Times are monotonic.
+
+    `uplink` is what the link is taken for, in bytes a second; `connected` whether there was a connection already.
+    """
+
+    session: WorkerSession
+    notice: float
+    uplink: float
+    connected: bool
+    _beat: asyncio.Task[None] | None = None
+    _ahead: int = 0  # bytes that went before it
+    _last: float = field(default_factory=time.monotonic)  # when one was sent, or the session was opened
+
+    async def run(self) -> NoReturn:
+        """Send heartbeats for ever. Raises WorkerUnavailable once the worker, or the link to it, has died."""
+        step = self.notice / _STEPS
+        try:
+            while True:
+                before = time.monotonic()
+                await asyncio.sleep(step)
+                now = time.monotonic()
+                # What this process did not hear while it was itself held up is no silence of the worker's.
+                self.session.heard += max(0.0, now - before - 2 * step)
+                self._look(now)
+        finally:
+            if self._beat is not None:
+                self._beat.cancel()
+
+    async def before(self, size: int) -> None:
+        """Send one before a message of `size` bytes that would hold it up for long."""
+        if SLACK * (self.session.unproven + size) > self.uplink * self.notice / 2 and not self._owed:
+            self._send()
+            for _ in range(_STARTING):
+                await asyncio.sleep(0)
+
+    @property
+    def _owed(self) -> bool:
+        return self._beat is not None and not self._beat.done()
+
+    def _look(self, now: float) -> None:
+        heard = self.session.heard
+        if self._owed:
+            connected = self.connected or self.session.answered
+            allowed = patience(self.notice, ahead=self._ahead, uplink=self.uplink, connected=connected)
+            if now - max(heard, self._last - self.notice / 2) > allowed:
+                raise WorkerSilent(
+                    f"nothing was heard of the worker at {self.session.address} for {now - heard:.1f} seconds; is it "
+                    "running, and the link up?",
+                    notice=self.notice,
+                    answered=self.session.answered,
+                )
+        elif now - max(heard, self._last) >= self.notice / 2 or (
+            self.session.unproven and now - self._last >= self.notice / 2
+        ):
+            self._send()
+
+    def _send(self) -> None:
+        self._last, self._ahead = time.monotonic(), self.session.unproven
+        self._beat = asyncio.create_task(self.session.beat())

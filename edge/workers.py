@@ -1,0 +1,194 @@
+"""The workers that an agent may ask, in the order of their cost, and which of them to ask next."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+
+from cutline.edge.breaker import Circuit
+from cutline.edge.heartbeat import FIRST_UPLINK, SLOWEST_UPLINK, WorkerSilent
+from cutline.edge.state import WorkerState
+from cutline.errors import CutlineError, InputError, WorkerBusy, WorkerError, WorkerForgot
+from cutline.protos.address import parse_address
+from cutline.protos.client import WorkerClient
+from cutline.protos.security import NO_KEYS, AgentKeys
+
+BUSY_SECONDS = 0.2  # that a worker is left alone which refused and did not say for how long
+PARTING_SECONDS = 600.0  # that sessions may still go on over a connection that takes no new ones
+
+
+@dataclass(slots=True)
+class _Known:
+    """A worker: the connection to it, if there is one, and what was seen of it."""
+
+    client: WorkerClient | None = None
+    circuit: Circuit = field(default_factory=Circuit)
+    uplink: float = FIRST_UPLINK  # bytes a second
+
+
+class Workers:
+    """The workers at `addresses`, the one to ask first at the beginning, each with a circuit breaker.
+
+    A connection is made when a worker is chosen for the first time, by `keys`. While it is `offline` none is chosen and
+    none is connected to. Use it from one event loop, and close it. Raises InputError for what is no worker's address.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        *,
+        keys: AgentKeys = NO_KEYS,
+        offline: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        for address in addresses:
+            if parse_address(address)[1] == 0:
+                raise InputError(f"the worker's address {address!r} has port 0; give HOST:PORT of one that listens")
+        self._keys = keys
+        self._offline = offline
+        self._clock = clock
+        self._chance = chance
+        self._known = {address: _Known() for address in addresses}
+        self._partings: dict[asyncio.Task[None], WorkerClient] = {}
+        self.nobody: CutlineError | None = None  # why there are none, where some were to be found
+        if not offline:
+            for address in self._known:  # keys that do not do for an address are found out now
+                self._client(address)
+
+    async def open(self) -> None:
+        """Find out which workers there are: those that were given."""
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Those that may be asked, in the order of cost."""
+        return tuple(self._known)
+
+    @property
+    def offline(self) -> bool:
+        """Whether no worker is asked; if so, every connection is closed, and open sessions break."""
+        return self._offline
+
+    @offline.setter
+    def offline(self, offline: bool) -> None:
+        self._offline = offline
+        if offline:
+            for known in self._known.values():
+                self._part(known, at_once=True)
+
+    @property
+    def reachable(self) -> bool:
+        """Whether there is a worker that may be asked now."""
+        return not self._offline and any(one.circuit.lets(self._clock()) for one in self._known.values())
+
+    @property
+    def states(self) -> tuple[WorkerState, ...]:
+        """How each of them stands."""
+        now = self._clock()
+        return tuple(
+            WorkerState(
+                address=address,
+                connected=one.client is not None and one.client.connected,
+                breaker=one.circuit.state(now),
+                retry_seconds=one.circuit.left(now) or None,
+                uplink_mbps=None if one.uplink == FIRST_UPLINK else one.uplink / 125_000,
+            )
+            for address, one in self._known.items()
+        )
+
+    def choose(
+        self, *, first: str | None = None, but: Collection[str] = (), anyhow: bool = False
+    ) -> WorkerClient | None:
+        """The worker to ask: the one at the address `first` if that may be asked, else the cheapest, but none in `but`.
+
+        `anyhow`: where none may be, the next best of those that failed before. Its end is to be told to `report`.
+        """
+        if self._offline:
+            return None
+        now = self._clock()
+        order = self._order([address for address in self._known if address not in but], first)
+        chosen = next((one for one in order if self._known[one].circuit.lets(now)), None)
+        if chosen is None and anyhow:
+            failed = [one for one in order if self._known[one].circuit.failures]
+            chosen = min(failed, key=lambda one: self._known[one].circuit.left(now), default=None)
+        if chosen is None:
+            return None
+        self._known[chosen].circuit = self._known[chosen].circuit.asked()
+        return self._client(chosen)
+
+    def wait(self, *, but: Collection[str] = ()) -> float | None:
+        """Seconds until one may be asked that is not in `but`; None if there is none."""
+        now = self._clock()
+        left = [one.circuit.left(now) for address, one in self._known.items() if address not in but]
+        return None if self._offline else min(left, default=None)
+
+    def report(self, address: str, error: BaseException | None) -> None:
+        """What came of asking the worker at `address`: `error`, or None if it did what it was asked."""
+        known, now = self._known.get(address), self._clock()
+        if known is None:
+            return
+        match error:
+            case None | WorkerForgot() | InputError():
+                known.circuit = known.circuit.worked()
+            case WorkerBusy():
+                wait = error.retry_seconds or BUSY_SECONDS * (1.0 - self._chance() / 2)
+                known.circuit = known.circuit.refused(now, wait)
+            case WorkerSilent():
+                # The connection is of no more use, even if the link comes back: its bytes wait for TCP to try again.
+                self._part(known)
+                known.circuit = known.circuit.failed(now, chance=self._chance(), least=error.notice)
+                if error.answered:  # perhaps the link was only slower than it was taken for
+                    known.uplink = max(known.uplink / 4, SLOWEST_UPLINK)
+            case WorkerError():
+                known.circuit = known.circuit.failed(now, chance=self._chance())
+            case _:  # it was given up, and nothing was found out
+                known.circuit = known.circuit.dropped()
+
+    def uplink(self, address: str) -> float:
+        """What the link to the worker at `address` is taken for, in bytes a second."""
+        known = self._known.get(address)
+        return FIRST_UPLINK if known is None else known.uplink
+
+    def measured(self, address: str, uplink: float) -> None:
+        """Take note that the link to the worker at `address` has carried so many bytes a second."""
+        if (known := self._known.get(address)) is not None:
+            known.uplink = uplink
+
+    async def close(self) -> None:
+        """Close all connections; sessions still open on them fail."""
+        for known in self._known.values():
+            self._part(known)
+        partings = dict(self._partings)
+        for parting in partings:
+            parting.cancel()
+        await asyncio.gather(*partings, return_exceptions=True)
+        for client in partings.values():
+            await client.close()
+
+    def _order(self, addresses: Sequence[str], first: str | None) -> Sequence[str]:
+        """`addresses` in the order in which to ask, if they may be asked."""
+        return sorted(addresses, key=lambda address: address != first)  # stable
+
+    def _have(self, addresses: Sequence[str]) -> None:
+        """Have these workers from now on. Sessions that are open on others may end, what was seen of them goes."""
+        before, self._known = self._known, {one: self._known.get(one) or _Known() for one in addresses}
+        for address, known in before.items():
+            if address not in self._known:
+                self._part(known)
+
+    def _client(self, address: str) -> WorkerClient:
+        known = self._known[address]
+        if known.client is None:
+            known.client = WorkerClient(address, self._keys)
+        return known.client
+
+    def _part(self, known: _Known, *, at_once: bool = False) -> None:
+        """Close a worker's connection, so that the next session gets a new one: at once, or after its last session."""
+        if known.client is not None:
+            parting = asyncio.create_task(known.client.close(grace=0.0 if at_once else PARTING_SECONDS))
+            self._partings[parting] = known.client
+            parting.add_done_callback(self._partings.pop)
+            known.client = None

@@ -1,0 +1,152 @@
+"""What a directory tells of workers, as plain frozen types, and the client that asks one."""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import grpc
+
+from cutline.errors import InputError, WorkerError, WorkerFailed, WorkerUnavailable
+from cutline.protos.address import parse_address
+from cutline.protos.security import NO_KEYS, AgentKeys, open_channel
+from cutline.protos.status import exception_of
+from cutline.protos.v1 import directory_pb2 as pb
+from cutline.protos.v1 import directory_pb2_grpc
+
+ASK_SECONDS = 5.0
+MAX_WORKERS = 4096  # in one listing, which stays under the 1 MiB of a message
+
+
+class Standing(enum.StrEnum):
+    """How a worker stands with its cluster; see the .proto."""
+
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    RESTING = "resting"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listed:
+    """A worker in a listing; see the .proto for each field."""
+
+    name: str
+    address: str
+    standing: Standing
+    since: float
+    model: str = ""
+    start: str = ""
+    end: str = ""
+    queue_seconds: float = 0.0
+    sessions: int = 0
+    max_sessions: int = 0
+    failures: int = 0
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """The workers of a cluster at one moment. A `version` is of one `epoch`, which ends with the directory's run."""
+
+    epoch: str
+    version: int
+    wanted: int
+    workers: tuple[Listed, ...]
+
+
+class DirectoryClient:
+    """A connection to the directory at `address` (HOST:PORT), known and made known by `keys`.
+
+    Raises InputError for an address of another form, or one that these keys do not reach.
+    """
+
+    def __init__(self, address: str, keys: AgentKeys = NO_KEYS) -> None:
+        if parse_address(address)[1] == 0:
+            raise InputError(f"the directory's address {address!r} has port 0; give HOST:PORT of one that listens")
+        self.address = address
+        self._channel = open_channel(address, keys)
+        self._keys = keys
+        self._stub = directory_pb2_grpc.DirectoryStub(self._channel)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._channel.close()
+
+    async def list(self, *, model: str = "", everyone: bool = False) -> Listing:
+        """The workers of `model`, or of any; with `everyone` also those that take no sessions. Raises WorkerError."""
+        try:
+            request = pb.ListRequest(model=model, all=everyone)
+            told = await self._stub.List(request, timeout=ASK_SECONDS, metadata=self._keys.metadata())
+        except grpc.aio.AioRpcError as error:
+            raise self._translated(error) from None
+        try:
+            return listing_from_wire(told)
+        except InputError as error:
+            raise WorkerFailed(f"the directory at {self.address} does not keep to the protocol: {error}") from None
+
+    def _translated(self, error: grpc.aio.AioRpcError) -> WorkerError:
+        match error.code():
+            case grpc.StatusCode.UNAVAILABLE:
+                return WorkerUnavailable(f"no directory answers at {self.address}; is the cluster up?")
+            case grpc.StatusCode.DEADLINE_EXCEEDED:
+                return WorkerUnavailable(f"the directory at {self.address} did not answer in time")
+            case grpc.StatusCode.UNIMPLEMENTED:
+                return WorkerFailed(f"what answers at {self.address} is no directory of a cluster")
+        told = exception_of(error.code(), error.details() or "")
+        return told if isinstance(told, WorkerError) else WorkerFailed(f"the directory at {self.address}: {told}")
+
+
+def listing_to_wire(listing: Listing) -> pb.Listing:
+    """A listing for the wire."""
+    return pb.Listing(
+        epoch=listing.epoch,
+        version=listing.version,
+        wanted=listing.wanted,
+        workers=[_listed_to_wire(one) for one in listing.workers],
+    )
+
+
+def listing_from_wire(message: pb.Listing) -> Listing:
+    """A listing from the wire. Raises InputError."""
+    return Listing(
+        epoch=message.epoch,
+        version=message.version,
+        wanted=message.wanted,
+        workers=_listed(message.workers),
+    )
+
+
+def _listed_to_wire(one: Listed) -> pb.Listed:
+    fields = {name: getattr(one, name) for name in Listed.__slots__}
+    return pb.Listed(**fields | {"standing": one.standing.name})
+
+
+def _listed(messages: Sequence[pb.Listed]) -> tuple[Listed, ...]:
+    if len(messages) > MAX_WORKERS:
+        raise InputError(f"{len(messages)} workers in one listing are too many; it may have {MAX_WORKERS}")
+    return tuple(_listed_from_wire(one) for one in messages)
+
+
+def _listed_from_wire(one: pb.Listed) -> Listed:
+    try:
+        standing = Standing[pb.Listed.Standing.Name(one.standing)]
+    except (KeyError, ValueError):  # this version knows no such standing: one that takes no sessions
+        standing = Standing.RESTING
+    if not (0 <= one.queue_seconds < math.inf and math.isfinite(one.since)):
+        raise InputError("it tells times that are none")
+    if one.address:
+        parse_address(one.address)
+    elif standing is Standing.READY:
+        raise InputError("it lists a worker without an address")
+    fields = {name: getattr(one, name) for name in Listed.__slots__}
+    return Listed(**fields | {"standing": standing})

@@ -1,0 +1,224 @@
+"""`cutline cluster` on a Ray of two nodes: workers that die are started again, and a cluster leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from cutline.cloud.cluster.environment import prepare
+from cutline.demo.bundles import DRAFTER, TARGET
+from cutline.demo.cards import Split
+from cutline.demo.reference import Reference
+from cutline.demo.requests import requests
+from cutline.edge.agent import Agent
+from cutline.edge.answer import Answer
+from cutline.edge.directory import ListedWorkers
+from cutline.edge.question import Mode, Question
+from cutline.errors import InputError
+from cutline.models.bundle import Bundle
+from cutline.protos.directory import DirectoryClient, Listing
+
+Start = Callable[..., Any]
+Run = Callable[..., Any]
+
+PACKAGE = Path(__file__).resolve().parents[2] / ".dev"
+SECONDS = 40  # for what should take a few
+
+# In a process of its own, for Ray changes what imports it. The least store that Ray takes, twice.
+TWO_NODES = """
+import sys
+from ray.cluster_utils import Cluster
+node = {"num_cpus": 1, "object_store_memory": 80 << 20, "include_dashboard": False}
+cluster = Cluster(initialize_head=True, head_node_args=node)
+cluster.add_node(num_cpus=1, object_store_memory=80 << 20)
+print(cluster.address, flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[dict[str, str]]:
+    """The environment in which a Ray of two nodes can be used: its token, and its address as RAY_ADDRESS."""
+    pytest.importorskip("ray")
+    token = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": "f" * 64,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",
+    }
+    environment = os.environ | token | {"PYTHONPATH": str(PACKAGE), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", TWO_NODES],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=environment,
+    ) as popen:
+        assert popen.stdout is not None
+        address = popen.stdout.readline().strip()
+        assert address, "Ray did not start"
+        yield token | {"RAY_ADDRESS": address}
+        popen.communicate(timeout=SECONDS)  # which ends its stdin
+
+
+def worker_at(address: str) -> psutil.Process:
+    """The process of a worker."""
+    port = int(address.rpartition(":")[2])
+    for process in psutil.process_iter():
+        try:
+            if any(one.laddr.port == port and one.status == "LISTEN" for one in process.net_connections("tcp")):
+                return process
+        except psutil.Error:
+            continue
+    raise AssertionError(f"nobody listens at {address}")
+
+
+def listing(directory: str) -> Listing:
+    async def ask() -> Listing:
+        async with DirectoryClient(directory) as client:
+            return await client.list()
+
+    return asyncio.run(ask())
+
+
+def wait_for(directory: str, holds: Callable[[set[str]], bool]) -> list[str]:
+    """The addresses in the directory, once they are as they should be."""
+    until = time.monotonic() + SECONDS
+    while not holds(set(found := [one.address for one in listing(directory).workers])):
+        assert time.monotonic() < until, f"the directory still lists {found}"
+        time.sleep(0.1)
+    return found
+
+
+async def ask_while_killing(directory: str, killed: psutil.Process, address: str) -> list[Answer]:
+    """Four agents at once ask both workers, one of which is killed in the middle of their sessions."""
+    drafter, dead = Bundle.open(DRAFTER), asyncio.Event()
+    asked = list(requests(Split.EVALUATION, 1, seed=11))
+    reference = Reference(Bundle.open(TARGET))
+    truths = [reference.answer(one.image, one.question.text) for one in asked]
+    model = drafter.manifest.target
+    assert model is not None
+
+    async def ask(mode: Mode) -> list[Answer]:
+        workers, answers = ListedWorkers(directory, model=model), list[Answer]()
+        async with Agent(drafter, worker=workers, threads=1) as agent:
+            while not dead.is_set() or len(answers) < len(asked):
+                one, truth = asked[len(answers) % len(asked)], truths[len(answers) % len(asked)]
+                question = Question.about(one.image, one.question.text, mode=mode, max_tokens=64)
+                answers.append(await agent.answer(question))
+                assert tuple(token.id for token in answers[-1].tokens) == truth
+        return answers
+
+    async def kill() -> None:
+        await asyncio.sleep(1.0)
+        killed.suspend()  # who asks it from here on, or has asked it, waits
+        await asyncio.sleep(0.2)
+        killed.kill()
+        dead.set()
+
+    found = await asyncio.gather(*(ask(mode) for mode in (Mode.CLOUD, Mode.DRAFT) * 2), kill())
+    answers = [answer for some in found if some is not None for answer in some]
+    assert all(answer.exact for answer in answers)
+    assert any(lost.worker == address for answer in answers for lost in answer.lost)
+    assert {answer.worker for answer in answers} > {address}
+    return answers
+
+
+def test_a_cluster_keeps_its_workers(
+    start: Start, run: Run, ray: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in ray.items():
+        monkeypatch.setenv(name, value)
+    up = start(
+        "cluster", "up", "--address", ray["RAY_ADDRESS"], "--workers", 2, "--insecure", "--listen", "127.0.0.1:0"
+    )
+    directory = up.address()
+    first = wait_for(directory, lambda found: len(found) == 2)
+    killed, other = worker_at(first[0]), worker_at(first[1])
+
+    asyncio.run(ask_while_killing(directory, killed, first[0]))
+    second = wait_for(directory, lambda found: len(found) == 2 and first[0] not in found)
+    assert first[1] in second
+    shown = json.loads(run("cluster", "status", directory, "--json").out)
+    assert {one["name"]: one["failures"] for one in shown["workers"]} == {"worker-0": 1, "worker-1": 0}
+    assert shown["wanted"] == 2
+
+    # A supervisor that is killed takes its worker along: no GPU is held by one that nobody knows.
+    supervisor = other.parent()
+    assert supervisor is not None
+    supervisor.kill()
+    third = wait_for(directory, lambda found: len(found) == 2 and first[1] not in found)
+    other.wait(SECONDS)
+
+    workers = [worker_at(address) for address in third]
+    up.signal(signal.SIGTERM)
+    ran = up.finish()
+    assert ran.code == 0, ran.err
+    assert "Traceback" not in ran.err
+    assert psutil.wait_procs(workers, timeout=SECONDS)[1] == []
+    assert run("cluster", "status", directory).failed(4)
+
+
+def test_a_cluster_of_its_own_whose_workers_cannot_start(start: Start, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    up = start("cluster", "up", "--workers", 1, "--bundle", tmp_path / "none", "--insecure", "--listen", "127.0.0.1:0")
+    up.address()
+    ran = up.finish()
+    assert ran.code == 4
+    assert "no worker of the cluster starts: it did not start: " in ran.err.splitlines()[-1]
+    assert str(tmp_path / "none") in ran.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "--insecure"),
+        (["--listen", "0.0.0.0:0", "--insecure"], "own addresses"),
+        (["--insecure", "--workers", "3", "--max-workers", "2"], "--max-workers"),
+        (["--insecure", "--threads", "0"], "--threads"),
+        (["--insecure", "--", "--listen", "0.0.0.0:1"], "before the --"),
+        (["--insecure", "--", "--bundle=x"], "before the --"),
+        (["--insecure", "--address", "auto"], "RAY_AUTH_MODE=token"),
+        (["--tls-cert", "x"], "--tls-key"),
+    ],
+)
+def test_what_cannot_be_a_cluster(run: Run, monkeypatch: pytest.MonkeyPatch, arguments: list[str], told: str) -> None:
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    assert told in run("cluster", "up", *arguments).failed(2)
+
+
+def test_a_ray_that_runs_is_used_with_a_token_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_USAGE_STATS_ENABLED", "RAY_worker_niceness"):
+        monkeypatch.setenv(name, "")
+    with pytest.raises(InputError, match="obey everybody"):
+        prepare("ray://192.0.2.1:10001")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with pytest.raises(InputError, match="obey everybody"):
+        prepare("auto")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    prepare("auto")
+    prepare(None)
+    tokens = {os.environ["RAY_AUTH_TOKEN"]}
+    prepare(None)
+    tokens.add(os.environ["RAY_AUTH_TOKEN"])
+    assert len(tokens) == 2
+    assert all(len(token) == 64 for token in tokens)
+
+
+def test_status_of_what_is_no_directory(run: Run, worker: str) -> None:
+    assert "is no directory" in run("cluster", "status", worker).failed(7)
+    assert "no directory answers" in run("cluster", "status", "127.0.0.1:1").failed(4)
+    run("cluster", "status", "here").failed(2)

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+import pytest
+
+from cutline.bench.scripted import ScriptedAgent
+from cutline.demo.bundles import DRAFTER
+from cutline.edge.api.serving import serve
+from cutline.models.bundle import Bundle
+
+Serving = Callable[..., AbstractAsyncContextManager[str]]
+
+
+@pytest.fixture
+def agent() -> ScriptedAgent:
+    """An agent that answers as it was told."""
+    return ScriptedAgent(Bundle.open(DRAFTER).manifest)
+
+
+@pytest.fixture
+def serving(agent: ScriptedAgent) -> Serving:
+    """Serves the agent as `cutline edge` does, on a free port; gives the URL."""
+
+    @asynccontextmanager
+    async def run(**options: Any) -> AsyncIterator[str]:
+        listening: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        options = {"listen": "127.0.0.1:0"} | options
+        server = asyncio.create_task(serve(agent, announce=listening.set_result, **options))
+        both: list[asyncio.Future[Any]] = [server, listening]
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        if server.done():
+            server.result()
+        try:
+            yield f"http://{listening.result()}"
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)  # as it is stopped in earnest
+            await server
+
+    return run

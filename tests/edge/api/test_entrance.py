@@ -1,0 +1,114 @@
+"""Every path that the agent serves, to who has a token and to who has none."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.routing import Route
+
+from cutline.demo.bundles import DRAFTER
+from cutline.edge.api import app as app_module
+from cutline.edge.api.app import application
+from cutline.edge.api.entrance import Entrance
+from cutline.models.bundle import Bundle
+from cutline.protos.tokens import Tokens, token_entry
+
+TOKEN = "a-token"
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> Tokens:
+    file = tmp_path / "tokens.toml"
+    file.write_text(token_entry("operator", TOKEN))
+    return Tokens(file)
+
+
+def routes(monkeypatch: pytest.MonkeyPatch) -> list[Route]:
+    """Those of the application, as it makes them."""
+    made: list[Route] = []
+
+    def starlette(*, routes: list[Route], **rest: Any) -> Starlette:
+        made.extend(routes)
+        return Starlette(routes=routes, **rest)
+
+    monkeypatch.setattr(app_module, "Starlette", starlette)
+    application(SimpleNamespace(manifest=Bundle.open(DRAFTER).manifest))  # is not asked
+    return made
+
+
+async def reached(scope: Any, receive: Any, send: Any) -> None:
+    """An application that answers everything."""
+    await send({"type": "http.response.start", "status": 299, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def ask(tokens: Tokens, method: str, path: str, *headers: tuple[str, str]) -> httpx.Response:
+    async def run() -> httpx.Response:
+        transport = httpx.ASGITransport(Entrance(reached, tokens))
+        async with httpx.AsyncClient(transport=transport, base_url="http://agent") as client:
+            return await client.request(method, path, headers=list(headers))
+
+    return asyncio.run(run())
+
+
+def test_every_path_wants_a_token_but_health(tokens: Tokens, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = routes(monkeypatch)
+    paths = {route.path.replace("{model:path}", "any") for route in found}
+    assert {"/v1/chat/completions", "/healthz", "/", "/metrics"} <= paths
+    for path in (
+        *paths,
+        "/none",
+        "//healthz",
+        "/healthz/",
+        "/healthz/x",
+        "/%68ealthz",
+        "/v1/../healthz/..",
+        "/HEALTHZ",
+    ):
+        for method in ("GET", "POST", "HEAD", "OPTIONS", "DELETE", "TRACE", "MADE-UP"):
+            expected = 299 if path == "/healthz" else 401
+            assert ask(tokens, method, path).status_code == expected, (method, path)
+            assert ask(tokens, method, path, ("authorization", f"Bearer {TOKEN}")).status_code == 299
+    assert ask(tokens, "GET", "/healthz?x=/v1/models").status_code == 299
+
+
+def basic(text: str) -> str:
+    return "Basic " + base64.b64encode(text.encode()).decode()
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [("authorization", "")],
+        [("authorization", "Bearer")],
+        [("authorization", "Bearer ")],
+        [("authorization", "Bearer other")],
+        [("authorization", TOKEN)],
+        [("authorization", f"Digest {TOKEN}")],
+        [("authorization", f"Bearer {TOKEN}"), ("authorization", f"Bearer {TOKEN}")],
+        [("authorization", basic(TOKEN))],
+        [("authorization", basic(f"{TOKEN}:x"))],
+        [("authorization", "Basic ***")],
+        [("authorization", "Basic /w==")],
+        [("x-api-key", TOKEN)],
+        [("cookie", f"token={TOKEN}")],
+    ],
+    ids=repr,
+)
+def test_what_is_no_token(tokens: Tokens, headers: list[tuple[str, str]]) -> None:
+    refused = ask(tokens, "POST", "/v1/chat/completions", *headers)
+    assert refused.status_code == 401
+    assert refused.json()["error"]["type"] == "AccessDenied"
+    assert "Bearer" in refused.headers["www-authenticate"]
+    assert TOKEN not in refused.text
+
+
+def test_a_browser_gives_the_token_as_password(tokens: Tokens) -> None:
+    assert ask(tokens, "GET", "/", ("authorization", basic(f"me:{TOKEN}"))).status_code == 299

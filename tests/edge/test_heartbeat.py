@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cutline.edge.heartbeat import CONNECTING, FIRST_UPLINK, SLACK, SLOWEST_UPLINK, Heartbeat, WorkerSilent, patience
+
+NOTICE = 0.2
+
+
+class Session:
+    """A session whose worker answers heartbeats after `answers` seconds, None for never."""
+
+    def __init__(self, answers: float | None, *, unproven: int = 0) -> None:
+        self.address = "it"
+        self.answers = answers
+        self.heard = time.monotonic()
+        self.answered = False
+        self.unproven = unproven
+        self.beats = 0
+
+    async def beat(self) -> None:
+        self.beats += 1
+        await asyncio.sleep(3600 if self.answers is None else self.answers)
+        self.heard, self.answered = time.monotonic(), True
+
+
+def watched(session: Session, seconds: float, *, connected: bool = True, uplink: float = FIRST_UPLINK) -> float | None:
+    """After how long the session was given up, None if it was not in so many seconds."""
+
+    async def run() -> float | None:
+        given: Any = session
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(seconds):
+                await Heartbeat(given, NOTICE, uplink, connected).run()
+        except TimeoutError:
+            return None
+        except WorkerSilent as error:
+            return time.monotonic() - began if error.notice == NOTICE else None
+
+    return asyncio.run(run())
+
+
+@given(st.floats(0.1, 60.0), st.integers(0, 1 << 25), st.floats(1.0, 1e9))
+def test_patience_is_the_notice_and_what_the_bytes_ahead_may_take(notice: float, ahead: int, uplink: float) -> None:
+    allowed = patience(notice, ahead=ahead, uplink=uplink, connected=True)
+    assert allowed >= notice
+    assert allowed == notice or ahead
+    assert allowed >= notice + ahead / max(uplink, SLOWEST_UPLINK)
+    assert allowed <= notice + SLACK * ahead / SLOWEST_UPLINK
+    assert patience(notice, ahead=ahead, uplink=uplink, connected=False) == pytest.approx(
+        allowed + (CONNECTING - 1) * notice
+    )
+
+
+def test_a_worker_that_answers_is_never_given_up() -> None:
+    session = Session(answers=NOTICE / 3)
+    assert watched(session, 6 * NOTICE) is None
+    assert 4 <= session.beats <= 13
+
+
+def test_one_that_does_not_is_given_up_after_the_notice() -> None:
+    took = watched(Session(answers=None), 20 * NOTICE)
+    assert took is not None
+    assert NOTICE <= took < 4 * NOTICE
+
+
+def test_a_connection_may_take_as_long_again() -> None:
+    took = watched(Session(answers=None), 20 * NOTICE, connected=False)
+    assert took is not None
+    assert CONNECTING * NOTICE <= took < 5 * NOTICE
+
+
+def test_bytes_that_are_on_their_way_are_waited_for() -> None:
+    """An answer that comes behind them comes late, and that is no death."""
+    uplink = 8000 / NOTICE
+    assert watched(Session(answers=2 * NOTICE, unproven=8000), 8 * NOTICE, uplink=uplink) is None
+    took = watched(Session(answers=None, unproven=8000), 40 * NOTICE, uplink=uplink)
+    assert took is not None
+    assert (1 + SLACK) * NOTICE <= took
+
+
+def test_a_heartbeat_goes_before_what_would_hold_it_up() -> None:
+    async def run() -> None:
+        session: Any = Session(answers=0.0)
+        heartbeat = Heartbeat(session, NOTICE, 1000.0, True)
+        await heartbeat.before(10)
+        assert session.beats == 0
+        await heartbeat.before(1000)
+        await heartbeat.before(1000)  # one is on its way
+        await asyncio.sleep(0.01)
+        assert session.beats == 1
+
+    asyncio.run(run())
+
+
+def test_what_this_process_was_held_up_for_is_no_silence() -> None:
+    async def run() -> None:
+        session: Any = Session(answers=0.01)
+        watching = asyncio.create_task(Heartbeat(session, NOTICE, FIRST_UPLINK, True).run())
+        for _ in range(3):
+            await asyncio.sleep(NOTICE)
+            time.sleep(2 * NOTICE)  # noqa: ASYNC251 - the whole process, its loop too
+        await asyncio.sleep(NOTICE)
+        assert not watching.done()
+        watching.cancel()
+        await asyncio.wait([watching])
+
+    asyncio.run(run())

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from cutline.edge.breaker import COOL_FIRST, COOL_MOST
+from cutline.edge.heartbeat import FIRST_UPLINK, WorkerSilent
+from cutline.edge.state import Breaker
+from cutline.edge.workers import BUSY_SECONDS, Workers
+from cutline.errors import InputError, WorkerBusy, WorkerFailed, WorkerForgot, WorkerUnavailable
+from cutline.protos import client as client_module
+
+A, B, C = "127.0.0.1:1001", "127.0.0.1:1002", "127.0.0.1:1003"
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def with_workers(check: Callable[[Workers, Clock], Awaitable[None]]) -> None:
+    async def run() -> None:
+        clock = Clock()
+        workers = Workers((A, B, C), clock=clock, chance=lambda: 0.0)
+        try:
+            await check(workers, clock)
+        finally:
+            await workers.close()
+
+    asyncio.run(run())
+
+
+def chosen(workers: Workers, *but: str, first: str | None = None, anyhow: bool = False) -> str | None:
+    client = workers.choose(first=first, but=but, anyhow=anyhow)
+    return None if client is None else client.address
+
+
+def test_the_cheapest_that_works_is_chosen_or_the_one_that_holds_the_conversation() -> None:
+    async def check(workers: Workers, clock: Clock) -> None:
+        assert workers.addresses == (A, B, C)
+        assert chosen(workers) == A
+        assert chosen(workers, first=C) == C
+        assert chosen(workers, A, B) == C
+        workers.report(A, WorkerFailed("broke"))
+        workers.report(C, WorkerFailed("broke"))
+        assert chosen(workers) == chosen(workers, first=C) == B
+        assert chosen(workers, B) is None
+        assert workers.wait(but=[B]) == pytest.approx(COOL_FIRST)
+        clock.now += COOL_FIRST
+        assert chosen(workers) == A, "the one trial"
+        assert chosen(workers) == B, "until that is known"
+        workers.report(A, None)
+        assert chosen(workers) == chosen(workers) == A
+
+    with_workers(check)
+
+
+def test_with_no_other_choice_one_that_failed_is_tried_anyhow_and_a_busy_one_is_waited_for() -> None:
+    async def check(workers: Workers, clock: Clock) -> None:
+        for address in (A, B, C):
+            workers.report(address, WorkerUnavailable("gone"))
+        assert not workers.reachable
+        assert chosen(workers) is None
+        assert chosen(workers, A, anyhow=True) == B
+        clock.now += COOL_MOST
+        for address in (A, B, C):
+            workers.report(address, None)
+            workers.report(address, WorkerBusy("full", retry_seconds=7.0 if address == A else 9.0))
+        assert chosen(workers, anyhow=True) is None
+        assert workers.wait() == pytest.approx(7.0)
+        clock.now += 6.9
+        assert not workers.reachable
+        clock.now += 0.2
+        assert chosen(workers) == A
+        workers.report(A, WorkerBusy("full"))
+        assert workers.wait(but=[B, C]) == pytest.approx(BUSY_SECONDS)
+
+    with_workers(check)
+
+
+def test_what_is_no_fault_of_a_worker_opens_no_circuit() -> None:
+    async def check(workers: Workers, clock: Clock) -> None:
+        del clock
+        for outcome in (None, WorkerForgot("anew"), InputError("bad"), asyncio.CancelledError(), RuntimeError("bug")):
+            assert chosen(workers) == A
+            workers.report(A, outcome)
+            assert chosen(workers) == A
+        workers.report("127.0.0.1:9", WorkerFailed("nobody knows it"))
+
+    with_workers(check)
+
+
+def test_a_trial_that_is_given_up_lets_another_try() -> None:
+    async def check(workers: Workers, clock: Clock) -> None:
+        workers.report(A, WorkerFailed("broke"))
+        clock.now += COOL_MOST
+        assert chosen(workers, B, C) == A
+        assert chosen(workers, B, C) is None
+        assert workers.states[0].breaker is Breaker.TRYING
+        workers.report(A, asyncio.CancelledError())
+        assert chosen(workers, B, C) == A
+
+    with_workers(check)
+
+
+def test_after_silence_there_is_a_new_connection() -> None:
+    async def check(workers: Workers, clock: Clock) -> None:
+        before = workers.choose()
+        workers.measured(A, 1e6)
+        workers.report(A, WorkerSilent("dead", notice=2.0, answered=False))
+        assert workers.wait(but=[B, C]) == pytest.approx(2.0)
+        assert workers.uplink(A) == 1e6
+        clock.now += 2.0
+        after = workers.choose()
+        assert before is not None
+        assert after is not None
+        assert (before is not after) == (before.address == after.address) == True  # noqa: E712
+        workers.report(A, WorkerSilent("dead", notice=2.0, answered=True))
+        assert workers.uplink(A) == 1e6 / 4, "perhaps it was slow"
+        assert workers.uplink(B) == FIRST_UPLINK
+
+    with_workers(check)
+
+
+def test_offline_there_is_not_even_a_channel(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = list[str]()
+    honest = client_module.open_channel
+
+    def counted(address: str, keys: client_module.AgentKeys) -> object:
+        made.append(address)
+        return honest(address, keys)
+
+    monkeypatch.setattr(client_module, "open_channel", counted)
+
+    async def run() -> None:
+        workers = Workers((A, B), offline=True)
+        assert (workers.choose(), workers.choose(anyhow=True), workers.wait(), workers.reachable) == (
+            None,
+            None,
+            None,
+            False,
+        )
+        assert made == []
+        workers.offline = False
+        assert chosen(workers) == A
+        assert made == [A]
+        workers.offline = True
+        assert chosen(workers) is None
+        assert not any(state.connected for state in workers.states)
+        await workers.close()
+        assert made == [A]
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("offline", [True, False])
+@pytest.mark.parametrize("address", ["", "host", "127.0.0.1:0", "unix:/tmp/x"])
+def test_what_is_no_address_is_refused_at_once(address: str, offline: bool) -> None:
+    with pytest.raises(InputError, match="HOST:PORT"):
+        Workers((A, address), offline=offline)
