@@ -84,6 +84,7 @@ class ListedWorkers(Workers):
         self._listed: dict[str, Listed] = {}
         self._asked = Counter[str]()  # sessions since the listing, which it cannot count
         self._rtts: dict[str, float] = {}
+        self._answers = False
         self._following: asyncio.Task[None] | None = None
         self.nobody = WorkerUnavailable(f"the directory at {directory} was not asked yet; this agent is offline")
 
@@ -106,6 +107,12 @@ class ListedWorkers(Workers):
         if client is not None:
             self._asked[client.address] += 1
         return client
+
+    def wait(self, *, but: Collection[str] = ()) -> float | None:
+        """As without a directory; while that answers, whoever replaces a worker that died may be listed soon."""
+        found = super().wait(but=but)
+        soon = self._answers and bool(self.addresses) and not self.offline
+        return REFRESH_SECONDS if found is None and soon else found
 
     def _order(self, addresses: Sequence[str], first: str | None) -> Sequence[str]:
         return arrange([self._candidate(address) for address in addresses], self._rng, holder=first)
@@ -133,8 +140,9 @@ class ListedWorkers(Workers):
             listing = await self._directory.list(model=self._model)
         except CutlineError as error:  # a token file that does not read, too
             log.info("%s", error)
-            self.nobody = error
+            self.nobody, self._answers = error, False
             return
+        self._answers = True
         self.nobody = WorkerUnavailable(f"the directory at {self._directory.address} lists no worker of this model")
         if listing.workers:
             self._listed = {one.address: one for one in listing.workers}

@@ -34,7 +34,7 @@ from cutline.protos.v1 import worker_pb2_grpc
 
 CONNECT_SECONDS = 5.0
 PROBE_SECONDS = 60.0
-BEAT_BYTES = 46  # of a heartbeat, up: it has no message, but gRPC's frames around one
+BEAT_BYTES = 60  # of a heartbeat, up: it has no message, but gRPC's frames around one; as measured
 
 # What gRPC says where a connection has more streams than the worker allows: HTTP/2's REFUSED_STREAM, of RFC 9113.
 _REFUSED_STREAM = "RST_STREAM with error code 7"

@@ -21,7 +21,7 @@ from cutline.edge.events import Settled
 
 OUT = Path(__file__).resolve().parents[1] / "docs" / "page.png"
 SIZE = (1280, 900)
-COLOURS = 128  # enough for a page of few colours, and under 200 KB
+COLOURS = 256  # enough for a page of few colours, and under 200 KB
 SECONDS = 30
 
 

@@ -137,6 +137,7 @@ async def ask_while_killing(directory: str, killed: psutil.Process, address: str
     return answers
 
 
+@pytest.mark.timeout(240)  # Ray and its workers are many processes
 def test_a_cluster_keeps_its_workers(
     start: Start, run: Run, ray: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,3 +223,9 @@ def test_status_of_what_is_no_directory(run: Run, worker: str) -> None:
     assert "is no directory" in run("cluster", "status", worker).failed(7)
     assert "no directory answers" in run("cluster", "status", "127.0.0.1:1").failed(4)
     run("cluster", "status", "here").failed(2)
+
+
+def test_health(run: Run, worker: str) -> None:
+    assert run("health", worker).out == "serving\n"
+    assert "nobody tells" in run("health", "127.0.0.1:1").failed(4)
+    run("health", "here").failed(2)

@@ -138,12 +138,16 @@ def test_workers_come_and_go_with_the_listing(monkeypatch: pytest.MonkeyPatch) -
             chosen = {one.address for _ in range(20) if (one := workers.choose(first="127.0.0.1:3"))}
             assert chosen <= {"127.0.0.1:2", "127.0.0.1:3"}
 
+            everyone = workers.addresses
+            assert workers.wait(but=everyone) == module.REFRESH_SECONDS  # for whom the next listing may have
+
             book.list()  # a directory that was just started: what it knew last is taken to be there still
             await asyncio.sleep(0.1)
             assert len(workers.addresses) == 2
             await server.stop(None)
             await asyncio.sleep(0.1)
             assert len(workers.addresses) == 2
+            assert workers.wait(but=everyone) is None
             assert set(book.asked) == {"m"}
         finally:
             await workers.close()

@@ -88,7 +88,7 @@ def test_bytes_that_are_on_their_way_are_waited_for() -> None:
 
 def test_a_heartbeat_goes_before_what_would_hold_it_up() -> None:
     async def run() -> None:
-        session: Any = Session(answers=0.0)
+        session: Any = Session(answers=0.1)
         heartbeat = Heartbeat(session, NOTICE, 1000.0, True)
         await heartbeat.before(10)
         assert session.beats == 0
