@@ -87,6 +87,9 @@ def ask(
     key: options.Key = None,
     token_file: options.TokenFile = None,
     notice: options.Notice = 2.0,
+    upstream: options.Upstream = None,
+    upstream_model: options.UpstreamModel = "default",
+    upstream_key_file: options.UpstreamKeyFile = None,
     offline: options.Offline = False,
     as_json: options.Json = False,
 ) -> None:
@@ -136,11 +139,11 @@ def ask(
     )
     profiles, keys = (edge_profile, cloud_profile, link), open_keys(ca, cert, key, token_file)
     if agent is not None and (
-        bundle or worker or directory or target or threads or provider or offline or any(profiles)
+        bundle or worker or directory or target or threads or provider or upstream or offline or any(profiles)
     ):
         raise InputError(
             "--agent asks a running agent, which has its own --bundle, --worker, --directory, --target, --threads, "
-            "--provider, --offline and profiles"
+            "--provider, --upstream, --offline and profiles"
         )
     if agent is None:
         given = AgentOptions(
@@ -154,6 +157,9 @@ def ask(
             keys=keys,
             notice=notice,
             offline=offline,
+            upstream=upstream,
+            upstream_model=upstream_model,
+            upstream_key_file=upstream_key_file,
         )
         answer = asyncio.run(_answer_here(asked, agent_opener(given, cuts=cut != "image")))
     else:

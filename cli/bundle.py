@@ -203,6 +203,8 @@ def _show(console: Console, seen: Seen) -> None:
         console.print("not calibrated; see `cutline calibrate`", highlight=False)
     elif isinstance(calibration, Prices):
         console.print(price_table(calibration))
+        if calibration.leaks:
+            console.print(_leak_table(calibration))
     else:
         line = (
             f"the gate keeps answers of confidence {calibration.threshold:.4f} and more: {calibration.kept} of "
@@ -244,6 +246,18 @@ def price_table(prices: Prices) -> Table:
         rows.setdefault(name, {})[price.wire] = f"{_amount(price.bytes_up, 'B')}, {price.answers:.1%}"
     for name, cells in rows.items():
         table.add_row(name, *(cells.get(wire, "") for wire in Wire))
+    return table
+
+
+def _leak_table(prices: Prices) -> Table:
+    """What was recovered of pictures at each cut in each format, a row a cut."""
+    from cutline.models.wire import Wire
+
+    table = _table("cut", *Wire, title="Leaks: the share of a picture's variance that an attacker recovered")
+    recovered = prices.recovered
+    for cut in dict.fromkeys(cut for cut, _ in recovered):
+        found = (recovered.get((cut, wire)) for wire in Wire)
+        table.add_row(cut, *("" if leak is None else f"{leak:.1%}" for leak in found))
     return table
 
 

@@ -131,6 +131,7 @@ def calibrate(
         gate, prices = asyncio.run(run())
     save_gate(drafter, gate)
     if priced is not None and prices is not None:
+        prices = _with_leaks(priced, prices)
         write_calibration(priced, prices)
     if as_json:
         sys.stdout.buffer.write(msgspec.json.encode(msgspec.to_builtins(gate) | {"prices": prices}) + b"\n")
@@ -166,6 +167,20 @@ def _priced_cuts(target: Bundle, named: str | None) -> tuple[str, ...]:
         if name not in cuts:
             raise InputError(f"--price-cuts: {target.path} cannot be cut at {name[:40]!r}; cuts: {', '.join(cuts)}")
     return tuple(cut for cut in cuts if cut in chosen)
+
+
+def _with_leaks(target: Bundle, prices: Prices) -> Prices:
+    """The prices with the leaks that the bundle has: those were measured apart, and are the model's as before."""
+    from msgspec.structs import replace
+
+    from cutline.errors import BundleError
+    from cutline.models.prices import open_prices
+
+    try:
+        before = open_prices(target)
+    except BundleError:  # what does not read is what is measured anew
+        before = None
+    return prices if before is None else replace(prices, leaks=before.leaks)
 
 
 async def _calibrated(agent: Agent, sources: Iterable[Source], risk: float, confidence: float) -> Gate:

@@ -40,6 +40,10 @@ def edge(
     ] = None,
     requests: Annotated[int, typer.Option(help="Questions in work at once; one more is told to come later.")] = 8,
     notice: options.Notice = 2.0,
+    upstream: options.Upstream = None,
+    upstream_model: options.UpstreamModel = "default",
+    upstream_key_file: options.UpstreamKeyFile = None,
+    memory: options.Memory = 0.0,
     offline: options.Offline = False,
     insecure: options.Insecure = False,
 ) -> None:
@@ -70,6 +74,10 @@ def edge(
         keys=keys,
         notice=notice,
         offline=offline,
+        upstream=upstream,
+        upstream_model=upstream_model,
+        upstream_key_file=upstream_key_file,
+        memory=memory,
     )
     open_agent = agent_opener(given, cuts=True)
 

@@ -21,6 +21,24 @@ Directory = Annotated[
     str | None,
     typer.Option(help="HOST:PORT of a cluster's directory, which says what workers there are.", show_default=False),
 ]
+Upstream = Annotated[
+    str | None,
+    typer.Option(
+        help="URL of an OpenAI-compatible server that answers in place of a worker, as https://api.example.com/v1; its "
+        "key is taken from CUTLINE_UPSTREAM_KEY.",
+        show_default=False,
+    ),
+]
+UpstreamModel = Annotated[str, typer.Option(help="The model that the upstream is asked for.")]
+UpstreamKeyFile = Annotated[
+    Path | None, typer.Option(help="File that holds the upstream's key, in place of the variable.", show_default=False)
+]
+Memory = Annotated[
+    float,
+    typer.Option(
+        help="Seconds for which an answer is given again to the same question about a near-identical image; 0 is never."
+    ),
+]
 Offline = Annotated[bool, typer.Option("--offline", help="Connect to no worker, whatever is asked.")]
 Notice = Annotated[float, typer.Option(help="Seconds of silence after which a worker, or the link to it, is given up.")]
 Listen = Annotated[str, typer.Option(help="HOST:PORT to listen at; port 0 takes any free one.")]

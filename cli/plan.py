@@ -40,6 +40,13 @@ def plan(
     min_agreement: Annotated[
         float, typer.Option(help="Share of answers that must be the target's own, where that was measured.")
     ] = 0.9,
+    max_leak: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of a picture that an attacker may recover, as measured; a cut that nobody measured leaks all.",
+            show_default=False,
+        ),
+    ] = None,
     image: Annotated[
         Path | None, typer.Option(help="The image; without it, a card of the demo or a photograph.", show_default=False)
     ] = None,
@@ -81,6 +88,7 @@ def plan(
         min_cut=plan_input.known_cut("--min-cut", min_cut, setting.target),
         exact=exact,
         agreement=plan_input.share("--min-agreement", min_agreement),
+        leak=None if max_leak is None else plan_input.share("--max-leak", max_leak),
     )
     conditions = plan_input.conditions_of(link, rtt_ms, uplink_mbps, queue_ms=queue_ms, acceptance=acceptance)
     space = plan_input.space_of(setting.target, mode)

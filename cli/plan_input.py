@@ -136,6 +136,8 @@ def notes(setting: Setting) -> Iterator[str]:
         yield "mode auto is left out: the drafter is not calibrated (`cutline calibrate`)"
     if setting.prices is None:
         yield "what narrower wire formats change was not measured for this target (`cutline calibrate`)"
+    if setting.leaks is None:
+        yield "what leaks at a cut was not measured for this target (`python -m cutline.bench.privacy`)"
     tables: tuple[tuple[DeviceProfile, Manifest, Runtime], ...] = (
         (setting.edge, setting.target, "edge"),
         (setting.cloud, setting.target, "cloud"),

@@ -87,7 +87,7 @@ def show(planned: Planned, *, as_json: bool) -> None:
 
 
 def _costs(plans: Sequence[Plan]) -> Table:
-    table = _table("plan", "ms", "first", "bytes up", "cloud ms", "J", "MB", "= target")
+    table = _table("plan", "ms", "first", "bytes up", "cloud ms", "J", "MB", "= target", "leak")
     for index, plan in enumerate(plans):
         table.add_row(
             str(plan),
@@ -98,6 +98,7 @@ def _costs(plans: Sequence[Plan]) -> Table:
             "" if plan.energy_j is None else f"{plan.energy_j:.3g}",
             f"{plan.memory_bytes / 1e6:.0f}",
             "exact" if plan.exact else "unknown" if plan.agreement is None else f"{plan.agreement:.1%}",
+            "unknown" if plan.leak is None else f"{plan.leak:.0%}",
             style="bold" if index == 0 else None,
         )
     return table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,9 @@ from cutline.protos.address import is_loopback, parse_address
 if TYPE_CHECKING:
     from cutline.edge.agent import Agent
     from cutline.edge.directory import ListedWorkers
+    from cutline.edge.memory import Memory
     from cutline.edge.planning import Planner
+    from cutline.edge.upstream import Upstream
     from cutline.protos.security import AgentKeys, ServerKeys
 
 
@@ -71,6 +74,10 @@ class AgentOptions:
     keys: AgentKeys
     notice: float
     offline: bool
+    upstream: str | None = None
+    upstream_model: str = ""
+    upstream_key_file: Path | None = None
+    memory: float = 0.0
 
 
 def agent_opener(given: AgentOptions, *, cuts: bool) -> Callable[[], Agent]:
@@ -88,6 +95,9 @@ def agent_opener(given: AgentOptions, *, cuts: bool) -> Callable[[], Agent]:
     planner = open_planner(*given.profiles, drafter, target)
     threads = thread_count(given.threads)
     meter = Meter() if given.profiles[0] is None else Meter(load_profile(given.profiles[0]))
+    key = _upstream_key(given)
+    if not 0 <= given.memory < math.inf:
+        raise InputError(f"--memory is {given.memory:g}; give seconds, or 0 for none")
     if given.directory is not None and given.workers:
         raise InputError("--directory says which workers there are; give that or --worker")
     return lambda: Agent(
@@ -95,13 +105,43 @@ def agent_opener(given: AgentOptions, *, cuts: bool) -> Callable[[], Agent]:
         worker=given.workers if given.directory is None else _listed_in(given.directory, drafter, given),
         threads=threads,
         target=target,
-        provider=given.provider or CPU,
+        provider=CPU if given.provider is None else given.provider,
         planner=planner,
         keys=given.keys,
         notice=given.notice,
         offline=given.offline,
         meter=meter,
+        upstream=_upstream(given, key),
+        memory=_memory(given.memory),
     )
+
+
+def _upstream(given: AgentOptions, key: str | None) -> Upstream | None:
+    if given.upstream is None:
+        return None
+    from cutline.edge.upstream import Upstream
+
+    return Upstream(given.upstream, model=given.upstream_model, key=key)
+
+
+def _upstream_key(given: AgentOptions) -> str | None:
+    """The key of the upstream, if one is named. Raises InputError for what cannot be an upstream, too."""
+    if given.upstream is None:
+        return None
+    if given.workers or given.directory is not None:
+        raise InputError("an upstream answers in place of workers; give --upstream, or --worker or --directory")
+    from cutline.edge.upstream import check_url, open_key
+
+    check_url(given.upstream)
+    return open_key(given.upstream_key_file)
+
+
+def _memory(seconds: float) -> Memory | None:
+    if seconds == 0:
+        return None
+    from cutline.edge.memory import Memory
+
+    return Memory(seconds)
 
 
 def _listed_in(directory: str, drafter: Bundle, given: AgentOptions) -> ListedWorkers:

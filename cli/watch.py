@@ -56,6 +56,10 @@ def watch(
     key: options.Key = None,
     token_file: options.TokenFile = None,
     notice: options.Notice = 2.0,
+    upstream: options.Upstream = None,
+    upstream_model: options.UpstreamModel = "default",
+    upstream_key_file: options.UpstreamKeyFile = None,
+    memory: options.Memory = 0.0,
     offline: options.Offline = False,
 ) -> None:
     """Ask the same question about every frame of cameras, videos and folders, and print answers as JSON lines.
@@ -80,8 +84,6 @@ def watch(
         raise InputError(f"--queue is {queue}; give 1 or more")
     interval, limit = amount("--every", every, _SECONDS), amount("--spool-limit", spool_limit, _BYTES)
     sources = open_sources(source, every=interval, threshold=threshold if on_change else None, once=once, tell=_tell)
-    if question.mode is not Mode.EDGE and not (worker or directory or offline):
-        raise InputError(f"mode {mode} needs a worker; give --worker HOST:PORT, or use --mode edge or --offline")
     given = AgentOptions(
         bundle=bundle,
         target=target,
@@ -93,8 +95,14 @@ def watch(
         keys=open_keys(ca, cert, key, token_file),
         notice=notice,
         offline=offline,
+        upstream=upstream,
+        upstream_model=upstream_model,
+        upstream_key_file=upstream_key_file,
+        memory=memory,
     )
     open_agent = agent_opener(given, cuts=False)
+    if question.mode is not Mode.EDGE and not (worker or directory or upstream or offline):
+        raise InputError(f"mode {mode} needs a worker; give --worker HOST:PORT, or use --mode edge or --offline")
     kept = None if spool is None else Spool(spool, question=ask, limit=round(limit))
 
     async def run() -> None:

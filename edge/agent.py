@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from cutline.edge.answer import Answer, Forecast, Source, Tail
+from cutline.edge.account import account, from_memory, planned
+from cutline.edge.answer import Answer, Source
 from cutline.edge.asking import Asking
 from cutline.edge.drafter import Drafted, Drafter, Drafting, likelihoods_of
 from cutline.edge.energy import Meter
-from cutline.edge.events import Event, Planned
+from cutline.edge.events import Event, Settled
 from cutline.edge.exchange import Models
 from cutline.edge.gate import Gate, confidence_of, open_gate
 from cutline.edge.heartbeat import NOTICE
@@ -33,8 +34,10 @@ from cutline.models.prompt import PromptBuilder
 from cutline.models.wire import Wire
 from cutline.protos.security import NO_KEYS, AgentKeys
 
-if TYPE_CHECKING:  # an agent that does not plan loads nothing of it
+if TYPE_CHECKING:  # an agent loads nothing of what it does not do
+    from cutline.edge.memory import Memory
     from cutline.edge.planning import Chosen, Planner
+    from cutline.edge.upstream import Upstream
 
 MAX_NOTICE = 60.0  # seconds
 MEETING_SECONDS = 1.0  # that a request waits for the worker to say which layers it has; later ones find it out
@@ -45,7 +48,8 @@ class Agent:
 
     That is an address, several in the order of their cost, or the `Workers` themselves; they are reached by `keys`. One
     of which nothing is heard for `notice` seconds is given up. An agent that is `offline` connects to none.
-    What an answer takes of energy the `meter` says.
+    What an answer takes of energy the `meter` says. In place of workers there may be an `upstream`, another server with
+    a model of its own, and answers that are in `memory` are not made again.
 
     With the `target`'s bundle, its first layers can run here: a question says up to which cut, or in mode `auto` the
     `planner` does, which needs both worker and target. Models run on ONNX Runtime's `provider`. Use as an async context
@@ -65,12 +69,16 @@ class Agent:
         notice: float = NOTICE,
         offline: bool = False,
         meter: Meter | None = None,
+        upstream: Upstream | None = None,
+        memory: Memory | None = None,
     ) -> None:
         self.manifest = bundle.manifest
         if target is not None and target.manifest.identity != self.manifest.target:
             raise ModelMismatch(f"{bundle.path} drafts for another target than {target.path}; export it for this one")
         if not 0.0 < notice <= MAX_NOTICE:
             raise InputError(f"notice is {notice}; give more than 0 and at most {MAX_NOTICE:.0f} seconds")
+        if upstream is not None and worker:
+            raise InputError("an upstream answers in place of workers; give one or the other")
         if planner is not None and (not worker or target is None):
             raise InputError("planning needs a worker and the target's bundle; give --worker and --target")
         self._planner = planner
@@ -87,6 +95,8 @@ class Agent:
         self.workers = worker
         self._notice = notice
         self._meter = meter or Meter()
+        self._upstream = upstream
+        self._memory = memory
         self._gate: Gate | None = None
         self._meeting: asyncio.Task[None] | None = None
 
@@ -101,6 +111,8 @@ class Agent:
             self._meeting.cancel()
             await asyncio.wait([self._meeting])
         await self.workers.close()
+        if self._upstream is not None:
+            await self._upstream.close()
 
     @property
     def offline(self) -> bool:
@@ -149,14 +161,41 @@ class Agent:
         if chosen is not None:
             prepared = replace(prepared, question=chosen.question)
             progress.parts.lap("plan")
-        tell(_planned(prepared.question, chosen))
+        tell(planned(prepared.question, chosen))
+        if (recalled := await self._recall(question, prepared, progress)) is not None:
+            return recalled
         asking = await self._carry_out(question, prepared, progress)
         latency = time.perf_counter() - progress.began
         forecast = None
         if self._planner is not None and chosen is not None:
             hindsight = await asyncio.to_thread(self._planner.learn, chosen, prepared, progress, latency)
             forecast = chosen.forecast(hindsight=hindsight, measured=latency, cold=progress.cold)
-        return self._account(question.mode, prepared, progress, asking, latency, forecast)
+        progress.finish()
+        ends = bool(progress.tokens) and progress.tokens[-1] in self.manifest.stop_tokens
+        answer = account(
+            question.mode,
+            prepared,
+            progress,
+            asking,
+            latency=latency,
+            forecast=forecast,
+            exact=self._is_exact(prepared.question),
+            complete=progress.over or ends,
+        )
+        if self._memory is not None:
+            await asyncio.to_thread(self._memory.keep, question, prepared.images, answer)
+        return answer
+
+    async def _recall(self, question: Question, prepared: Prepared, progress: Progress) -> Answer | None:
+        """The answer in memory, if there is one to the same question about near-identical images."""
+        if self._memory is None or question.exact:
+            return None
+        found = await asyncio.to_thread(self._memory.find, question, prepared.images)
+        if found is None:
+            return None
+        progress.parts.lap("memory")
+        progress.tell(Settled(0, tuple(found[0].tokens)))
+        return from_memory(*found, progress, time.perf_counter() - progress.began)
 
     async def _meet(self, planner: Planner) -> None:
         """Connect to a worker, which no plan counts, and learn which layers it has."""
@@ -224,7 +263,8 @@ class Agent:
     def state(self) -> AgentState:
         """How it stands now."""
         asks = bool(self.workers.addresses) and not self.offline
-        needs = {Mode.CLOUD: asks, Mode.DRAFT: asks, Mode.SPLIT: asks and self._spans is not None}
+        cloud = (asks or self._upstream is not None) and not self.offline
+        needs = {Mode.CLOUD: cloud, Mode.DRAFT: asks, Mode.SPLIT: asks and self._spans is not None}
         target = self._target_bundle
         return AgentState(
             ready=True,
@@ -285,7 +325,7 @@ class Agent:
 
     def _ask(self, asked: Question, prepared: Prepared, progress: Progress, *, drafts: bool) -> Asking:
         """How workers are asked what was `asked`; `drafts` says that the drafter drafts for them."""
-        given = self.offline or self.workers.addresses or self.workers.nobody
+        given = self.offline or self.workers.addresses or self.workers.nobody or self._upstream
         if not given and asked.mode is not Mode.AUTO:
             raise InputError(f"mode {asked.mode} needs a worker; give --worker HOST:PORT, or use --mode edge")
         cut = prepared.question.cut
@@ -296,13 +336,15 @@ class Agent:
             progress=progress,
             workers=self.workers,
             uploads=self._uploads,
-            model=self._target(),
+            model="" if self._upstream is not None else self._target(),
             mode=asked.mode,
             exact=asked.exact,
             drafts=drafts,
             cross=lambda: self._cross(prepared),
             converse=lambda: self._converse(prepared),
             notice=self._notice,
+            upstream=self._upstream,
+            vocabulary=self._prompts.vocabulary,
         )
 
     def _target(self) -> str:
@@ -315,61 +357,12 @@ class Agent:
             self._gate = open_gate(self._bundle)
         return self._gate
 
-    def _is_exact(self, question: Question) -> bool:
-        """Whether a worker's answer is the target's own, to the bit of a token."""
+    def _is_exact(self, question: Question) -> bool | None:
+        """Whether a worker's answer is the target's own, to the bit of a token; None where none is asked."""
+        if self._upstream is not None:
+            return None
         if question.cut == "image":
             return True
         target = self._target_bundle.manifest if self._target_bundle else None
         quantized = target is not None and target.precision != "fp32" and question.cut in target.line.deep_cuts
         return question.wire is Wire.FLOAT32 and question.keep_image_tokens == 1.0 and not quantized
-
-    def _account(
-        self,
-        mode: Mode,
-        prepared: Prepared,
-        progress: Progress,
-        asking: Asking | None,
-        latency: float,
-        forecast: Forecast | None,
-    ) -> Answer:
-        """The answer in `mode`, which took `latency` seconds as it was `prepared`."""
-        question, ids, stop_tokens = prepared.question, progress.tokens, self.manifest.stop_tokens
-        progress.finish()
-        worker = None if asking is None else asking.worker
-        unverified = asking is not None and asking.tail is Tail.UNVERIFIED
-        return Answer(
-            text=progress.transcript.text,
-            tokens=progress.transcript.tokens,
-            mode=mode,
-            latency_ms=latency * 1e3,
-            ttft_ms=latency * 1e3 if progress.first is None else (progress.first - progress.began) * 1e3,
-            bytes_up=asking.bytes_up if asking else 0,
-            bytes_down=asking.bytes_down if asking else 0,
-            rounds=progress.rounds,
-            drafted=progress.drafted,
-            accepted=progress.sources.count(Source.DRAFT),
-            exact=worker is not None and not unverified and self._is_exact(question),
-            cut=question.cut if worker else None,
-            wire=question.wire if worker and question.cut != "image" else None,
-            worker=worker,
-            confidence=progress.confidence,
-            complete=progress.over or (bool(ids) and ids[-1] in stop_tokens),
-            plan=forecast,
-            prompt_tokens=len(prepared.prompt),
-            reused_images=progress.reused_images if worker else 0,
-            reused_tokens=progress.opened[1].reused if worker and progress.opened else 0,
-            lost=tuple(asking.lost) if asking else (),
-            alone_from=asking.alone_from if asking else None,
-            tail=asking.tail if asking else None,
-            parts_ms={part: took * 1e3 for part, took in progress.parts.seconds.items()},
-        )
-
-
-def _planned(question: Question, chosen: Chosen | None) -> Planned:
-    return Planned(
-        mode=question.mode,
-        cut=question.cut,
-        wire=question.wire if question.cut != "image" else None,
-        predicted_ms=None if chosen is None else chosen.plan.latency_ms,
-        why=None if chosen is None else chosen.why,
-    )

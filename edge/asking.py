@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -24,10 +25,22 @@ from cutline.edge.question import Mode
 from cutline.edge.spans import Crossing
 from cutline.edge.uploads import Uploads
 from cutline.edge.workers import Workers
-from cutline.errors import CutlineError, WorkerError, WorkerForgot, WorkerUnavailable
+from cutline.errors import (
+    AccessDenied,
+    CutlineError,
+    InputError,
+    ModelMismatch,
+    WorkerError,
+    WorkerForgot,
+    WorkerUnavailable,
+)
 from cutline.models.bundle import Manifest
 from cutline.models.sampling import agreeing
+from cutline.models.vocabulary import Vocabulary
 from cutline.protos.client import WorkerClient, WorkerSession
+
+if TYPE_CHECKING:  # an agent without one loads no HTTP client
+    from cutline.edge.upstream import Upstream, UpstreamSession
 
 TRIES = 3  # of each worker, for one question
 RETRY_SECONDS = 0.25  # that an answer waits for a worker to be asked again, before the drafter goes on alone
@@ -39,7 +52,8 @@ class Asking:
     """One question, `prepared`, before `workers` of the target `model`, whose answer makes `progress`.
 
     `cross` gives what crosses the cut, `converse` a drafting; `drafts` says that the drafter drafts for the workers.
-    `mode` is the one asked for, and an `exact` answer is never finished alone. What came of it: the `worker` that had
+    `mode` is the one asked for, and an `exact` answer is never finished alone. An `upstream` is asked in place of
+    workers, and what it says is written with the drafter's `vocabulary`. What came of it: the `worker` that had
     the last word, all `sessions`, those that were `lost`, and if the drafter went on `alone_from` a token what became
     of its `tail`.
     """
@@ -55,11 +69,13 @@ class Asking:
     drafts: bool
     cross: Callable[[], Crossing | None]
     converse: Callable[[], Drafting]
+    vocabulary: Vocabulary
+    upstream: Upstream | None = None
     notice: float = NOTICE
     models: Models = field(default_factory=Models)
     believed: tuple[int, ...] = ()  # the answer as the drafter has it, as far as it got
     worker: str | None = None
-    sessions: list[WorkerSession] = field(default_factory=list)
+    sessions: list[WorkerSession | UpstreamSession] = field(default_factory=list)
     lost: list[Lost] = field(default_factory=list)
     alone_from: int | None = None
     tail: Tail | None = None
@@ -79,6 +95,37 @@ class Asking:
 
     async def run(self) -> None:
         """Settle the whole answer. Raises CutlineError."""
+        if self.upstream is not None:
+            if await self._ask_upstream(self.upstream):
+                return
+        else:
+            await self._ask_workers()
+        if self._is_complete(self.progress):
+            return
+        if not self._may_go_on_alone:
+            raise self._failure or self._nobody()
+        await self.go_on_alone()
+
+    async def _ask_upstream(self, upstream: Upstream) -> bool:
+        """Have another server answer; false where it was lost. Raises InputError for what only a worker can do."""
+        if self.exact or self.mode in (Mode.DRAFT, Mode.SPLIT):
+            what = "an exact answer" if self.exact else f"mode {self.mode}"
+            raise InputError(f"{what} needs a worker of the target; an upstream answers in modes cloud and auto")
+        if self.workers.offline:
+            return False
+        session = upstream.session()
+        self.sessions.append(session)
+        try:
+            await session.answer(self.prepared, self.progress, self.vocabulary, self.manifest.stop_tokens[0])
+        except WorkerError as error:
+            self._failure = error
+            self._lose(upstream.url, error)
+            return False
+        self.worker = upstream.url
+        return True
+
+    async def _ask_workers(self) -> None:
+        """Have workers settle the answer, as far as they will."""
         tried = Counter[str]()
         end = time.monotonic() + self.prepared.question.timeout
         while not self._is_complete(self.progress):
@@ -91,14 +138,11 @@ class Asking:
                 await self._ask(client, self.progress, end - time.monotonic())
             except WorkerError as error:
                 self._failure = error
+                if isinstance(error, ModelMismatch | AccessDenied):
+                    tried[client.address] = TRIES  # asking it again changes nothing
                 # One that forgot what it had kept is not lost, but takes all of it anew; if that is true.
                 if not (isinstance(error, WorkerForgot) and tried[client.address] == 1):
                     self._lose(client.address, error)
-        if self._is_complete(self.progress):
-            return
-        if not self._may_go_on_alone:
-            raise self._failure or self._nobody()
-        await self.go_on_alone()
 
     async def go_on_alone(self) -> None:
         """Have the drafter finish the answer; then, as long as the question allows, a worker correct it."""

@@ -6,6 +6,7 @@ that came or went in a corner is not averaged away by all that stayed. What that
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
@@ -33,7 +34,7 @@ class _Entry:
 
 
 class Memory:
-    """Answers of the last `seconds`, at most ENTRIES. For one thread."""
+    """Answers of the last `seconds`, at most ENTRIES. For any threads."""
 
     def __init__(
         self, seconds: float, *, threshold: float = THRESHOLD, clock: Callable[[], float] = time.monotonic
@@ -41,6 +42,7 @@ class Memory:
         self._seconds = seconds
         self._threshold = threshold
         self._clock = clock
+        self._turn = threading.Lock()
         self._entries: OrderedDict[Hashable, list[_Entry]] = (
             OrderedDict()
         )  # by what was asked, the last asked at the end
@@ -48,8 +50,9 @@ class Memory:
     def find(self, question: Question, pictures: Sequence[Image.Image]) -> tuple[Answer, Recalled] | None:
         """The answer that was given to the same question about the nearest `pictures`, if they are near enough."""
         now, shown = self._clock(), miniatures(pictures)
-        self._forget(now)
-        entries = self._entries.get(_asked(question), [])
+        with self._turn:
+            self._forget(now)
+            entries = tuple(self._entries.get(_asked(question), ()))
         near = [(max(map(distance, entry.shown, shown), default=0.0), entry) for entry in entries]
         least, entry = min(near, key=lambda one: one[0], default=(1.0, None))
         if entry is None or least >= self._threshold:
@@ -60,11 +63,12 @@ class Memory:
         """Remember an answer; not one that was cut short, remembered itself, or finished without its worker."""
         if not answer.complete or answer.recalled is not None or answer.alone_from is not None:
             return
-        entries = self._entries.setdefault(_asked(question), [])
-        self._entries.move_to_end(_asked(question))
-        entries.append(_Entry(miniatures(pictures), answer, self._clock()))
-        while sum(map(len, self._entries.values())) > ENTRIES:
-            self._drop(next(iter(self._entries)))
+        entry = _Entry(miniatures(pictures), answer, self._clock())
+        with self._turn:
+            self._entries.setdefault(_asked(question), []).append(entry)
+            self._entries.move_to_end(_asked(question))
+            while sum(map(len, self._entries.values())) > ENTRIES:
+                self._drop(next(iter(self._entries)))
 
     def _forget(self, now: float) -> None:
         """Forget what is too old."""

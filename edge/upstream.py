@@ -50,17 +50,16 @@ class Upstream:
     def __init__(
         self, url: str, *, model: str, key: str | None = None, transport: httpx.AsyncBaseTransport | None = None
     ) -> None:
-        try:
-            given = httpx.URL(url)
-        except httpx.InvalidURL:
-            given = httpx.URL("")
-        if given.scheme not in ("http", "https") or not given.host or given.userinfo:
-            raise InputError(f"{url} is no URL of a server; give one such as https://api.example.com/v1")
+        check_url(url)
         self.url = url.rstrip("/")
         self.model = model
         headers = {"authorization": f"Bearer {key}"} if key else {}
         # Neither a proxy nor keys of other servers are taken from the environment.
         self.client = httpx.AsyncClient(headers=headers, trust_env=False, transport=transport)
+
+    def session(self) -> UpstreamSession:
+        """One question before it."""
+        return UpstreamSession(self)
 
     async def close(self) -> None:
         """Close the connections to it."""
@@ -68,12 +67,17 @@ class Upstream:
 
 
 class UpstreamSession:
-    """One question before an `upstream`; `bytes_up` and `bytes_down` count its bodies."""
+    """One question before an `upstream`; `bytes_up` and `bytes_down` count its bodies.
+
+    It was `heard` of last then (on the monotonic clock), and once it has sent anything it has `answered`.
+    """
 
     def __init__(self, upstream: Upstream) -> None:
         self.url = upstream.url
         self.bytes_up = 0
         self.bytes_down = 0
+        self.answered = False
+        self.heard = time.monotonic()
         self._upstream = upstream
 
     async def answer(self, prepared: Prepared, progress: Progress, vocabulary: Vocabulary, stop: int) -> None:
@@ -120,6 +124,7 @@ class UpstreamSession:
         kept = b""
         async for data in response.aiter_bytes():
             self.bytes_down += len(data)
+            self.answered, self.heard = True, time.monotonic()
             *lines, kept = (kept + data).split(b"\n")
             if len(kept) > MAX_LINE:
                 raise WorkerFailed(f"the server at {self.url} sends events without end")
@@ -133,6 +138,16 @@ class UpstreamSession:
                     yield msgspec.json.decode(content, type=_Chunk)
                 except UNREADABLE:
                     raise WorkerFailed(f"the server at {self.url} does not speak OpenAI's chat completions") from None
+
+
+def check_url(url: str) -> None:
+    """Raises InputError for what is no URL of a server, or has a password in it."""
+    try:
+        given = httpx.URL(url)
+    except httpx.InvalidURL:
+        given = httpx.URL("")
+    if given.scheme not in ("http", "https") or not given.host or given.userinfo:
+        raise InputError("the upstream is no URL of a server; give one such as https://api.example.com/v1")
 
 
 def open_key(file: Path | None) -> str | None:

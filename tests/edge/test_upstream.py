@@ -14,9 +14,13 @@ import pytest
 from cutline.demo.bundles import DRAFTER
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
+from cutline.edge.agent import Agent
+from cutline.edge.answer import Answer, Source
+from cutline.edge.gate import Gate
+from cutline.edge.memory import Memory
 from cutline.edge.preparing import Preparer
 from cutline.edge.progress import Progress
-from cutline.edge.question import Question
+from cutline.edge.question import Mode, Question
 from cutline.edge.transcript import Transcript
 from cutline.edge.upstream import KEY, Upstream, UpstreamSession, open_key
 from cutline.errors import AccessDenied, CutlineError, InputError, WorkerBusy, WorkerFailed, WorkerUnavailable
@@ -187,3 +191,82 @@ def test_a_key_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypatch:
             open_key(file)
     with pytest.raises(InputError, match="cannot be read"):
         open_key(tmp_path / "none")
+
+
+def agent_asks(
+    handler: Handler, *questions: Question, gate: float = 2.0, memory: Memory | None = None
+) -> list[Answer | CutlineError]:
+    """What an agent with an upstream answers; its gate keeps what has more confidence than `gate`."""
+
+    def opened(bundle: Bundle) -> Gate:
+        return Gate(threshold=gate, risk=0.05, confidence=0.9, requests=0, kept=0, disagreed=0)
+
+    async def run() -> list[Answer | CutlineError]:
+        upstream = Upstream("http://there/v1", model="big", transport=httpx.MockTransport(handler))
+        answers: list[Answer | CutlineError] = []
+        async with Agent(BUNDLE, worker=None, threads=1, upstream=upstream, memory=memory) as agent:
+            for question in questions:
+                try:
+                    answers.append(await agent.answer(question))
+                except CutlineError as error:
+                    answers.append(error)
+        return answers
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cutline.edge.agent.open_gate", opened)
+        return asyncio.run(run())
+
+
+def test_an_agent_asks_it_where_the_gate_does_not_keep() -> None:
+    def handle(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, content=events("4 ", "3 7"))
+
+    for mode in (Mode.CLOUD, Mode.AUTO):
+        (answer,) = agent_asks(handle, asking(mode=mode))
+        assert isinstance(answer, Answer)
+        assert (answer.text, answer.exact, answer.worker) == ("4 3 7", None, "http://there/v1")
+        assert {token.source for token in answer.tokens} == {Source.CLOUD}
+        assert answer.complete
+        assert min(answer.bytes_up, answer.bytes_down) > 0
+    (kept,) = agent_asks(handle, asking(), gate=0.0)
+    assert isinstance(kept, Answer)
+    assert (kept.exact, kept.worker, kept.bytes_up) == (False, None, 0)
+
+
+def test_where_it_fails_the_drafter_goes_on_and_says_so() -> None:
+    handle = httpx.Response(503)
+    (alone,) = agent_asks(lambda request: handle, asking())
+    (edge,) = agent_asks(lambda request: handle, asking(mode=Mode.EDGE))
+    assert isinstance(alone, Answer)
+    assert isinstance(edge, Answer)
+    assert alone.tokens == edge.tokens
+    assert (alone.exact, alone.alone_from, alone.worker) == (False, 0, None)
+    assert [one.worker for one in alone.lost] == ["http://there/v1"]
+    (failed,) = agent_asks(lambda request: handle, asking(mode=Mode.CLOUD))
+    assert isinstance(failed, WorkerUnavailable)
+
+
+def test_what_only_a_worker_can_do_is_refused() -> None:
+    (refused,) = agent_asks(lambda request: httpx.Response(500), asking(mode=Mode.DRAFT))
+    assert isinstance(refused, InputError)
+    assert "needs a worker of the target" in str(refused)
+    with pytest.raises(InputError, match="one or the other"):
+        Agent(BUNDLE, worker="127.0.0.1:1", threads=1, upstream=Upstream("http://there", model="big"))
+
+
+def test_an_answer_in_memory_is_given_again() -> None:
+    asked: list[httpx.Request] = []
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        return httpx.Response(200, content=events("4 3 7"))
+
+    question = asking(mode=Mode.CLOUD)
+    first, second = agent_asks(handle, question, question, memory=Memory(60.0))
+    assert len(asked) == 1
+    assert isinstance(first, Answer)
+    assert isinstance(second, Answer)
+    assert first.recalled is None
+    assert second.recalled is not None
+    assert (second.text, second.tokens) == (first.text, first.tokens)
+    assert (second.bytes_up, second.worker, second.exact, second.recalled.distance) == (0, None, False, 0.0)
