@@ -54,6 +54,12 @@ def ask(
         float,
         typer.Option(help="Share of the image tokens that enter the decoder, from decoder.0 on; the rest is merged."),
     ] = 1.0,
+    noise: Annotated[
+        float,
+        typer.Option(
+            help="Gaussian noise on what crosses a later cut than image, as a share of each row's root mean square."
+        ),
+    ] = 0.0,
     target: options.Target = None,
     edge_profile: options.EdgeProfile = None,
     cloud_profile: options.CloudProfile = None,
@@ -73,6 +79,14 @@ def ask(
         float | None,
         typer.Option(
             help="Likewise: share of answers that must be the target's own, where that was measured; without it, 0.9.",
+            show_default=False,
+        ),
+    ] = None,
+    max_leak: Annotated[
+        float | None,
+        typer.Option(
+            help="Likewise: share of the picture that an attacker may recover, as measured; what nobody measured "
+            "leaks all.",
             show_default=False,
         ),
     ] = None,
@@ -130,12 +144,14 @@ def ask(
         cut=cut,
         wire=Wire(wire),
         keep_image_tokens=keep_image_tokens,
+        noise=noise,
         timeout=timeout,
         correct_seconds=correct,
         exact=exact,
         image_must_stay=image_must_stay,
         max_latency_ms=max_latency_ms,
         min_agreement=min_agreement,
+        max_leak=max_leak,
     )
     profiles, keys = (edge_profile, cloud_profile, link), open_keys(ca, cert, key, token_file)
     if agent is not None and (

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from cutline.cloud.audit import Audit
 from cutline.cloud.shares import UNLIMITED
@@ -114,24 +115,27 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpcio has no ty
         streaming = handler.request_streaming
         if handler.response_streaming:
             make = grpc.stream_stream_rpc_method_handler if streaming else grpc.unary_stream_rpc_method_handler
-            behaviour = self._stream(method, handler.stream_stream or handler.unary_stream)
+            behaviour = self._stream(method, handler.stream_stream or handler.unary_stream, _reading(handler))
         else:
             make = grpc.stream_unary_rpc_method_handler if streaming else grpc.unary_unary_rpc_method_handler
-            behaviour = self._unary(method, handler.stream_unary or handler.unary_unary)
-        return make(behaviour, handler.request_deserializer, handler.response_serializer)
+            behaviour = self._unary(method, handler.stream_unary or handler.unary_unary, _reading(handler))
+        # gRPC would read a lone request before anybody is asked who sent it, and log a traceback of one that is none.
+        return make(behaviour, handler.request_deserializer if streaming else None, handler.response_serializer)
 
-    def _unary(self, method: str, behaviour: Behaviour) -> Behaviour:
+    def _unary(self, method: str, behaviour: Behaviour, read: Behaviour) -> Behaviour:
         async def pass_on(request: Any, context: Any) -> Any:
             async with self._passage(method, context):
-                return await behaviour(request, context)
+                return await behaviour(await read(request, context), context)
 
         return pass_on
 
-    def _stream(self, method: str, behaviour: Behaviour) -> Behaviour:
+    def _stream(self, method: str, behaviour: Behaviour, read: Behaviour | None = None) -> Behaviour:
         async def pass_on(request: Any, context: Any) -> AsyncIterator[Any]:
-            async with self._passage(method, context), contextlib.aclosing(behaviour(request, context)) as answers:
-                async for answer in answers:
-                    yield answer
+            async with self._passage(method, context):
+                message = request if read is None else await read(request, context)
+                async with contextlib.aclosing(behaviour(message, context)) as answers:
+                    async for answer in answers:
+                        yield answer
 
         return pass_on
 
@@ -157,18 +161,33 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpcio has no ty
     def _counted(self, handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
         """A handler of health's, none of which takes a stream."""
         behaviour: Behaviour = handler.unary_stream or handler.unary_unary
+        read = _reading(handler)
 
         async def count(request: Any, context: Any) -> Any:
             if self._open >= OPEN_CALLS:
                 await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many ask after this worker's health")
             self._open += 1
             try:
-                return await behaviour(request, context)
+                return await behaviour(await read(request, context), context)
             finally:
                 self._open -= 1
 
         make = grpc.unary_stream_rpc_method_handler if handler.unary_stream else grpc.unary_unary_rpc_method_handler
-        return make(count, handler.request_deserializer, handler.response_serializer)
+        return make(count, None, handler.response_serializer)
+
+
+def _reading(handler: grpc.RpcMethodHandler) -> Behaviour:
+    """What makes a handler's request of what came: the message in its bytes, or of a stream that itself."""
+
+    async def read(request: Any, context: Any) -> Any:
+        if handler.request_streaming:
+            return request
+        try:
+            return handler.request_deserializer(request)
+        except DecodeError:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the request is no message of this method")
+
+    return read
 
 
 async def _nothing(request: Any, context: Any) -> AsyncIterator[Any]:

@@ -11,6 +11,9 @@ import time
 from collections.abc import AsyncIterator
 from typing import Self
 
+from google.protobuf.message import DecodeError
+
+from cutline.errors import InputError
 from cutline.protos.messages import AgentMessage, agent_from_wire
 from cutline.protos.v1 import worker_pb2 as pb
 
@@ -23,7 +26,7 @@ class Inbox:
 
     def __init__(self, wire: AsyncIterator[pb.AgentMessage]) -> None:
         self._wire = wire
-        self._waiting: asyncio.Queue[tuple[float, pb.AgentMessage | None]] = asyncio.Queue(_WAITING)
+        self._waiting: asyncio.Queue[tuple[float, pb.AgentMessage | InputError | None]] = asyncio.Queue(_WAITING)
         self._draining = False
         self.came_at = 0.0  # on the monotonic clock: when the message that `next` gave last arrived
 
@@ -37,6 +40,8 @@ class Inbox:
     async def next(self) -> AgentMessage | None:
         """The next message, or None once the agent has ended its side. Raises InputError."""
         self.came_at, message = await self._waiting.get()
+        if isinstance(message, InputError):
+            raise message
         return None if message is None else agent_from_wire(message)
 
     async def drain(self) -> None:
@@ -47,8 +52,12 @@ class Inbox:
         await asyncio.wait([self._pump], timeout=LINGER_SECONDS)
 
     async def _read(self) -> None:
-        async for message in self._wire:
-            if not self._draining:
-                await self._waiting.put((time.monotonic(), message))
+        end: InputError | None = None
+        try:
+            async for message in self._wire:
+                if not self._draining:
+                    await self._waiting.put((time.monotonic(), message))
+        except DecodeError:
+            end = InputError("what came is no message of this protocol; is the agent of another version?")
         if not self._draining:
-            await self._waiting.put((time.monotonic(), None))
+            await self._waiting.put((time.monotonic(), end))

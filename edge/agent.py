@@ -19,6 +19,7 @@ from cutline.edge.events import Event, Settled
 from cutline.edge.exchange import Models
 from cutline.edge.gate import Gate, confidence_of, open_gate
 from cutline.edge.heartbeat import NOTICE
+from cutline.edge.noise import Noise, new_secret
 from cutline.edge.preparing import Preparer
 from cutline.edge.progress import Prepared, Progress
 from cutline.edge.question import Mode, Question
@@ -88,6 +89,7 @@ class Agent:
         self._prompts = PromptBuilder.open(bundle)
         self._preparer = Preparer(self.manifest, self._prompts, target, planned=planner is not None)
         self._uploads = Uploads()
+        self._secret = new_secret()
         self._drafter = Drafter.open(bundle, threads=threads, provider=provider)
         if not isinstance(worker, Workers):
             addresses = () if worker is None else (worker,) if isinstance(worker, str) else worker
@@ -219,8 +221,8 @@ class Agent:
         if self._planner is None:
             if question.bounded:
                 raise InputError(
-                    "this agent does not plan, so nothing keeps to exact, image-must-stay, max-latency-ms or "
-                    "min-agreement; start it with --edge-profile, --cloud-profile and --link"
+                    "this agent does not plan, so nothing keeps to exact, image-must-stay, max-latency-ms, "
+                    "min-agreement or max-leak; start it with --edge-profile, --cloud-profile and --link"
                 )
             return None
         if question.mode is not Mode.AUTO or question.cut != "image":
@@ -282,8 +284,13 @@ class Agent:
         cut = prepared.question.cut
         if cut == "image" or self._spans is None:
             return None
+        share = prepared.question.noise
         return self._spans.open(cut).converse(
-            prepared.prompt, prepared.pixels, names=prepared.names, keep=prepared.question.keep_image_tokens
+            prepared.prompt,
+            prepared.pixels,
+            names=prepared.names,
+            keep=prepared.question.keep_image_tokens,
+            noise=Noise.at(cut, share, self._secret) if share else None,
         )
 
     def _ready(self) -> frozenset[str]:
@@ -365,4 +372,5 @@ class Agent:
             return True
         target = self._target_bundle.manifest if self._target_bundle else None
         quantized = target is not None and target.precision != "fp32" and question.cut in target.line.deep_cuts
-        return question.wire is Wire.FLOAT32 and question.keep_image_tokens == 1.0 and not quantized
+        changed = question.wire is not Wire.FLOAT32 or question.keep_image_tokens < 1.0 or question.noise > 0.0
+        return not changed and not quantized

@@ -108,8 +108,9 @@ class Asking:
 
     async def _ask_upstream(self, upstream: Upstream) -> bool:
         """Have another server answer; false where it was lost. Raises InputError for what only a worker can do."""
-        if self.exact or self.mode in (Mode.DRAFT, Mode.SPLIT):
-            what = "an exact answer" if self.exact else f"mode {self.mode}"
+        cut = self.prepared.question.cut
+        if self.exact or cut != "image" or self.mode in (Mode.DRAFT, Mode.SPLIT):
+            what = "an exact answer" if self.exact else f"the cut {cut}" if cut != "image" else f"mode {self.mode}"
             raise InputError(f"{what} needs a worker of the target; an upstream answers in modes cloud and auto")
         if self.workers.offline:
             return False

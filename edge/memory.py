@@ -108,6 +108,8 @@ def _asked(question: Question) -> Hashable:
         question.cut,
         question.wire,
         question.keep_image_tokens,
+        question.noise,
         question.image_must_stay,
         question.min_agreement,
+        question.max_leak,
     )

@@ -169,6 +169,7 @@ class Planner:
                 image_must_stay=False,
                 max_latency_ms=None,
                 min_agreement=None,
+                max_leak=None,
             ),
             plan=plan,
             correction=live.correction(plan.mode),
@@ -293,6 +294,7 @@ class Planner:
             image_must_stay=question.image_must_stay,
             exact=question.exact,
             agreement=MIN_AGREEMENT if question.min_agreement is None else question.min_agreement,
+            leak=question.max_leak,
         )
 
     def _conditions(self, live: Live) -> Conditions:

@@ -17,6 +17,7 @@ from cutline.protos.messages import MAX_ALTERNATIVES, MAX_IMAGE_BYTES, MAX_IMAGE
 MAX_TIMEOUT = 600.0  # seconds
 MAX_STOPS = 4
 MAX_STOP = 100  # characters
+MAX_NOISE = 10.0  # of a row's root mean square: beyond it nothing is left that an answer could come from
 
 
 class Mode(enum.StrEnum):
@@ -34,7 +35,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
 
     The images come in the order of the messages' image parts. `logprobs` asks how likely each token was, and of so
     many alternatives. `correct_seconds`: an answer that the agent finished alone, its worker lost, may still be
-    verified for so long. The last four bound what mode `auto` may plan; no other mode plans, nor does `auto` where a
+    verified for so long. The last five bound what mode `auto` may plan; no other mode plans, nor does `auto` where a
     cut is given.
     """
 
@@ -47,6 +48,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     cut: str = "image"  # the first layer of the target that the worker runs
     wire: Wire = Wire.FLOAT32  # of the boundary, at any later cut than `image`
     keep_image_tokens: float = 1.0  # the share of them that enters the decoder, at a cut from `decoder.0` on
+    noise: float = 0.0  # on each row of the boundary: its standard deviation, as a share of the row's root mean square
     timeout: float = 60.0  # seconds
     stop: tuple[str, ...] = ()  # words before which the answer ends
     logprobs: int | None = None
@@ -55,6 +57,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     image_must_stay: bool = False  # neither the picture nor its bare patches leave the device
     max_latency_ms: float | None = None  # also of an answer that the gate passes on
     min_agreement: float | None = None  # share of answers that are the target's own, as measured; None is 0.9
+    max_leak: float | None = None  # share of a picture's variance that an attacker recovers, as measured
 
     @classmethod
     def about(cls, image: bytes, text: str, **options: Any) -> Question:
@@ -69,7 +72,8 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def bounded(self) -> bool:
         """Whether it bounds what may be planned."""
-        return self.exact or self.image_must_stay or self.max_latency_ms is not None or self.min_agreement is not None
+        bounds = self.max_latency_ms, self.min_agreement, self.max_leak
+        return self.exact or self.image_must_stay or any(bound is not None for bound in bounds)
 
     def __post_init__(self) -> None:
         self._check_conversation()
@@ -95,16 +99,22 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
             raise InputError(f"keep-image-tokens is {self.keep_image_tokens}; give a share above 0, and 1 at most")
         if self.keep_image_tokens < 1.0 and not self.cut.startswith(("decoder.", "head")):
             raise InputError("keep-image-tokens needs a cut at decoder.0 or later: the device merges them")
+        if not 0.0 <= self.noise <= MAX_NOISE:
+            raise InputError(f"noise is {self.noise}; give a share of a row from 0 to {MAX_NOISE:g}")
+        if self.noise > 0.0 and self.cut == "image":
+            raise InputError("noise needs a cut after image, such as decoder.0; the picture itself goes as it is")
         if self.bounded and (self.mode is not Mode.AUTO or self.cut != "image"):
             given = f"mode {self.mode}" if self.mode is not Mode.AUTO else f"the cut {self.cut[:40]}"
             raise InputError(
-                f"exact, image-must-stay, max-latency-ms and min-agreement bound what mode auto plans; {given} leaves "
-                "nothing to plan"
+                "exact, image-must-stay, max-latency-ms, min-agreement and max-leak bound what mode auto plans; "
+                f"{given} leaves nothing to plan"
             )
         if self.max_latency_ms is not None and not 0.0 < self.max_latency_ms < math.inf:
             raise InputError(f"max-latency-ms is {self.max_latency_ms}; give a number above 0")
         if self.min_agreement is not None and not 0.0 <= self.min_agreement <= 1.0:
             raise InputError(f"min-agreement is {self.min_agreement}; give a share from 0 to 1")
+        if self.max_leak is not None and not 0.0 <= self.max_leak <= 1.0:
+            raise InputError(f"max-leak is {self.max_leak}; give a share from 0 to 1")
         if not 0.0 < self.timeout <= MAX_TIMEOUT:
             raise InputError(f"timeout is {self.timeout}; give more than 0 and at most {MAX_TIMEOUT:.0f} seconds")
 

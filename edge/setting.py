@@ -40,6 +40,7 @@ def setting_of(
         cloud=machines[1],
         gate=gate,
         prices=prices.agreement if prices else None,
+        leaks=prices.recovered if prices and prices.leaks else None,
         cloud_dtype=_dtype(target),
         overheads=Overheads.between(*machines),
     )

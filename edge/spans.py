@@ -15,6 +15,7 @@ import numpy as np
 from cutline.edge.decoder import Decoder
 from cutline.edge.keeping import History, ImageRows, Key, PromptRows, Rows, Shelf, keys_of
 from cutline.edge.merging import merge_runs, parts_of, shorten
+from cutline.edge.noise import Noise
 from cutline.edge.runtime import CPU
 from cutline.edge.vision import VisionSpan
 from cutline.errors import BundleError, InputError
@@ -77,12 +78,15 @@ class TargetSpan:
         *,
         names: Sequence[bytes] | None = None,
         keep: float = 1.0,
+        noise: Noise | None = None,
     ) -> Crossing:
         """What crosses the cut for `prompt`, whose image tokens stand for the images in `pixels`.
 
         With `names`, one an image and the same for no two images, what earlier conversations had computed is not run
-        again. `keep` is the share of the image tokens that enters the decoder, at a cut from `decoder.0` on.
+        again. `keep` is the share of the image tokens that enters the decoder, at a cut from `decoder.0` on. `noise` is
+        on what crosses, not on what is computed here; it needs names.
         """
+        assert noise is None or names is not None
         manifest, token = self._manifest, self._manifest.image_token
         grids = [one.grid for one in pixels]
         parts = parts_of(prompt, token, [manifest.family.tokens(grid) for grid in grids]) if keep < 1.0 else []
@@ -91,8 +95,11 @@ class TargetSpan:
             rows = self._images.of(pixels[index], None if names is None else names[index])
             return merge_runs(rows, parts[index], token, keep) if parts else rows
 
+        def blurred(index: int) -> Rows:
+            return image(index) if noise is None or names is None else noise.on_image(image(index), names[index], keep)
+
         if self._prefix is None or self._shelf is None:
-            return Crossing(len(pixels), image)
+            return Crossing(len(pixels), blurred)
         short = shorten(prompt, token, keep)
         counts = [shorten(part, token, keep).count(token) for part in parts] or [*map(manifest.family.tokens, grids)]
         known = range(len(pixels)) if names is None else names
@@ -100,7 +107,7 @@ class TargetSpan:
         positions = manifest.family.positions(np.array(short) == token, grids)
         history = History(self._prefix, positions) if names is None else self._shelf.begin(keys, positions)
         rows = PromptRows(self._prefix, short, token, counts, image)
-        crossing = Crossing(len(pixels), image, Prefixed(keys, rows, history))
+        crossing = Crossing(len(pixels), image, Prefixed(keys, rows, history, noise))
         if names is not None:
             self._shelf.keep_after(crossing, history)
         return crossing
@@ -146,11 +153,19 @@ class LoadedSpans:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prefixed:
-    """A prompt at a cut inside the decoder: a key and a row for each of its tokens, and what the prefix has seen."""
+    """A prompt at a cut inside the decoder: a key and a row for each of its tokens, and what the prefix has seen.
+
+    `noise` is on all rows that cross.
+    """
 
     keys: Sequence[Key]
     rows: PromptRows
     history: History
+    noise: Noise | None = None
+
+    def crossed(self, rows: Rows, end: int) -> Rows:
+        """The rows of the tokens before `end`, the last of which they are, as they cross."""
+        return rows if self.noise is None else self.noise.on_tokens(rows, self.history.keys[:end])
 
 
 class Crossing:
@@ -182,11 +197,12 @@ class Crossing:
         there, length = agreeing(history.keys, keys), len(self._prefixed.keys)
         history.rollback(there)
         if there:
-            yield history.made[:there].copy()
+            yield self._prefixed.crossed(history.made[:there].copy(), there)
         left = np.concatenate([rows.after(min(there, length)), rows.decoder.embed(tokens[max(0, there - length) :])])
         for start in range(0, len(left), PREFILL):
             part = left[start : start + PREFILL]
-            yield history.extend(part, keys[there + start : there + start + len(part)])
+            end = there + start + len(part)
+            yield self._prefixed.crossed(history.extend(part, keys[there + start : end]), end)
 
     def again(self, answered: int, tokens: Sequence[int]) -> Rows:
         """The boundary rows of `tokens`, which follow the first `answered` of the answer; what was there is forgotten.
@@ -194,5 +210,7 @@ class Crossing:
         Raises PromptError when the target's context has no room for them.
         """
         assert self._prefixed is not None
-        self._prefixed.history.rollback(len(self._prefixed.keys) + answered)
-        return self._prefixed.history.extend(self._prefixed.rows.decoder.embed(tokens), tokens)
+        history, start = self._prefixed.history, len(self._prefixed.keys) + answered
+        history.rollback(start)
+        rows = history.extend(self._prefixed.rows.decoder.embed(tokens), tokens)
+        return self._prefixed.crossed(rows, start + len(tokens))

@@ -17,12 +17,13 @@ REMEMBERED = 1000  # images of all workers together, some 300 bytes each
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How an image crosses to the worker at an address: its file's name, the cut, and the format (none of a file)."""
+    """How an image crosses to the worker at an address: its file's name, cut, format (none of a file) and noise."""
 
     worker: str
     name: bytes
     cut: str
     wire: Wire | None
+    noise: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,7 +87,8 @@ class Uploads:
 
     def _ways(self, worker: str, prepared: Prepared, cut: str, wire: Wire) -> tuple[Way, ...]:
         format_ = None if cut == "image" else wire
-        return tuple(Way(worker, name, cut, format_) for name in prepared.names or ())
+        noise = prepared.question.noise
+        return tuple(Way(worker, name, cut, format_, noise) for name in prepared.names or ())
 
     def _known(self, ways: Sequence[Way]) -> list[bytes]:
         found = []

@@ -18,7 +18,7 @@ from typing import Protocol
 
 import msgspec
 
-from cutline.edge.answer import Answer
+from cutline.edge.answer import Answer, Tail
 from cutline.edge.answer import Source as Origin
 from cutline.edge.frames import Frame, Source, Tell
 from cutline.edge.question import Mode, Question
@@ -252,7 +252,11 @@ class Watch:
         return answer
 
     async def _answer(self, asked: Question) -> Answer:
-        return await self._agent.answer(asked)
+        """The answer; with a spool one that no worker verified counts for none, as the frame can wait for one."""
+        answer = await self._agent.answer(asked)
+        if self._spool is not None and answer.tail is Tail.UNVERIFIED:
+            raise WorkerUnavailable(answer.lost[-1].why if answer.lost else "no worker can be asked at the moment")
+        return answer
 
     async def _say(self, frame: Frame, answer: Answer | CutlineError, *, spooled: bool) -> None:
         """Write the line of an answer; with a spool it is in the journal first."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from cutline.devices.profile import DeviceProfile
 from cutline.models.bundle import Manifest
 from cutline.models.costs import LayerCost, Sizes, layer_costs, request_sizes
-from cutline.models.wire import Wire, bytes_per_row
+from cutline.models.wire import Wire, bytes_per_row, data_bytes
 from cutline.partitioner.acceptance import FIRST_RATE, worth_verifying
 from cutline.partitioner.plan import Choice, Space
 from cutline.partitioner.roofline import DrafterSpeed, Machine, drafter_speed, memory_of
@@ -48,8 +48,8 @@ class Terms:
     from the choice's own cut on, `draft_pass` those of a draft and the token before it; `edge_step` and `step_upload`
     are for as many. `answer_tokens` are those of a mean answer, `passed_tokens` of one that the gate passes on, and
     `harder` is as a `Gate` has it. `extra_pass` is what verifying the `first_verified` tokens of a gated answer adds to
-    a prefill. `place` is the cut's on the layer line, behind all layers where no worker is asked; `agreement` is NaN
-    where it was not measured.
+    a prefill. `place` is the cut's on the layer line, behind all layers where no worker is asked; `agreement` and
+    `leak` are NaN where they were not measured.
     """
 
     choices: tuple[Choice, ...]
@@ -85,11 +85,17 @@ class Terms:
     memory: Floats
     agreement: Floats
     exact: Bools
+    leak: Floats
 
     @property
     def tokens(self) -> Integers:
         """Tokens (n,) of an answer for which the worker is asked."""
         return np.where(self.gated, self.passed_tokens, self.answer_tokens)
+
+    @property
+    def feared(self) -> Floats:
+        """The leak (n,) that a limit counts: everything, where nobody measured it."""
+        return np.where(np.isnan(self.leak), 1.0, self.leak)
 
 
 def terms_of(setting: Setting, asked: Asked, space: Space) -> Terms:
@@ -203,6 +209,7 @@ def _row(known: _Known, setting: Setting, asked: Asked, choice: Choice) -> dict[
         "extra_pass": passes[first] - passes[0],
         "agreement": _agreement(setting, choice),
         "exact": choice.mode in ("cloud", "split", "draft") and _keeps_the_law(setting, choice),
+        "leak": _leak(setting, choice),
     }
 
 
@@ -248,6 +255,23 @@ def _keeps_the_law(setting: Setting, choice: Choice) -> bool:
     """Whether what reaches the worker is what the unsplit target would have: float32, and the device's layers too."""
     quantized = setting.target.precision != "fp32" and choice.cut in setting.target.line.deep_cuts
     return choice.wire in (None, Wire.FLOAT32) and not quantized
+
+
+def _leak(setting: Setting, choice: Choice) -> float:
+    """Share of a picture's variance that was recovered from what the worker gets, if it is asked; NaN if not measured.
+
+    A format that was not measured counts as the next wider one that was: it is made of no more than that is.
+    """
+    if choice.cut is None:
+        return 0.0
+    if choice.wire is None:
+        return 1.0
+    measured = {wire: leak for (cut, wire), leak in (setting.leaks or {}).items() if cut == choice.cut}
+    if choice.wire in measured:
+        return measured[choice.wire]
+    sizes = {wire: data_bytes(wire, 8) for wire in measured}
+    nearest = min((size for size in sizes.values() if size > data_bytes(choice.wire, 8)), default=None)
+    return max((measured[wire] for wire, size in sizes.items() if size == nearest), default=math.nan)
 
 
 def _token_bytes(manifest: Manifest) -> int:

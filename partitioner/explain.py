@@ -62,6 +62,8 @@ def summary(search: Search, asked: Asked) -> str:
     sentence = (
         f"{_phrase(search, plan, asked)} {praise}: {plan.latency_ms:.0f} ms, {most:.0f} of them for {_PARTS[part]}"
     )
+    if search.limits.leak is not None and plan.cut is not None:
+        sentence += f", with a leak of {search.terms.feared[search.best or 0]:.3g}"
     plain = _plain_upload(search)
     if plain is not None and plan.cut != "image":
         sentence += f", against {plain.latency_ms:.0f} ms for uploading the {_size(asked.image_bytes)} image"
@@ -128,6 +130,8 @@ def refusal(search: Search) -> str:
     ]
     if nearest.energy_j is not None:
         facts.append(f"{nearest.energy_j:.3g} J")
+    if search.limits.leak is not None:
+        facts.append("a leak that nobody measured" if nearest.leak is None else f"a leak of {nearest.leak:.3g}")
     return f"no plan keeps to {said}; the nearest is {nearest}, with {', '.join(facts)}"
 
 
@@ -142,6 +146,7 @@ def _limit(limits: Limits, name: str) -> str:
         "min_cut": f"a cut at {limits.min_cut} or later",
         "exact": "exact answers",
         "agreement": f"{limits.agreement:.3g} of the answers being the target's own",
+        "leak": f"{limits.leak or 0:.3g} of a picture leaking",
     }[name]
 
 
@@ -152,6 +157,7 @@ def _nearest(search: Search, kept: dict[str, Bools]) -> int:
         "energy": search.found.energy,
         "bytes_up": search.found.bytes_up,
         "memory": search.terms.memory,
+        "leak": search.terms.feared,
     }
     missed, excess = np.zeros(len(search)), np.ones(len(search))
     for name, within_it in kept.items():

@@ -55,7 +55,8 @@ class Plan(Choice, frozen=True, kw_only=True):
 
     `slowest_ms` is the latency of a request that the gate passes on. `energy_j` is the device's, None if its profile
     has no power. `agreement` is the share of answers with the target's own tokens, None if it was not measured; `exact`
-    says that all have, by the law. `parts_ms` add up to `latency_ms`.
+    says that all have, by the law. `leak` is the share of a picture's variance that an attacker recovered from what the
+    worker gets: 1 of the picture itself, None if it was not measured. `parts_ms` add up to `latency_ms`.
     """
 
     latency_ms: float
@@ -69,6 +70,7 @@ class Plan(Choice, frozen=True, kw_only=True):
     rounds: float
     agreement: float | None
     exact: bool
+    leak: float | None
     parts_ms: dict[str, float]
 
 
@@ -103,7 +105,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
     `latency` bounds `Plan.slowest_ms`. `image_must_stay` refuses cuts at `image` and at `vision.0`, whose boundary is
     the picture times a matrix. `agreement` is the least share of answers with the target's tokens; a wire format whose
-    share was not measured is let through unless `exact` asks for the law.
+    share was not measured is let through unless `exact` asks for the law. `leak` bounds `Plan.leak`; what was not
+    measured counts as 1.
     """
 
     latency: float | None = None
@@ -114,6 +117,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     min_cut: str | None = None
     exact: bool = False
     agreement: float = 0.0
+    leak: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

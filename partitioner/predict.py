@@ -87,7 +87,8 @@ def corrected(found: Prediction, factors: Floats) -> Prediction:
 
 def plan_of(terms: Terms, found: Prediction, index: int) -> Plan:
     """The choice of an index and what it costs."""
-    choice, agreement, energy = terms.choices[index], terms.agreement[index], found.energy[index]
+    choice, energy = terms.choices[index], found.energy[index]
+    agreement, leak = terms.agreement[index], terms.leak[index]
     return Plan(
         mode=choice.mode,
         cut=choice.cut,
@@ -104,6 +105,7 @@ def plan_of(terms: Terms, found: Prediction, index: int) -> Plan:
         rounds=float(found.rounds[index]),
         agreement=None if np.isnan(agreement) else float(agreement),
         exact=bool(terms.exact[index]),
+        leak=None if np.isnan(leak) else float(leak),
         parts_ms={part: float(found.parts[row, index]) * 1e3 for row, part in enumerate(PARTS)},
     )
 

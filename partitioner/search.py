@@ -111,6 +111,8 @@ def within(terms: Terms, found: Prediction, line: LayerLine, limits: Limits) -> 
         kept["exact"] = terms.exact
     if limits.agreement > 0:
         kept["agreement"] = ~(terms.agreement < limits.agreement)  # one that was not measured is let through
+    if limits.leak is not None:
+        kept["leak"] = terms.feared <= limits.leak
     return kept
 
 

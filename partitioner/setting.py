@@ -11,6 +11,7 @@ from cutline.models.families import Grid
 from cutline.models.wire import Wire
 
 Prices = Mapping[tuple[str, Wire], float]  # share of answers with the target's own tokens, by cut and format
+Leaks = Mapping[tuple[str, Wire], float]  # share of a picture's variance that an attacker recovered, likewise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,8 +70,8 @@ class Overheads:
 class Setting:
     """Two models on two machines, and what is known of them together.
 
-    `gate` is None for a drafter that is not calibrated, `prices` where none were measured; `cloud_dtype` is that of the
-    worker's weights.
+    `gate` is None for a drafter that is not calibrated, `prices` and `leaks` where none were measured; `cloud_dtype` is
+    that of the worker's weights.
     """
 
     drafter: Manifest
@@ -79,6 +80,7 @@ class Setting:
     cloud: DeviceProfile
     gate: Gate | None = None
     prices: Prices | None = None
+    leaks: Leaks | None = None
     cloud_dtype: str = "fp32"
     overheads: Overheads = Overheads()
 

@@ -108,6 +108,8 @@ class Extension(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     image_must_stay: bool = False
     max_latency_ms: float | None = None
     min_agreement: float | None = None
+    max_leak: float | None = None
+    noise: float = 0.0
     correct_seconds: float = 0.0
     guesses: bool = False
 
@@ -155,6 +157,8 @@ class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 image_must_stay=question.image_must_stay,
                 max_latency_ms=question.max_latency_ms,
                 min_agreement=question.min_agreement,
+                max_leak=question.max_leak,
+                noise=question.noise,
                 correct_seconds=question.correct_seconds,
             ),
         )
@@ -194,6 +198,8 @@ class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             image_must_stay=how.image_must_stay,
             max_latency_ms=how.max_latency_ms,
             min_agreement=how.min_agreement,
+            max_leak=how.max_leak,
+            noise=how.noise,
         )
 
     def _most(self) -> int:

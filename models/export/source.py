@@ -65,7 +65,8 @@ def read_source(path: Path, *, dtype: torch.dtype | None = None) -> Source:
             raise InputError(f"{path} is not a Hugging Face folder that can be exported: it has no {name}")
     companions = {TOKENIZER: (path / TOKENIZER).read_bytes(), TEMPLATE: _template(path)}
     try:
-        config = AutoConfig.from_pretrained(path, local_files_only=True)
+        # Without a word on it transformers asks whoever sits there whether code from the folder may run.
+        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise InputError(f"{path / 'config.json'} does not read ({_first_line(error)}); {_taken()}") from None
     family = _family(path, config)
@@ -109,6 +110,7 @@ def _read_weights(path: Path, dtype: torch.dtype | None) -> Any:
                 path,
                 dtype=dtype or "auto",
                 local_files_only=True,
+                trust_remote_code=False,
                 use_safetensors=True,  # the other format is pickle, which runs code
                 output_loading_info=True,
             )

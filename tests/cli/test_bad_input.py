@@ -277,10 +277,12 @@ def test_no_agent_at_the_url(run: Run, card: Path) -> None:
 
 
 def test_no_worker_at_the_address(run: Run, card: Path) -> None:
-    for mode in ("cloud", "draft"):
-        assert NOBODY in run("ask", card, "What?", "--mode", mode, "--worker", NOBODY).failed(
-            WorkerUnavailable.exit_code
-        )
+    asked = ("ask", card, "What?", "--worker", NOBODY, "--worker", "127.0.0.1:2")
+    assert "127.0.0.1:" in run(*asked, "--mode", "cloud").failed(WorkerUnavailable.exit_code)
+    alone = run(*asked, "--mode", "draft")
+    assert alone.code == 0
+    assert f"lost {NOBODY} after 0 tokens, 127.0.0.1:2 went on" in alone.out
+    assert "this device alone from token 0 on: unverified" in alone.out
 
 
 def test_no_next_worker_at_the_address(run: Run) -> None:
@@ -307,11 +309,9 @@ def change_manifest(bundle: Path, **changes: Any) -> None:
 
 def test_a_worker_of_another_model(run: Run, card: Path, bundle: Path, worker: str) -> None:
     change_manifest(bundle, target="f" * 64)
-    for mode in ("cloud", "draft"):
-        line = run("ask", card, "What?", "--mode", mode, "--worker", worker, "--bundle", bundle).failed(
-            ModelMismatch.exit_code
-        )
-        assert "ffffffffffff" in line
+    asked = ("ask", card, "What?", "--worker", worker, "--bundle", bundle)
+    assert "ffffffffffff" in run(*asked, "--mode", "cloud").failed(ModelMismatch.exit_code)
+    assert "ffffffffffff" in run(*asked, "--mode", "draft").out, "which the drafter answers, and says so"
     ran = run("ask", card, "What?", "--mode", "cloud", "--worker", worker, "--json")
     assert ran.code == 0, "and the worker goes on"
 

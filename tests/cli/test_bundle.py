@@ -15,7 +15,7 @@ from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.edge.spans import TargetSpan, device_cuts
 from cutline.errors import BundleError
 from cutline.models.bundle import EMBEDDINGS, Bundle, device_files, write_calibration
-from cutline.models.prices import Price, Prices
+from cutline.models.prices import Leak, Price, Prices
 from cutline.models.wire import Wire
 
 Run = Callable[..., Any]
@@ -110,13 +110,19 @@ def test_prices_are_a_table(run: Run, target: Path) -> None:
     price = Price(
         cut="decoder.0", wire=Wire.INT8, keep_image_tokens=0.5, bytes_up=1234, answers=0.75, tokens=1, right=0.5
     )
-    write_calibration(Bundle.open(target), Prices(questions=60, prices=(price,)))
+    leak = Leak(cut="decoder.0", wire=Wire.INT8, recovered=0.375)
+    write_calibration(Bundle.open(target), Prices(questions=60, prices=(price,), leaks=(leak,)))
     ran = run("bundle", "show", target)
     assert ran.code == 0
     line = next(line for line in ran.out.splitlines() if "of image tokens" in line)
     cells = [cell.strip() for cell in line.strip("│").split("│")]
     assert cells == ["decoder.0, 50% of image tokens", "", "", "", "1.23 kB, 75.0%", ""]
-    assert seen(run, target)["calibration"]["questions"] == 60
+    assert [cell.strip() for cell in ran.out.splitlines()[-2].strip("│").split("│")] == [
+        *("decoder.0", "", "", "", "37.5%", "")
+    ]
+    shown = seen(run, target)["calibration"]
+    assert shown["questions"] == 60
+    assert shown["leaks"] == [{"cut": "decoder.0", "wire": "int8", "recovered": 0.375}]
 
 
 def test_the_devices_part_runs_every_cut_and_nothing_else(run: Run, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from cutline.edge.gate import open_gate
 from cutline.edge.question import Mode
 from cutline.errors import BundleError
 from cutline.models.bundle import CALIBRATION, Bundle, read_manifest, write_calibration, write_manifest
-from cutline.models.prices import Price, Prices, open_prices
+from cutline.models.prices import Leak, Price, Prices, open_prices
 from cutline.models.wire import Wire
 
 Run = Callable[..., Any]
@@ -77,6 +77,8 @@ def test_every_way_to_ask_is_taken_once() -> None:
 
 def test_prices_are_measured_and_kept(run: Run, bundle: Path, target: Path, card: Path, worker: str) -> None:
     identity = Bundle.open(target).manifest.identity
+    leaks = (Leak(cut="decoder.0", wire=Wire.INT8, recovered=0.5),)
+    write_calibration(Bundle.open(target), Prices(questions=1, prices=(), leaks=leaks))
     ran = run("calibrate", "--bundle", bundle, "--target", target, "--worker", worker, "--cards", "2", "--price-cards",
         "1", "--price-cuts", CUTS, "--threads", "1", "--json")  # fmt: skip
     assert ran.code == 0, ran.err
@@ -86,6 +88,7 @@ def test_prices_are_measured_and_kept(run: Run, bundle: Path, target: Path, card
     prices = open_prices(opened)
     assert prices is not None
     assert (opened.manifest.identity, prices.questions) == (identity, 6)
+    assert prices.leaks == leaks, "they were measured apart"
     assert told["prices"]["questions"] == 6
     assert [(one["cut"], one["wire"]) for one in told["prices"]["prices"]] == list(prices.agreement)
     assert list(prices.agreement) == [

@@ -130,6 +130,23 @@ def test_limits_hold(run: Run) -> None:
     assert planned(run, "--exact", "--objective", "cloud-cost")["plan"]["cloud_ms"] < stays["cloud_ms"]
 
 
+def test_what_leaks_is_bounded_and_shown(run: Run, tmp_path: Path) -> None:
+    target = Path(shutil.copytree(TARGET, tmp_path / "target"))
+    prices = open_prices(Bundle.open(target))
+    assert prices is not None
+    leaks = tuple(Leak(cut=cut, wire=Wire.FLOAT32, recovered=x) for cut, x in (("vision.2", 0.75), ("decoder.0", 0.25)))
+    write_calibration(Bundle.open(target), msgspec.structs.replace(prices, leaks=leaks))
+    bounded = ("--target", target, "--exact", "--max-leak", "0.5")
+    found = planned(run, *bounded, "--explain")
+    assert (found["plan"]["cut"], found["plan"]["leak"]) == ("decoder.0", 0.25)
+    by_cut = {(one["cut"], one["wire"]): one["leak"] for one in found["plans"] if one["mode"] == "split"}
+    assert by_cut["vision.2", "int4"] == 0.75
+    assert by_cut["vision.1", "fp32"] is None
+    assert "with a leak of 0.25" in " ".join(run("plan", *bounded).out.split())
+    unmeasured = run("plan", "--target", target, "--exact", "--max-leak", "0.2").failed(InputError.exit_code)
+    assert "0.2 of a picture leaking" in unmeasured
+
+
 def test_measured_times_count_where_the_profile_has_them(run: Run, measured: Path) -> None:
     found = planned(run, "--edge", measured, "--explain", "--min-agreement", "0")
     by_cut = {plan["cut"]: plan for plan in found["plans"] if plan["mode"] == "split" and plan["wire"] == "fp32"}
@@ -194,6 +211,7 @@ def test_the_plot_is_drawn(run: Run, tmp_path: Path, suffix: str) -> None:
         (("--queue-ms", "-1"), "--queue-ms", InputError),
         (("--acceptance", "1.5"), "--acceptance", InputError),
         (("--min-agreement", "2"), "--min-agreement", InputError),
+        (("--max-leak", "1.5"), "--max-leak", InputError),
         (("--answer-tokens", "0"), "--answer-tokens", InputError),
         (("--prompt-tokens", "16"), "--prompt-tokens", InputError),
         (("--prompt-tokens", "250"), "context of 256", InputError),

@@ -83,7 +83,7 @@ def test_bytes_that_are_on_their_way_are_waited_for() -> None:
     assert watched(Session(answers=2 * NOTICE, unproven=8000), 8 * NOTICE, uplink=uplink) is None
     took = watched(Session(answers=None, unproven=8000), 40 * NOTICE, uplink=uplink)
     assert took is not None
-    assert (1 + SLACK) * NOTICE <= took
+    assert took >= (1 + SLACK) * NOTICE
 
 
 def test_a_heartbeat_goes_before_what_would_hold_it_up() -> None:

@@ -31,7 +31,7 @@ from cutline.edge.progress import Prepared, Progress
 from cutline.edge.question import Mode, Question
 from cutline.edge.setting import setting_of
 from cutline.edge.transcript import Transcript
-from cutline.errors import InputError
+from cutline.errors import InputError, WorkerUnavailable
 from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image
 from cutline.models.prompt import ImagePart, Message, PromptBuilder, TextPart
@@ -76,6 +76,7 @@ def demo(**changes: Any) -> Setting:
         cloud=machine("worker", 2e12),
         gate=Gate(kept=0.5, agreed=0.98),
         prices={(cut, wire): 1.0 for cut in CUTS for wire in Wire},
+        leaks={("vision.2", Wire.FLOAT32): 0.75, ("decoder.0", Wire.FLOAT32): 0.25},
     )
     return replace(setting, **changes)
 
@@ -292,6 +293,7 @@ LIMITS: list[tuple[dict[str, Any], Callable[[Chosen], bool]]] = [
     ({"exact": True, "image_must_stay": True}, lambda one: one.plan.exact and one.question.cut != "image"),
     ({"max_latency_ms": 500.0}, lambda one: one.plan.slowest_ms <= 500.0),
     ({"min_agreement": 1.0}, lambda one: one.plan.agreement == 1.0),
+    ({"max_leak": 0.5}, lambda one: (one.question.cut, one.plan.leak) == ("decoder.0", 0.25)),
     ({"sampling": Sampling(temperature=0.7)}, lambda one: one.plan.mode != "auto"),
     ({"effort": 0.5}, lambda one: one.plan.mode in ("draft", "auto") and one.question.effort in (0.5, 1.0)),
 ]
@@ -484,7 +486,7 @@ def test_an_agent_without_profiles_does_not_plan() -> None:
         async with Agent(Bundle.open(DRAFTER), worker="127.0.0.1:1", threads=1) as agent:
             edge = await agent.answer(msgspec.structs.replace(asked, mode=Mode.EDGE))
             assert edge.plan is None
-            for bound in ({"exact": True}, {"image_must_stay": True}, {"max_latency_ms": 9.0}, {"min_agreement": 0.5}):
+            for bound in ({"exact": True}, {"image_must_stay": True}, {"max_latency_ms": 9.0}, {"min_agreement": 0.5}, {"max_leak": 0.5}):
                 with pytest.raises(InputError, match="does not plan"):
                     await agent.answer(msgspec.structs.replace(asked, **bound))
 
@@ -511,8 +513,33 @@ def test_a_planner_needs_a_worker_and_the_target() -> None:
         {"max_latency_ms": float("inf")},
         {"min_agreement": -0.1},
         {"min_agreement": float("nan")},
+        {"mode": Mode.CLOUD, "max_leak": 0.5},
+        {"max_leak": 1.5},
+        {"max_leak": float("nan")},
     ],
 )
 def test_bounds_that_mean_nothing_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="-"):
         Question.about(b"", "What?", **options)
+
+
+def test_with_no_worker_reachable_auto_answers_here_and_only_an_exact_question_insists() -> None:
+    asked = Question.about(REQUESTS[0].image, "Describe the card.")
+
+    async def run() -> None:
+        planner = Planner(demo(), link())
+        target = Bundle.open(TARGET)
+        for offline in (True, False):
+            async with Agent(
+                Bundle.open(DRAFTER), worker="127.0.0.1:1", threads=1, target=target, planner=planner, offline=offline
+            ) as agent:
+                edge = await agent.answer(msgspec.structs.replace(asked, mode=Mode.EDGE))
+                for bound in ({}, {"image_must_stay": True}, {"max_latency_ms": 500.0}):
+                    answer = await agent.answer(msgspec.structs.replace(asked, **bound))
+                    assert answer.text == edge.text
+                    assert not answer.exact
+                    assert answer.worker is None
+                with pytest.raises(WorkerUnavailable):
+                    await agent.answer(msgspec.structs.replace(asked, exact=True, timeout=1.0))
+
+    asyncio.run(run())

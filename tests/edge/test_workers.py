@@ -10,7 +10,7 @@ from cutline.edge.heartbeat import FIRST_UPLINK, WorkerSilent
 from cutline.edge.state import Breaker
 from cutline.edge.workers import BUSY_SECONDS, Workers
 from cutline.errors import InputError, WorkerBusy, WorkerFailed, WorkerForgot, WorkerUnavailable
-from cutline.protos import client as client_module
+from cutline.protos.security import AgentKeys, open_channel
 
 A, B, C = "127.0.0.1:1001", "127.0.0.1:1002", "127.0.0.1:1003"
 
@@ -128,13 +128,12 @@ def test_after_silence_there_is_a_new_connection() -> None:
 
 def test_offline_there_is_not_even_a_channel(monkeypatch: pytest.MonkeyPatch) -> None:
     made = list[str]()
-    honest = client_module.open_channel
 
-    def counted(address: str, keys: client_module.AgentKeys) -> object:
+    def counted(address: str, keys: AgentKeys) -> object:
         made.append(address)
-        return honest(address, keys)
+        return open_channel(address, keys)
 
-    monkeypatch.setattr(client_module, "open_channel", counted)
+    monkeypatch.setattr("cutline.protos.client.open_channel", counted)
 
     async def run() -> None:
         workers = Workers((A, B), offline=True)

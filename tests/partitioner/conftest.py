@@ -11,6 +11,7 @@ from cutline.devices.profile import Compute, DeviceProfile
 from cutline.models.bundle import DecoderSpec, Manifest, Role, VisionSpec
 from cutline.models.families.smolvlm import SmolVLM
 from cutline.models.layerline import LayerLine
+from cutline.models.wire import Wire
 from cutline.partitioner.plan import Conditions, Space
 from cutline.partitioner.setting import Asked, Gate, Setting
 
@@ -94,6 +95,13 @@ conditions = st.builds(
 
 HARD = Gate(kept=0.5, agreed=0.9, longer=3.0, harder=2.0)  # what it passes on is unlike the rest
 
+# Attackers who were tried at some cuts, in some formats, and found what they found.
+leaks = st.none() | st.dictionaries(
+    st.tuples(st.sampled_from(["vision.0", "vision.1", "decoder.0", "head"]), st.sampled_from(list(Wire))),
+    st.floats(0, 1),
+    max_size=8,
+)
+
 settings_ = st.builds(
     setting,
     layers=st.integers(1, 3),
@@ -103,6 +111,7 @@ settings_ = st.builds(
     gate=st.sampled_from(
         [None, Gate(kept=0.7, agreed=0.98), Gate(kept=1.0, agreed=0.9), Gate(kept=0.0, agreed=1.0), HARD]
     ),
+    leaks=leaks,
 )
 
 questions = st.builds(

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cutline.models.wire import Wire
 from cutline.partitioner.explain import FASTEST, MBIT, SLOWEST, crossovers, misfit, refusal, why
 from cutline.partitioner.plan import Conditions, Limits, Objective
 from cutline.partitioner.search import Search, replan, search
@@ -105,6 +106,7 @@ def test_other_objectives_say_what_they_save(made: Any) -> None:
         (Limits(bytes_up=10, exact=True), "keeps to 10 B up and exact answers;"),
         (Limits(memory=1e8), "keeps to 100 MB of memory;"),
         (Limits(energy=1e-9), "keeps to 1e-09 J;"),
+        (Limits(leak=0.5, exact=True), "keeps to exact answers and 0.5 of a picture leaking;"),
         (
             Limits(bytes_up=300, min_cut="decoder.1", agreement=1.0),
             "300 B up and a cut at decoder.1 or later and 1 of the answers",
@@ -119,6 +121,18 @@ def test_limits_that_nothing_keeps_to_are_named(made: Any, limits: Limits, said:
     assert said in message
     assert "the nearest is" in message
     assert "\n" not in message
+
+
+def test_what_leaks_is_said_where_it_is_bounded(made: Any) -> None:
+    leaks = {("vision.1", Wire.FLOAT32): 0.8, ("decoder.0", Wire.FLOAT32): 0.25}
+    slow = msgspec.structs.replace(NOW, uplink=0.1 * MBIT)
+    said = why(searched(made, now=slow, limits=Limits(exact=True, leak=0.5), leaks=leaks), made.asked())
+    assert said.startswith("Cutting at decoder.0 in fp32")
+    assert "with a leak of 0.25" in said
+    assert "leak" not in why(searched(made, now=slow, leaks=leaks), made.asked())
+    nothing = refusal(searched(made, limits=Limits(exact=True, leak=0.2), leaks=leaks))
+    assert "the nearest is draft at decoder.0" in nothing
+    assert "a leak of 0.25" in nothing
 
 
 def test_the_nearest_plan_misses_by_least(made: Any) -> None:

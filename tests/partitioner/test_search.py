@@ -32,6 +32,7 @@ limits = st.builds(
     min_cut=st.sampled_from([None, "image", "connector", "decoder.0", "head"]),
     exact=st.booleans(),
     agreement=st.sampled_from([0.0, 0.9, 0.97, 1.0]),
+    leak=st.none() | st.floats(0, 1),
 )
 objectives: st.SearchStrategy[Objective] = st.sampled_from(get_args(Objective))
 
@@ -62,7 +63,21 @@ def keeps(plan: Plan, limits: Limits, layers: tuple[str, ...]) -> bool:
         and (limits.min_cut is None or place >= layers.index(limits.min_cut))
         and not (limits.exact and not plan.exact)
         and (plan.agreement is None or plan.agreement >= limits.agreement)
+        and (limits.leak is None or (1.0 if plan.leak is None else plan.leak) <= limits.leak)
     )
+
+
+def leaked(setting: Setting, choice: Choice) -> float | None:
+    """What a choice leaks, looked up format by format from the narrowest that may stand for it."""
+    if choice.cut in (None, "image"):
+        return 0.0 if choice.cut is None else 1.0
+    rungs = [[Wire.INT4], [Wire.INT8], [Wire.FLOAT16, Wire.BFLOAT16], [Wire.FLOAT32]]
+    own = next(index for index, rung in enumerate(rungs) if choice.wire in rung)
+    for rung in [[choice.wire], *rungs[own + 1 :]]:
+        known = [(setting.leaks or {})[choice.cut, wire] for wire in rung if (choice.cut, wire) in (setting.leaks or {})]  # type: ignore[index]
+        if known:
+            return max(known)
+    return None
 
 
 def value(plan: Plan, objective: Objective) -> float:
@@ -87,6 +102,16 @@ def test_no_plan_within_the_limits_is_better(made: Any, data: st.DataObject) -> 
     assert len(ranked) == len(within)
     costs = [value(plan, search_.objective) for plan in ranked]
     assert costs == sorted(costs)
+
+
+@unhurried
+@given(data=st.data())
+def test_what_leaks_is_what_was_measured(made: Any, data: st.DataObject) -> None:
+    setting, _, search_ = found(made, data, limits=Limits(leak=data.draw(st.floats(0, 1))))
+    for plan, allowed in zip(search_, search_.allowed, strict=True):
+        assert plan.leak == leaked(setting, plan)
+        if setting.leaks is None and plan.cut is not None:
+            assert allowed == (search_.limits.leak == 1.0), "nothing is promised that nobody measured"
 
 
 def test_every_mode_cut_format_and_effort_is_searched_once(made: Any) -> None:

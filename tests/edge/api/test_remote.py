@@ -92,7 +92,9 @@ def test_all_that_an_answer_may_hold_comes_back_whole(agent: ScriptedAgent) -> N
 
 
 def test_what_bounds_a_plan_and_the_plan_go_there_and_back_whole(agent: ScriptedAgent) -> None:
-    asked = Question.about(b"any", "What?", exact=True, image_must_stay=True, max_latency_ms=250.0, min_agreement=0.75)
+    asked = Question.about(
+        b"any", "What?", exact=True, image_must_stay=True, max_latency_ms=250.0, min_agreement=0.75, max_leak=0.5
+    )
     believed = Believed(rtt_ms=40.0, uplink_mbps=3.5, queue_ms=0.5, acceptance=0.9, answer_tokens=12, throttled=False)
     plan = Forecast(
         mode=Mode.DRAFT,

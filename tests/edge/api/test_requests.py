@@ -295,6 +295,8 @@ def questions(draw: st.DrawFn) -> Question:
             [
                 {"mode": Mode.DRAFT, "cut": "decoder.2", "wire": Wire.INT8, "keep_image_tokens": 0.75, "effort": 0.25},
                 {"exact": True, "image_must_stay": True, "max_latency_ms": 250.0, "min_agreement": 0.75},
+                {"mode": Mode.SPLIT, "cut": "vision.1", "noise": 0.5},
+                {"max_leak": 0.25},
                 {"mode": Mode.CLOUD, "timeout": 33.0, "correct_seconds": 4.0},
             ]
         )

@@ -1,0 +1,226 @@
+"""What faults do to answers: `python -m cutline.bench.faults [--faults 1000] [--seed 1] [--kill-at-random-token 100]`.
+
+Agents ask workers, processes of their own, over links that break, go silent, lag, crawl, cut off or change what they
+carry, while workers are killed, frozen, drained and started again: alone, with another worker to go to, in a chain of
+two, and over TLS, each in all modes, at moments drawn from the seed. Every answer is held against the unsplit target's.
+At the end nothing may be left of any session, and nothing of all that may have made a process larger.
+
+With --kill-at-random-token the link of the first of two workers dies so often at a random token instead, in turn by a
+reset and in silence, over links with a round trip of --rtt-ms. Exits with 1 if something is not as it must be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from cutline.bench.fault_cases import ENDS_PROCESS, Fault, Setup, draw
+from cutline.bench.fault_lane import Asker, Lane, Outcome
+from cutline.bench.fault_rig import Rig, asker, rig, ungated
+from cutline.bench.flatness import Log, Trend, taken
+from cutline.errors import CutlineError
+
+NOTICE = 0.5
+EMPTY_SECONDS = 45.0  # a worker notices within half a minute that an agent is gone without a word
+SAMPLE_SECONDS = 2.0
+
+# Lanes run side by side; one with processes to start again takes longer for a case.
+SHARES = {Setup.ALONE: 0.2, Setup.STANDBY: 0.3, Setup.CHAIN: 0.25, Setup.TLS: 0.25}
+
+
+def main() -> None:
+    """Break things, print, and exit with 1 if an answer was wrong or something was left."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--faults", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--notice", type=float, default=NOTICE, help="of the agents, in seconds")
+    parser.add_argument("--setups", default=",".join(Setup), help="which, with commas")
+    parser.add_argument("--without", default="", help="faults to leave out, with commas")
+    parser.add_argument("--kill-at-random-token", type=int, metavar="RUNS")
+    parser.add_argument("--rtt-ms", type=float, default=40.0)
+    args = parser.parse_args()
+    console = Console(width=130)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        if args.kill_at_random_token:
+            from cutline.bench.fault_killing import killing
+
+            good = asyncio.run(
+                killing(args.kill_at_random_token, args.seed, folder, console, notice=args.notice, rtt_ms=args.rtt_ms)
+            )
+        else:
+            setups = [Setup(one) for one in args.setups.split(",")]
+            without = [Fault(one) for one in args.without.split(",") if one]
+            good = asyncio.run(
+                storm(args.faults, args.seed, folder, console, setups=setups, without=without, notice=args.notice)
+            )
+    sys.exit(0 if good else 1)
+
+
+async def storm(
+    count: int,
+    seed: int,
+    folder: Path,
+    console: Console,
+    *,
+    setups: Sequence[Setup],
+    without: Sequence[Fault],
+    notice: float,
+) -> bool:
+    """Have so many faults happen, and print what came of them. Whether all is as it must be."""
+    drafter = ungated(folder / "drafter")
+    asking = asker(drafter, cards=8, seed=seed)
+    log, began = Log(), time.monotonic()
+    async with rig(setups, asking, drafter=drafter, folder=folder, notice=notice) as made:
+        for lane in made.lanes.values():
+            await warm(lane, asking)
+        sampling = asyncio.create_task(sample(made, log))
+        whole = sum(SHARES[setup] for setup in setups)
+        shares = [max(1, round(count * SHARES[setup] / whole)) for setup in setups]
+        runs = [
+            befall(made.lanes[setup], random.Random(f"{seed} {setup}"), share, asking, without, console)  # noqa: S311
+            for setup, share in zip(setups, shares, strict=True)
+        ]
+        outcomes = [outcome for run in await asyncio.gather(*runs) for outcome in run]
+        sampling.cancel()
+        left = await leaked(made)
+    console.print(f"{len(outcomes)} faults, seed {seed}, notice {notice:g} s, {time.monotonic() - began:.0f} s in all")
+    console.print(by_fault(outcomes))
+    return report(outcomes, left, log, console)
+
+
+async def befall(
+    lane: Lane, rng: random.Random, count: int, asking: Asker, without: Sequence[Fault], console: Console
+) -> list[Outcome]:
+    """So many faults that struck before the answer was there. Ends early where something cannot be mended."""
+    outcomes: list[Outcome] = []
+    for _ in range(3 * count):
+        case = draw(rng, lane.setup, questions=len(asking.requests), without=without)
+        try:
+            outcome = await lane.run(case)
+        except CutlineError as error:
+            console.print(f"[red]{case}: {error}")
+            break
+        if not outcome.found.right:
+            console.print(f"[red]{case}: {outcome.found}")
+        outcomes += [outcome] if outcome.struck or not outcome.found.right else []
+        if len(outcomes) >= count:
+            break
+    else:
+        console.print(f"[red]{lane.setup}: too many faults came too late")
+    return outcomes
+
+
+async def warm(lane: Lane, asking: Asker) -> None:
+    """Have every way of asking loaded, and the right answer of each way that draws its tokens known."""
+    from cutline.bench.fault_cases import WAYS
+
+    for way in WAYS:
+        question = asking.question(0, **way)
+        await asking.truth(lane.agent, 0, question.sampling)
+        if lane.setup is not Setup.CHAIN or question.cut != "decoder.2":
+            await lane.agent.answer(question)
+
+
+async def sample(made: Rig, log: Log) -> None:
+    """Note what this process and the workers take, for ever. A worker that was started again begins anew."""
+    starts = {name: process.starts for name, process in made.processes.items()}
+    while True:
+        now = time.monotonic()
+        log.add("agents", now, taken(psutil.Process()))
+        for name, process in made.processes.items():
+            if process.starts != starts[name]:
+                starts[name] = process.starts
+                log.begin_anew(name)
+            try:
+                log.add(name, now, taken(process.usage))
+            except psutil.Error:  # it is being started again
+                log.begin_anew(name)
+        await asyncio.sleep(SAMPLE_SECONDS)
+
+
+async def leaked(made: Rig) -> dict[str, int]:
+    """Sessions and streams that are left on workers, once each had time to find out that their agents are gone."""
+    end, left = time.monotonic() + EMPTY_SECONDS, dict[str, int]()
+    while time.monotonic() < end:
+        left = {}
+        for name, process in made.processes.items():
+            figures = await process.figures()
+            left[name] = max(await process.sessions(), figures.sessions_open, figures.slots_in_use)
+        if not any(left.values()):
+            break
+        await asyncio.sleep(1.0)
+    return left
+
+
+def by_fault(outcomes: Sequence[Outcome]) -> Table:
+    """A line a kind of fault."""
+    table = Table(title="Faults, and what they did to answers", title_justify="left")
+    headings = ("fault", "times", "changed", "torn", "wrong", "lost", "alone", "refused", "recovery p50", "p99", "notice p99")
+    for heading in (*headings, "late"):
+        table.add_column(heading, justify="left" if heading == "fault" else "right")
+    for fault in (*Fault, None):
+        some = [one for one in outcomes if fault in (one.case.fault, None)]
+        if not some:
+            continue
+        table.add_row(
+            "all" if fault is None else str(fault),
+            str(len(some)),
+            str(sum(one.found.changed for one in some)),
+            str(sum(one.found.torn for one in some)),
+            str(sum(bool(one.found.wrong) for one in some)),
+            str(sum(one.losses > 0 for one in some)),
+            str(sum(one.alone for one in some)),
+            str(sum(one.refused for one in some)),
+            _seconds((one.recovery for one in some), 0.5),
+            _seconds((one.recovery for one in some), 0.99),
+            _seconds((one.notice for one in some), 0.99),
+            str(sum(late(one) for one in some)),
+        )
+    return table
+
+
+def late(outcome: Outcome) -> bool:
+    """Whether a silent worker was given up later than it had to be."""
+    return outcome.notice is not None and outcome.limit is not None and outcome.notice > outcome.limit
+
+
+def report(outcomes: Sequence[Outcome], left: dict[str, int], log: Log, console: Console) -> bool:
+    """Print what is left, and the trends. Whether all is as it must be."""
+    console.print("sessions left: " + ", ".join(f"{name} {count}" for name, count in left.items()))
+    trends = log.trends()
+    for process in dict.fromkeys(process for process, _ in trends):
+        figures = {figure: of for (whose, figure), of in trends.items() if whose == process}
+        console.print(f"{process}: " + ", ".join(_told(figure, of) for figure, of in figures.items()))
+    ratios = [one.notice / one.limit for one in outcomes if one.notice is not None and one.limit]
+    if ratios:
+        console.print(f"time to notice, of its limit: p50 {np.quantile(ratios, 0.5):.2f}, p99 {np.quantile(ratios, 0.99):.2f}")
+    ended = sum(one.case.fault in ENDS_PROCESS for one in outcomes)
+    wrong = sum(not one.found.right for one in outcomes)
+    console.print(f"{len(outcomes)} faults, {ended} of which ended a process: {wrong} answers not as they must be")
+    return not wrong and not any(left.values()) and all(of.flat for of in trends.values())
+
+
+def _told(figure: str, of: Trend) -> str:
+    flat = "" if of.flat else " [red]not flat[/red]"
+    return f"{figure} {of.level:.0f} ({of.rise:+.1f}){flat}"
+
+
+def _seconds(values: Iterable[float | None], quantile: float) -> str:
+    known = [value for value in values if value is not None]
+    return f"{np.quantile(known, quantile):.2f} s" if known else "-"
+
+
+if __name__ == "__main__":
+    main()
