@@ -111,7 +111,7 @@ async def over(
     answers: dict[tuple[str, str], list[Answer]] = {(manner, cut): [] for manner in MANNERS for cut in cuts}
     async with (
         LinkEmulator(load_link(link), target=parse_address(worker)) as emulator,
-        Agent(drafter, worker=emulator.address, threads=1, target=target) as agent,
+        Agent(drafter, worker=emulator.address, threads=1, target=target, fresh=True) as agent,
     ):
         for manner, cut in answers:  # opens the connection and loads the models
             await agent.answer(put(asked[0], manner, cut))

@@ -52,7 +52,7 @@ async def count(asked: list[Request], worker: str) -> tuple[Counter[tuple[Mode, 
     reference = Reference(Bundle.open(TARGET))
     greedy: Counter[tuple[Mode, float]] = Counter()
     sampled: Counter[tuple[Mode, float]] = Counter()
-    async with Agent(open_drafter(None), worker=worker, threads=1) as agent:
+    async with Agent(open_drafter(None), worker=worker, threads=1, fresh=True) as agent:
         for seed, request in enumerate(track(asked, "asking")):
             truth = reference.answer(request.image, request.question.text)
             drawn: tuple[int, ...] = ()

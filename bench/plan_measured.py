@@ -93,7 +93,7 @@ def _looker(drafter: Bundle, worker: str) -> Callable[[Request, Mapping[bool, fl
     model, prompts = Drafter.open(drafter, threads=1), PromptBuilder.open(drafter)
 
     async def truth(asked: Question) -> list[int]:
-        async with Agent(drafter, worker=worker, threads=1) as agent:
+        async with Agent(drafter, worker=worker, threads=1, fresh=True) as agent:
             return [token.id for token in (await agent.answer(asked)).tokens]
 
     def look(request: Request, weights: Mapping[bool, float]) -> Asking:
@@ -176,7 +176,7 @@ async def measure(
         profiles = ("--edge-profile", str(place.edge_profile), "--cloud-profile", str(place.cloud_profile))
         with pinned(EDGE_CORE):
             plain, planning = [
-                stack.enter_context(agent_process(place.drafter.path, emulator.address, *target, *more))
+                stack.enter_context(agent_process(place.drafter.path, emulator.address, "--fresh", *target, *more))
                 for more in ((), (*profiles, "--link", place.link))
             ]
         clients = {

@@ -109,7 +109,7 @@ def calibrate(
 
         async def run() -> tuple[Gate, Prices | None]:
             count = thread_count(threads)
-            async with Agent(drafter, worker=address, keys=keys, threads=count) as agent:
+            async with Agent(drafter, worker=address, keys=keys, threads=count, fresh=True) as agent:
                 gate = await _calibrated(agent, progress.track(asked, description="asking both"), risk, confidence)
             if priced is None:
                 return gate, None

@@ -108,7 +108,9 @@ def _outcomes(
             starting = progress.add_task("starting a worker, a link and an agent", total=None)
             worker = await asyncio.to_thread(stack.enter_context, worker_process(target.path))
             emulator = await stack.enter_async_context(LinkEmulator(link, target=parse_address(worker)))
-            agent = await asyncio.to_thread(stack.enter_context, agent_process(drafter.path, emulator.address))
+            agent = await asyncio.to_thread(
+                stack.enter_context, agent_process(drafter.path, emulator.address, "--fresh")
+            )
             client = stack.enter_context(httpx.Client(base_url=f"http://{agent}", timeout=90, trust_env=False))
 
             async def answer(request: Request, mode: Mode) -> Answer:

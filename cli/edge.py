@@ -44,6 +44,7 @@ def edge(
     upstream_model: options.UpstreamModel = "default",
     upstream_key_file: options.UpstreamKeyFile = None,
     memory: options.Memory = 0.0,
+    fresh: options.Fresh = False,
     offline: options.Offline = False,
     insecure: options.Insecure = False,
 ) -> None:
@@ -78,6 +79,7 @@ def edge(
         upstream_model=upstream_model,
         upstream_key_file=upstream_key_file,
         memory=memory,
+        fresh=fresh,
     )
     open_agent = agent_opener(given, cuts=True)
 

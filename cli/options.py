@@ -39,6 +39,10 @@ Memory = Annotated[
         help="Seconds for which an answer is given again to the same question about a near-identical image; 0 is never."
     ),
 ]
+Fresh = Annotated[
+    bool,
+    typer.Option("--fresh", help="Use nothing of a question for the next: no pictures that a worker keeps, no states."),
+]
 Offline = Annotated[bool, typer.Option("--offline", help="Connect to no worker, whatever is asked.")]
 Notice = Annotated[float, typer.Option(help="Seconds of silence after which a worker, or the link to it, is given up.")]
 Listen = Annotated[str, typer.Option(help="HOST:PORT to listen at; port 0 takes any free one.")]

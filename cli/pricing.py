@@ -69,7 +69,7 @@ async def measure(
     exact: list[tuple[int, ...]] = []
     for cut in ("image", *(cut for cut in cuts if cut != "image")):
         # An agent for each cut, as it holds all the spans that it ever ran.
-        async with Agent(drafter, worker=worker, keys=keys, threads=threads, target=target) as agent:
+        async with Agent(drafter, worker=worker, keys=keys, threads=threads, target=target, fresh=True) as agent:
             for way in ways([cut]):
                 answers = await _ask_all(agent, way, asked, advance)
                 exact = exact or [_ids(answer) for answer in answers]  # the first way is the whole target in the worker

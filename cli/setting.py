@@ -78,6 +78,7 @@ class AgentOptions:
     upstream_model: str = ""
     upstream_key_file: Path | None = None
     memory: float = 0.0
+    fresh: bool = False
 
 
 def agent_opener(given: AgentOptions, *, cuts: bool) -> Callable[[], Agent]:
@@ -113,6 +114,7 @@ def agent_opener(given: AgentOptions, *, cuts: bool) -> Callable[[], Agent]:
         meter=meter,
         upstream=_upstream(given, key),
         memory=_memory(given.memory),
+        fresh=given.fresh,
     )
 
 

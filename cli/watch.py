@@ -60,6 +60,7 @@ def watch(
     upstream_model: options.UpstreamModel = "default",
     upstream_key_file: options.UpstreamKeyFile = None,
     memory: options.Memory = 0.0,
+    fresh: options.Fresh = False,
     offline: options.Offline = False,
 ) -> None:
     """Ask the same question about every frame of cameras, videos and folders, and print answers as JSON lines.
@@ -99,6 +100,7 @@ def watch(
         upstream_model=upstream_model,
         upstream_key_file=upstream_key_file,
         memory=memory,
+        fresh=fresh,
     )
     open_agent = agent_opener(given, cuts=False)
     if question.mode is not Mode.EDGE and not (worker or directory or upstream or offline):

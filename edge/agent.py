@@ -50,7 +50,8 @@ class Agent:
     That is an address, several in the order of their cost, or the `Workers` themselves; they are reached by `keys`. One
     of which nothing is heard for `notice` seconds is given up. An agent that is `offline` connects to none.
     What an answer takes of energy the `meter` says. In place of workers there may be an `upstream`, another server with
-    a model of its own, and answers that are in `memory` are not made again.
+    a model of its own, and answers that are in `memory` are not made again. One that is `fresh` uses nothing of a
+    question for the next: neither pictures that a worker keeps nor states of its own.
 
     With the `target`'s bundle, its first layers can run here: a question says up to which cut, or in mode `auto` the
     `planner` does, which needs both worker and target. Models run on ONNX Runtime's `provider`. Use as an async context
@@ -72,6 +73,7 @@ class Agent:
         meter: Meter | None = None,
         upstream: Upstream | None = None,
         memory: Memory | None = None,
+        fresh: bool = False,
     ) -> None:
         self.manifest = bundle.manifest
         if target is not None and target.manifest.identity != self.manifest.target:
@@ -99,6 +101,7 @@ class Agent:
         self._meter = meter or Meter()
         self._upstream = upstream
         self._memory = memory
+        self._fresh = fresh
         self._gate: Gate | None = None
         self._meeting: asyncio.Task[None] | None = None
 
@@ -158,6 +161,8 @@ class Agent:
     async def _made(self, question: Question, tell: Callable[[Event], object]) -> Answer:
         progress = Progress(time.perf_counter(), Transcript(self._prompts.vocabulary, question.stop), tell)
         prepared = await asyncio.to_thread(self._preparer.prepare, question)
+        if self._fresh and question.noise == 0.0:  # which is drawn anew for every name, so it needs one
+            prepared = replace(prepared, names=None)
         progress.parts.lap("prepare")
         chosen = await self._plan(prepared, progress)
         if chosen is not None:

@@ -30,9 +30,9 @@ class Way:
 class Upload:
     """What of a question's images goes to a worker.
 
-    `digests` are those of all its images, or there are none where images have none: merged ones, and all at a cut
-    inside the decoder. The first `known` of them stay here. Of the others there are the `files` at the cut `image`, the
-    `rows` at one up to the decoder.
+    `digests` are those of all its images, or there are none where images have none: merged ones, unnamed ones, and all
+    at a cut inside the decoder. The first `known` of them stay here. Of the others there are the `files` at the cut
+    `image`, the `rows` at one up to the decoder.
     """
 
     digests: tuple[bytes, ...] = ()
@@ -64,13 +64,14 @@ class Uploads:
             files = [
                 family.shrink(question.images[index], prepared.images[index]) for index in everything[len(known) :]
             ]
-            digests = (*known, *map(image_digest, files))
+            digests = (*known, *map(image_digest, files)) if prepared.names is not None else ()
             return Upload(digests, len(known), files=tuple(files), ways=ways)
         rows = [crossing.image(index) for index in everything[len(known) :]]
         theirs = (as_received(one, question.wire) for one in rows)
         grids = (one.grid for one in prepared.pixels[len(known) :])
         fresh = (rows_digest(question.cut, question.wire, *pair) for pair in zip(grids, theirs, strict=True))
-        return Upload((*known, *fresh), len(known), rows=tuple(rows), ways=ways)
+        digests = (*known, *fresh) if prepared.names is not None else ()
+        return Upload(digests, len(known), rows=tuple(rows), ways=ways)
 
     def known(self, worker: str, prepared: Prepared, cut: str, wire: Wire) -> int:
         """How many of a question's images, from the first, would not have to cross to a worker."""

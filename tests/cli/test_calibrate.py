@@ -105,7 +105,7 @@ def test_prices_are_measured_and_kept(run: Run, bundle: Path, target: Path, card
     assert sizes[Wire.FLOAT32] > sizes[Wire.FLOAT16] == sizes[Wire.BFLOAT16] > sizes[Wire.INT8] > sizes[Wire.INT4]
     ran = run("ask", card, "how many", "--bundle", bundle, "--target", target, "--worker", worker, "--mode", "split",
         "--cut", "connector", "--wire", "int8", "--json")  # fmt: skip
-    assert json.loads(ran.out)["bytes_up"] == pytest.approx(sizes[Wire.INT8], abs=50)
+    assert json.loads(ran.out)["bytes_up"] == pytest.approx(sizes[Wire.INT8], abs=150)  # a digest, a beat
 
 
 def test_a_worker_is_run_here_where_none_is_given(run: Run, bundle: Path, target: Path, tmp_path: Path) -> None:
