@@ -114,7 +114,7 @@ async def ask_while_killing(directory: str, killed: psutil.Process, address: str
 
     async def ask(mode: Mode) -> list[Answer]:
         workers, answers = ListedWorkers(directory, model=model), list[Answer]()
-        async with Agent(drafter, worker=workers, threads=1) as agent:
+        async with Agent(drafter, worker=workers, threads=1, notice=10.0) as agent:  # a busy machine is no dead one
             while not dead.is_set() or len(answers) < len(asked):
                 one, truth = asked[len(answers) % len(asked)], truths[len(answers) % len(asked)]
                 question = Question.about(one.image, one.question.text, mode=mode, max_tokens=64)
@@ -201,6 +201,7 @@ def test_what_cannot_be_a_cluster(run: Run, monkeypatch: pytest.MonkeyPatch, arg
     assert told in run("cluster", "up", *arguments).failed(2)
 
 
+@pytest.mark.threat("ray")
 def test_a_ray_that_runs_is_used_with_a_token_only(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_USAGE_STATS_ENABLED", "RAY_worker_niceness"):
         monkeypatch.setenv(name, "")
