@@ -7,7 +7,7 @@ ARGS ?=
 # An unpinned torch may bring gigabytes of CUDA along.
 TORCH := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),torch==2.13.0,torch>=2.13)
 
-.PHONY: install demo test lint format stubs docs wheel-check arm64 clean
+.PHONY: install demo test lint format stubs docs audit wheel-check arm64 clean
 
 install: .venv/installed
 
@@ -33,6 +33,7 @@ lint: install
 	PYTHONPATH=.dev $(BIN)/lint-imports --no-logo --no-cache
 	$(BIN)/python scripts/stubs.py --check
 	$(BIN)/python scripts/help.py --check
+	$(BIN)/python scripts/threats.py --check
 
 format: install
 	$(BIN)/ruff check --fix
@@ -43,6 +44,11 @@ stubs: install
 
 docs: install
 	$(BIN)/python scripts/help.py
+	$(BIN)/python scripts/threats.py
+
+# Known vulnerabilities of what is installed, and a list of it. Needs PyPI: docs/security.md.
+audit: install
+	scripts/audit.sh $(BIN)/python $(ARGS)
 
 wheel-check: install
 	scripts/check_wheel.sh $(BIN)/python

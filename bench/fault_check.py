@@ -107,7 +107,8 @@ class Checker:
         else:
             expected = (*truth[:alone], *self.rest(question, ids[:alone]))
             if spared:
-                wrong.append("went on alone though a worker was left")
+                why = "; ".join(f"{lost.worker}: {lost.why}" for _, lost in heard.lost)
+                wrong.append(f"went on alone though a worker was left ({why})")
             if answer.exact:
                 wrong.append("said to be exact")
             if any(token.source is not Source.EDGE for token in answer.tokens[alone:]):

@@ -113,6 +113,16 @@ class Lane:
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
+    @property
+    def processes(self) -> bool:
+        """Whether what befalls processes may befall its own."""
+        return bool(self._workers)
+
+    @property
+    def questions(self) -> int:
+        """How many there are."""
+        return len(self._asker.requests)
+
     async def run(self, case: Case) -> Outcome:
         """Have a case happen, and mend what it broke. Raises CutlineError if that cannot be mended."""
         options = case.options
@@ -284,4 +294,3 @@ class _Strike:
     async def _restart(self) -> None:
         await self._process.restart()
         self.link.target = self._process.address
-

@@ -29,15 +29,17 @@ KINDS = ("describe", "sum", "read")  # whose answers are long enough to break in
 HALF = "decoder.2"
 SLOTS = 16
 DRAIN_SECONDS = 1
+IMAGES = 1_000_000  # bytes of those that a worker keeps: some hundred, so that it is full soon and grows no more
+PACE = 10_000.0  # bytes a second of a link down: an answer takes a while, so there is a middle to break it in
+BESIDE = {Setup.ALONE: ["alone, link"], Setup.STANDBY: ["standby, link", "standby, link 2"], Setup.TLS: ["tls, link"]}
 
 
 @dataclass(frozen=True, slots=True)
 class Rig:
-    """The `lanes`, and the `processes` behind them by name."""
+    """The `lanes` by name, and the `processes` behind them likewise."""
 
-    lanes: dict[Setup, Lane]
+    lanes: dict[str, Lane]
     processes: dict[str, WorkerProcess]
-    keys: dict[str, AgentKeys]
 
 
 def ungated(folder: Path) -> Bundle:
@@ -59,53 +61,55 @@ def asker(drafter: Bundle, *, cards: int, seed: int) -> Asker:
 
 @asynccontextmanager
 async def rig(
-    setups: Collection[Setup], asking: Asker, *, drafter: Bundle, folder: Path, notice: float
+    setups: Collection[Setup], asking: Asker, *, drafter: Bundle, folder: Path, notice: float, beside: bool = True
 ) -> AsyncIterator[Rig]:
-    """Lanes of these setups, with keys in `folder`."""
-    # The slots are few, and drained sessions short.
-    options = ("--max-sessions", str(SLOTS), "--drain", str(DRAIN_SECONDS))
-    target = Bundle.open(TARGET, "device")
+    """A lane of each setup, with keys in `folder`; and `beside` it others whose links alone fail, but for the chain."""
+    options = ("--max-sessions", str(SLOTS), "--drain", str(DRAIN_SECONDS), "--image-cache", str(IMAGES))
     own, secured = _keys(folder / "keys") if Setup.TLS in setups else (NO_KEYS, ())
     async with AsyncExitStack() as stack:
         processes: dict[str, WorkerProcess] = {}
-        keys: dict[str, AgentKeys] = {}
+        lanes: dict[str, Lane] = {}
 
-        async def started(name: str, *more: str, known: AgentKeys = NO_KEYS) -> None:
-            processes[name] = await stack.enter_async_context(WorkerProcess(TARGET, *options, *more, keys=known))
-            keys[name] = known
+        async def started(name: str, *more: str, keys: AgentKeys = NO_KEYS) -> None:
+            processes[name] = await stack.enter_async_context(WorkerProcess(TARGET, *options, *more, keys=keys))
 
-        starting = []
-        if {Setup.STANDBY, Setup.CHAIN} & set(setups):
+        async def linked(name: str) -> FaultyLink:
+            return await stack.enter_async_context(FaultyLink(processes[name].address, pace=PACE))
+
+        async def laid(name: str, setup: Setup, links: list[FaultyLink], *fail: str, spare: str | None) -> None:
+            lane = Lane(
+                setup,
+                asking,
+                drafter=drafter,
+                target=Bundle.open(TARGET, "device"),
+                links=links,
+                workers=[processes[one] for one in fail],
+                spare=None if spare is None else processes[spare].address,
+                notice=notice,
+                keys=own if setup is Setup.TLS else NO_KEYS,
+            )
+            lanes[name] = await stack.enter_async_context(lane)
+
+        starting = [started(setup) for setup in setups if setup in (Setup.ALONE, Setup.STANDBY)]
+        if set(setups) - {Setup.TLS}:
             starting.append(started("spare"))
-        starting += [started(setup) for setup in setups if setup in (Setup.ALONE, Setup.STANDBY)]
         if Setup.CHAIN in setups:
             starting.append(started("chain 2", "--layers", f"{HALF}:end"))
         if Setup.TLS in setups:
-            starting += [started(name, *secured, known=own) for name in ("tls", "tls spare")]
+            starting += [started(name, *secured, keys=own) for name in ("tls", "tls spare")]
         await asyncio.gather(*starting)
-        lanes = {}
         for setup in setups:
-            links = []
-            behind = ["chain 1", "chain 2"] if setup is Setup.CHAIN else [str(setup)]
-            for name in reversed(behind):
-                if name == "chain 1":
-                    await started(name, "--layers", f"image:{HALF}", "--next", links[0].address)
-                links.insert(0, await stack.enter_async_context(FaultyLink(processes[name].address)))
-            spare = {Setup.STANDBY: "spare", Setup.CHAIN: "spare", Setup.TLS: "tls spare"}.get(setup)
-            lanes[setup] = await stack.enter_async_context(
-                Lane(
-                    setup,
-                    asking,
-                    drafter=drafter,
-                    target=target,
-                    links=links,
-                    workers=[processes[name] for name in behind],
-                    spare=processes[spare].address if spare else None,
-                    notice=notice,
-                    keys=own if setup is Setup.TLS else NO_KEYS,
-                )
-            )
-        yield Rig(lanes, processes, keys)
+            spare = "tls spare" if setup is Setup.TLS else "spare"
+            if setup is Setup.CHAIN:
+                onward = await linked("chain 2")
+                await started("chain 1", "--layers", f"image:{HALF}", "--next", onward.address)
+                await laid(setup, setup, [await linked("chain 1"), onward], "chain 1", "chain 2", spare=spare)
+                continue
+            then = None if setup is Setup.ALONE else spare
+            await laid(setup, setup, [await linked(setup)], setup, spare=then)
+            for name in BESIDE[setup] if beside else ():
+                await laid(name, setup, [await linked(spare)], spare=then)
+        yield Rig(lanes, processes)
 
 
 def _keys(folder: Path) -> tuple[AgentKeys, tuple[str, ...]]:

@@ -17,7 +17,7 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,8 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from cutline.bench.fault_cases import ENDS_PROCESS, Fault, Setup, draw
+from cutline.bench.fault_cases import ENDS_PROCESS, OF_PROCESSES, WAYS, Fault, Setup, draw
+from cutline.bench.fault_check import Found
 from cutline.bench.fault_lane import Asker, Lane, Outcome
 from cutline.bench.fault_rig import Rig, asker, rig, ungated
 from cutline.bench.flatness import Log, Trend, taken
@@ -34,9 +35,7 @@ from cutline.errors import CutlineError
 NOTICE = 0.5
 EMPTY_SECONDS = 45.0  # a worker notices within half a minute that an agent is gone without a word
 SAMPLE_SECONDS = 2.0
-
-# Lanes run side by side; one with processes to start again takes longer for a case.
-SHARES = {Setup.ALONE: 0.2, Setup.STANDBY: 0.3, Setup.CHAIN: 0.25, Setup.TLS: 0.25}
+SLOW_SECONDS = 5.0
 
 
 def main() -> None:
@@ -86,46 +85,49 @@ async def storm(
         for lane in made.lanes.values():
             await warm(lane, asking)
         sampling = asyncio.create_task(sample(made, log))
-        whole = sum(SHARES[setup] for setup in setups)
-        shares = [max(1, round(count * SHARES[setup] / whole)) for setup in setups]
+        outcomes: list[Outcome] = []
         runs = [
-            befall(made.lanes[setup], random.Random(f"{seed} {setup}"), share, asking, without, console)  # noqa: S311
-            for setup, share in zip(setups, shares, strict=True)
+            befall(lane, random.Random(f"{seed} {name}"), outcomes, count, without, console)  # noqa: S311
+            for name, lane in made.lanes.items()
         ]
-        outcomes = [outcome for run in await asyncio.gather(*runs) for outcome in run]
+        await asyncio.gather(*runs)
         sampling.cancel()
         left = await leaked(made)
+        fallen = [f"{name} ({one.last_words})" for name, one in made.processes.items() if one.fell]
     console.print(f"{len(outcomes)} faults, seed {seed}, notice {notice:g} s, {time.monotonic() - began:.0f} s in all")
     console.print(by_fault(outcomes))
-    return report(outcomes, left, log, console)
+    for one in fallen:
+        console.print(f"a worker ended by itself: {one}", style="red", markup=False)
+    return report(outcomes, left, log, console) and not fallen
 
 
 async def befall(
-    lane: Lane, rng: random.Random, count: int, asking: Asker, without: Sequence[Fault], console: Console
-) -> list[Outcome]:
-    """So many faults that struck before the answer was there. Ends early where something cannot be mended."""
-    outcomes: list[Outcome] = []
-    for _ in range(3 * count):
-        case = draw(rng, lane.setup, questions=len(asking.requests), without=without)
+    lane: Lane,
+    rng: random.Random,
+    outcomes: list[Outcome],
+    count: int,
+    without: Collection[Fault],
+    console: Console,
+) -> None:
+    """Add to `outcomes` until there are so many. A fault that came after the answer does not count."""
+    if not lane.processes:
+        without = {*without, *OF_PROCESSES}
+    while len(outcomes) < count:
+        case = draw(rng, lane.setup, questions=lane.questions, without=without)
         try:
             outcome = await lane.run(case)
         except CutlineError as error:
+            outcomes.append(Outcome(case, True, 0.0, Found(wrong=(str(error),))))
             console.print(f"[red]{case}: {error}")
-            break
-        if not outcome.found.right:
-            console.print(f"[red]{case}: {outcome.found}")
-        outcomes += [outcome] if outcome.struck or not outcome.found.right else []
-        if len(outcomes) >= count:
-            break
-    else:
-        console.print(f"[red]{lane.setup}: too many faults came too late")
-    return outcomes
+            return
+        if not outcome.found.right or outcome.took > SLOW_SECONDS:
+            console.print(f"{case}: {outcome.took:.1f} s, {outcome.found}", style="" if outcome.found.right else "red")
+        if outcome.struck or not outcome.found.right:
+            outcomes.append(outcome)
 
 
 async def warm(lane: Lane, asking: Asker) -> None:
     """Have every way of asking loaded, and the right answer of each way that draws its tokens known."""
-    from cutline.bench.fault_cases import WAYS
-
     for way in WAYS:
         question = asking.question(0, **way)
         await asking.truth(lane.agent, 0, question.sampling)
@@ -156,6 +158,8 @@ async def leaked(made: Rig) -> dict[str, int]:
     while time.monotonic() < end:
         left = {}
         for name, process in made.processes.items():
+            if process.fell:
+                continue
             figures = await process.figures()
             left[name] = max(await process.sessions(), figures.sessions_open, figures.slots_in_use)
         if not any(left.values()):
@@ -167,7 +171,19 @@ async def leaked(made: Rig) -> dict[str, int]:
 def by_fault(outcomes: Sequence[Outcome]) -> Table:
     """A line a kind of fault."""
     table = Table(title="Faults, and what they did to answers", title_justify="left")
-    headings = ("fault", "times", "changed", "torn", "wrong", "lost", "alone", "refused", "recovery p50", "p99", "notice p99")
+    headings = (
+        "fault",
+        "times",
+        "changed",
+        "torn",
+        "wrong",
+        "lost",
+        "alone",
+        "refused",
+        "recovery p50",
+        "p99",
+        "notice p99",
+    )
     for heading in (*headings, "late"):
         table.add_column(heading, justify="left" if heading == "fault" else "right")
     for fault in (*Fault, None):
@@ -205,7 +221,9 @@ def report(outcomes: Sequence[Outcome], left: dict[str, int], log: Log, console:
         console.print(f"{process}: " + ", ".join(_told(figure, of) for figure, of in figures.items()))
     ratios = [one.notice / one.limit for one in outcomes if one.notice is not None and one.limit]
     if ratios:
-        console.print(f"time to notice, of its limit: p50 {np.quantile(ratios, 0.5):.2f}, p99 {np.quantile(ratios, 0.99):.2f}")
+        console.print(
+            f"time to notice, of its limit: p50 {np.quantile(ratios, 0.5):.2f}, p99 {np.quantile(ratios, 0.99):.2f}"
+        )
     ended = sum(one.case.fault in ENDS_PROCESS for one in outcomes)
     wrong = sum(not one.found.right for one in outcomes)
     console.print(f"{len(outcomes)} faults, {ended} of which ended a process: {wrong} answers not as they must be")

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 _READ = 65536
+_PACED = 128  # bytes at once, where they are carried at a pace
 _LINGER = struct.pack("ii", 1, 0)  # closing is a reset
 
 
@@ -39,18 +40,22 @@ class _Connection:
 
 
 class FaultyLink:
-    """A link as an async context manager: connect to `address` instead of to `target`, HOST:PORT, which may change."""
+    """A link as an async context manager: connect to `address` instead of to `target`, HOST:PORT, which may change.
 
-    def __init__(self, target: str) -> None:
+    It carries `pace` bytes a second down where that is given.
+    """
+
+    def __init__(self, target: str, *, pace: float | None = None) -> None:
         self.target = target
+        self._pace = pace
         self.carried = [0, 0]  # bytes, up and down
-        self._rate: float | None = None  # bytes a second, each way
         self._held = [asyncio.Event(), asyncio.Event()]
         self._until = 0.0  # on the loop's clock: a burst of latency lasts so long
         self._connections: set[_Connection] = set()
         self._fuses: dict[Way, tuple[int, Callable[[], object]]] = {}
         self._truncates = False
         self._flips = 0  # buffers
+        self._rate: float | None = None  # bytes a second, each way
         self._port = 0
         self._server: asyncio.Server | None = None
         self.heal()
@@ -156,7 +161,7 @@ class FaultyLink:
         """Carry one direction to its end, which is the other's too: HTTP/2 never ends one alone."""
         sink = connection.ends[1 - way]
         try:
-            while data := await source.read(_READ):
+            while data := await source.read(_READ if self._pace_of(way) is None else _PACED):
                 if connection.forgotten:
                     continue
                 await self._wait(way, len(data))
@@ -174,11 +179,16 @@ class FaultyLink:
 
     async def _wait(self, way: Way, size: int) -> None:
         loop = asyncio.get_running_loop()
-        if self._rate is not None:
-            await asyncio.sleep(size / self._rate)
+        if (rate := self._pace_of(way)) is not None:
+            await asyncio.sleep(size / rate)
         if (left := self._until - loop.time()) > 0:
             await asyncio.sleep(left)
         await self._held[way].wait()
+
+    def _pace_of(self, way: Way) -> float | None:
+        """Bytes a second that go that way at most."""
+        rates = [rate for rate in (self._rate, self._pace if way is Way.DOWN else None) if rate is not None]
+        return min(rates, default=None)
 
     def _burn(self, way: Way, data: bytes) -> list[bytes]:
         """`data` in two pieces where a fuse burns down within it."""

@@ -13,6 +13,7 @@ import psutil
 
 WARM_UP = 0.25  # of the samples: caches fill, threads start
 _PAIRS = 400  # samples of which pairs are made
+_LEAST = 15  # samples of which something can be told
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +53,10 @@ class Trend:
 
 
 def trend(name: str, times: Sequence[float], values: Sequence[float]) -> Trend:
-    """How a figure went, by `RULES`; with under four samples it cannot be told, and is flat. Times are seconds."""
+    """How a figure went, by `RULES`; with too few samples it cannot be told, and is flat. Times are seconds."""
     skip = int(len(values) * WARM_UP)
     times, values = times[skip:], values[skip:]
-    if len(values) < 4:
+    if len(values) < _LEAST:
         return Trend(values[-1] if values else 0.0, 0.0, 0.0, True)
     each = max(1, len(values) // _PAIRS)
     points = list(zip(times[::each], values[::each], strict=True))

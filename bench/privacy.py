@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import fmean
@@ -92,9 +93,9 @@ def main() -> None:
         task = progress.add_task("learning", total=rounds * args.steps)
         goal = torch.from_numpy(known).permute(0, 3, 1, 2).float() / 255
 
-        def attack(rows: Tensor, others: Tensor) -> NDArray[np.uint8]:
-            painter = learn(rows, goal, steps=args.steps, seed=3, advance=lambda: progress.advance(task))
-            return _bytes(paint(painter, others))
+        def attack(rows: Tensor, others: Tensor, blur: Callable[[Tensor], Tensor] = _as_it_is) -> NDArray[np.uint8]:
+            painter = learn(rows, goal, steps=args.steps, seed=3, advance=lambda: progress.advance(task), blur=blur)
+            return _bytes(paint(painter, blur(others)))
 
         for cut, wire in product(seen, wires):
             made = attack(through(seen[cut], wire), through(met[cut], wire))
@@ -103,7 +104,7 @@ def main() -> None:
             leaks.append(Leak(cut=cut, wire=wire, recovered=found.recovered))
             painted.setdefault(cut, made)
         for cut, share in product(NOISY, NOISES):
-            found = trial.of(attack(noisy(seen[cut], share), noisy(met[cut], share)))
+            found = trial.of(attack(seen[cut], met[cut], partial(noisy, share=share)))
             with sight.blurred(cut, share):
                 right = fmean(trial.reading.shares(truth).values())
             _, rows, width = seen[cut].shape
@@ -125,7 +126,8 @@ class Sight:
         self._model = reference.model
         prompt = PromptBuilder.open(bundle).build([question("Read the digits.")], [(0, 0)]).ids
         self._prompt = torch.tensor([prompt])
-        self.places = self._prompt[0] == manifest.image_token
+        # The image's tokens, before those of the question: so they are the same in every prompt.
+        self.places = torch.nonzero(self._prompt[0] == manifest.image_token).squeeze(1)
         parts, model = manifest.family.parts, self._model.model
         layers = model.get_submodule(parts.tower)
         decoder = model.get_submodule(parts.decoder)
@@ -144,7 +146,7 @@ class Sight:
         def catch(cut: str) -> Callable[..., None]:
             def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
                 rows = args[0] if args else kwargs["hidden_states"]
-                caught[cut].append(rows[:, self.places] if rows.shape[1] == len(self.places) else rows)
+                caught[cut].append(rows[:, self.places] if cut in self._decoder else rows)
 
             return hook
 
@@ -157,14 +159,14 @@ class Sight:
 
     @contextmanager
     def blurred(self, cut: str, share: float) -> Iterator[None]:
-        """The reference with noise on the boundary at `cut`, while a prompt is run."""
+        """The reference with noise on what crosses at `cut`: inside the decoder on the rows of all tokens."""
 
         def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             rows = (args[0] if args else kwargs["hidden_states"]).clone()
-            if rows.shape[1] == len(self.places):  # not: a token of the answer, or another prompt's words
-                rows[:, self.places] = noisy(rows[:, self.places], share)
-            elif cut not in self._decoder:
+            if cut != "decoder.0":
                 rows = noisy(rows, share)
+            elif rows.shape[1] > 1:  # a prompt, whose words the worker embeds itself; not a token of the answer
+                rows[:, self.places] = noisy(rows[:, self.places], share)
             return ((rows, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": rows})
 
         handle = self.takes[cut].register_forward_pre_hook(hook, with_kwargs=True)
@@ -234,10 +236,12 @@ def noisy(rows: Tensor, share: float) -> Tensor:
 
 
 def epsilon(share: float, width: int, *, rows: int, delta: float = 1e-5) -> float:
-    """The (epsilon, delta) that such noise gives `rows` rows of a picture, where any row may become any other.
+    """The (epsilon, delta) that such noise would give `rows` rows of a picture, where any row may become any other.
 
-    Rows of equal length differ by twice that at most, so noise of a `share` of their root mean square is
-    `share / (2 * sqrt(width))` of their sensitivity; by zero-concentrated differential privacy (Bun and Steinke, 2016).
+    That is if all rows had one length that everybody knows. They differ by twice that at most, so noise of a `share` of
+    their root mean square is `share / (2 * sqrt(width))` of their sensitivity; by zero-concentrated differential
+    privacy (Bun and Steinke, 2016). Real rows differ in length, and the noise's strength tells it: so they have no such
+    guarantee, and this is the best that could be said.
     """
     rho = rows * 2 * width / share**2
     return rho + 2 * math.sqrt(rho * math.log(1 / delta))
@@ -261,6 +265,10 @@ def plot(painted: dict[str, NDArray[np.uint8]], path: Path) -> None:
             place.axis("off")
     figure.subplots_adjust(left=0.12, right=0.995, top=0.995, bottom=0.005, wspace=0.03, hspace=0.03)
     figure.savefig(path)
+
+
+def _as_it_is(rows: Tensor) -> Tensor:
+    return rows
 
 
 def _bytes(pictures: Tensor) -> NDArray[np.uint8]:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Self
 
@@ -20,6 +21,7 @@ from cutline.protos.security import NO_KEYS, AgentKeys
 
 START_SECONDS = 90.0
 STOP_SECONDS = 15.0
+_LAST = 40  # lines
 
 
 class WorkerProcess:
@@ -32,6 +34,8 @@ class WorkerProcess:
         self._keys = keys
         self._metrics = ""
         self._process: subprocess.Popen[str] | None = None
+        self._spoken = tempfile.TemporaryFile()  # its stderr
+        self._ending = False
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -40,10 +44,11 @@ class WorkerProcess:
     async def __aexit__(self, *_: object) -> None:
         self.kill()
         await self._ended()
+        self._spoken.close()
 
     async def start(self) -> None:
         """Start it, at a port of its own; it must not run. Raises WorkerUnavailable."""
-        self._process = self._begun()
+        self._process, self._ending = self._begun(), False
         out = self._process.stdout
         assert out is not None
         try:
@@ -56,12 +61,24 @@ class WorkerProcess:
             if self._process.poll() is not None:
                 out.close()
         if " listens at " not in lines[0]:
-            raise WorkerUnavailable("`cutline cloud` did not start; run it by hand to see why")
+            raise WorkerUnavailable(f"`cutline cloud` did not start: {self.last_words}")
         self.address, self._metrics = lines[0].split()[-1], lines[1].split()[-1].removeprefix("http://")
         self.starts += 1
 
+    @property
+    def fell(self) -> bool:
+        """Whether it ended, though nobody told it to."""
+        return self._process is not None and self._process.poll() is not None and not self._ending
+
+    @property
+    def last_words(self) -> str:
+        """The end of what it wrote to stderr."""
+        self._spoken.seek(0)
+        return "\n".join(self._spoken.read().decode(errors="replace").strip().splitlines()[-_LAST:]) or "it said nothing"
+
     def kill(self) -> None:
         """End it without a word."""
+        self._ending = True
         self._signal(signal.SIGKILL)
 
     def freeze(self) -> None:
@@ -74,6 +91,7 @@ class WorkerProcess:
 
     def drain(self) -> None:
         """Tell it to end in order."""
+        self._ending = True
         self._signal(signal.SIGTERM)
 
     async def restart(self) -> None:
@@ -103,7 +121,7 @@ class WorkerProcess:
             [sys.executable, "-m", "cutline.cli", "cloud", *listen, *self._options],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self._spoken,
             text=True,
             # Processes that share cores must not wait busily.
             env=os.environ | {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": "1"},

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from typing import Self
 
@@ -30,6 +31,10 @@ from cutline.protos.security import NO_KEYS, TENANT_KEY, AgentKeys
 
 log = logging.getLogger(__name__)
 
+SILENCE_SECONDS = 1.0  # after which the next worker has died, if it answers no heartbeat either
+PARTING_SECONDS = 60.0  # that its sessions may still go on over a connection that takes no new ones
+SLOWEST_LINK = 100_000.0  # bytes a second between workers: what was sent may hold a heartbeat up for so long
+
 Word = Confirmed | Finished | CutlineError
 
 # What an agent is told of a worker that it never named; another error says what is wrong with the session itself.
@@ -49,6 +54,8 @@ class NextWorker:
         self.manifest = manifest
         self.cut = cut
         self.client = WorkerClient(address, keys)
+        self._keys = keys
+        self._partings: dict[asyncio.Task[None], WorkerClient] = {}
         # Layers that end before the decoder have no part in a token: it goes on as it came.
         self.takes_tokens = cut in manifest.line.image_cuts
 
@@ -56,7 +63,21 @@ class NextWorker:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self.client.close()
+        partings = dict(self._partings)
+        for parting in partings:
+            parting.cancel()
+        await asyncio.gather(*partings, return_exceptions=True)
+        for client in (self.client, *partings.values()):
+            await client.close()
+
+    def part(self, client: WorkerClient) -> None:
+        """Have new sessions go over a new connection, for nothing is heard over that of `client` any more."""
+        if client is not self.client:
+            return
+        parting = asyncio.create_task(client.close(grace=PARTING_SECONDS))
+        self._partings[parting] = client
+        parting.add_done_callback(self._partings.pop)
+        self.client = WorkerClient(client.address, self._keys)
 
     async def describe(self) -> Description:
         """What it serves. Raises WorkerUnavailable, or ModelMismatch or InputError if it cannot go on from here."""
@@ -67,8 +88,13 @@ class NextWorker:
 
     async def check(self) -> None:
         """Raises what a session that goes on there would meet now, as far as can be known before it does."""
+        client = self.client
         try:
-            found = await self.describe()
+            async with asyncio.timeout(2 * SILENCE_SECONDS):  # it may have to be connected to
+                found = await self.describe()
+        except TimeoutError:
+            self.part(client)
+            raise WorkerUnavailable(_TOLD[WorkerUnavailable]) from None
         except InputError as error:  # what was asked is in order, the chain is not
             log.error("the chain does not fit together any more: %s", error)
             raise WorkerFailed(_TOLD[WorkerFailed]) from None
@@ -118,15 +144,16 @@ class Onward:
         self._heard = heard
         self._remaining = remaining
         self._session: WorkerSession | None = None
-        self._listener: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._listener is not None and self._session is not None:
-            self._listener.cancel()
-            await asyncio.wait([self._listener])
+        if self._session is not None:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(self._tasks)
             await self._session.__aexit__(None, None, None)
 
     async def forward(self, piece: Forward) -> None:
@@ -163,8 +190,11 @@ class Onward:
         upload = boundary_chunks(piece.rows, self._wire)
         # What agents of one tenant leave at the next worker no other's find, though this one asks for all of them.
         tenant = ((TENANT_KEY, request.tenant),) if request.tenant else ()
-        self._session = self._worker.client.session(opening, upload, timeout=self._remaining(), metadata=tenant)
-        self._listener = asyncio.create_task(self._listen(self._session))
+        client = self._worker.client
+        self._session = client.session(opening, upload, timeout=self._remaining(), metadata=tenant)
+        self._tasks = [
+            asyncio.create_task(one) for one in (self._listen(self._session), self._watch(self._session, client))
+        ]
         await self._session.__aenter__()
 
     async def _listen(self, session: WorkerSession) -> None:
@@ -181,6 +211,23 @@ class Onward:
         except Exception:
             log.exception("listening to the next worker failed")
             self._heard(WorkerFailed(_TOLD[WorkerFailed]))
+
+    async def _watch(self, session: WorkerSession, client: WorkerClient) -> None:
+        """Notice that the next worker, or the link to it, has died without a word: have it answer heartbeats."""
+        while session.finished is None:
+            await asyncio.sleep(SILENCE_SECONDS / 4)
+            heard = session.heard
+            if time.monotonic() - heard < SILENCE_SECONDS / 2:
+                continue
+            try:
+                async with asyncio.timeout(SILENCE_SECONDS / 2 + session.unproven / SLOWEST_LINK):
+                    await session.beat()
+            except TimeoutError:
+                if session.heard == heard:
+                    log.warning("nothing is heard of the next worker any more")
+                    self._worker.part(client)
+                    self._heard(WorkerUnavailable(_TOLD[WorkerUnavailable]))
+                    return
 
 
 def anonymous(error: CutlineError) -> CutlineError:

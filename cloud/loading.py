@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
@@ -34,15 +35,19 @@ def load_model(
     if bundle.manifest.role != "target":
         raise BundleError(f"{bundle.path} holds a {bundle.manifest.role}; a worker needs a target's bundle")
     disable_progress_bar()
-    config = AutoConfig.from_pretrained(bundle.path, local_files_only=True, trust_remote_code=False)
-    whole: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
     manifest = bundle.manifest
     wanted = manifest.line.layers if layers is None else tuple(layers)
     complete = wanted == manifest.line.layers and mesh is None
-    kind = whole if complete else _part(whole, manifest.family, wanted, mesh)
-    model, found = kind.from_pretrained(
-        bundle.path, local_files_only=True, use_safetensors=True, dtype=dtype or "auto", output_loading_info=True
-    )
+    try:
+        config = AutoConfig.from_pretrained(bundle.path, local_files_only=True, trust_remote_code=False)
+        whole: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+        kind = whole if complete else _part(whole, manifest.family, wanted, mesh)
+        model, found = kind.from_pretrained(
+            bundle.path, local_files_only=True, use_safetensors=True, dtype=dtype or "auto", output_loading_info=True
+        )
+    except (KeyError, OSError, SafetensorError, ValueError) as error:  # of a config of another kind, or weights of none
+        reason = str(error).strip().partition("\n")[0]
+        raise BundleError(f"the model in {bundle.path} does not load ({reason}); export the bundle again") from None
     # transformers fills a weight that is missing with random numbers and a warning.
     if missing := sorted(found["missing_keys"]):
         raise BundleError(f"the weights in {bundle.path} lack {missing[0]}; export the bundle again")

@@ -93,7 +93,9 @@ class Slots:
         if self.free == 0:
             return None
         for number, length in running.items():
-            self._slots[number].length = length
+            slot = self._slots[number]
+            # Of what was decoded since nothing is known here until the session ends.
+            slot.length = length if slot.content is None else min(length, len(slot.content.tokens))
         spare = self._spare()
         source, reused = (spare, 0) if come is None else self._longest(come)
         held = self._slots[source]

@@ -296,6 +296,7 @@ class Agent:
             names=prepared.names,
             keep=prepared.question.keep_image_tokens,
             noise=Noise.at(cut, share, self._secret) if share else None,
+            tenant=prepared.question.tenant,
         )
 
     def _ready(self) -> frozenset[str]:
@@ -311,6 +312,7 @@ class Agent:
             names=prepared.names,
             start=len(prepared.asked),
             alternatives=question.logprobs,
+            tenant=question.tenant,
         )
 
     async def _draft_all(self, prepared: Prepared, progress: Progress, *, keep: bool) -> tuple[Drafting, list[Drafted]]:

@@ -57,11 +57,12 @@ class Drafter:
         names: Sequence[bytes] | None = None,
         start: int | None = None,
         alternatives: int | None = None,
+        tenant: str = "",
     ) -> Drafting:
         """Begin to draft answers to `prompt`, whose image tokens stand for the images in `pixels`.
 
         With `names`, one an image and the same for no two images, a conversation goes on from an earlier one that began
-        alike, and is kept for others; without, it stands alone. `start` is the position of an answer's first token in
+        alike, `tenant`'s as well, and is kept for others; without, it stands alone. `start` is the position of an answer's first token in
         the target's prompt, where that is of another length. With `alternatives` tokens come with their likelihoods,
         and with those of so many others.
         """
@@ -74,7 +75,7 @@ class Drafter:
         known = range(len(pixels)) if names is None else names
         keys = keys_of(prompt, manifest.image_token, list(zip(known, counts, strict=True)))
         positions = manifest.family.positions(np.array(prompt) == manifest.image_token, grids)
-        history = History(self._decoder, positions) if names is None else self._shelf.begin(keys, positions)
+        history = History(self._decoder, positions) if names is None else self._shelf.begin(keys, positions, tenant)
         drafting = Drafting(
             self._decoder,
             history,

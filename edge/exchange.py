@@ -30,6 +30,7 @@ from cutline.protos.messages import (
     draft_chunks,
     image_chunks,
 )
+from cutline.protos.security import TENANT_KEY
 
 CHUNK = 16  # drafted tokens a message: the worker verifies the first while the next are drafted
 MEASURABLE = 16 << 10  # bytes of an upload that say how fast the link is
@@ -107,7 +108,9 @@ class Exchange:
         progress.parts.lap("edge")
         progress.sent, progress.opened, progress.reused_images = [], None, 0
         connected = client.connected
-        session = self.session = client.session(self._opening(model, draft), (), timeout=seconds)
+        tenant = self.prepared.question.tenant
+        metadata = ((TENANT_KEY, tenant),) if tenant else ()
+        session = self.session = client.session(self._opening(model, draft), (), timeout=seconds, metadata=metadata)
         self.heartbeat = Heartbeat(session, self.notice, self.uplink, connected)
         try:
             await _first_of(self._converse(session, draft), self.heartbeat.run())

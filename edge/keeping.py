@@ -66,10 +66,12 @@ class PromptRows:
 class History:
     """A decoder's state, and a key for every token in it. Not for two threads at once.
 
-    `made` (context, width) has the boundary row of each, where that is what the decoder ends in.
+    `made` (context, width) has the boundary row of each, where that is what the decoder ends in. It is of a
+    conversation of `tenant`.
     """
 
-    def __init__(self, decoder: Decoder, positions: Positions) -> None:
+    def __init__(self, decoder: Decoder, positions: Positions, tenant: str = "") -> None:
+        self.tenant = tenant
         self.keys: list[Key] = []
         self.made = np.empty((decoder.spec.context if decoder.output == "boundary" else 0, decoder.width), np.float32)
         self._state = decoder.new_state(positions)
@@ -97,6 +99,7 @@ class History:
 class Shelf:
     """Histories of conversations that ended, KEPT of them: one that begins alike goes on from there. For any threads.
 
+    What conversations of one tenant left is not there for another's.
     A history is never in two conversations, and comes here when nothing refers to its conversation any more: a thread
     may still draft in one that a caller has given up.
     """
@@ -107,18 +110,20 @@ class Shelf:
         self._ended: SimpleQueue[History] = SimpleQueue()
         self._turn = threading.Lock()
 
-    def begin(self, keys: Sequence[Key], positions: Positions) -> History:
-        """A history that holds a beginning of `keys`, whose tokens stand at `positions`; perhaps an empty one.
+    def begin(self, keys: Sequence[Key], positions: Positions, tenant: str = "") -> History:
+        """A history of `tenant` that holds a beginning of `keys`, whose tokens stand at `positions`; perhaps an empty one.
 
         What is lost to it must not be more than it gains: a history of which less than half begins alike stays.
         """
         with self._turn:
             self._tidy()
-            alike = [agreeing(one.keys, keys) for one in self._kept]
+            own = [one for one in self._kept if one.tenant == tenant]
+            alike = [agreeing(one.keys, keys) for one in own]
             best = int(np.argmax(alike)) if alike else None
-            if best is None or 2 * alike[best] < len(self._kept[best].keys):
-                return History(self._decoder, positions)
-            history = self._kept.pop(best)
+            if best is None or 2 * alike[best] < len(own[best].keys):
+                return History(self._decoder, positions, tenant)
+            history = own[best]
+            self._kept.remove(history)
         history.resume(alike[best], positions)
         return history
 

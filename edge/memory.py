@@ -98,6 +98,7 @@ def distance(first: Miniature, second: Miniature) -> float:
 def _asked(question: Question) -> Hashable:
     """All of a question that its answer depends on, but for the pictures' pixels."""
     return (
+        question.tenant,
         question.messages,
         len(question.images),
         question.mode,

@@ -139,7 +139,7 @@ class Planner:
         with self._turn:
             live = self._live = self._live.aged(self._clock())
         question, throttled = prepared.question, self._is_throttled()
-        kind = hash(prepared.prompt)  # the same words are often asked again, and nobody's are kept
+        kind = hash((question.tenant, prepared.prompt))  # the same words are often asked again, and nobody's are kept
         asked = self._asked(prepared, live, kind, known("image", FLOAT32))
         found = self._searched(asked, self._space(question))
         found = replace(found, terms=self._spared(found.terms, prepared, known))

@@ -46,7 +46,7 @@ class Preparer:
             check_cut(self._target, asked.cut)
         if asked.keep_image_tokens < 1.0 and manifest.family.axes > 1:
             raise InputError(f"{manifest.name} places image tokens in a plane, where none can be left out")
-        names = tuple(hashlib.sha256(file).digest() for file in asked.images)
+        names = tuple(_name(asked.tenant, file) for file in asked.images)
         found = [self._pictures.get(name) for name in names]
         pictures = _decoded(asked.images, found)
         # The prompt says whether there is room for them all, before much is computed.
@@ -74,6 +74,13 @@ class Preparer:
         pixels = self._manifest.family.preprocess(picture)
         self._pictures.put(name, (picture, pixels), 3 * picture.width * picture.height + pixels.values.nbytes)
         return pixels
+
+
+def _name(tenant: str, file: bytes) -> bytes:
+    """What an image is kept under, for a tenant alone: whether another has asked about it does not show."""
+    name = hashlib.sha256(f"{tenant}\0".encode())
+    name.update(file)
+    return name.digest()
 
 
 def _decoded(files: Sequence[bytes], found: Sequence[Seen | None]) -> list[Image.Image]:

@@ -34,7 +34,7 @@ class Prepared:
     prompt: tuple[int, ...]
     asked: tuple[int, ...]
     limit: int  # answer tokens at most
-    names: tuple[bytes, ...] | None = None  # hashes of the images' files
+    names: tuple[bytes, ...] | None = None  # hashes of the images' files and whose they are
 
     def is_complete(self, answer: Sequence[int], stop_tokens: Collection[int]) -> bool:
         """Whether nothing follows the tokens of `answer`."""

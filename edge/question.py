@@ -35,8 +35,8 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
 
     The images come in the order of the messages' image parts. `logprobs` asks how likely each token was, and of so
     many alternatives. `correct_seconds`: an answer that the agent finished alone, its worker lost, may still be
-    verified for so long. The last five bound what mode `auto` may plan; no other mode plans, nor does `auto` where a
-    cut is given.
+    verified for so long. What is kept of a question is kept for its `tenant` alone, who asks where that is known. The
+    last five but that bound what mode `auto` may plan; no other mode plans, nor does `auto` where a cut is given.
     """
 
     messages: tuple[Message, ...]
@@ -58,6 +58,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     max_latency_ms: float | None = None  # also of an answer that the gate passes on
     min_agreement: float | None = None  # share of answers that are the target's own, as measured; None is 0.9
     max_leak: float | None = None  # share of a picture's variance that an attacker recovers, as measured
+    tenant: str = ""
 
     @classmethod
     def about(cls, image: bytes, text: str, **options: Any) -> Question:

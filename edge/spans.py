@@ -79,11 +79,12 @@ class TargetSpan:
         names: Sequence[bytes] | None = None,
         keep: float = 1.0,
         noise: Noise | None = None,
+        tenant: str = "",
     ) -> Crossing:
         """What crosses the cut for `prompt`, whose image tokens stand for the images in `pixels`.
 
-        With `names`, one an image and the same for no two images, what earlier conversations had computed is not run
-        again. `keep` is the share of the image tokens that enters the decoder, at a cut from `decoder.0` on. `noise` is
+        With `names`, one an image and the same for no two images, what `tenant`'s earlier conversations had computed is
+        not run again. `keep` is the share of the image tokens that enters the decoder, at a cut from `decoder.0` on. `noise` is
         on what crosses, not on what is computed here; it needs names.
         """
         assert noise is None or names is not None
@@ -105,7 +106,7 @@ class TargetSpan:
         known = range(len(pixels)) if names is None else names
         keys = keys_of(short, token, [((name, keep), count) for name, count in zip(known, counts, strict=True)])
         positions = manifest.family.positions(np.array(short) == token, grids)
-        history = History(self._prefix, positions) if names is None else self._shelf.begin(keys, positions)
+        history = History(self._prefix, positions) if names is None else self._shelf.begin(keys, positions, tenant)
         rows = PromptRows(self._prefix, short, token, counts, image)
         crossing = Crossing(len(pixels), image, Prefixed(keys, rows, history, noise))
         if names is not None:

@@ -16,7 +16,7 @@ from cutline.protos.address import is_loopback, parse_address
 MAX_FILE = 1 << 20  # bytes of a certificate, a chain of them, or a system's authorities
 _TOKEN_FILE = 4096
 
-TENANT_KEY = "cutline-tenant"  # metadata: for whom of its own agents a worker asks the next one
+TENANT_KEY = "cutline-tenant"  # metadata: for whom of its own an agent asks a worker, or a worker the next one
 
 _OPTIONS = [
     # A link that died without a word is noticed within half a minute, also while the worker is silent.

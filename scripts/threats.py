@@ -111,7 +111,7 @@ def _cell(text: str) -> str:
 
 
 def _link(trial: Trial) -> str:
-    return f"[{Path(trial.file).stem}::{trial.name.removeprefix('test_')}](../{trial.file})"
+    return f"[{Path(trial.file).name}::{trial.name}](../{trial.file})"
 
 
 def replaced(page: str, table: str) -> str:

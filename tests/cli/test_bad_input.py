@@ -346,6 +346,7 @@ def test_a_file_that_is_not_the_manifests(run: Run, card: Path, bundle: Path, na
     assert name in run("ask", card, "What?", "--bundle", bundle).failed(3)
 
 
+@pytest.mark.threat("outside")
 def test_a_file_outside_the_bundle(run: Run, card: Path, bundle: Path) -> None:
     (bundle.parent / "secret").write_bytes(b"")
     files = Bundle.open(DRAFTER).manifest.files

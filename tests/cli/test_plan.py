@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,7 +22,9 @@ from cutline.devices.profile import (
     profile_to_toml,
 )
 from cutline.errors import BundleError, ImageError, InputError, ProfileError
-from cutline.models.bundle import CALIBRATION, MANIFEST, Bundle, write_manifest
+from cutline.models.bundle import CALIBRATION, MANIFEST, Bundle, write_calibration, write_manifest
+from cutline.models.prices import Leak, open_prices
+from cutline.models.wire import Wire
 
 Run = Callable[..., Any]
 

@@ -269,6 +269,7 @@ def test_a_chain_is_busy_when_any_of_it_is(bundle: Bundle, asking: Any, case: Ca
     on_chain(bundle, ("decoder.1", "decoder.3")[: len(slots) - 1], run, slots=slots)
 
 
+@pytest.mark.threat("words")
 def test_a_chain_that_lost_its_end_says_so_and_names_no_address(bundle: Bundle, asking: Any, case: Case) -> None:
     async def main() -> None:
         async with contextlib.AsyncExitStack() as stack:

@@ -113,6 +113,7 @@ async def status(channel: Any, method: str, metadata: tuple[tuple[str, str], ...
     return code
 
 
+@pytest.mark.threat("doors")
 def test_every_method_of_every_service_is_denied_to_strangers_but_health(bundle: Bundle, fleet: Fleet) -> None:
     known = (("authorization", f"Bearer {TOKEN}"),)
     strangers: list[tuple[tuple[str, str], ...]] = [
@@ -149,6 +150,7 @@ def test_every_method_of_every_service_is_denied_to_strangers_but_health(bundle:
     run(main)
 
 
+@pytest.mark.threat("floods")
 def test_only_so_many_without_a_name_watch_at_once(
     bundle: Bundle, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -319,6 +321,7 @@ def test_a_tokens_file_that_does_not_read(tmp_path: Path, text: str) -> None:
         Tokens(file)
 
 
+@pytest.mark.threat("handles", "caches")
 def test_no_tenant_can_name_what_is_anothers(tmp_path: Path) -> None:
     file = tmp_path / "tokens.toml"
     file.write_text(token_entry("a", "one") + token_entry("ab", "two"))

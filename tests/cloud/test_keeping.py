@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import OrderedDict
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -53,6 +54,7 @@ def test_what_is_larger_than_the_room_drives_nothing_out() -> None:
     assert not Shelf(0).keeps
 
 
+@pytest.mark.threat("caches")
 def test_a_key_is_one_tenants_in_one_process() -> None:
     shelf, again = Shelf(8 * ROW), Shelf(8 * ROW)
     assert len({shelf.key(tenant, b"digest") for tenant in ("", "a", "b", "a/b")} | {again.key("a", b"digest")}) == 5

@@ -202,6 +202,7 @@ def test_the_next_turn_runs_only_what_is_new_and_no_image_again(worker: Worker) 
     assert worker.encoded == [1, 1]
 
 
+@pytest.mark.threat("caches")
 def test_an_image_that_only_looks_the_same_to_the_prompt_shares_nothing_from_there_on(worker: Worker) -> None:
     dice = random.Random(3)  # noqa: S311
     before, after = text(worker, dice, 20), text(worker, dice, 20)
@@ -221,6 +222,7 @@ def test_an_image_that_only_looks_the_same_to_the_prompt_shares_nothing_from_the
     assert nameless.tokens == worker.expected(tokens, [1])
 
 
+@pytest.mark.threat("caches")
 def test_nothing_of_one_tenants_is_there_for_another(worker: Worker) -> None:
     tokens = [*range(5, 25), *worker.image_tokens(0), *range(5, 15)]
     assert worker.ask(tokens, [0], tenant="a").opened.reused == 0
@@ -232,6 +234,7 @@ def test_nothing_of_one_tenants_is_there_for_another(worker: Worker) -> None:
     assert worker.ask(tokens, [0], known=1, tenant="a").opened.reused == len(tokens) - 1
 
 
+@pytest.mark.threat("caches")
 def test_wrong_digests_and_counts_are_refused(worker: Worker) -> None:
     tokens = [*range(5, 9), *worker.image_tokens(0), 5]
     worker.ask(tokens, [0])

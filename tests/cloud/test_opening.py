@@ -15,6 +15,7 @@ from cutline.models.bundle import read_manifest
 from cutline.protos.messages import Open
 
 
+@pytest.mark.threat("bombs", "late", "spans")
 def test_pictures_that_the_prompt_has_no_tokens_for_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A small file may be a large picture: sixteen of them must not cost more than the prompt says."""
     manifest = read_manifest(TARGET)

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -60,6 +61,7 @@ parts = st.lists(st.sampled_from([1, 2, 2, 2, b"cat", b"dog", None]), min_size=1
 answers = st.lists(st.sampled_from([2, 7, IMAGE]), max_size=4)
 
 
+@pytest.mark.threat("caches")
 @given(parts, answers, parts, answers, st.booleans(), st.sampled_from(["", "x"]))
 def test_what_is_shared_is_what_rows_depend_on(
     first: list[int | bytes | None],
@@ -95,6 +97,16 @@ def test_a_conversation_goes_on_in_its_slot_and_a_branch_in_a_copy() -> None:
     other = request([*system, b"dog", 1])
     assert slots.take(content(other), {}) == Place(2, 0, LEAST_COPIED)
     assert slots.take(content(request([*system, b"dog", 1], tenant="x")), {}) == Place(3, 3, 0)
+
+
+def test_what_a_running_session_has_decoded_is_nobodys_yet() -> None:
+    slots = Slots(4)
+    long, short = request(range(40)), request(range(32))
+    slots.take(content(long), {})
+    slots.take(content(short), {0: 40})
+    again = slots.take(content(request([*range(36), 99])), {0: 50, 1: 45})
+    assert again is not None
+    assert (again.source, again.reused) == (0, 36)
 
 
 def test_what_was_used_longest_ago_goes_first_and_the_lowest_of_those() -> None:

@@ -362,6 +362,7 @@ def wrong_data(case: Case, bundle: Bundle) -> dict[str, tuple[list[Wire], str]]:
     }
 
 
+@pytest.mark.threat("tensors", "spans", "handles", "bombs", "late")
 @pytest.mark.parametrize("kind", [wrong_tokens, wrong_data])
 def test_what_is_wrong_is_refused_and_the_worker_goes_on(
     bundle: Bundle, case: Case, kind: Callable[[Case, Bundle], dict[str, tuple[list[Wire], str]]]
@@ -401,6 +402,7 @@ def test_another_model_is_a_failed_precondition(bundle: Bundle, case: Case) -> N
     on_worker(bundle, run)
 
 
+@pytest.mark.threat("late", "floods")
 def test_a_message_over_the_limit_is_refused_by_grpc(bundle: Bundle, case: Case) -> None:
     async def run(client: Client) -> None:
         long = pb.AgentMessage(image=pb.ImageChunk(data=bytes(2 << 20)))
@@ -450,6 +452,7 @@ def test_a_full_worker_says_so_before_the_upload(bundle: Bundle, case: Case) -> 
     on_worker(bundle, run, slots=1)
 
 
+@pytest.mark.threat("floods")
 def test_openings_at_once_are_as_many_as_slots(bundle: Bundle, case: Case) -> None:
     """What is uploaded lies in memory, so one that could find no slot is refused before."""
 
@@ -530,6 +533,7 @@ def unread_probe(stream: int, authority: str) -> bytes:
     return frame(1, 4, stream, block) + frame(0, 1, stream, struct.pack(">BI", 0, len(message)) + message)
 
 
+@pytest.mark.threat("floods")
 def test_probes_whose_answers_nobody_reads_are_few(bundle: Bundle, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(servicer, "MAX_PROBES", 3)
 
@@ -566,6 +570,7 @@ def test_probes_whose_answers_nobody_reads_are_few(bundle: Bundle, case: Case, m
     asyncio.run(main())
 
 
+@pytest.mark.threat("floods")
 def test_calls_at_once_are_limited(bundle: Bundle, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "MAX_CALLS", 0)
 
@@ -597,6 +602,7 @@ def test_an_upload_that_never_ends_is_ended(
     on_worker(bundle, run)
 
 
+@pytest.mark.threat("handles")
 def test_a_draft_beyond_the_context_is_cut_there(bundle: Bundle, case: Case) -> None:
     opening, _, answer = case
     long = answer + (1,) * 10_000
@@ -609,6 +615,7 @@ def test_a_draft_beyond_the_context_is_cut_there(bundle: Bundle, case: Case) -> 
     on_worker(bundle, run)
 
 
+@pytest.mark.threat("floods")
 def test_a_flood_of_drafts_before_the_session_is_open_ends_it(
     bundle: Bundle, case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -62,6 +62,23 @@ def ids(answer: Answer) -> tuple[int, ...]:
     return tuple(token.id for token in answer.tokens)
 
 
+@pytest.mark.parametrize(
+    ("cut", "mode"), [("vision.1", Mode.SPLIT), ("decoder.0", Mode.AUTO), ("decoder.2", Mode.DRAFT)]
+)
+def test_with_noise_an_answer_is_not_called_exact(
+    cut: str, mode: Mode, worker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cutline.edge.agent.open_gate", never_keeps)
+    one = LONGEST
+    answers = ask(
+        worker,
+        [Question.about(one.image, one.question.text, mode=mode, cut=cut, noise=share) for share in (0.0, 1e-6, 5.0)],
+    )
+    assert [answer.exact for answer in answers] == [True, False, False]
+    assert ids(answers[0]) == ids(answers[1]) != ids(answers[2])
+    assert {answer.cut for answer in answers} == {cut}
+
+
 def wrong_in_places(every: int) -> Callable[[Drafting, Sequence[int], int], Iterator[Drafted]]:
     """The drafter as it is, with every so many tokens replaced."""
     honest = Drafting.draft

@@ -94,6 +94,7 @@ def fetch(
 reached: list[bytes] = []
 
 
+@pytest.mark.threat("fetching")
 def test_an_image_is_fetched_by_its_name() -> None:
     image, one = fetch()
     assert image == IMAGE
@@ -105,6 +106,7 @@ def test_an_image_is_fetched_by_its_name() -> None:
     assert b"authorization" not in asked.lower()
 
 
+@pytest.mark.threat("fetching")
 @pytest.mark.parametrize(
     "url",
     [
@@ -131,6 +133,7 @@ def test_what_was_not_allowed_is_not_asked(url: str) -> None:
     assert reached == []
 
 
+@pytest.mark.threat("fetching")
 @pytest.mark.parametrize(
     "addresses",
     [["127.0.0.1"], ["::1"], ["10.0.0.1"], ["8.8.8.8", "192.168.0.1"], ["::ffff:127.0.0.1"], [], ["fe80::1%eth0"]],
@@ -142,6 +145,7 @@ def test_an_allowed_name_that_leads_inside_is_refused(addresses: list[str]) -> N
     assert not any(address in str(found.value) for address in addresses)
 
 
+@pytest.mark.threat("fetching")
 @pytest.mark.parametrize(
     ("address", "public"),
     [
@@ -177,6 +181,7 @@ def test_which_addresses_are_public(address: str, public: bool) -> None:
     assert is_public(ipaddress.ip_address(address)) is public
 
 
+@pytest.mark.threat("fetching")
 @pytest.mark.parametrize(
     ("answer", "match"),
     [
@@ -194,12 +199,14 @@ def test_what_comes_back_wrong(answer: bytes, match: str) -> None:
     assert len(reached) == 1, "nothing is followed"
 
 
+@pytest.mark.threat("fetching", "late")
 def test_an_image_without_end_is_left() -> None:
     head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
     with pytest.raises(ImageError, match="over 1 MiB"):
         fetch(head, kind={"endless": True}, most=1 << 20)
 
 
+@pytest.mark.threat("fetching")
 def test_a_server_that_says_nothing_is_left() -> None:
     with pytest.raises(ImageError, match="did not give it"):
         fetch(kind={"silent": True}, seconds=0.1)

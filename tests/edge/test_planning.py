@@ -299,6 +299,7 @@ LIMITS: list[tuple[dict[str, Any], Callable[[Chosen], bool]]] = [
 ]
 
 
+@pytest.mark.threat("inversion")
 @pytest.mark.parametrize(("options", "holds"), LIMITS, ids=lambda one: str(one) if isinstance(one, dict) else "")
 @pytest.mark.parametrize("uplink", [0.05, 1.0, 1000.0])
 def test_plans_keep_to_what_is_asked(options: dict[str, Any], holds: Callable[[Chosen], bool], uplink: float) -> None:
@@ -486,7 +487,13 @@ def test_an_agent_without_profiles_does_not_plan() -> None:
         async with Agent(Bundle.open(DRAFTER), worker="127.0.0.1:1", threads=1) as agent:
             edge = await agent.answer(msgspec.structs.replace(asked, mode=Mode.EDGE))
             assert edge.plan is None
-            for bound in ({"exact": True}, {"image_must_stay": True}, {"max_latency_ms": 9.0}, {"min_agreement": 0.5}, {"max_leak": 0.5}):
+            for bound in (
+                {"exact": True},
+                {"image_must_stay": True},
+                {"max_latency_ms": 9.0},
+                {"min_agreement": 0.5},
+                {"max_leak": 0.5},
+            ):
                 with pytest.raises(InputError, match="does not plan"):
                     await agent.answer(msgspec.structs.replace(asked, **bound))
 

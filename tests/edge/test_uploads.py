@@ -159,6 +159,21 @@ def test_an_image_is_known_as_it_crossed_and_no_other_way() -> None:
     assert len(worker.kept) == 4
 
 
+def test_an_image_with_noise_is_another_and_always_the_same() -> None:
+    worker, other = KeepingWorker(), KeepingWorker(keeps=False)
+    shares = (0.0, 0.5, 0.25, 0.0, 0.5)
+    questions = [asking(0, cut="decoder.0", noise=share) for share in shares]
+    answers = talk(worker, *questions)
+    assert [answer.exact for answer in answers] == [share == 0.0 for share in shares]
+    assert [one.known for one in worker.openings] == [0, 0, 0, 1, 1]
+    assert len(worker.kept) == 3
+    talk(other, *questions)
+    digests = [one.digests for one in other.openings]
+    assert (digests[3], digests[4]) == (digests[0], digests[1]), "nothing is drawn twice"
+    ours = [one.digests for one in worker.openings]
+    assert [one == two for one, two in zip(digests, ours, strict=True)] == [share == 0.0 for share in shares]
+
+
 @pytest.mark.parametrize("way", [{"cut": "decoder.2"}, {"cut": "decoder.0", "keep_image_tokens": 0.5}])
 def test_rows_that_are_no_images_alone_have_no_digest(way: dict[str, Any]) -> None:
     worker = KeepingWorker()

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from cutline.demo.bundles import DRAFTER
+from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.edge.agent import Agent
@@ -204,7 +204,9 @@ def agent_asks(
     async def run() -> list[Answer | CutlineError]:
         upstream = Upstream("http://there/v1", model="big", transport=httpx.MockTransport(handler))
         answers: list[Answer | CutlineError] = []
-        async with Agent(BUNDLE, worker=None, threads=1, upstream=upstream, memory=memory) as agent:
+        async with Agent(
+            BUNDLE, worker=None, threads=1, target=Bundle.open(TARGET), upstream=upstream, memory=memory
+        ) as agent:
             for question in questions:
                 try:
                     answers.append(await agent.answer(question))
@@ -250,6 +252,11 @@ def test_what_only_a_worker_can_do_is_refused() -> None:
     (refused,) = agent_asks(lambda request: httpx.Response(500), asking(mode=Mode.DRAFT))
     assert isinstance(refused, InputError)
     assert "needs a worker of the target" in str(refused)
+    asked: list[httpx.Request] = []
+    (hidden,) = agent_asks(asked.append, asking(cut="decoder.0", noise=1.0))  # type: ignore[arg-type]
+    assert isinstance(hidden, InputError)
+    assert "the cut decoder.0 needs a worker of the target" in str(hidden)
+    assert not asked, "the picture stays"
     with pytest.raises(InputError, match="one or the other"):
         Agent(BUNDLE, worker="127.0.0.1:1", threads=1, upstream=Upstream("http://there", model="big"))
 

@@ -131,6 +131,7 @@ def test_sizes_that_do_not_agree_are_refused(
         Bundle.open(bundle.path)
 
 
+@pytest.mark.threat("code")
 @pytest.mark.parametrize("name", ["generation_config.json", "added_tokens.json", ".hidden"])
 def test_a_file_that_the_manifest_does_not_list_is_refused(bundle: Bundle, name: str) -> None:
     (bundle.path / name).write_text("{}")

@@ -278,6 +278,7 @@ def pickle_the_weights(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
 
+@pytest.mark.threat("code")
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [

@@ -93,6 +93,7 @@ def test_the_published_spec_is_at_parity_too() -> None:
     np.testing.assert_array_equal(pixels.values, expected)
 
 
+@pytest.mark.threat("aspect")
 @given(
     shape=st.tuples(st.integers(8, 4000), st.integers(8, 4000)), longest=st.integers(16, 300), tile=st.integers(8, 64)
 )
@@ -170,6 +171,7 @@ BAD = {
 }
 
 
+@pytest.mark.threat("bombs", "formats", "aspect")
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_image_gives_one_clear_line(name: str) -> None:
     data, said = BAD[name]
@@ -184,6 +186,7 @@ def test_a_bad_image_gives_one_clear_line(name: str) -> None:
     assert warned == []
 
 
+@pytest.mark.threat("bombs", "formats")
 def test_the_bomb_is_small_and_the_librarys_own_guard_stands() -> None:
     assert len(BAD["bomb"][0]) < 200_000
     assert Image.MAX_IMAGE_PIXELS == 1024**3 // 4 // 3

@@ -247,6 +247,7 @@ def test_a_prompt_fills_the_context_but_for_one_token(builder: PromptBuilder, tm
         within(needed)
 
 
+@pytest.mark.threat("templates")
 @pytest.mark.parametrize(
     ("template", "said"),
     [
@@ -264,6 +265,7 @@ def test_a_bad_template_is_the_bundles_fault(tmp_path: Path, template: str, said
         PromptBuilder.open(write(tmp_path / "bundle", template=template)).build([question("a")], [(0, 0)])
 
 
+@pytest.mark.threat("templates")
 def test_what_a_template_renders_is_capped(tmp_path: Path) -> None:
     builder = PromptBuilder.open(write(tmp_path / "bundle", template="<image>" + "{{ 'a' * 9999 }}" * 30))
     with pytest.raises(PromptError, match="render to over"):

@@ -115,6 +115,7 @@ def test_a_grid_that_no_image_becomes_is_not_taken(grid: Grid) -> None:
     assert not SMALL.takes(grid)
 
 
+@pytest.mark.threat("aspect")
 def test_the_work_an_image_can_cause_is_bounded() -> None:
     most = PUBLISHED.largest // PUBLISHED.patch**2
     assert most == 65536

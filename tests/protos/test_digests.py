@@ -6,6 +6,7 @@ import hashlib
 import struct
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -53,6 +54,7 @@ def test_both_sides_work_out_the_same_however_it_is_sent(
     assert rows_digest("vision.2", wire, (0, 0), np.asfortranarray(theirs)) == ours
 
 
+@pytest.mark.threat("caches")
 def test_whatever_differs_makes_another_digest() -> None:
     other = ROWS.copy()
     other[3, 2] = np.nextafter(other[3, 2], np.float32(9))

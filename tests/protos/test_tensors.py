@@ -136,6 +136,7 @@ def test_the_bytes_are_those_that_the_documentation_states(
     assert np.array_equal(decode_tensor(tensor), np.array(values, np.float32))
 
 
+@pytest.mark.threat("tensors")
 @pytest.mark.parametrize(
     ("kind", "shape", "data", "words"),
     [
@@ -203,6 +204,7 @@ def test_the_half_byte_that_fills_a_row_is_zero(half: int) -> None:
         decode_tensor(tensor)
 
 
+@pytest.mark.threat("tensors")
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
 def test_values_that_are_not_finite_are_refused(value: float, dtype: Any) -> None:
@@ -244,6 +246,7 @@ def test_other_types_are_not_sent(dtype: Any) -> None:
         encode_tensor(np.zeros((1, 2), dtype))
 
 
+@pytest.mark.threat("tensors")
 @pytest.mark.parametrize("wire", Wire)
 def test_a_whole_chunk_is_taken_in_bounded_memory(wire: Wire) -> None:
     width = 1024
@@ -294,6 +297,7 @@ def plausible(draw: st.DrawFn) -> pb.Tensor:
     return pb.Tensor(type=wire.name, shape=[count, width], data=data, scales=scales)
 
 
+@pytest.mark.threat("tensors")
 @settings(max_examples=1000)
 @given(st.one_of(damaged(), noise, plausible()))
 def test_whatever_comes_becomes_finite_values_or_an_input_error(tensor: pb.Tensor) -> None:

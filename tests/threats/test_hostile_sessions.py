@@ -57,7 +57,7 @@ async def attacked(channel: Any, messages: Attack) -> tuple[grpc.StatusCode, lis
 
 def files(opening: Open, *images: bytes) -> list[pb.AgentMessage]:
     pieces = [piece for image in images for piece in image_chunks(image)]
-    return list(map(agent_to_wire, [opening, *pieces]))
+    return [agent_to_wire(opening), *map(agent_to_wire, pieces)]
 
 
 def on(victim: Any, meanwhile: Any, run: Callable[[Any], Any]) -> None:
@@ -158,13 +158,14 @@ def test_image_tokens_that_fit_no_image_stop_nobody(victim: Any, meanwhile: Any,
     dice = random.Random(7)  # noqa: S311
     image, words = bundle.manifest.image_token, [token for token in honest.opening.tokens if token > 20]
     right = honest.opening.tokens.count(image)
+    good: Open = honest.opening
 
     def opening() -> Open:
         count = dice.choice([0, 1, right - 1, right, right + 1, 2 * right, 100])
         tokens = [image] * count + dice.choices(words, k=10)
         dice.shuffle(tokens)
         return replace(
-            honest.opening,
+            good,
             tokens=tuple(tokens),
             prompt_length=len(tokens) - dice.choice([0, 0, 3]),
             images=dice.choice([0, 1, 1, 2, 16]),
@@ -267,9 +268,11 @@ def test_what_a_library_says_stays_in_the_log(
                 "/cutline.v1.Worker/Session", pb.AgentMessage.SerializeToString, pb.WorkerMessage.FromString
             )
             talk, told = call(iter(files(honest.opening, honest.image)), timeout=SECONDS), list[str]()
-            while (message := await talk.read()) is not grpc.aio.EOF and isinstance(message, pb.WorkerMessage):
-                told.append(str(message))
-            told += [str(await talk.details()), str(await talk.trailing_metadata())]
+            try:
+                async for message in talk:
+                    told.append(str(message))
+            except grpc.aio.AioRpcError as error:
+                told += [str(error), str(error.details()), str(error.trailing_metadata())]
             assert sum("failed" in one for one in told) > 1
             assert not any(part in one for one in told for part in ("0x7f", "/home", "block", "RuntimeError"))
 
@@ -302,6 +305,7 @@ def test_another_tenants_images_are_not_there(bundle: Bundle, honest: Any, meanw
         ) as address:
             first = await opened(address, "one", named, honest.image)
             assert (first.kept, first.reused) == (True, 0)
+            assert (await opened(address, "one", known)).reused > 0
             async with meanwhile(address, AgentKeys(token="one")):
                 for within in ("", "harbour", "one"):
                     with pytest.raises(WorkerForgot):
@@ -310,7 +314,6 @@ def test_another_tenants_images_are_not_there(bundle: Bundle, honest: Any, meanw
                     await opened(address, "one", known, within="warehouse")
                 other = await opened(address, "two", named, honest.image)
                 assert (other.kept, other.reused) == (True, 0)  # kept, and worked out anew
-            assert (await opened(address, "one", known)).reused > 0
 
     asyncio.run(main())
 

@@ -58,6 +58,7 @@ def ask(tokens: Tokens, method: str, path: str, *headers: tuple[str, str]) -> ht
     return asyncio.run(run())
 
 
+@pytest.mark.threat("doors")
 def test_every_path_wants_a_token_but_health(tokens: Tokens, monkeypatch: pytest.MonkeyPatch) -> None:
     found = routes(monkeypatch)
     paths = {route.path.replace("{model:path}", "any") for route in found}

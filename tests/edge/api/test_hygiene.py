@@ -57,6 +57,7 @@ async def reply(url: str, sent: bytes) -> tuple[int, bytes]:
 CLOSE = "Connection: close"
 
 
+@pytest.mark.threat("doors")
 @pytest.mark.parametrize(
     ("host", "more", "status"),
     [
@@ -98,6 +99,7 @@ def test_names_are_held_to_where_only_this_machine_can_ask() -> None:
     assert names_of("192.168.1.7") is None
 
 
+@pytest.mark.threat("floods")
 @pytest.mark.parametrize(
     ("sent", "constant", "status"),
     [
@@ -126,6 +128,7 @@ def test_the_slow_are_not_waited_for(
     asyncio.run(run())
 
 
+@pytest.mark.threat("floods")
 @pytest.mark.parametrize("count", [200, 1000, 5000])
 def test_a_head_without_end_is_refused(agent: ScriptedAgent, serving: Serving, count: int) -> None:
     async def run() -> int:
@@ -137,6 +140,7 @@ def test_a_head_without_end_is_refused(agent: ScriptedAgent, serving: Serving, c
     assert agent.asked == []
 
 
+@pytest.mark.threat("floods")
 def test_connections_are_bounded(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "MOST_CONNECTIONS", 2)
 

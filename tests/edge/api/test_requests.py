@@ -108,6 +108,7 @@ def png(size: tuple[int, int], mode: str = "RGB") -> bytes:
 NESTED = b'{"messages": [{"role": "user", "more": ' + b"[" * 100_000
 
 
+@pytest.mark.threat("fetching", "late")
 @pytest.mark.parametrize(
     ("content", "kind", "status"),
     [
@@ -176,6 +177,7 @@ def test_what_cannot_be_answered(content: object, kind: str, status: int) -> Non
     assert "/" + "etc" not in error["message"], "nothing of the request's addresses is repeated"
 
 
+@pytest.mark.threat("late")
 def test_a_body_is_refused_once_it_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guarding, "MAX_BODY", 1 << 20)
     response = post(b" " * ((1 << 20) + 1))
@@ -209,6 +211,7 @@ def scripted() -> ScriptedAgent:
     return ScriptedAgent(Bundle.open(DRAFTER).manifest, always=[spoken("7")])
 
 
+@pytest.mark.threat("words")
 def test_a_bug_tells_strangers_nothing() -> None:
     agent = scripted()
     agent.enqueue(RuntimeError("secret"))
