@@ -63,7 +63,7 @@ def edge(
     server_keys, keys = open_server_keys(tls_cert, tls_key), open_keys(ca, cert, key, token_file)
     secured = server_keys is not None and api_tokens is not None
     check_listen(listen, secured=secured, insecure=insecure, needs="--tls-cert, --tls-key and --api-tokens")
-    tokens = None if api_tokens is None else Tokens(api_tokens)
+    tokens = None if api_tokens is None else Tokens(api_tokens, agent=True)
     given = AgentOptions(
         bundle=bundle,
         target=target,

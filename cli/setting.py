@@ -177,8 +177,10 @@ def open_server_keys(cert: Path | None, key: Path | None, client_ca: Path | None
     """What a server is to be known by, None where nothing is given. Raises InputError."""
     from cutline.protos.security import ServerKeys
 
-    if (cert is None) != (key is None) or (client_ca is not None and cert is None):
-        raise InputError("--tls-cert and --tls-key go together, and --client-ca with them")
+    if (cert is None) != (key is None):
+        raise InputError("--tls-cert and --tls-key go together; give both")
+    if client_ca is not None and cert is None:
+        raise InputError("--client-ca needs --tls-cert and --tls-key")
     return None if cert is None or key is None else ServerKeys(certificate=cert, key=key, client_ca=client_ca)
 
 

@@ -49,6 +49,7 @@ log = logging.getLogger(__name__)
 
 IDLE_SECONDS = 60.0  # a session that only verifies may wait this long for a draft
 SAFE_SECONDS = 1.0  # for which one that waits keeps its slot, even if another session wants one
+_FATAL = (torch.AcceleratorError, RankLost)  # nothing runs on the device, or on all, after these, for any session
 
 
 class Engine:
@@ -202,36 +203,62 @@ class Engine:
         return max(0.0, min(ends) - now) if ends else None
 
     def _admit(self, command: OpenSession) -> None:
+        """Begin a session, or refuse it. One that breaks as it begins ends alone."""
         request, now = command.request, time.monotonic()
         if request.deadline is not None and request.deadline <= now:
             command.deliver(_late())
             return
-        if self._slots.free == 0:
-            self._evict(now)
-        come = Content.of(request) if self._target.chooses else None  # another worker needs all rows from this one
-        place = self._slots.take(come, {one.slot: one.cached for one in self._sessions.values()})
-        if place is None:
+        try:
+            if self._slots.free == 0:
+                self._evict(now)
+            session = self._seated(command)
+        except Exception as error:
+            log.error("a session broke as it began", exc_info=error)
+            command.deliver(WorkerFailed("the worker failed on this session; its log says more"))
+            if isinstance(error, _FATAL):
+                raise
+            return
+        if session is None:
             command.deliver(self._no_room())
             return
-        known = request.pictured and all(picture.last < place.reused for picture in request.pictures)
-        if known and request.pictures:
-            request = request.unladen()  # its images lie within what is reused
-        limit = min(request.prompt_length + request.max_tokens, self._target.context)
-        kind = DeepSession if request.deep else Session
-        session = kind(
-            command.name, request, place.slot, command.deliver, limit, cached=place.reused, asked_at=command.asked_at
-        )
-        if place.reused:
-            self._target.resume(place.slot, place.source, place.reused)
-            self._observer.reused(place.reused)
         session.confirmed_at = now
-        for draft in command.drafts:
-            session.offer(draft.position, draft.tokens, draft.rows)
         self._sessions[command.name] = session
         # The next pass takes it, and begins now.
         waited = time.monotonic() - command.asked_at
         kept = self._keeps(command.request, encoded=session.request.pictured)
-        command.deliver(Opened(command.name, queue_seconds=waited, kept=kept, reused=place.reused))
+        command.deliver(Opened(command.name, queue_seconds=waited, kept=kept, reused=session.cached))
+
+    def _seated(self, command: OpenSession) -> Session | None:
+        """The session in a slot of its own, with what it finds there; None where all are taken."""
+        request = command.request
+        come = Content.of(request) if self._target.chooses else None  # another worker needs all rows from this one
+        place = self._slots.take(come, {one.slot: one.cached for one in self._sessions.values()})
+        if place is None:
+            return None
+        try:
+            known = request.pictured and all(picture.last < place.reused for picture in request.pictures)
+            if known and request.pictures:
+                request = request.unladen()  # its images lie within what is reused
+            limit = min(request.prompt_length + request.max_tokens, self._target.context)
+            kind = DeepSession if request.deep else Session
+            session = kind(
+                command.name,
+                request,
+                place.slot,
+                command.deliver,
+                limit,
+                cached=place.reused,
+                asked_at=command.asked_at,
+            )
+            if place.reused:
+                self._target.resume(place.slot, place.source, place.reused)
+                self._observer.reused(place.reused)
+            for draft in command.drafts:
+                session.offer(draft.position, draft.tokens, draft.rows)
+        except Exception:
+            self._slots.give(place.slot, ())
+            raise
+        return session
 
     def _keeps(self, request: Request, *, encoded: bool) -> bool:
         """Whether all images of a request are kept for others to come."""
@@ -255,7 +282,11 @@ class Engine:
         """Offer the drafts that wait for a session, unless it is flying."""
         if session.flying is None:
             for offer in self._waiting.pop(session.name, ()):
-                session.offer(offer.draft.position, offer.draft.tokens, offer.draft.rows)
+                try:
+                    session.offer(offer.draft.position, offer.draft.tokens, offer.draft.rows)
+                except Exception as error:
+                    self._fail(session, error)
+                    return
                 offer.taken()
 
     def _take_word(self, session: Session, event: Confirmed | Finished | CutlineError) -> None:
@@ -266,6 +297,8 @@ class Engine:
                     session.settle(event, self._stop_tokens)
                 except CutlineError as error:
                     self._end(session, error)
+                except Exception as error:
+                    self._fail(session, error)
                 else:
                     session.confirmed_at = time.monotonic()
                     self._take_drafts(session)
@@ -299,11 +332,14 @@ class Engine:
         session.deliver(last)
 
     def _end_all(self, why: CutlineError) -> None:
-        for session in tuple(self._sessions.values()):
-            self._end(session, why)
+        sessions = tuple(self._sessions.values())
+        # Nothing that may have broken is touched before all have heard it.
+        self._sessions, self._slots = {}, Slots(self._target.slots)
+        for session in sessions:
+            session.deliver(why)
 
     def _fail(self, session: Session, error: Exception) -> None:
-        log.error("session %s broke a pass", session.name, exc_info=error)
+        log.error("session %s broke", session.name, exc_info=error)
         failure = WorkerFailed("the worker failed on this session; its log says more")
         failure.__cause__ = error
         self._release(session.name, broken=True)
@@ -334,8 +370,8 @@ class Engine:
         try:
             made = self._target.run(batch, [self._image_rows(rows) for rows in batch])
             chosen = list(map(choose_all, batch, made)) if self._target.chooses else None
-        except (torch.AcceleratorError, RankLost):
-            raise  # nothing runs on the device, or on all of them, after this, for any session
+        except _FATAL:
+            raise
         except Exception as error:
             if len(batch) > 1:
                 for rows in batch:

@@ -1,4 +1,4 @@
-"""Who calls a worker: found by a token or a certificate before any handler runs, for every method but health's.
+"""Who calls a worker: found by a token or a certificate before anything it sends is read, but for health's methods.
 
 A caller is a tenant. It may say for whom of its own it asks, as a worker of a chain does for its agents; that divides
 what belongs to the tenant further, and can never name what belongs to another.
@@ -6,8 +6,10 @@ what belongs to the tenant further, and can never name what belongs to another.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -25,7 +27,11 @@ from cutline.protos.tokens import Limits, Tokens, is_tenant
 
 # A load balancer has no token, and asks before it sends anybody here. What it learns is whether a worker serves.
 OPEN = frozenset({"/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"})
-OPEN_CALLS = 32  # of those at once: nobody without a name fills the worker's calls with them
+OPEN_CALLS = 32  # of each of those at once: nobody without a name fills the worker's calls with them
+WATCH_SECONDS = 300.0  # after which who watches does so anew
+REQUEST_SECONDS = 5.0  # for a call's only message to come in
+LASTING = frozenset({"/cutline.v1.Worker/Session"})  # which has limits of its own
+STREAM_SECONDS = 30.0  # of any other stream
 
 _WITHIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,255}")
 
@@ -92,15 +98,22 @@ def _one(metadata: Sequence[tuple[str, str | bytes]], key: str) -> str:
 
 
 Behaviour = Callable[[Any, Any], Any]
+Asking = dict[asyncio.Timeout, None]  # calls whose lone message is waited for, the oldest first
 
 
 class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpcio has no types
-    """Lets a call through to its handler once it is known who makes it; only `OPEN` methods have another way."""
+    """Lets a call through to its handler once it is known who makes it; only `OPEN` methods have another way.
 
-    def __init__(self, callers: Callers, audit: Audit) -> None:
+    Of the `calls` that its server takes at once some are kept for tenants that have few.
+    """
+
+    def __init__(self, callers: Callers, audit: Audit, *, calls: int) -> None:
         self._callers = callers
         self._audit = audit
-        self._open = 0
+        self._calls = calls
+        self._held: Counter[str] = Counter()  # by tenants
+        self._asking: Asking = {}  # after health
+        self._watching = 0  # likewise
 
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], details: Any
@@ -108,34 +121,45 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpcio has no ty
         """The handler of a call, behind this gate. One that is not there is refused to strangers like the others."""
         method: str = details.method
         handler = await continuation(details)
-        if method in OPEN and handler is not None:
-            return self._counted(handler)
+        # gRPC waits for a lone request, for as long as it takes, before anybody is asked who sends it. So each is taken
+        # as a stream of bytes, which is the same on the wire; also, gRPC logs a traceback of one that is no message.
         if handler is None:
-            return grpc.stream_stream_rpc_method_handler(self._stream(method, _nothing))
-        streaming = handler.request_streaming
+            return grpc.stream_stream_rpc_method_handler(self._stream(method, _nothing, None))
         if handler.response_streaming:
-            make = grpc.stream_stream_rpc_method_handler if streaming else grpc.unary_stream_rpc_method_handler
-            behaviour = self._stream(method, handler.stream_stream or handler.unary_stream, _reading(handler))
+            behaviour: Behaviour = handler.stream_stream or handler.unary_stream
+            serve = self._watch(behaviour, handler) if method in OPEN else self._stream(method, behaviour, handler)
+            make = grpc.stream_stream_rpc_method_handler
         else:
-            make = grpc.stream_unary_rpc_method_handler if streaming else grpc.unary_unary_rpc_method_handler
-            behaviour = self._unary(method, handler.stream_unary or handler.unary_unary, _reading(handler))
-        # gRPC would read a lone request before anybody is asked who sent it, and log a traceback of one that is none.
-        return make(behaviour, handler.request_deserializer if streaming else None, handler.response_serializer)
+            behaviour = handler.stream_unary or handler.unary_unary
+            serve = self._check(behaviour, handler) if method in OPEN else self._unary(method, behaviour, handler)
+            make = grpc.stream_unary_rpc_method_handler
+        read = handler.request_deserializer if handler.request_streaming else None
+        return make(serve, read, handler.response_serializer)
 
-    def _unary(self, method: str, behaviour: Behaviour, read: Behaviour) -> Behaviour:
-        async def pass_on(request: Any, context: Any) -> Any:
+    def _unary(self, method: str, behaviour: Behaviour, handler: grpc.RpcMethodHandler) -> Behaviour:
+        async def pass_on(requests: Any, context: Any) -> Any:
             async with self._passage(method, context):
-                return await behaviour(await read(request, context), context)
+                return await behaviour(await _request(handler, requests, context, {}), context)
 
         return pass_on
 
-    def _stream(self, method: str, behaviour: Behaviour, read: Behaviour | None = None) -> Behaviour:
-        async def pass_on(request: Any, context: Any) -> AsyncIterator[Any]:
+    def _stream(self, method: str, behaviour: Behaviour, handler: grpc.RpcMethodHandler | None) -> Behaviour:
+        seconds = None if method in LASTING else STREAM_SECONDS
+
+        async def pass_on(requests: Any, context: Any) -> None:
             async with self._passage(method, context):
-                message = request if read is None else await read(request, context)
-                async with contextlib.aclosing(behaviour(message, context)) as answers:
-                    async for answer in answers:
-                        yield answer
+                request = requests if handler is None else await _request(handler, requests, context, {})
+                try:
+                    async with (
+                        asyncio.timeout(seconds) as limit,
+                        contextlib.aclosing(behaviour(request, context)) as said,
+                    ):
+                        async for answer in said:
+                            await context.write(answer)
+                except TimeoutError:
+                    if not limit.expired():
+                        raise
+                    await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "this call lasted too long; make another")
 
         return pass_on
 
@@ -149,45 +173,79 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpcio has no ty
             raise  # abort does so itself
         CALLER.set(caller)
         outcome = "CANCELLED"  # unless something else is known
+        found = not caller.tenant or may_call(self._held, self._calls, caller.tenant)
+        self._held[caller.tenant] += 1
         try:
+            if not found:
+                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many calls of yours are open; end some")
             yield
             outcome = "OK"
         except grpc.aio.AbortError:
             outcome = grpc.StatusCode(context.code()).name
             raise
         finally:
+            self._held -= Counter([caller.tenant])  # and none that is 0
             self._audit.served(method, caller.name, outcome)
 
-    def _counted(self, handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
-        """A handler of health's, none of which takes a stream."""
-        behaviour: Behaviour = handler.unary_stream or handler.unary_unary
-        read = _reading(handler)
+    def _check(self, behaviour: Behaviour, handler: grpc.RpcMethodHandler) -> Behaviour:
+        """Of health, for anybody. Where too many do not say what they ask, the one that was given longest is ended."""
 
-        async def count(request: Any, context: Any) -> Any:
-            if self._open >= OPEN_CALLS:
-                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many ask after this worker's health")
-            self._open += 1
+        async def check(requests: Any, context: Any) -> Any:
+            if len(self._asking) >= OPEN_CALLS:
+                oldest = next(iter(self._asking))
+                del self._asking[oldest]
+                if not oldest.expired():
+                    oldest.reschedule(0.0)
+            return await behaviour(await _request(handler, requests, context, self._asking), context)
+
+        return check
+
+    def _watch(self, behaviour: Behaviour, handler: grpc.RpcMethodHandler) -> Behaviour:
+        """Of health, for anybody: so many at once, who may come again once their time is up."""
+
+        async def watch(requests: Any, context: Any) -> None:
+            if self._watching >= OPEN_CALLS:
+                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many watch this worker's health")
+            self._watching += 1
             try:
-                return await behaviour(await read(request, context), context)
+                request = await _request(handler, requests, context, {})
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(WATCH_SECONDS):
+                        await behaviour(request, context)
             finally:
-                self._open -= 1
+                self._watching -= 1
 
-        make = grpc.unary_stream_rpc_method_handler if handler.unary_stream else grpc.unary_unary_rpc_method_handler
-        return make(count, None, handler.response_serializer)
+        return watch
 
 
-def _reading(handler: grpc.RpcMethodHandler) -> Behaviour:
-    """What makes a handler's request of what came: the message in its bytes, or of a stream that itself."""
+def may_call(held: Mapping[str, int], calls: int, tenant: str) -> bool:
+    """Whether `tenant` may have one more of so many `calls`, by who holds how many.
 
-    async def read(request: Any, context: Any) -> Any:
-        if handler.request_streaming:
-            return request
-        try:
-            return handler.request_deserializer(request)
-        except DecodeError:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the request is no message of this method")
+    A third of them is kept for those that have less than an equal share would be with one tenant more.
+    """
+    others = sum(1 for one, count in held.items() if count and one != tenant)
+    return sum(held.values()) < calls - calls // 3 or held.get(tenant, 0) < calls // (others + 2)
 
-    return read
+
+async def _request(handler: grpc.RpcMethodHandler, requests: Any, context: Any, asking: Asking) -> Any:
+    """What a handler takes: a stream of messages as it is, or the only message, which is among `asking` until it comes."""
+    if handler.request_streaming:
+        return requests
+    try:
+        async with asyncio.timeout(REQUEST_SECONDS) as patience:
+            asking[patience] = None
+            try:
+                data = await anext(aiter(requests), None)
+            finally:
+                asking.pop(patience, None)
+    except TimeoutError:
+        await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the request's message did not come")
+    try:
+        if data is not None:
+            return handler.request_deserializer(data)
+    except DecodeError:
+        pass
+    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the request is no message of this method")
 
 
 async def _nothing(request: Any, context: Any) -> AsyncIterator[Any]:

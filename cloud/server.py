@@ -116,10 +116,9 @@ async def serve(
         None if access.tokens is None else Tokens(access.tokens),
         certificates=access.keys is not None and access.keys.client_ca is not None,
     )
+    calls = (slots or MOST_SLOTS) + MAX_CALLS
     server = grpc.aio.server(
-        interceptors=[Gate(callers, Audit())],
-        options=_OPTIONS,
-        maximum_concurrent_rpcs=(slots or MOST_SLOTS) + MAX_CALLS,
+        interceptors=[Gate(callers, Audit(), calls=calls)], options=_OPTIONS, maximum_concurrent_rpcs=calls
     )
     # Before the model is loaded, which takes its time.
     try:

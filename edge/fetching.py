@@ -76,7 +76,7 @@ class Fetcher:
             await self._client.aclose()
 
     async def fetch(self, url: str) -> bytes:
-        """What stands at `url`. Raises ImageError, which says nothing of what was found there."""
+        """What stands at `url`. Raises ImageError, which of what was found there tells the status alone."""
         asked = self._parsed(url)
         try:
             async with asyncio.timeout(self._seconds):

@@ -7,7 +7,7 @@
     [tenant.warehouse]           # may be left out, and so may each of its keys
     sessions = 4                 # at once
     openings_per_minute = 60
-    upload_mb_per_second = 8.0
+    upload_mb_per_second = 8.0   # a worker's file alone
 
 It is read anew when it changes. One that does not read then changes nothing: the last good one stays, and the log says
 so. A token is 256 random bits, so its hash needs neither salt nor slowness.
@@ -35,11 +35,16 @@ MAX_TOKEN = 512  # characters; a longer one is none, and is not hashed
 _TENANT = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z"
 _SHA256 = r"^[0-9a-f]{64}\Z"
 
+_OF_WORKERS = frozenset({"upload_mb_per_second"})  # keys that an agent would not hold anybody to
+
 _Positive = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What one tenant may have of a worker. Without `sessions` it is all that others do not wait for."""
+    """What one tenant may have of a worker, or of an agent, whose sessions are questions in work.
+
+    Without `sessions` it is all that others do not wait for.
+    """
 
     sessions: Annotated[int, msgspec.Meta(ge=1)] | None = None
     openings_per_minute: _Positive = 6000.0
@@ -57,12 +62,13 @@ class _Content(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Tokens:
-    """The tokens file at `path`. Raises InputError if it does not read when it is opened."""
+    """The tokens file at `path`, of an agent or a worker. Raises InputError if it does not read when it is opened."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, agent: bool = False) -> None:
         self._path = path
+        self._foreign = _OF_WORKERS if agent else frozenset[str]()
         self._version = file_version(path)
-        self._content = _read(path)
+        self._content = _read(path, self._foreign)
 
     def tenant(self, token: str) -> str | None:
         """Whose `token` it is, None if it is nobody's. Takes as long for any: every entry is compared, and whole."""
@@ -82,7 +88,7 @@ class Tokens:
         if version != self._version:
             self._version = version
             try:
-                self._content = _read(self._path)
+                self._content = _read(self._path, self._foreign)
             except InputError as error:
                 log.error("%s; what it said before still counts", error)
             else:
@@ -112,13 +118,17 @@ def is_tenant(name: str) -> bool:
     return re.fullmatch(_TENANT, name) is not None
 
 
-def _read(path: Path) -> _Content:
+def _read(path: Path, foreign: frozenset[str]) -> _Content:
     try:
         with path.open("rb") as file:
             text = file.read(MAX_BYTES + 1)
         if len(text) > MAX_BYTES:
             raise InputError(f"the tokens file {path} is larger than {MAX_BYTES >> 20} MiB")
-        return msgspec.toml.decode(text, type=_Content)
+        content = msgspec.toml.decode(text, type=_Content)
+        for tenant, given in msgspec.toml.decode(text).get("tenant", {}).items():
+            if wrong := sorted(foreign & given.keys()):
+                raise InputError(f"{path}: {wrong[0]} of tenant {tenant} is a worker's limit, not an agent's; take it out")
+        return content
     except OSError as error:
         raise InputError(f"cannot read the tokens file {path}: {error.strerror}") from None
     except UNREADABLE as error:

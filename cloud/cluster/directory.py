@@ -73,7 +73,9 @@ async def serve(
     callers = Callers(
         None if tokens is None else Tokens(tokens), certificates=keys is not None and keys.client_ca is not None
     )
-    server = grpc.aio.server(interceptors=[Gate(callers, Audit())], options=_OPTIONS, maximum_concurrent_rpcs=MAX_CALLS)
+    server = grpc.aio.server(
+        interceptors=[Gate(callers, Audit(), calls=MAX_CALLS)], options=_OPTIONS, maximum_concurrent_rpcs=MAX_CALLS
+    )
     try:
         if keys is None:
             port = server.add_insecure_port(listen)

@@ -64,10 +64,14 @@ class LinkNow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):
-    """How the agent stands, for the page; `totals` count since it was started."""
+    """How the agent stands, for the page; `totals` count since it was started.
+
+    `switchable` says that `offline` can be set by who asks.
+    """
 
     ready: bool
     offline: bool
+    switchable: bool
     modes: tuple[Mode, ...]
     drafter: str
     target: str | None
@@ -98,12 +102,13 @@ def model_of(standing: AgentState, created: int) -> Model:
     return Model(id=standing.drafter, created=created, cutline=able)
 
 
-def state_of(standing: AgentState, totals: Totals) -> State:
+def state_of(standing: AgentState, totals: Totals, *, switchable: bool) -> State:
     """The agent's state as the page shows it."""
     asked = [one for one in standing.workers if one.breaker is Breaker.CLOSED and one.rtt_ms is not None]
     return State(
         ready=standing.ready,
         offline=standing.offline,
+        switchable=switchable,
         modes=standing.modes,
         drafter=standing.drafter,
         target=standing.target,

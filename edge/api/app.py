@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Collection, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -19,8 +19,9 @@ from starlette.types import ASGIApp, Receive
 
 from cutline.edge.answer import Answer
 from cutline.edge.api.about import ALIAS, Health, Models, Readiness, Switches, model_of, state_of
+from cutline.edge.api.entrance import TENANT
 from cutline.edge.api.faults import Failed, Fault, Refused, fault_of, headers_of, status_of, unreadable
-from cutline.edge.api.guarding import MOST, Desk, Guard, body_of
+from cutline.edge.api.guarding import MOST, UNLIMITED, Bodies, Desk, Guard
 from cutline.edge.api.metrics import CANCELLED, Metrics
 from cutline.edge.api.openapi import document
 from cutline.edge.api.pictures import pictures
@@ -31,16 +32,17 @@ from cutline.edge.api.streaming import STOPPED, EventStream, Narrator, disconnec
 from cutline.edge.events import Event
 from cutline.edge.question import Mode, Question
 from cutline.edge.state import AgentState
-from cutline.errors import CutlineError, InputError, WorkerUnavailable
+from cutline.errors import AccessDenied, CutlineError, InputError, WorkerUnavailable
 from cutline.models.bundle import Manifest
 from cutline.models.unreadable import UNREADABLE
+from cutline.protos.tokens import Limits
 
 if TYPE_CHECKING:  # an agent that fetches nothing loads nothing of it
     from cutline.edge.fetching import Fetcher
 
 T = TypeVar("T")
 
-LARGE = 1 << 20  # bytes: a body that takes long enough to read that others should not wait for it
+LARGE = 64 << 10  # bytes: a body that takes long enough to read that others should not wait for it
 
 
 class Answering(Protocol):
@@ -59,14 +61,21 @@ class Answering(Protocol):
 
 
 def application(
-    agent: Answering, *, hosts: Collection[str] | None = None, most: int = MOST, fetcher: Fetcher | None = None
+    agent: Answering,
+    *,
+    hosts: Collection[str] | None = None,
+    most: int = MOST,
+    fetcher: Fetcher | None = None,
+    limits: Callable[[str], Limits] = lambda tenant: UNLIMITED,
+    shared: bool = False,
 ) -> ASGIApp:
     """The agent's HTTP application.
 
-    `hosts` are the names it may be asked by, None for any; `most` questions may be in work at once; a `fetcher` gets
-    images that stand elsewhere.
+    `hosts` are the names it may be asked by, None for any; `most` questions may be in work at once, and of each tenant
+    what `limits` say; a `fetcher` gets images that stand elsewhere. An agent that is `shared` none who asks may take
+    offline, and one that is offline now stays so.
     """
-    api = _Api(agent, most=most, fetcher=fetcher)
+    api = _Api(agent, most=most, limits=limits, fetcher=fetcher, shared=shared)
     routes = [
         Route("/v1/chat/completions", api.complete, methods=["POST"]),
         Route("/v1/models", api.models),
@@ -86,11 +95,22 @@ def application(
 class _Api:
     """What answers at each path."""
 
-    def __init__(self, agent: Answering, *, most: int, fetcher: Fetcher | None) -> None:
+    def __init__(
+        self,
+        agent: Answering,
+        *,
+        most: int,
+        limits: Callable[[str], Limits],
+        fetcher: Fetcher | None,
+        shared: bool,
+    ) -> None:
         self._agent = agent
         self._fetcher = fetcher
+        self._shared = shared
+        self._begun_offline = agent.offline
         self._counts = Metrics()
-        self._desk = Desk(most, self._counts.working)
+        self._desk = Desk(most, self._counts.working, limits)
+        self._bodies = Bodies()
         self._began = int(time.time())
         self._fingerprint = f"fp_{agent.manifest.identity[:12]}"
         self._stops = frozenset(agent.manifest.stop_tokens)
@@ -100,7 +120,7 @@ class _Api:
         try:
             with ExitStack() as stack:
                 asked = await self._read(request, stack)
-                question = asked.question(await pictures(asked.urls, self._fetcher))
+                question = asked.question(await pictures(asked.urls, self._fetcher), tenant=_tenant(request))
                 mode = question.mode
                 heading = Heading.of(self._agent.manifest, self._fingerprint)
                 if asked.stream:
@@ -123,12 +143,8 @@ class _Api:
 
     async def _read(self, request: Request, stack: ExitStack) -> ChatRequest:
         """The request, for which `stack` keeps a place until it is closed. Raises Refused."""
-        try:
-            stack.enter_context(self._desk.place())
-        except Refused:
-            await body_of(request, keep=False)  # one that still sends might not read the refusal
-            raise
-        body = await body_of(request)
+        body = await self._bodies.read(request, _tenant(request))
+        stack.enter_context(self._desk.place(_tenant(request)))
         asked = await asyncio.to_thread(read_request, body) if len(body) > LARGE else read_request(body)
         self._check(asked.model)
         return asked
@@ -181,13 +197,23 @@ class _Api:
     async def state(self, request: Request) -> Response:
         if request.method == "POST":
             try:
-                switches = msgspec.json.decode(await body_of(request), type=Switches)
+                switches = msgspec.json.decode(await self._bodies.read(request, _tenant(request)), type=Switches)
+                self._switch(switches)
             except UNREADABLE as error:
                 return _failure(unreadable(error))
             except Refused as error:
                 return _failure(error)
-            self._agent.offline = switches.offline
-        return _json(state_of(self._agent.state(), self._counts.totals))
+        switchable = not (self._shared or self._begun_offline)
+        return _json(state_of(self._agent.state(), self._counts.totals, switchable=switchable))
+
+    def _switch(self, switches: Switches) -> None:
+        if self._shared:
+            message = "others ask this agent too, so none of them takes it offline; who runs it may, with --offline"
+            raise Refused(403, Fault(message, AccessDenied.__name__))
+        if self._begun_offline and not switches.offline:
+            message = "the agent was started with --offline, and stays so; who runs it may start it without"
+            raise Refused(409, Fault(message, InputError.__name__, "offline"))
+        self._agent.offline = switches.offline
 
     async def healthy(self, request: Request) -> Response:
         return _json(Health())
@@ -202,6 +228,11 @@ class _Api:
 
     async def openapi(self, request: Request) -> Response:
         return _json(document())
+
+
+def _tenant(request: Request) -> str:
+    """Who asks, "" where nobody knows."""
+    return str(request.scope.get(TENANT, ""))
 
 
 async def _unless_gone(receive: Receive, work: Awaitable[T]) -> T:

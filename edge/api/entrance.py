@@ -14,10 +14,14 @@ from cutline.errors import AccessDenied
 from cutline.protos.tokens import Tokens
 
 OPEN = frozenset({"/healthz"})  # what restarts a dead agent has no token, and learns no more than that it lives
+TENANT = "cutline.tenant"
 
 
 class Entrance:
-    """An application that takes who has one of the `tokens` alone, whatever the path or the method."""
+    """An application that takes who has one of the `tokens` alone, whatever the path or the method.
+
+    It finds in its scope whose token that was, under TENANT.
+    """
 
     def __init__(self, app: ASGIApp, tokens: Tokens) -> None:
         self._app = app
@@ -27,34 +31,38 @@ class Entrance:
         if scope["type"] != "http":
             return  # the agent speaks nothing else
         # The path as it was sent: what is not spelt just so is not open.
-        if scope.get("raw_path") in _RAW or self._knows(Headers(scope=scope)):
+        if scope.get("raw_path") in _RAW:
             await self._app(scope, receive, send)
+        elif (tenant := self._tenant(Headers(scope=scope))) is not None:
+            await self._app({**scope, TENANT: tenant}, receive, send)
         else:
             await _refuse(send)
 
-    def _knows(self, headers: Headers) -> bool:
+    def _tenant(self, headers: Headers) -> str | None:
         given = headers.getlist("authorization")
         if len(given) != 1:
-            return False
+            return None
         scheme, _, token = given[0].partition(" ")
         match scheme.lower():
             case "bearer":
-                return self._tokens.tenant(token) is not None
+                return self._tokens.tenant(token)
             case "basic":  # a browser asks its person for a name, which may be any, and a password: the token
                 try:
                     _, _, password = base64.b64decode(token, validate=True).decode("ascii").partition(":")
                 except (binascii.Error, ValueError):
-                    return False
-                return self._tokens.tenant(password) is not None
+                    return None
+                return self._tokens.tenant(password)
             case _:
-                return False
+                return None
 
 
 _RAW = frozenset(path.encode() for path in OPEN)
 
 
 async def _refuse(send: Send) -> None:
-    fault = Fault("this agent wants a token; see `cutline keys token`", AccessDenied.__name__)
+    # The same whether there was a token or not: what nearly was one is nobody's to learn.
+    message = "this agent wants a token that it knows; give it with --token-file, or as `Authorization: Bearer TOKEN`"
+    fault = Fault(message, AccessDenied.__name__)
     body = msgspec.json.encode(Failed(fault))
     headers = [
         (b"content-type", b"application/json"),

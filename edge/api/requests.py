@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
 from cutline.edge.api.faults import Fault, Refused, unreadable
-from cutline.edge.question import MAX_STOPS, Mode, Question
+from cutline.edge.question import MAX_NOISE, MAX_STOPS, MAX_TIMEOUT, Mode, Question
 from cutline.errors import InputError
 from cutline.models.prompt import ImagePart, Message, Role, TextPart
 from cutline.models.sampling import Sampling
@@ -20,6 +21,8 @@ from cutline.protos.messages import MAX_ALTERNATIVES
 T = TypeVar("T")
 
 MAX_NAMED = 20  # fields that one refusal names
+MAX_VALUES = 200_000  # in a request: more words than any model here takes, and what reads in a moment
+MAX_PARTS = 1000  # messages, and parts of one
 
 # What OpenAI's servers know and this one does not do, with the values that ask for nothing; null never does.
 _NOT_SERVED: dict[str, tuple[object, ...]] = {
@@ -88,6 +91,10 @@ class ChatMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return [ChatText(self.content)] if isinstance(self.content, str) else self.content
 
 
+_Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+_SomeShare = Annotated[float, msgspec.Meta(gt=0, le=1)]
+
+
 class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`include_usage`: the last chunk counts tokens."""
 
@@ -98,19 +105,19 @@ class Extension(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How to answer. `guesses`: a stream tells what the drafter believes too."""
 
     mode: Mode = Mode.AUTO
-    effort: float = 1.0
+    effort: _Share = 1.0
     cut: str = "image"
     wire: Wire = Wire.FLOAT32
-    keep_image_tokens: float = 1.0
-    top_k: int = 0
-    timeout: float = 60.0
+    keep_image_tokens: _SomeShare = 1.0
+    top_k: Annotated[int, msgspec.Meta(ge=0, lt=2**31)] = 0
+    timeout: Annotated[float, msgspec.Meta(gt=0, le=MAX_TIMEOUT)] = 60.0
     exact: bool = False
     image_must_stay: bool = False
-    max_latency_ms: float | None = None
-    min_agreement: float | None = None
-    max_leak: float | None = None
-    noise: float = 0.0
-    correct_seconds: float = 0.0
+    max_latency_ms: Annotated[float, msgspec.Meta(gt=0, le=1e9)] | None = None
+    min_agreement: _Share | None = None
+    max_leak: _Share | None = None
+    noise: Annotated[float, msgspec.Meta(ge=0, le=MAX_NOISE)] = 0.0
+    correct_seconds: Annotated[float, msgspec.Meta(ge=0, le=MAX_TIMEOUT)] = 0.0
     guesses: bool = False
 
 
@@ -121,9 +128,9 @@ class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model: str | None = None
     max_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
     max_completion_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    seed: int | None = None
+    temperature: Annotated[float, msgspec.Meta(ge=0, le=100)] | None = None
+    top_p: _SomeShare | None = None
+    seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] | None = None
     stop: str | Annotated[list[str], msgspec.Meta(max_length=MAX_STOPS)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=MAX_ALTERNATIVES)] | None = None
@@ -169,8 +176,8 @@ class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         parts = (part for message in self.messages for part in message.parts)
         return tuple(part.image_url.url for part in parts if isinstance(part, ChatImage))
 
-    def question(self, images: Sequence[bytes]) -> Question:
-        """The question it asks about the `images` that its `urls` stand for. Raises InputError."""
+    def question(self, images: Sequence[bytes], *, tenant: str = "") -> Question:
+        """The question of `tenant` about the `images` that its `urls` stand for. Raises InputError."""
         for message in self.messages:
             if message.role != "user" and any(isinstance(part, ChatImage) for part in message.parts):
                 raise InputError(f"a message of the {message.role} has an image; only the user's may")
@@ -200,6 +207,7 @@ class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             min_agreement=how.min_agreement,
             max_leak=how.max_leak,
             noise=how.noise,
+            tenant=tenant,
         )
 
     def _most(self) -> int:
@@ -218,17 +226,42 @@ class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def read_request(body: bytes | bytearray) -> ChatRequest:
     """The request in a body of JSON. Raises Refused, which names every field that is unknown or not served."""
+    # Counted before any is read: a body of nothing but commas would take a hundred times its size.
+    if sum(body.count(one) for one in (b"{", b"[", b",")) > MAX_VALUES:
+        raise _unfit(f"the request has over {MAX_VALUES} values; send less")
     try:
-        raw = msgspec.json.decode(body)
+        raw = _LENIENT.decode(body)
     except UNREADABLE as error:
         raise unreadable(error) from None
+    _check_counts(raw)
     wanted = _without_neutral(raw)
     try:
         return msgspec.convert(wanted, ChatRequest)
     except msgspec.ValidationError as error:
-        if names := list(_unknown(msgspec.inspect.type_info(ChatRequest), wanted, "")):
+        unknown = _unknown(msgspec.inspect.type_info(ChatRequest), wanted, "")
+        if names := list(islice(unknown, MAX_NAMED + 1)):
             raise _unwelcome(names) from None
         raise unreadable(error) from None
+
+
+_LENIENT = msgspec.json.Decoder(float_hook=float)  # 1e999 is infinite, and what has no such field says so
+
+
+def _check_counts(raw: Any) -> None:
+    """That a request has no more messages, nor any of them more parts, than a request may. Raises Refused."""
+    messages = raw.get("messages") if isinstance(raw, dict) else None
+    if not isinstance(messages, list):
+        return
+    if len(messages) > MAX_PARTS:
+        raise _unfit(f"{len(messages)} messages are too many; send {MAX_PARTS} at most", "messages")
+    for index, one in enumerate(messages):
+        content = one.get("content") if isinstance(one, dict) else None
+        if isinstance(content, list) and len(content) > MAX_PARTS:
+            raise _unfit(f"{len(content)} parts are too many; send {MAX_PARTS} at most", f"messages[{index}].content")
+
+
+def _unfit(message: str, param: str | None = None) -> Refused:
+    return Refused(400, Fault(message, InputError.__name__, param))
 
 
 def _without_neutral(raw: Any) -> Any:
@@ -242,18 +275,27 @@ def _without_neutral(raw: Any) -> Any:
 
 
 def _asking(raw: dict[str, Any], neutral: dict[str, tuple[object, ...]]) -> dict[str, Any]:
-    return {name: value for name, value in raw.items() if name not in neutral or value not in (None, *neutral[name])}
+    return {
+        name: value
+        for name, value in raw.items()
+        if name not in neutral or not (value is None or any(_same(value, one) for one in neutral[name]))
+    }
+
+
+def _same(value: Any, neutral: object) -> bool:
+    """Whether a value is that of a field that asks for nothing: true is no 1, though it equals it."""
+    return isinstance(value, bool) == isinstance(neutral, bool) and bool(value == neutral)
 
 
 def _unknown(kind: msgspec.inspect.Type, value: Any, place: str) -> Iterator[str]:
-    """The paths of all fields in `value` that its type does not have."""
+    """The paths of the fields in `value` that its type does not have."""
     match kind:
         case msgspec.inspect.UnionType(types):
             for one in types:
                 if not isinstance(one, msgspec.inspect.StructType) or one.tag_field is None or _tag(one, value):
                     yield from _unknown(one, value, place)
         case msgspec.inspect.ListType(item) if isinstance(value, list):
-            for index, one in enumerate(value):
+            for index, one in enumerate(value[:MAX_PARTS]):
                 yield from _unknown(item, one, f"{place}[{index}]")
         case msgspec.inspect.StructType() if isinstance(value, dict):
             fields = {field.encode_name: field.type for field in kind.fields}
@@ -271,14 +313,14 @@ def _tag(kind: msgspec.inspect.StructType, value: Any) -> bool:
 
 
 def _unwelcome(names: list[str]) -> Refused:
-    known = [name for name in names if name in _NOT_SERVED]
-    unknown = [name for name in names if name not in _NOT_SERVED]
+    known = [name for name in names[:MAX_NAMED] if name in _NOT_SERVED]
+    unknown = [name for name in names[:MAX_NAMED] if name not in _NOT_SERVED]
     said = [
-        f"{label} {', '.join(_printable(name) for name in some[:MAX_NAMED])}" + (", ..." if some[MAX_NAMED:] else "")
+        f"{label} {', '.join(_printable(name) for name in some)}"
         for label, some in (("what is not served here:", known), ("unknown fields:", unknown))
         if some
     ]
-    message = f"the request has {', and '.join(said)}; leave these out"
+    message = f"the request has {', and '.join(said)}{', ...' if names[MAX_NAMED:] else ''}; leave these out"
     return Refused(400, Fault(message, InputError.__name__, _printable(names[0]), "unsupported_parameter"))
 
 

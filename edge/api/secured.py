@@ -6,12 +6,15 @@ import asyncio
 import contextlib
 import logging
 import ssl
-from collections.abc import AsyncIterator
+from asyncio.sslproto import SSLProtocol
+from collections.abc import AsyncIterator, Callable
 
 from cutline.errors import InputError
 from cutline.protos.security import ServerKeys, file_version, read_pair
 
 LOOK_SECONDS = 10.0
+HANDSHAKE_SECONDS = 10.0
+PARTING_SECONDS = 2.0  # that a client may take to say goodbye
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +31,41 @@ async def tls(keys: ServerKeys) -> AsyncIterator[ssl.SSLContext]:
     finally:
         renewing.cancel()
         await asyncio.wait([renewing])
+
+
+class Secured(SSLProtocol):
+    """The TLS of one connection, which `came` hears of when it is accepted, and `left` when it has ended.
+
+    asyncio tells `inner`, who speaks within it, of those alone whose handshake is done.
+    """
+
+    def __init__(
+        self,
+        context: ssl.SSLContext,
+        inner: asyncio.Protocol,
+        *,
+        came: Callable[[asyncio.Transport], object],
+        left: Callable[[], object],
+    ) -> None:
+        super().__init__(
+            asyncio.get_running_loop(),
+            inner,
+            context,
+            None,
+            server_side=True,
+            ssl_handshake_timeout=HANDSHAKE_SECONDS,
+            ssl_shutdown_timeout=PARTING_SECONDS,
+        )
+        self._came = came
+        self._left = left
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._came(transport)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._left()
+        super().connection_lost(exc)
 
 
 async def _renew(context: ssl.SSLContext, keys: ServerKeys) -> None:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+import ssl
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from cutline.edge.api.app import Answering, application
 from cutline.edge.api.entrance import Entrance
-from cutline.edge.api.guarding import MAX_HEAD, MOST
-from cutline.edge.api.secured import tls
+from cutline.edge.api.guarding import MAX_HEAD, MOST, UNLIMITED
+from cutline.edge.api.secured import Secured, tls
 from cutline.errors import InputError
 from cutline.protos.address import is_loopback, parse_address
 from cutline.protos.security import ServerKeys
@@ -31,18 +33,46 @@ MOST_CONNECTIONS = 128
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
+class _Door:
+    """The connections that were accepted, the oldest first. Where they are too many one goes that has no request."""
+
+    def __init__(self) -> None:
+        self._inside: dict[_Connection, asyncio.Transport] = {}
+
+    def enter(self, connection: _Connection, transport: asyncio.Transport) -> None:
+        """One was accepted, or is known already, by its TLS."""
+        self._inside.setdefault(connection, transport)
+        if len(self._inside) > MOST_CONNECTIONS:
+            idle = next((one for one in self._inside if not one.busy), connection)
+            self._inside.pop(idle).abort()
+
+    def leave(self, connection: _Connection) -> None:
+        """One has ended."""
+        self._inside.pop(connection, None)
+
+
 class _Connection(H11Protocol):
     """A connection that is closed where no request comes in time, or where there are too many."""
 
     _timer: asyncio.TimerHandle | None = None
 
+    def __init__(self, door: _Door, **given: Any) -> None:
+        super().__init__(**given)
+        self._door = door
+
+    @property
+    def busy(self) -> bool:
+        """Whether it has a request that is not answered."""
+        cycle: RequestResponseCycle | None = self.cycle
+        return cycle is not None and not cycle.response_complete
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > MOST_CONNECTIONS:
-            transport.abort()
+        self._door.enter(self, transport)
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._door.leave(self)
         if self._timer is not None:
             self._timer.cancel()
         super().connection_lost(exc)
@@ -57,9 +87,17 @@ class _Connection(H11Protocol):
         self._timer = self.loop.call_later(HEAD_SECONDS, self._give_up)
 
     def _give_up(self) -> None:
-        cycle: RequestResponseCycle | None = self.cycle
-        if cycle is None or cycle.response_complete:
+        if not self.busy:
             self.transport.close()
+
+
+def _accepted(door: _Door, context: ssl.SSLContext | None, **given: Any) -> asyncio.BaseProtocol:
+    """What speaks with who was just accepted."""
+    connection = _Connection(door, **given)
+    if context is None:
+        return connection
+    came, left = partial(door.enter, connection), partial(door.leave, connection)
+    return Secured(context, connection, came=came, left=left)
 
 
 class _Server(uvicorn.Server):
@@ -110,10 +148,13 @@ async def serve(
                 hosts=names_of(host) if tokens is None else None,  # a page that misled a browser has no token
                 most=most,
                 fetcher=await stack.enter_async_context(_fetcher(allow_urls)) if allow_urls else None,
+                limits=(lambda tenant: UNLIMITED) if tokens is None else tokens.limits,
+                shared=tokens is not None or not is_loopback(host),
             )
+            context = None if keys is None else await stack.enter_async_context(tls(keys))
             config = uvicorn.Config(
                 app if tokens is None else Entrance(app, tokens),
-                http=_Connection,
+                http=partial(_accepted, _Door(), context),  # type: ignore[arg-type] # it is only called
                 ws="none",
                 lifespan="off",
                 log_level="warning",
@@ -121,9 +162,6 @@ async def serve(
                 h11_max_incomplete_event_size=MAX_HEAD,
                 timeout_graceful_shutdown=STOP_SECONDS,
             )
-            if keys is not None:
-                config.load()
-                config.ssl = await stack.enter_async_context(tls(keys))
             server = _Server(config, lambda: announce(f"{host}:{listening.getsockname()[1]}"))
             await server.serve([listening])
             if dropped := server.server_state.tasks:

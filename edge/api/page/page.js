@@ -246,6 +246,8 @@ function showState(state) {
   plans = state.plans;
   allow(state.modes);
   find("offline").checked = state.offline;
+  find("offline").disabled = !state.switchable;
+  find("offline-means").textContent = state.switchable ? "Nothing leaves this device" : "Set by who runs the agent";
   find("link").replaceChildren(...linkFacts(state).filter(Boolean));
   find("totals").replaceChildren(...totalFacts(state.totals));
 }
