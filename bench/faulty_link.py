@@ -203,6 +203,7 @@ class FaultyLink:
         if self._truncates:
             self._truncates = False
             sink.write(piece[: len(piece) // 2])
+            sink.close()  # in order, or the half would be lost with the rest
             return False
         if self._flips and piece:
             self._flips -= 1

@@ -119,6 +119,7 @@ def ask(
     import msgspec
 
     from cutline.cli.setting import AgentOptions, agent_opener, open_keys
+    from cutline.edge.heartbeat import NOTICE
     from cutline.edge.question import Mode, Question
     from cutline.errors import ImageError, InputError
     from cutline.models.images import MAX_BYTES
@@ -154,12 +155,11 @@ def ask(
         max_leak=max_leak,
     )
     profiles, keys = (edge_profile, cloud_profile, link), open_keys(ca, cert, key, token_file)
-    if agent is not None and (
-        bundle or worker or directory or target or threads or provider or upstream or offline or any(profiles)
-    ):
+    theirs = bundle, worker, directory, target, threads, provider, upstream, upstream_key_file, offline, *profiles
+    if agent is not None and (any(theirs) or upstream_model != "default" or notice != NOTICE):
         raise InputError(
             "--agent asks a running agent, which has its own --bundle, --worker, --directory, --target, --threads, "
-            "--provider, --upstream, --offline and profiles"
+            "--provider, --notice, --upstream and what goes with it, --offline and profiles"
         )
     if agent is None:
         given = AgentOptions(
@@ -200,17 +200,20 @@ def _show(answer: Answer) -> None:
 
     console = Console(highlight=False)
     console.print(coloured(answer.tokens))
+
+    def tell(line: str) -> None:  # what others wrote is text, never markup
+        console.print(line, style="dim", markup=False)
+
     where = f"worker {answer.worker}" if answer.worker else "this device alone"
     if answer.wire is not None:
         where += f" · cut at {answer.cut}, {answer.wire}"
     cost = f"{answer.bytes_up} B up, {answer.bytes_down} B down, {answer.accepted} of {answer.drafted} drafted accepted"
     if (plan := answer.plan) is not None:
         where_cut = f"{plan.mode} at {plan.cut}" + (f" in {plan.wire}" if plan.wire else "")
-        times = f"{plan.predicted_ms:.0f} ms predicted, {plan.measured_ms:.0f} measured"
-        console.print(f"[dim]planned {where_cut}: {times}[/dim]")
+        tell(f"planned {where_cut}: {plan.predicted_ms:.0f} ms predicted, {plan.measured_ms:.0f} measured")
     for lost in answer.lost:
         then = f"{lost.next} went on" if lost.next else "the drafter went on"
-        console.print(f"[dim]lost {lost.worker} after {lost.position} tokens, {then}: {lost.why}[/dim]")
+        tell(f"lost {lost.worker} after {lost.position} tokens, {then}: {lost.why}")
     if answer.tail is not None:
-        console.print(f"[dim]this device alone from token {answer.alone_from} on: {answer.tail}[/dim]")
-    console.print(f"[dim]{answer.mode} · {where} · {answer.latency_ms:.0f} ms · {cost}[/dim]")
+        tell(f"this device alone from token {answer.alone_from} on: {answer.tail}")
+    tell(f"{answer.mode} · {where} · {answer.latency_ms:.0f} ms · {cost}")

@@ -18,11 +18,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from cutline.cli.files import write_private
+from cutline.cli.keys import LEAF_DAYS
 from cutline.errors import InputError
+from cutline.protos.security import read_private, read_public
 from cutline.protos.tokens import check_tenant
 
 CA_DAYS = 5 * 365
-LEAF_DAYS = 397  # what browsers take at most, and long enough to be renewed by hand
 ALWAYS = ("localhost", "127.0.0.1", "::1")  # hosts of every server's certificate: tunnels end there
 _SKEW = datetime.timedelta(hours=1)  # a small board's clock may be slow when it boots
 
@@ -75,13 +76,15 @@ class Authority:
     def open(cls, folder: Path) -> Authority:
         """The one that is there. Raises InputError."""
         pair = pair_of(folder, "ca")
-        try:
-            certificate = x509.load_pem_x509_certificate(pair.certificate.read_bytes())
-            key = serialization.load_pem_private_key(pair.key.read_bytes(), password=None)
-        except OSError as error:
+        if missing := [str(file) for file in (pair.certificate, pair.key) if not file.exists()]:
             raise InputError(
-                f"{folder} has no authority ({error.strerror}: {error.filename}); make one with `cutline keys init`"
-            ) from None
+                f"{folder} has no authority ({missing[0]} is not there); make one with `cutline keys init`"
+            )
+        shown = read_public(pair.certificate, what="authority's certificate")
+        secret = read_private(pair.key, what="authority's key")
+        try:
+            certificate = x509.load_pem_x509_certificate(shown)
+            key = serialization.load_pem_private_key(secret, password=None)
         except (ValueError, TypeError):  # the latter where the key has a passphrase
             raise InputError(f"the authority in {folder} does not read; is it of `cutline keys init`?") from None
         if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():

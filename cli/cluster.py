@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Run several workers as one, and see how they are.", no_args_is_help=True)
 
 _OURS = ("--bundle", "--drain", "--listen", "--threads")
+# Options of `cutline cloud` that name files: the workers run elsewhere than here.
+_FILES = ("--audit", "--ca", "--cert", "--client-ca", "--key", "--tls-cert", "--tls-key", "--token-file", "--tokens")
 
 
 @app.command(epilog="Example: cutline cluster up --workers 2 --max-workers 6 --gpus-per-worker 1 --bundle my-target")
@@ -75,13 +78,17 @@ def up(
     from cutline.cloud.cluster.scaling import Limits
     from cutline.cloud.cluster.watching import changes, hopeless
     from cutline.errors import WorkerUnavailable
+    from cutline.protos.address import parse_address
     from cutline.protos.directory import Standing
 
-    server_keys = open_server_keys(tls_cert, tls_key, client_ca)
+    server_keys = open_server_keys(_there(tls_cert), _there(tls_key), _there(client_ca))
     secured = server_keys is not None and (tokens is not None or client_ca is not None)
     needs = "--tls-cert, --tls-key, and --tokens or --client-ca"
     check_listen(listen, secured=secured, insecure=insecure, needs=needs)
-    most = max_workers or workers
+    host, _ = parse_address(listen)
+    if address is None and host in ("0.0.0.0", "[::]"):  # noqa: S104 (it is refused)
+        raise InputError(f"agents are told where the workers are, and {host} is no such place; give this machine's own")
+    most = workers if max_workers is None else max_workers
     if not 1 <= workers <= most:
         raise InputError("--workers must be 1 or more, and --max-workers no fewer")
     if threads < 1 or gpus_per_worker < 0 or drain < 0:
@@ -96,7 +103,7 @@ def up(
     order = Order(
         listen=listen,
         options=(
-            *(("--bundle", str(bundle.resolve())) if bundle else ()),
+            *(("--bundle", str(_there(bundle))) if bundle else ()),
             *("--drain", str(drain)),
             *(("--device", "cuda") if gpus_per_worker and "--device" not in given else ()),
             *_checked(given),
@@ -106,8 +113,8 @@ def up(
         gpus=gpus_per_worker,
         drain=drain,
         server_keys=server_keys,
-        tokens=tokens,
-        keys=open_keys(ca, cert, key, token_file),
+        tokens=_there(tokens),
+        keys=open_keys(_there(ca), _there(cert), _there(key), _there(token_file)),
     )
     stop = threading.Event()
     with connected(address):
@@ -120,7 +127,7 @@ def up(
             while not stop.wait(0.5):
                 listing = cluster.listing()
                 for line in changes(seen, listing):
-                    print(line, file=sys.stderr, flush=True)
+                    print(_printable(line), file=sys.stderr, flush=True)
                 served = served or any(one.standing is Standing.READY for one in listing.workers)
                 if not served and (why := hopeless(listing)) is not None:
                     raise WorkerUnavailable(f"no worker of the cluster starts: {why}")
@@ -161,32 +168,51 @@ def status(
         Console().print(_table(address, listing))
 
 
+def _there(path: Path | None) -> Path | None:
+    """`path` for who works in another folder; links stay links, for certificates are renewed by them."""
+    return None if path is None else path.absolute()
+
+
 def _checked(given: Sequence[str]) -> tuple[str, ...]:
-    """Options for the workers that are not this command's to give. Raises InputError."""
-    for option in given:
-        if (name := option.partition("=")[0]) in _OURS:
+    """Options for the workers, their files as for `_there`. Raises InputError for those of this command itself."""
+    checked, before = list[str](), ""
+    for text in given:
+        name, equals, value = text.partition("=")
+        if name in _OURS:
             raise InputError(f"{name} is given to `cutline cluster up` itself, before the --")
-    return tuple(given)
+        if before in _FILES:
+            checked.append(str(Path(text).absolute()))
+        elif equals and name in _FILES:
+            checked.append(f"{name}={Path(value).absolute()}")
+        else:
+            checked.append(text)
+        before = text
+    return tuple(checked)
 
 
 def _table(address: str, listing: Listing) -> Table:
     import time
 
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(
-        "worker", "address", "standing", "since", "sessions", "queue", "failures", title=f"cluster at {address}"
-    )
+    table = Table("worker", "address", "standing", "since", "sessions", "queue", "failures")
+    table.title = Text(f"cluster at {address}")
     table.caption = f"{listing.wanted} wanted"
     for one in listing.workers:
         seconds = max(0.0, time.time() - one.since)
+        # What workers say is text, and neither markup nor what a terminal would obey.
         table.add_row(
-            one.name,
-            one.address or "-",
-            f"{one.standing}: {one.why}" if one.why else one.standing,
+            Text(_printable(one.name)),
+            Text(_printable(one.address) or "-"),
+            Text(_printable(f"{one.standing}: {one.why}" if one.why else one.standing)),
             f"{seconds:,.0f} s",
             f"{one.sessions} of {one.max_sessions}",
             f"{one.queue_seconds * 1000:,.0f} ms",
             str(one.failures),
         )
     return table
+
+
+def _printable(text: str) -> str:
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)

@@ -22,6 +22,8 @@ Hosts = Annotated[
 ]
 Days = Annotated[int, typer.Option(help="Days that the certificates are good for.")]
 
+LEAF_DAYS = 397  # what browsers take at most, and long enough to be renewed by hand
+
 _TOKENS_MODE = 0o600
 
 
@@ -33,7 +35,7 @@ def init(
         list[str] | None,
         typer.Option("--device", help="Device that gets a certificate of this name; repeatable.", show_default=False),
     ] = None,
-    days: Days = 397,
+    days: Days = LEAF_DAYS,
     as_json: options.Json = False,
 ) -> None:
     """Make an authority, a certificate for workers, and one for each device. Nothing is ever written over.
@@ -59,7 +61,7 @@ def add_server(
     folder: Folder,
     name: Annotated[str, typer.Argument(help="What its files are called.")],
     host: Hosts = None,
-    days: Days = 397,
+    days: Days = LEAF_DAYS,
     as_json: options.Json = False,
 ) -> None:
     """Make a certificate for another worker, or a new one in place of one that ends."""
@@ -74,7 +76,7 @@ def add_server(
 def add_device(
     folder: Folder,
     name: Annotated[str, typer.Argument(help="The device's name, and its tenant's.")],
-    days: Days = 397,
+    days: Days = LEAF_DAYS,
     as_json: options.Json = False,
 ) -> None:
     """Make a certificate for another device, or for a worker that goes on to a next one."""
@@ -111,12 +113,15 @@ def token(
         with os.fdopen(os.open(tokens, os.O_WRONLY | os.O_CREAT | os.O_APPEND, _TOKENS_MODE), "a") as file:
             file.write(entry)
     except OSError as error:
+        if out is not None:
+            out.unlink()  # it would let nobody in
         raise InputError(f"cannot write {tokens}: {error.strerror}") from None
     Tokens(tokens)
     where = str(out) if out is not None else "FILE, where nobody else can read it"
     lines = [
-        f"the worker:  --tokens {tokens}   (`cutline edge`: --api-tokens {tokens})",
-        f"its agents:  --token-file {where}",
+        f"to serve with it:  `cutline cloud` --tokens {tokens}, or `cutline edge` --api-tokens {tokens}",
+        f"to come with it:   --token-file {where}",
+        "                   or over HTTP `Authorization: Bearer TOKEN`",
     ]
     if out is None:
         lines.insert(0, made)

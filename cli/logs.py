@@ -6,6 +6,7 @@ import json
 import logging
 import logging.handlers
 import os
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 from cutline.errors import InputError
 
 FORMS = ("text", "json")
+LONGEST_LINE = 4096  # characters, of a line for people without its fields
+LONGEST_FIELD = 200
 
 
 def write_logs(form: str, audit: Path | None = None) -> None:
@@ -45,9 +48,28 @@ class TextLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as text."""
-        said = " ".join(f"{key}={value}" for key, value in fields_of(record).items() if value != "")
-        line = super().format(record)
-        return f"{line} {said}" if said else line
+        said = "".join(f" {key}={_word(value)}" for key, value in fields_of(record).items() if value != "")
+        return super().format(record) + said
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """What stands before the fields, in one line whatever it quotes."""
+        return _printable(super().formatMessage(record), LONGEST_LINE)
+
+    def formatException(self, ei: Any) -> str:
+        """A traceback, none of whose lines looks like one of the log's."""
+        return textwrap.indent(super().formatException(ei), "  ")
+
+
+def _printable(text: str, most: int) -> str:
+    """`text` with escapes in place of what a terminal would obey, cut after so many characters."""
+    shown = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text[:most])
+    return shown if len(text) <= most else f"{shown}..."
+
+
+def _word(value: object) -> str:
+    """A field's value that nobody takes for two fields."""
+    text = _printable(str(value), LONGEST_FIELD)
+    return json.dumps(text, ensure_ascii=False) if any(one in text for one in ' ="') else text
 
 
 class JsonLines(logging.Formatter):

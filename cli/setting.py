@@ -99,6 +99,8 @@ def agent_opener(given: AgentOptions, *, cuts: bool) -> Callable[[], Agent]:
     key = _upstream_key(given)
     if not 0 <= given.memory < math.inf:
         raise InputError(f"--memory is {given.memory:g}; give seconds, or 0 for none")
+    if given.fresh and given.memory > 0:
+        raise InputError("--fresh uses nothing of a question for the next, which --memory does; give one or the other")
     if given.directory is not None and given.workers:
         raise InputError("--directory says which workers there are; give that or --worker")
     return lambda: Agent(
@@ -129,6 +131,8 @@ def _upstream(given: AgentOptions, key: str | None) -> Upstream | None:
 def _upstream_key(given: AgentOptions) -> str | None:
     """The key of the upstream, if one is named. Raises InputError for what cannot be an upstream, too."""
     if given.upstream is None:
+        if given.upstream_key_file is not None:
+            raise InputError("--upstream-key-file is the key of an upstream; give --upstream too")
         return None
     if given.workers or given.directory is not None:
         raise InputError("an upstream answers in place of workers; give --upstream, or --worker or --directory")

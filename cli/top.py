@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -20,6 +21,14 @@ EPILOG = "Example: cutline top 127.0.0.1:9090 --json --once"
 def top(
     address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="Where a worker shows metrics: its --metrics.")],
     interval: Annotated[float, typer.Option(help="Seconds between two readings.")] = 1.0,
+    ca: Annotated[
+        Path | None,
+        typer.Option(help="Certificates in PEM of who vouches for the worker, to read HTTPS.", show_default=False),
+    ] = None,
+    cert: Annotated[
+        Path | None, typer.Option(help="A certificate that its --client-ca vouches for.", show_default=False)
+    ] = None,
+    key: options.Key = None,
     once: Annotated[bool, typer.Option("--once", help="Read once: means of all the time since the start.")] = False,
     as_json: options.Json = False,
 ) -> None:
@@ -37,6 +46,7 @@ def top(
 
     from cutline.errors import WorkerUnavailable
     from cutline.protos.address import parse_address
+    from cutline.protos.security import AgentKeys, client_context
 
     try:
         from cutline.cloud.figures import figures, read_counts
@@ -46,16 +56,22 @@ def top(
     if interval <= 0:
         raise InputError("--interval must be more than 0 seconds")
     host, port = parse_address(address)
+    keys = AgentKeys(ca=ca, certificate=cert, key=key)
+    keys.check()
+    scheme, verify = ("http", True) if ca is None else ("https", client_context(keys))
+    asks = "; elsewhere than on this machine it wants --ca, --cert and --key" if cert is None else ""
     console, counts, at = Console(), None, 0.0
     # No proxy of the environment stands between an operator and a worker.
-    with httpx.Client(trust_env=False, timeout=5.0) as client, Live(console=console) as live:
+    with httpx.Client(trust_env=False, timeout=5.0, verify=verify) as client, Live(console=console) as live:
         if as_json or once:
             live.stop()
         while True:
             try:
-                text = client.get(f"http://{host}:{port}/metrics").raise_for_status().text
+                text = client.get(f"{scheme}://{host}:{port}/metrics").raise_for_status().text
             except httpx.HTTPError:
-                raise WorkerUnavailable(f"no metrics at {address}; start the worker with --metrics HOST:PORT") from None
+                raise WorkerUnavailable(
+                    f"no metrics at {address}; start the worker with --metrics HOST:PORT{asks}"
+                ) from None
             now, before, since = time.monotonic(), counts, at
             counts, at = read_counts(text), now
             shown = figures(counts, before, seconds=now - since)

@@ -34,6 +34,7 @@ class Account:
     finished: Finished | None = None
     bytes_up: int = 0
     bytes_down: int = 0
+    slowed: float = 0.0  # seconds that messages were held up, for their tenant sent more than it may
     seconds: float = 0.0
     status: str = "CANCELLED"  # unless something else is known
     _clock: float = field(default_factory=time.monotonic)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 from cutline.cloud.accounts import Account
@@ -21,13 +22,34 @@ _UNTOLD = frozenset(
     }
 )
 
+DENIED_SECONDS = 1.0  # between two lines about calls of strangers, who may be many
+
 
 class Audit(Observer):
-    """Writes a line a call, refused or served. As an observer it hears of sessions."""
+    """Writes a line a call, and of those that are denied one a second. As an observer it hears of sessions."""
+
+    def __init__(self) -> None:
+        self._denied = 0  # calls since the last line about such
+        self._last: dict[str, str] = {}
+        self._pause: asyncio.TimerHandle | None = None
 
     def denied(self, method: str, why: AccessDenied) -> None:
-        """Somebody called `method` and could not say who they are."""
-        log.warning("denied", extra={"fields": {"method": method[:80], "why": str(why)}})
+        """Somebody called `method` and could not say who they are. Of many a second one line says how many.
+
+        Called on an event loop.
+        """
+        self._denied += 1
+        self._last = {"method": method[:80], "why": str(why)}
+        if self._pause is None:
+            self._tell()
+
+    def _tell(self) -> None:
+        """Write of the last call that was denied, and how many were since the line before; then pause."""
+        self._pause = None
+        if self._denied:
+            log.warning("denied", extra={"fields": self._last | {"count": self._denied}})
+            self._denied = 0
+            self._pause = asyncio.get_running_loop().call_later(DENIED_SECONDS, self._tell)
 
     def served(self, method: str, tenant: str, outcome: str) -> None:
         """A tenant's call ended."""

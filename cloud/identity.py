@@ -149,12 +149,10 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpcio has no ty
         async def pass_on(requests: Any, context: Any) -> None:
             async with self._passage(method, context):
                 request = requests if handler is None else await _request(handler, requests, context, {})
+                limit = asyncio.timeout(seconds)
                 try:
-                    async with (
-                        asyncio.timeout(seconds) as limit,
-                        contextlib.aclosing(behaviour(request, context)) as said,
-                    ):
-                        async for answer in said:
+                    async with limit, contextlib.aclosing(behaviour(request, context)) as answers:
+                        async for answer in answers:
                             await context.write(answer)
                 except TimeoutError:
                     if not limit.expired():
@@ -228,24 +226,24 @@ def may_call(held: Mapping[str, int], calls: int, tenant: str) -> bool:
 
 
 async def _request(handler: grpc.RpcMethodHandler, requests: Any, context: Any, asking: Asking) -> Any:
-    """What a handler takes: a stream of messages as it is, or the only message, which is among `asking` until it comes."""
+    """What a handler takes: the stream of messages, or the only one, until which the call is among `asking`."""
     if handler.request_streaming:
         return requests
+    data, patience = None, asyncio.timeout(REQUEST_SECONDS)
     try:
-        async with asyncio.timeout(REQUEST_SECONDS) as patience:
+        async with patience:
             asking[patience] = None
-            try:
-                data = await anext(aiter(requests), None)
-            finally:
-                asking.pop(patience, None)
+            data = await anext(aiter(requests), None)
     except TimeoutError:
-        await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the request's message did not come")
+        await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the message of this call did not come")
+    finally:
+        asking.pop(patience, None)
     try:
         if data is not None:
             return handler.request_deserializer(data)
     except DecodeError:
         pass
-    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the request is no message of this method")
+    return await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the request is no message of this method")
 
 
 async def _nothing(request: Any, context: Any) -> AsyncIterator[Any]:

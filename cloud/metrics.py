@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import socket
+import socketserver
+import ssl
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app
 
 from cutline.cloud.observer import Observer
 from cutline.errors import CutlineError, InputError
 from cutline.protos.address import is_loopback, parse_address
 from cutline.protos.messages import Confirmed, Finished, Opened
-from cutline.protos.security import ServerKeys
+from cutline.protos.security import ServerKeys, server_context
 from cutline.protos.status import status_of
+
+MOST_READERS = 16  # at once
+READER_SECONDS = 10.0  # for a reading, its handshake included
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _ROWS = tuple(2**power for power in range(11))
@@ -97,23 +105,73 @@ def show(metrics: Metrics, listen: str, keys: ServerKeys | None = None) -> Itera
     On this machine's addresses that is HTTP; elsewhere HTTPS by `keys`, to who has a certificate of their `client_ca`.
     """
     host, port = parse_address(listen)
-    secured: dict[str, Any] = {}
+    tls = None
     if not is_loopback(host):
         if keys is None or keys.client_ca is None:
             raise InputError(f"metrics at {host} could be read from outside; give keys with a client_ca")
-        secured = {
-            "certfile": str(keys.certificate),
-            "keyfile": str(keys.key),
-            "client_cafile": str(keys.client_ca),
-            "client_auth_required": True,
-        }
+        tls = server_context(keys)
     try:
-        server, thread = start_http_server(port, host.strip("[]"), metrics.registry, **secured)
+        server = _Server(host.strip("[]"), port, make_wsgi_app(metrics.registry), tls)
     except OSError:
         raise InputError(f"cannot show metrics at {listen}: taken, or not an address of this machine") from None
+    thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
+    thread.start()
     try:
         yield f"{host}:{server.server_port}"
     finally:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+class _Quiet(WSGIRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (its name there)
+        del format, args  # who reads metrics does so all the time
+
+
+class _Server(socketserver.ThreadingMixIn, WSGIServer):
+    """A thread for each of few connections, in which TLS begins, too: a silent one keeps none from the others."""
+
+    daemon_threads = True
+
+    def __init__(self, host: str, port: int, app: Any, tls: ssl.SSLContext | None) -> None:
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._tls = tls
+        self._room = threading.BoundedSemaphore(MOST_READERS)
+        super().__init__((host, port), _Quiet)
+        self.set_app(app)
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Whether there is room for a connection."""
+        del request, client_address
+        return self._room.acquire(blocking=False)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Serve a connection and end it."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._room.release()
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """Serve a connection, for so many seconds at most."""
+        if self._tls is not None:
+            request = self._tls.wrap_socket(request, server_side=True, do_handshake_on_connect=False)
+        limit = threading.Timer(READER_SECONDS, _end, [request])
+        limit.daemon = True
+        limit.start()
+        with request:
+            try:
+                if isinstance(request, ssl.SSLSocket):
+                    request.do_handshake()
+                super().finish_request(request, client_address)
+            finally:
+                limit.cancel()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Nothing: who cannot read is no concern of the worker's."""
+
+
+def _end(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # it has ended by itself
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)  # that of TLS would wait for an answer

@@ -9,6 +9,7 @@ import functools
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -87,7 +88,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         self._quiet = asyncio.Event()  # while there are none
         self._quiet.set()
         self._draining = False
-        self._arriving = 0  # sessions whose openings are read and prepared
+        self._parting: Counter[str] = Counter()  # streams of each tenant that there was no place for, and that end
         self._probes = 0
         self._noise = os.urandom(CHUNK)  # which nothing on the way can compress
 
@@ -139,14 +140,17 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
     ) -> AsyncIterator[pb.WorkerMessage]:
         """One conversation, until the answer is complete, the agent cancels, or something is wrong."""
         failure: CutlineError | None = None
+        placed = False
         account = Account(CALLER.get().name, trace=trace_of(context.invocation_metadata()))
         async with self._watched(account), Inbox(self._meter.up(request_iterator, account)) as inbox:
             try:
-                async with contextlib.aclosing(self._converse(inbox, account, context.time_remaining)) as events:
-                    async for event in events:
-                        self._observer.told(event)
-                        account.told(event)
-                        yield self._meter.down(worker_to_wire(event), account)
+                with self._place():
+                    placed = True
+                    async with contextlib.aclosing(self._converse(inbox, account, context.time_remaining)) as events:
+                        async for event in events:
+                            self._observer.told(event)
+                            account.told(event)
+                            yield self._meter.down(worker_to_wire(event), account)
             except CutlineError as error:
                 log.debug("a session was refused or failed: %s", error)
                 failure = error
@@ -157,7 +161,13 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
                 self._observer.refused(failure)
                 account.failed(failure)
                 yield self._meter.down(worker_to_wire(failure), account)
-            await inbox.drain()
+            # Of those that there is no place for only so many may end slowly.
+            if placed or self._parting[account.tenant] < self._engine.max_sessions:
+                self._parting[account.tenant] += not placed
+                try:
+                    await inbox.drain()
+                finally:
+                    self._parting[account.tenant] -= not placed
         if failure is not None:
             await context.abort(status_of(failure), str(failure))
 
@@ -191,13 +201,14 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         events: asyncio.Queue[Event | None] = asyncio.Queue()
         drafts = Drafts(self._context)
         async with contextlib.AsyncExitStack() as stack:
-            stack.enter_context(self._place())
             arrival = stack.enter_context(contextlib.ExitStack())
             try:
                 async with asyncio.timeout(OPENING_SECONDS):
                     opening, came_at, upload = await self._read_opening(inbox, account, arrival)
                     uploaded_at = inbox.came_at
             except TimeoutError:
+                if account.slowed:
+                    raise self._shares.too_much(CALLER.get().tenant) from None
                 raise InputError(f"the session's opening took over {OPENING_SECONDS:.0f} seconds to arrive") from None
             reader = asyncio.create_task(self._read_drafts(opening, inbox, drafts, events))
             stack.callback(reader.cancel)
@@ -226,6 +237,8 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
                 arrival.close()  # the engine has taken the session, or not
                 match event:
                     case CutlineError():
+                        if isinstance(event, WorkerBusy):
+                            self._shares.found_room(CALLER.get().tenant, found=False)
                         raise event
                     case Forward():
                         forwards.put_nowait(event)
@@ -270,17 +283,6 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
             events.put_nowait(WorkerFailed("the worker failed on this session; its log says more"))
 
     @contextlib.contextmanager
-    def _arrival(self) -> Iterator[None]:
-        """A place among the openings that are read and prepared, as many as there are slots. Raises WorkerBusy."""
-        if self._arriving >= self._engine.max_sessions:
-            raise WorkerBusy(f"{self._arriving} sessions are being opened on this worker; try again later")
-        self._arriving += 1
-        try:
-            yield
-        finally:
-            self._arriving -= 1
-
-    @contextlib.contextmanager
     def _place(self) -> Iterator[None]:
         """A place among the caller's sessions. Raises WorkerBusy, and WorkerUnavailable on a worker that drains."""
         if self._draining:
@@ -300,16 +302,15 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         if not isinstance(opening, Open):
             raise InputError("the first message of a session must open it")
         came_at = inbox.came_at
-        account.asked(opening)
         self._reception.check(opening)
+        account.asked(opening)  # what is written of it is bounded by now
         caller = CALLER.get()
-        busy = self._engine.busy()
-        self._shares.found_room(caller.tenant, found=busy is None)
-        if busy is not None:
+        if (busy := self._engine.busy()) is not None:
+            self._shares.found_room(caller.tenant, found=False)
             raise busy
         if self._onward is not None:
             await self._onward.check()
-        arrival.enter_context(self._arrival())
+        arrival.enter_context(self._shares.arrival(caller.tenant))
         return opening, came_at, await self._reception.upload(opening, inbox, caller.name)
 
     async def _read_drafts(

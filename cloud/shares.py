@@ -54,6 +54,7 @@ class Shares:
         self._places = places
         self._clock = clock
         self._held: Counter[str] = Counter()
+        self._arriving: Counter[str] = Counter()  # of those, what is read and prepared
         self._openings: dict[str, Used] = {}
         self._uploads: dict[str, Used] = {}
         self._waiting: dict[str, float] = {}  # until when
@@ -65,19 +66,39 @@ class Shares:
         rate = limits.openings_per_minute / 60
         if wait := self._openings.get(tenant, Used()).wait(rate, now):
             raise _busy(f"over {limits.openings_per_minute:g} sessions a minute were opened", wait)
-        if wait := self.over(tenant):
-            raise _busy(f"over {limits.upload_mb_per_second:g} MB a second came", wait)
+        if self.over(tenant):
+            raise self.too_much(tenant)
         if limits.sessions is not None and self._held[tenant] >= limits.sessions:
             raise _busy(f"{limits.sessions} sessions are open, as many as you may have", 1.0)
-        waiting = {one for one, until in self._waiting.items() if until > now}
-        if not may_have(self._held, waiting, self._places, tenant):
-            raise _busy("others wait for a place, and you have your share", 1.0)
+        if tenant and self._held[tenant] >= 2 * self._places:  # as many again may wait, or be on their way out
+            raise _busy(f"{self._held[tenant]} of your sessions are here, and there are {self._places} places", 1.0)
+        self._check_share(self._held, tenant)
         self._openings[tenant] = self._openings.get(tenant, Used()).plus(1.0, rate, now)
         self._held[tenant] += 1
         try:
             yield
         finally:
             self._held[tenant] -= 1
+
+    @contextlib.contextmanager
+    def arrival(self, tenant: str) -> Iterator[None]:
+        """A place among the openings that are read and prepared, as many as those of sessions. Raises WorkerBusy."""
+        if self._arriving.total() >= self._places:
+            self.found_room(tenant, found=False)
+            raise _busy(f"{self._places} sessions are being opened on this worker", 1.0)
+        self._check_share(self._arriving, tenant)
+        self.found_room(tenant, found=True)
+        self._arriving[tenant] += 1
+        try:
+            yield
+        finally:
+            self._arriving[tenant] -= 1
+
+    def _check_share(self, held: Mapping[str, int], tenant: str) -> None:
+        now = self._clock()
+        waiting = {one for one, until in self._waiting.items() if until > now}
+        if not may_have(held, waiting, self._places, tenant):
+            raise _busy("others wait for a place, and you have your share", 1.0)
 
     def found_room(self, tenant: str, *, found: bool) -> None:
         """Whether the worker had room for `tenant`: one that it had none for is taken to wait."""
@@ -95,6 +116,11 @@ class Shares:
         """Seconds that nothing more should come from `tenant`, for it sent more than it may."""
         rate = self._limits(tenant).upload_mb_per_second * _MB
         return self._uploads.get(tenant, Used()).wait(rate, self._clock())
+
+    def too_much(self, tenant: str) -> WorkerBusy:
+        """What `tenant` is told that sent more than it may."""
+        most = self._limits(tenant).upload_mb_per_second
+        return _busy(f"over {most:g} MB a second came", max(1.0, self.over(tenant)))
 
 
 def _busy(why: str, seconds: float) -> WorkerBusy:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace
@@ -127,6 +128,8 @@ class Agent:
     @offline.setter
     def offline(self, offline: bool) -> None:
         self.workers.offline = offline
+        if offline and self._upstream is not None:
+            self._upstream.disconnect()
 
     async def answer(self, question: Question) -> Answer:
         """Answer a question. Raises InputError, BundleError, WorkerError."""
@@ -172,10 +175,13 @@ class Agent:
         if (recalled := await self._recall(question, prepared, progress)) is not None:
             return recalled
         asking = await self._carry_out(question, prepared, progress)
-        latency = time.perf_counter() - progress.began
+        ended = None if asking is None else asking.ended  # what was corrected later was there before
+        latency = (time.perf_counter() if ended is None else ended) - progress.began
         forecast = None
         if self._planner is not None and chosen is not None:
-            hindsight = await asyncio.to_thread(self._planner.learn, chosen, prepared, progress, latency)
+            whole = asking is None or not (asking.lost or asking.tail)
+            learn = functools.partial(self._planner.learn, chosen, prepared, progress, latency, whole=whole)
+            hindsight = await asyncio.to_thread(learn)
             forecast = chosen.forecast(hindsight=hindsight, measured=latency, cold=progress.cold)
         progress.finish()
         ends = bool(progress.tokens) and progress.tokens[-1] in self.manifest.stop_tokens
@@ -260,11 +266,13 @@ class Agent:
                 asking.models = Models(drafting=drafting, drafted=dict(enumerate(drafted)))
                 asking.believed = tokens
                 if prepared.question.bounded:  # it was not planned, and only a plan keeps to its bounds
-                    await asking.go_on_alone()
+                    async with asking.models.until_ended():
+                        await asking.go_on_alone()
                     return asking
             case mode:
                 asking = self._ask(asked, prepared, progress, drafts=mode is Mode.DRAFT)
-        await asking.run()
+        async with asking.models.until_ended():
+            await asking.run()
         return asking
 
     def state(self) -> AgentState:
@@ -318,11 +326,13 @@ class Agent:
     async def _draft_all(self, prepared: Prepared, progress: Progress, *, keep: bool) -> tuple[Drafting, list[Drafted]]:
         """Draft a whole answer; `keep` settles its tokens one by one, as they are drafted."""
 
+        models = Models()
+
         def draft() -> tuple[Drafting, list[Drafted]]:
-            drafting, drafted = self._converse(prepared), list[Drafted]()
+            models.drafting, drafted = self._converse(prepared), list[Drafted]()
             transcript = progress.transcript if keep else progress.transcript.empty()
-            for one in drafting.draft((), prepared.limit):
-                drafted.append(one)
+            for _ in models.draft((), prepared.limit):
+                drafted.append(one := models.drafted[len(drafted)])
                 if keep:
                     progress.settle([one.token], [Source.EDGE], likelihoods_of([one]))
                 else:
@@ -330,9 +340,10 @@ class Agent:
                     transcript.add(one.token, Source.EDGE)
                 if transcript.stopped:
                     break
-            return drafting, drafted
+            return models.drafting, drafted
 
-        drafting, drafted = await asyncio.to_thread(draft)
+        async with models.until_ended():
+            drafting, drafted = await models.run(draft)
         progress.parts.lap("edge")
         progress.confidence = confidence_of(drafted)
         return drafting, drafted

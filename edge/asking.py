@@ -45,6 +45,7 @@ if TYPE_CHECKING:  # an agent without one loads no HTTP client
 TRIES = 3  # of each worker, for one question
 RETRY_SECONDS = 0.25  # that an answer waits for a worker to be asked again, before the drafter goes on alone
 STEP = 0.05  # seconds after which is looked again whether one may be asked
+LOOK_SECONDS = 0.5  # at most, after the answer: the agent may go offline meanwhile
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -54,8 +55,8 @@ class Asking:
     `cross` gives what crosses the cut, `converse` a drafting; `drafts` says that the drafter drafts for the workers.
     `mode` is the one asked for, and an `exact` answer is never finished alone. An `upstream` is asked in place of
     workers, and what it says is written with the drafter's `vocabulary`. What came of it: the `worker` that had
-    the last word, all `sessions`, those that were `lost`, and if the drafter went on `alone_from` a token what became
-    of its `tail`.
+    the last word, all `sessions`, those that were `lost`, and if the drafter went on `alone_from` a token, when it
+    `ended` (by `time.perf_counter`) and what became of its `tail`.
     """
 
     manifest: Manifest
@@ -79,6 +80,7 @@ class Asking:
     lost: list[Lost] = field(default_factory=list)
     alone_from: int | None = None
     tail: Tail | None = None
+    ended: float | None = None
     _failure: CutlineError | None = None  # why there is no answer yet
     _loss: Lost | None = None  # of which is not told yet who goes on
     _crossed: bool = False
@@ -152,8 +154,11 @@ class Asking:
         await self.models.run(self._finish)
         self.progress.finish()
         self.progress.parts.lap("alone")
-        if (seconds := self.prepared.question.correct_seconds) > 0.0 and self.workers.addresses:
-            await self._correct(self.alone_from, seconds)
+        self.ended = time.perf_counter()
+        question = self.prepared.question
+        # What bounds a question, a plan alone keeps to, and there was none: its picture would go as it is.
+        if question.correct_seconds > 0.0 and not question.bounded:
+            await self._correct(self.alone_from, question.correct_seconds)
 
     @property
     def _may_go_on_alone(self) -> bool:
@@ -202,39 +207,46 @@ class Asking:
 
     async def _ask(self, client: WorkerClient, progress: Progress, seconds: float) -> None:
         """Have one worker settle the rest of `progress`. Raises CutlineError."""
-        progress.cold |= not client.connected or bool(self.sessions)
-        if not self._crossed:
-            self.models.crossing, self._crossed = await self.models.run(self.cross), True
-        if self.drafts and self.models.drafting is None:
-            self.models.drafting = self.converse()
-        draft = self._left(progress)
-        exchange = Exchange(
-            self.manifest,
-            self.prepared,
-            progress,
-            self.models,
-            self.uploads,
-            notice=self.notice,
-            uplink=self.workers.uplink(client.address),
-        )
-        settled = len(progress.tokens)
+        exchange, settled = None, len(progress.tokens)
         try:
-            await exchange.run(client, self.model, draft, seconds=max(seconds, STEP))
+            progress.cold |= not client.connected or bool(self.sessions)
+            if not self._crossed:
+                self.models.crossing, self._crossed = await self.models.run(self.cross), True
+            if self.drafts and self.models.drafting is None:
+                self.models.drafting = self.converse()
+            exchange = Exchange(
+                self.manifest,
+                self.prepared,
+                progress,
+                self.models,
+                self.uploads,
+                notice=self.notice,
+                uplink=self.workers.uplink(client.address),
+            )
+            await exchange.run(client, self.model, self._left(progress), seconds=max(seconds, STEP))
         except BaseException as error:
-            self.workers.report(client.address, error)
+            if exchange is None or exchange.session is None:
+                self.workers.drop(client.address)
+            else:
+                self.workers.report(client.address, error)
             if isinstance(error, WorkerForgot):
                 self.uploads.forget(client.address)
             raise
         else:
             self.workers.report(client.address, None)
         finally:
-            self.believed = exchange.belief.tokens
-            if exchange.session is not None:
-                self.sessions.append(exchange.session)
-            if exchange.measured is not None:
-                self.workers.measured(client.address, exchange.measured)
+            if exchange is not None:
+                self._note(client.address, exchange)
             if len(progress.tokens) > settled:
                 self.worker = client.address
+
+    def _note(self, address: str, exchange: Exchange) -> None:
+        """Take note of what an exchange with the worker at `address` left."""
+        self.believed = exchange.belief.tokens
+        if exchange.session is not None:
+            self.sessions.append(exchange.session)
+        if exchange.measured is not None:
+            self.workers.measured(address, exchange.measured)
 
     def _left(self, progress: Progress) -> tuple[int, ...]:
         """What is believed to follow the tokens that are settled."""
@@ -276,23 +288,32 @@ class Asking:
         self.progress.settle([token], [Source.EDGE], [drafted.likelihood if drafted and same else None])
 
     async def _correct(self, alone_from: int, seconds: float) -> None:
-        """Have a worker verify what the drafter finished alone, if one can be found within so many seconds."""
-        self.believed = tuple(self.progress.tokens)
-        check, end = self.progress.anew(alone_from), time.monotonic() + seconds
+        """Have a worker verify what the drafter finished alone, if one can be found within so many seconds.
+
+        It is not waited for where none can come: offline, or once each has failed too often at it.
+        """
+        believed = tuple(self.progress.tokens)
+        check, end, tried = self.progress.anew(alone_from), time.monotonic() + seconds, Counter[str]()
         while (left := end - time.monotonic()) > 0.0 and not self._is_complete(check):
-            client = self.workers.choose(first=self._holder())
+            spent = [address for address in tried if tried[address] >= TRIES]
+            client = self.workers.choose(first=self._holder(), but=spent)
             if client is None:
-                await asyncio.sleep(min(left, max(self.workers.wait() or 0.0, STEP)))
+                if (wait := self.workers.wait(but=spent)) is None:
+                    break
+                await asyncio.sleep(min(left, max(wait, STEP), LOOK_SECONDS))
                 continue
-            believed = self.believed
+            self.believed = believed
             try:
                 await self._ask(client, check, left)
-            except CutlineError:
-                self.believed = believed
+            except InputError:  # nobody will take it
+                break
+            except WorkerUnavailable:  # what is waited for is that there is a link again, however often that is tried
+                continue
+            except CutlineError as error:
+                tried[client.address] = TRIES if isinstance(error, ModelMismatch | AccessDenied) else tried[client.address] + 1
         if self._is_complete(check):
             check.finish()
             self._take(check)
-        self.progress.parts.lap("link")
 
     def _take(self, check: Progress) -> None:
         """Take the answer that a worker gave for the drafter's."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random
 import time
@@ -12,7 +11,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from cutline.edge.workers import Workers
-from cutline.errors import CutlineError, WorkerError, WorkerUnavailable
+from cutline.errors import CutlineError, InputError, WorkerUnavailable
+from cutline.protos.address import is_loopback, parse_address
 from cutline.protos.client import WorkerClient
 from cutline.protos.directory import DirectoryClient, Listed
 from cutline.protos.security import NO_KEYS, AgentKeys
@@ -20,6 +20,7 @@ from cutline.protos.security import NO_KEYS, AgentKeys
 log = logging.getLogger(__name__)
 
 REFRESH_SECONDS = 2.0
+MEASURE_SECONDS = 2.0  # that the way to a worker is timed for at most
 FULL_SECONDS = 10.0  # what having no place costs: a refusal, and the wait for somebody to leave
 FILL_SECONDS = 0.05  # what all places taken but one cost, where nobody waits yet: fewer share a pass
 MOVE_SECONDS = 0.5  # what it is worth to stay with the worker that has a conversation's images and cache
@@ -78,7 +79,8 @@ class ListedWorkers(Workers):
         rng: random.Random | None = None,
     ) -> None:
         super().__init__((), keys=keys, offline=offline)
-        self._directory = DirectoryClient(directory, keys)
+        self._address = directory
+        self._directory: DirectoryClient | None = DirectoryClient(directory, keys)
         self._model = model
         self._rng = rng or random.SystemRandom()
         self._listed: dict[str, Listed] = {}
@@ -86,18 +88,22 @@ class ListedWorkers(Workers):
         self._rtts: dict[str, float] = {}
         self._answers = False
         self._following: asyncio.Task[None] | None = None
+        self._measuring: asyncio.Task[None] | None = None
         self.nobody = WorkerUnavailable(f"the directory at {directory} was not asked yet; this agent is offline")
 
     async def open(self) -> None:
         """Ask the directory, and go on asking. One that does not answer is tried again; `nobody` says so till then."""
         await self._refresh()
         self._following = asyncio.create_task(self._follow())
+        self._following.add_done_callback(_tell_ended)
 
     async def close(self) -> None:
-        if self._following is not None:
-            self._following.cancel()
-            await asyncio.wait([self._following])
-        await self._directory.close()
+        for task in (self._following, self._measuring):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait([task])
+        if self._directory is not None:
+            await self._directory.close()
         await super().close()
 
     def choose(
@@ -127,27 +133,51 @@ class ListedWorkers(Workers):
             rtt=self._rtts.get(address),
         )
 
+    def _disconnect(self) -> None:
+        super()._disconnect()
+        if self._directory is not None:
+            self._end(self._directory, self._directory.close())
+            self._directory = None
+
     async def _follow(self) -> None:
         while True:
             await asyncio.sleep(REFRESH_SECONDS)
             await self._refresh()
-            await self._measure()
+            if self._measuring is None or self._measuring.done():  # a worker that is silent holds up no listing
+                self._measuring = asyncio.create_task(self._measure())
 
     async def _refresh(self) -> None:
         if self.offline:
             return
         try:
+            self._directory = self._directory or DirectoryClient(self._address, self._keys)
             listing = await self._directory.list(model=self._model)
         except CutlineError as error:  # a token file that does not read, too
             log.info("%s", error)
             self.nobody, self._answers = error, False
             return
+        except asyncio.CancelledError:
+            if _is_wanted():
+                raise
+            return  # the agent went offline, which closed the connection
         self._answers = True
-        self.nobody = WorkerUnavailable(f"the directory at {self._directory.address} lists no worker of this model")
-        if listing.workers:
-            self._listed = {one.address: one for one in listing.workers}
+        listed = {one.address: one for one in listing.workers if self._reaches(one.address)}
+        self.nobody = WorkerUnavailable(
+            f"the directory at {self._address} lists no worker of this model"
+            + (" that can be reached without --ca" if listing.workers else "")
+        )
+        if listed and not self.offline:
+            self._listed = listed
             self._asked.clear()
-            self._have(tuple(self._listed))
+            self._have(tuple(listed))
+
+    def _reaches(self, address: str) -> bool:
+        """Whether a worker that is listed there can be connected to, by these keys."""
+        try:
+            host, port = parse_address(address)
+        except InputError:
+            return False
+        return port > 0 and (self._keys.ca is not None or is_loopback(host))
 
     async def _measure(self) -> None:
         """Time the way to one worker: the one that was measured the longest ago, or never."""
@@ -157,6 +187,23 @@ class ListedWorkers(Workers):
             return
         self._rtts.pop(oldest, None)
         began = time.perf_counter()
-        with contextlib.suppress(WorkerError):  # a session that meets the same says it
-            await self._client(oldest).probe(up=0, down=0)
-            self._rtts[oldest] = time.perf_counter() - began
+        try:
+            async with asyncio.timeout(MEASURE_SECONDS):
+                await self._client(oldest).probe(up=0, down=0)
+        except TimeoutError:
+            log.info("the worker at %s did not answer a probe in %g seconds", oldest, MEASURE_SECONDS)
+        except CutlineError as error:  # a session that meets the same says it
+            log.info("%s", error)
+            return
+        self._rtts[oldest] = time.perf_counter() - began
+
+
+def _is_wanted() -> bool:
+    """Whether it is this task that is cancelled, and not what it waits for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _tell_ended(following: asyncio.Task[None]) -> None:
+    if not following.cancelled() and (error := following.exception()) is not None:
+        log.error("the directory is not asked any more", exc_info=error)

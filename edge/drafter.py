@@ -62,9 +62,9 @@ class Drafter:
         """Begin to draft answers to `prompt`, whose image tokens stand for the images in `pixels`.
 
         With `names`, one an image and the same for no two images, a conversation goes on from an earlier one that began
-        alike, `tenant`'s as well, and is kept for others; without, it stands alone. `start` is the position of an answer's first token in
-        the target's prompt, where that is of another length. With `alternatives` tokens come with their likelihoods,
-        and with those of so many others.
+        alike, `tenant`'s as well, and is kept for others; without, it stands alone. `start` is the position of an
+        answer's first token in the target's prompt, where that is of another length. With `alternatives` tokens come
+        with their likelihoods, and with those of so many others.
         """
         manifest, grids = self.manifest, [one.grid for one in pixels]
         counts = [manifest.family.tokens(grid) for grid in grids]

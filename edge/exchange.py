@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TypeVar
@@ -49,11 +50,22 @@ class Models:
     crossing: Crossing | None = None
     drafting: Drafting | None = None
     drafted: dict[int, Drafted] = field(default_factory=dict)
+    over: threading.Event = field(default_factory=threading.Event)  # nobody waits for it any more
     _turn: threading.Lock = field(default_factory=threading.Lock)
 
     async def run(self, work: Callable[..., Result], *given: object) -> Result:
         """Have `work` done in a thread, when all that was begun before has ended."""
         return await asyncio.to_thread(self._in_turn, work, *given)
+
+    @contextlib.asynccontextmanager
+    async def until_ended(self) -> AsyncIterator[None]:
+        """Where this is cancelled, drafting stops at the next token, and has stopped when this is left."""
+        try:
+            yield
+        except asyncio.CancelledError:
+            self.over.set()
+            await self.run(_nothing)
+            raise
 
     def _in_turn(self, work: Callable[..., Result], *given: object) -> Result:
         with self._turn:
@@ -61,10 +73,16 @@ class Models:
 
     def draft(self, answer: Sequence[int], limit: int) -> Iterator[int]:
         """Tokens that may follow `answer`, as `Drafting.draft` gives them; none without a drafter."""
-        if self.drafting is not None:
+        if self.drafting is not None and not self.over.is_set():
             for place, one in enumerate(islice(self.drafting.draft(answer, limit), limit), start=len(answer)):
                 self.drafted[place] = one
                 yield one.token
+                if self.over.is_set():
+                    return
+
+
+def _nothing() -> None:
+    """What is done when its turn has come."""
 
 
 @dataclass(slots=True, eq=False)

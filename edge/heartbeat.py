@@ -57,9 +57,10 @@ class Heartbeat:
     notice: float
     uplink: float
     connected: bool
-    _beat: asyncio.Task[None] | None = None
+    _beat: asyncio.Task[bool] | None = None
     _ahead: int = 0  # bytes that went before it
     _last: float = field(default_factory=time.monotonic)  # when one was sent, or the session was opened
+    _tried: float = 0.0  # when it was sent last, perhaps again since it had failed
 
     async def run(self) -> NoReturn:
         """Send heartbeats for ever. Raises WorkerUnavailable once the worker, or the link to it, has died."""
@@ -78,14 +79,19 @@ class Heartbeat:
 
     async def before(self, size: int) -> None:
         """Send one before a message of `size` bytes that would hold it up for long."""
-        if SLACK * (self.session.unproven + size) > self.uplink * self.notice / 2 and not self._owed:
+        under_way = self._beat is not None and not self._beat.done()
+        if SLACK * (self.session.unproven + size) > self.uplink * self.notice / 2 and not under_way:
             self._send()
             for _ in range(_STARTING):
                 await asyncio.sleep(0)
 
     @property
     def _owed(self) -> bool:
-        return self._beat is not None and not self._beat.done()
+        """Whether one was sent that is not answered. One that failed is not, unless something else was heard."""
+        if self._beat is None or not self._beat.done():
+            return self._beat is not None
+        failed = self._beat.cancelled() or self._beat.exception() is not None or not self._beat.result()
+        return failed and self.session.heard <= self._last
 
     def _look(self, now: float) -> None:
         heard = self.session.heard
@@ -99,6 +105,8 @@ class Heartbeat:
                     notice=self.notice,
                     answered=self.session.answered,
                 )
+            if self._beat is not None and self._beat.done() and now - self._tried >= self.notice / 2:
+                self._try(now)
         elif now - max(heard, self._last) >= self.notice / 2 or (
             self.session.unproven and now - self._last >= self.notice / 2
         ):
@@ -106,4 +114,8 @@ class Heartbeat:
 
     def _send(self) -> None:
         self._last, self._ahead = time.monotonic(), self.session.unproven
+        self._try(self._last)
+
+    def _try(self, now: float) -> None:
+        self._tried = now
         self._beat = asyncio.create_task(self.session.beat())

@@ -111,7 +111,7 @@ class Shelf:
         self._turn = threading.Lock()
 
     def begin(self, keys: Sequence[Key], positions: Positions, tenant: str = "") -> History:
-        """A history of `tenant` that holds a beginning of `keys`, whose tokens stand at `positions`; perhaps an empty one.
+        """A history of `tenant` with a beginning of `keys`, whose tokens stand at `positions`; perhaps an empty one.
 
         What is lost to it must not be more than it gains: a history of which less than half begins alike stays.
         """

@@ -180,8 +180,12 @@ class Planner:
             throttled=throttled,
         )
 
-    def learn(self, chosen: Chosen, prepared: Prepared, progress: Progress, latency: float) -> float:
+    def learn(
+        self, chosen: Chosen, prepared: Prepared, progress: Progress, latency: float, *, whole: bool = True
+    ) -> float:
         """Learn from an answer that took `latency` seconds. A cold one teaches nothing of how long things take.
+
+        One that is not `whole`, since a worker was lost on its way, teaches nothing at all.
 
         Returns the seconds that would have been predicted, uncorrected, had all been known.
         """
@@ -201,7 +205,8 @@ class Planner:
         with self._turn:
             live = self._live.aged(self._clock()).after(seen, overhead=self._setting.overheads.session)
             hindsight = self._hindsight(chosen, prepared, progress, seen, live, uploaded)
-            self._live = live if progress.cold else live.corrected(chosen.plan.mode, latency, hindsight)
+            if whole:
+                self._live = live if progress.cold else live.corrected(chosen.plan.mode, latency, hindsight)
         return hindsight
 
     def _hindsight(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import zip_longest
 
 from PIL import Image
 
@@ -54,6 +53,7 @@ class Progress:
     tell: Callable[[Event], object] = lambda event: None
     tokens: list[int] = field(default_factory=list)
     sources: list[Source] = field(default_factory=list)
+    likelihoods: list[Likelihood | None] = field(default_factory=list)  # None where they are not known
     first: float | None = None  # when the first token was settled
     drafted: int = 0
     rounds: int = 0
@@ -76,11 +76,13 @@ class Progress:
         """Take tokens that follow those settled before."""
         if tokens and self.first is None:
             self.first = time.perf_counter()
+        likelihoods = (*likelihoods, *[None] * (len(tokens) - len(likelihoods)))
         self.tokens += tokens
         self.sources += sources
+        self.likelihoods += likelihoods
         position = len(self.transcript.tokens)
         settled: list[Token] = []
-        for token, source, likelihood in zip_longest(tokens, sources, likelihoods):
+        for token, source, likelihood in zip(tokens, sources, likelihoods, strict=True):
             settled += self.transcript.add(token, source, likelihood)
         if settled:
             self.tell(Settled(position, tuple(settled)))
@@ -95,15 +97,15 @@ class Progress:
             self.tell(Settled(len(self.transcript.tokens) - len(held), held))
 
     def anew(self, count: int) -> Progress:
-        """One that has the first `count` tokens of this one, and tells nobody of more."""
-        progress = Progress(self.began, self.transcript.empty(), parts=self.parts)
-        likelihoods = [token.likelihood for token in self.transcript.tokens[:count]]
-        progress.settle(self.tokens[:count], self.sources[:count], likelihoods)
+        """One that has the first `count` tokens of this one, tells nobody of more, and keeps its time to itself."""
+        progress = Progress(self.began, self.transcript.empty())
+        progress.settle(self.tokens[:count], self.sources[:count], self.likelihoods[:count])
         return progress
 
     def take(self, other: Progress) -> None:
         """Go over to the tokens of another one that was made `anew` from this, and add what it cost."""
-        self.tokens, self.sources, self.transcript = other.tokens, other.sources, other.transcript
+        self.tokens, self.sources, self.likelihoods = other.tokens, other.sources, other.likelihoods
+        self.transcript = other.transcript
         self.drafted += other.drafted
         self.rounds += other.rounds
 

@@ -5,7 +5,9 @@ No draft can be verified there, and no answer is the target's own: what comes ba
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import contextlib
 import os
 import time
 from collections.abc import AsyncIterator
@@ -22,6 +24,7 @@ from cutline.errors import AccessDenied, InputError, WorkerBusy, WorkerError, Wo
 from cutline.models.prompt import ImagePart, Message
 from cutline.models.unreadable import UNREADABLE
 from cutline.models.vocabulary import Vocabulary
+from cutline.protos.address import is_loopback
 
 KEY = "CUTLINE_UPSTREAM_KEY"  # of the environment
 MAX_LINE = 1 << 20  # bytes of one event
@@ -44,7 +47,8 @@ class _Chunk(msgspec.Struct, frozen=True):
 class Upstream:
     """The server at `url`, which ends where `/chat/completions` would follow, asked for `model`.
 
-    The `key` goes into its Authorization header and nowhere else. Raises InputError for what is no URL.
+    The `key` goes into its Authorization header and nowhere else. Raises InputError for what is no URL, or one by which
+    pictures and the key would leave this machine in plain text.
     """
 
     def __init__(
@@ -53,17 +57,51 @@ class Upstream:
         check_url(url)
         self.url = url.rstrip("/")
         self.model = model
-        headers = {"authorization": f"Bearer {key}"} if key else {}
-        # Neither a proxy nor keys of other servers are taken from the environment.
-        self.client = httpx.AsyncClient(headers=headers, trust_env=False, transport=transport)
+        self._headers = {"authorization": f"Bearer {key}"} if key else {}
+        self._transport = transport
+        self._client: httpx.AsyncClient | None = None
+        self._closings = set[asyncio.Task[None]]()
+        self._open = set[asyncio.Timeout]()  # of the sessions under way
+
+    @property
+    def client(self) -> httpx.AsyncClient:
+        """The connections to it."""
+        if self._client is None:
+            # Neither a proxy nor keys of other servers are taken from the environment.
+            self._client = httpx.AsyncClient(headers=self._headers, trust_env=False, transport=self._transport)
+        return self._client
 
     def session(self) -> UpstreamSession:
         """One question before it."""
         return UpstreamSession(self)
 
+    @contextlib.asynccontextmanager
+    async def connected(self) -> AsyncIterator[None]:
+        """What is done here ends once there is to be no connection any more. Raises WorkerUnavailable then."""
+        end = asyncio.timeout(None)
+        self._open.add(end)
+        try:
+            async with end:
+                yield
+        except TimeoutError:
+            raise WorkerUnavailable(f"the connection to the server at {self.url} was closed") from None
+        finally:
+            self._open.discard(end)
+
+    def disconnect(self) -> None:
+        """Break off what is under way and close all connections; the next session makes new ones."""
+        while self._open:
+            self._open.pop().reschedule(asyncio.get_running_loop().time())
+        if self._client is not None:
+            closing = asyncio.create_task(self._client.aclose())
+            self._closings.add(closing)
+            closing.add_done_callback(self._closings.discard)
+            self._client = None
+
     async def close(self) -> None:
         """Close the connections to it."""
-        await self.client.aclose()
+        self.disconnect()
+        await asyncio.gather(*self._closings, return_exceptions=True)
 
 
 class UpstreamSession:
@@ -91,13 +129,16 @@ class UpstreamSession:
         left = question.timeout - (time.perf_counter() - progress.began)
         progress.rounds = 1
         try:
-            async with self._upstream.client.stream(
-                "POST",
-                f"{self.url}/chat/completions",
-                content=body,
-                headers={"content-type": "application/json"},
-                timeout=httpx.Timeout(max(left, 0.001), connect=min(max(left, 0.001), 5.0)),
-            ) as response:
+            async with (
+                self._upstream.connected(),
+                self._upstream.client.stream(
+                    "POST",
+                    f"{self.url}/chat/completions",
+                    content=body,
+                    headers={"content-type": "application/json"},
+                    timeout=httpx.Timeout(max(left, 0.001), connect=min(max(left, 0.001), 5.0)),
+                ) as response,
+            ):
                 if response.status_code != 200:
                     raise _refusal(self.url, response)
                 whole = False
@@ -105,18 +146,20 @@ class UpstreamSession:
                     for choice in chunk.choices[:1]:
                         whole |= choice.finish_reason == "stop"
                         if choice.delta.content:
-                            self._take(choice.delta.content, progress, vocabulary)
-                    if progress.over or time.perf_counter() - progress.began > question.timeout:
+                            self._take(choice.delta.content, progress, vocabulary, question.max_tokens)
+                    full = len(progress.tokens) >= question.max_tokens
+                    if full or progress.over or time.perf_counter() - progress.began > question.timeout:
                         break
         except httpx.TimeoutException:
             raise WorkerUnavailable(f"the server at {self.url} did not answer in time") from None
         except httpx.HTTPError:
             raise WorkerUnavailable(f"no server answers at {self.url}, or the link to it broke") from None
-        if whole and not progress.over:
+        if whole and not progress.over and len(progress.tokens) < question.max_tokens:
             progress.settle([stop], [Source.CLOUD])
 
-    def _take(self, text: str, progress: Progress, vocabulary: Vocabulary) -> None:
+    def _take(self, text: str, progress: Progress, vocabulary: Vocabulary, most: int) -> None:
         tokens = vocabulary.encode(vocabulary.guard(text.encode(errors="replace").decode()))
+        tokens = tokens[: most - len(progress.tokens)]  # it counts in tokens of its own, or not at all
         progress.settle(tokens, [Source.CLOUD] * len(tokens))
 
     async def _chunks(self, response: httpx.Response) -> AsyncIterator[_Chunk]:
@@ -141,25 +184,28 @@ class UpstreamSession:
 
 
 def check_url(url: str) -> None:
-    """Raises InputError for what is no URL of a server, or has a password in it."""
+    """Raises InputError for what is no URL of a server, has a password in it, or would be asked in plain text."""
     try:
         given = httpx.URL(url)
     except httpx.InvalidURL:
         given = httpx.URL("")
     if given.scheme not in ("http", "https") or not given.host or given.userinfo:
         raise InputError("the upstream is no URL of a server; give one such as https://api.example.com/v1")
+    if given.scheme == "http" and not is_loopback(given.host):
+        raise InputError(f"pictures and the key would go to {given.host} in plain text; give its https:// URL")
 
 
 def open_key(file: Path | None) -> str | None:
     """The key in a `file`, or else in the environment. Raises InputError."""
-    if file is None:
-        return os.environ.get(KEY) or None
     try:
-        key = file.read_text().strip()
+        key = os.environ.get(KEY, "") if file is None else file.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"the key in {file} cannot be read ({getattr(error, 'strerror', 'not text')})") from None
+    if file is None and not key:
+        return None
+    key = key.strip()
     if not key or not key.isascii() or not key.isprintable():
-        raise InputError(f"{file} holds no key: one line of plain characters")
+        raise InputError(f"{file or KEY} holds no key: one line of plain characters")
     return key
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from cutline.edge.breaker import Circuit
 from cutline.edge.heartbeat import FIRST_UPLINK, SLOWEST_UPLINK, WorkerSilent
@@ -18,6 +19,12 @@ from cutline.protos.security import NO_KEYS, AgentKeys
 
 BUSY_SECONDS = 0.2  # that a worker is left alone which refused and did not say for how long
 PARTING_SECONDS = 600.0  # that sessions may still go on over a connection that takes no new ones
+
+
+class Connection(Protocol):
+    """What can be closed at once."""
+
+    async def close(self) -> None: ...
 
 
 @dataclass(slots=True)
@@ -53,7 +60,7 @@ class Workers:
         self._clock = clock
         self._chance = chance
         self._known = {address: _Known() for address in addresses}
-        self._partings: dict[asyncio.Task[None], WorkerClient] = {}
+        self._partings: dict[asyncio.Task[None], Connection] = {}
         self.nobody: CutlineError | None = None  # why there are none, where some were to be found
         if not offline:
             for address in self._known:  # keys that do not do for an address are found out now
@@ -69,15 +76,14 @@ class Workers:
 
     @property
     def offline(self) -> bool:
-        """Whether no worker is asked; if so, every connection is closed, and open sessions break."""
+        """Whether no worker is asked; if so, every connection is closed at once, and open sessions break."""
         return self._offline
 
     @offline.setter
     def offline(self, offline: bool) -> None:
         self._offline = offline
         if offline:
-            for known in self._known.values():
-                self._part(known, at_once=True)
+            self._disconnect()
 
     @property
     def reachable(self) -> bool:
@@ -104,7 +110,8 @@ class Workers:
     ) -> WorkerClient | None:
         """The worker to ask: the one at the address `first` if that may be asked, else the cheapest, but none in `but`.
 
-        `anyhow`: where none may be, the next best of those that failed before. Its end is to be told to `report`.
+        `anyhow`: where none may be, the next best of those that failed before. Its end is to be told to `report`, or
+        to `drop` that it was not asked. Raises InputError where the keys no longer read.
         """
         if self._offline:
             return None
@@ -116,8 +123,9 @@ class Workers:
             chosen = min(failed, key=lambda one: self._known[one].circuit.left(now), default=None)
         if chosen is None:
             return None
+        client = self._client(chosen)
         self._known[chosen].circuit = self._known[chosen].circuit.asked()
-        return self._client(chosen)
+        return client
 
     def wait(self, *, but: Collection[str] = ()) -> float | None:
         """Seconds until one may be asked that is not in `but`; None if there is none."""
@@ -144,8 +152,13 @@ class Workers:
                     known.uplink = max(known.uplink / 4, SLOWEST_UPLINK)
             case WorkerError():
                 known.circuit = known.circuit.failed(now, chance=self._chance())
-            case _:  # it was given up, and nothing was found out
-                known.circuit = known.circuit.dropped()
+            case _:
+                self.drop(address)
+
+    def drop(self, address: str) -> None:
+        """The worker at `address` was given up, or not asked after all: nothing was found out."""
+        if (known := self._known.get(address)) is not None:
+            known.circuit = known.circuit.dropped()
 
     def uplink(self, address: str) -> float:
         """What the link to the worker at `address` is taken for, in bytes a second."""
@@ -165,8 +178,8 @@ class Workers:
         for parting in partings:
             parting.cancel()
         await asyncio.gather(*partings, return_exceptions=True)
-        for client in partings.values():
-            await client.close()
+        for connection in partings.values():
+            await connection.close()
 
     def _order(self, addresses: Sequence[str], first: str | None) -> Sequence[str]:
         """`addresses` in the order in which to ask, if they may be asked."""
@@ -188,7 +201,19 @@ class Workers:
     def _part(self, known: _Known, *, at_once: bool = False) -> None:
         """Close a worker's connection, so that the next session gets a new one: at once, or after its last session."""
         if known.client is not None:
-            parting = asyncio.create_task(known.client.close(grace=0.0 if at_once else PARTING_SECONDS))
-            self._partings[parting] = known.client
-            parting.add_done_callback(self._partings.pop)
+            self._end(known.client, known.client.close(grace=0.0 if at_once else PARTING_SECONDS))
             known.client = None
+
+    def _disconnect(self) -> None:
+        """Close every connection at once, also those that were to end with their last session."""
+        for parting, connection in tuple(self._partings.items()):
+            parting.cancel()
+            self._end(connection, connection.close())
+        for known in self._known.values():
+            self._part(known, at_once=True)
+
+    def _end(self, connection: Connection, closing: Coroutine[object, object, None]) -> None:
+        """Have a connection closed, which nobody waits for but `close`."""
+        parting = asyncio.create_task(closing)
+        self._partings[parting] = connection
+        parting.add_done_callback(self._partings.pop)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -38,6 +40,8 @@ BEAT_BYTES = 60  # of a heartbeat, up: it has no message, but gRPC's frames arou
 
 # What gRPC says where a connection has more streams than the worker allows: HTTP/2's REFUSED_STREAM, of RFC 9113.
 _REFUSED_STREAM = "RST_STREAM with error code 7"
+# And where the worker has as many calls as it takes.
+_REFUSED_CALL = "Concurrent RPC limit exceeded"
 
 
 class WorkerClient:
@@ -54,6 +58,8 @@ class WorkerClient:
         self._keys = keys
         self._channel = open_channel(address, keys)
         self._stub = worker_pb2_grpc.WorkerStub(self._channel)
+        self._calls = set[Any]()  # of sessions
+        self._idle = asyncio.Event()  # there are none
 
     async def __aenter__(self) -> Self:
         return self
@@ -69,8 +75,15 @@ class WorkerClient:
         return self._channel.get_state() is grpc.ChannelConnectivity.READY
 
     async def close(self, *, grace: float = 0.0) -> None:
-        """Close the connection; sessions still open on it fail, after `grace` seconds."""
-        await self._channel.close(grace)
+        """Close the connection; sessions still open on it fail, after `grace` seconds.
+
+        It may be closed at once while another call of this waits: gRPC's own wait cannot be cut short.
+        """
+        if grace and self._calls:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(grace):
+                    await self._idle.wait()
+        await self._channel.close()
 
     async def describe(self) -> Description:
         """What the worker serves. Raises WorkerUnavailable."""
@@ -104,15 +117,29 @@ class WorkerClient:
 
         `metadata` goes with it beside what says who asks.
         """
-        call = self._stub.Session(timeout=timeout, metadata=(*self._keys.metadata(), *metadata))
-        return WorkerSession(self.address, call, opening, upload, self._keys, self._beat)
+        who = self._keys.metadata()  # once: a token file that is replaced meanwhile ends no session
+        try:
+            call = self._stub.Session(timeout=timeout, metadata=(*who, *metadata))
+        except grpc.aio.UsageError:
+            raise WorkerUnavailable(f"the connection to the worker at {self.address} was closed") from None
+        self._calls.add(call)
+        self._idle.clear()
+        call.add_done_callback(self._ended)
+        return WorkerSession(self.address, call, opening, upload, self._keys, functools.partial(self._beat, who))
 
-    async def _beat(self) -> bool:
+    def _ended(self, call: Any) -> None:
+        self._calls.discard(call)
+        if not self._calls:
+            self._idle.set()
+
+    async def _beat(self, who: tuple[tuple[str, str], ...]) -> bool:
         """Have the worker answer at once, with nothing. False where the link is down."""
         try:
-            await self._stub.Probe(pb.ProbeRequest(), metadata=self._keys.metadata())
+            await self._stub.Probe(pb.ProbeRequest(), metadata=who)
         except grpc.aio.AioRpcError as error:
             return error.code() is not grpc.StatusCode.UNAVAILABLE  # a refusal is an answer, too
+        except grpc.aio.UsageError:  # the connection was closed
+            return False
         return True
 
 
@@ -177,15 +204,17 @@ class WorkerSession:
         """Take it that the first `given` bytes have arrived."""
         self._proven = max(self._proven, given)
 
-    async def beat(self) -> None:
-        """A heartbeat: returns once the worker has answered it, or cannot. It goes by the session's connection."""
+    async def beat(self) -> bool:
+        """A heartbeat, by the session's connection: whether the worker has answered it, once it has or cannot."""
         if self._beat is None:
-            return
+            return True
         given = self.given
         self.bytes_up += BEAT_BYTES
-        if await self._beat():
+        answered = await self._beat()
+        if answered:
             self._hear()
             self.prove(given)
+        return answered
 
     def _hear(self) -> None:
         self.heard, self.answered = time.monotonic(), True
@@ -234,6 +263,8 @@ def _translated(code: grpc.StatusCode, details: str | None, address: str, keys: 
             return WorkerUnavailable(f"the worker at {address} ended the session before the answer")
         case grpc.StatusCode.UNAVAILABLE if _REFUSED_STREAM in (details or ""):
             return WorkerBusy(f"the worker at {address} takes no more sessions of this agent; try again later")
+        case grpc.StatusCode.RESOURCE_EXHAUSTED if _REFUSED_CALL in (details or ""):
+            return WorkerBusy(f"the worker at {address} has as many calls as it takes; try again later")
         case grpc.StatusCode.UNAVAILABLE:
             return WorkerUnavailable(link_fault(details or "", address, keys))
         case grpc.StatusCode.DEADLINE_EXCEEDED:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import ssl
 import stat
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -107,22 +111,29 @@ def check_token(token: str, where: str) -> str:
 
 def read_private(path: Path, *, what: str, limit: int = MAX_FILE) -> bytes:
     """The content of a file that not everybody may read. Raises InputError."""
-    try:
-        with path.open("rb") as file:
-            if path.stat().st_mode & stat.S_IRWXO:
-                raise InputError(f"everybody on this machine may read the {what} {path}; `chmod 600 {path}`")
-            return _limited(file.read(limit + 1), path, limit)
-    except OSError as error:
-        raise InputError(f"cannot read the {what} {path}: {error.strerror}") from None
+    return _read(path, what, limit, secret=True)
 
 
 def read_public(path: Path, *, what: str) -> bytes:
     """The content of a file that is no secret. Raises InputError."""
+    return _read(path, what, MAX_FILE, secret=False)
+
+
+def _read(path: Path, what: str, limit: int, *, secret: bool) -> bytes:
     try:
-        with path.open("rb") as file:
-            return _limited(file.read(MAX_FILE + 1), path, MAX_FILE)
+        # The file that is open is the one that is looked at. A pipe would be waited for, before it can be seen as one.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            if not stat.S_ISREG(mode):
+                raise InputError(f"the {what} {path} is no regular file")
+            if secret and mode & stat.S_IRWXO:
+                raise InputError(f"everybody on this machine may read the {what} {path}; `chmod 600 {path}`")
+            content = file.read(limit + 1)
     except OSError as error:
         raise InputError(f"cannot read the {what} {path}: {error.strerror}") from None
+    if len(content) > limit:
+        raise InputError(f"{path} is larger than {limit} bytes; that is no such file")
+    return content
 
 
 FileVersion = tuple[int, int, int]
@@ -137,12 +148,6 @@ def file_version(path: Path) -> FileVersion | None:
     return found.st_mtime_ns, found.st_size, found.st_ino
 
 
-def _limited(content: bytes, path: Path, limit: int) -> bytes:
-    if len(content) > limit:
-        raise InputError(f"{path} is larger than {limit} bytes; that is no such file")
-    return content
-
-
 def _credentials(keys: AgentKeys) -> Any:
     assert keys.ca is not None
     authorities = read_public(keys.ca, what="file of authorities")
@@ -155,15 +160,57 @@ def _credentials(keys: AgentKeys) -> Any:
 
 def read_pair(certificate: Path, key: Path) -> tuple[bytes, bytes]:
     """A certificate, with those between it and its authority, and its key. Raises InputError if they do not match."""
+    return load_pair(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), certificate, key)
+
+
+def load_pair(context: ssl.SSLContext, certificate: Path, key: Path) -> tuple[bytes, bytes]:
+    """Likewise, and have `context` show them."""
     pair = read_public(certificate, what="certificate"), read_private(key, what="key")
     try:
-        # An empty passphrase, for otherwise the terminal is asked for one.
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
+        with _in_memory(pair[0]) as shown, _in_memory(pair[1]) as secret:
+            # An empty passphrase, for otherwise the terminal is asked for one.
+            context.load_cert_chain(shown, secret, password="")
     except (ssl.SSLError, ValueError):
         raise InputError(
             f"{key} is not the key of {certificate}, has a passphrase, or one of them is not PEM"
         ) from None
     return pair
+
+
+@contextlib.contextmanager
+def _in_memory(content: bytes) -> Iterator[str]:
+    """A path of `content`: OpenSSL reads files alone, and one on the disk may be another by then."""
+    # Where the system has no files in memory, one that stands in no folder.
+    with os.fdopen(os.memfd_create("pem"), "wb") if hasattr(os, "memfd_create") else tempfile.TemporaryFile() as file:
+        file.write(content)
+        file.flush()
+        file.seek(0)
+        yield f"/dev/fd/{file.fileno()}"
+
+
+def client_context(keys: AgentKeys) -> ssl.SSLContext:
+    """TLS by `keys`, which have a `ca`, for what does not go by gRPC. Raises InputError."""
+    assert keys.ca is not None
+    authorities = read_public(keys.ca, what="file of authorities")
+    check_authorities(authorities, keys.ca)
+    context = ssl.create_default_context(cadata=authorities.decode("ascii"))
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if keys.certificate is not None and keys.key is not None:
+        load_pair(context, keys.certificate, keys.key)
+    return context
+
+
+def server_context(keys: ServerKeys) -> ssl.SSLContext:
+    """Likewise of a server; who calls shows a certificate of `client_ca`, if there is one. Raises InputError."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2  # older ones are broken
+    load_pair(context, keys.certificate, keys.key)
+    if keys.client_ca is not None:
+        authorities = read_public(keys.client_ca, what="file of authorities")
+        check_authorities(authorities, keys.client_ca)
+        context.load_verify_locations(cadata=authorities.decode("ascii"))
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
 
 
 def check_authorities(pem: bytes, path: Path) -> None:

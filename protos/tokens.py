@@ -127,7 +127,9 @@ def _read(path: Path, foreign: frozenset[str]) -> _Content:
         content = msgspec.toml.decode(text, type=_Content)
         for tenant, given in msgspec.toml.decode(text).get("tenant", {}).items():
             if wrong := sorted(foreign & given.keys()):
-                raise InputError(f"{path}: {wrong[0]} of tenant {tenant} is a worker's limit, not an agent's; take it out")
+                raise InputError(
+                    f"{path}: {wrong[0]} of tenant {tenant} is a worker's limit, not an agent's; take it out"
+                )
         return content
     except OSError as error:
         raise InputError(f"cannot read the tokens file {path}: {error.strerror}") from None

@@ -55,7 +55,7 @@ class Supervised(Protocol):
         """Have it end what is open and go. Raises WorkerError."""
         ...
 
-    def kill(self) -> None:
+    async def kill(self) -> None:
         """Leave nothing of it behind; of no effect where nothing is."""
         ...
 
@@ -127,7 +127,14 @@ class Controller:
 
     def _step(self, now: float) -> None:
         members = tuple(self._members.values())
-        self._scale = scale(self._scale, loads(members), self._limits, now)
+        self._scale = scale(
+            self._scale,
+            loads(members),
+            self._limits,
+            now,
+            starting=any(member.standing is Standing.STARTING for member in members),
+            homeless=any(member.homeless for member in members),
+        )
         self._become(levelled(members, self._scale.wanted, now), leave=self._leave)
         self._start_those_due(now)
 
@@ -170,9 +177,9 @@ class Controller:
         except Exception:
             log.exception("supervising %s failed", name)
         finally:
-            one.kill()
             del self._workers[name]
             self._end(name, why)
+            await one.kill()
 
     def _end(self, name: str, why: str) -> None:
         member = ended(self._members[name], why, time.time())

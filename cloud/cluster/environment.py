@@ -19,6 +19,9 @@ def prepare(address: str | None) -> None:
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # it reports to its makers otherwise
     if address is None:
+        # On Linux Ray takes 127.0.0.1 for "this machine", looks up its address and listens at all of them; as on
+        # systems for which it has no clusters, it stays on loopback.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         # Ray would have workers give way to everything else on the machine.

@@ -40,7 +40,10 @@ class Need:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """One place. `since` is when its standing began; it rests `until` then, both in seconds of Unix time."""
+    """One place. `since` is when its standing began; it rests `until` then, both in seconds of Unix time.
+
+    It is `homeless` while it rests because no node had room for its worker.
+    """
 
     name: str
     standing: Standing
@@ -51,6 +54,7 @@ class Member:
     described: Description | None = None
     failures: int = 0
     why: str = ""
+    homeless: bool = False
 
 
 def place(nodes: Sequence[Node], members: Iterable[Member], need: Need, *, avoid: str = "") -> Node | None:
@@ -75,8 +79,8 @@ def place(nodes: Sequence[Node], members: Iterable[Member], need: Need, *, avoid
 def levelled(members: Sequence[Member], wanted: int, now: float) -> tuple[Member, ...]:
     """`members` with as many as `wanted` that do not drain.
 
-    New ones rest, until now. Who is too many: first those that rest, then those that start, then those with the fewest
-    sessions; the ones that rest are gone at once, the others drain.
+    New ones rest, until now. Who is too many: first those that no node has room for, then others that rest, then those
+    that start, then those with the fewest sessions; the ones that rest are gone at once, the others drain.
     """
     staying = [member for member in members if member.standing is not Standing.DRAINING]
     if len(staying) < wanted:
@@ -92,9 +96,9 @@ def levelled(members: Sequence[Member], wanted: int, now: float) -> tuple[Member
     )
 
 
-def _worth(member: Member) -> tuple[int, int]:
+def _worth(member: Member) -> tuple[bool, int, int]:
     order = (Standing.RESTING, Standing.STARTING, Standing.READY)
-    return order.index(member.standing), member.described.sessions if member.described else 0
+    return not member.homeless, order.index(member.standing), member.described.sessions if member.described else 0
 
 
 def due(members: Iterable[Member], now: float) -> tuple[Member, ...]:
@@ -104,7 +108,7 @@ def due(members: Iterable[Member], now: float) -> tuple[Member, ...]:
 
 def started(member: Member, node: str, now: float) -> Member:
     """It is being started on `node`."""
-    return replace(member, standing=Standing.STARTING, since=now, node=node, why="")
+    return replace(member, standing=Standing.STARTING, since=now, node=node, why="", homeless=False)
 
 
 def told(member: Member, address: str, described: Description, now: float) -> Member:
@@ -140,7 +144,7 @@ def ended(member: Member, why: str, now: float) -> Member | None:
 
 def homeless(member: Member, now: float) -> Member:
     """No node has room for it: it looks again after a while."""
-    return replace(member, until=now + FIRST_REST, why="no node has room for it")
+    return replace(member, until=now + FIRST_REST, why="no node has room for it", homeless=True)
 
 
 def rest_seconds(failures: int) -> float:

@@ -22,7 +22,7 @@ from cutline.cloud.cluster.directory import serve
 from cutline.cloud.cluster.members import Need, Node
 from cutline.cloud.cluster.scaling import Limits
 from cutline.cloud.cluster.supervisor import END_SECONDS, START_SECONDS, Supervisor
-from cutline.errors import CutlineError, InputError, WorkerFailed, WorkerUnavailable
+from cutline.errors import CutlineError, InputError, WorkerError, WorkerFailed, WorkerUnavailable
 from cutline.protos.address import is_loopback, parse_address
 from cutline.protos.directory import Listing
 from cutline.protos.messages import Description
@@ -30,6 +30,7 @@ from cutline.protos.security import NO_KEYS, AgentKeys, ServerKeys
 
 PLACE_SECONDS = 60.0  # for Ray to start an actor on a node that was said to have room
 ANSWER_SECONDS = 60.0  # for an actor's word: longer than all that it waits for itself
+KILL_SECONDS = 5.0  # for an actor to kill its worker, which takes a moment, before the actor is killed itself
 _STORE_BYTES = 80 << 20  # of Ray's own store, which holds next to nothing here: about the least it takes
 
 T = TypeVar("T")
@@ -144,7 +145,9 @@ class _ControllerActor:
 
     def _launch(self, node: Node) -> _Remote:
         order = self._order
-        host = "127.0.0.1" if is_loopback(parse_address(order.listen)[0]) else node.address
+        host, _ = parse_address(order.listen)
+        if not (is_loopback(host) or is_loopback(node.address)):
+            host = node.address  # a Ray of this machine alone knows no other than loopback
         options = ("--listen", f"{host}:0", *_security(order), *order.options)
         return _Remote(
             ray.remote(_SupervisorActor)
@@ -193,7 +196,9 @@ class _Remote:
     async def stop(self) -> None:
         await _answer(self._actor.stop.remote(), None)
 
-    def kill(self) -> None:
+    async def kill(self) -> None:
+        with contextlib.suppress(WorkerError):  # it is gone already, and its worker with it
+            await _answer(self._actor.kill.remote(), KILL_SECONDS)
         ray.kill(self._actor)
 
 

@@ -22,6 +22,7 @@ class Limits:
     More when sessions wait over `grow_queue` seconds, or over `grow_fill` of all places are taken, for `grow_after`
     seconds. Fewer when they wait under `shrink_queue` and would take under `shrink_fill` of the places of one worker
     less, for `shrink_after` seconds. In between nothing changes: that gap keeps one change from calling for the other.
+    Where there was no room for one more, the next is tried `room_after` seconds later.
     """
 
     least: int
@@ -32,23 +33,41 @@ class Limits:
     shrink_queue: float = 0.02
     shrink_fill: float = 0.5
     shrink_after: float = 120.0
+    room_after: float = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
-    """How many workers are `wanted`, and since when (`since`) loads press for more (1), fewer (-1) or neither (0)."""
+    """How many workers are `wanted`, and since when (`since`) loads press for more (1), fewer (-1) or neither (0).
+
+    There are no more before `barred`.
+    """
 
     wanted: int
     pressure: int = 0
     since: float = 0.0
+    barred: float = 0.0
 
 
-def scale(state: Scale, loads: Sequence[Load], limits: Limits, now: float) -> Scale:
-    """The scale after hearing `loads`, one of each worker that takes sessions, at the time `now` (seconds)."""
+def scale(state: Scale, loads: Sequence[Load], limits: Limits, now: float, *, starting: bool, homeless: bool) -> Scale:
+    """The scale after hearing `loads`, one of each worker that takes sessions, at the time `now` (seconds).
+
+    While some are `starting`, nothing is judged: they have no say yet. If some are `homeless`, for no node has room for
+    them, fewer are wanted.
+    """
     wanted = min(max(state.wanted, limits.least), limits.most)
-    pressure = _pressure(loads, limits) if len(loads) == wanted else 0  # those on their way have no say yet
+    if homeless:
+        fewer = max(wanted - 1, limits.least)
+        state = replace(state, barred=now + limits.room_after)
+        if fewer < wanted:
+            return replace(state, wanted=fewer, pressure=0, since=now)
+    if starting:
+        return replace(state, wanted=wanted)
+    pressure = _pressure(loads, wanted, limits)
+    if now < state.barred:
+        pressure = min(pressure, 0)
     if pressure != state.pressure or wanted != state.wanted:
-        return Scale(wanted=wanted, pressure=pressure, since=now)
+        return replace(state, wanted=wanted, pressure=pressure, since=now)
     patience = limits.grow_after if pressure > 0 else limits.shrink_after
     changed = min(max(wanted + pressure, limits.least), limits.most)
     if changed == wanted or now - state.since < patience:
@@ -56,7 +75,7 @@ def scale(state: Scale, loads: Sequence[Load], limits: Limits, now: float) -> Sc
     return replace(state, wanted=changed, pressure=0, since=now)
 
 
-def _pressure(loads: Sequence[Load], limits: Limits) -> int:
+def _pressure(loads: Sequence[Load], wanted: int, limits: Limits) -> int:
     count = len(loads)
     if not count:
         return 0
@@ -64,5 +83,6 @@ def _pressure(loads: Sequence[Load], limits: Limits) -> int:
     taken, places = sum(load.sessions for load in loads), sum(load.max_sessions for load in loads)
     if wait > limits.grow_queue or taken > limits.grow_fill * places:
         return 1
-    fits = taken < limits.shrink_fill * places * (count - 1) / count
+    left = min(count, wanted - 1)  # of one fewer, those go first that serve nobody
+    fits = taken < limits.shrink_fill * places * left / count
     return -1 if wait < limits.shrink_queue and fits else 0

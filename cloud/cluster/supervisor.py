@@ -109,6 +109,13 @@ class Supervisor:
             _signal(process, signal.SIGKILL)
             await process.wait()
 
+    async def kill(self) -> None:
+        """Leave nothing of it behind, even if it hangs."""
+        self._stopped = True
+        if (process := self._process) is not None:
+            _signal(process, signal.SIGKILL)
+            await process.wait()
+
     async def _raise_if_ended(self, after: float) -> None:
         process, reading = self._process, self._reading
         assert process is not None

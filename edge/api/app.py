@@ -120,7 +120,8 @@ class _Api:
         try:
             with ExitStack() as stack:
                 asked = await self._read(request, stack)
-                question = asked.question(await pictures(asked.urls, self._fetcher), tenant=_tenant(request))
+                fetched = await pictures(asked.urls, self._fetcher, offline=self._agent.offline)
+                question = asked.question(fetched, tenant=_tenant(request))
                 mode = question.mode
                 heading = Heading.of(self._agent.manifest, self._fingerprint)
                 if asked.stream:

@@ -13,17 +13,19 @@ if TYPE_CHECKING:  # an agent that fetches nothing loads nothing of it
     from cutline.edge.fetching import Fetcher
 
 
-async def pictures(urls: Sequence[str], fetcher: Fetcher | None) -> list[bytes]:
-    """The bytes behind each of `urls`. Raises InputError."""
+async def pictures(urls: Sequence[str], fetcher: Fetcher | None, *, offline: bool = False) -> list[bytes]:
+    """The bytes behind each of `urls`, of which none is fetched `offline`. Raises InputError."""
     if len(urls) > MAX_IMAGES:  # counted before any is decoded or fetched
         raise InputError(f"{len(urls)} images are too many; give {MAX_IMAGES} at most")
-    return [await _picture(url, fetcher) for url in urls]
+    return [await _picture(url, fetcher, offline=offline) for url in urls]
 
 
-async def _picture(url: str, fetcher: Fetcher | None) -> bytes:
-    if fetcher is not None and url[:8].lower().startswith(("http://", "https://")):
-        return await fetcher.fetch(url)
-    return data_of(url)
+async def _picture(url: str, fetcher: Fetcher | None, *, offline: bool) -> bytes:
+    if fetcher is None or not url[:8].lower().startswith(("http://", "https://")):
+        return data_of(url)
+    if offline:
+        raise ImageError("this agent is offline, and fetches no image; send it as a `data:` URL")
+    return await fetcher.fetch(url)
 
 
 def data_of(url: str) -> bytes:

@@ -10,11 +10,11 @@ from asyncio.sslproto import SSLProtocol
 from collections.abc import AsyncIterator, Callable
 
 from cutline.errors import InputError
-from cutline.protos.security import ServerKeys, file_version, read_pair
+from cutline.protos.security import ServerKeys, file_version, load_pair
 
 LOOK_SECONDS = 10.0
-HANDSHAKE_SECONDS = 10.0
-PARTING_SECONDS = 2.0  # that a client may take to say goodbye
+HANDSHAKE_SECONDS = 10
+PARTING_SECONDS = 2  # that a client may take to say goodbye
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Secured(SSLProtocol):
             asyncio.get_running_loop(),
             inner,
             context,
-            None,
+            None,  # type: ignore[arg-type] # nobody waits for the handshake
             server_side=True,
             ssl_handshake_timeout=HANDSHAKE_SECONDS,
             ssl_shutdown_timeout=PARTING_SECONDS,
@@ -84,5 +84,4 @@ async def _renew(context: ssl.SSLContext, keys: ServerKeys) -> None:
 
 
 def _load(context: ssl.SSLContext, keys: ServerKeys) -> None:
-    read_pair(keys.certificate, keys.key)
-    context.load_cert_chain(keys.certificate, keys.key, password="")
+    load_pair(context, keys.certificate, keys.key)

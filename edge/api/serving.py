@@ -43,7 +43,7 @@ class _Door:
         """One was accepted, or is known already, by its TLS."""
         self._inside.setdefault(connection, transport)
         if len(self._inside) > MOST_CONNECTIONS:
-            idle = next((one for one in self._inside if not one.busy), connection)
+            idle = next(one for one in self._inside if not one.busy)  # this one, if there is no other
             self._inside.pop(idle).abort()
 
     def leave(self, connection: _Connection) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import importlib
 import json
 import os
 import signal
@@ -11,11 +13,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import psutil
 import pytest
+from rich.console import Console
 
+from cutline.cli.cloud import cloud
+from cutline.cli.cluster import _FILES, _table
 from cutline.cloud.cluster.environment import prepare
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
@@ -27,13 +32,15 @@ from cutline.edge.directory import ListedWorkers
 from cutline.edge.question import Mode, Question
 from cutline.errors import InputError
 from cutline.models.bundle import Bundle
-from cutline.protos.directory import DirectoryClient, Listing
+from cutline.protos.directory import DirectoryClient, Listed, Listing, Standing
+from cutline.protos.security import AgentKeys, ServerKeys
 
 Start = Callable[..., Any]
 Run = Callable[..., Any]
 
 PACKAGE = Path(__file__).resolve().parents[2] / ".dev"
 SECONDS = 40  # for what should take a few
+LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 # In a process of its own, for Ray changes what imports it. The least store that Ray takes, twice.
 TWO_NODES = """
@@ -183,10 +190,30 @@ def test_a_cluster_of_its_own_whose_workers_cannot_start(start: Start, tmp_path:
     assert str(tmp_path / "none") in ran.err
 
 
+@pytest.mark.threat("ray")
+@pytest.mark.timeout(120)
+def test_a_cluster_of_its_own_listens_on_loopback_alone(start: Start) -> None:
+    """Ray's processes, the directory and the workers: from outside this machine nobody reaches any of them."""
+    pytest.importorskip("ray")
+    up = start("cluster", "up", "--workers", 1, "--insecure", "--listen", "127.0.0.1:0")
+    wait_for(up.address(), lambda found: len(found) == 1)
+    (driver,) = (one for one in psutil.Process().children() if {"cluster", "up"} <= set(one.cmdline()))
+    tree = [driver, *driver.children(recursive=True)]
+    sockets = [(one.name(), *one.net_connections("inet")) for one in tree]
+    listens = {(name, one.laddr.ip) for name, *all_ in sockets for one in all_ if one.status == "LISTEN"}
+    assert {"gcs_server", "raylet"} <= {name for name, _ in listens}
+    assert {ip.removeprefix("::ffff:") for _, ip in listens} == {"127.0.0.1"}, listens
+    up.signal(signal.SIGTERM)
+    assert up.finish().code == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ([], "--insecure"),
+        ([], "give --tls-cert, --tls-key, and --tokens or --client-ca, or --insecure"),
+        (["--listen", "192.0.2.1:0"], "give --tls-cert, --tls-key, and --tokens or --client-ca"),
+        (["--listen", "0.0.0.0:0", "--tls-cert", "c", "--tls-key", "k", "--tokens", "t"], "no such place"),
+        (["--insecure", "--max-workers", "0"], "--max-workers"),
         (["--listen", "0.0.0.0:0", "--insecure"], "own addresses"),
         (["--insecure", "--workers", "3", "--max-workers", "2"], "--max-workers"),
         (["--insecure", "--threads", "0"], "--threads"),
@@ -203,7 +230,7 @@ def test_what_cannot_be_a_cluster(run: Run, monkeypatch: pytest.MonkeyPatch, arg
 
 @pytest.mark.threat("ray")
 def test_a_ray_that_runs_is_used_with_a_token_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_USAGE_STATS_ENABLED", "RAY_worker_niceness"):
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_USAGE_STATS_ENABLED", "RAY_worker_niceness", LOOPBACK):
         monkeypatch.setenv(name, "")
     with pytest.raises(InputError, match="obey everybody"):
         prepare("ray://192.0.2.1:10001")
@@ -218,6 +245,64 @@ def test_a_ray_that_runs_is_used_with_a_token_only(monkeypatch: pytest.MonkeyPat
     tokens.add(os.environ["RAY_AUTH_TOKEN"])
     assert len(tokens) == 2
     assert all(len(token) == 64 for token in tokens)
+
+
+def test_files_are_found_by_who_works_elsewhere(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The order as it would go to Ray's actors; a link stays one, for a certificate is renewed by it."""
+    pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    raying = importlib.import_module("cutline.cloud.cluster.raying")
+    monkeypatch.chdir(tmp_path)
+    for name in ("real.crt", "s.key", "ca.crt", "c.crt", "c.key", "token", "tokens.toml"):
+        (tmp_path / name).write_text("x" * 40)
+        (tmp_path / name).chmod(0o600)
+    (tmp_path / "s.crt").symlink_to("real.crt")
+    orders = []
+
+    def take(order: Any) -> None:
+        orders.append(order)
+        raise InputError("enough")
+
+    monkeypatch.setattr(raying, "connected", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(raying, "Cluster", take)
+    own = ("--tls-cert", "s.crt", "--tls-key", "s.key", "--client-ca", "ca.crt", "--tokens", "tokens.toml")
+    agent = ("--ca", "ca.crt", "--cert", "c.crt", "--key", "c.key", "--token-file", "token", "--bundle", "b")
+    given = ("--next", "192.0.2.1:1", "--ca", "ca.crt", "--key=c.key", "--audit=/var/a", "--context", "99")
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        told = run("cluster", "up", "--address", "auto", *own, *agent, "--", *given).failed(2)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert "enough" in told
+    (order,) = orders
+    here = tmp_path
+    assert order.server_keys == ServerKeys(certificate=here / "s.crt", key=here / "s.key", client_ca=here / "ca.crt")
+    assert order.tokens == here / "tokens.toml"
+    assert order.keys == AgentKeys(
+        ca=here / "ca.crt", certificate=here / "c.crt", key=here / "c.key", token_file=here / "token"
+    )
+    assert order.options == (
+        *("--bundle", str(here / "b"), "--drain", "30.0", "--next", "192.0.2.1:1"),
+        *("--ca", str(here / "ca.crt"), f"--key={here / 'c.key'}", "--audit=/var/a", "--context", "99"),
+    )
+
+
+def test_every_option_of_a_worker_that_names_a_file_is_known() -> None:
+    paths = {name for name, kind in get_type_hints(cloud).items() if kind == Path | None}
+    assert {"--" + name.replace("_", "-") for name in paths} == {*_FILES, "--bundle"}
+
+
+@pytest.mark.parametrize("why", ["cannot read [/etc/x]", "it says [red]boo", "\x1b[2Jgone"])
+def test_a_table_shows_what_workers_say_as_it_is(why: str) -> None:
+    one = Listed(name="[w]", address="127.0.0.1:1", standing=Standing.RESTING, since=0.0, why=why)
+    console = Console(width=200, force_terminal=True, color_system=None)
+    with console.capture() as capture:
+        console.print(_table("[::1]:1", Listing(epoch="e", version=1, wanted=1, workers=(one,))))
+    shown = capture.get()
+    for text in ("[w]", "[::1]:1", why.replace("\x1b", "\\x1b")):
+        assert text in shown
+    assert "\x1b[2J" not in shown
 
 
 def test_status_of_what_is_no_directory(run: Run, worker: str) -> None:

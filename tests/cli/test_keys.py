@@ -100,6 +100,11 @@ def test_a_token_is_printed_once_and_its_hash_kept(run: Run, tmp_path: Path) -> 
             for tenant, token in (("warehouse", printed), ("harbour", written))
         ]
     }
+    for words in ("--tokens", "--api-tokens", "--token-file", "Authorization: Bearer"):
+        assert words in run("keys", "token", tokens, "third").out
+    late = tmp_path / "late"
+    assert "cannot write" in run("keys", "token", tmp_path / "none" / "tokens.toml", "third", "--out", late).failed(2)
+    assert not late.exists(), "it would let nobody in"
     tokens.write_text("no tokens file")
     run("keys", "token", tokens, "third").failed(2)
     assert tokens.read_text() == "no tokens file"
@@ -144,8 +149,24 @@ def test_a_worker_and_an_agent_that_know_each_other(run: Run, start: Start, card
     assert ran.code == 0
     said = [json.loads(line) for line in ran.err.splitlines()]
     session, another = [one for one in said if one["event"] == "session"]
-    assert another["tenant"] == "camera1"
+    assert another["tenant"] == "camera1/operator", "whose token it was goes along"
     assert (session["tenant"], session["status"], session["tokens"]) == ("camera1", "OK", len(answer["tokens"]))
     entry, _ = [json.loads(line) for line in audit.read_text().splitlines()]
     assert (entry["tenant"], entry["outcome"], entry["session"]) == ("camera1", "OK", session["session"])
     assert stat.S_IMODE(audit.stat().st_mode) == 0o600
+
+
+def test_an_agent_refuses_limits_that_it_does_not_hold(run: Run, tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens.toml"
+    run("keys", "token", tokens, "one")
+    with tokens.open("a") as file:
+        file.write("[tenant.one]\nupload_mb_per_second = 512.0\n")
+    told = run("edge", "--listen", FREE, "--insecure", "--api-tokens", tokens).failed(2)
+    assert "upload_mb_per_second of tenant one" in told
+
+
+def test_options_are_named_that_a_command_has(run: Run) -> None:
+    told = run("edge", "--listen", FREE, "--tls-cert", "x").failed(2)
+    assert "--tls-key" in told
+    assert "--client-ca" not in told
+    assert "--tls-cert" in run("cloud", "--listen", FREE, "--client-ca", "x").failed(2)

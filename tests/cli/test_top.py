@@ -9,6 +9,10 @@ from typing import Any
 
 import pytest
 
+from cutline.cli.certificates import DEVICE, SERVER, Authority, pair_of
+from cutline.cloud.metrics import Metrics, show
+from cutline.protos.security import ServerKeys
+
 Run = Callable[..., Any]
 Start = Callable[..., Any]
 FREE = "127.0.0.1:0"
@@ -38,6 +42,21 @@ def test_top_shows_what_a_worker_did(run: Run, start: Start, card: Path) -> None
     assert lines[0]["tokens_a_second"] is None
     assert lines[2]["tokens_a_second"] == 0.0  # nothing happened meanwhile
     assert lines[2]["passes"] == told["passes"]
+
+
+def test_top_reads_https(run: Run, tmp_path: Path) -> None:
+    authority = Authority.make(tmp_path / "keys")
+    server, reader = authority.sign("server", SERVER, hosts=["127.0.0.1"]), authority.sign("reader", DEVICE)
+    ca = pair_of(authority.folder, "ca").certificate
+    keys = ServerKeys(certificate=server.certificate, key=server.key, client_ca=ca)
+    with show(Metrics(), "0.0.0.0:0", keys) as address:
+        asked = ("top", f"127.0.0.1:{address.rpartition(':')[2]}", "--once", "--json")
+        told = run(*asked, "--ca", ca, "--cert", reader.certificate, "--key", reader.key)
+        assert (told.code, told.err) == (0, "")
+        assert json.loads(told.out)["slots"] == 0
+        for less in ((), ("--ca", ca)):
+            assert "--ca, --cert and --key" in run(*asked, *less).failed(4)
+        run(*asked, "--cert", reader.certificate, "--key", reader.key).failed(2)
 
 
 def test_top_where_nobody_shows_metrics(run: Run, worker: str) -> None:

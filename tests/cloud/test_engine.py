@@ -19,7 +19,7 @@ from torch import Tensor
 from cutline.cloud import engine as engine_module
 from cutline.cloud import pace
 from cutline.cloud.engine import Engine
-from cutline.cloud.session import Event, Request, Rows
+from cutline.cloud.session import Event, Request, Rows, Session
 from cutline.cloud.target import Target
 from cutline.errors import CutlineError, InputError, WorkerBusy, WorkerFailed
 from cutline.models.sampling import Sampling
@@ -320,6 +320,63 @@ def test_a_broken_engine_says_so_to_all_who_are_there_and_all_who_come(caplog: p
         engine.offer("nobody", Draft(3, (1,)))
         assert isinstance(opened(engine, request(PROMPTS[3]))[1].end(), WorkerFailed)
     assert "illegal memory access" in caplog.text
+
+
+LONG = list(range(5, 25))
+
+
+class Resuming(FakeTarget):
+    """Breaks where a session would go on from those of another."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(3)
+        self.error = error
+
+    def resume(self, slot: int, source: int, count: int) -> None:
+        raise self.error
+
+
+def test_a_session_that_breaks_as_it_begins_ends_alone(caplog: pytest.LogCaptureFixture) -> None:
+    """And holds no slot."""
+    with running(Resuming(RuntimeError("a bad copy"))) as engine:
+        _, waiting = wait_at_first_token(engine, PROMPTS[0])
+        for _ in range(4):
+            assert isinstance(opened(engine, request(LONG, max_tokens=1))[1].end(), Finished)
+            assert isinstance(opened(engine, request([*LONG, 1]))[1].end(), WorkerFailed)
+        assert engine.sessions == 1
+        names = [wait_at_first_token(engine, prompt)[0] for prompt in PROMPTS[1:3]]
+        assert isinstance(engine.busy(), WorkerBusy)
+        for name in names:
+            engine.close(name)
+        assert not any(isinstance(event, CutlineError) for event in waiting.events)
+    assert "a bad copy" in caplog.text
+
+
+def test_who_breaks_the_engine_by_coming_hears_it_like_the_others() -> None:
+    with running(Resuming(torch.AcceleratorError("an illegal memory access"))) as engine:
+        opened(engine, request(LONG, max_tokens=1))[1].end()
+        _, waiting = wait_at_first_token(engine, PROMPTS[0])
+        assert isinstance(opened(engine, request([*LONG, 1]))[1].end(), WorkerFailed)
+        assert isinstance(waiting.end(), WorkerFailed)
+
+
+def test_a_draft_that_cannot_be_taken_ends_its_session_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Session.offer
+
+    def offer(session: Session, position: int, draft: Sequence[int], rows: Any = None) -> None:
+        if POISON in draft:
+            raise ValueError("no such draft")
+        real(session, position, draft, rows)
+
+    monkeypatch.setattr(Session, "offer", offer)
+    with running(FakeTarget(2)) as engine:
+        name, broken = wait_at_first_token(engine, PROMPTS[0])
+        other, _ = wait_at_first_token(engine, PROMPTS[1])
+        engine.offer(name, Draft(2, (POISON,)))
+        assert isinstance(broken.end(), WorkerFailed)
+        engine.offer(other, Draft(2, (1,)))
+        _, third = opened(engine, request(PROMPTS[2]))
+        assert isinstance(third.end(), Finished)
 
 
 class Counting(FakeTarget):

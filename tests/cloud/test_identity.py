@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import hmac
 import logging
+import os
+import ssl
+import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,16 +22,19 @@ import pytest
 from google.protobuf import descriptor_pb2
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cutline.cli.certificates import DEVICE, SERVER, Authority, pair_of
-from cutline.cloud import identity
-from cutline.cloud.identity import CALLER, Caller, Callers
+from cutline.cloud import audit, identity, inbox, server, servicer
+from cutline.cloud.identity import CALLER, Caller, Callers, may_call
 from cutline.cloud.server import Access, serve
-from cutline.errors import AccessDenied, InputError, WorkerUnavailable
+from cutline.errors import AccessDenied, InputError, WorkerBusy, WorkerUnavailable
 from cutline.models.bundle import Bundle
+from cutline.protos import security
 from cutline.protos.client import WorkerClient
-from cutline.protos.messages import Confirmed, Finished, Open, image_chunks
-from cutline.protos.security import NO_KEYS, TENANT_KEY, AgentKeys, ServerKeys
+from cutline.protos.messages import Confirmed, Finished, ImageChunk, Open, image_chunks
+from cutline.protos.security import NO_KEYS, TENANT_KEY, AgentKeys, ServerKeys, read_private, read_public
 from cutline.protos.tokens import Tokens, token_entry
 
 Case = tuple[Open, bytes, tuple[int, ...]]
@@ -100,15 +108,12 @@ async def methods(channel: Any, metadata: tuple[tuple[str, str], ...]) -> list[s
 
 async def status(channel: Any, method: str, metadata: tuple[tuple[str, str], ...] = ()) -> grpc.StatusCode:
     """What a call with one empty message ends with; OK if it says anything first."""
-    call = channel.stream_stream(method)(metadata=metadata)
-    try:
-        await call.write(b"")
-        await call.done_writing()
+    # In one piece, for gRPC's client fails a write to a call that is refused by then.
+    call = channel.unary_stream(method)(b"", metadata=metadata)
+    with contextlib.suppress(grpc.aio.AioRpcError):
         if await call.read() is not grpc.aio.EOF:
             call.cancel()
             return grpc.StatusCode.OK
-    except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-        pass
     code: grpc.StatusCode = await call.code()
     return code
 
@@ -164,13 +169,92 @@ def test_only_so_many_without_a_name_watch_at_once(
             watching = [watch(health_pb2.HealthCheckRequest()) for _ in range(2)]
             for call in watching:
                 assert (await call.read()).status == health_pb2.HealthCheckResponse.SERVING
-            assert await status(channel, HEALTH[0]) is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert await status(channel, HEALTH[1]) is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert await status(channel, HEALTH[0]) is grpc.StatusCode.OK  # is still told to who only asks
             watching[0].cancel()
-            while await status(channel, HEALTH[0]) is not grpc.StatusCode.OK:
+            while await status(channel, HEALTH[1]) is not grpc.StatusCode.OK:
                 pass
             watching[1].cancel()
 
     run(main)
+
+
+@pytest.mark.threat("floods")
+def test_who_watches_does_so_for_a_time(bundle: Bundle, fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identity, "WATCH_SECONDS", 0.05)
+
+    async def main() -> None:
+        async with worker(bundle, tokens=fleet.tokens) as address, grpc.aio.insecure_channel(address) as channel:
+            call = channel.unary_stream(HEALTH[1])(b"")
+            assert await call.read() == health_pb2.HealthCheckResponse(status=1).SerializeToString()
+            assert await call.read() is grpc.aio.EOF
+            assert await call.code() is grpc.StatusCode.OK
+
+    run(main)
+
+
+@pytest.mark.threat("floods")
+def test_calls_whose_message_never_comes_hold_no_place(
+    bundle: Bundle, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stranger's are refused at once, a tenant's after a while; of health's those that wait longest give way."""
+    monkeypatch.setattr(identity, "REQUEST_SECONDS", 0.3)
+    monkeypatch.setattr(identity, "OPEN_CALLS", 2)
+    known = (("authorization", f"Bearer {TOKEN}"),)
+
+    async def main() -> None:
+        async with worker(bundle, tokens=fleet.tokens) as address, grpc.aio.insecure_channel(address) as channel:
+            describe = channel.stream_unary("/cutline.v1.Worker/Describe")
+            assert await describe().code() is grpc.StatusCode.UNAUTHENTICATED
+            assert await describe(metadata=known).code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            monkeypatch.setattr(identity, "REQUEST_SECONDS", SECONDS)
+            silent = [channel.stream_unary(HEALTH[0])() for _ in range(3)]
+            assert await silent[0].code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            assert await status(channel, HEALTH[0]) is grpc.StatusCode.OK
+            assert await silent[1].code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            assert not silent[2].done()
+            silent[2].cancel()
+
+    run(main)
+
+
+@pytest.mark.threat("floods")
+def test_no_tenant_fills_the_workers_calls(bundle: Bundle, fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By streams that say nothing, which end by themselves, too."""
+    monkeypatch.setattr(server, "MAX_CALLS", 10)
+    monkeypatch.setattr(identity, "STREAM_SECONDS", 1.0)
+    known = (("authorization", f"Bearer {TOKEN}"),)
+
+    async def main() -> None:
+        async with worker(bundle, tokens=fleet.tokens) as address, grpc.aio.insecure_channel(address) as channel:
+            stream = channel.stream_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
+            calls = [stream(metadata=known) for _ in range(12)]  # as many as it takes at once
+            ended = {asyncio.create_task(call.code()) for call in calls}
+            refused = set[asyncio.Task[grpc.StatusCode]]()
+            while len(refused) < 4:
+                done, ended = await asyncio.wait(ended, return_when=asyncio.FIRST_COMPLETED)
+                refused |= done
+            assert {task.result() for task in refused} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+            assert await status(channel, HEALTH[0]) is grpc.StatusCode.OK
+            async with WorkerClient(address, AgentKeys(token=OTHER)) as other:
+                await other.describe()
+            done, _ = await asyncio.wait(ended)
+            assert [task.result() for task in done] == [grpc.StatusCode.DEADLINE_EXCEEDED] * 8
+
+    run(main)
+
+
+@given(st.lists(st.sampled_from("abcd"), max_size=60), st.integers(6, 40))
+def test_a_tenant_that_has_few_calls_finds_room_for_more(come: list[str], calls: int) -> None:
+    """One tenant leaves a third for those that come later, whoever of them comes first."""
+    held: Counter[str] = Counter()
+    for tenant in come:
+        if held.total() < calls and may_call(held, calls, tenant):
+            held[tenant] += 1
+    assert max(held.values(), default=0) <= calls - calls // 3
+    if len(held) == 1:
+        assert may_call(held, calls, "new")
+        assert held.total() < calls
 
 
 async def answer(address: str, keys: AgentKeys, case: Case) -> tuple[int, ...]:
@@ -212,6 +296,80 @@ def test_sessions_know_their_tenant(bundle: Bundle, fleet: Fleet, case: Case, mo
 
     run(main)
     assert heard == ["warehouse", "harbour", "camera", "warehouse"]
+
+
+def limited(fleet: Fleet, tmp_path: Path, limits: str) -> Path:
+    """A tokens file in which the warehouse has `limits`."""
+    file = tmp_path / "limited.toml"
+    file.write_text(f"{fleet.tokens.read_text()}\n[tenant.warehouse]\n{limits}\n")
+    return file
+
+
+def test_who_sends_more_than_it_may_hears_when_to_try_again(
+    bundle: Bundle, fleet: Fleet, case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not that its opening was wrong, which took so long because it was held up."""
+    monkeypatch.setattr(servicer, "OPENING_SECONDS", 0.3)
+    tokens = limited(fleet, tmp_path, "upload_mb_per_second = 0.001")
+
+    async def main() -> None:
+        async with worker(bundle, tokens=tokens) as address, WorkerClient(address, AgentKeys(token=TOKEN)) as client:
+            half = ImageChunk(bytes(40_000), last=False)
+            async with client.session(case[0], [half], timeout=SECONDS) as session:
+                with pytest.raises(WorkerBusy, match="MB a second") as refused:
+                    await anext(session.events())
+            assert 20 < refused.value.retry_seconds < 60
+
+    run(main)
+
+
+@pytest.mark.threat("floods")
+def test_few_streams_that_there_is_no_place_for_are_waited_for(
+    bundle: Bundle, fleet: Fleet, case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inbox, "LINGER_SECONDS", 10 * SECONDS)
+    tokens = limited(fleet, tmp_path, "sessions = 1")
+    known = (("authorization", f"Bearer {TOKEN}"),)
+
+    async def main() -> None:
+        async with (
+            worker(bundle, tokens=tokens) as address,
+            WorkerClient(address, AgentKeys(token=TOKEN)) as client,
+            grpc.aio.insecure_channel(address) as channel,
+            client.session(replace(case[0], effort=0.0), list(image_chunks(case[1])), timeout=SECONDS) as session,
+        ):
+            await anext(session.events())
+            calls = [channel.stream_stream("/cutline.v1.Worker/Session")(metadata=known) for _ in range(3)]
+            for call in calls:
+                assert await call.read() is not grpc.aio.EOF  # when to try again
+            done, waited = await asyncio.wait([asyncio.create_task(call.code()) for call in calls], timeout=1)
+            assert [one.result() for one in done] == [grpc.StatusCode.RESOURCE_EXHAUSTED]
+            assert len(waited) == 2  # as many as there are slots
+            for call in calls:
+                call.cancel()
+            await asyncio.wait(waited)
+
+    run(main)
+
+
+@pytest.mark.threat("floods")
+def test_calls_of_strangers_make_few_lines(
+    bundle: Bundle, fleet: Fleet, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit, "DENIED_SECONDS", 0.2)
+
+    async def main() -> None:
+        async with worker(bundle, tokens=fleet.tokens) as address, grpc.aio.insecure_channel(address) as channel:
+            began = time.monotonic()
+            for _ in range(30):
+                assert await status(channel, "/cutline.v1.Worker/Describe") is grpc.StatusCode.UNAUTHENTICATED
+            await asyncio.sleep(0.25)
+            lines = [record for record in caplog.records if record.message == "denied"]
+            assert len(lines) <= 2 + (time.monotonic() - began) / 0.2
+            assert sum(vars(record)["fields"]["count"] for record in lines) == 30
+
+    with caplog.at_level(logging.INFO, logger="cutline"):
+        run(main)
 
 
 def test_handshakes_that_fail_say_why(bundle: Bundle, fleet: Fleet, tmp_path: Path, case: Case) -> None:
@@ -376,6 +534,49 @@ def test_keys_that_others_can_read_or_that_are_none(fleet: Fleet, tmp_path: Path
     ):
         with pytest.raises(InputError):
             bad.check()
+
+
+@pytest.mark.parametrize(
+    "read", [functools.partial(read_private, what="key"), functools.partial(read_public, what="ca")]
+)
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path, read: Callable[[Path], bytes]) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe, 0o600)
+    for path in (pipe, tmp_path, Path("/dev/zero")):
+        with pytest.raises(InputError):
+            read(path)
+
+
+def test_the_pair_that_is_checked_is_the_one_that_is_used(
+    fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the file is another one, that all may read, a moment later."""
+    key = tmp_path / "key"
+    key.write_bytes(fleet.server.key.read_bytes())
+    key.chmod(0o600)
+
+    def read(path: Path, *, what: str) -> bytes:
+        content = read_private(path, what=what)
+        path.write_bytes(fleet.device.key.read_bytes())
+        path.chmod(0o644)
+        return content
+
+    monkeypatch.setattr(security, "read_private", read)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    pair = security.load_pair(context, fleet.server.certificate, key)
+    assert pair == (fleet.server.certificate.read_bytes(), fleet.server.key.read_bytes())
+
+
+def test_an_authoritys_key_is_for_its_owner(tmp_path: Path) -> None:
+    authority = Authority.make(tmp_path / "keys")
+    secret = pair_of(authority.folder, "ca").key
+    Authority.open(authority.folder)
+    secret.chmod(0o644)
+    with pytest.raises(InputError, match="everybody"):
+        Authority.open(authority.folder)
+    secret.unlink()
+    with pytest.raises(InputError, match="keys init"):
+        Authority.open(authority.folder)
 
 
 @pytest.mark.parametrize("address", ["192.0.2.1:1", "worker.example:1", "[2001:db8::1]:1", "127.0.0.1.example:1"])

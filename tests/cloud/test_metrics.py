@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from cutline.cli.certificates import DEVICE, SERVER, Authority, pair_of
+from cutline.cloud import metrics as metrics_module
 from cutline.cloud.figures import figures, read_counts
 from cutline.cloud.metrics import Metrics, show
 from cutline.cloud.server import serve
@@ -16,6 +20,7 @@ from cutline.errors import InputError, ModelMismatch, WorkerFailed
 from cutline.models.bundle import Bundle
 from cutline.protos.client import WorkerClient
 from cutline.protos.messages import Confirmed, Open, agent_to_wire
+from cutline.protos.security import AgentKeys, ServerKeys, client_context
 
 Case = tuple[Open, bytes, tuple[int, ...]]
 
@@ -92,6 +97,32 @@ def test_two_readings_give_rates_and_means_of_the_time_between() -> None:
     assert (found.slots, found.slots_in_use, found.queue_seconds) == (8, 3, None)
     # A worker that was started anew counts from nothing.
     assert figures(first, second, seconds=2.0) == figures(first)
+
+
+@pytest.mark.threat("floods")
+def test_silent_connections_keep_nobody_from_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor the worker from its end; those that are too many are shut at once, and the others in time."""
+    authority = Authority.make(tmp_path / "keys")
+    server, reader = authority.sign("server", SERVER, hosts=["127.0.0.1"]), authority.sign("reader", DEVICE)
+    ca = pair_of(authority.folder, "ca").certificate
+    known = client_context(AgentKeys(ca=ca, certificate=reader.certificate, key=reader.key))
+    stranger = client_context(AgentKeys(ca=ca))
+    keys = ServerKeys(certificate=server.certificate, key=server.key, client_ca=ca)
+    monkeypatch.setattr(metrics_module, "MOST_READERS", 2)
+    with show(Metrics(), "0.0.0.0:0", keys) as address:
+        at = ("127.0.0.1", int(address.rpartition(":")[2]))
+        url = f"https://127.0.0.1:{at[1]}/metrics"
+        with socket.create_connection(at, 5):
+            assert "cutline_slots" in httpx.get(url, verify=known, timeout=5).text
+            with pytest.raises(httpx.HTTPError):
+                httpx.get(url, verify=stranger, timeout=5)
+            with socket.create_connection(at, 5), socket.create_connection(at, 5) as third:
+                assert third.recv(1) == b""
+    monkeypatch.setattr(metrics_module, "READER_SECONDS", 0.1)
+    with show(Metrics(), "0.0.0.0:0", keys) as address:
+        at = ("127.0.0.1", int(address.rpartition(":")[2]))
+        with socket.create_connection(at, 5) as silent:
+            assert silent.recv(1) == b""
 
 
 @pytest.mark.parametrize("text", ["", "<html>hello</html>", "other_metric 1\n", "cutline_slots{ 1"])

@@ -115,6 +115,37 @@ def test_limits_of_a_tenant_say_when_to_try_again() -> None:
             pass
 
 
+@pytest.mark.threat("floods")
+def test_who_opens_slowly_has_not_all_openings() -> None:
+    """One that found no room for its opening is given the next that ends, and until then is taken to wait."""
+    shares = Shares(lambda _: Limits(), places=2, clock=Clock())
+    with contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(contextlib.ExitStack()) for _ in range(2)]
+        for one in slow:
+            one.enter_context(shares.arrival("a"))
+        with pytest.raises(WorkerBusy, match="being opened") as refused, shares.arrival("b"):
+            pass
+        assert refused.value.retry_seconds > 0
+        slow[0].close()
+        for many in (shares.arrival, shares.session):
+            with shares.session("a"), pytest.raises(WorkerBusy, match="others wait"), many("a"):
+                pass
+        with shares.arrival("b"):
+            pass
+        slow[0].enter_context(shares.arrival("a"))
+
+
+@pytest.mark.threat("floods")
+def test_streams_of_one_tenant_are_few_more_than_places() -> None:
+    shares = Shares(lambda _: UNLIMITED, places=3, clock=Clock())
+    with contextlib.ExitStack() as stack:
+        for _ in range(6):
+            stack.enter_context(shares.session("a"))
+        with pytest.raises(WorkerBusy, match="3 places"), shares.session("a"):
+            pass
+        stack.enter_context(shares.session("b"))
+
+
 class Tenants(RuleBasedStateMachine):
     """Sessions come and go, and nobody ever waits behind one that has more than its share for good."""
 

@@ -6,6 +6,7 @@ import ast
 import asyncio
 import json
 import logging
+import shlex
 import sys
 from pathlib import Path
 
@@ -48,7 +49,9 @@ def test_a_session_is_a_span_a_line_and_an_entry(bundle: Bundle, case: Case, cap
                     pass
             with pytest.raises(InputError):
                 async with client.session(
-                    Open(model=opening.model, tokens=(9,), prompt_length=1, max_tokens=0), [], timeout=30
+                    Open(model=opening.model, tokens=(9,), prompt_length=1, max_tokens=1, cut="x status=OK\n"),
+                    [],
+                    timeout=30,
                 ) as session:
                     await anext(session.events())
 
@@ -75,6 +78,7 @@ def test_a_session_is_a_span_a_line_and_an_entry(bundle: Bundle, case: Case, cap
     fields = [vars(record)["fields"] for record in lines]
     assert [one["status"] for one in fields] == ["OK", "INVALID_ARGUMENT"]
     assert fields[0]["session"]
+    assert fields[1]["cut"] == ""  # what was not checked is not written down
     assert fields[0]["prompt_tokens"] == opening.prompt_length
     audited = [vars(record)["fields"] for record in caplog.records if record.name == "cutline.audit"]
     assert [one["outcome"] for one in audited] == ["OK", "INVALID_ARGUMENT"]
@@ -98,6 +102,26 @@ def test_a_trace_that_is_none_begins_a_new_one(trace: str) -> None:
     (span,) = exporter.get_finished_spans()
     assert span.parent is None
     assert span.status.status_code is StatusCode.ERROR
+
+
+def test_no_words_of_others_make_lines_or_fields_of_the_log() -> None:
+    try:
+        raise ValueError("two\n2026-01-01 INFO cutline.audit: served")
+    except ValueError:
+        record = logging.LogRecord("a", logging.INFO, "", 0, "said %s", ("\x1b[2J\nINFO b",), sys.exc_info())
+    record.fields = {"cut": "x outcome=OK\nINFO", "long": "y" * 900_000, "status": "OK", "why": 'a "b"'}
+    first, *traceback = TextLines("%(message)s").format(record).splitlines()
+    assert first == "said \\x1b[2J\\nINFO b"
+    assert all(line.startswith("  ") for line in traceback)
+    assert len(traceback[-1]) < 1000
+    record.exc_info = record.exc_text = None
+    (line,) = TextLines("%(message)s").format(record).splitlines()
+    assert shlex.split(line.partition("INFO b ")[2].replace("\\\\", "\\")) == [
+        "cut=x outcome=OK\\nINFO",
+        f"long={'y' * 200}...",
+        "status=OK",
+        'why=a "b"',
+    ]
 
 
 def test_json_lines_hold_whatever_is_logged() -> None:

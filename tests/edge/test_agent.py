@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -421,6 +422,36 @@ def test_a_full_worker_refuses_and_serves_again_once_there_is_room(
     asyncio.run(run())
 
 
+@pytest.mark.threat("floods")
+@pytest.mark.parametrize("mode", [Mode.EDGE, Mode.AUTO, Mode.DRAFT])
+def test_nothing_is_drafted_for_who_is_gone(drafter: Bundle, monkeypatch: pytest.MonkeyPatch, mode: Mode) -> None:
+    drawn, begun = list[int](), threading.Event()
+
+    def draft(self: Drafting, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
+        for token in range(20, 20 + limit):
+            time.sleep(0.01)
+            drawn.append(token)
+            if len(drawn) == 3:
+                begun.set()
+            yield Drafted(token, 0.5)
+
+    monkeypatch.setattr(Drafting, "draft", draft)
+
+    async def run() -> int:
+        async with Agent(drafter, worker="127.0.0.1:1", threads=1) as agent:
+            waiting = asyncio.create_task(agent.answer(asking(LONGEST, mode, max_tokens=100)))
+            await asyncio.to_thread(begun.wait, 10)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            ended = len(drawn)
+            await asyncio.sleep(0.1)
+            return ended
+
+    ended = asyncio.run(run())
+    assert 3 <= ended == len(drawn) < 20
+
+
 def test_a_question_given_up_frees_its_place(target: Bundle, drafter: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     release = threading.Event()
 
@@ -431,9 +462,11 @@ def test_a_question_given_up_frees_its_place(target: Bundle, drafter: Bundle, mo
             waiting = asyncio.create_task(agent.answer(asking(LONGEST, Mode.DRAFT, effort=0.0)))
             await asyncio.sleep(0.3)
             waiting.cancel()
+            await asyncio.sleep(0.05)
+            assert not waiting.done(), "its thread has not ended"
+            release.set()
             with pytest.raises(asyncio.CancelledError):
                 await waiting
-            release.set()
             monkeypatch.setattr(Drafting, "draft", honest)
             for _ in range(50):
                 try:

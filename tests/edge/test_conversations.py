@@ -109,6 +109,25 @@ def test_a_second_turn_is_the_targets_own_and_reuses_the_image(whole: Whole, way
     asyncio.run(run())
 
 
+@pytest.mark.threat("caches")
+def test_a_real_worker_keeps_what_is_one_tenants_from_the_others() -> None:
+    async def run() -> list[int]:
+        async with together() as agent:
+            return [
+                (
+                    await agent.answer(
+                        Question(messages=(asks("What is a card?"),), mode=Mode.CLOUD, max_tokens=2, tenant=tenant)
+                    )
+                ).reused_tokens
+                for tenant in ("one", "other", "one", "other")
+            ]
+
+    first, stranger, again, other = asyncio.run(run())
+    assert first == stranger == 0
+    assert again > 0
+    assert other > 0
+
+
 @pytest.mark.parametrize("mode", [Mode.EDGE, Mode.DRAFT, Mode.AUTO])
 def test_the_drafter_runs_only_what_is_new(mode: Mode, monkeypatch: pytest.MonkeyPatch) -> None:
     run, rows = History.extend, list[int]()

@@ -83,7 +83,9 @@ class ScriptedWorker:
         self.held = 0  # positions whose rows it holds, at a deep cut
         self.events_: asyncio.Queue[Any] = asyncio.Queue()
 
-    def session(self, opening: Open, upload: Sequence[Any], *, timeout: float) -> Self:
+    def session(
+        self, opening: Open, upload: Sequence[Any], *, timeout: float, metadata: Sequence[tuple[str, str]] = ()
+    ) -> Self:
         assert not upload
         self.opening = opening
         return self

@@ -17,15 +17,22 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from cutline.bench.parity import Whole, seeded_prompts
+from cutline.demo.bundles import DRAFTER
+from cutline.demo.cards import Split
+from cutline.demo.requests import requests
 from cutline.edge import keeping, spans
 from cutline.edge.drafter import Drafted, Drafter
 from cutline.edge.keeping import KEPT, Lately, keys_of
+from cutline.edge.preparing import Preparer
+from cutline.edge.question import Question
 from cutline.edge.spans import TargetSpan
 from cutline.edge.vision import VisionSpan
 from cutline.models.bundle import Bundle
 from cutline.models.images import Pixels
+from cutline.models.prompt import PromptBuilder
 from cutline.models.sampling import Sampling
 
+DRAFTS = Bundle.open(DRAFTER)
 IMAGE, TOKENS = 3, 16  # of the seeded model: its image token, and how many an image has
 IMAGES = [
     Pixels(np.random.default_rng(seed).uniform(-1, 1, (1, 3, 64, 64)).astype(np.float32), (0, 0)) for seed in range(3)
@@ -59,10 +66,12 @@ def drafter(bundle: Bundle) -> Drafter:
     return Drafter.open(bundle, threads=1)
 
 
-def draft(drafter: Drafter, talk: Talk, answer: Sequence[int], count: int, *, named: bool) -> list[Drafted]:
+def draft(
+    drafter: Drafter, talk: Talk, answer: Sequence[int], count: int, *, named: bool, tenant: str = ""
+) -> list[Drafted]:
     prompt, images = talk
     names = [NAMES[index] for index in images] if named else None
-    drafting = drafter.converse(prompt, [IMAGES[index] for index in images], Sampling(), names=names)
+    drafting = drafter.converse(prompt, [IMAGES[index] for index in images], Sampling(), names=names, tenant=tenant)
     return list(islice(drafting.draft(answer, 8), count))
 
 
@@ -129,6 +138,32 @@ def test_the_second_question_about_an_image_runs_neither_tower_nor_image(bundle:
     runs.clear()
     draft(drafter, ([1, 8, 8, *[IMAGE] * TOKENS, 9], [0]), (), 1, named=True)  # a known image somewhere else
     assert runs == [-len(head) - 1]
+
+
+@pytest.mark.threat("caches")
+def test_what_one_tenant_asked_is_run_anew_for_another(bundle: Bundle, runs: list[int]) -> None:
+    drafter = Drafter.open(bundle, threads=1)
+    words = [1, *range(4, 24)]
+    for tenant, expected in (
+        ("one", -len(words)),
+        ("other", -len(words)),
+        ("one", -1),
+        ("other", -1),
+        ("", -len(words)),
+    ):
+        runs.clear()
+        draft(drafter, (words, []), (), 1, named=True, tenant=tenant)
+        assert runs == [expected], tenant
+
+
+@pytest.mark.threat("caches")
+def test_an_image_has_another_name_for_each_tenant() -> None:
+    preparer = Preparer(DRAFTS.manifest, PromptBuilder.open(DRAFTS), None, planned=False)
+    file = next(requests(Split.EVALUATION, 1, seed=3)).image
+    asked = [Question.about(file, "What?", tenant=tenant) for tenant in ("", "one", "other", "one")]
+    names = [preparer.prepare(one).names for one in asked]
+    assert names[1] == names[3]
+    assert len(set(names)) == 3
 
 
 def test_a_conversation_in_use_is_nobody_elses(bundle: Bundle, runs: list[int]) -> None:

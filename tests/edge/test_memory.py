@@ -88,6 +88,7 @@ def test_another_scene_is_not(other: Image.Image) -> None:
         asking(max_tokens=3),
         asking(stop=("x",)),
         asking(logprobs=0),
+        asking(tenant="harbour"),
         asking(sampling=Sampling(temperature=0.5, seed=1)),
     ],
 )

@@ -50,8 +50,10 @@ class KeepingWorker(worker_pb2_grpc.WorkerServicer):
     forgets: int = 0  # so many sessions to come are told that what they know is gone
     kept: set[bytes] = field(default_factory=set)
     openings: list[Open] = field(default_factory=list)
+    tenants: list[str] = field(default_factory=list)  # of each opening, as its metadata says
 
     async def Session(self, request_iterator: Any, context: Any) -> AsyncIterator[Any]:
+        self.tenants.append(dict(context.invocation_metadata()).get("cutline-tenant", ""))
         messages = (agent_from_wire(one) async for one in request_iterator)
         opening = await anext(messages)
         assert isinstance(opening, Open)
@@ -136,6 +138,16 @@ def test_the_first_images_that_a_worker_keeps_stay_here(cut: str, wire: Wire) ->
     assert [len(one.digests) for one in worker.openings] == [1, 1, 2, 2, 3, 0]
     assert [one.images for one in worker.openings] == ([1, 0, 2, 0, 2, 0] if cut == "image" else [0] * 6)
     assert all(len(one.grids) == len(one.digests) for one in worker.openings)
+
+
+@pytest.mark.threat("caches")
+@pytest.mark.parametrize("cut", ["image", "decoder.0"])
+def test_what_one_tenant_sent_is_not_known_for_another(cut: str) -> None:
+    worker, tenants = KeepingWorker(), ["one", "other", "one", "other", ""]
+    answers = talk(worker, *(asking(0, cut=cut, tenant=tenant) for tenant in tenants))
+    assert worker.tenants == tenants, "the worker is told for whom, too"
+    assert [one.known for one in worker.openings] == [0, 0, 1, 1, 0]
+    assert [answer.reused_images for answer in answers] == [0, 0, 1, 1, 0]
 
 
 def test_a_known_image_is_not_run_either(monkeypatch: pytest.MonkeyPatch) -> None:

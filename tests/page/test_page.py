@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from selenium import webdriver
 from selenium.webdriver.common.keys import Keys
 
 from cutline.edge.answer import Lost, Source, Tail, Token
@@ -272,6 +273,19 @@ def test_offline_is_switched_and_shown(page: Page, agent: Scripted) -> None:
     page.one("#offline").click()
     page.shows("#now", "62 ms")
     assert not agent.offline
+
+
+def test_who_may_not_switch_it_sees_so(chromium: webdriver.Chrome) -> None:
+    agent = Scripted()
+    agent.offline = True
+    with agent.serving() as address:
+        page = Page(chromium, address)
+        page.open()
+        page.shows("#now", "offline")
+        assert not page.one("#offline").is_enabled()
+        assert page.one("#offline").is_selected()
+        assert "who runs the agent" in page.text("#offline-means")
+        chromium.get("about:blank")  # which ends its requests, so that the agent can stop
 
 
 def test_a_mode_that_went_away_is_not_asked_for(page: Page, agent: Scripted) -> None:

@@ -208,6 +208,11 @@ def test_a_stream_that_the_worker_refuses_for_there_are_too_many() -> None:
         converse(ends_with(grpc.StatusCode.UNAVAILABLE, details))
 
 
+def test_a_call_that_the_worker_refuses_for_there_are_too_many() -> None:
+    with pytest.raises(WorkerBusy, match="as many calls as it takes"):
+        converse(ends_with(grpc.StatusCode.RESOURCE_EXHAUSTED, "Concurrent RPC limit exceeded!"))
+
+
 def test_a_worker_that_ends_early() -> None:
     with pytest.raises(WorkerUnavailable, match="before the answer"):
         converse(says(Opened("s"), Confirmed(2, (5,), 0)))

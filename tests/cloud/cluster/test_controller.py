@@ -64,7 +64,7 @@ class Fake:
     def die(self) -> None:
         self._end.set()
 
-    def kill(self) -> None:
+    async def kill(self) -> None:
         self.killed = True
 
 
@@ -168,6 +168,22 @@ async def test_it_grows_and_shrinks_and_who_drains_leaves_the_directory_first() 
         await until(lambda: second.killed)
         assert (before, second.stopped) == (False, True)
         await until(lambda: len(controller.listing(everyone=True).workers) == 1)
+
+
+@in_a_loop
+async def test_it_grows_no_further_than_there_is_room_and_shrinks_from_there() -> None:
+    machines = Machines(1)  # with room for two
+    async with machines.controller(1, 4) as controller:
+        await until(lambda: len(ready(controller)) == 1)
+        machines.launched[0].described = replace(WELL, queue_seconds=9.0, sessions=4)
+        await until(lambda: len(ready(controller)) == 2)
+        machines.launched[1].described = machines.launched[0].described
+        await until(lambda: controller.listing().wanted == 3)
+        await until(lambda: controller.listing().wanted == 2)
+        assert len(controller.listing(everyone=True).workers) == 2
+        for one in machines.launched:
+            one.described = WELL
+        await until(lambda: len(ready(controller)) == 1)
 
 
 @in_a_loop

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -66,6 +66,7 @@ def test_who_died_somewhere_goes_elsewhere_if_there_is_room() -> None:
     assert place(NODES[:1], [], Need(cpus=1.0), avoid="a") == NODES[0]
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.floats(0.1, 64.0), st.integers(0, 8)), max_size=6),
     st.floats(0.1, 8.0),
@@ -110,6 +111,13 @@ def test_the_least_useful_go_first() -> None:
     )
     left = {member.name: member.standing for member in levelled(members, 1, 5.0)}
     assert left == {"worker-0": "ready", "worker-1": "draining", "worker-2": "draining"}
+
+
+def test_who_has_no_room_goes_before_who_rests_from_a_failure() -> None:
+    failed = Member(name="worker-0", standing=Standing.RESTING, since=0.0, failures=2)
+    left = levelled((failed, homeless(replace(failed, name="worker-1"), 1.0)), 1, 5.0)
+    assert left == (failed,)
+    assert not started(homeless(failed, 1.0), "a", 2.0).homeless
 
 
 class Members(RuleBasedStateMachine):

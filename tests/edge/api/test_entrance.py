@@ -16,7 +16,7 @@ from starlette.routing import Route
 from cutline.demo.bundles import DRAFTER
 from cutline.edge.api import app as app_module
 from cutline.edge.api.app import application
-from cutline.edge.api.entrance import Entrance
+from cutline.edge.api.entrance import TENANT, Entrance
 from cutline.models.bundle import Bundle
 from cutline.protos.tokens import Tokens, token_entry
 
@@ -39,7 +39,7 @@ def routes(monkeypatch: pytest.MonkeyPatch) -> list[Route]:
         return Starlette(routes=routes, **rest)
 
     monkeypatch.setattr(app_module, "Starlette", starlette)
-    application(SimpleNamespace(manifest=Bundle.open(DRAFTER).manifest))  # is not asked
+    application(SimpleNamespace(manifest=Bundle.open(DRAFTER).manifest, offline=False))  # is not asked
     return made
 
 
@@ -109,6 +109,27 @@ def test_what_is_no_token(tokens: Tokens, headers: list[tuple[str, str]]) -> Non
     assert refused.json()["error"]["type"] == "AccessDenied"
     assert "Bearer" in refused.headers["www-authenticate"]
     assert TOKEN not in refused.text
+    assert refused.text == ask(tokens, "POST", "/v1/chat/completions").text, "which was no token does not show"
+    assert "--token-file" in refused.json()["error"]["message"]
+    assert "Authorization: Bearer" in refused.json()["error"]["message"]
+
+
+def test_whose_token_it_is_is_found_in_the_scope(tokens: Tokens) -> None:
+    found: list[object] = []
+
+    async def look(scope: Any, receive: Any, send: Any) -> None:
+        found.append(scope.get(TENANT))
+        await reached(scope, receive, send)
+
+    async def run() -> None:
+        transport = httpx.ASGITransport(Entrance(look, tokens))
+        async with httpx.AsyncClient(transport=transport, base_url="http://agent") as client:
+            await client.get("/", headers={"authorization": f"Bearer {TOKEN}"})
+            await client.get("/", headers={"authorization": basic(f"someone else:{TOKEN}")})
+            await client.get("/healthz", headers={TENANT: "operator"})
+
+    asyncio.run(run())
+    assert found == ["operator", "operator", None]
 
 
 def test_a_browser_gives_the_token_as_password(tokens: Tokens) -> None:

@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import math
+import ssl
 import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, suppress
+from pathlib import Path
 from typing import Any
 
 import httpx
 import msgspec
 import pytest
+from prometheus_client import Gauge
 
 from cutline.bench.scripted import ScriptedAgent, spoken, told
+from cutline.cli.certificates import SERVER, Authority
 from cutline.edge.answer import Source, Token
-from cutline.edge.api import guarding, streaming
+from cutline.edge.api import guarding, secured, streaming
 from cutline.edge.api import serving as server
+from cutline.edge.api.faults import Refused
 from cutline.edge.api.requests import ChatRequest
 from cutline.edge.api.serving import names_of
 from cutline.edge.events import Planned, Settled
 from cutline.edge.question import Mode, Question
 from cutline.edge.state import Breaker, WorkerState
 from cutline.errors import InputError, WorkerUnavailable
+from cutline.protos.security import ServerKeys
+from cutline.protos.tokens import Limits, Tokens, token_entry
 
 Serving = Callable[..., AbstractAsyncContextManager[str]]
 
@@ -147,13 +154,224 @@ def test_connections_are_bounded(serving: Serving, monkeypatch: pytest.MonkeyPat
     async def run() -> None:
         async with serving() as url:
             held = [await connect(url) for _ in range(2)]
-            reader, writer = await connect(url)
-            with suppress(ConnectionResetError):  # an end is as good
-                assert await asyncio.wait_for(reader.read(), 5) == b""
-            for _, one in [*held, (reader, writer)]:
+            assert (await _get(url, "/healthz")).status_code == 200, "the silent do not keep others out"
+            await ended(held[0][0])
+            for _, one in held:
                 one.close()
 
     asyncio.run(run())
+
+
+async def ended(reader: asyncio.StreamReader) -> None:
+    """Waits until the server has closed a connection."""
+    with suppress(ConnectionResetError):  # an end is as good
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+
+
+@pytest.mark.threat("floods")
+def test_who_waits_for_an_answer_keeps_the_connection(
+    agent: ScriptedAgent, serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "MOST_CONNECTIONS", 2)
+    agent.always = [PLANNED, math.inf]
+
+    async def run() -> None:
+        async with serving() as url:
+            asking = [await connect(url) for _ in range(2)]
+            for count, (_, writer) in enumerate(asking, start=1):
+                writer.write(request(STREAMED))
+                await agent.reaches(asked=count)
+            late, writer = await connect(url)
+            await ended(late)
+            assert agent.given_up == 0
+            for _, one in [*asking, (late, writer)]:
+                one.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.threat("floods")
+def test_a_connection_counts_before_its_handshake(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(server, "MOST_CONNECTIONS", 3)
+    authority = Authority.make(tmp_path)
+    pair = authority.sign("server", SERVER, hosts=["127.0.0.1"])
+    keys = ServerKeys(certificate=pair.certificate, key=pair.key)
+    context = ssl.create_default_context(cafile=tmp_path / "ca.crt")
+
+    async def run() -> None:
+        async with serving(keys=keys) as url:
+            silent = [await connect(url) for _ in range(5)]
+            for reader, _ in silent[:2]:
+                await ended(reader)
+            secure = url.replace("http:", "https:")
+            async with httpx.AsyncClient(base_url=secure, verify=context, trust_env=False) as client:
+                assert (await client.get("/healthz")).status_code == 200
+            await ended(silent[2][0])
+            for _, one in silent:
+                one.close()
+        monkeypatch.setattr(secured, "HANDSHAKE_SECONDS", 0.1)
+        async with serving(keys=keys) as url:
+            reader, writer = await connect(url)
+            await ended(reader)
+            writer.close()
+
+    asyncio.run(run())
+
+
+def holders(tmp_path: Path, limits: str = "") -> Tokens:
+    """Two tenants, each of whom has its name as token; `limits` stand in the file, too."""
+    file = tmp_path / "tokens.toml"
+    file.write_text(token_entry("one", "one") + token_entry("other", "other") + limits)
+    return Tokens(file, agent=True)
+
+
+def bearing(url: str, tenant: str) -> httpx.AsyncClient:
+    headers = {"authorization": f"Bearer {tenant}"}
+    return httpx.AsyncClient(base_url=url, headers=headers, trust_env=False)
+
+
+@pytest.mark.threat("caches")
+def test_whose_question_it_is_goes_along(agent: ScriptedAgent, serving: Serving, tmp_path: Path) -> None:
+    agent.always = [spoken("7")]
+
+    async def run() -> None:
+        async with serving(tokens=holders(tmp_path)) as url:
+            for tenant in ("one", "other"):
+                async with bearing(url, tenant) as client:
+                    assert (await client.post(PATH, content=BODY)).status_code == 200
+                    forged = msgspec.json.decode(BODY) | {"tenant": "other"}
+                    assert (await client.post(PATH, json=forged)).status_code == 400
+        async with serving() as url, bearing(url, "one") as client:
+            await client.post(PATH, content=BODY)
+
+    asyncio.run(run())
+    assert [one.tenant for one in agent.asked] == ["one", "other", ""]
+
+
+def test_each_tenant_has_what_its_limits_say(agent: ScriptedAgent, serving: Serving, tmp_path: Path) -> None:
+    agent.enqueue(math.inf)
+    agent.always = [spoken("7")]
+
+    async def run() -> tuple[httpx.Response, httpx.Response]:
+        async with (
+            serving(tokens=holders(tmp_path, "[tenant.one]\nsessions = 1\n")) as url,
+            bearing(url, "one") as first,
+            bearing(url, "other") as second,
+        ):
+            long = asyncio.create_task(first.post(PATH, content=BODY))
+            await agent.reaches(asked=1)
+            found = await first.post(PATH, content=BODY), await second.post(PATH, content=BODY)
+            long.cancel()
+            await asyncio.wait([long])
+            await agent.reaches(given_up=1)
+            return found
+
+    refused, answered = asyncio.run(run())
+    assert (refused.status_code, answered.status_code) == (429, 200)
+    assert refused.headers["retry-after"] == "1"
+    assert refused.json()["error"]["type"] == "WorkerBusy"
+
+
+def test_openings_are_held_to_their_rate() -> None:
+    now = 100.0
+    desk = guarding.Desk(8, Gauge("g", "g", registry=None), lambda tenant: Limits(openings_per_minute=12), lambda: now)
+
+    def opened(tenant: str) -> bool:
+        try:
+            with desk.place(tenant):
+                return True
+        except Refused:
+            return False
+
+    began = sum(opened("one") for _ in range(50))
+    assert began == 3, "what ten seconds give, and the one that goes over it"
+    assert opened("other")
+    later = 0
+    for _ in range(600):
+        now += 1.0
+        later += opened("one")
+    assert later == pytest.approx(120, abs=1)
+
+
+@pytest.mark.threat("floods")
+def test_a_body_that_does_not_come_takes_no_place(
+    agent: ScriptedAgent, serving: Serving, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(guarding, "MOST_BODIES", 4)
+    agent.always = [spoken("7")]
+
+    async def slow(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await connect(url)
+        writer.write(request(BODY[:10], "Authorization: Bearer one", length=len(BODY)))
+        await asyncio.sleep(0.05)
+        return reader, writer
+
+    async def run() -> None:
+        async with serving(most=1, tokens=holders(tmp_path)) as url:
+            held = [await slow(url) for _ in range(2)]
+            async with bearing(url, "other") as client:
+                assert (await client.post(PATH, content=BODY)).status_code == 200
+            status, body = await reply(url, request(BODY, "Authorization: Bearer one"))
+            assert status == 429, "one tenant reads half of them at most"
+            assert msgspec.json.decode(body)["error"]["code"] == "rate_limit_exceeded"
+            for _, writer in held:
+                writer.close()
+            await asyncio.sleep(0.05)
+            async with bearing(url, "one") as client:
+                assert (await client.post(PATH, content=BODY)).status_code == 200
+
+    asyncio.run(run())
+
+
+@pytest.mark.threat("floods")
+def test_all_bodies_together_have_a_size(
+    agent: ScriptedAgent, serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guarding, "BODIES", 3000)
+    agent.always = [spoken("7")]
+
+    async def run() -> None:
+        async with serving() as url:
+            _, writer = await connect(url)
+            writer.write(request(b" " * 2900, length=3000))
+            await asyncio.sleep(0.05)
+            async with httpx.AsyncClient(base_url=url, trust_env=False) as client:
+                assert (await client.post(PATH, content=BODY + b" " * 200)).status_code == 429
+                writer.close()
+                await asyncio.sleep(0.05)
+                assert (await client.post(PATH, content=BODY + b" " * 200)).status_code == 200
+
+    asyncio.run(run())
+
+
+@pytest.mark.threat("doors")
+def test_what_was_started_offline_stays_so(agent: ScriptedAgent, serving: Serving) -> None:
+    agent.offline = True
+
+    async def run() -> list[httpx.Response]:
+        async with serving() as url, httpx.AsyncClient(base_url=url, trust_env=False) as client:
+            changes = [await client.post("/cutline/state", json={"offline": offline}) for offline in (False, True)]
+            return [*changes, await client.get("/cutline/state")]
+
+    undone, same, state = asyncio.run(run())
+    assert (undone.status_code, same.status_code) == (409, 200)
+    assert "started with --offline" in undone.json()["error"]["message"]
+    assert agent.offline
+    assert (state.json()["offline"], state.json()["switchable"]) == (True, False)
+
+
+@pytest.mark.threat("doors")
+def test_no_tenant_takes_the_agent_offline_for_all(agent: ScriptedAgent, serving: Serving, tmp_path: Path) -> None:
+    async def run() -> list[httpx.Response]:
+        async with serving(tokens=holders(tmp_path)) as url, bearing(url, "one") as client:
+            return [await client.post("/cutline/state", json={"offline": True}), await client.get("/cutline/state")]
+
+    refused, state = asyncio.run(run())
+    assert refused.status_code == 403
+    assert not agent.offline
+    assert state.json()["switchable"] is False
 
 
 @pytest.mark.parametrize("body", [BODY, STREAMED], ids=["whole", "streamed"])
@@ -294,6 +512,8 @@ def test_the_state_and_its_switch(agent: ScriptedAgent, serving: Serving) -> Non
         "answers": 1, "tokens": tokens, "bytes_up": 100, "bytes_down": 20, "joules": None, "lost": 0
     }  # fmt: skip
     assert (before["offline"], after["offline"], agent.offline) == (False, True, True)
+    assert before["switchable"]
+    assert after["switchable"]
     assert (wrong, foreign) == (400, 403)
     assert (ready.status_code, unready.status_code) == (200, 503)
     assert unready.json()["ready"] is False

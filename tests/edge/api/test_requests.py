@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import threading
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -20,7 +23,9 @@ from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.edge.agent import Agent
 from cutline.edge.answer import Answer
+from cutline.edge.api import app as app_module
 from cutline.edge.api import guarding
+from cutline.edge.api import requests as requests_module
 from cutline.edge.api.app import application
 from cutline.edge.api.faults import Refused
 from cutline.edge.api.requests import ChatRequest, read_request
@@ -255,6 +260,83 @@ def test_the_wrong_field_is_told() -> None:
 
 
 @pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(
+            ("temperature", b"1e999"),
+            ("temperature", b"-1"),
+            ("top_p", b"0"),
+            ("seed", b"-1"),
+            ("seed", b"1" + b"0" * 30),
+        ),
+        *(("max_tokens", b"0"), ("cutline.effort", b"1e999"), ("cutline.effort", b"2"), ("cutline.timeout", b"0")),
+        *(("cutline.top_k", b"-1"), ("cutline.max_leak", b"1.5"), ("cutline.max_latency_ms", b"-1e999")),
+        *(("cutline.noise", b"1e9"), ("cutline.keep_image_tokens", b"0"), ("cutline.correct_seconds", b"601")),
+    ],
+)
+def test_the_number_out_of_range_is_told(field: str, value: bytes) -> None:
+    where, _, name = field.rpartition(".")
+    given = b'"%b": %b' % (name.encode(), value)
+    given = b'"cutline": {%b}' % given if where else given
+    with pytest.raises(Refused) as found:
+        read_request(b'{"messages": [{"role": "user", "content": "What?"}], %b}' % given)
+    assert (found.value.status, found.value.fault.param) == (400, field)
+
+
+@pytest.mark.parametrize("name", ["n", "presence_penalty", "store"])
+def test_what_only_equals_nothing_is_refused(name: str) -> None:
+    wrong = {"n": True, "presence_penalty": False, "store": 0}
+    assert refused(**{name: wrong[name]}).fault.param == name
+
+
+@pytest.mark.threat("late")
+@pytest.mark.parametrize(
+    ("raw", "match"),
+    [
+        (b'{"messages": [' + b"{}," * 349_000 + b"{}]}", "values"),
+        (b'{"messages": [' + b"{}," * 20_000 + b"{}]}", "20001 messages are too many"),
+        (b'{"messages": [{"role": "user", "content": [' + b"{}," * 20_000 + b"{}]}]}", "20001 parts are too many"),
+        (b"[" * (48 << 20), "values"),
+        (b'{"x": [' + b"1," * (24 << 20), "values"),
+    ],
+    ids=["objects", "messages", "parts", "depth", "commas"],
+)
+def test_a_bad_body_is_refused_before_it_costs(raw: bytes, match: str) -> None:
+    began = time.process_time()
+    with pytest.raises(Refused, match=match) as found:
+        read_request(raw)
+    assert found.value.status == 400
+    assert time.process_time() - began < 0.5
+
+
+def test_unknown_fields_are_looked_for_until_enough_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[str] = []
+    unknown = requests_module._unknown
+
+    def counted(*given: Any) -> Iterator[str]:
+        for one in unknown(*given):
+            found.append(one)
+            yield one
+
+    monkeypatch.setattr(requests_module, "_unknown", counted)
+    assert refused(**{f"x{i}": 1 for i in range(5000)}).fault.message.endswith("x19, ...; leave these out")
+    assert len(found) == requests_module.MAX_NAMED + 1
+
+
+def test_what_takes_long_to_read_is_read_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[bool] = []
+
+    def read(raw: bytes) -> ChatRequest:
+        threads.append(threading.current_thread() is threading.main_thread())
+        return read_request(raw)
+
+    monkeypatch.setattr(app_module, "read_request", read)
+    for size in (10, 64 << 10):
+        assert post(body(messages=message(WORDS), user="x" * size), agent=scripted()).status_code == 200
+    assert threads == [True, False]
+
+
+@pytest.mark.parametrize(
     "neutral",
     [
         {"n": 1, "tools": [], "tool_choice": "auto", "response_format": {"type": "text"}, "logit_bias": {}},
@@ -327,4 +409,5 @@ def test_every_field_of_a_question_is_asked_for() -> None:
     """One that is new must be added to the request, or said here to be none of its business."""
     held = {"messages", "images", "sampling", "max_tokens", "stop", "logprobs"}
     ours = set(msgspec.structs.asdict(ChatRequest(messages=[]).cutline)) - {"top_k", "guesses"}
-    assert set(Question.__struct_fields__) == held | ours
+    found_out = {"tenant"}  # by whose token it is; nobody says so of himself
+    assert set(Question.__struct_fields__) == held | ours | found_out
