@@ -27,6 +27,9 @@ from cutline.edge.heartbeat import patience
 from cutline.edge.question import Mode, Question
 from cutline.models.bundle import Bundle
 
+DEVICE = Bundle.open(TARGET, "device")
+DEEP_AHEAD = 6_000  # bytes of boundary rows that go with a draft
+
 # Auto drafts a whole answer first, which is no part of a replay.
 KILLED = tuple(way for way in WAYS if way["mode"] is not Mode.AUTO and "sampling" not in way)
 
@@ -79,7 +82,7 @@ async def _killed(
                 drafter,
                 worker=[link.address, near[1].address],
                 threads=1,
-                target=Bundle.open(TARGET, "device"),
+                target=DEVICE,
                 notice=notice,
             )
         )
@@ -98,7 +101,8 @@ async def _killed(
                 struck.append(time.monotonic())
                 (link.hold if silent else link.reset)()
 
-        limit = patience(notice, ahead=10_000, uplink=agent.workers.uplink(link.address), connected=True) + notice / 4
+        ahead = DEEP_AHEAD if question.cut in DEVICE.manifest.line.deep_cuts else 0
+        limit = patience(notice, ahead=ahead, uplink=agent.workers.uplink(link.address), connected=True) + notice / 4
         try:
             async with asyncio.timeout(MOST_SECONDS):
                 heard = await hear(agent, question, during)
@@ -133,10 +137,10 @@ def report(done: list[Killed], console: Console, *, notice: float, rtt_ms: float
         if not times:
             continue
         half, most = np.quantile([one.notice or 0.0 for one in times], [0.5, 0.99])
-        limit = max(one.limit for one in times)
+        share = np.quantile([(one.notice or 0.0) / one.limit for one in times], 0.99)
         console.print(
             f"{kind}, {len(times)} before the answer was there: noticed after {half:.3f} s (p50), {most:.3f} s (p99)"
-            + (f"; may take {limit:.3f} s at a notice of {notice:g} s" if silent else "")
+            + (f", p99 {share:.2f} of what it may take at a notice of {notice:g} s" if silent else "")
         )
     lags = [(one.again, one.allowed) for one in done if one.again is not None]
     if lags:

@@ -128,8 +128,8 @@ class Lane:
         options = case.options
         question = self._asker.question(case.question, **options)
         truth = await self._asker.truth(self.agent, case.question, question.sampling)
-        if case.kept:
-            await hear(self.agent, question)
+        if case.kept and (await hear(self.agent, question)).lost:
+            await self._well()  # a machine that was held up: the agent thinks ill of a worker that was well
         strike = _Strike(case, self._links[case.second], self._worker(case), self.notice)
         limit = self._limit(case, question)
         if case.point is Point.BEFORE:

@@ -34,7 +34,7 @@ class WorkerProcess:
         self._keys = keys
         self._metrics = ""
         self._process: subprocess.Popen[str] | None = None
-        self._spoken = tempfile.TemporaryFile()  # its stderr
+        self._spoken = tempfile.TemporaryFile()  # noqa: SIM115  # its stderr, until it is left
         self._ending = False
 
     async def __aenter__(self) -> Self:
@@ -74,7 +74,8 @@ class WorkerProcess:
     def last_words(self) -> str:
         """The end of what it wrote to stderr."""
         self._spoken.seek(0)
-        return "\n".join(self._spoken.read().decode(errors="replace").strip().splitlines()[-_LAST:]) or "it said nothing"
+        lines = self._spoken.read().decode(errors="replace").strip().splitlines()
+        return "\n".join(lines[-_LAST:]) or "it said nothing"
 
     def kill(self) -> None:
         """End it without a word."""

@@ -14,7 +14,7 @@ import msgspec
 from cutline.edge.account import account, from_memory, planned
 from cutline.edge.answer import Answer, Source
 from cutline.edge.asking import Asking
-from cutline.edge.drafter import Drafted, Drafter, Drafting, likelihoods_of
+from cutline.edge.drafter import Drafter, Drafting, likelihoods_of
 from cutline.edge.energy import Meter
 from cutline.edge.events import Event, Settled
 from cutline.edge.exchange import Models
@@ -257,13 +257,14 @@ class Agent:
                 await self._draft_all(prepared, progress, keep=True)
                 return None
             case Mode.AUTO:
-                drafting, drafted = await self._draft_all(prepared, progress, keep=False)
+                models = await self._draft_all(prepared, progress, keep=False)
+                drafted = list(models.drafted.values())
                 tokens = tuple(one.token for one in drafted)
                 if self._open_gate().keeps(drafted, asked.sampling):
                     progress.settle(tokens, [Source.EDGE] * len(tokens), likelihoods_of(drafted))
                     return None
                 asking = self._ask(asked, prepared, progress, drafts=True)
-                asking.models = Models(drafting=drafting, drafted=dict(enumerate(drafted)))
+                asking.models = models
                 asking.believed = tokens
                 if prepared.question.bounded:  # it was not planned, and only a plan keeps to its bounds
                     async with asking.models.until_ended():
@@ -323,30 +324,32 @@ class Agent:
             tenant=question.tenant,
         )
 
-    async def _draft_all(self, prepared: Prepared, progress: Progress, *, keep: bool) -> tuple[Drafting, list[Drafted]]:
-        """Draft a whole answer; `keep` settles its tokens one by one, as they are drafted."""
+    async def _draft_all(self, prepared: Prepared, progress: Progress, *, keep: bool) -> Models:
+        """Draft a whole answer; `keep` settles its tokens one by one, as they are drafted.
 
+        Returns what drafted it.
+        """
         models = Models()
 
-        def draft() -> tuple[Drafting, list[Drafted]]:
-            models.drafting, drafted = self._converse(prepared), list[Drafted]()
+        def draft() -> None:
+            models.drafting = self._converse(prepared)
             transcript = progress.transcript if keep else progress.transcript.empty()
-            for _ in models.draft((), prepared.limit):
-                drafted.append(one := models.drafted[len(drafted)])
+            for token in models.draft((), prepared.limit):
                 if keep:
-                    progress.settle([one.token], [Source.EDGE], likelihoods_of([one]))
+                    progress.settle([token], [Source.EDGE], likelihoods_of([models.drafted[len(progress.tokens)]]))
                 else:
-                    progress.guess([one.token for one in drafted])
-                    transcript.add(one.token, Source.EDGE)
+                    progress.guess([one.token for one in models.drafted.values()])
+                    transcript.add(token, Source.EDGE)
                 if transcript.stopped:
                     break
-            return models.drafting, drafted
 
         async with models.until_ended():
-            drafting, drafted = await models.run(draft)
+            await models.run(draft)
         progress.parts.lap("edge")
-        progress.confidence = confidence_of(drafted)
-        return drafting, drafted
+        progress.confidence = confidence_of(list(models.drafted.values()))
+        # A thread may hold on to its work for a moment, and the next question is to find this conversation ended.
+        drafting, models.drafting = models.drafting, None
+        return Models(drafting=drafting, drafted=models.drafted)
 
     def _ask(self, asked: Question, prepared: Prepared, progress: Progress, *, drafts: bool) -> Asking:
         """How workers are asked what was `asked`; `drafts` says that the drafter drafts for them."""

@@ -131,8 +131,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
     `lost` are the workers that were lost on the way; where none was left, the drafter went on from the token
     `alone_from`, and `tail` says what became of that. `reused_images` did not have to be sent again, `reused_tokens` of
-    the prompt not be run again. `parts_ms` is where the time went, part by part, in the order of their beginning. What a
-    worker corrected later was there before, and `latency_ms` says when.
+    the prompt not be run again. `parts_ms` is where the time went, part by part, in the order of their beginning. An
+    answer that was corrected later was there before: `latency_ms` and `parts_ms` end then.
     """
 
     text: str

@@ -310,7 +310,7 @@ class Asking:
             except WorkerUnavailable:  # what is waited for is that there is a link again, however often that is tried
                 continue
             except CutlineError as error:
-                tried[client.address] = TRIES if isinstance(error, ModelMismatch | AccessDenied) else tried[client.address] + 1
+                tried[client.address] += TRIES if isinstance(error, ModelMismatch | AccessDenied) else 1
         if self._is_complete(check):
             check.finish()
             self._take(check)

@@ -105,7 +105,7 @@ class Heartbeat:
                     notice=self.notice,
                     answered=self.session.answered,
                 )
-            if self._beat is not None and self._beat.done() and now - self._tried >= self.notice / 2:
+            if self._beat is not None and self._beat.done() and now - self._tried >= self.notice / 4:
                 self._try(now)
         elif now - max(heard, self._last) >= self.notice / 2 or (
             self.session.unproven and now - self._last >= self.notice / 2

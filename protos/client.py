@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import grpc
 
-from cutline.errors import CutlineError, InputError, WorkerBusy, WorkerFailed, WorkerUnavailable
+from cutline.errors import AccessDenied, CutlineError, InputError, WorkerBusy, WorkerFailed, WorkerUnavailable
 from cutline.protos.address import parse_address
 from cutline.protos.messages import (
     AgentMessage,
@@ -36,6 +36,7 @@ from cutline.protos.v1 import worker_pb2_grpc
 
 CONNECT_SECONDS = 5.0
 PROBE_SECONDS = 60.0
+REFUSAL_SECONDS = 1.0
 BEAT_BYTES = 60  # of a heartbeat, up: it has no message, but gRPC's frames around one; as measured
 
 # What gRPC says where a connection has more streams than the worker allows: HTTP/2's REFUSED_STREAM, of RFC 9113.
@@ -125,7 +126,8 @@ class WorkerClient:
         self._calls.add(call)
         self._idle.clear()
         call.add_done_callback(self._ended)
-        return WorkerSession(self.address, call, opening, upload, self._keys, functools.partial(self._beat, who))
+        beat, refusal = (functools.partial(one, who) for one in (self._beat, self._refusal))
+        return WorkerSession(self.address, call, opening, upload, self._keys, beat, refusal)
 
     def _ended(self, call: Any) -> None:
         self._calls.discard(call)
@@ -142,6 +144,17 @@ class WorkerClient:
             return False
         return True
 
+    async def _refusal(self, who: tuple[tuple[str, str], ...]) -> CutlineError | None:
+        """What the worker says to a call that asks for nothing, if that is a refusal and comes at once."""
+        try:
+            await self._stub.Probe(pb.ProbeRequest(), timeout=REFUSAL_SECONDS, metadata=who)
+        except grpc.aio.AioRpcError as error:
+            found = _translated(error.code(), error.details(), self.address, self._keys)
+            return found if isinstance(found, AccessDenied | WorkerBusy) else None
+        except grpc.aio.UsageError:  # the connection was closed
+            return None
+        return None
+
 
 class WorkerSession:
     """One session. `bytes_up` and `bytes_down` count its messages. Whatever goes wrong with it, `events` says.
@@ -157,6 +170,7 @@ class WorkerSession:
         upload: Iterable[ImageChunk | Boundary],
         keys: AgentKeys = NO_KEYS,
         beat: Callable[[], Awaitable[bool]] | None = None,
+        refusal: Callable[[], Awaitable[CutlineError | None]] | None = None,
     ) -> None:
         self.address = address
         self.bytes_up = 0
@@ -167,6 +181,7 @@ class WorkerSession:
         self.given = 0  # bytes of messages that were to go up, sent or not
         self._proven = 0  # bytes of these that have arrived
         self._beat = beat
+        self._refusal = refusal
         self._keys = keys
         self._call = call
         self._opening = opening
@@ -225,14 +240,14 @@ class WorkerSession:
             try:
                 message = await self._call.read()
             except grpc.aio.AioRpcError as error:
-                raise _translated(error.code(), error.details(), self.address, self._keys) from None
+                raise await self._why(error.code(), error.details()) from None
             except asyncio.CancelledError:
                 task = asyncio.current_task()
                 if task is not None and task.cancelling():
                     raise
                 raise WorkerUnavailable(f"the connection to the worker at {self.address} was closed") from None
             if message is grpc.aio.EOF:
-                raise _translated(await self._call.code(), await self._call.details(), self.address, self._keys)
+                raise await self._why(await self._call.code(), await self._call.details())
             self._hear()
             self.bytes_down += message.ByteSize()
             try:
@@ -244,6 +259,14 @@ class WorkerSession:
             if isinstance(event, Finished):
                 self.finished = event
             yield event
+
+    async def _why(self, code: grpc.StatusCode, details: str | None) -> CutlineError:
+        """The exception for a call that ended early."""
+        # Where a worker refuses a call while its first messages are written, gRPC tells of the failed write alone.
+        refusal = None
+        if code is grpc.StatusCode.INTERNAL and not self.answered and self._refusal is not None:
+            refusal = await self._refusal()
+        return refusal or _translated(code, details, self.address, self._keys)
 
     async def _send(self, message: AgentMessage) -> None:
         wire = agent_to_wire(message)

@@ -15,7 +15,9 @@ import msgspec
 import pytest
 from PIL import Image
 
+from cutline.cli.ask import _show
 from cutline.demo.bundles import DRAFTER, TARGET
+from cutline.edge.answer import Answer, Lost
 from cutline.errors import (
     AccessDenied,
     BundleError,
@@ -33,6 +35,16 @@ from cutline.models.bundle import MANIFEST, Bundle, span_file, write_manifest
 
 Run = Callable[..., Any]
 NOBODY = "127.0.0.1:1"
+COUNTS = ("latency_ms", "ttft_ms", "bytes_up", "bytes_down", "rounds", "drafted", "accepted")
+NOTHING = ("exact", "cut", "wire", "confidence")
+ANSWER: dict[str, Any] = {
+    "text": "",
+    "tokens": [],
+    "mode": "draft",
+    "complete": True,
+    **dict.fromkeys(COUNTS, 0),
+    **dict.fromkeys(NOTHING),
+}
 
 
 def saved(mode: str = "RGB", size: tuple[int, int] = (64, 64), kind: str = "PNG", **options: Any) -> bytes:
@@ -150,6 +162,11 @@ def test_a_question_that_cannot_be_asked(run: Run, card: Path, text: str) -> Non
         ("--edge-profile", "abacus", "--cloud-profile", "l4", "--link", "4g", "--worker", NOBODY),
         ("--edge-profile", "raspberry-pi-5", "--cloud-profile", "l4", "--link", "string", "--worker", NOBODY),
         ("--link", "4g", "--agent", f"http://{NOBODY}"),
+        ("--notice", "5", "--agent", f"http://{NOBODY}"),
+        ("--upstream-model", "big", "--agent", f"http://{NOBODY}"),
+        ("--upstream-key-file", "key", "--agent", f"http://{NOBODY}"),
+        ("--upstream-key-file", "key"),
+        ("--upstream", "http://192.0.2.1/v1"),
         ("--agent", "http://[::1"),
         ("--agent", ""),
     ],
@@ -207,6 +224,7 @@ def test_cuts_that_cannot_be(run: Run, card: Path, bundle: Path, tmp_path: Path,
         ("cloud", "--insecure", "--wires", "fp32,fp8"),
         ("edge", "--insecure", "--provider", "abacus", "--listen", "127.0.0.1:0"),
         ("edge", "--listen", "here"),
+        ("edge", "--insecure", "--fresh", "--memory", "5", "--listen", "127.0.0.1:0"),
         ("edge", "--listen", "0.0.0.0:0"),
         ("edge", "--insecure", "--worker", "here", "--listen", "127.0.0.1:0"),
         ("edge", "--insecure", "--worker", "192.0.2.1:1", "--listen", "127.0.0.1:0"),
@@ -283,6 +301,15 @@ def test_no_worker_at_the_address(run: Run, card: Path) -> None:
     assert alone.code == 0
     assert f"lost {NOBODY} after 0 tokens, 127.0.0.1:2 went on" in alone.out
     assert "this device alone from token 0 on: unverified" in alone.out
+
+
+def test_what_a_worker_wrote_is_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    why = "it failed [/x] [red]oops"
+    lost = Lost(worker="it", why=why, position=1, silent_ms=0.0, next=None)
+    _show(msgspec.convert(ANSWER | {"lost": [lost], "worker": "[/there]:1"}, Answer, from_attributes=True))
+    out = capsys.readouterr().out
+    assert why in out
+    assert "[/there]:1" in out
 
 
 def test_no_next_worker_at_the_address(run: Run) -> None:

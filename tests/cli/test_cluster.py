@@ -199,8 +199,12 @@ def test_a_cluster_of_its_own_listens_on_loopback_alone(start: Start) -> None:
     wait_for(up.address(), lambda found: len(found) == 1)
     (driver,) = (one for one in psutil.Process().children() if {"cluster", "up"} <= set(one.cmdline()))
     tree = [driver, *driver.children(recursive=True)]
-    sockets = [(one.name(), *one.net_connections("inet")) for one in tree]
-    listens = {(name, one.laddr.ip) for name, *all_ in sockets for one in all_ if one.status == "LISTEN"}
+    listens = {
+        (one.name(), socket.laddr.ip)
+        for one in tree
+        for socket in one.net_connections("inet")
+        if socket.status == "LISTEN"
+    }
     assert {"gcs_server", "raylet"} <= {name for name, _ in listens}
     assert {ip.removeprefix("::ffff:") for _, ip in listens} == {"127.0.0.1"}, listens
     up.signal(signal.SIGTERM)
@@ -253,11 +257,10 @@ def test_files_are_found_by_who_works_elsewhere(run: Run, monkeypatch: pytest.Mo
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     raying = importlib.import_module("cutline.cloud.cluster.raying")
     monkeypatch.chdir(tmp_path)
-    for name in ("real.crt", "s.key", "ca.crt", "c.crt", "c.key", "token", "tokens.toml"):
-        (tmp_path / name).write_text("x" * 40)
-        (tmp_path / name).chmod(0o600)
-    (tmp_path / "s.crt").symlink_to("real.crt")
-    orders = []
+    assert run("keys", "init", ".", "--device", "c").code == 0
+    assert run("keys", "token", "tokens.toml", "warehouse", "--out", "token").code == 0
+    (tmp_path / "s.crt").symlink_to("server.crt")
+    orders = list[Any]()
 
     def take(order: Any) -> None:
         orders.append(order)
@@ -265,7 +268,7 @@ def test_files_are_found_by_who_works_elsewhere(run: Run, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(raying, "connected", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(raying, "Cluster", take)
-    own = ("--tls-cert", "s.crt", "--tls-key", "s.key", "--client-ca", "ca.crt", "--tokens", "tokens.toml")
+    own = ("--tls-cert", "s.crt", "--tls-key", "server.key", "--client-ca", "ca.crt", "--tokens", "tokens.toml")
     agent = ("--ca", "ca.crt", "--cert", "c.crt", "--key", "c.key", "--token-file", "token", "--bundle", "b")
     given = ("--next", "192.0.2.1:1", "--ca", "ca.crt", "--key=c.key", "--audit=/var/a", "--context", "99")
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -277,7 +280,9 @@ def test_files_are_found_by_who_works_elsewhere(run: Run, monkeypatch: pytest.Mo
     assert "enough" in told
     (order,) = orders
     here = tmp_path
-    assert order.server_keys == ServerKeys(certificate=here / "s.crt", key=here / "s.key", client_ca=here / "ca.crt")
+    assert order.server_keys == ServerKeys(
+        certificate=here / "s.crt", key=here / "server.key", client_ca=here / "ca.crt"
+    )
     assert order.tokens == here / "tokens.toml"
     assert order.keys == AgentKeys(
         ca=here / "ca.crt", certificate=here / "c.crt", key=here / "c.key", token_file=here / "token"

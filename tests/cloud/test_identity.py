@@ -372,6 +372,18 @@ def test_calls_of_strangers_make_few_lines(
         run(main)
 
 
+def test_who_is_denied_hears_so_while_it_uploads(bundle: Bundle, fleet: Fleet, case: Case) -> None:
+    """Though gRPC fails a write to a call that has ended, and then tells of nothing else."""
+
+    async def main() -> None:
+        async with worker(bundle, tokens=fleet.tokens) as address:
+            for _ in range(20):
+                with pytest.raises(AccessDenied):
+                    await answer(address, AgentKeys(token="wrong"), case)
+
+    run(main)
+
+
 def test_handshakes_that_fail_say_why(bundle: Bundle, fleet: Fleet, tmp_path: Path, case: Case) -> None:
     strange = Authority.make(tmp_path / "strange")
     stranger = strange.sign("camera", DEVICE)

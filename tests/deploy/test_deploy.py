@@ -85,6 +85,22 @@ def test_units_stay_in_their_sandbox(unit: Path) -> None:
         assert int(found["TimeoutStopSec"][0]) > int(command[command.index("--drain") + 1]) + 10
 
 
+def test_what_the_units_read_is_put_there_by_the_documented_commands() -> None:
+    blocks = re.findall(r"```\n(.*?)```", (ROOT / "docs" / "deploy.md").read_text(), re.DOTALL)
+    commands = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines() if "sudo" in line]
+    put = set[str]()
+    for words in commands:
+        if "install" in words and "-t" in words:
+            folder = words[words.index("-t") + 1]
+            put |= {f"{folder}/{word.removeprefix('keys/')}" for word in words if word.startswith("keys/")}
+        elif "tee" in words:
+            put.add(words[-1])
+    for unit in UNITS:
+        found = settings(unit)
+        read = {one.partition(":")[2] for one in found["LoadCredential"]} | set(found["EnvironmentFile"])
+        assert read <= put, f"{unit.name}: nobody puts {read - put} there"
+
+
 @pytest.mark.skipif(ANALYZE is None, reason="systemd-analyze is not installed")
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
 def test_systemd_takes_the_units(unit: Path, tmp_path: Path) -> None:
@@ -195,7 +211,7 @@ def test_the_manifests_fit_together() -> None:
     assert {Path(arguments[name]).name for name in ("--tls-cert", "--tls-key", "--tokens")} <= given
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         check_options(container[probe]["exec"]["command"])
-    assert {file.name for file in MANIFESTS} - {"hpa.yaml"} == set(kustomization["resources"])
+    assert {file.name for file in MANIFESTS} == set(kustomization["resources"])
     assert container["resources"]["limits"]["nvidia.com/gpu"] == container["resources"]["requests"]["nvidia.com/gpu"]
     assert container["securityContext"]["readOnlyRootFilesystem"] is True
     assert pod["securityContext"]["runAsNonRoot"] is True

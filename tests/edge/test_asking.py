@@ -7,23 +7,27 @@ import contextlib
 import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
 import msgspec
 import pytest
 
+from cutline.cli.setting import open_planner
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.edge.agent import Agent
 from cutline.edge.answer import Answer, Lost, Source, Tail, Token
 from cutline.edge.asking import RETRY_SECONDS, TRIES
+from cutline.edge.breaker import COOL_FIRST
 from cutline.edge.drafter import Drafter
 from cutline.edge.events import Corrected, Event, Guessed, Settled
 from cutline.edge.gate import Gate
 from cutline.edge.question import Mode, Question
+from cutline.edge.state import Breaker
 from cutline.errors import (
     AccessDenied,
     CutlineError,
@@ -39,6 +43,7 @@ from cutline.models.images import decode_image
 from cutline.models.prompt import PromptBuilder, question
 from cutline.models.sampling import Sampling
 from cutline.protos.messages import Confirmed, Finished, Open, Opened, Reason, agent_from_wire, worker_to_wire
+from cutline.protos.security import AgentKeys
 from cutline.protos.v1 import worker_pb2 as pb
 from cutline.protos.v1 import worker_pb2_grpc
 
@@ -388,6 +393,114 @@ def test_what_was_right_is_confirmed_and_nothing_is_corrected(monkeypatch: pytes
     assert (ids(answer), answer.tail, answer.exact) == (OWN, Tail.CONFIRMED, True)
     assert not any(isinstance(event, Corrected) for event in events)
     assert {token.source for token in answer.tokens[2:]} == {Source.DRAFT}
+
+
+@pytest.mark.parametrize("bound", [{"image_must_stay": True}, {"max_leak": 0.0}, {"max_latency_ms": 1e6}], ids=str)
+def test_what_a_plan_alone_keeps_to_is_not_corrected(bound: dict[str, Any]) -> None:
+    """With its circuit open nothing is planned, and the worker that is back by the end would be sent the picture."""
+    worker, target = Scripted(), Bundle.open(TARGET, "device")
+
+    async def run() -> None:
+        async with serving(worker) as address:
+            planner = open_planner("raspberry-pi-5", "l4", "4g", BUNDLE, target)
+            async with Agent(BUNDLE, worker=address, threads=1, notice=NOTICE, target=target, planner=planner) as agent:
+                while agent.workers.states[0].connected is False:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+                agent.workers.report(address, WorkerFailed("broke"))
+                answer = await agent.answer(asking(Mode.AUTO, correct_seconds=2.0, **bound))
+                assert (answer.tail, answer.bytes_up, answer.worker) == (Tail.UNVERIFIED, 0, None)
+
+    asyncio.run(run())
+    assert not worker.openings
+
+
+@asynccontextmanager
+async def serving(worker: Scripted) -> AsyncIterator[str]:
+    """The address of a worker."""
+    server = grpc.aio.server()
+    worker_pb2_grpc.add_WorkerServicer_to_server(worker, server)
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    try:
+        yield address
+    finally:
+        await server.stop(None)
+
+
+def test_a_trial_that_never_came_to_a_session_lets_another_try() -> None:
+    worker = Scripted()
+
+    async def run() -> None:
+        async with serving(worker) as address, Agent(BUNDLE, worker=address, threads=1, notice=NOTICE) as agent:
+
+            def fail(prepared: object) -> None:
+                raise InputError("no such cut")
+
+            agent.workers.report(address, WorkerFailed("broke"))
+            await asyncio.sleep(COOL_FIRST)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(agent, "_cross", fail)
+                with pytest.raises(InputError, match="no such cut"):
+                    await agent.answer(asking(Mode.DRAFT))
+            assert not worker.openings
+            assert agent.workers.states[0].breaker is Breaker.TRYING, "it was not asked, so nothing is known"
+            assert (await agent.answer(asking(Mode.DRAFT))).worker == address
+
+    asyncio.run(run())
+
+
+def test_what_no_worker_takes_is_not_corrected_for_ever() -> None:
+    worker = Scripted(*[(2, WorkerFailed("broke"))] * 3, *[(0, InputError("no"))] * 99)
+    answer, *_ = ask([worker], asking(Mode.DRAFT, correct_seconds=8.0))
+    assert answer.tail is Tail.UNVERIFIED
+    assert len(worker.openings) == 4
+    forgets = Scripted(*[(2, WorkerFailed("broke"))] * 3, *[(2, WorkerForgot("anew"))] * 99)
+    ask([forgets], asking(Mode.DRAFT, correct_seconds=8.0))
+    assert len(forgets.openings) <= TRIES + TRIES
+
+
+def test_nobody_is_waited_for_offline_and_what_was_corrected_was_there_before() -> None:
+    began = time.monotonic()
+    answer, *_ = ask([Scripted()], asking(Mode.AUTO, correct_seconds=20.0), offline=True)
+    assert answer.tail is Tail.UNVERIFIED
+
+    def during(agent: Agent, event: Event) -> None:
+        if isinstance(event, Lost) and event.next is None:
+            asyncio.get_running_loop().call_later(0.2, setattr, agent, "offline", True)
+
+    ask([Scripted(*[(2, WorkerFailed("broke"))] * 99)], asking(Mode.DRAFT, correct_seconds=20.0), during)
+    assert time.monotonic() - began < 10
+    worker = Scripted(*[(2, WorkerFailed("broke"))] * 3, pause=0.05)
+    began = time.monotonic()
+    answer, *_ = ask([worker], asking(Mode.DRAFT, correct_seconds=10.0))
+    assert answer.tail is Tail.CORRECTED
+    assert answer.latency_ms < (time.monotonic() - began) * 1e3 - 500, "it was looked on for as long as that"
+
+
+def test_sessions_of_a_worker_that_is_listed_no_more_end_offline_too() -> None:
+    def during(agent: Agent, event: Event) -> None:
+        if isinstance(event, Settled) and event.position + len(event.tokens) == 3:
+            agent.workers._have(["127.0.0.1:9"])
+            asyncio.get_running_loop().call_soon(setattr, agent, "offline", True)
+
+    answer, *_ = ask([Scripted(pause=0.1)], asking(Mode.CLOUD), during)
+    assert answer.alone_from is not None
+    assert 3 <= answer.alone_from < 8
+
+
+def test_a_token_file_that_goes_ends_no_session(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("secret")
+    file.chmod(0o600)
+
+    def during(agent: Agent, event: Event) -> None:
+        if isinstance(event, Settled):
+            file.unlink(missing_ok=True)
+
+    worker = Scripted(pause=2 * NOTICE)
+    answer, *_ = ask([worker], asking(Mode.CLOUD, max_tokens=3), during, keys=AgentKeys(token_file=file))
+    assert (ids(answer), answer.lost) == (TRUTH[:3], ())
+    assert worker.heartbeats
 
 
 def test_correcting_ends_in_time() -> None:

@@ -2,7 +2,11 @@ from __future__ import annotations
 
 import asyncio
 import random
+import socket
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import grpc
 import pytest
@@ -151,6 +155,94 @@ def test_workers_come_and_go_with_the_listing(monkeypatch: pytest.MonkeyPatch) -
             assert set(book.asked) == {"m"}
         finally:
             await workers.close()
+
+    asyncio.run(run())
+
+
+@asynccontextmanager
+async def listing(book: Book) -> AsyncIterator[ListedWorkers]:
+    """Workers that `book` lists, followed quickly."""
+    server = grpc.aio.server()
+    directory_pb2_grpc.add_DirectoryServicer_to_server(book, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    workers = ListedWorkers(f"127.0.0.1:{port}", model="m")
+    try:
+        await workers.open()
+        yield workers
+    finally:
+        await workers.close()
+        await server.stop(None)
+
+
+async def asked_more(book: Book, times: int = 3) -> None:
+    async with asyncio.timeout(5):
+        before = len(book.asked)
+        while len(book.asked) < before + times:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+def test_who_cannot_be_reached_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "REFRESH_SECONDS", 0.02)
+
+    async def run() -> None:
+        book = Book()
+        book.list(1)
+        ours = book.listed[0]
+        book.listed = [replace(ours, address="192.0.2.1:5"), ours, replace(ours, address="127.0.0.1:0")]
+        async with listing(book) as workers:
+            assert workers.addresses == ("127.0.0.1:1",)
+            await asked_more(book)
+            assert workers.choose() is not None
+            book.listed = book.listed[:1]
+            await asked_more(book)
+            assert "--ca" in str(workers.nobody)
+
+    asyncio.run(run())
+
+
+def test_a_worker_that_does_not_answer_holds_up_no_listing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "REFRESH_SECONDS", 0.02)
+
+    async def run() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            book = Book()
+            book.list(silent.getsockname()[1])
+            async with listing(book) as workers:
+                await asyncio.sleep(0.1)
+                await asked_more(book)
+                # Nor does the end of its connection end the following, or anything be asked meanwhile.
+                workers.offline = True
+                await asyncio.sleep(0.1)
+                assert workers._directory is None
+                before = len(book.asked)
+                await asyncio.sleep(0.1)
+                assert len(book.asked) == before
+                workers.offline = False
+                await asked_more(book)
+
+    asyncio.run(run())
+
+
+def test_going_offline_while_the_directory_is_asked_is_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "REFRESH_SECONDS", 0.02)
+
+    class Slow(Book):
+        async def List(self, request: object, context: object) -> object:
+            told = await super().List(request, context)
+            await asyncio.sleep(0.1 if len(self.asked) > 1 else 0.0)
+            return told
+
+    async def run() -> None:
+        book = Slow()
+        book.list(1)
+        async with listing(book) as workers:
+            while len(book.asked) < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            workers.offline = True
+            await asyncio.sleep(0.2)
+            workers.offline = False
+            await asked_more(book)
 
     asyncio.run(run())
 

@@ -98,8 +98,9 @@ class ScriptedWorker:
     async def __aexit__(self, *_: object) -> None:
         pass
 
-    async def beat(self) -> None:
+    async def beat(self) -> bool:
         self.heard = time.monotonic()
+        return True
 
     def prove(self, given: int) -> None:
         assert given == self.given

@@ -14,9 +14,10 @@ NOTICE = 0.2
 
 
 class Session:
-    """A session whose worker answers heartbeats after `answers` seconds, None for never."""
+    """A session whose worker answers heartbeats after `answers` seconds, None for never; 0 is a link that is down."""
 
-    def __init__(self, answers: float | None, *, unproven: int = 0) -> None:
+    def __init__(self, answers: float | None, *, unproven: int = 0, fails: Exception | None = None) -> None:
+        self.fails = fails
         self.address = "it"
         self.answers = answers
         self.heard = time.monotonic()
@@ -24,10 +25,15 @@ class Session:
         self.unproven = unproven
         self.beats = 0
 
-    async def beat(self) -> None:
+    async def beat(self) -> bool:
         self.beats += 1
+        if self.fails is not None:
+            raise self.fails
         await asyncio.sleep(3600 if self.answers is None else self.answers)
+        if self.answers == 0.0:
+            return False
         self.heard, self.answered = time.monotonic(), True
+        return True
 
 
 def watched(session: Session, seconds: float, *, connected: bool = True, uplink: float = FIRST_UPLINK) -> float | None:
@@ -69,6 +75,15 @@ def test_one_that_does_not_is_given_up_after_the_notice() -> None:
     took = watched(Session(answers=None), 20 * NOTICE)
     assert took is not None
     assert NOTICE <= took < 4 * NOTICE
+
+
+@pytest.mark.parametrize("session", [Session(answers=0.0), Session(answers=None, fails=RuntimeError("broken"))])
+def test_a_heartbeat_that_fails_is_not_answered(session: Session) -> None:
+    session.heard = time.monotonic()
+    took = watched(session, 20 * NOTICE)
+    assert took is not None
+    assert NOTICE <= took < 4 * NOTICE
+    assert session.beats > 1, "one may fail alone"
 
 
 def test_a_connection_may_take_as_long_again() -> None:

@@ -233,6 +233,16 @@ def test_hindsight_knows_what_was_not_sent() -> None:
         assert here.planner.learn(chosen, asked, progress, latency) == pytest.approx(latency, rel=0.5)
 
 
+def test_an_answer_whose_worker_was_lost_teaches_nothing() -> None:
+    here, asked = world(uplink_mbps=100.0), prepared()
+    chosen, before = here.planner.plan(asked, ready=CUTS), here.planner._live
+    progress = Progress(0.0, Transcript(Vocabulary.open(Bundle.open(DRAFTER))), tokens=[9] * 60)
+    assert here.planner.learn(chosen, asked, progress, 100.0, whole=False) > 0.0
+    assert here.planner._live is before
+    here.planner.learn(chosen, asked, progress, 100.0)
+    assert here.planner._live is not before
+
+
 @pytest.mark.parametrize("exact", [True, False])
 def test_the_plan_follows_the_link(exact: bool) -> None:
     """Told of a quick link that has become slow, the agent sends less, and more again once it is quick."""

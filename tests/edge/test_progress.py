@@ -6,11 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cutline.demo.bundles import DRAFTER
+from cutline.edge.answer import Source
 from cutline.edge.progress import Belief, Progress
 from cutline.edge.transcript import Transcript
 from cutline.models.bundle import Bundle
 from cutline.models.sampling import agreeing
 from cutline.models.vocabulary import Vocabulary
+from cutline.protos.messages import Likelihood
 
 tokens = st.lists(st.integers(0, 2), max_size=8).map(tuple)
 
@@ -21,6 +23,25 @@ TRANSCRIPT = Transcript(Vocabulary.open(Bundle.open(DRAFTER)))
 def beliefs(draw: st.DrawFn) -> Belief:
     believed = draw(tokens)
     return Belief(believed, draw(st.integers(0, len(believed))), draw(st.booleans()))
+
+
+def test_what_is_made_anew_keeps_how_likely_its_tokens_were() -> None:
+    """Also of one that was left out of the text, as the beginning of a word to stop at."""
+    vocabulary = Vocabulary.open(Bundle.open(DRAFTER))
+    ids = vocabulary.encode("seven apples and")
+    stop = vocabulary.decode(ids[-2:]).strip()
+    progress = Progress(0.0, Transcript(vocabulary, [stop]))
+    for place, token in enumerate(ids[:-1]):
+        progress.settle([token], [Source.CLOUD], [Likelihood(-0.5 * place, ())])
+    progress.settle(ids[-1:], [Source.EDGE])
+    assert progress.over
+    again = progress.anew(len(ids) - 1)
+    again.settle(ids[:1], [Source.CLOUD], [Likelihood(-9.0, ())])
+    again.finish()
+    logprobs = [*(-0.5 * place for place in range(len(ids) - 1)), -9.0]
+    assert [one.logprob for one in again.transcript.tokens] == logprobs
+    progress.take(again)
+    assert [one.logprob for one in progress.likelihoods if one is not None] == logprobs
 
 
 @given(belief=beliefs(), settled=tokens)

@@ -16,6 +16,7 @@ from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.edge.agent import Agent
 from cutline.edge.answer import Answer, Source
+from cutline.edge.events import Settled
 from cutline.edge.gate import Gate
 from cutline.edge.memory import Memory
 from cutline.edge.preparing import Preparer
@@ -48,7 +49,7 @@ def answered(handler: Handler, question: Question, *, key: str | None = None) ->
     """What an answer becomes when `handler` is the server."""
     preparer = Preparer(BUNDLE.manifest, PromptBuilder.open(BUNDLE), None, planned=False)
     progress = Progress(time.perf_counter(), Transcript(VOCABULARY, question.stop))
-    upstream = Upstream("http://there/v1", model="big", key=key, transport=httpx.MockTransport(handler))
+    upstream = Upstream("https://there/v1", model="big", key=key, transport=httpx.MockTransport(handler))
 
     session = UpstreamSession(upstream)
 
@@ -82,7 +83,7 @@ def test_what_it_is_asked() -> None:
     question = Question(messages=turns, images=(REQUEST.image,), sampling=sampling, max_tokens=12, stop=("!",))
     progress, session = answered(handle, question, key="secret")
     (request,) = seen
-    assert str(request.url) == "http://there/v1/chat/completions"
+    assert str(request.url) == "https://there/v1/chat/completions"
     assert request.headers["authorization"] == "Bearer secret"
     body = json.loads(request.content)
     picture = body["messages"][1]["content"][0]["image_url"]["url"]
@@ -100,7 +101,7 @@ def test_what_it_is_asked() -> None:
     "texts", [("The card ", "shows Ünïcödé 🙂."), ("<|im_end|> is ", "no mark here"), ("a" * 500,)]
 )
 def test_its_words_come_through_whole(texts: tuple[str, ...]) -> None:
-    progress, _ = answered(lambda request: httpx.Response(200, content=events(*texts)), asking(max_tokens=200))
+    progress, _ = answered(lambda request: httpx.Response(200, content=events(*texts)), asking(max_tokens=600))
     assert progress.transcript.text == "".join(texts)
 
 
@@ -108,6 +109,42 @@ def test_an_answer_that_was_cut_short_is_not_whole() -> None:
     progress, _ = answered(lambda request: httpx.Response(200, content=events("The card", finish="length")), asking())
     assert progress.transcript.text == "The card"
     assert STOP not in progress.tokens
+
+
+def test_one_that_says_more_than_it_was_asked_for_is_cut_short() -> None:
+    progress, _ = answered(
+        lambda request: httpx.Response(200, content=events("one two ", "three " * 90)), asking(max_tokens=5)
+    )
+    assert len(progress.tokens) == 5
+    assert STOP not in progress.tokens
+
+
+def test_its_answer_ends_when_the_agent_goes_offline() -> None:
+    sent = list[int]()
+
+    class Slow(httpx.AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            for index in range(100):
+                sent.append(index)
+                yield events("one ", finish=None).partition(b"data: [DONE]")[0]
+                await asyncio.sleep(0.02)
+
+    async def run() -> None:
+        transport = httpx.MockTransport(lambda request: httpx.Response(200, stream=Slow()))
+        upstream = Upstream("https://there/v1", model="big", transport=transport)
+        async with Agent(BUNDLE, worker=None, threads=1, upstream=upstream) as agent:
+            async for event in agent.stream(asking(mode=Mode.CLOUD)):
+                if isinstance(event, Settled):
+                    agent.offline = True
+                answer = event
+            assert isinstance(answer, Answer)
+            assert answer.alone_from is not None
+            assert "closed" in answer.lost[0].why
+            assert len(sent) < 5
+            agent.offline = False
+            assert (await agent.answer(asking(mode=Mode.CLOUD, max_tokens=3))).alone_from is None
+
+    asyncio.run(run())
 
 
 def test_stop_words_end_it_here_too() -> None:
@@ -150,7 +187,7 @@ def test_a_link_that_breaks_keeps_what_came() -> None:
     transport = httpx.MockTransport(lambda request: httpx.Response(200, stream=Breaking()))
 
     async def run() -> None:
-        upstream = Upstream("http://there/v1", model="big", transport=transport)
+        upstream = Upstream("https://there/v1", model="big", transport=transport)
         with pytest.raises(WorkerUnavailable):
             await UpstreamSession(upstream).answer(preparer.prepare(asking()), progress, VOCABULARY, STOP)
 
@@ -171,7 +208,10 @@ def test_nobody_there_is_said_in_one_line() -> None:
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("url", ["there/v1", "ftp://there", "http://", "http://me:pass@there/v1", ""])
+@pytest.mark.parametrize(
+    "url",
+    ["http://192.0.2.1/v1", "http://there/v1", "there/v1", "ftp://there", "http://", "http://me:pass@there/v1", ""],
+)
 def test_what_is_no_url(url: str) -> None:
     with pytest.raises(InputError):
         Upstream(url, model="big")
@@ -183,6 +223,10 @@ def test_a_key_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypatch:
     monkeypatch.setenv(KEY, "from-environment")
     assert open_key(file) == "from-file"
     assert open_key(None) == "from-environment"
+    for wrong in ("two\nlines", "ключ", " "):
+        monkeypatch.setenv(KEY, wrong)
+        with pytest.raises(InputError, match=KEY):
+            open_key(None)
     monkeypatch.delenv(KEY)
     assert open_key(None) is None
     for content in (b"", b"two\nlines", b"\xff\xfe", "ключ".encode()):
@@ -202,7 +246,7 @@ def agent_asks(
         return Gate(threshold=gate, risk=0.05, confidence=0.9, requests=0, kept=0, disagreed=0)
 
     async def run() -> list[Answer | CutlineError]:
-        upstream = Upstream("http://there/v1", model="big", transport=httpx.MockTransport(handler))
+        upstream = Upstream("https://there/v1", model="big", transport=httpx.MockTransport(handler))
         answers: list[Answer | CutlineError] = []
         async with Agent(
             BUNDLE, worker=None, threads=1, target=Bundle.open(TARGET), upstream=upstream, memory=memory
@@ -226,7 +270,7 @@ def test_an_agent_asks_it_where_the_gate_does_not_keep() -> None:
     for mode in (Mode.CLOUD, Mode.AUTO):
         (answer,) = agent_asks(handle, asking(mode=mode))
         assert isinstance(answer, Answer)
-        assert (answer.text, answer.exact, answer.worker) == ("4 3 7", None, "http://there/v1")
+        assert (answer.text, answer.exact, answer.worker) == ("4 3 7", None, "https://there/v1")
         assert {token.source for token in answer.tokens} == {Source.CLOUD}
         assert answer.complete
         assert min(answer.bytes_up, answer.bytes_down) > 0
@@ -243,7 +287,7 @@ def test_where_it_fails_the_drafter_goes_on_and_says_so() -> None:
     assert isinstance(edge, Answer)
     assert alone.tokens == edge.tokens
     assert (alone.exact, alone.alone_from, alone.worker) == (False, 0, None)
-    assert [one.worker for one in alone.lost] == ["http://there/v1"]
+    assert [one.worker for one in alone.lost] == ["https://there/v1"]
     (failed,) = agent_asks(lambda request: handle, asking(mode=Mode.CLOUD))
     assert isinstance(failed, WorkerUnavailable)
 
@@ -258,7 +302,7 @@ def test_what_only_a_worker_can_do_is_refused() -> None:
     assert "the cut decoder.0 needs a worker of the target" in str(hidden)
     assert not asked, "the picture stays"
     with pytest.raises(InputError, match="one or the other"):
-        Agent(BUNDLE, worker="127.0.0.1:1", threads=1, upstream=Upstream("http://there", model="big"))
+        Agent(BUNDLE, worker="127.0.0.1:1", threads=1, upstream=Upstream("https://there", model="big"))
 
 
 def test_an_answer_in_memory_is_given_again() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 
@@ -102,6 +103,19 @@ def test_a_trial_that_is_given_up_lets_another_try() -> None:
         assert chosen(workers, B, C) is None
         assert workers.states[0].breaker is Breaker.TRYING
         workers.report(A, asyncio.CancelledError())
+        assert chosen(workers, B, C) == A
+
+    with_workers(check)
+
+
+def test_keys_that_no_longer_read_take_no_trial(tmp_path: Path) -> None:
+    async def check(workers: Workers, clock: Clock) -> None:
+        workers.report(A, WorkerSilent("dead", notice=2.0, answered=False))  # so there will be a new connection
+        clock.now += COOL_MOST
+        workers._keys = AgentKeys(ca=tmp_path / "gone")
+        with pytest.raises(InputError, match="gone"):
+            workers.choose()
+        workers._keys = AgentKeys()
         assert chosen(workers, B, C) == A
 
     with_workers(check)

@@ -30,7 +30,7 @@ from cutline.edge.question import Mode
 from cutline.models.bundle import Bundle
 
 NOTICE = 0.5
-CASES = 12
+CASES = 8
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cutline.cloud.cluster import supervisor as module
 from cutline.cloud.cluster.supervisor import Supervisor
 
 PACKAGE = Path(__file__).resolve().parents[3] / ".dev"
@@ -57,7 +56,7 @@ def test_a_supervisor_kills_a_worker_that_hangs(monkeypatch: pytest.MonkeyPatch,
     fake = tmp_path / "python"
     fake.write_text("#!/bin/sh\necho 'worker listens at 127.0.0.1:1'\nexec sleep 60\n")
     fake.chmod(0o700)
-    monkeypatch.setattr(module.sys, "executable", str(fake))
+    monkeypatch.setattr(sys, "executable", str(fake))
 
     async def kill() -> None:
         one = Supervisor((), threads=1, drain=0.0)
