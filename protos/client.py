@@ -126,7 +126,7 @@ class WorkerClient:
         self._calls.add(call)
         self._idle.clear()
         call.add_done_callback(self._ended)
-        beat, refusal = (functools.partial(one, who) for one in (self._beat, self._refusal))
+        beat, refusal = functools.partial(self._beat, who), functools.partial(self._refusal, who)
         return WorkerSession(self.address, call, opening, upload, self._keys, beat, refusal)
 
     def _ended(self, call: Any) -> None:

@@ -133,10 +133,12 @@ def test_its_answer_ends_when_the_agent_goes_offline() -> None:
         transport = httpx.MockTransport(lambda request: httpx.Response(200, stream=Slow()))
         upstream = Upstream("https://there/v1", model="big", transport=transport)
         async with Agent(BUNDLE, worker=None, threads=1, upstream=upstream) as agent:
+            told = list[object]()
             async for event in agent.stream(asking(mode=Mode.CLOUD)):
                 if isinstance(event, Settled):
                     agent.offline = True
-                answer = event
+                told.append(event)
+            answer = told[-1]
             assert isinstance(answer, Answer)
             assert answer.alone_from is not None
             assert "closed" in answer.lost[0].why
