@@ -268,9 +268,7 @@ def _open(opening: pb.Open) -> Open:
     if opening.known > len(opening.digests):
         raise InputError(f"{opening.known} images are said to be known, {len(opening.digests)} have a digest")
     if opening.alternatives > MAX_ALTERNATIVES:
-        raise InputError(
-            f"{opening.alternatives} alternatives a token are too many; take {MAX_ALTERNATIVES}"
-        )
+        raise InputError(f"{opening.alternatives} alternatives a token are too many; take {MAX_ALTERNATIVES}")
     return Open(
         model=opening.model,
         tokens=_tokens(opening.tokens),
