@@ -28,7 +28,7 @@ from cutline.edge.question import Mode, Question
 from cutline.models.bundle import Bundle
 
 DEVICE = Bundle.open(TARGET, "device")
-DEEP_AHEAD = 6_000  # bytes of boundary rows that go with a draft
+DEEP_AHEAD = 22_000  # bytes of the boundary rows of a whole answer, which drafts may have sent
 
 # Auto drafts a whole answer first, which is no part of a replay.
 KILLED = tuple(way for way in WAYS if way["mode"] is not Mode.AUTO and "sampling" not in way)
