@@ -62,8 +62,9 @@ def test_a_supervisor_kills_a_worker_that_hangs(monkeypatch: pytest.MonkeyPatch,
         one = Supervisor((), threads=1, drain=0.0)
         await one.kill()  # of no effect where nothing is
         one = Supervisor((), threads=1, drain=0.0)
+        before = set(psutil.Process().children())  # other tests' own may be among them
         assert await one.start() == "127.0.0.1:1"
-        (worker,) = psutil.Process().children()
+        (worker,) = set(psutil.Process().children()) - before
         os.kill(worker.pid, signal.SIGSTOP)
         async with asyncio.timeout(SECONDS):
             await one.kill()
