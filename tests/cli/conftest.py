@@ -53,9 +53,8 @@ class Process:
     def address(self) -> str:
         """The address that a worker or an agent prints first."""
         assert self._popen.stdout is not None
-        assert self._popen.stderr is not None
         line = self._popen.stdout.readline()
-        assert " listens at " in line, self._popen.stderr.read()
+        assert " listens at " in line, self._popen.stderr.read() if self._popen.stderr else line
         return line.split()[-1]
 
     def line(self) -> str:
@@ -91,14 +90,14 @@ class Process:
 
 
 @contextmanager
-def started(*arguments: str | Path) -> Iterator[Process]:
+def started(*arguments: str | Path, errors: int = subprocess.PIPE) -> Iterator[Process]:
     environment = os.environ | {"PYTHONPATH": str(PACKAGE), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     command = [sys.executable, "-m", "cutline.cli", *map(str, arguments)]
     with subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=errors,
         text=True,
         env=environment,
         start_new_session=True,
@@ -137,7 +136,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 @pytest.fixture(scope="session")
 def worker() -> Iterator[str]:
     """The address of a worker of the demo's target."""
-    with started("cloud", "--insecure", "--listen", "127.0.0.1:0", "--threads", "1") as process:
+    given = ("cloud", "--insecure", "--listen", "127.0.0.1:0", "--threads", "1")
+    with started(*given, errors=subprocess.DEVNULL) as process:  # a pipe that nobody reads fills up and stops it
         yield process.address()
         assert process.running
 
