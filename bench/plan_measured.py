@@ -180,14 +180,16 @@ async def measure(
                 for more in ((), (*profiles, "--link", place.link))
             ]
         clients = {
-            agent: stack.enter_context(httpx.Client(base_url=f"http://{agent}", timeout=120, trust_env=False))
+            agent: await stack.enter_async_context(
+                httpx.AsyncClient(base_url=f"http://{agent}", timeout=120, trust_env=False)
+            )
             for agent in (plain, planning)
         }
 
         async def answer(way: Choice | str, one: Asking) -> float:
             """Seconds of a plan, or of the agent that plans, under the limit of this name."""
             client = clients[planning if isinstance(way, str) else plain]
-            return (await asyncio.to_thread(ask_over, client, _put(way, one))).latency_ms / 1e3
+            return (await ask_over(client, _put(way, one))).latency_ms / 1e3
 
         tell(f"speed {place.speed:g} over {place.link}: warming up")
         shortest = min(asked, key=lambda one: one.answer_tokens)

@@ -8,6 +8,7 @@ that a slow spell of the machine hits both sides.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import subprocess
 import sys
@@ -62,12 +63,16 @@ def resident() -> dict[str, float]:
         processes = psutil.Process().children(recursive=True)
         agent = next(process for process in processes if "edge" in process.cmdline())
         sizes["at rest"] = agent.memory_info().rss / 1e6
-        with httpx.Client(base_url=f"http://{address}", trust_env=False) as client:
-            for mode in SHOWN_MODES:
-                question = Question.about(CARD.read_bytes(), "Describe the card.", mode=mode)
-                for _ in range(50):
-                    ask_over(client, question)
-                sizes[f"after mode {mode}"] = agent.memory_info().rss / 1e6
+
+        async def ask() -> None:
+            async with httpx.AsyncClient(base_url=f"http://{address}", trust_env=False) as client:
+                for mode in SHOWN_MODES:
+                    question = Question.about(CARD.read_bytes(), "Describe the card.", mode=mode)
+                    for _ in range(50):
+                        await ask_over(client, question)
+                    sizes[f"after mode {mode}"] = agent.memory_info().rss / 1e6
+
+        asyncio.run(ask())
     return sizes
 
 

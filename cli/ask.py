@@ -181,7 +181,7 @@ def ask(
     else:
         from cutline.edge.remote import ask_agent
 
-        answer = ask_agent(agent, asked, keys)
+        answer = asyncio.run(ask_agent(agent, asked, keys))
     if as_json:
         sys.stdout.buffer.write(msgspec.json.encode(answer) + b"\n")
     else:

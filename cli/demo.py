@@ -111,11 +111,12 @@ def _outcomes(
             agent = await asyncio.to_thread(
                 stack.enter_context, agent_process(drafter.path, emulator.address, "--fresh")
             )
-            client = stack.enter_context(httpx.Client(base_url=f"http://{agent}", timeout=90, trust_env=False))
+            opening = httpx.AsyncClient(base_url=f"http://{agent}", timeout=90, trust_env=False)
+            client = await stack.enter_async_context(opening)
 
             async def answer(request: Request, mode: Mode) -> Answer:
                 question = Question.about(request.image, request.question.text, mode=mode)
-                return await asyncio.to_thread(ask_over, client, question)
+                return await ask_over(client, question)
 
             for mode in SHOWN_MODES:  # the first of each opens the connection and warms the models
                 await answer(asked[0], mode)

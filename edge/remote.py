@@ -1,4 +1,7 @@
-"""Asking an agent that runs elsewhere, over HTTP."""
+"""Asking an agent that runs elsewhere, over HTTP.
+
+Within asyncio: a Ctrl-C that comes just before a blocking read would not end it.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from cutline.protos.address import is_loopback
 from cutline.protos.security import NO_KEYS, AgentKeys
 
 
-def ask_agent(url: str, question: Question, keys: AgentKeys = NO_KEYS) -> Answer:
+async def ask_agent(url: str, question: Question, keys: AgentKeys = NO_KEYS) -> Answer:
     """The answer of the agent at `url`, reached by `keys`.
 
     Raises what the agent raised, InputError, or WorkerUnavailable if none is there.
@@ -27,7 +30,7 @@ def ask_agent(url: str, question: Question, keys: AgentKeys = NO_KEYS) -> Answer
     shown = dict(keys.metadata())
     # An agent is on this machine or near it: a proxy meant for browsers must not come between.
     try:
-        client = httpx.Client(
+        client = httpx.AsyncClient(
             base_url=url,
             headers=shown,
             verify=True if keys.ca is None else _trusting(keys.ca),
@@ -38,15 +41,15 @@ def ask_agent(url: str, question: Question, keys: AgentKeys = NO_KEYS) -> Answer
         raise InputError(f"{url} is no URL of an agent; give one such as http://127.0.0.1:8080") from None
     if shown and client.base_url.scheme != "https" and not is_loopback(client.base_url.host):
         raise InputError(f"the token would go to {client.base_url.host} in plain text; give an https URL, and --ca")
-    with client:
-        return ask_over(client, question)
+    async with client:
+        return await ask_over(client, question)
 
 
-def ask_over(client: httpx.Client, question: Question) -> Answer:
+async def ask_over(client: httpx.AsyncClient, question: Question) -> Answer:
     """`ask_agent` over a connection that is kept."""
     body = msgspec.json.encode(ChatRequest.asking(question))
     try:
-        response = client.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"})
+        response = await client.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"})
     except httpx.TimeoutException:
         raise WorkerUnavailable(f"the agent at {client.base_url} did not answer in time") from None
     except (httpx.UnsupportedProtocol, httpx.InvalidURL, ValueError):

@@ -22,19 +22,15 @@ from cutline.models.wire import Wire
 def ask_over(agent: ScriptedAgent, question: Question) -> Answer:
     """Ask through the client: its request goes to the application of `agent`."""
 
-    async def answered(request: httpx.Request) -> httpx.Response:
-        transport = httpx.ASGITransport(application(agent), raise_app_exceptions=False)
+    return asked_over(httpx.ASGITransport(application(agent), raise_app_exceptions=False), question)
+
+
+def asked_over(transport: httpx.AsyncBaseTransport, question: Question) -> Answer:
+    async def ask() -> Answer:
         async with httpx.AsyncClient(transport=transport, base_url="http://agent") as client:
-            return await client.request(
-                request.method, request.url.path, content=request.read(), headers=request.headers
-            )
+            return await remote.ask_over(client, question)
 
-    def relay(request: httpx.Request) -> httpx.Response:
-        found = asyncio.run(answered(request))
-        return httpx.Response(found.status_code, content=found.content, headers=found.headers)
-
-    with httpx.Client(transport=httpx.MockTransport(relay), base_url="http://agent") as client:
-        return remote.ask_over(client, question)
+    return asyncio.run(ask())
 
 
 QUESTION = Question.about(
@@ -156,11 +152,8 @@ def test_a_kind_of_its_own_is_raised_as_what_it_is_a_kind_of(agent: ScriptedAgen
     [httpx.Response(200, content=b"<html>"), httpx.Response(200, content=b"{}"), httpx.Response(502, content=b"oops")],
 )
 def test_another_servers_answer(answer: httpx.Response) -> None:
-    with (
-        httpx.Client(transport=httpx.MockTransport(lambda _: answer), base_url="http://other") as client,
-        pytest.raises(InputError, match="not a Cutline agent"),
-    ):
-        remote.ask_over(client, QUESTION)
+    with pytest.raises(InputError, match="not a Cutline agent"):
+        asked_over(httpx.MockTransport(lambda _: answer), QUESTION)
 
 
 def test_an_agents_bug_is_no_input_error(agent: ScriptedAgent) -> None:
@@ -173,13 +166,13 @@ def test_an_agents_bug_is_no_input_error(agent: ScriptedAgent) -> None:
 @pytest.mark.parametrize("url", ["127.0.0.1:1", "", "http://[::1", "ftp://127.0.0.1", "http://\x00"])
 def test_what_is_no_url_of_an_agent(url: str) -> None:
     with pytest.raises(InputError, match="agent"):
-        remote.ask_agent(url, QUESTION)
+        asyncio.run(remote.ask_agent(url, QUESTION))
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://a b"])
 def test_no_agent_at_the_address(url: str) -> None:
     with pytest.raises(WorkerUnavailable, match="no agent answers"):
-        remote.ask_agent(url, QUESTION)
+        asyncio.run(remote.ask_agent(url, QUESTION))
 
 
 def test_a_question_that_no_message_can_carry() -> None:
