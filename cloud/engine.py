@@ -25,10 +25,11 @@ import torch
 
 from cutline.cloud.choosing import choose_all, likelihoods
 from cutline.cloud.commands import CloseSession, Command, GiveUp, OfferDraft, OpenSession, Settle, Stop
-from cutline.cloud.keeping import Kept, Shelf
+from cutline.cloud.keeping import Shelf
 from cutline.cloud.observer import NOBODY, Observer
 from cutline.cloud.pace import PassCost, Recent, retry_seconds
 from cutline.cloud.parallel import RankLost
+from cutline.cloud.pictures import Pictures
 from cutline.cloud.scheduling import rows_by_session, schedule
 from cutline.cloud.session import DeepSession, Event, Request, Rows, Session
 from cutline.cloud.slots import Content, Slots
@@ -71,7 +72,7 @@ class Engine:
         self._sessions: dict[str, Session] = {}
         self._waiting: dict[str, list[OfferDraft]] = {}  # drafts of sessions that are flying
         self._slots = Slots(target.slots)
-        self._images: dict[str, torch.Tensor] = {}  # of sessions whose prompts are not run to their end
+        self._pictures = Pictures(target, self.shelf)
         self._cost = PassCost()
         self._waits = Recent()  # seconds from `open` to the first pass
         self._lasting = Recent()  # seconds of a session
@@ -225,7 +226,7 @@ class Engine:
         self._sessions[command.name] = session
         # The next pass takes it, and begins now.
         waited = time.monotonic() - command.asked_at
-        kept = self._keeps(command.request, encoded=session.request.pictured)
+        kept = self._pictures.keeps(command.request, encoded=session.request.pictured)
         command.deliver(Opened(command.name, queue_seconds=waited, kept=kept, reused=session.cached))
 
     def _seated(self, command: OpenSession) -> Session | None:
@@ -259,14 +260,6 @@ class Engine:
             self._slots.give(place.slot, ())
             raise
         return session
-
-    def _keeps(self, request: Request, *, encoded: bool) -> bool:
-        """Whether all images of a request are kept for others to come."""
-        return (
-            self.shelf.keeps
-            and self._target.decodes
-            and all(one.key is not None and (encoded or one.kept is not None) for one in request.pictures)
-        )
 
     def _evict(self, now: float) -> None:
         """Free the slot of the session that has waited longest for a draft, if that is too long to be safe."""
@@ -320,7 +313,7 @@ class Engine:
     def _release(self, name: str, *, broken: bool = False) -> None:
         session = self._sessions.pop(name, None)
         self._waiting.pop(name, None)
-        self._images.pop(name, None)
+        self._pictures.forget(name)
         if session is not None:
             now = time.monotonic()
             self._slots.give(session.slot, () if broken else session.tokens[: session.cached])
@@ -368,7 +361,7 @@ class Engine:
         """One pass of `batch`. A session that breaks it is found by running each alone, and ends alone."""
         began = time.perf_counter()
         try:
-            made = self._target.run(batch, [self._image_rows(rows) for rows in batch])
+            made = self._target.run(batch, [self._pictures.of(rows.session) for rows in batch])
             chosen = list(map(choose_all, batch, made)) if self._target.chooses else None
         except _FATAL:
             raise
@@ -389,36 +382,13 @@ class Engine:
                 if rows.partial:
                     rows.session.keep(rows, made[index].numpy() if chosen is None else None)
                     continue
-                self._images.pop(rows.session.name, None)
+                self._pictures.forget(rows.session.name)
                 if chosen is None:
                     rows.session.fly(rows, made[index].numpy())
                 else:
                     self._deliver(rows, chosen[index], made[index])
             except Exception as error:
                 self._fail(rows.session, error)
-
-    def _image_rows(self, rows: Rows) -> torch.Tensor | None:
-        """The rows of all the session's images, while its prompt is run."""
-        name, request = rows.session.name, rows.session.request
-        if name not in self._images and request.pictured:
-            self._images[name] = self._encoded(request)
-        return self._images.get(name)
-
-    def _encoded(self, request: Request) -> torch.Tensor:
-        """Rows of the images of a request: those that are kept, and of the others what the tower makes; it is kept."""
-        boundary, cut, pictures = request.boundary, request.cut, request.pictures
-        if any(picture.key is None for picture in pictures) or not pictures or not self._target.decodes:
-            assert boundary is not None
-            return self._target.encode(boundary, cut, request.grids)
-        new = [picture for picture in pictures if picture.kept is None]
-        made = {}
-        if new:
-            assert boundary is not None
-            for picture, of in zip(new, self._target.encode_each(boundary, cut, [of.grid for of in new]), strict=True):
-                assert picture.key is not None
-                made[picture] = Kept(picture.grid, of)
-                self.shelf.put(picture.key, made[picture])
-        return torch.cat([(picture.kept or made[picture]).rows for picture in pictures])
 
     def _deliver(self, rows: Rows, chosen: list[int], logits: torch.Tensor) -> None:
         session, drafted = rows.session, rows.drafted

@@ -243,10 +243,11 @@ class Asking:
     def _note(self, address: str, exchange: Exchange) -> None:
         """Take note of what an exchange with the worker at `address` left."""
         self.believed = exchange.belief.tokens
-        if exchange.session is not None:
-            self.sessions.append(exchange.session)
         if exchange.measured is not None:
             self.workers.measured(address, exchange.measured)
+        if exchange.session is not None:
+            self.sessions.append(exchange.session)
+            self.workers.carried(address, exchange.session.carried)
 
     def _left(self, progress: Progress) -> tuple[int, ...]:
         """What is believed to follow the tokens that are settled."""

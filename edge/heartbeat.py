@@ -22,6 +22,7 @@ SLACK = 2.0  # a link is now and then so many times slower than it was
 CONNECTING = 2.0  # a connection has its own round trips, before the first that is the session's
 
 _STEPS = 8  # how often within `notice` it is looked at
+_BEAT = 3 / _STEPS  # of the notice, after which silence is broken by a heartbeat
 _STARTING = 5  # turns of the event loop after which a call that was begun has gone to gRPC
 
 
@@ -38,19 +39,22 @@ class WorkerSilent(WorkerUnavailable):
 
 
 def patience(notice: float, *, ahead: int, uplink: float, connected: bool) -> float:
-    """Seconds of silence after which a worker that owes an answer to a heartbeat has died.
+    """Seconds of silence within which a worker that owes an answer to a heartbeat is given up.
 
-    `ahead` are the bytes that went before the heartbeat and may still be on their way, at `uplink` bytes a second.
-    Where the connection was not yet `connected`, that takes its time, too.
+    `ahead` are the bytes that went before the heartbeat and may still be on their way, at `uplink` bytes a second: what
+    they take beyond a quarter of the notice is waited for. Where the connection was not yet `connected`, that takes its
+    time, too.
     """
-    return notice * (1.0 if connected else CONNECTING) + SLACK * ahead / max(uplink, SLOWEST_UPLINK)
+    under_way = SLACK * ahead / max(uplink, SLOWEST_UPLINK)
+    return notice * (1.0 if connected else CONNECTING) + max(0.0, under_way - notice / 4)
 
 
 @dataclass(slots=True, eq=False)
 class Heartbeat:
-    """The heartbeat of one session, which is given up after `notice` seconds of silence. Times are monotonic.
+    """The heartbeat of one session, which is given up within `notice` seconds of silence. Times are monotonic.
 
-    `uplink` is what the link is taken for, in bytes a second; `connected` whether there was a connection already.
+    `uplink` is what the link is taken for, in bytes a second, until the session shows that it carries more; `connected`
+    whether there was a connection already.
     """
 
     session: WorkerSession
@@ -97,8 +101,10 @@ class Heartbeat:
         heard = self.session.heard
         if self._owed:
             connected = self.connected or self.session.answered
-            allowed = patience(self.notice, ahead=self._ahead, uplink=self.uplink, connected=connected)
-            if now - max(heard, self._last - self.notice / 2) > allowed:
+            uplink = max(self.uplink, self.session.carried)
+            allowed = patience(self.notice, ahead=self._ahead, uplink=uplink, connected=connected)
+            # A look later it would be too late.
+            if now - max(heard, self._last - _BEAT * self.notice) > allowed - self.notice / _STEPS:
                 raise WorkerSilent(
                     f"nothing was heard of the worker at {self.session.address} for {now - heard:.1f} seconds; is it "
                     "running, and the link up?",
@@ -107,9 +113,7 @@ class Heartbeat:
                 )
             if self._beat is not None and self._beat.done() and now - self._tried >= self.notice / 4:
                 self._try(now)
-        elif now - max(heard, self._last) >= self.notice / 2 or (
-            self.session.unproven and now - self._last >= self.notice / 2
-        ):
+        elif now - (self._last if self.session.unproven else max(heard, self._last)) >= _BEAT * self.notice:
             self._send()
 
     def _send(self) -> None:

@@ -33,7 +33,8 @@ class _Known:
 
     client: WorkerClient | None = None
     circuit: Circuit = field(default_factory=Circuit)
-    uplink: float = FIRST_UPLINK  # bytes a second
+    measured: float | None = None  # bytes a second up
+    uplink: float = FIRST_UPLINK  # what is reckoned with
 
 
 class Workers:
@@ -100,7 +101,7 @@ class Workers:
                 connected=one.client is not None and one.client.connected,
                 breaker=one.circuit.state(now),
                 retry_seconds=one.circuit.left(now) or None,
-                uplink_mbps=None if one.uplink == FIRST_UPLINK else one.uplink / 125_000,
+                uplink_mbps=None if one.measured is None else one.measured / 125_000,
             )
             for address, one in self._known.items()
         )
@@ -166,9 +167,14 @@ class Workers:
         return FIRST_UPLINK if known is None else known.uplink
 
     def measured(self, address: str, uplink: float) -> None:
-        """Take note that the link to the worker at `address` has carried so many bytes a second."""
+        """Take note that the link to the worker at `address` carries so many bytes a second."""
         if (known := self._known.get(address)) is not None:
-            known.uplink = uplink
+            known.measured = known.uplink = uplink
+
+    def carried(self, address: str, uplink: float) -> None:
+        """Take note that the link to the worker at `address` has carried at least so many bytes a second."""
+        if (known := self._known.get(address)) is not None:
+            known.uplink = max(known.uplink, uplink)
 
     async def close(self) -> None:
         """Close all connections; sessions still open on them fail."""

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import os
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from types import TracebackType
 from typing import Any, Self
@@ -37,6 +38,7 @@ from cutline.protos.v1 import worker_pb2_grpc
 CONNECT_SECONDS = 5.0
 PROBE_SECONDS = 60.0
 REFUSAL_SECONDS = 1.0
+TICK = 1e-3  # seconds: nothing is measured finer
 BEAT_BYTES = 60  # of a heartbeat, up: it has no message, but gRPC's frames around one; as measured
 
 # What gRPC says where a connection has more streams than the worker allows: HTTP/2's REFUSED_STREAM, of RFC 9113.
@@ -179,7 +181,9 @@ class WorkerSession:
         self.heard = time.monotonic()
         self.answered = False  # whether anything was heard
         self.given = 0  # bytes of messages that were to go up, sent or not
+        self.carried = 0.0  # bytes a second that the link up has carried at least
         self._proven = 0  # bytes of these that have arrived
+        self._under_way = deque[tuple[float, int]]()  # when the others were given, and up to which byte
         self._beat = beat
         self._refusal = refusal
         self._keys = keys
@@ -217,7 +221,14 @@ class WorkerSession:
 
     def prove(self, given: int) -> None:
         """Take it that the first `given` bytes have arrived."""
-        self._proven = max(self._proven, given)
+        first = None
+        while self._under_way and self._under_way[0][1] <= given:
+            at, _ = self._under_way.popleft()
+            first = at if first is None else first
+        if first is not None:
+            seconds = max(time.monotonic() - first, TICK)
+            self.carried = max(self.carried, (given - self._proven) / seconds)
+            self._proven = given
 
     async def beat(self) -> bool:
         """A heartbeat, by the session's connection: whether the worker has answered it, once it has or cannot."""
@@ -271,6 +282,7 @@ class WorkerSession:
     async def _send(self, message: AgentMessage) -> None:
         wire = agent_to_wire(message)
         self.given += wire.ByteSize()
+        self._under_way.append((time.monotonic(), self.given))
         try:
             await self._call.write(wire)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):

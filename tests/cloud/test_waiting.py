@@ -292,7 +292,7 @@ def test_a_thousand_sessions_that_wait_cost_a_few_objects_each_and_no_thread() -
         assert engine.sessions == 1000
         assert threading.active_count() == threads
         assert (len(gc.get_objects()) - before) / 999 < 20
-        assert len(engine._images) == len(engine._waiting) == 0
+        assert len(engine._pictures) == len(engine._waiting) == 0
         # And whoever comes among them is answered at once.
         began = time.monotonic()
         time.sleep(1.1)  # from when on one of them may go

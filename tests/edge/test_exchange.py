@@ -73,6 +73,7 @@ class ScriptedWorker:
         self.latency = latency
         self.refusal = refusal
         self.bytes_up = self.bytes_down = self.given = 0
+        self.carried = 0.0
         self.address, self.connected, self.answered, self.heard, self.unproven = "it", True, True, time.monotonic(), 0
         self.finished: Finished | None = None
         self.opening: Open | None = None

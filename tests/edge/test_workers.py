@@ -140,6 +140,20 @@ def test_after_silence_there_is_a_new_connection() -> None:
     with_workers(check)
 
 
+def test_what_was_carried_raises_what_a_link_is_taken_for_and_what_was_measured_sets_it() -> None:
+    async def check(workers: Workers, clock: Clock) -> None:
+        workers.carried(A, FIRST_UPLINK / 2)
+        assert workers.uplink(A) == FIRST_UPLINK
+        workers.carried(A, 3e5)
+        assert workers.uplink(A) == 3e5
+        assert workers.states[0].uplink_mbps is None, "that is a bound, no measurement"
+        workers.measured(A, 2e5)
+        assert workers.uplink(A) == 2e5
+        assert workers.states[0].uplink_mbps == pytest.approx(1.6)
+
+    with_workers(check)
+
+
 def test_offline_there_is_not_even_a_channel(monkeypatch: pytest.MonkeyPatch) -> None:
     made = list[str]()
 

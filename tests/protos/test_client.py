@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -29,6 +30,7 @@ from cutline.protos.messages import (
     Description,
     Draft,
     Finished,
+    ImageChunk,
     Open,
     Opened,
     Reason,
@@ -291,3 +293,38 @@ def test_what_is_confirmed_twice_counts_once() -> None:
 def test_tokens_that_cannot_be(answered: list[tuple[int, tuple[int, ...], int]], words: str) -> None:
     with pytest.raises(WorkerFailed, match=words):
         ask(*answered)
+
+
+def test_what_the_link_carries_is_never_reckoned_above_what_it_does() -> None:
+    """By a link of which is known when each byte arrives: what is sent while a heartbeat is out counts for the next."""
+
+    class Call:
+        async def write(self, _: pb.AgentMessage) -> None: ...
+
+        def cancel(self) -> None: ...
+
+    async def run() -> None:
+        began, answers = time.monotonic(), list[asyncio.Event]()
+
+        async def beat() -> bool:
+            answers.append(asyncio.Event())
+            await answers[-1].wait()
+            return True
+
+        session = WorkerSession("it", Call(), OPENING, (), beat=beat)
+        async with session:
+            assert session.carried == 0.0, "nothing is known to have arrived"
+            small = session.given
+            out = asyncio.create_task(session.beat())
+            await asyncio.sleep(0.02)
+            await session.upload(ImageChunk(bytes(20_000), last=True))
+            answers[0].set()
+            await out
+            assert 0.0 < session.carried <= small / 0.02
+            assert session.unproven == session.given - small
+            await asyncio.sleep(0.02)
+            session.prove(session.given)
+            assert session.unproven == 0
+            assert 20_000 / (time.monotonic() - began) < session.carried <= session.given / 0.02
+
+    asyncio.run(run())
