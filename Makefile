@@ -23,8 +23,9 @@ install: .venv/installed
 demo: install
 	$(BIN)/cutline demo $(ARGS)
 
+# Two processes at once, a file each: most tests keep one core busy. More threads in each would only wait for a core.
 test: lint
-	$(BIN)/pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 lint: install
 	$(BIN)/ruff check

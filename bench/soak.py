@@ -26,11 +26,11 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from cutline.bench.fault_cases import WAYS
-from cutline.bench.fault_check import hear
-from cutline.bench.fault_lane import Asker
-from cutline.bench.fault_rig import asker, ungated
-from cutline.bench.faulty_link import FaultyLink
+from cutline.bench.faults.cases import WAYS
+from cutline.bench.faults.checking import hear
+from cutline.bench.faults.lane import Asker
+from cutline.bench.faults.link import FaultyLink
+from cutline.bench.faults.rig import asker, ungated
 from cutline.bench.flatness import WARM_UP, Log, taken
 from cutline.bench.worker_process import WorkerProcess
 from cutline.demo.bundles import TARGET

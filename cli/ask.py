@@ -209,7 +209,7 @@ def _show(answer: Answer) -> None:
         where += f" · cut at {answer.cut}, {answer.wire}"
     cost = f"{answer.bytes_up} B up, {answer.bytes_down} B down, {answer.accepted} of {answer.drafted} drafted accepted"
     if (plan := answer.plan) is not None:
-        where_cut = f"{plan.mode} at {plan.cut}" + (f" in {plan.wire}" if plan.wire else "")
+        where_cut = plan.mode + (f" at {plan.cut}" if plan.cut else "") + (f" in {plan.wire}" if plan.wire else "")
         tell(f"planned {where_cut}: {plan.predicted_ms:.0f} ms predicted, {plan.measured_ms:.0f} measured")
     for lost in answer.lost:
         then = f"{lost.next} went on" if lost.next else "the drafter went on"

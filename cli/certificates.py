@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -90,6 +91,20 @@ class Authority:
         if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
             raise InputError(f"{pair.key} is not the key of {pair.certificate}")
         return cls(folder, certificate, key)
+
+    def signed(self, name: str) -> tuple[str, bytes]:
+        """Whose the certificate called `name` is, and what this authority signed of it. Raises InputError."""
+        file = pair_of(self.folder, check_tenant(name)).certificate
+        try:
+            certificate = x509.load_pem_x509_certificate(read_public(file, what="certificate"))
+            certificate.verify_directly_issued_by(self._certificate)
+            (owner,) = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+            purposes = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+        except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound):
+            raise InputError(f"{file} is no certificate that the authority in {self.folder} signed") from None
+        if DEVICE not in purposes:
+            raise InputError(f"{file} is not a device's, and agents read no such list; make a new authority")
+        return str(owner.value), certificate.tbs_certificate_bytes
 
     def sign(self, name: str, purpose: _Purpose, *, hosts: Sequence[str] = (), days: int = LEAF_DAYS) -> Pair:
         """A new certificate and key called `name`, for a SERVER that is reached by `hosts`, or a DEVICE.

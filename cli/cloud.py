@@ -9,6 +9,7 @@ import typer
 
 from cutline.cli import options
 from cutline.errors import InputError, WorkerFailed
+from cutline.errors.extras import missing
 from cutline.models.layerline import END, LayerLine
 from cutline.models.wire import Wire
 
@@ -65,6 +66,7 @@ def cloud(
         Path | None,
         typer.Option(help="Certificates in PEM of who vouches for callers: each must show one.", show_default=False),
     ] = None,
+    revoked: options.Revoked = None,
     tokens: Annotated[
         Path | None,
         typer.Option(help="TOML file of who may come with which token, and of their limits.", show_default=False),
@@ -116,10 +118,10 @@ def cloud(
         from cutline.cloud.ranks import device_of
         from cutline.cloud.server import Access, Drain, serve
     except ModuleNotFoundError as error:
-        raise InputError(f"a worker needs {error.name}; install it with `pip install 'cutline[cloud]'`") from None
+        raise missing(f"a worker needs {error.name}", "cloud") from None
 
     access = Access(
-        keys=open_server_keys(tls_cert, tls_key, client_ca),
+        keys=open_server_keys(tls_cert, tls_key, client_ca, revoked),
         tokens=tokens,
         onward=open_keys(ca, cert, key, token_file),
     )
@@ -201,7 +203,7 @@ def _tracing() -> Tracing:
     try:
         from cutline.cloud.tracing import Tracing
     except ModuleNotFoundError as error:
-        raise InputError(f"--otel needs {error.name}; install it with `pip install 'cutline[otel]'`") from None
+        raise missing(f"--otel needs {error.name}", "otel") from None
 
     return Tracing.to_collector()
 

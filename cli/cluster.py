@@ -9,6 +9,7 @@ import typer
 
 from cutline.cli import options
 from cutline.errors import InputError
+from cutline.errors.extras import missing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +22,10 @@ app = typer.Typer(help="Run several workers as one, and see how they are.", no_a
 
 _OURS = ("--bundle", "--drain", "--listen", "--threads")
 # Options of `cutline cloud` that name files: the workers run elsewhere than here.
-_FILES = ("--audit", "--ca", "--cert", "--client-ca", "--key", "--tls-cert", "--tls-key", "--token-file", "--tokens")
+_FILES = (
+    *("--audit", "--ca", "--cert", "--client-ca", "--key", "--revoked"),
+    *("--tls-cert", "--tls-key", "--token-file", "--tokens"),
+)
 
 
 @app.command(epilog="Example: cutline cluster up --workers 2 --max-workers 6 --gpus-per-worker 1 --bundle my-target")
@@ -49,6 +53,7 @@ def up(
     tls_cert: options.TlsCert = None,
     tls_key: options.TlsKey = None,
     client_ca: options.ClientCa = None,
+    revoked: options.Revoked = None,
     tokens: options.Tokens = None,
     ca: options.Ca = None,
     cert: options.Cert = None,
@@ -81,7 +86,7 @@ def up(
     from cutline.protos.address import parse_address
     from cutline.protos.directory import Standing
 
-    server_keys = open_server_keys(_there(tls_cert), _there(tls_key), _there(client_ca))
+    server_keys = open_server_keys(_there(tls_cert), _there(tls_key), _there(client_ca), _there(revoked))
     secured = server_keys is not None and (tokens is not None or client_ca is not None)
     needs = "--tls-cert, --tls-key, and --tokens or --client-ca"
     check_listen(listen, secured=secured, insecure=insecure, needs=needs)
@@ -98,7 +103,7 @@ def up(
     try:
         from cutline.cloud.cluster.raying import Cluster, Order, connected
     except ModuleNotFoundError as error:
-        raise InputError(f"a cluster needs {error.name}; install it with `pip install 'cutline[cluster]'`") from None
+        raise missing(f"a cluster needs {error.name}", "cluster") from None
 
     order = Order(
         listen=listen,

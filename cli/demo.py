@@ -50,12 +50,13 @@ def demo(
     from cutline.demo.requests import requests
     from cutline.devices.link import load_link
     from cutline.errors import InputError
+    from cutline.errors.extras import missing
 
     try:  # now, rather than after the work
         import matplotlib  # noqa: F401
         import torch  # noqa: F401
     except ModuleNotFoundError as error:
-        raise InputError(f"the demo needs {error.name}; install it with `pip install 'cutline[demo]'`") from None
+        raise missing(f"the demo needs {error.name}", "demo") from None
     if images < 1:
         raise InputError(f"--images is {images}; give 1 or more")
     if seed < 0:

@@ -42,12 +42,12 @@ def export(
     """
     from rich.console import Console
 
-    from cutline.errors import InputError
+    from cutline.errors.extras import missing
 
     try:
         from cutline.models.export import export_bundle
     except ModuleNotFoundError as error:
-        raise InputError(f"exporting needs {error.name}; install it with `pip install 'cutline[export]'`") from None
+        raise missing(f"exporting needs {error.name}", "export") from None
 
     chosen: Precision = precision or ("int8" if role == "drafter" else "fp32")
     console = Console(stderr=True)

@@ -34,9 +34,9 @@ def health(
         import grpc
         from grpc_health.v1 import health_pb2, health_pb2_grpc
     except ModuleNotFoundError as error:
-        from cutline.errors import InputError
+        from cutline.errors.extras import missing
 
-        raise InputError(f"asking needs {error.name}; install it with `pip install 'cutline[cloud]'`") from None
+        raise missing(f"asking needs {error.name}", "cloud") from None
 
     from cutline.protos.security import open_channel
 

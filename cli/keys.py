@@ -9,6 +9,7 @@ import typer
 
 from cutline.cli import options
 from cutline.errors import InputError
+from cutline.errors.extras import missing
 
 if TYPE_CHECKING:
     from cutline.cli.certificates import Pair
@@ -24,7 +25,9 @@ Days = Annotated[int, typer.Option(help="Days that the certificates are good for
 
 LEAF_DAYS = 397  # what browsers take at most, and long enough to be renewed by hand
 
-_TOKENS_MODE = 0o600
+REVOKED = "revoked.toml"  # in the folder of the authority
+
+_MODE = 0o600
 
 
 @app.command(epilog="Example: cutline keys init keys --host worker.example --host 192.0.2.7 --device camera1")
@@ -46,6 +49,7 @@ def init(
     hosts = (*(host or ()), *certificates.ALWAYS)
     certificates.check(names=("server", *(device or ())), hosts=hosts, days=days)
     authority = certificates.Authority.make(folder)
+    _append(folder / REVOKED, "# Certificates of devices that are not taken any more, by `cutline keys revoke`.\n")
     server = authority.sign("server", certificates.SERVER, hosts=hosts, days=days)
     devices = {name: authority.sign(name, certificates.DEVICE, days=days) for name in device or ()}
     ca = certificates.pair_of(folder, "ca").certificate
@@ -86,6 +90,27 @@ def add_device(
     _tell({"ca": str(ca), "devices": {name: _files(pair)}}, _for_device(name, pair, ca), as_json)
 
 
+@app.command(epilog="Example: cutline keys revoke keys camera2")
+def revoke(
+    folder: Folder,
+    name: Annotated[str, typer.Argument(help="What the certificate's file is called, without .crt.")],
+    as_json: options.Json = False,
+) -> None:
+    """Shut out a device whose key is lost: its certificate is put on the list of those that are not taken any more.
+
+    That is DIR/revoked.toml, which workers and directories read by --revoked, anew when it changes. On other machines
+    put the new list in place of the old one. Calls that are under way are not ended.
+    """
+    from cutline.protos.revoked import Revoked, revoked_entry
+
+    owner, signed = _certificates().Authority.open(folder).signed(name)
+    revoked = folder / REVOKED
+    if not revoked.exists() or not Revoked(revoked).has(signed):  # what does not read is not added to
+        _append(revoked, revoked_entry(owner, signed))
+    Revoked(revoked)
+    _tell({"revoked": owner, "list": str(revoked)}, [f"{owner} is shut out where --revoked is {revoked}"], as_json)
+
+
 @app.command(epilog="Example: cutline keys token keys/tokens.toml warehouse --out warehouse.token")
 def token(
     tokens: Annotated[Path, typer.Argument(metavar="FILE", help="The tokens file; it is made where there is none.")],
@@ -97,7 +122,6 @@ def token(
     as_json: options.Json = False,
 ) -> None:
     """Make a token, print it once, and let it in as TENANT: the tokens file gets its hash. A server reads that anew."""
-    import os
     import secrets
 
     from cutline.cli.files import write_private
@@ -110,12 +134,11 @@ def token(
     if out is not None:
         write_private(out, made.encode() + b"\n")
     try:
-        with os.fdopen(os.open(tokens, os.O_WRONLY | os.O_CREAT | os.O_APPEND, _TOKENS_MODE), "a") as file:
-            file.write(entry)
-    except OSError as error:
+        _append(tokens, entry)
+    except InputError:
         if out is not None:
             out.unlink()  # it would let nobody in
-        raise InputError(f"cannot write {tokens}: {error.strerror}") from None
+        raise
     Tokens(tokens)
     where = str(out) if out is not None else "FILE, where nobody else can read it"
     lines = [
@@ -133,8 +156,19 @@ def _certificates() -> Any:
     try:
         from cutline.cli import certificates
     except ModuleNotFoundError as error:
-        raise InputError(f"keys need {error.name}; install it with `pip install 'cutline[keys]'`") from None
+        raise missing(f"keys need {error.name}", "keys") from None
     return certificates
+
+
+def _append(file: Path, lines: str) -> None:
+    """Put `lines` at the end of a file that its owner alone may read, or make it. Raises InputError."""
+    import os
+
+    try:
+        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, _MODE), "a") as opened:
+            opened.write(lines)
+    except OSError as error:
+        raise InputError(f"cannot write {file}: {error.strerror}") from None
 
 
 def _files(pair: Pair) -> dict[str, str]:
@@ -143,8 +177,9 @@ def _files(pair: Pair) -> dict[str, str]:
 
 def _for_worker(pair: Pair, ca: Path) -> list[str]:
     return [
-        f"cutline cloud  --tls-cert {pair.certificate} --tls-key {pair.key} --client-ca {ca}",
-        "               or, with tokens of `cutline keys token`, --tokens FILE in place of --client-ca",
+        f"cutline cloud  --tls-cert {pair.certificate} --tls-key {pair.key} --client-ca {ca} "
+        f"--revoked {ca.with_name(REVOKED)}",
+        "               or, with tokens of `cutline keys token`, --tokens FILE in place of the last two",
     ]
 
 

@@ -24,6 +24,7 @@ def write_logs(form: str, audit: Path | None = None) -> None:
         raise InputError(f"--log is {form}; choose {' or '.join(FORMS)}")
     formatter = JsonLines() if form == "json" else TextLines("%(asctime)s %(levelname)s %(name)s: %(message)s")
     handlers: list[logging.Handler] = [logging.StreamHandler()]
+    handlers[0].addFilter(_is_news)
     if audit is not None:
         try:
             os.close(os.open(audit, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
@@ -36,6 +37,11 @@ def write_logs(form: str, audit: Path | None = None) -> None:
     for handler in handlers:
         handler.setFormatter(formatter)
     logging.basicConfig(level=logging.INFO, handlers=handlers)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether the log needs a record: of each session it has a line that says more than the audit's."""
+    return record.name != "cutline.audit" or "session" not in fields_of(record)
 
 
 def fields_of(record: logging.LogRecord) -> dict[str, Any]:

@@ -85,6 +85,12 @@ ClientCa = Annotated[
     Path | None,
     typer.Option(help="Certificates in PEM of who vouches for callers: each must show one.", show_default=False),
 ]
+Revoked = Annotated[
+    Path | None,
+    typer.Option(
+        help="TOML file of `cutline keys revoke`: certificates that are not taken any more.", show_default=False
+    ),
+]
 Tokens = Annotated[
     Path | None,
     typer.Option(help="TOML file of who may come with which token, and of their limits.", show_default=False),

@@ -15,10 +15,12 @@ from cutline.devices.profile import DeviceProfile, Runtime
 from cutline.devices.workload import photograph
 from cutline.edge.spans import device_cuts
 from cutline.errors import ImageError, InputError
+from cutline.errors.extras import missing
 from cutline.models.bundle import Bundle, Manifest, part_at
 from cutline.models.images import MAX_BYTES, decode_image
 from cutline.models.prompt import PromptBuilder, question
 from cutline.partitioner.plan import Conditions, Mode, Objective, Space
+from cutline.partitioner.roofline import Speed
 from cutline.partitioner.setting import Asked, Setting
 
 PLOTS = (".svg", ".png", ".pdf")
@@ -35,7 +37,7 @@ def check_plot(path: Path) -> None:
     try:  # now, rather than after the work
         import matplotlib  # noqa: F401
     except ModuleNotFoundError:
-        raise InputError("--plot needs matplotlib; install it with `pip install 'cutline[demo]'`") from None
+        raise missing("--plot needs matplotlib", "demo") from None
 
 
 def open_bundles(drafter: Path | None, target: Path | None) -> tuple[Bundle, Bundle]:
@@ -138,11 +140,13 @@ def notes(setting: Setting) -> Iterator[str]:
         yield "what narrower wire formats change was not measured for this target (`cutline calibrate`)"
     if setting.leaks is None:
         yield "what leaks at a cut was not measured for this target (`python -m cutline.bench.privacy`)"
-    tables: tuple[tuple[DeviceProfile, Manifest, Runtime], ...] = (
+    tables: tuple[tuple[DeviceProfile | Speed, Manifest, Runtime], ...] = (
         (setting.edge, setting.target, "edge"),
         (setting.cloud, setting.target, "cloud"),
     )
     for profile, manifest, runtime in tables:
+        if isinstance(profile, Speed):  # an upstream has none
+            continue
         if profile.layer_table(manifest.identity, runtime) is None:
             origin = "has a datasheet's figures" if profile.source == "datasheet" else "was measured without this model"
             yield f"{profile.name} {origin}, so its times are rough (`cutline profile` measures them)"

@@ -121,7 +121,7 @@ def _as_agent(
 def _as_worker(target: Path | None, device: str, threads: int | None, tell: Tell, *, name: str) -> DeviceProfile:
     from cutline.cli.setting import open_target, thread_count
     from cutline.devices.power import Sensors
-    from cutline.errors import InputError
+    from cutline.errors.extras import missing
 
     try:
         import torch
@@ -129,7 +129,7 @@ def _as_worker(target: Path | None, device: str, threads: int | None, tell: Tell
         from cutline.cloud.accelerator import check_device
         from cutline.cloud.profiling import gpu_name, measure_device, steady_work, target_table
     except ModuleNotFoundError as error:
-        raise InputError(f"--as cloud needs {error.name}; install it with `pip install 'cutline[cloud]'`") from None
+        raise missing(f"--as cloud needs {error.name}", "cloud") from None
 
     check_device(device)
     cores = thread_count(threads)

@@ -43,11 +43,22 @@ def open_target_for(path: Path | None, drafter: Path | None) -> Bundle | None:
 
 
 def open_planner(
-    edge: str | None, cloud: str | None, link: str | None, drafter: Bundle, target: Bundle | None
+    edge: str | None,
+    cloud: str | None,
+    link: str | None,
+    drafter: Bundle,
+    target: Bundle | None,
+    *,
+    upstream: bool = False,
 ) -> Planner | None:
-    """The planner of an agent with these profiles, None where none is given. Raises InputError, BundleError."""
+    """The planner of an agent with these profiles, before workers or an `upstream`; None where none is given.
+
+    Raises InputError, BundleError.
+    """
     if edge is None and cloud is None and link is None:
         return None
+    if upstream:
+        return _upstream_planner(edge, cloud, link, drafter)
     if edge is None or cloud is None or link is None:
         raise InputError("planning needs all three of --edge-profile, --cloud-profile and --link")
     if target is None:
@@ -58,6 +69,19 @@ def open_planner(
     from cutline.edge.setting import setting_of
 
     return Planner(setting_of(drafter, target, edge=edge, cloud=cloud), load_link(link))
+
+
+def _upstream_planner(edge: str | None, cloud: str | None, link: str | None, drafter: Bundle) -> Planner:
+    if cloud is not None:
+        raise InputError("--cloud-profile is a worker's, and what an upstream takes is learnt from its answers")
+    if edge is None or link is None:
+        raise InputError("planning with an upstream needs both of --edge-profile and --link")
+
+    from cutline.devices.link import load_link
+    from cutline.edge.planning import Planner
+    from cutline.edge.setting import upstream_setting
+
+    return Planner(upstream_setting(drafter, edge=edge), load_link(link))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +117,7 @@ def agent_opener(given: AgentOptions, *, cuts: bool) -> Callable[[], Agent]:
 
     drafter = open_drafter(given.bundle)
     target = open_target_for(given.target, given.bundle) if cuts or any(given.profiles) else None
-    planner = open_planner(*given.profiles, drafter, target)
+    planner = open_planner(*given.profiles, drafter, target, upstream=given.upstream is not None)
     threads = thread_count(given.threads)
     meter = Meter() if given.profiles[0] is None else Meter(load_profile(given.profiles[0]))
     key = _upstream_key(given)
@@ -177,7 +201,9 @@ def open_keys(ca: Path | None, cert: Path | None, key: Path | None, token_file: 
     return keys
 
 
-def open_server_keys(cert: Path | None, key: Path | None, client_ca: Path | None = None) -> ServerKeys | None:
+def open_server_keys(
+    cert: Path | None, key: Path | None, client_ca: Path | None = None, revoked: Path | None = None
+) -> ServerKeys | None:
     """What a server is to be known by, None where nothing is given. Raises InputError."""
     from cutline.protos.security import ServerKeys
 
@@ -185,7 +211,11 @@ def open_server_keys(cert: Path | None, key: Path | None, client_ca: Path | None
         raise InputError("--tls-cert and --tls-key go together; give both")
     if client_ca is not None and cert is None:
         raise InputError("--client-ca needs --tls-cert and --tls-key")
-    return None if cert is None or key is None else ServerKeys(certificate=cert, key=key, client_ca=client_ca)
+    if revoked is not None and client_ca is None:
+        raise InputError("--revoked is about certificates of --client-ca; give that too")
+    if cert is None or key is None:
+        return None
+    return ServerKeys(certificate=cert, key=key, client_ca=client_ca, revoked=revoked)
 
 
 def check_listen(listen: str, *, insecure: bool, secured: bool = False, needs: str = "TLS and tokens") -> None:

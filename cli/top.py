@@ -9,6 +9,7 @@ import typer
 
 from cutline.cli import options
 from cutline.errors import InputError
+from cutline.errors.extras import missing
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -51,7 +52,7 @@ def top(
     try:
         from cutline.cloud.figures import figures, read_counts
     except ModuleNotFoundError as error:
-        raise InputError(f"metrics need {error.name}; install it with `pip install 'cutline[cloud]'`") from None
+        raise missing(f"metrics need {error.name}", "cloud") from None
 
     if interval <= 0:
         raise InputError("--interval must be more than 0 seconds")

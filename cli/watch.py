@@ -65,7 +65,7 @@ def watch(
 ) -> None:
     """Ask the same question about every frame of cameras, videos and folders, and print answers as JSON lines.
 
-    Ctrl-C or SIGTERM stops it in order, with exit code 0. Videos and cameras need `pip install 'cutline[camera]'`.
+    Ctrl-C or SIGTERM stops it in order, with exit code 0. Videos and cameras need Cutline's extra `camera`.
     """
     import asyncio
     import os

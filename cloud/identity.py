@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -21,7 +23,8 @@ from google.protobuf.message import DecodeError
 from cutline.cloud.audit import Audit
 from cutline.cloud.shares import UNLIMITED
 from cutline.errors import AccessDenied
-from cutline.protos.security import TENANT_KEY
+from cutline.protos.revoked import Revoked
+from cutline.protos.security import TENANT_KEY, ServerKeys
 from cutline.protos.status import status_of
 from cutline.protos.tokens import Limits, Tokens, is_tenant
 
@@ -54,16 +57,31 @@ CALLER: ContextVar[Caller] = ContextVar("caller")  # of the call that is served;
 
 @dataclass(frozen=True, slots=True)
 class Callers:
-    """Who may call: the holders of `tokens`, those whom a certificate names, or everybody as the tenant ""."""
+    """Who may call: the holders of `tokens`, those whom a certificate names, or everybody as the tenant "".
+
+    None of them by a certificate that is `revoked`.
+    """
 
     tokens: Tokens | None = None
     certificates: bool = False
+    revoked: Revoked | None = None
+
+    @classmethod
+    def of(cls, keys: ServerKeys | None, tokens: Path | None) -> Callers:
+        """Those of a server with these files. Raises InputError."""
+        return cls(
+            None if tokens is None else Tokens(tokens),
+            certificates=keys is not None and keys.client_ca is not None,
+            revoked=None if keys is None or keys.revoked is None else Revoked(keys.revoked),
+        )
 
     def find(self, metadata: Sequence[tuple[str, str | bytes]], peer: Mapping[str, Sequence[bytes]]) -> Caller:
         """The caller, by a call's metadata and its `peer`, what gRPC learnt in the handshake. Raises AccessDenied."""
         within = _one(metadata, TENANT_KEY)
         if within and not _WITHIN.fullmatch(within):
             raise AccessDenied(f"{TENANT_KEY} is no tenant's name")
+        if self.revoked is not None:  # whatever token comes with it
+            self.revoked.check(_certificate(peer))
         return Caller(self._tenant(_one(metadata, "authorization"), peer), within)
 
     def limits(self, tenant: str) -> Limits:
@@ -87,6 +105,14 @@ class Callers:
                 return name
             raise AccessDenied("the certificate names no tenant; make one with `cutline keys add-device`")
         raise AccessDenied("this worker wants a token; give --token-file, or set CUTLINE_TOKEN")
+
+
+def _certificate(peer: Mapping[str, Sequence[bytes]]) -> bytes | None:
+    """What was shown in the handshake (DER), None if that was nothing."""
+    try:
+        return ssl.PEM_cert_to_DER_cert(peer["x509_pem_cert"][0].decode("ascii"))
+    except (LookupError, ValueError):
+        return None
 
 
 def _one(metadata: Sequence[tuple[str, str | bytes]], key: str) -> str:
@@ -171,7 +197,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpcio has no ty
             raise  # abort does so itself
         CALLER.set(caller)
         outcome = "CANCELLED"  # unless something else is known
-        found = not caller.tenant or may_call(self._held, self._calls, caller.tenant)
+        found = may_call(self._held, self._calls, caller.tenant)
         self._held[caller.tenant] += 1
         try:
             if not found:
@@ -219,8 +245,11 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpcio has no ty
 def may_call(held: Mapping[str, int], calls: int, tenant: str) -> bool:
     """Whether `tenant` may have one more of so many `calls`, by who holds how many.
 
-    A third of them is kept for those that have less than an equal share would be with one tenant more.
+    A third of them is kept for those that have less than an equal share would be with one tenant more. Where nobody
+    knows who calls, only those are kept in which health answers.
     """
+    if not tenant:
+        return sum(held.values()) < calls - min(OPEN_CALLS, calls // 3)
     others = sum(1 for one, count in held.items() if count and one != tenant)
     return sum(held.values()) < calls - calls // 3 or held.get(tenant, 0) < calls // (others + 2)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import socket
 import socketserver
 import ssl
@@ -17,6 +18,8 @@ from cutline.cloud.observer import Observer
 from cutline.errors import CutlineError, InputError
 from cutline.protos.address import is_loopback, parse_address
 from cutline.protos.messages import Confirmed, Finished, Opened
+from cutline.protos.renewed import Renewed
+from cutline.protos.revoked import Revoked
 from cutline.protos.security import ServerKeys, server_context
 from cutline.protos.status import status_of
 
@@ -102,16 +105,18 @@ class Metrics(Observer):
 def show(metrics: Metrics, listen: str, keys: ServerKeys | None = None) -> Iterator[str]:
     """Show `metrics` at `listen` (HOST:PORT, port 0 for any free one); gives the address. Raises InputError.
 
-    On this machine's addresses that is HTTP; elsewhere HTTPS by `keys`, to who has a certificate of their `client_ca`.
+    On this machine's addresses that is HTTP; elsewhere HTTPS by `keys`, to who has a certificate of their `client_ca`
+    that is not revoked. Files that change count for connections made after that.
     """
     host, port = parse_address(listen)
-    tls = None
+    tls = revoked = None
     if not is_loopback(host):
         if keys is None or keys.client_ca is None:
             raise InputError(f"metrics at {host} could be read from outside; give keys with a client_ca")
-        tls = server_context(keys)
+        tls = Renewed("the certificate of the metrics", keys.files, functools.partial(server_context, keys))
+        revoked = None if keys.revoked is None else Revoked(keys.revoked)
     try:
-        server = _Server(host.strip("[]"), port, make_wsgi_app(metrics.registry), tls)
+        server = _Server(host.strip("[]"), port, make_wsgi_app(metrics.registry), tls, revoked)
     except OSError:
         raise InputError(f"cannot show metrics at {listen}: taken, or not an address of this machine") from None
     thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
@@ -134,9 +139,12 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
 
     daemon_threads = True
 
-    def __init__(self, host: str, port: int, app: Any, tls: ssl.SSLContext | None) -> None:
+    def __init__(
+        self, host: str, port: int, app: Any, tls: Renewed[ssl.SSLContext] | None, revoked: Revoked | None
+    ) -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._tls = tls
+        self._revoked = revoked
         self._room = threading.BoundedSemaphore(MOST_READERS)
         super().__init__((host, port), _Quiet)
         self.set_app(app)
@@ -156,7 +164,7 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
     def finish_request(self, request: Any, client_address: Any) -> None:
         """Serve a connection, for so many seconds at most."""
         if self._tls is not None:
-            request = self._tls.wrap_socket(request, server_side=True, do_handshake_on_connect=False)
+            request = self._tls.now().wrap_socket(request, server_side=True, do_handshake_on_connect=False)
         limit = threading.Timer(READER_SECONDS, _end, [request])
         limit.daemon = True
         limit.start()
@@ -164,6 +172,8 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
             try:
                 if isinstance(request, ssl.SSLSocket):
                     request.do_handshake()
+                    if self._revoked is not None:
+                        self._revoked.check(request.getpeercert(binary_form=True))
                 super().finish_request(request, client_address)
             finally:
                 limit.cancel()

@@ -32,7 +32,6 @@ from cutline.models.layerline import END
 from cutline.models.wire import Wire
 from cutline.protos.address import parse_address
 from cutline.protos.security import NO_KEYS, AgentKeys, ServerKeys
-from cutline.protos.tokens import Tokens
 from cutline.protos.v1 import worker_pb2, worker_pb2_grpc
 
 SERVICE = worker_pb2.DESCRIPTOR.services_by_name["Worker"].full_name
@@ -112,10 +111,7 @@ async def serve(
     # gRPC itself would serve at 443 where no port is given, and at another port where it is over 65535.
     host, _ = parse_address(listen)
     manifest, (start, end) = bundle.manifest, layers
-    callers = Callers(
-        None if access.tokens is None else Tokens(access.tokens),
-        certificates=access.keys is not None and access.keys.client_ca is not None,
-    )
+    callers = Callers.of(access.keys, access.tokens)
     calls = (slots or MOST_SLOTS) + MAX_CALLS
     server = grpc.aio.server(
         interceptors=[Gate(callers, Audit(), calls=calls)], options=_OPTIONS, maximum_concurrent_rpcs=calls

@@ -296,7 +296,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
     ) -> tuple[Open, float, Upload]:
         """The opening, when it arrived, and the images or the boundary that follow it; its place goes to `arrival`.
 
-        Raises InputError, ModelMismatch, and WorkerError before anything is uploaded in vain.
+        Raises InputError, ModelMismatch, and WorkerError: but for an upload that had to give way, before there is one.
         """
         opening = await inbox.next()
         if not isinstance(opening, Open):
@@ -310,8 +310,10 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
             raise busy
         if self._onward is not None:
             await self._onward.check()
-        arrival.enter_context(self._shares.arrival(caller.tenant))
-        return opening, came_at, await self._reception.upload(opening, inbox, caller.name)
+        place = arrival.enter_context(self._shares.arrival(caller.tenant))
+        async with place.uploading():
+            upload = await self._reception.upload(opening, inbox, caller.name)
+        return opening, came_at, upload
 
     async def _read_drafts(
         self, opening: Open, inbox: Inbox, drafts: Drafts, events: asyncio.Queue[Event | None]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
@@ -14,7 +15,9 @@ from cutline.protos.tokens import Limits
 
 WINDOW_SECONDS = 10.0  # over which rates are held: so much may come at once
 WAITING_SECONDS = 10.0  # that a tenant which found no room is taken to wait for some
-UNLIMITED = Limits(openings_per_minute=1e9, upload_mb_per_second=1e9)  # where nobody knows who calls
+SLOW_SECONDS = 5.0  # after which an opening whose upload still comes may have to give way
+# Where nobody knows who calls: with a rate that all had together, one of them could keep out the others.
+UNLIMITED = Limits(openings_per_minute=1e9, upload_mb_per_second=1e9)
 _MB = 1e6
 
 
@@ -44,6 +47,50 @@ def may_have(held: Mapping[str, int], waiting: AbstractSet[str], places: int, te
     return not others or held.get(tenant, 0) < max(1, places // len(everybody))
 
 
+@dataclass(slots=True, eq=False)
+class Arrival:
+    """An opening of `tenant` that is read and prepared, begun `since`."""
+
+    tenant: str
+    since: float
+    gave_way: bool = False
+    _limit: asyncio.Timeout | None = None
+
+    @contextlib.asynccontextmanager
+    async def uploading(self) -> AsyncIterator[None]:
+        """While its upload comes it may have to give way. Raises WorkerBusy then."""
+        try:
+            async with asyncio.timeout(None) as self._limit:
+                yield
+        except TimeoutError:
+            if not self.gave_way:
+                raise
+        finally:
+            self._limit = None
+        if self.gave_way:
+            raise _busy("others wait for a place, and your session took long to open", 1.0)
+
+    def is_slow(self, now: float) -> bool:
+        """Whether its upload takes long."""
+        return self._limit is not None and now - self.since >= SLOW_SECONDS
+
+    def give_way(self) -> None:
+        """Its place is another's now."""
+        self.gave_way = True
+        if self._limit is not None:
+            self._limit.reschedule(0.0)
+
+
+def giving_way(arrivals: Sequence[Arrival], tenant: str, now: float) -> Arrival | None:
+    """Which of `arrivals`, the oldest first, gives way to one of `tenant`: a slow one of a tenant that has more.
+
+    That is two more at least: with one more the two would only change places.
+    """
+    held = Counter(one.tenant for one in arrivals)
+    slow = [one for one in arrivals if one.is_slow(now) and held[one.tenant] > held[tenant] + 1]
+    return max(slow, key=lambda one: held[one.tenant], default=None)  # the oldest of those who have most
+
+
 class Shares:
     """What the tenants of one worker with so many `places` have; `limits` says what each may. For one event loop."""
 
@@ -54,7 +101,7 @@ class Shares:
         self._places = places
         self._clock = clock
         self._held: Counter[str] = Counter()
-        self._arriving: Counter[str] = Counter()  # of those, what is read and prepared
+        self._arriving: list[Arrival] = []  # of those, what is read and prepared, the oldest first
         self._openings: dict[str, Used] = {}
         self._uploads: dict[str, Used] = {}
         self._waiting: dict[str, float] = {}  # until when
@@ -81,18 +128,27 @@ class Shares:
             self._held[tenant] -= 1
 
     @contextlib.contextmanager
-    def arrival(self, tenant: str) -> Iterator[None]:
+    def arrival(self, tenant: str) -> Iterator[Arrival]:
         """A place among the openings that are read and prepared, as many as those of sessions. Raises WorkerBusy."""
-        if self._arriving.total() >= self._places:
+        self._check_share(Counter(one.tenant for one in self._arriving), tenant)
+        if len(self._arriving) >= self._places and not self._make_room(tenant):
             self.found_room(tenant, found=False)
             raise _busy(f"{self._places} sessions are being opened on this worker", 1.0)
-        self._check_share(self._arriving, tenant)
         self.found_room(tenant, found=True)
-        self._arriving[tenant] += 1
+        self._arriving.append(one := Arrival(tenant, self._clock()))
         try:
-            yield
+            yield one
         finally:
-            self._arriving[tenant] -= 1
+            if not one.gave_way:
+                self._arriving.remove(one)
+
+    def _make_room(self, tenant: str) -> bool:
+        if (slow := giving_way(self._arriving, tenant, self._clock())) is None:
+            return False
+        self._arriving.remove(slow)
+        self.found_room(slow.tenant, found=False)
+        slow.give_way()
+        return True
 
     def _check_share(self, held: Mapping[str, int], tenant: str) -> None:
         now = self._clock()

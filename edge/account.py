@@ -11,9 +11,11 @@ from cutline.edge.asking import Asking
 from cutline.edge.events import Planned
 from cutline.edge.progress import Prepared, Progress
 from cutline.edge.question import Mode, Question
+from cutline.models.bundle import Bundle
+from cutline.models.wire import Wire
 
 if TYPE_CHECKING:
-    from cutline.edge.planning import Chosen
+    from cutline.edge.chosen import Chosen
 
 
 def account(
@@ -59,6 +61,16 @@ def account(
         tail=asking.tail if asking else None,
         parts_ms={part: took * 1e3 for part, took in progress.parts.seconds.items()},
     )
+
+
+def is_exact(question: Question, target: Bundle | None) -> bool:
+    """Whether a worker's answer is the target's own, to the bit of a token; layers before a cut are of this bundle."""
+    if question.cut == "image":
+        return True
+    deep = target is not None and question.cut in target.manifest.line.deep_cuts
+    quantized = target is not None and target.manifest.precision != "fp32" and deep
+    changed = question.wire is not Wire.FLOAT32 or question.keep_image_tokens < 1.0 or question.noise > 0.0
+    return not changed and not quantized
 
 
 def from_memory(remembered: Answer, recalled: Recalled, progress: Progress, latency: float) -> Answer:

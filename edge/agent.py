@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from cutline.edge.account import account, from_memory, planned
+from cutline.edge.account import account, from_memory, is_exact, planned
 from cutline.edge.answer import Answer, Source
 from cutline.edge.asking import Asking
 from cutline.edge.drafter import Drafter, Drafting, likelihoods_of
@@ -37,8 +37,9 @@ from cutline.models.wire import Wire
 from cutline.protos.security import NO_KEYS, AgentKeys
 
 if TYPE_CHECKING:  # an agent loads nothing of what it does not do
+    from cutline.edge.chosen import Chosen
     from cutline.edge.memory import Memory
-    from cutline.edge.planning import Chosen, Planner
+    from cutline.edge.planning import Planner
     from cutline.edge.upstream import Upstream
 
 MAX_NOTICE = 60.0  # seconds
@@ -55,8 +56,9 @@ class Agent:
     question for the next: neither pictures that a worker keeps nor states of its own.
 
     With the `target`'s bundle, its first layers can run here: a question says up to which cut, or in mode `auto` the
-    `planner` does, which needs both worker and target. Models run on ONNX Runtime's `provider`. Use as an async context
-    manager. Questions may be asked concurrently. Raises ModelMismatch if the drafter was made for another target.
+    `planner` does, which needs both worker and target, or an upstream. Models run on ONNX Runtime's `provider`. Use as
+    an async context manager. Questions may be asked concurrently. Raises ModelMismatch if the drafter was made for
+    another target.
     """
 
     def __init__(
@@ -83,14 +85,16 @@ class Agent:
             raise InputError(f"notice is {notice}; give more than 0 and at most {MAX_NOTICE:.0f} seconds")
         if upstream is not None and worker:
             raise InputError("an upstream answers in place of workers; give one or the other")
-        if planner is not None and (not worker or target is None):
+        if planner is not None and upstream is None and (not worker or target is None):
             raise InputError("planning needs a worker and the target's bundle; give --worker and --target")
+        if planner is not None and planner.upstream != (upstream is not None):
+            raise InputError("an upstream is planned for by its own planner, and no worker is by that")
         self._planner = planner
         self._bundle = bundle
         self._target_bundle = target
         self._spans = None if target is None else LoadedSpans(target, threads=threads, provider=provider)
         self._prompts = PromptBuilder.open(bundle)
-        self._preparer = Preparer(self.manifest, self._prompts, target, planned=planner is not None)
+        self._preparer = Preparer(self.manifest, self._prompts, target, planned=planner is not None, fresh=fresh)
         self._uploads = Uploads()
         self._secret = new_secret()
         self._drafter = Drafter.open(bundle, threads=threads, provider=provider)
@@ -102,13 +106,12 @@ class Agent:
         self._meter = meter or Meter()
         self._upstream = upstream
         self._memory = memory
-        self._fresh = fresh
         self._gate: Gate | None = None
         self._meeting: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Agent:
         await self.workers.open()
-        if self._planner is not None and not self.offline:
+        if self._planner is not None and self._upstream is None and not self.offline:
             self._meeting = asyncio.create_task(self._meet(self._planner))
         return self
 
@@ -164,8 +167,6 @@ class Agent:
     async def _made(self, question: Question, tell: Callable[[Event], object]) -> Answer:
         progress = Progress(time.perf_counter(), Transcript(self._prompts.vocabulary, question.stop), tell)
         prepared = await asyncio.to_thread(self._preparer.prepare, question)
-        if self._fresh and question.noise == 0.0:  # which is drawn anew for every name, so it needs one
-            prepared = replace(prepared, names=None)
         progress.parts.lap("prepare")
         chosen = await self._plan(prepared, progress)
         if chosen is not None:
@@ -192,7 +193,7 @@ class Agent:
             asking,
             latency=latency,
             forecast=forecast,
-            exact=self._is_exact(prepared.question),
+            exact=None if self._upstream is not None else is_exact(prepared.question, self._target_bundle),
             complete=progress.over or ends,
         )
         if self._memory is not None:
@@ -212,11 +213,14 @@ class Agent:
 
     async def _meet(self, planner: Planner) -> None:
         """Connect to a worker, which no plan counts, and learn which layers it has."""
-        if (client := self.workers.choose()) is None:
+        try:
+            if (client := self.workers.choose()) is None:
+                return
+        except InputError:  # keys that no longer read: a session says it, if one is opened
             return
         try:
             found = await client.describe()
-        except WorkerError as error:  # the first session tells what is wrong, if one is opened
+        except (WorkerError, InputError) as error:  # likewise
             self.workers.report(client.address, error)
             return
         except asyncio.CancelledError as error:
@@ -233,7 +237,7 @@ class Agent:
             if question.bounded:
                 raise InputError(
                     "this agent does not plan, so nothing keeps to exact, image-must-stay, max-latency-ms, "
-                    "min-agreement or max-leak; start it with --edge-profile, --cloud-profile and --link"
+                    "min-agreement or max-leak; start it with --edge-profile, --link and, for a worker, --cloud-profile"
                 )
             return None
         if question.mode is not Mode.AUTO or question.cut != "image":
@@ -241,7 +245,8 @@ class Agent:
         if self._meeting is not None and not self._meeting.done():
             progress.cold = True
             await asyncio.wait([self._meeting], timeout=MEETING_SECONDS)
-        if not self.workers.reachable and not question.exact:
+        reachable = self.workers.reachable if self._upstream is None else not self.offline
+        if not reachable and not question.exact:
             return None
 
         def known(cut: str, wire: Wire) -> int:
@@ -290,6 +295,7 @@ class Agent:
             target=None if target is None else target.manifest.name,
             cuts=() if target is None else device_cuts(target.manifest),
             plans=self._planner is not None,
+            upstream=None if self._upstream is None else self._upstream.url,
             workers=self.workers.states,
         )
 
@@ -303,6 +309,7 @@ class Agent:
             prepared.prompt,
             prepared.pixels,
             names=prepared.names,
+            fresh=prepared.fresh,
             keep=prepared.question.keep_image_tokens,
             noise=Noise.at(cut, share, self._secret) if share else None,
             tenant=prepared.question.tenant,
@@ -318,7 +325,7 @@ class Agent:
             prepared.prompt,
             prepared.pixels,
             question.sampling,
-            names=prepared.names,
+            names=prepared.kept,
             start=len(prepared.asked),
             alternatives=question.logprobs,
             tenant=question.tenant,
@@ -384,14 +391,3 @@ class Agent:
         if self._gate is None:
             self._gate = open_gate(self._bundle)
         return self._gate
-
-    def _is_exact(self, question: Question) -> bool | None:
-        """Whether a worker's answer is the target's own, to the bit of a token; None where none is asked."""
-        if self._upstream is not None:
-            return None
-        if question.cut == "image":
-            return True
-        target = self._target_bundle.manifest if self._target_bundle else None
-        quantized = target is not None and target.precision != "fp32" and question.cut in target.line.deep_cuts
-        changed = question.wire is not Wire.FLOAT32 or question.keep_image_tokens < 1.0 or question.noise > 0.0
-        return not changed and not quantized

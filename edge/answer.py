@@ -86,7 +86,8 @@ class Recalled(msgspec.Struct, frozen=True, kw_only=True):
 class Believed(msgspec.Struct, frozen=True, kw_only=True):
     """What a plan took for the case: link, the worker's queue, how often a drafted token is right, an answer's length.
 
-    `throttled`: whether heat or power held the device back.
+    `throttled`: whether heat or power held the device back. `first_ms` and `token_ms` are what an upstream takes until
+    its first token and for each one more, None with workers; `guessed` says that it had yet to answer.
     """
 
     rtt_ms: float
@@ -95,19 +96,32 @@ class Believed(msgspec.Struct, frozen=True, kw_only=True):
     acceptance: float
     answer_tokens: int
     throttled: bool
+    first_ms: float | None = None
+    token_ms: float | None = None
+    guessed: bool = False
+
+
+class RunnerUp(msgspec.Struct, frozen=True, kw_only=True):
+    """The plan that would have been next best, of another mode or cut."""
+
+    mode: Mode
+    cut: str | None
+    wire: Wire | None
+    predicted_ms: float
 
 
 class Forecast(msgspec.Struct, frozen=True, kw_only=True):
     """How an answer was planned, and how right the plan was.
 
-    `mode`, `cut`, `wire` and `effort` were carried out; `effort` is None where nothing is drafted. `predicted_ms` is
-    `uncorrected_ms` times `correction`, which earlier answers of this mode taught; both are means over what the gate
-    may decide. `hindsight_ms` is the same prediction had the answer's length, the gate's word and the link been known
-    that this answer showed. `cold` says that graphs were loaded or the worker connected to first, which none counts.
+    `mode`, `cut`, `wire` and `effort` were carried out; `cut` is None where the device alone was to answer, `effort`
+    where nothing is drafted for a worker. `predicted_ms` is `uncorrected_ms` times `correction`, which earlier answers
+    of this mode taught; both are means over what the gate may decide. `hindsight_ms` is the same prediction had the
+    answer's length, the gate's word and the link been known that this answer showed. `cold` says that graphs were
+    loaded or the worker connected to first, which none counts.
     """
 
     mode: Mode
-    cut: str
+    cut: str | None
     wire: Wire | None
     effort: float | None
     predicted_ms: float
@@ -118,6 +132,7 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True):
     cold: bool
     why: str
     believed: Believed
+    runner_up: RunnerUp | None = None
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):

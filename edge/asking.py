@@ -243,8 +243,7 @@ class Asking:
     def _note(self, address: str, exchange: Exchange) -> None:
         """Take note of what an exchange with the worker at `address` left."""
         self.believed = exchange.belief.tokens
-        if exchange.measured is not None:
-            self.workers.measured(address, exchange.measured)
+        self.workers.measured(address, uplink=exchange.measured, rtt=exchange.trip, queue=exchange.queue)
         if exchange.session is not None:
             self.sessions.append(exchange.session)
             self.workers.carried(address, exchange.session.carried)
@@ -256,7 +255,7 @@ class Asking:
 
     def _lose(self, worker: str, error: WorkerError) -> None:
         """Note that a worker was lost; who goes on is not known yet."""
-        session = self.sessions[-1] if self.sessions else None
+        session = next((one for one in reversed(self.sessions) if one.address == worker), None)
         silent = 0.0 if session is None else time.monotonic() - session.heard
         self._loss = Lost(
             worker=worker, why=str(error), position=len(self.progress.tokens), silent_ms=silent * 1e3, next=None

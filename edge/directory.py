@@ -14,6 +14,7 @@ from cutline.edge.workers import Workers
 from cutline.errors import CutlineError, InputError, WorkerUnavailable
 from cutline.protos.address import is_loopback, parse_address
 from cutline.protos.client import WorkerClient
+from cutline.protos.connection import given_up
 from cutline.protos.directory import DirectoryClient, Listed
 from cutline.protos.security import NO_KEYS, AgentKeys
 
@@ -157,7 +158,7 @@ class ListedWorkers(Workers):
             self.nobody, self._answers = error, False
             return
         except asyncio.CancelledError:
-            if _is_wanted():
+            if given_up():
                 raise
             return  # the agent went offline, which closed the connection
         self._answers = True
@@ -170,6 +171,8 @@ class ListedWorkers(Workers):
             self._listed = listed
             self._asked.clear()
             self._have(tuple(listed))
+            for one in listed.values():
+                self.measured(one.address, queue=one.queue_seconds)
 
     def _reaches(self, address: str) -> bool:
         """Whether a worker that is listed there can be connected to, by these keys."""
@@ -185,23 +188,20 @@ class ListedWorkers(Workers):
         oldest = min(self.addresses, key=lambda address: order.get(address, -1), default=None)
         if oldest is None or self.offline:
             return
-        self._rtts.pop(oldest, None)
         began = time.perf_counter()
         try:
             async with asyncio.timeout(MEASURE_SECONDS):
                 await self._client(oldest).probe(up=0, down=0)
+            took = time.perf_counter() - began
+            self.measured(oldest, rtt=took)
         except TimeoutError:
             log.info("the worker at %s did not answer a probe in %g seconds", oldest, MEASURE_SECONDS)
+            took = MEASURE_SECONDS
         except CutlineError as error:  # a session that meets the same says it
             log.info("%s", error)
-            return
-        self._rtts[oldest] = time.perf_counter() - began
-
-
-def _is_wanted() -> bool:
-    """Whether it is this task that is cancelled, and not what it waits for."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+            took = MEASURE_SECONDS  # as if it had not answered: what is not known would be preferred
+        self._rtts.pop(oldest, None)
+        self._rtts[oldest] = took
 
 
 def _tell_ended(following: asyncio.Task[None]) -> None:

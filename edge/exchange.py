@@ -105,12 +105,14 @@ class Exchange:
     session: WorkerSession | None = None
     over: bool = False  # nobody waits for it any more
     measured: float | None = None  # what the link carried, in bytes a second
+    trip: float | None = None  # seconds of a round trip, where there was a connection
+    queue: float | None = None  # seconds for which the session waited there
     upload: Upload = field(default_factory=Upload)  # to the worker that is asked
     uploaded: int = 0  # bytes of the session with the last of it
     news: asyncio.Event = field(default_factory=asyncio.Event)  # something was settled
     heartbeat: Heartbeat | None = None
 
-    async def run(self, client: WorkerClient, model: str, draft: tuple[int, ...], *, seconds: float) -> WorkerSession:
+    async def run(self, client: WorkerClient, model: str, draft: tuple[int, ...], *, seconds: float) -> None:
         """Open a session for `model` with a first `draft`, and settle what is confirmed until the answer is complete.
 
         Raises InputError, WorkerError; also when that took so many `seconds`.
@@ -135,7 +137,6 @@ class Exchange:
         finally:
             self.over = True
             progress.parts.waited(self._told(session), rest="link")
-        return session
 
     async def _converse(self, session: WorkerSession, draft: tuple[int, ...]) -> None:
         began = time.perf_counter()
@@ -196,8 +197,13 @@ class Exchange:
                     return
 
     def _open(self, session: WorkerSession, opened: Opened) -> None:
-        self.progress.opened = time.perf_counter(), opened
+        now = time.perf_counter()
+        self.progress.opened = now, opened
         self.progress.reused_images = self.upload.known
+        if self.heartbeat is not None and self.heartbeat.connected:
+            theirs = opened.upload_seconds + opened.prepare_seconds + opened.queue_seconds
+            self.trip = max(0.0, now - self.progress.sent[0][0] - theirs)
+        self.queue = opened.queue_seconds
         if opened.kept:
             self.uploads.keep(self.upload)
         session.prove(self.uploaded)

@@ -75,12 +75,15 @@ class Fetcher:
         if self._client is not None:
             await self._client.aclose()
 
-    async def fetch(self, url: str) -> bytes:
-        """What stands at `url`. Raises ImageError, which of what was found there tells the status alone."""
+    async def fetch(self, url: str, *, room: int = MAX_BYTES) -> bytes:
+        """What stands at `url`, if there is `room` for so many bytes.
+
+        Raises ImageError, which of what was found there tells the status alone.
+        """
         asked = self._parsed(url)
         try:
             async with asyncio.timeout(self._seconds):
-                return await self._get(asked, await self._address_of(asked))
+                return await self._get(asked, await self._address_of(asked), room)
         except TimeoutError:
             raise ImageError(f"the image's address did not give it in {self._seconds:.0f} seconds") from None
         except (httpx.HTTPError, OSError):
@@ -110,7 +113,7 @@ class Fetcher:
             raise ImageError("the image's host has no public address, or another beside it")
         return addresses[0]
 
-    async def _get(self, asked: httpx.URL, address: Address) -> bytes:
+    async def _get(self, asked: httpx.URL, address: Address, room: int) -> bytes:
         # The name stays in the Host header, and in what the certificate is checked against.
         request = self._opened().build_request(
             "GET",
@@ -122,11 +125,11 @@ class Fetcher:
         try:
             if response.status_code != 200:
                 raise ImageError(f"the image's address answers with status {response.status_code}")
-            return await self._read(response)
+            return await self._read(response, room)
         finally:
             await response.aclose()
 
-    async def _read(self, response: httpx.Response) -> bytes:
+    async def _read(self, response: httpx.Response, room: int) -> bytes:
         if response.headers.get("content-encoding", "identity") != "identity":  # which could be a bomb
             raise ImageError("the image's address gives it compressed, which was not asked for")
         data = bytearray()
@@ -134,6 +137,8 @@ class Fetcher:
             data += chunk
             if len(data) > self._most:
                 raise ImageError(f"the image is over {self._most >> 20} MiB; save it smaller")
+            if len(data) > room:
+                raise ImageError("the images are too large together; save them smaller")
         return bytes(data)
 
     def _opened(self) -> httpx.AsyncClient:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,11 +12,14 @@ from pathlib import Path
 from typing import Protocol
 
 from cutline.edge.changes import Changes, thumbnail
-from cutline.errors import ImageError
+from cutline.errors import ImageError, InputError
 from cutline.models.images import MAX_BYTES, decode_image
 
 LOOK = 0.5  # seconds between two looks into a folder
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+REMEMBERED = 100_000  # files that were taken and are not in their folder any more
+
+_Stamp = tuple[int, int]  # of a file: time of its last change in nanoseconds, and size
 
 Tell = Callable[[str], None]  # hears what a person should know
 
@@ -39,6 +44,7 @@ class Source(Protocol):
 
     name: str
     live: bool
+    unread: int  # pictures that are there and cannot be read
 
     @property
     def still(self) -> int:
@@ -48,30 +54,44 @@ class Source(Protocol):
         """Frames until the source ends or `stop` is set; blocks in between. Raises InputError."""
 
 
-class Folder:
+class Sifted:
+    """What sources have in common: a `name`, and that they leave out what is not new by their `changes`, if any."""
+
+    def __init__(self, *, name: str, changes: Changes | None) -> None:
+        self.name = name
+        self.unread = 0
+        self._changes = changes
+
+    @property
+    def still(self) -> int:
+        """How many pictures were left out since they showed nothing new."""
+        return self._changes.still if self._changes else 0
+
+
+class Folder(Sifted):
     """The image files in a folder in the order of their names, and then those that come.
 
     A file is taken when it was the same at two looks, as the one who writes it may not be done; and again when it has
-    changed. With `once` it ends when there is nothing new.
+    changed. One that cannot be read is tried again at every look, and so is the folder. With `once` it ends when there
+    is nothing new. `tell` hears of what cannot be read.
     """
 
     live = False
 
-    def __init__(self, path: Path, *, name: str, changes: Changes | None, once: bool, look: float = LOOK) -> None:
-        self.name = name
+    def __init__(
+        self, path: Path, *, name: str, changes: Changes | None, once: bool, tell: Tell, look: float = LOOK
+    ) -> None:
+        super().__init__(name=name, changes=changes)
         self._path = path
-        self._changes = changes
         self._once = once
+        self._tell = tell
         self._look = look
-
-    @property
-    def still(self) -> int:
-        """How many files were left out."""
-        return self._changes.still if self._changes else 0
+        self._said = ""  # why the folder could not be listed last
+        self._unread = dict[str, _Stamp]()  # files that could not be read
 
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
-        """What is in the folder, and what comes."""
-        taken = dict[str, tuple[int, int]]()
+        """What is in the folder, and what comes. Raises InputError if it ends by itself and cannot be listed."""
+        taken = dict[str, _Stamp]()  # what is away comes back as it was, with the disk that it is on
         before, number = self._stamps(), 0
         while not stop.wait(self._look):
             now = self._stamps()
@@ -79,27 +99,38 @@ class Folder:
             for name in fresh:
                 if stop.is_set() or before.get(name) != now[name]:
                     continue
+                image = self._read(name, now[name])
+                if image is None:
+                    continue
                 taken[name] = now[name]
                 number += 1
-                frame = self._frame(name, now[name], number)
-                if frame is not None:
-                    yield frame
-            taken = {name: stamp for name, stamp in taken.items() if name in now}
+                if self._changes is None or self._changed(image):
+                    yield self._frame(name, now[name], number, image)
+            _forget(taken, now)
             before = now
-            if self._once and not fresh:
+            if self._once and all(self._unread.get(name) == now[name] for name in fresh):
                 return
 
-    def _frame(self, name: str, stamp: tuple[int, int], number: int) -> Frame | None:
-        file = self._path / name
-        try:
-            with file.open("rb") as opened:
-                image = opened.read(MAX_BYTES + 1)  # the one byte more is enough to refuse it
-        except OSError:  # gone again
-            return None
-        if self._changes is not None and not self._changed(image):
-            return None
-        known = frame_id(file.absolute(), *stamp)
+    def _frame(self, name: str, stamp: _Stamp, number: int, image: bytes) -> Frame:
+        known = frame_id((self._path / name).absolute(), *stamp)
         return Frame(id=known, source=self.name, number=number, taken=stamp[0] / 1e9, image=image, file=name)
+
+    def _read(self, name: str, stamp: _Stamp) -> bytes | None:
+        """What is in a file, or None for now."""
+        try:
+            with (self._path / name).open("rb") as opened:
+                image = opened.read(MAX_BYTES + 1)  # the one byte more is enough to refuse it
+        except FileNotFoundError:  # gone again
+            return None
+        except OSError as error:
+            if self._unread.get(name) != stamp:
+                self._unread[name] = stamp
+                self.unread += 1
+                self._tell(f"{self.name}: {name} cannot be read: {error.strerror}; trying again")
+            return None
+        if self._unread.pop(name, None) == stamp:
+            self.unread -= 1
+        return image
 
     def _changed(self, image: bytes) -> bool:
         assert self._changes is not None
@@ -108,17 +139,35 @@ class Folder:
         except ImageError:
             return True  # who asks about it is told what is wrong with it
 
-    def _stamps(self) -> dict[str, tuple[int, int]]:
-        """Time of the last change in nanoseconds, and size, of every image file."""
-        found = dict[str, tuple[int, int]]()
+    def _stamps(self) -> dict[str, _Stamp]:
+        """The stamp of every image file; none where the folder cannot be listed, as it may be mounted again."""
         try:
-            for file in self._path.iterdir():
-                if file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file():
-                    stat = file.stat()
-                    found[file.name] = stat.st_mtime_ns, stat.st_size
-        except OSError:  # a file went away just now, or the folder is not mounted for a while
-            return found
+            names = [file.name for file in self._path.iterdir()]
+        except OSError as error:
+            if self._once:
+                raise InputError(f"the folder {self.name} cannot be listed: {error.strerror}") from None
+            if self._said != (said := error.strerror or ""):
+                self._tell(f"{self.name}: {said}; trying again")
+                self._said = said
+            return {}
+        if self._said:
+            self._tell(f"{self.name} is back")
+            self._said = ""
+        found = dict[str, _Stamp]()
+        for name in names:
+            if Path(name).suffix.lower() in SUFFIXES and not name.startswith("."):
+                with contextlib.suppress(OSError):  # it went away just now
+                    known = (self._path / name).stat()
+                    if stat.S_ISREG(known.st_mode):
+                        found[name] = known.st_mtime_ns, known.st_size
         return found
+
+
+def _forget(taken: dict[str, _Stamp], now: dict[str, _Stamp]) -> None:
+    """Forget those `taken` first among the files that are not there `now`, where there are too many."""
+    away = [name for name in taken if name not in now]
+    for name in away[: max(0, len(away) - REMEMBERED)]:
+        del taken[name]
 
 
 def frame_id(*known: object) -> str:

@@ -29,13 +29,15 @@ _STARTING = 5  # turns of the event loop after which a call that was begun has g
 class WorkerSilent(WorkerUnavailable):
     """Nothing was heard of a worker for so long that it, or the link to it, must have died.
 
-    `notice` is what that was measured by, in seconds; `answered` whether anything was heard of it before.
+    `notice` is what that was measured by, in seconds; `answered` whether anything was heard of it before, and `ahead`
+    the bytes that had gone before the heartbeat and may still have been on their way.
     """
 
-    def __init__(self, message: str, *, notice: float, answered: bool) -> None:
+    def __init__(self, message: str, *, notice: float, answered: bool, ahead: int = 0) -> None:
         super().__init__(message)
         self.notice = notice
         self.answered = answered
+        self.ahead = ahead
 
 
 def patience(notice: float, *, ahead: int, uplink: float, connected: bool) -> float:
@@ -110,6 +112,7 @@ class Heartbeat:
                     "running, and the link up?",
                     notice=self.notice,
                     answered=self.session.answered,
+                    ahead=self._ahead,
                 )
             if self._beat is not None and self._beat.done() and now - self._tried >= self.notice / 4:
                 self._try(now)

@@ -14,6 +14,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from cutline.partitioner.roofline import Speed
+
 Floats = NDArray[np.float64]
 
 NOISE, SHARE = 2e-3, 0.1  # a measured time is off by so many seconds, and by such a share of itself, now and then ...
@@ -21,17 +23,20 @@ ODD = 0.05  # ... but in this share of cases by anything
 CHANGED = 0.03  # chance that what is measured has become something else since the last observation
 MEMORY = 0.85  # what an observation counts for, once there is another
 HALF_LIFE, QUEUE_HALF_LIFE = 300.0, 20.0  # seconds in which half of what was learnt stops to count
+VAGUE = 3.0  # halvings or doublings that the guess of an upstream's speed may well be off by
 KINDS = 64  # of requests whose answers' lengths are remembered
 MOST = 4.0  # that a prediction is corrected by, up or down
 
 _RATIO, _STEPS = 1.1, 120  # of a guess's values: to a hundred thousandth of the prior and a hundred thousandfold
 _FACTORS = _RATIO ** np.arange(-_STEPS, _STEPS + 1.0)
-_PRIOR = 1 / (1 + (np.log(_FACTORS) / math.log(2)) ** 2)  # most within half and double, yet nothing is impossible
+_OCTAVES = np.log2(_FACTORS)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Guess:
     """A figure above 0 that shows in noisy times: how likely each of `values` (n,) is, which rise by one ratio.
+
+    `prior` (n,) is how likely they were before anything was seen.
 
     An average would not do: a time that is too short to measure says no more than that it is short, a far longer one
     may be a hiccup or the link's new speed, and the next ones tell which.
@@ -39,11 +44,14 @@ class Guess:
 
     values: Floats
     likely: Floats
+    prior: Floats
 
     @classmethod
-    def around(cls, value: float) -> Self:
-        """What is believed of a figure of which a profile says `value`."""
-        return cls(value * _FACTORS, _PRIOR / _PRIOR.sum())
+    def around(cls, value: float, octaves: float = 1.0) -> Self:
+        """What is believed of a figure that is said to be `value`: most within so many halvings and doublings."""
+        prior = 1 / (1 + (_OCTAVES / octaves) ** 2)  # yet nothing is impossible
+        prior /= prior.sum()
+        return cls(value * _FACTORS, prior, prior)
 
     @property
     def value(self) -> float:
@@ -52,17 +60,33 @@ class Guess:
 
     def after(self, expected: Floats, seconds: float) -> Self:
         """The guess once something took `seconds` that takes `expected` (n,) if each of the values is right."""
-        spread = np.maximum(NOISE, SHARE * expected)
-        # What noise explains alone says nothing, however often it is seen.
-        off = np.maximum(np.abs(seconds - expected) - NOISE / 2, 0.0)
-        fits = np.exp(-((off / spread) ** 2) / 2) / spread
-        odd = 1 / (10 * max(seconds, NOISE))
-        likely = self.aged(1 - CHANGED).likely * ((1 - ODD) * fits + ODD * odd)
+        likely = self.aged(1 - CHANGED).likely * _fitting(expected, seconds)
         return replace(self, likely=likely / likely.sum())
+
+    def together(self, other: Self, expected: Floats, seconds: float) -> tuple[Self, Self]:
+        """Both guesses once something took `seconds` that takes `expected` (n, m) by each two of their values.
+
+        Of what was not foreseen each takes the share that it is the likelier to be wrong by.
+        """
+        before = self.aged(1 - CHANGED).likely[:, None] * other.aged(1 - CHANGED).likely
+        likely = before * _fitting(expected, seconds)
+        likely /= likely.sum()
+        return replace(self, likely=likely.sum(axis=1)), replace(other, likely=likely.sum(axis=0))
 
     def aged(self, kept: float) -> Self:
         """The guess when only the share `kept` of what was learnt still counts."""
-        return replace(self, likely=kept * self.likely + (1 - kept) * _PRIOR / _PRIOR.sum())
+        return replace(self, likely=kept * self.likely + (1 - kept) * self.prior)
+
+
+def _fitting(expected: Floats, seconds: float) -> Floats:
+    """How well each of the `expected` times explains that something took `seconds`."""
+    spread = np.maximum(NOISE, SHARE * expected)
+    # What noise explains alone says nothing, however often it is seen.
+    off = np.maximum(np.abs(seconds - expected) - NOISE / 2, 0.0)
+    fits = np.exp(-((off / spread) ** 2) / 2) / spread
+    odd = 1 / (10 * max(seconds, NOISE))
+    likely: Floats = (1 - ODD) * fits + ODD * odd
+    return likely
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,12 +161,58 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """How an upstream replied to `size` bytes.
+
+    The `first` words came so many seconds after these were sent, the last ones `later` than that. `trip` is what making
+    a connection took, None where there was one.
+    """
+
+    size: int
+    first: float
+    later: float
+    trip: float | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Serving:
+    """An upstream's seconds until its first token, and for each one more; mere guesses until it has `answered`."""
+
+    first: Guess
+    token: Guess
+    answered: bool = False
+
+    @classmethod
+    def around(cls, speed: Speed) -> Self:
+        """What is believed of one whose speed nobody knows better."""
+        return cls(Guess.around(speed.first, VAGUE), Guess.around(speed.token, VAGUE))
+
+    def after(self, reply: Reply, link: Link, *, tokens: int, overhead: float) -> tuple[Self, Link]:
+        """It, and the link, after a reply of so many `tokens`, which takes `overhead` seconds besides.
+
+        Waiting for the first words is upload, round trip and the server's own work in one: requests of other sizes tell
+        them apart.
+        """
+        trip = link.trip if reply.trip is None else link.trip.after(link.trip.values, reply.trip)
+        expected = self.first.values[:, None] + reply.size * link.byte.values
+        waited = max(reply.first - trip.value - overhead, 0.0)
+        first, byte = self.first.together(link.byte, expected, waited)
+        token = self.token.after((tokens - 1) * self.token.values, reply.later) if tokens > 1 else self.token
+        return replace(self, first=first, token=token, answered=True), Link(trip, byte)
+
+    def aged(self, kept: float) -> Self:
+        """It when only the share `kept` of what was learnt still counts."""
+        return replace(self, first=self.first.aged(kept), token=self.token.aged(kept))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
     """What one answer showed.
 
     `kind` is that of the request; lengths of answers are kept apart by it. Of `tried` drafted tokens `right` were the
     target's own. `kept` says whether the gate kept the answer, None where it was not asked; `opening` is None where no
-    session was opened or the connection was not up before. `density`: bytes of the uploaded picture by its pixels.
+    session was opened or the connection was not up before, as is `reply`, an upstream's. `density`: bytes of the
+    uploaded picture by its pixels.
     """
 
     kind: Hashable
@@ -151,6 +221,7 @@ class Seen:
     tried: int = 0
     kept: bool | None = None
     opening: Opening | None = None
+    reply: Reply | None = None
     density: float | None = None
 
 
@@ -165,6 +236,7 @@ class Live:
     link: Link
     acceptance: Average
     kept: Average
+    serving: Serving | None = None  # where an upstream is asked
     queue: Average = field(default_factory=lambda: Average.of(0.0, 1.0))
     tokens: Average = field(default_factory=lambda: Average.of(16.0, 1.0))
     lengths: Mapping[Hashable, Average] = field(default_factory=dict)
@@ -187,6 +259,7 @@ class Live:
             self,
             at=max(self.at, now),
             link=self.link.aged(kept),
+            serving=None if self.serving is None else self.serving.aged(kept),
             queue=self.queue.aged(queued),
             kept=self.kept.aged(kept),
             corrections={mode: one.aged(kept) for mode, one in self.corrections.items()},
@@ -206,6 +279,9 @@ class Live:
         if seen.opening is not None:
             link = self.link.after(seen.opening, overhead=overhead)
             found = replace(found, link=link, queue=self.queue.after(seen.opening.queue))
+        if seen.reply is not None and self.serving is not None:
+            serving, link = self.serving.after(seen.reply, self.link, tokens=seen.tokens, overhead=overhead)
+            found = replace(found, link=link, serving=serving)
         return found
 
     def corrected(self, mode: str, measured: float, predicted: float) -> Self:

@@ -13,15 +13,15 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import msgspec
 import numpy as np
 
 from cutline.devices.link import LinkProfile
 from cutline.devices.power import Sensors
-from cutline.edge.answer import Believed, Forecast
-from cutline.edge.live import Average, Link, Live, Opening, Seen
+from cutline.edge.chosen import Chosen
+from cutline.edge.live import Average, Link, Live, Opening, Reply, Seen, Serving
 from cutline.edge.progress import Prepared, Progress
 from cutline.edge.question import Mode, Question
 from cutline.edge.spans import device_cuts
@@ -32,14 +32,15 @@ from cutline.models.costs import layer_costs, request_sizes
 from cutline.models.layerline import END
 from cutline.models.wire import Wire
 from cutline.partitioner.acceptance import FIRST_RATE, FIRST_SEEN
-from cutline.partitioner.cost import Terms, terms_of
-from cutline.partitioner.explain import refusal, summary
+from cutline.partitioner.cost import Terms, served, terms_of
+from cutline.partitioner.explain import conflict, refusal, summary
 from cutline.partitioner.plan import Conditions, Limits, Plan, Space
 from cutline.partitioner.plan import Mode as PlanMode
 from cutline.partitioner.predict import predict
-from cutline.partitioner.roofline import DrafterSpeed
+from cutline.partitioner.roofline import Speed
 from cutline.partitioner.search import Search, replan, search
 from cutline.partitioner.setting import Asked, Setting
+from cutline.partitioner.spans import Floats
 
 Known = Callable[[str, Wire], int]
 
@@ -50,47 +51,8 @@ READY = 0.03  # by so much a plan must be better if its graphs are not loaded ye
 GATE_SEEN = 20  # answers that the gate's calibration counts for, beside those seen here
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chosen:
-    """A plan for one request: `question` is what to carry out, `plan` what that was predicted to cost, corrected."""
-
-    question: Question
-    plan: Plan
-    correction: float
-    why: str
-    kind: int
-    asked: Asked
-    conditions: Conditions
-    throttled: bool
-
-    def forecast(self, *, hindsight: float, measured: float, cold: bool) -> Forecast:
-        """The plan as an answer tells it that took `measured` seconds; `hindsight` is uncorrected."""
-        plan, now = self.plan, self.conditions
-        return Forecast(
-            mode=Mode(plan.mode),
-            cut=self.question.cut,
-            wire=plan.wire,
-            effort=None if plan.drafting is None else plan.drafting.effort,
-            predicted_ms=plan.latency_ms,
-            uncorrected_ms=plan.latency_ms / self.correction,
-            correction=self.correction,
-            hindsight_ms=hindsight * self.correction * 1e3,
-            measured_ms=measured * 1e3,
-            cold=cold,
-            why=self.why,
-            believed=Believed(
-                rtt_ms=now.rtt * 1e3,
-                uplink_mbps=now.uplink / 125_000,
-                queue_ms=now.queue * 1e3,
-                acceptance=now.acceptance,
-                answer_tokens=self.asked.answer_tokens,
-                throttled=self.throttled,
-            ),
-        )
-
-
 class Planner:
-    """Plans requests to a worker over `link`, and learns from their answers. For any threads.
+    """Plans requests to a worker, or to an upstream, over `link`, and learns from their answers. For any threads.
 
     Cuts are those that the target's bundle has graphs for, wire formats those whose price was measured. `throttled`
     says whether the device is held back, None where that is not known; without it the device's own sensors do.
@@ -109,7 +71,8 @@ class Planner:
         self._link = Conditions.over(link)
         self._clock = clock
         self._priced = setting.prices is not None
-        self._cuts = _cuts(setting.target, priced=self._priced)
+        self.upstream = isinstance(setting.cloud, Speed)
+        self._cuts = ("image",) if self.upstream else _cuts(setting.target, priced=self._priced)
         sustained = setting.edge.sustained
         # Without a figure for a device that is held back there is nothing to do about it.
         self._slowed = 1.0 if sustained is None else min(sustained, 1.0)
@@ -121,6 +84,7 @@ class Planner:
             link=Link.around(self._link.rtt, self._link.uplink),
             acceptance=Average.of(FIRST_RATE, FIRST_SEEN),
             kept=Average.of(0.0 if setting.gate is None else setting.gate.kept, GATE_SEEN),
+            serving=Serving.around(setting.cloud) if isinstance(setting.cloud, Speed) else None,
         )
 
     def meet(self, start: str, end: str) -> None:
@@ -147,23 +111,23 @@ class Planner:
         factors = np.array([live.correction(choice.mode) for choice in found.terms.choices])
         bounded = replace(
             found,
-            terms=self._adjusted(found.terms, kept=live.kept.value, throttled=throttled),
+            terms=self._adjusted(found.terms, live, kept=live.kept.value, throttled=throttled),
             limits=self._limits(question),
         )
-        found = replan(bounded, conditions, correction=factors)
-        if found.best is None:
-            raise InputError(refusal(found))
-        cuts = np.array([choice.cut == "image" or choice.cut in ready for choice in found.terms.choices])
+        found, aside = self._within_limits(replan(bounded, conditions, correction=factors), question, factors)
+        loaded = {None, "image", *ready}
+        cuts = np.array([choice.cut in loaded for choice in found.terms.choices])
         costs = np.where(found.allowed, found.found.latency * np.where(cuts, 1.0, 1 + READY), np.inf)
         found = replace(found, best=int(np.argmin(costs)))
         plan = found.plan
         assert plan is not None
-        assert plan.cut is not None
+        if live.serving is not None and not live.serving.answered:
+            aside += "; how long the upstream takes is a guess until it has answered"
         return Chosen(
             question=msgspec.structs.replace(
                 question,
                 mode=Mode(plan.mode),
-                cut=plan.cut,
+                cut=plan.cut or "image",
                 wire=plan.wire or Wire.FLOAT32,
                 exact=False,  # what bounds a plan does not bound what is carried out
                 image_must_stay=False,
@@ -172,13 +136,30 @@ class Planner:
                 max_leak=None,
             ),
             plan=plan,
+            next=found.runner_up,
             correction=live.correction(plan.mode),
-            why=summary(found, asked),
+            why=summary(found, asked) + aside,
             kind=kind,
             asked=asked,
             conditions=conditions,
+            serving=live.serving,
             throttled=throttled,
         )
+
+    def _within_limits(self, found: Search, question: Question, factors: Floats) -> tuple[Search, str]:
+        """A search with a best plan, and what to say of it besides. Raises InputError where there is none.
+
+        Before an upstream that must not be asked, or not for so long, the drafter's answer is better than none, unless
+        somebody said how good it must be.
+        """
+        if found.best is not None:
+            return found, ""
+        if self.upstream and question.min_agreement is None:
+            limits = msgspec.structs.replace(found.limits, agreement=0.0)
+            alone = replan(replace(found, limits=limits), found.conditions, correction=factors)
+            if alone.best is not None:
+                return alone, f"; {conflict(found)}"
+        raise InputError(refusal(found))
 
     def learn(
         self, chosen: Chosen, prepared: Prepared, progress: Progress, latency: float, *, whole: bool = True
@@ -189,17 +170,20 @@ class Planner:
 
         Returns the seconds that would have been predicted, uncorrected, had all been known.
         """
-        asked_worker, gated = progress.opened is not None, chosen.plan.mode == "auto"
+        asked_cloud = bool(progress.sent) if self.upstream else progress.opened is not None
+        gated = chosen.plan.mode == "auto"
         right, tried = progress.record()
-        uploaded = sum(size for _, size in progress.sent[1:]) if asked_worker and chosen.plan.cut == "image" else None
+        uploads = progress.opened is not None and chosen.plan.cut == "image"
+        uploaded = sum(size for _, size in progress.sent[1:]) if uploads else None
         pixels = self._pixels(prepared, progress.reused_images)
         seen = Seen(
             kind=chosen.kind,
             tokens=max(1, len(progress.tokens)),
             right=self._as_of_all(right, tried) if gated else right,
             tried=tried,
-            kept=not asked_worker if gated else None,
+            kept=not asked_cloud if gated else None,
             opening=None if progress.cold else _opening(progress),
+            reply=_reply(progress) if self.upstream and not progress.cold else None,
             density=uploaded / pixels if uploaded is not None and pixels else None,
         )
         with self._turn:
@@ -217,7 +201,7 @@ class Planner:
             setting = replace(setting, gate=replace(setting.gate, kept=kept, longer=1.0))
         asked = replace(chosen.asked, answer_tokens=seen.tokens, image_bytes=uploaded or chosen.asked.image_bytes)
         terms = self._spared(terms_of(setting, asked, _alone(plan)), prepared, lambda cut, wire: progress.reused_images)
-        terms = self._adjusted(terms, kept=kept, throttled=chosen.throttled)
+        terms = self._adjusted(terms, live, kept=kept, throttled=chosen.throttled)
         return float(predict(terms, self._conditions(live)).latency[0])
 
     def _as_of_all(self, right: int, tried: int) -> float:
@@ -228,9 +212,10 @@ class Planner:
     def _asked(self, prepared: Prepared, live: Live, kind: int, known: int) -> Asked:
         """The request's sizes, as far as they are known before it is answered; `known` images need not be sent."""
         files = sum(map(len, prepared.question.images[known:]))
+        small = files if self.upstream else round(live.density.value * self._pixels(prepared, known))
         return Asked(
             grids=tuple(one.grid for one in prepared.pixels),
-            image_bytes=min(files, round(live.density.value * self._pixels(prepared, known))),
+            image_bytes=min(files, small),
             prompt_tokens=len(prepared.prompt),
             answer_tokens=min(prepared.limit, _coarse(live.expected_tokens(kind), 3)),
         )
@@ -275,14 +260,18 @@ class Planner:
                     self._searches.popitem(last=False)
         then, found = kept
         more = np.where(found.terms.place == 0, float(asked.image_bytes - then.image_bytes), 0.0)
+        more *= 4 / 3 if self.upstream else 1.0
         return replace(found, terms=replace(found.terms, upload=found.terms.upload + more))
 
     def _space(self, question: Question) -> Space:
-        """What may be chosen: never the drafter's answer without the gate, which keeps no sampled one."""
-        modes: tuple[PlanMode, ...] = ("draft",)
+        """What may be chosen: never the drafter's answer without the gate, which keeps no sampled one.
+
+        But before an upstream, where no cut gives the target's answer to a picture that stays.
+        """
+        modes: tuple[PlanMode, ...] = ("edge", "cloud") if self.upstream else ("draft",)
         if question.sampling.temperature == 0.0:
             modes = (*modes, "auto")
-        if question.effort == 1.0:  # without drafts the worker decodes alone
+        if question.effort == 1.0 and not self.upstream:  # without drafts the worker decodes alone
             modes = ("cloud", "split", *modes)
         return Space(
             modes=modes,
@@ -292,14 +281,14 @@ class Planner:
         )
 
     def _limits(self, question: Question) -> Limits:
-        latency, edge = question.max_latency_ms, self._setting.edge
+        latency, edge, pictures = question.max_latency_ms, self._setting.edge, bool(question.images)
         return Limits(
             latency=None if latency is None else latency / 1e3,
             memory=edge.memory_free_bytes or edge.memory_bytes,
-            image_must_stay=question.image_must_stay,
+            image_must_stay=question.image_must_stay and pictures,
             exact=question.exact,
             agreement=MIN_AGREEMENT if question.min_agreement is None else question.min_agreement,
-            leak=question.max_leak,
+            leak=question.max_leak if pictures else None,
         )
 
     def _conditions(self, live: Live) -> Conditions:
@@ -314,15 +303,17 @@ class Planner:
     def _is_throttled(self) -> bool:
         return self._thermal is not None and self._thermal.throttled()
 
-    def _adjusted(self, terms: Terms, *, kept: float, throttled: bool) -> Terms:
+    def _adjusted(self, terms: Terms, live: Live, *, kept: float, throttled: bool) -> Terms:
         """The terms where the gate keeps the share `kept`, on a device that is held back or not."""
         slow = 1 / self._slowed if throttled else 1.0
+        if live.serving is not None:
+            terms = served(terms, Speed(live.serving.first.value, live.serving.token.value))
         return replace(
             terms,
             kept=kept,
             prepare=terms.prepare * slow,
             packing=terms.packing * slow,
-            drafter=DrafterSpeed(terms.drafter.first * slow, terms.drafter.token * slow),
+            drafter=Speed(terms.drafter.first * slow, terms.drafter.token * slow),
             edge_prefill=terms.edge_prefill * slow,
             edge_step=terms.edge_step * slow,
         )
@@ -343,11 +334,18 @@ def _opening(progress: Progress) -> Opening | None:
     )
 
 
+def _reply(progress: Progress) -> Reply | None:
+    """How the upstream replied, if it was asked and did."""
+    if not progress.sent or progress.first is None or progress.last is None:
+        return None
+    at, size = progress.sent[0]
+    return Reply(size=size, first=progress.first - at, later=progress.last - progress.first, trip=progress.connecting)
+
+
 def _alone(plan: Plan) -> Space:
     """The space of this plan alone."""
-    assert plan.cut is not None
     effort = 1.0 if plan.drafting is None else plan.drafting.effort
-    return Space(modes=(plan.mode,), cuts=(plan.cut,), wires=(plan.wire or Wire.FLOAT32,), efforts=(effort,))
+    return Space(modes=(plan.mode,), cuts=(plan.cut or "image",), wires=(plan.wire or Wire.FLOAT32,), efforts=(effort,))
 
 
 def _cuts(target: Manifest, *, priced: bool) -> tuple[str, ...]:

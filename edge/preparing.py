@@ -27,15 +27,18 @@ class Preparer:
     """Prepares questions for a drafter with this manifest and, where there is one, the bundle of its target.
 
     `planned` says that mode `auto` may come to cut the target. Pictures that were asked about lately are not decoded
-    again. For any threads.
+    again, unless every question is to be `fresh`. For any threads.
     """
 
-    def __init__(self, manifest: Manifest, prompts: PromptBuilder, target: Bundle | None, *, planned: bool) -> None:
+    def __init__(
+        self, manifest: Manifest, prompts: PromptBuilder, target: Bundle | None, *, planned: bool, fresh: bool = False
+    ) -> None:
         self._manifest = manifest
         self._prompts = prompts
         self._target = target
         self._planned = planned
-        self._pictures: Lately[bytes, Seen] = Lately(PICTURES_BYTES)
+        self._fresh = fresh
+        self._pictures: Lately[bytes, Seen] = Lately(0 if fresh else PICTURES_BYTES)
 
     def prepare(self, asked: Question) -> Prepared:
         """A question as the models take it. Raises InputError, BundleError."""
@@ -63,6 +66,7 @@ class Preparer:
             images=tuple(pictures),
             pixels=tuple(map(self._pixels, names, pictures, found)),
             names=names,
+            fresh=self._fresh,
             prompt=prompt,
             asked=shorten(prompt, manifest.image_token, asked.keep_image_tokens),
             limit=min(asked.max_tokens, context - len(prompt)),

@@ -23,8 +23,8 @@ from cutline.protos.messages import Confirmed, Likelihood, Opened
 class Prepared:
     """A question as the models take it, with its images in order.
 
-    `asked` is the target's prompt: `prompt`, with fewer image tokens where they are merged. Without `names` nothing of
-    the images is kept for later questions.
+    `asked` is the target's prompt: `prompt`, with fewer image tokens where they are merged. Of a `fresh` one nothing is
+    kept for later questions.
     """
 
     question: Question
@@ -34,6 +34,12 @@ class Prepared:
     asked: tuple[int, ...]
     limit: int  # answer tokens at most
     names: tuple[bytes, ...] | None = None  # hashes of the images' files and whose they are
+    fresh: bool = False
+
+    @property
+    def kept(self) -> tuple[bytes, ...] | None:
+        """The names under which something of the images is kept, None where nothing is."""
+        return None if self.fresh else self.names
 
     def is_complete(self, answer: Sequence[int], stop_tokens: Collection[int]) -> bool:
         """Whether nothing follows the tokens of `answer`."""
@@ -54,12 +60,14 @@ class Progress:
     tokens: list[int] = field(default_factory=list)
     sources: list[Source] = field(default_factory=list)
     likelihoods: list[Likelihood | None] = field(default_factory=list)  # None where they are not known
-    first: float | None = None  # when the first token was settled
+    first: float | None = None  # when the first token was settled ...
+    last: float | None = None  # ... and the last one
     drafted: int = 0
     rounds: int = 0
     confidence: float | None = None
     drafts: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)  # (where one begins, the answer with it)
-    sent: list[tuple[float, int]] = field(default_factory=list)  # (when, bytes) of the messages that open a session
+    sent: list[tuple[float, int]] = field(default_factory=list)  # (when, bytes) of what opens a session or asks
+    connecting: float | None = None  # seconds that a connection to an upstream took, if one was made
     parts: Parts = field(default_factory=Parts)
     cold: bool = False  # graphs were loaded or the worker connected to while this was asked
     opened: tuple[float, Opened] | None = None  # when the worker had opened it, and what it said
@@ -74,8 +82,9 @@ class Progress:
         self, tokens: Sequence[int], sources: Sequence[Source], likelihoods: Sequence[Likelihood | None] = ()
     ) -> None:
         """Take tokens that follow those settled before."""
-        if tokens and self.first is None:
-            self.first = time.perf_counter()
+        if tokens:
+            self.last = time.perf_counter()
+            self.first = self.first or self.last
         likelihoods = (*likelihoods, *[None] * (len(tokens) - len(likelihoods)))
         self.tokens += tokens
         self.sources += sources
@@ -103,9 +112,10 @@ class Progress:
         return progress
 
     def take(self, other: Progress) -> None:
-        """Go over to the tokens of another one that was made `anew` from this, and add what it cost."""
+        """Go over to the tokens of another one that was made `anew` from this, and its session; add what it cost."""
         self.tokens, self.sources, self.likelihoods = other.tokens, other.sources, other.likelihoods
         self.transcript = other.transcript
+        self.sent, self.opened, self.reused_images = other.sent, other.opened, other.reused_images
         self.drafted += other.drafted
         self.rounds += other.rounds
 

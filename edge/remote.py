@@ -21,6 +21,9 @@ from cutline.models.unreadable import UNREADABLE
 from cutline.protos.address import is_loopback
 from cutline.protos.security import NO_KEYS, AgentKeys
 
+BUSY_SECONDS = 30.0  # that connecting may take, and each piece of a question on its way
+ALONE_SECONDS = 300.0  # that an agent may prepare and draft, besides what a question allows a worker: a board is slow
+
 
 async def ask_agent(url: str, question: Question, keys: AgentKeys = NO_KEYS) -> Answer:
     """The answer of the agent at `url`, reached by `keys`.
@@ -34,7 +37,7 @@ async def ask_agent(url: str, question: Question, keys: AgentKeys = NO_KEYS) -> 
             base_url=url,
             headers=shown,
             verify=True if keys.ca is None else _trusting(keys.ca),
-            timeout=question.timeout + 5,
+            timeout=httpx.Timeout(BUSY_SECONDS, read=question.timeout + question.correct_seconds + ALONE_SECONDS),
             trust_env=False,
         )
     except httpx.InvalidURL:

@@ -1,4 +1,4 @@
-"""What a planner knows of models and machines, from two bundles and two profiles."""
+"""What a planner knows of models and machines, from bundles and profiles."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from cutline.edge.gate import Gate as CalibratedGate
 from cutline.edge.gate import open_gate
 from cutline.models.bundle import CALIBRATION, Bundle
 from cutline.models.prices import open_prices
-from cutline.partitioner.roofline import WEIGHT_BYTES
+from cutline.partitioner.roofline import WEIGHT_BYTES, Speed
 from cutline.partitioner.setting import Gate, Overheads, Setting
+
+GUESS = Speed(first=1.0, token=0.02)  # seconds, of an upstream that was never asked: a large model's, and no more
 
 
 class _Config(msgspec.Struct):
@@ -43,6 +45,22 @@ def setting_of(
         leaks=prices.recovered if prices and prices.leaks else None,
         cloud_dtype=_dtype(target),
         overheads=Overheads.between(*machines),
+    )
+
+
+def upstream_setting(drafter: Bundle, *, edge: str | Path) -> Setting:
+    """The drafter on a device of this profile, a known name or a file, before an upstream of which nothing is known.
+
+    Raises ProfileError, BundleError.
+    """
+    device = load_profile(edge)
+    return Setting(
+        drafter=drafter.manifest,
+        target=drafter.manifest,
+        edge=device,
+        cloud=GUESS,
+        gate=_planned(open_gate(drafter)) if CALIBRATION in drafter.manifest.files else None,
+        overheads=Overheads.between(device, device),
     )
 
 

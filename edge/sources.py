@@ -39,7 +39,7 @@ def _open(given: str, name: str, *, every: float, changes: Changes | None, once:
         check_video()
         return Camera(given, name=name, every=every, changes=changes, tell=tell)
     if path.is_dir():
-        return Folder(path, name=name, changes=changes, once=once)
+        return Folder(path, name=name, changes=changes, once=once, tell=tell)
     if path.is_char_device():
         check_video()
         return Camera(given, name=name, every=every, changes=changes, tell=tell, driver="v4l2")

@@ -46,7 +46,7 @@ def check_cut(bundle: Bundle, cut: str) -> None:
     if cut not in manifest.line.layers[1:]:
         raise InputError(f"{manifest.name} has no cut {cut[:40]!r}; cuts: {', '.join(manifest.line.layers)}")
     if cut not in (cuts := device_cuts(manifest)):
-        raise InputError(f"{bundle.path} has no graphs for the cut {cut}, only for {', '.join(cuts) or 'none'}")
+        raise InputError(f"{manifest.name} has no graphs for the cut {cut}, only for {', '.join(cuts) or 'none'}")
 
 
 class TargetSpan:
@@ -77,6 +77,7 @@ class TargetSpan:
         pixels: Sequence[Pixels],
         *,
         names: Sequence[bytes] | None = None,
+        fresh: bool = False,
         keep: float = 1.0,
         noise: Noise | None = None,
         tenant: str = "",
@@ -84,16 +85,17 @@ class TargetSpan:
         """What crosses the cut for `prompt`, whose image tokens stand for the images in `pixels`.
 
         With `names`, one an image and the same for no two images, what `tenant`'s earlier conversations had computed is
-        not run again. `keep` is the share of the image tokens that enters the decoder, at a cut from `decoder.0` on.
+        not run again, unless this one is to be `fresh`. `keep` is the share of the image tokens that enters the decoder, at a cut from `decoder.0` on.
         `noise` is on what crosses, not on what is computed here; it needs names.
         """
         assert noise is None or names is not None
         manifest, token = self._manifest, self._manifest.image_token
+        kept = None if fresh else names
         grids = [one.grid for one in pixels]
         parts = parts_of(prompt, token, [manifest.family.tokens(grid) for grid in grids]) if keep < 1.0 else []
 
         def image(index: int) -> Rows:
-            rows = self._images.of(pixels[index], None if names is None else names[index])
+            rows = self._images.of(pixels[index], None if kept is None else kept[index])
             return merge_runs(rows, parts[index], token, keep) if parts else rows
 
         def blurred(index: int) -> Rows:
@@ -106,10 +108,10 @@ class TargetSpan:
         known = range(len(pixels)) if names is None else names
         keys = keys_of(short, token, [((name, keep), count) for name, count in zip(known, counts, strict=True)])
         positions = manifest.family.positions(np.array(short) == token, grids)
-        history = History(self._prefix, positions) if names is None else self._shelf.begin(keys, positions, tenant)
+        history = History(self._prefix, positions) if kept is None else self._shelf.begin(keys, positions, tenant)
         rows = PromptRows(self._prefix, short, token, counts, image)
         crossing = Crossing(len(pixels), image, Prefixed(keys, rows, history, noise))
-        if names is not None:
+        if kept is not None:
             self._shelf.keep_after(crossing, history)
         return crossing
 

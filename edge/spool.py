@@ -15,6 +15,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +27,8 @@ from cutline.models.unreadable import UNREADABLE
 
 JOURNAL_BYTES = 8 << 20  # of one journal; there are two
 _DRAFT = ".tmp"
+_ANY_DIGEST = "0" * 64
+_FRAME = re.compile(r"([0-9]{12,})-(.+)\.(?:frame|tmp)")  # place, id; other files are not of the spool
 
 
 class _Head(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,8 +93,8 @@ class Spool:
 
     def has_room(self, frame: Frame) -> bool:
         """Whether nothing must be dropped for a frame. One that never fits has room: it is itself what is dropped."""
-        content = len(_content(frame))
-        return content > self._limit or self.size + content <= self._limit
+        size = len(_head(frame, _ANY_DIGEST)) + len(frame.image)  # without hashing the image
+        return size > self._limit or self.size + size <= self._limit
 
     def put(self, frame: Frame) -> list[str]:
         """Keep a frame, unless it is known; on return it is safe. The sources of frames that had to be dropped for it.
@@ -129,22 +132,20 @@ class Spool:
             self._forget(known)
         return None
 
-    def commit(self, frame_id: str, line: bytes) -> bool:
-        """Write a frame's answer, one line of JSON with its `id`, into the journal; False if there is one already.
+    def commit(self, frame_id: str, line: bytes) -> None:
+        """Write a frame's answer, one line of JSON with its `id`, into the journal, unless there is one already.
 
-        On return it is safe, and the frame waits no more. Raises OSError where the disk is full.
+        On return it is safe, and the frame waits no more. Raises OSError where the disk is full; then call it again.
         """
         assert b"\n" not in line
-        if frame_id in self._done or frame_id in self._done_before:
-            return False
-        self._append(line + b"\n")
-        self._done.add(frame_id)
+        if frame_id not in self._done and frame_id not in self._done_before:
+            self._append(line + b"\n")
+            self._done.add(frame_id)
         if frame_id in self._files:
             self._forget(frame_id)
-        if self._current.stat().st_size > self._journal_bytes:
+        if self._current.exists() and self._current.stat().st_size > self._journal_bytes:
             self._current.replace(self._former)
             self._done, self._done_before = set(), self._done
-        return True
 
     def close(self) -> None:
         """Let another process have it."""
@@ -158,36 +159,37 @@ class Spool:
             raise InputError(f"--spool {self._folder} is of another question; give each question its own")
 
     def _recover(self) -> None:
-        for draft in self._folder.rglob(f"*{_DRAFT}"):
-            draft.unlink()
+        (self._folder / f"question{_DRAFT}").unlink(missing_ok=True)
         if self._current.exists():
             whole = self._current.read_bytes().rfind(b"\n") + 1
             os.truncate(self._current, whole)
         self._done, self._done_before = set(_ids(self._current)), set(_ids(self._former))
-        for file in sorted((self._folder / "frames").glob("*-*.frame")):
-            place, _, known = file.stem.partition("-")
+        for file in sorted((self._folder / "frames").iterdir()):
+            ours = _FRAME.fullmatch(file.name)
+            if ours is None:
+                continue
+            place, known = ours.groups()
             self._next = max(self._next, int(place) + 1)
-            if known in self:  # its answer was written, and then the process ended
+            if file.suffix == _DRAFT or known in self:  # its answer was written, and then the process ended
                 file.unlink()
             else:
                 self._files[known], self._sizes[known] = file, file.stat().st_size
 
     def _append(self, content: bytes) -> None:
         """Make the journal longer, or leave it as it was."""
-        fresh = not self._current.exists()
         descriptor = os.open(self._current, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             before = os.fstat(descriptor).st_size
             try:
                 _write_all(descriptor, content)
                 os.fsync(descriptor)
+                if before == 0:
+                    _sync(self._folder)
             except OSError:
                 os.ftruncate(descriptor, before)
                 raise
         finally:
             os.close(descriptor)
-        if fresh:
-            _sync(self._folder)
 
     def _forget(self, known: str) -> None:
         self._files[known].unlink(missing_ok=True)
@@ -206,15 +208,20 @@ class Spool:
 
 def _content(frame: Frame) -> bytes:
     """A frame's file."""
+    return _head(frame, hashlib.sha256(frame.image).hexdigest()) + frame.image
+
+
+def _head(frame: Frame, sha256: str) -> bytes:
+    """What stands in a frame's file before the image."""
     head = _Head(
         id=frame.id,
         source=frame.source,
         number=frame.number,
         taken=frame.taken,
         file=frame.file,
-        sha256=hashlib.sha256(frame.image).hexdigest(),
+        sha256=sha256,
     )
-    return msgspec.json.encode(head) + b"\n" + frame.image
+    return msgspec.json.encode(head) + b"\n"
 
 
 def _ids(journal: Path) -> Iterator[str]:

@@ -36,6 +36,7 @@ class AgentState(msgspec.Struct, frozen=True, kw_only=True):
     """`ready` once the models are loaded; `modes` can answer now; `cuts` of the target can be asked for.
 
     `offline`: no worker is asked, whatever a question says. `plans`: mode `auto` plans, and so keeps to bounds.
+    `upstream` is the URL of the server that is asked in place of workers, if one is.
     """
 
     ready: bool
@@ -45,4 +46,5 @@ class AgentState(msgspec.Struct, frozen=True, kw_only=True):
     target: str | None
     cuts: tuple[str, ...] = ()
     plans: bool = False
+    upstream: str | None = None
     workers: tuple[WorkerState, ...] = ()

@@ -30,7 +30,7 @@ class Way:
 class Upload:
     """What of a question's images goes to a worker.
 
-    `digests` are those of all its images, or there are none where images have none: merged ones, unnamed ones, and all
+    `digests` are those of all its images, or there are none where images have none: merged ones, ones that are not kept, and all
     at a cut inside the decoder. The first `known` of them stay here. Of the others there are the `files` at the cut
     `image`, the `rows` at one up to the decoder.
     """
@@ -64,13 +64,13 @@ class Uploads:
             files = [
                 family.shrink(question.images[index], prepared.images[index]) for index in everything[len(known) :]
             ]
-            digests = (*known, *map(image_digest, files)) if prepared.names is not None else ()
+            digests = (*known, *map(image_digest, files)) if prepared.kept is not None else ()
             return Upload(digests, len(known), files=tuple(files), ways=ways)
         rows = [crossing.image(index) for index in everything[len(known) :]]
         theirs = (as_received(one, question.wire) for one in rows)
         grids = (one.grid for one in prepared.pixels[len(known) :])
         fresh = (rows_digest(question.cut, question.wire, *pair) for pair in zip(grids, theirs, strict=True))
-        digests = (*known, *fresh) if prepared.names is not None else ()
+        digests = (*known, *fresh) if prepared.kept is not None else ()
         return Upload(digests, len(known), rows=tuple(rows), ways=ways)
 
     def known(self, worker: str, prepared: Prepared, cut: str, wire: Wire) -> int:
@@ -79,7 +79,7 @@ class Uploads:
 
     def keep(self, upload: Upload) -> None:
         """Remember that the worker keeps all images of an upload."""
-        for way, digest in zip(upload.ways, upload.digests, strict=False):  # there are no ways for unnamed images
+        for way, digest in zip(upload.ways, upload.digests, strict=False):  # there are no ways for what is not kept
             self._digests.put(way, digest, 1)
 
     def forget(self, worker: str) -> None:
@@ -89,7 +89,7 @@ class Uploads:
     def _ways(self, worker: str, prepared: Prepared, cut: str, wire: Wire) -> tuple[Way, ...]:
         format_ = None if cut == "image" else wire
         noise = prepared.question.noise
-        return tuple(Way(worker, name, cut, format_, noise) for name in prepared.names or ())
+        return tuple(Way(worker, name, cut, format_, noise) for name in prepared.kept or ())
 
     def _known(self, ways: Sequence[Way]) -> list[bytes]:
         found = []

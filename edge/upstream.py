@@ -28,6 +28,7 @@ from cutline.protos.address import is_loopback
 
 KEY = "CUTLINE_UPSTREAM_KEY"  # of the environment
 MAX_LINE = 1 << 20  # bytes of one event
+ENDING = 0.05  # seconds that the end of a body may come after its last event: a connection is used again if it does
 KINDS = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"RIFF": "webp"}  # of images, by how their files begin
 
 
@@ -60,6 +61,7 @@ class Upstream:
         self._headers = {"authorization": f"Bearer {key}"} if key else {}
         self._transport = transport
         self._client: httpx.AsyncClient | None = None
+        self.answered = False  # over the connections that there are
         self._closings = set[asyncio.Task[None]]()
         self._open = set[asyncio.Timeout]()  # of the sessions under way
 
@@ -97,6 +99,7 @@ class Upstream:
             self._closings.add(closing)
             closing.add_done_callback(self._closings.discard)
             self._client = None
+            self.answered = False
 
     async def close(self) -> None:
         """Close the connections to it."""
@@ -111,7 +114,7 @@ class UpstreamSession:
     """
 
     def __init__(self, upstream: Upstream) -> None:
-        self.url = upstream.url
+        self.address = upstream.url
         self.bytes_up = 0
         self.bytes_down = 0
         self.answered = False
@@ -128,19 +131,22 @@ class UpstreamSession:
         self.bytes_up += len(body)
         left = question.timeout - (time.perf_counter() - progress.began)
         progress.rounds = 1
+        progress.cold |= not self._upstream.answered
+        progress.sent = [(time.perf_counter(), len(body))]
         try:
             async with (
                 self._upstream.connected(),
                 self._upstream.client.stream(
                     "POST",
-                    f"{self.url}/chat/completions",
+                    f"{self.address}/chat/completions",
                     content=body,
                     headers={"content-type": "application/json"},
                     timeout=httpx.Timeout(max(left, 0.001), connect=min(max(left, 0.001), 5.0)),
+                    extensions={"trace": _Connecting(progress).trace},
                 ) as response,
             ):
                 if response.status_code != 200:
-                    raise _refusal(self.url, response)
+                    raise _refusal(self.address, response)
                 whole = False
                 async for chunk in self._chunks(response):
                     for choice in chunk.choices[:1]:
@@ -150,10 +156,13 @@ class UpstreamSession:
                     full = len(progress.tokens) >= question.max_tokens
                     if full or progress.over or time.perf_counter() - progress.began > question.timeout:
                         break
+            self._upstream.answered = True
         except httpx.TimeoutException:
-            raise WorkerUnavailable(f"the server at {self.url} did not answer in time") from None
+            raise WorkerUnavailable(f"the server at {self.address} did not answer in time") from None
         except httpx.HTTPError:
-            raise WorkerUnavailable(f"no server answers at {self.url}, or the link to it broke") from None
+            raise WorkerUnavailable(f"no server answers at {self.address}, or the link to it broke") from None
+        finally:
+            progress.parts.lap("cloud")
         if whole and not progress.over and len(progress.tokens) < question.max_tokens:
             progress.settle([stop], [Source.CLOUD])
 
@@ -164,23 +173,48 @@ class UpstreamSession:
 
     async def _chunks(self, response: httpx.Response) -> AsyncIterator[_Chunk]:
         """The events of its answer. Raises WorkerFailed on what is none."""
-        kept = b""
-        async for data in response.aiter_bytes():
+        kept, stream = b"", response.aiter_bytes()
+        async for data in stream:
             self.bytes_down += len(data)
             self.answered, self.heard = True, time.monotonic()
             *lines, kept = (kept + data).split(b"\n")
             if len(kept) > MAX_LINE:
-                raise WorkerFailed(f"the server at {self.url} sends events without end")
+                raise WorkerFailed(f"the server at {self.address} sends events without end")
             for line in lines:
                 content = line.removeprefix(b"data:").strip()
                 if not line.startswith(b"data:") or not content:
                     continue
                 if content == b"[DONE]":
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(ENDING):
+                            self.bytes_down += sum([len(more) async for more in stream])
                     return
                 try:
                     yield msgspec.json.decode(content, type=_Chunk)
                 except UNREADABLE:
-                    raise WorkerFailed(f"the server at {self.url} does not speak OpenAI's chat completions") from None
+                    why = f"the server at {self.address} does not speak OpenAI's chat completions"
+                    raise WorkerFailed(why) from None
+
+
+class _Connecting:
+    """Tells the `progress` of an answer when a connection was made for it, and when the request went into it."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._began = 0.0
+
+    async def trace(self, event: str, info: object) -> None:
+        """What HTTPX's transport does."""
+        del info
+        progress = self._progress
+        if event == "connection.connect_tcp.started":
+            self._began = time.perf_counter()
+        elif event == "connection.connect_tcp.complete":
+            progress.connecting = time.perf_counter() - self._began
+        elif event.endswith("send_request_headers.started"):
+            progress.sent = [(time.perf_counter(), size) for _, size in progress.sent]
+            if progress.connecting is not None:
+                progress.parts.lap("link")
 
 
 def check_url(url: str) -> None:

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cutline.edge.backoff import Backoff
 from cutline.edge.changes import HEIGHT, WIDTH, Changes
-from cutline.edge.frames import Frame, Tell, frame_id
+from cutline.edge.frames import Frame, Sifted, Tell, frame_id
 from cutline.errors import InputError
+from cutline.errors.extras import missing
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -23,30 +25,23 @@ if TYPE_CHECKING:
 
 QUALITY = 95  # of the JPEG that a frame becomes
 OPEN_SECONDS, READ_SECONDS = 10.0, 10.0  # until a camera counts as gone
-FIRST_WAIT, LAST_WAIT = 1.0, 30.0  # seconds until the next try to open it
 
 
 def check_video() -> None:
     """That videos can be read at all. Raises InputError."""
     if importlib.util.find_spec("av") is None:
-        raise InputError("videos and cameras need PyAV; install it with `pip install 'cutline[camera]'`")
+        raise missing("videos and cameras need PyAV", "camera")
 
 
-class VideoFile:
+class VideoFile(Sifted):
     """One frame in `every` seconds of a video file, as fast as they are asked about."""
 
     live = False
 
     def __init__(self, path: Path, *, name: str, every: float, changes: Changes | None) -> None:
-        self.name = name
+        super().__init__(name=name, changes=changes)
         self._path = path
         self._every = every
-        self._changes = changes
-
-    @property
-    def still(self) -> int:
-        """How many frames were left out since they showed nothing new."""
-        return self._changes.still if self._changes else 0
 
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
         """The video's frames. Raises InputError if it does not read."""
@@ -70,7 +65,7 @@ class VideoFile:
             raise InputError(f"the video {self.name} does not read: {error.strerror or type(error).__name__}") from None
 
 
-class Camera:
+class Camera(Sifted):
     """One frame in `every` seconds of a camera: a device, or an rtsp:// address. A camera that fails is tried again."""
 
     live = True
@@ -78,29 +73,24 @@ class Camera:
     def __init__(
         self, address: str, *, name: str, every: float, changes: Changes | None, tell: Tell, driver: str | None = None
     ) -> None:
-        self.name = name
+        super().__init__(name=name, changes=changes)
         self._address = address
         self._every = every
-        self._changes = changes
         self._tell = tell
         self._driver = driver
-
-    @property
-    def still(self) -> int:
-        """How many frames were left out since they showed nothing new."""
-        return self._changes.still if self._changes else 0
 
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
         """Frames until `stop` is set."""
         import av
 
-        wait, number, said = FIRST_WAIT, 0, ""
+        backoff, number, said = Backoff(), 0, ""
         while not stop.is_set():
             try:
                 for frame in self._watched(stop):
                     if said:
                         self._tell(f"{self.name} is back")
-                    wait, number, said = FIRST_WAIT, number + 1, ""
+                    number, said = number + 1, ""
+                    backoff.worked()
                     if _is_new(frame, self._changes):
                         image = _encoded(frame)
                         yield Frame(
@@ -112,8 +102,8 @@ class Camera:
             if not stop.is_set() and fault != said:
                 self._tell(f"{self.name}: {fault}; trying again")
                 said = fault
-            stop.wait(wait)
-            wait = min(2 * wait, LAST_WAIT)
+            backoff.failed()
+            stop.wait(backoff.left)
 
     def _watched(self, stop: threading.Event) -> Iterator[VideoFrame]:
         """A frame whenever one is due. All are decoded: later ones build on them, and no buffer may fill."""

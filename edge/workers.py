@@ -34,6 +34,8 @@ class _Known:
     client: WorkerClient | None = None
     circuit: Circuit = field(default_factory=Circuit)
     measured: float | None = None  # bytes a second up
+    rtt: float | None = None  # seconds
+    queue: float | None = None  # seconds
     uplink: float = FIRST_UPLINK  # what is reckoned with
 
 
@@ -101,7 +103,9 @@ class Workers:
                 connected=one.client is not None and one.client.connected,
                 breaker=one.circuit.state(now),
                 retry_seconds=one.circuit.left(now) or None,
+                rtt_ms=None if one.rtt is None else one.rtt * 1e3,
                 uplink_mbps=None if one.measured is None else one.measured / 125_000,
+                queue_ms=None if one.queue is None else one.queue * 1e3,
             )
             for address, one in self._known.items()
         )
@@ -149,7 +153,8 @@ class Workers:
                 # The connection is of no more use, even if the link comes back: its bytes wait for TCP to try again.
                 self._part(known)
                 known.circuit = known.circuit.failed(now, chance=self._chance(), least=error.notice)
-                if error.answered:  # perhaps the link was only slower than it was taken for
+                # Perhaps the link was only slower than it was taken for, and the heartbeat still stood behind the rest.
+                if error.answered or error.ahead > SLOWEST_UPLINK * error.notice:
                     known.uplink = max(known.uplink / 4, SLOWEST_UPLINK)
             case WorkerError():
                 known.circuit = known.circuit.failed(now, chance=self._chance())
@@ -166,10 +171,19 @@ class Workers:
         known = self._known.get(address)
         return FIRST_UPLINK if known is None else known.uplink
 
-    def measured(self, address: str, uplink: float) -> None:
-        """Take note that the link to the worker at `address` carries so many bytes a second."""
-        if (known := self._known.get(address)) is not None:
+    def measured(
+        self, address: str, *, uplink: float | None = None, rtt: float | None = None, queue: float | None = None
+    ) -> None:
+        """Take note that the link to the worker at `address` carries `uplink` bytes a second up.
+
+        A round trip to it takes `rtt` seconds, and a session waits for `queue` seconds there.
+        """
+        if (known := self._known.get(address)) is None:
+            return
+        if uplink is not None:
             known.measured = known.uplink = uplink
+        known.rtt = known.rtt if rtt is None else rtt
+        known.queue = known.queue if queue is None else queue
 
     def carried(self, address: str, uplink: float) -> None:
         """Take note that the link to the worker at `address` has carried at least so many bytes a second."""

@@ -127,7 +127,7 @@ def _race(terms: Terms, now: Conditions, drafts: _Drafts) -> Answering:
     """Up to `decoder.0`, where the worker can decode on alone, and does as far as the effort allows."""
     more, p = terms.tokens - 1, _acceptance(terms, now)
     one = np.maximum(terms.one_pass, 1e-12)
-    token, drafting = terms.drafter.token, terms.drafts | terms.gated
+    token, drafting = terms.drafter.token, terms.drafting
     # Seconds a token while drafts flow: the worker's passes or, behind the first message, what drafts and sends more.
     flowing = drafts.verifying + drafts.behind(terms) / np.maximum(more, 1)
     fastest = np.minimum(one, flowing)
@@ -176,7 +176,7 @@ def _inside_decoder(terms: Terms, now: Conditions, drafts: _Drafts) -> Answering
     Without drafts each token is a round trip; with them each rejection is one.
     """
     more, p = terms.tokens - 1, _acceptance(terms, now)
-    drafting = terms.drafts | terms.gated
+    drafting = terms.drafting
     trips = np.where(drafting, more * (1 - p), more)
     left = more - right_tokens(p, 0, terms.first_verified)
     passes = np.where(drafting, left * drafts.verifying, more * terms.one_pass)

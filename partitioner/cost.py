@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from cutline.models.costs import LayerCost, Sizes, layer_costs, request_sizes
 from cutline.models.wire import Wire, bytes_per_row, data_bytes
 from cutline.partitioner.acceptance import FIRST_RATE, worth_verifying
 from cutline.partitioner.plan import Choice, Space
-from cutline.partitioner.roofline import DrafterSpeed, Machine, drafter_speed, memory_of
+from cutline.partitioner.roofline import Machine, Speed, drafter_speed, memory_of
 from cutline.partitioner.setting import Asked, Overheads, Setting
 from cutline.partitioner.spans import Floats, Spans, spans_of
 
@@ -36,6 +36,12 @@ CONFIRMED_BYTES = 9
 CLOSING_BYTES = 52  # what the worker says first and last
 MESSAGE_BYTES = 1 << 20  # of rows or of a file in one message
 
+# Likewise of what an upstream is sent and sends, in JSON.
+REQUEST_BYTES = 150
+PICTURE_BYTES = 75  # around the picture itself, which is in base64
+WORD_BYTES = 4  # of the prompt's text, by its tokens
+EVENT_BYTES = 200  # of a token
+
 AGENT_BYTES = 110e6  # memory of an agent before it loads a model: Python and its libraries
 PREPROCESS = 5e-6  # seconds a patch to decode and resize a picture, where a profile has no measurement of it
 
@@ -49,14 +55,15 @@ class Terms:
     are for as many. `answer_tokens` are those of a mean answer, `passed_tokens` of one that the gate passes on, and
     `harder` is as a `Gate` has it. `extra_pass` is what verifying the `first_verified` tokens of a gated answer adds to
     a prefill. `place` is the cut's on the layer line, behind all layers where no worker is asked; `agreement` and
-    `leak` are NaN where they were not measured.
+    `leak` are NaN where they were not measured. An `upstream` in place of a worker verifies no drafts.
     """
 
+    upstream: bool
     choices: tuple[Choice, ...]
     answer_tokens: int
     passed_tokens: int
     harder: float
-    drafter: DrafterSpeed
+    drafter: Speed
     kept: float
     prepare: float
     overheads: Overheads
@@ -93,6 +100,16 @@ class Terms:
         return np.where(self.gated, self.passed_tokens, self.answer_tokens)
 
     @property
+    def drafting(self) -> Bools:
+        """Which choices (n,) have drafted tokens verified."""
+        return np.zeros(len(self.choices), bool) if self.upstream else self.drafts | self.gated
+
+    @property
+    def token_down(self) -> float:
+        """Bytes that come down with each token."""
+        return EVENT_BYTES if self.upstream else CONFIRMED_BYTES + 1.0
+
+    @property
     def feared(self) -> Floats:
         """The leak (n,) that a limit counts: everything, where nobody measured it."""
         return np.where(np.isnan(self.leak), 1.0, self.leak)
@@ -100,12 +117,14 @@ class Terms:
 
 def terms_of(setting: Setting, asked: Asked, space: Space) -> Terms:
     """The terms of every choice in `space`; without a gate in `setting`, none of mode `auto`."""
-    known = _known(setting, asked, space)
-    choices = [one for one in space.choices(setting.target.line) if one.mode != "auto" or setting.gate is not None]
+    known, upstream = _known(setting, asked, space), isinstance(setting.cloud, Speed)
+    every = space.choices(setting.target.line, upstream=upstream)
+    choices = [one for one in every if one.mode != "auto" or setting.gate is not None]
     rows = [_row(known, setting, asked, choice) for choice in choices]
     columns = {name: np.array([row[name] for row in rows]) for name in _row(known, setting, asked, Choice(mode="edge"))}
     drafter_sizes = request_sizes(setting.drafter, asked.grids, asked.prompt_tokens)
     return Terms(
+        upstream=upstream,
         choices=tuple(choices),
         answer_tokens=asked.answer_tokens,
         passed_tokens=known.passed_tokens,
@@ -123,6 +142,12 @@ def terms_of(setting: Setting, asked: Asked, space: Space) -> Terms:
     )
 
 
+def served(terms: Terms, speed: Speed) -> Terms:
+    """The terms of a setting whose upstream has this `speed`."""
+    asked = terms.asks.astype(float)
+    return replace(terms, cloud_prefill=speed.first * asked, one_pass=speed.token * asked)
+
+
 @dataclass(frozen=True, slots=True)
 class _Known:
     """What the rows of all choices need."""
@@ -132,6 +157,7 @@ class _Known:
     layers: dict[str, LayerCost]
     places: dict[str, int]
     spans: Spans
+    scheduling: float
     passes: Floats
     passed_tokens: int
     first_verified: int
@@ -144,15 +170,18 @@ def _known(setting: Setting, asked: Asked, space: Space) -> _Known:
     sizes = request_sizes(target, asked.grids, asked.prompt_tokens)
     context = asked.prompt_tokens + asked.answer_tokens / 2
     edge = Machine.of(setting.edge, target, "edge")
-    cloud = Machine.of(setting.cloud, target, "cloud", dtype=setting.cloud_dtype)
+    there = setting.cloud
+    cloud = there if isinstance(there, Speed) else Machine.of(there, target, "cloud", dtype=setting.cloud_dtype)
     spans = spans_of(edge, cloud, sizes, context=context, longest=max(*space.lengths, most) + 1)
-    passes = spans.cloud_passes[:, names.index("decoder.0")] + setting.overheads.scheduling
+    scheduling = 0.0 if isinstance(there, Speed) else setting.overheads.scheduling
+    passes = spans.cloud_passes[:, names.index("decoder.0")] + scheduling
     return _Known(
         sizes,
         context,
         {layer.name: layer for layer in edge.layers},
         {name: place for place, name in enumerate(names)},
         spans,
+        scheduling,
         passes,
         passed,
         worth_verifying(passes, passed - 1, FIRST_RATE),
@@ -185,9 +214,12 @@ def _row(known: _Known, setting: Setting, asked: Asked, choice: Choice) -> dict[
     opening += 0 if deep else DIGEST_BYTES * len(asked.grids)
     opening += file + FILE_BYTES * math.ceil(file / MESSAGE_BYTES)
     opening += crossing + ROWS_BYTES * math.ceil(crossing / MESSAGE_BYTES)
-    worker_prepares = preprocess_seconds(setting.cloud, known.sizes) if uploads else 0.0
-    packing = pack_seconds(setting, known.sizes) if uploads else 0.0
-    passes = (spans.cloud_passes[:, cut] + setting.overheads.scheduling) * asks
+    prepares = packing = 0.0
+    if isinstance(setting.cloud, Speed):  # it gets the picture's file as it is, in text, and its seconds are all in all
+        opening = upstream_bytes(asked, known.sizes)
+    elif uploads:
+        prepares, packing = preprocess_seconds(setting.cloud, known.sizes), pack_seconds(setting, known.sizes)
+    passes = (spans.cloud_passes[:, cut] + known.scheduling) * asks
     return {
         "place": len(known.places) if choice.cut is None else cut,
         "asks": asks,
@@ -201,16 +233,22 @@ def _row(known: _Known, setting: Setting, asked: Asked, choice: Choice) -> dict[
         "edge_step": spans.edge_steps[length, cut] if deep else 0.0,
         "upload": opening if asks else 0.0,
         "step_upload": DRAFT_BYTES + (length + 1) * ids + deep * (ROWS_BYTES + (length + 1) * a_row),
-        "cloud_prepare": worker_prepares,
+        "cloud_prepare": prepares,
         "cloud_prefill": spans.cloud_prefill[cut] * asks,
         "one_pass": passes[0],
         "draft_pass": passes[length],
         "first_verified": first,
         "extra_pass": passes[first] - passes[0],
         "agreement": _agreement(setting, choice),
-        "exact": choice.mode in ("cloud", "split", "draft") and _keeps_the_law(setting, choice),
+        "exact": _is_exact(setting, choice),
         "leak": _leak(setting, choice),
     }
+
+
+def upstream_bytes(asked: Asked, sizes: Sizes) -> int:
+    """Bytes of a request to an upstream."""
+    pictures = math.ceil(asked.image_bytes / 3) * 4 + PICTURE_BYTES * len(asked.grids)
+    return REQUEST_BYTES + pictures + WORD_BYTES * max(0, asked.prompt_tokens - sizes.image_tokens)
 
 
 def preprocess_seconds(profile: DeviceProfile, sizes: Sizes) -> float:
@@ -240,7 +278,10 @@ def memory_bytes(setting: Setting, asked: Asked, choices: Sequence[Choice]) -> F
 
 
 def _agreement(setting: Setting, choice: Choice) -> float:
-    """Share of answers with the target's own tokens; NaN where nobody measured it, a lower bound for mode `edge`."""
+    """Share of answers with the target's own tokens, or an upstream's; NaN where nobody measured it.
+
+    Of mode `edge` it is a lower bound.
+    """
     gate = setting.gate
     if choice.cut is None:
         return 0.0 if gate is None else gate.kept * gate.agreed
@@ -249,6 +290,11 @@ def _agreement(setting: Setting, choice: Choice) -> float:
     else:
         of_target = (setting.prices or {}).get((choice.cut, choice.wire or Wire.FLOAT32), math.nan)
     return gate.kept * gate.agreed + (1 - gate.kept) * of_target if gate and choice.mode == "auto" else of_target
+
+
+def _is_exact(setting: Setting, choice: Choice) -> bool:
+    asks_target = choice.mode in ("cloud", "split", "draft") and not isinstance(setting.cloud, Speed)
+    return asks_target and _keeps_the_law(setting, choice)
 
 
 def _keeps_the_law(setting: Setting, choice: Choice) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 
 from cutline.models.bundle import Precision
 from cutline.partitioner.cost import Bools, memory_bytes
-from cutline.partitioner.plan import Choice, Limits, Plan
+from cutline.partitioner.plan import Choice, Plan
 from cutline.partitioner.search import Search, cost, replan, within
 from cutline.partitioner.setting import Asked, Setting
 
@@ -30,6 +30,8 @@ _PARTS = {
     "decode": "decoding",
     "download": "the download",
 }
+
+_UPSTREAM_PARTS = {"cloud prefill": "the upstream's first word", "decode": "the upstream's other words"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +56,20 @@ def summary(search: Search, asked: Asked) -> str:
     plan = search.plan
     assert plan is not None
     part, most = max(plan.parts_ms.items(), key=lambda one: one[1])
+    spent = (_PARTS | _UPSTREAM_PARTS if search.terms.upstream else _PARTS)[part]
     praise = {
         "latency": "is quickest",
         "energy": f"takes least energy, {plan.energy_j or 0:.3g} J",
         "cloud-cost": f"takes least of the cloud, {plan.cloud_ms:.3g} ms",
     }[search.objective]
-    sentence = (
-        f"{_phrase(search, plan, asked)} {praise}: {plan.latency_ms:.0f} ms, {most:.0f} of them for {_PARTS[part]}"
-    )
+    sentence = f"{_phrase(search, plan, asked)} {praise}: {plan.latency_ms:.0f} ms, {most:.0f} of them for {spent}"
     if search.limits.leak is not None and plan.cut is not None:
         sentence += f", with a leak of {search.terms.feared[search.best or 0]:.3g}"
     plain = _plain_upload(search)
-    if plain is not None and plan.cut != "image":
+    if search.terms.upstream:
+        if (other := search.runner_up) is not None:
+            sentence += f", against {other.latency_ms:.0f} ms for {_phrase(search, other, asked)}"
+    elif plain is not None and plan.cut != "image":
         sentence += f", against {plain.latency_ms:.0f} ms for uploading the {_size(asked.image_bytes)} image"
     return f"{sentence[0].upper()}{sentence[1:]}"
 
@@ -113,15 +117,6 @@ def misfit(search: Search, setting: Setting, asked: Asked) -> str | None:
 def refusal(search: Search) -> str:
     """Which limits no plan keeps to, and the plan that comes nearest. There must be no plan within the limits."""
     kept = within(search.terms, search.found, search.line, search.limits)
-    names = tuple(kept)
-    # The fewest limits that together leave nothing.
-    binding = next(
-        group
-        for count in range(1, len(names) + 1)
-        for group in combinations(names, count)
-        if not np.logical_and.reduce([kept[name] for name in group]).any()
-    )
-    said = " and ".join(_limit(search.limits, name) for name in binding)
     nearest = search[_nearest(search, kept)]
     facts = [
         f"{nearest.slowest_ms:.0f} ms",
@@ -132,11 +127,25 @@ def refusal(search: Search) -> str:
         facts.append(f"{nearest.energy_j:.3g} J")
     if search.limits.leak is not None:
         facts.append("a leak that nobody measured" if nearest.leak is None else f"a leak of {nearest.leak:.3g}")
-    return f"no plan keeps to {said}; the nearest is {nearest}, with {', '.join(facts)}"
+    return f"{conflict(search)}; the nearest is {nearest}, with {', '.join(facts)}"
 
 
-def _limit(limits: Limits, name: str) -> str:
+def conflict(search: Search) -> str:
+    """The fewest limits that no plan keeps to together. There must be no plan within the limits."""
+    kept = within(search.terms, search.found, search.line, search.limits)
+    names = tuple(kept)
+    binding = next(
+        group
+        for count in range(1, len(names) + 1)
+        for group in combinations(names, count)
+        if not np.logical_and.reduce([kept[name] for name in group]).any()
+    )
+    return f"no plan keeps to {' and '.join(_limit(search, name) for name in binding)}"
+
+
+def _limit(search: Search, name: str) -> str:
     """A limit in words."""
+    limits, whose = search.limits, "the upstream's or the target's" if search.terms.upstream else "the target's"
     return {
         "latency": f"{(limits.latency or 0) * 1e3:.3g} ms",
         "energy": f"{limits.energy or 0:.3g} J",
@@ -145,7 +154,7 @@ def _limit(limits: Limits, name: str) -> str:
         "image_must_stay": "an image that stays",
         "min_cut": f"a cut at {limits.min_cut} or later",
         "exact": "exact answers",
-        "agreement": f"{limits.agreement:.3g} of the answers being the target's own",
+        "agreement": f"{limits.agreement:.3g} of the answers being {whose} own",
         "leak": f"{limits.leak or 0:.3g} of a picture leaking",
     }[name]
 
@@ -205,7 +214,10 @@ def _plain_upload(search: Search) -> Plan | None:
 def _phrase(search: Search, choice: Choice, asked: Asked) -> str:
     if choice.cut is None:
         return "answering on the device alone"
-    if choice.cut == "image":
+    if search.terms.upstream:
+        picture = f"uploading the {_size(asked.image_bytes)} image to" if asked.grids else "asking"
+        where = f"{picture} the upstream"
+    elif choice.cut == "image":
         where = f"uploading the {_size(asked.image_bytes)} image"
     else:
         where = f"cutting at {choice.cut} in {choice.wire}"

@@ -54,9 +54,10 @@ class Plan(Choice, frozen=True, kw_only=True):
     """A choice and what it is predicted to cost: means a request, over answers that the gate keeps or does not.
 
     `slowest_ms` is the latency of a request that the gate passes on. `energy_j` is the device's, None if its profile
-    has no power. `agreement` is the share of answers with the target's own tokens, None if it was not measured; `exact`
-    says that all have, by the law. `leak` is the share of a picture's variance that an attacker recovered from what the
-    worker gets: 1 of the picture itself, None if it was not measured. `parts_ms` add up to `latency_ms`.
+    has no power. `agreement` is the share of answers with the target's own tokens, None if it was not measured (an
+    upstream's own count as such, since nothing better is to be had there); `exact` says that all have, by the law.
+    `leak` is the share of a picture's variance that an attacker recovered from what the worker gets: 1 of the picture
+    itself, None if it was not measured. `parts_ms` add up to `latency_ms`.
     """
 
     latency_ms: float
@@ -130,10 +131,17 @@ class Space:
     lengths: tuple[int, ...] = (CHUNK,)
     efforts: tuple[float, ...] = (1.0, 0.5, 0.0)
 
-    def choices(self, line: LayerLine) -> Iterator[Choice]:
-        """Every choice once: alone, then with the picture uploaded, then cut by cut."""
+    def choices(self, line: LayerLine, *, upstream: bool = False) -> Iterator[Choice]:
+        """Every choice once: alone, then with the picture uploaded, then cut by cut.
+
+        An `upstream` takes the picture alone, and no drafts.
+        """
         if "edge" in self.modes:
             yield Choice(mode="edge")
+        if upstream:
+            asking: tuple[Mode, ...] = ("cloud", "auto")
+            yield from (Choice(mode=mode, cut="image") for mode in asking if mode in self.modes)
+            return
         for cut in self.cuts:
             for wire in (None,) if cut == "image" else self.wires:
                 plain: Mode = "cloud" if cut == "image" else "split"

@@ -68,7 +68,7 @@ def predict(terms: Terms, now: Conditions) -> Prediction:
         slowest=slowest,
         energy=_energy(terms, latency, terms.prepare + drafted_whole + asked * (of_asked["edge"] + after.drafted)),
         bytes_up=asked * (terms.upload + after.messages * terms.step_upload),
-        bytes_down=asked * (CLOSING_BYTES + terms.tokens * (CONFIRMED_BYTES + 1.0)),
+        bytes_down=asked * (CLOSING_BYTES + terms.tokens * terms.token_down),
         cloud=asked * (terms.cloud_prefill + after.cloud),
         rounds=asked * (1 + after.trips),
     )

@@ -127,21 +127,21 @@ def interpolated(samples: Samples, rows: float) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class DrafterSpeed:
-    """Seconds of a drafter on a device: until its first token, and for each one more."""
+class Speed:
+    """Seconds of a drafter, or of an upstream: until its first token, and for each one more."""
 
     first: float
     token: float
 
 
-def drafter_speed(profile: DeviceProfile, manifest: Manifest, sizes: Sizes, *, context: float) -> DrafterSpeed:
+def drafter_speed(profile: DeviceProfile, manifest: Manifest, sizes: Sizes, *, context: float) -> Speed:
     """How fast a drafter drafts: measured where the profile has it, else by the roofline."""
     table = profile.drafter_table(manifest.identity)
     if table is not None:
         vision = table.vision_seconds * sizes.tiles
-        return DrafterSpeed(vision + interpolated(table.prefill, sizes.tokens), table.token_seconds)
+        return Speed(vision + interpolated(table.prefill, sizes.tokens), table.token_seconds)
     machine = Machine.of(profile, manifest, "edge")
-    return DrafterSpeed(sum(machine.prefill(sizes)), sum(machine.step(1, context)))
+    return Speed(sum(machine.prefill(sizes)), sum(machine.step(1, context)))
 
 
 def memory_of(layers: Sequence[LayerCost], precision: Precision, tokens: int) -> list[float]:

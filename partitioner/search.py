@@ -50,6 +50,19 @@ class Search:
         """The best plan."""
         return None if self.best is None else self[self.best]
 
+    @property
+    def runner_up(self) -> Plan | None:
+        """The best plan within the limits of another mode or cut than the best one."""
+        if self.best is None:
+            return None
+        taken = self.terms.choices[self.best]
+        costs = np.where(self.allowed, cost(self.found, self.objective), np.inf)
+        for index in np.argsort(costs, kind="stable")[: np.count_nonzero(self.allowed)]:
+            other = self.terms.choices[index]
+            if (other.mode, other.cut) != (taken.mode, taken.cut):
+                return self[int(index)]
+        return None
+
     def ranked(self) -> Iterator[Plan]:
         """The plans that keep to the limits, best first; of two that are as good, the simpler one."""
         costs = np.where(self.allowed, cost(self.found, self.objective), np.inf)

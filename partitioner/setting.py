@@ -9,6 +9,7 @@ from cutline.devices.profile import DeviceProfile
 from cutline.models.bundle import Manifest
 from cutline.models.families import Grid
 from cutline.models.wire import Wire
+from cutline.partitioner.roofline import Speed
 
 Prices = Mapping[tuple[str, Wire], float]  # share of answers with the target's own tokens, by cut and format
 Leaks = Mapping[tuple[str, Wire], float]  # share of a picture's variance that an attacker recovered, likewise
@@ -70,14 +71,16 @@ class Overheads:
 class Setting:
     """Two models on two machines, and what is known of them together.
 
-    `gate` is None for a drafter that is not calibrated, `prices` and `leaks` where none were measured; `cloud_dtype` is
-    that of the worker's weights.
+    `cloud` is the worker's machine, or the speed of an upstream that answers in its place: another server, which takes
+    the whole picture, verifies nothing and has a model of its own. The target then only counts layers, and any of the
+    drafter's family will do. `gate` is None for a drafter that is not calibrated, `prices` and `leaks` where none were
+    measured; `cloud_dtype` is that of the worker's weights.
     """
 
     drafter: Manifest
     target: Manifest
     edge: DeviceProfile
-    cloud: DeviceProfile
+    cloud: DeviceProfile | Speed
     gate: Gate | None = None
     prices: Prices | None = None
     leaks: Leaks | None = None

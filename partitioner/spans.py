@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cutline.models.costs import Sizes
-from cutline.partitioner.roofline import Machine
+from cutline.partitioner.roofline import Machine, Speed
 
 Floats = NDArray[np.float64]
 
@@ -28,18 +28,27 @@ class Spans:
     cloud_passes: Floats
 
 
-def spans_of(edge: Machine, cloud: Machine, sizes: Sizes, *, context: float, longest: int) -> Spans:
-    """The spans of one request, whose later tokens see `context` on average; steps of up to `longest` tokens."""
+def spans_of(edge: Machine, cloud: Machine | Speed, sizes: Sizes, *, context: float, longest: int) -> Spans:
+    """The spans of one request, whose later tokens see `context` on average; steps of up to `longest` tokens.
+
+    An upstream takes as long whatever the cut; it is asked for no other than `image`.
+    """
     tower = np.array([layer.unit in ("patch", "image token") for layer in edge.layers])
     decoder = np.array([layer.unit == "token" for layer in edge.layers])
     steps = range(1, longest + 1)
     once = edge.pass_seconds
+    if isinstance(cloud, Speed):
+        prefill = np.full(len(edge.layers) + 1, cloud.first)
+        passes = np.full((longest, len(edge.layers) + 1), cloud.token)
+    else:
+        prefill = _after(cloud.prefill(sizes), cloud.pass_seconds)
+        passes = np.array([_after(cloud.step(rows, context), cloud.pass_seconds) for rows in steps])
     return Spans(
         # The device runs tower and decoder as graphs of their own.
         edge_prefill=_before(edge.prefill(sizes)) + once * _held(tower) + once * _held(decoder),
         edge_steps=np.array([_before(edge.step(rows, context)) + once * _held(decoder) for rows in steps]),
-        cloud_prefill=_after(cloud.prefill(sizes), cloud.pass_seconds),
-        cloud_passes=np.array([_after(cloud.step(rows, context), cloud.pass_seconds) for rows in steps]),
+        cloud_prefill=prefill,
+        cloud_passes=passes,
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import os
 import time
@@ -16,6 +15,7 @@ import grpc
 
 from cutline.errors import AccessDenied, CutlineError, InputError, WorkerBusy, WorkerFailed, WorkerUnavailable
 from cutline.protos.address import parse_address
+from cutline.protos.connection import Connection, Line, given_up
 from cutline.protos.messages import (
     AgentMessage,
     Boundary,
@@ -30,7 +30,7 @@ from cutline.protos.messages import (
     description_from_wire,
     worker_from_wire,
 )
-from cutline.protos.security import NO_KEYS, AgentKeys, link_fault, open_channel
+from cutline.protos.security import NO_KEYS, AgentKeys, link_fault
 from cutline.protos.status import exception_of
 from cutline.protos.v1 import worker_pb2 as pb
 from cutline.protos.v1 import worker_pb2_grpc
@@ -59,10 +59,7 @@ class WorkerClient:
             raise InputError(f"the worker's address {address!r} has port 0; give HOST:PORT of one that listens")
         self.address = address
         self._keys = keys
-        self._channel = open_channel(address, keys)
-        self._stub = worker_pb2_grpc.WorkerStub(self._channel)
-        self._calls = set[Any]()  # of sessions
-        self._idle = asyncio.Event()  # there are none
+        self._connection = Connection(address, keys, worker_pb2_grpc.WorkerStub)
 
     async def __aenter__(self) -> Self:
         return self
@@ -75,25 +72,20 @@ class WorkerClient:
     @property
     def connected(self) -> bool:
         """Whether the connection stands, so that a session need not wait for one."""
-        return self._channel.get_state() is grpc.ChannelConnectivity.READY
+        return self._connection.line.ready
 
     async def close(self, *, grace: float = 0.0) -> None:
         """Close the connection; sessions still open on it fail, after `grace` seconds.
 
-        It may be closed at once while another call of this waits: gRPC's own wait cannot be cut short.
+        It may be closed at once while another call of this waits.
         """
-        if grace and self._calls:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(grace):
-                    await self._idle.wait()
-        await self._channel.close()
+        await self._connection.close(grace=grace)
 
     async def describe(self) -> Description:
         """What the worker serves. Raises WorkerUnavailable."""
         try:
-            described = await self._stub.Describe(
-                pb.DescribeRequest(), timeout=CONNECT_SECONDS, metadata=self._keys.metadata()
-            )
+            line, who = self._connection.line, self._keys.metadata()
+            described = await line.hold(line.stub.Describe(pb.DescribeRequest(), timeout=CONNECT_SECONDS, metadata=who))
         except grpc.aio.AioRpcError as error:
             raise _translated(error.code(), error.details(), self.address, self._keys) from None
         return description_from_wire(described)
@@ -102,7 +94,8 @@ class WorkerClient:
         """Send `up` bytes and receive `down`, each at most CHUNK. Raises WorkerError."""
         request = pb.ProbeRequest(data=os.urandom(up), answer=down)
         try:
-            answer = await self._stub.Probe(request, timeout=PROBE_SECONDS, metadata=self._keys.metadata())
+            line, who = self._connection.line, self._keys.metadata()
+            answer = await line.hold(line.stub.Probe(request, timeout=PROBE_SECONDS, metadata=who))
         except grpc.aio.AioRpcError as error:
             raise _translated(error.code(), error.details(), self.address, self._keys) from None
         if len(answer.data) != down:
@@ -120,41 +113,36 @@ class WorkerClient:
 
         `metadata` goes with it beside what says who asks.
         """
-        who = self._keys.metadata()  # once: a token file that is replaced meanwhile ends no session
+        line, who = self._connection.line, self._keys.metadata()  # once: files that change meanwhile end no session
         try:
-            call = self._stub.Session(timeout=timeout, metadata=(*who, *metadata))
+            call = line.hold(line.stub.Session(timeout=timeout, metadata=(*who, *metadata)))
         except grpc.aio.UsageError:
             raise WorkerUnavailable(f"the connection to the worker at {self.address} was closed") from None
-        self._calls.add(call)
-        self._idle.clear()
-        call.add_done_callback(self._ended)
-        beat, refusal = functools.partial(self._beat, who), functools.partial(self._refusal, who)
+        beat, refusal = functools.partial(self._beat, line, who), functools.partial(self._refusal, line, who)
         return WorkerSession(self.address, call, opening, upload, self._keys, beat, refusal)
 
-    def _ended(self, call: Any) -> None:
-        self._calls.discard(call)
-        if not self._calls:
-            self._idle.set()
-
-    async def _beat(self, who: tuple[tuple[str, str], ...]) -> bool:
+    async def _beat(self, line: Line, who: tuple[tuple[str, str], ...]) -> bool:
         """Have the worker answer at once, with nothing. False where the link is down."""
         try:
-            await self._stub.Probe(pb.ProbeRequest(), metadata=who)
+            await line.hold(line.stub.Probe(pb.ProbeRequest(), metadata=who))
         except grpc.aio.AioRpcError as error:
             return error.code() is not grpc.StatusCode.UNAVAILABLE  # a refusal is an answer, too
         except grpc.aio.UsageError:  # the connection was closed
             return False
         return True
 
-    async def _refusal(self, who: tuple[tuple[str, str], ...]) -> CutlineError | None:
+    async def _refusal(self, line: Line, who: tuple[tuple[str, str], ...]) -> CutlineError | None:
         """What the worker says to a call that asks for nothing, if that is a refusal and comes at once."""
         try:
-            await self._stub.Probe(pb.ProbeRequest(), timeout=REFUSAL_SECONDS, metadata=who)
+            await line.hold(line.stub.Probe(pb.ProbeRequest(), timeout=REFUSAL_SECONDS, metadata=who))
         except grpc.aio.AioRpcError as error:
             found = _translated(error.code(), error.details(), self.address, self._keys)
             return found if isinstance(found, AccessDenied | WorkerBusy) else None
         except grpc.aio.UsageError:  # the connection was closed
             return None
+        except asyncio.CancelledError:  # or is closed meanwhile
+            if given_up():
+                raise
         return None
 
 
@@ -253,8 +241,7 @@ class WorkerSession:
             except grpc.aio.AioRpcError as error:
                 raise await self._why(error.code(), error.details()) from None
             except asyncio.CancelledError:
-                task = asyncio.current_task()
-                if task is not None and task.cancelling():
+                if given_up():
                     raise
                 raise WorkerUnavailable(f"the connection to the worker at {self.address} was closed") from None
             if message is grpc.aio.EOF:
@@ -287,6 +274,10 @@ class WorkerSession:
             await self._call.write(wire)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             # The session has ended, well or not. Reading tells which; the error of a late write does not.
+            return
+        except asyncio.CancelledError:  # likewise where the connection was closed
+            if given_up():
+                raise
             return
         self.bytes_up += wire.ByteSize()
 

@@ -12,7 +12,8 @@ import grpc
 
 from cutline.errors import InputError, WorkerError, WorkerFailed, WorkerUnavailable
 from cutline.protos.address import parse_address
-from cutline.protos.security import NO_KEYS, AgentKeys, open_channel
+from cutline.protos.connection import Connection
+from cutline.protos.security import NO_KEYS, AgentKeys
 from cutline.protos.status import exception_of
 from cutline.protos.v1 import directory_pb2 as pb
 from cutline.protos.v1 import directory_pb2_grpc
@@ -68,9 +69,8 @@ class DirectoryClient:
         if parse_address(address)[1] == 0:
             raise InputError(f"the directory's address {address!r} has port 0; give HOST:PORT of one that listens")
         self.address = address
-        self._channel = open_channel(address, keys)
+        self._connection = Connection(address, keys, directory_pb2_grpc.DirectoryStub)
         self._keys = keys
-        self._stub = directory_pb2_grpc.DirectoryStub(self._channel)
 
     async def __aenter__(self) -> Self:
         return self
@@ -80,13 +80,14 @@ class DirectoryClient:
 
     async def close(self) -> None:
         """Close the connection."""
-        await self._channel.close()
+        await self._connection.close()
 
     async def list(self, *, model: str = "", everyone: bool = False) -> Listing:
         """The workers of `model`, or of any; with `everyone` also those that take no sessions. Raises WorkerError."""
         try:
             request = pb.ListRequest(model=model, all=everyone)
-            told = await self._stub.List(request, timeout=ASK_SECONDS, metadata=self._keys.metadata())
+            line, who = self._connection.line, self._keys.metadata()
+            told = await line.hold(line.stub.List(request, timeout=ASK_SECONDS, metadata=who))
         except grpc.aio.AioRpcError as error:
             raise self._translated(error) from None
         try:

@@ -64,6 +64,11 @@ class AgentKeys:
             _credentials(self)
         self.metadata()
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Those of TLS."""
+        return tuple(file for file in (self.ca, self.certificate, self.key) if file is not None)
+
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """What goes with every call. A token file is read anew each time, so a new token needs no restart.
 
@@ -78,11 +83,20 @@ NO_KEYS = AgentKeys()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerKeys:
-    """Files of a server's `certificate` and its `key`; with `client_ca` every caller must show one that it signed."""
+    """Files of a server's `certificate` and its `key`; with `client_ca` every caller must show one that it signed.
+
+    That may not stand in the list `revoked`, if there is one.
+    """
 
     certificate: Path
     key: Path
     client_ca: Path | None = None
+    revoked: Path | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Those of TLS itself."""
+        return tuple(file for file in (self.certificate, self.key, self.client_ca) if file is not None)
 
 
 def open_channel(address: str, keys: AgentKeys) -> Any:

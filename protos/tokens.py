@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import logging
 import re
 from pathlib import Path
 from typing import Annotated
@@ -26,14 +25,12 @@ import msgspec
 
 from cutline.errors import InputError
 from cutline.models.unreadable import UNREADABLE
-from cutline.protos.security import file_version
-
-log = logging.getLogger(__name__)
+from cutline.protos.renewed import Renewed
 
 MAX_BYTES = 1 << 20  # of the file: some 8,000 tokens
 MAX_TOKEN = 512  # characters; a longer one is none, and is not hashed
 _TENANT = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z"
-_SHA256 = r"^[0-9a-f]{64}\Z"
+SHA256 = r"^[0-9a-f]{64}\Z"
 
 _OF_WORKERS = frozenset({"upload_mb_per_second"})  # keys that an agent would not hold anybody to
 
@@ -53,7 +50,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tenant: Annotated[str, msgspec.Meta(pattern=_TENANT)]
-    sha256: Annotated[str, msgspec.Meta(pattern=_SHA256)]
+    sha256: Annotated[str, msgspec.Meta(pattern=SHA256)]
 
 
 class _Content(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -65,35 +62,21 @@ class Tokens:
     """The tokens file at `path`, of an agent or a worker. Raises InputError if it does not read when it is opened."""
 
     def __init__(self, path: Path, *, agent: bool = False) -> None:
-        self._path = path
-        self._foreign = _OF_WORKERS if agent else frozenset[str]()
-        self._version = file_version(path)
-        self._content = _read(path, self._foreign)
+        foreign = _OF_WORKERS if agent else frozenset[str]()
+        self._content = Renewed("the tokens file", (path,), lambda: _read(path, foreign))
 
     def tenant(self, token: str) -> str | None:
         """Whose `token` it is, None if it is nobody's. Takes as long for any: every entry is compared, and whole."""
         given = token_hash(token) if len(token) <= MAX_TOKEN else ""
         found = None
-        for entry in self._now().token:
+        for entry in self._content.now().token:
             if hmac.compare_digest(entry.sha256, given):
                 found = entry.tenant
         return found
 
     def limits(self, tenant: str) -> Limits:
         """What `tenant` may have."""
-        return self._now().tenant.get(tenant, Limits())
-
-    def _now(self) -> _Content:
-        version = file_version(self._path)
-        if version != self._version:
-            self._version = version
-            try:
-                self._content = _read(self._path, self._foreign)
-            except InputError as error:
-                log.error("%s; what it said before still counts", error)
-            else:
-                log.info("the tokens file was read anew: %d tokens", len(self._content.token))
-        return self._content
+        return self._content.now().tenant.get(tenant, Limits())
 
 
 def token_hash(token: str) -> str:

@@ -1,11 +1,18 @@
-"""Models that several rooms are tested with."""
+"""Models that several rooms are tested with, and the haste that no property test is held to."""
 
 from __future__ import annotations
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from cutline.bench.parity import qwen25vl_small
 from cutline.models.bundle import Bundle
+
+# Other work on the machine makes examples slow, not wrong. In CI, Hypothesis also draws the same ones each time.
+settings.register_profile(
+    "unhurried", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.load_profile("unhurried")
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,6 @@ from cutline.errors import InputError
 from cutline.protos.address import parse_address
 from cutline.protos.directory import Listing, listing_to_wire
 from cutline.protos.security import ServerKeys
-from cutline.protos.tokens import Tokens
 from cutline.protos.v1 import directory_pb2 as pb
 from cutline.protos.v1 import directory_pb2_grpc
 
@@ -70,9 +69,7 @@ async def serve(
     InputError.
     """
     host, _ = parse_address(listen)
-    callers = Callers(
-        None if tokens is None else Tokens(tokens), certificates=keys is not None and keys.client_ca is not None
-    )
+    callers = Callers.of(keys, tokens)
     server = grpc.aio.server(
         interceptors=[Gate(callers, Audit(), calls=MAX_CALLS)], options=_OPTIONS, maximum_concurrent_rpcs=MAX_CALLS
     )

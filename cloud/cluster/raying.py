@@ -167,6 +167,7 @@ def _security(order: Order) -> tuple[str, ...]:
         "--tls-cert": server and server.certificate,
         "--tls-key": server and server.key,
         "--client-ca": server and server.client_ca,
+        "--revoked": server and server.revoked,
         "--tokens": order.tokens,
     }
     given = tuple(text for option, file in files.items() if file is not None for text in (option, str(file)))

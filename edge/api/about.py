@@ -77,6 +77,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     target: str | None
     cuts: tuple[str, ...]
     plans: bool
+    upstream: str | None
     workers: tuple[WorkerState, ...]
     link: LinkNow | None
     totals: Totals
@@ -104,7 +105,8 @@ def model_of(standing: AgentState, created: int) -> Model:
 
 def state_of(standing: AgentState, totals: Totals, *, switchable: bool) -> State:
     """The agent's state as the page shows it."""
-    asked = [one for one in standing.workers if one.breaker is Breaker.CLOSED and one.rtt_ms is not None]
+    asked = [one for one in standing.workers if one.breaker is Breaker.CLOSED]
+    known = [one for one in asked if one.rtt_ms is not None or one.uplink_mbps is not None]
     return State(
         ready=standing.ready,
         offline=standing.offline,
@@ -114,7 +116,8 @@ def state_of(standing: AgentState, totals: Totals, *, switchable: bool) -> State
         target=standing.target,
         cuts=standing.cuts,
         plans=standing.plans,
+        upstream=standing.upstream,
         workers=standing.workers,
-        link=LinkNow(rtt_ms=asked[0].rtt_ms, uplink_mbps=asked[0].uplink_mbps) if asked else None,
+        link=LinkNow(rtt_ms=known[0].rtt_ms, uplink_mbps=known[0].uplink_mbps) if known else None,
         totals=totals,
     )

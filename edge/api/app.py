@@ -120,7 +120,8 @@ class _Api:
         try:
             with ExitStack() as stack:
                 asked = await self._read(request, stack)
-                fetched = await pictures(asked.urls, self._fetcher, offline=self._agent.offline)
+                getting = pictures(asked.urls, self._fetcher, offline=lambda: self._agent.offline)
+                fetched = await _unless_gone(request.receive, getting)
                 question = asked.question(fetched, tenant=_tenant(request))
                 mode = question.mode
                 heading = Heading.of(self._agent.manifest, self._fingerprint)
@@ -204,6 +205,8 @@ class _Api:
                 return _failure(unreadable(error))
             except Refused as error:
                 return _failure(error)
+            except ClientDisconnect:
+                return Response(status_code=400)  # that nobody reads
         switchable = not (self._shared or self._begun_offline)
         return _json(state_of(self._agent.state(), self._counts.totals, switchable=switchable))
 

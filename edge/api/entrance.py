@@ -5,16 +5,21 @@ from __future__ import annotations
 import base64
 import binascii
 
-import msgspec
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from cutline.edge.api.faults import Failed, Fault
+from cutline.edge.api.faults import Fault
+from cutline.edge.api.guarding import refuse
 from cutline.errors import AccessDenied
 from cutline.protos.tokens import Tokens
 
 OPEN = frozenset({"/healthz"})  # what restarts a dead agent has no token, and learns no more than that it lives
 TENANT = "cutline.tenant"
+# The same whether there was a token or not: what nearly was one is nobody's to learn.
+UNKNOWN = Fault(
+    "this agent wants a token that it knows; give it with --token-file, or as `Authorization: Bearer TOKEN`",
+    AccessDenied.__name__,
+)
 
 
 class Entrance:
@@ -36,7 +41,7 @@ class Entrance:
         elif (tenant := self._tenant(Headers(scope=scope))) is not None:
             await self._app({**scope, TENANT: tenant}, receive, send)
         else:
-            await _refuse(send)
+            await refuse(send, 401, UNKNOWN, *_ASKING)
 
     def _tenant(self, headers: Headers) -> str | None:
         given = headers.getlist("authorization")
@@ -57,18 +62,7 @@ class Entrance:
 
 
 _RAW = frozenset(path.encode() for path in OPEN)
-
-
-async def _refuse(send: Send) -> None:
-    # The same whether there was a token or not: what nearly was one is nobody's to learn.
-    message = "this agent wants a token that it knows; give it with --token-file, or as `Authorization: Bearer TOKEN`"
-    fault = Fault(message, AccessDenied.__name__)
-    body = msgspec.json.encode(Failed(fault))
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-        (b"www-authenticate", b'Bearer realm="cutline", Basic realm="cutline"'),
-        (b"connection", b"close"),  # whose body is not read
-    ]
-    await send({"type": "http.response.start", "status": 401, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+_ASKING = (
+    (b"www-authenticate", b'Bearer realm="cutline", Basic realm="cutline"'),
+    (b"connection", b"close"),  # whose body is not read
+)

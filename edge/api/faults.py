@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 
@@ -21,6 +22,8 @@ from cutline.errors import (
     WorkerUnavailable,
 )
 
+log = logging.getLogger(__name__)
+
 # The one table between exceptions and HTTP statuses, read in both directions.
 STATUS: dict[type[CutlineError], int] = {
     ImageError: 400,
@@ -37,6 +40,7 @@ STATUS: dict[type[CutlineError], int] = {
 BUG = "the agent failed on this request; its log says more"
 
 _PLACE = re.compile(r" - at `\$\.?([^`]*)`$")
+_FOLDERS = re.compile(r"\S*[/\\](?:[^;()`,]*[/\\])?")  # of a path, in whose names there may be spaces
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -65,9 +69,12 @@ class Refused(Exception):
 
 
 def fault_of(error: Exception) -> Fault:
-    """The error as it is told to strangers, to whom a bug tells nothing."""
+    """The error as it is told to strangers: a bug tells them nothing, a bundle not where it lies, which is logged."""
     if isinstance(error, Refused):
         return error.fault
+    if isinstance(error, BundleError):
+        log.error("%s", error)
+        return Fault(_FOLDERS.sub("", str(error)), BundleError.__name__)
     if isinstance(error, CutlineError):
         return Fault(str(error), _kind(error).__name__)
     return Fault(BUG, CutlineError.__name__)

@@ -58,7 +58,7 @@ class Guard:
 
         if (fault := self._fault(Headers(scope=scope))) is not None:
             status, message = fault
-            return await _refuse(status, message, sealed)
+            return await refuse(sealed, status, Fault(message, InputError.__name__))
         return await self._app(scope, receive, sealed)
 
     def _fault(self, headers: Headers) -> tuple[int, str] | None:
@@ -171,8 +171,9 @@ def _refused(status: int, message: str) -> Refused:
     return Refused(status, Fault(message, InputError.__name__), {"connection": "close"})
 
 
-async def _refuse(status: int, message: str, send: Send) -> None:
-    body = msgspec.json.encode(Failed(Fault(message, InputError.__name__)))
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+async def refuse(send: Send, status: int, fault: Fault, *more: tuple[bytes, bytes]) -> None:
+    """Send a fault in place of the response, with `more` headers."""
+    body = msgspec.json.encode(Failed(fault))
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *more]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

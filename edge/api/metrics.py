@@ -13,13 +13,17 @@ CANCELLED = 499  # the status that is counted where the client was gone before i
 
 
 class Totals(msgspec.Struct, frozen=True, kw_only=True):
-    """All answers so far: their `tokens` by source, bytes of messages, and what the device spent, where it is known."""
+    """All answers so far: their `tokens` by source, bytes of messages, and what the device spent, where it is known.
+
+    `estimated` says whether any of the `joules` were.
+    """
 
     answers: int = 0
     tokens: dict[Source, int] = msgspec.field(default_factory=lambda: dict.fromkeys(Source, 0))
     bytes_up: int = 0
     bytes_down: int = 0
     joules: float | None = None
+    estimated: bool = False
     lost: int = 0
 
     def after(self, answer: Answer) -> Totals:
@@ -34,6 +38,7 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
             bytes_up=self.bytes_up + answer.bytes_up,
             bytes_down=self.bytes_down + answer.bytes_down,
             joules=self.joules if spent is None else spent,
+            estimated=self.estimated or (answer.energy is not None and answer.energy.estimated),
             lost=self.lost + len(answer.lost),
         )
 
@@ -79,8 +84,8 @@ class Metrics:
         self._down.inc(answer.bytes_down)
         self._rounds.inc(answer.rounds)
         self._lost.inc(len(answer.lost))
-        if answer.mode is Mode.AUTO and answer.confidence is not None:
-            self._kept[answer.worker is None].inc()
+        if answer.mode is Mode.AUTO and answer.confidence is not None and answer.recalled is None:
+            self._kept[answer.worker is None and answer.alone_from is None].inc()
         if answer.tail is not None:
             self._alone.labels(Tail(answer.tail)).inc()
         if answer.energy is not None:

@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from cutline.errors import ImageError, InputError
-from cutline.protos.messages import MAX_IMAGES
+from cutline.protos.messages import MAX_IMAGE_BYTES, MAX_IMAGES
 
 if TYPE_CHECKING:  # an agent that fetches nothing loads nothing of it
     from cutline.edge.fetching import Fetcher
 
 
-async def pictures(urls: Sequence[str], fetcher: Fetcher | None, *, offline: bool = False) -> list[bytes]:
-    """The bytes behind each of `urls`, of which none is fetched `offline`. Raises InputError."""
+async def pictures(urls: Sequence[str], fetcher: Fetcher | None, *, offline: Callable[[], bool]) -> list[bytes]:
+    """The bytes behind each of `urls`, of which none is fetched while it is `offline`.
+
+    Raises InputError, also where what is fetched would be more than a question may have.
+    """
     if len(urls) > MAX_IMAGES:  # counted before any is decoded or fetched
         raise InputError(f"{len(urls)} images are too many; give {MAX_IMAGES} at most")
-    return [await _picture(url, fetcher, offline=offline) for url in urls]
-
-
-async def _picture(url: str, fetcher: Fetcher | None, *, offline: bool) -> bytes:
-    if fetcher is None or not url[:8].lower().startswith(("http://", "https://")):
-        return data_of(url)
-    if offline:
-        raise ImageError("this agent is offline, and fetches no image; send it as a `data:` URL")
-    return await fetcher.fetch(url)
+    found, left = list[bytes](), MAX_IMAGE_BYTES
+    for url in urls:
+        if fetcher is None or not url[:8].lower().startswith(("http://", "https://")):
+            found.append(data_of(url))
+        elif offline():
+            raise ImageError("this agent is offline, and fetches no image; send it as a `data:` URL")
+        else:
+            found.append(await fetcher.fetch(url, room=left))
+        left -= len(found[-1])
+    return found
 
 
 def data_of(url: str) -> bytes:

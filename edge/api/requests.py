@@ -236,12 +236,17 @@ def read_request(body: bytes | bytearray) -> ChatRequest:
     _check_counts(raw)
     wanted = _without_neutral(raw)
     try:
-        return msgspec.convert(wanted, ChatRequest)
+        request = msgspec.convert(wanted, ChatRequest)
     except msgspec.ValidationError as error:
         unknown = _unknown(msgspec.inspect.type_info(ChatRequest), wanted, "")
         if names := list(islice(unknown, MAX_NAMED + 1)):
             raise _unwelcome(names) from None
         raise unreadable(error) from None
+    try:  # what no type says: 0, or from a hundredth on
+        Sampling(temperature=_given(request.temperature, 0.0))
+    except InputError as error:
+        raise _unfit(str(error), "temperature") from None
+    return request
 
 
 _LENIENT = msgspec.json.Decoder(float_hook=float)  # 1e999 is infinite, and what has no such field says so

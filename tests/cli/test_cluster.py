@@ -268,7 +268,10 @@ def test_files_are_found_by_who_works_elsewhere(run: Run, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(raying, "connected", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(raying, "Cluster", take)
-    own = ("--tls-cert", "s.crt", "--tls-key", "server.key", "--client-ca", "ca.crt", "--tokens", "tokens.toml")
+    own = (
+        *("--tls-cert", "s.crt", "--tls-key", "server.key", "--client-ca", "ca.crt"),
+        *("--revoked", "revoked.toml", "--tokens", "tokens.toml"),
+    )
     agent = ("--ca", "ca.crt", "--cert", "c.crt", "--key", "c.key", "--token-file", "token", "--bundle", "b")
     given = ("--next", "192.0.2.1:1", "--ca", "ca.crt", "--key=c.key", "--audit=/var/a", "--context", "99")
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -281,7 +284,7 @@ def test_files_are_found_by_who_works_elsewhere(run: Run, monkeypatch: pytest.Mo
     (order,) = orders
     here = tmp_path
     assert order.server_keys == ServerKeys(
-        certificate=here / "s.crt", key=here / "server.key", client_ca=here / "ca.crt"
+        certificate=here / "s.crt", key=here / "server.key", client_ca=here / "ca.crt", revoked=here / "revoked.toml"
     )
     assert order.tokens == here / "tokens.toml"
     assert order.keys == AgentKeys(

@@ -31,10 +31,12 @@ def test_init_makes_what_a_fleet_needs(run: Run, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     ran = run("keys", "init", keys, "--host", "worker.example", "--host", "2001:db8::1", "--device", "camera1")
     assert ran.code == 0
-    for words in ("--tls-cert", "--tls-key", "--client-ca", "--ca", "--cert"):
+    for words in ("--tls-cert", "--tls-key", "--client-ca", "--revoked", "--ca", "--cert"):
         assert words in ran.out
     files = sorted(file.name for file in keys.iterdir())
-    assert files == ["ca.crt", "ca.key", "camera1.crt", "camera1.key", "server.crt", "server.key"]
+    pairs = ["ca.crt", "ca.key", "camera1.crt", "camera1.key", "server.crt", "server.key"]
+    assert files == sorted([*pairs, "revoked.toml"])
+    assert tomllib.loads((keys / "revoked.toml").read_text()) == {}
     assert {stat.S_IMODE(file.stat().st_mode) for file in keys.iterdir()} == {0o600}
     ca, server, device = (certificate(keys / f"{name}.crt") for name in ("ca", "server", "camera1"))
     now = datetime.now(UTC)
@@ -150,10 +152,71 @@ def test_a_worker_and_an_agent_that_know_each_other(run: Run, start: Start, card
     said = [json.loads(line) for line in ran.err.splitlines()]
     session, another = [one for one in said if one["event"] == "session"]
     assert another["tenant"] == "camera1/operator", "whose token it was goes along"
+    assert [one["event"] for one in said if "session" in one] == ["session"] * 2, "one line each"
     assert (session["tenant"], session["status"], session["tokens"]) == ("camera1", "OK", len(answer["tokens"]))
     entry, _ = [json.loads(line) for line in audit.read_text().splitlines()]
     assert (entry["tenant"], entry["outcome"], entry["session"]) == ("camera1", "OK", session["session"])
     assert stat.S_IMODE(audit.stat().st_mode) == 0o600
+
+
+def test_a_certificate_is_revoked_by_what_was_signed_of_it(run: Run, tmp_path: Path) -> None:
+    keys, other = tmp_path / "keys", tmp_path / "other"
+    run("keys", "init", keys, "--device", "camera1", "--device", "camera2")
+    run("keys", "init", other, "--device", "camera3")
+    told = json.loads(run("keys", "revoke", keys, "camera1", "--json").out)
+    assert told == {"revoked": "camera1", "list": str(keys / "revoked.toml")}
+    (keys / "camera2.crt").rename(keys / "camera2.old.crt")
+    run("keys", "revoke", keys, "camera1")  # once more changes nothing
+    assert "camera2 is shut out" in run("keys", "revoke", keys, "camera2.old").out
+    assert tomllib.loads((keys / "revoked.toml").read_text()) == {
+        "revoked": [
+            {"name": name, "sha256": hashlib.sha256(certificate(keys / file).tbs_certificate_bytes).hexdigest()}
+            for name, file in (("camera1", "camera1.crt"), ("camera2", "camera2.old.crt"))
+        ]
+    }
+    before = (keys / "revoked.toml").read_text()
+    (keys / "camera3.crt").write_bytes((other / "camera3.crt").read_bytes())
+    assert "is no certificate that the authority" in run("keys", "revoke", keys, "camera3").failed(2)
+    assert "is no certificate that the authority" in run("keys", "revoke", keys, "ca").failed(2)
+    assert "not a device's" in run("keys", "revoke", keys, "server").failed(2)
+    for name in ("camera4", "../keys/camera1"):
+        run("keys", "revoke", keys, name).failed(2)
+    (keys / "revoked.toml").write_text("[[")
+    run("keys", "revoke", keys, "camera1").failed(2)
+    (keys / "revoked.toml").unlink()
+    run("keys", "revoke", keys, "camera2.old")
+    assert "camera2" in (keys / "revoked.toml").read_text()
+    assert len(before) > len((keys / "revoked.toml").read_text())
+
+
+def test_a_device_that_is_revoked_is_shut_out_at_once(run: Run, start: Start, card: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    run("keys", "init", keys, "--device", "camera1", "--device", "camera2")
+    served = ("--tls-cert", keys / "server.crt", "--tls-key", keys / "server.key", "--client-ca", keys / "ca.crt")
+    audit = tmp_path / "audit"
+    worker = start(
+        "cloud", "--listen", FREE, *served, "--revoked", keys / "revoked.toml", "--threads", "1", "--audit", audit
+    )
+    asked = (
+        "ask",
+        card,
+        "Describe the card.",
+        "--mode",
+        "cloud",
+        "--worker",
+        worker.address(),
+        "--ca",
+        keys / "ca.crt",
+    )
+    one, two = (("--cert", keys / f"{name}.crt", "--key", keys / f"{name}.key") for name in ("camera1", "camera2"))
+    assert run(*asked, *one).code == 0
+    run("keys", "revoke", keys, "camera1")
+    assert "camera1 was revoked" in run(*asked, *one).failed(9)
+    assert run(*asked, *two).code == 0
+    worker.signal(15)
+    assert worker.finish().code == 0
+    assert "certificate of camera1 was revoked" in audit.read_text()
+    assert "--client-ca" in run("cloud", "--listen", FREE, *served[:4], "--revoked", keys / "revoked.toml").failed(2)
 
 
 def test_an_agent_refuses_limits_that_it_does_not_hold(run: Run, tmp_path: Path) -> None:

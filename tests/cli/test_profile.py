@@ -78,8 +78,8 @@ def test_the_link_to_a_worker_is_measured(run: Run, worker: str, tmp_path: Path)
     assert ran.out == f"wrote {out}\n"
     link = load_link(out)
     assert link.name == "here"
-    assert link.rtt_ms < 50
-    assert min(link.uplink_mbps, link.downlink_mbps) > 50
+    assert link.rtt_ms < 500
+    assert min(link.uplink_mbps, link.downlink_mbps) > 10
     assert "cutline profile link" in link.reference
     ran = run("profile", "link", worker, "--seconds", "1", "--json")
     assert msgspec.json.decode(ran.out, type=LinkProfile).source == "measured"

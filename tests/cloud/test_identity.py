@@ -26,7 +26,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cutline.cli.certificates import DEVICE, SERVER, Authority, pair_of
-from cutline.cloud import audit, identity, inbox, server, servicer
+from cutline.cloud import audit, identity, inbox, server, servicer, shares
 from cutline.cloud.identity import CALLER, Caller, Callers, may_call
 from cutline.cloud.server import Access, serve
 from cutline.errors import AccessDenied, InputError, WorkerBusy, WorkerUnavailable
@@ -244,6 +244,73 @@ def test_no_tenant_fills_the_workers_calls(bundle: Bundle, fleet: Fleet, monkeyp
     run(main)
 
 
+@pytest.mark.threat("floods")
+def test_slow_openers_of_one_tenant_keep_no_place_from_another(
+    bundle: Bundle, fleet: Fleet, case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor do streams that say nothing at all; each might hold its place for a minute."""
+    monkeypatch.setattr(shares, "SLOW_SECONDS", 0.3)
+    known = (("authorization", f"Bearer {TOKEN}"),)
+    half = ImageChunk(case[1][: len(case[1]) // 2], last=False)
+
+    async def main() -> None:
+        async with (
+            worker(bundle, tokens=fleet.tokens) as address,
+            grpc.aio.insecure_channel(address) as channel,
+            WorkerClient(address, AgentKeys(token=TOKEN)) as client,
+            client.session(case[0], [half], timeout=SECONDS) as first,
+            client.session(case[0], [half], timeout=SECONDS) as second,
+        ):
+            silent = [channel.stream_stream("/cutline.v1.Worker/Session")(metadata=known) for _ in range(2)]
+            ends = [asyncio.ensure_future(anext(session.events())) for session in (first, second)]
+            await asyncio.sleep(0.1)
+            refused = 0
+            while True:
+                try:
+                    assert await answer(address, AgentKeys(token=OTHER), case) == case[2]
+                    break
+                except WorkerBusy:
+                    refused += 1
+                    await asyncio.sleep(0.05)
+            assert refused, "the slow had all places"
+            done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            with pytest.raises(WorkerBusy, match="took long to open"):
+                await done.pop()
+            assert [end.done() for end in ends].count(False) == 1
+            assert not any(call.done() for call in silent)
+            for call in silent:
+                call.cancel()
+            for end in ends:
+                end.cancel()
+
+    run(main)
+
+
+def test_where_nobody_has_a_name_health_still_answers(
+    bundle: Bundle, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asks may fill all calls but those."""
+    monkeypatch.setattr(server, "MAX_CALLS", 10)
+
+    async def main() -> None:
+        async with worker(bundle) as address, grpc.aio.insecure_channel(address) as channel:
+            stream = channel.stream_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
+            calls = [stream() for _ in range(12)]
+            ended = {asyncio.create_task(call.code()) for call in calls}
+            refused = set[asyncio.Task[grpc.StatusCode]]()
+            while len(refused) < 4:
+                done, ended = await asyncio.wait(ended, return_when=asyncio.FIRST_COMPLETED)
+                refused |= done
+            assert {task.result() for task in refused} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+            assert await status(channel, HEALTH[0]) is grpc.StatusCode.OK
+            assert await status(channel, "/cutline.v1.Worker/Describe") is grpc.StatusCode.RESOURCE_EXHAUSTED
+            for call in calls:
+                call.cancel()
+            await asyncio.wait(ended)
+
+    run(main)
+
+
 @given(st.lists(st.sampled_from("abcd"), max_size=60), st.integers(6, 40))
 def test_a_tenant_that_has_few_calls_finds_room_for_more(come: list[str], calls: int) -> None:
     """One tenant leaves a third for those that come later, whoever of them comes first."""
@@ -339,10 +406,14 @@ def test_few_streams_that_there_is_no_place_for_are_waited_for(
             client.session(replace(case[0], effort=0.0), list(image_chunks(case[1])), timeout=SECONDS) as session,
         ):
             await anext(session.events())
-            calls = [channel.stream_stream("/cutline.v1.Worker/Session")(metadata=known) for _ in range(3)]
+            # Whom of its own a tenant asks for gives it no more.
+            asked = [(*known, (TENANT_KEY, f"camera-{number}")) for number in range(3)]
+            calls = [channel.stream_stream("/cutline.v1.Worker/Session")(metadata=metadata) for metadata in asked]
             for call in calls:
                 assert await call.read() is not grpc.aio.EOF  # when to try again
-            done, waited = await asyncio.wait([asyncio.create_task(call.code()) for call in calls], timeout=1)
+            codes = [asyncio.create_task(call.code()) for call in calls]
+            await asyncio.wait(codes, return_when=asyncio.FIRST_COMPLETED)
+            done, waited = await asyncio.wait(codes, timeout=0.3)
             assert [one.result() for one in done] == [grpc.StatusCode.RESOURCE_EXHAUSTED]
             assert len(waited) == 2  # as many as there are slots
             for call in calls:

@@ -16,10 +16,10 @@ from cutline.cloud import metrics as metrics_module
 from cutline.cloud.figures import figures, read_counts
 from cutline.cloud.metrics import Metrics, show
 from cutline.cloud.server import serve
-from cutline.errors import InputError, ModelMismatch, WorkerFailed
+from cutline.errors import InputError, ModelMismatch, WorkerFailed, WorkerUnavailable
 from cutline.models.bundle import Bundle
 from cutline.protos.client import WorkerClient
-from cutline.protos.messages import Confirmed, Open, agent_to_wire
+from cutline.protos.messages import Cancel, Confirmed, Open, agent_to_wire
 from cutline.protos.security import AgentKeys, ServerKeys, client_context
 
 Case = tuple[Open, bytes, tuple[int, ...]]
@@ -72,6 +72,36 @@ def test_what_is_counted_is_what_sessions_were_told(bundle: Bundle, asking: Any,
     assert counts["cutline_pass_rows_sum", ""] == sum(
         len(one.opening.tokens) + end.passes - 1 + end.verified for one, end in zip(asked, ends, strict=True)
     )
+
+
+def test_sessions_that_agents_leave_are_counted_among_those_that_ended(
+    bundle: Bundle, asking: Any, case: Case
+) -> None:
+    """Cancelled, dropped within the answer or before it; each once, whatever it was told."""
+    metrics = Metrics()
+
+    def count(status: str) -> float:
+        return metrics.registry.get_sample_value("cutline_sessions_ended_total", {"status": status}) or 0.0
+
+    async def main() -> None:
+        worker = serve(bundle, listen="127.0.0.1:0", slots=2, context=256, device="cpu", observer=metrics)
+        async with asyncio.timeout(60), worker as address, WorkerClient(address) as client:
+            await asking(case, "image").ask(client, stop=2)
+            asked = asking(case, "image", effort=0.0)
+            async with client.session(asked.opening, asked.upload(), timeout=30) as session:
+                await asked.follow(session, stop=1)
+                await session._send(Cancel())
+                with pytest.raises(WorkerUnavailable):
+                    await asked.follow(session)
+            async with client.session(asked.opening, (), timeout=30):
+                pass
+            await asking(case, "image").ask(client)
+            while metrics.registry.get_sample_value("cutline_sessions_open"):
+                await asyncio.sleep(0.01)
+
+    asyncio.run(main())
+    assert count("CANCELLED") in (2.0, 3.0)  # gRPC may take a call back before the worker hears of it
+    assert count("OK") == 1.0
 
 
 def test_two_readings_give_rates_and_means_of_the_time_between() -> None:

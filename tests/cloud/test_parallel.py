@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any
 
 import msgspec
@@ -16,9 +19,11 @@ import numpy as np
 import psutil
 import pytest
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from PIL import Image
 
+from cutline.cloud.parallel import RankLost
 from cutline.cloud.ranks import Ranks, device_of
 from cutline.cloud.session import Request, Rows, Session
 from cutline.cloud.target import Target
@@ -215,3 +220,21 @@ def test_a_worker_answers_and_its_ranks_end_together(asking: Any, cases: list[Ca
         assert broken.process.wait(30) != 0
         _, alive = psutil.wait_procs([killed.other, broken.other], timeout=30)
         assert alive == []
+
+
+def test_a_rank_that_hangs_is_noticed_where_a_pass_is_told(bundle: Bundle) -> None:
+    """It was waiting for that, so the first word of it still goes out."""
+    with ranks(bundle) as both, ThreadPoolExecutor(1) as other:
+        target = Target(bundle, slots=SLOTS, context=CONTEXT, group=both.group)
+        session = conversation(bundle.manifest, np.random.default_rng(0), 0, "decoder.1")
+        rows = [Rows(session, 0, session.request.tokens, 0, deep_rows(session, 0, len(session.request.tokens)))]
+        target.run(rows, [None])
+        [process] = both._processes
+        process.send_signal(signal.SIGSTOP)
+        dist.group.WORLD.set_timeout(timedelta(seconds=1))
+        running = other.submit(target.run, rows, [None])
+        try:
+            with pytest.raises(RankLost, match="no longer answers"):
+                running.result(20)
+        finally:
+            process.kill()

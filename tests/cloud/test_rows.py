@@ -100,7 +100,7 @@ class Talk:
     """One session, message by message, that says what no agent would."""
 
     def __init__(self, client: WorkerClient) -> None:
-        self.call = client._stub.Session(timeout=SECONDS)
+        self.call = client._connection.line.stub.Session(timeout=SECONDS)
 
     async def say(self, *messages: Any) -> None:
         for message in messages:

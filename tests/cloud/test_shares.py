@@ -1,14 +1,26 @@
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections import Counter
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from cutline.cloud.shares import UNLIMITED, WAITING_SECONDS, WINDOW_SECONDS, Shares, Used, may_have
+from cutline.cloud.shares import (
+    SLOW_SECONDS,
+    UNLIMITED,
+    WAITING_SECONDS,
+    WINDOW_SECONDS,
+    Arrival,
+    Shares,
+    Used,
+    giving_way,
+    may_have,
+)
 from cutline.errors import WorkerBusy
 from cutline.protos.tokens import Limits
 
@@ -133,6 +145,91 @@ def test_who_opens_slowly_has_not_all_openings() -> None:
         with shares.arrival("b"):
             pass
         slow[0].enter_context(shares.arrival("a"))
+
+
+@pytest.mark.threat("floods")
+def test_slow_uploads_of_who_has_most_give_way() -> None:
+    """Those alone that came long ago, and only until the others have nearly as many."""
+    clock, left = Clock(), list[tuple[str, int]]()
+    shares = Shares(lambda _: UNLIMITED, places=4, clock=clock)
+
+    async def upload(tenant: str, index: int) -> None:
+        with shares.arrival(tenant) as place:
+            try:
+                async with place.uploading():
+                    await asyncio.sleep(60)
+            except WorkerBusy:
+                left.append((tenant, index))
+
+    async def come(tenant: str, index: int) -> asyncio.Task[None]:
+        task = asyncio.create_task(upload(tenant, index))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        return task
+
+    async def main() -> None:
+        tasks = [await come("a", index) for index in range(4)]
+        refused = await come("b", 0)
+        with pytest.raises(WorkerBusy, match="being opened"):
+            await refused
+        assert left == [], "they have only begun"
+        clock.now += SLOW_SECONDS
+        tasks += [await come("b", 0), await come("b", 1)]
+        assert left == [("a", 0), ("a", 1)]
+        clock.now += SLOW_SECONDS
+        for tenant in ("a", "b"):  # neither has two more than the other
+            with pytest.raises(WorkerBusy):
+                await (await come(tenant, 9))
+        assert left == [("a", 0), ("a", 1)]
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+    asyncio.run(main())
+    assert not shares._arriving
+
+
+def test_what_is_prepared_does_not_give_way() -> None:
+    clock = Clock()
+    shares = Shares(lambda _: UNLIMITED, places=2, clock=clock)
+
+    async def main() -> None:
+        with shares.arrival("a") as one, shares.arrival("a") as other:
+            for place in (one, other):
+                async with place.uploading():
+                    pass
+            clock.now += 10 * SLOW_SECONDS
+            with pytest.raises(WorkerBusy, match="being opened"), shares.arrival("b"):
+                pass
+            assert {one.gave_way, other.gave_way} == {False}
+
+    asyncio.run(main())
+
+
+class Slow(Arrival):
+    """One whose upload takes long."""
+
+    def is_slow(self, now: float) -> bool:
+        return True
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from(TENANTS), max_size=12), st.lists(st.sampled_from(TENANTS), max_size=40))
+def test_giving_way_comes_to_an_end(holders: Sequence[str], comers: Sequence[str]) -> None:
+    """Each time the two tenants are nearer to each other than before, so nobody is put out for ever."""
+    arrivals: list[Arrival] = [Slow(one, 0.0) for one in holders]
+    for tenant in comers:
+        held = Counter(one.tenant for one in arrivals)
+        one = giving_way(arrivals, tenant, 1.0)
+        if one is None:
+            assert max(held.values(), default=0) <= held[tenant] + 1
+            continue
+        assert held[one.tenant] == max(held.values())
+        assert one is next(first for first in arrivals if first.tenant == one.tenant)
+        arrivals.remove(one)
+        arrivals.append(Slow(tenant, 0.0))
+        after = Counter(one.tenant for one in arrivals)
+        assert sum(count**2 for count in after.values()) < sum(count**2 for count in held.values())
 
 
 @pytest.mark.threat("floods")

@@ -63,6 +63,10 @@ class Watching(Observer):
     def __init__(self) -> None:
         self.lost = 0
         self.saved = 0
+        self.waits = list[float]()
+
+    def waited(self, seconds: float) -> None:
+        self.waits.append(seconds)
 
     def evicted(self) -> None:
         self.lost += 1
@@ -122,7 +126,8 @@ def test_who_waited_longest_loses_its_place_to_a_newcomer(monkeypatch: pytest.Mo
         lost = second.next()
         assert isinstance(lost, WorkerForgot)
         assert "open the session anew" in str(lost)
-        # Those that are left waited less than that: nobody else goes.
+        # Those that are left waited less than that, however slow this machine is: nobody else goes.
+        monkeypatch.setattr(engine_module, "SAFE_SECONDS", 600.0)
         refused = Listener(engine, request([1, 5])).next()
         assert isinstance(refused, WorkerBusy)
         assert isinstance(engine.busy(), WorkerBusy)
@@ -147,14 +152,17 @@ def test_a_refusal_says_when_to_come_again() -> None:
     """By how long sessions lasted, and how many were refused before."""
     target = CountingTarget(2)
     with running(target) as engine:
+        lasted = []
         for _ in range(8):
+            began = time.monotonic()
             brief = Listener(engine, request([1])).opened()
             time.sleep(0.25)
             engine.close(brief.name)
+            lasted.append(time.monotonic() - began)
         holding = [Listener(engine, request([1, one])).opened() for one in (1, 2)]
         told = [Listener(engine, request([1, 3])).next() for _ in range(3)]
         waits = [one.retry_seconds for one in told if isinstance(one, WorkerBusy)]
-        assert 0.1 <= waits[0] <= 0.4  # nine tenths of a quarter of a second, and two places
+        assert 0.1 <= waits[0] <= max(lasted) / 2  # nine tenths of a quarter of a second, and two places
         assert waits == pytest.approx([waits[0], 2 * waits[0], 3 * waits[0]], rel=0.3)
         engine.close(holding[0].name)
         assert isinstance(Listener(engine, request([1, 3])).next(), Opened)
@@ -170,13 +178,13 @@ def test_out_of_time_ends_a_session_wherever_it_is() -> None:
     target = CountingTarget(2)
     with running(target) as engine:
         now = time.monotonic()
-        waits = Listener(engine, replace(request([1, 2]), deadline=now + 0.3)).opened()
+        waits = Listener(engine, replace(request([1, 2]), deadline=now + 1.0)).opened()
         late = Listener(engine, replace(request([1, 2]), deadline=now - 0.1)).next()
         assert isinstance(late, WorkerUnavailable)
         ended = waits.next()
         assert isinstance(ended, WorkerUnavailable)
         assert "in time" in str(ended)
-        assert 0.3 <= time.monotonic() - now < 5
+        assert 1.0 <= time.monotonic() - now < 20
         target.go_on.clear()
         held = Listener(engine, replace(request([1, 2], effort=1.0), deadline=time.monotonic() + 0.1))
         beside = Listener(engine, request([1, 2], effort=1.0))
@@ -226,16 +234,39 @@ def test_waits_for_the_first_pass_are_told_and_fade() -> None:
         target.go_on.clear()
         Listener(engine, request([1], max_tokens=1))
         time.sleep(0.05)
+        began = time.monotonic()
         for _ in range(3):
             Listener(engine, request([1, 2], max_tokens=1))
         time.sleep(0.4)
         target.go_on.set()
         assert isinstance(Listener(engine, request([1, 2], max_tokens=1)).end(), Finished)
-        assert 0.05 < engine.queue_seconds < 0.4
-    recent = pace.Recent().after(1.0, 10.0)
+        assert 0.05 < engine.queue_seconds < time.monotonic() - began
+    recent = pace.DecayingMean().after(1.0, 10.0)
     assert recent.at(10.0) == 0.25
     assert recent.at(1000.0) < 1e-9
     assert recent.at(9.0) == 0.25  # a clock that is read before
+
+
+def test_waiting_behind_other_prompts_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One prompt a pass: the last of three waits for two passes more than the first, though all open at once."""
+    monkeypatch.setattr(pace, "MOST_PROMPT_ROWS", 6)
+    target, watching, began = CountingTarget(4), Watching(), list[float]()
+    run = target.run
+
+    def slow(batch: Sequence[Rows], images: Sequence[Tensor | None]) -> list[Tensor]:
+        began.append(time.monotonic())
+        time.sleep(0.1)
+        return run(batch, images)
+
+    target.run = slow  # type: ignore[method-assign]
+    with running(target, watching) as engine:
+        asked = time.monotonic()
+        listeners = [Listener(engine, request([one] * 6, max_tokens=1)) for one in (1, 2, 3)]
+        opened = [one.next() for one in listeners]
+        assert all(isinstance(one.end(), Finished) for one in listeners)
+    assert all(isinstance(one, Opened) and one.queue_seconds < 0.15 for one in opened)  # for no pass but one
+    assert watching.waits == pytest.approx([one - asked for one in began], abs=0.05)
+    assert watching.waits[2] > 0.2
 
 
 def test_likelihoods_are_those_of_softmax() -> None:
@@ -297,4 +328,4 @@ def test_a_thousand_sessions_that_wait_cost_a_few_objects_each_and_no_thread() -
         began = time.monotonic()
         time.sleep(1.1)  # from when on one of them may go
         assert isinstance(Listener(engine, request([2, 2], effort=1.0, max_tokens=5)).end(), Finished)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 20

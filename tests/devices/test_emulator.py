@@ -90,7 +90,7 @@ async def echoed(streams: Streams, payload: bytes) -> float:
 
 async def agrees(measure: Callable[[], Awaitable[float]], expected: float) -> None:
     seen = []
-    for _ in range(3):
+    for _ in range(10):  # other work on the machine may disturb some
         seen.append(await measure())
         if abs(seen[-1] - expected) <= expected / 10:
             return

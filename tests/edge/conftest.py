@@ -17,6 +17,8 @@ from cutline.models.export import export_bundle
 from cutline.models.export.decoder import export_decoder
 from cutline.models.families.smolvlm import IMAGE
 
+pytest.register_assert_rewrite("cutline.bench.scripted_worker", "cutline.bench.together")
+
 
 @pytest.fixture(scope="session")
 def hf_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

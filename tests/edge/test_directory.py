@@ -109,7 +109,7 @@ class Book(directory_pb2_grpc.DirectoryServicer):
 
 
 async def until(workers: ListedWorkers, *ports: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while set(workers.addresses) != {f"127.0.0.1:{port}" for port in ports}:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
@@ -176,7 +176,7 @@ async def listing(book: Book) -> AsyncIterator[ListedWorkers]:
 
 
 async def asked_more(book: Book, times: int = 3) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         before = len(book.asked)
         while len(book.asked) < before + times:  # noqa: ASYNC110
             await asyncio.sleep(0.01)

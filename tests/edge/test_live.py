@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from itertools import accumulate
+from itertools import accumulate, product
 
 import numpy as np
 import pytest
@@ -189,3 +189,22 @@ def test_the_rest_of_an_answer_is_learnt_too() -> None:
     untouched = known.after(Seen(kind=0, tokens=8), overhead=OVERHEAD)
     assert (untouched.acceptance, untouched.kept, untouched.link) == (known.acceptance, known.kept, known.link)
     assert known.aged(20 * HALF_LIFE).kept.value == pytest.approx(0.7, abs=0.01)
+
+
+def test_two_figures_that_show_in_one_time_are_told_apart_by_their_priors_alone() -> None:
+    """Bayes' rule, pair by pair: the surer figure moves less, and what both explain is shared."""
+    sure, unsure = Guess.around(1.0, 0.5), Guess.around(1.0, 3.0)
+    expected = sure.values[:, None] + unsure.values
+    one, two = sure.together(unsure, expected, 6.0)
+    weights = np.zeros(expected.shape)
+    for i, j in product(range(len(sure.values)), range(len(unsure.values))):
+        spread = max(NOISE, 0.1 * expected[i, j])
+        off = max(abs(6.0 - expected[i, j]) - NOISE / 2, 0.0)
+        fits = 0.95 * math.exp(-((off / spread) ** 2) / 2) / spread + 0.05 / 60.0
+        weights[i, j] = sure.prior[i] * unsure.prior[j] * fits
+    weights /= weights.sum()
+    assert one.likely == pytest.approx(weights.sum(axis=1))
+    assert two.likely == pytest.approx(weights.sum(axis=0))
+    assert one.value < 1.5
+    assert two.value > 2.5
+    assert one.likely.sum() == pytest.approx(two.likely.sum()) == pytest.approx(1.0)

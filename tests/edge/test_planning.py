@@ -1,37 +1,29 @@
-"""What the agent plans: in worlds played out by the planner's own model, and with a real worker behind a link."""
+"""What the agent plans, in worlds played out by the planner's own model."""
 
 from __future__ import annotations
 
-import asyncio
 import datetime
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from cutline.cloud.server import serve
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
-from cutline.devices.emulator import LinkEmulator
-from cutline.devices.link import LinkProfile, load_link
+from cutline.devices.link import LinkProfile
 from cutline.devices.profile import Compute, DeviceProfile
-from cutline.edge.agent import Agent
-from cutline.edge.answer import Answer, Source
-from cutline.edge.planning import Chosen, Planner
+from cutline.edge.chosen import Chosen
+from cutline.edge.planning import Planner
 from cutline.edge.preparing import Preparer
 from cutline.edge.progress import Prepared, Progress
 from cutline.edge.question import Mode, Question
-from cutline.edge.setting import setting_of
 from cutline.edge.transcript import Transcript
-from cutline.errors import InputError, WorkerUnavailable
+from cutline.errors import InputError
 from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image
 from cutline.models.prompt import ImagePart, Message, PromptBuilder, TextPart
@@ -44,7 +36,6 @@ from cutline.partitioner.plan import Conditions, Limits, Space
 from cutline.partitioner.predict import predict
 from cutline.partitioner.search import search
 from cutline.partitioner.setting import Gate, Setting
-from cutline.protos.address import parse_address
 from cutline.protos.messages import Opened
 
 CUTS = Bundle.open(TARGET).manifest.line.layers
@@ -388,175 +379,3 @@ def test_many_kinds_of_requests_do_not_fill_the_memory() -> None:
         other = replace(asked, prompt=asked.prompt * (1 + index % 40), limit=1 + index)
         planner.plan(replace(other, question=msgspec.structs.replace(asked.question, effort=1 - index / 300)), ready=())
     assert len(planner._searches) <= 64
-
-
-def check_plan(answer: Answer, worker: str) -> None:
-    """What holds of every planned answer."""
-    plan = answer.plan
-    assert plan is not None
-    assert answer.mode is Mode.AUTO
-    assert plan.measured_ms == answer.latency_ms
-    assert plan.predicted_ms == pytest.approx(plan.uncorrected_ms * plan.correction)
-    assert min(plan.predicted_ms, plan.hindsight_ms, plan.correction, plan.believed.rtt_ms) > 0
-    assert plan.mode is not Mode.EDGE
-    assert plan.why
-    if answer.worker is None:
-        assert plan.mode is Mode.AUTO
-        assert {token.source for token in answer.tokens} == {Source.EDGE}
-    else:
-        assert answer.worker == worker
-        assert (answer.cut, answer.wire) == (plan.cut, plan.wire)
-        assert (plan.cut == "image") == (plan.wire is None)
-    if plan.mode in (Mode.CLOUD, Mode.SPLIT):
-        assert plan.effort is None
-        assert answer.drafted == 0
-
-
-def test_planned_answers_of_a_real_worker_over_a_link() -> None:
-    """Exact plans give the target's own tokens; the link is found behind a profile that is wrong about it."""
-    target, drafter = Bundle.open(TARGET), Bundle.open(DRAFTER)
-    setting = setting_of(drafter, target, edge="raspberry-pi-5", cloud="cpu-server")
-    here = msgspec.structs.replace(load_link("4g"), rtt_ms=60.0, jitter_ms=0.0)
-    planner = Planner(setting, load_link("ethernet"))
-
-    async def run() -> None:
-        async with (
-            serve(target, listen="127.0.0.1:0", slots=4, context=256, device="cpu") as address,
-            LinkEmulator(here, target=parse_address(address)) as emulated,
-            Agent(drafter, worker=emulated.address, threads=1, target=target, planner=planner) as agent,
-        ):
-            asked = Question.about(REQUESTS[0].image, "Describe the card.", exact=True)
-            answer, warm = await agent.answer(asked), 0
-            for request in REQUESTS[:6]:
-                asked = Question.about(request.image, request.question.text, exact=True)
-                answer = await agent.answer(asked)
-                check_plan(answer, emulated.address)
-                assert answer.exact
-                plain = Question.about(request.image, request.question.text, mode=Mode.CLOUD)
-                truth = await agent.answer(plain)
-                assert truth.plan is None
-                assert [token.id for token in answer.tokens] == [token.id for token in truth.tokens]
-                warm += answer.plan is not None and not answer.plan.cold
-            assert warm > 0
-            assert answer.plan is not None
-            assert answer.plan.believed.rtt_ms == pytest.approx(60.0, rel=0.4)
-            for request in REQUESTS[:6]:
-                answer = await agent.answer(Question.about(request.image, request.question.text))
-                check_plan(answer, emulated.address)
-            given = Question.about(REQUESTS[0].image, "Describe the card.", cut="decoder.0")
-            assert (await agent.answer(given)).plan is None, "a cut leaves nothing to plan"
-            with pytest.raises(InputError, match="no plan keeps to 1 ms"):
-                await agent.answer(msgspec.structs.replace(asked, max_latency_ms=1.0))
-
-    asyncio.run(run())
-
-
-def test_only_cuts_are_planned_at_which_the_worker_can_begin() -> None:
-    target, drafter = Bundle.open(TARGET), Bundle.open(DRAFTER)
-    planner = Planner(demo(), link(uplink_mbps=1000.0))
-    asked = Question.about(REQUESTS[0].image, "Describe the card.", exact=True)
-    assert planner.plan(prepared(exact=True), ready=CUTS).question.cut not in CUTS[7:]
-
-    async def run() -> None:
-        async with (
-            serve(
-                target, listen="127.0.0.1:0", slots=2, context=256, device="cpu", layers=("decoder.1", "end")
-            ) as address,
-            Agent(drafter, worker=address, threads=1, target=target, planner=planner) as agent,
-        ):
-            answer = await agent.answer(asked)
-            check_plan(answer, address)
-            assert answer.cut in CUTS[7:]
-            assert answer.plan is not None
-            assert answer.plan.cold, "the worker had yet to say so"
-
-    asyncio.run(run())
-    planner.meet("magic", "head")
-    assert planner.plan(prepared(exact=True), ready=CUTS).question.cut in CUTS[7:], (
-        "what makes no sense changes nothing"
-    )
-    planner.meet("image", "end")
-    assert planner.plan(prepared(exact=True), ready=CUTS).question.cut not in CUTS[7:]
-
-
-def test_a_planner_is_only_loaded_where_it_is_wanted() -> None:
-    rooms = "cutline.edge.agent, cutline.edge.api.serving, cutline.cli.edge, cutline.cli.ask"
-    code = f"import sys, {rooms}; print(*sys.modules)"
-    environment = {"PYTHONPATH": str(Path(__file__).resolve().parents[2] / ".dev")}
-    loaded = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    ).stdout.split()
-    assert "cutline.edge.agent" in loaded
-    assert not [module for module in loaded if "partitioner" in module or module in ("cutline.edge.planning",)]
-
-
-def test_an_agent_without_profiles_does_not_plan() -> None:
-    asked = Question.about(REQUESTS[0].image, "Describe the card.")
-
-    async def run() -> None:
-        async with Agent(Bundle.open(DRAFTER), worker="127.0.0.1:1", threads=1) as agent:
-            edge = await agent.answer(msgspec.structs.replace(asked, mode=Mode.EDGE))
-            assert edge.plan is None
-            for bound in (
-                {"exact": True},
-                {"image_must_stay": True},
-                {"max_latency_ms": 9.0},
-                {"min_agreement": 0.5},
-                {"max_leak": 0.5},
-            ):
-                with pytest.raises(InputError, match="does not plan"):
-                    await agent.answer(msgspec.structs.replace(asked, **bound))
-
-    asyncio.run(run())
-
-
-def test_a_planner_needs_a_worker_and_the_target() -> None:
-    planner = Planner(demo(), link())
-    missing: dict[str, Any]
-    for missing in ({"worker": None, "target": Bundle.open(TARGET)}, {"worker": "127.0.0.1:1", "target": None}):
-        with pytest.raises(InputError, match="--worker and --target"):
-            Agent(Bundle.open(DRAFTER), threads=1, planner=planner, **missing)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"mode": Mode.CLOUD, "exact": True},
-        {"mode": Mode.EDGE, "max_latency_ms": 100.0},
-        {"cut": "decoder.0", "image_must_stay": True},
-        {"mode": Mode.DRAFT, "min_agreement": 0.9},
-        {"max_latency_ms": 0.0},
-        {"max_latency_ms": float("nan")},
-        {"max_latency_ms": float("inf")},
-        {"min_agreement": -0.1},
-        {"min_agreement": float("nan")},
-        {"mode": Mode.CLOUD, "max_leak": 0.5},
-        {"max_leak": 1.5},
-        {"max_leak": float("nan")},
-    ],
-)
-def test_bounds_that_mean_nothing_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match="-"):
-        Question.about(b"", "What?", **options)
-
-
-def test_with_no_worker_reachable_auto_answers_here_and_only_an_exact_question_insists() -> None:
-    asked = Question.about(REQUESTS[0].image, "Describe the card.")
-
-    async def run() -> None:
-        planner = Planner(demo(), link())
-        target = Bundle.open(TARGET)
-        for offline in (True, False):
-            async with Agent(
-                Bundle.open(DRAFTER), worker="127.0.0.1:1", threads=1, target=target, planner=planner, offline=offline
-            ) as agent:
-                edge = await agent.answer(msgspec.structs.replace(asked, mode=Mode.EDGE))
-                for bound in ({}, {"image_must_stay": True}, {"max_latency_ms": 500.0}):
-                    answer = await agent.answer(msgspec.structs.replace(asked, **bound))
-                    assert answer.text == edge.text
-                    assert not answer.exact
-                    assert answer.worker is None
-                with pytest.raises(WorkerUnavailable):
-                    await agent.answer(msgspec.structs.replace(asked, exact=True, timeout=1.0))
-
-    asyncio.run(run())

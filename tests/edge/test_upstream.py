@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Callable
@@ -208,6 +209,47 @@ def test_nobody_there_is_said_in_one_line() -> None:
         await upstream.close()
 
     asyncio.run(run())
+
+
+def test_what_a_connection_takes_is_seen_where_one_is_made() -> None:
+    """A server of its own, over TCP: the first question makes a connection, the second goes into the same one."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                size = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+                await reader.readexactly(int(size.partition(b":")[2]))
+                said = events("4 ", "3 7")
+                writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(said) + said)
+                await writer.drain()
+        writer.close()
+
+    async def run() -> list[Progress]:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        upstream = Upstream(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", model="big")
+        preparer = Preparer(BUNDLE.manifest, PromptBuilder.open(BUNDLE), None, planned=False)
+        seen = []
+        for _ in range(2):
+            seen.append(progress := Progress(time.perf_counter(), Transcript(VOCABULARY)))
+            await UpstreamSession(upstream).answer(preparer.prepare(asking()), progress, VOCABULARY, STOP)
+        await upstream.close()
+        server.close()
+        await server.wait_closed()
+        return seen
+
+    first, second = asyncio.run(run())
+    assert first.connecting is not None
+    assert first.connecting > 0
+    assert second.connecting is None
+    assert (first.cold, second.cold) == (True, False)
+    assert set(first.parts.seconds) == {"link", "cloud"}
+    assert set(second.parts.seconds) == {"cloud"}
+    for progress in (first, second):
+        ((at, size),) = progress.sent
+        assert progress.first is not None
+        assert progress.last is not None
+        assert progress.began < at < progress.first <= progress.last
+        assert size > 4 * len(REQUEST.image) / 3
 
 
 @pytest.mark.parametrize(

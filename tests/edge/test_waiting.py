@@ -68,7 +68,7 @@ def test_a_file_waits_for_room_and_loses_nothing() -> None:
         thread.start()
         seen = list[int]()
         while len(seen) < 4:
-            await asyncio.wait_for(waiting.news(), 10)
+            await asyncio.wait_for(waiting.news(), 60)
             while one := waiting.take():
                 seen.append(one.number)
                 await asyncio.sleep(0.01)
@@ -88,7 +88,7 @@ def test_closing_ends_who_waits_for_room_and_gives_back_what_is_left() -> None:
             target=lambda: ended.extend(waiting.put(frame("a", number), live=False) for number in range(2))
         )
         thread.start()
-        await asyncio.wait_for(waiting.news(), 10)
+        await asyncio.wait_for(waiting.news(), 60)
         await asyncio.sleep(0.02)
         assert [one.number for one in waiting.close()] == [0]
         await asyncio.to_thread(thread.join)

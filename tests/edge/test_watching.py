@@ -390,21 +390,3 @@ def test_nobody_reads_any_more() -> None:
 
     with pytest.raises(BrokenPipeError):
         run([Listed(frames("a", 3), lasting=True)], ran=Closed())
-
-
-def test_patience_doubles_up_to_its_end_and_is_forgotten() -> None:
-    now = 0.0
-    patience = Patience(first=1.0, clock=lambda: now)
-    assert (patience.tried, patience.left) == (False, 0.0)
-    waits = []
-    for _ in range(7):
-        patience.failed()
-        waits.append(patience.left)
-        now += patience.left
-        assert patience.tried
-        assert patience.left == 0.0
-    assert waits == [1, 2, 4, 8, 16, 30, 30]
-    patience.worked()
-    assert not patience.tried
-    patience.failed()
-    assert patience.left == 1.0

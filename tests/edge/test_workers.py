@@ -124,7 +124,7 @@ def test_keys_that_no_longer_read_take_no_trial(tmp_path: Path) -> None:
 def test_after_silence_there_is_a_new_connection() -> None:
     async def check(workers: Workers, clock: Clock) -> None:
         before = workers.choose()
-        workers.measured(A, 1e6)
+        workers.measured(A, uplink=1e6)
         workers.report(A, WorkerSilent("dead", notice=2.0, answered=False))
         assert workers.wait(but=[B, C]) == pytest.approx(2.0)
         assert workers.uplink(A) == 1e6
@@ -147,7 +147,7 @@ def test_what_was_carried_raises_what_a_link_is_taken_for_and_what_was_measured_
         workers.carried(A, 3e5)
         assert workers.uplink(A) == 3e5
         assert workers.states[0].uplink_mbps is None, "that is a bound, no measurement"
-        workers.measured(A, 2e5)
+        workers.measured(A, uplink=2e5)
         assert workers.uplink(A) == 2e5
         assert workers.states[0].uplink_mbps == pytest.approx(1.6)
 
@@ -161,7 +161,7 @@ def test_offline_there_is_not_even_a_channel(monkeypatch: pytest.MonkeyPatch) ->
         made.append(address)
         return open_channel(address, keys)
 
-    monkeypatch.setattr("cutline.protos.client.open_channel", counted)
+    monkeypatch.setattr("cutline.protos.connection.open_channel", counted)
 
     async def run() -> None:
         workers = Workers((A, B), offline=True)

@@ -13,12 +13,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from cutline.bench.fault_cases import ENDS_PROCESS, OF_PROCESSES, WAYS, Case, Fault, Point, Setup, draw
-from cutline.bench.fault_check import Checker, Heard, hear
-from cutline.bench.fault_lane import Asker
-from cutline.bench.fault_rig import asker, rig, ungated
-from cutline.bench.faults import late, leaked, warm
-from cutline.bench.faulty_link import FaultyLink, Way
+from cutline.bench.faults.cases import ENDS_PROCESS, OF_PROCESSES, WAYS, Case, Fault, Point, Setup, draw
+from cutline.bench.faults.checking import Checker, Heard, hear
+from cutline.bench.faults.lane import Asker
+from cutline.bench.faults.link import FaultyLink, Way
+from cutline.bench.faults.rig import asker, rig, ungated
+from cutline.bench.faults.storm import late, leaked, warm
 from cutline.bench.flatness import RULES, trend
 from cutline.cloud.chain import SILENCE_SECONDS
 from cutline.cloud.server import serve

@@ -32,7 +32,7 @@ from cutline.edge.state import AgentState, Breaker, WorkerState
 from cutline.errors import CutlineError
 from cutline.models.bundle import Bundle
 
-SECONDS = 10  # that the page may take to show what it was told
+SECONDS = 30  # that the page may take to show what it was told
 WORKER = "10.0.0.2:50051"
 PHONE = (360, 740)
 
@@ -76,6 +76,7 @@ class Scripted:
         self.asked: list[Question] = []
         self.offline = False
         self.plans = False
+        self.upstream: str | None = None
         self.closed = threading.Event()  # whoever asked last has gone
         self.workers: tuple[WorkerState, ...] = (
             WorkerState(address=WORKER, connected=True, rtt_ms=62.0, uplink_mbps=12.3),
@@ -114,6 +115,7 @@ class Scripted:
             drafter="drafter",
             target="target",
             plans=self.plans,
+            upstream=self.upstream,
             workers=self.workers,
         )
 

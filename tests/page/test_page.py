@@ -11,7 +11,7 @@ from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.common.keys import Keys
 
-from cutline.edge.answer import Lost, Source, Tail, Token
+from cutline.edge.answer import Believed, Energy, Forecast, Lost, RunnerUp, Source, Tail, Token
 from cutline.edge.events import Corrected, Guessed, Planned, Settled
 from cutline.edge.question import Mode
 from cutline.errors import WorkerFailed, WorkerUnavailable
@@ -130,7 +130,7 @@ def test_stop_ends_the_answer_and_keeps_what_was_said(page: Page, agent: Scripte
     else:
         page.one("#stop").click()
     page.over()
-    assert agent.closed.wait(5)  # the agent gave it up too
+    assert agent.closed.wait(30)  # the agent gave it up too
     assert page.text(".text") == "A red"
     assert page.text(".notices") == "stopped"
     assert page.one("#send").is_displayed()
@@ -330,6 +330,48 @@ def test_the_panel_says_how_and_why_and_what_it_cost(page: Page, agent: Scripted
     assert label == "Share of the tokens: edge 0%, draft 100%, cloud 0%"
     page.shows("#totals", "Answers1")
     assert "420 mJ, estimated" in page.text("#totals")
+
+
+def test_the_panel_tells_of_an_upstream_and_of_its_plan(page: Page, agent: Scripted) -> None:
+    agent.workers, agent.upstream, agent.plans = (), "https://there/v1", True
+    page.shows("#link", "https://there/v1 answers in place of workers")
+    assert "No worker was given" not in page.text("#link")
+    why = "Uploading the 9 kB image to the upstream is quickest: 830 ms, 700 of them for the upstream's first word"
+    believed = Believed(
+        rtt_ms=40.0, uplink_mbps=9.0, queue_ms=0.0, acceptance=0.8, answer_tokens=12, throttled=False, first_ms=700.0
+    )
+    plan = Forecast(
+        mode=Mode.CLOUD,
+        cut="image",
+        wire=None,
+        effort=None,
+        predicted_ms=830.0,
+        uncorrected_ms=830.0,
+        correction=1.0,
+        hindsight_ms=800.0,
+        measured_ms=84.3,
+        cold=False,
+        why=why,
+        believed=believed,
+        runner_up=RunnerUp(mode=Mode.AUTO, cut="image", wire=None, predicted_ms=910.0),
+    )
+    page.ask("What is it?")
+    agent.tell(Planned(mode=Mode.CLOUD, cut="image", wire=None, predicted_ms=830, why=why))
+    page.shows("#told", why)
+    agent.tell(answered(SAID, mode=Mode.AUTO, worker="https://there/v1", cut="image", exact=None, plan=plan))
+    page.over()
+    facts = dict(page.run(FACTS))
+    assert (facts["Why"], facts["Runner-up"]) == (why, "auto at image, 910 ms")
+    assert (facts["Predicted"], facts["Measured"]) == ("830 ms", "84 ms")
+    assert (facts["Worker"], facts["Exact"]) == ("https://there/v1", "not known")
+
+
+def test_totals_are_estimated_if_any_part_of_them_was(page: Page, agent: Scripted) -> None:
+    for estimated, total in ((False, "250 mJ, measured"), (True, "500 mJ, estimated"), (False, "750 mJ, estimated")):
+        page.ask("What is it?")
+        agent.tell(answered(SAID, energy=Energy(joules=0.25, estimated=estimated)))
+        page.over()
+        page.shows("#totals", total)
 
 
 def test_on_a_phone_nothing_scrolls_sideways_and_the_panel_is_a_sheet(

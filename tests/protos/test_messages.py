@@ -312,8 +312,17 @@ def test_an_agents_message_out_of_bounds_is_refused(wire: pb.AgentMessage, words
         (pb.WorkerMessage(confirmed=pb.Confirmed(tokens=[1], accepted=2)), "more drafted tokens"),
         (pb.WorkerMessage(finished=pb.Finished()), "no known reason"),
         (pb.WorkerMessage(finished=pb.Finished(reason=3)), "no known reason"),  # type: ignore[arg-type]
+        (pb.WorkerMessage(finished=pb.Finished(reason="STOP", cloud_seconds=math.nan)), "times"),
+        (pb.WorkerMessage(finished=pb.Finished(reason="STOP", cloud_seconds=math.inf)), "times"),
+        (pb.WorkerMessage(finished=pb.Finished(reason="STOP", cloud_seconds=-1.0)), "times"),
     ],
 )
 def test_a_workers_message_out_of_bounds_is_refused(wire: pb.WorkerMessage, words: str) -> None:
     with pytest.raises(InputError, match=words):
         worker_from_wire(wire)
+
+
+@pytest.mark.parametrize("seconds", [math.nan, math.inf, -1.0])
+def test_a_description_with_no_time_of_its_queue_is_refused(seconds: float) -> None:
+    with pytest.raises(InputError, match="times"):
+        description_from_wire(pb.Description(queue_seconds=seconds))

@@ -94,7 +94,7 @@ class Flood:
     async def hung_up(self) -> bool:
         """Whether the worker ends the connection, or has said that it will."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.shield(self.reading), 2)
+            await asyncio.wait_for(asyncio.shield(self.reading), SECONDS)
         return self.reading.done() or self.count(GOAWAY) > 0
 
     async def close(self) -> None:

@@ -234,7 +234,7 @@ def test_pictures_that_are_attacks_cost_a_worker_nothing(victim: Any, meanwhile:
     async def run(channel: Any) -> None:
         before = victim.peak
         for name, picture in pictures.items():
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(20):
                 code, said = await attacked(channel, files(honest.opening, picture))
             assert code is grpc.StatusCode.INVALID_ARGUMENT, name
             assert isinstance(said[-1], InputError), name

@@ -191,10 +191,10 @@ INTO_PYTHON = [
 @pytest.mark.threat("templates")
 @pytest.mark.parametrize("template", [ENDLESS, MACRO, "{{ 'a' * 999999999 }}", "{{ range(10**9)|list }}", *INTO_PYTHON])
 def test_a_bundles_template_ends_and_reaches_nothing(tmp_path: Path, template: str) -> None:
-    builder, began = templated(tmp_path, template + "<image>{{ messages[0].content[1].text }}"), time.perf_counter()
+    builder, began = templated(tmp_path, template + "<image>{{ messages[0].content[1].text }}"), time.thread_time()
     with pytest.raises((BundleError, PromptError)) as refused:
         builder.build([question("What?")], [(0, 0)])
-    assert time.perf_counter() - began < 2
+    assert time.thread_time() - began < 2
     assert "class" not in str(refused.value)
 
 

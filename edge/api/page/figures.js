@@ -13,8 +13,13 @@ export function bytes(value) {
   return `${(value / 1e6).toFixed(1)} MB`;
 }
 
-export function joules(value) {
+function joules(value) {
   return value < 0.9995 ? `${+(value * 1000).toPrecision(2)} mJ` : `${value.toFixed(value < 9.95 ? 2 : 0)} J`;
+}
+
+// Of several answers, "estimated" if any part of it was.
+export function energy({ joules: spent, estimated }) {
+  return `${joules(spent)}, ${estimated ? "estimated" : "measured"}`;
 }
 
 export function rate(mbps) {

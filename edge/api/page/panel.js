@@ -2,7 +2,7 @@
 
 import { shares, SOURCES } from "./answer.js";
 import { html, svg } from "./dom.js";
-import { bytes, joules, milliseconds, rate } from "./figures.js";
+import { bytes, energy, milliseconds, rate } from "./figures.js";
 
 const STAGES = ["image", "vision", "connector", "decoder", "head"];
 const WIDTH = 300; // of the drawings, in their own units
@@ -26,6 +26,7 @@ export function answerFacts(state) {
         Cut: answer && answer.cut === null ? "none, the device alone" : plan.cut,
         Wire: plan.wire,
         Why: plan.why,
+        "Runner-up": plan.runner_up && runnerUp(plan.runner_up),
       }),
     );
   }
@@ -41,7 +42,7 @@ export function answerFacts(state) {
       Up: bytes(answer.bytes_up),
       Down: bytes(answer.bytes_down),
       "Round trips": answer.rounds,
-      Energy: answer.energy && `${joules(answer.energy.joules)}, ${answer.energy.estimated ? "estimated" : "measured"}`,
+      Energy: answer.energy && energy(answer.energy),
       Worker: answer.worker,
       Exact: answer.exact === null ? "not known" : answer.exact ? "yes" : "no",
     }),
@@ -49,15 +50,21 @@ export function answerFacts(state) {
   return facts;
 }
 
+function runnerUp({ mode, cut, wire, predicted_ms }) {
+  const where = [mode, cut && `at ${cut}`, wire && `in ${wire}`].filter(Boolean).join(" ");
+  return `${where}, ${milliseconds(predicted_ms)}`;
+}
+
 // How the link is, in one word: offline, alone (no worker was given), lost or up.
-export function linkIs({ offline, workers }) {
+export function linkIs({ offline, workers, upstream }) {
   if (offline) return "offline";
+  if (upstream) return "up";
   if (workers.length === 0) return "alone";
   return workers.every(isDown) ? "lost" : "up";
 }
 
 export function linkFacts(state) {
-  const { link, workers } = state;
+  const { link, workers, upstream } = state;
   const is = linkIs(state);
   const words = { offline: "Offline by your choice.", alone: "No worker was given.", lost: "No worker answers." };
   const figures = [link?.rtt_ms == null ? null : milliseconds(link.rtt_ms), link?.uplink_mbps == null ? null : `${rate(link.uplink_mbps)} up`];
@@ -73,7 +80,7 @@ export function linkFacts(state) {
       html("span", {}, "cloud"),
     ),
     is === "up" ? null : html("p", { class: "means" }, words[is]),
-    html("ul", { class: "workers" }, ...workers.map((one) => html("li", { class: isDown(one) ? "down" : "" }, html("code", {}, one.address), ` ${stateOf(one)}`))),
+    html("ul", { class: "workers" }, upstream && html("li", {}, html("code", {}, upstream), " answers in place of workers"), ...workers.map((one) => html("li", { class: isDown(one) ? "down" : "" }, html("code", {}, one.address), ` ${stateOf(one)}`))),
   ];
 }
 
@@ -92,7 +99,7 @@ export function totalFacts(totals) {
       Answers: totals.answers,
       Up: bytes(totals.bytes_up),
       Down: bytes(totals.bytes_down),
-      Energy: totals.joules === null ? null : `${joules(totals.joules)}, estimated`,
+      Energy: totals.joules === null ? null : energy(totals),
     }),
   ];
 }

@@ -10,9 +10,9 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from cutline.bench.fault_cases import ENDS_PROCESS, SILENT, Case, Fault, Point, Setup
-from cutline.bench.fault_check import Checker, Found, Heard, Tokens, hear
-from cutline.bench.faulty_link import FaultyLink, Way
+from cutline.bench.faults.cases import ENDS_PROCESS, SILENT, Case, Fault, Point, Setup
+from cutline.bench.faults.checking import Checker, Found, Heard, Tokens, hear
+from cutline.bench.faults.link import FaultyLink, Way
 from cutline.bench.worker_process import WorkerProcess
 from cutline.demo.requests import Request
 from cutline.edge.agent import Agent
@@ -162,14 +162,11 @@ class Lane:
         return self._workers[case.second] if self._workers else None
 
     def _limit(self, case: Case, question: Question) -> float:
-        """Seconds in which a silent worker of this case must be given up.
-
-        By what the agent allows for bytes that may be on their way, and two looks of its heartbeat.
-        """
+        """Seconds within which a silent worker of this case must be given up, by the bytes that may be on their way."""
         (state, *_), uplink = self.agent.workers.states, self.agent.workers.uplink(self._links[0].address)
         early = case.point in (Point.BEFORE, Point.UPLOAD)
         ahead = _UPLOADS[question.cut] + _OPENINGS if early or question.cut == "decoder.2" else 2 * _OPENINGS
-        return patience(self.notice, ahead=ahead, uplink=uplink, connected=state.connected) + self.notice / 4
+        return patience(self.notice, ahead=ahead, uplink=uplink, connected=state.connected)
 
     async def _judged(
         self, case: Case, question: Question, heard: Heard, truth: Tokens, struck: float | None, limit: float

@@ -1,21 +1,9 @@
-"""What faults do to answers: `python -m cutline.bench.faults [--faults 1000] [--seed 1] [--kill-at-random-token 100]`.
-
-Agents ask workers, processes of their own, over links that break, go silent, lag, crawl, cut off or change what they
-carry, while workers are killed, frozen, drained and started again: alone, with another worker to go to, in a chain of
-two, and over TLS, each in all modes, at moments drawn from the seed. Every answer is held against the unsplit target's.
-At the end nothing may be left of any session, and no process may have more descriptors or threads than before.
-
-With --kill-at-random-token the link of the first of two workers dies so often at a random token instead, in turn by a
-reset and in silence, over links with a round trip of --rtt-ms. Exits with 1 if something is not as it must be.
-"""
+"""Faults drawn from a seed in every lane at once, what is sampled meanwhile, and the tables of what came of it."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import random
-import sys
-import tempfile
 import time
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
@@ -25,46 +13,16 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from cutline.bench.fault_cases import ENDS_PROCESS, OF_PROCESSES, WAYS, Fault, Setup, draw
-from cutline.bench.fault_check import Found
-from cutline.bench.fault_lane import Asker, Lane, Outcome
-from cutline.bench.fault_rig import Rig, asker, rig, ungated
+from cutline.bench.faults.cases import ENDS_PROCESS, OF_PROCESSES, WAYS, Fault, Setup, draw
+from cutline.bench.faults.checking import Found
+from cutline.bench.faults.lane import Asker, Lane, Outcome
+from cutline.bench.faults.rig import Rig, asker, rig, ungated
 from cutline.bench.flatness import Log, Trend, taken
 from cutline.errors import CutlineError
 
-NOTICE = 0.5
 EMPTY_SECONDS = 45.0  # a worker notices within half a minute that an agent is gone without a word
 SAMPLE_SECONDS = 2.0
 SLOW_SECONDS = 5.0
-
-
-def main() -> None:
-    """Break things, print, and exit with 1 if an answer was wrong or something was left."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--faults", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--notice", type=float, default=NOTICE, help="of the agents, in seconds")
-    parser.add_argument("--setups", default=",".join(Setup), help="which, with commas")
-    parser.add_argument("--without", default="", help="faults to leave out, with commas")
-    parser.add_argument("--kill-at-random-token", type=int, metavar="RUNS")
-    parser.add_argument("--rtt-ms", type=float, default=40.0)
-    args = parser.parse_args()
-    console = Console(width=130)
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        if args.kill_at_random_token:
-            from cutline.bench.fault_killing import killing
-
-            good = asyncio.run(
-                killing(args.kill_at_random_token, args.seed, folder, console, notice=args.notice, rtt_ms=args.rtt_ms)
-            )
-        else:
-            setups = [Setup(one) for one in args.setups.split(",")]
-            without = [Fault(one) for one in args.without.split(",") if one]
-            good = asyncio.run(
-                storm(args.faults, args.seed, folder, console, setups=setups, without=without, notice=args.notice)
-            )
-    sys.exit(0 if good else 1)
 
 
 async def storm(
@@ -240,7 +198,3 @@ def _told(figure: str, of: Trend) -> str:
 def _seconds(values: Iterable[float | None], quantile: float) -> str:
     known = [value for value in values if value is not None]
     return f"{np.quantile(known, quantile):.2f} s" if known else "-"
-
-
-if __name__ == "__main__":
-    main()

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import msgspec
 
-from cutline.bench.fault_cases import Setup
-from cutline.bench.fault_check import Checker
-from cutline.bench.fault_lane import Asker, Lane
-from cutline.bench.faulty_link import FaultyLink
+from cutline.bench.faults.cases import Setup
+from cutline.bench.faults.checking import Checker
+from cutline.bench.faults.lane import Asker, Lane
+from cutline.bench.faults.link import FaultyLink
 from cutline.bench.worker_process import WorkerProcess
 from cutline.cli.certificates import DEVICE, SERVER, Authority
 from cutline.demo.bundles import DRAFTER, TARGET

@@ -1,0 +1,1 @@
+"""What faults of links and workers do to answers."""

@@ -1,0 +1,46 @@
+"""The agent's API by its bytes, also those that no client would send; for tests of it."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+import httpx
+import msgspec
+
+from cutline.edge.api.requests import ChatRequest
+from cutline.edge.question import Mode, Question
+
+PATH = "/v1/chat/completions"
+BODY = msgspec.json.encode(ChatRequest.asking(Question.about(b"any", "What?", mode=Mode.DRAFT)))
+STREAMED = msgspec.json.encode(msgspec.json.decode(BODY) | {"stream": True})
+
+
+def request(body: bytes, *more: str, length: int | None = None, host: str = "localhost") -> bytes:
+    """A request with a body, and `more` lines in its head; `length` is what it says of the body's."""
+    lines = [f"POST {PATH} HTTP/1.1", f"Host: {host}", f"Content-Length: {len(body) if length is None else length}"]
+    return "\r\n".join([*lines, *more, "", ""]).encode() + body
+
+
+async def connect(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection to the server at a URL."""
+    host, _, port = url.removeprefix("http://").rpartition(":")
+    return await asyncio.open_connection(host, int(port))
+
+
+async def reply(url: str, sent: bytes) -> tuple[int, bytes]:
+    """The status and the body that come back for `sent`; the connection must be closed by the server."""
+    reader, writer = await connect(url)
+    writer.write(sent)
+    got = b""
+    with suppress(ConnectionResetError):  # a server that does not want the rest may say so as well
+        got = await asyncio.wait_for(reader.read(), 20)
+    writer.close()
+    head, _, body = got.partition(b"\r\n\r\n")
+    return (int(head.split()[1]), body) if head else (0, b"")
+
+
+async def get(url: str, path: str) -> httpx.Response:
+    """What is served at a path, on a connection of its own."""
+    async with httpx.AsyncClient(base_url=url, trust_env=False) as client:
+        return await client.get(path)

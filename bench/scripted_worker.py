@@ -1,0 +1,207 @@
+"""A worker that says a script, behind real gRPC, and fails as it is told; and an agent that asks it. For tests."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import grpc
+
+from cutline.demo.bundles import DRAFTER
+from cutline.demo.cards import Split
+from cutline.demo.requests import requests
+from cutline.edge.agent import Agent
+from cutline.edge.answer import Answer, Lost, Source, Tail, Token
+from cutline.edge.drafter import Drafter
+from cutline.edge.events import Corrected, Event, Settled
+from cutline.edge.gate import Gate
+from cutline.edge.question import Mode, Question
+from cutline.errors import (
+    CutlineError,
+)
+from cutline.models.bundle import Bundle
+from cutline.models.images import decode_image
+from cutline.models.prompt import PromptBuilder, question
+from cutline.models.sampling import Sampling
+from cutline.protos.messages import Confirmed, Finished, Open, Opened, Reason, agent_from_wire, worker_to_wire
+from cutline.protos.v1 import worker_pb2 as pb
+from cutline.protos.v1 import worker_pb2_grpc
+
+BUNDLE = Bundle.open(DRAFTER)
+STOP = BUNDLE.manifest.stop_tokens[0]
+REQUEST = next(one for one in requests(Split.EVALUATION, 2, seed=11) if one.question.kind == "describe")
+NOTICE = 0.3  # seconds
+HANG = "hang"  # it says nothing any more, to anybody
+END = "end"  # the stream ends in order, but early
+BREAK = "break"  # the stream breaks
+SKIP = "skip"  # it goes on at the wrong place
+
+Fate = tuple[int, CutlineError | str]  # before which token of the answer, and what happens
+
+
+def drafters_own(after: Sequence[int] = ()) -> tuple[int, ...]:
+    """What the drafter alone makes of the question, from an answer's first tokens on."""
+    pixels = BUNDLE.manifest.family.preprocess(decode_image(REQUEST.image))
+    prompt = PromptBuilder.open(BUNDLE).build([question(REQUEST.question.text)], [pixels.grid]).ids
+    drafting = Drafter.open(BUNDLE, threads=1).converse(prompt, [pixels], Sampling())
+    return tuple(one.token for one in drafting.draft(tuple(after), 64 - len(after)))
+
+
+OWN = drafters_own()
+TRUTH = (*OWN[:6], OWN[6] % 100 + 101, *range(40, 50), STOP)  # the drafter is wrong from the seventh on
+
+
+class ScriptedWorker(worker_pb2_grpc.WorkerServicer):
+    """Confirms a `script`, a token or two at a time and drafts of it, and meets its `fates`, one a session."""
+
+    def __init__(self, *fates: Fate, pause: float = 0.0, script: Sequence[int] = TRUTH) -> None:
+        self.fates = list(fates)
+        self.pause = pause
+        self.script = tuple(script)
+        self.openings: list[Open] = []
+        self.open = 0
+        self.heartbeats = 0
+        self.frozen = False
+
+    async def Probe(self, request: pb.ProbeRequest, context: Any) -> pb.ProbeAnswer:
+        self.heartbeats += 1
+        while self.frozen:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        return pb.ProbeAnswer()
+
+    async def Session(self, messages: AsyncIterator[pb.AgentMessage], context: Any) -> AsyncIterator[pb.WorkerMessage]:
+        self.open += 1
+        try:
+            async for said in self._converse(messages, context):
+                yield said
+        finally:
+            self.open -= 1
+
+    async def _converse(
+        self, messages: AsyncIterator[pb.AgentMessage], context: Any
+    ) -> AsyncGenerator[pb.WorkerMessage]:
+        opening = agent_from_wire(await anext(aiter(messages)))
+        assert isinstance(opening, Open)
+        self.openings.append(opening)
+        at, fate = self.fates.pop(0) if self.fates else (len(self.script), "")
+        prompt, answer = opening.prompt_length, opening.tokens[opening.prompt_length :]
+        assert tuple(answer) == self.script[: len(answer)]
+        if at == 0:
+            async for said in self._meet(fate, prompt, context):
+                yield said
+            return
+        yield worker_to_wire(Opened("it"))
+        place = len(answer)
+        while place < len(self.script):
+            if place >= at and fate:
+                async for said in self._meet(fate, prompt + place, context):
+                    yield said
+                return
+            step = self.script[place : min(place + 1 + place % 2, max(at, place + 1))]
+            right = sum(1 for a, b in zip(opening.draft, self.script[len(answer) :], strict=False) if a == b)
+            yield worker_to_wire(Confirmed(prompt + place, step, min(len(step), max(0, len(answer) + right - place))))
+            place += len(step)
+            await asyncio.sleep(self.pause)
+        yield worker_to_wire(Finished(Reason.STOP, 1, 0, 0.0))
+        with contextlib.suppress(asyncio.CancelledError):
+            async for _ in messages:
+                pass
+
+    async def _meet(self, fate: CutlineError | str, position: int, context: Any) -> AsyncGenerator[pb.WorkerMessage]:
+        match fate:
+            case CutlineError():
+                yield worker_to_wire(fate)
+            case "hang":
+                self.frozen = True
+                await asyncio.sleep(60)
+            case "break":
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+            case "skip":
+                yield worker_to_wire(Confirmed(position + 2, (20,), 0))
+                await asyncio.sleep(60)
+
+
+def never_keeps(bundle: Bundle) -> Gate:
+    """A gate that asks the worker every time."""
+    return Gate(threshold=2.0, risk=0.05, confidence=0.9, requests=0, kept=0, disagreed=0)
+
+
+def asking(mode: Mode, **options: Any) -> Question:
+    """The one question, in a mode."""
+    return Question.about(REQUEST.image, REQUEST.question.text, mode=mode, **options)
+
+
+def ask(
+    workers: Sequence[ScriptedWorker],
+    asked: Question,
+    during: Callable[[Agent, Event], object] = lambda agent, event: None,
+    **options: Any,
+) -> tuple[Answer, list[Event], tuple[str, ...]]:
+    """The answer of an agent with these workers, all events before it, and the workers' addresses."""
+
+    async def run() -> tuple[Answer, list[Event], tuple[str, ...]]:
+        async with AsyncExitStack() as stack:
+            addresses = [await stack.enter_async_context(serving(worker)) for worker in workers]
+            agent = await stack.enter_async_context(
+                Agent(BUNDLE, worker=addresses, threads=1, notice=NOTICE, **options)
+            )
+            events = list[Event]()
+            async with asyncio.timeout(30):
+                async for event in agent.stream(asked):
+                    events.append(event)
+                    during(agent, event)
+            answer = events.pop()
+            assert isinstance(answer, Answer)
+            check(answer, events)
+            for _ in range(100):  # whatever was given up is cancelled there
+                if not any(worker.open for worker in workers):
+                    break
+                await asyncio.sleep(0.02)
+            assert not any(worker.open for worker in workers)
+            return answer, events, tuple(addresses)
+
+    return asyncio.run(run())
+
+
+def check(answer: Answer, events: Sequence[Event]) -> None:
+    """What holds of every answer: the events make it up, no token is doubled or lost, and parts make up the time."""
+    tokens = list[Token]()
+    for event in events:
+        match event:
+            case Settled():
+                assert event.position == len(tokens)
+                tokens += event.tokens
+            case Corrected():
+                tokens[event.position :] = event.tokens
+    assert [token.id for token in tokens] == [token.id for token in answer.tokens]
+    assert "".join(token.text for token in tokens).strip() == answer.text
+    assert tuple(event for event in events if isinstance(event, Lost)) == answer.lost
+    assert all(took >= 0.0 for took in answer.parts_ms.values())
+    assert sum(answer.parts_ms.values()) <= answer.latency_ms + 1.0
+    assert sum(answer.parts_ms.values()) >= 0.8 * answer.latency_ms - 20.0
+    alone = [token for token in answer.tokens if token.source is Source.EDGE]
+    assert (answer.alone_from is not None) == (answer.tail is not None)
+    if answer.tail is Tail.UNVERIFIED and answer.alone_from is not None:
+        assert not answer.exact
+        assert len(alone) == len(answer.tokens) - answer.alone_from
+
+
+def ids(answer: Answer) -> tuple[int, ...]:
+    """An answer's token ids."""
+    return tuple(token.id for token in answer.tokens)
+
+
+@asynccontextmanager
+async def serving(worker: ScriptedWorker) -> AsyncIterator[str]:
+    """The address of a worker."""
+    server = grpc.aio.server()
+    worker_pb2_grpc.add_WorkerServicer_to_server(worker, server)
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    try:
+        yield address
+    finally:
+        await server.stop(None)

@@ -1,0 +1,55 @@
+"""An agent and its worker in one process, on the demo's models, for tests; and what holds of their every answer."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from cutline.cloud.server import serve
+from cutline.demo.requests import Request
+from cutline.edge.agent import Agent
+from cutline.edge.answer import Answer, Source
+from cutline.edge.question import Mode, Question
+from cutline.models.bundle import Bundle
+from cutline.models.sampling import Sampling
+
+
+@asynccontextmanager
+async def together(target: Bundle, drafter: Bundle, *, slots: int = 8) -> AsyncIterator[Agent]:
+    """An agent and its worker, in this process."""
+    async with (
+        serve(target, listen="127.0.0.1:0", slots=slots, context=256, device="cpu") as address,
+        Agent(drafter, worker=address, threads=1) as agent,
+    ):
+        yield agent
+
+
+def asking(request: Request, mode: Mode, *, sampling: Sampling | None = None, **options: Any) -> Question:
+    """A request's question in one mode, with what else there is to say of it."""
+    max_tokens = int(options.pop("max_tokens", 64))
+    return Question.about(
+        request.image,
+        request.question.text,
+        mode=mode,
+        sampling=sampling or Sampling(),
+        max_tokens=max_tokens,
+        **options,
+    )
+
+
+def ids(answer: Answer) -> tuple[int, ...]:
+    """An answer's token ids."""
+    return tuple(token.id for token in answer.tokens)
+
+
+def check_account(answer: Answer) -> None:
+    """What holds of every answer that a worker had a part in."""
+    assert answer.accepted == sum(token.source is Source.DRAFT for token in answer.tokens) <= answer.drafted
+    assert not any(token.source is Source.EDGE for token in answer.tokens)
+    assert answer.text == "".join(token.text for token in answer.tokens).strip()
+    assert answer.exact
+    assert answer.worker is not None
+    assert answer.rounds >= 1
+    assert answer.bytes_up > 0 < answer.bytes_down
+    assert 0 < answer.ttft_ms <= answer.latency_ms

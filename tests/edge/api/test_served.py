@@ -1,0 +1,131 @@
+"""What is served beside answers: the page, the agent's state and its switch, and what is counted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+
+from cutline.bench.raw_http import BODY, PATH, STREAMED, get
+from cutline.bench.scripted import ScriptedAgent, spoken, told
+from cutline.edge.answer import Source
+from cutline.edge.question import Mode
+from cutline.edge.state import Breaker, WorkerState
+from cutline.errors import InputError, WorkerUnavailable
+
+Serving = Callable[..., AbstractAsyncContextManager[str]]
+
+
+@pytest.mark.threat("doors")
+def test_what_was_started_offline_stays_so(agent: ScriptedAgent, serving: Serving) -> None:
+    agent.offline = True
+
+    async def run() -> list[httpx.Response]:
+        async with serving() as url, httpx.AsyncClient(base_url=url, trust_env=False) as client:
+            changes = [await client.post("/cutline/state", json={"offline": offline}) for offline in (False, True)]
+            return [*changes, await client.get("/cutline/state")]
+
+    undone, same, state = asyncio.run(run())
+    assert (undone.status_code, same.status_code) == (409, 200)
+    assert "started with --offline" in undone.json()["error"]["message"]
+    assert agent.offline
+    assert (state.json()["offline"], state.json()["switchable"]) == (True, False)
+
+
+def test_the_page_runs_nothing_but_itself(serving: Serving) -> None:
+    async def run() -> list[httpx.Response]:
+        async with serving() as url:
+            return [await get(url, path) for path in ("/", "/page.css", "/page.js")]
+
+    page, css, script = asyncio.run(run())
+    assert page.status_code == css.status_code == script.status_code == 200
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert css.headers["content-type"].startswith("text/css")
+    assert script.headers["content-type"].startswith("text/javascript")
+    policy = dict(one.split(" ", 1) for one in page.headers["content-security-policy"].split("; "))
+    assert policy["default-src"] == "'none'"
+    assert policy["script-src"] == policy["connect-src"] == "'self'"
+    assert "unsafe" not in page.headers["content-security-policy"]
+    assert page.headers["x-content-type-options"] == "nosniff"
+    assert page.headers["x-frame-options"] == "DENY"
+    assert "<script>" not in page.text
+    assert "style=" not in page.text
+
+
+def test_the_state_and_its_switch(agent: ScriptedAgent, serving: Serving) -> None:
+    far = WorkerState(address="a:1", connected=False, breaker=Breaker.OPEN, retry_seconds=3.0, rtt_ms=9.0)
+    near = WorkerState(address="b:1", connected=True, rtt_ms=40.0, uplink_mbps=3.5)
+    agent.now = msgspec.structs.replace(agent.now, workers=(far, near))
+    agent.always = [spoken("a", "b", stop=2)]
+
+    async def run() -> tuple[Any, ...]:
+        async with serving() as url, httpx.AsyncClient(base_url=url, trust_env=False) as client:
+            await client.post(PATH, content=BODY)
+            before = (await client.get("/cutline/state")).json()
+            after = (await client.post("/cutline/state", json={"offline": True})).json()
+            wrong = await client.post("/cutline/state", json={"offline": True, "fast": True})
+            origin = {"origin": "http://other.example"}
+            foreign = await client.post("/cutline/state", json={"offline": False}, headers=origin)
+            ready = await client.get("/readyz")
+            agent.now = msgspec.structs.replace(agent.now, ready=False)
+            return before, after, wrong.status_code, foreign.status_code, ready, await client.get("/readyz")
+
+    before, after, wrong, foreign, ready, unready = asyncio.run(run())
+    assert before["link"] == {"rtt_ms": 40.0, "uplink_mbps": 3.5}
+    assert before["workers"][0]["breaker"] == "open"
+    tokens = {"edge": 0, "draft": 3, "cloud": 0}
+    assert before["totals"] == {
+        "answers": 1, "tokens": tokens, "bytes_up": 100, "bytes_down": 20, "joules": None, "estimated": False,
+        "lost": 0
+    }  # fmt: skip
+    assert (before["offline"], after["offline"], agent.offline) == (False, True, True)
+    assert before["switchable"]
+    assert after["switchable"]
+    assert (wrong, foreign) == (400, 403)
+    assert (ready.status_code, unready.status_code) == (200, 503)
+    assert unready.json()["ready"] is False
+    assert ready.json()["workers"][1]["address"] == "b:1"
+
+
+def test_what_is_counted(agent: ScriptedAgent, serving: Serving) -> None:
+    kept = msgspec.structs.replace(spoken("a", source=Source.EDGE), mode=Mode.AUTO, confidence=0.9, worker=None)
+    agent.enqueue(kept)
+    agent.enqueue(*told(msgspec.structs.replace(spoken("a", "b"), mode=Mode.AUTO, confidence=0.2)))
+    agent.enqueue(WorkerUnavailable("nobody there"))
+
+    async def run() -> str:
+        async with serving() as url, httpx.AsyncClient(base_url=url, trust_env=False) as client:
+            for body in (BODY, STREAMED, BODY, b"{"):
+                await client.post(PATH, content=body)
+            return (await client.get("/metrics")).text
+
+    text = asyncio.run(run())
+    for line in (
+        'cutline_agent_requests_total{mode="auto",status="200"} 2.0',
+        'cutline_agent_requests_total{mode="draft",status="503"} 1.0',
+        'cutline_agent_requests_total{mode="none",status="400"} 1.0',
+        'cutline_agent_gate_total{kept="yes"} 1.0',
+        'cutline_agent_gate_total{kept="no"} 1.0',
+        'cutline_agent_tokens_total{source="edge"} 1.0',
+        'cutline_agent_tokens_total{source="draft"} 2.0',
+        'cutline_agent_bytes_total{direction="up"} 200.0',
+        'cutline_agent_latency_seconds_count{mode="auto"} 2.0',
+        'cutline_agent_first_token_seconds_count{mode="auto"} 2.0',
+        "cutline_agent_rounds_total 2.0",
+    ):
+        assert line in text, text
+
+
+@pytest.mark.parametrize("options", [{"most": 0}, {"listen": "127.0.0.1"}, {"allow_urls": ["http://host/"]}])
+def test_what_cannot_be_served(serving: Serving, options: dict[str, Any]) -> None:
+    async def run() -> None:
+        async with serving(**options):
+            pass
+
+    with pytest.raises(InputError):
+        asyncio.run(run())

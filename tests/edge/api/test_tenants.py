@@ -1,0 +1,139 @@
+"""Several tenants of one agent: what goes along with their questions, and what each may take."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+import httpx
+import msgspec
+import pytest
+from prometheus_client import Gauge
+
+from cutline.bench.raw_http import BODY, PATH, connect, reply, request
+from cutline.bench.scripted import ScriptedAgent, spoken
+from cutline.edge.api import guarding
+from cutline.edge.api.faults import Refused
+from cutline.protos.tokens import Limits, Tokens, token_entry
+
+Serving = Callable[..., AbstractAsyncContextManager[str]]
+
+
+def holders(tmp_path: Path, limits: str = "") -> Tokens:
+    """Two tenants, each of whom has its name as token; `limits` stand in the file, too."""
+    file = tmp_path / "tokens.toml"
+    file.write_text(token_entry("one", "one") + token_entry("other", "other") + limits)
+    return Tokens(file, agent=True)
+
+
+def bearing(url: str, tenant: str) -> httpx.AsyncClient:
+    headers = {"authorization": f"Bearer {tenant}"}
+    return httpx.AsyncClient(base_url=url, headers=headers, trust_env=False)
+
+
+@pytest.mark.threat("caches")
+def test_whose_question_it_is_goes_along(agent: ScriptedAgent, serving: Serving, tmp_path: Path) -> None:
+    agent.always = [spoken("7")]
+
+    async def run() -> None:
+        async with serving(tokens=holders(tmp_path)) as url:
+            for tenant in ("one", "other"):
+                async with bearing(url, tenant) as client:
+                    assert (await client.post(PATH, content=BODY)).status_code == 200
+                    forged = msgspec.json.decode(BODY) | {"tenant": "other"}
+                    assert (await client.post(PATH, json=forged)).status_code == 400
+        async with serving() as url, bearing(url, "one") as client:
+            await client.post(PATH, content=BODY)
+
+    asyncio.run(run())
+    assert [one.tenant for one in agent.asked] == ["one", "other", ""]
+
+
+def test_each_tenant_has_what_its_limits_say(agent: ScriptedAgent, serving: Serving, tmp_path: Path) -> None:
+    agent.enqueue(math.inf)
+    agent.always = [spoken("7")]
+
+    async def run() -> tuple[httpx.Response, httpx.Response]:
+        async with (
+            serving(tokens=holders(tmp_path, "[tenant.one]\nsessions = 1\n")) as url,
+            bearing(url, "one") as first,
+            bearing(url, "other") as second,
+        ):
+            long = asyncio.create_task(first.post(PATH, content=BODY))
+            await agent.reaches(asked=1)
+            found = await first.post(PATH, content=BODY), await second.post(PATH, content=BODY)
+            long.cancel()
+            await asyncio.wait([long])
+            await agent.reaches(given_up=1)
+            return found
+
+    refused, answered = asyncio.run(run())
+    assert (refused.status_code, answered.status_code) == (429, 200)
+    assert refused.headers["retry-after"] == "1"
+    assert refused.json()["error"]["type"] == "WorkerBusy"
+
+
+def test_openings_are_held_to_their_rate() -> None:
+    now = 100.0
+    desk = guarding.Desk(8, Gauge("g", "g", registry=None), lambda tenant: Limits(openings_per_minute=12), lambda: now)
+
+    def opened(tenant: str) -> bool:
+        try:
+            with desk.place(tenant):
+                return True
+        except Refused:
+            return False
+
+    began = sum(opened("one") for _ in range(50))
+    assert began == 3, "what ten seconds give, and the one that goes over it"
+    assert opened("other")
+    later = 0
+    for _ in range(600):
+        now += 1.0
+        later += opened("one")
+    assert later == pytest.approx(120, abs=1)
+
+
+@pytest.mark.threat("floods")
+def test_a_body_that_does_not_come_takes_no_place(
+    agent: ScriptedAgent, serving: Serving, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(guarding, "MOST_BODIES", 4)
+    agent.always = [spoken("7")]
+
+    async def slow(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await connect(url)
+        writer.write(request(BODY[:10], "Authorization: Bearer one", length=len(BODY)))
+        await asyncio.sleep(0.05)
+        return reader, writer
+
+    async def run() -> None:
+        async with serving(most=1, tokens=holders(tmp_path)) as url:
+            held = [await slow(url) for _ in range(2)]
+            async with bearing(url, "other") as client:
+                assert (await client.post(PATH, content=BODY)).status_code == 200
+            status, body = await reply(url, request(BODY, "Authorization: Bearer one"))
+            assert status == 429, "one tenant reads half of them at most"
+            assert msgspec.json.decode(body)["error"]["code"] == "rate_limit_exceeded"
+            for _, writer in held:
+                writer.close()
+            await asyncio.sleep(0.05)
+            async with bearing(url, "one") as client:
+                assert (await client.post(PATH, content=BODY)).status_code == 200
+
+    asyncio.run(run())
+
+
+@pytest.mark.threat("doors")
+def test_no_tenant_takes_the_agent_offline_for_all(agent: ScriptedAgent, serving: Serving, tmp_path: Path) -> None:
+    async def run() -> list[httpx.Response]:
+        async with serving(tokens=holders(tmp_path)) as url, bearing(url, "one") as client:
+            return [await client.post("/cutline/state", json={"offline": True}), await client.get("/cutline/state")]
+
+    refused, state = asyncio.run(run())
+    assert refused.status_code == 403
+    assert not agent.offline
+    assert state.json()["switchable"] is False
