@@ -278,9 +278,9 @@ def _error(found: NDArray[np.float32], right: NDArray[np.float32]) -> float:
     return float(np.abs(found - right).max() / np.abs(right).max()) if found.shape == right.shape else float("inf")
 
 
-def smolvlm_256m(place: Path) -> Bundle:
-    """A target of SmolVLM-256M's shape."""
-    make_smolvlm_256m(place / "hf", dtype=torch.float32, longest_edge=512)
+def smolvlm_256m(place: Path, *, depth: tuple[int, int] = (12, 30)) -> Bundle:
+    """A target of SmolVLM-256M's shape, with so many layers of tower and decoder."""
+    make_smolvlm_256m(place / "hf", dtype=torch.float32, longest_edge=512, depth=depth)
     return _exported(place)
 
 

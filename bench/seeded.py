@@ -42,11 +42,13 @@ You are a helpful assistant.<|im_end|>
 {% endif %}"""
 
 
-def make_smolvlm_256m(folder: Path, *, dtype: torch.dtype = torch.bfloat16, longest_edge: int = 2048) -> None:
+def make_smolvlm_256m(
+    folder: Path, *, dtype: torch.dtype = torch.bfloat16, longest_edge: int = 2048, depth: tuple[int, int] = (12, 30)
+) -> None:
     """A folder like SmolVLM-256M-Instruct's: its shape and image processing, with the demo's tokenizer and template.
 
     The vocabulary is as large as the published one; most of its tokens have no text. With a `longest_edge` of 512,
-    every image is one tile.
+    every image is one tile. `depth` counts the layers of tower and decoder.
     """
     words = Tokenizer.from_file(str(TARGET / TOKENIZER)).get_vocab()
     special: dict[str, Any] = {
@@ -62,7 +64,7 @@ def make_smolvlm_256m(folder: Path, *, dtype: torch.dtype = torch.bfloat16, long
         vision_config={
             "hidden_size": 768,
             "intermediate_size": 3072,
-            "num_hidden_layers": 12,
+            "num_hidden_layers": depth[0],
             "num_attention_heads": 12,
             "image_size": 512,
             "patch_size": 16,
@@ -72,7 +74,7 @@ def make_smolvlm_256m(folder: Path, *, dtype: torch.dtype = torch.bfloat16, long
             "vocab_size": 49280,
             "hidden_size": 576,
             "intermediate_size": 1536,
-            "num_hidden_layers": 30,
+            "num_hidden_layers": depth[1],
             "num_attention_heads": 9,
             "num_key_value_heads": 3,
             "head_dim": 64,

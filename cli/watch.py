@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cutline.cli import options
 from cutline.errors import InputError
+
+if TYPE_CHECKING:
+    import asyncio
 
 EPILOG = "Example: cutline watch --source /dev/video0 --ask 'Is the gate open?' --every 5s --on-change --mode edge"
 
@@ -65,11 +70,10 @@ def watch(
 ) -> None:
     """Ask the same question about every frame of cameras, videos and folders, and print answers as JSON lines.
 
-    Ctrl-C or SIGTERM stops it in order, with exit code 0. Videos and cameras need Cutline's extra `camera`.
+    Ctrl-C or SIGTERM stops it in order, with exit code 0; with 130 if nobody read its last line, and a second one at
+    once. Videos and cameras need Cutline's extra `camera`.
     """
     import asyncio
-    import os
-    import sys
 
     from cutline.cli.setting import AgentOptions, agent_opener, open_keys
     from cutline.edge.question import Mode, Question
@@ -107,29 +111,30 @@ def watch(
         raise InputError(f"mode {mode} needs a worker; give --worker HOST:PORT, or use --mode edge or --offline")
     kept = None if spool is None else Spool(spool, question=ask, limit=round(limit))
 
-    async def run() -> None:
-        import signal
-
+    async def run() -> bool:
+        """Whether all lines were read as far as they were written."""
         from cutline.edge.watching import Watch
 
         stop = asyncio.Event()
-        for name in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(name, stop.set)
-        async with open_agent() as agent:
-            watching = Watch(agent, sources, question, write=_write, room=queue, spool=kept, tell=_tell)
-            try:
-                await watching.run(stop)
-            finally:
-                left = f", {len(kept)} in the spool" if kept is not None else ""
-                _tell(f"{watching.answered} answered, {watching.still} still, {watching.dropped} dropped{left}")
+        with _signals(stop):
+            async with open_agent() as agent:
+                watching = Watch(agent, sources, question, write=_write, room=queue, spool=kept, tell=_tell)
+                try:
+                    await watching.run(stop)
+                finally:
+                    left = f", {len(kept)} in the spool" if kept is not None else ""
+                    _tell(f"{watching.answered} answered, {watching.still} still, {watching.dropped} dropped{left}")
+        return not watching.unread
 
     try:
-        asyncio.run(run())
+        read = asyncio.run(run())
     except BrokenPipeError:  # who reads has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes out the rest as it ends
+        return
     finally:
         if kept is not None:
             kept.close()
+    if not read:
+        raise KeyboardInterrupt
 
 
 def amount(option: str, given: str, units: dict[str, float]) -> float:
@@ -140,11 +145,40 @@ def amount(option: str, given: str, units: dict[str, float]) -> float:
     return float(found[1]) * units[found[2]]
 
 
+@contextlib.contextmanager
+def _signals(stop: asyncio.Event) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM sets `stop`; the next one ends the process, whatever it hangs in."""
+    import asyncio
+    import os
+    import signal
+
+    loop, heard = asyncio.get_running_loop(), list[int]()
+
+    def hear(number: int, _: object) -> None:
+        heard.append(number)
+        if len(heard) > 1:
+            os._exit(130)  # what is in the spool is whole at any point
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        loop.add_signal_handler(number, stop.set)  # which wakes the loop
+        signal.signal(number, hear)  # and what is heard outside of it too
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            loop.remove_signal_handler(number)
+            signal.signal(number, handler)
+
+
 def _write(line: bytes) -> None:
+    """Past Python's own buffer, which a thread that hangs in a write would keep from being closed at the end."""
+    import os
     import sys
 
-    sys.stdout.buffer.write(line)
-    sys.stdout.buffer.flush()
+    rest = memoryview(line)
+    while rest:
+        rest = rest[os.write(sys.stdout.fileno(), rest) :]
 
 
 def _tell(line: str) -> None:

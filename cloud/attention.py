@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import mmap
 from collections.abc import Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -215,18 +216,46 @@ class Layout:
         ]
 
 
+# What `cutline::attend` is given beside tensors: a compiler takes no other objects.
+PASSING: ContextVar[tuple[Layout, SlotCache]] = ContextVar("PASSING")
+
+
 def _attend(
     module: Any, query: Tensor, key: Tensor, value: Tensor, mask: None, *, layout: Layout, cache: SlotCache, **_: Any
 ) -> tuple[Tensor, None]:
     """Attention of ragged rows: `query` (1, heads, rows, width), `key` and `value` alike; transformers' signature."""
     del mask
-    layer = module.layer_idx - cache.first
-    keys, values = cache.keys[layer], cache.values[layer]
+    if torch.compiler.is_compiling():
+        made: Tensor = torch.ops.cutline.attend(query, key, value, module.place, module.scaling)
+        return made, None
+    return _attended(query, key, value, module.layer_idx - cache.first, module.scaling, layout, cache), None
+
+
+def _attended(
+    query: Tensor, key: Tensor, value: Tensor, place: int, scale: float, layout: Layout, cache: SlotCache
+) -> Tensor:
+    """Rows (1, rows, heads, width) in the layer at `place` of the cache, which gets what is new first."""
+    keys, values = cache.keys[place], cache.values[place]
     keys[layout.slots, :, layout.positions] = key[0].transpose(0, 1)
     values[layout.slots, :, layout.positions] = value[0].transpose(0, 1)
     rows = query[0].transpose(0, 1)
-    made = [call.attend(rows[call.first : call.last], keys, values, module.scaling) for call in layout.calls]
-    return (made[0] if len(made) == 1 else torch.cat(made))[None], None
+    made = [call.attend(rows[call.first : call.last], keys, values, scale) for call in layout.calls]
+    return (made[0] if len(made) == 1 else torch.cat(made))[None]
+
+
+# A compiler does not look into it. That it writes into the cache need not be said: in a pass nothing else reads that.
+torch.library.define("cutline::attend", "(Tensor query, Tensor key, Tensor value, Tensor place, float scale) -> Tensor")
+
+
+@torch.library.impl("cutline::attend", "default")
+def _attend_compiled(query: Tensor, key: Tensor, value: Tensor, place: Tensor, scale: float) -> Tensor:
+    return _attended(query, key, value, int(place), scale, *PASSING.get()).contiguous()
+
+
+@torch.library.register_fake("cutline::attend")
+def _attend_shape(query: Tensor, key: Tensor, value: Tensor, place: Tensor, scale: float) -> Tensor:
+    del key, value, place, scale
+    return query.new_empty(1, query.shape[2], query.shape[1], query.shape[3])
 
 
 AttentionInterface.register(ATTENTION, _attend)

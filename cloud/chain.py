@@ -8,6 +8,7 @@ address, it names none.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import time
 from collections.abc import Callable
@@ -26,13 +27,14 @@ from cutline.errors import (
 from cutline.models.bundle import Manifest
 from cutline.models.wire import Wire
 from cutline.protos.client import WorkerClient, WorkerSession
+from cutline.protos.connection import Line
 from cutline.protos.messages import Confirmed, Description, Draft, Finished, Open, Opened, boundary_chunks, draft_chunks
 from cutline.protos.security import NO_KEYS, TENANT_KEY, AgentKeys
 
 log = logging.getLogger(__name__)
 
 SILENCE_SECONDS = 1.0  # after which the next worker has died, if it answers no heartbeat either
-PARTING_SECONDS = 60.0  # that its sessions may still go on over a connection that takes no new ones
+MOST_NAME = 256  # characters that say for whom a worker asks; it takes no more
 SLOWEST_LINK = 100_000.0  # bytes a second between workers: what was sent may hold a heartbeat up for so long
 
 Word = Confirmed | Finished | CutlineError
@@ -54,8 +56,6 @@ class NextWorker:
         self.manifest = manifest
         self.cut = cut
         self.client = WorkerClient(address, keys)
-        self._keys = keys
-        self._partings: dict[asyncio.Task[None], WorkerClient] = {}
         # Layers that end before the decoder have no part in a token: it goes on as it came.
         self.takes_tokens = cut in manifest.line.image_cuts
 
@@ -63,21 +63,7 @@ class NextWorker:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        partings = dict(self._partings)
-        for parting in partings:
-            parting.cancel()
-        await asyncio.gather(*partings, return_exceptions=True)
-        for client in (self.client, *partings.values()):
-            await client.close()
-
-    def part(self, client: WorkerClient) -> None:
-        """Have new sessions go over a new connection, for nothing is heard over that of `client` any more."""
-        if client is not self.client:
-            return
-        parting = asyncio.create_task(client.close(grace=PARTING_SECONDS))
-        self._partings[parting] = client
-        parting.add_done_callback(self._partings.pop)
-        self.client = WorkerClient(client.address, self._keys)
+        await self.client.close()
 
     async def describe(self) -> Description:
         """What it serves. Raises WorkerUnavailable, or ModelMismatch or InputError if it cannot go on from here."""
@@ -88,23 +74,20 @@ class NextWorker:
 
     async def check(self) -> None:
         """Raises what a session that goes on there would meet now, as far as can be known before it does."""
-        client = self.client
+        line = self.client.line
         try:
             async with asyncio.timeout(2 * SILENCE_SECONDS):  # it may have to be connected to
                 found = await self.describe()
         except TimeoutError:
-            self.part(client)
+            self.client.leave(line)
             raise WorkerUnavailable(_TOLD[WorkerUnavailable]) from None
-        except InputError as error:  # what was asked is in order, the chain is not
-            log.error("the chain does not fit together any more: %s", error)
-            raise WorkerFailed(_TOLD[WorkerFailed]) from None
+        except InputError as error:
+            raise _own(error) from None
         except CutlineError as error:
             log.warning("the next worker takes no session: %s", error)
             raise anonymous(error) from None
         if found.draining:
             raise WorkerUnavailable(_TOLD[WorkerUnavailable])
-        if found.sessions >= found.max_sessions:
-            raise WorkerBusy(_TOLD[WorkerBusy])
 
 
 def misfit(found: Description, manifest: Manifest, cut: str) -> CutlineError | None:
@@ -189,11 +172,15 @@ class Onward:
         )
         upload = boundary_chunks(piece.rows, self._wire)
         # What agents of one tenant leave at the next worker no other's find, though this one asks for all of them.
-        tenant = ((TENANT_KEY, request.tenant),) if request.tenant else ()
+        tenant = ((TENANT_KEY, onward_name(request.tenant)),) if request.tenant else ()
         client = self._worker.client
-        self._session = client.session(opening, upload, timeout=self._remaining(), metadata=tenant)
+        line = client.line
+        try:
+            self._session = client.session(opening, upload, timeout=self._remaining(), metadata=tenant)
+        except InputError as error:
+            raise _own(error) from None
         self._tasks = [
-            asyncio.create_task(one) for one in (self._listen(self._session), self._watch(self._session, client))
+            asyncio.create_task(one) for one in (self._listen(self._session), self._watch(self._session, line))
         ]
         await self._session.__aenter__()
 
@@ -212,25 +199,46 @@ class Onward:
             log.exception("listening to the next worker failed")
             self._heard(WorkerFailed(_TOLD[WorkerFailed]))
 
-    async def _watch(self, session: WorkerSession, client: WorkerClient) -> None:
-        """Notice that the next worker, or the link to it, has died without a word: have it answer heartbeats."""
+    async def _watch(self, session: WorkerSession, line: Line) -> None:
+        """Notice that the next worker, or the link to it, has died without a word: have it answer heartbeats.
+
+        Also while it says much: an answer shows how much of what was sent is there, which need not be waited for.
+        """
+        beaten = time.monotonic()
         while session.finished is None:
             await asyncio.sleep(SILENCE_SECONDS / 4)
-            heard = session.heard
-            if time.monotonic() - heard < SILENCE_SECONDS / 2:
+            heard, now = session.heard, time.monotonic()
+            if now - (beaten if session.unproven else max(heard, beaten)) < SILENCE_SECONDS / 2:
                 continue
+            beaten = now
             try:
                 async with asyncio.timeout(SILENCE_SECONDS / 2 + session.unproven / SLOWEST_LINK):
                     await session.beat()
             except TimeoutError:
                 if session.heard == heard:
                     log.warning("nothing is heard of the next worker any more")
-                    self._worker.part(client)
                     self._heard(WorkerUnavailable(_TOLD[WorkerUnavailable]))
+                    self._worker.client.leave(line)
                     return
 
 
 def anonymous(error: CutlineError) -> CutlineError:
     """`error` for the agent, without an address."""
     told = _TOLD.get(type(error))
+    if told is not None and isinstance(error, WorkerBusy):
+        return WorkerBusy(told, retry_seconds=error.retry_seconds)
     return error if told is None else type(error)(told)
+
+
+def onward_name(name: str) -> str:
+    """What a worker calls by, at the next one, whoever has this `name` with it: that, or if it is too long, its hash.
+
+    A hash is no tenant's own name: it is longer than those may be.
+    """
+    return name if len(name) <= MOST_NAME else f"sha256-{hashlib.sha256(name.encode()).hexdigest()}"
+
+
+def _own(error: InputError) -> WorkerFailed:
+    """For the agent, of a fault of this worker's: what was asked is in order, the chain or its keys are not."""
+    log.error("no session can go on at the next worker: %s", error)
+    return WorkerFailed(_TOLD[WorkerFailed])

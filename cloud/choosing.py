@@ -12,13 +12,21 @@ from cutline.protos.messages import Likelihood
 
 
 def choose_all(rows: Rows, logits: torch.Tensor) -> list[int]:
-    """The tokens that `logits` (wanted, vocabulary) give. A GPU has run the pass when they are here, not before."""
+    """The tokens that `logits` (wanted, vocabulary) give, to the first that is not the drafted one at the least.
+
+    A GPU has run the pass when they are here, not before.
+    """
     sampling = rows.session.request.sampling
     if sampling.temperature == 0.0:
         greedy: list[int] = logits.argmax(-1).tolist()  # one copy from the device instead of one a row
         return greedy
     after = rows.start + len(rows.tokens) - rows.drafted
-    return [choose(row, sampling, after + index, xp=torch) for index, row in enumerate(logits)]
+    drafted, chosen = rows.tokens[len(rows.tokens) - rows.drafted :], list[int]()
+    for index, row in enumerate(logits):
+        chosen.append(choose(row, sampling, after + index, xp=torch))
+        if index == rows.drafted or chosen[-1] != drafted[index]:  # what comes after it followed another token
+            break
+    return chosen
 
 
 def likelihoods(logits: torch.Tensor, chosen: Sequence[int], alternatives: int) -> list[Likelihood]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Awaitable, Callable
 
 from cutline.errors import InputError
@@ -13,7 +14,7 @@ class Drafts:
 
     def __init__(self, limit: int) -> None:
         self.take: Callable[[Draft], Awaitable[None]] | None = None
-        self.early: list[Draft] = []
+        self._held = deque[Draft]()
         self._limit = self._room = limit
 
     async def put(self, draft: Draft) -> None:
@@ -21,13 +22,19 @@ class Drafts:
         if self.take is not None:
             await self.take(draft)
             return
-        self.early.append(draft)
+        self._held.append(draft)
         self._room -= len(draft.tokens)
         if self._room < 0:  # until something is confirmed, nothing is drafted twice
             raise InputError(f"over {self._limit} tokens were drafted before the session was open")
 
     async def go_to(self, take: Callable[[Draft], Awaitable[None]]) -> None:
         """Pass on those that were held, and from now on what comes."""
-        for draft in self.early:  # may grow meanwhile
-            await take(draft)
+        while self._held:  # may grow meanwhile
+            await take(self._held.popleft())
         self.take = take
+
+    def held(self) -> tuple[Draft, ...]:
+        """Those that were held, which are held here no more: their rows may be large."""
+        held = tuple(self._held)
+        self._held.clear()
+        return held

@@ -27,7 +27,7 @@ from cutline.cloud.choosing import choose_all, likelihoods
 from cutline.cloud.commands import CloseSession, Command, GiveUp, OfferDraft, OpenSession, Settle, Stop
 from cutline.cloud.keeping import Shelf
 from cutline.cloud.observer import NOBODY, Observer
-from cutline.cloud.pace import PassCost, Recent, retry_seconds
+from cutline.cloud.pace import DecayingMean, PassCost, retry_seconds
 from cutline.cloud.parallel import RankLost
 from cutline.cloud.pictures import Pictures
 from cutline.cloud.scheduling import rows_by_session, schedule
@@ -74,8 +74,8 @@ class Engine:
         self._slots = Slots(target.slots)
         self._pictures = Pictures(target, self.shelf)
         self._cost = PassCost()
-        self._waits = Recent()  # seconds from `open` to the first pass
-        self._lasting = Recent()  # seconds of a session
+        self._waits = DecayingMean()  # seconds from `open` to the first pass
+        self._lasting = DecayingMean()  # seconds of a session
         self._refused = 0  # sessions, since a slot was freed
         self._idle_since = math.inf  # on the monotonic clock, of the session that waits longest for a draft
         self._observer = observer
@@ -224,7 +224,7 @@ class Engine:
             return
         session.confirmed_at = now
         self._sessions[command.name] = session
-        # The next pass takes it, and begins now.
+        # It may be in the next pass, which begins now, and is unless prompts take turns.
         waited = time.monotonic() - command.asked_at
         kept = self._pictures.keeps(command.request, encoded=session.request.pictured)
         command.deliver(Opened(command.name, queue_seconds=waited, kept=kept, reused=session.cached))
@@ -354,7 +354,9 @@ class Engine:
         batch = schedule(running, self._cost, decodes=self._target.decodes)
         for rows in batch:
             if rows.session.passes == 0:
-                self._waits = self._waits.after(now - rows.session.asked_at, now)
+                waited = now - rows.session.asked_at
+                self._waits = self._waits.after(waited, now)
+                self._observer.waited(waited)
         return batch
 
     def _run(self, batch: list[Rows]) -> None:

@@ -49,7 +49,7 @@ class Caller:
     @property
     def name(self) -> str:
         """Of whom what is kept belongs to. No tenant has a slash in its name, so nobody else has this one."""
-        return f"{self.tenant}/{self.within}" if self.within else self.tenant
+        return f"{self.tenant}/{self.within}" if self.tenant and self.within else self.tenant or self.within
 
 
 CALLER: ContextVar[Caller] = ContextVar("caller")  # of the call that is served; there is none without the gate

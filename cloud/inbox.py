@@ -7,15 +7,18 @@ meanwhile. So a worker that has said its last message reads on for a moment, unt
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator
 from typing import Self
 
 from google.protobuf.message import DecodeError
 
-from cutline.errors import InputError
+from cutline.errors import CutlineError, InputError, WorkerFailed
 from cutline.protos.messages import AgentMessage, agent_from_wire
 from cutline.protos.v1 import worker_pb2 as pb
+
+log = logging.getLogger(__name__)
 
 LINGER_SECONDS = 5.0
 _WAITING = 8  # messages held, of 1 MiB at most; beyond that gRPC's flow control stops the agent
@@ -26,7 +29,7 @@ class Inbox:
 
     def __init__(self, wire: AsyncIterator[pb.AgentMessage]) -> None:
         self._wire = wire
-        self._waiting: asyncio.Queue[tuple[float, pb.AgentMessage | InputError | None]] = asyncio.Queue(_WAITING)
+        self._waiting: asyncio.Queue[tuple[float, pb.AgentMessage | CutlineError | None]] = asyncio.Queue(_WAITING)
         self._draining = False
         self.came_at = 0.0  # on the monotonic clock: when the message that `next` gave last arrived
 
@@ -38,9 +41,9 @@ class Inbox:
         self._pump.cancel()
 
     async def next(self) -> AgentMessage | None:
-        """The next message, or None once the agent has ended its side. Raises InputError."""
+        """The next message, or None once the agent has ended its side. Raises InputError, WorkerFailed."""
         self.came_at, message = await self._waiting.get()
-        if isinstance(message, InputError):
+        if isinstance(message, CutlineError):
             raise message
         return None if message is None else agent_from_wire(message)
 
@@ -52,12 +55,15 @@ class Inbox:
         await asyncio.wait([self._pump], timeout=LINGER_SECONDS)
 
     async def _read(self) -> None:
-        end: InputError | None = None
+        end: CutlineError | None = None
         try:
             async for message in self._wire:
                 if not self._draining:
                     await self._waiting.put((time.monotonic(), message))
         except DecodeError:
             end = InputError("what came is no message of this protocol; is the agent of another version?")
+        except Exception:
+            log.exception("reading an agent's messages failed")
+            end = WorkerFailed("the worker failed on this session; its log says more")
         if not self._draining:
             await self._waiting.put((time.monotonic(), end))

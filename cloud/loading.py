@@ -13,7 +13,7 @@ from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
 from transformers.utils.logging import disable_progress_bar
 
 from cutline.cloud import tower
-from cutline.cloud.parallel import divide, settle
+from cutline.cloud.parallel import divide, unwrap_shards
 from cutline.errors import BundleError
 from cutline.models.bundle import Bundle
 from cutline.models.families import AnyFamily
@@ -52,7 +52,7 @@ def load_model(
     if missing := sorted(found["missing_keys"]):
         raise BundleError(f"the weights in {bundle.path} lack {missing[0]}; export the bundle again")
     if mesh is not None:
-        settle(model)
+        unwrap_shards(model)
     return model.eval().requires_grad_(False)
 
 

@@ -14,14 +14,14 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app
 
+from cutline.cloud.accounts import Account
 from cutline.cloud.observer import Observer
-from cutline.errors import CutlineError, InputError
+from cutline.errors import InputError
 from cutline.protos.address import is_loopback, parse_address
 from cutline.protos.messages import Confirmed, Finished, Opened
 from cutline.protos.renewed import Renewed
 from cutline.protos.revoked import Revoked
 from cutline.protos.security import ServerKeys, server_context
-from cutline.protos.status import status_of
 
 MOST_READERS = 16  # at once
 READER_SECONDS = 10.0  # for a reading, its handshake included
@@ -64,6 +64,9 @@ class Metrics(Observer):
         self._rows.observe(rows)
         self._seconds.observe(seconds)
 
+    def waited(self, seconds: float) -> None:
+        self._queued.observe(seconds)
+
     def verified(self, drafted: int, right: int) -> None:
         self._drafted.inc(drafted)
         self._right.inc(right)
@@ -85,16 +88,12 @@ class Metrics(Observer):
 
     def told(self, event: Opened | Confirmed | Finished) -> None:
         match event:
-            case Opened():
-                self._queued.observe(event.queue_seconds)
             case Confirmed():
                 self._tokens["draft"].inc(event.accepted)
                 self._tokens["cloud"].inc(len(event.tokens) - event.accepted)
-            case Finished():
-                self._ended.labels("OK").inc()
 
-    def refused(self, error: CutlineError) -> None:
-        self._ended.labels(status_of(error).name).inc()
+    def ended(self, account: Account) -> None:
+        self._ended.labels(account.status).inc()
 
     def carried(self, *, up: int = 0, down: int = 0) -> None:
         self._carried["up"].inc(up)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from cutline.cloud.accounts import Account
-from cutline.errors import CutlineError
 from cutline.protos.messages import Confirmed, Finished, Opened
 
 
@@ -17,6 +16,9 @@ class Observer:
 
     def passed(self, rows: int, seconds: float) -> None:
         """A pass of so many `rows` took `seconds`."""
+
+    def waited(self, seconds: float) -> None:
+        """A session's first pass begins, so many `seconds` after the engine was asked for it."""
 
     def verified(self, drafted: int, right: int) -> None:
         """Of so many `drafted` tokens that a session had in a pass, the first `right` proved so."""
@@ -38,9 +40,6 @@ class Observer:
 
     def told(self, event: Opened | Confirmed | Finished) -> None:
         """An agent was told of its session."""
-
-    def refused(self, error: CutlineError) -> None:
-        """A session ended with `error`, or never began."""
 
     def ended(self, account: Account) -> None:
         """A session's stream ended; nothing is added to its `account` any more."""

@@ -66,16 +66,16 @@ class Acceptance:
 
 
 @dataclass(frozen=True, slots=True)
-class Recent:
+class DecayingMean:
     """A smoothed figure of what was seen lately; `at` a later time it has faded."""
 
     seen: float = 0.0
     when: float = 0.0
 
-    def after(self, seen: float, now: float) -> Recent:
+    def after(self, seen: float, now: float) -> DecayingMean:
         """Once `seen` was seen `now`: a quarter of the way there."""
         before = self.at(now)
-        return Recent(before + (seen - before) / 4, now)
+        return DecayingMean(before + (seen - before) / 4, now)
 
     def at(self, now: float) -> float:
         """What is left of it `now`, where nothing was seen since."""

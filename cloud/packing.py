@@ -21,8 +21,27 @@ class PackedLinear(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """Rows (..., n, in) to rows (..., n, out)."""
-        made: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self._packed, self._bias, "none", [], "")
+        if torch.compiler.is_compiling():
+            made: Tensor = torch.ops.cutline.linear(rows, self._packed, self._bias)
+        else:
+            made = _linear(rows, self._packed, self._bias)
         return made
+
+
+def _linear(rows: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+    made: Tensor = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
+    return made
+
+
+# torch's own compiler takes packed weights as constants alone, not as those of any layer.
+torch.library.define("cutline::linear", "(Tensor rows, Tensor packed, Tensor? bias) -> Tensor")
+torch.library.impl("cutline::linear", "default")(_linear)
+
+
+@torch.library.register_fake("cutline::linear")
+def _linear_shape(rows: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+    del bias
+    return rows.new_empty(*rows.shape[:-1], packed.shape[0])
 
 
 def pack(model: nn.Module, dtype: torch.dtype) -> None:

@@ -34,7 +34,7 @@ from cutline.errors import BundleError, InputError, WorkerFailed
 from cutline.models.bundle import Bundle
 
 PATIENCE = timedelta(seconds=60)  # that a rank may keep the others waiting within a pass
-_FOR_EVER = timedelta(days=365)  # between passes; who is gone is noticed at once
+_FOR_EVER = timedelta(days=365)  # for a pass, and for weights to be read; who is gone is noticed at once
 _STOP, _PASS, _RESUME = range(3)
 _HEADER = 4  # numbers
 
@@ -100,7 +100,10 @@ class Group:
         with _noticing():
             dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=PATIENCE)
             self._control = dist.new_group(backend="gloo", timeout=PATIENCE)
-            self._control.set_timeout(_FOR_EVER)
+            if rank:
+                self._control.set_timeout(_FOR_EVER)
+            self._loading = dist.new_group(backend="gloo", timeout=PATIENCE)
+            self._loading.set_timeout(_FOR_EVER)
             # Of the processor whatever the device: it says where weights are cut, and nothing is sent over it.
             self.mesh: DeviceMesh = init_device_mesh("cpu", (count,))
 
@@ -108,7 +111,7 @@ class Group:
         """The fewest bytes that any rank has `free`, of its own; when all have come so far."""
         found = torch.tensor([free])
         with _noticing():
-            dist.all_reduce(found, dist.ReduceOp.MIN, group=self._control)
+            dist.all_reduce(found, dist.ReduceOp.MIN, group=self._loading)
         return int(found) // self.count if self._shares_memory else int(found)
 
     def wait(self) -> None:
@@ -123,7 +126,7 @@ class Group:
                     self._send(_PASS, len(entries), *positions.shape)
                     lines = [(at, one.count, one.slot, one.start) for at, one in zip(entries, stretches, strict=True)]
                     numbers = torch.tensor([*np.ravel(lines), *positions.flat])
-                    dist.broadcast(numbers, 0, group=self._control)
+                    dist.broadcast(numbers, 0)
                     dist.broadcast(rows, 0)
                 case Resume(slot, source, count):
                     self._send(_RESUME, slot, source, count)
@@ -142,7 +145,7 @@ class Group:
                 return Resume(*counts)
             sessions, axes, count = counts
             numbers = torch.empty(4 * sessions + axes * count, dtype=torch.int64)
-            dist.broadcast(numbers, 0, group=self._control)
+            dist.broadcast(numbers, 0)
             rows = like.new_empty(count, len(like))
             dist.broadcast(rows, 0)
         lines, positions = np.split(numbers.numpy(), [4 * sessions])
@@ -214,7 +217,7 @@ def divide(model: Any, mesh: DeviceMesh) -> None:
                 setattr(module, parameter, nn.Parameter(marked, requires_grad=False))
 
 
-def settle(model: nn.Module) -> None:
+def unwrap_shards(model: nn.Module) -> None:
     """Once they are read: what was marked becomes plain layers, which sum what they make where they must."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):

@@ -39,7 +39,7 @@ def measure_device(device: str, *, threads: int) -> Machine:
     """Measure a processor, with so many threads, or a GPU, as torch reaches it."""
     compute = Compute(**{name: _rate(device, dtype) for name, dtype in _DTYPES.items()})
     little = torch.zeros(8, device=device)
-    overhead = median_seconds(_settled(device, lambda: little.add_(1)), budget=0.2)
+    overhead = median_seconds(_synchronised(device, lambda: little.add_(1)), budget=0.2)
     if device.startswith("cuda"):
         free, total = torch.cuda.mem_get_info(device)
         bandwidth = _bandwidth(device)
@@ -68,7 +68,7 @@ def _product(device: str, dtype: torch.dtype) -> tuple[Callable[[], None], int]:
     """A product of square matrices, and how many rows they have."""
     side = _GPU_SIDE if device.startswith("cuda") else _CPU_SIDE
     matrix = torch.ones(side, side, dtype=dtype, device=device)
-    return _settled(device, lambda: matrix @ matrix), side
+    return _synchronised(device, lambda: matrix @ matrix), side
 
 
 def target_table(bundle: Bundle, *, device: str, seconds: float, tell: Tell) -> LayerTable:
@@ -102,7 +102,7 @@ def target_table(bundle: Bundle, *, device: str, seconds: float, tell: Tell) -> 
     for count in SESSIONS:
         tell(f"target: {count} sessions")
         batch = [Rows(session, behind, (0,), drafted=0) for session in sessions[:count]]
-        one_pass = _settled(device, partial(target.run, batch, [None] * count))
+        one_pass = _synchronised(device, partial(target.run, batch, [None] * count))
         together.append((count, median_seconds(one_pass, budget=budget / len(SESSIONS))))
     return LayerTable(
         model=manifest.identity,
@@ -142,7 +142,7 @@ def _passes(layers: Layers, device: str, work: Callable[[], object], budget: flo
         start = clock.now()
         work()
         end = clock.now()
-        _settle(device)
+        _synchronise(device)
         taken: dict[str, float] = defaultdict(float)
         for name, first, last in marks:
             taken[name] += clock.between(first, last)
@@ -204,19 +204,19 @@ def _bandwidth(device: str) -> float:
     """Bytes a second that a copy within the device's memory reads and writes."""
     source = torch.ones(_COPIED, dtype=torch.uint8, device=device)
     copy = torch.empty_like(source)
-    return significant(2 * _COPIED / median_seconds(_settled(device, lambda: copy.copy_(source)), budget=0.5))
+    return significant(2 * _COPIED / median_seconds(_synchronised(device, lambda: copy.copy_(source)), budget=0.5))
 
 
-def _settled(device: str, work: Callable[[], object]) -> Callable[[], None]:
+def _synchronised(device: str, work: Callable[[], object]) -> Callable[[], None]:
     """`work`, and waiting until the device has done it."""
 
     def both() -> None:
         work()
-        _settle(device)
+        _synchronise(device)
 
     return both
 
 
-def _settle(device: str) -> None:
+def _synchronise(device: str) -> None:
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)

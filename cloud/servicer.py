@@ -158,16 +158,17 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
                 log.exception("a session failed")
                 failure = WorkerFailed("the worker failed on this session; its log says more")
             if failure is not None:
-                self._observer.refused(failure)
                 account.failed(failure)
                 yield self._meter.down(worker_to_wire(failure), account)
             # Of those that there is no place for only so many may end slowly.
-            if placed or self._parting[account.tenant] < self._engine.max_sessions:
-                self._parting[account.tenant] += not placed
+            tenant = CALLER.get().tenant
+            if placed or self._parting[tenant] < self._engine.max_sessions:
+                parting = Counter([] if placed else [tenant])
+                self._parting += parting
                 try:
                     await inbox.drain()
                 finally:
-                    self._parting[account.tenant] -= not placed
+                    self._parting -= parting  # and keeps none that is 0
         if failure is not None:
             await context.abort(status_of(failure), str(failure))
 
@@ -219,7 +220,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
             onward, passing = self._onward, self._onward is not None and self._onward.takes_tokens
             ready_at = time.monotonic()
             name = self._engine.open(
-                request, () if passing else drafts.early, functools.partial(tell, events.put_nowait)
+                request, () if passing else drafts.held(), functools.partial(tell, events.put_nowait)
             )
             stack.callback(self._engine.close, name)
             request = request.unladen()  # likewise
@@ -333,6 +334,9 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
                         raise InputError(f"a session that is open takes drafts, not {type(message).__name__}")
         except CutlineError as error:
             events.put_nowait(error)
+        except Exception:
+            log.exception("reading a session's drafts failed")
+            events.put_nowait(WorkerFailed("the worker failed on this session; its log says more"))
 
     async def _offer(self, name: str, room: asyncio.Semaphore, tell: Callable[..., None], draft: Draft) -> None:
         """Offer a draft to the engine, once it does not have too many of this session."""

@@ -1,4 +1,4 @@
-"""One conversation's state on the worker, and the decisions about it: what to run next, and what a pass confirmed."""
+"""One answer's state on the worker, and the decisions about it: what to run next, and what a pass confirmed."""
 
 from __future__ import annotations
 

@@ -16,11 +16,13 @@ from torch import Tensor
 from cutline.cloud.accelerator import free_memory
 from cutline.cloud.attention import ATTENTION, Layout, SlotCache, Stretch, sort_key
 from cutline.cloud.budget import image_room, slot_bytes, slots_that_fit
+from cutline.cloud.compiling import Compiled, pieces, run_layers
 from cutline.cloud.loading import load_model
 from cutline.cloud.packing import pack
 from cutline.cloud.parallel import Group, Pass, Resume, in_step
 from cutline.cloud.session import Rows
 from cutline.cloud.tower import Tower
+from cutline.errors import InputError
 from cutline.models.bundle import Bundle
 from cutline.models.families import Grid
 from cutline.models.layerline import END
@@ -51,11 +53,16 @@ class Target:
         end: str = END,
         dtype: torch.dtype | None = None,
         group: Group | None = None,
+        compiled: bool = False,
     ) -> None:
         """Weights are computed with as `dtype`, or as they are stored. Raises InputError where slots do not fit.
 
         With a `group` this is the part of one rank; every rank has the decoder's layers, the first one the others too.
+        Layers that are `compiled` are so at once, which takes its time; InputError where that cannot be done, or with a
+        group.
         """
+        if compiled and group is not None:
+            raise InputError("layers that several devices share are not compiled; leave out --compile")
         line, spec = bundle.manifest.line, bundle.manifest.decoder
         names, ranks = line.layers[line.place(start) : line.place(end)], 1 if group is None else group.count
         model = load_model(bundle, names, dtype=dtype, mesh=None if group is None else group.mesh).to(device)
@@ -93,6 +100,11 @@ class Target:
             first=self._layers.start,
             like=torch.empty(0, dtype=self._dtype, device=self._device),
         )
+
+        self._compiled: Compiled | None = None
+        if compiled and self.decodes:
+            self._compiled = Compiled([self._decoder.layers[index] for index in self._layers], self._cache)
+            self._compiled.warm_up(self._warm_up)
 
     @torch.inference_mode()
     def encode(self, boundary: NDArray[np.float32], cut: str, grids: Sequence[Grid]) -> Tensor:
@@ -161,17 +173,27 @@ class Target:
         self._cache.note(stretches)
         cos, sin = self._rotary(passing.positions, rows)
         hidden, joined, layout = rows[:0], 0, None
-        for index in (*self._layers, self._layers.stop):
-            come = bisect_right(passing.entries, index)
+        run = self._compiled or run_layers
+        block = max(1, len(self._layers)) if self._compiled is None else self._compiled.block
+        for piece in pieces(self._layers, passing.entries, block):
+            come = bisect_right(passing.entries, piece.start)
             if come > joined:
                 coming = rows[len(hidden) : stretches[come - 1].last]
                 hidden, joined = torch.cat([hidden, coming]) if joined else coming, come
                 layout = Layout(stretches[:joined], self._cache, heads=self._heads)
-            if layout is not None and index in self._layers:
+            if layout is not None and piece:
                 rotary = cos[..., : len(hidden), :], sin[..., : len(hidden), :]
-                layer = self._decoder.layers[index]
-                hidden = layer(hidden[None], position_embeddings=rotary, layout=layout, cache=self._cache)[0]
+                layers = [self._decoder.layers[index] for index in piece]
+                hidden = run(layers, hidden[None], rotary, layout, self._cache)[0]
         return hidden
+
+    @torch.inference_mode()
+    def _warm_up(self, rows: int) -> None:
+        """A pass of nobody's rows through all layers, in the first slot."""
+        rows = min(rows, self.context)
+        positions = np.zeros((self._family.axes, rows), np.int64)
+        entering = torch.zeros(rows, self._decoder.config.hidden_size, dtype=self._dtype, device=self._device)
+        self._through(Pass([self._layers.start], [Stretch(0, rows, 0, 0)], positions, entering))
 
     def _on_device(self, rows: NDArray[np.float32]) -> Tensor:
         # A tensor of its own: what came off the wire may be read-only.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import stat
 import threading
@@ -44,7 +43,7 @@ class Source(Protocol):
 
     name: str
     live: bool
-    unread: int  # pictures that are there and cannot be read
+    unreadable: int  # pictures that are there and cannot be read
 
     @property
     def still(self) -> int:
@@ -59,7 +58,7 @@ class Sifted:
 
     def __init__(self, *, name: str, changes: Changes | None) -> None:
         self.name = name
-        self.unread = 0
+        self.unreadable = 0
         self._changes = changes
 
     @property
@@ -87,35 +86,35 @@ class Folder(Sifted):
         self._tell = tell
         self._look = look
         self._said = ""  # why the folder could not be listed last
-        self._unread = dict[str, _Stamp]()  # files that could not be read
+        self._taken = dict[str, _Stamp]()  # also what is away: it comes back as it was, with the disk that it is on
+        self._unreadable = set[str]()  # files that could not be read
 
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
         """What is in the folder, and what comes. Raises InputError if it ends by itself and cannot be listed."""
-        taken = dict[str, _Stamp]()  # what is away comes back as it was, with the disk that it is on
         before, number = self._stamps(), 0
         while not stop.wait(self._look):
             now = self._stamps()
-            fresh = [name for name in sorted(now) if taken.get(name) != now[name]]
+            fresh = [name for name in sorted(now) if self._taken.get(name) != now[name]]
             for name in fresh:
                 if stop.is_set() or before.get(name) != now[name]:
                     continue
-                image = self._read(name, now[name])
+                image = self._read(name)
                 if image is None:
                     continue
-                taken[name] = now[name]
+                self._taken[name] = now[name]
                 number += 1
                 if self._changes is None or self._changed(image):
                     yield self._frame(name, now[name], number, image)
-            _forget(taken, now)
+            self._forget(now)
             before = now
-            if self._once and all(self._unread.get(name) == now[name] for name in fresh):
+            if self._once and self._unreadable.issuperset(fresh):
                 return
 
     def _frame(self, name: str, stamp: _Stamp, number: int, image: bytes) -> Frame:
         known = frame_id((self._path / name).absolute(), *stamp)
         return Frame(id=known, source=self.name, number=number, taken=stamp[0] / 1e9, image=image, file=name)
 
-    def _read(self, name: str, stamp: _Stamp) -> bytes | None:
+    def _read(self, name: str) -> bytes | None:
         """What is in a file, or None for now."""
         try:
             with (self._path / name).open("rb") as opened:
@@ -123,14 +122,19 @@ class Folder(Sifted):
         except FileNotFoundError:  # gone again
             return None
         except OSError as error:
-            if self._unread.get(name) != stamp:
-                self._unread[name] = stamp
-                self.unread += 1
-                self._tell(f"{self.name}: {name} cannot be read: {error.strerror}; trying again")
+            self._miss(name, error)
             return None
-        if self._unread.pop(name, None) == stamp:
-            self.unread -= 1
+        if name in self._unreadable:
+            self._unreadable.remove(name)
+            self.unreadable -= 1
         return image
+
+    def _miss(self, name: str, error: OSError) -> None:
+        """Count a file that cannot be read, and say so; once, as it is tried at every look."""
+        if name not in self._unreadable:
+            self._unreadable.add(name)
+            self.unreadable += 1
+            self._tell(f"{self.name}: {name} cannot be read: {error.strerror}; trying again")
 
     def _changed(self, image: bytes) -> bool:
         assert self._changes is not None
@@ -153,21 +157,29 @@ class Folder(Sifted):
         if self._said:
             self._tell(f"{self.name} is back")
             self._said = ""
+        self._unreadable.intersection_update(names)
         found = dict[str, _Stamp]()
         for name in names:
             if Path(name).suffix.lower() in SUFFIXES and not name.startswith("."):
-                with contextlib.suppress(OSError):  # it went away just now
+                try:
                     known = (self._path / name).stat()
-                    if stat.S_ISREG(known.st_mode):
-                        found[name] = known.st_mtime_ns, known.st_size
+                except FileNotFoundError:  # it went away just now
+                    continue
+                except OSError as error:
+                    if name not in self._taken:
+                        self._miss(name, error)
+                    continue
+                if stat.S_ISREG(known.st_mode):
+                    found[name] = known.st_mtime_ns, known.st_size
         return found
 
-
-def _forget(taken: dict[str, _Stamp], now: dict[str, _Stamp]) -> None:
-    """Forget those `taken` first among the files that are not there `now`, where there are too many."""
-    away = [name for name in taken if name not in now]
-    for name in away[: max(0, len(away) - REMEMBERED)]:
-        del taken[name]
+    def _forget(self, now: dict[str, _Stamp]) -> None:
+        """Of too many files that are not there `now`, forget those that were taken first."""
+        most = len(now) + REMEMBERED
+        if len(self._taken) > most:
+            away = [name for name in self._taken if name not in now]
+            for name in away[: len(self._taken) - most]:
+                del self._taken[name]
 
 
 def frame_id(*known: object) -> str:

@@ -85,8 +85,8 @@ class TargetSpan:
         """What crosses the cut for `prompt`, whose image tokens stand for the images in `pixels`.
 
         With `names`, one an image and the same for no two images, what `tenant`'s earlier conversations had computed is
-        not run again, unless this one is to be `fresh`. `keep` is the share of the image tokens that enters the decoder, at a cut from `decoder.0` on.
-        `noise` is on what crosses, not on what is computed here; it needs names.
+        not run again, unless this one is `fresh`. `keep` is the share of the image tokens that enters the decoder, at a
+        cut from `decoder.0` on. `noise` is on what crosses, not on what is computed here; it needs names.
         """
         assert noise is None or names is not None
         manifest, token = self._manifest, self._manifest.image_token

@@ -30,9 +30,9 @@ class Way:
 class Upload:
     """What of a question's images goes to a worker.
 
-    `digests` are those of all its images, or there are none where images have none: merged ones, ones that are not kept, and all
-    at a cut inside the decoder. The first `known` of them stay here. Of the others there are the `files` at the cut
-    `image`, the `rows` at one up to the decoder.
+    `digests` are those of all its images, or there are none where images have none: merged ones, those of a fresh
+    question, and all at a cut inside the decoder. The first `known` of them stay here. Of the others there are the
+    `files` at the cut `image`, the `rows` at one up to the decoder.
     """
 
     digests: tuple[bytes, ...] = ()

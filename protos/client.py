@@ -74,6 +74,15 @@ class WorkerClient:
         """Whether the connection stands, so that a session need not wait for one."""
         return self._connection.line.ready
 
+    @property
+    def line(self) -> Line:
+        """What a new session goes over."""
+        return self._connection.line
+
+    def leave(self, line: Line) -> None:
+        """Have new sessions go over another line than this; those on it may end there."""
+        self._connection.leave(line)
+
     async def close(self, *, grace: float = 0.0) -> None:
         """Close the connection; sessions still open on it fail, after `grace` seconds.
 
@@ -82,13 +91,16 @@ class WorkerClient:
         await self._connection.close(grace=grace)
 
     async def describe(self) -> Description:
-        """What the worker serves. Raises WorkerUnavailable."""
+        """What the worker serves. Raises WorkerError."""
         try:
             line, who = self._connection.line, self._keys.metadata()
             described = await line.hold(line.stub.Describe(pb.DescribeRequest(), timeout=CONNECT_SECONDS, metadata=who))
         except grpc.aio.AioRpcError as error:
             raise _translated(error.code(), error.details(), self.address, self._keys) from None
-        return description_from_wire(described)
+        try:
+            return description_from_wire(described)
+        except InputError as error:
+            raise WorkerFailed(f"the worker at {self.address} does not keep to the protocol: {error}") from None
 
     async def probe(self, *, up: int, down: int) -> None:
         """Send `up` bytes and receive `down`, each at most CHUNK. Raises WorkerError."""

@@ -58,12 +58,21 @@ class Connection:
     @property
     def line(self) -> Line:
         """The line for a new call."""
-        if not self._closed and (line := self._lines.changed()) is not None:
+        if not self._closed:
+            self._take(self._lines.changed())
+        return self._line
+
+    def leave(self, line: Line) -> None:
+        """Have new calls go over another line than this, over which nothing is heard; not if the keys do not read."""
+        if line is self.line and not self._closed:
+            self._take(self._lines.anew())
+
+    def _take(self, line: Line | None) -> None:
+        if line is not None:
             parting = asyncio.create_task(_part(self._line))
             self._partings[parting] = self._line
             parting.add_done_callback(self._partings.pop)
             self._line = line
-        return self._line
 
     async def close(self, *, grace: float = 0.0) -> None:
         """Close all lines; what is under way on them fails, after `grace` seconds.

@@ -349,8 +349,7 @@ def worker_from_wire(message: pb.WorkerMessage) -> WorkerMessage:
         case "opened":
             opened = message.opened
             times = (opened.upload_seconds, opened.prepare_seconds, opened.queue_seconds)
-            if not all(0 <= seconds < math.inf for seconds in times):
-                raise InputError("the worker tells times that are none")
+            _check_times(*times)
             return Opened(opened.session, *times, kept=opened.kept, reused=opened.reused)
         case "confirmed":
             confirmed = message.confirmed
@@ -364,6 +363,7 @@ def worker_from_wire(message: pb.WorkerMessage) -> WorkerMessage:
             done = message.finished
             if done.reason not in _REASONS:
                 raise InputError("the worker finished for no known reason")
+            _check_times(done.cloud_seconds)
             return Finished(Reason(done.reason), done.passes, done.verified, done.cloud_seconds)
         case "failure":
             code = next((code for code in grpc.StatusCode if code.value[0] == message.failure.status), None)
@@ -373,6 +373,11 @@ def worker_from_wire(message: pb.WorkerMessage) -> WorkerMessage:
             return error
         case _:
             raise InputError("a message of no known kind; the worker may be newer than this agent")
+
+
+def _check_times(*seconds: float) -> None:
+    if not all(0 <= one < math.inf for one in seconds):
+        raise InputError("the worker tells times that are none")
 
 
 def _likelihood(one: pb.Likelihood) -> Likelihood:
@@ -388,6 +393,7 @@ def description_to_wire(description: Description) -> pb.Description:
 
 
 def description_from_wire(message: pb.Description) -> Description:
-    """A worker's description from the wire."""
+    """A worker's description from the wire. Raises InputError."""
+    _check_times(message.queue_seconds)
     wires = tuple(wire for wire in Wire if pb.Tensor.Type.Value(wire.name) in message.wires)
     return Description(**{name: getattr(message, name) for name in Description.__slots__} | {"wires": wires})

@@ -36,10 +36,11 @@ class Renewed(Generic[_T]):
 
     def changed(self) -> _T | None:
         """What they make now if that is another than before, else None. Any thread may ask."""
-        versions = self._look()
-        if versions == self._versions:
-            return None
-        self._versions = versions  # before they are read: what changes meanwhile is read again
+        return None if self._look() == self._versions else self.anew()
+
+    def anew(self) -> _T | None:
+        """What they make now, changed or not, unless they do not read."""
+        self._versions = self._look()  # before they are read: what changes meanwhile is read again
         try:
             self._made = made = self._read()
         except InputError as error:

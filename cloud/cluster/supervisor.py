@@ -13,10 +13,11 @@ from collections.abc import Sequence
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from cutline.errors import WorkerError, WorkerFailed, WorkerUnavailable
+from cutline.errors import AccessDenied, InputError, WorkerBusy, WorkerError, WorkerFailed, WorkerUnavailable
 from cutline.protos.client import WorkerClient
+from cutline.protos.connection import Connection
 from cutline.protos.messages import Description
-from cutline.protos.security import NO_KEYS, AgentKeys, open_channel
+from cutline.protos.security import NO_KEYS, AgentKeys
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,8 @@ class Supervisor:
         self._drain = drain
         self._process: asyncio.subprocess.Process | None = None
         self._client: WorkerClient | None = None
-        self._health: health_pb2_grpc.HealthStub | None = None
+        self._health: Connection | None = None
+        self._described: Description | None = None  # the last that was told
         self._reading: asyncio.Task[None] | None = None
         self._last = "it said nothing"
         self._missed = 0
@@ -74,20 +76,19 @@ class Supervisor:
             raise WorkerUnavailable(f"it did not start: {self._last}")
         address = line.split()[-1]
         self._client = WorkerClient(address, self._keys)
-        self._health = health_pb2_grpc.HealthStub(open_channel(address, self._keys))
+        self._health = Connection(address, self._keys, health_pb2_grpc.HealthStub)
         return address
 
     async def look(self, after: float) -> Description:
         """How it is in `after` seconds. Raises WorkerUnavailable once it ends, WorkerFailed if it answers no more."""
         assert self._process is not None
-        assert self._client is not None
         while True:
             await self._raise_if_ended(after)
             try:
-                described = await self._client.describe()
-                if not described.draining:  # for then its health says that it takes nothing, too
+                described = await self._describe()
+                if not self._stopped and not described.draining:  # for then its health says that it takes nothing, too
                     await self._check_health()
-            except WorkerError as error:
+            except (WorkerError, InputError) as error:
                 self._missed += 1
                 if self._missed >= MISSES:
                     raise WorkerFailed(f"it does not answer: {error}") from None
@@ -115,6 +116,23 @@ class Supervisor:
         if (process := self._process) is not None:
             _signal(process, signal.SIGKILL)
             await process.wait()
+        for connection in (self._client, self._health):
+            if connection is not None:
+                await connection.close()
+
+    async def _describe(self) -> Description:
+        """What it says of itself, or said last where the fault may be none of its own. Raises WorkerError, InputError.
+
+        It may know this supervisor no more or have no call free, or a file of the keys is just being written.
+        """
+        assert self._client is not None
+        try:
+            self._described = await self._client.describe()
+        except (AccessDenied, InputError, WorkerBusy) as error:
+            if self._described is None:
+                raise
+            log.warning("how the worker is cannot be asked now: %s", error)
+        return self._described
 
     async def _raise_if_ended(self, after: float) -> None:
         process, reading = self._process, self._reading
@@ -130,8 +148,11 @@ class Supervisor:
         assert self._health is not None
         request = health_pb2.HealthCheckRequest(service="")
         try:
-            answer = await self._health.Check(request, timeout=LOOK_SECONDS)
+            line = self._health.line
+            answer = await line.hold(line.stub.Check(request, timeout=LOOK_SECONDS))
         except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:  # that is an answer, too
+                return
             raise WorkerFailed(f"its health is not known: {error.code().name}") from None
         if answer.status != health_pb2.HealthCheckResponse.SERVING:
             raise WorkerFailed("it says that it serves no sessions")

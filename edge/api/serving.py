@@ -115,9 +115,15 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         # uvicorn's own raises the signal anew once the server has stopped, which would end a process that obeyed it.
         loop = asyncio.get_running_loop()
-        for name in (signal.SIGINT, signal.SIGTERM):
+        before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
+        for name in before:
             loop.add_signal_handler(name, self.handle_exit, name, None)
-        yield
+        try:
+            yield
+        finally:  # what is left to close can be interrupted
+            for name, handler in before.items():
+                loop.remove_signal_handler(name)
+                signal.signal(name, handler)
 
 
 async def serve(

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import termios
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -72,6 +75,21 @@ class Process:
         assert self._popen.stdout is not None
         self._popen.stdout.close()
         self._popen.stdout = None
+
+    def fill(self, size: int) -> None:
+        """Make the pipe that it prints into so small, and wait until it prints no more as nobody reads."""
+        assert self._popen.stdout is not None
+        pipe, held, before = self._popen.stdout.fileno(), 0, -1
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, size)
+        end = time.monotonic() + SECONDS
+        while (held < size // 2 or held != before) and time.monotonic() < end:
+            time.sleep(1.0)
+            before, held = held, int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
+        assert held >= size // 2
+
+    def wait(self) -> int:
+        """Its exit code, while nobody reads what it prints."""
+        return self._popen.wait(SECONDS)
 
     def children(self) -> list[psutil.Process]:
         """The processes that it has started and that run."""

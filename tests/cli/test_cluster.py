@@ -112,7 +112,7 @@ def wait_for(directory: str, holds: Callable[[set[str]], bool]) -> list[str]:
 
 async def ask_while_killing(directory: str, killed: psutil.Process, address: str) -> list[Answer]:
     """Four agents at once ask both workers, one of which is killed in the middle of their sessions."""
-    drafter, dead = Bundle.open(DRAFTER), asyncio.Event()
+    drafter, dead, answered = Bundle.open(DRAFTER), asyncio.Event(), set[str | None]()
     asked = list(requests(Split.EVALUATION, 1, seed=11))
     reference = Reference(Bundle.open(TARGET))
     truths = [reference.answer(one.image, one.question.text) for one in asked]
@@ -126,13 +126,15 @@ async def ask_while_killing(directory: str, killed: psutil.Process, address: str
                 one, truth = asked[len(answers) % len(asked)], truths[len(answers) % len(asked)]
                 question = Question.about(one.image, one.question.text, mode=mode, max_tokens=64)
                 answers.append(await agent.answer(question))
+                answered.add(answers[-1].worker)
                 assert tuple(token.id for token in answers[-1].tokens) == truth
         return answers
 
     async def kill() -> None:
-        await asyncio.sleep(1.0)
+        while address not in answered:  # noqa: ASYNC110 (nobody else waits)
+            await asyncio.sleep(0.01)
         killed.suspend()  # who asks it from here on, or has asked it, waits
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(1.0)
         killed.kill()
         dead.set()
 

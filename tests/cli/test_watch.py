@@ -118,6 +118,36 @@ def test_who_reads_may_leave(start: Start, cards: Path) -> None:
     assert "BrokenPipe" not in ran.err
 
 
+@pytest.fixture
+def paused(start: Start, cards: Path) -> Any:
+    """A watch whose lines nobody reads: the pipe that it prints into is full."""
+    for index in range(60):
+        shutil.copyfile(cards / "0.png", cards / f"more{index}.png")
+    watch = start("watch", "--source", cards, "--ask", QUESTION, "--mode", "edge")
+    watch.fill(4096)
+    return watch
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_who_stops_reading_holds_up_no_stop(paused: Any, number: int) -> None:
+    paused.signal(number)
+    assert paused.wait() == 130
+    ran = paused.finish()
+    assert "Traceback" not in ran.err
+    assert ran.err.endswith(" dropped\ncutline: interrupted\n")
+    assert all(json.loads(line)["answer"] for line in ran.out.splitlines()[:-1])  # the last one may be in part
+
+
+def test_a_second_signal_ends_it_at_once(paused: Any) -> None:
+    began = time.monotonic()
+    paused.signal(signal.SIGTERM)
+    time.sleep(0.3)
+    paused.signal(signal.SIGINT)
+    assert paused.wait() == 130
+    assert time.monotonic() - began < 1.9  # sooner than by the first one
+    assert paused.finish().err == ""
+
+
 def test_a_password_is_in_no_message(run: Run, start: Start) -> None:
     secret = "rtsp://admin:hunter2@127.0.0.1:1/stream"
     assert "hunter2" not in run("watch", "--source", f"x{secret}", "--ask", "?").failed(2)

@@ -74,9 +74,7 @@ def test_what_is_counted_is_what_sessions_were_told(bundle: Bundle, asking: Any,
     )
 
 
-def test_sessions_that_agents_leave_are_counted_among_those_that_ended(
-    bundle: Bundle, asking: Any, case: Case
-) -> None:
+def test_sessions_that_agents_leave_are_counted_among_those_that_ended(bundle: Bundle, asking: Any, case: Case) -> None:
     """Cancelled, dropped within the answer or before it; each once, whatever it was told."""
     metrics = Metrics()
 
@@ -96,10 +94,8 @@ def test_sessions_that_agents_leave_are_counted_among_those_that_ended(
             async with client.session(asked.opening, (), timeout=30):
                 pass
             await asking(case, "image").ask(client)
-            while metrics.registry.get_sample_value("cutline_sessions_open"):
-                await asyncio.sleep(0.01)
 
-    asyncio.run(main())
+    asyncio.run(main())  # at its end all have ended
     assert count("CANCELLED") in (2.0, 3.0)  # gRPC may take a call back before the worker hears of it
     assert count("OK") == 1.0
 

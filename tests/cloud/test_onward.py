@@ -1,11 +1,11 @@
-"""A worker's own connection to the next one: what it calls itself there, how it hears of a death, whose faults it tells."""
+"""A worker's own connection to the next one: what it calls its agents there, and what they hear of its troubles."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ from cutline.cli.certificates import DEVICE, SERVER, Authority, pair_of
 from cutline.cloud import chain
 from cutline.cloud.chain import NextWorker, Onward, Word, onward_name
 from cutline.cloud.identity import Callers
-from cutline.cloud.server import Access, serve
+from cutline.cloud.server import ANYBODY, Access, serve
+from cutline.cloud.session import Request
 from cutline.errors import WorkerBusy, WorkerFailed, WorkerUnavailable
 from cutline.models.bundle import Bundle
+from cutline.models.sampling import Sampling
 from cutline.models.wire import Wire
 from cutline.protos.client import WorkerClient, WorkerSession
 from cutline.protos.messages import Draft, Open
@@ -26,28 +28,23 @@ from cutline.protos.tokens import is_tenant, token_entry
 
 Case = tuple[Open, bytes, tuple[int, ...]]
 SECONDS = 30
+ASKED = Request(tokens=(1,), prompt_length=1, max_tokens=1, sampling=Sampling(), effort=1.0)
 
 
 @contextlib.asynccontextmanager
-async def first_and_last(
-    bundle: Bundle, *, slots: int = 2, first: Access | None = None, last: Access | None = None
-) -> AsyncIterator[tuple[str, str]]:
+async def first_and_last(bundle: Bundle, *, slots: int = 2, first: Access = ANYBODY) -> AsyncIterator[tuple[str, str]]:
     """The addresses of two workers, of which the first goes on at the second."""
     common: dict[str, Any] = {"listen": "127.0.0.1:0", "slots": slots, "context": 256, "device": "cpu"}
-    end = {} if last is None else {"access": last}
-    begin = {} if first is None else {"access": first}
     async with (
         asyncio.timeout(2 * SECONDS),
-        serve(bundle, **common, **end, layers=("decoder.2", "end")) as there,
-        serve(bundle, **common, **begin, layers=("image", "decoder.2"), next_worker=there) as here,
+        serve(bundle, **common, layers=("decoder.2", "end")) as there,
+        serve(bundle, **common, layers=("image", "decoder.2"), next_worker=there, access=first) as here,
     ):
         yield here, there
 
 
 @pytest.mark.parametrize("depth", [1, 2])
-def test_an_agents_name_passes_along_a_chain_without_keys(
-    bundle: Bundle, asking: Any, case: Case, depth: int
-) -> None:
+def test_an_agents_name_passes_along_a_chain_without_keys(bundle: Bundle, asking: Any, case: Case, depth: int) -> None:
     """As long as a name may be: each worker's own name for its caller would be longer."""
 
     async def main() -> None:
@@ -101,9 +98,7 @@ def test_a_death_is_noticed_as_soon_while_tokens_flow(bundle: Bundle, monkeypatc
 
     async def main() -> None:
         async with NextWorker("127.0.0.1:1", manifest, cut="decoder.2") as there:
-            onward = Onward(
-                there, None, wire=Wire.FLOAT32, heard=words.append, remaining=lambda: None  # type: ignore[arg-type]
-            )
+            onward = Onward(there, ASKED, wire=Wire.FLOAT32, heard=words.append, remaining=lambda: None)
             session = WorkerSession("127.0.0.1:1", _Wire(), None, (), beat=beat)  # type: ignore[arg-type]
             watching = asyncio.create_task(onward._watch(session, there.client.line))
             for _ in range(40):
@@ -131,10 +126,11 @@ def keys(tmp_path: Path) -> tuple[ServerKeys, AgentKeys]:
     )
 
 
-def test_files_that_do_not_read_leave_a_connection_as_it_is(bundle: Bundle, keys: Sequence[Any]) -> None:
+def test_files_that_do_not_read_leave_a_connection_as_it_is(bundle: Bundle, keys: tuple[ServerKeys, AgentKeys]) -> None:
     """Also where it would be left: one that stands may be heard of again, one that cannot be made never."""
     server, agent = keys
-    whole = agent.key.read_bytes()
+    assert agent.key is not None
+    key, whole = agent.key, agent.key.read_bytes()
 
     async def main() -> None:
         options: dict[str, Any] = {"listen": "127.0.0.1:0", "slots": 1, "context": 64, "device": "cpu"}
@@ -144,10 +140,10 @@ def test_files_that_do_not_read_leave_a_connection_as_it_is(bundle: Bundle, keys
         ):
             await there.check()
             before = there.client.line
-            agent.key.write_bytes(whole[:50])
+            key.write_bytes(whole[:50])
             there.client.leave(before)
             await there.check()
-            agent.key.write_bytes(whole)
+            key.write_bytes(whole)
             there.client.leave(there.client.line)
             assert there.client.line is not before
             await there.check()
@@ -155,9 +151,10 @@ def test_files_that_do_not_read_leave_a_connection_as_it_is(bundle: Bundle, keys
     asyncio.run(main())
 
 
-def test_a_session_hears_of_a_death_though_keys_do_not_read(bundle: Bundle, keys: Sequence[Any]) -> None:
+def test_a_session_hears_of_a_death_though_keys_do_not_read(bundle: Bundle, keys: tuple[ServerKeys, AgentKeys]) -> None:
     _, agent = keys
-    words = list[Word]()
+    assert agent.key is not None
+    key, words = agent.key, list[Word]()
 
     async def never() -> bool:
         await asyncio.Event().wait()
@@ -165,12 +162,10 @@ def test_a_session_hears_of_a_death_though_keys_do_not_read(bundle: Bundle, keys
 
     async def main() -> None:
         async with NextWorker("127.0.0.1:1", bundle.manifest, cut="decoder.2", keys=agent) as there:
-            onward = Onward(
-                there, None, wire=Wire.FLOAT32, heard=words.append, remaining=lambda: None  # type: ignore[arg-type]
-            )
+            onward = Onward(there, ASKED, wire=Wire.FLOAT32, heard=words.append, remaining=lambda: None)
             session = WorkerSession("127.0.0.1:1", _Wire(), None, (), beat=never)  # type: ignore[arg-type]
             line = there.client.line
-            agent.key.unlink()
+            key.unlink()
             await asyncio.wait_for(onward._watch(session, line), SECONDS)
         assert [type(word) for word in words] == [WorkerUnavailable]
 

@@ -9,22 +9,22 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor
 
+from cutline.cloud import choosing, pace
 from cutline.cloud import engine as engine_module
-from cutline.cloud import pace
 from cutline.cloud.choosing import likelihoods
 from cutline.cloud.engine import Engine
 from cutline.cloud.observer import Observer
 from cutline.cloud.pace import FAIR_SECONDS
-from cutline.cloud.session import Event, Request, Rows
+from cutline.cloud.session import Event, Request, Rows, Session
 from cutline.cloud.target import Target
 from cutline.errors import CutlineError, WorkerBusy, WorkerForgot, WorkerUnavailable
-from cutline.models.sampling import Sampling
+from cutline.models.sampling import Sampling, choose
 from cutline.protos.messages import Confirmed, Draft, Finished, Opened
 
 VOCABULARY = 50
@@ -269,6 +269,29 @@ def test_waiting_behind_other_prompts_is_counted(monkeypatch: pytest.MonkeyPatch
     assert watching.waits[2] > 0.2
 
 
+@pytest.mark.parametrize("wrong", [0, 3, None])
+def test_nothing_is_sampled_after_a_draft_is_rejected(monkeypatch: pytest.MonkeyPatch, wrong: int | None) -> None:
+    """To there the tokens are those that each row alone gives at its position."""
+    sampling = Sampling(temperature=1.0, seed=5)
+    logits = torch.randn(7, VOCABULARY, generator=torch.Generator().manual_seed(0))
+    alone = [choose(row.numpy(), sampling, 4 + place) for place, row in enumerate(logits)]
+    drafted = [*alone[:6]]
+    if wrong is not None:
+        drafted[wrong] = (drafted[wrong] + 1) % VOCABULARY
+    asked = replace(request([1, 2, 3, 4]), sampling=sampling)
+    session = Session("s", asked, 0, lambda event: None, CONTEXT)
+    places = list[int]()
+
+    def counted(row: Tensor, of: Sampling, position: int, **more: Any) -> int:
+        places.append(position)
+        return choose(row, of, position, **more)
+
+    monkeypatch.setattr(choosing, "choose", counted)
+    found = choosing.choose_all(Rows(session, 3, (4, *drafted), drafted=6), logits)
+    count = 7 if wrong is None else wrong + 1
+    assert (found, places) == (alone[:count], list(range(4, 4 + count)))
+
+
 def test_likelihoods_are_those_of_softmax() -> None:
     logits = torch.tensor([[1.0, 2.0, 4.0], [0.0, 0.0, 1000.0]])
     told = likelihoods(logits, [1, 2], 2)
@@ -321,7 +344,7 @@ def test_a_thousand_sessions_that_wait_cost_a_few_objects_each_and_no_thread() -
             assert told.get(timeout=60) in (Opened, Confirmed)
         gc.collect()
         assert engine.sessions == 1000
-        assert threading.active_count() == threads
+        assert threading.active_count() <= threads  # one of an earlier test may have ended
         assert (len(gc.get_objects()) - before) / 999 < 20
         assert len(engine._pictures) == len(engine._waiting) == 0
         # And whoever comes among them is answered at once.

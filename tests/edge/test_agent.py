@@ -177,10 +177,12 @@ def test_many_questions_at_once(target: Bundle, drafter: Bundle, reference: Refe
     asyncio.run(run())
 
 
-def blocked(release: threading.Event) -> Draft:
+def blocked(release: threading.Event, begun: threading.Event | None = None) -> Draft:
     """A drafter that says nothing until it is released: with effort 0 its session stays open that long."""
 
     def draft(self: Drafting, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
+        if begun is not None:
+            begun.set()
         release.wait(30)
         yield Drafted(20, 0.5)
 
@@ -246,14 +248,14 @@ def test_nothing_is_drafted_for_who_is_gone(drafter: Bundle, monkeypatch: pytest
 
 
 def test_a_question_given_up_frees_its_place(target: Bundle, drafter: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    release = threading.Event()
+    begun, release = threading.Event(), threading.Event()
 
     async def run() -> None:
         async with together(target, drafter, slots=1) as agent:
             honest = Drafting.draft
-            monkeypatch.setattr(Drafting, "draft", blocked(release))
+            monkeypatch.setattr(Drafting, "draft", blocked(release, begun))
             waiting = asyncio.create_task(agent.answer(asking(LONGEST, Mode.DRAFT, effort=0.0)))
-            await asyncio.sleep(0.3)
+            assert await asyncio.to_thread(begun.wait, 30)
             waiting.cancel()
             await asyncio.sleep(0.05)
             assert not waiting.done(), "its thread has not ended"

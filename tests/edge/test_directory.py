@@ -17,7 +17,8 @@ from cutline.edge import directory as module
 from cutline.edge.directory import FULL_SECONDS, MOVE_SECONDS, Candidate, ListedWorkers, arrange, cost, pick
 from cutline.errors import WorkerUnavailable
 from cutline.protos.directory import Listed, Listing, Standing, listing_to_wire
-from cutline.protos.v1 import directory_pb2_grpc
+from cutline.protos.v1 import directory_pb2_grpc, worker_pb2_grpc
+from cutline.protos.v1 import worker_pb2 as pb
 
 candidates = st.lists(
     st.builds(
@@ -220,6 +221,40 @@ def test_a_worker_that_does_not_answer_holds_up_no_listing(monkeypatch: pytest.M
                 assert len(book.asked) == before
                 workers.offline = False
                 await asked_more(book)
+
+    asyncio.run(run())
+
+
+def test_a_worker_whose_way_cannot_be_timed_is_taken_for_a_far_one_and_the_others_are_timed_as_well(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "REFRESH_SECONDS", 0.02)
+
+    class Near(worker_pb2_grpc.WorkerServicer):
+        probes = 0
+
+        async def Probe(self, request: object, context: object) -> pb.ProbeAnswer:
+            self.probes += 1
+            return pb.ProbeAnswer()
+
+    async def run() -> None:
+        near, server = Near(), grpc.aio.server()
+        worker_pb2_grpc.add_WorkerServicer_to_server(near, server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        book = Book()
+        book.list(1, port)  # at the first nobody listens
+        async with listing(book) as workers:
+            async with asyncio.timeout(30):
+                while near.probes < 3:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            order = {workers._order(workers.addresses, None) for _ in range(20)}
+            assert order == {(f"127.0.0.1:{port}", "127.0.0.1:1")}
+            far, known = workers.states
+            assert (far.rtt_ms, far.queue_ms) == (None, 0.0)
+            assert known.rtt_ms is not None
+            assert 0.0 < known.rtt_ms < 1e3 * module.MEASURE_SECONDS
+        await server.stop(None)
 
     asyncio.run(run())
 

@@ -1,17 +1,21 @@
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
+from stat import S_ISREG
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from cutline.edge.changes import Changes
-from cutline.edge.frames import Folder, Frame
+from cutline.edge.frames import Folder, Frame, Tell
+from cutline.errors import InputError
 
 LOOK = 0.02
 SECONDS = 60  # that a look may take to be noticed on a busy machine
@@ -23,8 +27,8 @@ def picture(level: int) -> bytes:
     return out.getvalue()
 
 
-def folder(path: Path, *, once: bool = False, changes: Changes | None = None) -> Folder:
-    return Folder(path, name="here", changes=changes, once=once, look=LOOK)
+def folder(path: Path, *, once: bool = False, changes: Changes | None = None, tell: Tell = lambda line: None) -> Folder:
+    return Folder(path, name="here", changes=changes, once=once, tell=tell, look=LOOK)
 
 
 def taken(path: Path, changes: Changes | None = None) -> list[Frame]:
@@ -107,7 +111,7 @@ def test_what_comes_later_is_taken_once_and_again_when_it_changes(watched: tuple
 def test_a_file_is_left_alone_while_it_grows(tmp_path: Path) -> None:
     with (tmp_path / "slow.png").open("wb", buffering=0) as file:
 
-        class Looks(threading.Event):
+        class Growing(threading.Event):
             count = 0
 
             def wait(self, timeout: float | None = None) -> bool:
@@ -116,24 +120,140 @@ def test_a_file_is_left_alone_while_it_grows(tmp_path: Path) -> None:
                     file.write(b"x")
                 return False
 
-        looks = Looks()
+        looks = Growing()
         assert next(folder(tmp_path).frames(looks)).image == b"x" * 20
     assert looks.count == 21
 
 
-def test_a_folder_that_goes_away_for_a_while_is_no_error(watched: tuple[Path, list[str]]) -> None:
-    path, seen = watched
-    put(path / "a.png", b"a")
-    until(seen, ["a"])
+class Looks(threading.Event):
+    """A stop after which nothing waits: before each look something happens, and at last it stops."""
+
+    def __init__(self, *happening: Callable[[], object]) -> None:
+        super().__init__()
+        self._happening = list(happening)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        if not self._happening:
+            return True
+        self._happening.pop(0)()
+        return False
+
+
+def nothing() -> None:
+    pass
+
+
+def seen(given: Folder, *happening: Callable[[], object]) -> list[str | None]:
+    """The files that it takes."""
+    return [frame.file for frame in given.frames(Looks(nothing, *happening, nothing, nothing))]
+
+
+def unmounted(path: Path) -> tuple[Callable[[], object], Callable[[], object]]:
+    """Moves a folder out of the way, so that an empty one is there; and back."""
     away = path.with_name("away")
-    path.rename(away)
-    time.sleep(5 * LOOK)
-    away.rename(path)
-    put(path / "b.png", b"b")
-    end = time.monotonic() + SECONDS
-    while "b" not in seen and time.monotonic() < end:
-        time.sleep(LOOK)
-    assert "b" in seen
+
+    def leave() -> None:
+        path.rename(away)
+        path.mkdir()
+
+    def back() -> None:
+        path.rmdir()
+        away.rename(path)
+
+    return leave, back
+
+
+def test_a_folder_that_goes_away_for_a_while_is_told_of_and_read_no_second_time(tmp_path: Path) -> None:
+    path, told = tmp_path / "here", list[str]()
+    path.mkdir()
+    put(path / "a.png", b"a")
+    away = path.with_name("away")
+
+    def back() -> None:
+        away.rename(path)
+        put(path / "b.png", b"b")
+
+    looks = (lambda: path.rename(away), nothing, back)
+    assert seen(folder(path, tell=told.append), *looks) == ["a.png", "b.png"]
+    assert told == ["here: No such file or directory; trying again", "here is back"]
+
+
+def test_a_disk_that_is_unmounted_for_a_while_leaves_an_empty_folder(tmp_path: Path) -> None:
+    path = tmp_path / "here"
+    path.mkdir()
+    for name in "abc":
+        put(path / f"{name}.png", name.encode())
+    leave, back = unmounted(path)
+    assert seen(folder(path), leave, nothing, back) == ["a.png", "b.png", "c.png"]
+
+
+def test_a_file_that_vanishes_while_the_folder_is_listed_takes_no_other_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "abc":
+        put(tmp_path / f"{name}.png", name.encode())
+    stat = Path.stat
+
+    def vanishing(path: Path, **given: bool) -> os.stat_result:
+        if path.name == "b.png" and vanished:
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+        return stat(path, **given)
+
+    vanished = list[bool]()
+    monkeypatch.setattr(Path, "stat", vanishing)
+    monkeypatch.setattr(Path, "is_file", lambda path: S_ISREG(vanishing(path).st_mode))
+    looks = (lambda: vanished.append(True), nothing, vanished.clear)
+    assert seen(folder(tmp_path), *looks) == ["a.png", "b.png", "c.png"]
+
+
+def test_what_is_away_is_forgotten_where_it_is_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cutline.edge.frames.REMEMBERED", 2)
+    path = tmp_path / "here"
+    path.mkdir()
+    for name in "abc":
+        put(path / f"{name}.png", name.encode())
+    leave, back = unmounted(path)
+    assert seen(folder(path), leave, back) == ["a.png", "b.png", "c.png", "a.png"]
+
+
+def test_with_once_a_folder_that_cannot_be_listed_ends_it(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="the folder here cannot be listed: No such file or directory"):
+        taken(tmp_path / "gone")
+
+
+@pytest.fixture
+def unreadable(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Names of files that fail when they are read."""
+    names, opened = set[str](), Path.open
+
+    def failing(path: Path, *given: Any, **named: Any) -> Any:
+        if path.name in names:
+            raise OSError(errno.EIO, "Input/output error")
+        return opened(path, *given, **named)
+
+    monkeypatch.setattr(Path, "open", failing)
+    return names
+
+
+def test_a_file_that_cannot_be_read_is_told_of_counted_and_tried_again(tmp_path: Path, unreadable: set[str]) -> None:
+    told, unread = list[str](), list[int]()
+    for name in "abc":
+        put(tmp_path / f"{name}.png", name.encode())
+    unreadable.add("b.png")
+    given = folder(tmp_path, tell=told.append)
+    looks = (nothing, lambda: unread.append(given.unreadable), unreadable.clear)
+    assert seen(given, *looks) == ["a.png", "c.png", "b.png"]
+    assert told == ["here: b.png cannot be read: Input/output error; trying again"]
+    assert (unread, given.unreadable) == ([1], 0)
+
+
+def test_with_once_what_cannot_be_read_is_not_waited_for(tmp_path: Path, unreadable: set[str]) -> None:
+    put(tmp_path / "a.png", b"a")
+    put(tmp_path / "b.png", b"b")
+    unreadable.add("b.png")
+    given = folder(tmp_path, once=True)
+    assert [frame.file for frame in given.frames(threading.Event())] == ["a.png"]
+    assert given.unreadable == 1
 
 
 def test_a_still_scene_is_left_out(tmp_path: Path) -> None:

@@ -49,7 +49,8 @@ def watched(session: Session, seconds: float, *, connected: bool = True, uplink:
         except TimeoutError:
             return None
         except WorkerSilent as error:
-            return time.monotonic() - began if error.notice == NOTICE else None
+            told = error.notice == NOTICE and error.ahead == session.unproven
+            return time.monotonic() - began if told else None
 
     return asyncio.run(run())
 

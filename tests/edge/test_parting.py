@@ -15,7 +15,7 @@ from cutline.edge.answer import Tail
 from cutline.edge.events import Event, Planned
 from cutline.edge.question import Mode
 from cutline.errors import WorkerUnavailable
-from cutline.protos.client import WorkerClient
+from cutline.protos.client import WorkerClient, WorkerSession
 from cutline.protos.messages import ImageChunk, Open
 from cutline.protos.v1 import worker_pb2 as pb
 
@@ -35,34 +35,38 @@ class DeafWorker(ScriptedWorker):
         yield pb.WorkerMessage()
 
 
+async def upload(session: WorkerSession) -> None:
+    for _ in range(LARGE >> 20):
+        await session.upload(ImageChunk(bytes(1 << 20), last=False))
+
+
 def test_a_blocked_write_ends_with_its_connection_and_reading_says_why() -> None:
     async def run() -> None:
-        async with serving(DeafWorker()) as address, WorkerClient(address) as client:
-            async with client.session(OPENING, (), timeout=30) as session:
-
-                async def upload() -> None:
-                    for _ in range(LARGE >> 20):
-                        await session.upload(ImageChunk(bytes(1 << 20), last=False))
-
-                writing = asyncio.create_task(upload())
-                done, _ = await asyncio.wait([writing], timeout=SOON)
-                assert not done
-                await client.close()
-                await writing
-                with pytest.raises(WorkerUnavailable, match="was closed"):
-                    await anext(session.events())
+        async with (
+            serving(DeafWorker()) as address,
+            WorkerClient(address) as client,
+            client.session(OPENING, (), timeout=30) as session,
+        ):
+            writing = asyncio.create_task(upload(session))
+            done, _ = await asyncio.wait([writing], timeout=SOON)
+            assert not done
+            await client.close()
+            await writing
+            with pytest.raises(WorkerUnavailable, match="was closed"):
+                await anext(session.events())
 
     asyncio.run(run())
 
 
 def test_who_gives_up_a_blocked_write_is_cancelled() -> None:
     async def run() -> None:
-        async with serving(DeafWorker()) as address, WorkerClient(address) as client:
-            async with client.session(OPENING, (), timeout=30) as session:
-                with pytest.raises(TimeoutError):
-                    async with asyncio.timeout(SOON):
-                        while True:
-                            await session.upload(ImageChunk(bytes(1 << 20), last=False))
+        async with (
+            serving(DeafWorker()) as address,
+            WorkerClient(address) as client,
+            client.session(OPENING, (), timeout=30) as session,
+        ):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(upload(session), SOON)
 
     asyncio.run(run())
 

@@ -12,7 +12,7 @@ from cutline.edge.transcript import Transcript
 from cutline.models.bundle import Bundle
 from cutline.models.sampling import agreeing
 from cutline.models.vocabulary import Vocabulary
-from cutline.protos.messages import Likelihood
+from cutline.protos.messages import Likelihood, Opened
 
 tokens = st.lists(st.integers(0, 2), max_size=8).map(tuple)
 
@@ -40,7 +40,10 @@ def test_what_is_made_anew_keeps_how_likely_its_tokens_were() -> None:
     again.finish()
     logprobs = [*(-0.5 * place for place in range(len(ids) - 1)), -9.0]
     assert [one.logprob for one in again.transcript.tokens] == logprobs
+    again.opened, again.sent, again.reused_images = (1.0, Opened("it", reused=7)), [(0.5, 10)], 1
+    progress.opened, progress.reused_images = (0.1, Opened("lost", reused=99)), 2
     progress.take(again)
+    assert (progress.opened, progress.sent, progress.reused_images) == (again.opened, [(0.5, 10)], 1)
     assert [one.logprob for one in progress.likelihoods if one is not None] == logprobs
 
 

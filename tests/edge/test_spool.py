@@ -146,7 +146,7 @@ class Crashing(RuleBasedStateMachine):
     def commit(self, data: st.DataObject, after: int | None) -> None:
         known = data.draw(st.sampled_from(self.safe))
         if after is None:
-            assert self.spool.commit(known, answer(known))
+            self.spool.commit(known, answer(known))
         else:
             with suppress(CrashError), failing(after, CrashError):
                 self.spool.commit(known, answer(known))
@@ -164,7 +164,7 @@ class Crashing(RuleBasedStateMachine):
         known = data.draw(st.sampled_from(self.done))
         assert known in self.spool
         assert self.spool.put(frame(int(known[2:]), self.sizes[known])) == []
-        assert not self.spool.commit(known, answer(known))
+        self.spool.commit(known, answer(known))
 
     @precondition(lambda self: self.safe)
     @rule(data=st.data())
@@ -277,7 +277,7 @@ def test_a_damaged_frame_is_left_out(tmp_path: Path) -> None:
 def test_journals_are_bounded(tmp_path: Path) -> None:
     spool = opened(tmp_path, journal=1000)
     for number in range(200):
-        assert spool.commit(f"id{number}", answer(f"id{number}"))
+        spool.commit(f"id{number}", answer(f"id{number}"))
         assert sum(file.stat().st_size for file in tmp_path.glob("answers*")) < 2200
     assert "id199" in spool
     assert "id190" in spool
@@ -301,3 +301,64 @@ def test_a_line_cut_short_is_taken_back(tmp_path: Path) -> None:
     assert answered(tmp_path) == ["id0"]
     assert [one.id for one in waiting(spool)] == ["id1"]
     spool.close()
+
+
+def test_only_its_own_files_are_put_right(tmp_path: Path) -> None:
+    theirs = [
+        tmp_path / name
+        for name in (
+            "novel.tmp",
+            "sub/novel.tmp",
+            "sub/frames/000000000001-id1.tmp",
+            "frames/novel.tmp",
+            "frames/abc-x.frame",
+            "frames/x.frame",
+            "frames/٣-x.frame",
+        )
+    ]
+    ours = [tmp_path / name for name in ("question.tmp", "frames/000000000007-id7.tmp")]
+    for file in theirs + ours:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("a year's work")
+    spool = opened(tmp_path)
+    spool.put(frame(1))
+    assert waiting(spool) == [frame(1)]
+    assert all(file.read_text() == "a year's work" for file in theirs)
+    assert not any(file.exists() for file in ours)
+    spool.close()
+
+
+def test_whether_there_is_room_is_found_without_the_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the byte, for any names."""
+    for one in (frame(1, 100), frame(12, 0, "é\n"), frame(3, 999, "x" * 40)):
+        spool = opened(tmp_path / one.id, limit=1 << 20)
+        spool.put(one)
+        size = spool.size
+        spool.close()
+        for limit, room in ((2 * size, True), (2 * size - 1, False)):
+            spool = opened(tmp_path / one.id, limit=limit)
+            with monkeypatch.context() as patched:
+                patched.setattr("hashlib.sha256", None)
+                assert spool.has_room(one) is room
+            spool.close()
+
+
+@pytest.mark.parametrize("journal", [1 << 20, 10])
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_commit_that_failed_may_be_tried_again(tmp_path: Path, begun: bool, journal: int) -> None:
+    """Whichever step the disk did not take: the answer is in the journal once, and its frame waits no more."""
+
+    def full() -> OSError:
+        return OSError(errno.ENOSPC, "No space left on device")
+
+    for after in range(9):
+        spool = opened(tmp_path / str(after), journal=journal)
+        if begun:
+            spool.commit("id0", answer("id0"))
+        spool.put(frame(1))
+        with suppress(OSError), failing(after, full):
+            spool.commit("id1", answer("id1"))
+        spool.commit("id1", answer("id1"))
+        assert answered(tmp_path / str(after)).count("id1") == 1
+        assert len(spool) == 0
+        spool.close()

@@ -15,12 +15,14 @@ import pytest
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
+from cutline.edge import preparing
 from cutline.edge.agent import Agent
 from cutline.edge.answer import Answer
 from cutline.edge.question import Mode, Question
 from cutline.edge.vision import VisionSpan
 from cutline.errors import WorkerForgot
 from cutline.models.bundle import Bundle
+from cutline.models.images import decode_image
 from cutline.models.prompt import ImagePart, Message, TextPart
 from cutline.models.wire import Wire
 from cutline.protos.digests import image_digest, rows_digest
@@ -100,13 +102,13 @@ class KeepingWorker(worker_pb2_grpc.WorkerServicer):
 
 
 @asynccontextmanager
-async def before(worker: KeepingWorker) -> AsyncIterator[Agent]:
+async def before(worker: KeepingWorker, **options: Any) -> AsyncIterator[Agent]:
     server = grpc.aio.server()
     worker_pb2_grpc.add_WorkerServicer_to_server(worker, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
-        async with Agent(DRAFTS, worker=f"127.0.0.1:{port}", threads=1, target=BUNDLE) as agent:
+        async with Agent(DRAFTS, worker=f"127.0.0.1:{port}", threads=1, target=BUNDLE, **options) as agent:
             yield agent
     finally:
         await server.stop(None)
@@ -118,9 +120,9 @@ def asking(*images: int, cut: str = "image", **options: Any) -> Question:
     return Question(messages=(message,), images=tuple(FILES[index] for index in images), mode=mode, cut=cut, **options)
 
 
-def talk(worker: KeepingWorker, *asked: Question) -> list[Answer]:
+def talk(worker: KeepingWorker, *asked: Question, **options: Any) -> list[Answer]:
     async def run() -> list[Answer]:
-        async with before(worker) as agent:
+        async with before(worker, **options) as agent:
             return [await agent.answer(question) for question in asked]
 
     return asyncio.run(run())
@@ -184,6 +186,43 @@ def test_an_image_with_noise_is_another_and_always_the_same() -> None:
     assert (digests[3], digests[4]) == (digests[0], digests[1]), "nothing is drawn twice"
     ours = [one.digests for one in worker.openings]
     assert [one == two for one, two in zip(digests, ours, strict=True)] == [share == 0.0 for share in shares]
+
+
+@pytest.mark.parametrize("way", [{}, {"cut": "decoder.0", "noise": 0.5}, {"cut": "decoder.2", "noise": 0.5}], ids=str)
+def test_of_a_fresh_question_nothing_is_kept_and_its_noise_is_the_same_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, way: dict[str, Any]
+) -> None:
+    runs, decoded, crossed = list[int](), list[int](), list[Any]()
+    run, take = VisionSpan.__call__, KeepingWorker._received
+
+    def counted(self: VisionSpan, pixels: Any, grids: Any) -> Any:
+        runs.append(len(pixels))
+        return run(self, pixels, grids)
+
+    def read(file: bytes) -> Any:
+        decoded.append(len(file))
+        return decode_image(file)
+
+    async def received(self: KeepingWorker, opening: Open, messages: AsyncIterator[Any]) -> list[bytes]:
+        async def noted() -> AsyncIterator[Any]:
+            async for one in messages:
+                crossed.append(one)
+                yield one
+
+        found = await take(self, opening, noted())
+        return found if opening.digests else []
+
+    monkeypatch.setattr(VisionSpan, "__call__", counted)
+    monkeypatch.setattr(preparing, "decode_image", read)
+    monkeypatch.setattr(KeepingWorker, "_received", received)
+    worker = KeepingWorker()
+    talk(worker, *[asking(0, **way)] * 2, fresh=True)
+    assert [(one.known, one.digests) for one in worker.openings] == [(0, ()), (0, ())]
+    assert len(decoded) == 2
+    assert len(runs) == (2 if way else 0)
+    if way:
+        first, second = np.split(np.concatenate([one.rows for one in crossed]), 2)
+        assert np.array_equal(first, second)
 
 
 @pytest.mark.parametrize("way", [{"cut": "decoder.2"}, {"cut": "decoder.0", "keep_image_tokens": 0.5}])

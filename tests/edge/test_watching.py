@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +16,11 @@ import pytest
 
 from cutline.edge.answer import Answer, Token
 from cutline.edge.answer import Source as Origin
+from cutline.edge.backoff import Backoff
 from cutline.edge.frames import Frame, Source
 from cutline.edge.question import Mode, Question
 from cutline.edge.spool import Spool
-from cutline.edge.watching import Patience, Seen, Watch, shares
+from cutline.edge.watching import FrameAnswer, Watch, shares
 from cutline.errors import (
     CutlineError,
     ImageError,
@@ -46,7 +50,7 @@ class Listed:
     def __init__(self, given: Sequence[Frame], *, live: bool = False, lasting: bool = False) -> None:
         self.name = given[0].source
         self.live = live
-        self.still = 0
+        self.still = self.unreadable = 0
         self._given = given
         self._lasting = lasting
 
@@ -112,14 +116,14 @@ class Ran:
     """How a watch went: its lines, what it told, itself."""
 
     def __init__(self) -> None:
-        self.lines: list[Seen] = []
+        self.lines: list[FrameAnswer] = []
         self.told: list[str] = []
         self.watch: Watch
 
     def write(self, line: bytes) -> None:
         assert line.endswith(b"\n")
         assert line.count(b"\n") == 1
-        self.lines.append(msgspec.json.decode(line, type=Seen))
+        self.lines.append(msgspec.json.decode(line, type=FrameAnswer))
 
     @property
     def answers(self) -> list[str | None]:
@@ -133,7 +137,7 @@ def run(
     mode: Mode = Mode.CLOUD,
     spool: Spool | None = None,
     room: int = 4,
-    patience: float = 0.01,
+    wait: float = 0.01,
     meanwhile: Callable[[asyncio.Event, Fake, Ran], Any] | None = None,
     ran: Ran | None = None,
 ) -> Ran:
@@ -150,7 +154,7 @@ def run(
             room=room,
             spool=spool,
             tell=ran.told.append,
-            patience=Patience(first=patience),
+            backoff=partial(Backoff, first=wait),
         )
         beside = asyncio.create_task(meanwhile(stop, asked, ran)) if meanwhile else None
         await asyncio.wait_for(ran.watch.run(stop), SECONDS)
@@ -235,10 +239,32 @@ def test_what_is_wrong_with_all_of_them_ends_it(error: CutlineError, spool: Call
     assert "a-1" in kept  # and it is asked about when that was put right
 
 
-def test_a_refusal_later_on_is_of_that_frame() -> None:
-    refused = InputError("the image has no pixels")
+def test_a_picture_that_takes_too_much_of_the_context_later_on_is_refused_alone() -> None:
+    refused = PromptError("the question is too long")
     ran = run([Listed(frames("a", 3))], lambda: Fake(lambda image, count: refused if count == 2 else None))
     assert [line.error for line in ran.lines] == [None, str(refused), None]
+    assert ran.watch.dropped == 0
+
+
+UNREAD = InputError("cannot read the token file /run/token: No such file or directory")
+
+
+def test_a_token_that_does_not_read_for_a_moment_is_no_frames_fault(spool: Callable[..., Spool]) -> None:
+    async def until_all(stop: asyncio.Event, agent: Fake, ran: Ran) -> None:
+        await until(lambda: len(ran.lines) == 6)
+        stop.set()
+
+    failing = lambda image, count: UNREAD if 3 <= count <= 5 else None  # noqa: E731
+    ran = run([Listed(frames("a", 6), lasting=True)], lambda: Fake(failing), spool=spool(), meanwhile=until_all)
+    assert sorted(line.frame for line in ran.lines) == [1, 2, 3, 4, 5, 6]
+    assert all(line.error is None for line in ran.lines)
+    assert ran.told == [f"{UNREAD} Frames wait in the spool.", f"the worker at {WORKER} is back"]
+
+
+def test_without_a_spool_a_token_that_does_not_read_costs_frames_and_says_so() -> None:
+    ran = run([Listed(frames("a", 4))], lambda: Fake(lambda image, count: UNREAD if count in (2, 3) else None))
+    assert [line.error for line in ran.lines] == [None, str(UNREAD), str(UNREAD), None]
+    assert ran.watch.dropped == 2
 
 
 def test_without_a_spool_a_worker_that_is_away_costs_frames_and_says_so() -> None:
@@ -277,7 +303,7 @@ def test_while_the_worker_is_away_it_is_not_asked_about_every_frame(spool: Calla
         asked.append(Fake(lambda image, count: AWAY))
         return asked[0]
 
-    ran = run([Listed(frames("a", 50))], agent, spool=kept, patience=60.0)
+    ran = run([Listed(frames("a", 50))], agent, spool=kept, wait=60.0)
     assert asked[0].asked == ["a1"]
     assert ran.lines == []
     assert len(kept) == 50
@@ -291,7 +317,7 @@ def test_alone_the_device_still_answers_what_it_can(spool: Callable[..., Spool])
         lambda: Fake(lambda image, count: AWAY if image in ("a2", "a5") else None),
         mode=Mode.AUTO,
         spool=kept,
-        patience=60.0,
+        wait=60.0,
     )
     assert len(ran.lines) == 8
     assert "a-2" in kept
@@ -334,6 +360,96 @@ def test_a_full_spool_makes_files_wait_and_cameras_lose_their_oldest(spool: Call
     assert ran.watch.dropped > 0
     assert kept.size <= 1500
     assert "cam-30" in seen
+
+
+def test_a_file_waits_while_the_spool_is_full_also_before_a_worker_was_found_to_be_gone(
+    spool: Callable[..., Spool],
+) -> None:
+    async def until_all(stop: asyncio.Event, agent: Fake, ran: Ran) -> None:
+        await until(lambda: len(ran.lines) + ran.watch.dropped == 4)
+        stop.set()
+
+    kept = spool(limit=200)
+    kept.put(frames("old", 1)[0])
+    source = Listed(frames("new", 3), lasting=True)
+    assert not kept.has_room(frames("new", 1)[0])
+    ran = run([source], lambda: Fake(lambda i, count: AWAY if count <= 2 else None), spool=kept, meanwhile=until_all)
+    assert sorted(line.id for line in ran.lines) == ["new-1", "new-2", "new-3", "old-1"]
+
+
+def full(call: Callable[..., Any], times: int) -> Callable[..., Any]:
+    """`call`, before which the disk is full so many times."""
+    left = [times]
+
+    def run(*given: Any) -> Any:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return call(*given)
+
+    return run
+
+
+FULL = "the spool cannot be written: No space left on device; nothing is asked until it can"
+
+
+@pytest.mark.parametrize("spooled", [False, True])
+def test_an_answer_that_the_disk_does_not_take_is_written_once_it_does(
+    spool: Callable[..., Spool], monkeypatch: pytest.MonkeyPatch, spooled: bool
+) -> None:
+    asked = list[Fake]()
+
+    def agent() -> Fake:
+        asked.append(Fake())
+        return asked[0]
+
+    async def until_all(stop: asyncio.Event, agent: Fake, ran: Ran) -> None:
+        await until(lambda: len(ran.lines) >= 2)
+        stop.set()
+
+    kept, given = spool(), frames("a", 2)
+    if spooled:
+        for one in given:
+            kept.put(one)
+    monkeypatch.setattr(kept, "commit", full(kept.commit, 4))
+    ran = run([Listed(given, lasting=True)], agent, spool=kept, meanwhile=until_all)
+    assert [line.id for line in ran.lines] == ["a-1", "a-2"]
+    assert asked[0].asked == ["a1", "a2"]
+    assert ran.told == [FULL, "the spool can be written again"]
+
+
+@pytest.mark.parametrize("spooled", [False, True])
+def test_what_the_disk_never_takes_is_not_written_and_its_frame_is_kept(
+    spool: Callable[..., Spool], monkeypatch: pytest.MonkeyPatch, spooled: bool
+) -> None:
+    async def stop_soon(stop: asyncio.Event, agent: Fake, ran: Ran) -> None:
+        await until(lambda: len(ran.told) > 0)
+        await asyncio.sleep(0.2)
+        stop.set()
+
+    kept, given = spool(), frames("a", 1)
+    if spooled:
+        kept.put(given[0])
+    monkeypatch.setattr(kept, "commit", full(kept.commit, 10**9))
+    ran = run([Listed(given, lasting=True)], spool=kept, meanwhile=stop_soon)
+    assert (ran.lines, ran.watch.answered, ran.watch.dropped) == ([], 0, 0)
+    assert ran.told == [FULL] if spooled else [FULL, "the spool can be written again"]  # for the frame it had room
+    assert kept.oldest() == given[0]
+
+
+def test_frames_that_the_disk_does_not_take_wait_for_it(
+    spool: Callable[..., Spool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def until_all(stop: asyncio.Event, agent: Fake, ran: Ran) -> None:
+        await until(lambda: len(ran.lines) + ran.watch.dropped == 3)
+        stop.set()
+
+    kept = spool()
+    monkeypatch.setattr(kept, "put", full(kept.put, 4))
+    source = Listed(frames("a", 3), lasting=True)
+    ran = run([source], lambda: Fake(lambda i, count: AWAY if count < 3 else None), spool=kept, meanwhile=until_all)
+    assert sorted(line.frame for line in ran.lines) == [1, 2, 3]
+    assert ran.told.count(FULL) == 1
 
 
 def test_a_frame_that_no_worker_ever_answers_does_not_hold_up_the_others(spool: Callable[..., Spool]) -> None:
@@ -390,3 +506,27 @@ def test_nobody_reads_any_more() -> None:
 
     with pytest.raises(BrokenPipeError):
         run([Listed(frames("a", 3), lasting=True)], ran=Closed())
+
+
+def test_who_does_not_read_holds_up_no_stop(spool: Callable[..., Spool], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cutline.edge.watching.STOP_SECONDS", 0.05)
+    read, writing = threading.Event(), threading.Event()
+
+    class Paused(Ran):
+        def write(self, line: bytes) -> None:
+            writing.set()
+            read.wait(SECONDS)
+
+    async def stop_soon(stop: asyncio.Event, agent: Fake, ran: Ran) -> None:
+        await until(writing.is_set)
+        stop.set()
+
+    kept = spool()
+    began = time.monotonic()
+    source = Listed(frames("a", 3), live=True, lasting=True)
+    ran = run([source], spool=kept, meanwhile=stop_soon, ran=Paused())
+    assert time.monotonic() - began < SECONDS / 2
+    read.set()
+    assert ran.watch.unread
+    assert all(f"a-{number}" in kept for number in (1, 2, 3))
+    assert len(kept) == 2  # the other is in the journal

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cutline.edge.breaker import COOL_FIRST, COOL_MOST
-from cutline.edge.heartbeat import FIRST_UPLINK, WorkerSilent
+from cutline.edge.heartbeat import FIRST_UPLINK, SLOWEST_UPLINK, WorkerSilent
 from cutline.edge.state import Breaker
 from cutline.edge.workers import BUSY_SECONDS, Workers
 from cutline.errors import InputError, WorkerBusy, WorkerFailed, WorkerForgot, WorkerUnavailable
@@ -136,6 +136,33 @@ def test_after_silence_there_is_a_new_connection() -> None:
         workers.report(A, WorkerSilent("dead", notice=2.0, answered=True))
         assert workers.uplink(A) == 1e6 / 4, "perhaps it was slow"
         assert workers.uplink(B) == FIRST_UPLINK
+
+    with_workers(check)
+
+
+def test_a_link_that_became_slow_is_taken_for_less_where_the_heartbeat_stood_behind_a_lot() -> None:
+    async def check(workers: Workers, clock: Clock) -> None:
+        del clock
+        workers.measured(A, uplink=1e6)
+        few = int(SLOWEST_UPLINK)
+        workers.report(A, WorkerSilent("dead", notice=2.0, answered=False, ahead=few))
+        assert workers.uplink(A) == 1e6, "so few would have come through in the notice, and the answer as well"
+        for share in (4, 16, 64):
+            workers.report(A, WorkerSilent("slow", notice=2.0, answered=False, ahead=100_000))
+            assert workers.uplink(A) == pytest.approx(1e6 / share)
+
+    with_workers(check)
+
+
+def test_what_is_known_of_the_way_to_a_worker_is_told() -> None:
+    async def check(workers: Workers, clock: Clock) -> None:
+        del clock
+        assert (workers.states[0].rtt_ms, workers.states[0].queue_ms) == (None, None)
+        workers.measured(A, rtt=0.05, queue=0.0)
+        workers.measured(A, uplink=1e6)
+        state = workers.states[0]
+        assert (state.rtt_ms, state.uplink_mbps, state.queue_ms) == pytest.approx((50.0, 8.0, 0.0))
+        workers.measured("127.0.0.1:9", rtt=1.0)
 
     with_workers(check)
 

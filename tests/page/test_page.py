@@ -430,12 +430,28 @@ def test_the_next_question_need_not_wait_for_a_verdict_on_the_last(page: Page, a
     assert "the end was not verified by the cloud" in page.text(".turn:nth-child(2) .notices")
 
 
+def test_an_answer_that_ended_at_its_most_tokens_need_not_be_verified_to_ask_on(page: Page, agent: Scripted) -> None:
+    lost = Lost(worker=WORKER, why="silent", position=0, silent_ms=1200, next=None)
+    page.ask("What is it?")
+    most = agent.asked[0].max_tokens
+    agent.tell(lost, Settled(0, spoken(" ".join(["tree"] * (most - 1)), Source.EDGE)))
+    page.shows(".notices", "link lost before the first word; the device went on alone")
+    assert "waiting for the link" not in page.text(".notices")
+    agent.tell(Settled(most - 1, spoken("s", Source.EDGE)))
+    page.shows(".notices", "waiting for the link, to have the end verified")
+    page.ask("And behind it?")
+    page.until(lambda: len(agent.asked) == 2)
+    agent.tell(answered(SAID))
+    page.over()
+
+
 @pytest.mark.parametrize("plans", [True, False])
-def test_exact_is_kept_to_whether_or_not_the_agent_plans(page: Page, agent: Scripted, plans: bool) -> None:
+def test_exact_can_be_asked_for_where_the_agent_plans_and_so_keeps_to_it(page: Page, agent: Scripted, plans: bool) -> None:
     agent.plans = plans
     page.open()
+    assert page.one("#exact").is_enabled() == plans
     page.one("#exact").click()
     page.ask("What is it?")
     agent.tell(answered(SAID))
     page.over()
-    assert (agent.asked[0].mode, agent.asked[0].exact) == ((Mode.AUTO, True) if plans else (Mode.DRAFT, False))
+    assert (agent.asked[0].mode, agent.asked[0].exact) == (Mode.AUTO, plans)

@@ -49,14 +49,14 @@ def test_every_cut_of_the_demo() -> None:
 
 def test_every_second_cut_of_a_qwen25vl(qwen: Bundle) -> None:
     cuts = qwen.manifest.line.layers[::2]
-    check(compare_cuts(qwen, cuts, steps=16), cuts)
+    check(compare_cuts(qwen, cuts, steps=8), cuts)
 
 
 @pytest.mark.timeout(600)
-def test_every_twelfth_cut_of_a_smolvlm_256m(tmp_path: Path) -> None:
-    """The bench takes every fourth: each costs a run of this size on the device and on the worker."""
-    bundle = smolvlm_256m(tmp_path)
-    cuts = bundle.manifest.line.layers[::12]
+def test_every_second_cut_of_a_shallow_smolvlm_256m(tmp_path: Path) -> None:
+    """Its widths, heads, tiles and vocabulary; the bench takes all of its layers too."""
+    bundle = smolvlm_256m(tmp_path, depth=(2, 4))
+    cuts = bundle.manifest.line.layers[::2]
     check(compare_cuts(bundle, cuts, steps=2), cuts)
 
 

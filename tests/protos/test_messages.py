@@ -75,7 +75,7 @@ agent_messages: st.SearchStrategy[AgentMessage] = st.one_of(
 worker_messages: st.SearchStrategy[WorkerMessage] = st.one_of(
     st.builds(Opened, st.text(), seconds, seconds, seconds),
     tokens.flatmap(lambda new: st.builds(Confirmed, uint32, st.just(new), st.integers(0, len(new)))),
-    st.builds(Finished, st.sampled_from(Reason), uint32, uint32, amounts),
+    st.builds(Finished, st.sampled_from(Reason), uint32, uint32, st.floats(0.0, allow_infinity=False)),
 )
 descriptions = st.builds(
     Description,

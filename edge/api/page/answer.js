@@ -1,6 +1,7 @@
 // An answer in the making: pure functions from one state and what happened to the next.
 
 export const SOURCES = ["edge", "draft", "cloud"];
+export const MOST = 256; // tokens of an answer
 
 export const BEGUN = Object.freeze({
   tokens: [], // settled: {text, source}
@@ -54,7 +55,8 @@ export function guessed(state) {
 
 // Whether the device has ended the answer alone, and no more than a worker's word on that is waited for.
 export function unverified({ lost, tokens }) {
-  return lost.length > 0 && lost.at(-1).next === null && tokens.at(-1)?.text === ""; // a model's last token has no text
+  const ended = tokens.at(-1)?.text === "" || tokens.length >= MOST; // a model's last token has no text
+  return lost.length > 0 && lost.at(-1).next === null && ended;
 }
 
 // How many tokens are from where: {edge, draft, cloud}.

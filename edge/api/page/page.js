@@ -1,7 +1,7 @@
 // The agent's page: what a person does, put together with what the agent tells.
 
 import { ask, goOffline, Refused, state as stateOfAgent } from "./agent.js";
-import { after, BEGUN, failed, stopped, textOf, unverified } from "./answer.js";
+import { after, BEGUN, failed, MOST, stopped, textOf, unverified } from "./answer.js";
 import { canSee, takePicture } from "./camera.js";
 import { find, html } from "./dom.js";
 import { answerFacts, linkBrief, linkFacts, linkIs, totalFacts } from "./panel.js";
@@ -11,7 +11,6 @@ import { Speech } from "./speech.js";
 import { AnswerTurn, questionTurn } from "./turns.js";
 
 const POLL = 2000; // ms between two looks at the link
-const MAX_TOKENS = 256;
 const MAX_REQUEST = 44 * 1024 * 1024; // characters; the agent takes 48 MiB
 const CORRECT_SECONDS = 10;
 const MEANS = {
@@ -79,7 +78,7 @@ function requestOf(turn) {
     ],
     stream: true,
     stream_options: { include_usage: true },
-    max_tokens: MAX_TOKENS,
+    max_tokens: MOST,
     cutline: { ...chosen(), guesses: true, correct_seconds: CORRECT_SECONDS },
   };
 }
@@ -219,8 +218,7 @@ async function useCamera() {
 function chosen() {
   const mode = document.querySelector("[name=mode]:checked").value;
   const effort = Number(find("effort").value);
-  if (mode !== "auto" || !find("exact").checked) return { mode, effort };
-  return plans ? { mode, effort, exact: true } : { mode: "draft", effort }; // which is exact as well
+  return mode === "auto" && plans && find("exact").checked ? { mode, effort, exact: true } : { mode, effort };
 }
 
 function showChosen() {
@@ -229,7 +227,8 @@ function showChosen() {
   find("means").textContent = MEANS[mode];
   find("effort-now").textContent = effort.toFixed(1);
   find("effort").disabled = mode === "edge" || mode === "cloud";
-  find("exact").disabled = mode !== "auto";
+  find("exact").disabled = mode !== "auto" || !plans; // only a plan keeps to it, whatever becomes of the link
+  find("exact-means").textContent = plans ? "Every word the big model’s own" : "For agents that plan";
 }
 
 async function look() {

@@ -19,7 +19,7 @@ class Elsewhere:
     def __init__(self) -> None:
         self.asked: list[str] = []
 
-    async def fetch(self, url: str) -> bytes:
+    async def fetch(self, url: str, *, room: int) -> bytes:
         self.asked.append(url)
         return b""
 

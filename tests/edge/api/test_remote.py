@@ -127,6 +127,22 @@ def test_when_to_try_again_comes_back(agent: ScriptedAgent) -> None:
     assert raised.value.retry_seconds == 3.0
 
 
+def test_an_agent_is_waited_for_as_long_as_it_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits = list[float | None]()
+
+    async def noted(client: httpx.AsyncClient, question: Question) -> Answer:
+        waits.append(client.timeout.read)
+        return ANSWER
+
+    monkeypatch.setattr(remote, "ask_over", noted)
+    for more in (0.0, 300.0):
+        asked = msgspec.structs.replace(QUESTION, correct_seconds=more)
+        asyncio.run(remote.ask_agent("http://127.0.0.1:1", asked))
+    first, later = (wait or 0.0 for wait in waits)
+    assert later - first == 300.0
+    assert first >= QUESTION.timeout + 60.0, "a board drafts outside what a worker is allowed"
+
+
 def leaves(kind: type[CutlineError]) -> set[type[CutlineError]]:
     below = kind.__subclasses__()
     return {kind} if not below else set().union(*map(leaves, below))

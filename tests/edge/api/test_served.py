@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,12 +15,16 @@ import pytest
 
 from cutline.bench.raw_http import BODY, PATH, STREAMED, get
 from cutline.bench.scripted import ScriptedAgent, spoken, told
-from cutline.edge.answer import Source
+from cutline.edge.answer import Recalled, Source, Tail
+from cutline.edge.api.app import application
+from cutline.edge.api.metrics import Metrics
 from cutline.edge.question import Mode
 from cutline.edge.state import Breaker, WorkerState
 from cutline.errors import InputError, WorkerUnavailable
 
 Serving = Callable[..., AbstractAsyncContextManager[str]]
+
+API = Path(__file__).parents[3] / "docs" / "api.md"
 
 
 @pytest.mark.threat("doors")
@@ -90,6 +96,45 @@ def test_the_state_and_its_switch(agent: ScriptedAgent, serving: Serving) -> Non
     assert (ready.status_code, unready.status_code) == (200, 503)
     assert unready.json()["ready"] is False
     assert ready.json()["workers"][1]["address"] == "b:1"
+
+
+def test_what_was_recalled_or_finished_alone_no_gate_has_kept() -> None:
+    counts = Metrics()
+    kept = msgspec.structs.replace(spoken("a", source=Source.EDGE), mode=Mode.AUTO, confidence=0.9, worker=None)
+    recalled = Recalled(age_ms=1.0, distance=0.0)
+    alone = msgspec.structs.replace(kept, confidence=0.2, alone_from=0, tail=Tail.UNVERIFIED)
+    for answer in (kept, msgspec.structs.replace(kept, recalled=recalled), alone):
+        counts.answered(answer)
+    text = counts.text().decode()
+    assert 'cutline_agent_gate_total{kept="yes"} 1.0' in text
+    assert 'cutline_agent_gate_total{kept="no"} 1.0' in text
+
+
+def test_who_vanishes_in_the_middle_of_the_switch_breaks_nothing(agent: ScriptedAgent) -> None:
+    sent = list[Any]()
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/cutline/state", "query_string": b"", "headers": []}
+
+    async def run() -> None:
+        await application(agent)(scope, receive, send)
+
+    asyncio.run(run())
+    assert (sent[0]["status"], agent.offline) == (400, False)
+
+
+def test_every_path_is_in_the_table_of_the_docs(agent: ScriptedAgent) -> None:
+    guard: Any = application(agent)
+    rows = re.findall(r"^\| (`.*?) \|", API.read_text(), re.MULTILINE)
+    told = {path for row in rows for path in re.findall(r"(/[\w./{}]*)`", row)}
+    ours = {route.path.replace(":path", "") for route in guard._app.routes}
+    served = {path for path in ours if not path.endswith((".js", ".css", ".svg", ".png", ".ico"))}
+    assert {path.replace("{model}", "{id}") for path in served} == told
 
 
 def test_what_is_counted(agent: ScriptedAgent, serving: Serving) -> None:

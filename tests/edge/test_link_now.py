@@ -1,0 +1,87 @@
+"""What an agent knows of the way to a worker from its sessions, and whose silence it tells of."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cutline.bench.scripted_worker import BUNDLE, TRUTH, ScriptedWorker, asking, never_keeps, serving
+from cutline.edge.agent import Agent
+from cutline.edge.api.about import state_of
+from cutline.edge.api.metrics import Totals
+from cutline.edge.asking import Asking
+from cutline.edge.question import Mode
+from cutline.edge.workers import Workers
+from cutline.errors import InputError, WorkerUnavailable
+from cutline.protos.messages import Confirmed, Finished, Opened, Reason, worker_to_wire
+from cutline.protos.v1 import worker_pb2 as pb
+
+TRIP, PREPARED, QUEUED = 0.25, 0.5, 0.25  # seconds
+
+
+class FarWorker(ScriptedWorker):
+    """Opens every session after all these seconds, of which it says that it prepared and that it was busy."""
+
+    async def _converse(
+        self, messages: AsyncIterator[pb.AgentMessage], context: Any
+    ) -> AsyncGenerator[pb.WorkerMessage]:
+        opening = (await anext(aiter(messages))).open
+        await asyncio.sleep(TRIP + PREPARED + QUEUED)
+        yield worker_to_wire(Opened("it", prepare_seconds=PREPARED, queue_seconds=QUEUED))
+        yield worker_to_wire(Confirmed(opening.prompt_length, TRUTH, 0))
+        yield worker_to_wire(Finished(Reason.STOP, 1, 0, 0.0))
+
+
+def test_the_link_is_known_from_the_second_session_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cutline.edge.agent.open_gate", never_keeps)
+
+    async def run() -> None:
+        async with serving(FarWorker()) as address, Agent(BUNDLE, worker=address, threads=1) as agent:
+            assert state_of(agent.state(), Totals(), switchable=True).link is None
+            await agent.answer(asking(Mode.CLOUD))
+            (state,) = agent.state().workers
+            assert state.rtt_ms is None, "the first has connected, too"
+            assert state.queue_ms == pytest.approx(QUEUED * 1e3)
+            await agent.answer(asking(Mode.CLOUD))
+            (state,) = agent.state().workers
+            assert state.rtt_ms is not None
+            assert TRIP * 1e3 <= state.rtt_ms + 1.0 < (TRIP + PREPARED) * 1e3
+            link = state_of(agent.state(), Totals(), switchable=True).link
+            assert link is not None
+            assert link.rtt_ms == state.rtt_ms
+
+    asyncio.run(run())
+
+
+def test_silence_is_that_of_the_worker_which_was_lost() -> None:
+    asking_: Any = Asking.__new__(Asking)
+    asking_.progress, asking_._loss = SimpleNamespace(tokens=[]), None
+    asking_.sessions = [SimpleNamespace(address="a", heard=time.monotonic() - 5.0)]
+    asking_._lose("b", WorkerUnavailable("there was no session"))
+    assert asking_._loss.silent_ms == 0.0
+    asking_._lose("a", WorkerUnavailable("silent"))
+    assert asking_._loss.silent_ms >= 5000.0
+
+
+class Locked(Workers):
+    """Workers whose keys no longer read."""
+
+    def choose(self, **_: Any) -> Any:
+        raise InputError("the token file is gone")
+
+
+def test_keys_that_no_longer_read_are_left_for_a_session_to_tell() -> None:
+    async def run() -> None:
+        planner: Any = SimpleNamespace(upstream=False)
+        agent = Agent(BUNDLE, worker=Locked(("127.0.0.1:1",)), threads=1)
+        agent._planner = planner
+        async with agent:
+            assert agent._meeting is not None
+            await agent._meeting
+
+    asyncio.run(run())
