@@ -32,17 +32,18 @@ GRAPHS = 2  # of one row, and of any number
 
 @pytest.fixture(scope="module")
 def compiled(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
-    """Compiled anew: nothing that another run left is found."""
+    """Two layers at a time, and anew: nothing that another run left is found."""
     torch.compiler.reset()
     counters.clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))
+        patch.setattr("cutline.cloud.compiling.MOST_LAYERS", 2)
         yield Target(bundle, slots=SLOTS, context=bundle.manifest.decoder.context, compiled=True)
     torch.compiler.reset()
 
 
 def session(tokens: tuple[int, ...], slot: int, cut: str = "image") -> Session:
-    request = Request(tokens, len(tokens), 40, Sampling(), effort=1.0, cut=cut)
+    request = Request(tokens=tokens, prompt_length=len(tokens), max_tokens=40, sampling=Sampling(), effort=1.0, cut=cut)
     return Session("s", request, slot, lambda event: None, 10_000)
 
 
@@ -96,10 +97,10 @@ def test_an_engine_on_compiled_layers_gives_the_targets_own_tokens(
         talks: list[tuple[queue.SimpleQueue[Event], tuple[int, ...]]] = []
         for opening, image, answer in cases[:SLOTS]:
             asked = Request(
-                opening.tokens,
-                opening.prompt_length,
-                opening.max_tokens,
-                Sampling(),
+                tokens=opening.tokens,
+                prompt_length=opening.prompt_length,
+                max_tokens=opening.max_tokens,
+                sampling=Sampling(),
                 effort=1.0,
                 boundary=unsplit.pixels(image),
             )
