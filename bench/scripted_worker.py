@@ -90,14 +90,14 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServicer):
         prompt, answer = opening.prompt_length, opening.tokens[opening.prompt_length :]
         assert tuple(answer) == self.script[: len(answer)]
         if at == 0:
-            async for said in self._meet(fate, prompt, context):
+            async for said in self._meet(fate, prompt, messages, context):
                 yield said
             return
         yield worker_to_wire(Opened("it"))
         place = len(answer)
         while place < len(self.script):
             if place >= at and fate:
-                async for said in self._meet(fate, prompt + place, context):
+                async for said in self._meet(fate, prompt + place, messages, context):
                     yield said
                 return
             step = self.script[place : min(place + 1 + place % 2, max(at, place + 1))]
@@ -106,14 +106,15 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServicer):
             place += len(step)
             await asyncio.sleep(self.pause)
         yield worker_to_wire(Finished(Reason.STOP, 1, 0, 0.0))
-        with contextlib.suppress(asyncio.CancelledError):
-            async for _ in messages:
-                pass
+        await _linger(messages)
 
-    async def _meet(self, fate: CutlineError | str, position: int, context: Any) -> AsyncGenerator[pb.WorkerMessage]:
+    async def _meet(
+        self, fate: CutlineError | str, position: int, messages: AsyncIterator[pb.AgentMessage], context: Any
+    ) -> AsyncGenerator[pb.WorkerMessage]:
         match fate:
             case CutlineError():
                 yield worker_to_wire(fate)
+                await _linger(messages)
             case "hang":
                 self.frozen = True
                 await asyncio.sleep(60)
@@ -122,6 +123,13 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServicer):
             case "skip":
                 yield worker_to_wire(Confirmed(position + 2, (20,), 0))
                 await asyncio.sleep(60)
+
+
+async def _linger(messages: AsyncIterator[pb.AgentMessage]) -> None:
+    """Until the agent has ended its side: a write of its own that meets an ended call drops what it has not read."""
+    with contextlib.suppress(asyncio.CancelledError):
+        async for _ in messages:
+            pass
 
 
 def never_keeps(bundle: Bundle) -> Gate:
@@ -181,7 +189,7 @@ def check(answer: Answer, events: Sequence[Event]) -> None:
     assert tuple(event for event in events if isinstance(event, Lost)) == answer.lost
     assert all(took >= 0.0 for took in answer.parts_ms.values())
     assert sum(answer.parts_ms.values()) <= answer.latency_ms + 1.0
-    assert sum(answer.parts_ms.values()) >= 0.8 * answer.latency_ms - 20.0
+    assert sum(answer.parts_ms.values()) >= 0.8 * answer.latency_ms - 60.0  # between parts others may be at work
     alone = [token for token in answer.tokens if token.source is Source.EDGE]
     assert (answer.alone_from is not None) == (answer.tail is not None)
     if answer.tail is Tail.UNVERIFIED and answer.alone_from is not None:

@@ -1,6 +1,6 @@
-"""What of a worker's time is not the model's: `python -m cutline.bench.worker_around [--rounds 5]`.
+"""What of a worker's time is not the model's: `python -m cutline.bench.worker_around [--rounds 9]`.
 
-16 sessions over gRPC, with the demo's target (each brings an image) and with one of SmolVLM-256M's shape (seeded random
+16 sessions over gRPC, of the demo's target (each brings an image) and of one of SmolVLM-256M's shape (seeded random
 weights, text alone). The worker is a process of its own on one core, and whoever asks has the others.
 """
 
@@ -51,7 +51,7 @@ class Shares:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=9)
     args = parser.parse_args()
     asyncio.run(around_the_model(args.rounds, Console(soft_wrap=True)))
 
@@ -120,7 +120,8 @@ def _used(worker: WorkerProcess) -> dict[int, float]:
 
 def _pictured(bundle: Bundle, seed: int) -> list[Asked]:
     """Questions about cards."""
-    prompts, asked = PromptBuilder.open(bundle), []
+    prompts = PromptBuilder.open(bundle)
+    asked: list[Asked] = []
     for one in islice(requests(Split.EVALUATION, 4, seed), SESSIONS):
         grid = bundle.manifest.family.preprocess(decode_image(one.image)).grid
         asked.append((_opening(bundle, prompts.build([question(one.question.text)], [grid]).ids, 1), one.image))

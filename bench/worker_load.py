@@ -2,14 +2,13 @@
 
 On the decoder of SmolVLM-256M's shape (seeded random weights), one thread: what a pass of 16 sessions gains over 16
 passes, what drafts cost and gain, what a storm of prompts does to those that are answered, what every further session
-costs, and the same prompts in transformers' own continuous batching. Over gRPC, with the demo's target: what of the
-time is not the model's. Everything that is compared is measured in turn, in one run.
+costs, and the same prompts in transformers' own continuous batching. Everything that is compared is measured in turn,
+in one run.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import copy
 import queue
 import random
@@ -32,21 +31,13 @@ from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 from cutline.bench.seeded import make_smolvlm_256m
 from cutline.cloud.engine import Engine
-from cutline.cloud.observer import Observer
-from cutline.cloud.server import serve
 from cutline.cloud.session import Event, Request, Rows, Session
 from cutline.cloud.target import Target
-from cutline.demo.bundles import TARGET
-from cutline.demo.cards import Split
-from cutline.demo.requests import requests
 from cutline.errors import CutlineError
 from cutline.models.bundle import Bundle, write_manifest
 from cutline.models.export.source import read_source
-from cutline.models.images import decode_image
-from cutline.models.prompt import PromptBuilder, question
 from cutline.models.sampling import Sampling
-from cutline.protos.client import WorkerClient
-from cutline.protos.messages import Confirmed, Draft, Finished, Open, image_chunks
+from cutline.protos.messages import Confirmed, Draft, Finished
 
 AT = 128  # tokens that a session has behind it: about an image in one tile, and a question
 SESSIONS = 16
@@ -77,7 +68,6 @@ def main() -> None:
             drafting(target, console)
             storm(target, console)
         against_transformers(targets["fp32"], console)
-    asyncio.run(around_the_model(console))
     if args.plot is not None:
         plot(curves, args.plot)
 
@@ -91,8 +81,8 @@ def unexported(folder: Path) -> Bundle:
 
 def passes(targets: dict[str, Target], rounds: int, console: Console) -> dict[str, dict[int, float]]:
     """Seconds of a pass by number of sessions, for each of `targets`."""
-    works = {(name, kind): work for name, target in targets.items() for kind, work in _passes(target).items()}
-    taken = _in_turn(works, rounds)
+    works = {(name, kind): work for name, target in targets.items() for kind, work in pass_works(target).items()}
+    taken = in_turn(works, rounds)
     for name in targets:
         alone, drafts, one, many = (taken[name, kind] for kind in ("alone", "drafts", "1", str(SESSIONS)))
         console.print(f"[bold]{name}")
@@ -102,15 +92,17 @@ def passes(targets: dict[str, Target], rounds: int, console: Console) -> dict[st
     return {name: {count: taken[name, str(count)] for count in COUNTS} for name in targets}
 
 
-def _passes(target: Target) -> dict[str, Callable[[], object]]:
+def pass_works(target: Target) -> dict[str, Callable[[], object]]:
+    """Passes of one row of each of so many sessions, 8 drafted tokens, a prompt of 64, and all one by one."""
     sessions = [_silent(slot, target.context) for slot in range(target.slots)]
 
     def decode(count: int) -> Callable[[], object]:
         batch = [Rows(sessions[slot], AT + 3 * (slot % SESSIONS), (5,), drafted=0) for slot in range(count)]
         return lambda: target.run(batch, [None] * count)
 
-    works = {str(count): decode(count) for count in COUNTS}
+    works = {str(count): decode(count) for count in COUNTS if count <= target.slots}
     works["drafts"] = lambda: target.run([Rows(sessions[0], AT, (5,) * 9, drafted=8)], [None])
+    works["prompt"] = lambda: target.run([Rows(sessions[0], 0, (5,) * 64, drafted=0)], [None])
     works["alone"] = lambda: [target.run([Rows(sessions[s], AT + 3 * s, (5,), 0)], [None]) for s in range(SESSIONS)]
     return works
 
@@ -197,49 +189,12 @@ def against_transformers(target: Target, console: Console, *, prompt: int = 32, 
             for talk in [Talk(engine, one, answer) for one in prompts]:
                 assert len(talk.wait().tokens) == answer
 
-        taken = _in_turn({"ours": ours, "theirs": theirs}, 3)
+        taken = in_turn({"ours": ours, "theirs": theirs}, 3)
     tokens = SESSIONS * answer
     console.print(
         f"{SESSIONS} prompts of {prompt} tokens: {tokens / taken['ours']:.0f} tokens/s, transformers' continuous "
         f"batching {tokens / taken['theirs']:.0f}: {taken['theirs'] / taken['ours']:.1f}x"
     )
-
-
-class PassSeconds(Observer):
-    """Adds up what passes took."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def passed(self, rows: int, seconds: float) -> None:
-        self.seconds += seconds
-
-
-async def around_the_model(console: Console) -> None:
-    """16 sessions over gRPC on the demo's target: what of the time no pass ran. Agents run in this process too."""
-    bundle, passed = Bundle.open(TARGET), PassSeconds()
-    prompts, shares, texts = PromptBuilder.open(bundle), [], list(requests(Split.EVALUATION, 4, 3))[:SESSIONS]
-    async with (
-        serve(bundle, listen="127.0.0.1:0", slots=SESSIONS, context=256, device="cpu", observer=passed) as address,
-        WorkerClient(address) as client,
-    ):
-
-        async def ask(image: bytes, text: str) -> None:
-            grid = bundle.manifest.family.preprocess(decode_image(image)).grid
-            ids = prompts.build([question(text)], [grid]).ids
-            opening = Open(
-                model=bundle.manifest.identity, tokens=ids, prompt_length=len(ids), max_tokens=64, images=1,
-                temperature=1.0,
-            )  # fmt: skip
-            async with client.session(opening, image_chunks(image), timeout=60) as session:
-                async for _ in session.events():
-                    pass
-
-        for _ in range(5):
-            before, began = passed.seconds, time.perf_counter()
-            await asyncio.gather(*(ask(one.image, one.question.text) for one in texts))
-            shares.append(1 - (passed.seconds - before) / (time.perf_counter() - began))
-    console.print(f"over gRPC, {SESSIONS} sessions, the demo's target: {statistics.median(shares):.0%} is not the pass")
 
 
 class Talk:
@@ -321,7 +276,7 @@ def _running(target: Target) -> Iterator[Engine]:
         engine.stop()
 
 
-def _in_turn(works: dict[Name, Callable[[], object]], rounds: int) -> dict[Name, float]:
+def in_turn(works: dict[Name, Callable[[], object]], rounds: int) -> dict[Name, float]:
     """Median seconds of each of `works`, all of them measured once a round, after one that warms up."""
     taken: dict[Name, list[float]] = {name: [] for name in works}
     for _ in range(rounds + 1):

@@ -59,6 +59,10 @@ def cloud(
         int,
         typer.Option(min=1, help="Devices of that kind which share every layer of a target too big for one."),
     ] = 1,
+    compiled: Annotated[
+        bool,
+        typer.Option("--compile", help="Compile the decoder's layers at start, by torch.compile: a minute or so."),
+    ] = False,
     threads: options.Threads = None,
     tls_cert: options.TlsCert = None,
     tls_key: options.TlsKey = None,
@@ -132,6 +136,8 @@ def cloud(
         check_device(device if tensor_parallel == 1 else device_of(device, rank))
     if (max_sessions is not None and max_sessions < 1) or context < 2:
         raise InputError("--max-sessions must be 1 or more, --context 2 or more")
+    if compiled and tensor_parallel > 1:
+        raise InputError("layers that several devices share are not compiled; leave out --compile or --tensor-parallel")
     if dtype not in (None, "bf16", "fp32"):
         raise InputError(f"--dtype is bf16 or fp32, not {dtype}")
     if metrics is not None:
@@ -185,6 +191,7 @@ def cloud(
                     access=access,
                     drain=ending,
                     tensor_parallel=tensor_parallel,
+                    compiled=compiled,
                     on_broken=broke,
                 )
             )

@@ -252,7 +252,7 @@ def _attend_compiled(query: Tensor, key: Tensor, value: Tensor, place: Tensor, s
     return _attended(query, key, value, int(place), scale, *PASSING.get()).contiguous()
 
 
-@torch.library.register_fake("cutline::attend")
+@torch.library.register_fake("cutline::attend")  # type: ignore[untyped-decorator]
 def _attend_shape(query: Tensor, key: Tensor, value: Tensor, place: Tensor, scale: float) -> Tensor:
     del key, value, place, scale
     return query.new_empty(1, query.shape[2], query.shape[1], query.shape[3])

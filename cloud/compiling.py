@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
+from torch._inductor import config as inductor
 
 from cutline.cloud.attention import PASSING, Layout, SlotCache
 from cutline.errors import InputError
@@ -57,9 +58,11 @@ class Compiled:
         """As `run_layers`."""
         if len(layers) != self.block:
             return run_layers(layers, hidden, rotary, layout, cache)
+        # What is left of a longer one has strides that tell, and code would be made for them.
+        cos, sin = (part.flatten().view(part.shape) for part in rotary)
         token = PASSING.set((layout, cache))
         try:
-            made: Tensor = self._run(list(layers), hidden, rotary, layout, cache)
+            made: Tensor = self._run(list(layers), hidden, (cos, sin), layout, cache)
         finally:
             PASSING.reset(token)
         return made
@@ -69,8 +72,10 @@ class Compiled:
         began = time.perf_counter()
         log.info("compiling the target's layers, %d at a time; this takes a minute or so", self.block)
         try:
-            for rows in WARM_ROWS:
-                run(rows)
+            # A pool of processes for so few kernels takes longer to start than it saves.
+            with inductor.patch(compile_threads=1):
+                for rows in WARM_ROWS:
+                    run(rows)
         except TorchDynamoException as error:
             reason = str(error).strip().partition("\n")[0]
             raise InputError(

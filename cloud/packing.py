@@ -38,7 +38,7 @@ torch.library.define("cutline::linear", "(Tensor rows, Tensor packed, Tensor? bi
 torch.library.impl("cutline::linear", "default")(_linear)
 
 
-@torch.library.register_fake("cutline::linear")
+@torch.library.register_fake("cutline::linear")  # type: ignore[untyped-decorator]
 def _linear_shape(rows: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
     del bias
     return rows.new_empty(*rows.shape[:-1], packed.shape[0])

@@ -97,16 +97,18 @@ async def serve(
     access: Access = ANYBODY,
     drain: Drain | None = None,
     tensor_parallel: int = 1,
+    compiled: bool = False,
     on_broken: Callable[[], object] = lambda: None,
 ) -> AsyncIterator[str]:
     """Serve `layers` (start, end) of a bundle's target at `listen` (HOST:PORT, port 0 for any free one).
 
     Gives the address it has. Layers that end before the head need the worker at the address `next_worker` for the rest.
-    Boundary rows are taken in the formats `wires`; `observer` is told what happens. `slots`, `images` and `dtype` are
-    those of Target. `access` says who may come, `drain` how it ends. `tensor_parallel` devices share every layer of the
-    decoder, see `Ranks`; `on_broken` is called once no session can be served any more. Raises InputError if the address
-    is taken or none of this machine's, if memory has no room, if keys do not read, or if the next worker cannot go on
-    there, then also ModelMismatch, AccessDenied and WorkerUnavailable.
+    Boundary rows are taken in the formats `wires`; `observer` is told what happens. `slots`, `images`, `dtype` and
+    `compiled` are those of Target. `access` says who may come, `drain` how it ends. `tensor_parallel` devices share
+    every layer of the decoder, see `Ranks`; `on_broken` is called once no session can be served any more. Raises
+    InputError if the address is taken or none of this machine's, if memory has no room, if keys do not read, if layers
+    cannot be compiled, or if the next worker cannot go on there, then also ModelMismatch, AccessDenied and
+    WorkerUnavailable.
     """
     # gRPC itself would serve at 443 where no port is given, and at another port where it is over 65535.
     host, _ = parse_address(listen)
@@ -146,6 +148,7 @@ async def serve(
             end=end,
             dtype=dtype,
             group=None if ranks is None else ranks.group,
+            compiled=compiled,
         )
         shelf = Shelf(target.image_room, observer=observer)
         engine = Engine(target, manifest.stop_tokens, shelf=shelf, observer=observer)

@@ -22,7 +22,6 @@ from cutline.cloud.packing import pack
 from cutline.cloud.parallel import Group, Pass, Resume, in_step
 from cutline.cloud.session import Rows
 from cutline.cloud.tower import Tower
-from cutline.errors import InputError
 from cutline.models.bundle import Bundle
 from cutline.models.families import Grid
 from cutline.models.layerline import END
@@ -58,11 +57,10 @@ class Target:
         """Weights are computed with as `dtype`, or as they are stored. Raises InputError where slots do not fit.
 
         With a `group` this is the part of one rank; every rank has the decoder's layers, the first one the others too.
-        Layers that are `compiled` are so at once, which takes its time; InputError where that cannot be done, or with a
-        group.
+        What is to be `compiled`, which a group's part is not, is so at once and takes its time; InputError where torch
+        cannot.
         """
-        if compiled and group is not None:
-            raise InputError("layers that several devices share are not compiled; leave out --compile")
+        assert not compiled or group is None
         line, spec = bundle.manifest.line, bundle.manifest.decoder
         names, ranks = line.layers[line.place(start) : line.place(end)], 1 if group is None else group.count
         model = load_model(bundle, names, dtype=dtype, mesh=None if group is None else group.mesh).to(device)

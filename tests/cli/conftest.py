@@ -22,7 +22,7 @@ from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 
 PACKAGE = Path(__file__).resolve().parents[2] / ".dev"
-SECONDS = 60  # that a process may take for what should take a few
+SECONDS = 100  # that a process may take for what should take a few
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch._dynamo.utils import counters
 
+from cutline.cli.main import app
 from cutline.cloud.compiling import MOST_LAYERS, block_size, pieces
 from cutline.cloud.engine import Engine
 from cutline.cloud.session import Event, Request, Rows, Session
@@ -104,8 +105,8 @@ def test_an_engine_on_compiled_layers_gives_the_targets_own_tokens(
                 effort=1.0,
                 boundary=unsplit.pixels(image),
             )
-            talks.append((inbox := queue.SimpleQueue(), answer))
-            engine.open(asked, (), inbox.put)
+            talks.append((queue.SimpleQueue(), answer))
+            engine.open(asked, (), talks[-1][0].put)
         for inbox, answer in talks:
             assert tuple(heard(inbox)) == answer
     finally:
@@ -131,9 +132,10 @@ def test_without_a_compiler_nothing_starts(bundle: Bundle, tmp_path: Path, monke
         Target(bundle, slots=1, context=64, compiled=True)
 
 
-def test_layers_that_devices_share_are_not_compiled(bundle: Bundle) -> None:
-    with pytest.raises(InputError, match="leave out --compile"):
-        Target(bundle, slots=1, context=64, compiled=True, group=object())  # type: ignore[arg-type]
+def test_layers_that_devices_share_are_not_compiled() -> None:
+    asked = ["cloud", "--insecure", "--listen", "127.0.0.1:0", "--compile", "--tensor-parallel", "2"]
+    with pytest.raises(InputError, match="leave out --compile or --tensor-parallel"):
+        app(asked, standalone_mode=False)
 
 
 @given(st.integers(0, 9), st.integers(1, 60), st.data())

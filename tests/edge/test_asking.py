@@ -66,14 +66,16 @@ def test_another_worker_goes_on_where_one_was_lost(fate: CutlineError | str, mod
         assert ids(answer) == TRUTH, at
         assert answer.exact
         assert answer.alone_from is None
+        settled = answer.lost[0].position if answer.lost else at
+        assert settled == at or (settled < at and fate in (END, BREAK)), "what ends early may take words with it"
         again = (*first.openings[1:], *second.openings)
-        assert [one.tokens for one in again] == [(*first.openings[0].tokens, *TRUTH[:at])]
+        assert [one.tokens for one in again] == [(*first.openings[0].tokens, *TRUTH[:settled])]
         assert (again[0].seed, again[0].max_tokens, again[0].grids) == (0, 64, first.openings[0].grids)
         if isinstance(fate, WorkerForgot):
             assert (answer.worker, answer.lost) == (addresses[0], ()), "it takes the session again, whole"
             continue
         (lost,) = answer.lost
-        assert (lost.worker, lost.position) == (addresses[0], at)
+        assert lost.worker == addresses[0]
         assert lost.next == answer.worker == addresses[1]
         # It is looked at eight times within the notice, and given up where the next look would be too late.
         assert (lost.silent_ms >= 7 / 8 * NOTICE * 1e3) == (fate is HANG)

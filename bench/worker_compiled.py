@@ -1,0 +1,67 @@
+"""A worker's layers compiled, against the same as they are: `python -m cutline.bench.worker_compiled [--rounds 21]`.
+
+On the decoder of SmolVLM-256M's shape (seeded random weights), one thread: processor time of passes of 1, 4 and 16
+sessions, of 8 drafted tokens, and of a prompt's 64, compiled and not in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from cutline.bench.worker_load import DTYPES, SESSIONS, pass_works, unexported
+from cutline.cloud.target import Target
+
+KINDS = {
+    "1": "1 session",
+    "4": "4 sessions",
+    "16": "16 sessions",
+    "drafts": "8 drafted tokens",
+    "prompt": "prompt of 64",
+}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=21)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    console = Console(soft_wrap=True)
+    with tempfile.TemporaryDirectory() as place:
+        bundle = unexported(Path(place))
+        for name, dtype in DTYPES.items():
+            began = time.thread_time()
+            compiled, plain = (
+                Target(bundle, slots=SESSIONS, context=512, start="decoder.0", dtype=dtype, compiled=chosen)
+                for chosen in (True, False)
+            )
+            console.print(f"[bold]{name}[/], loaded and compiled in {time.thread_time() - began:.0f} s")
+            faster, slower = pass_works(compiled), pass_works(plain)
+            for kind, said in KINDS.items():
+                ratio = ratio_of(faster[kind], slower[kind], args.rounds)
+                console.print(f"{said}: compiled takes {ratio:.2f} of the time")
+
+
+def ratio_of(one: Callable[[], object], other: Callable[[], object], rounds: int) -> float:
+    """Median ratio of the processor time of `one` to that of the `other`; each is first every second round."""
+    ratios = []
+    for index in range(rounds + 1):
+        taken = {}
+        for work in (one, other)[:: -1 if index % 2 else 1]:
+            began = time.thread_time()
+            work()
+            taken[work] = time.thread_time() - began
+        ratios.append(taken[one] / taken[other])
+    return statistics.median(ratios[1:])
+
+
+if __name__ == "__main__":
+    main()
