@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Sequence
 
 import msgspec
 
-from cutline.edge.answer import Answer, Likely, Source, Token
+from cutline.edge.answer import Answer, Likely, Provenance, Token
 from cutline.edge.events import Event, Planned, Settled
 from cutline.edge.question import Mode, Question
 from cutline.edge.state import AgentState
@@ -74,7 +74,9 @@ class ScriptedAgent:
             self._changed.notify_all()
 
 
-def spoken(*words: str, source: Source = Source.DRAFT, stop: int | None = None, logprob: float | None = None) -> Answer:
+def spoken(
+    *words: str, source: Provenance = Provenance.DRAFT, stop: int | None = None, logprob: float | None = None
+) -> Answer:
     """An answer of these words, a token each, and the token `stop` that ends it, if one does."""
     likely = () if logprob is None else (Likely(7, "seven", logprob - 1.0),)
     tokens = [Token(100 + index, word, source, logprob, likely) for index, word in enumerate(words)]

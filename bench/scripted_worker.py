@@ -14,7 +14,7 @@ from cutline.demo.bundles import DRAFTER
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.edge.agent import Agent
-from cutline.edge.answer import Answer, Lost, Source, Tail, Token
+from cutline.edge.answer import Answer, Lost, Provenance, Tail, Token
 from cutline.edge.drafter import Drafter
 from cutline.edge.events import Corrected, Event, Settled
 from cutline.edge.gate import Gate
@@ -190,7 +190,7 @@ def check(answer: Answer, events: Sequence[Event]) -> None:
     assert all(took >= 0.0 for took in answer.parts_ms.values())
     assert sum(answer.parts_ms.values()) <= answer.latency_ms + 1.0
     assert sum(answer.parts_ms.values()) >= 0.8 * answer.latency_ms - 60.0  # between parts others may be at work
-    alone = [token for token in answer.tokens if token.source is Source.EDGE]
+    alone = [token for token in answer.tokens if token.source is Provenance.EDGE]
     assert (answer.alone_from is not None) == (answer.tail is not None)
     if answer.tail is Tail.UNVERIFIED and answer.alone_from is not None:
         assert not answer.exact

@@ -9,7 +9,7 @@ from typing import Any
 from cutline.cloud.server import serve
 from cutline.demo.requests import Request
 from cutline.edge.agent import Agent
-from cutline.edge.answer import Answer, Source
+from cutline.edge.answer import Answer, Provenance
 from cutline.edge.question import Mode, Question
 from cutline.models.bundle import Bundle
 from cutline.models.sampling import Sampling
@@ -45,8 +45,8 @@ def ids(answer: Answer) -> tuple[int, ...]:
 
 def check_account(answer: Answer) -> None:
     """What holds of every answer that a worker had a part in."""
-    assert answer.accepted == sum(token.source is Source.DRAFT for token in answer.tokens) <= answer.drafted
-    assert not any(token.source is Source.EDGE for token in answer.tokens)
+    assert answer.accepted == sum(token.source is Provenance.DRAFT for token in answer.tokens) <= answer.drafted
+    assert not any(token.source is Provenance.EDGE for token in answer.tokens)
     assert answer.text == "".join(token.text for token in answer.tokens).strip()
     assert answer.exact
     assert answer.worker is not None

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 from rich.text import Text
 
-from cutline.edge.answer import Source, Token
+from cutline.edge.answer import Provenance, Token
 
-STYLES = {Source.EDGE: "yellow", Source.DRAFT: "green", Source.CLOUD: "blue"}
+STYLES = {Provenance.EDGE: "yellow", Provenance.DRAFT: "green", Provenance.CLOUD: "blue"}
 
 
 def coloured(tokens: Iterable[Token]) -> Text:

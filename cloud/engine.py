@@ -25,7 +25,7 @@ import torch
 
 from cutline.cloud.choosing import choose_all, likelihoods
 from cutline.cloud.commands import CloseSession, Command, GiveUp, OfferDraft, OpenSession, Settle, Stop
-from cutline.cloud.keeping import Shelf
+from cutline.cloud.image_cache import ImageCache
 from cutline.cloud.observer import NOBODY, Observer
 from cutline.cloud.pace import DecayingMean, PassCost, retry_seconds
 from cutline.cloud.parallel import RankLost
@@ -61,18 +61,18 @@ class Engine:
         target: Target,
         stop_tokens: Sequence[int],
         *,
-        shelf: Shelf | None = None,
+        image_cache: ImageCache | None = None,
         observer: Observer = NOBODY,
     ) -> None:
-        """Images are kept on `shelf`; without one they are not."""
-        self.shelf = shelf or Shelf(0)
+        """Images are kept on `image_cache`; without one they are not."""
+        self.image_cache = image_cache or ImageCache(0)
         self._target = target
         self._stop_tokens = frozenset(stop_tokens)
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._sessions: dict[str, Session] = {}
         self._waiting: dict[str, list[OfferDraft]] = {}  # drafts of sessions that are flying
         self._slots = Slots(target.slots)
-        self._pictures = Pictures(target, self.shelf)
+        self._pictures = Pictures(target, self.image_cache)
         self._cost = PassCost()
         self._waits = DecayingMean()  # seconds from `open` to the first pass
         self._lasting = DecayingMean()  # seconds of a session

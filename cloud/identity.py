@@ -127,7 +127,7 @@ Behaviour = Callable[[Any, Any], Any]
 Asking = dict[asyncio.Timeout, None]  # calls whose lone message is waited for, the oldest first
 
 
-class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpcio has no types
+class AuthInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpcio has no types
     """Lets a call through to its handler once it is known who makes it; only `OPEN` methods have another way.
 
     Of the `calls` that its server takes at once some are kept for tenants that have few.

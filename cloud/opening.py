@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cutline.cloud.image_cache import ImageCache, Kept, Picture
 from cutline.cloud.inbox import Inbox
-from cutline.cloud.keeping import Kept, Picture, Shelf
 from cutline.cloud.session import BoundaryRows, Request
 from cutline.errors import InputError, ModelMismatch, WorkerForgot
 from cutline.models.bundle import Manifest
@@ -54,7 +54,7 @@ class Reception:
     """Takes sessions for the layers `[start, end)` of the model in `manifest`.
 
     `context` is how many tokens a session may hold, `wires` are the formats in which boundary rows may come, and on
-    `shelf` are images from before.
+    `image_cache` are images from before.
     """
 
     def __init__(
@@ -65,14 +65,14 @@ class Reception:
         start: str = "image",
         end: str = END,
         wires: Collection[Wire] = tuple(Wire),
-        shelf: Shelf | None = None,
+        image_cache: ImageCache | None = None,
     ) -> None:
         line = manifest.line
         self._manifest = manifest
         self._context = context
         self._cuts = line.layers[line.place(start) : line.place(end)]
         self._wires = wires
-        self._shelf = shelf or Shelf(0)
+        self._image_cache = image_cache or ImageCache(0)
 
     def check(self, opening: Open) -> None:
         """Raises InputError, or ModelMismatch, for an opening that cannot be served whatever follows it."""
@@ -140,7 +140,7 @@ class Reception:
         """The images that an opening takes to be known here. Raises WorkerForgot, and InputError for another grid."""
         kept = []
         for digest in opening.digests[: opening.known]:
-            if (found := self._shelf.find(self._shelf.key(tenant, digest))) is None:
+            if (found := self._image_cache.find(self._image_cache.key(tenant, digest))) is None:
                 raise WorkerForgot("this worker does not have the images any more; send them all")
             kept.append(found)
         for found, grid in zip(kept, opening.grids, strict=False):
@@ -175,7 +175,7 @@ class Reception:
     def _images(self, opening: Open, upload: Upload) -> _Prepared:
         """What is to be encoded, the images one by one if they are named, and their grids. Raises InputError."""
         named = [
-            _Named(self._shelf.key(upload.tenant, digest), kept.grid, kept)
+            _Named(self._image_cache.key(upload.tenant, digest), kept.grid, kept)
             for digest, kept in zip(opening.digests, upload.kept, strict=False)
         ]
         if upload.rows is None:
@@ -191,7 +191,7 @@ class Reception:
         digests = opening.digests[opening.known :] or (None,) * len(upload.files)
         for file, digest in zip(upload.files, digests, strict=True):
             key = None if digest is None else self._named_rightly(digest, image_digest(file), upload.tenant)
-            kept = None if key is None else self._shelf.find(key)
+            kept = None if key is None else self._image_cache.find(key)
             picture = None
             if kept is None:
                 picture = decode_image(file)
@@ -220,7 +220,7 @@ class Reception:
             at += count
             (wire,) = upload.wires
             key = self._named_rightly(digest, rows_digest(opening.cut, wire, grid, rows), upload.tenant)
-            named.append(_Named(key, grid, self._shelf.find(key)))
+            named.append(_Named(key, grid, self._image_cache.find(key)))
             if named[-1].kept is None:
                 parts.append(rows)
         return np.concatenate(parts) if parts else None, tuple(named), opening.grids
@@ -229,7 +229,7 @@ class Reception:
         """The key of an image. Raises InputError if it is not the one that its digest says."""
         if said != found:
             raise InputError("an image is not the one that its digest says")
-        return self._shelf.key(tenant, found)
+        return self._image_cache.key(tenant, found)
 
     def _pictures(self, places: NDArray[np.int64], images: Sequence[_Named]) -> tuple[Picture, ...]:
         """The images whose tokens stand at `places`; without names one that stands for all."""

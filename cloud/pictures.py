@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import torch
 
-from cutline.cloud.keeping import Kept, Shelf
+from cutline.cloud.image_cache import ImageCache, Kept
 from cutline.cloud.session import Request, Session
 from cutline.cloud.target import Target
 
 
 class Pictures:
-    """Image rows by session, as long as prompts are run; images are kept on `shelf`. One thread may call."""
+    """Image rows by session, as long as prompts are run; images are kept on `image_cache`. One thread may call."""
 
-    def __init__(self, target: Target, shelf: Shelf) -> None:
+    def __init__(self, target: Target, image_cache: ImageCache) -> None:
         self._target = target
-        self._shelf = shelf
+        self._image_cache = image_cache
         self._rows: dict[str, torch.Tensor] = {}
 
     def __len__(self) -> int:
@@ -34,7 +34,7 @@ class Pictures:
     def keeps(self, request: Request, *, encoded: bool) -> bool:
         """Whether all images of a request are kept for others to come; `encoded`: those that were not, are to be."""
         return (
-            self._shelf.keeps
+            self._image_cache.keeps
             and self._target.decodes
             and all(one.key is not None and (encoded or one.kept is not None) for one in request.pictures)
         )
@@ -52,5 +52,5 @@ class Pictures:
             for picture, of in zip(new, self._target.encode_each(boundary, cut, [of.grid for of in new]), strict=True):
                 assert picture.key is not None
                 made[picture] = Kept(picture.grid, of)
-                self._shelf.put(picture.key, made[picture])
+                self._image_cache.put(picture.key, made[picture])
         return torch.cat([(picture.kept or made[picture]).rows for picture in pictures])

@@ -18,8 +18,8 @@ from cutline.cloud.audit import Audit
 from cutline.cloud.budget import MOST_SLOTS
 from cutline.cloud.chain import NextWorker
 from cutline.cloud.engine import Engine
-from cutline.cloud.identity import Callers, Gate
-from cutline.cloud.keeping import Shelf
+from cutline.cloud.identity import AuthInterceptor, Callers
+from cutline.cloud.image_cache import ImageCache
 from cutline.cloud.observer import NOBODY, Observer
 from cutline.cloud.ranks import Ranks
 from cutline.cloud.servicer import WorkerServicer
@@ -116,7 +116,7 @@ async def serve(
     callers = Callers.of(access.keys, access.tokens)
     calls = (slots or MOST_SLOTS) + MAX_CALLS
     server = grpc.aio.server(
-        interceptors=[Gate(callers, Audit(), calls=calls)], options=_OPTIONS, maximum_concurrent_rpcs=calls
+        interceptors=[AuthInterceptor(callers, Audit(), calls=calls)], options=_OPTIONS, maximum_concurrent_rpcs=calls
     )
     # Before the model is loaded, which takes its time.
     try:
@@ -150,8 +150,8 @@ async def serve(
             group=None if ranks is None else ranks.group,
             compiled=compiled,
         )
-        shelf = Shelf(target.image_room, observer=observer)
-        engine = Engine(target, manifest.stop_tokens, shelf=shelf, observer=observer)
+        image_cache = ImageCache(target.image_room, observer=observer)
+        engine = Engine(target, manifest.stop_tokens, image_cache=image_cache, observer=observer)
         observer.serving(engine.max_sessions, lambda: engine.sessions)
         worker = WorkerServicer(
             engine,

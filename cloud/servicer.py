@@ -78,7 +78,9 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         self._manifest = manifest
         self._context = context
         self._start, self._end, self._wires = start, end, tuple(wires)
-        self._reception = Reception(manifest, context=context, start=start, end=end, wires=wires, shelf=engine.shelf)
+        self._reception = Reception(
+            manifest, context=context, start=start, end=end, wires=wires, image_cache=engine.image_cache
+        )
         self._onward = onward
         self._observer = observer
         self._version = _version()

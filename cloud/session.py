@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from cutline.cloud.keeping import Picture
+from cutline.cloud.image_cache import Picture
 from cutline.cloud.pace import MOST_DRAFTED_ROWS, Acceptance, rows_worth_verifying
 from cutline.errors import CutlineError, WorkerFailed
 from cutline.models.families import COUNTED, Grid, Positions

@@ -17,7 +17,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFor
 
 from cutline.demo.questions import KINDS
 from cutline.demo.results import SHOWN_MODES, DemoResult, Outcome
-from cutline.edge.answer import Source
+from cutline.edge.answer import Provenance
 
 # Colours that stand for the page's CSS variables, which follow the reader's choice of dark or light.
 INK, MUTED, RULE, EDGE, DRAFT, CLOUD, ON_COLOUR = (f"#fedc0{digit}" for digit in range(7))
@@ -30,7 +30,7 @@ _VARIABLES = {
     CLOUD: "var(--cloud)",
     ON_COLOUR: "var(--on-colour)",
 }
-_COLOURS = {Source.EDGE: EDGE, Source.DRAFT: DRAFT, Source.CLOUD: CLOUD}
+_COLOURS = {Provenance.EDGE: EDGE, Provenance.DRAFT: DRAFT, Provenance.CLOUD: CLOUD}
 _STYLE: dict[Any, object] = {
     "svg.fonttype": "none",  # text stays text, in the page's font
     "font.size": 9,
@@ -149,12 +149,12 @@ def sources(outcomes: Sequence[Outcome]) -> Plot:
         mode: Counter(token.source for one in outcomes if one.answer.mode is mode for token in one.answer.tokens)
         for mode in SHOWN_MODES
     }
-    shares = {mode: {source: found[source] / found.total() for source in Source} for mode, found in counts.items()}
+    shares = {mode: {source: found[source] / found.total() for source in Provenance} for mode, found in counts.items()}
 
     def draw(figure: Figure) -> None:
         axes, rows = figure.subplots(), range(len(shares))
         start = np.zeros(len(shares))
-        for source in Source:
+        for source in Provenance:
             widths = np.array([share[source] for share in shares.values()])
             axes.barh(rows, widths, left=start, height=0.55, color=_COLOURS[source], label=source)
             for row in np.flatnonzero(widths >= 0.1):
@@ -175,7 +175,7 @@ def sources(outcomes: Sequence[Outcome]) -> Plot:
         "Where the tokens came from",
         "Share of all answers' tokens: edge (the drafter's), draft (drafted, confirmed by the target), cloud.",
         "; ".join(
-            f"{mode}: " + ", ".join(f"{share[source]:.0%} {source}" for source in Source if share[source])
+            f"{mode}: " + ", ".join(f"{share[source]:.0%} {source}" for source in Provenance if share[source])
             for mode, share in shares.items()
         ),
         draw,

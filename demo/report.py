@@ -20,7 +20,7 @@ from cutline.demo import plots
 from cutline.demo.questions import KINDS
 from cutline.demo.requests import Request
 from cutline.demo.results import FIGURES, DemoResult, Outcome
-from cutline.edge.answer import Source
+from cutline.edge.answer import Provenance
 from cutline.edge.question import Mode
 
 PICTURES = 12  # cards shown, at most
@@ -32,9 +32,9 @@ MODES = {
     Mode.AUTO: "the drafter's answer where the gate trusts it, otherwise verified by the worker",
 }
 SOURCES = {
-    Source.EDGE: "the drafter's, not verified",
-    Source.DRAFT: "drafted on the device, confirmed by the target",
-    Source.CLOUD: "the target's, not drafted",
+    Provenance.EDGE: "the drafter's, not verified",
+    Provenance.DRAFT: "drafted on the device, confirmed by the target",
+    Provenance.CLOUD: "the target's, not drafted",
 }
 
 _T = TypeVar("_T")

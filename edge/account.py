@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from cutline.edge.answer import Answer, Forecast, Recalled, Source, Tail
+from cutline.edge.answer import Answer, Forecast, Provenance, Recalled, Tail
 from cutline.edge.asking import Asking
 from cutline.edge.events import Planned
 from cutline.edge.progress import Prepared, Progress
@@ -45,7 +45,7 @@ def account(
         bytes_down=asking.bytes_down if asking else 0,
         rounds=progress.rounds,
         drafted=progress.drafted,
-        accepted=progress.sources.count(Source.DRAFT),
+        accepted=progress.sources.count(Provenance.DRAFT),
         exact=False if worker is None or unverified else exact,
         cut=question.cut if worker else None,
         wire=question.wire if worker and question.cut != "image" else None,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from cutline.edge.account import account, from_memory, is_exact, planned
-from cutline.edge.answer import Answer, Source
+from cutline.edge.answer import Answer, Provenance
 from cutline.edge.asking import Asking
 from cutline.edge.drafter import Drafter, Drafting, likelihoods_of
 from cutline.edge.energy import Meter
@@ -266,7 +266,7 @@ class Agent:
                 drafted = list(models.drafted.values())
                 tokens = tuple(one.token for one in drafted)
                 if self._open_gate().keeps(drafted, asked.sampling):
-                    progress.settle(tokens, [Source.EDGE] * len(tokens), likelihoods_of(drafted))
+                    progress.settle(tokens, [Provenance.EDGE] * len(tokens), likelihoods_of(drafted))
                     return None
                 asking = self._ask(asked, prepared, progress, drafts=True)
                 asking.models = models
@@ -343,10 +343,10 @@ class Agent:
             transcript = progress.transcript if keep else progress.transcript.empty()
             for token in models.draft((), prepared.limit):
                 if keep:
-                    progress.settle([token], [Source.EDGE], likelihoods_of([models.drafted[len(progress.tokens)]]))
+                    progress.settle([token], [Provenance.EDGE], likelihoods_of([models.drafted[len(progress.tokens)]]))
                 else:
                     progress.guess([one.token for one in models.drafted.values()])
-                    transcript.add(token, Source.EDGE)
+                    transcript.add(token, Provenance.EDGE)
                 if transcript.stopped:
                     break
 

@@ -11,7 +11,7 @@ from cutline.models.wire import Wire
 from cutline.protos.messages import Likelihood
 
 
-class Source(enum.StrEnum):
+class Provenance(enum.StrEnum):
     """Provenance of a token."""
 
     EDGE = "edge"  # the drafter's, not verified
@@ -35,7 +35,7 @@ class Token(msgspec.Struct, frozen=True, omit_defaults=True):
 
     id: int
     text: str
-    source: Source
+    source: Provenance
     logprob: float | None = None
     alternatives: tuple[Likely, ...] = ()
 

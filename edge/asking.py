@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from cutline.edge.answer import Lost, Source, Tail
+from cutline.edge.answer import Lost, Provenance, Tail
 from cutline.edge.drafter import Drafting
 from cutline.edge.events import Corrected
 from cutline.edge.exchange import Exchange, Models
@@ -285,7 +285,7 @@ class Asking:
     def _settle_alone(self, token: int) -> None:
         drafted = self.models.drafted.get(len(self.progress.tokens))
         same = drafted is not None and drafted.token == token
-        self.progress.settle([token], [Source.EDGE], [drafted.likelihood if drafted and same else None])
+        self.progress.settle([token], [Provenance.EDGE], [drafted.likelihood if drafted and same else None])
 
     async def _correct(self, alone_from: int, seconds: float) -> None:
         """Have a worker verify what the drafter finished alone, if one can be found within so many seconds.

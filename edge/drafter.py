@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cutline.edge.decoder import Decoder
-from cutline.edge.keeping import History, ImageRows, Key, PromptRows, Rows, Shelf, keys_of
+from cutline.edge.keeping import History, ImageRows, Key, PrefixCache, PromptRows, Rows, keys_of
 from cutline.edge.runtime import CPU
 from cutline.edge.vision import VisionSpan
 from cutline.errors import BundleError
@@ -35,7 +35,7 @@ class Drafter:
         self.manifest = manifest
         self._images = ImageRows(tower)
         self._decoder = decoder
-        self._shelf = Shelf(decoder)
+        self._prefix_cache = PrefixCache(decoder)
 
     @classmethod
     def open(cls, bundle: Bundle, *, threads: int, provider: str = CPU) -> Drafter:
@@ -75,7 +75,9 @@ class Drafter:
         known = range(len(pixels)) if names is None else names
         keys = keys_of(prompt, manifest.image_token, list(zip(known, counts, strict=True)))
         positions = manifest.family.positions(np.array(prompt) == manifest.image_token, grids)
-        history = History(self._decoder, positions) if names is None else self._shelf.begin(keys, positions, tenant)
+        history = (
+            History(self._decoder, positions) if names is None else self._prefix_cache.begin(keys, positions, tenant)
+        )
         drafting = Drafting(
             self._decoder,
             history,
@@ -87,7 +89,7 @@ class Drafter:
             alternatives=alternatives,
         )
         if names is not None:
-            self._shelf.keep_after(drafting, history)
+            self._prefix_cache.keep_after(drafting, history)
         return drafting
 
 

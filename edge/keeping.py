@@ -96,7 +96,7 @@ class History:
         del self.keys[position:]
 
 
-class Shelf:
+class PrefixCache:
     """Histories of conversations that ended, KEPT of them: one that begins alike goes on from there. For any threads.
 
     What conversations of one tenant left is not there for another's.
@@ -154,7 +154,7 @@ class Shelf:
         del self._kept[:-KEPT]
 
 
-class Lately(Generic[Name, Value]):
+class LruCache(Generic[Name, Value]):
     """The values that were used last, of `room` in all by the size that comes with each. For any threads."""
 
     def __init__(self, room: int) -> None:
@@ -197,7 +197,7 @@ class ImageRows:
 
     def __init__(self, span: VisionSpan) -> None:
         self._span = span
-        self._rows: Lately[bytes, Rows] = Lately(ROWS_BYTES)
+        self._rows: LruCache[bytes, Rows] = LruCache(ROWS_BYTES)
 
     def of(self, pixels: Pixels, name: bytes | None) -> Rows:
         """The rows (n, width) of an image; without a name they are not kept."""

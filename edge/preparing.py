@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from cutline.edge.keeping import Lately
+from cutline.edge.keeping import LruCache
 from cutline.edge.merging import shorten
 from cutline.edge.progress import Prepared
 from cutline.edge.question import Question
@@ -38,7 +38,7 @@ class Preparer:
         self._target = target
         self._planned = planned
         self._fresh = fresh
-        self._pictures: Lately[bytes, Seen] = Lately(0 if fresh else PICTURES_BYTES)
+        self._pictures: LruCache[bytes, Seen] = LruCache(0 if fresh else PICTURES_BYTES)
 
     def prepare(self, asked: Question) -> Prepared:
         """A question as the models take it. Raises InputError, BundleError."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from PIL import Image
 
-from cutline.edge.answer import Source, Token
+from cutline.edge.answer import Provenance, Token
 from cutline.edge.events import Event, Guessed, Settled
 from cutline.edge.parts import Parts
 from cutline.edge.question import Question
@@ -58,7 +58,7 @@ class Progress:
     transcript: Transcript
     tell: Callable[[Event], object] = lambda event: None
     tokens: list[int] = field(default_factory=list)
-    sources: list[Source] = field(default_factory=list)
+    sources: list[Provenance] = field(default_factory=list)
     likelihoods: list[Likelihood | None] = field(default_factory=list)  # None where they are not known
     first: float | None = None  # when the first token was settled ...
     last: float | None = None  # ... and the last one
@@ -79,7 +79,7 @@ class Progress:
         return self.transcript.stopped
 
     def settle(
-        self, tokens: Sequence[int], sources: Sequence[Source], likelihoods: Sequence[Likelihood | None] = ()
+        self, tokens: Sequence[int], sources: Sequence[Provenance], likelihoods: Sequence[Likelihood | None] = ()
     ) -> None:
         """Take tokens that follow those settled before."""
         if tokens:
@@ -140,7 +140,9 @@ class Progress:
             raise WorkerFailed(f"the worker confirmed more than the {prepared.limit} tokens it was asked for")
         if max(confirmed.tokens, default=0) >= vocabulary:
             raise WorkerFailed(f"the worker confirmed a token outside the vocabulary of {vocabulary}")
-        sources = [Source.DRAFT if i < confirmed.accepted else Source.CLOUD for i in range(len(confirmed.tokens))]
+        sources = [
+            Provenance.DRAFT if i < confirmed.accepted else Provenance.CLOUD for i in range(len(confirmed.tokens))
+        ]
         self.settle(confirmed.tokens[known:], sources[known:], confirmed.likelihoods[known:])
 
 

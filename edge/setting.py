@@ -7,12 +7,11 @@ from pathlib import Path
 import msgspec
 
 from cutline.devices.profile import load_profile
-from cutline.edge.gate import Gate as CalibratedGate
-from cutline.edge.gate import open_gate
+from cutline.edge.gate import Gate, open_gate
 from cutline.models.bundle import CALIBRATION, Bundle
 from cutline.models.prices import open_prices
 from cutline.partitioner.roofline import WEIGHT_BYTES, Speed
-from cutline.partitioner.setting import Gate, Overheads, Setting
+from cutline.partitioner.setting import GateRates, Overheads, Setting
 
 GUESS = Speed(first=1.0, token=0.02)  # seconds, of an upstream that was never asked: a large model's, and no more
 
@@ -64,14 +63,14 @@ def upstream_setting(drafter: Bundle, *, edge: str | Path) -> Setting:
     )
 
 
-def _planned(gate: CalibratedGate) -> Gate:
+def _planned(gate: Gate) -> GateRates:
     """A calibrated gate as a planner sees it."""
     longer = harder = 1.0
     if gate.tokens is not None and gate.passed_tokens is not None:
         longer = gate.passed_tokens / gate.tokens
     if gate.foreseen is not None and gate.passed_foreseen is not None and gate.foreseen < 1:
         harder = (1 - gate.passed_foreseen) / (1 - gate.foreseen)
-    return Gate(
+    return GateRates(
         kept=gate.kept / gate.requests if gate.requests else 0.0,
         agreed=1 - gate.disagreed / gate.kept if gate.kept else 1.0,
         longer=longer,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cutline.edge.decoder import Decoder
-from cutline.edge.keeping import History, ImageRows, Key, PromptRows, Rows, Shelf, keys_of
+from cutline.edge.keeping import History, ImageRows, Key, PrefixCache, PromptRows, Rows, keys_of
 from cutline.edge.merging import merge_runs, parts_of, shorten
 from cutline.edge.noise import Noise
 from cutline.edge.runtime import CPU
@@ -56,7 +56,7 @@ class TargetSpan:
         self._manifest = manifest
         self._images = ImageRows(tower)
         self._prefix = prefix
-        self._shelf = None if prefix is None else Shelf(prefix)
+        self._prefix_cache = None if prefix is None else PrefixCache(prefix)
 
     @classmethod
     def open(cls, bundle: Bundle, cut: str, *, threads: int, provider: str = CPU) -> TargetSpan:
@@ -101,25 +101,27 @@ class TargetSpan:
         def blurred(index: int) -> Rows:
             return image(index) if noise is None or names is None else noise.on_image(image(index), names[index], keep)
 
-        if self._prefix is None or self._shelf is None:
+        if self._prefix is None or self._prefix_cache is None:
             return Crossing(len(pixels), blurred)
         short = shorten(prompt, token, keep)
         counts = [shorten(part, token, keep).count(token) for part in parts] or [*map(manifest.family.tokens, grids)]
         known = range(len(pixels)) if names is None else names
         keys = keys_of(short, token, [((name, keep), count) for name, count in zip(known, counts, strict=True)])
         positions = manifest.family.positions(np.array(short) == token, grids)
-        history = History(self._prefix, positions) if kept is None else self._shelf.begin(keys, positions, tenant)
+        history = (
+            History(self._prefix, positions) if kept is None else self._prefix_cache.begin(keys, positions, tenant)
+        )
         rows = PromptRows(self._prefix, short, token, counts, image)
         crossing = Crossing(len(pixels), image, Prefixed(keys, rows, history, noise))
         if kept is not None:
-            self._shelf.keep_after(crossing, history)
+            self._prefix_cache.keep_after(crossing, history)
         return crossing
 
     def forget(self) -> None:
         """Let go of all that is kept of conversations that ended."""
         self._images.clear()
-        if self._shelf is not None:
-            self._shelf.clear()
+        if self._prefix_cache is not None:
+            self._prefix_cache.clear()
 
 
 class LoadedSpans:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from cutline.edge.answer import Likely, Source, Token
+from cutline.edge.answer import Likely, Provenance, Token
 from cutline.models.vocabulary import StreamDecoder, Vocabulary
 from cutline.protos.messages import Likelihood
 
@@ -40,7 +40,7 @@ class Transcript:
         """Another one, without tokens."""
         return Transcript(self._vocabulary, self._stop)
 
-    def add(self, token: int, source: Source, likelihood: Likelihood | None = None) -> tuple[Token, ...]:
+    def add(self, token: int, source: Provenance, likelihood: Likelihood | None = None) -> tuple[Token, ...]:
         """The tokens that are settled with this one, if any."""
         if self.stopped:
             return ()

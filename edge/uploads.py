@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cutline.edge.keeping import Lately, Rows
+from cutline.edge.keeping import LruCache, Rows
 from cutline.edge.progress import Prepared
 from cutline.edge.spans import Crossing
 from cutline.models.families import AnyFamily
@@ -46,7 +46,7 @@ class Uploads:
     """Remembers which images each worker said that it keeps. For any threads."""
 
     def __init__(self) -> None:
-        self._digests: Lately[Way, bytes] = Lately(REMEMBERED)
+        self._digests: LruCache[Way, bytes] = LruCache(REMEMBERED)
 
     def pack(self, worker: str, prepared: Prepared, crossing: Crossing | None, family: AnyFamily) -> Upload:
         """What goes to the worker at this address: files, or where there is a `crossing` what that computes.

@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import msgspec
 
-from cutline.edge.answer import Source
+from cutline.edge.answer import Provenance
 from cutline.edge.progress import Prepared, Progress
 from cutline.edge.question import Question
 from cutline.errors import AccessDenied, InputError, WorkerBusy, WorkerError, WorkerFailed, WorkerUnavailable
@@ -164,12 +164,12 @@ class UpstreamSession:
         finally:
             progress.parts.lap("cloud")
         if whole and not progress.over and len(progress.tokens) < question.max_tokens:
-            progress.settle([stop], [Source.CLOUD])
+            progress.settle([stop], [Provenance.CLOUD])
 
     def _take(self, text: str, progress: Progress, vocabulary: Vocabulary, most: int) -> None:
         tokens = vocabulary.encode(vocabulary.guard(text.encode(errors="replace").decode()))
         tokens = tokens[: most - len(progress.tokens)]  # it counts in tokens of its own, or not at all
-        progress.settle(tokens, [Source.CLOUD] * len(tokens))
+        progress.settle(tokens, [Provenance.CLOUD] * len(tokens))
 
     async def _chunks(self, response: httpx.Response) -> AsyncIterator[_Chunk]:
         """The events of its answer. Raises WorkerFailed on what is none."""

@@ -19,8 +19,7 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from cutline.edge.answer import Answer, Tail
-from cutline.edge.answer import Source as Origin
+from cutline.edge.answer import Answer, Provenance, Tail
 from cutline.edge.backoff import Backoff
 from cutline.edge.frames import Frame, Source, Tell
 from cutline.edge.question import Mode, Question
@@ -63,7 +62,7 @@ class FrameAnswer(msgspec.Struct, frozen=True, kw_only=True):
     file: str | None
     answer: str | None
     error: str | None
-    provenance: dict[Origin, float]
+    provenance: dict[Provenance, float]
     latency_ms: float | None
     spooled: bool
     still: int
@@ -312,7 +311,7 @@ class Watch:
                 return written
 
 
-def shares(answer: Answer) -> dict[Origin, float]:
+def shares(answer: Answer) -> dict[Provenance, float]:
     """The share of an answer's tokens by where they came from."""
     counted = Counter(token.source for token in answer.tokens)
     return {origin: round(count / counted.total(), 4) for origin, count in counted.items()}

@@ -26,7 +26,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Gate:
+class GateRates:
     """What a calibrated gate does: the share of answers it keeps, the share of those with the target's tokens.
 
     The answers that it passes on are `longer` times as long as all are on average, and `harder` times as many of their
@@ -81,7 +81,7 @@ class Setting:
     target: Manifest
     edge: DeviceProfile
     cloud: DeviceProfile | Speed
-    gate: Gate | None = None
+    gate: GateRates | None = None
     prices: Prices | None = None
     leaks: Leaks | None = None
     cloud_dtype: str = "fp32"

@@ -8,7 +8,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from cutline.edge.agent import Agent
-from cutline.edge.answer import Answer, Lost, Source
+from cutline.edge.answer import Answer, Lost, Provenance
 from cutline.edge.drafter import Drafter
 from cutline.edge.events import Corrected, Event, Settled
 from cutline.edge.question import Mode, Question
@@ -111,7 +111,7 @@ class Checker:
                 wrong.append(f"went on alone though a worker was left ({why})")
             if answer.exact:
                 wrong.append("said to be exact")
-            if any(token.source is not Source.EDGE for token in answer.tokens[alone:]):
+            if any(token.source is not Provenance.EDGE for token in answer.tokens[alone:]):
                 wrong.append("what came from the drafter alone is not said to")
         if alone is None and not answer.exact:
             wrong.append("not said to be exact")

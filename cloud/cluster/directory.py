@@ -11,7 +11,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from cutline.cloud.audit import Audit
-from cutline.cloud.identity import Callers, Gate
+from cutline.cloud.identity import AuthInterceptor, Callers
 from cutline.cloud.tls import server_credentials
 from cutline.errors import InputError
 from cutline.protos.address import parse_address
@@ -71,7 +71,9 @@ async def serve(
     host, _ = parse_address(listen)
     callers = Callers.of(keys, tokens)
     server = grpc.aio.server(
-        interceptors=[Gate(callers, Audit(), calls=MAX_CALLS)], options=_OPTIONS, maximum_concurrent_rpcs=MAX_CALLS
+        interceptors=[AuthInterceptor(callers, Audit(), calls=MAX_CALLS)],
+        options=_OPTIONS,
+        maximum_concurrent_rpcs=MAX_CALLS,
     )
     try:
         if keys is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from cutline.edge.answer import Answer, Source, Tail
+from cutline.edge.answer import Answer, Provenance, Tail
 from cutline.edge.question import Mode
 
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0)
@@ -19,7 +19,7 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     answers: int = 0
-    tokens: dict[Source, int] = msgspec.field(default_factory=lambda: dict.fromkeys(Source, 0))
+    tokens: dict[Provenance, int] = msgspec.field(default_factory=lambda: dict.fromkeys(Provenance, 0))
     bytes_up: int = 0
     bytes_down: int = 0
     joules: float | None = None
@@ -60,7 +60,7 @@ class Metrics:
             "cutline_agent_first_token_seconds", "First tokens", ["mode"], buckets=_SECONDS, registry=registry
         )
         tokens = Counter("cutline_agent_tokens", "Tokens of answers", ["source"], registry=registry)
-        self._tokens = {source: tokens.labels(source) for source in Source}
+        self._tokens = {source: tokens.labels(source) for source in Provenance}
         carried = Counter("cutline_agent_bytes", "Bytes of sessions' messages", ["direction"], registry=registry)
         self._up, self._down = carried.labels("up"), carried.labels("down")
         self._rounds = Counter("cutline_agent_rounds", "Sendings that depended on a reply", registry=registry)

@@ -15,7 +15,7 @@ from cutline.cli.pricing import KEPT, Asked, Way, price, ways
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
-from cutline.edge.answer import Answer, Source, Token
+from cutline.edge.answer import Answer, Provenance, Token
 from cutline.edge.gate import open_gate
 from cutline.edge.question import Mode
 from cutline.errors import BundleError
@@ -37,7 +37,7 @@ def target(tmp_path: Path) -> Path:
 def answer(text: str, ids: list[int], sent: int) -> Answer:
     return Answer(
         text=text,
-        tokens=[Token(token, "", Source.CLOUD) for token in ids],
+        tokens=[Token(token, "", Provenance.CLOUD) for token in ids],
         mode=Mode.SPLIT,
         latency_ms=1.0,
         ttft_ms=1.0,

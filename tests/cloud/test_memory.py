@@ -17,8 +17,8 @@ from PIL import Image
 
 from cutline.bench.parity import Prompt, Whole
 from cutline.cloud.engine import Engine
+from cutline.cloud.image_cache import ImageCache
 from cutline.cloud.inbox import Inbox
-from cutline.cloud.keeping import Shelf
 from cutline.cloud.opening import Reception
 from cutline.cloud.session import Event
 from cutline.cloud.target import Target
@@ -67,9 +67,9 @@ class Worker:
             return encode(boundary, cut, grids)
 
         self.target.encode = counted  # type: ignore[method-assign]
-        self.shelf = Shelf(room)
-        self.engine = Engine(self.target, (), shelf=self.shelf)
-        self.reception = Reception(bundle.manifest, context=CONTEXT, shelf=self.shelf)
+        self.image_cache = ImageCache(room)
+        self.engine = Engine(self.target, (), image_cache=self.image_cache)
+        self.reception = Reception(bundle.manifest, context=CONTEXT, image_cache=self.image_cache)
         self.whole = Whole(bundle)
         self.pictures = [noise(seed, bundle) for seed in range(3)]
 

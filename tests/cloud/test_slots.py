@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cutline.cloud.keeping import Picture
+from cutline.cloud.image_cache import Picture
 from cutline.cloud.session import Request
 from cutline.cloud.slots import LEAST_COPIED, Content, Place, Slots, shared
 from cutline.models.families import COUNTED, Positions

@@ -16,7 +16,7 @@ from cutline.demo.cards import Split
 from cutline.demo.report import render
 from cutline.demo.requests import Request, requests
 from cutline.demo.results import FIGURES, SHOWN_MODES, DemoResult, Outcome, mode_result, model_result
-from cutline.edge.answer import Answer, Source, Token
+from cutline.edge.answer import Answer, Provenance, Token
 from cutline.edge.question import Mode
 
 VOID = {"img", "meta"}
@@ -56,7 +56,7 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.elements if name == tag]
 
 
-def tokens(text: str, sources: Sequence[Source]) -> list[Token]:
+def tokens(text: str, sources: Sequence[Provenance]) -> list[Token]:
     """The text's words as tokens, sources repeating the last, and an empty one that ends it."""
     words = [*re.findall(r" ?\S+", text), ""]
     return [Token(sum(map(ord, word)), word, sources[min(index, len(sources) - 1)]) for index, word in enumerate(words)]
@@ -71,10 +71,10 @@ def outcome(request: Request, mode: Mode, *, index: int) -> Outcome:
     on_edge = mode is Mode.EDGE or (mode is Mode.AUTO and kept)
     text = drafted if on_edge else target
     sources = {
-        Mode.EDGE: [Source.EDGE],
-        Mode.CLOUD: [Source.CLOUD],
-        Mode.DRAFT: [Source.CLOUD, Source.DRAFT],
-        Mode.AUTO: [Source.EDGE] if kept else [Source.DRAFT, Source.DRAFT, Source.CLOUD],
+        Mode.EDGE: [Provenance.EDGE],
+        Mode.CLOUD: [Provenance.CLOUD],
+        Mode.DRAFT: [Provenance.CLOUD, Provenance.DRAFT],
+        Mode.AUTO: [Provenance.EDGE] if kept else [Provenance.DRAFT, Provenance.DRAFT, Provenance.CLOUD],
     }[mode]
     made = tokens(text, sources)
     answer = Answer(
@@ -87,7 +87,7 @@ def outcome(request: Request, mode: Mode, *, index: int) -> Outcome:
         bytes_down=0 if on_edge else 140,
         rounds=0 if on_edge else 1,
         drafted=0 if on_edge or mode is Mode.CLOUD else len(made),
-        accepted=sum(token.source is Source.DRAFT for token in made),
+        accepted=sum(token.source is Provenance.DRAFT for token in made),
         exact=not on_edge,
         worker=None if on_edge else "127.0.0.1:1",
         cut=None,
@@ -95,7 +95,7 @@ def outcome(request: Request, mode: Mode, *, index: int) -> Outcome:
         confidence=0.9 if mode in (Mode.EDGE, Mode.AUTO) else None,
         complete=True,
     )
-    return Outcome(request, answer, target, tuple(token.id for token in tokens(target, [Source.CLOUD])))
+    return Outcome(request, answer, target, tuple(token.id for token in tokens(target, [Provenance.CLOUD])))
 
 
 def run(cards: int) -> list[Outcome]:
@@ -170,7 +170,7 @@ def test_pictures_show_the_cards_with_every_answer_token_by_token() -> None:
     assert set(images) == {one.request.image for one in OUTCOMES}  # all eight cards
     assert all((found["alt"] or "").startswith("Card: ") for found in page.all("img"))
     titles = Counter((found["title"] or "").partition(":")[0] for found in page.all("span") if "title" in found)
-    assert set(titles) == set(Source)
+    assert set(titles) == set(Provenance)
     assert page.text.count("✗ wrong") > 0
     for story in ("put it right", "Part of the answer was drafted", "the worker was not needed", "itself is wrong"):
         assert story in page.text
@@ -179,7 +179,7 @@ def test_pictures_show_the_cards_with_every_answer_token_by_token() -> None:
 def test_hostile_text_stays_text() -> None:
     def poisoned(one: Outcome) -> Outcome:
         question = replace(one.request.question, text=HOSTILE, answer=HOSTILE)
-        answer = msgspec.structs.replace(one.answer, text=HOSTILE, tokens=[Token(1, HOSTILE, Source.CLOUD)])
+        answer = msgspec.structs.replace(one.answer, text=HOSTILE, tokens=[Token(1, HOSTILE, Provenance.CLOUD)])
         return replace(one, request=replace(one.request, question=question), answer=answer, target_text=HOSTILE)
 
     model = msgspec.structs.replace(RESULT.target, name=HOSTILE, identity=HOSTILE)

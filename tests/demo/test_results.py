@@ -10,7 +10,7 @@ from cutline.demo.cards import Split
 from cutline.demo.questions import KINDS
 from cutline.demo.requests import Request, requests
 from cutline.demo.results import Outcome, mode_result, model_result
-from cutline.edge.answer import Answer, Source, Token
+from cutline.edge.answer import Answer, Provenance, Token
 from cutline.edge.question import Mode
 
 ASKED = list(requests(Split.EVALUATION, 2, seed=0))
@@ -19,7 +19,7 @@ ASKED = list(requests(Split.EVALUATION, 2, seed=0))
 def answer(text: str, *, worker: str | None = "127.0.0.1:1", latency: float = 10.0, **changes: object) -> Answer:
     whole = Answer(
         text=text,
-        tokens=[Token(ord(character), character, Source.DRAFT) for character in text],
+        tokens=[Token(ord(character), character, Provenance.DRAFT) for character in text],
         mode=Mode.DRAFT,
         latency_ms=latency,
         ttft_ms=latency / 2,

@@ -24,7 +24,7 @@ from cutline.demo.requests import requests
 from cutline.devices.emulator import LinkEmulator
 from cutline.devices.link import LinkProfile, load_link
 from cutline.edge.agent import Agent
-from cutline.edge.answer import Answer, Lost, Source, Tail
+from cutline.edge.answer import Answer, Lost, Provenance, Tail
 from cutline.edge.events import Corrected, Event, Settled
 from cutline.edge.gate import Gate
 from cutline.edge.question import Mode, Question
@@ -234,7 +234,7 @@ def test_a_worker_that_freezes_is_noticed(truth: tuple[int, ...], workers: tuple
             async with Agent(BUNDLE, worker=frozen, threads=1, notice=NOTICE) as agent:
                 answer = await agent.answer(asked)
                 assert (answer.alone_from, answer.worker) == (0, None)
-                assert {token.source for token in answer.tokens} == {Source.EDGE}
+                assert {token.source for token in answer.tokens} == {Provenance.EDGE}
                 os.kill(process.pid, signal.SIGCONT)
                 await asyncio.sleep(NOTICE)
                 assert ids(await agent.answer(asking(Mode.CLOUD))) == truth, "it is asked again, on a new connection"

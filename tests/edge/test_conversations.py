@@ -16,7 +16,7 @@ from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.edge.agent import Agent
-from cutline.edge.answer import Answer, Source
+from cutline.edge.answer import Answer, Provenance
 from cutline.edge.keeping import History
 from cutline.edge.question import Mode, Question
 from cutline.models.bundle import Bundle
@@ -175,7 +175,7 @@ def test_images_of_several_turns_or_none(whole: Whole, cut: str) -> None:
                     assert answer.reused_images == known
                 kept.update(which)
                 edge = await agent.answer(Question(messages=messages, images=files, mode=Mode.EDGE))
-                assert {token.source for token in edge.tokens} == {Source.EDGE}
+                assert {token.source for token in edge.tokens} == {Provenance.EDGE}
                 assert edge.prompt_tokens == answer.prompt_tokens
 
     asyncio.run(run())

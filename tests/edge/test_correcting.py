@@ -24,7 +24,7 @@ from cutline.bench.scripted_worker import (
 from cutline.cli.setting import open_planner
 from cutline.demo.bundles import TARGET
 from cutline.edge.agent import Agent
-from cutline.edge.answer import Lost, Source, Tail
+from cutline.edge.answer import Lost, Provenance, Tail
 from cutline.edge.asking import TRIES
 from cutline.edge.events import Corrected, Event, Settled
 from cutline.edge.question import Mode
@@ -65,7 +65,7 @@ def test_what_was_right_is_confirmed_and_nothing_is_corrected() -> None:
     answer, events, _ = ask([worker], asking(Mode.DRAFT, correct_seconds=10.0))
     assert (ids(answer), answer.tail, answer.exact) == (OWN, Tail.CONFIRMED, True)
     assert not any(isinstance(event, Corrected) for event in events)
-    assert {token.source for token in answer.tokens[2:]} == {Source.DRAFT}
+    assert {token.source for token in answer.tokens[2:]} == {Provenance.DRAFT}
 
 
 @pytest.mark.parametrize("bound", [{"image_must_stay": True}, {"max_leak": 0.0}, {"max_latency_ms": 1e6}], ids=str)

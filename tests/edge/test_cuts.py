@@ -15,7 +15,7 @@ from cutline.demo.cards import Split
 from cutline.demo.reference import Reference
 from cutline.demo.requests import requests
 from cutline.edge.agent import Agent
-from cutline.edge.answer import Answer, Source
+from cutline.edge.answer import Answer, Provenance
 from cutline.edge.drafter import Drafted, Drafting
 from cutline.edge.gate import Gate
 from cutline.edge.question import Mode, Question
@@ -102,7 +102,7 @@ def test_a_cut_changes_no_token(
     for answer in answers:
         assert (answer.exact, answer.cut, answer.wire, answer.mode) == (True, cut, Wire.FLOAT32, mode)
         assert answer.complete
-        assert answer.accepted == sum(token.source is Source.DRAFT for token in answer.tokens) <= answer.drafted
+        assert answer.accepted == sum(token.source is Provenance.DRAFT for token in answer.tokens) <= answer.drafted
     # A worker that decodes faster than the drafter leaves a short answer nothing to draft.
     assert any(answer.drafted for answer in answers) == (mode is not Mode.SPLIT)
 

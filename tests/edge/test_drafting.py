@@ -13,7 +13,7 @@ from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.edge.agent import Agent
-from cutline.edge.answer import Source
+from cutline.edge.answer import Provenance
 from cutline.edge.drafter import Drafted, Drafting
 from cutline.edge.exchange import CHUNK
 from cutline.edge.gate import Gate
@@ -146,7 +146,7 @@ def test_what_the_gate_keeps_never_leaves_the_device(drafter: Bundle, monkeypatc
                 auto = await agent.answer(asking(request, Mode.AUTO))
                 assert ids(auto) == ids(edge)
                 for answer in (edge, auto):
-                    assert {token.source for token in answer.tokens} == {Source.EDGE}
+                    assert {token.source for token in answer.tokens} == {Provenance.EDGE}
                     assert not answer.exact
                     assert answer.worker is None
                     assert (answer.bytes_up, answer.bytes_down, answer.rounds) == (0, 0, 0)
@@ -175,7 +175,7 @@ def test_what_it_does_not_keep_is_verified_whole_in_one_round(
                 check_account(answer)
                 assert answer.rounds == 1
                 assert answer.drafted == answer.accepted == len(truth)
-                assert {token.source for token in answer.tokens} == {Source.DRAFT}
+                assert {token.source for token in answer.tokens} == {Provenance.DRAFT}
 
     asyncio.run(run())
 
@@ -192,7 +192,7 @@ def test_an_escalation_goes_on_drafting_from_where_it_was_wrong(
             answer = await agent.answer(asking(LONGEST, Mode.AUTO, effort=0.0))
             assert ids(answer) == truth
             check_account(answer)
-            assert answer.tokens[1].source is Source.CLOUD
+            assert answer.tokens[1].source is Provenance.CLOUD
             assert answer.rounds == 2
 
     asyncio.run(run())

@@ -16,7 +16,7 @@ from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.edge import spans
-from cutline.edge.answer import Source
+from cutline.edge.answer import Provenance
 from cutline.edge.drafter import Drafted, Drafting
 from cutline.edge.exchange import CHUNK, Exchange, Models
 from cutline.edge.progress import Prepared, Progress
@@ -227,7 +227,7 @@ def test_rows_are_right_whatever_was_drafted(cut: str, wrong: int | None, latenc
     assert progress.drafted <= sum(len(draft.tokens) for draft in worker.drafts)
     if wrong == 1:  # every round settles the token that was chosen for a wrong one
         assert progress.rounds == len(TRUTH)
-        assert set(progress.sources) == {Source.CLOUD}
+        assert set(progress.sources) == {Provenance.CLOUD}
     if wrong is None:
         assert progress.rounds <= 2, "the first token may be there before the first draft"
 
@@ -256,7 +256,7 @@ def test_a_whole_draft_opens_a_session_with_its_rows(right: int) -> None:
     worker = ScriptedWorker("decoder.2")
     progress = exchange("decoder.2", worker, drafting=ScriptedDrafting(None), draft=draft)
     check(progress, worker)
-    assert progress.sources[:right] == [Source.DRAFT] * right
+    assert progress.sources[:right] == [Provenance.DRAFT] * right
     assert progress.rounds == (1 if right == len(TRUTH) else 2)
 
 

@@ -22,7 +22,7 @@ from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.edge import keeping, spans
 from cutline.edge.drafter import Drafted, Drafter
-from cutline.edge.keeping import KEPT, Lately, keys_of
+from cutline.edge.keeping import KEPT, LruCache, keys_of
 from cutline.edge.preparing import Preparer
 from cutline.edge.question import Question
 from cutline.edge.spans import TargetSpan
@@ -272,7 +272,7 @@ def test_the_keys_of_images_are_their_rows() -> None:
 )
 def test_the_values_used_last_are_held(room: int, steps: list[tuple[str, int, int]]) -> None:
     """Against a plain list of them."""
-    held: Lately[int, int] = Lately(room)
+    held: LruCache[int, int] = LruCache(room)
     model: OrderedDict[int, int] = OrderedDict()
     for what, key, size in steps:
         if what == "g":

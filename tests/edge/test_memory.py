@@ -13,7 +13,7 @@ from PIL import Image
 
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
-from cutline.edge.answer import Answer, Recalled, Source, Token
+from cutline.edge.answer import Answer, Provenance, Recalled, Token
 from cutline.edge.memory import BLOCK, ENTRIES, SIDE, Memory, distance, miniatures
 from cutline.edge.question import Mode, Question
 from cutline.models.images import decode_image
@@ -33,7 +33,7 @@ class Clock:
 def answered(text: str = "red", **options: object) -> Answer:
     fields: dict[str, object] = {
         "text": text,
-        "tokens": [Token(5, text, Source.DRAFT)],
+        "tokens": [Token(5, text, Provenance.DRAFT)],
         "mode": Mode.DRAFT,
         "latency_ms": 80.0,
         "ttft_ms": 70.0,

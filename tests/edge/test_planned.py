@@ -18,7 +18,7 @@ from cutline.demo.requests import requests
 from cutline.devices.emulator import LinkEmulator
 from cutline.devices.link import load_link
 from cutline.edge.agent import Agent
-from cutline.edge.answer import Answer, Source
+from cutline.edge.answer import Answer, Provenance
 from cutline.edge.planning import Planner
 from cutline.edge.progress import Prepared
 from cutline.edge.question import Mode, Question
@@ -62,7 +62,7 @@ def check_plan(answer: Answer, worker: str) -> None:
     assert plan.why
     if answer.worker is None:
         assert plan.mode is Mode.AUTO
-        assert {token.source for token in answer.tokens} == {Source.EDGE}
+        assert {token.source for token in answer.tokens} == {Provenance.EDGE}
     else:
         assert answer.worker == worker
         assert (answer.cut, answer.wire) == (plan.cut, plan.wire)

@@ -35,7 +35,7 @@ from cutline.partitioner.cost import terms_of
 from cutline.partitioner.plan import Conditions, Limits, Space
 from cutline.partitioner.predict import predict
 from cutline.partitioner.search import search
-from cutline.partitioner.setting import Gate, Setting
+from cutline.partitioner.setting import GateRates, Setting
 from cutline.protos.messages import Opened
 
 CUTS = Bundle.open(TARGET).manifest.line.layers
@@ -65,7 +65,7 @@ def demo(**changes: Any) -> Setting:
         target=Bundle.open(TARGET).manifest,
         edge=machine("device", 2e10),
         cloud=machine("worker", 2e12),
-        gate=Gate(kept=0.5, agreed=0.98),
+        gate=GateRates(kept=0.5, agreed=0.98),
         prices={(cut, wire): 1.0 for cut in CUTS for wire in Wire},
         leaks={("vision.2", Wire.FLOAT32): 0.75, ("decoder.0", Wire.FLOAT32): 0.25},
     )
@@ -283,7 +283,7 @@ def test_a_cold_answer_teaches_nothing_of_time() -> None:
 
 
 def test_the_gates_live_record_counts() -> None:
-    here = world(demo(gate=Gate(kept=0.95, agreed=0.98), edge=machine("device", 5e8)), rtt_ms=300.0)
+    here = world(demo(gate=GateRates(kept=0.95, agreed=0.98), edge=machine("device", 5e8)), rtt_ms=300.0)
     assert here.plan().plan.mode == "auto"
     assert here.answers(80)[-1].plan.mode != "auto", "it keeps nothing here, and drafting first only costs"
 

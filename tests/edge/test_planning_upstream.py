@@ -19,9 +19,9 @@ from cutline.demo.requests import requests
 from cutline.devices.link import LinkProfile
 from cutline.devices.profile import DeviceProfile, DrafterTable
 from cutline.edge.agent import Agent
-from cutline.edge.answer import Answer, Source
+from cutline.edge.answer import Answer, Provenance
 from cutline.edge.chosen import Chosen
-from cutline.edge.gate import Gate as CalibratedGate
+from cutline.edge.gate import Gate
 from cutline.edge.planning import Planner
 from cutline.edge.preparing import Preparer
 from cutline.edge.progress import Prepared, Progress
@@ -34,7 +34,7 @@ from cutline.models.bundle import Bundle
 from cutline.models.prompt import Message, PromptBuilder, TextPart
 from cutline.models.sampling import Sampling
 from cutline.models.vocabulary import Vocabulary
-from cutline.partitioner.setting import Gate, Setting
+from cutline.partitioner.setting import GateRates, Setting
 
 BUNDLE = Bundle.open(DRAFTER)
 PREPARER = Preparer(BUNDLE.manifest, PromptBuilder.open(BUNDLE), None, planned=True)
@@ -60,7 +60,9 @@ def prepared(padding: int = 0, **options: Any) -> Prepared:
 
 
 def device(**changes: Any) -> Setting:
-    return replace(upstream_setting(BUNDLE, edge="raspberry-pi-5"), **{"gate": Gate(kept=0.5, agreed=0.98), **changes})
+    return replace(
+        upstream_setting(BUNDLE, edge="raspberry-pi-5"), **{"gate": GateRates(kept=0.5, agreed=0.98), **changes}
+    )
 
 
 def drafting(seconds: float) -> DeviceProfile:
@@ -261,8 +263,8 @@ async def answers(agent: Agent, *questions: Question) -> list[Answer]:
 def in_agent(work: Callable[[Agent], Any], *, seconds: float, edge: DeviceProfile, gate: float = 2.0) -> Any:
     """What `work` makes of an agent whose upstream takes `seconds`; its gate keeps what has more confidence."""
 
-    def opened(bundle: Bundle) -> CalibratedGate:
-        return CalibratedGate(threshold=gate, risk=0.05, confidence=0.9, requests=0, kept=0, disagreed=0)
+    def opened(bundle: Bundle) -> Gate:
+        return Gate(threshold=gate, risk=0.05, confidence=0.9, requests=0, kept=0, disagreed=0)
 
     async def run() -> Any:
         transport = httpx.MockTransport(lambda request: httpx.Response(200, stream=Late(seconds)))
@@ -296,7 +298,7 @@ def test_an_agent_learns_whether_its_upstream_is_worth_asking(seconds: float, wa
     assert last.plan.runner_up.mode is (Mode.AUTO if wanted is Mode.CLOUD else Mode.CLOUD)
     if wanted is Mode.AUTO:
         assert last.worker is None
-        assert {token.source for token in last.tokens} == {Source.EDGE}
+        assert {token.source for token in last.tokens} == {Provenance.EDGE}
 
 
 def test_a_planned_answer_of_the_device_alone() -> None:

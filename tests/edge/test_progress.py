@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cutline.demo.bundles import DRAFTER
-from cutline.edge.answer import Source
+from cutline.edge.answer import Provenance
 from cutline.edge.progress import Belief, Progress
 from cutline.edge.transcript import Transcript
 from cutline.models.bundle import Bundle
@@ -32,11 +32,11 @@ def test_what_is_made_anew_keeps_how_likely_its_tokens_were() -> None:
     stop = vocabulary.decode(ids[-2:]).strip()
     progress = Progress(0.0, Transcript(vocabulary, [stop]))
     for place, token in enumerate(ids[:-1]):
-        progress.settle([token], [Source.CLOUD], [Likelihood(-0.5 * place, ())])
-    progress.settle(ids[-1:], [Source.EDGE])
+        progress.settle([token], [Provenance.CLOUD], [Likelihood(-0.5 * place, ())])
+    progress.settle(ids[-1:], [Provenance.EDGE])
     assert progress.over
     again = progress.anew(len(ids) - 1)
-    again.settle(ids[:1], [Source.CLOUD], [Likelihood(-9.0, ())])
+    again.settle(ids[:1], [Provenance.CLOUD], [Likelihood(-9.0, ())])
     again.finish()
     logprobs = [*(-0.5 * place for place in range(len(ids) - 1)), -9.0]
     assert [one.logprob for one in again.transcript.tokens] == logprobs

@@ -16,7 +16,7 @@ from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.edge.agent import Agent
-from cutline.edge.answer import Answer, Source
+from cutline.edge.answer import Answer, Provenance
 from cutline.edge.events import Settled
 from cutline.edge.gate import Gate
 from cutline.edge.memory import Memory
@@ -315,7 +315,7 @@ def test_an_agent_asks_it_where_the_gate_does_not_keep() -> None:
         (answer,) = agent_asks(handle, asking(mode=mode))
         assert isinstance(answer, Answer)
         assert (answer.text, answer.exact, answer.worker) == ("4 3 7", None, "https://there/v1")
-        assert {token.source for token in answer.tokens} == {Source.CLOUD}
+        assert {token.source for token in answer.tokens} == {Provenance.CLOUD}
         assert answer.complete
         assert min(answer.bytes_up, answer.bytes_down) > 0
     (kept,) = agent_asks(handle, asking(), gate=0.0)

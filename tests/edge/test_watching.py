@@ -14,8 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from cutline.edge.answer import Answer, Token
-from cutline.edge.answer import Source as Origin
+from cutline.edge.answer import Answer, Provenance, Token
 from cutline.edge.backoff import Backoff
 from cutline.edge.frames import Frame, Source
 from cutline.edge.question import Mode, Question
@@ -91,7 +90,7 @@ class Fake:
 
 
 def answered(text: str, *, worker: str | None) -> Answer:
-    origins = [Origin.EDGE] * 2 if worker is None else [Origin.DRAFT, Origin.CLOUD, Origin.DRAFT]
+    origins = [Provenance.EDGE] * 2 if worker is None else [Provenance.DRAFT, Provenance.CLOUD, Provenance.DRAFT]
     return Answer(
         text=text,
         tokens=[Token(1, "x", origin) for origin in origins],
@@ -198,7 +197,7 @@ def test_every_frame_of_a_folder_is_asked_about_in_order() -> None:
     assert ran.answers == pictures(*(f"a{number}" for number in range(1, 31)))
     line = ran.lines[6]
     assert (line.source, line.frame, line.id, line.time.timestamp()) == ("a", 7, "a-7", 7.0)
-    assert (line.provenance, line.latency_ms, line.dropped, line.spooled) == ({Origin.EDGE: 1.0}, 1.5, 0, False)
+    assert (line.provenance, line.latency_ms, line.dropped, line.spooled) == ({Provenance.EDGE: 1.0}, 1.5, 0, False)
     assert ran.watch.answered == 30
     assert ran.told == []
 
@@ -218,7 +217,7 @@ def test_a_busy_source_does_not_hide_another() -> None:
 
 
 def test_provenance_is_a_share_of_tokens() -> None:
-    assert shares(answered("x", worker=WORKER)) == {Origin.DRAFT: 0.6667, Origin.CLOUD: 0.3333}
+    assert shares(answered("x", worker=WORKER)) == {Provenance.DRAFT: 0.6667, Provenance.CLOUD: 0.3333}
 
 
 @pytest.mark.parametrize("error", [ImageError("the image is truncated"), WorkerFailed("the worker broke")])

@@ -24,7 +24,7 @@ from cutline.cloud.chain import SILENCE_SECONDS
 from cutline.cloud.server import serve
 from cutline.demo.bundles import TARGET
 from cutline.edge.agent import Agent
-from cutline.edge.answer import Answer, Source
+from cutline.edge.answer import Answer, Provenance
 from cutline.edge.events import Settled
 from cutline.edge.question import Mode
 from cutline.models.bundle import Bundle
@@ -154,7 +154,7 @@ def test_a_wrong_answer_is_found(asking: Asker, drafter: Bundle) -> None:
     assert found(heard.answer) == (0, False)
     assert found(msgspec.structs.replace(heard.answer, tokens=tokens[:-1])) == (1, True)
     assert found(msgspec.structs.replace(heard.answer, tokens=[*tokens, tokens[0]]))[1]
-    other = msgspec.structs.replace(tokens[1], id=tokens[1].id + 1, source=Source.EDGE)
+    other = msgspec.structs.replace(tokens[1], id=tokens[1].id + 1, source=Provenance.EDGE)
     assert found(msgspec.structs.replace(heard.answer, tokens=[tokens[0], other, *tokens[2:]]))[0] > 0
 
 

@@ -24,7 +24,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from cutline.bench.browsing import WIDE, browser, resize
 from cutline.demo.bundles import DRAFTER
-from cutline.edge.answer import Answer, Energy, Source, Token
+from cutline.edge.answer import Answer, Energy, Provenance, Token
 from cutline.edge.api.app import application
 from cutline.edge.events import Event
 from cutline.edge.question import Mode, Question
@@ -37,7 +37,7 @@ WORKER = "10.0.0.2:50051"
 PHONE = (360, 740)
 
 
-def spoken(text: str, source: Source) -> tuple[Token, ...]:
+def spoken(text: str, source: Provenance) -> tuple[Token, ...]:
     """Tokens of a text, one a word."""
     words = text.split(" ")
     return tuple(Token(i, word if i == 0 else f" {word}", source) for i, word in enumerate(words))

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cutline.edge.answer import Source, Token
+from cutline.edge.answer import Provenance, Token
 from cutline.edge.events import Corrected, Guessed, Settled
 from tests.page.conftest import Page
 
 TEXT = st.text("ab ", min_size=1, max_size=3)
-TOKEN = st.builds(Token, st.just(0), TEXT, st.sampled_from(Source))
+TOKEN = st.builds(Token, st.just(0), TEXT, st.sampled_from(Provenance))
 STEP = st.one_of(
     st.builds(lambda tokens: ("settled", tokens, 0), st.lists(TOKEN, min_size=1, max_size=3)),
     st.builds(lambda tokens, back: ("corrected", tokens, back), st.lists(TOKEN, max_size=3), st.integers(0, 4)),
@@ -54,7 +54,7 @@ def test_events_leave_what_they_say(page: Page, steps: list[tuple[str, Any, int]
         text = "".join(token.text for token in tokens)
         since = "".join(token.text for token in tokens[guess[0] :]) if guess else ""
         left = guess[1][len(since) :] if guess and guess[1][: len(since)] == since else ""
-        counted = {str(source): sum(token.source is source for token in tokens) for source in Source}
+        counted = {str(source): sum(token.source is source for token in tokens) for source in Provenance}
         pieces: list[list[Any]] = []
         for token in tokens:
             if pieces and pieces[-1][0] == token.source:

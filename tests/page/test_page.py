@@ -11,14 +11,14 @@ from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.common.keys import Keys
 
-from cutline.edge.answer import Believed, Energy, Forecast, Lost, RunnerUp, Source, Tail, Token
+from cutline.edge.answer import Believed, Energy, Forecast, Lost, Provenance, RunnerUp, Tail, Token
 from cutline.edge.events import Corrected, Guessed, Planned, Settled
 from cutline.edge.question import Mode
 from cutline.errors import WorkerFailed, WorkerUnavailable
 from cutline.models.wire import Wire
 from tests.page.conftest import PHONE, WORKER, Page, Scripted, answered, png, spoken
 
-SAID = spoken("A red seven above a blue three", Source.DRAFT)
+SAID = spoken("A red seven above a blue three", Provenance.DRAFT)
 
 
 def test_a_question_goes_out_as_it_was_asked(page: Page, agent: Scripted, picture: Path) -> None:
@@ -49,18 +49,18 @@ def test_guesses_are_grey_until_they_are_settled(page: Page, agent: Scripted) ->
     run = page.one(".text .run.draft")
     assert run.value_of_css_property("text-decoration-line") == "underline"
     page.until(lambda: run.value_of_css_property("color") != grey)  # it fades
-    agent.tell(Settled(2, spoken("X eight", Source.CLOUD)[1:]))
+    agent.tell(Settled(2, spoken("X eight", Provenance.CLOUD)[1:]))
     page.shows(".text", "A red eight")
     assert page.text(".text .guess") == ""  # and what does not is gone
     agent.tell(Guessed(3, " below"))
     page.shows(".text .guess", " below")
-    agent.tell(answered([*SAID[:2], *spoken("X eight", Source.CLOUD)[1:]]))
+    agent.tell(answered([*SAID[:2], *spoken("X eight", Provenance.CLOUD)[1:]]))
     page.over()
     assert page.text(".text") == "A red eight"
 
 
 def test_each_source_has_a_line_of_its_own_and_is_told_in_words(page: Page, agent: Scripted) -> None:
-    tokens = [*SAID[:2], *spoken("X seven", Source.CLOUD)[1:], *spoken("X stands there", Source.EDGE)[1:]]
+    tokens = [*SAID[:2], *spoken("X seven", Provenance.CLOUD)[1:], *spoken("X stands there", Provenance.EDGE)[1:]]
     page.ask("What is it?")
     agent.tell(Settled(0, tuple(tokens)), answered(tokens))
     page.over()
@@ -82,7 +82,7 @@ def test_each_source_has_a_line_of_its_own_and_is_told_in_words(page: Page, agen
 
 def test_a_lost_link_is_told_and_the_answer_goes_on(page: Page, agent: Scripted) -> None:
     lost = Lost(worker=WORKER, why="silent for 1.2 s", position=3, silent_ms=1200, next=None)
-    alone = spoken("X under a grey tree", Source.EDGE)[1:]
+    alone = spoken("X under a grey tree", Provenance.EDGE)[1:]
     page.ask("What is it?")
     agent.tell(Settled(0, SAID[:3]), lost)
     page.shows(".notices", "link lost after 3 words; the device went on alone")
@@ -107,7 +107,7 @@ def test_another_worker_may_go_on(page: Page, agent: Scripted) -> None:
 
 def test_a_correction_replaces_the_tail_before_the_eyes(page: Page, agent: Scripted) -> None:
     lost = Lost(worker=WORKER, why="silent", position=3, silent_ms=1200, next=None)
-    alone = spoken("X under a grey tree", Source.EDGE)[1:]
+    alone = spoken("X under a grey tree", Provenance.EDGE)[1:]
     page.ask("What is it?")
     agent.tell(Settled(0, SAID[:3]), lost, Settled(3, alone), Corrected(3, SAID[3:]))
     page.shows(".text", "above a blue three")
@@ -173,7 +173,7 @@ def test_a_conversation_keeps_its_history(page: Page, agent: Scripted, picture: 
     agent.tell(answered(SAID))
     page.over()
     page.ask("Which colour?")
-    agent.tell(answered(spoken("Red", Source.CLOUD)))
+    agent.tell(answered(spoken("Red", Provenance.CLOUD)))
     page.over()
     second = agent.asked[1]
     assert [(one.role, one.text) for one in second.messages] == [
@@ -185,7 +185,7 @@ def test_a_conversation_keeps_its_history(page: Page, agent: Scripted, picture: 
     page.one("#anew").click()
     assert page.all(".turn") == []
     page.ask("Hello?")
-    agent.tell(answered(spoken("Yes", Source.EDGE)))
+    agent.tell(answered(spoken("Yes", Provenance.EDGE)))
     page.over()
     assert [one.text for one in agent.asked[2].messages] == ["Hello?"]
 
@@ -384,7 +384,7 @@ def test_on_a_phone_nothing_scrolls_sideways_and_the_panel_is_a_sheet(
 
     assert fits()
     page.ask("What is it? " + "x" * 200, picture)
-    long = spoken("A " + "w" * 120 + " word", Source.CLOUD)
+    long = spoken("A " + "w" * 120 + " word", Provenance.CLOUD)
     agent.tell(Guessed(0, "A"), Settled(0, long), answered(long))
     page.over()
     assert fits()
@@ -419,7 +419,7 @@ def test_the_colours_follow_the_system(page: Page) -> None:
 def test_the_next_question_need_not_wait_for_a_verdict_on_the_last(page: Page, agent: Scripted) -> None:
     lost = Lost(worker=WORKER, why="silent", position=0, silent_ms=1200, next=None)
     page.ask("What is it?")
-    agent.tell(lost, Settled(0, (*spoken("A tree", Source.EDGE), Token(2, "", Source.EDGE))))
+    agent.tell(lost, Settled(0, (*spoken("A tree", Provenance.EDGE), Token(2, "", Provenance.EDGE))))
     page.shows(".notices", "waiting for the link, to have the end verified")
     assert "link lost before the first word; the device went on alone" in page.text(".notices")
     page.ask("And behind it?")
@@ -434,10 +434,10 @@ def test_an_answer_that_ended_at_its_most_tokens_need_not_be_verified_to_ask_on(
     lost = Lost(worker=WORKER, why="silent", position=0, silent_ms=1200, next=None)
     page.ask("What is it?")
     most = agent.asked[0].max_tokens
-    agent.tell(lost, Settled(0, spoken(" ".join(["tree"] * (most - 1)), Source.EDGE)))
+    agent.tell(lost, Settled(0, spoken(" ".join(["tree"] * (most - 1)), Provenance.EDGE)))
     page.shows(".notices", "link lost before the first word; the device went on alone")
     assert "waiting for the link" not in page.text(".notices")
-    agent.tell(Settled(most - 1, spoken("s", Source.EDGE)))
+    agent.tell(Settled(most - 1, spoken("s", Provenance.EDGE)))
     page.shows(".notices", "waiting for the link, to have the end verified")
     page.ask("And behind it?")
     page.until(lambda: len(agent.asked) == 2)
@@ -446,7 +446,9 @@ def test_an_answer_that_ended_at_its_most_tokens_need_not_be_verified_to_ask_on(
 
 
 @pytest.mark.parametrize("plans", [True, False])
-def test_exact_can_be_asked_for_where_the_agent_plans_and_so_keeps_to_it(page: Page, agent: Scripted, plans: bool) -> None:
+def test_exact_can_be_asked_for_where_the_agent_plans_and_so_keeps_to_it(
+    page: Page, agent: Scripted, plans: bool
+) -> None:
     agent.plans = plans
     page.open()
     assert page.one("#exact").is_enabled() == plans

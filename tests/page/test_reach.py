@@ -11,12 +11,12 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
 from cutline.bench.browsing import WIDE
-from cutline.edge.answer import Lost, Source
+from cutline.edge.answer import Lost, Provenance
 from cutline.edge.events import Guessed, Planned, Settled
 from cutline.edge.question import Mode
 from tests.page.conftest import PHONE, WORKER, Page, Scripted, answered, spoken
 
-SAID = spoken("A red seven above a blue three", Source.DRAFT)
+SAID = spoken("A red seven above a blue three", Provenance.DRAFT)
 AXE = Path(axe_core_python.__file__).with_name("axe.min.js")
 
 
@@ -118,7 +118,7 @@ def test_axe_finds_nothing(page: Page, agent: Scripted, picture: Path, scheme: s
 def test_what_models_and_people_write_stays_text(page: Page, agent: Scripted) -> None:
     evil = '<img src=x onerror="document.title=1"><b>bold</b>'
     page.ask(evil)
-    tokens = spoken(evil, Source.CLOUD)
+    tokens = spoken(evil, Provenance.CLOUD)
     agent.tell(Guessed(0, evil), Settled(0, tokens), answered(tokens))
     page.over()
     assert page.text(".text") == evil

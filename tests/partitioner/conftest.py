@@ -13,7 +13,7 @@ from cutline.models.families.smolvlm import SmolVLM
 from cutline.models.layerline import LayerLine
 from cutline.models.wire import Wire
 from cutline.partitioner.plan import Conditions, Space
-from cutline.partitioner.setting import Asked, Gate, Setting
+from cutline.partitioner.setting import Asked, GateRates, Setting
 
 
 def manifest(role: Role, *, layers: int = 2, width: int = 64, tile: int = 64, **changes: Any) -> Manifest:
@@ -67,7 +67,7 @@ def setting(
             "target": manifest("target", layers=layers, width=width),
             "edge": edge if isinstance(edge, DeviceProfile) else profile(speed=edge),
             "cloud": profile(speed=cloud),
-            "gate": Gate(kept=0.7, agreed=0.98),
+            "gate": GateRates(kept=0.7, agreed=0.98),
             **changes,
         }
     )
@@ -93,7 +93,7 @@ conditions = st.builds(
     acceptance=st.floats(0, 1),
 )
 
-HARD = Gate(kept=0.5, agreed=0.9, longer=3.0, harder=2.0)  # what it passes on is unlike the rest
+HARD = GateRates(kept=0.5, agreed=0.9, longer=3.0, harder=2.0)  # what it passes on is unlike the rest
 
 # Attackers who were tried at some cuts, in some formats, and found what they found.
 leaks = st.none() | st.dictionaries(
@@ -109,7 +109,7 @@ settings_ = st.builds(
     edge=st.floats(1e8, 1e12),
     cloud=st.floats(1e9, 1e14),
     gate=st.sampled_from(
-        [None, Gate(kept=0.7, agreed=0.98), Gate(kept=1.0, agreed=0.9), Gate(kept=0.0, agreed=1.0), HARD]
+        [None, GateRates(kept=0.7, agreed=0.98), GateRates(kept=1.0, agreed=0.9), GateRates(kept=0.0, agreed=1.0), HARD]
     ),
     leaks=leaks,
 )

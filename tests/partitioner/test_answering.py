@@ -17,7 +17,7 @@ from cutline.partitioner.answering import FRAME_BYTES
 from cutline.partitioner.cost import CONFIRMED_BYTES, Terms, terms_of
 from cutline.partitioner.plan import CHUNK, PARTS, Conditions, Mode, Space
 from cutline.partitioner.predict import predict
-from cutline.partitioner.setting import Gate
+from cutline.partitioner.setting import GateRates
 from cutline.protos.messages import Confirmed
 
 STOP = 0
@@ -178,7 +178,7 @@ def test_the_race_takes_as_long_as_the_formulas_say(
 
 @pytest.mark.parametrize(("longer", "harder"), [(1.0, 2.0), (3.0, 1.0), (2.5, 1.5)])
 def test_what_the_gate_passes_on_is_longer_and_harder(made: Any, longer: float, harder: float) -> None:
-    gate = Gate(kept=0.6, agreed=1.0, longer=longer, harder=harder)
+    gate = GateRates(kept=0.6, agreed=1.0, longer=longer, harder=harder)
     setting = made.setting(edge=1e10, cloud=1e11, width=256, gate=gate)
     for tokens, acceptance in itertools.product((4, 12), (0.7, 0.9)):
         terms = terms_of(setting, made.asked(answer_tokens=tokens), Space(cuts=("image",), modes=("auto",)))

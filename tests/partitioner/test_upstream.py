@@ -17,7 +17,7 @@ from cutline.partitioner.plan import Choice, Conditions, Limits, Objective, Plan
 from cutline.partitioner.predict import predict
 from cutline.partitioner.roofline import Speed, drafter_speed
 from cutline.partitioner.search import Search, search
-from cutline.partitioner.setting import Asked, Gate, Setting
+from cutline.partitioner.setting import Asked, GateRates, Setting
 
 unhurried = settings(deadline=None, max_examples=60)
 
@@ -188,7 +188,7 @@ def told(made: Any, speed: Speed, *, images: bool = True, **bounds: Any) -> tupl
 
 
 def test_the_sentence_tells_what_else_there_was(made: Any) -> None:
-    slow = replace(made.setting(), cloud=Speed(3.0, 0.02), gate=Gate(kept=0.7, agreed=0.98))
+    slow = replace(made.setting(), cloud=Speed(3.0, 0.02), gate=GateRates(kept=0.7, agreed=0.98))
     plans = {plan.mode: plan for plan in search(slow, made.asked(), SPACE, NOW, limits=Limits())}
     _, gated = told(made, Speed(3.0, 0.02), agreement=0.9)
     assert gated == (

@@ -14,7 +14,7 @@ import openai
 import pytest
 
 from cutline.bench.scripted import ScriptedAgent, spoken, told
-from cutline.edge.answer import Answer, Lost, Source, Token
+from cutline.edge.answer import Answer, Lost, Provenance, Token
 from cutline.edge.events import Corrected, Event, Guessed, Planned, Settled
 from cutline.edge.question import Mode
 from cutline.errors import BundleError, ImageError, InputError, WorkerBusy, WorkerUnavailable
@@ -172,10 +172,10 @@ def test_the_deltas_are_the_answer(agent: ScriptedAgent, client: Client, text: t
 EVENTS: list[Event] = [
     Planned(mode=Mode.DRAFT, cut="image", wire=None, predicted_ms=80.0, why="It is quickest"),
     Guessed(0, "A cord"),
-    Settled(0, (Token(100, "A", Source.CLOUD),)),
+    Settled(0, (Token(100, "A", Provenance.CLOUD),)),
     Lost(worker="w:1", why="silent", position=1, silent_ms=900.0, next=None),
-    Settled(1, (Token(101, " cord", Source.EDGE),)),
-    Corrected(1, (Token(101, " card", Source.CLOUD), Token(STOP, "", Source.CLOUD))),
+    Settled(1, (Token(101, " cord", Provenance.EDGE),)),
+    Corrected(1, (Token(101, " card", Provenance.CLOUD), Token(STOP, "", Provenance.CLOUD))),
     spoken("A", " card", stop=STOP),
 ]
 NAMES = ["planned", "guessed", "settled", "lost", "settled", None, "corrected", "answer"]
@@ -216,8 +216,8 @@ def test_all_that_happens_is_told(agent: ScriptedAgent, client: Client, guesses:
 
 
 def test_an_end_by_the_limit_before_a_correction(agent: ScriptedAgent, client: Client) -> None:
-    settled = Settled(0, (Token(100, "A", Source.CLOUD), Token(101, "b", Source.EDGE)))
-    agent.enqueue(settled, Corrected(1, (Token(102, "c", Source.CLOUD),)), spoken("A", "c"))
+    settled = Settled(0, (Token(100, "A", Provenance.CLOUD), Token(101, "b", Provenance.EDGE)))
+    agent.enqueue(settled, Corrected(1, (Token(102, "c", Provenance.CLOUD),)), spoken("A", "c"))
 
     async def run() -> list[Any]:
         async with client() as one:

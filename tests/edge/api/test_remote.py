@@ -10,7 +10,7 @@ import pytest
 
 from cutline.bench.scripted import ScriptedAgent
 from cutline.edge import remote
-from cutline.edge.answer import Answer, Believed, Energy, Forecast, Likely, Lost, Source, Tail, Token
+from cutline.edge.answer import Answer, Believed, Energy, Forecast, Likely, Lost, Provenance, Tail, Token
 from cutline.edge.api.app import application
 from cutline.edge.api.faults import STATUS
 from cutline.edge.question import Mode, Question
@@ -47,7 +47,7 @@ QUESTION = Question.about(
 )
 ANSWER = Answer(
     text="7",
-    tokens=[Token(12, "7", Source.DRAFT), Token(2, "", Source.CLOUD)],
+    tokens=[Token(12, "7", Provenance.DRAFT), Token(2, "", Provenance.CLOUD)],
     mode=Mode.DRAFT,
     latency_ms=12.5,
     ttft_ms=3.25,
@@ -74,7 +74,7 @@ def test_question_and_answer_go_there_and_back_whole(agent: ScriptedAgent) -> No
 def test_all_that_an_answer_may_hold_comes_back_whole(agent: ScriptedAgent) -> None:
     answer = msgspec.structs.replace(
         ANSWER,
-        tokens=[Token(12, "7", Source.EDGE, -0.5, (Likely(13, "8", -1.5),))],
+        tokens=[Token(12, "7", Provenance.EDGE, -0.5, (Likely(13, "8", -1.5),))],
         lost=(Lost(worker="w:1", why="silent", position=1, silent_ms=900.0, next=None),),
         alone_from=1,
         tail=Tail.CORRECTED,

@@ -15,7 +15,7 @@ import pytest
 
 from cutline.bench.raw_http import BODY, PATH, STREAMED, get
 from cutline.bench.scripted import ScriptedAgent, spoken, told
-from cutline.edge.answer import Recalled, Source, Tail
+from cutline.edge.answer import Provenance, Recalled, Tail
 from cutline.edge.api.app import application
 from cutline.edge.api.metrics import Metrics
 from cutline.edge.question import Mode
@@ -100,7 +100,7 @@ def test_the_state_and_its_switch(agent: ScriptedAgent, serving: Serving) -> Non
 
 def test_what_was_recalled_or_finished_alone_no_gate_has_kept() -> None:
     counts = Metrics()
-    kept = msgspec.structs.replace(spoken("a", source=Source.EDGE), mode=Mode.AUTO, confidence=0.9, worker=None)
+    kept = msgspec.structs.replace(spoken("a", source=Provenance.EDGE), mode=Mode.AUTO, confidence=0.9, worker=None)
     recalled = Recalled(age_ms=1.0, distance=0.0)
     alone = msgspec.structs.replace(kept, confidence=0.2, alone_from=0, tail=Tail.UNVERIFIED)
     for answer in (kept, msgspec.structs.replace(kept, recalled=recalled), alone):
@@ -138,7 +138,7 @@ def test_every_path_is_in_the_table_of_the_docs(agent: ScriptedAgent) -> None:
 
 
 def test_what_is_counted(agent: ScriptedAgent, serving: Serving) -> None:
-    kept = msgspec.structs.replace(spoken("a", source=Source.EDGE), mode=Mode.AUTO, confidence=0.9, worker=None)
+    kept = msgspec.structs.replace(spoken("a", source=Provenance.EDGE), mode=Mode.AUTO, confidence=0.9, worker=None)
     agent.enqueue(kept)
     agent.enqueue(*told(msgspec.structs.replace(spoken("a", "b"), mode=Mode.AUTO, confidence=0.2)))
     agent.enqueue(WorkerUnavailable("nobody there"))

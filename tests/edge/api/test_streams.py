@@ -13,7 +13,7 @@ import pytest
 
 from cutline.bench.raw_http import BODY, PATH, STREAMED, connect, get, request
 from cutline.bench.scripted import ScriptedAgent, spoken, told
-from cutline.edge.answer import Source, Token
+from cutline.edge.answer import Provenance, Token
 from cutline.edge.api import serving as server
 from cutline.edge.api import streaming
 from cutline.edge.events import Planned, Settled
@@ -62,7 +62,7 @@ def test_a_reader_that_does_not_read_is_left(
     agent: ScriptedAgent, serving: Serving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "STALL_SECONDS", 1)
-    long = Settled(0, tuple(Token(100, "x" * 1000, Source.EDGE) for _ in range(200)))
+    long = Settled(0, tuple(Token(100, "x" * 1000, Provenance.EDGE) for _ in range(200)))
     agent.always = [PLANNED, *[long] * 200, math.inf]
 
     async def run() -> None:

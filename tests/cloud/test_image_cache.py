@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cutline.cloud.keeping import Kept, Shelf
+from cutline.cloud.image_cache import ImageCache, Kept
 from cutline.cloud.observer import Observer
 
 ROW = 4 * 8  # bytes
@@ -31,33 +31,35 @@ def test_it_keeps_what_was_wanted_last_within_its_room(puts: list[tuple[int, int
             self.held = held
 
     watching = Watching()
-    shelf, expected = Shelf(8 * ROW, observer=watching), OrderedDict[int, int]()
+    image_cache, expected = ImageCache(8 * ROW, observer=watching), OrderedDict[int, int]()
     for number, rows in puts:
-        shelf.put(shelf.key("", bytes([number])), image(rows))
+        image_cache.put(image_cache.key("", bytes([number])), image(rows))
         expected.pop(number, None)
         expected[number] = rows
         while sum(expected.values()) > 8:
             expected.popitem(last=False)
         wanted = dice.randrange(6)
-        assert (shelf.find(shelf.key("", bytes([wanted]))) is not None) == (wanted in expected)
+        assert (image_cache.find(image_cache.key("", bytes([wanted]))) is not None) == (wanted in expected)
         if wanted in expected:
             expected.move_to_end(wanted)
-        assert shelf.held == watching.held == sum(expected.values()) * ROW
+        assert image_cache.held == watching.held == sum(expected.values()) * ROW
 
 
 def test_what_is_larger_than_the_room_drives_nothing_out() -> None:
-    shelf = Shelf(4 * ROW)
-    shelf.put(shelf.key("", b"a"), image(3))
-    shelf.put(shelf.key("", b"b"), image(5))
-    assert shelf.find(shelf.key("", b"b")) is None
-    assert shelf.find(shelf.key("", b"a")) is not None
-    assert not Shelf(0).keeps
+    image_cache = ImageCache(4 * ROW)
+    image_cache.put(image_cache.key("", b"a"), image(3))
+    image_cache.put(image_cache.key("", b"b"), image(5))
+    assert image_cache.find(image_cache.key("", b"b")) is None
+    assert image_cache.find(image_cache.key("", b"a")) is not None
+    assert not ImageCache(0).keeps
 
 
 @pytest.mark.threat("caches")
 def test_a_key_is_one_tenants_in_one_process() -> None:
-    shelf, again = Shelf(8 * ROW), Shelf(8 * ROW)
-    assert len({shelf.key(tenant, b"digest") for tenant in ("", "a", "b", "a/b")} | {again.key("a", b"digest")}) == 5
-    shelf.put(shelf.key("a", b"digest"), image(1))
-    assert shelf.find(shelf.key("b", b"digest")) is None
-    assert shelf.find(shelf.key("a", b"digest")) is not None
+    image_cache, again = ImageCache(8 * ROW), ImageCache(8 * ROW)
+    assert (
+        len({image_cache.key(tenant, b"digest") for tenant in ("", "a", "b", "a/b")} | {again.key("a", b"digest")}) == 5
+    )
+    image_cache.put(image_cache.key("a", b"digest"), image(1))
+    assert image_cache.find(image_cache.key("b", b"digest")) is None
+    assert image_cache.find(image_cache.key("a", b"digest")) is not None

@@ -39,7 +39,7 @@ class Picture:
     kept: Kept | None = None
 
 
-class Shelf:
+class ImageCache:
     """Keeps images in `room` bytes, those that were wanted last. Any thread may call."""
 
     def __init__(self, room: int, *, observer: Observer = NOBODY) -> None:
