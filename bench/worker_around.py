@@ -36,6 +36,7 @@ from cutline.protos.messages import Open, image_chunks
 ANSWER = 64  # tokens
 PROMPT = 32  # tokens, of one without an image
 CONTEXT = 256
+SECONDS = 300  # that a session may take
 
 Asked = tuple[Open, bytes | None]
 
@@ -92,7 +93,7 @@ async def _round(worker: WorkerProcess, client: WorkerClient, asked: Sequence[As
 
     async def ask(opening: Open, image: bytes | None) -> None:
         upload = () if image is None else image_chunks(image)
-        async with client.session(opening, upload, timeout=120) as session:
+        async with client.session(opening, upload, timeout=SECONDS) as session:
             async for _ in session.events():
                 pass
 

@@ -53,7 +53,7 @@ class Terms:
     `passes[i]` are a worker's seconds for a pass of i + 1 rows through the whole decoder, `one_pass` those of one row
     from the choice's own cut on, `draft_pass` those of a draft and the token before it; `edge_step` and `step_upload`
     are for as many. `answer_tokens` are those of a mean answer, `passed_tokens` of one that the gate passes on, and
-    `harder` is that of `GateRates`. `extra_pass` is what verifying the `first_verified` tokens of a gated answer adds to
+    `harder` is `GateRates.harder`. `extra_pass` is what verifying a gated answer's `first_verified` tokens adds to
     a prefill. `place` is the cut's on the layer line, behind all layers where no worker is asked; `agreement` and
     `leak` are NaN where they were not measured. An `upstream` in place of a worker verifies no drafts.
     """
