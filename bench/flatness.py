@@ -5,6 +5,7 @@ The slope is Theil and Sen's: the median of the slopes between all pairs of samp
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import statistics
@@ -38,9 +39,11 @@ RULES = {
 
 
 def taken(process: psutil.Process) -> dict[str, float]:
-    """What a process takes now; of this one, without what is only not collected yet."""
+    """What a process takes now; of this one, without what is only not collected, or not given back yet."""
     if process.pid == os.getpid():
         gc.collect()  # a closed channel in a cycle with its last call keeps its socket until then
+        if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+            trim(0)  # agents that come and go leave holes, which glibc keeps
     with process.oneshot():
         rss = process.memory_info().rss
         return {"rss_mb": rss / 2**20, "descriptors": process.num_fds(), "threads": process.num_threads()}
