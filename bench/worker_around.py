@@ -1,4 +1,4 @@
-"""What of a worker's time is not the model's: `python -m cutline.bench.worker_around [--rounds 9]`.
+"""What of a worker's time is not the model's: `python -m cutline.bench.worker_around [--rounds 5]`.
 
 16 sessions over gRPC, of the demo's target (each brings an image) and of one of SmolVLM-256M's shape (seeded random
 weights, text alone). The worker is a process of its own on one core, and whoever asks has the others.
@@ -33,8 +33,9 @@ from cutline.models.prompt import PromptBuilder, question
 from cutline.protos.client import WorkerClient
 from cutline.protos.messages import Open, image_chunks
 
-ANSWER = 64  # tokens
+ANSWER = 32  # tokens
 PROMPT = 32  # tokens, of one without an image
+TURNS = 2  # questions of each agent, one after another
 CONTEXT = 256
 SECONDS = 300  # that a session may take
 
@@ -52,7 +53,7 @@ class Shares:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     asyncio.run(around_the_model(args.rounds, Console(soft_wrap=True)))
 
@@ -89,17 +90,18 @@ async def _alone(bundle: Bundle) -> AsyncIterator[WorkerProcess]:
 
 
 async def _round(worker: WorkerProcess, client: WorkerClient, asked: Sequence[Asked]) -> Shares:
-    """All of `asked` at once, from the first opening to the last token."""
+    """All of `asked`, by as many agents as there are sessions, from the first opening to the last token."""
 
-    async def ask(opening: Open, image: bytes | None) -> None:
-        upload = () if image is None else image_chunks(image)
-        async with client.session(opening, upload, timeout=SECONDS) as session:
-            async for _ in session.events():
-                pass
+    async def ask(turns: Sequence[Asked]) -> None:
+        for opening, image in turns:
+            upload = () if image is None else image_chunks(image)
+            async with client.session(opening, upload, timeout=SECONDS) as session:
+                async for _ in session.events():
+                    pass
 
     passed, used = await _passed(worker), _used(worker)
     began = time.perf_counter()
-    await asyncio.gather(*(ask(opening, image) for opening, image in asked))
+    await asyncio.gather(*(ask(asked[agent::SESSIONS]) for agent in range(SESSIONS)))
     seconds = time.perf_counter() - began
     taken = {thread: now - used.get(thread, 0.0) for thread, now in _used(worker).items()}
     return Shares(
@@ -123,7 +125,7 @@ def _pictured(bundle: Bundle, seed: int) -> list[Asked]:
     """Questions about cards."""
     prompts = PromptBuilder.open(bundle)
     asked: list[Asked] = []
-    for one in islice(requests(Split.EVALUATION, 4, seed), SESSIONS):
+    for one in islice(requests(Split.EVALUATION, 4 * TURNS, seed), SESSIONS * TURNS):
         grid = bundle.manifest.family.preprocess(decode_image(one.image)).grid
         asked.append((_opening(bundle, prompts.build([question(one.question.text)], [grid]).ids, 1), one.image))
     return asked
@@ -132,7 +134,7 @@ def _pictured(bundle: Bundle, seed: int) -> list[Asked]:
 def _spoken(bundle: Bundle, seed: int) -> list[Asked]:
     """Prompts of words that mean nothing."""
     dice = np.random.default_rng(seed)
-    prompts = dice.integers(100, 40_000, (SESSIONS, PROMPT)).tolist()
+    prompts = dice.integers(100, 40_000, (SESSIONS * TURNS, PROMPT)).tolist()
     return [(_opening(bundle, prompt, 0), None) for prompt in prompts]
 
 

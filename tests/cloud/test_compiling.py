@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,10 @@ from cutline.models.bundle import Bundle
 from cutline.models.sampling import Sampling
 from cutline.protos.messages import Confirmed, Finished
 
-# torch's own, of what its compiler imports.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),  # torch's own, of what its compiler imports
+    pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler"),
+]
 
 SLOTS = 5
 GRAPHS = 2  # of one row, and of any number
