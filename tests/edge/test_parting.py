@@ -19,7 +19,7 @@ from cutline.protos.client import WorkerClient, WorkerSession
 from cutline.protos.messages import ImageChunk, Open
 from cutline.protos.v1 import worker_pb2 as pb
 
-LARGE = 8 << 20  # bytes: more than a link takes from whom nobody reads
+LARGE = 256 << 20  # bytes: more than a link takes from whom nobody reads
 SOON = 0.3  # seconds, after which it does take no more
 OPENING = Open(model="m", tokens=(1, 2), prompt_length=2, max_tokens=8, images=1)
 

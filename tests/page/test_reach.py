@@ -21,6 +21,8 @@ AXE = Path(axe_core_python.__file__).with_name("axe.min.js")
 
 
 def test_everything_is_reached_and_done_by_keyboard(page: Page, agent: Scripted, picture: Path) -> None:
+    agent.plans = True
+    page.open()
     keys = ActionChains(page.driver)
     assert page.focus() == "question"  # ready to write in
     page.run("document.querySelector('.skip').focus()")
