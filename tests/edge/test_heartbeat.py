@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cutline.edge.heartbeat import CONNECTING, FIRST_UPLINK, SLACK, SLOWEST_UPLINK, Heartbeat, WorkerSilent, patience
 
-NOTICE = 0.2
+NOTICE = 0.4
 
 
 class Session:
@@ -66,7 +66,7 @@ def test_patience_is_the_notice_and_what_the_bytes_ahead_may_take(notice: float,
 
 
 def test_a_worker_that_answers_is_never_given_up() -> None:
-    session = Session(answers=NOTICE / 3)
+    session = Session(answers=NOTICE / 5)
     assert watched(session, 6 * NOTICE) is None
     assert 4 <= session.beats <= 16
 
