@@ -21,8 +21,9 @@ FIRST_UPLINK = 32_000.0  # bytes a second: what a link is taken for that was nev
 SLACK = 2.0  # a link is now and then so many times slower than it was
 CONNECTING = 2.0  # a connection has its own round trips, before the first that is the session's
 
-_STEPS = 8  # how often within `notice` it is looked at
-_BEAT = 3 / _STEPS  # of the notice, after which silence is broken by a heartbeat
+_STEPS = 16  # how often within `notice` it is looked at
+_BEAT = 3 / 8  # of the notice, after which silence is broken by a heartbeat
+_EARLY = 1 / 8  # of the notice: at its end it would be too late, as looks are steps apart, and late themselves
 _STARTING = 5  # turns of the event loop after which a call that was begun has gone to gRPC
 
 
@@ -105,8 +106,7 @@ class Heartbeat:
             connected = self.connected or self.session.answered
             uplink = max(self.uplink, self.session.carried)
             allowed = patience(self.notice, ahead=self._ahead, uplink=uplink, connected=connected)
-            # A look later it would be too late.
-            if now - max(heard, self._last - _BEAT * self.notice) > allowed - self.notice / _STEPS:
+            if now - max(heard, self._last - _BEAT * self.notice) > allowed - _EARLY * self.notice:
                 raise WorkerSilent(
                     f"nothing was heard of the worker at {self.session.address} for {now - heard:.1f} seconds; is it "
                     "running, and the link up?",

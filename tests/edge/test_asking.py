@@ -77,7 +77,7 @@ def test_another_worker_goes_on_where_one_was_lost(fate: CutlineError | str, mod
         (lost,) = answer.lost
         assert lost.worker == addresses[0]
         assert lost.next == answer.worker == addresses[1]
-        # It is looked at eight times within the notice, and given up where the next look would be too late.
+        # It is given up an eighth before the notice is over, so that it is not too late.
         assert (lost.silent_ms >= 7 / 8 * NOTICE * 1e3) == (fate is HANG)
 
 
