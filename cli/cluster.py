@@ -78,6 +78,7 @@ def up(
     import sys
     import threading
 
+    from cutline.cli.logs import printable
     from cutline.cli.setting import check_listen, open_keys, open_server_keys
     from cutline.cloud.cluster.environment import prepare
     from cutline.cloud.cluster.scaling import Limits
@@ -132,7 +133,7 @@ def up(
             while not stop.wait(0.5):
                 listing = cluster.listing()
                 for line in changes(seen, listing):
-                    print(_printable(line), file=sys.stderr, flush=True)
+                    print(printable(line), file=sys.stderr, flush=True)
                 served = served or any(one.standing is Standing.READY for one in listing.workers)
                 if not served and (why := hopeless(listing)) is not None:
                     raise WorkerUnavailable(f"no worker of the cluster starts: {why}")
@@ -201,6 +202,8 @@ def _table(address: str, listing: Listing) -> Table:
     from rich.table import Table
     from rich.text import Text
 
+    from cutline.cli.logs import printable
+
     table = Table("worker", "address", "standing", "since", "sessions", "queue", "failures")
     table.title = Text(f"cluster at {address}")
     table.caption = f"{listing.wanted} wanted"
@@ -208,16 +211,12 @@ def _table(address: str, listing: Listing) -> Table:
         seconds = max(0.0, time.time() - one.since)
         # What workers say is text, and neither markup nor what a terminal would obey.
         table.add_row(
-            Text(_printable(one.name)),
-            Text(_printable(one.address) or "-"),
-            Text(_printable(f"{one.standing}: {one.why}" if one.why else one.standing)),
+            Text(printable(one.name)),
+            Text(printable(one.address) or "-"),
+            Text(printable(f"{one.standing}: {one.why}" if one.why else one.standing)),
             f"{seconds:,.0f} s",
             f"{one.sessions} of {one.max_sessions}",
             f"{one.queue_seconds * 1000:,.0f} ms",
             str(one.failures),
         )
     return table
-
-
-def _printable(text: str) -> str:
-    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)

@@ -59,22 +59,22 @@ class TextLines(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """What stands before the fields, in one line whatever it quotes."""
-        return _printable(super().formatMessage(record), LONGEST_LINE)
+        return printable(super().formatMessage(record), LONGEST_LINE)
 
     def formatException(self, ei: Any) -> str:
         """A traceback, none of whose lines looks like one of the log's."""
         return textwrap.indent(super().formatException(ei), "  ")
 
 
-def _printable(text: str, most: int) -> str:
+def printable(text: str, most: int | None = None) -> str:
     """`text` with escapes in place of what a terminal would obey, cut after so many characters."""
     shown = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text[:most])
-    return shown if len(text) <= most else f"{shown}..."
+    return shown if len(text[:most]) == len(text) else f"{shown}..."
 
 
 def _word(value: object) -> str:
     """A field's value that nobody takes for two fields."""
-    text = _printable(str(value), LONGEST_FIELD)
+    text = printable(str(value), LONGEST_FIELD)
     return json.dumps(text, ensure_ascii=False) if any(one in text for one in ' ="') else text
 
 
