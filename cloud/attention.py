@@ -221,14 +221,25 @@ PASSING: ContextVar[tuple[Layout, SlotCache]] = ContextVar("PASSING")
 
 
 def _attend(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: None, *, layout: Layout, cache: SlotCache, **_: Any
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: None,
+    *,
+    layout: Layout,
+    slot_cache: SlotCache,
+    **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of ragged rows: `query` (1, heads, rows, width), `key` and `value` alike; transformers' signature."""
+    """Attention of ragged rows: `query` (1, heads, rows, width), `key` and `value` alike; transformers' signature.
+
+    The cache is not named `cache`: layers of transformers 5.24 take their own by that name, and pass none on.
+    """
     del mask
     if torch.compiler.is_compiling():
         made: Tensor = torch.ops.cutline.attend(query, key, value, module.place, module.scaling)
         return made, None
-    return _attended(query, key, value, module.layer_idx - cache.first, module.scaling, layout, cache), None
+    return _attended(query, key, value, module.layer_idx - slot_cache.first, module.scaling, layout, slot_cache), None
 
 
 def _attended(

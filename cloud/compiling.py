@@ -35,7 +35,7 @@ Rotary = tuple[Tensor, Tensor]
 def run_layers(layers: Sequence[nn.Module], hidden: Tensor, rotary: Rotary, layout: Layout, cache: SlotCache) -> Tensor:
     """Rows `hidden` (1, n, width) after `layers`, one after another."""
     for layer in layers:
-        hidden = layer(hidden, position_embeddings=rotary, layout=layout, cache=cache)
+        hidden = layer(hidden, position_embeddings=rotary, layout=layout, slot_cache=cache)
     return hidden
 
 

@@ -36,7 +36,7 @@ def random_cache(dtype: torch.dtype) -> SlotCache:
 def attended(cache: SlotCache, stretches: list[Stretch], *given: torch.Tensor) -> torch.Tensor:
     layout = Layout(stretches, cache, heads=HEADS // SHARED)
     query, key, value = given
-    return _attend(MODULE, query, key, value, None, layout=layout, cache=cache)[0][0].transpose(0, 1)
+    return _attend(MODULE, query, key, value, None, layout=layout, slot_cache=cache)[0][0].transpose(0, 1)
 
 
 def rows_of(total: int, heads: int, dtype: torch.dtype) -> torch.Tensor:
