@@ -19,6 +19,7 @@ from cutline.models.vocabulary import Vocabulary
 TEMPLATE = "chat_template.jinja"
 MAX_TEMPLATE = 16 * 1024  # bytes
 MAX_STEPS = 20_000  # of the template's interpreter; a conversation of 500 messages takes them
+FEW_PARTS = 100  # of messages: no more than these leave a template that does what it should most of its steps
 MAX_TEXT = 100_000  # characters in all messages
 MAX_RENDERED = 256 * 1024  # characters, image markers not yet expanded
 
@@ -145,7 +146,8 @@ class PromptBuilder:
         try:
             rendered = self._environment.render_template("chat", messages=context, add_generation_prompt=True)
         except TemplateError as error:
-            if error.kind == "OutOfFuel":
+            parts = sum(len(message.parts) for message in messages)
+            if error.kind == "OutOfFuel" and parts > FEW_PARTS:  # with few, it is the template that does too much
                 raise PromptError(f"{len(messages)} messages are too many; start a new conversation") from None
             raise BundleError(f"the chat template of {self._manifest.name} does not render ({error.kind})") from None
         if len(rendered) > MAX_RENDERED:

@@ -320,7 +320,8 @@ def test_a_span_before_the_decoder_makes_the_images_rows(
     tiles = np.concatenate([pixels(bundle, case[1]) for case in cases[:3]])
     span = Target(bundle, slots=1, context=64, start=start, end=end)
     made = span.encode(tiles if start == "image" else unsplit.boundary(tiles, start), start, ())
-    np.testing.assert_allclose(made.numpy(), unsplit.boundary(tiles, end), atol=TOLERANCE, rtol=0)
+    # Behind the tower some values are near 200, where seven of float32's steps are more than the tolerance.
+    np.testing.assert_allclose(made.numpy(), unsplit.boundary(tiles, end), atol=TOLERANCE, rtol=1e-6)
 
 
 @pytest.mark.parametrize("start", LINE.layers)
@@ -386,7 +387,7 @@ def test_image_tokens_in_drafts_and_answers_are_tokens_like_any_other(
             pixel_values=torch.from_numpy(pixels(bundle, image))[None],
             use_cache=True,
         )
-        then = unsplit.model(input_ids=torch.tensor([tokens[-2:]]), past_key_values=first.past_key_values)
+        then = unsplit.model(input_ids=torch.tensor([tokens[-2:]]), cache=first.past_key_values)
     assert replayed.tokens == [int(then.logits[0, -1].argmax())]
 
 
