@@ -54,6 +54,9 @@ class Vocabulary:
         tokenizer.encode_special_tokens = True
         tokenizer.no_truncation()
         tokenizer.no_padding()
+        # tokenizers 0.23 keeps up to 10,000 words for each thread and tokenizer, people's own and kilobytes each, and
+        # lets none of them go when the tokenizer does. A question is encoded once, so nothing is gained by them.
+        tokenizer.model._resize_cache(0)
         self._tokenizer = tokenizer
 
     @classmethod
