@@ -235,13 +235,16 @@ def plot(log: Log, path: Path) -> None:
     from matplotlib import pyplot
 
     figures = list(dict.fromkeys(figure for _, figure in log.samples))
+    processes = dict.fromkeys(process for process, _ in log.samples)
+    colors = {process: f"C{index}" for index, process in enumerate(processes)}
     figure, axes = pyplot.subplots(len(figures), 1, figsize=(8, 2 * len(figures)), sharex=True, layout="constrained")
     sides: Any = axes
     for side, name in zip(sides, figures, strict=True):
         for (process, of), (times, values) in log.samples.items():
             if of == name:
                 began = times[0]
-                side.plot([(at - began) / 60 for at in times], values, label=process, linewidth=1)
+                minutes = [(at - began) / 60 for at in times]
+                side.plot(minutes, values, color=colors[process], label=process, linewidth=1)
         side.set(ylabel=name, ylim=(0, None))
         side.spines[["top", "right"]].set_visible(False)
     sides[0].legend(frameon=False, ncols=3)
