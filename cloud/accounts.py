@@ -9,6 +9,7 @@ from typing import Any
 
 from cutline.errors import CutlineError
 from cutline.protos.messages import Confirmed, Finished, Open, Opened
+from cutline.protos.request_ids import TRACE_KEY, trace_id
 from cutline.protos.status import status_of
 
 
@@ -23,6 +24,7 @@ class Account:
     trace: str = ""
     began: float = field(default_factory=time.time)  # on the clock that people read
     session: str = ""
+    request_id: str = ""
     cut: str = ""
     images: int = 0
     prompt_tokens: int = 0
@@ -41,6 +43,7 @@ class Account:
 
     def asked(self, opening: Open) -> None:
         """The agent has said what it wants."""
+        self.request_id = opening.request_id
         self.cut, self.images, self.prompt_tokens = opening.cut, opening.images, opening.prompt_length
 
     def told(self, event: Opened | Confirmed | Finished) -> None:
@@ -70,6 +73,7 @@ class Account:
         """What a log line says of it."""
         said: dict[str, Any] = {
             "session": self.session,
+            "request": self.request_id,
             "tenant": self.tenant,
             "status": self.status,
             "cut": self.cut,
@@ -100,5 +104,6 @@ class Account:
 
 
 def trace_of(metadata: Iterable[tuple[str, str | bytes]] | None) -> str:
-    """The trace context that came with a call, as W3C has it; "" if none did."""
-    return next((str(value) for key, value in metadata or () if key == "traceparent"), "")
+    """The trace context that came with a call, as W3C has it; "" if none did, or one that is not."""
+    given = next((str(value) for key, value in metadata or () if key == TRACE_KEY), "")
+    return "" if trace_id(given) is None else given

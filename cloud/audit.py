@@ -57,5 +57,11 @@ class Audit(Observer):
             log.info("served", extra={"fields": {"tenant": tenant, "method": method[:80], "outcome": outcome}})
 
     def ended(self, account: Account) -> None:
-        fields = {"tenant": account.tenant, "method": "Session", "session": account.session, "outcome": account.status}
+        fields = {
+            "tenant": account.tenant,
+            "method": "Session",
+            "session": account.session,
+            "request": account.request_id,
+            "outcome": account.status,
+        }
         log.info("served", extra={"fields": fields})

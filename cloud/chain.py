@@ -29,6 +29,7 @@ from cutline.models.wire import Wire
 from cutline.protos.client import WorkerClient, WorkerSession
 from cutline.protos.connection import Line
 from cutline.protos.messages import Confirmed, Description, Draft, Finished, Open, Opened, boundary_chunks, draft_chunks
+from cutline.protos.request_ids import TRACE_KEY
 from cutline.protos.security import NO_KEYS, TENANT_KEY, AgentKeys
 
 log = logging.getLogger(__name__)
@@ -109,7 +110,7 @@ class Onward:
     """One session's way on: a session on the next worker, opened by the first rows. Use as an async context manager.
 
     `heard` gets what that worker confirms, then how it ended. `remaining` says how many seconds it may take; None is
-    for ever.
+    for ever. `trace` is the agent's trace context, which goes on with the session.
     """
 
     def __init__(
@@ -120,12 +121,14 @@ class Onward:
         wire: Wire,
         heard: Callable[[Word], object],
         remaining: Callable[[], float | None],
+        trace: str = "",
     ) -> None:
         self._worker = worker
         self._request = request
         self._wire = wire
         self._heard = heard
         self._remaining = remaining
+        self._trace = trace
         self._session: WorkerSession | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -169,14 +172,16 @@ class Onward:
             grids=request.grids,
             likelihoods=request.likelihoods,
             alternatives=request.alternatives,
+            request_id=request.request_id,
         )
         upload = boundary_chunks(piece.rows, self._wire)
         # What agents of one tenant leave at the next worker no other's find, though this one asks for all of them.
         tenant = ((TENANT_KEY, onward_name(request.tenant)),) if request.tenant else ()
+        trace = ((TRACE_KEY, self._trace),) if self._trace else ()
         client = self._worker.client
         line = client.line
         try:
-            self._session = client.session(opening, upload, timeout=self._remaining(), metadata=tenant)
+            self._session = client.session(opening, upload, timeout=self._remaining(), metadata=(*tenant, *trace))
         except InputError as error:
             raise _own(error) from None
         self._tasks = [

@@ -170,6 +170,7 @@ class Reception:
             tenant=upload.tenant,
             likelihoods=opening.likelihoods,
             alternatives=opening.alternatives,
+            request_id=opening.request_id,
         )
 
     def _images(self, opening: Open, upload: Upload) -> _Prepared:

@@ -231,7 +231,9 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
             forwards: asyncio.Queue[Forward] = asyncio.Queue()
             if onward is not None:
                 heard = functools.partial(self._engine.settle, name)
-                there = Onward(onward, request, wire=self._engine.wire, heard=heard, remaining=remaining)
+                there = Onward(
+                    onward, request, wire=self._engine.wire, heard=heard, remaining=remaining, trace=account.trace
+                )
                 await stack.enter_async_context(there)
                 early = drafts if passing else None
                 forwarder = asyncio.create_task(self._forward(there, forwards, early, events))

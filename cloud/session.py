@@ -29,7 +29,7 @@ class Request:
     then the boundary has only those that are not kept. Where one has none, it stands for all.
 
     What one `tenant` leaves on the worker no other finds. `deadline` is on the monotonic clock. With `likelihoods` it
-    tells how likely each token was, and of the likeliest `alternatives`.
+    tells how likely each token was, and of the likeliest `alternatives`. `request_id` names it in logs.
     """
 
     tokens: tuple[int, ...]
@@ -48,6 +48,7 @@ class Request:
     deadline: float | None = None
     likelihoods: bool = False
     alternatives: int = 0
+    request_id: str = ""
 
     @property
     def pictured(self) -> bool:

@@ -31,6 +31,7 @@ from cutline.protos.messages import (
     draft_chunks,
     image_chunks,
 )
+from cutline.protos.request_ids import TRACE_KEY
 from cutline.protos.security import TENANT_KEY
 
 CHUNK = 16  # drafted tokens a message: the worker verifies the first while the next are drafted
@@ -128,8 +129,9 @@ class Exchange:
         progress.parts.lap("edge")
         progress.sent, progress.opened, progress.reused_images = [], None, 0
         connected = client.connected
-        tenant = self.prepared.question.tenant
-        metadata = ((TENANT_KEY, tenant),) if tenant else ()
+        question = self.prepared.question
+        told = (TENANT_KEY, question.tenant), (TRACE_KEY, question.trace)
+        metadata = tuple((key, value) for key, value in told if value)
         session = self.session = client.session(self._opening(model, draft), (), timeout=seconds, metadata=metadata)
         self.heartbeat = Heartbeat(session, self.notice, self.uplink, connected)
         try:
@@ -175,6 +177,7 @@ class Exchange:
             draft=draft,
             likelihoods=question.logprobs is not None,
             alternatives=question.logprobs or 0,
+            request_id=question.request_id,
         )
 
     async def _settle(self, session: WorkerSession) -> None:

@@ -13,6 +13,7 @@ from cutline.models.prompt import ImagePart, Message, question
 from cutline.models.sampling import Sampling
 from cutline.models.wire import Wire
 from cutline.protos.messages import MAX_ALTERNATIVES, MAX_IMAGE_BYTES, MAX_IMAGES
+from cutline.protos.request_ids import check_request_id
 
 MAX_TIMEOUT = 600.0  # seconds
 MAX_STOPS = 4
@@ -36,7 +37,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     The images come in the order of the messages' image parts. `logprobs` asks how likely each token was, and of so
     many alternatives. `correct_seconds`: an answer that the agent finished alone, its worker lost, may still be
     verified for so long. What is kept of a question is kept for its `tenant` alone, who asks where that is known. The
-    last five but that bound what mode `auto` may plan; no other mode plans, nor does `auto` where a cut is given.
+    five from `exact` on bound what mode `auto` may plan; no other mode plans, nor does `auto` where a cut is given.
     """
 
     messages: tuple[Message, ...]
@@ -59,6 +60,8 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     min_agreement: float | None = None  # share of answers that are the target's own, as measured; None is 0.9
     max_leak: float | None = None  # share of a picture's variance that an attacker recovers, as measured
     tenant: str = ""
+    request_id: str = ""  # names it in the logs of all who work on it
+    trace: str = ""  # the W3C trace context that it belongs to, which workers get too
 
     @classmethod
     def about(cls, image: bytes, text: str, **options: Any) -> Question:
@@ -78,6 +81,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         self._check_conversation()
+        check_request_id(self.request_id)
         words = "".join((*(message.text for message in self.messages), *self.stop))
         if any("\ud800" <= character <= "\udfff" for character in words):  # no message could carry them
             raise PromptError("the question has code points that are not characters; take them out")

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from cutline.errors import CutlineError, InputError, WorkerBusy
 from cutline.models.wire import Wire, bytes_per_row
+from cutline.protos.request_ids import check_request_id
 from cutline.protos.status import exception_of, status_of
 from cutline.protos.tensors import CHUNK, decode_tensor, encode_tensor, wire_of
 from cutline.protos.v1 import worker_pb2 as pb
@@ -53,7 +54,8 @@ class Open:
     """Opens a session: `tokens` (the prompt and what is confirmed already), then `images` images follow.
 
     `digests` name the images as they cross the cut; the first `known` of them do not follow, for the worker kept them.
-    With `likelihoods` it tells how likely each token was, and of the likeliest `alternatives`.
+    With `likelihoods` it tells how likely each token was, and of the likeliest `alternatives`. `request_id` names the
+    request in the logs of all who work on it.
     """
 
     model: str
@@ -73,6 +75,7 @@ class Open:
     known: int = 0
     likelihoods: bool = False
     alternatives: int = 0
+    request_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +229,7 @@ def agent_to_wire(message: AgentMessage) -> pb.AgentMessage:
                 known=message.known,
                 likelihoods=message.likelihoods,
                 alternatives=message.alternatives,
+                request_id=message.request_id,
             )
             return pb.AgentMessage(open=opening)
         case ImageChunk(data, last):
@@ -287,6 +291,7 @@ def _open(opening: pb.Open) -> Open:
         known=opening.known,
         likelihoods=opening.likelihoods,
         alternatives=opening.alternatives,
+        request_id=check_request_id(opening.request_id),
     )
 
 

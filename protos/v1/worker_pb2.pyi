@@ -70,7 +70,7 @@ class AgentMessage(_message.Message):
     def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., image: _Optional[_Union[ImageChunk, _Mapping]] = ..., boundary: _Optional[_Union[Boundary, _Mapping]] = ..., draft: _Optional[_Union[Draft, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("model", "tokens", "prompt_length", "cut", "images", "max_tokens", "sampling", "effort", "draft", "grids", "digests", "known", "likelihoods", "alternatives")
+    __slots__ = ("model", "tokens", "prompt_length", "cut", "images", "max_tokens", "sampling", "effort", "draft", "grids", "digests", "known", "likelihoods", "alternatives", "request_id")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_LENGTH_FIELD_NUMBER: _ClassVar[int]
@@ -85,6 +85,7 @@ class Open(_message.Message):
     KNOWN_FIELD_NUMBER: _ClassVar[int]
     LIKELIHOODS_FIELD_NUMBER: _ClassVar[int]
     ALTERNATIVES_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     model: str
     tokens: _containers.RepeatedScalarFieldContainer[int]
     prompt_length: int
@@ -99,7 +100,8 @@ class Open(_message.Message):
     known: int
     likelihoods: bool
     alternatives: int
-    def __init__(self, model: _Optional[str] = ..., tokens: _Optional[_Iterable[int]] = ..., prompt_length: _Optional[int] = ..., cut: _Optional[str] = ..., images: _Optional[int] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., effort: _Optional[float] = ..., draft: _Optional[_Iterable[int]] = ..., grids: _Optional[_Iterable[_Union[Grid, _Mapping]]] = ..., digests: _Optional[_Iterable[bytes]] = ..., known: _Optional[int] = ..., likelihoods: _Optional[bool] = ..., alternatives: _Optional[int] = ...) -> None: ...
+    request_id: str
+    def __init__(self, model: _Optional[str] = ..., tokens: _Optional[_Iterable[int]] = ..., prompt_length: _Optional[int] = ..., cut: _Optional[str] = ..., images: _Optional[int] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., effort: _Optional[float] = ..., draft: _Optional[_Iterable[int]] = ..., grids: _Optional[_Iterable[_Union[Grid, _Mapping]]] = ..., digests: _Optional[_Iterable[bytes]] = ..., known: _Optional[int] = ..., likelihoods: _Optional[bool] = ..., alternatives: _Optional[int] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class Grid(_message.Message):
     __slots__ = ("rows", "cols")

@@ -12,7 +12,9 @@ import pytest
 
 from cutline.cli.processes import worker_process
 from cutline.cloud import inbox, server
+from cutline.cloud.accounts import Account
 from cutline.cloud.chain import Onward, misfit
+from cutline.cloud.observer import NOBODY, Observer
 from cutline.cloud.server import serve
 from cutline.cloud.session import Rows, Session
 from cutline.cloud.target import Target
@@ -26,15 +28,17 @@ from cutline.protos.messages import (
     Open,
     Opened,
 )
+from cutline.protos.request_ids import TRACE_KEY
 
 Case = tuple[Open, bytes, tuple[int, ...]]
+TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 SECONDS = 30  # that any one exchange may take
 SLOTS = 4
 
 
 @contextlib.asynccontextmanager
 async def chain(
-    bundle: Bundle, *cuts: str, slots: Sequence[int] = (), **last: Any
+    bundle: Bundle, *cuts: str, slots: Sequence[int] = (), observer: Observer = NOBODY, **last: Any
 ) -> AsyncIterator[list[WorkerClient]]:
     """Clients of workers that divide the layers at `cuts`, the first of them first; `last` is for the last one."""
     places = ["image", *cuts, "end"]
@@ -51,6 +55,7 @@ async def chain(
                     device="cpu",
                     layers=(places[index], places[index + 1]),
                     next_worker=address,
+                    observer=observer,
                     **more,
                 )
             )
@@ -135,6 +140,24 @@ def test_cloud_seconds_are_those_of_all_workers(
         assert finished.cloud_seconds == pytest.approx(sum(spent))
 
     on_chain(bundle, ("decoder.1", "decoder.3"), run)
+
+
+def test_every_worker_of_a_chain_logs_a_request_by_its_name(bundle: Bundle, asking: Any, case: Case) -> None:
+    ended = list[Account]()
+
+    class Ends(Observer):
+        def ended(self, account: Account) -> None:
+            ended.append(account)
+
+    async def run(clients: list[WorkerClient]) -> None:
+        one = asking(case, "image", request_id="req-7", max_tokens=3)
+        session = clients[0].session(one.opening, one.upload(), timeout=SECONDS, metadata=((TRACE_KEY, TRACE),))
+        async with session:
+            await one.follow(session)
+        await free(clients)
+
+    on_chain(bundle, ("decoder.1", "decoder.3"), run, observer=Ends())
+    assert [(one.request_id, one.trace) for one in ended] == [("req-7", TRACE)] * 3
 
 
 def test_sampled_answers_are_those_of_one_worker(bundle: Bundle, asking: Any, case: Case) -> None:

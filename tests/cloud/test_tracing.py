@@ -8,6 +8,7 @@ import json
 import logging
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,8 @@ def test_a_session_is_a_span_a_line_and_an_entry(bundle: Bundle, case: Case, cap
             serve(bundle, listen="127.0.0.1:0", slots=1, context=256, device="cpu", observer=observer) as address,
             WorkerClient(address) as client,
         ):
-            async with client.session(opening, list(image_chunks(image)), timeout=30, metadata=metadata) as session:
+            named = replace(opening, request_id="req-7")
+            async with client.session(named, list(image_chunks(image)), timeout=30, metadata=metadata) as session:
                 async for _ in session.events():
                     pass
             with pytest.raises(InputError):
@@ -78,9 +80,12 @@ def test_a_session_is_a_span_a_line_and_an_entry(bundle: Bundle, case: Case, cap
     fields = [vars(record)["fields"] for record in lines]
     assert [one["status"] for one in fields] == ["OK", "INVALID_ARGUMENT"]
     assert fields[0]["session"]
+    assert [one["request"] for one in fields] == ["req-7", ""]
+    assert told.attributes["cutline.request"] == "req-7"
     assert fields[1]["cut"] == ""  # what was not checked is not written down
     assert fields[0]["prompt_tokens"] == opening.prompt_length
     audited = [vars(record)["fields"] for record in caplog.records if record.name == "cutline.audit"]
+    assert audited[0]["request"] == "req-7"
     assert [one["outcome"] for one in audited] == ["OK", "INVALID_ARGUMENT"]
     for record in lines:
         said = json.loads(JsonLines().format(record))

@@ -63,6 +63,7 @@ def openings(draw: st.DrawFn) -> Open:
         effort=draw(st.floats(0, 1)),
         draft=draw(tokens),
         grids=draw(st.lists(st.tuples(uint32, uint32), max_size=4).map(tuple)),
+        request_id=draw(st.sampled_from(["", "a", "req_1-2.3:4@b/c+d=", "x" * 128])),
     )
 
 
@@ -121,6 +122,13 @@ def test_a_failure_of_any_status_is_an_error(status: int, words: str) -> None:
 def test_a_description_comes_back_as_it_was(description: Description) -> None:
     wire = description_to_wire(description).SerializeToString()
     assert description_from_wire(pb.Description.FromString(wire)) == description
+
+
+@pytest.mark.parametrize("name", ["x" * 129, "two words", "a\nb", "\x1b[2J", "é"])
+def test_no_name_of_a_request_makes_lines_of_a_log(name: str) -> None:
+    opening = pb.Open(tokens=[1], prompt_length=1, request_id=name)
+    with pytest.raises(InputError, match="a request's id"):
+        agent_from_wire(pb.AgentMessage(open=opening))
 
 
 @pytest.mark.parametrize("wire", Wire)
