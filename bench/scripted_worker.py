@@ -35,6 +35,7 @@ STOP = BUNDLE.manifest.stop_tokens[0]
 REQUEST = next(one for one in requests(Split.EVALUATION, 2, seed=11) if one.question.kind == "describe")
 NOTICE = 0.3  # seconds
 HANG = "hang"  # it says nothing any more, to anybody
+STALL = "stall"  # it answers heartbeats, and says no more of the answer
 END = "end"  # the stream ends in order, but early
 BREAK = "break"  # the stream breaks
 SKIP = "skip"  # it goes on at the wrong place
@@ -117,6 +118,8 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServicer):
                 await _linger(messages)
             case "hang":
                 self.frozen = True
+                await asyncio.sleep(60)
+            case "stall":
                 await asyncio.sleep(60)
             case "break":
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")

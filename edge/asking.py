@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -138,7 +139,8 @@ class Asking:
             self._tell_lost(client.address)
             tried[client.address] += 1
             try:
-                await self._ask(client, self.progress, end - time.monotonic())
+                others = partial(self._may_ask_another, client.address, tried)
+                await self._ask(client, self.progress, end - time.monotonic(), others)
             except WorkerError as error:
                 self._failure = error
                 if isinstance(error, ModelMismatch | AccessDenied):
@@ -205,8 +207,14 @@ class Asking:
         }
         return max((one for one in kept if kept[one]), key=kept.__getitem__, default=None)
 
-    async def _ask(self, client: WorkerClient, progress: Progress, seconds: float) -> None:
-        """Have one worker settle the rest of `progress`. Raises CutlineError."""
+    def _may_ask_another(self, address: str, tried: Counter[str]) -> bool:
+        """Whether a worker but the one at `address` could be asked now."""
+        return self.workers.wait(but={address, *(one for one in tried if tried[one] >= TRIES)}) == 0.0
+
+    async def _ask(
+        self, client: WorkerClient, progress: Progress, seconds: float, others: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Have one worker settle the rest of `progress`; `others` are those of `Turn`. Raises CutlineError."""
         exchange, settled = None, len(progress.tokens)
         try:
             progress.cold |= not client.connected or bool(self.sessions)
@@ -222,6 +230,7 @@ class Asking:
                 self.uploads,
                 notice=self.notice,
                 uplink=self.workers.uplink(client.address),
+                others=others,
             )
             await exchange.run(client, self.model, self._left(progress), seconds=max(seconds, STEP))
         except BaseException as error:

@@ -15,6 +15,7 @@ from cutline.edge.drafter import Drafted, Drafting
 from cutline.edge.heartbeat import FIRST_UPLINK, NOTICE, Heartbeat
 from cutline.edge.progress import Belief, Prepared, Progress
 from cutline.edge.spans import Crossing
+from cutline.edge.turn import Turn
 from cutline.edge.uploads import Upload, Uploads
 from cutline.errors import WorkerError
 from cutline.models.bundle import Manifest
@@ -92,7 +93,8 @@ class Exchange:
 
     What is sent is the image, or where `models` have a crossing what crosses the cut; and drafts, if they have a
     drafting. `uploads` knows what the worker keeps. A worker of which nothing is heard for `notice` seconds is given
-    up; its link is taken to carry `uplink` bytes a second.
+    up; its link is taken to carry `uplink` bytes a second. One that says nothing of the answer is given up only where
+    there are `others`, see `Turn`.
     """
 
     manifest: Manifest
@@ -102,6 +104,7 @@ class Exchange:
     uploads: Uploads = field(default_factory=Uploads)
     notice: float = NOTICE
     uplink: float = FIRST_UPLINK
+    others: Callable[[], bool] = lambda: False
     belief: Belief = field(default_factory=Belief)
     session: WorkerSession | None = None
     over: bool = False  # nobody waits for it any more
@@ -112,6 +115,7 @@ class Exchange:
     uploaded: int = 0  # bytes of the session with the last of it
     news: asyncio.Event = field(default_factory=asyncio.Event)  # something was settled
     heartbeat: Heartbeat | None = None
+    turn: Turn | None = None
 
     async def run(self, client: WorkerClient, model: str, draft: tuple[int, ...], *, seconds: float) -> None:
         """Open a session for `model` with a first `draft`, and settle what is confirmed until the answer is complete.
@@ -134,8 +138,9 @@ class Exchange:
         metadata = tuple((key, value) for key, value in told if value)
         session = self.session = client.session(self._opening(model, draft), (), timeout=seconds, metadata=metadata)
         self.heartbeat = Heartbeat(session, self.notice, self.uplink, connected)
+        self.turn = Turn(client.address, self.notice, time.monotonic() + seconds, self.others)
         try:
-            await _first_of(self._converse(session, draft), self.heartbeat.run())
+            await _first_of(self._converse(session, draft), self.heartbeat.run(), self.turn.watch())
         finally:
             self.over = True
             progress.parts.waited(self._told(session), rest="link")
@@ -193,8 +198,10 @@ class Exchange:
             match event:
                 case Opened():
                     self._open(session, event)
+                    self._take_turns()
                 case Confirmed():
                     self.progress.confirm(event, self.prepared, self.manifest.decoder.vocabulary)
+                    self._take_turns()
                     self.news.set()
                 case None:
                     return
@@ -214,6 +221,18 @@ class Exchange:
         if size >= MEASURABLE and opened.upload_seconds > 0.0:
             self.measured = size / opened.upload_seconds
 
+    def _take_turns(self) -> None:
+        """After a word of the worker: whether it can go on, or waits for what this agent sends next."""
+        assert self.turn is not None
+        crossing, settled = self.models.crossing, len(self.progress.tokens)
+        verifies = self.models.drafting is not None and self.prepared.question.effort < 1.0
+        waits = settled > 0 and (verifies or (crossing is not None and crossing.deep))
+        sent = self.belief.sent if self.belief.after(self.progress.tokens) is self.belief else 0
+        if waits and sent <= settled:
+            self.turn.ours()
+        else:
+            self.turn.theirs()
+
     async def _send(self, session: WorkerSession, draft: tuple[int, ...]) -> None:
         """Send what crosses the cut; then, where more than that is to be sent, keep ahead of the worker for ever."""
         crossing = self.models.crossing
@@ -222,6 +241,8 @@ class Exchange:
         else:
             await self._send_boundary(session, crossing, draft)
         self.uploaded = session.given
+        if self.turn is not None:
+            self.turn.theirs()
         if self.models.drafting is not None or (crossing is not None and crossing.deep):
             await self._keep_ahead(session)
 
@@ -279,6 +300,8 @@ class Exchange:
                 pieces = [Draft(start + base, grown.tokens[base:])]
             for piece in pieces:
                 await session.offer(piece)
+            if self.turn is not None and self.turn.since is None:
+                self.turn.theirs()
             if draft:
                 self.progress.drafts.append((len(belief.tokens), grown.tokens))
             self.progress.rounds += int(belief.replying)

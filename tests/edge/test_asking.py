@@ -19,6 +19,7 @@ from cutline.bench.scripted_worker import (
     NOTICE,
     OWN,
     SKIP,
+    STALL,
     TRUTH,
     ScriptedWorker,
     ask,
@@ -153,6 +154,27 @@ def test_a_silent_worker_that_is_only_busy_is_waited_for() -> None:
     assert ids(answer) == TRUTH[:3]
     assert worker.heartbeats >= 4
     assert answer.bytes_up > 60 * worker.heartbeats
+
+
+@pytest.mark.parametrize("at", [0, 5])
+@pytest.mark.parametrize("mode", [Mode.CLOUD, Mode.DRAFT])
+def test_a_worker_that_answers_heartbeats_alone_leaves_time_for_another(mode: Mode, at: int) -> None:
+    """The answer is there before the deadline, which a session that waits for it would have used up."""
+    first, second = ScriptedWorker((at, STALL)), ScriptedWorker()
+    answer, _, addresses = ask([first, second], asking(mode, timeout=8.0))
+    assert (ids(answer), answer.exact, answer.alone_from) == (TRUTH, True, None)
+    (lost,) = answer.lost
+    assert (lost.worker, lost.next, lost.position) == (addresses[0], addresses[1], at)
+    assert "said nothing of the answer" in lost.why
+    assert first.heartbeats > 0
+
+
+def test_a_worker_that_answers_heartbeats_alone_has_all_the_time_if_there_is_no_other() -> None:
+    worker = ScriptedWorker((5, STALL))
+    answer, *_ = ask([worker], asking(Mode.CLOUD, timeout=4.0))
+    assert [lost.position for lost in answer.lost] == [5]
+    assert "did not answer in time" in answer.lost[0].why
+    assert (len(worker.openings), answer.alone_from) == (1, 5)
 
 
 def test_an_answer_that_was_there_is_not_lost_with_its_worker() -> None:
