@@ -2,31 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 
-from cutline.cloud.session import Rows
+from cutline.cloud.session import Rows, Session
+from cutline.models.penalties import NO_PENALTIES, Past
 from cutline.models.sampling import choose
 from cutline.protos.messages import Likelihood
 
 
-def choose_all(rows: Rows, logits: torch.Tensor) -> list[int]:
+def choose_all(rows: Rows, logits: torch.Tensor, stop_tokens: Collection[int]) -> list[int]:
     """The tokens that `logits` (wanted, vocabulary) give, to the first that is not the drafted one at the least.
 
     A GPU has run the pass when they are here, not before.
     """
-    sampling = rows.session.request.sampling
-    if sampling.temperature == 0.0:
+    request = rows.session.request
+    sampling, past = request.sampling, None
+    if request.penalties != NO_PENALTIES and len(logits):
+        past = _past(rows.session, logits[0], stop_tokens)
+    elif sampling.temperature == 0.0:
         greedy: list[int] = logits.argmax(-1).tolist()  # one copy from the device instead of one a row
         return greedy
     after = rows.start + len(rows.tokens) - rows.drafted
     drafted, chosen = rows.tokens[len(rows.tokens) - rows.drafted :], list[int]()
     for index, row in enumerate(logits):
-        chosen.append(choose(row, sampling, after + index, xp=torch))
+        left = row if past is None else past.penalised(row)
+        chosen.append(choose(left, sampling, after + index, xp=torch))
         if index == rows.drafted or chosen[-1] != drafted[index]:  # what comes after it followed another token
             break
+        if past is not None:
+            past.extend(chosen[-1:])
     return chosen
+
+
+def _past(session: Session, like: torch.Tensor, stop_tokens: Collection[int]) -> Past:
+    """The confirmed tokens of a session, as its penalties see them."""
+    past, prompt = session.past, session.request.prompt_length
+    # A pass that broke after its tokens were chosen left more there than it confirmed.
+    if past is None or len(past.tokens) > len(session.tokens):
+        past = session.past = Past(
+            session.request.penalties,
+            session.tokens[:prompt],
+            first=prompt,
+            stop_tokens=stop_tokens,
+            like=like,
+            xp=torch,
+        )
+    past.extend(session.tokens[len(past.tokens) :])
+    return past
 
 
 def likelihoods(logits: torch.Tensor, chosen: Sequence[int], alternatives: int) -> list[Likelihood]:

@@ -364,7 +364,10 @@ class Engine:
         began = time.perf_counter()
         try:
             made = self._target.run(batch, [self._pictures.of(rows.session) for rows in batch])
-            chosen = list(map(choose_all, batch, made)) if self._target.chooses else None
+            chosen = None
+            if self._target.chooses:
+                pairs = zip(batch, made, strict=True)
+                chosen = [choose_all(rows, logits, self._stop_tokens) for rows, logits in pairs]
         except _FATAL:
             raise
         except Exception as error:

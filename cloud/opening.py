@@ -171,6 +171,7 @@ class Reception:
             likelihoods=opening.likelihoods,
             alternatives=opening.alternatives,
             request_id=opening.request_id,
+            penalties=self._manifest.penalties,
         )
 
     def _images(self, opening: Open, upload: Upload) -> _Prepared:

@@ -12,6 +12,7 @@ from cutline.cloud.image_cache import Picture
 from cutline.cloud.pace import MOST_DRAFTED_ROWS, Acceptance, rows_worth_verifying
 from cutline.errors import CutlineError, WorkerFailed
 from cutline.models.families import COUNTED, Grid, Positions
+from cutline.models.penalties import NO_PENALTIES, Past, Penalties
 from cutline.models.sampling import Sampling, agreeing
 from cutline.protos.messages import Confirmed, Finished, Likelihood, Opened, Reason
 
@@ -30,6 +31,7 @@ class Request:
 
     What one `tenant` leaves on the worker no other finds. `deadline` is on the monotonic clock. With `likelihoods` it
     tells how likely each token was, and of the likeliest `alternatives`. `request_id` names it in logs.
+    `penalties` are the model's own.
     """
 
     tokens: tuple[int, ...]
@@ -49,6 +51,7 @@ class Request:
     likelihoods: bool = False
     alternatives: int = 0
     request_id: str = ""
+    penalties: Penalties = NO_PENALTIES
 
     @property
     def pictured(self) -> bool:
@@ -97,6 +100,7 @@ class Session:
     seconds: float = 0.0
     confirmed_at: float = 0.0  # on the monotonic clock, by the last pass; until the first one, when it was opened
     pieces: list[BoundaryRows] = field(default_factory=list)  # of a prompt, for the next worker
+    past: Past | None = None  # of the tokens that logits came for, where the model has penalties
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.tokens)

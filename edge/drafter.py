@@ -15,6 +15,7 @@ from cutline.edge.vision import VisionSpan
 from cutline.errors import BundleError
 from cutline.models.bundle import Bundle, Manifest
 from cutline.models.images import Pixels
+from cutline.models.penalties import NO_PENALTIES, Past
 from cutline.models.sampling import Sampling, agreeing, choose
 from cutline.protos.messages import Likelihood
 
@@ -84,7 +85,7 @@ class Drafter:
             keys,
             PromptRows(self._decoder, prompt, manifest.image_token, counts, image),
             sampling,
-            frozenset(manifest.stop_tokens),
+            manifest,
             start=start,
             alternatives=alternatives,
         )
@@ -108,7 +109,7 @@ class Drafting:
         prompt: Sequence[Key],
         rows: PromptRows,
         sampling: Sampling,
-        stop_tokens: frozenset[int],
+        manifest: Manifest,
         *,
         start: int | None = None,
         alternatives: int | None = None,
@@ -118,7 +119,8 @@ class Drafting:
         self._prompt = prompt
         self._rows = rows
         self._sampling = sampling
-        self._stop_tokens = stop_tokens
+        self._stop_tokens = frozenset(manifest.stop_tokens)
+        self._penalties = manifest.penalties
         self._start = len(prompt) if start is None else start
         self._alternatives = alternatives
 
@@ -129,18 +131,29 @@ class Drafting:
         stop asking at any token.
         """
         logits = self._catch_up(answer)
+        past = self._past(answer, logits)
         for position in range(self._start + len(answer), self._start + len(answer) + limit):
-            token = choose(logits, self._sampling, position)
+            token = choose(logits if past is None else past.penalised(logits), self._sampling, position)
             likelihood = None if self._alternatives is None else likelihood_of(logits, token, self._alternatives)
             yield Drafted(token, _probability(logits, token), likelihood)
             if token in self._stop_tokens or len(self._history.keys) >= self._decoder.spec.context:
                 return
+            if past is not None:
+                past.extend([token])
             logits = _last(self._feed([token], last_only=True))
 
     def logits(self, answer: Sequence[int]) -> NDArray[np.float32]:
         """What the drafter makes of a given answer: logits (len(answer) + 1, vocabulary), from its first token on."""
         first = self._catch_up(())[None]
         return np.concatenate([first, self._feed(answer, last_only=False)]) if answer else first
+
+    def _past(self, answer: Sequence[int], like: NDArray[np.float32]) -> Past | None:
+        """The tokens up to the end of `answer` as the model's penalties see them; None where it has none."""
+        if self._penalties == NO_PENALTIES:
+            return None
+        past = Past(self._penalties, self._rows.prompt, first=self._start, stop_tokens=self._stop_tokens, like=like)
+        past.extend(answer)
+        return past
 
     def _catch_up(self, answer: Sequence[int]) -> NDArray[np.float32]:
         """Bring the state to the prompt and `answer`; returns the logits (vocabulary,) after them."""

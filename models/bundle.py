@@ -17,6 +17,7 @@ import msgspec
 from cutline.errors import BundleError
 from cutline.models.families import AnyFamily
 from cutline.models.layerline import Count, LayerLine, Layers
+from cutline.models.penalties import NO_PENALTIES, Penalties
 from cutline.models.unreadable import UNREADABLE
 
 MANIFEST = "manifest.json"
@@ -53,12 +54,13 @@ class DecoderSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     context: Count
 
 
-class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """What a bundle holds.
 
     `parameters` counts the weights that a row is multiplied with in each of `line.layers`: the patch embedding at
     `image`, the last norm and the projection to the vocabulary at `head`, the table of embeddings nowhere. `files` maps
-    each file's name to its SHA-256; `target` is a drafter's target's identity.
+    each file's name to its SHA-256; `target` is a drafter's target's identity. `penalties` are a part of the law of
+    every answer; a drafter has those of its target.
     """
 
     format: int
@@ -74,6 +76,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     image_token: TokenId
     target: str | None
     files: dict[str, str]
+    penalties: Penalties = NO_PENALTIES
 
     @property
     def identity(self) -> str:

@@ -287,7 +287,7 @@ def test_nothing_is_sampled_after_a_draft_is_rejected(monkeypatch: pytest.Monkey
         return choose(row, of, position, **more)
 
     monkeypatch.setattr(choosing, "choose", counted)
-    found = choosing.choose_all(Rows(session, 3, (4, *drafted), drafted=6), logits)
+    found = choosing.choose_all(Rows(session, 3, (4, *drafted), drafted=6), logits, ())
     count = 7 if wrong is None else wrong + 1
     assert (found, places) == (alone[:count], list(range(4, 4 + count)))
 

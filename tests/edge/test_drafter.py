@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 from itertools import islice
+from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import log_softmax
@@ -11,10 +14,13 @@ from scipy.special import log_softmax
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
+from cutline.edge.decoder import Decoder
 from cutline.edge.drafter import Drafted, Drafter, Drafting, likelihood_of, likelihoods_of
+from cutline.edge.vision import VisionSpan
 from cutline.errors import BundleError
 from cutline.models.bundle import Bundle
 from cutline.models.images import Pixels, decode_image
+from cutline.models.penalties import Penalties
 from cutline.models.prompt import PromptBuilder, question
 from cutline.models.sampling import Sampling, choose
 
@@ -169,3 +175,27 @@ def test_a_draft_tells_likelihoods_where_they_are_asked_for() -> None:
 def test_a_targets_bundle_is_no_drafter() -> None:
     with pytest.raises(BundleError, match="drafter"):
         Drafter.open(Bundle.open(TARGET), threads=1)
+
+
+def test_a_draft_keeps_to_the_penalties_of_its_model(bundle: Bundle, reference: Any) -> None:
+    """Its tokens are those of transformers' `generate`, image tokens of the prompt counted too, from any point on."""
+    penalties = Penalties(repetition_penalty=1.6, no_repeat_ngram_size=2, bad_words_ids=((7,), (9, 11)))
+    manifest = msgspec.structs.replace(bundle.manifest, penalties=penalties)
+    whole = Drafter.open(bundle, threads=1)
+    penal = Drafter(manifest, VisionSpan.open(bundle, "decoder.0", threads=1), Decoder.open(bundle, threads=1))
+    ids = torch.tensor([SEEDED_PROMPT])
+    said: dict[str, Any] = {"repetition_penalty": 1.6, "no_repeat_ngram_size": 2, "bad_words_ids": [[7], [9, 11]]}
+    made = reference.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        pixel_values=torch.from_numpy(SEEDED_PIXELS.values)[None],
+        max_new_tokens=16,
+        do_sample=False,
+        **said,
+    )
+    expected = made[0, len(SEEDED_PROMPT) :].tolist()
+    assert tokens(list(penal.converse(SEEDED_PROMPT, [SEEDED_PIXELS], Sampling()).draft((), 16))) == expected
+    assert tokens(list(whole.converse(SEEDED_PROMPT, [SEEDED_PIXELS], Sampling()).draft((), 16))) != expected
+    drafting = penal.converse(SEEDED_PROMPT, [SEEDED_PIXELS], Sampling())
+    assert list(islice(drafting.draft((50, 51), 4), 3))
+    assert tokens(list(drafting.draft(expected[:5], 11))) == expected[5:]
