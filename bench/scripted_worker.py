@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -26,7 +27,17 @@ from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image
 from cutline.models.prompt import PromptBuilder, question
 from cutline.models.sampling import Sampling
-from cutline.protos.messages import Confirmed, Finished, Open, Opened, Reason, agent_from_wire, worker_to_wire
+from cutline.protos.messages import (
+    Confirmed,
+    Description,
+    Finished,
+    Open,
+    Opened,
+    Reason,
+    agent_from_wire,
+    description_to_wire,
+    worker_to_wire,
+)
 from cutline.protos.v1 import worker_pb2 as pb
 from cutline.protos.v1 import worker_pb2_grpc
 
@@ -55,10 +66,24 @@ OWN = drafters_own()
 TRUTH = (*OWN[:6], OWN[6] % 100 + 101, *range(40, 50), STOP)  # the drafter is wrong from the seventh on
 
 
+DESCRIPTION = Description(
+    model=BUNDLE.manifest.target or "",
+    name="scripted",
+    version="1",
+    vision_layers=1,
+    decoder_layers=1,
+    context=BUNDLE.manifest.decoder.context,
+    sessions=0,
+    max_sessions=8,
+    start="image",
+    end="end",
+)
+
+
 class ScriptedWorker(worker_pb2_grpc.WorkerServicer):
     """Confirms a `script`, a token or two at a time and drafts of it, and meets its `fates`, one a session."""
 
-    def __init__(self, *fates: Fate, pause: float = 0.0, script: Sequence[int] = TRUTH) -> None:
+    def __init__(self, *fates: Fate, pause: float = 0.0, script: Sequence[int] = TRUTH, **described: Any) -> None:
         self.fates = list(fates)
         self.pause = pause
         self.script = tuple(script)
@@ -66,12 +91,18 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServicer):
         self.open = 0
         self.heartbeats = 0
         self.frozen = False
+        self.description = replace(DESCRIPTION, **described)
 
     async def Probe(self, request: pb.ProbeRequest, context: Any) -> pb.ProbeAnswer:
         self.heartbeats += 1
         while self.frozen:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         return pb.ProbeAnswer()
+
+    async def Describe(self, request: pb.DescribeRequest, context: Any) -> pb.Description:
+        while self.frozen:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        return description_to_wire(self.description)
 
     async def Session(self, messages: AsyncIterator[pb.AgentMessage], context: Any) -> AsyncIterator[pb.WorkerMessage]:
         self.open += 1
@@ -95,18 +126,19 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServicer):
                 yield said
             return
         yield worker_to_wire(Opened("it"))
-        place = len(answer)
-        while place < len(self.script):
+        place, end = len(answer), min(len(self.script), opening.max_tokens)
+        while place < end:
             if place >= at and fate:
                 async for said in self._meet(fate, prompt + place, messages, context):
                     yield said
                 return
-            step = self.script[place : min(place + 1 + place % 2, max(at, place + 1))]
+            step = self.script[place : min(place + 1 + place % 2, max(at, place + 1), end)]
             right = sum(1 for a, b in zip(opening.draft, self.script[len(answer) :], strict=False) if a == b)
             yield worker_to_wire(Confirmed(prompt + place, step, min(len(step), max(0, len(answer) + right - place))))
             place += len(step)
             await asyncio.sleep(self.pause)
-        yield worker_to_wire(Finished(Reason.STOP, 1, 0, 0.0))
+        reason = Reason.STOP if place == len(self.script) else Reason.LENGTH
+        yield worker_to_wire(Finished(reason, 1, 0, 0.0))
         await _linger(messages)
 
     async def _meet(

@@ -213,7 +213,8 @@ def _show(answer: Answer) -> None:
         tell(f"planned {where_cut}: {plan.predicted_ms:.0f} ms predicted, {plan.measured_ms:.0f} measured")
     for lost in answer.lost:
         then = f"{lost.next} went on" if lost.next else "the drafter went on"
-        tell(f"lost {lost.worker} after {lost.position} tokens, {then}: {lost.why}")
+        what = f"lost {lost.worker} after {lost.position} tokens" if lost.position else f"passed over {lost.worker}"
+        tell(f"{what}, {then}: {lost.why}")
     if answer.tail is not None:
         tell(f"this device alone from token {answer.alone_from} on: {answer.tail}")
     tell(f"{answer.mode} · {where} · {answer.latency_ms:.0f} ms · {cost}")

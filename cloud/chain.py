@@ -20,6 +20,7 @@ from cutline.errors import (
     CutlineError,
     InputError,
     ModelMismatch,
+    VersionMismatch,
     WorkerBusy,
     WorkerFailed,
     WorkerUnavailable,
@@ -46,6 +47,7 @@ _TOLD: dict[type[CutlineError], str] = {
     WorkerBusy: "a worker further along the chain has no room; try again later",
     WorkerFailed: "a worker further along the chain failed on this session; its log says more",
     AccessDenied: "a worker further along the chain does not take this one; its operator must mend that",
+    VersionMismatch: "a worker further along the chain is of another version; its operator must upgrade it",
     ModelMismatch: "a worker further along the chain serves another model; connect to another chain",
 }
 

@@ -29,6 +29,7 @@ from cutline.errors import CutlineError, InputError, WorkerBusy, WorkerFailed, W
 from cutline.models.bundle import Manifest
 from cutline.models.layerline import END
 from cutline.models.wire import Wire
+from cutline.protos.features import understood
 from cutline.protos.messages import (
     Cancel,
     Confirmed,
@@ -111,6 +112,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
             queue_seconds=self._engine.queue_seconds,
             draining=self._draining,
             wires=self._wires,
+            features=understood(),
         )
         return description_to_wire(description)
 

@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ from cutline.edge.answer import Lost, Provenance, Tail
 from cutline.edge.drafter import Drafting
 from cutline.edge.events import Corrected
 from cutline.edge.exchange import Exchange, Models
-from cutline.edge.heartbeat import NOTICE
+from cutline.edge.heartbeat import FIRST_UPLINK, NOTICE, WorkerSilent, patience
 from cutline.edge.progress import Prepared, Progress
 from cutline.edge.question import Mode
 from cutline.edge.spans import Crossing
@@ -31,6 +31,8 @@ from cutline.errors import (
     CutlineError,
     InputError,
     ModelMismatch,
+    PromptError,
+    VersionMismatch,
     WorkerError,
     WorkerForgot,
     WorkerUnavailable,
@@ -39,14 +41,20 @@ from cutline.models.bundle import Manifest
 from cutline.models.sampling import agreeing
 from cutline.models.vocabulary import Vocabulary
 from cutline.protos.client import WorkerClient, WorkerSession
+from cutline.protos.messages import Description
 
 if TYPE_CHECKING:  # an agent without one loads no HTTP client
     from cutline.edge.upstream import Upstream, UpstreamSession
 
 TRIES = 3  # of each worker, for one question
 RETRY_SECONDS = 0.25  # that an answer waits for a worker to be asked again, before the drafter goes on alone
+UNFIT = ModelMismatch | AccessDenied | VersionMismatch  # asking such a worker again changes nothing
 STEP = 0.05  # seconds after which is looked again whether one may be asked
 LOOK_SECONDS = 0.5  # at most, after the answer: the agent may go offline meanwhile
+
+
+class NoRoom(PromptError):
+    """A worker's context has no room for a question and what is answered so far; another's may have."""
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -105,6 +113,11 @@ class Asking:
             await self._ask_workers()
         if self._is_complete(self.progress):
             return
+        # Alone, an agent whose every worker has another model would go on so for ever, and nobody would see it.
+        if self.upstream is None and not self.progress.tokens and (mismatch := self.workers.mismatch) is not None:
+            raise mismatch
+        if isinstance(self._failure, NoRoom) and not self.progress.tokens:
+            raise self._failure
         if not self._may_go_on_alone:
             raise self._failure or self._nobody()
         await self.go_on_alone()
@@ -141,10 +154,10 @@ class Asking:
             try:
                 others = partial(self._may_ask_another, client.address, tried)
                 await self._ask(client, self.progress, end - time.monotonic(), others)
-            except WorkerError as error:
+            except (WorkerError, NoRoom) as error:
                 self._failure = error
-                if isinstance(error, ModelMismatch | AccessDenied):
-                    tried[client.address] = TRIES  # asking it again changes nothing
+                if isinstance(error, UNFIT | NoRoom):
+                    tried[client.address] = TRIES
                 # One that forgot what it had kept is not lost, but takes all of it anew; if that is true.
                 if not (isinstance(error, WorkerForgot) and tried[client.address] == 1):
                     self._lose(client.address, error)
@@ -215,27 +228,30 @@ class Asking:
         self, client: WorkerClient, progress: Progress, seconds: float, others: Callable[[], bool] = lambda: False
     ) -> None:
         """Have one worker settle the rest of `progress`; `others` are those of `Turn`. Raises CutlineError."""
-        exchange, settled = None, len(progress.tokens)
+        exchange, settled, end = None, len(progress.tokens), time.monotonic() + seconds
         try:
             progress.cold |= not client.connected or bool(self.sessions)
+            described = await self._describe(client, seconds)
+            prepared = self._fitted(described, progress, client.address)
             if not self._crossed:
                 self.models.crossing, self._crossed = await self.models.run(self.cross), True
             if self.drafts and self.models.drafting is None:
                 self.models.drafting = self.converse()
             exchange = Exchange(
                 self.manifest,
-                self.prepared,
+                prepared,
                 progress,
                 self.models,
                 self.uploads,
                 notice=self.notice,
                 uplink=self.workers.uplink(client.address),
                 others=others,
+                features=described.features,
             )
-            await exchange.run(client, self.model, self._left(progress), seconds=max(seconds, STEP))
+            await exchange.run(client, self.model, self._left(progress), seconds=max(end - time.monotonic(), STEP))
         except BaseException as error:
-            if exchange is None or exchange.session is None:
-                self.workers.drop(client.address)
+            if (exchange is None or exchange.session is None) and not isinstance(error, WorkerError):
+                self.workers.drop(client.address)  # the fault is here
             else:
                 self.workers.report(client.address, error)
             if isinstance(error, WorkerForgot):
@@ -243,11 +259,38 @@ class Asking:
             raise
         else:
             self.workers.report(client.address, None)
+            self.prepared = prepared  # where the worker's context has ended, so has the answer
         finally:
             if exchange is not None:
                 self._note(client.address, exchange)
             if len(progress.tokens) > settled:
                 self.worker = client.address
+
+    async def _describe(self, client: WorkerClient, seconds: float) -> Description:
+        """What a worker serves, before anything goes up. Raises WorkerError, also where it does not say so in time."""
+        wait = patience(self.notice, ahead=0, uplink=FIRST_UPLINK, connected=client.connected)
+        wait = min(wait, max(seconds, STEP))
+        try:
+            async with asyncio.timeout(wait):
+                return await self.workers.describe(client, model=self.model)
+        except TimeoutError:
+            raise WorkerSilent(
+                f"nothing was heard of the worker at {client.address} for {wait:.1f} seconds; is it running, and the "
+                "link up?",
+                notice=self.notice,
+                answered=False,
+            ) from None
+
+    def _fitted(self, described: Description, progress: Progress, address: str) -> Prepared:
+        """The question as a worker can take it: its context may hold less of an answer. Raises NoRoom."""
+        prepared = self.prepared
+        if (room := described.context - len(prepared.asked)) <= len(progress.tokens):
+            raise NoRoom(
+                f"{len(prepared.asked) + len(progress.tokens)} tokens leave no room in the context of "
+                f"{described.context} that the worker at {address} has; ask something shorter, or start it with a "
+                "larger --context"
+            )
+        return replace(prepared, limit=min(prepared.limit, room))
 
     def _note(self, address: str, exchange: Exchange) -> None:
         """Take note of what an exchange with the worker at `address` left."""
@@ -262,7 +305,7 @@ class Asking:
         settled = len(progress.tokens)
         return self.believed[settled:] if agreeing(self.believed, progress.tokens) == settled else ()
 
-    def _lose(self, worker: str, error: WorkerError) -> None:
+    def _lose(self, worker: str, error: CutlineError) -> None:
         """Note that a worker was lost; who goes on is not known yet."""
         session = next((one for one in reversed(self.sessions) if one.address == worker), None)
         silent = 0.0 if session is None else time.monotonic() - session.heard
@@ -319,7 +362,7 @@ class Asking:
             except WorkerUnavailable:  # what is waited for is that there is a link again, however often that is tried
                 continue
             except CutlineError as error:
-                tried[client.address] += TRIES if isinstance(error, ModelMismatch | AccessDenied) else 1
+                tried[client.address] += TRIES if isinstance(error, UNFIT) else 1
         if self._is_complete(check):
             check.finish()
             self._take(check)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TypeVar
@@ -17,10 +17,11 @@ from cutline.edge.progress import Belief, Prepared, Progress
 from cutline.edge.spans import Crossing
 from cutline.edge.turn import Turn
 from cutline.edge.uploads import Upload, Uploads
-from cutline.errors import WorkerError
+from cutline.errors import VersionMismatch, WorkerError
 from cutline.models.bundle import Manifest
 from cutline.models.sampling import agreeing
 from cutline.protos.client import WorkerClient, WorkerSession
+from cutline.protos.features import understood
 from cutline.protos.messages import (
     Boundary,
     Confirmed,
@@ -31,6 +32,7 @@ from cutline.protos.messages import (
     boundary_chunks,
     draft_chunks,
     image_chunks,
+    lacking,
 )
 from cutline.protos.request_ids import TRACE_KEY
 from cutline.protos.security import TENANT_KEY
@@ -93,8 +95,8 @@ class Exchange:
 
     What is sent is the image, or where `models` have a crossing what crosses the cut; and drafts, if they have a
     drafting. `uploads` knows what the worker keeps. A worker of which nothing is heard for `notice` seconds is given
-    up; its link is taken to carry `uplink` bytes a second. One that says nothing of the answer is given up only where
-    there are `others`, see `Turn`.
+    up; its link is taken to carry `uplink` bytes a second; it understands `features`. One that says nothing of the
+    answer is given up only where there are `others`, see `Turn`.
     """
 
     manifest: Manifest
@@ -105,6 +107,7 @@ class Exchange:
     notice: float = NOTICE
     uplink: float = FIRST_UPLINK
     others: Callable[[], bool] = lambda: False
+    features: Collection[str] = field(default_factory=understood)
     belief: Belief = field(default_factory=Belief)
     session: WorkerSession | None = None
     over: bool = False  # nobody waits for it any more
@@ -120,7 +123,8 @@ class Exchange:
     async def run(self, client: WorkerClient, model: str, draft: tuple[int, ...], *, seconds: float) -> None:
         """Open a session for `model` with a first `draft`, and settle what is confirmed until the answer is complete.
 
-        Raises InputError, WorkerError; also when that took so many `seconds`.
+        Raises InputError, WorkerError: VersionMismatch before anything goes up, and others when that took so many
+        `seconds`.
         """
         progress, family = self.progress, self.manifest.family
         self.belief = Belief((*progress.tokens, *draft), len(progress.tokens) + len(draft))
@@ -136,7 +140,13 @@ class Exchange:
         question = self.prepared.question
         told = (TENANT_KEY, question.tenant), (TRACE_KEY, question.trace)
         metadata = tuple((key, value) for key, value in told if value)
-        session = self.session = client.session(self._opening(model, draft), (), timeout=seconds, metadata=metadata)
+        opening = self._opening(model, draft)
+        if lacks := lacking(opening, self.features):
+            raise VersionMismatch(
+                f"the worker at {client.address} does not understand {', '.join(lacks)}, which this question takes; "
+                "upgrade it, or name another"
+            )
+        session = self.session = client.session(opening, (), timeout=seconds, metadata=metadata)
         self.heartbeat = Heartbeat(session, self.notice, self.uplink, connected)
         self.turn = Turn(client.address, self.notice, time.monotonic() + seconds, self.others)
         try:

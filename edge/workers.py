@@ -12,9 +12,18 @@ from typing import Protocol
 from cutline.edge.breaker import Circuit
 from cutline.edge.heartbeat import FIRST_UPLINK, SLOWEST_UPLINK, WorkerSilent
 from cutline.edge.state import WorkerState
-from cutline.errors import CutlineError, InputError, WorkerBusy, WorkerError, WorkerForgot
+from cutline.errors import (
+    CutlineError,
+    InputError,
+    ModelMismatch,
+    VersionMismatch,
+    WorkerBusy,
+    WorkerError,
+    WorkerForgot,
+)
 from cutline.protos.address import parse_address
 from cutline.protos.client import WorkerClient
+from cutline.protos.messages import Description
 from cutline.protos.security import NO_KEYS, AgentKeys
 
 BUSY_SECONDS = 0.2  # that a worker is left alone which refused and did not say for how long
@@ -37,6 +46,8 @@ class _Known:
     rtt: float | None = None  # seconds
     queue: float | None = None  # seconds
     uplink: float = FIRST_UPLINK  # what is reckoned with
+    described: Description | None = None  # what it said over the connection that there is
+    mismatch: ModelMismatch | None = None  # it was found last to serve another model
 
 
 class Workers:
@@ -94,6 +105,14 @@ class Workers:
         return not self._offline and any(one.circuit.lets(self._clock()) for one in self._known.values())
 
     @property
+    def mismatch(self) -> ModelMismatch | None:
+        """What is wrong with the configuration where every worker was found to serve another model."""
+        found = [one.mismatch for one in self._known.values()]
+        if not found or any(one is None for one in found):
+            return None
+        return ModelMismatch("no worker serves the model that this agent is for: " + "; ".join(map(str, found)))
+
+    @property
     def states(self) -> tuple[WorkerState, ...]:
         """How each of them stands."""
         now = self._clock()
@@ -138,13 +157,34 @@ class Workers:
         left = [one.circuit.left(now) for address, one in self._known.items() if address not in but]
         return None if self._offline else min(left, default=None)
 
+    async def describe(self, client: WorkerClient, *, model: str) -> Description:
+        """What the worker of `client` serves; it is asked once a connection.
+
+        Raises WorkerError, and ModelMismatch where that is another model than `model`.
+        """
+        known = self._known.get(client.address)
+        if known is not None and known.described is not None and client.connected:
+            return known.described
+        found = await client.describe()
+        if found.model != model:
+            raise ModelMismatch(
+                f"the worker at {client.address} serves {found.name[:80]!r} ({found.model[:12]}), "
+                f"and this agent is for {model[:12]}; start the worker with the target's bundle, or name another"
+            )
+        if known is not None:
+            known.described = found
+        return found
+
     def report(self, address: str, error: BaseException | None) -> None:
         """What came of asking the worker at `address`: `error`, or None if it did what it was asked."""
         known, now = self._known.get(address), self._clock()
         if known is None:
             return
+        known.mismatch = error if isinstance(error, ModelMismatch) else None
+        if isinstance(error, WorkerError):
+            known.described = None  # who comes back may be another
         match error:
-            case None | WorkerForgot() | InputError():
+            case None | WorkerForgot() | InputError() | VersionMismatch():  # it may do what others ask
                 known.circuit = known.circuit.worked()
             case WorkerBusy():
                 wait = error.retry_seconds or BUSY_SECONDS * (1.0 - self._chance() / 2)

@@ -12,7 +12,8 @@
         ├── WorkerBusy          exit 6   the worker refused early: no room; try again later
         ├── WorkerFailed        exit 7   the worker broke while it served this session
         ├── WorkerForgot        exit 10  the worker let go of what a session stood on: open it anew, whole
-        └── AccessDenied        exit 9   the worker does not take this agent: no token or certificate, or a wrong one
+        ├── AccessDenied        exit 9   the worker does not take this agent: no token or certificate, or a wrong one
+        └── VersionMismatch     exit 11  the worker is of another version, and one of the two lacks what it takes
 
 Ctrl-C ends with 130, as shells expect. A message is one line: what was wrong, and what to do about it.
 """
@@ -94,3 +95,9 @@ class AccessDenied(WorkerError):
     """The worker does not take this agent: it has no token or certificate, or a wrong one."""
 
     exit_code = 9
+
+
+class VersionMismatch(WorkerError):
+    """The worker is of another version than this agent, and one of the two lacks what the other needs."""
+
+    exit_code = 11

@@ -97,6 +97,12 @@ class WorkerClient:
             described = await line.hold(line.stub.Describe(pb.DescribeRequest(), timeout=CONNECT_SECONDS, metadata=who))
         except grpc.aio.AioRpcError as error:
             raise _translated(error.code(), error.details(), self.address, self._keys) from None
+        except grpc.aio.UsageError:
+            raise WorkerUnavailable(f"the connection to the worker at {self.address} was closed") from None
+        except asyncio.CancelledError:  # likewise, while it was asked
+            if given_up():
+                raise
+            raise WorkerUnavailable(f"the connection to the worker at {self.address} was closed") from None
         try:
             return description_from_wire(described)
         except InputError as error:

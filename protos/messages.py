@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,9 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from cutline.errors import CutlineError, InputError, WorkerBusy
+from cutline.errors import CutlineError, InputError, VersionMismatch, WorkerBusy
 from cutline.models.wire import Wire, bytes_per_row
+from cutline.protos.features import missing, required, understood
 from cutline.protos.request_ids import check_request_id
 from cutline.protos.status import exception_of, status_of
 from cutline.protos.tensors import CHUNK, decode_tensor, encode_tensor, wire_of
@@ -47,6 +48,7 @@ class Description:
     queue_seconds: float = 0.0
     draining: bool = False
     wires: tuple[Wire, ...] = ()
+    features: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,6 +233,7 @@ def agent_to_wire(message: AgentMessage) -> pb.AgentMessage:
                 alternatives=message.alternatives,
                 request_id=message.request_id,
             )
+            opening.requires.extend(required(opening))
             return pb.AgentMessage(open=opening)
         case ImageChunk(data, last):
             return pb.AgentMessage(image=pb.ImageChunk(data=data, last=last))
@@ -244,7 +247,7 @@ def agent_to_wire(message: AgentMessage) -> pb.AgentMessage:
 
 
 def agent_from_wire(message: pb.AgentMessage) -> AgentMessage:
-    """An agent's message from the wire. Raises InputError."""
+    """An agent's message from the wire. Raises InputError, and VersionMismatch for what a newer agent sends."""
     match message.WhichOneof("kind"):
         case "open":
             return _open(message.open)
@@ -259,10 +262,18 @@ def agent_from_wire(message: pb.AgentMessage) -> AgentMessage:
         case "cancel":
             return Cancel()
         case _:
-            raise InputError("a message of no known kind; the agent may be newer than this worker")
+            raise _unknown(message, "the agent is newer than this worker")
+
+
+def _unknown(message: Any, newer: str) -> CutlineError:
+    """What is wrong with a message of no known kind: it is of a later version, or has nothing in it."""
+    what = "a message of no known kind"
+    return VersionMismatch(f"{what}; {newer}") if message.ByteSize() else InputError(what)
 
 
 def _open(opening: pb.Open) -> Open:
+    if lacks := missing(opening.requires, understood()):
+        raise VersionMismatch(f"this worker does not understand {', '.join(lacks)[:200]!r}; upgrade it, or ask another")
     if not 0.0 <= opening.effort <= 1.0:
         raise InputError(f"effort is {opening.effort}; give 0 (only verify) to 1 (full race)")
     if not 1 <= opening.prompt_length <= len(opening.tokens):
@@ -349,7 +360,7 @@ def _likelihood_to_wire(one: Likelihood) -> pb.Likelihood:
 
 
 def worker_from_wire(message: pb.WorkerMessage) -> WorkerMessage:
-    """A worker's message from the wire. Raises InputError."""
+    """A worker's message from the wire. Raises InputError, and VersionMismatch for what a newer worker sends."""
     match message.WhichOneof("kind"):
         case "opened":
             opened = message.opened
@@ -367,7 +378,8 @@ def worker_from_wire(message: pb.WorkerMessage) -> WorkerMessage:
         case "finished":
             done = message.finished
             if done.reason not in _REASONS:
-                raise InputError("the worker finished for no known reason")
+                what = "the worker finished for no known reason"
+                raise VersionMismatch(f"{what}; it is newer than this agent") if done.reason else InputError(what)
             _check_times(done.cloud_seconds)
             return Finished(Reason(done.reason), done.passes, done.verified, done.cloud_seconds)
         case "failure":
@@ -377,7 +389,7 @@ def worker_from_wire(message: pb.WorkerMessage) -> WorkerMessage:
                 error.retry_seconds = message.failure.retry_seconds
             return error
         case _:
-            raise InputError("a message of no known kind; the worker may be newer than this agent")
+            raise _unknown(message, "the worker is newer than this agent")
 
 
 def _check_times(*seconds: float) -> None:
@@ -401,4 +413,10 @@ def description_from_wire(message: pb.Description) -> Description:
     """A worker's description from the wire. Raises InputError."""
     _check_times(message.queue_seconds)
     wires = tuple(wire for wire in Wire if pb.Tensor.Type.Value(wire.name) in message.wires)
-    return Description(**{name: getattr(message, name) for name in Description.__slots__} | {"wires": wires})
+    read = {"wires": wires, "features": tuple(message.features)}
+    return Description(**{name: getattr(message, name) for name in Description.__slots__} | read)
+
+
+def lacking(opening: Open, features: Collection[str]) -> tuple[str, ...]:
+    """The features without which a worker that has these would overlook some of `opening`."""
+    return missing(agent_to_wire(opening).open.requires, features)

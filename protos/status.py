@@ -11,6 +11,7 @@
 | WorkerForgot       | ABORTED             | replays, with everything, anywhere       |
 | AccessDenied       | UNAUTHENTICATED     | reports it; another worker may take it   |
 | AccessDenied       | PERMISSION_DENIED   | likewise                                 |
+| VersionMismatch    | UNIMPLEMENTED       | reports it; another worker may serve     |
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from cutline.errors import (
     CutlineError,
     InputError,
     ModelMismatch,
+    VersionMismatch,
     WorkerBusy,
     WorkerFailed,
     WorkerForgot,
@@ -38,6 +40,7 @@ _TABLE: tuple[tuple[type[CutlineError], grpc.StatusCode], ...] = (
     (WorkerForgot, grpc.StatusCode.ABORTED),
     (AccessDenied, grpc.StatusCode.UNAUTHENTICATED),
     (AccessDenied, grpc.StatusCode.PERMISSION_DENIED),
+    (VersionMismatch, grpc.StatusCode.UNIMPLEMENTED),
 )
 
 

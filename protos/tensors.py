@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cutline.errors import InputError
+from cutline.errors import InputError, VersionMismatch
 from cutline.models.wire import Wire, data_bytes, scale_bytes
 from cutline.protos.v1 import worker_pb2 as pb
 
@@ -33,10 +33,11 @@ _LARGEST = dict.fromkeys(Wire, _LARGEST_BFLOAT16) | {
 
 
 def wire_of(tensor: pb.Tensor) -> Wire:
-    """The format of `tensor`. Raises InputError on one that this version does not know."""
+    """The format of `tensor`. Raises InputError where it says none, VersionMismatch on one of a later version."""
     wire = _TYPES.get(tensor.type)
     if wire is None:
-        raise InputError(f"tensor type {tensor.type} is not taken; send one of {', '.join(Wire)}")
+        kind = VersionMismatch if tensor.type else InputError  # a later version's, or none
+        raise kind(f"tensor type {tensor.type} is not taken; send one of {', '.join(Wire)}")
     return wire
 
 

@@ -16,6 +16,7 @@ from cutline.errors import (
     InputError,
     ModelMismatch,
     PromptError,
+    VersionMismatch,
     WorkerBusy,
     WorkerFailed,
     WorkerForgot,
@@ -31,11 +32,12 @@ STATUS: dict[type[CutlineError], int] = {
     InputError: 400,
     BundleError: 500,
     WorkerUnavailable: 503,
-    ModelMismatch: 502,
+    ModelMismatch: 424,
     WorkerBusy: 429,
     WorkerFailed: 502,
     WorkerForgot: 503,
     AccessDenied: 502,
+    VersionMismatch: 501,
 }
 BUG = "the agent failed on this request; its log says more"
 

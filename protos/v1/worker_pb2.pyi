@@ -12,7 +12,7 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Description(_message.Message):
-    __slots__ = ("model", "name", "version", "vision_layers", "decoder_layers", "context", "sessions", "max_sessions", "start", "end", "queue_seconds", "draining", "wires")
+    __slots__ = ("model", "name", "version", "vision_layers", "decoder_layers", "context", "sessions", "max_sessions", "start", "end", "queue_seconds", "draining", "wires", "features")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -26,6 +26,7 @@ class Description(_message.Message):
     QUEUE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     WIRES_FIELD_NUMBER: _ClassVar[int]
+    FEATURES_FIELD_NUMBER: _ClassVar[int]
     model: str
     name: str
     version: str
@@ -39,7 +40,8 @@ class Description(_message.Message):
     queue_seconds: float
     draining: bool
     wires: _containers.RepeatedScalarFieldContainer[Tensor.Type]
-    def __init__(self, model: _Optional[str] = ..., name: _Optional[str] = ..., version: _Optional[str] = ..., vision_layers: _Optional[int] = ..., decoder_layers: _Optional[int] = ..., context: _Optional[int] = ..., sessions: _Optional[int] = ..., max_sessions: _Optional[int] = ..., start: _Optional[str] = ..., end: _Optional[str] = ..., queue_seconds: _Optional[float] = ..., draining: _Optional[bool] = ..., wires: _Optional[_Iterable[_Union[Tensor.Type, str]]] = ...) -> None: ...
+    features: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, model: _Optional[str] = ..., name: _Optional[str] = ..., version: _Optional[str] = ..., vision_layers: _Optional[int] = ..., decoder_layers: _Optional[int] = ..., context: _Optional[int] = ..., sessions: _Optional[int] = ..., max_sessions: _Optional[int] = ..., start: _Optional[str] = ..., end: _Optional[str] = ..., queue_seconds: _Optional[float] = ..., draining: _Optional[bool] = ..., wires: _Optional[_Iterable[_Union[Tensor.Type, str]]] = ..., features: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ProbeRequest(_message.Message):
     __slots__ = ("data", "answer")
@@ -70,7 +72,7 @@ class AgentMessage(_message.Message):
     def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., image: _Optional[_Union[ImageChunk, _Mapping]] = ..., boundary: _Optional[_Union[Boundary, _Mapping]] = ..., draft: _Optional[_Union[Draft, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("model", "tokens", "prompt_length", "cut", "images", "max_tokens", "sampling", "effort", "draft", "grids", "digests", "known", "likelihoods", "alternatives", "request_id")
+    __slots__ = ("model", "tokens", "prompt_length", "cut", "images", "max_tokens", "sampling", "effort", "draft", "grids", "digests", "known", "likelihoods", "alternatives", "request_id", "requires")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_LENGTH_FIELD_NUMBER: _ClassVar[int]
@@ -86,6 +88,7 @@ class Open(_message.Message):
     LIKELIHOODS_FIELD_NUMBER: _ClassVar[int]
     ALTERNATIVES_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    REQUIRES_FIELD_NUMBER: _ClassVar[int]
     model: str
     tokens: _containers.RepeatedScalarFieldContainer[int]
     prompt_length: int
@@ -101,7 +104,8 @@ class Open(_message.Message):
     likelihoods: bool
     alternatives: int
     request_id: str
-    def __init__(self, model: _Optional[str] = ..., tokens: _Optional[_Iterable[int]] = ..., prompt_length: _Optional[int] = ..., cut: _Optional[str] = ..., images: _Optional[int] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., effort: _Optional[float] = ..., draft: _Optional[_Iterable[int]] = ..., grids: _Optional[_Iterable[_Union[Grid, _Mapping]]] = ..., digests: _Optional[_Iterable[bytes]] = ..., known: _Optional[int] = ..., likelihoods: _Optional[bool] = ..., alternatives: _Optional[int] = ..., request_id: _Optional[str] = ...) -> None: ...
+    requires: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, model: _Optional[str] = ..., tokens: _Optional[_Iterable[int]] = ..., prompt_length: _Optional[int] = ..., cut: _Optional[str] = ..., images: _Optional[int] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., effort: _Optional[float] = ..., draft: _Optional[_Iterable[int]] = ..., grids: _Optional[_Iterable[_Union[Grid, _Mapping]]] = ..., digests: _Optional[_Iterable[bytes]] = ..., known: _Optional[int] = ..., likelihoods: _Optional[bool] = ..., alternatives: _Optional[int] = ..., request_id: _Optional[str] = ..., requires: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Grid(_message.Message):
     __slots__ = ("rows", "cols")

@@ -279,7 +279,7 @@ def test_no_worker_at_the_address(run: Run, card: Path) -> None:
     assert "127.0.0.1:" in run(*asked, "--mode", "cloud").failed(WorkerUnavailable.exit_code)
     alone = run(*asked, "--mode", "draft")
     assert alone.code == 0
-    assert f"lost {NOBODY} after 0 tokens, 127.0.0.1:2 went on" in alone.out
+    assert f"passed over {NOBODY}, 127.0.0.1:2 went on" in alone.out
     assert "this device alone from token 0 on: unverified" in alone.out
 
 

@@ -77,8 +77,8 @@ def test_what_a_plan_alone_keeps_to_is_not_corrected(bound: dict[str, Any]) -> N
         async with serving(worker) as address:
             planner = open_planner("raspberry-pi-5", "l4", "4g", BUNDLE, target)
             async with Agent(BUNDLE, worker=address, threads=1, notice=NOTICE, target=target, planner=planner) as agent:
-                while agent.workers.states[0].connected is False:  # noqa: ASYNC110
-                    await asyncio.sleep(0.01)
+                assert agent._meeting is not None
+                await agent._meeting
                 agent.workers.report(address, WorkerFailed("broke"))
                 answer = await agent.answer(asking(Mode.AUTO, correct_seconds=2.0, **bound))
                 assert (answer.tail, answer.bytes_up, answer.worker) == (Tail.UNVERIFIED, 0, None)

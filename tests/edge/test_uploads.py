@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 
+from cutline.bench.scripted_worker import DESCRIPTION
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
@@ -35,6 +36,7 @@ from cutline.protos.messages import (
     Opened,
     Reason,
     agent_from_wire,
+    description_to_wire,
     worker_to_wire,
 )
 from cutline.protos.v1 import worker_pb2_grpc
@@ -53,6 +55,9 @@ class KeepingWorker(worker_pb2_grpc.WorkerServicer):
     kept: set[bytes] = field(default_factory=set)
     openings: list[Open] = field(default_factory=list)
     tenants: list[str] = field(default_factory=list)  # of each opening, as its metadata says
+
+    async def Describe(self, request: Any, context: Any) -> Any:
+        return description_to_wire(replace(DESCRIPTION, context=8192))
 
     async def Session(self, request_iterator: Any, context: Any) -> AsyncIterator[Any]:
         self.tenants.append(dict(context.invocation_metadata()).get("cutline-tenant", ""))

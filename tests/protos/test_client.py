@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -66,9 +67,10 @@ class Worker(worker_pb2_grpc.WorkerServicer):
     def __init__(self, script: Script) -> None:
         self.heard: list[pb.AgentMessage] = []
         self._script = script
+        self.description = DESCRIPTION
 
     async def Describe(self, request: pb.DescribeRequest, context: Any) -> pb.Description:
-        return description_to_wire(DESCRIPTION)
+        return description_to_wire(self.description)
 
     async def Session(self, request_iterator: Any, context: Any) -> AsyncIterator[pb.WorkerMessage]:
         async def heard() -> AsyncIterator[pb.AgentMessage]:
@@ -250,6 +252,7 @@ def test_nobody_to_describe() -> None:
     asyncio.run(run())
 
 
+DRAFTS = Bundle.open(DRAFTER)
 REQUEST = next(requests(Split.EVALUATION, 1, seed=8))
 
 
@@ -266,11 +269,12 @@ def ask(*answered: tuple[int, tuple[int, ...], int]) -> tuple[int, ...]:
                 async for _ in messages:
                     pass
 
-        question = Question.about(REQUEST.image, "Which?", mode=Mode.CLOUD, max_tokens=4, timeout=10)
+        question, bundle = Question.about(REQUEST.image, "Which?", mode=Mode.CLOUD, max_tokens=4, timeout=10), DRAFTS
         async with (
-            serving(script) as (_, address),
-            Agent(Bundle.open(DRAFTER), worker=address, threads=1) as agent,
+            serving(script) as (worker, address),
+            Agent(bundle, worker=address, threads=1) as agent,
         ):
+            worker.description = replace(DESCRIPTION, model=bundle.manifest.target or "", context=2048)
             answer = await agent.answer(question)
             return tuple(token.id for token in answer.tokens)
 

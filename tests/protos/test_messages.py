@@ -12,7 +12,15 @@ from google.protobuf.message import DecodeError
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from cutline.errors import CutlineError, InputError, ModelMismatch, WorkerBusy, WorkerFailed, WorkerUnavailable
+from cutline.errors import (
+    CutlineError,
+    InputError,
+    ModelMismatch,
+    VersionMismatch,
+    WorkerBusy,
+    WorkerFailed,
+    WorkerUnavailable,
+)
 from cutline.models.wire import Wire, bytes_per_row
 from cutline.protos.messages import (
     AgentMessage,
@@ -225,7 +233,7 @@ def test_bytes_for_a_worker_become_a_message_or_an_input_error(data: bytes) -> N
         return
     try:
         plain = agent_from_wire(message)
-    except InputError:
+    except (InputError, VersionMismatch):
         return
     assert isinstance(plain, AgentMessage)
 
@@ -241,7 +249,7 @@ def test_bytes_for_an_agent_become_a_message_or_an_input_error(data: bytes) -> N
         return
     try:
         plain = worker_from_wire(message)
-    except InputError:
+    except (InputError, VersionMismatch):
         return
     assert isinstance(plain, WorkerMessage)
 
@@ -257,7 +265,7 @@ def test_a_tensor_of_any_shape_becomes_two_dimensions_or_an_input_error(
     tensor = pb.Tensor(type=kind, shape=shape, data=data)  # type: ignore[arg-type]
     try:
         plain = agent_from_wire(pb.AgentMessage(boundary=pb.Boundary(rows=tensor)))
-    except InputError:
+    except (InputError, VersionMismatch):
         return
     assert isinstance(plain, Boundary)
     assert plain.rows.shape == tuple(shape)
@@ -319,7 +327,6 @@ def test_an_agents_message_out_of_bounds_is_refused(wire: pb.AgentMessage, words
         (pb.WorkerMessage(opened=pb.Opened(queue_seconds=math.inf)), "times"),
         (pb.WorkerMessage(confirmed=pb.Confirmed(tokens=[1], accepted=2)), "more drafted tokens"),
         (pb.WorkerMessage(finished=pb.Finished()), "no known reason"),
-        (pb.WorkerMessage(finished=pb.Finished(reason=3)), "no known reason"),  # type: ignore[arg-type]
         (pb.WorkerMessage(finished=pb.Finished(reason="STOP", cloud_seconds=math.nan)), "times"),
         (pb.WorkerMessage(finished=pb.Finished(reason="STOP", cloud_seconds=math.inf)), "times"),
         (pb.WorkerMessage(finished=pb.Finished(reason="STOP", cloud_seconds=-1.0)), "times"),
@@ -328,6 +335,11 @@ def test_an_agents_message_out_of_bounds_is_refused(wire: pb.AgentMessage, words
 def test_a_workers_message_out_of_bounds_is_refused(wire: pb.WorkerMessage, words: str) -> None:
     with pytest.raises(InputError, match=words):
         worker_from_wire(wire)
+
+
+def test_a_reason_of_a_later_version_is_told_from_none() -> None:
+    with pytest.raises(VersionMismatch, match="no known reason; it is newer than this agent"):
+        worker_from_wire(pb.WorkerMessage(finished=pb.Finished(reason=3)))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("seconds", [math.nan, math.inf, -1.0])

@@ -17,6 +17,7 @@ from cutline.protos.status import exception_of, status_of
         (errors.WorkerBusy, grpc.StatusCode.RESOURCE_EXHAUSTED),
         (errors.WorkerUnavailable, grpc.StatusCode.UNAVAILABLE),
         (errors.WorkerFailed, grpc.StatusCode.INTERNAL),
+        (errors.VersionMismatch, grpc.StatusCode.UNIMPLEMENTED),
     ],
 )
 def test_an_exception_comes_back_with_its_words(kind: type[errors.CutlineError], code: grpc.StatusCode) -> None:
@@ -35,5 +36,5 @@ def test_every_status_is_an_exception_and_every_exception_a_status() -> None:
     assert type(exception_of(grpc.StatusCode.DEADLINE_EXCEEDED, "")) is errors.WorkerUnavailable
     for code in grpc.StatusCode:
         assert isinstance(exception_of(code, ""), errors.CutlineError)
-    assert type(exception_of(grpc.StatusCode.UNIMPLEMENTED, "")) is errors.WorkerFailed
+    assert type(exception_of(grpc.StatusCode.UNKNOWN, "")) is errors.WorkerFailed
     assert status_of(errors.BundleError("x")) == grpc.StatusCode.INTERNAL
