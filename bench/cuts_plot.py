@@ -10,6 +10,8 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from cutline.bench.plot_file import save_plot
+
 if TYPE_CHECKING:
     from cutline.bench.cuts import Cells
 
@@ -59,7 +61,7 @@ def draw(path: Path, cuts: Sequence[str], links: Mapping[str, Cells], memory: Ma
         for axes in others:
             axes.remove()
         figure.legend(*sent.get_legend_handles_labels(), loc="outside upper right", ncols=3)
-        figure.savefig(path, dpi=130, metadata={"Software": None})
+        save_plot(figure, path, dpi=130, metadata={"Software": None})
 
 
 def _lines(axes: Axes, cuts: Sequence[str], values: Mapping[tuple[str, str], float]) -> None:

@@ -45,6 +45,7 @@ from cutline.bench.plan_measured import (
 from cutline.bench.slow import pinned
 from cutline.cli.processes import worker_process
 from cutline.cli.setting import open_drafter, open_target
+from cutline.core.files import write_file
 from cutline.devices.link import load_link
 from cutline.edge.setting import setting_of
 from cutline.models.wire import Wire
@@ -85,7 +86,7 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         made = run(args, folder, tell=status.update)
     if args.json:
-        args.json.write_bytes(msgspec.json.format(msgspec.json.encode(made)))
+        write_file(args.json, msgspec.json.format(msgspec.json.encode(made)))
     show(console, made)
     if args.plot:
         from cutline.bench.plan_accuracy_plot import draw

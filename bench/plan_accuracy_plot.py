@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from cutline.bench.cuts_plot import INK, MUTED, RULE, STYLE
 from cutline.bench.plan_figures import LIMITS, Result
+from cutline.bench.plot_file import save_plot
 
 COLOURS = {"edge": INK, "cloud": "#c8453b", "split": "#2f8fd3", "draft": "#e08e00", "auto": "#17a07a"}
 MARKS = dict(zip(LIMITS, "osD", strict=True))
@@ -22,7 +23,7 @@ def draw(path: Path, made: Result) -> None:
         left, right = figure.subplots(1, 2)
         _predictions(left, made)
         _regrets(right, made)
-        figure.savefig(path, dpi=130, metadata={"Software": None})
+        save_plot(figure, path, dpi=130, metadata={"Software": None})
 
 
 def _predictions(axes: Axes, made: Result) -> None:

@@ -33,6 +33,7 @@ from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from cutline.bench.inversion import learn, paint
+from cutline.bench.plot_file import save_plot
 from cutline.demo.bundles import TARGET
 from cutline.demo.cards import Split, draw
 from cutline.demo.reference import Reference
@@ -264,7 +265,7 @@ def plot(painted: dict[str, NDArray[np.uint8]], path: Path) -> None:
             place.imshow(picture)
             place.axis("off")
     figure.subplots_adjust(left=0.12, right=0.995, top=0.995, bottom=0.005, wspace=0.03, hspace=0.03)
-    figure.savefig(path)
+    save_plot(figure, path)
 
 
 def _as_it_is(rows: Tensor) -> Tensor:

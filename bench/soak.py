@@ -32,6 +32,7 @@ from cutline.bench.faults.lane import Asker
 from cutline.bench.faults.link import FaultyLink
 from cutline.bench.faults.rig import asker, ungated
 from cutline.bench.flatness import WARM_UP, Log, taken
+from cutline.bench.plot_file import save_plot
 from cutline.bench.worker_process import WorkerProcess
 from cutline.demo.bundles import TARGET
 from cutline.edge.agent import Agent
@@ -249,7 +250,7 @@ def plot(log: Log, path: Path) -> None:
         side.spines[["top", "right"]].set_visible(False)
     sides[0].legend(frameon=False, ncols=3)
     sides[-1].set(xlabel="minutes")
-    figure.savefig(path, dpi=110)
+    save_plot(figure, path, dpi=110)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LlamaForCausalLM
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
+from cutline.bench.plot_file import save_plot
 from cutline.bench.seeded import make_smolvlm_256m
 from cutline.cloud.engine import Engine
 from cutline.cloud.session import Event, Request, Rows, Session
@@ -304,7 +305,7 @@ def plot(curves: dict[str, dict[int, float]], path: Path) -> None:
         side.minorticks_off()
         side.legend(frameon=False)
         side.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110)
+    save_plot(figure, path, dpi=110)
 
 
 if __name__ == "__main__":

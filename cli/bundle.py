@@ -98,6 +98,7 @@ def copy(
     """Copy a bundle, or the part of it that a device needs; its identity stays the same."""
     from rich.console import Console
 
+    from cutline.core.files import storing
     from cutline.errors import InputError
 
     bundle = Bundle.open(folder, part)
@@ -105,10 +106,8 @@ def copy(
         raise InputError(f"{out} exists; choose another folder")
     if out.resolve().is_relative_to(folder.resolve()):
         raise InputError(f"{out} is inside {folder}, which would be no bundle with it; choose another folder")
-    try:
+    with storing(out):
         copied = copy_bundle(bundle, out)
-    except OSError as error:
-        raise InputError(f"cannot copy to {out}: {error.strerror}") from None
     size = sum(file.stat().st_size for file in out.iterdir())
     line = f"{out}: {part}, {_amount(size, 'B')}, identity {copied.manifest.identity[:12]}"
     Console(stderr=True).print(line, highlight=False, soft_wrap=True)

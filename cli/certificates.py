@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +18,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from cutline.cli.files import write_private
 from cutline.cli.keys import LEAF_DAYS
+from cutline.core.files import write_new
 from cutline.errors import InputError
 from cutline.protos.security import read_private, read_public
 from cutline.protos.tokens import check_tenant
@@ -47,16 +47,17 @@ def pair_of(folder: Path, name: str) -> Pair:
 
 
 class Authority:
-    """The authority whose files are `ca.crt` and `ca.key` in a folder."""
+    """The authority whose files are `ca.crt` and `ca.key` in a folder. What it makes is there once it is written."""
 
     def __init__(self, folder: Path, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
         self.folder = folder
         self._certificate = certificate
         self._key = key
+        self._made = dict[Path, bytes]()
 
     @classmethod
     def make(cls, folder: Path) -> Authority:
-        """A new one. Raises InputError where the folder has one, or cannot be written."""
+        """A new one for a folder. Raises InputError where that has one."""
         key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Cutline private authority")])
         usage = _usage(signs=True)
@@ -66,12 +67,9 @@ class Authority:
             .add_extension(usage, critical=True)
             .sign(key, hashes.SHA256())
         )
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"cannot make {folder}: {error.strerror}") from None
-        _write_pair(pair_of(folder, "ca"), certificate, key)
-        return cls(folder, certificate, key)
+        authority = cls(folder, certificate, key)
+        authority._keep(pair_of(folder, "ca"), certificate, key)
+        return authority
 
     @classmethod
     def open(cls, folder: Path) -> Authority:
@@ -109,7 +107,7 @@ class Authority:
     def sign(self, name: str, purpose: _Purpose, *, hosts: Sequence[str] = (), days: int = LEAF_DAYS) -> Pair:
         """A new certificate and key called `name`, for a SERVER that is reached by `hosts`, or a DEVICE.
 
-        Raises InputError.
+        Raises InputError where there is one of that name.
         """
         check(names=[name], hosts=hosts, days=days)
         key = ec.generate_private_key(ec.SECP256R1())
@@ -125,8 +123,28 @@ class Authority:
             .sign(self._key, hashes.SHA256())
         )
         pair = pair_of(self.folder, name)
-        _write_pair(pair, certificate, key)
+        self._keep(pair, certificate, key)
         return pair
+
+    def write(self, others: Mapping[str, str] | None = None) -> None:
+        """Write all that was made, and `others` by the names of their files, for their owner alone to read; or nothing.
+
+        Raises InputError where the folder cannot be written or has one of them, StorageError where there is no room.
+        """
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot make {self.folder}: {error.strerror}") from None
+        write_new(self._made | {self.folder / name: text.encode() for name, text in (others or {}).items()})
+        self._made.clear()
+
+    def _keep(self, pair: Pair, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
+        for there in (pair.certificate, pair.key):
+            if there.exists():
+                raise InputError(f"{there} is there already; move it away first, for nothing is written over")
+        form = serialization.PrivateFormat.PKCS8
+        secret = key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
+        self._made |= {pair.key: secret, pair.certificate: certificate.public_bytes(serialization.Encoding.PEM)}
 
 
 def check(*, names: Sequence[str], hosts: Sequence[str], days: int) -> None:
@@ -183,15 +201,3 @@ def _alternative(host: str) -> x509.GeneralName:
         return x509.DNSName(host)
     except ValueError:
         raise InputError(f"--host {host!r} is not ASCII; give its xn-- form") from None
-
-
-def _write_pair(pair: Pair, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
-    """Write both files, for their owner alone to read. Raises InputError; nothing is ever written over."""
-    for there in (pair.certificate, pair.key):
-        if there.exists():
-            raise InputError(f"{there} is there already; move it away first, for nothing is written over")
-    write_private(
-        pair.key,
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()),
-    )
-    write_private(pair.certificate, certificate.public_bytes(serialization.Encoding.PEM))

@@ -189,10 +189,7 @@ def _show(console: Console, result: DemoResult, outcomes: Sequence[Outcome]) -> 
 
 
 def _write_report(path: Path, result: DemoResult, outcomes: Sequence[Outcome]) -> None:
+    from cutline.core.files import write_file
     from cutline.demo.report import render
-    from cutline.errors import InputError
 
-    try:
-        path.write_text(render(result, outcomes), encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from None
+    write_file(path, render(result, outcomes).encode())

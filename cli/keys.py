@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cutline.cli import options
-from cutline.errors import InputError
+from cutline.errors import CutlineError
 from cutline.errors.extras import missing
 
 if TYPE_CHECKING:
@@ -26,8 +26,6 @@ Days = Annotated[int, typer.Option(help="Days that the certificates are good for
 LEAF_DAYS = 397  # what browsers take at most, and long enough to be renewed by hand
 
 REVOKED = "revoked.toml"  # in the folder of the authority
-
-_MODE = 0o600
 
 
 @app.command(epilog="Example: cutline keys init keys --host worker.example --host 192.0.2.7 --device camera1")
@@ -49,9 +47,9 @@ def init(
     hosts = (*(host or ()), *certificates.ALWAYS)
     certificates.check(names=("server", *(device or ())), hosts=hosts, days=days)
     authority = certificates.Authority.make(folder)
-    _append(folder / REVOKED, "# Certificates of devices that are not taken any more, by `cutline keys revoke`.\n")
     server = authority.sign("server", certificates.SERVER, hosts=hosts, days=days)
     devices = {name: authority.sign(name, certificates.DEVICE, days=days) for name in device or ()}
+    authority.write({REVOKED: "# Certificates of devices that are not taken any more, by `cutline keys revoke`.\n"})
     ca = certificates.pair_of(folder, "ca").certificate
     _tell(
         {"ca": str(ca), "server": _files(server), "devices": {name: _files(pair) for name, pair in devices.items()}},
@@ -72,6 +70,7 @@ def add_server(
     certificates = _certificates()
     authority = certificates.Authority.open(folder)
     pair = authority.sign(name, certificates.SERVER, hosts=(*(host or ()), *certificates.ALWAYS), days=days)
+    authority.write()
     ca = certificates.pair_of(folder, "ca").certificate
     _tell({"ca": str(ca), "server": _files(pair)}, _for_worker(pair, ca), as_json)
 
@@ -85,7 +84,9 @@ def add_device(
 ) -> None:
     """Make a certificate for another device, or for a worker that goes on to a next one."""
     certificates = _certificates()
-    pair = certificates.Authority.open(folder).sign(name, certificates.DEVICE, days=days)
+    authority = certificates.Authority.open(folder)
+    pair = authority.sign(name, certificates.DEVICE, days=days)
+    authority.write()
     ca = certificates.pair_of(folder, "ca").certificate
     _tell({"ca": str(ca), "devices": {name: _files(pair)}}, _for_device(name, pair, ca), as_json)
 
@@ -101,12 +102,13 @@ def revoke(
     That is DIR/revoked.toml, which workers and directories read by --revoked, anew when it changes. On other machines
     put the new list in place of the old one. Calls that are under way are not ended.
     """
+    from cutline.core.files import extend_file
     from cutline.protos.revoked import Revoked, revoked_entry
 
     owner, signed = _certificates().Authority.open(folder).signed(name)
     revoked = folder / REVOKED
     if not revoked.exists() or not Revoked(revoked).has(signed):  # what does not read is not added to
-        _append(revoked, revoked_entry(owner, signed))
+        extend_file(revoked, revoked_entry(owner, signed))
     Revoked(revoked)
     _tell({"revoked": owner, "list": str(revoked)}, [f"{owner} is shut out where --revoked is {revoked}"], as_json)
 
@@ -124,7 +126,7 @@ def token(
     """Make a token, print it once, and let it in as TENANT: the tokens file gets its hash. A server reads that anew."""
     import secrets
 
-    from cutline.cli.files import write_private
+    from cutline.core.files import extend_file, write_new
     from cutline.protos.tokens import Tokens, token_entry
 
     made = secrets.token_urlsafe(32)
@@ -132,10 +134,10 @@ def token(
     if tokens.exists():
         Tokens(tokens)  # what does not read is not added to
     if out is not None:
-        write_private(out, made.encode() + b"\n")
+        write_new({out: made.encode() + b"\n"})
     try:
-        _append(tokens, entry)
-    except InputError:
+        extend_file(tokens, entry)
+    except CutlineError:
         if out is not None:
             out.unlink()  # it would let nobody in
         raise
@@ -158,17 +160,6 @@ def _certificates() -> Any:
     except ModuleNotFoundError as error:
         raise missing(f"keys need {error.name}", "keys") from None
     return certificates
-
-
-def _append(file: Path, lines: str) -> None:
-    """Put `lines` at the end of a file that its owner alone may read, or make it. Raises InputError."""
-    import os
-
-    try:
-        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, _MODE), "a") as opened:
-            opened.write(lines)
-    except OSError as error:
-        raise InputError(f"cannot write {file}: {error.strerror}") from None
 
 
 def _files(pair: Pair) -> dict[str, str]:

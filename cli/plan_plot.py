@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
 
-from cutline.errors import InputError
+from cutline.core.files import write_file
 from cutline.partitioner.explain import MBIT
 from cutline.partitioner.plan import PARTS, Choice
 from cutline.partitioner.search import Search, replan
@@ -27,7 +28,7 @@ _GREY = "#d9d9d9"
 
 
 def draw(search: Search, path: Path) -> None:
-    """Draw a search that has found a plan into the file `path`. Raises InputError where it cannot be written."""
+    """Draw a search that has found a plan into the file `path`. Raises as `write_file` where it cannot be written."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -36,10 +37,9 @@ def draw(search: Search, path: Path) -> None:
         parts, plane = figure.subplots(1, 2, width_ratios=(3, 2))
         _parts(parts, search)
         _plane(plane, search)
-        try:
-            figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=150)
-        except OSError as error:
-            raise InputError(f"cannot write {path}: {error.strerror}") from None
+        drawn, form = io.BytesIO(), path.suffix[1:].lower()
+        figure.savefig(drawn, format=form, metadata={"Date": None} if form == "svg" else None, dpi=150)
+    write_file(path, drawn.getvalue())
 
 
 def _parts(axes: Axes, search: Search) -> None:

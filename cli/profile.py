@@ -267,17 +267,14 @@ def _write(measured: DeviceProfile | LinkProfile, out: Path | None, as_json: boo
 
     import msgspec
 
+    from cutline.core.files import write_file
     from cutline.devices.link import LinkProfile
     from cutline.devices.profile import profile_to_toml
     from cutline.devices.toml import to_toml
-    from cutline.errors import InputError
 
     text = to_toml(msgspec.to_builtins(measured)) if isinstance(measured, LinkProfile) else profile_to_toml(measured)
     if out is not None:
-        try:
-            out.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"cannot write {out}: {error.strerror}") from None
+        write_file(out, text.encode())
     if as_json:
         sys.stdout.buffer.write(msgspec.json.encode(measured) + b"\n")
     elif out is None:

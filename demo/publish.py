@@ -12,6 +12,7 @@ from rich.console import Console
 
 from cutline.cli.calibrate import calibrate
 from cutline.cli.export import shown_steps
+from cutline.core.files import write_file
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.models.export import export_bundle
@@ -43,7 +44,7 @@ def draw_examples(count: int = 4) -> None:
     """Evaluation cards as files, for people to ask about."""
     EXAMPLES.mkdir(exist_ok=True)
     for index, image in enumerate(dict.fromkeys(request.image for request in requests(Split.EVALUATION, count, 42))):
-        (EXAMPLES / f"card{index + 1}.png").write_bytes(image)
+        write_file(EXAMPLES / f"card{index + 1}.png", image)
 
 
 def main() -> None:

@@ -21,14 +21,14 @@ from pathlib import Path
 
 import msgspec
 
+from cutline.core.files import PRIVATE, remove_drafts, replace_file, sync_folder, write_all
 from cutline.edge.frames import Frame
 from cutline.errors import InputError
 from cutline.models.unreadable import UNREADABLE
 
 JOURNAL_BYTES = 8 << 20  # of one journal; there are two
-_DRAFT = ".tmp"
 _ANY_DIGEST = "0" * 64
-_FRAME = re.compile(r"([0-9]{12,})-(.+)\.(?:frame|tmp)")  # place, id; other files are not of the spool
+_FRAME = re.compile(r"([0-9]{12,})-(.+)\.frame")  # place, id; other files are not of the spool
 
 
 class _Head(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,7 +113,7 @@ class Spool:
             self._forget(oldest)
             dropped.append(kept.source if kept else "")
         file = self._folder / "frames" / f"{self._next:012d}-{frame.id}.frame"
-        _replace(file, content)
+        replace_file(file, content, mode=PRIVATE)
         self._next += 1
         self._files[frame.id], self._sizes[frame.id] = file, len(content)
         return dropped
@@ -154,12 +154,13 @@ class Spool:
     def _belong(self, question: str) -> None:
         file = self._folder / "question.txt"
         if not file.exists():
-            _replace(file, question.encode())
+            replace_file(file, question.encode(), mode=PRIVATE)
         elif file.read_bytes() != question.encode():
             raise InputError(f"--spool {self._folder} is of another question; give each question its own")
 
     def _recover(self) -> None:
-        (self._folder / f"question{_DRAFT}").unlink(missing_ok=True)
+        remove_drafts(self._folder)
+        remove_drafts(self._folder / "frames")
         if self._current.exists():
             whole = self._current.read_bytes().rfind(b"\n") + 1
             os.truncate(self._current, whole)
@@ -170,7 +171,7 @@ class Spool:
                 continue
             place, known = ours.groups()
             self._next = max(self._next, int(place) + 1)
-            if file.suffix == _DRAFT or known in self:  # its answer was written, and then the process ended
+            if known in self:  # its answer was written, and then the process ended
                 file.unlink()
             else:
                 self._files[known], self._sizes[known] = file, file.stat().st_size
@@ -181,10 +182,10 @@ class Spool:
         try:
             before = os.fstat(descriptor).st_size
             try:
-                _write_all(descriptor, content)
+                write_all(descriptor, content)
                 os.fsync(descriptor)
                 if before == 0:
-                    _sync(self._folder)
+                    sync_folder(self._folder)
             except OSError:
                 os.ftruncate(descriptor, before)
                 raise
@@ -233,34 +234,3 @@ def _ids(journal: Path) -> Iterator[str]:
                 yield msgspec.json.decode(line, type=_Done).id
             except UNREADABLE:  # a line that somebody has edited
                 continue
-
-
-def _replace(file: Path, content: bytes) -> None:
-    """Write a file that is whole whenever it is there; on return it lasts."""
-    draft = file.with_suffix(_DRAFT)
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        _write_all(descriptor, content)
-        os.fsync(descriptor)
-    except OSError:
-        draft.unlink(missing_ok=True)
-        raise
-    finally:
-        os.close(descriptor)
-    draft.replace(file)
-    _sync(file.parent)
-
-
-def _write_all(descriptor: int, content: bytes) -> None:
-    rest = memoryview(content)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
-
-
-def _sync(folder: Path) -> None:
-    """Make a rename in a folder last."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

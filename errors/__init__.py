@@ -6,6 +6,7 @@
     │   ├── PromptError                  empty question, or longer than the model's context
     │   └── ProfileError                 a device or link profile that does not read
     ├── BundleError             exit 3   a bundle is missing, corrupt, or not what its manifest says
+    ├── StorageError        exit 12  a file could not be written: no room, or the disk fails; what was there is kept
     └── WorkerError
         ├── WorkerUnavailable   exit 4   nobody answers at the address, or the link broke
         ├── ModelMismatch       exit 5   the worker serves another model than the agent was made for
@@ -51,6 +52,12 @@ class BundleError(CutlineError):
     """A bundle is missing, corrupt, or not what its manifest says."""
 
     exit_code = 3
+
+
+class StorageError(CutlineError):
+    """A file could not be written, for want of room or by a fault of the disk; what was there is as it was."""
+
+    exit_code = 12
 
 
 class WorkerError(CutlineError):

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from cutline.core.files import sync_files, sync_folder
 from cutline.errors import BundleError
 from cutline.models.families import AnyFamily
 from cutline.models.layerline import Count, LayerLine, Layers
@@ -167,7 +168,9 @@ def copy_bundle(bundle: Bundle, out: Path) -> Bundle:
             shutil.copyfile(bundle.file(name), draft / name)
         shutil.copyfile(bundle.path / MANIFEST, draft / MANIFEST)
         manifest = Bundle.open(draft, bundle.part).manifest
+        sync_files(draft)
         draft.rename(out)
+        sync_folder(out.parent)
     return Bundle(out, manifest, bundle.part)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from cutline.core.files import storing
 from cutline.errors import InputError
 from cutline.models.bundle import EMBEDDINGS, MANIFEST, Bundle, Precision, Role, write_manifest
 from cutline.models.export.decoder import export_decoder
@@ -61,7 +62,7 @@ def export_bundle(
     When it fails or is killed, the steps that are finished stay beside `out`, and the same call goes on from there.
 
     Raises InputError when the folder, precision, target or `out` cannot be used, BundleError when what was exported
-    does not compute what torch does.
+    does not compute what torch does, StorageError where there is no room.
     """
     if role == "target" and target is not None:
         raise InputError("a target has no target of its own")
@@ -75,14 +76,11 @@ def export_bundle(
     source = read_source(hf, dtype=torch.float32)
     if target is not None:
         _check_target(source, target)
-    try:
-        with work_beside(out.resolve(), made_from) as work:
-            _make(work, _steps(source, role, precision), progress)
-            manifest = source.manifest(name=name, role=role, precision=precision, target=drafts_for)
-            manifest = write_manifest(work.folder, manifest)
-            work.place(out.resolve())
-    except OSError as error:
-        raise InputError(f"{out} cannot be written ({error.strerror}); what is finished is kept beside it") from None
+    with storing(out), work_beside(out.resolve(), made_from) as work:
+        _make(work, _steps(source, role, precision), progress)
+        manifest = source.manifest(name=name, role=role, precision=precision, target=drafts_for)
+        manifest = write_manifest(work.folder, manifest)
+        work.place(out.resolve())
     return Bundle(out, manifest)
 
 

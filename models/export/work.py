@@ -5,6 +5,7 @@ It lies beside the bundle that is made, as `.NAME.partial`:
     lock            held while somebody works here
     journal.json    the steps that are finished, with the hashes of the files each of them made
     bundle/         those files, and what an interrupted step left
+    replaced/       the bundle that stood in the new one's place, until that is there
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from pathlib import Path
 
 import msgspec
 
+from cutline.core.files import replace_file, sync_files, sync_folder
 from cutline.errors import InputError
 from cutline.models.bundle import sha256_of
 from cutline.models.unreadable import UNREADABLE
 
+REPLACED = "replaced"
 CODE = Path(__file__).parent.parent  # cutline.models
 MAKERS = ("cutline", "onnx", "onnxruntime-genai", "onnxscript", "torch", "transformers")  # whose versions show in files
 
@@ -58,18 +61,18 @@ class Work:
         note = make(self.folder)
         files = {file: sha256_of(self.folder / file) for file in sorted(self._names() - self._finished())}
         self._journal = Journal(self._journal.source, self._journal.steps | {name: files})
-        draft = self._path.with_suffix(".draft")
-        draft.write_bytes(msgspec.json.encode(self._journal))
-        draft.replace(self._path)
+        replace_file(self._path, msgspec.json.encode(self._journal))
         return note
 
     def place(self, out: Path) -> None:
-        """Move the folder to `out`, in place of a bundle that is there."""
-        replaced = self._home / "replaced"
+        """Move the folder to `out`, in place of a bundle that is there, once all of it is sure to last."""
+        sync_files(self.folder)
+        replaced = self._home / REPLACED
         if out.exists():
             shutil.rmtree(replaced, ignore_errors=True)
             out.rename(replaced)
         self.folder.rename(out)
+        sync_folder(out.parent)
         shutil.rmtree(self._home, ignore_errors=True)
 
     def leave(self) -> None:
@@ -95,6 +98,8 @@ def work_beside(out: Path, source: str) -> Iterator[Work]:
     with _locked(home, out):
         for path in home.iterdir():
             _refuse_link(path)
+        if (home / REPLACED).exists() and not out.exists():  # killed between two renames
+            (home / REPLACED).rename(out)
         work = Work(home, source)
         try:
             yield work

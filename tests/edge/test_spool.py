@@ -307,16 +307,17 @@ def test_only_its_own_files_are_put_right(tmp_path: Path) -> None:
     theirs = [
         tmp_path / name
         for name in (
-            "novel.tmp",
-            "sub/novel.tmp",
-            "sub/frames/000000000001-id1.tmp",
-            "frames/novel.tmp",
+            "novel.draft",
+            "sub/.novel.0123abcd.draft",
+            "sub/frames/000000000001-id1.frame",
+            "frames/.novel.draft",
             "frames/abc-x.frame",
             "frames/x.frame",
             "frames/٣-x.frame",
         )
     ]
-    ours = [tmp_path / name for name in ("question.tmp", "frames/000000000007-id7.tmp")]
+    drafts = (".question.txt.0123abcd.draft", "frames/.000000000007-id7.frame.0123abcd.draft")
+    ours = [tmp_path / name for name in drafts]
     for file in theirs + ours:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("a year's work")
