@@ -10,12 +10,14 @@ import io
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 from google.protobuf.message import DecodeError
 from PIL import Image
 
+from cutline.core.seal import seal
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.devices.link import load_link
 from cutline.devices.profile import load_profile
@@ -25,9 +27,10 @@ from cutline.edge.api.requests import ChatRequest, read_request
 from cutline.edge.gate import open_gate
 from cutline.edge.question import Question
 from cutline.errors import CutlineError
-from cutline.models.bundle import CALIBRATION, MANIFEST, Bundle, Manifest, read_manifest
+from cutline.models.bundle import MANIFEST, Bundle, Manifest, read_manifest
 from cutline.models.images import decode_image
 from cutline.models.prices import open_prices
+from cutline.models.unreadable import UNREADABLE
 from cutline.models.wire import Wire
 from cutline.protos import messages, tensors, tokens
 from cutline.protos.messages import Boundary, Confirmed, Draft, Finished, Likelihood, Open, Opened, Reason
@@ -72,9 +75,10 @@ def http_body(data: bytes) -> None:
 
 
 def manifest(data: bytes) -> None:
-    """A bundle's manifest."""
-    (_FOLDER / MANIFEST).write_bytes(data)
-    _refusing(read_manifest, _FOLDER)
+    """A bundle's manifest, as it is and with a digest that is right."""
+    for content in (data, seal(_OPENING + data)):
+        (_FOLDER / MANIFEST).write_bytes(content)
+        _refusing(read_manifest, _FOLDER)
 
 
 def gate(data: bytes) -> None:
@@ -149,11 +153,11 @@ def seeds(name: str) -> list[bytes]:
         case "http_body":
             return [msgspec.json.encode(asked), b'{"messages": [{"role": "user", "content": "What?"}], "stream": true}']
         case "manifest":
-            return [(TARGET / MANIFEST).read_bytes()]
+            return [msgspec.json.format(msgspec.json.encode(_TARGET)).removeprefix(_OPENING)]
         case "gate":
-            return [(DRAFTER / CALIBRATION).read_bytes()]
+            return [msgspec.json.encode(_DRAFTER.calibration)]
         case "prices":
-            return [(TARGET / CALIBRATION).read_bytes()]
+            return [msgspec.json.encode(_TARGET.calibration)]
         case "profile":
             return [_shipped("boards/raspberry-pi-5.toml"), _shipped("gpus/l4.toml")]
         case "link":
@@ -182,8 +186,12 @@ def _file(name: str, data: bytes) -> Path:
 
 
 def _calibrated(data: bytes, bundle: Manifest) -> Bundle:
-    _file(CALIBRATION, data)
-    return Bundle(_FOLDER, bundle)
+    """A bundle with what the JSON in `data` says for its calibration, where that is an object."""
+    try:
+        said = msgspec.json.decode(data, type=dict[str, Any])
+    except UNREADABLE:
+        said = {}
+    return Bundle(_FOLDER, msgspec.structs.replace(bundle, calibration=said))
 
 
 def _encoded(picture: Image.Image, kind: str) -> bytes:
@@ -196,4 +204,5 @@ def _shipped(name: str) -> bytes:
     return Path(load_profile.__code__.co_filename).parent.joinpath(name).read_bytes()
 
 
+_OPENING = b"{\n"  # of every manifest
 _DRAFTER, _TARGET = read_manifest(DRAFTER), read_manifest(TARGET)

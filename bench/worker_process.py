@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Self
@@ -15,6 +14,7 @@ import httpx
 import psutil
 
 from cutline.cloud.figures import Figures, figures, read_counts
+from cutline.core.tied import tied_command
 from cutline.errors import WorkerUnavailable
 from cutline.protos.client import WorkerClient
 from cutline.protos.security import NO_KEYS, AgentKeys
@@ -119,7 +119,7 @@ class WorkerProcess:
     def _begun(self) -> subprocess.Popen[str]:
         listen = ("--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--threads", "1", "--insecure")
         return subprocess.Popen(
-            [sys.executable, "-m", "cutline.cli", "cloud", *listen, *self._options],
+            tied_command("cutline.cli", "cloud", *listen, *self._options),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=self._spoken,

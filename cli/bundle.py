@@ -143,12 +143,11 @@ def _look(bundle: Bundle) -> Seen:
 
 def _calibration(bundle: Bundle) -> Gate | Prices | None:
     from cutline.edge.gate import open_gate
-    from cutline.models.bundle import CALIBRATION
     from cutline.models.prices import open_prices
 
     if bundle.manifest.role == "target":
         return open_prices(bundle)
-    return open_gate(bundle) if CALIBRATION in bundle.names else None
+    return open_gate(bundle) if bundle.manifest.calibration is not None else None
 
 
 def _cuts(manifest: Manifest, sizes: Sizes) -> list[Cut]:

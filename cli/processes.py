@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from cutline.core.tied import tied_command
 from cutline.errors import WorkerUnavailable
 
 START_SECONDS = 60
@@ -45,7 +45,7 @@ def _running(command: str, *arguments: str) -> Iterator[str]:
     with ExitStack() as stack:
         with _no_interrupt():  # between the start of a process and our answering for it
             given = ("--listen", "127.0.0.1:0", "--insecure", *arguments)
-            process = _start([sys.executable, "-m", "cutline.cli", command, *given])
+            process = _start(tied_command("cutline.cli", command, *given))
             assert process.stdout is not None
             assert process.stderr is not None
             stack.enter_context(process.stdout)

@@ -14,6 +14,7 @@ import re
 import secrets
 import stat
 from collections.abc import Iterator, Mapping
+from io import BufferedReader
 from pathlib import Path
 
 from cutline.errors import CutlineError, InputError, StorageError
@@ -107,6 +108,24 @@ def extend_file(file: Path, lines: str) -> None:
         if before and not before.endswith(b"\n"):
             before += b"\n"
         replace_file(file, before + lines.encode(), mode=PRIVATE)
+
+
+def open_regular(file: Path) -> BufferedReader:
+    """Open a regular file to read. Raises OSError, also for a pipe or a device: neither is waited for."""
+    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no regular file", str(file))
+    return os.fdopen(descriptor, "rb")
+
+
+def read_regular(file: Path, *, limit: int) -> bytes:
+    """The content of a regular file of `limit` bytes at most. Raises OSError, also for what is longer, or no file."""
+    with open_regular(file) as opened:
+        content = opened.read(limit + 1)
+    if len(content) > limit:
+        raise OSError(errno.EFBIG, f"it is larger than {limit} bytes", str(file))
+    return content
 
 
 def is_draft(name: str) -> bool:

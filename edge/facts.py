@@ -10,7 +10,7 @@ import msgspec
 from cutline.devices.board import Board, Health
 from cutline.devices.memory import Memory
 from cutline.devices.trial import Runtime
-from cutline.models.bundle import CALIBRATION, Manifest, Precision, Role
+from cutline.models.bundle import Manifest, Precision, Role
 from cutline.models.costs import layer_costs
 from cutline.partitioner.roofline import memory_of
 
@@ -96,7 +96,7 @@ def model_of(path: str, manifest: Manifest) -> Model:
         precision=manifest.precision,
         identity=manifest.identity,
         target=manifest.target,
-        calibrated=CALIBRATION in manifest.files,
+        calibrated=manifest.calibration is not None,
         needs={one: round(sum(memory_of(layers, one, context))) for one in get_args(Precision)},
         cuts=tuple((cut, round(need)) for cut, need in zip(manifest.line.layers[1:], held, strict=False)),
     )

@@ -16,15 +16,14 @@ import numpy as np
 
 from cutline.edge.drafter import Drafted
 from cutline.errors import BundleError
-from cutline.models.bundle import CALIBRATION, Bundle, write_calibration
+from cutline.models.bundle import Bundle, write_calibration
 from cutline.models.sampling import Sampling, agreeing
-from cutline.models.unreadable import UNREADABLE
 
 _STEPS = 100  # thresholds tried: a finer walk only gives chance more occasions to stop early
 
 
 class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A calibrated gate, as `calibration.json` holds it.
+    """A calibrated gate, as a drafter's bundle holds it.
 
     `threshold` is the least confidence at which an answer is kept (above 1: none is); among `requests` calibration
     requests it keeps `kept`, of which `disagreed` differ from the target's answer. The target's answers have `tokens`
@@ -55,12 +54,12 @@ def confidence_of(drafted: Sequence[Drafted]) -> float:
 
 def open_gate(bundle: Bundle) -> Gate:
     """The gate in a drafter's bundle. Raises BundleError."""
-    if CALIBRATION not in bundle.manifest.files:
+    if bundle.manifest.calibration is None:
         raise BundleError(f"{bundle.path} is not calibrated, so no answer can be trusted; run `cutline calibrate`")
     try:
-        return msgspec.json.decode(bundle.file(CALIBRATION).read_bytes(), type=Gate)
-    except UNREADABLE as error:
-        raise BundleError(f"{CALIBRATION} in {bundle.path} does not read ({error}); calibrate again") from None
+        return msgspec.convert(bundle.manifest.calibration, type=Gate)
+    except msgspec.ValidationError as error:
+        raise BundleError(f"the calibration in {bundle.path} does not read ({error}); calibrate again") from None
 
 
 def calibrate_gate(

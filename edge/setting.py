@@ -8,7 +8,7 @@ import msgspec
 
 from cutline.devices.profile import load_profile
 from cutline.edge.gate import Gate, open_gate
-from cutline.models.bundle import CALIBRATION, Bundle
+from cutline.models.bundle import Bundle
 from cutline.models.prices import open_prices
 from cutline.partitioner.roofline import WEIGHT_BYTES, Speed
 from cutline.partitioner.setting import GateRates, Overheads, Setting
@@ -31,7 +31,7 @@ def setting_of(
     Raises ProfileError, and BundleError where there is no gate but one is wanted.
     """
     gate = None
-    if wants_gate or CALIBRATION in drafter.manifest.files:
+    if wants_gate or drafter.manifest.calibration is not None:
         gate = _planned(open_gate(drafter))
     prices, machines = open_prices(target), (load_profile(edge), load_profile(cloud))
     return Setting(
@@ -58,7 +58,7 @@ def upstream_setting(drafter: Bundle, *, edge: str | Path) -> Setting:
         target=drafter.manifest,
         edge=device,
         cloud=GUESS,
-        gate=_planned(open_gate(drafter)) if CALIBRATION in drafter.manifest.files else None,
+        gate=_planned(open_gate(drafter)) if drafter.manifest.calibration is not None else None,
         overheads=Overheads.between(device, device),
     )
 

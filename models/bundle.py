@@ -1,20 +1,26 @@
 """A bundle: one folder that holds a model ready to run, and a manifest that says what is in it.
 
-The manifest lists every file with its SHA-256; `Bundle.open` checks all of them and takes no file beside them, so what
-runs is what was made.
+The manifest lists every file with its SHA-256, and carries a digest of itself; `Bundle.open` checks all of them and
+takes no file beside them, so what runs is what was made.
+
+Bundles of format 1 had no digest and no identity in the manifest, and their calibration in a file. They open as before,
+and become ones of today's format when their manifest is next written.
 """
 
 from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
-from cutline.core.files import sync_files, sync_folder
+from cutline.core.files import is_draft, open_regular, read_regular, replace_file, storing, sync_files, sync_folder
+from cutline.core.seal import is_sealed, seal, unseal
 from cutline.errors import BundleError
 from cutline.models.families import AnyFamily
 from cutline.models.layerline import Count, LayerLine, Layers
@@ -22,18 +28,27 @@ from cutline.models.penalties import NO_PENALTIES, Penalties
 from cutline.models.unreadable import UNREADABLE
 
 MANIFEST = "manifest.json"
-CALIBRATION = "calibration.json"
 SPAN_WEIGHTS = "image-spans.data"  # of all ONNX graphs that begin at the image
 PREFIX_WEIGHTS = "decoder-spans.data"  # of all that begin at decoder.0
 EMBEDDINGS = "embeddings.safetensors"
-FORMAT = 1
+FORMAT = 2
+_MANIFEST_BYTES = 1 << 24
+_FIRST = 1  # the format before
+_FIRST_CALIBRATION = "calibration.json"  # a file of its own in that
 _WORKERS = ("config.json", ".safetensors", ".safetensors.index.json")  # how the files end that a worker reads
 
 Role = Literal["drafter", "target"]
 Precision = Literal["fp32", "int8", "int4"]
 Part = Literal["whole", "device"]
 TokenId = Annotated[int, msgspec.Meta(ge=0, le=10**7)]
+Digest = Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{64})?\Z")]
 Parameters = Annotated[int, msgspec.Meta(ge=0, le=10**15)]
+
+
+class _Head(msgspec.Struct):
+    """What is read of a manifest before it is known how the rest reads."""
+
+    format: int
 
 
 class VisionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -62,9 +77,13 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     `image`, the last norm and the projection to the vocabulary at `head`, the table of embeddings nowhere. `files` maps
     each file's name to its SHA-256; `target` is a drafter's target's identity. `penalties` are a part of the law of
     every answer; a drafter has those of its target.
+
+    `identity` is the model's own: a hash of all the rest but `calibration`, made once, when the bundle was. A drafter's
+    calibration is its gate, a target's are its prices; it may be measured anew.
     """
 
     format: int
+    identity: Digest = ""
     name: str
     role: Role
     precision: Precision
@@ -78,13 +97,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     target: str | None
     files: dict[str, str]
     penalties: Penalties = NO_PENALTIES
-
-    @property
-    def identity(self) -> str:
-        """The model's identity: a hash of the manifest without the calibration, which may be measured anew."""
-        files = {name: digest for name, digest in self.files.items() if name != CALIBRATION}
-        lasting = msgspec.structs.replace(self, files=files)
-        return hashlib.sha256(msgspec.json.encode(lasting, order="deterministic")).hexdigest()
+    calibration: dict[str, Any] | None = None
 
 
 class Bundle:
@@ -105,10 +118,13 @@ class Bundle:
         manifest = read_manifest(path)
         bundle = cls(path, manifest, part)
         for name in sorted(bundle.names):
-            if sha256_of(bundle.file(name)) != manifest.files[name]:
-                raise BundleError(f"{name} in {path} is not the file that the manifest names (hash differs)")
+            with _reading(name, path):
+                if sha256_of(bundle.file(name)) != manifest.files[name]:
+                    raise BundleError(f"{name} in {path} is not the file that the manifest names (hash differs)")
+        with _reading("the folder", path):
+            found = {file.name for file in path.iterdir() if not is_draft(file.name)}
         # A library that is given the folder may look for files that were never verified.
-        if unlisted := {file.name for file in path.iterdir()} - {MANIFEST, *manifest.files}:
+        if unlisted := found - {MANIFEST, _FIRST_CALIBRATION, *manifest.files}:
             raise BundleError(f"{min(unlisted)} in {path} is not in the manifest; remove it")
         return bundle
 
@@ -116,7 +132,8 @@ class Bundle:
         """The path of a file of this part, surely inside the folder. Raises BundleError."""
         if name not in self.names:
             raise BundleError(f"{self.path} is a {self.manifest.role} bundle without {name}")
-        found = (self.path / name).resolve()
+        with _reading(name, self.path):
+            found = (self.path / name).resolve()
         if not found.is_relative_to(self.path.resolve()) or not found.is_file():
             if name in self.manifest.files.keys() - device_files(self.manifest):
                 raise BundleError(f"{name} is missing from {self.path}, as from a device's part; copy the whole bundle")
@@ -125,15 +142,16 @@ class Bundle:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """The manifest of the bundle at `path`; no file of it is verified. Raises BundleError."""
+    """The manifest of the bundle at `path`; no model's file of it is verified. Raises BundleError."""
     try:
-        manifest = msgspec.json.decode((path / MANIFEST).read_bytes(), type=Manifest)
+        with _reading(MANIFEST, path):
+            content = read_regular(path / MANIFEST, limit=_MANIFEST_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         raise BundleError(f"no bundle at {path}: it has no {MANIFEST}; make one with `cutline export`") from None
-    except (*UNREADABLE, OSError) as error:
+    try:
+        manifest = _decoded(content, path)
+    except (*UNREADABLE, ValueError) as error:
         raise BundleError(f"the manifest of {path} does not read ({error}); export the bundle again") from None
-    if manifest.format != FORMAT:
-        raise BundleError(f"{path} has bundle format {manifest.format}, this version reads {FORMAT}; export it again")
     line, layers = manifest.line, manifest.line.layers
     if manifest.decoder.layers != line.decoder:
         raise BundleError(
@@ -148,6 +166,54 @@ def read_manifest(path: Path) -> Manifest:
     return manifest
 
 
+def _decoded(content: bytes, path: Path) -> Manifest:
+    """A manifest of any format that there was, as one of today's. Raises BundleError, UNREADABLE and ValueError."""
+    sealed = is_sealed(content)
+    if sealed:
+        content = unseal(content)
+    made = msgspec.json.decode(content, type=_Head).format
+    if made not in (_FIRST, FORMAT):
+        raise BundleError(f"{path} has bundle format {made}, this version reads {_FIRST} to {FORMAT}; export it again")
+    manifest = msgspec.json.decode(content, type=Manifest)
+    if made == _FIRST:
+        return _as_today(manifest, identity=_first_identity(content), path=path)
+    if not sealed:
+        raise ValueError("it has no digest of its own")
+    if not manifest.identity:
+        raise ValueError("it has no identity")
+    return manifest
+
+
+def _as_today(manifest: Manifest, *, identity: str, path: Path) -> Manifest:
+    """A manifest of the first format, with the calibration that then lay in a file beside it. Raises BundleError."""
+    files, calibration = dict(manifest.files), None
+    if (digest := files.pop(_FIRST_CALIBRATION, None)) is not None:
+        try:
+            with _reading(_FIRST_CALIBRATION, path):
+                content = read_regular(path / _FIRST_CALIBRATION, limit=_MANIFEST_BYTES)
+        except FileNotFoundError:
+            raise BundleError(f"{_FIRST_CALIBRATION} is missing from {path}; export the bundle again") from None
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise BundleError(
+                f"{_FIRST_CALIBRATION} in {path} is not the file that the manifest names; calibrate again"
+            )
+        try:
+            calibration = msgspec.json.decode(content, type=dict[str, Any])
+        except UNREADABLE as error:
+            raise BundleError(f"{_FIRST_CALIBRATION} in {path} does not read ({error}); calibrate again") from None
+    return msgspec.structs.replace(manifest, format=FORMAT, identity=identity, files=files, calibration=calibration)
+
+
+def _first_identity(content: bytes) -> str:
+    """The identity of a bundle of the first format, from its manifest: what it has had ever since it was made.
+
+    Its fields as they stand there, the calibration left out of its files, in one line. Nothing here may change.
+    """
+    said = msgspec.json.decode(content, type=dict[str, Any])
+    said["files"] = {name: digest for name, digest in sorted(said["files"].items()) if name != _FIRST_CALIBRATION}
+    return hashlib.sha256(msgspec.json.encode(said)).hexdigest()
+
+
 def part_at(path: Path) -> Part:
     """Which part of a bundle lies at `path`: "device" where any of what only a worker reads is absent."""
     manifest = read_manifest(path)
@@ -158,7 +224,7 @@ def part_at(path: Path) -> Part:
 def copy_bundle(bundle: Bundle, out: Path) -> Bundle:
     """Copy the part that `bundle` was opened for to `out`, where nothing is yet, and verify the copy.
 
-    The manifest goes along unchanged, and so does the identity. Raises BundleError.
+    The identity stays the same. Raises BundleError, and OSError where it cannot be written.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
@@ -166,7 +232,7 @@ def copy_bundle(bundle: Bundle, out: Path) -> Bundle:
         draft.mkdir()
         for name in sorted(bundle.names):
             shutil.copyfile(bundle.file(name), draft / name)
-        shutil.copyfile(bundle.path / MANIFEST, draft / MANIFEST)
+        _write(draft, bundle.manifest)
         manifest = Bundle.open(draft, bundle.part).manifest
         sync_files(draft)
         draft.rename(out)
@@ -186,34 +252,49 @@ def device_files(manifest: Manifest) -> frozenset[str]:
 
 
 def write_manifest(path: Path, manifest: Manifest) -> Manifest:
-    """Hash every file in the folder `path` (flat) and write the manifest last; returns it with `files` filled."""
-    names = sorted(file.name for file in path.iterdir() if file.is_file() and file.name != MANIFEST)
-    manifest = msgspec.structs.replace(manifest, files={name: sha256_of(path / name) for name in names})
-    (path / MANIFEST).write_bytes(_encoded(manifest))
+    """Hash every file in the folder `path` (flat) and write the manifest last; returns it with `files` and `identity`.
+
+    Raises OSError.
+    """
+    others = {MANIFEST, _FIRST_CALIBRATION}
+    names = sorted(file.name for file in path.iterdir() if file.is_file() and file.name not in others)
+    files = {name: sha256_of(path / name) for name in names if not is_draft(name)}
+    manifest = msgspec.structs.replace(manifest, format=FORMAT, files=files)
+    lasting = msgspec.structs.replace(manifest, identity="", calibration=None)
+    identity = hashlib.sha256(msgspec.json.encode(lasting, order="deterministic")).hexdigest()
+    manifest = msgspec.structs.replace(manifest, identity=identity)
+    _write(path, manifest)
     return manifest
 
 
 def write_calibration(bundle: Bundle, calibration: msgspec.Struct) -> None:
     """Put `calibration` into an opened bundle, in place of one that is there; nothing else changes, as it was verified.
 
-    Both files are whole before they take their places, so an interruption while they are written leaves what was there.
+    It is one step: what was there stays until all of it is there. Raises InputError where the bundle cannot be written,
+    StorageError where there is no room.
     """
-    content = _encoded(calibration)
-    files = bundle.manifest.files | {CALIBRATION: hashlib.sha256(content).hexdigest()}
-    manifest = msgspec.structs.replace(bundle.manifest, files=dict(sorted(files.items())))
-    with TemporaryDirectory(dir=bundle.path, prefix=".") as folder:
-        draft = Path(folder)
-        (draft / CALIBRATION).write_bytes(content)
-        (draft / MANIFEST).write_bytes(_encoded(manifest))
-        (draft / CALIBRATION).replace(bundle.path / CALIBRATION)
-        (draft / MANIFEST).replace(bundle.path / MANIFEST)
+    with storing(bundle.path / MANIFEST):
+        _write(bundle.path, msgspec.structs.replace(bundle.manifest, calibration=msgspec.to_builtins(calibration)))
+        (bundle.path / _FIRST_CALIBRATION).unlink(missing_ok=True)
 
 
-def _encoded(struct: msgspec.Struct) -> bytes:
-    return msgspec.json.format(msgspec.json.encode(struct), indent=2) + b"\n"
+def _write(path: Path, manifest: Manifest) -> None:
+    replace_file(path / MANIFEST, seal(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"))
+
+
+@contextmanager
+def _reading(name: str, path: Path) -> Iterator[None]:
+    """Raises BundleError for what cannot be read, but for what is not there."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except (OSError, RuntimeError) as error:  # the latter for a link to itself
+        why = error.strerror if isinstance(error, OSError) else "it is a link to itself"
+        raise BundleError(f"{name} in {path} cannot be read: {why}") from None
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, as manifests hold it."""
-    with path.open("rb") as file:
+    """The SHA-256 of a regular file, as manifests hold it. Raises OSError."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,8 +11,7 @@ from typing import Annotated
 import msgspec
 
 from cutline.errors import BundleError
-from cutline.models.bundle import CALIBRATION, Bundle
-from cutline.models.unreadable import UNREADABLE
+from cutline.models.bundle import Bundle
 from cutline.models.wire import Wire
 
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -47,7 +46,7 @@ class Leak(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 
 class Prices(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """All that was measured on `questions` questions, as a target's `calibration.json` holds it.
+    """All that was measured on `questions` questions, as a target's bundle holds it.
 
     `leaks` were measured apart, on pictures of one kind and with one attack.
     """
@@ -69,9 +68,9 @@ class Prices(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 def open_prices(bundle: Bundle) -> Prices | None:
     """The prices in a target's bundle; None when they were not measured. Raises BundleError."""
-    if CALIBRATION not in bundle.manifest.files:
+    if bundle.manifest.calibration is None:
         return None
     try:
-        return msgspec.json.decode(bundle.file(CALIBRATION).read_bytes(), type=Prices)
-    except UNREADABLE as error:
-        raise BundleError(f"{CALIBRATION} in {bundle.path} does not read ({error}); calibrate again") from None
+        return msgspec.convert(bundle.manifest.calibration, type=Prices)
+    except msgspec.ValidationError as error:
+        raise BundleError(f"the calibration in {bundle.path} does not read ({error}); calibrate again") from None

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from cutline.core.tied import tied_command
 from cutline.errors import AccessDenied, InputError, WorkerBusy, WorkerError, WorkerFailed, WorkerUnavailable
 from cutline.protos.client import WorkerClient
 from cutline.protos.connection import Connection
@@ -52,9 +53,7 @@ class Supervisor:
         """Start the worker and give its address. Raises WorkerUnavailable with what it said last."""
         # A signal of the terminal reaches it as little as Ray's own processes: who has it says when to stop.
         self._process = process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-m", "cutline.cloud.cluster.tied", str(os.getpid()), "cloud", "--threads", str(self._threads)),
-            *self._options,
+            *tied_command("cutline.cli", "cloud", "--threads", str(self._threads), *self._options),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
+from cutline.bench.manifests import edit_manifest
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.errors import (
     BundleError,
@@ -39,8 +39,7 @@ def test_cuts_that_cannot_be(run: Run, card: Path, bundle: Path, tmp_path: Path,
 
 
 def change_manifest(bundle: Path, **changes: Any) -> None:
-    manifest = msgspec.json.decode((bundle / MANIFEST).read_bytes())
-    (bundle / MANIFEST).write_bytes(msgspec.json.encode(manifest | changes))
+    edit_manifest(bundle, lambda said: said.update(changes))
 
 
 def test_a_worker_of_another_model(run: Run, card: Path, bundle: Path, worker: str) -> None:

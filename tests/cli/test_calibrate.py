@@ -9,8 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from cutline.bench.manifests import edit_manifest
 from cutline.cli.pricing import KEPT, Asked, Way, price, ways
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
@@ -19,7 +21,7 @@ from cutline.edge.answer import Answer, Provenance, Token
 from cutline.edge.gate import open_gate
 from cutline.edge.question import Mode
 from cutline.errors import BundleError
-from cutline.models.bundle import CALIBRATION, Bundle, read_manifest, write_calibration, write_manifest
+from cutline.models.bundle import Bundle, read_manifest, write_calibration, write_manifest
 from cutline.models.prices import Leak, Price, Prices, open_prices
 from cutline.models.wire import Wire
 
@@ -158,14 +160,11 @@ def test_prices_that_do_not_read_are_refused(target: Path, change: dict[str, Any
     bundle = Bundle.open(target)
     write_calibration(bundle, Prices(questions=1, prices=(one,)))
     assert open_prices(Bundle.open(target)) == Prices(questions=1, prices=(one,))
-    path = target / "calibration.json"
-    content = json.loads(path.read_bytes())
-    content["prices"][0] |= change
-    path.write_text(json.dumps(content))
+    edit_manifest(target, lambda said: said["calibration"]["prices"][0].update(change))
     with pytest.raises(BundleError, match="calibrate again"):
         open_prices(Bundle(target, read_manifest(target)))
 
 
 def test_a_target_that_was_never_calibrated_has_no_prices(target: Path) -> None:
-    (target / CALIBRATION).unlink(missing_ok=True)
-    assert open_prices(Bundle(target, write_manifest(target, read_manifest(target)))) is None
+    bare = msgspec.structs.replace(read_manifest(target), calibration=None)
+    assert open_prices(Bundle(target, write_manifest(target, bare))) is None

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from cutline.demo.bundles import DRAFTER
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.edge.gate import open_gate
-from cutline.models.bundle import CALIBRATION, Bundle, write_manifest
+from cutline.models.bundle import Bundle, write_manifest
 
 Run = Callable[..., Any]
 Start = Callable[..., Any]
@@ -242,7 +243,7 @@ def test_calibration_on_ones_own_questions(run: Run, bundle: Path, tmp_path: Pat
 
 
 def test_a_bundle_that_was_never_calibrated_cannot_decide(run: Run, card: Path, tmp_path: Path, worker: str) -> None:
-    bundle = Path(shutil.copytree(DRAFTER, tmp_path / "bare", ignore=shutil.ignore_patterns(CALIBRATION)))
-    write_manifest(bundle, Bundle.open(DRAFTER).manifest)
+    bundle = Path(shutil.copytree(DRAFTER, tmp_path / "bare"))
+    write_manifest(bundle, msgspec.structs.replace(Bundle.open(DRAFTER).manifest, calibration=None))
     assert "cutline calibrate" in run("ask", card, QUESTION, "--bundle", bundle, "--worker", worker).failed(3)
     assert run("ask", card, QUESTION, "--bundle", bundle, "--mode", "edge").code == 0

@@ -22,7 +22,7 @@ from cutline.devices.profile import (
     profile_to_toml,
 )
 from cutline.errors import BundleError, ImageError, InputError, ProfileError
-from cutline.models.bundle import CALIBRATION, MANIFEST, Bundle, write_calibration, write_manifest
+from cutline.models.bundle import Bundle, write_calibration, write_manifest
 from cutline.models.prices import Leak, open_prices
 from cutline.models.wire import Wire
 
@@ -165,9 +165,7 @@ def test_measured_times_count_where_the_profile_has_them(run: Run, measured: Pat
 
 def test_a_drafter_that_is_not_calibrated_has_no_gate(run: Run, bundle: Path) -> None:
     manifest = Bundle.open(bundle).manifest
-    (bundle / CALIBRATION).unlink()
-    (bundle / MANIFEST).unlink()
-    write_manifest(bundle, msgspec.structs.replace(manifest, files={}))
+    write_manifest(bundle, msgspec.structs.replace(manifest, calibration=None))
     found = planned(run, "--bundle", bundle, "--explain")
     assert {plan["mode"] for plan in found["plans"]} == {"edge", "cloud", "split", "draft"}
     assert any("not calibrated" in note for note in found["notes"])

@@ -168,3 +168,24 @@ def test_bad_agents_do_not_disturb_a_worker(run: Run, start: Start, card: Path, 
             for mode in ("cloud", "draft", "cloud")
         ]
     assert len(set(answers)) == 1
+
+
+def test_nothing_is_left_of_a_command_that_was_killed(start: Start, tmp_path: Path) -> None:
+    """Its worker is a process of its own, and would otherwise go on with nobody to end it."""
+    demo = start("demo", "--images", "1", "--report", tmp_path / "demo.html")
+    try:
+        (worker,) = wait_for_children(demo)
+        demo.signal(signal.SIGKILL)
+        demo.wait()
+        worker.wait(60)
+    finally:
+        for child in demo.children() if demo.running else []:
+            child.kill()
+
+
+def wait_for_children(process: Any) -> list[psutil.Process]:
+    """What it has started, once it has started something. The test's own limit ends the wait."""
+    while not (found := process.children()):
+        assert process.running
+        time.sleep(0.05)
+    return list(found)

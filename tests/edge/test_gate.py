@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -13,11 +15,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import binom
 
+from cutline.bench.manifests import edit_manifest
 from cutline.demo.bundles import DRAFTER
 from cutline.edge.drafter import Drafted
 from cutline.edge.gate import Gate, binomial_tail, calibrate_gate, confidence_of, open_gate, save_gate, with_answers
 from cutline.errors import BundleError
-from cutline.models.bundle import CALIBRATION, Bundle, write_manifest
+from cutline.models.bundle import MANIFEST, Bundle, write_manifest
 from cutline.models.sampling import Sampling
 
 GREEDY = Sampling()
@@ -154,8 +157,7 @@ def copied(tmp_path: Path) -> Bundle:
     """The demo's drafter without a calibration, in a folder that may change."""
     folder = tmp_path / "drafter"
     shutil.copytree(DRAFTER, folder)
-    (folder / CALIBRATION).unlink(missing_ok=True)
-    write_manifest(folder, Bundle.open(DRAFTER).manifest)
+    write_manifest(folder, msgspec.structs.replace(Bundle.open(DRAFTER).manifest, calibration=None))
     return Bundle.open(folder)
 
 
@@ -169,9 +171,9 @@ def test_a_saved_gate_comes_back_and_changes_no_identity(copied: Bundle) -> None
         copied = again
 
 
-@pytest.mark.parametrize("at", ["write_bytes", "replace"])
+@pytest.mark.parametrize("at", [(os, "write"), (os, "fsync"), (Path, "replace")], ids=str)
 def test_a_save_that_is_interrupted_leaves_the_gate_that_was_there(
-    copied: Bundle, monkeypatch: pytest.MonkeyPatch, at: str
+    copied: Bundle, monkeypatch: pytest.MonkeyPatch, at: tuple[object, str]
 ) -> None:
     save_gate(copied, gate(0.25))
     copied = Bundle.open(copied.path)
@@ -180,7 +182,7 @@ def test_a_save_that_is_interrupted_leaves_the_gate_that_was_there(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, at, interrupt)
+        patch.setattr(*at, interrupt)
         with pytest.raises(KeyboardInterrupt):
             save_gate(copied, gate(0.5))
     assert open_gate(Bundle.open(copied.path)) == gate(0.25)
@@ -198,18 +200,19 @@ def test_a_bundle_that_was_never_calibrated(copied: Bundle) -> None:
         open_gate(copied)
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b'{"threshold": "high"}'])
-def test_a_calibration_that_does_not_read(copied: Bundle, content: bytes) -> None:
-    (copied.path / CALIBRATION).write_bytes(content)
-    write_manifest(copied.path, copied.manifest)
+@pytest.mark.parametrize("content", [{}, {"threshold": "high"}], ids=str)
+def test_a_calibration_that_does_not_read(copied: Bundle, content: dict[str, Any]) -> None:
+    edit_manifest(copied.path, lambda said: said.update(calibration=content))
     with pytest.raises(BundleError, match="calibrate again"):
         open_gate(Bundle.open(copied.path))
 
 
 def test_a_calibration_that_was_tampered_with(copied: Bundle) -> None:
     save_gate(copied, gate(0.9))
-    (copied.path / CALIBRATION).write_bytes(msgspec.json.encode(gate(0.0)))
-    with pytest.raises(BundleError, match="hash differs"):
+    content = (copied.path / MANIFEST).read_bytes()
+    assert content.count(b'"threshold": 0.9') == 1
+    (copied.path / MANIFEST).write_bytes(content.replace(b'"threshold": 0.9', b'"threshold": 0.0'))
+    with pytest.raises(BundleError, match="digest"):
         Bundle.open(copied.path)
 
 

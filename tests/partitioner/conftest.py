@@ -8,7 +8,7 @@ import pytest
 from hypothesis import strategies as st
 
 from cutline.devices.profile import Compute, DeviceProfile
-from cutline.models.bundle import DecoderSpec, Manifest, Role, VisionSpec
+from cutline.models.bundle import FORMAT, DecoderSpec, Manifest, Role, VisionSpec
 from cutline.models.families.smolvlm import SmolVLM
 from cutline.models.layerline import LayerLine
 from cutline.models.wire import Wire
@@ -19,7 +19,8 @@ from cutline.partitioner.setting import Asked, GateRates, Setting
 def manifest(role: Role, *, layers: int = 2, width: int = 64, tile: int = 64, **changes: Any) -> Manifest:
     """A small model that exists nowhere, of `layers` layers in tower and decoder each."""
     made = Manifest(
-        format=1,
+        format=FORMAT,
+        identity="0" * 64 if role == "target" else "1" * 64,
         name=f"a {role}",
         role=role,
         precision="fp32",

@@ -16,6 +16,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from cutline.bench.manifests import edit_manifest
 from cutline.cloud.loading import load_model
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.edge.api.faults import Refused
@@ -162,7 +163,7 @@ def test_files_outside_a_bundle_are_not_its_own(tmp_path: Path, way: str) -> Non
         (folder / name).symlink_to(secret)
     files = dict(manifest.files)
     files[name] = files.pop("tokenizer.json")
-    (folder / "manifest.json").write_bytes(msgspec.json.encode(msgspec.structs.replace(manifest, files=files)))
+    edit_manifest(folder, lambda said: said.update(files=files))
     with pytest.raises(BundleError):
         Bundle.open(folder)
 

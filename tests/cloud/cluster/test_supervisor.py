@@ -32,7 +32,7 @@ SECONDS = 60.0  # for what should take a few tenths
 # Both in place of `cutline`: they say who they are, and wait.
 TIED = """
 import os, signal, sys
-from cutline.cloud.cluster import tied
+from cutline.core import tied
 def waits(*_):
     print(os.getpid(), flush=True)
     signal.pause()

@@ -16,7 +16,7 @@ from cutline.edge.agent import Agent
 from cutline.edge.api.app import application
 from cutline.edge.api.faults import fault_of
 from cutline.errors import BundleError, WorkerUnavailable
-from cutline.models.bundle import CALIBRATION, MANIFEST, Bundle
+from cutline.models.bundle import Bundle, read_manifest, write_manifest
 
 
 @pytest.mark.parametrize(
@@ -54,10 +54,7 @@ def test_a_gate_that_is_missing_is_told_over_http(tmp_path: Path, caplog: pytest
     """A real bundle whose calibration is gone, asked in mode auto."""
     folder = tmp_path / "a drafter"
     shutil.copytree(DRAFTER, folder)
-    (folder / CALIBRATION).unlink()
-    manifest = msgspec.json.decode((folder / MANIFEST).read_bytes())
-    del manifest["files"][CALIBRATION]
-    (folder / MANIFEST).write_bytes(msgspec.json.encode(manifest))
+    write_manifest(folder, msgspec.structs.replace(read_manifest(folder), calibration=None))
 
     async def run() -> httpx.Response:
         async with Agent(Bundle.open(folder), worker="127.0.0.1:1", threads=1) as agent:

@@ -1,0 +1,31 @@
+"""JSON that carries its own digest, so that a byte that was changed is noticed, by a disk or by hand."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+_SEAL = re.compile(rb'\{\n  "sha256": "([0-9a-f]{64})",\n')
+_REST = b"{\n"
+
+
+def seal(document: bytes) -> bytes:
+    """A JSON object, indented by two spaces and not empty, with the digest of all of it as its first key."""
+    assert document.startswith(_REST)
+    rest = document.removeprefix(_REST)
+    return b'{\n  "sha256": "' + hashlib.sha256(rest).hexdigest().encode() + b'",\n' + rest
+
+
+def is_sealed(document: bytes) -> bool:
+    """Whether it begins with a digest, right or wrong."""
+    return _SEAL.match(document) is not None
+
+
+def unseal(document: bytes) -> bytes:
+    """The object without its digest. Raises ValueError where it has none, or is not what the digest was made of."""
+    if (found := _SEAL.match(document)) is None:
+        raise ValueError("it has no digest of its own")
+    rest = document[found.end() :]
+    if hashlib.sha256(rest).hexdigest().encode() != found[1]:
+        raise ValueError("its digest is that of other content")
+    return _REST + rest
