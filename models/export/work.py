@@ -3,7 +3,7 @@
 It lies beside the bundle that is made, as `.NAME.partial`:
 
     lock            held while somebody works here
-    journal.json    the steps that are finished, with the hashes of the files each of them made
+    journal.jsonl   the steps that are finished, with the hashes of the files each of them made
     bundle/         those files, and what an interrupted step left
     replaced/       the bundle that stood in the new one's place, until that is there
 """
@@ -21,51 +21,48 @@ from pathlib import Path
 
 import msgspec
 
-from cutline.core.files import replace_file, sync_files, sync_folder
+from cutline.core.files import sync_files, sync_folder
+from cutline.core.journal import Journal, open_journal
 from cutline.errors import InputError
 from cutline.models.bundle import sha256_of
-from cutline.models.unreadable import UNREADABLE
+
+Files = dict[str, str]  # SHA-256 by name, of what a step made
 
 REPLACED = "replaced"
 CODE = Path(__file__).parent.parent  # cutline.models
 MAKERS = ("cutline", "onnx", "onnxruntime-genai", "onnxscript", "torch", "transformers")  # whose versions show in files
 
 
-class Journal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is finished: `steps` maps the name of each step to its files and their SHA-256.
-
-    `source` is the fingerprint of all that the files were made from.
-    """
-
-    source: str
-    steps: dict[str, dict[str, str]] = {}
-
-
 class Work:
     """An export in the making, in the folder `home`, which is ours alone while we are here."""
 
-    def __init__(self, home: Path, source: str) -> None:
+    def __init__(self, home: Path, journal: Journal) -> None:
         self.folder = home / "bundle"
         self._home = home
-        self._path = home / "journal.json"
-        self._journal = _verified(_read(self._path, source), self.folder)
+        self._journal = journal
+        self._steps = dict[str, Files]()
         self.folder.mkdir(exist_ok=True)
+        for name in journal.names:
+            files = msgspec.json.decode(journal.get(name) or b"{}", type=Files)
+            if _stands(self.folder, files):
+                self._steps[name] = files
         for name in self._names() - self._finished():  # of a step that was interrupted, or of another source
             left = self.folder / name
             shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
 
     def step(self, name: str, make: Callable[[Path], str]) -> str | None:
         """Have `make` write its files into the folder, and return what it does; None if they are there from before."""
-        if name in self._journal.steps:
+        if name in self._steps:
             return None
         note = make(self.folder)
+        sync_files(self.folder)
         files = {file: sha256_of(self.folder / file) for file in sorted(self._names() - self._finished())}
-        self._journal = Journal(self._journal.source, self._journal.steps | {name: files})
-        replace_file(self._path, msgspec.json.encode(self._journal))
+        self._journal.put(name, files)
+        self._steps[name] = files
         return note
 
     def place(self, out: Path) -> None:
-        """Move the folder to `out`, in place of a bundle that is there, once all of it is sure to last."""
+        """Move the folder to `out`, in place of a bundle that is there."""
         sync_files(self.folder)
         replaced = self._home / REPLACED
         if out.exists():
@@ -77,14 +74,14 @@ class Work:
 
     def leave(self) -> None:
         """Remove the work folder if nothing is in it that another attempt could go on from."""
-        if not self._journal.steps:
+        if not self._steps:
             shutil.rmtree(self._home, ignore_errors=True)
 
     def _names(self) -> set[str]:
         return {path.name for path in self.folder.iterdir()}
 
     def _finished(self) -> set[str]:
-        return {file for files in self._journal.steps.values() for file in files}
+        return {file for files in self._steps.values() for file in files}
 
 
 @contextmanager
@@ -100,11 +97,12 @@ def work_beside(out: Path, source: str) -> Iterator[Work]:
             _refuse_link(path)
         if (home / REPLACED).exists() and not out.exists():  # killed between two renames
             (home / REPLACED).rename(out)
-        work = Work(home, source)
-        try:
-            yield work
-        finally:
-            work.leave()
+        with open_journal(home / "journal.jsonl", inputs=source) as journal:
+            work = Work(home, journal)
+            try:
+                yield work
+            finally:
+                work.leave()
 
 
 def fingerprint(folder: Path, **options: str | None) -> str:
@@ -116,22 +114,9 @@ def fingerprint(folder: Path, **options: str | None) -> str:
     return hashlib.sha256(msgspec.json.encode(facts, order="deterministic")).hexdigest()
 
 
-def _read(path: Path, source: str) -> Journal:
-    """The journal at `path`, or an empty one where it is absent, broken, or of another source."""
-    try:
-        journal = msgspec.json.decode(path.read_bytes(), type=Journal)
-    except (FileNotFoundError, *UNREADABLE):
-        return Journal(source)
-    return journal if journal.source == source else Journal(source)
-
-
-def _verified(journal: Journal, folder: Path) -> Journal:
-    """The journal without the steps whose files are no longer what they were."""
-
-    def stands(files: dict[str, str]) -> bool:
-        return all((folder / file).is_file() and sha256_of(folder / file) == digest for file, digest in files.items())
-
-    return Journal(journal.source, {name: files for name, files in journal.steps.items() if stands(files)})
+def _stands(folder: Path, files: Files) -> bool:
+    """Whether the files of a step are what they were."""
+    return all((folder / file).is_file() and sha256_of(folder / file) == digest for file, digest in files.items())
 
 
 def _refuse_link(path: Path) -> None:

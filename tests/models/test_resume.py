@@ -19,7 +19,7 @@ import torch
 from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration
 
 from cutline.cli.export import export as command
-from cutline.errors import BundleError, InputError
+from cutline.errors import BundleError, InputError, StorageError
 from cutline.models.bundle import Bundle
 from cutline.models.export import export_bundle, make, work
 from cutline.models.export.make import Progress
@@ -133,7 +133,8 @@ def test_a_kill_in_the_middle_of_a_copy_and_another_later(hf: Path, tmp_path: Pa
         assert subprocess.run(command, env=environment, check=False).returncode == -signal.SIGKILL
         assert not out.exists()
         done = TARGET_STEPS[: TARGET_STEPS.index(step)]
-        assert list(json.loads((home / "journal.json").read_bytes())["steps"]) == done
+        _, *steps = (home / "journal.jsonl").read_bytes().splitlines()
+        assert [json.loads(line)["key"] for line in steps] == done
     assert reused(export(hf, out)) == TARGET_STEPS[:-2]
     assert content(out) == content(tmp_path / "whole")
     assert not home.exists()
@@ -249,10 +250,10 @@ def test_a_step_whose_files_changed_is_taken_again(tmp_path: Path, spoil: Callab
     assert not home.exists()
 
 
-@pytest.mark.parametrize("journal", [b"", b"{}", b'{"source": 3}', b"\xff", b'{"source": "other", "steps": {}}'])
+@pytest.mark.parametrize("journal", [b"", b"{}\n", b'{"inputs": 3}\n', b"\xff", b'{"inputs": "other"}\n'])
 def test_a_journal_that_is_broken_or_anothers_is_none(tmp_path: Path, journal: bytes) -> None:
     home = begun(tmp_path / "out")
-    (home / "journal.json").write_bytes(journal)
+    (home / "journal.jsonl").write_bytes(journal)
     with work.work_beside(tmp_path / "out", "source") as again:
         assert list(again.folder.iterdir()) == []
     assert not home.exists(), "nothing in it is worth keeping"
@@ -318,7 +319,7 @@ def test_a_full_disk_is_one_line(hf: Path, tmp_path: Path, monkeypatch: pytest.M
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(make, "export_prefixes", fail)
-    with pytest.raises(InputError, match=r"No space left on device\); what is finished is kept"):
+    with pytest.raises(StorageError, match=r"No space left on device; what was there is as it was"):
         export(hf, tmp_path / "out")
 
 
