@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
+    from cutline.core.journal import Journal
+    from cutline.demo.reference import Reference
     from cutline.demo.requests import Request
     from cutline.demo.results import DemoResult, Outcome
     from cutline.devices.link import LinkProfile
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 EPILOG = "Example: cutline demo --images 20 --link 3g --report report.html"
 
 SHOWN = 4  # cards in the terminal
+MARGIN = 30.0  # seconds that an agent has beyond an answer's own, to say that these are over
 
 
 def demo(
@@ -32,20 +35,26 @@ def demo(
     report: Annotated[Path, typer.Option(help="Where the HTML report goes.")] = Path("cutline-demo.html"),
     target: Annotated[Path | None, typer.Option(help="Target's bundle; without it, the demo's.")] = None,
     drafter: Annotated[Path | None, typer.Option(help="Drafter's bundle; without it, the demo's.")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for an answer.")] = 60.0,
     as_json: options.Json = False,
 ) -> None:
     """Show the whole thing at work on this machine.
 
     Starts a worker and an agent as processes of their own with an emulated link between them, asks held-out questions
-    in every mode, and compares each answer with the unsplit target's.
+    in every mode, and compares each answer with the unsplit target's. When it is interrupted, the same command goes on
+    with the answers that it has, which lie beside the report until that is written.
     """
+    import hashlib
     import sys
+    from contextlib import ExitStack
+    from tempfile import TemporaryDirectory
 
     import msgspec
     from rich.console import Console
-    from rich.progress import Progress
 
     from cutline.cli.setting import open_drafter, open_target
+    from cutline.cli.time_left import TimeLeft
+    from cutline.core.journal import open_journal
     from cutline.demo.cards import Split
     from cutline.demo.requests import requests
     from cutline.devices.link import load_link
@@ -67,31 +76,48 @@ def demo(
     console = Console(stderr=as_json)
     asked = list(requests(Split.EVALUATION, images, seed))
     bundles = (open_target(target), open_drafter(drafter))
-    with Progress(console=console, transient=True) as progress:
-        outcomes = _outcomes(asked, *bundles, link=profile, progress=progress)
-    result = _result(outcomes, *bundles, link=profile.name, images=images, seed=seed)
-    if as_json:
-        sys.stdout.buffer.write(msgspec.json.encode(result) + b"\n")
-    else:
-        _show(console, result, outcomes)
-    _write_report(report, result, outcomes)
+    made_from = msgspec.json.encode([*(one.manifest for one in bundles), profile], order="deterministic")
+    inputs = hashlib.sha256(made_from).hexdigest()
+    with ExitStack() as stack:
+        # Beside a terminal, a pipe or /dev/null nothing can be kept.
+        keeps = report.is_file() or not report.exists()
+        folder = report.parent if keeps else Path(stack.enter_context(TemporaryDirectory()))
+        journal = stack.enter_context(open_journal(folder / f".{report.name}.jsonl", inputs=inputs))
+        with TimeLeft(console) as progress:
+            outcomes = _outcomes(asked, *bundles, link=profile, progress=progress, journal=journal, timeout=timeout)
+        result = _result(outcomes, *bundles, link=profile.name, images=images, seed=seed)
+        if as_json:
+            sys.stdout.buffer.write(msgspec.json.encode(result) + b"\n")
+        else:
+            _show(console, result, outcomes)
+        _write_report(report, result, outcomes)
+        journal.finish()
     console.print(f"The report with plots and pictures: {report}")
 
 
 def _outcomes(
-    asked: Sequence[Request], target: Bundle, drafter: Bundle, *, link: LinkProfile, progress: Progress
+    asked: Sequence[Request],
+    target: Bundle,
+    drafter: Bundle,
+    *,
+    link: LinkProfile,
+    progress: Progress,
+    journal: Journal,
+    timeout: float,
 ) -> list[Outcome]:
     """Every request in every mode, beside the unsplit target's answer."""
     import asyncio
     from contextlib import AsyncExitStack
+    from functools import partial
 
     import httpx
+    import msgspec
 
+    from cutline.cli.asked import KeptAnswers
     from cutline.cli.processes import agent_process, worker_process
     from cutline.demo.reference import Reference
     from cutline.demo.results import SHOWN_MODES, Outcome
     from cutline.devices.emulator import LinkEmulator
-    from cutline.edge.answer import Answer
     from cutline.edge.question import Mode, Question
     from cutline.edge.remote import ask_over
     from cutline.protos.address import parse_address
@@ -100,7 +126,7 @@ def _outcomes(
     track = progress.add_task("the target, unsplit, for comparison", total=len(asked))
     truths = []
     for request in asked:
-        truths.append(reference.answer(request.image, request.question.text))
+        truths.append(_truth(reference, request, journal))
         progress.advance(track)
 
     async def run() -> list[Outcome]:
@@ -112,24 +138,39 @@ def _outcomes(
             agent = await asyncio.to_thread(
                 stack.enter_context, agent_process(drafter.path, emulator.address, "--fresh")
             )
-            opening = httpx.AsyncClient(base_url=f"http://{agent}", timeout=90, trust_env=False)
+            opening = httpx.AsyncClient(base_url=f"http://{agent}", timeout=timeout + MARGIN, trust_env=False)
             client = await stack.enter_async_context(opening)
 
-            async def answer(request: Request, mode: Mode) -> Answer:
-                question = Question.about(request.image, request.question.text, mode=mode)
-                return await ask_over(client, question)
+            answers = KeptAnswers(partial(ask_over, client), journal, part="asked", timeout=timeout)
+
+            def question(request: Request, mode: Mode) -> Question:
+                return Question.about(request.image, request.question.text, mode=mode)
 
             for mode in SHOWN_MODES:  # the first of each opens the connection and warms the models
-                await answer(asked[0], mode)
+                await ask_over(client, msgspec.structs.replace(question(asked[0], mode), timeout=timeout))
             progress.update(starting, total=1, completed=1)
             asking = progress.add_task(f"asking over {link.name}, in every mode", total=len(asked) * len(SHOWN_MODES))
             for request, ids in zip(asked, truths, strict=True):
                 for mode in SHOWN_MODES:
-                    outcomes.append(Outcome(request, await answer(request, mode), reference.text(ids), ids))
+                    answer = await answers.answer(question(request, mode))
+                    outcomes.append(Outcome(request, answer, reference.text(ids), ids))
                     progress.advance(asking)
         return outcomes
 
     return asyncio.run(run())
+
+
+def _truth(reference: Reference, request: Request, journal: Journal) -> tuple[int, ...]:
+    """The unsplit target's answer to a request, as it is kept, or else made and kept."""
+    import hashlib
+
+    import msgspec
+
+    key = f"unsplit {hashlib.sha256(request.image).hexdigest()} {request.question.text}"
+    if (kept := journal.get(key)) is None:
+        journal.put(key, reference.answer(request.image, request.question.text))
+        kept = journal.get(key) or b""
+    return msgspec.json.decode(kept, type=tuple[int, ...])
 
 
 def _result(

@@ -13,7 +13,7 @@ from pathlib import Path
 from cutline.core.tied import tied_command
 from cutline.errors import WorkerUnavailable
 
-START_SECONDS = 60
+START_SECONDS = 600  # of a big model on a slow disk; one that fails ends at once
 STOP_SECONDS = 5
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 

@@ -1,1 +1,1 @@
-"""The small tools that several rooms share, each once: files that are whole or not there."""
+"""The small tools that several rooms share, each once: whole files, seals, journals of long work, tied processes."""

@@ -94,7 +94,11 @@ def open_journal(path: Path, *, inputs: str) -> Iterator[Journal]:
             results, whole = _read(descriptor, inputs)
             os.ftruncate(descriptor, whole)
             if whole == 0:
-                write_all(descriptor, msgspec.json.encode(_Header(inputs)) + b"\n")
+                try:
+                    write_all(descriptor, msgspec.json.encode(_Header(inputs)) + b"\n")
+                except OSError:
+                    path.unlink()
+                    raise
         yield Journal(path, descriptor, results)
     finally:
         os.close(descriptor)

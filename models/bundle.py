@@ -34,6 +34,7 @@ EMBEDDINGS = "embeddings.safetensors"
 FORMAT = 2
 _MANIFEST_BYTES = 1 << 24
 _FIRST = 1  # the format before
+JOURNAL = ".calibration.jsonl"  # of a calibration that is not finished; no part of the bundle
 _FIRST_CALIBRATION = "calibration.json"  # a file of its own in that
 _WORKERS = ("config.json", ".safetensors", ".safetensors.index.json")  # how the files end that a worker reads
 
@@ -124,7 +125,7 @@ class Bundle:
         with _reading("the folder", path):
             found = {file.name for file in path.iterdir() if not is_draft(file.name)}
         # A library that is given the folder may look for files that were never verified.
-        if unlisted := found - {MANIFEST, _FIRST_CALIBRATION, *manifest.files}:
+        if unlisted := found - {MANIFEST, JOURNAL, _FIRST_CALIBRATION, *manifest.files}:
             raise BundleError(f"{min(unlisted)} in {path} is not in the manifest; remove it")
         return bundle
 
@@ -256,7 +257,7 @@ def write_manifest(path: Path, manifest: Manifest) -> Manifest:
 
     Raises OSError.
     """
-    others = {MANIFEST, _FIRST_CALIBRATION}
+    others = {MANIFEST, JOURNAL, _FIRST_CALIBRATION}
     names = sorted(file.name for file in path.iterdir() if file.is_file() and file.name not in others)
     files = {name: sha256_of(path / name) for name in names if not is_draft(name)}
     manifest = msgspec.structs.replace(manifest, format=FORMAT, files=files)
