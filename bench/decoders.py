@@ -5,6 +5,7 @@ What else it raises is a bug, and so is a hang. `SEEDS` are bytes that each take
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import io
 import tempfile
@@ -22,8 +23,9 @@ from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.devices.link import load_link
 from cutline.devices.profile import load_profile
 from cutline.edge.api.faults import Refused
-from cutline.edge.api.pictures import data_of
+from cutline.edge.api.pictures import pictures
 from cutline.edge.api.requests import ChatRequest, read_request
+from cutline.edge.api.scanner import Scanner
 from cutline.edge.gate import open_gate
 from cutline.edge.question import Question
 from cutline.errors import CutlineError
@@ -68,8 +70,13 @@ def http_body(data: bytes) -> None:
     """The body of a chat completion."""
 
     def read(body: bytes) -> None:
-        request = read_request(body)
-        request.question([data_of(url) for url in request.urls])
+        scanner = Scanner()
+        for start in range(0, len(body), 7):  # pieces that end anywhere
+            scanner.take(body[start : start + 7])
+        whole = scanner.body()
+        request = read_request(whole.json)
+        found = pictures(request.urls, whole.pictures, None, offline=lambda: False)
+        request.question(asyncio.run(found))
 
     _refusing(read, data)
 

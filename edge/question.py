@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
+import re
 from typing import Any
 
 import msgspec
@@ -19,6 +20,9 @@ MAX_TIMEOUT = 600.0  # seconds
 MAX_STOPS = 4
 MAX_STOP = 100  # characters
 MAX_NOISE = 10.0  # of a row's root mean square: beyond it nothing is left that an answer could come from
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Mode(enum.StrEnum):
@@ -83,7 +87,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
         self._check_conversation()
         check_request_id(self.request_id)
         words = "".join((*(message.text for message in self.messages), *self.stop))
-        if any("\ud800" <= character <= "\udfff" for character in words):  # no message could carry them
+        if _SURROGATE.search(words):  # no message could carry them
             raise PromptError("the question has code points that are not characters; take them out")
         if not 0.0 <= self.effort <= 1.0:
             raise InputError(f"effort is {self.effort}; give 0 (the worker only verifies) to 1 (full race)")

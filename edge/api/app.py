@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
 
 import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -19,14 +19,16 @@ from starlette.types import ASGIApp, Receive
 
 from cutline.edge.answer import Answer
 from cutline.edge.api.about import ALIAS, Health, Models, Readiness, Switches, model_of, state_of
+from cutline.edge.api.bodies import Bodies
 from cutline.edge.api.entrance import TENANT
 from cutline.edge.api.faults import Failed, Fault, Refused, fault_of, headers_of, status_of, unreadable
-from cutline.edge.api.guarding import MOST, UNLIMITED, Bodies, Desk, Guard
+from cutline.edge.api.guarding import MOST, UNLIMITED, Desk, Guard
 from cutline.edge.api.metrics import CANCELLED, Metrics
 from cutline.edge.api.openapi import document
 from cutline.edge.api.pictures import pictures
 from cutline.edge.api.requests import ChatRequest, read_request
 from cutline.edge.api.responses import Heading, completion_of
+from cutline.edge.api.scanner import Body
 from cutline.edge.api.site import pages
 from cutline.edge.api.streaming import STOPPED, EventStream, Narrator, disconnected, end
 from cutline.edge.events import Event
@@ -40,6 +42,7 @@ from cutline.protos.tokens import Limits
 if TYPE_CHECKING:  # an agent that fetches nothing loads nothing of it
     from cutline.edge.fetching import Fetcher
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 LARGE = 64 << 10  # bytes: a body that takes long enough to read that others should not wait for it
@@ -119,10 +122,10 @@ class _Api:
         mode: Mode | None = None
         try:
             with ExitStack() as stack:
-                asked = await self._read(request, stack)
-                getting = pictures(asked.urls, self._fetcher, offline=lambda: self._agent.offline)
-                fetched = await _unless_gone(request.receive, getting)
-                question = asked.question(fetched, tenant=_tenant(request))
+                asked, body = await self._read(request, stack)
+                getting = pictures(asked.urls, body.pictures, self._fetcher, offline=lambda: self._agent.offline)
+                images = await _unless_gone(request.receive, getting)
+                question = await _in_thread(len(body.json) > LARGE, asked.question, images, tenant=_tenant(request))
                 mode = question.mode
                 heading = Heading.of(self._agent.manifest, self._fingerprint)
                 if asked.stream:
@@ -143,13 +146,13 @@ class _Api:
             self._counts.failed(mode, 500)
             raise
 
-    async def _read(self, request: Request, stack: ExitStack) -> ChatRequest:
+    async def _read(self, request: Request, stack: ExitStack) -> tuple[ChatRequest, Body]:
         """The request, for which `stack` keeps a place until it is closed. Raises Refused."""
         body = await self._bodies.read(request, _tenant(request))
         stack.enter_context(self._desk.place(_tenant(request)))
-        asked = await asyncio.to_thread(read_request, body) if len(body) > LARGE else read_request(body)
+        asked = await _in_thread(len(body.json) > LARGE, read_request, body.json)
         self._check(asked.model)
-        return asked
+        return asked, body
 
     async def _stream(
         self, request: Request, asked: ChatRequest, question: Question, heading: Heading, stack: ExitStack
@@ -199,8 +202,8 @@ class _Api:
     async def state(self, request: Request) -> Response:
         if request.method == "POST":
             try:
-                switches = msgspec.json.decode(await self._bodies.read(request, _tenant(request)), type=Switches)
-                self._switch(switches)
+                body = await self._bodies.read(request, _tenant(request))
+                self._switch(msgspec.json.decode(body.json, type=Switches))
             except UNREADABLE as error:
                 return _failure(unreadable(error))
             except Refused as error:
@@ -237,6 +240,11 @@ class _Api:
 def _tenant(request: Request) -> str:
     """Who asks, "" where nobody knows."""
     return str(request.scope.get(TENANT, ""))
+
+
+async def _in_thread(large: bool, work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
+    """What `work` gives, from a thread if it is `large`: others go on meanwhile."""
+    return await asyncio.to_thread(work, *given, **named) if large else work(*given, **named)
 
 
 async def _unless_gone(receive: Receive, work: Awaitable[T]) -> T:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
 from collections import Counter
@@ -12,19 +11,14 @@ from contextlib import contextmanager
 import msgspec
 from prometheus_client import Gauge
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cutline.edge.api.faults import Failed, Fault, Refused
 from cutline.errors import InputError, WorkerBusy
 from cutline.protos.tokens import Limits
 
-MAX_BODY = 48 << 20  # bytes: images of 32 MiB in base64, and room for words
 MAX_HEAD = 16 << 10  # bytes
-BODY_SECONDS = 30.0
 MOST = 8  # requests in work at once
-MOST_BODIES = 32  # that are read at once ...
-BODIES = 4 * MAX_BODY  # ... and bytes of them; one tenant has half of both at most
 WINDOW_SECONDS = 10.0  # over which openings a minute are held: so many may come at once
 UNLIMITED = Limits(openings_per_minute=1e9)  # where nobody knows who asks
 HEADERS = {
@@ -100,13 +94,13 @@ class Desk:
     def place(self, tenant: str) -> Iterator[None]:
         """A place for one request of `tenant`. Raises Refused where there is none."""
         if self._taken.total() >= self._most:
-            raise _busy(f"the agent has {self._most} requests in work; try again in a second")
+            raise busy(f"the agent has {self._most} requests in work; try again in a second")
         limits, now = self._limits(tenant), self._clock()
         if limits.sessions is not None and self._taken[tenant] >= limits.sessions:
-            raise _busy(f"{limits.sessions} of your requests are in work, as many as you may have; wait for one")
+            raise busy(f"{limits.sessions} of your requests are in work, as many as you may have; wait for one")
         due = max(self._due.get(tenant, now), now)
         if (wait := due - now - WINDOW_SECONDS) > 0.0:
-            raise _busy(f"over {limits.openings_per_minute:g} requests a minute came; try again in {wait:.0f} s", wait)
+            raise busy(f"over {limits.openings_per_minute:g} requests a minute came; try again in {wait:.0f} s", wait)
         self._due[tenant] = due + 60.0 / limits.openings_per_minute
         self._count(tenant, 1)
         try:
@@ -119,56 +113,11 @@ class Desk:
         self._working.set(self._taken.total())
 
 
-class Bodies:
-    """The bodies of requests that are being read: so many, and so many bytes, at once; half a tenant's at most."""
-
-    def __init__(self) -> None:
-        self._reading = Counter[str]()
-        self._bytes = Counter[str]()
-
-    async def read(self, request: Request, tenant: str) -> bytearray:
-        """The whole body. Raises Refused for one that is too large, too slow, or one too many."""
-        kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-        if kind != "application/json":
-            raise _refused(415, "send JSON, as content-type: application/json")
-        if self._is_over(self._reading, MOST_BODIES - 1, tenant):
-            raise self._too_many()
-        body = bytearray()
-        self._reading[tenant] += 1
-        try:
-            async with asyncio.timeout(BODY_SECONDS):
-                async for chunk in request.stream():
-                    body += chunk
-                    self._bytes[tenant] += len(chunk)
-                    if len(body) > MAX_BODY:
-                        raise _refused(413, f"the request is over {MAX_BODY >> 20} MiB")
-                    if self._is_over(self._bytes, BODIES, tenant):
-                        raise self._too_many()
-        except TimeoutError:
-            raise _refused(408, f"the request did not arrive in {BODY_SECONDS:.0f} seconds") from None
-        finally:
-            self._reading[tenant] -= 1
-            self._bytes[tenant] -= len(body)
-        return body
-
-    @staticmethod
-    def _is_over(counts: Counter[str], most: int, tenant: str) -> bool:
-        return counts.total() > most or (tenant != "" and counts[tenant] > most // 2)
-
-    @staticmethod
-    def _too_many() -> Refused:
-        return _busy("the agent has too many requests to read; try again in a second", close=True)
-
-
-def _busy(message: str, seconds: float = 1.0, *, close: bool = False) -> Refused:
+def busy(message: str, seconds: float = 1.0, *, close: bool = False) -> Refused:
+    """The refusal of what there is no room for, for so many `seconds`; `close` ends its connection."""
     fault = Fault(message, WorkerBusy.__name__, code="rate_limit_exceeded")
     headers = {"retry-after": str(max(1, math.ceil(seconds)))}
     return Refused(429, fault, headers | {"connection": "close"} if close else headers)
-
-
-def _refused(status: int, message: str) -> Refused:
-    # A connection whose body was not read to its end is of no more use.
-    return Refused(status, Fault(message, InputError.__name__), {"connection": "close"})
 
 
 async def refuse(send: Send, status: int, fault: Fault, *more: tuple[bytes, bytes]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from cutline.errors import ImageError, InputError
@@ -12,9 +12,17 @@ from cutline.protos.messages import MAX_IMAGE_BYTES, MAX_IMAGES
 if TYPE_CHECKING:  # an agent that fetches nothing loads nothing of it
     from cutline.edge.fetching import Fetcher
 
+_NOT_BASE64 = "the image's `data:` URL is not base64"
 
-async def pictures(urls: Sequence[str], fetcher: Fetcher | None, *, offline: Callable[[], bool]) -> list[bytes]:
-    """The bytes behind each of `urls`, of which none is fetched while it is `offline`.
+
+async def pictures(
+    urls: Sequence[str],
+    received: Mapping[str, bytes | None],
+    fetcher: Fetcher | None,
+    *,
+    offline: Callable[[], bool],
+) -> list[bytes]:
+    """The bytes behind each of `urls`: among those `received`, where None was not base64, or fetched, if not `offline`.
 
     Raises InputError, also where what is fetched would be more than a question may have.
     """
@@ -22,7 +30,11 @@ async def pictures(urls: Sequence[str], fetcher: Fetcher | None, *, offline: Cal
         raise InputError(f"{len(urls)} images are too many; give {MAX_IMAGES} at most")
     found, left = list[bytes](), MAX_IMAGE_BYTES
     for url in urls:
-        if fetcher is None or not url[:8].lower().startswith(("http://", "https://")):
+        if url in received:
+            if (picture := received[url]) is None:
+                raise ImageError(_NOT_BASE64)
+            found.append(picture)
+        elif fetcher is None or not url[:8].lower().startswith(("http://", "https://")):
             found.append(data_of(url))
         elif offline():
             raise ImageError("this agent is offline, and fetches no image; send it as a `data:` URL")
@@ -42,4 +54,4 @@ def data_of(url: str) -> bytes:
     try:
         return base64.b64decode(body, validate=True)
     except ValueError:
-        raise ImageError("the image's `data:` URL is not base64") from None
+        raise ImageError(_NOT_BASE64) from None

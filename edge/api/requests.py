@@ -224,7 +224,7 @@ class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return None
 
 
-def read_request(body: bytes | bytearray) -> ChatRequest:
+def read_request(body: bytes) -> ChatRequest:
     """The request in a body of JSON. Raises Refused, which names every field that is unknown or not served."""
     # Counted before any is read: a body of nothing but commas would take a hundred times its size.
     if sum(body.count(one) for one in (b"{", b"[", b",")) > MAX_VALUES:

@@ -68,5 +68,5 @@ def test_every_field_of_a_question_is_asked_for() -> None:
     """One that is new must be added to the request, or said here to be none of its business."""
     held = {"messages", "images", "sampling", "max_tokens", "stop", "logprobs"}
     ours = set(msgspec.structs.asdict(ChatRequest(messages=[]).cutline)) - {"top_k", "guesses"}
-    found_out = {"tenant"}  # by whose token it is; nobody says so of himself
+    found_out = {"tenant", "request_id", "trace"}  # by whose token it is, and in headers
     assert set(Question.__struct_fields__) == held | ours | found_out

@@ -17,7 +17,7 @@ import pytest
 from cutline.bench.raw_http import BODY, PATH, STREAMED, connect, get, reply, request
 from cutline.bench.scripted import ScriptedAgent, spoken
 from cutline.cli.certificates import SERVER, Authority
-from cutline.edge.api import guarding, secured
+from cutline.edge.api import bodies, secured
 from cutline.edge.api import serving as server
 from cutline.edge.api.serving import names_of
 from cutline.edge.events import Planned
@@ -81,7 +81,7 @@ def test_names_are_held_to_where_only_this_machine_can_ask() -> None:
         (b"", "HEAD_SECONDS", 0),
         (b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nX-Sl", "HEAD_SECONDS", 0),
         (request(BODY[:10], length=len(BODY)), "BODY_SECONDS", 408),
-        (request(b"", length=guarding.MAX_BODY + 1, host="localhost") + b"x" * 10, "BODY_SECONDS", 408),
+        (request(b"", length=bodies.MAX_BODY + 1, host="localhost") + b"x" * 10, "BODY_SECONDS", 408),
     ],
     ids=["nothing", "half a head", "half a body", "a large body that does not come"],
 )
@@ -93,7 +93,7 @@ def test_the_slow_are_not_waited_for(
     constant: str,
     status: int,
 ) -> None:
-    monkeypatch.setattr(server if constant == "HEAD_SECONDS" else guarding, constant, 0.1)
+    monkeypatch.setattr(server if constant == "HEAD_SECONDS" else bodies, constant, 0.1)
 
     async def run() -> None:
         async with serving() as url:
@@ -192,7 +192,7 @@ def test_a_connection_counts_before_its_handshake(
 def test_all_bodies_together_have_a_size(
     agent: ScriptedAgent, serving: Serving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guarding, "BODIES", 3000)
+    monkeypatch.setattr(bodies, "BODIES", 3000)
     agent.always = [spoken("7")]
 
     async def run() -> None:

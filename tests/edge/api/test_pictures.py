@@ -52,7 +52,7 @@ class Elsewhere:
 
 def test_each_has_the_room_that_those_before_left() -> None:
     elsewhere: Any = Elsewhere(9 << 20)
-    asyncio.run(pictures([URLS[0], "data:;base64,AAAA", *URLS[1:3]], elsewhere, offline=lambda: False))
+    asyncio.run(pictures([URLS[0], "data:;base64,AAAA", *URLS[1:3]], {}, elsewhere, offline=lambda: False))
     room = MAX_IMAGE_BYTES
     assert elsewhere.rooms == [room, room - (9 << 20) - 3, room - (18 << 20) - 3]
 
@@ -60,7 +60,7 @@ def test_each_has_the_room_that_those_before_left() -> None:
 def test_offline_in_the_middle_no_more_is_fetched() -> None:
     elsewhere: Any = Elsewhere()
     with pytest.raises(ImageError, match="offline"):
-        asyncio.run(pictures(URLS, elsewhere, offline=lambda: len(elsewhere.rooms) == 2))
+        asyncio.run(pictures(URLS, {}, elsewhere, offline=lambda: len(elsewhere.rooms) == 2))
     assert len(elsewhere.rooms) == 2
 
 

@@ -22,7 +22,7 @@ from cutline.demo.requests import requests
 from cutline.edge.agent import Agent
 from cutline.edge.answer import Answer
 from cutline.edge.api import app as app_module
-from cutline.edge.api import guarding
+from cutline.edge.api import bodies
 from cutline.edge.api import requests as requests_module
 from cutline.edge.api.app import application
 from cutline.edge.api.faults import Refused
@@ -180,7 +180,7 @@ def test_what_cannot_be_answered(content: object, kind: str, status: int) -> Non
 
 @pytest.mark.threat("late")
 def test_a_body_is_refused_once_it_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guarding, "MAX_BODY", 1 << 20)
+    monkeypatch.setattr(bodies, "MAX_BODY", 1 << 20)
     response = post(b" " * ((1 << 20) + 1))
     assert response.status_code == 413
     assert response.json()["error"]["type"] == "InputError"

@@ -15,7 +15,7 @@ from prometheus_client import Gauge
 
 from cutline.bench.raw_http import BODY, PATH, connect, reply, request
 from cutline.bench.scripted import ScriptedAgent, spoken
-from cutline.edge.api import guarding
+from cutline.edge.api import bodies, guarding
 from cutline.edge.api.faults import Refused
 from cutline.protos.tokens import Limits, Tokens, token_entry
 
@@ -101,7 +101,7 @@ def test_openings_are_held_to_their_rate() -> None:
 def test_a_body_that_does_not_come_takes_no_place(
     agent: ScriptedAgent, serving: Serving, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(guarding, "MOST_BODIES", 4)
+    monkeypatch.setattr(bodies, "MOST_BODIES", 4)
     agent.always = [spoken("7")]
 
     async def slow(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
