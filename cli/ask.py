@@ -38,7 +38,12 @@ def ask(
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_k: Annotated[int, typer.Option(help="Keep this many best tokens; 0 keeps all.")] = 0,
     top_p: Annotated[float, typer.Option(help="Keep the best tokens of this share of probability.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same answer.")] = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            help="The same seed gives the same answer; without one, or with -1, it is drawn.", show_default=False
+        ),
+    ] = None,
     max_tokens: Annotated[int, typer.Option(help="Tokens of the answer at most.")] = 64,
     effort: Annotated[float, typer.Option(help="0: the worker only verifies; 1: it decodes whenever it can.")] = 1.0,
     cut: Annotated[
@@ -123,7 +128,7 @@ def ask(
     from cutline.edge.question import Mode, Question
     from cutline.errors import ImageError, InputError
     from cutline.models.images import MAX_BYTES
-    from cutline.models.sampling import Sampling
+    from cutline.models.sampling import Sampling, chosen_seed
     from cutline.models.wire import Wire
 
     if mode not in list(Mode):
@@ -139,7 +144,7 @@ def ask(
         picture,
         question,
         mode=Mode(mode),
-        sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed),
+        sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=chosen_seed(seed, temperature)),
         max_tokens=max_tokens,
         effort=effort,
         cut=cut,
@@ -215,6 +220,8 @@ def _show(answer: Answer) -> None:
         then = f"{lost.next} went on" if lost.next else "the drafter went on"
         what = f"lost {lost.worker} after {lost.position} tokens" if lost.position else f"passed over {lost.worker}"
         tell(f"{what}, {then}: {lost.why}")
+    if answer.seed is not None:
+        tell(f"seed {answer.seed}")
     if answer.tail is not None:
         tell(f"this device alone from token {answer.alone_from} on: {answer.tail}")
     tell(f"{answer.mode} · {where} · {answer.latency_ms:.0f} ms · {cost}")

@@ -80,7 +80,7 @@ def cloud(
     key: options.Key = None,
     token_file: options.TokenFile = None,
     drain: Annotated[float, typer.Option(help="Seconds that open sessions get once the worker is to stop.")] = 10.0,
-    log: Annotated[str, typer.Option(help="How the log is written to stderr: text or json, a line an event.")] = "text",
+    log: options.Log = "text",
     audit: Annotated[
         Path | None, typer.Option(help="File that gets a line a call: who, what, how it ended.", show_default=False)
     ] = None,

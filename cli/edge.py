@@ -46,6 +46,7 @@ def edge(
     memory: options.Memory = 0.0,
     fresh: options.Fresh = False,
     offline: options.Offline = False,
+    log: options.Log = "text",
     insecure: options.Insecure = False,
 ) -> None:
     """Run an edge agent: it answers `POST /v1/chat/completions` until it is stopped.
@@ -56,10 +57,12 @@ def edge(
     """
     import asyncio
 
+    from cutline.cli.logs import write_logs
     from cutline.cli.setting import AgentOptions, agent_opener, check_listen, open_keys, open_server_keys
     from cutline.edge.api.serving import serve
     from cutline.protos.tokens import Tokens
 
+    write_logs(log)
     server_keys, keys = open_server_keys(tls_cert, tls_key), open_keys(ca, cert, key, token_file)
     secured = server_keys is not None and api_tokens is not None
     check_listen(listen, secured=secured, insecure=insecure, needs="--tls-cert, --tls-key and --api-tokens")

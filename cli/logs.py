@@ -1,4 +1,4 @@
-"""How a worker's log is written: lines for people, or a JSON object a line for machines."""
+"""How the log of a worker or an agent is written: lines for people, or a JSON object a line for machines."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ def write_logs(form: str, audit: Path | None = None) -> None:
     for handler in handlers:
         handler.setFormatter(formatter)
     logging.basicConfig(level=logging.INFO, handlers=handlers)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # whose addresses are nobody else's to read
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -43,6 +43,7 @@ Fresh = Annotated[
     bool,
     typer.Option("--fresh", help="Use nothing of a question for the next: no pictures that a worker keeps, no states."),
 ]
+Log = Annotated[str, typer.Option(help="How the log is written to stderr: text or json, a line an event.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Connect to no worker, whatever is asked.")]
 Notice = Annotated[float, typer.Option(help="Seconds of silence after which a worker, or the link to it, is given up.")]
 Listen = Annotated[str, typer.Option(help="HOST:PORT to listen at; port 0 takes any free one.")]

@@ -60,6 +60,8 @@ def account(
         alone_from=asking.alone_from if asking else None,
         tail=asking.tail if asking else None,
         parts_ms={part: took * 1e3 for part, took in progress.parts.seconds.items()},
+        seed=question.sampling.seed if question.sampling.temperature > 0.0 else None,
+        request_id=question.request_id,
     )
 
 
@@ -73,8 +75,10 @@ def is_exact(question: Question, target: Bundle | None) -> bool:
     return not changed and not quantized
 
 
-def from_memory(remembered: Answer, recalled: Recalled, progress: Progress, latency: float) -> Answer:
-    """An answer that was `remembered`: its tokens keep their sources, and nobody was asked anew."""
+def from_memory(
+    remembered: Answer, recalled: Recalled, question: Question, progress: Progress, latency: float
+) -> Answer:
+    """The answer to `question` that was `remembered`: its tokens keep their sources, and nobody was asked anew."""
     return msgspec.structs.replace(
         remembered,
         latency_ms=latency * 1e3,
@@ -95,6 +99,7 @@ def from_memory(remembered: Answer, recalled: Recalled, progress: Progress, late
         energy=None,
         recalled=recalled,
         parts_ms={part: took * 1e3 for part, took in progress.parts.seconds.items()},
+        request_id=question.request_id,
     )
 
 

@@ -34,6 +34,7 @@ from cutline.errors import BundleError, InputError, ModelMismatch, WorkerError
 from cutline.models.bundle import Bundle
 from cutline.models.prompt import PromptBuilder
 from cutline.models.wire import Wire
+from cutline.protos.request_ids import new_request_id
 from cutline.protos.security import NO_KEYS, AgentKeys
 
 if TYPE_CHECKING:  # an agent loads nothing of what it does not do
@@ -160,6 +161,8 @@ class Agent:
             await asyncio.wait([answering])
 
     async def _answer(self, question: Question, tell: Callable[[Event], object]) -> Answer:
+        if not question.request_id:
+            question = msgspec.structs.replace(question, request_id=new_request_id())
         with self._meter.reading() as reading:
             answer = await self._made(question, tell)
             return msgspec.structs.replace(answer, energy=self._meter.energy(reading))
@@ -209,7 +212,7 @@ class Agent:
             return None
         progress.parts.lap("memory")
         progress.tell(Settled(0, tuple(found[0].tokens)))
-        return from_memory(*found, progress, time.perf_counter() - progress.began)
+        return from_memory(*found, question, progress, time.perf_counter() - progress.began)
 
     async def _meet(self, planner: Planner) -> None:
         """Connect to a worker, which no plan counts, and learn which layers it has."""

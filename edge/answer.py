@@ -176,3 +176,5 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     energy: Energy | None = None
     recalled: Recalled | None = None
     parts_ms: dict[str, float] = {}
+    seed: int | None = None  # of its noise, None where none was drawn; the same seed gives the same answer
+    request_id: str = ""  # by which the logs of all who worked on it name it

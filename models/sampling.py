@@ -7,6 +7,7 @@ and Suresh, "Coupling without communication and drafter-invariant speculative de
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,6 +36,13 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             raise InputError(f"top-p is {self.top_p}; give more than 0, and 1 at most")
         if not 0 <= self.seed < 2**63:
             raise InputError(f"seed is {self.seed}; give 0 or more, below 2**63")
+
+
+def chosen_seed(given: int | None, temperature: float) -> int:
+    """The seed of an answer: the one that was given, or where that is None or -1 a new one, if any noise is drawn."""
+    if given is not None and given != -1:
+        return given
+    return secrets.randbits(63) if temperature > 0.0 else 0
 
 
 def choose(logits: Any, sampling: Sampling, position: int, *, xp: Any = np) -> int:

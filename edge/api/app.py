@@ -21,8 +21,9 @@ from cutline.edge.answer import Answer
 from cutline.edge.api.about import ALIAS, Health, Models, Readiness, Switches, model_of, state_of
 from cutline.edge.api.bodies import Bodies
 from cutline.edge.api.entrance import TENANT
-from cutline.edge.api.faults import Failed, Fault, Refused, fault_of, headers_of, status_of, unreadable
+from cutline.edge.api.faults import Failed, Fault, Refused, fault_of, headers_of, kind_of, status_of, unreadable
 from cutline.edge.api.guarding import MOST, UNLIMITED, Desk, Guard
+from cutline.edge.api.journal import Journal, note, request_id, trace
 from cutline.edge.api.metrics import CANCELLED, Metrics
 from cutline.edge.api.openapi import document
 from cutline.edge.api.pictures import pictures
@@ -45,6 +46,7 @@ if TYPE_CHECKING:  # an agent that fetches nothing loads nothing of it
 P = ParamSpec("P")
 T = TypeVar("T")
 
+GONE = "gone"  # the client is
 LARGE = 64 << 10  # bytes: a body that takes long enough to read that others should not wait for it
 
 
@@ -92,7 +94,7 @@ def application(
     ]
     app = Starlette(routes=routes, exception_handlers={HTTPException: _not_there, Exception: _broken})
     app.router.redirect_slashes = False
-    return Guard(app, None if hosts is None else frozenset(hosts))
+    return Journal(Guard(app, None if hosts is None else frozenset(hosts)))
 
 
 class _Api:
@@ -125,20 +127,24 @@ class _Api:
                 asked, body = await self._read(request, stack)
                 getting = pictures(asked.urls, body.pictures, self._fetcher, offline=lambda: self._agent.offline)
                 images = await _unless_gone(request.receive, getting)
-                question = await _in_thread(len(body.json) > LARGE, asked.question, images, tenant=_tenant(request))
+                named = {"tenant": _tenant(request), "request_id": request_id(request), "trace": trace(request)}
+                question = await _in_thread(len(body.json) > LARGE, asked.question, images, **named)
                 mode = question.mode
                 heading = Heading.of(self._agent.manifest, self._fingerprint)
                 if asked.stream:
                     return await self._stream(request, asked, question, heading, stack)
                 answer = await _unless_gone(request.receive, self._agent.answer(question))
                 self._counts.answered(answer)
+                note(request, answer)
                 logprobs = question.logprobs is not None
                 return _json(completion_of(heading, answer, logprobs=logprobs, stops=self._stops))
         except ClientDisconnect:
             self._counts.failed(mode, CANCELLED)
+            note(request, GONE)
             return Response(status_code=400)  # that nobody reads
         except (Refused, CutlineError) as error:
             self._counts.failed(mode, status_of(error))
+            note(request, kind_of(error))
             return _failure(error)
         except asyncio.CancelledError:  # the server stops, and has waited long enough
             return _failure(WorkerUnavailable(STOPPED))
@@ -178,8 +184,10 @@ class _Api:
             kept.close()
             if isinstance(outcome, Answer):
                 self._counts.answered(outcome)
+                note(request, outcome)
             else:
                 self._counts.failed(question.mode, CANCELLED if outcome is None else status_of(outcome))
+                note(request, GONE if outcome is None else kind_of(outcome))
 
         return EventStream(narrator, first, events, over)
 

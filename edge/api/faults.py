@@ -82,6 +82,11 @@ def fault_of(error: Exception) -> Fault:
     return Fault(BUG, CutlineError.__name__)
 
 
+def kind_of(error: Exception) -> str:
+    """The name by which a client knows an error."""
+    return error.fault.type if isinstance(error, Refused) else _kind(error).__name__
+
+
 def status_of(error: Exception) -> int:
     """The HTTP status of an error."""
     if isinstance(error, Refused):

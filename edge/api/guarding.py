@@ -28,6 +28,9 @@ HEADERS = {
 }
 
 
+CLOSE = (b"connection", b"close")  # of a connection whose body is not read
+
+
 class Guard:
     """An application behind checks of who asks.
 
@@ -52,12 +55,14 @@ class Guard:
 
         if (fault := self._fault(Headers(scope=scope))) is not None:
             status, message = fault
-            return await refuse(sealed, status, Fault(message, InputError.__name__))
+            return await refuse(sealed, status, Fault(message, InputError.__name__), CLOSE)
         return await self._app(scope, receive, sealed)
 
     def _fault(self, headers: Headers) -> tuple[int, str] | None:
         if sum(len(name) + len(value) for name, value in headers.raw) > MAX_HEAD:
             return 431, f"the request's headers are over {MAX_HEAD >> 10} KiB"
+        if "content-length" in headers and "transfer-encoding" in headers:  # where others may see another end of it
+            return 400, "the request has both content-length and transfer-encoding; send one of them"
         host = headers.get("host", "")
         if self._hosts is not None and name_of(host) not in self._hosts:
             return 421, "the agent is not known by this name; use the address that it printed"

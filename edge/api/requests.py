@@ -10,10 +10,11 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 
 from cutline.edge.api.faults import Fault, Refused, unreadable
+from cutline.edge.api.unserved import NOT_SERVED, asking
 from cutline.edge.question import MAX_NOISE, MAX_STOPS, MAX_TIMEOUT, Mode, Question
 from cutline.errors import InputError
 from cutline.models.prompt import ImagePart, Message, Role, TextPart
-from cutline.models.sampling import Sampling
+from cutline.models.sampling import Sampling, chosen_seed
 from cutline.models.unreadable import UNREADABLE
 from cutline.models.wire import Wire
 from cutline.protos.messages import MAX_ALTERNATIVES
@@ -23,41 +24,6 @@ T = TypeVar("T")
 MAX_NAMED = 20  # fields that one refusal names
 MAX_VALUES = 200_000  # in a request: more words than any model here takes, and what reads in a moment
 MAX_PARTS = 1000  # messages, and parts of one
-
-# What OpenAI's servers know and this one does not do, with the values that ask for nothing; null never does.
-_NOT_SERVED: dict[str, tuple[object, ...]] = {
-    "audio": (),
-    "frequency_penalty": (0,),
-    "function_call": ("none", "auto"),
-    "functions": ([],),
-    "logit_bias": ({},),
-    "metadata": ({},),
-    "modalities": (["text"],),
-    "n": (1,),
-    "parallel_tool_calls": (True, False),
-    "prediction": (),
-    "presence_penalty": (0,),
-    "prompt_cache_key": (),
-    "prompt_cache_retention": (),
-    "reasoning_effort": (),
-    "response_format": ({"type": "text"},),
-    "safety_identifier": (),
-    "service_tier": ("auto", "default"),
-    "store": (False,),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
-    "verbosity": (),
-    "web_search_options": (),
-}
-# Likewise in a message: a client that sends an answer back sends these with it.
-_NOT_SAID: dict[str, tuple[object, ...]] = {
-    "annotations": ([],),
-    "audio": (),
-    "function_call": (),
-    "name": (),
-    "refusal": (),
-    "tool_calls": ([],),
-}
 
 
 class ImageUrl(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -80,15 +46,15 @@ class ChatImage(msgspec.Struct, tag_field="type", tag="image_url", frozen=True, 
 
 
 class ChatMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A turn of the conversation."""
+    """A turn of the conversation. What a `developer` says is the system's; null is no words."""
 
-    role: Role
-    content: str | list[ChatText | ChatImage]
+    role: Role | Literal["developer"]
+    content: str | list[ChatText | ChatImage] | None
 
     @property
     def parts(self) -> list[ChatText | ChatImage]:
         """Its words and images in order."""
-        return [ChatText(self.content)] if isinstance(self.content, str) else self.content
+        return [ChatText(self.content)] if isinstance(self.content, str) else self.content or []
 
 
 _Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -130,7 +96,7 @@ class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_completion_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
     temperature: Annotated[float, msgspec.Meta(ge=0, le=100)] | None = None
     top_p: _SomeShare | None = None
-    seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] | None = None
+    seed: Annotated[int, msgspec.Meta(ge=-1, le=2**63 - 1)] | None = None
     stop: str | Annotated[list[str], msgspec.Meta(max_length=MAX_STOPS)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=MAX_ALTERNATIVES)] | None = None
@@ -176,8 +142,11 @@ class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         parts = (part for message in self.messages for part in message.parts)
         return tuple(part.image_url.url for part in parts if isinstance(part, ChatImage))
 
-    def question(self, images: Sequence[bytes], *, tenant: str = "") -> Question:
-        """The question of `tenant` about the `images` that its `urls` stand for. Raises InputError."""
+    def question(self, images: Sequence[bytes], *, tenant: str = "", request_id: str = "", trace: str = "") -> Question:
+        """The question of `tenant` about the `images` that its `urls` stand for, under `request_id` and `trace`.
+
+        Raises InputError.
+        """
         for message in self.messages:
             if message.role != "user" and any(isinstance(part, ChatImage) for part in message.parts):
                 raise InputError(f"a message of the {message.role} has an image; only the user's may")
@@ -190,7 +159,7 @@ class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 temperature=_given(self.temperature, 0.0),
                 top_k=how.top_k,
                 top_p=_given(self.top_p, 1.0),
-                seed=_given(self.seed, 0),
+                seed=chosen_seed(self.seed, _given(self.temperature, 0.0)),
             ),
             max_tokens=self._most(),
             effort=how.effort,
@@ -208,6 +177,8 @@ class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             max_leak=how.max_leak,
             noise=how.noise,
             tenant=tenant,
+            request_id=request_id,
+            trace=trace,
         )
 
     def _most(self) -> int:
@@ -234,7 +205,7 @@ def read_request(body: bytes) -> ChatRequest:
     except UNREADABLE as error:
         raise unreadable(error) from None
     _check_counts(raw)
-    wanted = _without_neutral(raw)
+    wanted = asking(raw)
     try:
         request = msgspec.convert(wanted, ChatRequest)
     except msgspec.ValidationError as error:
@@ -269,29 +240,6 @@ def _unfit(message: str, param: str | None = None) -> Refused:
     return Refused(400, Fault(message, InputError.__name__, param))
 
 
-def _without_neutral(raw: Any) -> Any:
-    """The request without the fields that are not served where they ask for nothing."""
-    if not isinstance(raw, dict):
-        return raw
-    wanted = _asking(raw, _NOT_SERVED)
-    if isinstance(messages := wanted.get("messages"), list):
-        wanted["messages"] = [_asking(one, _NOT_SAID) if isinstance(one, dict) else one for one in messages]
-    return wanted
-
-
-def _asking(raw: dict[str, Any], neutral: dict[str, tuple[object, ...]]) -> dict[str, Any]:
-    return {
-        name: value
-        for name, value in raw.items()
-        if name not in neutral or not (value is None or any(_same(value, one) for one in neutral[name]))
-    }
-
-
-def _same(value: Any, neutral: object) -> bool:
-    """Whether a value is that of a field that asks for nothing: true is no 1, though it equals it."""
-    return isinstance(value, bool) == isinstance(neutral, bool) and bool(value == neutral)
-
-
 def _unknown(kind: msgspec.inspect.Type, value: Any, place: str) -> Iterator[str]:
     """The paths of the fields in `value` that its type does not have."""
     match kind:
@@ -318,8 +266,8 @@ def _tag(kind: msgspec.inspect.StructType, value: Any) -> bool:
 
 
 def _unwelcome(names: list[str]) -> Refused:
-    known = [name for name in names[:MAX_NAMED] if name in _NOT_SERVED]
-    unknown = [name for name in names[:MAX_NAMED] if name not in _NOT_SERVED]
+    known = [name for name in names[:MAX_NAMED] if name in NOT_SERVED]
+    unknown = [name for name in names[:MAX_NAMED] if name not in NOT_SERVED]
     said = [
         f"{label} {', '.join(_printable(name) for name in some)}"
         for label, some in (("what is not served here:", known), ("unknown fields:", unknown))
@@ -351,4 +299,4 @@ def _message(message: Message, images: Iterator[bytes]) -> ChatMessage:
 
 def _turn(message: ChatMessage) -> Message:
     parts = (ImagePart() if isinstance(part, ChatImage) else TextPart(part.text) for part in message.parts)
-    return Message(message.role, tuple(parts))
+    return Message("system" if message.role == "developer" else message.role, tuple(parts))

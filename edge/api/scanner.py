@@ -63,11 +63,11 @@ class Scanner:
         else:
             rest = bytes(self._words[begin.end() :])
             if len(self._pictures) == MAX_IMAGES:
-                raise _beyond(f"over {MAX_IMAGES} images are too many; send {MAX_IMAGES} at most")
+                raise _beyond(400, f"over {MAX_IMAGES} images are too many; send {MAX_IMAGES} at most")
             self._picture = _Picture()
             del self._words[begin.start(1) :]
         if len(self._words) > MAX_WORDS:
-            raise _beyond(f"the request is over {MAX_WORDS >> 20} MiB beside its images; send less text")
+            raise _beyond(413, f"the request is over {MAX_WORDS >> 20} MiB beside its images; send less text")
         return rest
 
     def _picture_of(self, picture: _Picture, piece: bytes) -> bytes:
@@ -77,7 +77,7 @@ class Scanner:
         if end >= 0:
             self._size += picture.end()
         if self._size > MAX_IMAGE_BYTES:
-            raise _beyond(f"the images are over {MAX_IMAGE_BYTES >> 20} MiB together; save them smaller")
+            raise _beyond(413, f"the images are over {MAX_IMAGE_BYTES >> 20} MiB together; save them smaller")
         if end < 0:
             return b""
         name = f"received:{len(self._pictures)}"
@@ -136,6 +136,6 @@ class _Picture:
         return len(part)
 
 
-def _beyond(message: str) -> Refused:
+def _beyond(status: int, message: str) -> Refused:
     # A connection whose body was not read to its end is of no more use.
-    return Refused(413, Fault(message, InputError.__name__), {"connection": "close"})
+    return Refused(status, Fault(message, InputError.__name__), {"connection": "close"})
