@@ -41,6 +41,8 @@ PIXELS = MANIFEST.family.preprocess(PICTURE)
 PROMPT = PromptBuilder.open(BUNDLE).build([question("Describe the card.")], [PIXELS.grid]).ids
 TRUTH = (*(int(token) for token in np.random.default_rng(1).integers(10, 400, 40)), STOP)
 
+TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
 Rows = NDArray[np.float32]
 
 
@@ -77,6 +79,7 @@ class ScriptedWorker:
         self.address, self.connected, self.answered, self.heard, self.unproven = "it", True, True, time.monotonic(), 0
         self.finished: Finished | None = None
         self.opening: Open | None = None
+        self.metadata = dict[str, str]()
         self.uploaded: list[Boundary | ImageChunk] = []
         self.drafts: list[Draft] = []
         self.answer: list[int] = []
@@ -89,6 +92,7 @@ class ScriptedWorker:
     ) -> Self:
         assert not upload
         self.opening = opening
+        self.metadata = dict(metadata)
         return self
 
     async def __aenter__(self) -> Self:
@@ -192,7 +196,7 @@ def exchange(
     cut: str, worker: ScriptedWorker, *, drafting: ScriptedDrafting | None, draft: tuple[int, ...] = ()
 ) -> Progress:
     mode = Mode.CLOUD if cut == "image" else Mode.SPLIT if drafting is None else Mode.DRAFT
-    asked = Question.about(REQUEST.image, "Describe the card.", mode=mode, cut=cut)
+    asked = Question.about(REQUEST.image, "Describe the card.", mode=mode, cut=cut, request_id="req-7", trace=TRACE)
     prepared = Prepared(asked, (PICTURE,), (PIXELS,), PROMPT, PROMPT, 64)
     progress = Progress(0.0, Transcript(Vocabulary.open(Bundle.open(DRAFTER))))
 
@@ -214,6 +218,7 @@ def check(progress: Progress, worker: ScriptedWorker) -> None:
     assert tuple(progress.tokens) == TRUTH == tuple(worker.answer)
     assert worker.opening is not None
     assert worker.opening.grids == (PIXELS.grid,)
+    assert (worker.opening.request_id, worker.metadata) == ("req-7", {"traceparent": TRACE})
 
 
 @pytest.mark.parametrize("latency", [0.0, 0.01])
