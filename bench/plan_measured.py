@@ -28,10 +28,12 @@ from cutline.demo.requests import Request, requests
 from cutline.devices.emulator import LinkEmulator
 from cutline.devices.link import load_link
 from cutline.edge.agent import Agent
+from cutline.edge.conditions import PLAIN
 from cutline.edge.drafter import Drafter
-from cutline.edge.gate import open_gate
+from cutline.edge.gate import Group, open_gate
 from cutline.edge.question import Mode, Question
 from cutline.edge.remote import ask_over
+from cutline.errors import BundleError
 from cutline.models.bundle import Bundle
 from cutline.models.families import Grid
 from cutline.models.images import decode_image
@@ -71,9 +73,9 @@ class Asking:
 def choose(drafter: Bundle, worker: str, *, kept: int, passed: int, seed: int) -> list[Asking]:
     """Requests of the demo, drawn by `seed`: so many that the gate keeps, and so many that it passes on.
 
-    They are weighed so that the gate keeps the share that it kept when it was calibrated.
+    They are weighed so that the gate keeps the share that it kept when it was calibrated. Raises BundleError.
     """
-    gate, left = open_gate(drafter), {True: kept, False: passed}
+    gate, left = _plain(drafter), {True: kept, False: passed}
     share = gate.kept / gate.requests
     weights = {True: share / kept, False: (1 - share) / passed}
     look, chosen = _looker(drafter, worker), list[Asking]()
@@ -87,9 +89,16 @@ def choose(drafter: Bundle, worker: str, *, kept: int, passed: int, seed: int) -
     return chosen
 
 
+def _plain(drafter: Bundle) -> Group:
+    """What the gate does with plain questions. Raises BundleError where it keeps none."""
+    if (group := open_gate(drafter).of(PLAIN)) is None:
+        raise BundleError(f"the gate of {drafter.path} keeps no answer to a plain question; calibrate it")
+    return group
+
+
 def _looker(drafter: Bundle, worker: str) -> Callable[[Request, Mapping[bool, float]], Asking]:
     """What looks at a request: asks the drafter, its gate and the target."""
-    manifest, gate, greedy = drafter.manifest, open_gate(drafter), Sampling()
+    manifest, gate, greedy = drafter.manifest, _plain(drafter), Sampling()
     model, prompts = Drafter.open(drafter, threads=1), PromptBuilder.open(drafter)
 
     async def truth(asked: Question) -> list[int]:
@@ -101,7 +110,7 @@ def _looker(drafter: Bundle, worker: str) -> Callable[[Request, Mapping[bool, fl
         pixels = manifest.family.preprocess(picture)
         prompt = prompts.build([question(text)], [pixels.grid]).ids
         drafting = model.converse(prompt, [pixels], greedy)
-        kept = gate.keeps(list(drafting.draft((), MAX_TOKENS)), greedy)
+        kept = gate.keeps(list(drafting.draft((), MAX_TOKENS)), manifest.stop_tokens)
         asked = Question.about(request.image, text, mode=Mode.CLOUD, max_tokens=MAX_TOKENS)
         tokens = asyncio.run(truth(asked))
         foreseen = drafting.logits(tokens[:-1]).argmax(axis=-1) == np.array(tokens)

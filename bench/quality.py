@@ -21,6 +21,7 @@ from cutline.demo.cards import Split
 from cutline.demo.questions import KINDS
 from cutline.demo.reference import Reference
 from cutline.demo.requests import requests
+from cutline.edge.conditions import PLAIN
 from cutline.edge.drafter import Drafter
 from cutline.edge.gate import open_gate
 from cutline.models.images import decode_image
@@ -38,7 +39,7 @@ def main() -> None:
     args = parser.parse_args()
     target, bundle = open_target(None), open_drafter(None)
     reference, drafter = Reference(target), Drafter.open(bundle, threads=1)
-    prompts, gate, greedy = PromptBuilder.open(bundle), open_gate(bundle), Sampling()
+    prompts, gate, greedy = PromptBuilder.open(bundle), open_gate(bundle).of(PLAIN), Sampling()
     seen: dict[str, dict[str, list[bool]]] = {
         name: defaultdict(list) for name in ("target", "drafter", "token", "kept")
     }
@@ -57,7 +58,7 @@ def main() -> None:
         seen["token"][kind] += (drafting.logits(truth[:-1]).argmax(axis=-1) == np.array(truth)).tolist()
         if kind == "read" and len(request.card.digits) == 1:
             single.append(seen["target"][kind][-1])
-        kept = gate.keeps(drafted, greedy)
+        kept = gate is not None and gate.keeps(drafted, bundle.manifest.stop_tokens)
         seen["kept"][kind].append(kept)
         if kept:
             agreed.append(ids == truth)

@@ -16,9 +16,10 @@ from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.edge.agent import Agent
 from cutline.edge.answer import Answer, Lost, Provenance, Tail, Token
+from cutline.edge.conditions import GROUPS
 from cutline.edge.drafter import Drafter
 from cutline.edge.events import Corrected, Event, Settled
-from cutline.edge.gate import Gate
+from cutline.edge.gate import Gate, Group
 from cutline.edge.question import Mode, Question
 from cutline.errors import (
     CutlineError,
@@ -167,9 +168,13 @@ async def _linger(messages: AsyncIterator[pb.AgentMessage]) -> None:
             pass
 
 
-def never_keeps(bundle: Bundle) -> Gate:
-    """A gate that asks the worker every time."""
-    return Gate(threshold=2.0, risk=0.05, confidence=0.9, requests=0, kept=0, disagreed=0)
+def keeps_from(threshold: float) -> Callable[[Bundle], Gate]:
+    """What opens a gate whose every group keeps answers of this confidence and more."""
+    group = Group(threshold=threshold, risk=0.05, confidence=0.9, requests=100, kept=90, disagreed=1)
+    return lambda bundle: Gate(dict.fromkeys(GROUPS, group))
+
+
+never_keeps = keeps_from(2.0)  # a gate that waits for the whole draft, and asks the worker every time
 
 
 def asking(mode: Mode, **options: Any) -> Question:

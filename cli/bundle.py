@@ -176,6 +176,7 @@ def _cuts(manifest: Manifest, sizes: Sizes) -> list[Cut]:
 
 
 def _show(console: Console, seen: Seen) -> None:
+    from cutline.cli.calibrate import show_gate
     from cutline.models.prices import Prices
 
     manifest = seen.manifest
@@ -204,11 +205,8 @@ def _show(console: Console, seen: Seen) -> None:
         if calibration.leaks:
             console.print(_leak_table(calibration))
     else:
-        line = (
-            f"the gate keeps answers of confidence {calibration.threshold:.4f} and more: {calibration.kept} of "
-            f"{calibration.requests}, of which {calibration.disagreed} differ from the target's"
-        )
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print("the gate, by groups of requests; nothing of any other is kept:", highlight=False)
+        show_gate(console, calibration)
 
 
 def _cut_table(cuts: list[Cut]) -> Table:

@@ -10,11 +10,12 @@ import typer
 from cutline.cli import options
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Mapping
 
-    from cutline.cli.calibrate_input import Source
-    from cutline.edge.agent import Agent
-    from cutline.edge.gate import Gate
+    from rich.console import Console
+
+    from cutline.cli.samples import Samples
+    from cutline.edge.gate import Gate, Group
     from cutline.models.bundle import Bundle
     from cutline.models.prices import Prices
 
@@ -45,6 +46,22 @@ def calibrate(
             show_default=False,
         ),
     ] = None,
+    groups: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Groups of requests to calibrate, by words of their names with commas between, such as 'one picture, "
+            "first question'; give it again for more. Without it all; the others stay as they are.",
+            show_default=False,
+        ),
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Questions to ask in each group, if there are as many.")] = 600,
+    system: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A system turn that requests will have, in place of some ordinary ones; give it again for more.",
+            show_default=False,
+        ),
+    ] = None,
     risk: Annotated[float, typer.Option(help="Kept answers may differ from the target's in this share.")] = 0.05,
     confidence: Annotated[float, typer.Option(help="How sure that must be.")] = 0.9,
     cards: Annotated[int, typer.Option(help="Cards of the demo's calibration split, six questions each.")] = 300,
@@ -59,8 +76,10 @@ def calibrate(
 ) -> None:
     """Learn when a drafter's answer may stand without asking the target, and what each cut of the target costs.
 
-    Asks the drafter and the target the same questions, and writes into the drafter's bundle the confidence above which
-    its answers agree with the target's as often as --risk and --confidence ask. Then asks the target at every cut in
+    Asks the drafter and the target the same questions, as each group of requests has them: the picture or the text
+    first, with and without a system turn, as second and third questions, about two pictures. Writes into the drafter's
+    bundle the confidence above which its answers agree with the target's as often as --risk and --confidence ask, group
+    by group; an answer to a request of any other group is never kept. Then asks the target at every cut in
     every wire format, and writes into its bundle what went up and how many answers stayed the same; with --bundle that
     needs --target.
     """
@@ -76,9 +95,10 @@ def calibrate(
     from cutline.cli.calibrate_input import demo_sources, file_sources
     from cutline.cli.pricing import measure, ways
     from cutline.cli.processes import worker_process
+    from cutline.cli.samples import SYSTEMS, chosen_groups, conversations, sampled
     from cutline.cli.setting import open_drafter, open_keys, open_target, open_target_for, thread_count
     from cutline.edge.agent import Agent
-    from cutline.edge.gate import save_gate
+    from cutline.edge.gate import Gate, calibrate_gate, save_gate
     from cutline.errors import InputError, ModelMismatch
     from cutline.models.bundle import write_calibration
 
@@ -86,6 +106,9 @@ def calibrate(
         raise InputError("--risk and --confidence are shares between 0 and 1")
     if cards < 1:
         raise InputError(f"--cards is {cards}; give 1 or more")
+    if samples < 1:
+        raise InputError(f"--samples is {samples}; give 1 or more")
+    wanted = chosen_groups(groups or ())
     if price_cards < 0:
         raise InputError(f"--price-cards is {price_cards}; give 0 or more")
     drafter, keys = open_drafter(bundle), open_keys(ca, cert, key, token_file)
@@ -99,6 +122,7 @@ def calibrate(
     asked = list(demo_sources(cards) if data is None else file_sources(data))
     if not asked:
         raise InputError("there is nothing to calibrate on: give at least one question")
+    talks = list(conversations(asked, wanted, count=samples, systems=system or SYSTEMS))
     sources = asked[: price_cards * QUESTIONS_A_CARD]
     console = Console(stderr=True)
     with ExitStack() as stack:
@@ -107,15 +131,16 @@ def calibrate(
         address = worker
         progress = stack.enter_context(Progress(console=console, transient=True, disable=not console.is_terminal))
 
-        async def run() -> tuple[Gate, Prices | None]:
+        async def run() -> tuple[Samples, Prices | None]:
             count = thread_count(threads)
             async with Agent(drafter, worker=address, keys=keys, threads=count, fresh=True) as agent:
-                gate = await _calibrated(agent, progress.track(asked, description="asking both"), risk, confidence)
+                track = progress.add_task("asking both", total=len(talks))
+                found = await sampled(agent, talks, wanted, advance=lambda: progress.advance(track))
             if priced is None:
-                return gate, None
+                return found, None
             priced_on = [source.asked() for source in sources]
             total = len(priced_on) * sum(1 for _ in ways(cuts))
-            track = progress.add_task(f"asking the target at {len(cuts)} cuts", total=total)
+            pricing = progress.add_task(f"asking the target at {len(cuts)} cuts", total=total)
             prices = await measure(
                 drafter,
                 priced,
@@ -124,11 +149,13 @@ def calibrate(
                 threads=count,
                 cuts=cuts,
                 asked=priced_on,
-                advance=lambda: progress.advance(track),
+                advance=lambda: progress.advance(pricing),
             )
-            return gate, prices
+            return found, prices
 
-        gate, prices = asyncio.run(run())
+        found, prices = asyncio.run(run())
+    calibrated = calibrate_gate(found.found, wanted, risk=risk, confidence=confidence)
+    gate = Gate({**_others(drafter, wanted), **calibrated.groups})
     save_gate(drafter, gate)
     if priced is not None and prices is not None:
         prices = _with_leaks(priced, prices)
@@ -136,14 +163,10 @@ def calibrate(
     if as_json:
         sys.stdout.buffer.write(msgspec.json.encode(msgspec.to_builtins(gate) | {"prices": prices}) + b"\n")
         return
-    if gate.kept:
-        said = (
-            f"keeps answers of confidence {gate.threshold:.4f} and more: {gate.kept} of {gate.requests}, "
-            f"of which {gate.disagreed} differ from the target's"
-        )
-    else:
-        said = f"no threshold keeps the risk at {risk}; every answer will be verified"
-    console.print(f"{drafter.path}: {said}")
+    console.print(f"{drafter.path}: the gate, by groups of requests", highlight=False, soft_wrap=True)
+    show_gate(console, calibrated)
+    if found.left_out:
+        console.print(f"{found.left_out} conversations did not fit the models' context, and ended there")
     if priced is not None and prices is not None:
         alike = sum(price.answers == 1 for price in prices.prices)
         console.print(
@@ -152,6 +175,36 @@ def calibrate(
         )
     elif price_cards:
         console.print("No prices were measured: give the target's bundle as --target for them.")
+
+
+def show_gate(console: Console, gate: Gate) -> None:
+    """What the gate does, a line a group."""
+    for name, group in gate.groups.items():
+        console.print(f"  {name}: {_line(group)}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _line(group: Group) -> str:
+    if group.is_open:
+        return (
+            f"keeps answers of confidence {group.threshold:.4f} and more, {group.kept} of {group.requests}, of which "
+            f"{group.disagreed} differ from the target's (promised: {group.risk:.1%} at most)"
+        )
+    more = "more of them would not help" if group.needs is None else f"about {group.needs} more are needed to open it"
+    return f"closed, every answer will be verified; {group.requests} samples, {more}"
+
+
+def _others(drafter: Bundle, groups: Collection[str]) -> Mapping[str, Group]:
+    """What the drafter's gate does in other groups than these."""
+    from cutline.edge.gate import open_gate
+    from cutline.errors import BundleError
+
+    if drafter.manifest.calibration is None:
+        return {}
+    try:
+        before = open_gate(drafter).groups
+    except BundleError:  # what does not read is what is calibrated anew
+        return {}
+    return {name: group for name, group in before.items() if name not in groups}
 
 
 def _priced_cuts(target: Bundle, named: str | None) -> tuple[str, ...]:
@@ -181,25 +234,3 @@ def _with_leaks(target: Bundle, prices: Prices) -> Prices:
     except BundleError:  # what does not read is what is measured anew
         before = None
     return prices if before is None else replace(prices, leaks=before.leaks)
-
-
-async def _calibrated(agent: Agent, sources: Iterable[Source], risk: float, confidence: float) -> Gate:
-    from cutline.cli.calibrate_input import errors_at
-    from cutline.edge.gate import calibrate_gate, with_answers
-    from cutline.edge.question import Mode, Question
-    from cutline.errors import WorkerUnavailable
-
-    confidences, drafted, truths = list[float](), list[list[int]](), list[list[int]]()
-    for source in sources:
-        one = source.asked()
-        with errors_at(source.place):
-            ours = await agent.answer(Question.about(one.image, one.text, mode=Mode.EDGE))
-            theirs = await agent.answer(Question.about(one.image, one.text, mode=Mode.CLOUD))
-            if theirs.alone_from is not None:
-                raise WorkerUnavailable(f"the worker was lost, so its answer is not known: {theirs.lost[-1].why}")
-        confidences.append(ours.confidence or 0.0)
-        drafted.append([token.id for token in ours.tokens])
-        truths.append([token.id for token in theirs.tokens])
-    agreed = [ours == theirs for ours, theirs in zip(drafted, truths, strict=True)]
-    gate = calibrate_gate(confidences, agreed, risk=risk, confidence=confidence)
-    return with_answers(gate, confidences, drafted, truths)

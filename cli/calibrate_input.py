@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 
 import msgspec
@@ -24,10 +25,11 @@ MAX_LINE = 1 << 20  # bytes
 class Source:
     """A question to ask, and `read`, which gives its image: only those being asked lie in memory.
 
-    `place` is where it stands, as errors name it.
+    `place` is where it stands, as errors name it, and `picture` says which images are the same.
     """
 
     place: str
+    picture: str
     read: Callable[[], bytes]
     text: str
     answer: str | None
@@ -55,11 +57,11 @@ def errors_at(place: str) -> Iterator[None]:
         raise type(error)(f"{place}: {error}") from None
 
 
-def demo_sources(cards: int) -> Iterator[Source]:
-    """The questions about `cards` cards of the demo's calibration split."""
-    for number, request in enumerate(requests(Split.CALIBRATION, cards, seed=0), 1):
-        question = request.question
-        yield Source(f"question {number}", partial(bytes, request.image), question.text, question.answer)
+def demo_sources(cards: int, split: Split = Split.CALIBRATION, *, seed: int = 0) -> Iterator[Source]:
+    """The questions about `cards` cards of a split of the demo's."""
+    for number, request in enumerate(requests(split, cards, seed=seed), 1):
+        question, picture = request.question, sha256(request.image).hexdigest()
+        yield Source(f"question {number}", picture, partial(bytes, request.image), question.text, question.answer)
 
 
 def file_sources(data: Path) -> Iterator[Source]:
@@ -88,7 +90,7 @@ def _source(place: str, line: bytes, folder: Path) -> Source:
         raise InputError(f"{place}: cannot read {said.image[:80]!r}: {error.strerror}") from None
     if not found:
         raise InputError(f"{place}: there is no file {said.image[:80]!r} in {folder}")
-    return Source(place, partial(_read, path), said.question, said.answer)
+    return Source(place, said.image, partial(_read, path), said.question, said.answer)
 
 
 def _read(path: Path) -> bytes:

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from cutline.edge.account import account, from_memory, is_exact, planned
-from cutline.edge.answer import Answer, Provenance
+from cutline.edge.answer import Answer, Decision, Gated, Provenance
 from cutline.edge.asking import Asking
-from cutline.edge.drafter import Drafter, Drafting, likelihoods_of
+from cutline.edge.drafter import Drafted, Drafter, Drafting, likelihoods_of
 from cutline.edge.energy import Meter
 from cutline.edge.events import Event, Settled
 from cutline.edge.exchange import Models
-from cutline.edge.gate import Gate, confidence_of, open_gate
+from cutline.edge.gate import Gate, Group, confidence_of, open_gate
 from cutline.edge.heartbeat import NOTICE
 from cutline.edge.noise import Noise, new_secret
 from cutline.edge.preparing import Preparer
@@ -169,6 +169,7 @@ class Agent:
 
     async def _made(self, question: Question, tell: Callable[[Event], object]) -> Answer:
         progress = Progress(time.perf_counter(), Transcript(self._prompts.vocabulary, question.stop), tell)
+        progress.gate = self._gated(question, Decision.NOT_ASKED)
         prepared = await asyncio.to_thread(self._preparer.prepare, question)
         progress.parts.lap("prepare")
         chosen = await self._plan(prepared, progress)
@@ -212,6 +213,7 @@ class Agent:
             return None
         progress.parts.lap("memory")
         progress.tell(Settled(0, tuple(found[0].tokens)))
+        progress.gate = self._gated(question, Decision.RECALLED)
         return from_memory(*found, question, progress, time.perf_counter() - progress.began)
 
     async def _meet(self, planner: Planner) -> None:
@@ -265,10 +267,14 @@ class Agent:
                 await self._draft_all(prepared, progress, keep=True)
                 return None
             case Mode.AUTO:
-                models = await self._draft_all(prepared, progress, keep=False)
-                drafted = list(models.drafted.values())
+                group, progress.gate = self._group(asked), self._gated(asked, Decision.PASSED)
+                models, drafted = Models(), list[Drafted]()
+                if group is not None:  # of a closed one no answer can be kept, so none is waited for
+                    models = await self._draft_all(prepared, progress, keep=False)
+                    drafted = list(models.drafted.values())
                 tokens = tuple(one.token for one in drafted)
-                if self._open_gate().keeps(drafted, asked.sampling):
+                if group is not None and group.keeps(drafted, self.manifest.stop_tokens):
+                    progress.gate = self._gated(asked, Decision.KEPT)
                     progress.settle(tokens, [Provenance.EDGE] * len(tokens), likelihoods_of(drafted))
                     return None
                 asking = self._ask(asked, prepared, progress, drafts=True)
@@ -391,6 +397,21 @@ class Agent:
         return self.manifest.target
 
     def _open_gate(self) -> Gate:
+        """The gate, which keeps nothing where the drafter is not calibrated. Raises BundleError."""
         if self._gate is None:
-            self._gate = open_gate(self._bundle)
+            self._gate = Gate({}) if self.manifest.calibration is None else open_gate(self._bundle)
         return self._gate
+
+    def _group(self, asked: Question) -> Group | None:
+        """What the gate does with answers to what was `asked`, None where it keeps none of that kind.
+
+        Raises BundleError for a drafter that is not calibrated, where nobody was given who could verify it.
+        """
+        given = self.workers.addresses or self.workers.nobody or self._upstream
+        if self.manifest.calibration is None and not given:
+            path = self._bundle.path
+            raise BundleError(f"{path} is not calibrated, so no answer can be trusted; run `cutline calibrate`")
+        return self._open_gate().of(asked.conditions.group)
+
+    def _gated(self, asked: Question, decision: Decision) -> Gated:
+        return self._open_gate().said(asked.conditions.group, decision)

@@ -83,6 +83,29 @@ class Recalled(msgspec.Struct, frozen=True, kw_only=True):
     distance: float
 
 
+class Decision(enum.StrEnum):
+    """What the gate did about an answer."""
+
+    KEPT = "kept"  # the drafter's answer stands, by the gate's promise
+    PASSED = "passed on"  # it was left to a worker, or to the drafter alone where there was none
+    NOT_ASKED = "not asked"  # the mode, or the plan, left it nothing to decide
+    RECALLED = "recalled"  # the answer was given before, to nearly the same picture: outside any promise
+
+
+class Gated(msgspec.Struct, frozen=True, kw_only=True):
+    """What the gate says of an answer: the `group` of the request, and what was decided.
+
+    `calibrated`: answers of this group may be kept at all. `promised` is the share of kept answers of this group that
+    may differ from the target's, as sure as the calibration asked; None where nothing is promised of this answer, which
+    then is the target's own where it is `exact`, and somebody's guess where it is not.
+    """
+
+    group: str
+    calibrated: bool
+    decision: Decision
+    promised: float | None = None
+
+
 class Believed(msgspec.Struct, frozen=True, kw_only=True):
     """What a plan took for the case: link, the worker's queue, how often a drafted token is right, an answer's length.
 
@@ -142,7 +165,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     merged image tokens changed what it computed. `confidence` is the drafter's in its whole answer, where it gave one.
     `bytes_up` and `bytes_down` count the messages of the session; `rounds` how often the agent sent something that
     depended on a reply, its opening included; `drafted` tokens were sent as drafts, `accepted` of the answer's tokens
-    are among them. `plan` is None where nothing was planned: in other modes than `auto`, and without profiles.
+    are among them. `plan` is None where nothing was planned: in other modes than `auto`, and without profiles. `gate`
+    says what is promised of an answer that is not exact; None of an agent that does not tell.
 
     `lost` are the workers that were lost on the way; where none was left, the drafter went on from the token
     `alone_from`, and `tail` says what became of that. `reused_images` did not have to be sent again, `reused_tokens` of
@@ -167,6 +191,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     confidence: float | None
     complete: bool  # the model ended it; false when max_tokens or the context did
     plan: Forecast | None = None
+    gate: Gated | None = None
     prompt_tokens: int = 0
     lost: tuple[Lost, ...] = ()
     alone_from: int | None = None

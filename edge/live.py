@@ -209,14 +209,15 @@ class Serving:
 class Seen:
     """What one answer showed.
 
-    `kind` is that of the request; lengths of answers are kept apart by it. Of `tried` drafted tokens `right` were the
-    target's own. `kept` says whether the gate kept the answer, None where it was not asked; `opening` is None where no
-    session was opened or the connection was not up before, as is `reply`, an upstream's. `density`: bytes of the
-    uploaded picture by its pixels.
+    `kind` is that of the request; lengths of answers are kept apart by it, and by its `group` what the gate keeps. Of
+    `tried` drafted tokens `right` were the target's own. `kept` says whether the gate kept the answer, None where it
+    was not asked; `opening` is None where no session was opened or the connection was not up before, as is `reply`, an
+    upstream's. `density`: bytes of the uploaded picture by its pixels.
     """
 
     kind: Hashable
     tokens: int
+    group: str = ""
     right: float = 0.0
     tried: int = 0
     kept: bool | None = None
@@ -229,13 +230,14 @@ class Seen:
 class Live:
     """All of it. `at` is when, on the agent's clock; `tokens` are those of answers, `lengths` by the kind of request.
 
-    `corrections` are logarithms, by mode, of measured by predicted latency.
+    `kept` is the share that the gate keeps, by group; `corrections` are logarithms, by mode, of measured by predicted
+    latency.
     """
 
     at: float
     link: Link
     acceptance: Average
-    kept: Average
+    kept: Mapping[str, Average]
     serving: Serving | None = None  # where an upstream is asked
     queue: Average = field(default_factory=lambda: Average.of(0.0, 1.0))
     tokens: Average = field(default_factory=lambda: Average.of(16.0, 1.0))
@@ -261,7 +263,7 @@ class Live:
             link=self.link.aged(kept),
             serving=None if self.serving is None else self.serving.aged(kept),
             queue=self.queue.aged(queued),
-            kept=self.kept.aged(kept),
+            kept={group: one.aged(kept) for group, one in self.kept.items()},
             corrections={mode: one.aged(kept) for mode, one in self.corrections.items()},
         )
 
@@ -272,8 +274,9 @@ class Live:
         found = replace(self, tokens=self.tokens.after(seen.tokens), lengths=dict([*others, (seen.kind, length)]))
         if seen.tried:
             found = replace(found, acceptance=self.acceptance.after(seen.right / seen.tried, seen.tried))
-        if seen.kept is not None:
-            found = replace(found, kept=self.kept.after(float(seen.kept)))
+        if seen.kept is not None and seen.group in self.kept:
+            kept = self.kept[seen.group].after(float(seen.kept))
+            found = replace(found, kept={**self.kept, seen.group: kept})
         if seen.density is not None:
             found = replace(found, density=self.density.after(seen.density))
         if seen.opening is not None:

@@ -39,7 +39,7 @@ from cutline.partitioner.plan import Mode as PlanMode
 from cutline.partitioner.predict import predict
 from cutline.partitioner.roofline import Speed
 from cutline.partitioner.search import Search, replan, search
-from cutline.partitioner.setting import Asked, Setting
+from cutline.partitioner.setting import Asked, GateRates, Setting
 from cutline.partitioner.spans import Floats
 
 Known = Callable[[str, Wire], int]
@@ -83,7 +83,7 @@ class Planner:
             at=clock(),
             link=Link.around(self._link.rtt, self._link.uplink),
             acceptance=Average.of(FIRST_RATE, FIRST_SEEN),
-            kept=Average.of(0.0 if setting.gate is None else setting.gate.kept, GATE_SEEN),
+            kept={group: Average.of(gate.kept, GATE_SEEN) for group, gate in setting.gates.items()},
             serving=Serving.around(setting.cloud) if isinstance(setting.cloud, Speed) else None,
         )
 
@@ -104,14 +104,14 @@ class Planner:
             live = self._live = self._live.aged(self._clock())
         question, throttled = prepared.question, self._is_throttled()
         kind = hash((question.tenant, prepared.prompt))  # the same words are often asked again, and nobody's are kept
-        asked = self._asked(prepared, live, kind, known("image", FLOAT32))
-        found = self._searched(asked, self._space(question))
+        asked, group = self._asked(prepared, live, kind, known("image", FLOAT32)), question.conditions.group
+        found = self._searched(asked, self._space(question), group)
         found = replace(found, terms=self._spared(found.terms, prepared, known))
         conditions = self._conditions(live)
         factors = np.array([live.correction(choice.mode) for choice in found.terms.choices])
         bounded = replace(
             found,
-            terms=self._adjusted(found.terms, live, kept=live.kept.value, throttled=throttled),
+            terms=self._adjusted(found.terms, live, kept=_kept(live, group), throttled=throttled),
             limits=self._limits(question),
         )
         found, aside = self._within_limits(replan(bounded, conditions, correction=factors), question, factors)
@@ -176,10 +176,12 @@ class Planner:
         uploads = progress.opened is not None and chosen.plan.cut == "image"
         uploaded = sum(size for _, size in progress.sent[1:]) if uploads else None
         pixels = self._pixels(prepared, progress.reused_images)
+        group = prepared.question.conditions.group
         seen = Seen(
             kind=chosen.kind,
             tokens=max(1, len(progress.tokens)),
-            right=self._as_of_all(right, tried) if gated else right,
+            group=group,
+            right=_as_of_all(right, tried, self._setting.gates.get(group)) if gated else right,
             tried=tried,
             kept=not asked_cloud if gated else None,
             opening=None if progress.cold else _opening(progress),
@@ -196,7 +198,7 @@ class Planner:
     def _hindsight(
         self, chosen: Chosen, prepared: Prepared, progress: Progress, seen: Seen, live: Live, uploaded: int | None
     ) -> float:
-        setting, plan, kept = self._setting, chosen.plan, float(bool(seen.kept))
+        setting, plan, kept = self._setting_of(seen.group), chosen.plan, float(bool(seen.kept))
         if setting.gate is not None:  # its word is known, and so is the length
             setting = replace(setting, gate=replace(setting.gate, kept=kept, longer=1.0))
         asked = replace(chosen.asked, answer_tokens=seen.tokens, image_bytes=uploaded or chosen.asked.image_bytes)
@@ -204,10 +206,9 @@ class Planner:
         terms = self._adjusted(terms, live, kept=kept, throttled=chosen.throttled)
         return float(predict(terms, self._conditions(live)).latency[0])
 
-    def _as_of_all(self, right: int, tried: int) -> float:
-        """How many of `tried` tokens would be right in all answers, if these are of one that the gate passed on."""
-        gate = self._setting.gate
-        return tried - (tried - right) / (1.0 if gate is None else gate.harder)
+    def _setting_of(self, group: str) -> Setting:
+        """The setting with what the gate does in this group; with no gate where it keeps nothing of it."""
+        return replace(self._setting, gate=self._setting.gates.get(group))
 
     def _asked(self, prepared: Prepared, live: Live, kind: int, known: int) -> Asked:
         """The request's sizes, as far as they are known before it is answered; `known` images need not be sent."""
@@ -244,16 +245,16 @@ class Planner:
             edge_prefill=terms.edge_prefill * sent,
         )
 
-    def _searched(self, asked: Asked, space: Space) -> Search:
-        """Every choice for a request like this one, with the terms of this one's upload."""
+    def _searched(self, asked: Asked, space: Space, group: str) -> Search:
+        """Every choice for a request like this one of its `group`, with the terms of this one's upload."""
         alike = replace(asked, prompt_tokens=_coarse(asked.prompt_tokens, 4), image_bytes=0)
-        key = (alike, space)
+        key = (alike, space, group)
         with self._turn:
             if (kept := self._searches.get(key)) is not None:
                 self._searches.move_to_end(key)
         if kept is None:
             alike = replace(alike, image_bytes=asked.image_bytes)
-            kept = alike, search(self._setting, alike, space, self._link, limits=Limits())
+            kept = alike, search(self._setting_of(group), alike, space, self._link, limits=Limits())
             with self._turn:
                 self._searches[key] = kept
                 if len(self._searches) > KINDS:
@@ -264,13 +265,11 @@ class Planner:
         return replace(found, terms=replace(found.terms, upload=found.terms.upload + more))
 
     def _space(self, question: Question) -> Space:
-        """What may be chosen: never the drafter's answer without the gate, which keeps no sampled one.
+        """What may be chosen: never the drafter's answer without the gate, if that keeps any of the request's group.
 
         But before an upstream, where no cut gives the target's answer to a picture that stays.
         """
-        modes: tuple[PlanMode, ...] = ("edge", "cloud") if self.upstream else ("draft",)
-        if question.sampling.temperature == 0.0:
-            modes = (*modes, "auto")
+        modes: tuple[PlanMode, ...] = ("edge", "cloud", "auto") if self.upstream else ("draft", "auto")
         if question.effort == 1.0 and not self.upstream:  # without drafts the worker decodes alone
             modes = ("cloud", "split", *modes)
         return Space(
@@ -317,6 +316,16 @@ class Planner:
             edge_prefill=terms.edge_prefill * slow,
             edge_step=terms.edge_step * slow,
         )
+
+
+def _kept(live: Live, group: str) -> float:
+    """The share of answers that the gate keeps of a group; none of one that was not calibrated."""
+    return live.kept[group].value if group in live.kept else 0.0
+
+
+def _as_of_all(right: int, tried: int, gate: GateRates | None) -> float:
+    """How many of `tried` tokens would be right in all answers, if these are of one that the gate passed on."""
+    return tried - (tried - right) / (1.0 if gate is None else gate.harder)
 
 
 def _opening(progress: Progress) -> Opening | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from PIL import Image
 
-from cutline.edge.answer import Provenance, Token
+from cutline.edge.answer import Gated, Provenance, Token
 from cutline.edge.events import Event, Guessed, Settled
 from cutline.edge.parts import Parts
 from cutline.edge.question import Question
@@ -65,6 +65,7 @@ class Progress:
     drafted: int = 0
     rounds: int = 0
     confidence: float | None = None
+    gate: Gated | None = None  # what the gate says of it so far
     drafts: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)  # (where one begins, the answer with it)
     sent: list[tuple[float, int]] = field(default_factory=list)  # (when, bytes) of what opens a session or asks
     connecting: float | None = None  # seconds that a connection to an upstream took, if one was made

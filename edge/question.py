@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from cutline.edge.conditions import RequestConditions, conditions_of
 from cutline.errors import InputError, PromptError
 from cutline.models.prompt import ImagePart, Message, question
 from cutline.models.sampling import Sampling
@@ -76,6 +77,11 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     def text(self) -> str:
         """The words of the question."""
         return self.messages[-1].text if self.messages else ""
+
+    @property
+    def conditions(self) -> RequestConditions:
+        """What of it decides by which threshold the drafter's answer may stand."""
+        return conditions_of(self.messages, self.sampling)
 
     @property
     def bounded(self) -> bool:

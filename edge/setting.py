@@ -7,7 +7,8 @@ from pathlib import Path
 import msgspec
 
 from cutline.devices.profile import load_profile
-from cutline.edge.gate import Gate, open_gate
+from cutline.edge.conditions import PLAIN
+from cutline.edge.gate import Group, open_gate
 from cutline.models.bundle import Bundle
 from cutline.models.prices import open_prices
 from cutline.partitioner.roofline import WEIGHT_BYTES, Speed
@@ -26,20 +27,19 @@ class _Config(msgspec.Struct):
 def setting_of(
     drafter: Bundle, target: Bundle, *, edge: str | Path, cloud: str | Path, wants_gate: bool = False
 ) -> Setting:
-    """The models on machines of these profiles, each a known name or a file.
+    """The models on machines of these profiles, each a known name or a file; its `gate` is that of plain questions.
 
     Raises ProfileError, and BundleError where there is no gate but one is wanted.
     """
-    gate = None
-    if wants_gate or drafter.manifest.calibration is not None:
-        gate = _planned(open_gate(drafter))
+    gates = _planned(drafter) if wants_gate or drafter.manifest.calibration is not None else {}
     prices, machines = open_prices(target), (load_profile(edge), load_profile(cloud))
     return Setting(
         drafter=drafter.manifest,
         target=target.manifest,
         edge=machines[0],
         cloud=machines[1],
-        gate=gate,
+        gate=gates.get(PLAIN),
+        gates=gates,
         prices=prices.agreement if prices else None,
         leaks=prices.recovered if prices and prices.leaks else None,
         cloud_dtype=_dtype(target),
@@ -53,26 +53,33 @@ def upstream_setting(drafter: Bundle, *, edge: str | Path) -> Setting:
     Raises ProfileError, BundleError.
     """
     device = load_profile(edge)
+    gates = _planned(drafter) if drafter.manifest.calibration is not None else {}
     return Setting(
         drafter=drafter.manifest,
         target=drafter.manifest,
         edge=device,
         cloud=GUESS,
-        gate=_planned(open_gate(drafter)) if drafter.manifest.calibration is not None else None,
+        gate=gates.get(PLAIN),
+        gates=gates,
         overheads=Overheads.between(device, device),
     )
 
 
-def _planned(gate: Gate) -> GateRates:
-    """A calibrated gate as a planner sees it."""
+def _planned(drafter: Bundle) -> dict[str, GateRates]:
+    """What the drafter's gate does in each group that is open. Raises BundleError."""
+    return {name: _rates(group) for name, group in open_gate(drafter).groups.items() if group.is_open}
+
+
+def _rates(gate: Group) -> GateRates:
+    """An open group of a gate as a planner sees it."""
     longer = harder = 1.0
     if gate.tokens is not None and gate.passed_tokens is not None:
         longer = gate.passed_tokens / gate.tokens
     if gate.foreseen is not None and gate.passed_foreseen is not None and gate.foreseen < 1:
         harder = (1 - gate.passed_foreseen) / (1 - gate.foreseen)
     return GateRates(
-        kept=gate.kept / gate.requests if gate.requests else 0.0,
-        agreed=1 - gate.disagreed / gate.kept if gate.kept else 1.0,
+        kept=gate.kept / gate.requests,
+        agreed=1 - gate.disagreed / gate.kept,
         longer=longer,
         harder=harder,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from cutline.devices.profile import DeviceProfile
 from cutline.models.bundle import Manifest
@@ -73,8 +73,9 @@ class Setting:
 
     `cloud` is the worker's machine, or the speed of an upstream that answers in its place: another server, which takes
     the whole picture, verifies nothing and has a model of its own. The target then only counts layers, and any of the
-    drafter's family will do. `gate` is None for a drafter that is not calibrated, `prices` and `leaks` where none were
-    measured; `cloud_dtype` is that of the worker's weights.
+    drafter's family will do. `gate` is what the gate does with the requests that are planned for, None where it keeps
+    none of them, and `gates` the same by groups of requests. `prices` and `leaks` are None where none were measured;
+    `cloud_dtype` is that of the worker's weights.
     """
 
     drafter: Manifest
@@ -82,6 +83,7 @@ class Setting:
     edge: DeviceProfile
     cloud: DeviceProfile | Speed
     gate: GateRates | None = None
+    gates: Mapping[str, GateRates] = field(default_factory=dict)
     prices: Prices | None = None
     leaks: Leaks | None = None
     cloud_dtype: str = "fp32"

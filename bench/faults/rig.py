@@ -21,7 +21,7 @@ from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.reference import Reference
 from cutline.demo.requests import requests
-from cutline.edge.gate import open_gate, save_gate
+from cutline.edge.gate import Gate, open_gate, save_gate
 from cutline.models.bundle import Bundle
 from cutline.protos.security import NO_KEYS, AgentKeys
 
@@ -46,7 +46,8 @@ def ungated(folder: Path) -> Bundle:
     """The demo's drafter with a gate that keeps no answer, in a new folder: mode auto always asks the worker."""
     shutil.copytree(DRAFTER, folder)
     bundle = Bundle.open(folder)
-    save_gate(bundle, msgspec.structs.replace(open_gate(bundle), threshold=2.0))
+    groups = {name: msgspec.structs.replace(one, threshold=2.0) for name, one in open_gate(bundle).groups.items()}
+    save_gate(bundle, Gate(groups))
     return Bundle.open(folder)
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from cutline.edge.answer import Answer, Provenance, Tail
+from cutline.edge.answer import Answer, Decision, Provenance, Tail
 from cutline.edge.question import Mode
 
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0)
+_DECIDED = {Decision.KEPT: "yes", Decision.PASSED: "no"}
 CANCELLED = 499  # the status that is counted where the client was gone before its answer
 
 
@@ -65,8 +66,12 @@ class Metrics:
         self._up, self._down = carried.labels("up"), carried.labels("down")
         self._rounds = Counter("cutline_agent_rounds", "Sendings that depended on a reply", registry=registry)
         self._lost = Counter("cutline_agent_workers_lost", "Workers lost in the middle of answers", registry=registry)
-        gate = Counter("cutline_agent_gate", "What the gate said of drafted answers", ["kept"], registry=registry)
-        self._kept = {True: gate.labels("yes"), False: gate.labels("no")}
+        self._gate = Counter(
+            "cutline_agent_gate", "Answers that the gate decided about, by group", ["group", "kept"], registry=registry
+        )
+        self._recalled = Counter(
+            "cutline_agent_recalled", "Answers from memory, of which nothing is promised", registry=registry
+        )
         self._alone = Counter(
             "cutline_agent_finished_alone", "Tails by what became of them", ["tail"], registry=registry
         )
@@ -84,8 +89,9 @@ class Metrics:
         self._down.inc(answer.bytes_down)
         self._rounds.inc(answer.rounds)
         self._lost.inc(len(answer.lost))
-        if answer.mode is Mode.AUTO and answer.confidence is not None and answer.recalled is None:
-            self._kept[answer.worker is None and answer.alone_from is None].inc()
+        self._recalled.inc(answer.recalled is not None)
+        if answer.gate is not None and answer.gate.decision in _DECIDED:
+            self._gate.labels(answer.gate.group, _DECIDED[answer.gate.decision]).inc()
         if answer.tail is not None:
             self._alone.labels(Tail(answer.tail)).inc()
         if answer.energy is not None:

@@ -12,6 +12,7 @@ import pytest
 from safetensors import safe_open
 
 from cutline.demo.bundles import DRAFTER, TARGET
+from cutline.edge.conditions import PLAIN
 from cutline.edge.spans import TargetSpan, device_cuts
 from cutline.errors import BundleError
 from cutline.models.bundle import EMBEDDINGS, Bundle, device_files, write_calibration
@@ -99,11 +100,11 @@ def test_a_cut_without_graphs_is_marked(run: Run, target: Path) -> None:
 def test_a_drafter_has_no_cuts_but_a_gate(run: Run) -> None:
     shown = seen(run, DRAFTER)
     assert shown["cuts"] == []
-    assert shown["calibration"]["threshold"] <= 1
+    assert shown["calibration"]["groups"][PLAIN]["threshold"] <= 1
     assert "decoder.onnx.data" in shown["files"]
     ran = run("bundle", "show", DRAFTER)
     assert (ran.code, ran.err) == (0, "")
-    assert "the gate keeps answers of confidence" in ran.out
+    assert f"{PLAIN}: keeps answers of confidence" in ran.out
 
 
 def test_prices_are_a_table(run: Run, target: Path) -> None:

@@ -18,6 +18,7 @@ from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.edge.answer import Answer, Provenance, Token
+from cutline.edge.conditions import PLAIN
 from cutline.edge.gate import open_gate
 from cutline.edge.question import Mode
 from cutline.errors import BundleError
@@ -27,6 +28,7 @@ from cutline.models.wire import Wire
 
 Run = Callable[..., Any]
 
+FEW = PLAIN
 CUTS = "decoder.1, image,connector"
 
 
@@ -82,10 +84,10 @@ def test_prices_are_measured_and_kept(run: Run, bundle: Path, target: Path, card
     leaks = (Leak(cut="decoder.0", wire=Wire.INT8, recovered=0.5),)
     write_calibration(Bundle.open(target), Prices(questions=1, prices=(), leaks=leaks))
     ran = run("calibrate", "--bundle", bundle, "--target", target, "--worker", worker, "--cards", "2", "--price-cards",
-        "1", "--price-cuts", CUTS, "--threads", "1", "--json")  # fmt: skip
+        "1", "--price-cuts", CUTS, "--threads", "1", "--groups", FEW, "--json")  # fmt: skip
     assert ran.code == 0, ran.err
     told = json.loads(ran.out)
-    assert told["requests"] == open_gate(Bundle.open(bundle)).requests == 12
+    assert told["groups"][PLAIN]["requests"] == open_gate(Bundle.open(bundle)).groups[PLAIN].requests == 12
     opened = Bundle.open(target)
     prices = open_prices(opened)
     assert prices is not None
@@ -116,7 +118,7 @@ def test_a_worker_is_run_here_where_none_is_given(run: Run, bundle: Path, target
     line = {"image": "card.png", "question": one.question.text, "answer": "not this"}
     (tmp_path / "questions.jsonl").write_text(json.dumps(line))
     ran = run("calibrate", "--bundle", bundle, "--target", target, "--data", tmp_path / "questions.jsonl",
-        "--price-cuts", "decoder.0")  # fmt: skip
+        "--price-cuts", "decoder.0", "--groups", FEW)  # fmt: skip
     assert (ran.code, ran.out) == (0, "")
     prices = open_prices(Bundle.open(target))
     assert prices is not None
@@ -127,10 +129,11 @@ def test_a_worker_is_run_here_where_none_is_given(run: Run, bundle: Path, target
 
 
 def test_without_the_targets_bundle_there_are_no_prices(run: Run, bundle: Path, worker: str) -> None:
-    ran = run("calibrate", "--bundle", bundle, "--worker", worker, "--cards", "1")
+    few = ("calibrate", "--bundle", bundle, "--worker", worker, "--cards", "1", "--groups", FEW)
+    ran = run(*few)
     assert ran.code == 0
     assert "as --target" in " ".join(ran.err.split())
-    ran = run("calibrate", "--bundle", bundle, "--worker", worker, "--cards", "1", "--price-cards", "0", "--json")
+    ran = run(*few, "--price-cards", "0", "--json")
     assert ran.code == 0
     assert json.loads(ran.out)["prices"] is None
 
@@ -138,6 +141,11 @@ def test_without_the_targets_bundle_there_are_no_prices(run: Run, bundle: Path, 
 def test_what_cannot_be_measured_is_one_line(run: Run, bundle: Path, target: Path) -> None:
     both = ("calibrate", "--bundle", bundle, "--target", target)
     assert "cannot be cut at 'vision.99'; cuts: image, vision.0" in run(*both, "--price-cuts", "vision.99").failed(2)
+    assert "there is no 'three pictures'; a group is made of one picture, " in run(
+        *both, "--groups", "three pictures"
+    ).failed(2)
+    assert "no group is all of" in run(*both, "--groups", "one picture, two pictures").failed(2)
+    assert "--samples is 0" in run(*both, "--samples", "0").failed(2)
     assert "--price-cards is -1" in run(*both, "--price-cards", "-1").failed(2)
     assert "drafts for another target" in run("calibrate", "--bundle", bundle, "--target", DRAFTER).failed(5)
     (target / "image-spans.data").write_bytes(b"else")

@@ -13,6 +13,7 @@ import pytest
 from cutline.demo.bundles import DRAFTER
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
+from cutline.edge.conditions import GROUPS, PLAIN
 from cutline.edge.gate import open_gate
 from cutline.models.bundle import Bundle, write_manifest
 
@@ -219,12 +220,17 @@ def test_a_running_agent_is_asked(run: Run, start: Start, card: Path, worker: st
 
 def test_calibration_is_measured_and_kept(run: Run, bundle: Path, worker: str) -> None:
     identity = Bundle.open(bundle).manifest.identity
-    ran = run("calibrate", "--bundle", bundle, "--worker", worker, "--cards", "8", "--json", "--threads", "1")
+    wanted = ("--groups", "one picture, picture first, no system turn")
+    before = open_gate(Bundle.open(bundle)).groups
+    ran = run("calibrate", "--bundle", bundle, "--worker", worker, "--cards", "4", "--json", "--threads", "1", *wanted)
     assert ran.code == 0, ran.err
-    told = json.loads(ran.out)
     gate = open_gate(Bundle.open(bundle))
-    assert told["requests"] == gate.requests == 48
-    assert told["threshold"] == gate.threshold
+    assert json.loads(ran.out)["groups"] == msgspec.to_builtins(gate)["groups"]
+    # Every question of four cards once in each place of a conversation, as far as one fits the models' context.
+    assert [gate.groups[name].requests for name in GROUPS[:3]] == [24, 24, 24]
+    assert {name: one for name, one in gate.groups.items() if name not in GROUPS[:3]} == {
+        name: one for name, one in before.items() if name not in GROUPS[:3]
+    }
     assert Bundle.open(bundle).manifest.identity == identity
 
 
@@ -234,16 +240,22 @@ def test_calibration_on_ones_own_questions(run: Run, bundle: Path, tmp_path: Pat
         (tmp_path / f"{index}.png").write_bytes(one.image)
         lines.append(json.dumps({"image": f"{index}.png", "question": one.question.text}))
     (tmp_path / "questions.jsonl").write_text("\n".join(lines) + "\n\n")
-    ran = run("calibrate", "--bundle", bundle, "--worker", worker, "--data", tmp_path / "questions.jsonl")
+    given = ("--data", tmp_path / "questions.jsonl", "--groups", "one picture", "--system", "Be brief.")
+    ran = run("calibrate", "--bundle", bundle, "--worker", worker, *given)
     assert (ran.code, ran.out) == (0, "")
     # Three answers prove nothing, so none may stand.
-    assert "every answer will be verified" in " ".join(ran.err.split())
-    gate = open_gate(Bundle.open(bundle))
-    assert (gate.requests, gate.kept) == (3, 0)
+    assert "every answer will be verified; 3 samples, about 42 more" in " ".join(ran.err.split())
+    groups = open_gate(Bundle.open(bundle)).groups
+    assert [(groups[name].requests, groups[name].kept) for name in GROUPS[:12]] == [(3, 0)] * 12
 
 
-def test_a_bundle_that_was_never_calibrated_cannot_decide(run: Run, card: Path, tmp_path: Path, worker: str) -> None:
+def test_a_bundle_that_was_never_calibrated_keeps_nothing(run: Run, card: Path, tmp_path: Path, worker: str) -> None:
+    """With a worker every answer is verified; alone it cannot decide."""
     bundle = Path(shutil.copytree(DRAFTER, tmp_path / "bare"))
     write_manifest(bundle, msgspec.structs.replace(Bundle.open(DRAFTER).manifest, calibration=None))
-    assert "cutline calibrate" in run("ask", card, QUESTION, "--bundle", bundle, "--worker", worker).failed(3)
+    asked = ("ask", card, QUESTION, "--bundle", bundle)
+    answer = json.loads(run(*asked, "--worker", worker, "--json").out)
+    assert answer["exact"]
+    assert answer["gate"] == {"group": PLAIN, "calibrated": False, "decision": "passed on", "promised": None}
+    assert "cutline calibrate" in run(*asked).failed(3)
     assert run("ask", card, QUESTION, "--bundle", bundle, "--mode", "edge").code == 0

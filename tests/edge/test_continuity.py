@@ -15,6 +15,7 @@ import msgspec
 import psutil
 import pytest
 
+from cutline.bench.scripted_worker import never_keeps
 from cutline.cli.processes import worker_process
 from cutline.cloud.servicer import MAX_PROBES
 from cutline.demo.bundles import DRAFTER, TARGET
@@ -26,7 +27,6 @@ from cutline.devices.link import LinkProfile, load_link
 from cutline.edge.agent import Agent
 from cutline.edge.answer import Answer, Lost, Provenance, Tail
 from cutline.edge.events import Corrected, Event, Settled
-from cutline.edge.gate import Gate
 from cutline.edge.question import Mode, Question
 from cutline.models.bundle import Bundle
 from cutline.models.sampling import Sampling
@@ -58,9 +58,6 @@ def truth() -> tuple[int, ...]:
 
 @pytest.fixture(autouse=True)
 def no_gate(monkeypatch: pytest.MonkeyPatch) -> None:
-    def never_keeps(bundle: Bundle) -> Gate:
-        return Gate(threshold=2.0, risk=0.05, confidence=0.9, requests=0, kept=0, disagreed=0)
-
     monkeypatch.setattr("cutline.edge.agent.open_gate", never_keeps)
 
 

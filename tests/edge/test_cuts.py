@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from cutline.bench.scripted_worker import keeps_from, never_keeps
 from cutline.cli.processes import worker_process
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
@@ -17,7 +18,6 @@ from cutline.demo.requests import requests
 from cutline.edge.agent import Agent
 from cutline.edge.answer import Answer, Provenance
 from cutline.edge.drafter import Drafted, Drafting
-from cutline.edge.gate import Gate
 from cutline.edge.question import Mode, Question
 from cutline.edge.spans import TargetSpan
 from cutline.errors import CutlineError, InputError, ModelMismatch
@@ -52,10 +52,6 @@ def ask(worker: str | None, questions: Sequence[Question], *, target: Bundle | N
             return [await agent.answer(question) for question in questions]
 
     return asyncio.run(run())
-
-
-def never_keeps(bundle: Bundle) -> Gate:
-    return Gate(threshold=2.0, risk=0.05, confidence=0.9, requests=0, kept=0, disagreed=0)
 
 
 def ids(answer: Answer) -> tuple[int, ...]:
@@ -214,10 +210,7 @@ def test_sampled_drafts_are_right_though_the_targets_prompt_is_shorter(
 
 
 def test_a_kept_answer_cuts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def keeps(bundle: Bundle) -> Gate:
-        return msgspec.structs.replace(never_keeps(bundle), threshold=0.0)
-
-    monkeypatch.setattr("cutline.edge.agent.open_gate", keeps)
+    monkeypatch.setattr("cutline.edge.agent.open_gate", keeps_from(0.0))
     (answer,) = ask(None, [Question.about(ASKED[0].image, "Which?", mode=Mode.AUTO, cut="decoder.2")])
     assert (answer.cut, answer.wire, answer.worker, answer.rounds, answer.exact) == (None, None, None, 0, False)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import pytest
 
+from cutline.bench.scripted_worker import keeps_from
 from cutline.bench.together import asking, check_account, ids, together
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
@@ -16,7 +17,6 @@ from cutline.edge.agent import Agent
 from cutline.edge.answer import Provenance
 from cutline.edge.drafter import Drafted, Drafting
 from cutline.edge.exchange import CHUNK
-from cutline.edge.gate import Gate
 from cutline.edge.question import Mode
 from cutline.models.bundle import Bundle
 
@@ -132,12 +132,8 @@ def test_pure_speculation_costs_one_round_when_every_draft_is_right(
     asyncio.run(run())
 
 
-def gate_at(threshold: float) -> Callable[[Bundle], Gate]:
-    return lambda bundle: Gate(threshold=threshold, risk=0.05, confidence=0.9, requests=100, kept=90, disagreed=1)
-
-
 def test_what_the_gate_keeps_never_leaves_the_device(drafter: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cutline.edge.agent.open_gate", gate_at(0.0))
+    monkeypatch.setattr("cutline.edge.agent.open_gate", keeps_from(0.0))
 
     async def run() -> None:
         async with Agent(drafter, worker="127.0.0.1:1", threads=1) as agent:
@@ -161,13 +157,13 @@ def test_what_the_gate_keeps_never_leaves_the_device(drafter: Bundle, monkeypatc
 def test_what_it_does_not_keep_is_verified_whole_in_one_round(
     target: Bundle, drafter: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cutline.edge.agent.open_gate", gate_at(2.0))
+    monkeypatch.setattr("cutline.edge.agent.open_gate", keeps_from(2.0))
 
     async def run() -> None:
         async with together(target, drafter) as agent:
             for request in ASKED[:6]:
                 monkeypatch.undo()
-                monkeypatch.setattr("cutline.edge.agent.open_gate", gate_at(2.0))
+                monkeypatch.setattr("cutline.edge.agent.open_gate", keeps_from(2.0))
                 truth = ids(await agent.answer(asking(request, Mode.CLOUD)))
                 monkeypatch.setattr(Drafting, "draft", foreseen(truth))
                 answer = await agent.answer(asking(request, Mode.AUTO))
@@ -183,7 +179,7 @@ def test_what_it_does_not_keep_is_verified_whole_in_one_round(
 def test_an_escalation_goes_on_drafting_from_where_it_was_wrong(
     target: Bundle, drafter: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cutline.edge.agent.open_gate", gate_at(2.0))
+    monkeypatch.setattr("cutline.edge.agent.open_gate", keeps_from(2.0))
 
     async def run() -> None:
         async with together(target, drafter) as agent:

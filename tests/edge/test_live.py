@@ -20,7 +20,7 @@ def live(*, rtt: float = 0.05, uplink: float = 1e6) -> Live:
         at=0.0,
         link=Link.around(rtt, uplink),
         acceptance=Average.of(0.8, 5),
-        kept=Average.of(0.7, 20),
+        kept={"plain": Average.of(0.7, 20), "other": Average.of(0.7, 20)},
     )
 
 
@@ -181,14 +181,15 @@ def test_lengths_are_kept_apart_by_kind_and_not_for_ever() -> None:
 def test_the_rest_of_an_answer_is_learnt_too() -> None:
     known = live()
     for _ in range(30):
-        seen = Seen(kind=0, tokens=8, right=6, tried=12, kept=False, density=2.5)
+        seen = Seen(kind=0, tokens=8, group="plain", right=6, tried=12, kept=False, density=2.5)
         known = known.after(seen, overhead=OVERHEAD)
     assert known.acceptance.value == pytest.approx(0.5, abs=0.01)
-    assert known.kept.value < 0.1
+    assert known.kept["plain"].value < 0.1
+    assert known.kept["other"].value == 0.7, "of another group nothing was seen"
     assert known.density.value == pytest.approx(2.5, rel=0.01)
     untouched = known.after(Seen(kind=0, tokens=8), overhead=OVERHEAD)
     assert (untouched.acceptance, untouched.kept, untouched.link) == (known.acceptance, known.kept, known.link)
-    assert known.aged(20 * HALF_LIFE).kept.value == pytest.approx(0.7, abs=0.01)
+    assert known.aged(20 * HALF_LIFE).kept["plain"].value == pytest.approx(0.7, abs=0.01)
 
 
 def test_two_figures_that_show_in_one_time_are_told_apart_by_their_priors_alone() -> None:

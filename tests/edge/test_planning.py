@@ -18,6 +18,7 @@ from cutline.demo.requests import requests
 from cutline.devices.link import LinkProfile
 from cutline.devices.profile import Compute, DeviceProfile
 from cutline.edge.chosen import Chosen
+from cutline.edge.conditions import PLAIN
 from cutline.edge.planning import Planner
 from cutline.edge.preparing import Preparer
 from cutline.edge.progress import Prepared, Progress
@@ -69,7 +70,8 @@ def demo(**changes: Any) -> Setting:
         prices={(cut, wire): 1.0 for cut in CUTS for wire in Wire},
         leaks={("vision.2", Wire.FLOAT32): 0.75, ("decoder.0", Wire.FLOAT32): 0.25},
     )
-    return replace(setting, **changes)
+    made = replace(setting, **changes)
+    return replace(made, gates={} if made.gate is None else {PLAIN: made.gate})
 
 
 def link(**figures: Any) -> LinkProfile:

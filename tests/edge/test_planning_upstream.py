@@ -12,6 +12,7 @@ import httpx
 import msgspec
 import pytest
 
+from cutline.bench.scripted_worker import keeps_from
 from cutline.cli.setting import open_planner
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
@@ -21,7 +22,7 @@ from cutline.devices.profile import DeviceProfile, DrafterTable
 from cutline.edge.agent import Agent
 from cutline.edge.answer import Answer, Provenance
 from cutline.edge.chosen import Chosen
-from cutline.edge.gate import Gate
+from cutline.edge.conditions import PLAIN
 from cutline.edge.planning import Planner
 from cutline.edge.preparing import Preparer
 from cutline.edge.progress import Prepared, Progress
@@ -60,9 +61,9 @@ def prepared(padding: int = 0, **options: Any) -> Prepared:
 
 
 def device(**changes: Any) -> Setting:
-    return replace(
-        upstream_setting(BUNDLE, edge="raspberry-pi-5"), **{"gate": GateRates(kept=0.5, agreed=0.98), **changes}
-    )
+    setting = upstream_setting(BUNDLE, edge="raspberry-pi-5")
+    made = replace(setting, **{"gate": GateRates(kept=0.5, agreed=0.98), **changes})
+    return replace(made, gates={} if made.gate is None else {PLAIN: made.gate})
 
 
 def drafting(seconds: float) -> DeviceProfile:
@@ -263,9 +264,6 @@ async def answers(agent: Agent, *questions: Question) -> list[Answer]:
 def in_agent(work: Callable[[Agent], Any], *, seconds: float, edge: DeviceProfile, gate: float = 2.0) -> Any:
     """What `work` makes of an agent whose upstream takes `seconds`; its gate keeps what has more confidence."""
 
-    def opened(bundle: Bundle) -> Gate:
-        return Gate(threshold=gate, risk=0.05, confidence=0.9, requests=0, kept=0, disagreed=0)
-
     async def run() -> Any:
         transport = httpx.MockTransport(lambda request: httpx.Response(200, stream=Late(seconds)))
         upstream = Upstream("https://there/v1", model="big", transport=transport)
@@ -274,7 +272,7 @@ def in_agent(work: Callable[[Agent], Any], *, seconds: float, edge: DeviceProfil
             return await work(agent)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cutline.edge.agent.open_gate", opened)
+        patch.setattr("cutline.edge.agent.open_gate", keeps_from(gate))
         return asyncio.run(run())
 
 

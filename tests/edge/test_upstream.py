@@ -12,13 +12,13 @@ from pathlib import Path
 import httpx
 import pytest
 
+from cutline.bench.scripted_worker import keeps_from
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.edge.agent import Agent
 from cutline.edge.answer import Answer, Provenance
 from cutline.edge.events import Settled
-from cutline.edge.gate import Gate
 from cutline.edge.memory import Memory
 from cutline.edge.preparing import Preparer
 from cutline.edge.progress import Progress
@@ -286,9 +286,6 @@ def agent_asks(
 ) -> list[Answer | CutlineError]:
     """What an agent with an upstream answers; its gate keeps what has more confidence than `gate`."""
 
-    def opened(bundle: Bundle) -> Gate:
-        return Gate(threshold=gate, risk=0.05, confidence=0.9, requests=0, kept=0, disagreed=0)
-
     async def run() -> list[Answer | CutlineError]:
         upstream = Upstream("https://there/v1", model="big", transport=httpx.MockTransport(handler))
         answers: list[Answer | CutlineError] = []
@@ -303,7 +300,7 @@ def agent_asks(
         return answers
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cutline.edge.agent.open_gate", opened)
+        patch.setattr("cutline.edge.agent.open_gate", keeps_from(gate))
         return asyncio.run(run())
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from cutline.bench.raw_http import BODY, PATH, STREAMED, get
 from cutline.bench.scripted import ScriptedAgent, spoken, told
-from cutline.edge.answer import Provenance, Recalled, Tail
+from cutline.edge.answer import Answer, Decision, Gated, Provenance, Recalled, Tail
 from cutline.edge.api.app import application
 from cutline.edge.api.metrics import Metrics
 from cutline.edge.question import Mode
@@ -98,16 +98,26 @@ def test_the_state_and_its_switch(agent: ScriptedAgent, serving: Serving) -> Non
     assert ready.json()["workers"][1]["address"] == "b:1"
 
 
+def gated(answer: Answer, decision: Decision, group: str = "plain") -> Answer:
+    """An answer in mode auto of which the gate decided so."""
+    said = Gated(group=group, calibrated=True, decision=decision)
+    return msgspec.structs.replace(answer, mode=Mode.AUTO, gate=said)
+
+
 def test_what_was_recalled_or_finished_alone_no_gate_has_kept() -> None:
     counts = Metrics()
-    kept = msgspec.structs.replace(spoken("a", source=Provenance.EDGE), mode=Mode.AUTO, confidence=0.9, worker=None)
-    recalled = Recalled(age_ms=1.0, distance=0.0)
-    alone = msgspec.structs.replace(kept, confidence=0.2, alone_from=0, tail=Tail.UNVERIFIED)
-    for answer in (kept, msgspec.structs.replace(kept, recalled=recalled), alone):
+    kept = gated(spoken("a", source=Provenance.EDGE), Decision.KEPT)
+    recalled = gated(msgspec.structs.replace(kept, recalled=Recalled(age_ms=1.0, distance=0.0)), Decision.RECALLED)
+    alone = gated(msgspec.structs.replace(kept, alone_from=0, tail=Tail.UNVERIFIED), Decision.PASSED)
+    for answer in (kept, recalled, alone, gated(kept, Decision.NOT_ASKED), gated(kept, Decision.KEPT, "another")):
         counts.answered(answer)
-    text = counts.text().decode()
-    assert 'cutline_agent_gate_total{kept="yes"} 1.0' in text
-    assert 'cutline_agent_gate_total{kept="no"} 1.0' in text
+    lines = counts.text().decode().splitlines()
+    assert sorted(line for line in lines if line.startswith("cutline_agent_gate_total")) == [
+        'cutline_agent_gate_total{group="another",kept="yes"} 1.0',
+        'cutline_agent_gate_total{group="plain",kept="no"} 1.0',
+        'cutline_agent_gate_total{group="plain",kept="yes"} 1.0',
+    ]
+    assert "cutline_agent_recalled_total 1.0" in lines
 
 
 def test_who_vanishes_in_the_middle_of_the_switch_breaks_nothing(agent: ScriptedAgent) -> None:
@@ -138,9 +148,8 @@ def test_every_path_is_in_the_table_of_the_docs(agent: ScriptedAgent) -> None:
 
 
 def test_what_is_counted(agent: ScriptedAgent, serving: Serving) -> None:
-    kept = msgspec.structs.replace(spoken("a", source=Provenance.EDGE), mode=Mode.AUTO, confidence=0.9, worker=None)
-    agent.enqueue(kept)
-    agent.enqueue(*told(msgspec.structs.replace(spoken("a", "b"), mode=Mode.AUTO, confidence=0.2)))
+    agent.enqueue(gated(spoken("a", source=Provenance.EDGE), Decision.KEPT))
+    agent.enqueue(*told(gated(spoken("a", "b"), Decision.PASSED)))
     agent.enqueue(WorkerUnavailable("nobody there"))
 
     async def run() -> str:
@@ -154,8 +163,8 @@ def test_what_is_counted(agent: ScriptedAgent, serving: Serving) -> None:
         'cutline_agent_requests_total{mode="auto",status="200"} 2.0',
         'cutline_agent_requests_total{mode="draft",status="503"} 1.0',
         'cutline_agent_requests_total{mode="none",status="400"} 1.0',
-        'cutline_agent_gate_total{kept="yes"} 1.0',
-        'cutline_agent_gate_total{kept="no"} 1.0',
+        'cutline_agent_gate_total{group="plain",kept="yes"} 1.0',
+        'cutline_agent_gate_total{group="plain",kept="no"} 1.0',
         'cutline_agent_tokens_total{source="edge"} 1.0',
         'cutline_agent_tokens_total{source="draft"} 2.0',
         'cutline_agent_bytes_total{direction="up"} 200.0',

@@ -1,0 +1,185 @@
+"""The samples of a calibration: conversations of every group, made of single questions, and what both models answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import cycle, groupby
+from typing import TypeVar
+
+import msgspec
+import numpy as np
+
+from cutline.cli.calibrate_input import Source, errors_at
+from cutline.edge.agent import Agent
+from cutline.edge.answer import Answer
+from cutline.edge.conditions import CALIBRATED, GROUPS, Order
+from cutline.edge.gate import MAX_TOKENS, Sample
+from cutline.edge.question import Mode, Question
+from cutline.errors import InputError, PromptError, WorkerUnavailable
+from cutline.models.prompt import ImagePart, Message, TextPart
+
+T = TypeVar("T")
+
+SYSTEMS = ("You are a helpful assistant.", "Answer briefly.")
+AT_ONCE = 4  # conversations: the worker answers some while the drafter does others
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversation:
+    """Questions in turn about the pictures of `shown`, which stand in the first one before its text or behind it."""
+
+    system: str | None
+    order: Order
+    shown: tuple[Source, ...]
+    texts: tuple[str, ...]
+
+    @property
+    def made_longer(self) -> bool:
+        """Whether it is more than the one question about the one picture that somebody gave."""
+        return len(self.shown) > 1 or len(self.texts) > 1 or self.system is not None
+
+    def first(self) -> tuple[Message, ...]:
+        """What stands before the first answer."""
+        pictures = (ImagePart(),) * len(self.shown)
+        words = (TextPart(self.texts[0]),)
+        asked = Message("user", pictures + words if self.order is Order.PICTURE_FIRST else words + pictures)
+        return (asked,) if self.system is None else (_said("system", self.system), asked)
+
+
+@dataclass(slots=True)
+class Samples:
+    """What came of conversations: `found`, and how many questions were `left_out` since they did not fit the models."""
+
+    found: list[Sample] = field(default_factory=list)
+    left_out: int = 0
+
+
+def chosen_groups(named: Sequence[str]) -> tuple[str, ...]:
+    """The groups that have all the words of any of `named`, each words with commas between; all where none is named.
+
+    Raises InputError.
+    """
+    words = dict.fromkeys(word for group in GROUPS for word in group.split(", "))
+    wanted = [[word.strip() for word in one.split(",")] for one in named]
+    for word in (word for some in wanted for word in some):
+        if word not in words:
+            raise InputError(f"--groups: there is no {word[:40]!r}; a group is made of {', '.join(words)}")
+    chosen = tuple(
+        group for group in GROUPS if not wanted or any(set(some) <= set(group.split(", ")) for some in wanted)
+    )
+    if not chosen:
+        raise InputError(f"--groups: no group is all of {named[0]!r} at once")
+    return chosen
+
+
+def conversations(
+    sources: Sequence[Source], groups: Collection[str], *, count: int, systems: Sequence[str] = SYSTEMS, seed: int = 0
+) -> Iterator[Conversation]:
+    """For each way to begin a conversation of the `groups`, `count` of them at most, each of another first question.
+
+    Later questions are others about the same picture, or where there are none texts of other lines. The same seed gives
+    the same conversations.
+    """
+    rng, turns = np.random.default_rng(seed), cycle(systems)
+    by_picture: dict[str, list[Source]] = {}
+    for source in sources:
+        by_picture.setdefault(source.picture, []).append(source)
+    names = list(by_picture)
+    beginnings = groupby(CALIBRATED, key=lambda one: (one.pictures, one.order, one.system))
+    for (pictures, order, system), kind in beginnings:
+        wanted = [one.earlier + 1 for one in kind if one.group in groups]
+        for place in rng.permutation(len(sources))[:count] if wanted else ():
+            first = sources[place]
+            others = _drawn(rng, [name for name in names if name != first.picture], pictures - 1)
+            if len(others) == pictures - 1:
+                yield Conversation(
+                    system=next(turns) if system else None,
+                    order=order,
+                    shown=(first, *(by_picture[name][0] for name in others)),
+                    texts=_texts(first, by_picture[first.picture], sources, max(wanted), rng),
+                )
+
+
+def _texts(
+    first: Source, same: Sequence[Source], every: Sequence[Source], count: int, rng: np.random.Generator
+) -> tuple[str, ...]:
+    """The text of `first`, then others about the same picture, then of all; `count`, or as many as differ."""
+    texts = dict.fromkeys([first.text, *(one.text for one in _drawn(rng, same, len(same)))])
+    if len(texts) < count:
+        texts |= dict.fromkeys(one.text for one in _drawn(rng, every, len(every)))
+    return tuple(texts)[:count]
+
+
+def _drawn(rng: np.random.Generator, given: Sequence[T], count: int) -> list[T]:
+    """As many as `count` of those that are `given`, in an order by chance."""
+    return [given[at] for at in rng.choice(len(given), min(count, len(given)), replace=False)] if given else []
+
+
+async def sampled(
+    agent: Agent, asked: Sequence[Conversation], groups: Collection[str], *, advance: Callable[[], object]
+) -> Samples:
+    """What drafter and target answer in these conversations, where they are of the `groups`; `advance` hears of each.
+
+    Earlier answers in a conversation are the target's own. Raises CutlineError.
+    """
+    samples, waiting = Samples(), iter(asked)
+
+    async def ask() -> None:
+        for conversation in waiting:
+            await _ask(agent, conversation, groups, samples)
+            advance()
+
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(AT_ONCE):
+                tasks.create_task(ask())
+    except ExceptionGroup as failed:  # the first of them says why the others were ended
+        raise failed.exceptions[0] from None
+    return samples
+
+
+async def _ask(agent: Agent, conversation: Conversation, groups: Collection[str], samples: Samples) -> None:
+    with errors_at(conversation.shown[0].place):
+        try:
+            async for question, truth in exchanges(agent, conversation):
+                if question.conditions.group in groups:
+                    ours = await agent.answer(msgspec.structs.replace(question, mode=Mode.EDGE))
+                    samples.found.append(_sample(question.conditions.group, ours, truth))
+        except PromptError:
+            if not conversation.made_longer:  # the line itself does not fit
+                raise
+            samples.left_out += 1
+
+
+async def exchanges(agent: Agent, conversation: Conversation) -> AsyncIterator[tuple[Question, Answer]]:
+    """Each question of a conversation and the target's answer, which stands before the next one. Raises CutlineError.
+
+    A PromptError where it has become too long for the models.
+    """
+    images = tuple(source.asked().image for source in conversation.shown)
+    messages, texts = conversation.first(), iter(conversation.texts[1:])
+    while True:
+        question = Question(messages=messages, images=images, mode=Mode.CLOUD, max_tokens=MAX_TOKENS)
+        truth = await agent.answer(question)
+        if truth.alone_from is not None:
+            raise WorkerUnavailable(f"the worker was lost, so its answer is not known: {truth.lost[-1].why}")
+        yield question, truth
+        if (text := next(texts, None)) is None:
+            return
+        messages = (*messages, _said("assistant", truth.text), _said("user", text))
+
+
+def _sample(group: str, ours: Answer, truth: Answer) -> Sample:
+    """A sample; an answer that was cut short is none that the gate would keep, however sure the drafter was of it."""
+    return Sample(
+        group=group,
+        confidence=(ours.confidence or 0.0) if ours.complete else 0.0,
+        drafted=tuple(token.id for token in ours.tokens),
+        truth=tuple(token.id for token in truth.tokens),
+    )
+
+
+def _said(role: str, text: str) -> Message:
+    return Message(role, (TextPart(text),))  # type: ignore[arg-type]
