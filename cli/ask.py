@@ -216,6 +216,10 @@ def _show(answer: Answer) -> None:
     if (plan := answer.plan) is not None:
         where_cut = plan.mode + (f" at {plan.cut}" if plan.cut else "") + (f" in {plan.wire}" if plan.wire else "")
         tell(f"planned {where_cut}: {plan.predicted_ms:.0f} ms predicted, {plan.measured_ms:.0f} measured")
+    if answer.gate is not None and answer.gate.promised is not None:
+        tell(f"kept: at most {answer.gate.promised:.1%} of such answers differ from the target's ({answer.gate.group})")
+    elif answer.gate is not None and not answer.exact:
+        tell(f"nothing is promised of this answer ({answer.gate.decision}; {answer.gate.group})")
     for lost in answer.lost:
         then = f"{lost.next} went on" if lost.next else "the drafter went on"
         what = f"lost {lost.worker} after {lost.position} tokens" if lost.position else f"passed over {lost.worker}"

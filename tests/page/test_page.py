@@ -11,7 +11,7 @@ from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.common.keys import Keys
 
-from cutline.edge.answer import Believed, Energy, Forecast, Lost, Provenance, RunnerUp, Tail, Token
+from cutline.edge.answer import Believed, Decision, Energy, Forecast, Gated, Lost, Provenance, RunnerUp, Tail, Token
 from cutline.edge.events import Corrected, Guessed, Planned, Settled
 from cutline.edge.question import Mode
 from cutline.errors import WorkerFailed, WorkerUnavailable
@@ -330,6 +330,34 @@ def test_the_panel_says_how_and_why_and_what_it_cost(page: Page, agent: Scripted
     assert label == "Share of the tokens: edge 0%, draft 100%, cloud 0%"
     page.shows("#totals", "Answers1")
     assert "420 mJ, estimated" in page.text("#totals")
+
+
+@pytest.mark.parametrize(
+    ("gate", "exact", "said"),
+    [
+        (
+            Gated(group="one picture", calibrated=True, decision=Decision.KEPT, promised=0.02),
+            False,
+            "kept: the big model says something else in at most 2% of such cases",
+        ),
+        (
+            Gated(group="one picture", calibrated=False, decision=Decision.PASSED),
+            True,
+            "passed on, as all that is asked like this",
+        ),
+        (
+            Gated(group="one picture", calibrated=True, decision=Decision.NOT_ASKED),
+            False,
+            "not asked: nothing is promised",
+        ),
+    ],
+)
+def test_the_panel_says_what_is_promised(page: Page, agent: Scripted, gate: Gated, exact: bool, said: str) -> None:
+    page.ask("What is it?")
+    agent.tell(answered(SAID, gate=gate, exact=exact))
+    page.over()
+    facts = dict(page.run(FACTS))
+    assert (facts["Gate"], facts["Asked as"]) == (said, "one picture")
 
 
 def test_the_panel_tells_of_an_upstream_and_of_its_plan(page: Page, agent: Scripted) -> None:

@@ -45,9 +45,18 @@ export function answerFacts(state) {
       Energy: answer.energy && energy(answer.energy),
       Worker: answer.worker,
       Exact: answer.exact === null ? "not known" : answer.exact ? "yes" : "no",
+      Gate: answer.gate && gateSays(answer),
+      "Asked as": answer.gate?.group,
     }),
   );
   return facts;
+}
+
+// What is promised of an answer: by the gate, or by a worker's word.
+function gateSays({ exact, gate: { calibrated, decision, promised } }) {
+  if (promised != null) return `kept: the big model says something else in at most ${+(100 * promised).toPrecision(2)}% of such cases`;
+  const asked = decision === "passed on" && !calibrated ? "passed on, as all that is asked like this" : decision;
+  return exact ? asked : `${asked}: nothing is promised`;
 }
 
 function runnerUp({ mode, cut, wire, predicted_ms }) {
