@@ -95,7 +95,8 @@ def cloud(
     Answers are the same in every mode at one --dtype, not across them. `cutline top` shows the metrics. Who calls shows
     a token of --tokens or a certificate of --client-ca. --ca, --cert, --key and --token-file are for the way to --next.
     Prints the address it listens at as its first line. Ctrl-C or SIGTERM stops it in order, with exit code 0: it takes
-    no new sessions and gives the open ones --drain seconds. A second one ends those at once.
+    no new sessions and gives the open ones --drain seconds. A second one ends those at once. A connection takes a
+    descriptor: raise the limit (`ulimit -n 65536`) where many agents come.
     """
     import asyncio
     import signal

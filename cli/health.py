@@ -10,7 +10,7 @@ from cutline.cli import options
 
 EPILOG = "Example: cutline health 127.0.0.1:50051 --ca ca.crt"
 
-SECONDS = 3.0
+SECONDS = 2.0  # for an answer; a port that nobody listens at is known at once
 
 
 def health(
@@ -38,17 +38,25 @@ def health(
 
         raise missing(f"asking needs {error.name}", "cloud") from None
 
-    from cutline.protos.security import open_channel
+    from cutline.protos.security import link_fault, open_channel
 
     keys = open_keys(ca, cert, key, None)
+
+    def _fault(error: grpc.aio.AioRpcError) -> str:
+        match error.code():
+            case grpc.StatusCode.DEADLINE_EXCEEDED:
+                return f"what listens at {address} did not answer within {SECONDS:g} seconds"
+            case grpc.StatusCode.UNIMPLEMENTED:
+                return f"what answers at {address} does not tell of its health: it is no worker and no directory"
+        return link_fault(error.details() or "", address, keys)
 
     async def ask() -> int:
         async with open_channel(address, keys) as channel:
             stub = health_pb2_grpc.HealthStub(channel)
             try:
-                answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=SECONDS, wait_for_ready=True)
+                answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=SECONDS)
             except grpc.aio.AioRpcError as error:
-                raise WorkerUnavailable(f"nobody tells of their health at {address}: {error.code().name}") from None
+                raise WorkerUnavailable(_fault(error)) from None
         status: int = answer.status
         return status
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 
 from cutline.cloud.accounts import Account
 from cutline.cloud.observer import Observer
+from cutline.cloud.sparing import Sparing
 from cutline.errors import AccessDenied
 
 log = logging.getLogger("cutline.audit")
@@ -22,34 +22,23 @@ _UNTOLD = frozenset(
     }
 )
 
-DENIED_SECONDS = 1.0  # between two lines about calls of strangers, who may be many
-
 
 class Audit(Observer):
-    """Writes a line a call, and of those that are denied one a second. As an observer it hears of sessions."""
+    """Writes a line a call, and of those that are denied or never opened a session one a second.
+
+    As an observer it hears of sessions.
+    """
 
     def __init__(self) -> None:
-        self._denied = 0  # calls since the last line about such
-        self._last: dict[str, str] = {}
-        self._pause: asyncio.TimerHandle | None = None
+        self._denials = Sparing(lambda fields: log.warning("denied", extra={"fields": fields}))
+        self._unopened = Sparing(lambda fields: log.info("served", extra={"fields": fields}))
 
     def denied(self, method: str, why: AccessDenied) -> None:
         """Somebody called `method` and could not say who they are. Of many a second one line says how many.
 
         Called on an event loop.
         """
-        self._denied += 1
-        self._last = {"method": method[:80], "why": str(why)}
-        if self._pause is None:
-            self._tell()
-
-    def _tell(self) -> None:
-        """Write of the last call that was denied, and how many were since the line before; then pause."""
-        self._pause = None
-        if self._denied:
-            log.warning("denied", extra={"fields": self._last | {"count": self._denied}})
-            self._denied = 0
-            self._pause = asyncio.get_running_loop().call_later(DENIED_SECONDS, self._tell)
+        self._denials.tell({"method": method[:80], "why": str(why)})
 
     def served(self, method: str, tenant: str, outcome: str) -> None:
         """A tenant's call ended."""
@@ -64,4 +53,7 @@ class Audit(Observer):
             "request": account.request_id,
             "outcome": account.status,
         }
-        log.info("served", extra={"fields": fields})
+        if account.opened is None:
+            self._unopened.tell(fields)
+        else:
+            log.info("served", extra={"fields": fields})

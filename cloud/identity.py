@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import re
 import ssl
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
@@ -21,7 +22,8 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from cutline.cloud.audit import Audit
-from cutline.cloud.shares import UNLIMITED
+from cutline.cloud.connections import Connections
+from cutline.cloud.shares import UNLIMITED, Used
 from cutline.errors import AccessDenied
 from cutline.protos.revoked import Revoked
 from cutline.protos.security import TENANT_KEY, ServerKeys
@@ -35,6 +37,8 @@ WATCH_SECONDS = 300.0  # after which who watches does so anew
 REQUEST_SECONDS = 5.0  # for a call's only message to come in
 LASTING = frozenset({"/cutline.v1.Worker/Session"})  # which has limits of its own
 STREAM_SECONDS = 30.0  # of any other stream
+GIVEN_UP_A_SECOND = 20.0  # calls of a tenant that may be taken back, over the window of `Used`: each costs the others
+MOST_REMEMBERED = 4096  # tenants and connections
 
 _WITHIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,255}")
 
@@ -127,16 +131,26 @@ Behaviour = Callable[[Any, Any], Any]
 Asking = dict[asyncio.Timeout, None]  # calls whose lone message is waited for, the oldest first
 
 
+@dataclass(slots=True)
+class Passage:
+    """A call that was let in, and whether anything was `answered` to it."""
+
+    answered: bool = False
+
+
 class AuthInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpcio has no types
     """Lets a call through to its handler once it is known who makes it; only `OPEN` methods have another way.
 
-    Of the `calls` that its server takes at once some are kept for tenants that have few.
+    Of the `calls` that its server takes at once some are kept for tenants that have few. It tells `connections` over
+    which of them somebody was let in, and ends those of a tenant that takes back calls without end.
     """
 
-    def __init__(self, callers: Callers, audit: Audit, *, calls: int) -> None:
+    def __init__(self, callers: Callers, audit: Audit, *, calls: int, connections: Connections) -> None:
         self._callers = callers
         self._audit = audit
         self._calls = calls
+        self._connections = connections
+        self._given_up: dict[str, Used] = {}  # calls that were taken back before they were answered, by tenants
         self._held: Counter[str] = Counter()  # by tenants
         self._asking: Asking = {}  # after health
         self._watching = 0  # likewise
@@ -164,8 +178,10 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpci
 
     def _unary(self, method: str, behaviour: Behaviour, handler: grpc.RpcMethodHandler) -> Behaviour:
         async def pass_on(requests: Any, context: Any) -> Any:
-            async with self._passage(method, context):
-                return await behaviour(await _request(handler, requests, context, {}), context)
+            async with self._passage(method, context) as passage:
+                answer = await behaviour(await _request(handler, requests, context, {}), context)
+                passage.answered = True
+                return answer
 
         return pass_on
 
@@ -173,13 +189,18 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpci
         seconds = None if method in LASTING else STREAM_SECONDS
 
         async def pass_on(requests: Any, context: Any) -> None:
-            async with self._passage(method, context):
+            async with self._passage(method, context) as passage:
                 request = requests if handler is None else await _request(handler, requests, context, {})
                 limit = asyncio.timeout(seconds)
                 try:
                     async with limit, contextlib.aclosing(behaviour(request, context)) as answers:
                         async for answer in answers:
-                            await context.write(answer)
+                            try:
+                                await context.write(answer)
+                            except (grpc.aio.InternalError, grpc.aio.UsageError):
+                                # gRPC's words for a call that was taken back; soon it would cancel this itself.
+                                raise asyncio.CancelledError from None
+                            passage.answered = True
                 except TimeoutError:
                     if not limit.expired():
                         raise
@@ -188,7 +209,7 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpci
         return pass_on
 
     @contextlib.asynccontextmanager
-    async def _passage(self, method: str, context: Any) -> AsyncIterator[None]:
+    async def _passage(self, method: str, context: Any) -> AsyncIterator[Passage]:
         try:
             caller = self._callers.find(context.invocation_metadata() or (), context.auth_context())
         except AccessDenied as error:
@@ -196,20 +217,39 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpci
             await context.abort(status_of(error), str(error))
             raise  # abort does so itself
         CALLER.set(caller)
-        outcome = "CANCELLED"  # unless something else is known
+        peer: str = context.peer()
+        if self._gave_up(caller.tenant or peer) > 0.0:
+            self._connections.end(peer)
+            await context.abort(
+                grpc.StatusCode.RESOURCE_EXHAUSTED, "too many calls of yours were taken back; make fewer"
+            )
+        self._connections.let_in(peer)
+        outcome, passage = "CANCELLED", Passage()  # unless something else is known
         found = may_call(self._held, self._calls, caller.tenant)
         self._held[caller.tenant] += 1
         try:
             if not found:
                 await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many calls of yours are open; end some")
-            yield
+            yield passage
             outcome = "OK"
         except grpc.aio.AbortError:
             outcome = grpc.StatusCode(context.code()).name
             raise
         finally:
             self._held -= Counter([caller.tenant])  # and none that is 0
+            if not passage.answered and outcome == "CANCELLED":
+                self._give_up(caller.tenant or peer)
             self._audit.served(method, caller.name, outcome)
+
+    def _gave_up(self, who: str) -> float:
+        """Seconds until few enough calls of a tenant, or of a connection where nobody has a name, were taken back."""
+        return self._given_up.get(who, Used()).wait(GIVEN_UP_A_SECOND, time.monotonic())
+
+    def _give_up(self, who: str) -> None:
+        now = time.monotonic()
+        if len(self._given_up) >= MOST_REMEMBERED:
+            self._given_up = {one: used for one, used in self._given_up.items() if used.wait(GIVEN_UP_A_SECOND, now)}
+        self._given_up[who] = self._given_up.get(who, Used()).plus(1.0, GIVEN_UP_A_SECOND, now)
 
     def _check(self, behaviour: Behaviour, handler: grpc.RpcMethodHandler) -> Behaviour:
         """Of health, for anybody. Where too many do not say what they ask, the one that was given longest is ended."""

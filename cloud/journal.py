@@ -6,12 +6,19 @@ import logging
 
 from cutline.cloud.accounts import Account
 from cutline.cloud.observer import Observer
+from cutline.cloud.sparing import Sparing
 
 log = logging.getLogger(__name__)
 
 
 class Journal(Observer):
-    """Writes a line a session."""
+    """Writes a line a session; of those that were never opened one a second, which says how many there were."""
+
+    def __init__(self) -> None:
+        self._unopened = Sparing(lambda fields: log.info("session", extra={"fields": fields}))
 
     def ended(self, account: Account) -> None:
-        log.info("session", extra={"fields": account.fields()})
+        if account.opened is None:
+            self._unopened.tell(account.fields())
+        else:
+            log.info("session", extra={"fields": account.fields()})

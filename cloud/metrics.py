@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 import socket
 import socketserver
 import ssl
@@ -115,7 +116,8 @@ def show(metrics: Metrics, listen: str, keys: ServerKeys | None = None) -> Itera
         tls = Renewed("the certificate of the metrics", keys.files, functools.partial(server_context, keys))
         revoked = None if keys.revoked is None else Revoked(keys.revoked)
     try:
-        server = _Server(host.strip("[]"), port, make_wsgi_app(metrics.registry), tls, revoked)
+        app = make_wsgi_app(metrics.registry)
+        server = _Server(host.strip("[]"), port, _named(app, host) if is_loopback(host) else app, tls, revoked)
     except OSError:
         raise InputError(f"cannot show metrics at {listen}: taken, or not an address of this machine") from None
     thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
@@ -126,6 +128,20 @@ def show(metrics: Metrics, listen: str, keys: ServerKeys | None = None) -> Itera
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def _named(app: Any, host: str) -> Any:
+    """`app` for who asks by this machine's names: a page that misled a browser has another (DNS rebinding)."""
+    names = {"localhost", "127.0.0.1", "[::1]", host.lower()}
+
+    def guarded(environ: dict[str, Any], start: Any) -> Any:
+        name = re.sub(r":\d*$", "", environ.get("HTTP_HOST", "").lower())
+        if name in names:
+            return app(environ, start)
+        start("421 Misdirected Request", [("content-type", "text/plain")])
+        return [b"ask for the metrics by the address that the worker printed\n"]
+
+    return guarded
 
 
 class _Quiet(WSGIRequestHandler):

@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection
 from cutline.cloud.audit import Audit
 from cutline.cloud.budget import MOST_SLOTS
 from cutline.cloud.chain import NextWorker
+from cutline.cloud.connections import Connections, most_connections, options
 from cutline.cloud.engine import Engine
 from cutline.cloud.identity import AuthInterceptor, Callers
 from cutline.cloud.image_cache import ImageCache
@@ -69,13 +70,6 @@ _OPTIONS = [
     # Tensors and images come in pieces of 1 MiB; what is larger is an attack or a mistake.
     ("grpc.max_receive_message_length", (1 << 20) + (1 << 16)),
     ("grpc.max_metadata_size", 16 << 10),
-    # A device that vanished without a goodbye frees its session within half a minute.
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    # gRPC waits a minute for the answer to a ping unless this says otherwise, too.
-    ("grpc.http2.ping_timeout_ms", 10_000),
-    # Agents ping too, also between requests; the default would close their connections for that.
-    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.max_concurrent_streams", 256),
 ]
 
@@ -115,8 +109,11 @@ async def serve(
     manifest, (start, end) = bundle.manifest, layers
     callers = Callers.of(access.keys, access.tokens)
     calls = (slots or MOST_SLOTS) + MAX_CALLS
+    connections = Connections(most_connections())
     server = grpc.aio.server(
-        interceptors=[AuthInterceptor(callers, Audit(), calls=calls)], options=_OPTIONS, maximum_concurrent_rpcs=calls
+        interceptors=[AuthInterceptor(callers, Audit(), calls=calls, connections=connections)],
+        options=[*_OPTIONS, *options(connections.most)],
+        maximum_concurrent_rpcs=calls,
     )
     # Before the model is loaded, which takes its time.
     try:
@@ -167,6 +164,7 @@ async def serve(
         worker_pb2_grpc.add_WorkerServicer_to_server(worker, server)
         if ranks is not None:
             ranks.watch(engine.give_up)
+        await stack.enter_async_context(connections.watch(port))
         await stack.enter_async_context(_running(server, engine, worker, drain or Drain(), on_broken))
         yield f"{host}:{port}"
 

@@ -10,6 +10,8 @@ from cutline.errors import InputError
 def parse_address(text: str) -> tuple[str, int]:
     """Host and port of "HOST:PORT"; an IPv6 host stands in brackets and keeps them. Raises InputError."""
     host, _, port = text.rpartition(":")
+    if ":" in host and not (host.startswith("[") and host.endswith("]")):
+        raise InputError(f"{text!r} is not HOST:PORT; an IPv6 address stands in brackets, such as [::1]:50051")
     # gRPC would read a slash as a scheme or a path.
     if not (host and port.isascii() and port.isdecimal() and int(port) < 1 << 16) or "/" in host:
         raise InputError(f"{text!r} is not HOST:PORT, such as 127.0.0.1:50051")

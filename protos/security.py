@@ -9,6 +9,7 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import grpc
 
 from cutline.errors import InputError
 from cutline.protos.address import is_loopback, parse_address
+from cutline.protos.keepalive import CLIENT
 
 MAX_FILE = 1 << 20  # bytes of a certificate, a chain of them, or a system's authorities
 _TOKEN_FILE = 4096
@@ -24,11 +26,7 @@ TENANT_KEY = "cutline-tenant"  # metadata: for whom of its own an agent asks a w
 
 _OPTIONS = [
     # A link that died without a word is noticed within half a minute, also while the worker is silent.
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    # gRPC waits a minute for the answer to a ping unless this says otherwise, too.
-    ("grpc.http2.ping_timeout_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
+    *CLIENT,
     # After a failed try the next one comes soon: a device cannot wait out the default of two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 5_000),
@@ -235,6 +233,24 @@ def check_authorities(pem: bytes, path: Path) -> None:
         raise InputError(f"{path} holds no certificates in PEM") from None
 
 
+def _own_fault(certificate: Path) -> str | None:
+    """What is wrong with an agent's own certificate by the clock: a server that sees it hangs up without a word."""
+    try:
+        from cryptography import x509  # of the extra `keys`; without it the link's fault is told as gRPC tells it
+    except ModuleNotFoundError:
+        return None
+    try:
+        shown = x509.load_pem_x509_certificate(certificate.read_bytes())
+    except (OSError, ValueError):
+        return None
+    now = datetime.now(UTC)
+    if shown.not_valid_after_utc < now:
+        return f"{certificate} has expired; renew it, and see that this machine's clock is right"
+    if shown.not_valid_before_utc > now:
+        return f"{certificate} is not valid yet; see that this machine's clock is right"
+    return None
+
+
 # What gRPC says of a handshake that failed, for machines, and what it means.
 _HANDSHAKES = (
     ("certificate has expired", "its certificate has expired; renew it, and see that this machine's clock is right"),
@@ -251,6 +267,8 @@ def link_fault(details: str, address: str, keys: AgentKeys) -> str:
     for said, means in _HANDSHAKES:
         if said in details:
             return f"no trusted worker at {address}: {means}"
+    if keys.certificate is not None and (why := _own_fault(keys.certificate)) is not None:
+        return f"no worker at {address} takes this agent: {why}"
     if "Socket closed" in details and "failed to connect" in details:
         asks = "wants another --cert and --key" if keys.ca is not None else "wants TLS: give --ca"
         return f"no worker answers at {address}; it is not running, or {asks}"

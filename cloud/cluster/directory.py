@@ -11,6 +11,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from cutline.cloud.audit import Audit
+from cutline.cloud.connections import Connections, most_connections, options
 from cutline.cloud.identity import AuthInterceptor, Callers
 from cutline.cloud.tls import server_credentials
 from cutline.errors import InputError
@@ -30,12 +31,6 @@ _OPTIONS = [
     # A request is a hash.
     ("grpc.max_receive_message_length", 4 << 10),
     ("grpc.max_metadata_size", 16 << 10),
-    # A device that vanished frees its connection within half a minute.
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.ping_timeout_ms", 10_000),
-    # Agents ping too, between their questions.
-    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.max_concurrent_streams", 16),
 ]
 
@@ -69,10 +64,10 @@ async def serve(
     InputError.
     """
     host, _ = parse_address(listen)
-    callers = Callers.of(keys, tokens)
+    callers, connections = Callers.of(keys, tokens), Connections(most_connections())
     server = grpc.aio.server(
-        interceptors=[AuthInterceptor(callers, Audit(), calls=MAX_CALLS)],
-        options=_OPTIONS,
+        interceptors=[AuthInterceptor(callers, Audit(), calls=MAX_CALLS, connections=connections)],
+        options=[*_OPTIONS, *options(connections.most)],
         maximum_concurrent_rpcs=MAX_CALLS,
     )
     try:
@@ -89,6 +84,7 @@ async def serve(
         await checks.set(service, health_pb2.HealthCheckResponse.SERVING)
     await server.start()
     try:
-        yield f"{host}:{port}"
+        async with connections.watch(port):
+            yield f"{host}:{port}"
     finally:
         await server.stop(grace=0.5)

@@ -6,6 +6,7 @@ import asyncio
 import signal
 import socket
 import ssl
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from functools import partial
@@ -34,7 +35,10 @@ LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
 class _Door:
-    """The connections that were accepted, the oldest first. Where they are too many one goes that has no request."""
+    """The connections that were accepted, the oldest first. Where they are too many one goes that has no request.
+
+    That is the oldest of the address that has most connections: who is many makes room for who is one.
+    """
 
     def __init__(self) -> None:
         self._inside: dict[_Connection, asyncio.Transport] = {}
@@ -43,12 +47,18 @@ class _Door:
         """One was accepted, or is known already, by its TLS."""
         self._inside.setdefault(connection, transport)
         if len(self._inside) > MOST_CONNECTIONS:
-            idle = next(one for one in self._inside if not one.busy)  # this one, if there is no other
-            self._inside.pop(idle).abort()
+            held = Counter(map(_address, self._inside.values()))
+            idle = (one for one in self._inside if not one.busy)  # this one, if there is no other
+            self._inside.pop(max(idle, key=lambda one: held[_address(self._inside[one])])).abort()
 
     def leave(self, connection: _Connection) -> None:
         """One has ended."""
         self._inside.pop(connection, None)
+
+
+def _address(transport: asyncio.Transport) -> str:
+    peer = transport.get_extra_info("peername")
+    return str(peer[0]) if peer else ""
 
 
 class _Connection(H11Protocol):

@@ -324,5 +324,5 @@ def test_status_of_what_is_no_directory(run: Run, worker: str) -> None:
 
 def test_health(run: Run, worker: str) -> None:
     assert run("health", worker).out == "serving\n"
-    assert "nobody tells" in run("health", "127.0.0.1:1").failed(4)
+    assert "no worker answers" in run("health", "127.0.0.1:1").failed(4)
     run("health", "here").failed(2)

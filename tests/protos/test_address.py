@@ -20,7 +20,9 @@ def test_host_and_port_are_told_apart(text: str, host: str, port: int) -> None:
     assert parse_address(text) == (host, port)
 
 
-@pytest.mark.parametrize("text", ["", "host", ":1", "host:", "host:port", "host:65536", "host:²", "unix:/a:1", "h:-1"])
+@pytest.mark.parametrize(
+    "text", ["", "host", ":1", "host:", "host:port", "host:65536", "host:²", "unix:/a:1", "h:-1", "::1:50051"]
+)
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="HOST:PORT"):
         parse_address(text)
