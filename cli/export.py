@@ -77,7 +77,12 @@ def shown_steps(console: Console, finished: list[Progress]) -> Iterator[Callable
     """What shows an export's steps: a bar while it works, and a line for each that is then put into `finished`."""
     from rich import progress as bars
 
-    columns = (bars.TextColumn("{task.description}"), bars.BarColumn(), bars.TimeElapsedColumn())
+    columns = (
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(),
+        bars.TimeElapsedColumn(),
+        bars.TimeRemainingColumn(),
+    )
     # Where nobody looks, rich would still end the bar with an empty line.
     with bars.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
         track = shown.add_task("", total=None)

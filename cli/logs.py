@@ -6,12 +6,15 @@ import json
 import logging
 import logging.handlers
 import os
+import sys
 import textwrap
 import time
 from pathlib import Path
 from typing import Any
 
 from cutline.errors import InputError
+
+log = logging.getLogger(__name__)
 
 FORMS = ("text", "json")
 LONGEST_LINE = 4096  # characters, of a line for people without its fields
@@ -29,7 +32,7 @@ def write_logs(form: str, audit: Path | None = None) -> None:
         try:
             os.close(os.open(audit, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
             # Notices where another process has moved the file away, to begin a new one.
-            file = logging.handlers.WatchedFileHandler(audit, encoding="utf-8")
+            file = AuditFile(audit, encoding="utf-8")
         except OSError as error:
             raise InputError(f"cannot write {audit}: {error.strerror}") from None
         file.setFormatter(JsonLines())
@@ -38,6 +41,26 @@ def write_logs(form: str, audit: Path | None = None) -> None:
         handler.setFormatter(formatter)
     logging.basicConfig(level=logging.INFO, handlers=handlers)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # whose addresses are nobody else's to read
+
+
+class AuditFile(logging.handlers.WatchedFileHandler):
+    """The audit's file. Where it cannot be written the log says so, once until it can again."""
+
+    _failing = False
+    _failed = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record; what finds no room is tried again with the next one."""
+        self._failed = False
+        super().emit(record)
+        self._failing = self._failed
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Say what failed, in place of a traceback for every record."""
+        error, self._failed = sys.exc_info()[1], True
+        if not self._failing:
+            why = error.strerror if isinstance(error, OSError) else error
+            log.error("the audit file %s cannot be written: %s", self.baseFilename, why)
 
 
 def _is_news(record: logging.LogRecord) -> bool:

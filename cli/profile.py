@@ -61,7 +61,8 @@ def profile(
             raise InputError("options of `cutline profile link` stand after the word link")
         return
     _check_out(out)
-    with _telling() as tell:
+    seconds = DRAFTER_SECONDS * (role == "edge") + TARGET_SECONDS + MESSAGE_SECONDS + REST_SECONDS + WORK_SECONDS
+    with _telling(seconds) as tell:
         if role == "edge":
             if device != "cpu":
                 raise InputError("--device is torch's, of --as cloud; for an agent's GPU give --provider")
@@ -233,7 +234,7 @@ def link(
         raise InputError(f"--seconds is {seconds:g}; give 1 to 300")
     _check_out(out)
     keys = open_keys(ca, cert, key, token_file)
-    with _telling() as tell:
+    with _telling(seconds) as tell:
         tell(f"the link to {worker}")
         measured = asyncio.run(measure_link(worker, keys, name=_name(out), seconds=seconds))
     _write(measured, out, as_json)
@@ -254,12 +255,16 @@ def _check_out(out: Path | None) -> None:
 
 
 @contextmanager
-def _telling() -> Iterator[Tell]:
-    """A line on stderr that says what is being measured."""
+def _telling(seconds: float) -> Iterator[Tell]:
+    """A line on stderr that says what is being measured, and what is left of the `seconds` that all of it takes."""
     from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    with Console(stderr=True).status("opening") as status:
-        yield lambda step: status.update(f"measuring {step}")
+    said = TextColumn("{task.description}, some " + f"{seconds:.0f} seconds of measuring in all")
+    columns, console = (SpinnerColumn(), said, TimeElapsedColumn()), Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
+        track = shown.add_task("opening", total=None)
+        yield lambda step: shown.update(track, description=f"measuring {step}")
 
 
 def _write(measured: DeviceProfile | LinkProfile, out: Path | None, as_json: bool) -> None:

@@ -21,11 +21,14 @@ from pathlib import Path
 
 import msgspec
 
-from cutline.core.files import PRIVATE, remove_drafts, replace_file, sync_folder, write_all
+from cutline.core.files import PRIVATE, read_regular, remove_drafts, replace_file, sync_folder, write_all
 from cutline.edge.frames import Frame
 from cutline.errors import InputError
+from cutline.models.images import MAX_BYTES
 from cutline.models.unreadable import UNREADABLE
 
+_QUESTION_BYTES = 1 << 20
+_FRAME_BYTES = MAX_BYTES + (1 << 16)  # an image that is refused may be a byte longer, and has a line before it
 JOURNAL_BYTES = 8 << 20  # of one journal; there are two
 _ANY_DIGEST = "0" * 64
 _FRAME = re.compile(r"([0-9]{12,})-(.+)\.frame")  # place, id; other files are not of the spool
@@ -155,7 +158,7 @@ class Spool:
         file = self._folder / "question.txt"
         if not file.exists():
             replace_file(file, question.encode(), mode=PRIVATE)
-        elif file.read_bytes() != question.encode():
+        elif read_regular(file, limit=_QUESTION_BYTES) != question.encode():
             raise InputError(f"--spool {self._folder} is of another question; give each question its own")
 
     def _recover(self) -> None:
@@ -198,7 +201,7 @@ class Spool:
 
     def _read(self, file: Path) -> Frame | None:
         try:
-            line, _, image = file.read_bytes().partition(b"\n")
+            line, _, image = read_regular(file, limit=_FRAME_BYTES).partition(b"\n")
             head = msgspec.json.decode(line, type=_Head)
         except (OSError, *UNREADABLE):
             return None

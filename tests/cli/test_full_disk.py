@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import resource
 import shutil
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from cutline.cli import logs
 from cutline.demo.bundles import DRAFTER
 from cutline.models.bundle import Bundle
 
@@ -145,3 +147,25 @@ def test_a_report(run: Run, disk: tuple[Path, Full], made: str) -> None:
     assert ran.code == NO_ROOM
     assert "cutline: cannot write" in ran.err
     assert (report.read_text() if report.exists() else "") == ("last year's" if made else "")
+
+
+def test_an_audit_that_finds_no_room_is_said_once_and_written_later(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def record(number: int) -> logging.LogRecord:
+        return logging.LogRecord("cutline.audit", logging.INFO, "", 0, f"event {number} {'x' * 40}", None, None)
+
+    audit = logs.AuditFile(tmp_path / "audit", encoding="utf-8")
+    with contextlib.closing(audit):
+        with _limited(tmp_path):
+            audit.emit(record(1))
+            audit.emit(record(2))
+        audit.emit(record(3))
+        assert [one.getMessage() for one in caplog.records] == [
+            f"the audit file {tmp_path / 'audit'} cannot be written: File too large"
+        ]
+        with _limited(tmp_path):
+            audit.emit(record(4))
+        assert len(caplog.records) == 2
+    assert [line.split()[1] for line in (tmp_path / "audit").read_text().splitlines()] == ["1", "2", "3", "4"]
+    assert capsys.readouterr().err == ""

@@ -99,14 +99,14 @@ def test_the_demos_bundles_know_each_other() -> None:
 
 
 def test_a_byte_that_changed_anywhere_in_a_manifest_is_refused(bundle: Bundle) -> None:
-    """Each byte in turn, for another digit or letter and for others: some tries would let a rare one through."""
+    """Each byte in turn: some tries would let a rare one through."""
     write_calibration(bundle, Measured(0.25))
     whole = (bundle.path / MANIFEST).read_bytes()
     for at, byte in enumerate(whole):
-        for other in {byte ^ 1, byte ^ 0x80}:
-            (bundle.path / MANIFEST).write_bytes(whole[:at] + bytes([other]) + whole[at + 1 :])
-            with pytest.raises(BundleError):
-                read_manifest(bundle.path)
+        other = byte ^ (1, 0x10, 0x80)[at % 3]
+        (bundle.path / MANIFEST).write_bytes(whole[:at] + bytes([other]) + whole[at + 1 :])
+        with pytest.raises(BundleError):
+            read_manifest(bundle.path)
     for cut in range(0, len(whole), 10):
         (bundle.path / MANIFEST).write_bytes(whole[:cut])
         with pytest.raises(BundleError):
