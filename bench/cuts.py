@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 
@@ -134,7 +135,11 @@ async def price(
     """What each wire format changes at every cut, without a link between."""
     track = progress.add_task("prices", total=len(asked) * sum(1 for _ in ways(cuts)))
     return await measure(
-        drafter, target, worker=worker, threads=1, cuts=cuts, asked=asked, advance=lambda: progress.advance(track)
+        partial(Agent, drafter, worker=worker, threads=1, target=target, fresh=True),
+        cuts=cuts,
+        asked=asked,
+        kept=lambda agent: agent,
+        advance=lambda: progress.advance(track),
     )
 
 

@@ -5,13 +5,28 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from typing import Protocol
 
 import msgspec
 
 from cutline.core.journal import Journal
 from cutline.edge.answer import Answer
-from cutline.edge.question import Question
+from cutline.edge.question import MAX_TIMEOUT, Question
+from cutline.errors import InputError
 from cutline.models.unreadable import UNREADABLE
+
+
+def check_timeout(seconds: float) -> None:
+    """That an answer may take so long. Raises InputError."""
+    if not 0.0 < seconds <= MAX_TIMEOUT:
+        raise InputError(f"--timeout is {seconds:g}; give more than 0 and at most {MAX_TIMEOUT:.0f} seconds")
+
+
+class Answering(Protocol):
+    """Whoever answers questions: an agent, or the answers of one as they are kept."""
+
+    async def answer(self, question: Question) -> Answer:
+        """The answer. Raises CutlineError."""
 
 
 class KeptAnswers:

@@ -72,6 +72,7 @@ def calibrate(
         str | None, typer.Option(help="Cuts to measure, with commas between; without it all.", show_default=False)
     ] = None,
     threads: options.Threads = None,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for an answer.")] = 600.0,
     as_json: options.Json = False,
 ) -> None:
     """Learn when a drafter's answer may stand without asking the target, and what each cut of the target costs.
@@ -82,25 +83,31 @@ def calibrate(
     by group; an answer to a request of any other group is never kept. Then asks the target at every cut in
     every wire format, and writes into its bundle what went up and how many answers stayed the same; with --bundle that
     needs --target.
+
+    When it is interrupted, the same command goes on with the answers that it has, which lie in the drafter's bundle
+    until the calibration is there.
     """
     import asyncio
     import os
     import sys
     from contextlib import ExitStack
+    from functools import partial
 
     import msgspec
     from rich.console import Console
-    from rich.progress import Progress
 
+    from cutline.cli.asked import KeptAnswers, check_timeout
     from cutline.cli.calibrate_input import demo_sources, file_sources
     from cutline.cli.pricing import measure, ways
     from cutline.cli.processes import worker_process
     from cutline.cli.samples import SYSTEMS, chosen_groups, conversations, sampled
     from cutline.cli.setting import open_drafter, open_keys, open_target, open_target_for, thread_count
+    from cutline.cli.time_left import TimeLeft
+    from cutline.core.journal import open_journal
     from cutline.edge.agent import Agent
     from cutline.edge.gate import Gate, calibrate_gate, save_gate
     from cutline.errors import InputError, ModelMismatch
-    from cutline.models.bundle import write_calibration
+    from cutline.models.bundle import JOURNAL, write_calibration
 
     if not (0 < risk < 1 and 0 < confidence < 1):
         raise InputError("--risk and --confidence are shares between 0 and 1")
@@ -111,6 +118,7 @@ def calibrate(
     wanted = chosen_groups(groups or ())
     if price_cards < 0:
         raise InputError(f"--price-cards is {price_cards}; give 0 or more")
+    check_timeout(timeout)
     drafter, keys = open_drafter(bundle), open_keys(ca, cert, key, token_file)
     priced = open_target_for(target, bundle) if price_cards else None
     for opened, option in ((drafter, "--bundle"), *([(priced, "--target")] if priced else [])):
@@ -126,40 +134,46 @@ def calibrate(
     sources = asked[: price_cards * QUESTIONS_A_CARD]
     console = Console(stderr=True)
     with ExitStack() as stack:
+        # The gate changes no answer that is asked for, so what was kept for another --risk is as good.
+        inputs = f"{drafter.manifest.identity} {drafter.manifest.target}"
+        journal = stack.enter_context(open_journal(drafter.path / JOURNAL, inputs=inputs))
+        if journal.found:
+            console.print(f"going on with {journal.found} answers of an earlier attempt", highlight=False)
         if worker is None:
             worker = stack.enter_context(worker_process(open_target(target).path))
-        address = worker
-        progress = stack.enter_context(Progress(console=console, transient=True, disable=not console.is_terminal))
+        progress = stack.enter_context(TimeLeft(console))
+        count = thread_count(threads)
+        open_agent = partial(Agent, drafter, worker=worker, keys=keys, threads=count, fresh=True)
+
+        def kept(agent: Agent, part: str) -> KeptAnswers:
+            return KeptAnswers(agent.answer, journal, part=part, timeout=timeout)
 
         async def run() -> tuple[Samples, Prices | None]:
-            count = thread_count(threads)
-            async with Agent(drafter, worker=address, keys=keys, threads=count, fresh=True) as agent:
+            async with open_agent() as agent:
                 track = progress.add_task("asking both", total=len(talks))
-                found = await sampled(agent, talks, wanted, advance=lambda: progress.advance(track))
+                found = await sampled(kept(agent, "gate"), talks, wanted, advance=lambda: progress.advance(track))
             if priced is None:
                 return found, None
             priced_on = [source.asked() for source in sources]
             total = len(priced_on) * sum(1 for _ in ways(cuts))
             pricing = progress.add_task(f"asking the target at {len(cuts)} cuts", total=total)
             prices = await measure(
-                drafter,
-                priced,
-                worker=address,
-                keys=keys,
-                threads=count,
+                partial(open_agent, target=priced),
                 cuts=cuts,
                 asked=priced_on,
+                kept=partial(kept, part="prices"),
                 advance=lambda: progress.advance(pricing),
             )
             return found, prices
 
         found, prices = asyncio.run(run())
-    calibrated = calibrate_gate(found.found, wanted, risk=risk, confidence=confidence)
-    gate = Gate({**_others(drafter, wanted), **calibrated.groups})
-    save_gate(drafter, gate)
-    if priced is not None and prices is not None:
-        prices = _with_leaks(priced, prices)
-        write_calibration(priced, prices)
+        calibrated = calibrate_gate(found.found, wanted, risk=risk, confidence=confidence)
+        gate = Gate({**_others(drafter, wanted), **calibrated.groups})
+        save_gate(drafter, gate)
+        if priced is not None and prices is not None:
+            prices = _with_leaks(priced, prices)
+            write_calibration(priced, prices)
+        journal.finish()
     if as_json:
         sys.stdout.buffer.write(msgspec.json.encode(msgspec.to_builtins(gate) | {"prices": prices}) + b"\n")
         return

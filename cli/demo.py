@@ -52,6 +52,7 @@ def demo(
     import msgspec
     from rich.console import Console
 
+    from cutline.cli.asked import check_timeout
     from cutline.cli.setting import open_drafter, open_target
     from cutline.cli.time_left import TimeLeft
     from cutline.core.journal import open_journal
@@ -72,6 +73,7 @@ def demo(
         raise InputError(f"--seed is {seed}; give 0 or more")
     if not report.absolute().parent.is_dir():
         raise InputError(f"--report {report}: there is no such folder")
+    check_timeout(timeout)
     profile = load_link(link)
     console = Console(stderr=as_json)
     asked = list(requests(Split.EVALUATION, images, seed))
@@ -83,6 +85,8 @@ def demo(
         keeps = report.is_file() or not report.exists()
         folder = report.parent if keeps else Path(stack.enter_context(TemporaryDirectory()))
         journal = stack.enter_context(open_journal(folder / f".{report.name}.jsonl", inputs=inputs))
+        if journal.found:
+            console.print(f"going on with {journal.found} answers of an earlier attempt", highlight=False)
         with TimeLeft(console) as progress:
             outcomes = _outcomes(asked, *bundles, link=profile, progress=progress, journal=journal, timeout=timeout)
         result = _result(outcomes, *bundles, link=profile.name, images=images, seed=seed)

@@ -7,14 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from cutline.cli.asked import Answering
 from cutline.edge.agent import Agent
 from cutline.edge.answer import Answer
 from cutline.edge.question import Mode, Question
 from cutline.errors import WorkerUnavailable
-from cutline.models.bundle import Bundle
 from cutline.models.prices import Price, Prices
 from cutline.models.wire import Wire
-from cutline.protos.security import NO_KEYS, AgentKeys
 
 KEPT = (0.75, 0.5, 0.25)  # shares of image tokens, at the first cut that has them
 AT_ONCE = 4  # questions: the worker runs some while the next are on their way to it
@@ -54,24 +53,25 @@ def ways(cuts: Sequence[str]) -> Iterator[Way]:
 
 
 async def measure(
-    drafter: Bundle,
-    target: Bundle,
+    open_agent: Callable[[], Agent],
     *,
-    worker: str,
-    keys: AgentKeys = NO_KEYS,
-    threads: int,
     cuts: Sequence[str],
     asked: Sequence[Asked],
+    kept: Callable[[Agent], Answering],
     advance: Callable[[], None],
 ) -> Prices:
-    """The prices of `cuts`, by `worker`'s answers to `asked`; `advance` hears of each. Raises CutlineError."""
+    """The prices of `cuts`, by answers to `asked` of the worker that `open_agent` gives an agent for.
+
+    What `kept` makes of an agent is asked in its place; `advance` hears of each answer. Raises CutlineError.
+    """
     prices: list[Price] = []
     exact: list[tuple[int, ...]] = []
     for cut in ("image", *(cut for cut in cuts if cut != "image")):
         # An agent for each cut, as it holds all the spans that it ever ran.
-        async with Agent(drafter, worker=worker, keys=keys, threads=threads, target=target, fresh=True) as agent:
+        async with open_agent() as agent:
+            answering = kept(agent)
             for way in ways([cut]):
-                answers = await _ask_all(agent, way, asked, advance)
+                answers = await _ask_all(answering, way, asked, advance)
                 exact = exact or [_ids(answer) for answer in answers]  # the first way is the whole target in the worker
                 if cut in cuts:
                     prices.append(price(way, asked, answers, exact))
@@ -94,7 +94,7 @@ def price(way: Way, asked: Sequence[Asked], answers: Sequence[Answer], exact: Se
     )
 
 
-async def _ask_all(agent: Agent, way: Way, asked: Sequence[Asked], advance: Callable[[], None]) -> list[Answer]:
+async def _ask_all(agent: Answering, way: Way, asked: Sequence[Asked], advance: Callable[[], None]) -> list[Answer]:
     turns = asyncio.Semaphore(AT_ONCE)
 
     async def ask(one: Asked) -> Answer:

@@ -11,8 +11,8 @@ from typing import TypeVar
 import msgspec
 import numpy as np
 
+from cutline.cli.asked import Answering
 from cutline.cli.calibrate_input import Source, errors_at
-from cutline.edge.agent import Agent
 from cutline.edge.answer import Answer
 from cutline.edge.conditions import CALIBRATED, GROUPS, Order
 from cutline.edge.gate import MAX_TOKENS, Sample
@@ -118,7 +118,7 @@ def _drawn(rng: np.random.Generator, given: Sequence[T], count: int) -> list[T]:
 
 
 async def sampled(
-    agent: Agent, asked: Sequence[Conversation], groups: Collection[str], *, advance: Callable[[], object]
+    agent: Answering, asked: Sequence[Conversation], groups: Collection[str], *, advance: Callable[[], object]
 ) -> Samples:
     """What drafter and target answer in these conversations, where they are of the `groups`; `advance` hears of each.
 
@@ -140,7 +140,7 @@ async def sampled(
     return samples
 
 
-async def _ask(agent: Agent, conversation: Conversation, groups: Collection[str], samples: Samples) -> None:
+async def _ask(agent: Answering, conversation: Conversation, groups: Collection[str], samples: Samples) -> None:
     with errors_at(conversation.shown[0].place):
         try:
             async for question, truth in exchanges(agent, conversation):
@@ -153,7 +153,7 @@ async def _ask(agent: Agent, conversation: Conversation, groups: Collection[str]
             samples.left_out += 1
 
 
-async def exchanges(agent: Agent, conversation: Conversation) -> AsyncIterator[tuple[Question, Answer]]:
+async def exchanges(agent: Answering, conversation: Conversation) -> AsyncIterator[tuple[Question, Answer]]:
     """Each question of a conversation and the target's answer, which stands before the next one. Raises CutlineError.
 
     A PromptError where it has become too long for the models.

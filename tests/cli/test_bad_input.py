@@ -214,6 +214,8 @@ def test_an_option_that_does_not_fit(run: Run, card: Path, wrong: tuple[str, ...
         ("calibrate", "--cards", "-3"),
         ("calibrate", "--risk", "0"),
         ("calibrate", "--confidence", "1"),
+        ("calibrate", "--timeout", "0"),
+        ("demo", "--timeout", "601"),
         ("calibrate", "--data", "/nowhere/questions.jsonl"),
         ("demo", "--images", "0"),
         ("demo", "--seed", "-1"),

@@ -17,12 +17,13 @@ from cutline.cli.pricing import KEPT, Asked, Way, price, ways
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
+from cutline.edge.agent import Agent
 from cutline.edge.answer import Answer, Provenance, Token
 from cutline.edge.conditions import PLAIN
 from cutline.edge.gate import open_gate
-from cutline.edge.question import Mode
-from cutline.errors import BundleError
-from cutline.models.bundle import Bundle, read_manifest, write_calibration, write_manifest
+from cutline.edge.question import Mode, Question
+from cutline.errors import BundleError, WorkerUnavailable
+from cutline.models.bundle import JOURNAL, MANIFEST, Bundle, read_manifest, write_calibration, write_manifest
 from cutline.models.prices import Leak, Price, Prices, open_prices
 from cutline.models.wire import Wire
 
@@ -125,7 +126,7 @@ def test_a_worker_is_run_here_where_none_is_given(run: Run, bundle: Path, target
     assert {one.right for one in prices.prices} == {0.0}
     assert [one.keep_image_tokens for one in prices.prices if one.keep_image_tokens < 1] == list(KEPT)
     assert "cutline bundle show" in " ".join(ran.err.split())
-    assert "asking" not in ran.err  # no bars where nobody looks
+    assert "━" not in ran.err  # no bars where nobody looks
 
 
 def test_without_the_targets_bundle_there_are_no_prices(run: Run, bundle: Path, worker: str) -> None:
@@ -176,3 +177,35 @@ def test_prices_that_do_not_read_are_refused(target: Path, change: dict[str, Any
 def test_a_target_that_was_never_calibrated_has_no_prices(target: Path) -> None:
     bare = msgspec.structs.replace(read_manifest(target), calibration=None)
     assert open_prices(Bundle(target, write_manifest(target, bare))) is None
+
+
+def test_a_calibration_goes_on_where_it_was_interrupted(
+    run: Run, bundle: Path, worker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is asked twice, and the gate is that of a calibration in one go."""
+    real, asked, lasts = Agent.answer, list[Question](), [10**9]
+
+    async def answer(agent: Agent, question: Question) -> Answer:
+        if len(asked) >= lasts[0]:
+            raise WorkerUnavailable("it is gone")
+        asked.append(question)
+        return await real(agent, question)
+
+    monkeypatch.setattr(Agent, "answer", answer)
+    few = ("calibrate", "--worker", worker, "--cards", "1", "--groups", FEW, "--price-cards", "0", "--threads", "1")
+    before = (bundle / MANIFEST).read_bytes()
+    whole = Path(shutil.copytree(bundle, bundle.with_name("whole")))
+    assert run(*few, "--bundle", whole, "--timeout", "432").code == 0
+    total = len(asked)
+    assert {question.timeout for question in asked} == {432.0}
+    asked.clear()
+    lasts[0] = total // 2
+    assert "it is gone" in run(*few, "--bundle", bundle).failed(4)
+    assert (bundle / MANIFEST).read_bytes() == before
+    Bundle.open(bundle)
+    lasts[0] = 10**9
+    ran = run(*few, "--bundle", bundle)
+    assert f"going on with {total // 2} answers" in ran.err
+    assert len(asked) == total
+    assert open_gate(Bundle.open(bundle)) == open_gate(Bundle.open(whole))
+    assert not (bundle / JOURNAL).exists()

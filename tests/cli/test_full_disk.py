@@ -132,7 +132,21 @@ def test_a_calibration(run: Run, disk: tuple[Path, Full], worker: str) -> None:
     bundle.mkdir()
     for file in DRAFTER.iterdir():
         shutil.copyfile(file, bundle / file.name)
-    check(run, disk, "calibrate", "--bundle", bundle, "--worker", worker, "--cards", "1", "--price-cards", "0")
+    check(
+        run,
+        disk,
+        "calibrate",
+        "--bundle",
+        bundle,
+        "--worker",
+        worker,
+        "--cards",
+        "1",
+        "--price-cards",
+        "0",
+        "--groups",
+        "one picture, picture first, first question",
+    )
     Bundle.open(bundle)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import time
 from pathlib import Path
 
 import msgspec
@@ -113,7 +114,7 @@ def test_what_another_version_kept_is_asked_again(tmp_path: Path) -> None:
 
 def test_without_a_terminal_a_line_now_and_then_tells_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
-    monkeypatch.setattr(time_left.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     said = io.StringIO()
     with TimeLeft(Console(file=said, width=40)) as progress:
         track = progress.add_task("asking", total=500)
