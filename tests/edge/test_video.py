@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
+from fractions import Fraction
 from functools import partial
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -22,6 +25,8 @@ from cutline.edge.video import Camera, VideoFile
 from cutline.errors import InputError
 
 RATE = 10  # frames a second
+
+Matrix = tuple[int, int, int, int]
 
 
 def video(path: Path, levels: list[int]) -> Path:
@@ -141,3 +146,95 @@ def test_a_camera_that_breaks_off_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
     assert [frame.number for frame in some] == list(range(1, 8))
     assert len({frame.id for frame in some}) == 7
     assert told[:2] == ["cam: it ended; trying again", "cam is back"]
+
+
+def h264(
+    path: Path, pictures: list[np.ndarray], *, ratio: Fraction | None = None, matrix: Matrix | None = None
+) -> Path:
+    """A film as phones and recorders write them: with frames that refer to later ones, and a display matrix."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=RATE)
+        stream.height, stream.width = pictures[0].shape[:2]
+        stream.pix_fmt, stream.options = "yuv444p", {"crf": "1", "x264-params": "bframes=2:b-adapt=0:scenecut=0"}
+        if ratio is not None:
+            stream.codec_context.sample_aspect_ratio = ratio
+        for picture in pictures:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    if matrix is not None:  # into the header of its track (ISO 14496-12): a, b, u, c, d, v, x, y, w
+        across, down, leaning, sinking = (one << 16 for one in matrix)
+        data, at = bytearray(path.read_bytes()), path.read_bytes().index(b"tkhd") + 44
+        data[at : at + 36] = struct.pack(">9i", across, down, 0, leaning, sinking, 0, 0, 0, 1 << 30)
+        path.write_bytes(data)
+    return path
+
+
+def quarters() -> np.ndarray:
+    """A picture (48, 64, 3) whose four quarters are unlike."""
+    levels = np.array([[(240, 20, 20), (20, 240, 20)], [(20, 20, 240), (220, 220, 220)]], np.uint8)
+    return levels.repeat(24, 0).repeat(32, 1)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "shown"),
+    [
+        pytest.param((1, 0, 0, 1), lambda one: one, id="as stored"),
+        pytest.param((0, 1, -1, 0), lambda one: np.rot90(one, -1), id="a quarter clockwise"),
+        pytest.param((-1, 0, 0, -1), lambda one: np.rot90(one, 2), id="upside down"),
+        pytest.param((0, -1, 1, 0), lambda one: np.rot90(one), id="a quarter counter-clockwise"),
+        pytest.param((-1, 0, 0, 1), np.fliplr, id="mirrored"),
+        pytest.param((1, 0, 0, -1), np.flipud, id="mirrored upside down"),
+        pytest.param((0, 1, 1, 0), lambda one: one.transpose(1, 0, 2), id="mirrored on its diagonal"),
+        pytest.param((0, -1, -1, 0), lambda one: np.rot90(one, 2).transpose(1, 0, 2), id="on the other one"),
+    ],
+)
+def test_a_film_is_asked_about_as_it_is_shown(tmp_path: Path, matrix: Matrix, shown: Any) -> None:
+    (frame,) = taken(h264(tmp_path / "film.mp4", [quarters()], matrix=matrix), every=1.0)
+    picture = np.asarray(Image.open(BytesIO(frame.image)))
+    expected = shown(quarters())
+    assert picture.shape == expected.shape
+    assert np.abs(picture.astype(int) - expected).mean() < 10
+
+
+@pytest.mark.parametrize(
+    ("ratio", "size"),
+    [
+        (Fraction(24, 11), (140, 48)),  # as of 352x576 at 4:3
+        (Fraction(8, 9), (64, 54)),
+        (Fraction(1, 1), (64, 48)),
+        (Fraction(200, 1), (64, 48)),  # no film is: the header is broken
+    ],
+)
+def test_pixels_that_are_not_square_are_stretched(tmp_path: Path, ratio: Fraction, size: tuple[int, int]) -> None:
+    (frame,) = taken(h264(tmp_path / "film.mp4", [quarters()], ratio=ratio), every=1.0)
+    assert Image.open(BytesIO(frame.image)).size == size
+
+
+def test_no_frame_of_a_camera_that_fell_silent_has_a_later_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: list[str]
+) -> None:
+    """Demuxer, parser and decoder hold frames back, and give them when more comes or the time for it is over."""
+    for wait in ("OPEN_SECONDS", "READ_SECONDS"):
+        monkeypatch.setattr(f"cutline.edge.video.{wait}", 2.0)
+    film = h264(tmp_path / "film.ts", [np.full((48, 64, 3), 20 * index + 20, np.uint8) for index in range(10)])
+    stop = threading.Event()
+
+    def tell(line: str) -> None:
+        told.append(line)
+        stop.set()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        camera = Camera(address, name="cam", every=0.0, changes=None, tell=tell)
+        found = list[Frame]()
+        thread = threading.Thread(target=lambda: found.extend(camera.frames(stop)))
+        thread.start()
+        with server.accept()[0] as connection:
+            began = time.time()
+            connection.sendall(film.read_bytes())
+            silent = time.time()
+            thread.join(60)
+    assert told == ["cam: Immediate exit requested; trying again"]
+    assert len(found) > 5
+    assert began - 1 < min(frame.taken for frame in found)
+    assert max(frame.taken for frame in found) < silent + 1  # half of what a stale one would be late by
