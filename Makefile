@@ -17,7 +17,7 @@ install: .venv/installed
 	@# Debian keeps `ensurepip` in python3-venv; without it, the system's pip fills the new environment.
 	@if $(PYTHON) -c 'import ensurepip' 2>/dev/null; then $(PYTHON) -m venv .venv; \
 	else $(PYTHON) -m venv --without-pip .venv && $(PYTHON) -m pip --python $(BIN)/python install --quiet pip; fi
-	$(BIN)/python -m pip install --quiet '$(TORCH)' --editable '.[camera,cloud,export,demo,dev]'
+	$(BIN)/python -m pip install --quiet '$(TORCH)' --editable '.[camera,cloud,export,demo,dev,heic]'
 	@touch $@
 
 demo: install

@@ -20,7 +20,9 @@ EPILOG = "Example: cutline ask card.png 'Read the digits.' --mode auto --worker 
 
 
 def ask(
-    image: Annotated[Path, typer.Argument(help="An image file: JPEG, PNG or WebP.")],
+    image: Annotated[
+        Path, typer.Argument(help="An image file: JPEG, PNG, WebP, GIF, BMP, AVIF or, with the extra heic, HEIC.")
+    ],
     question: Annotated[str, typer.Argument(help="What to ask about it.")],
     mode: Annotated[
         str,

@@ -13,8 +13,9 @@ from cutline.cloud.inbox import Inbox
 from cutline.cloud.session import BoundaryRows, Request
 from cutline.errors import InputError, ModelMismatch, WorkerForgot
 from cutline.models.bundle import Manifest
+from cutline.models.decoding import DECODING
 from cutline.models.families import Grid
-from cutline.models.images import decode_image
+from cutline.models.images import TRAVELLING, Pixels, decode_image, read_header
 from cutline.models.layerline import END
 from cutline.models.sampling import Sampling
 from cutline.models.wire import Wire
@@ -187,29 +188,39 @@ class Reception:
         return self._from_rows(opening, upload, named)
 
     def _from_files(self, opening: Open, upload: Upload, named: list[_Named]) -> _Prepared:
-        family, pixels, expected = self._manifest.family, [], self._image_tokens(opening)
-        grids = [one.grid for one in named]
-        given = sum(map(family.tokens, grids))
+        family, expected = self._manifest.family, self._image_tokens(opening)
+        given = sum(family.tokens(one.grid) for one in named)
         digests = opening.digests[opening.known :] or (None,) * len(upload.files)
+        coming = list[tuple[bytes, bytes | None, Kept | None]]()
+        # A small file may be a large picture: headers say what all of them become, before any is decoded.
         for file, digest in zip(upload.files, digests, strict=True):
             key = None if digest is None else self._named_rightly(digest, image_digest(file), upload.tenant)
             kept = None if key is None else self._image_cache.find(key)
-            picture = None
-            if kept is None:
-                picture = decode_image(file)
-                grids.append(family.grid(picture.size))
-            else:
-                grids.append(kept.grid)
-            given += family.tokens(grids[-1])
+            coming.append((file, key, kept))
+            given += family.tokens(family.grid(read_header(file, TRAVELLING).size) if kept is None else kept.grid)
             if given > expected:
                 break
-            if picture is not None:  # a small file may be a large picture, so no two pictures are held at once
-                pixels.append(family.preprocess(picture).values)
+        self._check_count(expected, given)
+        grids, pixels = [one.grid for one in named], []
+        for file, key, kept in coming:
+            if kept is None:
+                made = self._pixels(file)
+                pixels.append(made.values)
+            grids.append(made.grid if kept is None else kept.grid)
             if key is not None:
                 named.append(_Named(key, grids[-1], kept))
+        self._check_count(expected, sum(map(family.tokens, grids)))
+        return np.concatenate(pixels) if pixels else None, tuple(named), tuple(grids)
+
+    def _pixels(self, file: bytes) -> Pixels:
+        """The pixels of an image file; of the picture nothing is held any more."""
+        with DECODING.hold(read_header(file, TRAVELLING).memory):
+            return self._manifest.family.preprocess(decode_image(file, TRAVELLING))
+
+    @staticmethod
+    def _check_count(expected: int, given: int) -> None:
         if given != expected:
             raise InputError(f"the prompt holds {expected} image tokens, but the images sent give {given}")
-        return np.concatenate(pixels) if pixels else None, tuple(named), tuple(grids)
 
     def _from_rows(self, opening: Open, upload: Upload, named: list[_Named]) -> _Prepared:
         assert upload.rows is not None

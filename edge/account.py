@@ -57,6 +57,7 @@ def account(
         prompt_tokens=len(prepared.prompt),
         reused_images=progress.reused_images if worker else 0,
         reused_tokens=progress.opened[1].reused if worker and progress.opened else 0,
+        reduced_images=prepared.reduced,
         lost=tuple(asking.lost) if asking else (),
         alone_from=asking.alone_from if asking else None,
         tail=asking.tail if asking else None,
@@ -77,9 +78,9 @@ def is_exact(question: Question, target: Bundle | None) -> bool:
 
 
 def from_memory(
-    remembered: Answer, recalled: Recalled, question: Question, progress: Progress, latency: float
+    remembered: Answer, recalled: Recalled, prepared: Prepared, progress: Progress, latency: float
 ) -> Answer:
-    """The answer to `question` that was `remembered`: its tokens keep their sources, and nobody was asked anew."""
+    """The answer to a question that was `remembered`: its tokens keep their sources, and nobody was asked anew."""
     return msgspec.structs.replace(
         remembered,
         latency_ms=latency * 1e3,
@@ -98,10 +99,11 @@ def from_memory(
         lost=(),
         reused_images=0,
         reused_tokens=0,
+        reduced_images=prepared.reduced,
         energy=None,
         recalled=recalled,
         parts_ms={part: took * 1e3 for part, took in progress.parts.seconds.items()},
-        request_id=question.request_id,
+        request_id=prepared.question.request_id,
     )
 
 

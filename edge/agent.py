@@ -214,7 +214,7 @@ class Agent:
         progress.parts.lap("memory")
         progress.tell(Settled(0, tuple(found[0].tokens)))
         progress.gate = self._gated(question, Decision.RECALLED)
-        return from_memory(*found, question, progress, time.perf_counter() - progress.began)
+        return from_memory(*found, prepared, progress, time.perf_counter() - progress.began)
 
     async def _meet(self, planner: Planner) -> None:
         """Connect to a worker, which no plan counts, and learn which layers it has."""

@@ -170,8 +170,9 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
     `lost` are the workers that were lost on the way; where none was left, the drafter went on from the token
     `alone_from`, and `tail` says what became of that. `reused_images` did not have to be sent again, `reused_tokens` of
-    the prompt not be run again. `parts_ms` is where the time went, part by part, in the order of their beginning. An
-    answer that was corrected later was there before: `latency_ms` and `parts_ms` end then.
+    the prompt not be run again. `reduced_images` were decoded at half their width and height, as JPEGs over 16
+    megapixels are: what is exact is so for that picture. `parts_ms` is where the time went, part by part, in the order
+    of their beginning. An answer that was corrected later was there before: `latency_ms` and `parts_ms` end then.
     """
 
     text: str
@@ -198,6 +199,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     tail: Tail | None = None
     reused_images: int = 0
     reused_tokens: int = 0
+    reduced_images: int = 0
     energy: Energy | None = None
     recalled: Recalled | None = None
     parts_ms: dict[str, float] = {}

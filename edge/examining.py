@@ -20,6 +20,7 @@ from cutline.devices.trial import try_runtime
 from cutline.edge.facts import BadBundle, Facts, Model, Served, Unserved, model_of
 from cutline.edge.probing import measure_link
 from cutline.errors import BundleError, WorkerError
+from cutline.errors.names import printable
 from cutline.models.bundle import Bundle
 from cutline.protos.client import WorkerClient
 from cutline.protos.security import NO_KEYS, AgentKeys
@@ -74,9 +75,9 @@ async def examine(
 
 def _model(path: Path) -> Model | BadBundle:
     try:
-        return model_of(str(path), Bundle.open(path, "device").manifest)
+        return model_of(printable(str(path)), Bundle.open(path, "device").manifest)
     except BundleError as error:
-        return BadBundle(path=str(path), fault=str(error))
+        return BadBundle(path=printable(str(path)), fault=printable(str(error)))
 
 
 async def _worker(address: str, keys: AgentKeys) -> Served | Unserved:

@@ -12,10 +12,12 @@ from typing import Protocol
 
 from cutline.edge.changes import Changes, thumbnail
 from cutline.errors import ImageError, InputError
-from cutline.models.images import MAX_BYTES, decode_image
+from cutline.errors.names import printable
+from cutline.models.decoding import DECODING
+from cutline.models.images import MAX_BYTES, decode_image, read_header
 
 LOOK = 0.5  # seconds between two looks into a folder
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".gif", ".heic", ".heif")
 REMEMBERED = 100_000  # files that were taken and are not in their folder any more
 
 _Stamp = tuple[int, int]  # of a file: time of its last change in nanoseconds, and size
@@ -35,7 +37,7 @@ class Frame:
     number: int
     taken: float
     image: bytes
-    file: str | None = None  # its name, of an image in a folder
+    file: str | None = None  # its name as text, of an image in a folder
 
 
 class Source(Protocol):
@@ -112,7 +114,7 @@ class Folder(Sifted):
 
     def _frame(self, name: str, stamp: _Stamp, number: int, image: bytes) -> Frame:
         known = frame_id((self._path / name).absolute(), *stamp)
-        return Frame(id=known, source=self.name, number=number, taken=stamp[0] / 1e9, image=image, file=name)
+        return Frame(id=known, source=self.name, number=number, taken=stamp[0] / 1e9, image=image, file=printable(name))
 
     def _read(self, name: str) -> bytes | None:
         """What is in a file, or None for now."""
@@ -134,14 +136,16 @@ class Folder(Sifted):
         if name not in self._unreadable:
             self._unreadable.add(name)
             self.unreadable += 1
-            self._tell(f"{self.name}: {name} cannot be read: {error.strerror}; trying again")
+            self._tell(f"{self.name}: {printable(name)} cannot be read: {error.strerror}; trying again")
 
     def _changed(self, image: bytes) -> bool:
         assert self._changes is not None
         try:
-            return self._changes.passes(thumbnail(decode_image(image)))
+            with DECODING.hold(read_header(image).memory):
+                shown = thumbnail(decode_image(image))
         except ImageError:
             return True  # who asks about it is told what is wrong with it
+        return self._changes.passes(shown)
 
     def _stamps(self) -> dict[str, _Stamp]:
         """The stamp of every image file; none where the folder cannot be listed, as it may be mounted again."""

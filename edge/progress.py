@@ -23,8 +23,10 @@ from cutline.protos.messages import Confirmed, Likelihood, Opened
 class Prepared:
     """A question as the models take it, with its images in order.
 
-    `asked` is the target's prompt: `prompt`, with fewer image tokens where they are merged. Of a `fresh` one nothing is
-    kept for later questions.
+    `images` are as small as they may be for the same pixels; an image that has one of `files` is a preview, and that is
+    what goes to a worker. `reduced` of them are JPEGs that were decoded at half their size. `asked` is the target's
+    prompt: `prompt`, with fewer image tokens where they are merged. Of a `fresh` one nothing is kept for later
+    questions.
     """
 
     question: Question
@@ -35,6 +37,8 @@ class Prepared:
     limit: int  # answer tokens at most
     names: tuple[bytes, ...] | None = None  # hashes of the images' files and whose they are
     fresh: bool = False
+    files: tuple[bytes | None, ...] = ()
+    reduced: int = 0
 
     @property
     def kept(self) -> tuple[bytes, ...] | None:

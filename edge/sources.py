@@ -10,6 +10,7 @@ from cutline.edge.changes import Changes
 from cutline.edge.frames import Folder, Source, Tell
 from cutline.edge.video import Camera, VideoFile, check_video
 from cutline.errors import InputError
+from cutline.errors.names import printable
 
 # Some cameras take name and password in the path, or behind a question mark.
 _SECRET = re.compile(r"(?i)((?:pass(?:word|wd)?|pwd|user(?:name)?|login|token|auth|key)[^=/&]{0,8}=)[^/&]*")
@@ -50,8 +51,8 @@ def _open(given: str, name: str, *, every: float, changes: Changes | None, once:
 
 
 def shown(given: str) -> str:
-    """A source's name without what is secret in it: of an address all before the last @, and what passwords say."""
+    """A source's name as text, without what is secret: of an address all before the last @, and what passwords say."""
     if Path(given).exists():
-        return given
-    scheme, secret, rest = re.match(r"(?is)(rtsps?:/*|[a-z][\w+.-]*:/+)?(.*@)?(.*)", given).groups()  # type: ignore[union-attr]
+        return printable(given)
+    scheme, secret, rest = re.match(r"(?is)(rtsps?:/*|[a-z][\w+.-]*:/+)?(.*@)?(.*)", printable(given)).groups()  # type: ignore[union-attr]
     return (scheme or "") + ("…@" if secret else "") + _SECRET.sub(r"\1…", rest)

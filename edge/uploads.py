@@ -61,9 +61,7 @@ class Uploads:
         ways = self._ways(worker, prepared, question.cut, question.wire)
         known = self._known(ways)
         if crossing is None:
-            files = [
-                family.shrink(question.images[index], prepared.images[index]) for index in everything[len(known) :]
-            ]
+            files = [_packed(prepared, index, family) for index in everything[len(known) :]]
             digests = (*known, *map(image_digest, files)) if prepared.kept is not None else ()
             return Upload(digests, len(known), files=tuple(files), ways=ways)
         rows = [crossing.image(index) for index in everything[len(known) :]]
@@ -98,3 +96,9 @@ class Uploads:
                 break
             found.append(digest)
         return found
+
+
+def _packed(prepared: Prepared, index: int, family: AnyFamily) -> bytes:
+    """The file in which an image travels."""
+    packed = prepared.files[index] if prepared.files else None
+    return family.shrink(prepared.question.images[index], prepared.images[index]) if packed is None else packed

@@ -124,12 +124,12 @@ class Camera(Sifted):
             self._address, format=self._driver, options=options, timeout=(OPEN_SECONDS, READ_SECONDS)
         ) as container:
             for index, frame in enumerate(_decoded(container, stop, live=True)):
-                if frame.time is None and index == 0:  # it came at some time while the camera was opened
+                if frame.pts is None and index == 0:  # it came at some time while the camera was opened
                     continue
-                came = time.time() if frame.time is None else frame.time
+                came = time.time() if frame.pts is None or frame.time_base is None else frame.pts * frame.time_base
                 if (at := time.monotonic()) >= due:
                     due = at + self._every
-                    yield frame, came, _pixel_ratio(container)
+                    yield frame, float(came), _pixel_ratio(container)
 
 
 def _decoded(container: InputContainer, stop: threading.Event, *, live: bool) -> Iterator[VideoFrame]:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cutline.models.images import Pixels, Size, lossless, size_fault
+from cutline.models.images import Pixels, Size, lossless, read_header, size_fault
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=10**7)]
 Spread = Annotated[float, msgspec.Meta(gt=0)]
@@ -153,18 +153,28 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
     def example(self, seed: int) -> Pixels:
         """Noise as small as it may be for the tower to do all that it does with any image."""
 
-    def shrink(self, data: bytes, image: Image.Image) -> bytes:
-        """The fewest bytes that `decode_image` and `preprocess` turn into exactly the Pixels of `image`.
+    def settle(self, image: Image.Image) -> Image.Image:
+        """The smallest picture of which `preprocess` makes exactly the Pixels of `image`: fitted already, or itself.
 
-        `image` is `decode_image(data)`. The choice is between `data` and the image already fitted, in lossless WebP
-        (smaller than PNG on cards and photographs alike). The fitted image counts only where it has no more pixels than
-        `image`, where `decode_image` takes its size, and where fitting it again changes nothing.
+        The fitted one counts only where it has no more pixels, where `decode_image` takes its size, and where fitting
+        it again changes nothing.
         """
         first = self.fitted(image.size)
         larger = math.prod(first) > math.prod(image.size)
         if larger or size_fault(first) is not None or not self.is_settled(first):
-            return data
-        return min(data, lossless(self.resize(image, first)), key=len)
+            return image
+        return self.resize(image, first)
+
+    def shrink(self, data: bytes, image: Image.Image) -> bytes:
+        """The fewest bytes that a worker turns into exactly the Pixels of `image`.
+
+        `image` is `decode_image(data)`, or what `settle` makes of it. The choice is between `data`, where it travels as
+        it is, and the settled image in lossless WebP (smaller than PNG on cards and photographs alike).
+        """
+        settled = self.settle(image)
+        if not read_header(data).travels:
+            return lossless(settled)
+        return data if settled is image else min(data, lossless(settled), key=len)
 
     @staticmethod
     @abstractmethod

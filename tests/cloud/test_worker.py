@@ -481,10 +481,10 @@ def test_who_leaves_while_an_image_is_prepared_keeps_the_place_until_it_is(
 ) -> None:
     begun, may_end = threading.Event(), threading.Event()
 
-    def waits(data: bytes) -> Image.Image:
+    def waits(data: bytes, formats: tuple[str, ...]) -> Image.Image:
         begun.set()
         may_end.wait(SECONDS)
-        return decode_image(data)
+        return decode_image(data, formats)
 
     monkeypatch.setattr(opening_module, "decode_image", waits)
 
@@ -628,9 +628,9 @@ def test_a_flood_of_drafts_before_the_session_is_open_ends_it(
             come.set()
         return agent_from_wire(message)
 
-    def waits(data: bytes) -> Image.Image:
+    def waits(data: bytes, formats: tuple[str, ...]) -> Image.Image:
         come.wait(SECONDS)
-        return decode_image(data)
+        return decode_image(data, formats)
 
     monkeypatch.setattr(inbox, "agent_from_wire", hearing)
     monkeypatch.setattr(opening_module, "decode_image", waits)

@@ -15,6 +15,8 @@ from PIL import Image
 
 from cutline.edge.changes import Changes
 from cutline.edge.frames import Folder, Frame, Tell
+from cutline.edge.sources import open_sources
+from cutline.edge.spool import Spool
 from cutline.errors import InputError
 
 LOOK = 0.02
@@ -263,3 +265,18 @@ def test_a_still_scene_is_left_out(tmp_path: Path) -> None:
     changes = Changes()
     assert [frame.file for frame in taken(tmp_path, changes)] == ["0.png", "3.png", "5.png", "9.png"]
     assert changes.still == 3
+
+
+def test_a_name_that_is_no_text_is_shown_as_text_and_keeps_no_other_from_being_taken(tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xe9t\xe9"))
+    folder.mkdir()
+    for name in (b"a.png", b"b\xff.png", b"c.png"):
+        Path(os.fsdecode(os.fsencode(folder) + b"/" + name)).write_bytes(b"card")
+    (source,) = open_sources([str(folder)], every=1.0, threshold=None, once=True)
+    found = list(source.frames(threading.Event()))
+    assert [frame.file for frame in found] == ["a.png", r"b\xff.png", "c.png"]
+    assert {frame.source for frame in found} == {f"{tmp_path}/\\xe9t\\xe9"}
+    spool = Spool(tmp_path / "spool", question="What?", limit=10**6)
+    for frame in found:
+        spool.put(frame)
+    assert spool.oldest() == found[0]

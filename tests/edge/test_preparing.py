@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,15 +16,18 @@ from cutline.demo.requests import requests
 from cutline.edge import preparing
 from cutline.edge.preparing import Preparer
 from cutline.edge.question import Question
+from cutline.edge.uploads import Uploads
 from cutline.errors import InputError, PromptError
 from cutline.models.bundle import Bundle
 from cutline.models.families.smolvlm import SmolVLM
-from cutline.models.images import decode_image
+from cutline.models.images import TRAVELLING, decode_image, read_header
+from cutline.models.prompt import TEMPLATE as TEMPLATE_FILE
 from cutline.models.prompt import ImagePart, Message, PromptBuilder, TextPart
 
 BUNDLE = Bundle.open(DRAFTER)
 FAMILY, TOKEN = BUNDLE.manifest.family, BUNDLE.manifest.image_token
 PROMPTS = PromptBuilder.open(BUNDLE)
+TEMPLATE = BUNDLE.file(TEMPLATE_FILE).read_text()
 FILES = list(dict.fromkeys(one.image for one in requests(Split.EVALUATION, 3, seed=3)))
 
 
@@ -31,10 +35,14 @@ def preparer(**options: Any) -> Preparer:
     return Preparer(BUNDLE.manifest, PROMPTS, Bundle.open(TARGET), **{"planned": False, **options})
 
 
-def png(width: int, height: int) -> bytes:
+def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
     out = io.BytesIO()
-    Image.new("RGB", (width, height)).save(out, "PNG")
+    image.save(out, kind, **options)
     return out.getvalue()
+
+
+def png(width: int, height: int) -> bytes:
+    return saved(Image.new("RGB", (width, height)), "PNG")
 
 
 def conversation(*images: int) -> Question:
@@ -113,6 +121,69 @@ def test_images_are_bounded_together() -> None:
     messages = (Message("user", (*[ImagePart()] * 5, TextPart("?"))),)
     with pytest.raises(InputError, match="over 67 megapixels together"):
         preparer().prepare(Question(messages=messages, images=(png(4096, 4096),) * 5))
+
+
+@pytest.mark.threat("late", "bombs")
+def test_pictures_that_do_not_fit_are_refused_by_their_headers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(preparing, "decode_image", never)
+    with pytest.raises(PromptError, match="the model holds 256"):
+        preparer().prepare(conversation(*range(3), *range(3), *range(3), *range(3)))
+    messages = (Message("user", (*[ImagePart()] * 12, TextPart("?"))),)
+    with pytest.raises(InputError, match="over 67 megapixels together"):
+        preparer().prepare(Question(messages=messages, images=(png(4096, 4096),) * 12))
+
+
+def test_of_a_large_picture_only_what_the_model_sees_is_kept() -> None:
+    found = preparer().prepare(Question.about(saved(Image.new("RGB", (4000, 3000), "teal"), "JPEG"), "What?"))
+    assert (found.images[0].size, found.reduced) == ((64, 48), 0)
+
+
+def test_a_large_photograph_is_reduced_and_travels_as_what_the_model_sees() -> None:
+    file = saved(Image.linear_gradient("L").resize((6000, 4000)).convert("RGB"), "JPEG")
+    found = preparer().prepare(Question.about(file, "What?"))
+    assert found.reduced == 1
+    (sent,) = Uploads().pack("worker", found, None, FAMILY).files
+    there = FAMILY.preprocess(decode_image(sent, TRAVELLING))
+    assert np.array_equal(there.values, found.pixels[0].values)
+
+
+@pytest.mark.parametrize("size", [(100, 75), (400, 400), (400, 30)])
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "BMP", "AVIF", "JPEG"])
+@pytest.mark.parametrize("split", [False, True])
+def test_whatever_came_a_worker_reads_what_travels_and_sees_the_same(
+    kind: str, size: tuple[int, int], split: bool
+) -> None:
+    """Also where a picture is too small or too thin to travel as the model sees it."""
+    family = SmolVLM(tile=64, patch=8, tile_tokens=16, longest_edge=192 if split else 64, split=split)
+    ready = Preparer(msgspec.structs.replace(BUNDLE.manifest, family=family), PROMPTS, None, planned=False)
+    noise = np.random.default_rng(1).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    file = saved(Image.fromarray(noise), kind)
+    header = read_header(file)
+    seen = ready._decode(file, header)
+    sent = family.shrink(file, seen.picture) if seen.file is None else seen.file
+    there = family.preprocess(decode_image(sent, TRAVELLING))
+    here = family.preprocess(decode_image(file))
+    assert there.grid == here.grid == seen.pixels.grid
+    assert np.array_equal(there.values, here.values)
+    assert np.array_equal(seen.pixels.values, here.values)
+
+
+def test_a_png_that_says_late_that_it_is_turned_gets_the_prompt_of_what_it_is() -> None:
+    family = SmolVLM(tile=64, patch=8, tile_tokens=2, longest_edge=128, split=True)
+    manifest = msgspec.structs.replace(BUNDLE.manifest, family=family)
+    ready = Preparer(manifest, PromptBuilder(manifest, PROMPTS.vocabulary, TEMPLATE), None, planned=False)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = saved(Image.new("RGB", (128, 64), "teal"), "PNG", exif=exif.tobytes())
+    at = data.index(b"eXIf") - 4
+    length = 12 + int.from_bytes(data[at : at + 4], "big")
+    late = data[:at] + data[at + length : -12] + data[at : at + length] + data[-12:]
+    found = [ready.prepare(Question.about(one, "What?")) for one in (data, late)]
+    assert found[0].pixels[0].grid == found[1].pixels[0].grid == (2, 1)
+    assert found[0].prompt == found[1].prompt
 
 
 def test_a_cut_needs_the_target() -> None:

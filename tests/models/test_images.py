@@ -19,7 +19,7 @@ from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImag
 from cutline.errors import ImageError
 from cutline.models import images
 from cutline.models.families.smolvlm import SmolVLM
-from cutline.models.images import decode_image
+from cutline.models.images import TRAVELLING, decode_image, read_header
 
 WHOLE = SmolVLM(tile=64, patch=8, tile_tokens=16, longest_edge=64, split=False)
 STRETCHED = SmolVLM(
@@ -138,6 +138,104 @@ def test_a_phones_jpeg_with_a_second_picture_gives_the_first() -> None:
     assert decode_image(data).tobytes() == Image.open(BytesIO(data)).convert("RGB").tobytes()
 
 
+def test_a_cmyk_jpeg_becomes_the_rgb_that_transformers_makes() -> None:
+    data = save(noise(40, 24).convert("CMYK"), "JPEG")
+    expected = convert_to_rgb(Image.open(BytesIO(data)), return_numpy=True)
+    np.testing.assert_array_equal(np.asarray(decode_image(data)), expected)
+
+
+@pytest.mark.parametrize("kind", ["BMP", "GIF", "AVIF"])
+def test_everyday_formats_are_taken(kind: str) -> None:
+    data = save(noise(40, 24), kind)
+    header, image = read_header(data), decode_image(data)
+    assert (header.format, header.size, header.travels) == (kind, (40, 24), False)
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(Image.open(BytesIO(data)).convert("RGB")))
+
+
+def test_of_a_gif_it_is_the_first_picture_on_white() -> None:
+    first = Image.new("P", (24, 16), 1)
+    first.putpalette([0, 0, 0, 200, 10, 10])
+    first.paste(0, (0, 0, 12, 16))
+    data = save(first, "GIF", save_all=True, append_images=[noise(24, 16).quantize(16)], transparency=0, disposal=2)
+    image = np.asarray(decode_image(data))
+    assert (image[:, :12] == 255).all()
+    assert (image[:, 12:] == (200, 10, 10)).all()
+
+
+def test_heic_is_taken_where_the_plugin_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin = pytest.importorskip("pillow_heif")
+    plugin.register_heif_opener()
+    photo = noise(8, 6).resize((64, 48), Image.Resampling.BICUBIC)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = save(photo, "HEIF", quality=90, exif=exif.tobytes())
+    header, image = read_header(data), decode_image(data)
+    assert header.size == image.size == (48, 64)
+    expected = np.asarray(photo.transpose(Image.Transpose.ROTATE_270)).astype(int)
+    assert np.abs(np.asarray(image) - expected).mean() < 8
+    with pytest.raises(ImageError, match="not a readable image"):
+        decode_image(data, TRAVELLING)
+    monkeypatch.setattr(images, "_reads_heic", lambda: False)
+    with pytest.raises(ImageError, match="extra `heic`"):
+        read_header(data)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_large_photograph_is_taken_at_half_its_size(progressive: bool) -> None:
+    """24 megapixels, held upright, as today's phones write them."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    plain = Image.linear_gradient("L").resize((6000, 4000)).convert("RGB")
+    data = save(plain, "JPEG", exif=exif.tobytes(), progressive=progressive)
+    header, image = read_header(data), decode_image(data)
+    assert (header.reduced, header.travels) == (True, False)
+    assert header.size == image.size == (2000, 3000)
+    expected = plain.transpose(Image.Transpose.ROTATE_270).resize((2000, 3000), Image.Resampling.BOX)
+    assert np.abs(np.asarray(image).astype(int) - np.asarray(expected)).max() < 8
+
+
+def test_a_photograph_within_the_limit_is_not_reduced() -> None:
+    data = save(Image.new("RGB", (4000, 3000), "teal"), "JPEG")  # 12 megapixels
+    assert read_header(data) == images.Header("JPEG", (4000, 3000), reduced=False, memory=8 * 12_000_000)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF"])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_a_header_says_what_the_picture_will_be(kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = save(noise(24, 16), kind, exif=exif.tobytes())
+    assert read_header(data).size == decode_image(data).size
+
+
+def test_what_turns_a_png_may_stand_behind_its_pixels() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = save(noise(24, 16), exif=exif.tobytes())
+    at = data.index(b"eXIf") - 4
+    length = 12 + struct.unpack(">I", data[at : at + 4])[0]
+    late = data[:at] + data[at + length : -12] + data[at : at + length] + data[-12:]
+    assert read_header(late).size == (24, 16)
+    assert decode_image(late).tobytes() == decode_image(data).tobytes()
+
+
+@pytest.mark.threat("bombs")
+@pytest.mark.parametrize(
+    ("kind", "options", "most"),
+    [
+        ("PNG", {}, 8),
+        ("JPEG", {}, 8),
+        ("JPEG", {"progressive": True, "subsampling": 2}, 8),  # 3 for the coefficients, 4 for the picture
+        ("JPEG", {"progressive": True, "subsampling": 0}, 10),
+        ("WEBP", {}, 16),
+        ("AVIF", {}, 16),
+    ],
+)
+def test_what_decoding_takes_is_known_from_the_header(kind: str, options: dict[str, Any], most: int) -> None:
+    data = save(Image.new("RGB", (96, 64), "teal"), kind, **options)
+    assert read_header(data).memory == most * 96 * 64
+
+
 def scan_bomb() -> bytes:
     """A small progressive JPEG that repeats one scan 100 times."""
     data = save(Image.new("RGB", (64, 64)), "JPEG", progressive=True)
@@ -146,10 +244,17 @@ def scan_bomb() -> bytes:
     return data[:start] + data[start:end] * 100 + data[start:]
 
 
+def resized(data: bytes, width: int, height: int, *, scans: int = 0) -> bytes:
+    """A JPEG whose header says another size; its last scan stands there so many times more."""
+    at = max(data.find(b"\xff\xc0"), data.find(b"\xff\xc2")) + 5
+    last = data.rindex(b"\xff\xda")
+    return data[:at] + struct.pack(">HH", height, width) + data[at + 4 : last] + data[last:-2] * scans + data[last:]
+
+
 BAD = {
     "empty": (b"", "empty"),
     "not an image": (b"this is text, no image", "JPEG, PNG or WebP"),
-    "another format": (save(noise(16, 16), "BMP"), "JPEG, PNG or WebP"),
+    "another format": (save(noise(16, 16), "TIFF"), "JPEG, PNG or WebP"),
     "header only": (save(noise(16, 16))[:20], "JPEG, PNG or WebP"),
     "truncated PNG": (save(noise(64, 64))[:3000], "truncated"),
     "truncated JPEG": (save(noise(64, 64), "JPEG")[:2000], "truncated"),
@@ -158,13 +263,23 @@ BAD = {
     "thin": (png(8, 161), "crop it"),
     "bomb": (png(13000, 13000, colour=0), "13000x13000 pixels, over 16 megapixels"),
     "huge bomb": (png(20000, 20000, colour=0)[:5000], "over 16 megapixels"),
-    "CMYK": (save(noise(16, 16).convert("CMYK"), "JPEG"), "CMYK; save it as RGB"),
+    "JPEG bomb": (resized(save(noise(16, 16), "JPEG"), 8200, 8200), "8200x8200 pixels, over 67 megapixels"),
+    "huge JPEG bomb": (resized(save(noise(16, 16), "JPEG"), 65000, 65000), "over 67 megapixels"),
+    "HEIC that is none": (b"\0\0\0\x18ftypheic" + bytes(64), "JPEG, PNG or WebP|heic"),
     "16-bit grey": (png(16, 16, depth=16, colour=0), "16 bits a channel"),
     "16-bit RGB": (png(16, 16, depth=16), "16 bits a channel"),
     "16-bit RGBA": (png(16, 16, depth=16, colour=6), "16 bits a channel"),
     "animated PNG": (save(noise(16, 16), save_all=True, append_images=[noise(16, 16, seed=1)]), "animated"),
     "animated WebP": (save(noise(16, 16), "WEBP", save_all=True, append_images=[noise(16, 16, seed=1)]), "animated"),
-    "GIF": (save(noise(16, 16), "GIF"), "JPEG, PNG or WebP"),
+    "animated AVIF": (save(noise(16, 16), "AVIF", save_all=True, append_images=[noise(16, 16, seed=1)]), "animated"),
+    "many coefficients": (
+        resized(save(noise(16, 16), "JPEG", progressive=True, subsampling=0), 8000, 8000),
+        "decoding the image takes [0-9]+ MiB, over 256",
+    ),
+    "scans of a large one": (
+        resized(save(noise(16, 16), "JPEG", progressive=True), 8000, 8000, scans=20),
+        "too many scans",
+    ),
     "scan bomb": (scan_bomb(), "too many scans"),
     "segment bomb": (b"\xff\xd8" + b"\xff\xe0\x00\x02" * 100_000, "too many scans or segments"),
     "too many bytes": (bytes(images.MAX_BYTES + 1), "32 MiB"),
@@ -190,7 +305,7 @@ def test_a_bad_image_gives_one_clear_line(name: str) -> None:
 def test_the_bomb_is_small_and_the_librarys_own_guard_stands() -> None:
     assert len(BAD["bomb"][0]) < 200_000
     assert Image.MAX_IMAGE_PIXELS == 1024**3 // 4 // 3
-    assert images.MAX_PIXELS < Image.MAX_IMAGE_PIXELS
+    assert images.REDUCTION**2 * images.MAX_PIXELS < Image.MAX_IMAGE_PIXELS
 
 
 SEEDS = [save(noise(24, 16), kind) for kind in ("JPEG", "PNG", "WEBP")] + [
