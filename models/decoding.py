@@ -11,12 +11,13 @@ from __future__ import annotations
 import ctypes
 import functools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from cutline.models.images import MAX_MEMORY
 
-LARGE = 8 << 20  # bytes: freed, they are worth a walk through the allocator
+LARGE = 8 << 20  # bytes: worth to be given back at once
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt
 
 
 class MemoryBudget:
@@ -35,6 +36,8 @@ class MemoryBudget:
         When they are let go nothing may refer to the picture any more: its memory then goes back to the system.
         """
         size = min(size, self._room)
+        if size >= LARGE:
+            _glibc()
         with self._turn, self._changed:  # one waits at a time, so that small ones do not starve a large one
             self._changed.wait_for(lambda: self.held + size <= self._room)
             self.held += size
@@ -53,10 +56,16 @@ DECODING = MemoryBudget(MAX_MEMORY)
 
 def give_back() -> None:
     """Return freed memory to the system. glibc keeps it for later otherwise; other allocators have no such call."""
-    if (trim := _trim()) is not None:
-        trim(0)
+    if (libc := _glibc()) is not None:
+        libc.malloc_trim(0)
 
 
 @functools.cache
-def _trim() -> Callable[[int], int] | None:
-    return getattr(ctypes.CDLL(None), "malloc_trim", None)
+def _glibc() -> ctypes.CDLL | None:
+    """The allocator, told to map large blocks one by one: a thread's own heap does not shrink at its end."""
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "malloc_trim"):
+        return None
+    for threshold in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD):
+        libc.mallopt(threshold, LARGE)
+    return libc

@@ -68,13 +68,12 @@ IMAGES: dict[str, Callable[[], bytes]] = {
     "a bomb": bomb,
     "1x1": lambda: saved(size=(1, 1)),
     "a thread": lambda: saved(size=(2000, 8)),
-    "CMYK": lambda: saved("CMYK", kind="JPEG"),
     "16-bit": lambda: saved("I;16"),
     "animated WebP": lambda: saved(
         kind="WEBP", save_all=True, append_images=[Image.new("RGB", (64, 64), "red")], duration=50
     ),
     "animated PNG": lambda: saved(save_all=True, append_images=[Image.new("RGB", (64, 64), "red")]),
-    "a GIF": lambda: saved("P", kind="GIF"),
+    "a TIFF": lambda: saved(kind="TIFF"),
     "a script": lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n",
 }
 

@@ -6,10 +6,13 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
+from PIL import Image
 
 from cutline.bench.together import asking, check_account, ids, together
 from cutline.demo.bundles import DRAFTER, TARGET
@@ -68,6 +71,39 @@ def test_cloud_and_draft_give_the_unsplit_targets_tokens(target: Bundle, drafter
                 assert auto.confidence is not None
                 if auto.exact:
                     assert ids(auto) == truth
+
+    asyncio.run(run())
+
+
+def saved(picture: Image.Image, kind: str, **options: Any) -> bytes:
+    out = BytesIO()
+    picture.save(out, kind, **options)
+    return out.getvalue()
+
+
+def test_pictures_as_phones_make_them_give_the_unsplit_targets_tokens(
+    target: Bundle, drafter: Bundle, reference: Reference
+) -> None:
+    """Also those that a worker does not read: what the model sees of them travels."""
+    card, text = Image.open(BytesIO(LONGEST.image)).convert("RGB"), LONGEST.question.text
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = card.transpose(Image.Transpose.ROTATE_90)
+    large = turned.resize((4900, 4900), Image.Resampling.NEAREST)
+    pictures = {
+        "24 megapixels": saved(large, "JPEG", exif=exif.tobytes(), quality=90),
+        "turned": saved(turned, "JPEG", exif=exif.tobytes(), quality=97),
+        "with a second one": saved(card, "MPO", save_all=True, append_images=[turned], quality=97),
+        "CMYK": saved(card.convert("CMYK"), "JPEG", quality=97),
+        **{kind: saved(card, kind) for kind in ("AVIF", "BMP", "GIF")},
+    }
+
+    async def run() -> None:
+        async with together(target, drafter) as agent:
+            for name, picture in pictures.items():
+                answer = await agent.answer(Question.about(picture, text, mode=Mode.CLOUD))
+                assert ids(answer) == reference.answer(picture, text), name
+                assert (answer.exact, answer.reduced_images) == (True, int(name == "24 megapixels"))
 
     asyncio.run(run())
 
