@@ -206,7 +206,9 @@ class Reception:
             if kept is None:
                 made = self._pixels(file)
                 pixels.append(made.values)
-            grids.append(made.grid if kept is None else kept.grid)
+                grids.append(made.grid)
+            else:
+                grids.append(kept.grid)
             if key is not None:
                 named.append(_Named(key, grids[-1], kept))
         self._check_count(expected, sum(map(family.tokens, grids)))
