@@ -53,13 +53,17 @@ def edge(
 
     Prints the address it listens at as its first line. `cutline ask --agent URL` asks it. Ctrl-C or SIGTERM stops it
     in order, with exit code 0. With profiles, mode auto plans each request: cut, format and drafting.
-    It is asked over HTTPS by who has a token of --api-tokens. --ca, --cert, --key and --token-file are for its worker.
+    It is asked over HTTPS by who has a token of --api-tokens; where others can reach it, its second line is a link that
+    lets one browser in. --ca, --cert, --key and --token-file are for its worker.
     """
     import asyncio
+    import logging
 
     from cutline.cli.logs import write_logs
     from cutline.cli.setting import AgentOptions, agent_opener, check_listen, open_keys, open_server_keys
+    from cutline.edge.api.login import LINK_SECONDS, Link
     from cutline.edge.api.serving import serve
+    from cutline.protos.address import is_loopback, parse_address, reached_at
     from cutline.protos.tokens import Tokens
 
     write_logs(log)
@@ -86,16 +90,27 @@ def edge(
     )
     open_agent = agent_opener(given, cuts=True)
 
+    link = None if tokens is None or is_loopback(parse_address(listen)[0]) else Link()
+
+    def announce(address: str) -> None:
+        print(f"agent listens at {address}", flush=True)
+        if link is not None:
+            url = f"https://{reached_at(address)}/?code={link.code}"
+            print(f"for one browser, within {LINK_SECONDS / 60:.0f} minutes: {url}", flush=True)
+
     async def run() -> None:
         async with open_agent() as agent:
+            if (why := agent.state().why) is not None:
+                logging.getLogger(__name__).warning("not ready: %s", why)
             await serve(
                 agent,
                 listen=listen,
-                announce=lambda address: print(f"agent listens at {address}", flush=True),
+                announce=announce,
                 allow_urls=allow_url or (),
                 most=requests,
                 keys=server_keys,
                 tokens=tokens,
+                link=link,
             )
 
     asyncio.run(run())

@@ -218,11 +218,13 @@ class Onward:
             if now - (beaten if session.unproven else max(heard, beaten)) < SILENCE_SECONDS / 2:
                 continue
             beaten = now
+            patience = SILENCE_SECONDS / 2 + session.unproven / SLOWEST_LINK
             try:
-                async with asyncio.timeout(SILENCE_SECONDS / 2 + session.unproven / SLOWEST_LINK):
+                async with asyncio.timeout(patience):
                     await session.beat()
             except TimeoutError:
-                if session.heard == heard:
+                held_up = time.monotonic() - beaten - patience  # this process, whatever the link did
+                if session.heard == heard and held_up < SILENCE_SECONDS / 4:
                     log.warning("nothing is heard of the next worker any more")
                     self._heard(WorkerUnavailable(_TOLD[WorkerUnavailable]))
                     self._worker.client.leave(line)

@@ -26,7 +26,7 @@ from cutline.edge.progress import Prepared, Progress
 from cutline.edge.question import Mode, Question
 from cutline.edge.runtime import CPU
 from cutline.edge.spans import Crossing, LoadedSpans, device_cuts
-from cutline.edge.state import AgentState
+from cutline.edge.state import AgentState, unready
 from cutline.edge.transcript import Transcript
 from cutline.edge.uploads import Uploads
 from cutline.edge.workers import Workers
@@ -296,8 +296,11 @@ class Agent:
         cloud = (asks or self._upstream is not None) and not self.offline
         needs = {Mode.CLOUD: cloud, Mode.DRAFT: asks, Mode.SPLIT: asks and self._spans is not None}
         target = self._target_bundle
+        verified = bool(self.workers.addresses or self.workers.nobody)
+        why = unready(self.manifest, workers=verified, upstream=self._upstream is not None)
         return AgentState(
-            ready=True,
+            ready=why is None,
+            why=why,
             offline=self.offline,
             modes=tuple(mode for mode in Mode if needs.get(mode, True)),
             drafter=self.manifest.name,

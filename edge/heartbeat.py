@@ -77,8 +77,9 @@ class Heartbeat:
                 before = time.monotonic()
                 await asyncio.sleep(step)
                 now = time.monotonic()
-                # What this process did not hear while it was itself held up is no silence of the worker's.
-                self.session.heard += max(0.0, now - before - 2 * step)
+                # What this process did not hear while it was itself held up, however shortly, is no silence of the
+                # worker's: so that is counted in looks.
+                self.session.heard += max(0.0, now - before - step)
                 self._look(now)
         finally:
             if self._beat is not None:

@@ -7,6 +7,7 @@ import enum
 import msgspec
 
 from cutline.edge.question import Mode
+from cutline.models.bundle import CALIBRATION, Manifest
 
 
 class Breaker(enum.StrEnum):
@@ -33,13 +34,14 @@ class WorkerState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AgentState(msgspec.Struct, frozen=True, kw_only=True):
-    """`ready` once the models are loaded; `modes` can answer now; `cuts` of the target can be asked for.
+    """`ready`: a plain request is answered, else `why` it is not, and what to do; `modes` can answer now.
 
-    `offline`: no worker is asked, whatever a question says. `plans`: mode `auto` plans, and so keeps to bounds.
-    `upstream` is the URL of the server that is asked in place of workers, if one is.
+    `cuts` of the target can be asked for. `offline`: no worker is asked, whatever a question says. `plans`: mode `auto`
+    plans, and so keeps to bounds. `upstream` is the URL of the server that is asked in place of workers, if one is.
     """
 
     ready: bool
+    why: str | None = None
     offline: bool
     modes: tuple[Mode, ...]
     drafter: str
@@ -48,3 +50,15 @@ class AgentState(msgspec.Struct, frozen=True, kw_only=True):
     plans: bool = False
     upstream: str | None = None
     workers: tuple[WorkerState, ...] = ()
+
+
+def unready(drafter: Manifest, *, workers: bool, upstream: bool) -> str | None:
+    """Why an agent of a `drafter` answers no request of mode `auto`, if so, and what to do.
+
+    What the gate does not keep is verified by `workers`, or answered by an `upstream`, where there are any.
+    """
+    if drafter.target is None and not upstream:
+        return f"{drafter.name} was exported without a target, so no worker can verify it; ask with mode edge"
+    if CALIBRATION not in drafter.files and not (workers or upstream):
+        return f"{drafter.name} is not calibrated, and nobody verifies it; run `cutline calibrate`, or give --worker"
+    return None

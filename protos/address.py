@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 
 from cutline.errors import InputError
 
@@ -24,3 +25,23 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def reached_at(address: str) -> str:
+    """HOST:PORT by which other machines may reach who listens at `address`, also where that is all of this machine."""
+    host, port = parse_address(address)
+    try:
+        everywhere = ipaddress.ip_address(host.strip("[]")).is_unspecified
+    except ValueError:
+        return address
+    return f"{_outward()}:{port}" if everywhere else address
+
+
+def _outward() -> str:
+    """This machine's address on its way out, or where there is no way its name. Nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
+        try:
+            way.connect(("192.0.2.1", 9))  # an address that nobody has
+        except OSError:
+            return socket.gethostname()
+        return str(way.getsockname()[0])

@@ -49,9 +49,10 @@ class Health(msgspec.Struct, frozen=True):
 
 
 class Readiness(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether questions are taken, and with which workers."""
+    """Whether a plain question is answered, or why it is not, and with which workers."""
 
     ready: bool
+    why: str | None = None
     offline: bool
     workers: tuple[WorkerState, ...]
 

@@ -235,7 +235,7 @@ class _Api:
 
     async def ready(self, request: Request) -> Response:
         now = self._agent.state()
-        found = Readiness(ready=now.ready, offline=now.offline, workers=now.workers)
+        found = Readiness(ready=now.ready, why=now.why, offline=now.offline, workers=now.workers)
         return _json(found, status=200 if now.ready else 503)
 
     async def metrics(self, request: Request) -> Response:

@@ -18,6 +18,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 from cutline.edge.api.app import Answering, application
 from cutline.edge.api.entrance import Entrance
 from cutline.edge.api.guarding import MAX_HEAD, MOST, UNLIMITED
+from cutline.edge.api.login import Link
 from cutline.edge.api.secured import Secured, tls
 from cutline.errors import InputError
 from cutline.protos.address import is_loopback, parse_address
@@ -145,10 +146,11 @@ async def serve(
     most: int = MOST,
     keys: ServerKeys | None = None,
     tokens: Tokens | None = None,
+    link: Link | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM; `announce` hears the address once requests are taken. Raises InputError.
 
-    With `keys` that is HTTPS, with `tokens` for who has one.
+    With `keys` that is HTTPS, with `tokens` for who has one, or comes by the `link`.
 
     Images are fetched from the hosts of `allow_urls` alone; `most` questions may be in work at once. Those that have no
     answer `STOP_SECONDS` after the signal get an error.
@@ -169,7 +171,7 @@ async def serve(
             )
             context = None if keys is None else await stack.enter_async_context(tls(keys))
             config = uvicorn.Config(
-                app if tokens is None else Entrance(app, tokens),
+                app if tokens is None else Entrance(app, tokens, link),
                 http=partial(_accepted, _Door(), context),  # type: ignore[arg-type] # it is only called
                 ws="none",
                 lifespan="off",

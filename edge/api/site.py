@@ -13,6 +13,7 @@ _TYPES = {
     "css": "text/css; charset=utf-8",
     "html": "text/html; charset=utf-8",
     "js": "text/javascript; charset=utf-8",
+    "png": "image/png",
     "svg": "image/svg+xml",
 }
 # Nothing but these files runs, and nobody but this agent is asked; pictures come from the person and the camera.
@@ -37,11 +38,12 @@ HEADERS = {
 
 
 def pages() -> list[Route]:
-    """A path for each file, and `/` for the first."""
-    found = []
+    """A path for each file, `/` for the first; and one for each card of the demo, where no picture is at hand."""
+    cards = (resources.files("cutline.demo") / "examples").iterdir()
+    found = [Route(f"/examples/{card.name}", _shown(card.read_bytes(), _TYPES["png"])) for card in cards]
     for file in (resources.files("cutline.edge.api") / "page").iterdir():
         kind = _TYPES.get(file.name.rpartition(".")[2])
-        if kind is not None and file.is_file():
+        if kind is not None and file.is_file() and file.name != "log-in.html":  # which strangers get
             path = "/" if file.name == "index.html" else f"/{file.name}"
             found.append(Route(path, _shown(file.read_bytes(), kind)))
     return found

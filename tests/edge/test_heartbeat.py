@@ -136,3 +136,21 @@ def test_what_this_process_was_held_up_for_is_no_silence() -> None:
         await asyncio.wait([watching])
 
     asyncio.run(run())
+
+
+def test_many_short_delays_of_its_own_are_no_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look is late by almost a step; the worker still has as many looks as if none were."""
+    looks = 0
+    sleep, clock = asyncio.sleep, time.monotonic
+
+    async def late(seconds: float) -> None:
+        nonlocal looks
+        if seconds == NOTICE / 16:
+            looks += 1
+            seconds *= 1.9
+        await sleep(seconds)
+
+    monkeypatch.setattr(asyncio, "sleep", late)
+    began = clock()
+    assert watched(Session(answers=None), 20 * NOTICE) is not None
+    assert looks >= 12, f"it was given up after {looks} looks, {clock() - began:.1f} s"

@@ -37,7 +37,7 @@ def test_an_answer_is_the_targets_and_survives_a_dead_link(real: Served, chromiu
     page.ask(QUESTION, CARD)
     page.over()
     assert page.text(".text") == expected
-    assert "exact" in page.text(".sum")
+    assert "the big model\u2019s own words" in page.text(".sum")
     assert page.all(".text .run.draft, .text .run.cloud")
     assert page.all(".time rect")
 

@@ -11,6 +11,7 @@ from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.common.keys import Keys
 
+from cutline.demo.bundles import DRAFTER
 from cutline.edge.answer import Believed, Decision, Energy, Forecast, Gated, Lost, Provenance, RunnerUp, Tail, Token
 from cutline.edge.events import Corrected, Guessed, Planned, Settled
 from cutline.edge.question import Mode
@@ -75,9 +76,31 @@ def test_each_source_has_a_line_of_its_own_and_is_told_in_words(page: Page, agen
         "cloud: written by the cloud",
         "edge: the device\u2019s own, not verified",
     ]
-    assert page.one(".sum").text.split("\n") == ["2 edge", "2 draft", "1 cloud", "84 ms", "8.8 kB up", "exact"]
+    assert page.one(".sum").text.split("\n") == [
+        *("2 edge words", "2 draft words", "1 cloud word", "84 ms", "8.8 kB up", "the big model\u2019s own words")
+    ]
     widths = page.run("return [...document.querySelectorAll('.rule i')].map((e) => [e.className, +e.style.flexGrow])")
     assert widths == [["draft", 2], ["cloud", 1], ["edge", 2]]
+
+
+def test_words_are_counted_whatever_tokens_they_are_made_of(page: Page, agent: Scripted) -> None:
+    pieces = ("A", Provenance.EDGE), ("sp", Provenance.DRAFT), ("ar", Provenance.CLOUD), ("row", Provenance.EDGE)
+    tokens = [Token(at, f" {text}" if at == 1 else text, source) for at, (text, source) in enumerate(pieces)]
+    page.ask("What is it?")
+    agent.tell(answered(tokens, text="A sparrow"))
+    page.over()
+    assert page.one(".sum").text.split("\n")[:2] == ["1 edge word", "1 draft word"]
+    assert "2 words" in page.text("#said")
+
+
+def test_a_card_is_there_to_ask_about(page: Page, agent: Scripted) -> None:
+    page.one("[data-example='card2.png']").click()
+    page.until(lambda: page.all("#pictures img"))
+    page.ask("Describe the card.")
+    page.until(lambda: agent.asked)
+    assert agent.asked[0].images == ((DRAFTER.parents[1] / "examples" / "card2.png").read_bytes(),)
+    agent.tell(answered(SAID))
+    page.over()
 
 
 def test_a_lost_link_is_told_and_the_answer_goes_on(page: Page, agent: Scripted) -> None:
@@ -311,7 +334,7 @@ def test_the_panel_says_how_and_why_and_what_it_cost(page: Page, agent: Scripted
         "Cut": "decoder.2",
         "Wire": "fp16",
         "Why": why,
-        "Predicted": "92 ms",
+        "Predicted on average": "92 ms",
         "Measured": "84 ms",
         "First word": "31 ms",
         "Up": "8.8 kB",
@@ -319,12 +342,12 @@ def test_the_panel_says_how_and_why_and_what_it_cost(page: Page, agent: Scripted
         "Round trips": "2",
         "Energy": "420 mJ, estimated",
         "Worker": WORKER,
-        "Exact": "yes",
+        "The big model\u2019s own words": "all",
     }
-    # The bar's pieces are as long as their parts took, and the mark stands where the plan expected the end.
+    # The bar's pieces are as long as their parts took.
     bars = page.run("return [...document.querySelectorAll('.time rect')].map((e) => +e.getAttribute('x'))")
     starts = [0, 3.1, 15.1, 37.1, 68.3]
-    assert bars == pytest.approx([300 * start / 92 for start in starts], abs=0.01)
+    assert bars == pytest.approx([300 * start / 84.3 for start in starts], abs=0.01)
     assert page.text(".parts li:nth-child(4)") == "round trips31 ms"
     label = page.one(".stack:not(.time)").get_attribute("aria-label")
     assert label == "Share of the tokens: edge 0%, draft 100%, cloud 0%"
@@ -390,8 +413,11 @@ def test_the_panel_tells_of_an_upstream_and_of_its_plan(page: Page, agent: Scrip
     page.over()
     facts = dict(page.run(FACTS))
     assert (facts["Why"], facts["Runner-up"]) == (why, "auto at image, 910 ms")
-    assert (facts["Predicted"], facts["Measured"]) == ("830 ms", "84 ms")
-    assert (facts["Worker"], facts["Exact"]) == ("https://there/v1", "not known")
+    # Beside one answer's measurement stands what was expected of it, not of answers on average.
+    times = [facts[name] for name in ("Predicted on average", "Expected of this answer", "Measured")]
+    assert times == ["830 ms", "800 ms", "84 ms"]
+    assert page.text(".time .tick") == "expected: 800 ms"
+    assert (facts["Worker"], facts["The big model\u2019s own words"]) == ("https://there/v1", "not known")
 
 
 def test_totals_are_estimated_if_any_part_of_them_was(page: Page, agent: Scripted) -> None:

@@ -28,11 +28,12 @@ def test_everything_is_reached_and_done_by_keyboard(page: Page, agent: Scripted,
     page.run("document.querySelector('.skip').focus()")
     assert page.one(".skip").rect["y"] >= 0  # which it shows for those who come to it
     order = []
-    for _ in range(10):
+    for _ in range(14):
         keys.send_keys(Keys.TAB).perform()
         order.append(page.focus())
     assert order == [
-        *("Choose a picture", "Take a picture", "question", "Choose a picture", "Take a picture", "send"),
+        *("Choose a picture", "Take a picture", "Card 1", "Card 2", "Card 3", "Card 4"),
+        *("question", "Choose a picture", "Take a picture", "send"),
         *("auto", "effort", "exact", "offline"),
     ]
 
@@ -86,7 +87,7 @@ def test_a_screen_reader_hears_settled_words_and_no_guesses(page: Page, agent: S
     page.over()
     assert page.run("return window.heard") == "A red seven above a blue three"
     heard = page.text("#said")
-    assert heard == "Answered in 84 ms. 7 tokens: 7 drafted on the device, confirmed by the cloud."
+    assert heard == "Answered in 84 ms. 7 words: 7 drafted on the device, confirmed by the cloud."
 
 
 def violations(page: Page) -> list[tuple[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cutline.errors import InputError
-from cutline.protos.address import parse_address
+from cutline.protos.address import parse_address, reached_at
 
 
 @pytest.mark.parametrize(
@@ -26,3 +26,12 @@ def test_host_and_port_are_told_apart(text: str, host: str, port: int) -> None:
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="HOST:PORT"):
         parse_address(text)
+
+
+def test_where_others_reach_who_listens_everywhere() -> None:
+    for given in ("192.0.2.7:80", "worker.example:80", "[::1]:80"):
+        assert reached_at(given) == given
+    for everywhere in ("0.0.0.0:80", "[::]:80"):
+        host, port = parse_address(reached_at(everywhere))
+        assert port == 80
+        assert host not in ("0.0.0.0", "[::]")  # noqa: S104 - nothing listens

@@ -36,6 +36,7 @@ async function reach(path, { method = "GET", body, signal } = {}) {
     throw new Refused(GONE);
   }
   if (response.ok) return response;
+  if (response.status === 401) throw new Refused("this browser is not logged in any more; load the page again to log in");
   const fault = await response.json().catch(() => ({}));
   throw new Refused(fault.error?.message ?? `the agent refused with status ${response.status}`);
 }

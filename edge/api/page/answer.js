@@ -66,6 +66,20 @@ export function shares(tokens) {
   return found;
 }
 
+// How many words are from where; a word is whose its first letter is.
+export function wordShares(tokens) {
+  const found = Object.fromEntries(SOURCES.map((source) => [source, 0]));
+  let within = false;
+  for (const { text, source } of tokens) {
+    for (const letter of text) {
+      const space = /\s/.test(letter);
+      if (!space && !within) found[source] += 1;
+      within = !space;
+    }
+  }
+  return found;
+}
+
 // The line above an answer: [source, tokens] in order, neighbours of one source together.
 export function line(tokens) {
   const segments = [];

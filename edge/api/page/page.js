@@ -152,6 +152,12 @@ async function attach(files) {
   question.focus();
 }
 
+async function attachExample(name) {
+  const shown = await fetch(`examples/${name}`).catch(() => null);
+  if (!shown?.ok) return complain("the card did not come; is the agent still running?");
+  await attach([new File([await shown.blob()], name, { type: "image/png" })]);
+}
+
 function showPictures() {
   find("pictures").hidden = pictures.length === 0;
   find("pictures").replaceChildren(
@@ -296,6 +302,7 @@ document.onkeydown = (event) => {
 };
 for (const button of document.querySelectorAll("[data-choose]")) button.onclick = () => find("files").click();
 for (const button of document.querySelectorAll("[data-camera]")) button.onclick = useCamera;
+for (const button of document.querySelectorAll("[data-example]")) button.onclick = () => attachExample(button.dataset.example);
 for (const input of [find("files"), find("shot")]) {
   input.onchange = async () => {
     await attach([...input.files]);

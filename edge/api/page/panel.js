@@ -32,8 +32,18 @@ export function answerFacts(state) {
   }
   if (!answer) return facts;
   facts.push(html("h3", {}, "Time"));
-  facts.push(timeDrawing(answer, plan?.predicted_ms));
-  facts.push(table({ Predicted: plan?.predicted_ms == null ? null : milliseconds(plan.predicted_ms), Measured: milliseconds(answer.latency_ms), "First word": milliseconds(answer.ttft_ms) }));
+  // What was predicted is a mean over answers of any length, kept by the gate or not; beside one answer stands what the
+  // same prediction is for it.
+  const expected = answer.plan?.hindsight_ms;
+  facts.push(timeDrawing(answer, expected));
+  facts.push(
+    table({
+      Measured: milliseconds(answer.latency_ms),
+      "Expected of this answer": expected == null ? null : milliseconds(expected),
+      "Predicted on average": plan?.predicted_ms == null ? null : milliseconds(plan.predicted_ms),
+      "First word": milliseconds(answer.ttft_ms),
+    }),
+  );
   facts.push(html("h3", {}, "Words"));
   facts.push(...shareFacts(shares(answer.tokens)));
   facts.push(html("h3", {}, "Cost"));
@@ -44,9 +54,9 @@ export function answerFacts(state) {
       "Round trips": answer.rounds,
       Energy: answer.energy && energy(answer.energy),
       Worker: answer.worker,
-      Exact: answer.exact === null ? "not known" : answer.exact ? "yes" : "no",
       Gate: answer.gate && gateSays(answer),
       "Asked as": answer.gate?.group,
+      "The big model’s own words": answer.exact === null ? "not known" : answer.exact ? "all" : "not all",
     }),
   );
   return facts;
@@ -156,12 +166,12 @@ function cutDrawing(cut) {
   );
 }
 
-// Where the time went, part after part, and a mark where the plan expected the end.
-function timeDrawing(answer, predicted) {
+// Where the time went, part after part, and a mark where the plan expected the end of this answer.
+function timeDrawing(answer, expected) {
   const parts = Object.entries(answer.parts_ms ?? {}).filter(([, ms]) => ms > 0);
   if (parts.length === 0) return null;
   const sum = parts.reduce((all, [, ms]) => all + ms, 0);
-  const scale = WIDTH / Math.max(sum, predicted ?? 0);
+  const scale = WIDTH / Math.max(sum, expected ?? 0);
   const shades = shadesOf(parts.map(([name]) => name));
   let x = 0;
   const bars = parts.map(([name, ms], i) => {
@@ -169,7 +179,7 @@ function timeDrawing(answer, predicted) {
     x += ms * scale;
     return bar;
   });
-  const at = predicted == null ? null : Math.min(Math.max(predicted * scale, 1), WIDTH - 1);
+  const at = expected == null ? null : Math.min(Math.max(expected * scale, 1), WIDTH - 1);
   const said = parts.map(([name, ms]) => `${name} ${milliseconds(ms)}`).join(", ");
   return html(
     "div",
@@ -178,7 +188,7 @@ function timeDrawing(answer, predicted) {
       "svg",
       { class: "stack time", viewBox: `0 0 ${WIDTH} 28`, role: "img", "aria-label": `Where the time went: ${said}` },
       ...bars,
-      at === null ? null : svg("path", { class: "tick", d: `M${at} 2v24` }, svg("title", {}, `predicted: ${milliseconds(predicted)}`)),
+      at === null ? null : svg("path", { class: "tick", d: `M${at} 2v24` }, svg("title", {}, `expected: ${milliseconds(expected)}`)),
     ),
     html("ul", { class: "parts" }, ...parts.map(([name, ms], i) => html("li", {}, html("i", { class: shades[i], "aria-hidden": "true" }), html("span", {}, name), html("span", {}, milliseconds(ms))))),
   );

@@ -1,6 +1,6 @@
 // Questions and answers as they stand in the conversation.
 
-import { guessed, line, shares, SOURCES, textOf, unverified } from "./answer.js";
+import { guessed, line, SOURCES, textOf, unverified, wordShares } from "./answer.js";
 import { html } from "./dom.js";
 import { bytes, count, milliseconds, words } from "./figures.js";
 
@@ -139,12 +139,12 @@ function noticesOf(state) {
 // In words, what the lines under the words say; and what it cost.
 function sumOf({ tokens, answer, ended }) {
   if (ended === null || tokens.length === 0) return [];
-  const found = shares(tokens);
-  const parts = SOURCES.filter((source) => found[source]).map((source) => html("span", { class: `key ${source}`, title: WHOSE[source] }, `${found[source]} ${source}`));
+  const found = wordShares(tokens);
+  const parts = SOURCES.filter((source) => found[source]).map((source) => html("span", { class: `key ${source}`, title: WHOSE[source] }, count(found[source], `${source} word`)));
   if (answer) {
     parts.push(html("span", {}, milliseconds(answer.latency_ms)));
     parts.push(html("span", {}, answer.bytes_up ? `${bytes(answer.bytes_up)} up` : "nothing sent"));
-    if (answer.exact) parts.push(html("span", { title: "every word is the big model’s own" }, "exact"));
+    if (answer.exact) parts.push(html("span", { title: "it may be wrong, as the big model may; no word is the small one’s alone" }, "the big model’s own words"));
   }
   return parts;
 }
@@ -153,8 +153,8 @@ function sumOf({ tokens, answer, ended }) {
 export function summary({ tokens, answer, ended, trouble, lost }) {
   if (ended === "failed") return `No answer: ${trouble}`;
   if (ended === "stopped") return unverified({ tokens, lost }) ? "The end was not verified." : "Stopped.";
-  const found = shares(tokens);
+  const found = wordShares(tokens);
   const whose = SOURCES.filter((source) => found[source]).map((source) => `${found[source]} ${WHOSE[source]}`);
   const loss = lost.length ? ` The link was lost ${count(lost.length, "time")}.` : "";
-  return `Answered in ${milliseconds(answer.latency_ms)}. ${count(tokens.length, "token")}: ${whose.join("; ")}.${loss}`;
+  return `Answered in ${milliseconds(answer.latency_ms)}. ${count(words(textOf(tokens)), "word")}: ${whose.join("; ")}.${loss}`;
 }

@@ -17,6 +17,7 @@ from cutline.demo.bundles import DRAFTER
 from cutline.edge.api import app as app_module
 from cutline.edge.api.app import application
 from cutline.edge.api.entrance import TENANT, Entrance
+from cutline.edge.api.login import LINK_SECONDS, Link
 from cutline.models.bundle import Bundle
 from cutline.protos.tokens import Tokens, token_entry
 
@@ -134,3 +135,86 @@ def test_whose_token_it_is_is_found_in_the_scope(tokens: Tokens) -> None:
 
 def test_a_browser_gives_the_token_as_password(tokens: Tokens) -> None:
     assert ask(tokens, "GET", "/", ("authorization", basic(f"me:{TOKEN}"))).status_code == 299
+
+
+def test_each_way_to_ask_for_a_token_has_a_line(tokens: Tokens) -> None:
+    """Chromium understands neither of two in one line."""
+    found = ask(tokens, "GET", "/metrics").headers.get_list("www-authenticate")
+    assert found == ['Basic realm="cutline"', 'Bearer realm="cutline"']
+    script = ask(tokens, "GET", "/cutline/state", ("sec-fetch-dest", "empty"))
+    assert script.headers.get_list("www-authenticate") == ['Bearer realm="cutline"'], "no box over the page"
+
+
+FORM = ("content-type", "application/x-www-form-urlencoded")
+HOME = ("origin", "http://agent")
+
+
+def sent(app: Entrance, content: str, *headers: tuple[str, str]) -> httpx.Response:
+    async def run() -> httpx.Response:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://agent") as client:
+            return await client.post("/log-in", content=content, headers=[FORM, *headers])
+
+    return asyncio.run(run())
+
+
+@pytest.mark.threat("doors")
+@pytest.mark.parametrize(
+    ("content", "headers"),
+    [
+        (f"token={TOKEN}", []),
+        (f"token={TOKEN}", [("origin", "http://other")]),
+        (f"token={TOKEN}", [("origin", "null")]),
+        ("token=other", [HOME]),
+        ("token=", [HOME]),
+        (f"token={TOKEN}&token={TOKEN}", [HOME]),
+        (f"x={'y' * 5000}&token={TOKEN}", [HOME]),
+        ("&" * 100, [HOME]),
+        ("token=%ff%fe\u00e9", [HOME]),
+    ],
+)
+def test_a_form_that_lets_nobody_in(tokens: Tokens, content: str, headers: list[tuple[str, str]]) -> None:
+    refused = sent(Entrance(reached, tokens), content, *headers)
+    assert refused.status_code == 401
+    assert "set-cookie" not in refused.headers
+    assert TOKEN not in refused.text
+
+
+@pytest.mark.threat("doors")
+def test_a_cookie_asks_for_nothing_on_behalf_of_another_page(tokens: Tokens) -> None:
+    let_in = sent(Entrance(reached, tokens), f"token={TOKEN}", HOME)
+    assert (let_in.status_code, let_in.headers["location"]) == (303, "/")
+    kept, *flags = let_in.headers["set-cookie"].split("; ")
+    assert {"HttpOnly", "SameSite=strict", "Path=/"} <= set(flags)
+    cookie = ("cookie", kept)
+    assert ask(tokens, "GET", "/", cookie).status_code == 299
+    assert ask(tokens, "POST", "/v1/chat/completions", cookie, HOME).status_code == 299
+    for origin in ([], [("origin", "null")], [("origin", "http://other")]):
+        assert ask(tokens, "POST", "/v1/chat/completions", cookie, *origin).status_code == 401
+    assert ask(tokens, "GET", "/", ("cookie", kept[:-2])).status_code == 401
+    wrong = ("authorization", "Bearer other")
+    assert ask(tokens, "GET", "/", cookie, wrong).status_code == 401
+
+
+def test_a_link_works_once_and_not_for_long(tokens: Tokens) -> None:
+    now = 0.0
+    link = Link(lambda: now)
+    assert link.redeem("") is link.redeem(link.code + "x") is None
+    assert sent(Entrance(reached, tokens), f"token={link.code}", HOME).status_code == 401, "another agent's"
+    app = Entrance(reached, tokens, link)
+    first, again = sent(app, f"token={link.code}", HOME), sent(app, f"token={link.code}", HOME)
+    assert (first.status_code, again.status_code) == (303, 401)
+    late = Link(lambda: now)
+    now = LINK_SECONDS + 1
+    assert late.redeem(late.code) is None
+
+
+@pytest.mark.threat("words")
+def test_a_code_is_nothing_but_a_code(tokens: Tokens) -> None:
+    html = ("accept", "text/html")
+    assert 'value="abc-_1"' in ask(tokens, "GET", "/?code=abc-_1", html).text
+    for code in ('"><script>', "a b", "x" * 65, "%22"):
+        shown = ask(tokens, "GET", f"/?code={code}", html)
+        assert shown.status_code == 401
+        assert 'value=""' in shown.text
+        assert "script" not in shown.text
