@@ -7,7 +7,7 @@ import enum
 import msgspec
 
 from cutline.edge.question import Mode
-from cutline.models.bundle import CALIBRATION, Manifest
+from cutline.models.bundle import Manifest
 
 
 class Breaker(enum.StrEnum):
@@ -59,6 +59,6 @@ def unready(drafter: Manifest, *, workers: bool, upstream: bool) -> str | None:
     """
     if drafter.target is None and not upstream:
         return f"{drafter.name} was exported without a target, so no worker can verify it; ask with mode edge"
-    if CALIBRATION not in drafter.files and not (workers or upstream):
+    if drafter.calibration is None and not (workers or upstream):
         return f"{drafter.name} is not calibrated, and nobody verifies it; run `cutline calibrate`, or give --worker"
     return None

@@ -12,7 +12,7 @@ from cutline.edge.agent import Agent
 from cutline.edge.question import Question
 from cutline.edge.state import AgentState
 from cutline.errors import BundleError
-from cutline.models.bundle import CALIBRATION, Bundle
+from cutline.models.bundle import Bundle
 
 CARD = (DRAFTER.parents[1] / "examples" / "card1.png").read_bytes()
 
@@ -20,8 +20,11 @@ CARD = (DRAFTER.parents[1] / "examples" / "card1.png").read_bytes()
 def drafter(*, calibrated: bool = True, target: bool = True) -> Bundle:
     """The demo's drafter, or as it would be without some of what it has."""
     whole = Bundle.open(DRAFTER)
-    files = {name: digest for name, digest in whole.manifest.files.items() if calibrated or name != CALIBRATION}
-    changed = msgspec.structs.replace(whole.manifest, files=files, target=whole.manifest.target if target else None)
+    changed = msgspec.structs.replace(
+        whole.manifest,
+        calibration=whole.manifest.calibration if calibrated else None,
+        target=whole.manifest.target if target else None,
+    )
     return Bundle(whole.path, changed)
 
 
