@@ -17,6 +17,7 @@ from cutline.bench.raw_http import BODY, PATH, STREAMED, get
 from cutline.bench.scripted import ScriptedAgent, spoken, told
 from cutline.edge.answer import Answer, Decision, Gated, Provenance, Recalled, Tail
 from cutline.edge.api.app import application
+from cutline.edge.api.login import PATH as LOG_IN
 from cutline.edge.api.metrics import Metrics
 from cutline.edge.question import Mode
 from cutline.edge.state import Breaker, WorkerState
@@ -139,10 +140,10 @@ def test_who_vanishes_in_the_middle_of_the_switch_breaks_nothing(agent: Scripted
 
 
 def test_every_path_is_in_the_table_of_the_docs(agent: ScriptedAgent) -> None:
-    guard: Any = application(agent)
+    journal: Any = application(agent)
     rows = re.findall(r"^\| (`.*?) \|", API.read_text(), re.MULTILINE)
     told = {path for row in rows for path in re.findall(r"(/[\w./{}]*)`", row)}
-    ours = {route.path.replace(":path", "") for route in guard._app.routes}
+    ours = {route.path.replace(":path", "") for route in journal._app._app.routes} | {LOG_IN}
     served = {path for path in ours if not path.endswith((".js", ".css", ".svg", ".png", ".ico"))}
     assert {path.replace("{model}", "{id}") for path in served} == told
 
