@@ -31,7 +31,9 @@ class Served:
 def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """`cutline edge` of the demo's drafter beyond loopback: over TLS, with tokens."""
     folder = tmp_path_factory.mktemp("keys")
-    pair = Authority.make(folder).sign("server", SERVER, hosts=["localhost"])
+    authority = Authority.make(folder)
+    pair = authority.sign("server", SERVER, hosts=["localhost"])
+    authority.write()
     (folder / "tokens.toml").write_text(token_entry("operator", TOKEN))
     tls = ("--tls-cert", str(pair.certificate), "--tls-key", str(pair.key))
     keys = (*tls, "--api-tokens", str(folder / "tokens.toml"))
