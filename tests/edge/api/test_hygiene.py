@@ -165,6 +165,7 @@ def test_a_connection_counts_before_its_handshake(
     monkeypatch.setattr(server, "MOST_CONNECTIONS", 3)
     authority = Authority.make(tmp_path)
     pair = authority.sign("server", SERVER, hosts=["127.0.0.1"])
+    authority.write()
     keys = ServerKeys(certificate=pair.certificate, key=pair.key)
     context = ssl.create_default_context(cafile=tmp_path / "ca.crt")
 
