@@ -26,7 +26,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cutline.cli.certificates import DEVICE, SERVER, Authority, pair_of
-from cutline.cloud import audit, identity, inbox, server, servicer, shares
+from cutline.cloud import identity, inbox, server, servicer, shares
 from cutline.cloud.identity import CALLER, Caller, Callers, may_call
 from cutline.cloud.server import Access, serve
 from cutline.errors import AccessDenied, InputError, WorkerBusy, WorkerUnavailable
@@ -427,7 +427,7 @@ def test_few_streams_that_there_is_no_place_for_are_waited_for(
 def test_calls_of_strangers_make_few_lines(
     bundle: Bundle, fleet: Fleet, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(audit, "DENIED_SECONDS", 0.2)
+    monkeypatch.setattr("cutline.cloud.sparing.PAUSE_SECONDS", 0.2)
 
     async def main() -> None:
         async with worker(bundle, tokens=fleet.tokens) as address, grpc.aio.insecure_channel(address) as channel:
