@@ -91,6 +91,7 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServicer):
         self.openings: list[Open] = []
         self.open = 0
         self.heartbeats = 0
+        self.described = 0
         self.frozen = False
         self.description = replace(DESCRIPTION, **described)
 
@@ -101,6 +102,7 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServicer):
         return pb.ProbeAnswer()
 
     async def Describe(self, request: pb.DescribeRequest, context: Any) -> pb.Description:
+        self.described += 1
         while self.frozen:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         return description_to_wire(self.description)
@@ -243,11 +245,11 @@ def ids(answer: Answer) -> tuple[int, ...]:
 
 
 @asynccontextmanager
-async def serving(worker: ScriptedWorker) -> AsyncIterator[str]:
-    """The address of a worker."""
+async def serving(worker: ScriptedWorker, *, address: str = "127.0.0.1:0") -> AsyncIterator[str]:
+    """The address of a worker: a free port's, or the one that is given."""
     server = grpc.aio.server()
     worker_pb2_grpc.add_WorkerServicer_to_server(worker, server)
-    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    address = f"127.0.0.1:{server.add_insecure_port(address)}"
     await server.start()
     try:
         yield address

@@ -38,7 +38,13 @@ def edge(
             help="HOST (or HOST:PORT) that http(s) URLs of images may name; may be given again.", show_default=False
         ),
     ] = None,
-    requests: Annotated[int, typer.Option(help="Questions in work at once; one more is told to come later.")] = 8,
+    requests: Annotated[
+        int,
+        typer.Option(
+            help="Questions in work at once that need a worker, and as many that the device may answer; one more is "
+            "told to come later."
+        ),
+    ] = 8,
     notice: options.Notice = 2.0,
     upstream: options.Upstream = None,
     upstream_model: options.UpstreamModel = "default",

@@ -23,6 +23,7 @@ from cutline.edge.exchange import Exchange, Models
 from cutline.edge.heartbeat import FIRST_UPLINK, NOTICE, WorkerSilent, patience
 from cutline.edge.progress import Prepared, Progress
 from cutline.edge.question import Mode
+from cutline.edge.recovery import BACK_SECONDS
 from cutline.edge.spans import Crossing
 from cutline.edge.uploads import Uploads
 from cutline.edge.workers import Workers
@@ -47,6 +48,7 @@ if TYPE_CHECKING:  # an agent without one loads no HTTP client
     from cutline.edge.upstream import Upstream, UpstreamSession
 
 TRIES = 3  # of each worker, for one question
+PATIENCE_SECONDS = 1.0  # that a question waits for workers to come back, where none has begun to answer it
 RETRY_SECONDS = 0.25  # that an answer waits for a worker to be asked again, before the drafter goes on alone
 UNFIT = ModelMismatch | AccessDenied | VersionMismatch  # asking such a worker again changes nothing
 STEP = 0.05  # seconds after which is looked again whether one may be asked
@@ -91,6 +93,7 @@ class Asking:
     tail: Tail | None = None
     ended: float | None = None
     _failure: CutlineError | None = None  # why there is no answer yet
+    _lost_since: float | None = None  # when the first worker was lost, on the monotonic clock
     _loss: Lost | None = None  # of which is not told yet who goes on
     _crossed: bool = False
 
@@ -119,7 +122,7 @@ class Asking:
         if isinstance(self._failure, NoRoom) and not self.progress.tokens:
             raise self._failure
         if not self._may_go_on_alone:
-            raise self._failure or self._nobody()
+            raise self._why()
         await self.go_on_alone()
 
     async def _ask_upstream(self, upstream: Upstream) -> bool:
@@ -156,6 +159,7 @@ class Asking:
                 await self._ask(client, self.progress, end - time.monotonic(), others)
             except (WorkerError, NoRoom) as error:
                 self._failure = error
+                self._lost_since = self._lost_since or time.monotonic()
                 if isinstance(error, UNFIT | NoRoom):
                     tried[client.address] = TRIES
                 # One that forgot what it had kept is not lost, but takes all of it anew; if that is true.
@@ -182,6 +186,13 @@ class Asking:
     def _is_complete(self, progress: Progress) -> bool:
         return progress.over or self.prepared.is_complete(progress.tokens, self.manifest.stop_tokens)
 
+    def _why(self) -> CutlineError:
+        """Why there is no answer; where workers are away, with a time by which one that is back would be asked."""
+        error = self._failure or self._nobody()
+        if isinstance(error, WorkerUnavailable) and not self.workers.offline:
+            error.retry_seconds = error.retry_seconds or BACK_SECONDS
+        return error
+
     def _nobody(self) -> CutlineError:
         if self.workers.offline:
             return WorkerUnavailable(f"this agent is offline; mode {self.mode} needs a worker, edge and auto do not")
@@ -198,13 +209,16 @@ class Asking:
             patient = not self._may_go_on_alone
             spent = [address for address in tried if tried[address] >= TRIES]
             client = self.workers.choose(first=self._holder(), but=spent)
-            if client is None and patient:
-                client = self.workers.choose(but=tried, anyhow=True)
             if client is not None:
                 return client
             wait = self.workers.wait(but=spent)
             if not patient:
                 end = min(end, now + (RETRY_SECONDS if begun else 0.0))
+            elif not begun and self.workers.failed(but=spent):
+                # Nobody waits for what is away: it is probed in the background, and whoever asks may come again.
+                under_trial = wait == 0.0
+                since = self._lost_since or (now if under_trial else now - PATIENCE_SECONDS)
+                end = min(end, since + PATIENCE_SECONDS)
             if wait is None or now + (wait := max(wait, STEP)) >= end:
                 return None
             await asyncio.sleep(wait)

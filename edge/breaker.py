@@ -1,6 +1,10 @@
 """Whether a worker is worth asking: a circuit that opens when it fails, and lets one try through after a while.
 
     closed ──failed──► open ──cool-down over──► half-open ──one trial──► closed, or open for longer
+                        └────────────a probe was answered──────────────► closed
+
+A cool-down holds back questions, not probes: who answers a probe is asked again at once. If questions fail there all
+the same, its answers count for nothing until a probe has failed, too.
 
 A pure state machine: every event gives a new circuit, and the time comes from outside.
 """
@@ -17,11 +21,16 @@ COOL_GROWTH = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Circuit:
-    """A worker's: `failures` in a row, `until` when it is left alone, and whether one `trial` is under way."""
+    """A worker's: `failures` in a row, `until` when it is left alone, and whether one `trial` is under way.
+
+    It is `vouched` for by a probe alone, no question was answered since; `doubted` once that proved wrong.
+    """
 
     failures: int = 0
     until: float = 0.0
     trial: bool = False
+    vouched: bool = False
+    doubted: bool = False
 
     def state(self, now: float) -> Breaker:
         """How it stands at the time `now`, for people."""
@@ -58,7 +67,15 @@ class Circuit:
         if now < self.until:
             return replace(self, until=max(self.until, now + least), failures=max(self.failures, 1), trial=False)
         wait = max(least, cool_down(self.failures + 1, chance=chance))
-        return Circuit(failures=self.failures + 1, until=now + wait)
+        return Circuit(failures=self.failures + 1, until=now + wait, doubted=self.doubted or self.vouched)
+
+    def answered(self) -> Circuit:
+        """The circuit once the worker has answered a probe."""
+        return self if self.doubted or not self.failures else Circuit(vouched=True)
+
+    def unanswered(self) -> Circuit:
+        """The circuit once the worker has not answered a probe, or takes no questions: what it answers next is news."""
+        return replace(self, doubted=False)
 
     def refused(self, now: float, seconds: float) -> Circuit:
         """The circuit once the worker has asked to be left alone for so long, which is no failure."""

@@ -107,10 +107,8 @@ class ListedWorkers(Workers):
             await self._directory.close()
         await super().close()
 
-    def choose(
-        self, *, first: str | None = None, but: Collection[str] = (), anyhow: bool = False
-    ) -> WorkerClient | None:
-        client = super().choose(first=first, but=but, anyhow=anyhow)
+    def choose(self, *, first: str | None = None, but: Collection[str] = ()) -> WorkerClient | None:
+        client = super().choose(first=first, but=but)
         if client is not None:
             self._asked[client.address] += 1
         return client

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from cutline.edge.breaker import Circuit
 from cutline.edge.heartbeat import FIRST_UPLINK, SLOWEST_UPLINK, WorkerSilent
+from cutline.edge.recovery import ANSWER_SECONDS, Recovery
 from cutline.edge.state import WorkerState
 from cutline.errors import (
     CutlineError,
@@ -23,8 +25,11 @@ from cutline.errors import (
 )
 from cutline.protos.address import parse_address
 from cutline.protos.client import WorkerClient
+from cutline.protos.connection import given_up
 from cutline.protos.messages import Description
 from cutline.protos.security import NO_KEYS, AgentKeys
+
+log = logging.getLogger(__name__)
 
 BUSY_SECONDS = 0.2  # that a worker is left alone which refused and did not say for how long
 PARTING_SECONDS = 600.0  # that sessions may still go on over a connection that takes no new ones
@@ -53,8 +58,9 @@ class _Known:
 class Workers:
     """The workers at `addresses`, the one to ask first at the beginning, each with a circuit breaker.
 
-    A connection is made when a worker is chosen for the first time, by `keys`. While it is `offline` none is chosen and
-    none is connected to. Use it from one event loop, and close it. Raises InputError for what is no worker's address.
+    A connection is made when a worker is chosen for the first time, by `keys`. One that failed is probed in the
+    background until it is back. While it is `offline` none is chosen and none is connected to. Use it from one event
+    loop, and close it. Raises InputError for what is no worker's address.
     """
 
     def __init__(
@@ -65,6 +71,7 @@ class Workers:
         offline: bool = False,
         clock: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = random.random,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         for address in addresses:
             if parse_address(address)[1] == 0:
@@ -75,6 +82,7 @@ class Workers:
         self._chance = chance
         self._known = {address: _Known() for address in addresses}
         self._partings: dict[asyncio.Task[None], Connection] = {}
+        self._recovery = Recovery(sleep=sleep)
         self.nobody: CutlineError | None = None  # why there are none, where some were to be found
         if not offline:
             for address in self._known:  # keys that do not do for an address are found out now
@@ -98,6 +106,9 @@ class Workers:
         self._offline = offline
         if offline:
             self._disconnect()
+        else:
+            for address in self._known:
+                self._recover(address)
 
     @property
     def reachable(self) -> bool:
@@ -129,22 +140,17 @@ class Workers:
             for address, one in self._known.items()
         )
 
-    def choose(
-        self, *, first: str | None = None, but: Collection[str] = (), anyhow: bool = False
-    ) -> WorkerClient | None:
+    def choose(self, *, first: str | None = None, but: Collection[str] = ()) -> WorkerClient | None:
         """The worker to ask: the one at the address `first` if that may be asked, else the cheapest, but none in `but`.
 
-        `anyhow`: where none may be, the next best of those that failed before. Its end is to be told to `report`, or
-        to `drop` that it was not asked. Raises InputError where the keys no longer read.
+        Its end is to be told to `report`, or to `drop` that it was not asked. Raises InputError where the keys no
+        longer read.
         """
         if self._offline:
             return None
         now = self._clock()
         order = self._order([address for address in self._known if address not in but], first)
         chosen = next((one for one in order if self._known[one].circuit.lets(now)), None)
-        if chosen is None and anyhow:
-            failed = [one for one in order if self._known[one].circuit.failures]
-            chosen = min(failed, key=lambda one: self._known[one].circuit.left(now), default=None)
         if chosen is None:
             return None
         client = self._client(chosen)
@@ -175,6 +181,10 @@ class Workers:
             known.described = found
         return found
 
+    def failed(self, *, but: Collection[str] = ()) -> bool:
+        """Whether all that are not in `but` have failed, so that waiting is for their coming back, and not for room."""
+        return all(one.circuit.failures for address, one in self._known.items() if address not in but)
+
     def report(self, address: str, error: BaseException | None) -> None:
         """What came of asking the worker at `address`: `error`, or None if it did what it was asked."""
         known, now = self._known.get(address), self._clock()
@@ -200,6 +210,7 @@ class Workers:
                 known.circuit = known.circuit.failed(now, chance=self._chance())
             case _:
                 self.drop(address)
+        self._recover(address)
 
     def drop(self, address: str) -> None:
         """The worker at `address` was given up, or not asked after all: nothing was found out."""
@@ -232,6 +243,7 @@ class Workers:
 
     async def close(self) -> None:
         """Close all connections; sessions still open on them fail."""
+        await self._recovery.close()
         for known in self._known.values():
             self._part(known)
         partings = dict(self._partings)
@@ -258,6 +270,36 @@ class Workers:
             known.client = WorkerClient(address, self._keys)
         return known.client
 
+    def _recover(self, address: str) -> None:
+        """Have the worker at `address` probed, if it failed."""
+        if self._known[address].circuit.failures and not self._offline:
+            self._recovery.begin(address, lambda: self._probe(address))
+
+    async def _probe(self, address: str) -> bool:
+        """Ask a worker that failed whether it is back; false where that is known already, or not wanted any more."""
+        known = self._known.get(address)
+        if known is None or self._offline or not known.circuit.failures:
+            return False
+        try:
+            client = self._client(address)
+            async with asyncio.timeout(ANSWER_SECONDS):
+                serves = not (await client.describe()).draining
+        except TimeoutError:
+            serves = False
+            if known.client is not None and known.client.connected:  # by which nothing comes any more
+                self._part(known)
+        except WorkerBusy:  # that is an answer
+            serves = True
+        except CutlineError as error:  # keys that do not read, too: a question that meets the same says it
+            log.debug("%s", error)
+            serves = False
+        except asyncio.CancelledError:
+            if given_up():
+                raise
+            return True  # the connection was closed
+        known.circuit = known.circuit.answered() if serves else known.circuit.unanswered()
+        return known.circuit.failures > 0
+
     def _part(self, known: _Known, *, at_once: bool = False) -> None:
         """Close a worker's connection, so that the next session gets a new one: at once, or after its last session."""
         if known.client is not None:
@@ -266,6 +308,7 @@ class Workers:
 
     def _disconnect(self) -> None:
         """Close every connection at once, also those that were to end with their last session."""
+        self._recovery.end()
         for parting, connection in tuple(self._partings.items()):
             parting.cancel()
             self._end(connection, connection.close())

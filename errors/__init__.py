@@ -65,9 +65,13 @@ class WorkerError(CutlineError):
 
 
 class WorkerUnavailable(WorkerError):
-    """Nobody answers at the address, or the link broke."""
+    """Nobody answers at the address, or the link broke; `retry_seconds` is when to try again, 0.0 if not known."""
 
     exit_code = 4
+
+    def __init__(self, message: str, *, retry_seconds: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_seconds = retry_seconds
 
 
 class ModelMismatch(WorkerError):

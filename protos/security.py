@@ -27,9 +27,11 @@ TENANT_KEY = "cutline-tenant"  # metadata: for whom of its own an agent asks a w
 _OPTIONS = [
     # A link that died without a word is noticed within half a minute, also while the worker is silent.
     *CLIENT,
-    # After a failed try the next one comes soon: a device cannot wait out the default of two minutes.
+    # After a failed try the next one comes soon: a device cannot wait out the default of two minutes. Where packets
+    # vanish a try is given up sooner than after 20 s, for TCP itself repeats its first packet ever more seldom.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 5_000),
+    ("grpc.min_reconnect_backoff_ms", 5_000),
+    ("grpc.max_reconnect_backoff_ms", 500),
     # A new channel must not be given the connection of one that was given up because that connection is dead.
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.max_receive_message_length", (1 << 20) + (1 << 16)),

@@ -76,9 +76,9 @@ def application(
 ) -> ASGIApp:
     """The agent's HTTP application.
 
-    `hosts` are the names it may be asked by, None for any; `most` questions may be in work at once, and of each tenant
-    what `limits` say; a `fetcher` gets images that stand elsewhere. An agent that is `shared` none who asks may take
-    offline, and one that is offline now stays so.
+    `hosts` are the names it may be asked by, None for any; `most` questions that need a worker may be in work at once,
+    and as many that the device may answer, and of each tenant what `limits` say; a `fetcher` gets images that stand
+    elsewhere. An agent that is `shared` none who asks may take offline, and one that is offline now stays so.
     """
     api = _Api(agent, most=most, limits=limits, fetcher=fetcher, shared=shared)
     routes = [
@@ -155,9 +155,10 @@ class _Api:
     async def _read(self, request: Request, stack: ExitStack) -> tuple[ChatRequest, Body]:
         """The request, for which `stack` keeps a place until it is closed. Raises Refused."""
         body = await self._bodies.read(request, _tenant(request))
-        stack.enter_context(self._desk.place(_tenant(request)))
+        place = stack.enter_context(self._desk.place(_tenant(request)))
         asked = await _in_thread(len(body.json) > LARGE, read_request, body.json)
         self._check(asked.model)
+        place.settle(needs_worker=asked.cutline.needs_worker)
         return asked, body
 
     async def _stream(

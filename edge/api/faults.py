@@ -103,7 +103,7 @@ def headers_of(error: Exception) -> dict[str, str]:
     """The headers of an error's response: when to try again, where that is known."""
     if isinstance(error, Refused):
         return error.headers
-    if isinstance(error, WorkerBusy):
+    if isinstance(error, WorkerBusy) or (isinstance(error, WorkerUnavailable) and error.retry_seconds):
         return {"retry-after": str(max(1, math.ceil(error.retry_seconds)))}
     return {}
 
@@ -111,9 +111,9 @@ def headers_of(error: Exception) -> dict[str, str]:
 def exception_of(fault: Fault, retry_after: str | None) -> CutlineError:
     """What the agent raised; CutlineError itself for what this version has no class for."""
     kind = next((kind for kind in STATUS if kind.__name__ == fault.type), CutlineError)
-    if kind is WorkerBusy:
+    if kind is WorkerBusy or kind is WorkerUnavailable:
         known = retry_after is not None and retry_after.isascii() and retry_after.isdecimal()
-        return WorkerBusy(fault.message, retry_seconds=float(retry_after or 0) if known else 0.0)
+        return kind(fault.message, retry_seconds=float(retry_after or 0) if known else 0.0)
     return kind(fault.message)
 
 

@@ -18,7 +18,7 @@ from cutline.errors import InputError, WorkerBusy
 from cutline.protos.tokens import Limits
 
 MAX_HEAD = 16 << 10  # bytes
-MOST = 8  # requests in work at once
+MOST = 8  # requests in work at once that need a worker, and as many that the device may answer by itself
 WINDOW_SECONDS = 10.0  # over which openings a minute are held: so many may come at once
 UNLIMITED = Limits(openings_per_minute=1e9)  # where nobody knows who asks
 HEADERS = {
@@ -78,8 +78,34 @@ def name_of(host: str) -> str:
     return name if colon and not port.endswith("]") else host.lower()
 
 
+class Place:
+    """One request's place among the `taken`, of which `most` may need a worker, and `most` may not."""
+
+    def __init__(self, taken: Counter[bool], most: int) -> None:
+        self._taken = taken
+        self._most = most
+        self._needs_worker: bool | None = None  # not known before the request is read
+
+    def settle(self, *, needs_worker: bool) -> None:
+        """Say what it is for, once. Raises Refused where as many of that kind are in work as may be."""
+        if self._taken[needs_worker] >= self._most:
+            which = "that need a worker" if needs_worker else "of modes auto and edge"
+            raise busy(f"the agent has {self._most} requests {which} in work; try again in a second")
+        self._taken[needs_worker] += 1
+        self._needs_worker = needs_worker
+
+    def leave(self) -> None:
+        """Give it back."""
+        if self._needs_worker is not None:
+            self._taken[self._needs_worker] -= 1
+
+
 class Desk:
-    """At most so many requests in work, and of each tenant as many and as often as `limits` say."""
+    """At most so many requests in work, and of each tenant as many and as often as `limits` say.
+
+    Those that need a worker and those that the device may answer have places of their own, `most` of each: however long
+    a worker is waited for, the device goes on answering.
+    """
 
     def __init__(
         self,
@@ -93,13 +119,14 @@ class Desk:
         self._limits = limits
         self._clock = clock
         self._taken = Counter[str]()
+        self._kinds = Counter[bool]()
         self._due: dict[str, float] = {}  # when all that a tenant opened has been paid for, at its rate
 
     @contextmanager
-    def place(self, tenant: str) -> Iterator[None]:
-        """A place for one request of `tenant`. Raises Refused where there is none."""
-        if self._taken.total() >= self._most:
-            raise busy(f"the agent has {self._most} requests in work; try again in a second")
+    def place(self, tenant: str) -> Iterator[Place]:
+        """A place for one request of `tenant`, to be settled when that was read. Raises Refused where there is none."""
+        if self._taken.total() >= 2 * self._most:
+            raise busy(f"the agent has {2 * self._most} requests in work; try again in a second")
         limits, now = self._limits(tenant), self._clock()
         if limits.sessions is not None and self._taken[tenant] >= limits.sessions:
             raise busy(f"{limits.sessions} of your requests are in work, as many as you may have; wait for one")
@@ -108,9 +135,11 @@ class Desk:
             raise busy(f"over {limits.openings_per_minute:g} requests a minute came; try again in {wait:.0f} s", wait)
         self._due[tenant] = due + 60.0 / limits.openings_per_minute
         self._count(tenant, 1)
+        place = Place(self._kinds, self._most)
         try:
-            yield
+            yield place
         finally:
+            place.leave()
             self._count(tenant, -1)
 
     def _count(self, tenant: str, change: int) -> None:

@@ -86,6 +86,11 @@ class Extension(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     correct_seconds: Annotated[float, msgspec.Meta(ge=0, le=MAX_TIMEOUT)] = 0.0
     guesses: bool = False
 
+    @property
+    def needs_worker(self) -> bool:
+        """Whether nothing but a worker can answer so."""
+        return self.exact or self.mode not in (Mode.EDGE, Mode.AUTO)
+
 
 class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A request. What would change the answer and is not served is refused."""

@@ -10,7 +10,7 @@ from cutline.edge.state import Breaker
 chances = st.floats(0.0, 1.0)
 events = st.lists(
     st.tuples(
-        st.sampled_from(["asked", "dropped", "worked", "failed", "refused"]),
+        st.sampled_from(["asked", "dropped", "worked", "failed", "refused", "answered", "unanswered"]),
         st.floats(0.0, 40.0),  # seconds that pass before it
         chances,
     ),
@@ -28,6 +28,10 @@ def after(circuit: Circuit, event: str, now: float, chance: float) -> Circuit:
             return circuit.asked()
         case "dropped":
             return circuit.dropped()
+        case "answered":
+            return circuit.answered()
+        case "unanswered":
+            return circuit.unanswered()
     return circuit.worked()
 
 
@@ -51,6 +55,8 @@ def test_whatever_happens_it_lets_one_through_after_a_while_and_only_one_until_i
             assert circuit.failures == max(1, before.failures + (before.left(now) == 0.0))
         elif event == "worked":
             assert circuit == Circuit()
+        elif event == "answered" and before.failures and not before.doubted:
+            assert circuit.state(now) is Breaker.CLOSED, "however long it was to rest"
         else:
             assert circuit.failures == before.failures
 
@@ -76,3 +82,14 @@ def test_who_asks_to_be_left_alone_has_not_failed() -> None:
     circuit = Circuit().refused(10.0, 2.0)
     assert (circuit.lets(11.9), circuit.lets(12.0), circuit.failures) == (False, True, 0)
     assert not circuit.asked().trial, "several may come then"
+
+
+def test_probes_whose_word_proved_wrong_count_again_after_one_that_failed() -> None:
+    circuit = Circuit().failed(10.0, chance=0.0).answered()
+    assert circuit.lets(10.0)
+    circuit = circuit.failed(10.1, chance=0.0)
+    assert circuit.answered() == circuit, "it answers probes, and fails at questions"
+    assert not circuit.answered().lets(10.1)
+    assert circuit.unanswered().answered().lets(10.1), "it was away, and is back"
+    again = Circuit().failed(10.0, chance=0.0).answered().worked().failed(11.0, chance=0.0)
+    assert again.answered().lets(11.0), "it had answered a question in between"

@@ -35,8 +35,8 @@ def with_workers(check: Callable[[Workers, Clock], Awaitable[None]]) -> None:
     asyncio.run(run())
 
 
-def chosen(workers: Workers, *but: str, first: str | None = None, anyhow: bool = False) -> str | None:
-    client = workers.choose(first=first, but=but, anyhow=anyhow)
+def chosen(workers: Workers, *but: str, first: str | None = None) -> str | None:
+    client = workers.choose(first=first, but=but)
     return None if client is None else client.address
 
 
@@ -60,18 +60,20 @@ def test_the_cheapest_that_works_is_chosen_or_the_one_that_holds_the_conversatio
     with_workers(check)
 
 
-def test_with_no_other_choice_one_that_failed_is_tried_anyhow_and_a_busy_one_is_waited_for() -> None:
+def test_what_is_waited_for_is_either_that_one_comes_back_or_that_one_has_room() -> None:
     async def check(workers: Workers, clock: Clock) -> None:
         for address in (A, B, C):
+            assert not workers.failed()
             workers.report(address, WorkerUnavailable("gone"))
+        assert workers.failed()
         assert not workers.reachable
         assert chosen(workers) is None
-        assert chosen(workers, A, anyhow=True) == B
         clock.now += COOL_MOST
         for address in (A, B, C):
             workers.report(address, None)
             workers.report(address, WorkerBusy("full", retry_seconds=7.0 if address == A else 9.0))
-        assert chosen(workers, anyhow=True) is None
+        assert chosen(workers) is None
+        assert not workers.failed()
         assert workers.wait() == pytest.approx(7.0)
         clock.now += 6.9
         assert not workers.reachable
@@ -192,12 +194,7 @@ def test_offline_there_is_not_even_a_channel(monkeypatch: pytest.MonkeyPatch) ->
 
     async def run() -> None:
         workers = Workers((A, B), offline=True)
-        assert (workers.choose(), workers.choose(anyhow=True), workers.wait(), workers.reachable) == (
-            None,
-            None,
-            None,
-            False,
-        )
+        assert (workers.choose(), workers.wait(), workers.reachable) == (None, None, False)
         assert made == []
         workers.offline = False
         assert chosen(workers) == A

@@ -97,6 +97,41 @@ def test_openings_are_held_to_their_rate() -> None:
     assert later == pytest.approx(120, abs=1)
 
 
+@pytest.mark.parametrize("worker_bound", ["cloud", "draft", "split", "exact"])
+def test_while_a_worker_is_waited_for_the_device_goes_on_answering(
+    agent: ScriptedAgent, serving: Serving, worker_bound: str
+) -> None:
+    how = {"exact": True} if worker_bound == "exact" else {"mode": worker_bound}
+    waits = msgspec.json.decode(BODY) | {"cutline": how}
+
+    async def run() -> None:
+        async with serving(most=2) as url, httpx.AsyncClient(base_url=url, trust_env=False) as client:
+            for _ in range(2):
+                agent.enqueue(math.inf)
+            long = [asyncio.create_task(client.post(PATH, json=waits)) for _ in range(2)]
+            await agent.reaches(asked=2)
+            agent.always = [spoken("7")]
+            refused = await client.post(PATH, json=waits)
+            assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+            assert "need a worker" in refused.json()["error"]["message"]
+            for how in ({"mode": "auto"}, {"mode": "edge"}):
+                assert (await client.post(PATH, json=msgspec.json.decode(BODY) | {"cutline": how})).status_code == 200
+            for _ in range(2):
+                agent.enqueue(math.inf)
+            drafts = [asyncio.create_task(client.post(PATH, content=BODY)) for _ in range(2)]
+            await agent.reaches(asked=6)
+            refused = await client.post(PATH, content=BODY)
+            assert refused.status_code == 429
+            assert "auto and edge" in refused.json()["error"]["message"]
+            for one in (*long, *drafts):
+                one.cancel()
+            await asyncio.wait([*long, *drafts])
+            await agent.reaches(given_up=4)
+            assert (await client.post(PATH, json=waits)).status_code == 200, "places are given back"
+
+    asyncio.run(run())
+
+
 @pytest.mark.threat("floods")
 def test_a_body_that_does_not_come_takes_no_place(
     agent: ScriptedAgent, serving: Serving, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
