@@ -250,7 +250,9 @@ class Agent:
         if self._meeting is not None and not self._meeting.done():
             progress.cold = True
             await asyncio.wait([self._meeting], timeout=MEETING_SECONDS)
-        reachable = self.workers.reachable if self._upstream is None else not self.offline
+        reachable = self.workers.reachable
+        if self._upstream is not None:
+            reachable = self._upstream.reachable and not self.offline
         if not reachable and not question.exact:
             return None
 
