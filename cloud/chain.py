@@ -50,6 +50,11 @@ _TOLD: dict[type[CutlineError], str] = {
     VersionMismatch: "a worker further along the chain is of another version; its operator must upgrade it",
     ModelMismatch: "a worker further along the chain serves another model; connect to another chain",
 }
+GAP = "the layers of this chain's workers do not meet; its operator must start them with spans that do"
+
+
+class Gap(InputError):
+    """The next worker's layers do not go on where those here end: a fault of the chain's configuration."""
 
 
 class NextWorker:
@@ -84,13 +89,17 @@ class NextWorker:
         except TimeoutError:
             self.client.leave(line)
             raise WorkerUnavailable(_TOLD[WorkerUnavailable]) from None
+        except Gap as error:  # no session here will ever go on: who asks may ask another chain
+            raise WorkerUnavailable(GAP) from error
         except InputError as error:
-            raise _own(error) from None
+            raise _own(error) from error
         except CutlineError as error:
-            log.warning("the next worker takes no session: %s", error)
-            raise anonymous(error) from None
+            log.debug("the next worker takes no session: %s", error)
+            raise anonymous(error) from error
         if found.draining:
             raise WorkerUnavailable(_TOLD[WorkerUnavailable])
+        if found.blocked:
+            raise WorkerUnavailable(found.blocked)
 
 
 def misfit(found: Description, manifest: Manifest, cut: str) -> CutlineError | None:
@@ -102,9 +111,9 @@ def misfit(found: Description, manifest: Manifest, cut: str) -> CutlineError | N
     try:
         start, end = manifest.line.place(found.start), manifest.line.place(found.end)
     except ValueError:
-        return InputError("does not say which layers it has; start it from this version of Cutline")
+        return Gap("does not say which layers it has; start it from this version of Cutline")
     if not start <= manifest.line.place(cut) < end:
-        return InputError(f"has the layers {found.start}:{found.end}, but those here end at {cut}")
+        return Gap(f"has the layers {found.start}:{found.end}, but those here end at {cut}")
     return None
 
 

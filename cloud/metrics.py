@@ -56,6 +56,7 @@ class Metrics(Observer):
         self._reused = Counter("cutline_reused_tokens", "Tokens that no pass ran again", registry=registry)
         self._evicted = Counter("cutline_evicted", "Waiting sessions that lost their slot", registry=registry)
         self._ended = Counter("cutline_sessions_ended", "Sessions that ended", ["status"], registry=registry)
+        self._next: tuple[Gauge, Gauge] | None = None
 
     def serving(self, slots: int, in_use: Callable[[], int]) -> None:
         self._slots.set(slots)
@@ -95,6 +96,15 @@ class Metrics(Observer):
 
     def ended(self, account: Account) -> None:
         self._ended.labels(account.status).inc()
+
+    def beyond(self, *, ready: bool, seconds: float) -> None:
+        if self._next is None:  # a worker without one shows none
+            self._next = (
+                Gauge("cutline_next_worker_ready", "Whether sessions can go on there", registry=self.registry),
+                Gauge("cutline_next_worker_seconds", "The last look at it", registry=self.registry),
+            )
+        self._next[0].set(ready)
+        self._next[1].set(seconds)
 
     def carried(self, *, up: int = 0, down: int = 0) -> None:
         self._carried["up"].inc(up)

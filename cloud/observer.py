@@ -44,6 +44,9 @@ class Observer:
     def ended(self, account: Account) -> None:
         """A session's stream ended; nothing is added to its `account` any more."""
 
+    def beyond(self, *, ready: bool, seconds: float) -> None:
+        """The next worker of the chain was looked at, in so many `seconds`: sessions can go on there, or not."""
+
     def carried(self, *, up: int = 0, down: int = 0) -> None:
         """Bytes of messages came `up` from an agent or went `down` to it."""
 

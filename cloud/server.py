@@ -21,6 +21,7 @@ from cutline.cloud.connections import Connections, most_connections, options
 from cutline.cloud.engine import Engine
 from cutline.cloud.identity import AuthInterceptor, Callers
 from cutline.cloud.image_cache import ImageCache
+from cutline.cloud.lookout import Lookout
 from cutline.cloud.observer import NOBODY, Observer
 from cutline.cloud.ranks import Ranks
 from cutline.cloud.servicer import WorkerServicer
@@ -165,20 +166,21 @@ async def serve(
         if ranks is not None:
             ranks.watch(engine.give_up)
         await stack.enter_async_context(connections.watch(port))
-        await stack.enter_async_context(_running(server, engine, worker, drain or Drain(), on_broken))
+        checks = await stack.enter_async_context(_running(server, engine, worker, drain or Drain(), on_broken))
+        if onward is not None:
+            await stack.enter_async_context(_looking_on(onward, worker, checks, observer))
         yield f"{host}:{port}"
 
 
 @contextlib.asynccontextmanager
 async def _running(
     server: Any, engine: Engine, worker: WorkerServicer, drain: Drain, on_broken: Callable[[], object]
-) -> AsyncIterator[None]:
-    """Start server and engine, and end both in order."""
+) -> AsyncIterator[Any]:
+    """Start server and engine, and end both in order; gives the health service."""
     checks = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    for service in ("", SERVICE):
-        await checks.set(service, health_pb2.HealthCheckResponse.SERVING)
+    await _set(checks, serving=True)
     loop = asyncio.get_running_loop()
 
     async def break_down() -> None:
@@ -188,7 +190,7 @@ async def _running(
     engine.start(lambda: asyncio.run_coroutine_threadsafe(break_down(), loop))
     await server.start()
     try:
-        yield
+        yield checks
     finally:
         await checks.enter_graceful_shutdown()
         # New sessions are refused from here on, and so that balancers see it and agents hear why, the port stays open;
@@ -196,3 +198,30 @@ async def _running(
         await worker.drain(drain.seconds, drain.hurry)
         await asyncio.to_thread(engine.stop)
         await server.stop(grace=GRACE_SECONDS)
+
+
+@contextlib.asynccontextmanager
+async def _looking_on(
+    onward: NextWorker, worker: WorkerServicer, checks: Any, observer: Observer
+) -> AsyncIterator[None]:
+    """Have this worker be ready as long as the next one is."""
+
+    async def looked(why: str, seconds: float) -> None:
+        observer.beyond(ready=not why, seconds=seconds)
+        if why != worker.blocked:
+            worker.blocked = why
+            await _set(checks, serving=not why)
+
+    looking = asyncio.create_task(Lookout(onward.check, looked).run())
+    try:
+        yield
+    finally:
+        looking.cancel()
+        await asyncio.wait([looking])
+
+
+async def _set(checks: Any, *, serving: bool) -> None:
+    """Say to who asks for this worker's health whether it takes sessions; of no effect once it stops."""
+    status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+    for service in ("", SERVICE):
+        await checks.set(service, status)

@@ -91,6 +91,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         self._quiet = asyncio.Event()  # while there are none
         self._quiet.set()
         self._draining = False
+        self.blocked = ""  # why no new session can be served for now
         self._parting: Counter[str] = Counter()  # streams of each tenant that there was no place for, and that end
         self._probes = 0
         self._noise = os.urandom(CHUNK)  # which nothing on the way can compress
@@ -111,6 +112,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
             end=self._end,
             queue_seconds=self._engine.queue_seconds,
             draining=self._draining,
+            blocked=self.blocked,
             wires=self._wires,
             features=understood(),
         )

@@ -283,7 +283,8 @@ class Workers:
         try:
             client = self._client(address)
             async with asyncio.timeout(ANSWER_SECONDS):
-                serves = not (await client.describe()).draining
+                found = await client.describe()
+            serves = not (found.draining or found.blocked)
         except TimeoutError:
             serves = False
             if known.client is not None and known.client.connected:  # by which nothing comes any more

@@ -47,6 +47,7 @@ class Description:
     end: str
     queue_seconds: float = 0.0
     draining: bool = False
+    blocked: str = ""
     wires: tuple[Wire, ...] = ()
     features: tuple[str, ...] = ()
 

@@ -25,6 +25,7 @@ from cutline.cloud.cluster.members import (
     listed,
     loads,
     place,
+    serves,
     started,
     told,
 )
@@ -106,16 +107,13 @@ class Controller:
 
     def listing(self, *, model: str = "", everyone: bool = False) -> Listing:
         """The members as the directory tells of them: those that are ready, or everyone."""
-        now = tuple((member.name, member.address, member.standing) for member in self._members.values())
+        now = tuple((member.name, member.address, member.standing, serves(member)) for member in self._members.values())
         if now != self._told:
             self._told = now
             self._version += 1
-        workers = [
-            one
-            for one in map(listed, self._members.values())
-            if (everyone or one.standing is Standing.READY) and model in ("", one.model)
-        ]
-        return Listing(epoch=self._epoch, version=self._version, wanted=self._scale.wanted, workers=tuple(workers))
+        found = [listed(member) for member in self._members.values() if everyone or serves(member)]
+        workers = tuple(one for one in found if model in ("", one.model))
+        return Listing(epoch=self._epoch, version=self._version, wanted=self._scale.wanted, workers=workers)
 
     async def _keep(self) -> None:
         while True:

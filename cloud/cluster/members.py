@@ -157,8 +157,13 @@ def loads(members: Iterable[Member]) -> tuple[Load, ...]:
     return tuple(
         Load(queue_seconds=told.queue_seconds, sessions=told.sessions, max_sessions=told.max_sessions)
         for member in members
-        if member.standing is Standing.READY and (told := member.described) is not None
+        if serves(member) and (told := member.described) is not None
     )
+
+
+def serves(member: Member) -> bool:
+    """Whether it takes sessions: its worker is ready, and so is all of the chain after it."""
+    return member.standing is Standing.READY and member.described is not None and not member.described.blocked
 
 
 def listed(member: Member) -> Listed:
@@ -169,7 +174,7 @@ def listed(member: Member) -> Listed:
         standing=member.standing,
         since=member.since,
         failures=member.failures,
-        why=member.why,
+        why=member.why or (member.described.blocked if member.described is not None else ""),
     )
     if (told := member.described) is None:
         return plain

@@ -85,7 +85,8 @@ class Supervisor:
             await self._raise_if_ended(after)
             try:
                 described = await self._describe()
-                if not self._stopped and not described.draining:  # for then its health says that it takes nothing, too
+                # Else its health says that it takes nothing, too, and starting it again would mend nothing.
+                if not (self._stopped or described.draining or described.blocked):
                     await self._check_health()
             except (WorkerError, InputError) as error:
                 self._missed += 1

@@ -12,7 +12,7 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Description(_message.Message):
-    __slots__ = ("model", "name", "version", "vision_layers", "decoder_layers", "context", "sessions", "max_sessions", "start", "end", "queue_seconds", "draining", "wires", "features")
+    __slots__ = ("model", "name", "version", "vision_layers", "decoder_layers", "context", "sessions", "max_sessions", "start", "end", "queue_seconds", "draining", "wires", "features", "blocked")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -27,6 +27,7 @@ class Description(_message.Message):
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     WIRES_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
+    BLOCKED_FIELD_NUMBER: _ClassVar[int]
     model: str
     name: str
     version: str
@@ -41,7 +42,8 @@ class Description(_message.Message):
     draining: bool
     wires: _containers.RepeatedScalarFieldContainer[Tensor.Type]
     features: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, model: _Optional[str] = ..., name: _Optional[str] = ..., version: _Optional[str] = ..., vision_layers: _Optional[int] = ..., decoder_layers: _Optional[int] = ..., context: _Optional[int] = ..., sessions: _Optional[int] = ..., max_sessions: _Optional[int] = ..., start: _Optional[str] = ..., end: _Optional[str] = ..., queue_seconds: _Optional[float] = ..., draining: _Optional[bool] = ..., wires: _Optional[_Iterable[_Union[Tensor.Type, str]]] = ..., features: _Optional[_Iterable[str]] = ...) -> None: ...
+    blocked: str
+    def __init__(self, model: _Optional[str] = ..., name: _Optional[str] = ..., version: _Optional[str] = ..., vision_layers: _Optional[int] = ..., decoder_layers: _Optional[int] = ..., context: _Optional[int] = ..., sessions: _Optional[int] = ..., max_sessions: _Optional[int] = ..., start: _Optional[str] = ..., end: _Optional[str] = ..., queue_seconds: _Optional[float] = ..., draining: _Optional[bool] = ..., wires: _Optional[_Iterable[_Union[Tensor.Type, str]]] = ..., features: _Optional[_Iterable[str]] = ..., blocked: _Optional[str] = ...) -> None: ...
 
 class ProbeRequest(_message.Message):
     __slots__ = ("data", "answer")

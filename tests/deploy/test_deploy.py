@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -57,18 +58,22 @@ def settings(unit: Path) -> dict[str, list[str]]:
     return found
 
 
-def options_of(command: str) -> set[str]:
-    """The options that `cutline COMMAND` has."""
-    group: Any = get_command(app)
-    return {option for parameter in group.commands[command].params for option in parameter.opts}
+def options_of(*names: str) -> set[str]:
+    """The options that `cutline NAME…` has."""
+    found: Any = get_command(app)
+    for name in names:
+        found = found.commands[name]
+    return {option for parameter in found.params for option in parameter.opts}
 
 
 def check_options(command: list[str]) -> None:
     """That an installed `cutline` would know what it is started with."""
-    program, name, *arguments = command
+    program, *rest = command
     assert program.rpartition("/")[2] == "cutline"
+    names = list(takewhile(lambda word: not word.startswith("-"), rest))
+    arguments = rest[len(names) :]
     used = {argument.partition("=")[0] for argument in arguments if argument.startswith("--")}
-    assert used <= options_of(name), f"cutline {name} has no {used - options_of(name)}"
+    assert used <= options_of(*names), f"cutline {' '.join(names)} has no {used - options_of(*names)}"
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
