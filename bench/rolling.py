@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -137,6 +137,12 @@ def free_port() -> int:
     return port
 
 
+def stop(processes: Iterable[Process]) -> None:
+    """End them all."""
+    for one in processes:
+        one.stop()
+
+
 def roll(agents: Version, before: Version, after: Version, trial: Trial) -> None:
     """An agent before two workers, which go from one version to the other, one by one, while it asks."""
     addresses = [f"127.0.0.1:{free_port()}" for _ in range(2)]
@@ -150,7 +156,7 @@ def roll(agents: Version, before: Version, after: Version, trial: Trial) -> None
         agent = agents.start("edge", "--listen", "127.0.0.1:0", "--insecure", "--threads", "1", *named)
         stack.callback(agent.stop)
         workers = [start.result() for start in starts]
-        stack.callback(lambda: [one.stop() for one in workers])
+        stack.callback(stop, workers)
         url = f"http://{agent.address}"
         trial.ask(url)
         for place, address in enumerate(addresses):

@@ -112,6 +112,9 @@ class Asking:
         if self.upstream is not None:
             if await self._ask_upstream(self.upstream):
                 return
+            if self.progress.tokens and not self.workers.offline:
+                await self._take_back()
+                return
         else:
             await self._ask_workers()
         if self._is_complete(self.progress):
@@ -166,11 +169,25 @@ class Asking:
                 if not (isinstance(error, WorkerForgot) and tried[client.address] == 1):
                     self._lose(client.address, error)
 
+    async def _take_back(self) -> None:
+        """Have the drafter's own answer in place of half of another model's. Raises WorkerError in mode cloud."""
+        if self.mode is not Mode.AUTO:
+            raise self._why()
+        self._tell_lost(None)
+        self.alone_from, self.tail = 0, Tail.UNVERIFIED
+        alone = self.progress.anew(0)
+        await self.models.run(self._finish, alone)
+        alone.finish()
+        self.progress.tell(Corrected(0, tuple(alone.transcript.tokens)))
+        self.progress.take(alone)
+        self.progress.parts.lap("alone")
+        self.ended = time.perf_counter()
+
     async def go_on_alone(self) -> None:
         """Have the drafter finish the answer; then, as long as the question allows, a worker correct it."""
         self._tell_lost(None)
         self.alone_from, self.tail = len(self.progress.tokens), Tail.UNVERIFIED
-        await self.models.run(self._finish)
+        await self.models.run(self._finish, self.progress)
         self.progress.finish()
         self.progress.parts.lap("alone")
         self.ended = time.perf_counter()
@@ -333,25 +350,25 @@ class Asking:
             self.lost.append(lost)
             self.progress.tell(lost)
 
-    def _finish(self) -> None:
-        """In a thread: settle the rest of the answer with the drafter's tokens, beginning with those there are."""
-        progress, models = self.progress, self.models
+    def _finish(self, progress: Progress) -> None:
+        """In a thread: settle the rest of `progress` with the drafter's tokens, beginning with those there are."""
+        models = self.models
         if models.drafting is None:
             models.drafting = self.converse()
         for token in self._left(progress):
             if self._is_complete(progress):
                 return
-            self._settle_alone(token)
+            self._settle_alone(progress, token)
         if not self._is_complete(progress):
             for token in models.draft(tuple(progress.tokens), self.prepared.limit - len(progress.tokens)):
-                self._settle_alone(token)
+                self._settle_alone(progress, token)
                 if progress.over:
                     return
 
-    def _settle_alone(self, token: int) -> None:
-        drafted = self.models.drafted.get(len(self.progress.tokens))
+    def _settle_alone(self, progress: Progress, token: int) -> None:
+        drafted = self.models.drafted.get(len(progress.tokens))
         same = drafted is not None and drafted.token == token
-        self.progress.settle([token], [Provenance.EDGE], [drafted.likelihood if drafted and same else None])
+        progress.settle([token], [Provenance.EDGE], [drafted.likelihood if drafted and same else None])
 
     async def _correct(self, alone_from: int, seconds: float) -> None:
         """Have a worker verify what the drafter finished alone, if one can be found within so many seconds.

@@ -130,7 +130,7 @@ class Upstream:
         if refused == before:
             return False
         if more := refused - self.refused:
-            log.warning("the server at %s does not take %s; it chooses itself", self.url, ", ".join(sorted(more)))
+            log.warning("the server at %s is not sent %s any more: it refuses that", self.url, ", ".join(sorted(more)))
             self.refused |= refused
         return True
 

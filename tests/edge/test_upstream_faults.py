@@ -14,8 +14,9 @@ import pytest
 
 from cutline.bench.scripted_worker import BUNDLE, REQUEST, never_keeps
 from cutline.edge.agent import Agent
-from cutline.edge.answer import Answer, Provenance
+from cutline.edge.answer import Answer
 from cutline.edge.completions import Trouble, also_refused, failure_of, reason_of, refusal_of
+from cutline.edge.events import Corrected
 from cutline.edge.question import Mode, Question
 from cutline.edge.recovery import BACK_SECONDS
 from cutline.edge.upstream import Upstream
@@ -192,16 +193,27 @@ def test_a_fault_is_no_empty_success_and_the_drafters_answer_stands(name: str) -
     ],
     ids=["error later", "ended early", "cut"],
 )
-@pytest.mark.parametrize("mode", [Mode.AUTO, Mode.CLOUD])
-def test_words_that_came_stay_and_the_drafter_goes_on_from_them_and_says_so(
-    server: Server, why: str, mode: Mode
-) -> None:
-    (answer,) = asked_of(server, asking(mode))
+def test_half_an_answer_is_none_and_the_drafters_own_stands_for_it(server: Server, why: str) -> None:
+    told = list[object]()
+
+    async def run() -> None:
+        async with server.serving() as url:
+            upstream = Upstream(url, model="big")
+            async with Agent(BUNDLE, worker=None, threads=1, upstream=upstream) as agent:
+                async for event in agent.stream(asking(Mode.AUTO)):
+                    told.append(event)
+
+    asyncio.run(run())
+    answer = told[-1]
     assert isinstance(answer, Answer)
-    assert answer.text.startswith("The gate")
+    assert answer.tokens == on_the_device().tokens
     assert [why in one.why for one in answer.lost] == [True]
-    assert answer.alone_from == sum(token.source is Provenance.CLOUD for token in answer.tokens) > 0
-    assert answer.exact is False
+    assert (answer.alone_from, answer.exact, answer.worker) == (0, False, None)
+    (corrected,) = [event for event in told if isinstance(event, Corrected)]
+    assert (corrected.position, list(corrected.tokens)) == (0, answer.tokens), "what was streamed is taken back"
+    (failed,) = asked_of(server, asking(Mode.CLOUD))
+    assert isinstance(failed, WorkerUnavailable)
+    assert why in str(failed)
 
 
 def test_a_server_that_does_not_stream_is_taken_at_its_word() -> None:
@@ -253,7 +265,7 @@ def test_what_parameters_a_server_does_not_take_is_learnt_once(
     assert decide(server.asked[-2])[0] == 200 or len(server.asked) > 2
     assert sum(decide(body)[0] == 200 for body in server.asked) == 2
     assert decide(server.asked[-2])[0] == 200, "the second question is asked as it is taken, at once"
-    assert "does not take" in caplog.text
+    assert "it refuses that" in caplog.text
 
 
 def test_what_is_refused_for_another_reason_is_asked_once() -> None:
