@@ -104,7 +104,7 @@ def calibrate(
     from cutline.cli.setting import open_drafter, open_keys, open_target, open_target_for, thread_count
     from cutline.cli.time_left import TimeLeft
     from cutline.core.journal import open_journal
-    from cutline.edge.agent import Agent
+    from cutline.edge.agent import MAX_NOTICE, Agent
     from cutline.edge.gate import Gate, calibrate_gate, save_gate
     from cutline.errors import InputError, ModelMismatch
     from cutline.models.bundle import JOURNAL, write_calibration
@@ -143,7 +143,8 @@ def calibrate(
             worker = stack.enter_context(worker_process(open_target(target).path))
         progress = stack.enter_context(TimeLeft(console))
         count = thread_count(threads)
-        open_agent = partial(Agent, drafter, worker=worker, keys=keys, threads=count, fresh=True)
+        # Nobody waits for these answers, and one that is lost ends it all: a busy machine is given time.
+        open_agent = partial(Agent, drafter, worker=worker, keys=keys, threads=count, notice=MAX_NOTICE, fresh=True)
 
         def kept(agent: Agent, part: str) -> KeptAnswers:
             return KeptAnswers(agent.answer, journal, part=part, timeout=timeout)

@@ -16,7 +16,7 @@ from cutline.cli.calibrate_input import Source, errors_at
 from cutline.edge.answer import Answer
 from cutline.edge.conditions import CALIBRATED, GROUPS, Order
 from cutline.edge.gate import MAX_TOKENS, Sample
-from cutline.edge.question import Mode, Question
+from cutline.edge.question import MAX_TIMEOUT, Mode, Question
 from cutline.errors import InputError, PromptError, WorkerUnavailable
 from cutline.models.prompt import ImagePart, Message, TextPart
 
@@ -161,7 +161,9 @@ async def exchanges(agent: Answering, conversation: Conversation) -> AsyncIterat
     images = tuple(source.asked().image for source in conversation.shown)
     messages, texts = conversation.first(), iter(conversation.texts[1:])
     while True:
-        question = Question(messages=messages, images=images, mode=Mode.CLOUD, max_tokens=MAX_TOKENS)
+        question = Question(
+            messages=messages, images=images, mode=Mode.CLOUD, max_tokens=MAX_TOKENS, timeout=MAX_TIMEOUT
+        )
         truth = await agent.answer(question)
         if truth.alone_from is not None:
             raise WorkerUnavailable(f"the worker was lost, so its answer is not known: {truth.lost[-1].why}")
