@@ -36,6 +36,7 @@ lint: install
 	$(BIN)/python scripts/stubs.py --check
 	$(BIN)/python scripts/help.py --check
 	$(BIN)/python scripts/threats.py --check
+	$(BIN)/python scripts/models.py --check
 
 format: install
 	$(BIN)/ruff check --fix
@@ -47,6 +48,7 @@ stubs: install
 docs: install
 	$(BIN)/python scripts/help.py
 	$(BIN)/python scripts/threats.py
+	$(BIN)/python scripts/models.py
 
 # Known vulnerabilities of what is installed, and a list of it. Needs PyPI: docs/security.md.
 audit: install

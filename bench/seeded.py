@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
 from torch import nn
 from transformers import (
     Qwen2_5_VLConfig,
@@ -26,6 +29,11 @@ from cutline.models.prompt import TEMPLATE
 from cutline.models.vocabulary import TOKENIZER
 
 QWEN_END = "<|im_end|>"
+
+# Of SmolVLM, whose special tokens a tokenizer of `write_text` then has.
+PLAIN_TEMPLATE = """{% for message in messages %}<|im_start|>{{ message['role'] }}: \
+{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}\
+{% endfor %}<end_of_utterance>{% endfor %}"""
 
 # That of Qwen2.5-VL, without what it has for videos.
 QWEN_TEMPLATE = """{% set image_count = namespace(value=0) %}{% for message in messages %}\
@@ -85,7 +93,7 @@ def make_smolvlm_256m(
             **special,
         },
     )
-    _save(_seeded(SmolVLMForConditionalGeneration, config), dtype, folder)
+    _save(seeded(SmolVLMForConditionalGeneration, config), dtype, folder)
     for name in (TOKENIZER, TEMPLATE):
         shutil.copyfile(TARGET / name, folder / name)
     processor = {
@@ -143,14 +151,27 @@ def make_qwen25vl_small(folder: Path) -> None:
             **special,
         },
     )
-    _save(_seeded(Qwen2_5_VLForConditionalGeneration, config), torch.float32, folder)
+    _save(seeded(Qwen2_5_VLForConditionalGeneration, config), torch.float32, folder)
     tokenizer.save(str(folder / TOKENIZER))
     (folder / TEMPLATE).write_text(QWEN_TEMPLATE)
     processor = {"min_pixels": 56 * 56, "max_pixels": 64 * 28 * 28, "patch_size": 14, "temporal_patch_size": 2}
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
 
 
-def _seeded(kind: Any, config: Any) -> Any:
+def write_text(folder: Path, special: Mapping[str, int], size: int, *, template: str = PLAIN_TEMPLATE) -> None:
+    """A tokenizer of `size` tokens, the `special` ones at their places and a byte at each other one; and a template."""
+    words, free = dict(special), (place for place in range(size) if place not in special.values())
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet(), key=ord)
+    words |= zip(chain(letters, (f"word{number}" for number in range(size))), free, strict=False)
+    tokenizer = Tokenizer(BPE(vocab=words, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(content, special=True, normalized=False) for content in special])
+    tokenizer.save(str(folder / TOKENIZER))
+    (folder / TEMPLATE).write_text(template)
+
+
+def seeded(kind: Any, config: Any) -> Any:
     """A model whose rows keep their size from layer to layer, so that all of it shows in what comes out."""
     torch.manual_seed(0)
     model = kind(config)

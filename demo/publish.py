@@ -6,6 +6,7 @@ Exports the target, then the drafter made for it, calibrates the drafter's gate,
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 from rich.console import Console
@@ -15,6 +16,7 @@ from cutline.cli.export import shown_steps
 from cutline.core.files import write_file
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
+from cutline.demo.shapes import FAMILY
 from cutline.models.export import export_bundle
 
 # Evaluation digits are by other hands than calibration digits, so the demo asks for more than it promises.
@@ -22,8 +24,17 @@ RISK = 0.02
 EXAMPLES = Path(__file__).parent / "examples"
 
 
+def write_processor(folder: Path) -> None:
+    """Say in a folder how its model sees a card: as one tile."""
+    side = {"longest_edge": FAMILY.tile}
+    said = {"do_image_splitting": False, "size": side, "max_image_size": side}
+    (folder / "preprocessor_config.json").write_text(json.dumps(said))
+
+
 def publish(models: Path, out: Path) -> None:
     """Make `out`/target and `out`/drafter from the Hugging Face folders `models`/target and `models`/drafter."""
+    for role in ("target", "drafter"):
+        write_processor(models / role)
     with shown_steps(Console(stderr=True), []) as show:
         target = export_bundle(
             models / "target", out / "target", role="target", precision="fp32", name="digit-cards-target", progress=show

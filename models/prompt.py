@@ -76,13 +76,11 @@ class PromptBuilder:
         family = manifest.family
         missing = [marker for marker in family.markers if marker not in vocabulary.added]
         if missing:
-            raise BundleError(f"the tokenizer of {manifest.name} has no {missing[0]}; export the bundle again")
+            raise BundleError(f"the tokenizer of {manifest.name} has no {missing[0]} as a token of its own")
         if vocabulary.added[family.image_marker] != manifest.image_token:
-            raise BundleError(
-                f"{family.image_marker} is not token {manifest.image_token} of {manifest.name}; export it again"
-            )
-        if not set(manifest.stop_tokens) <= set(vocabulary.added.values()):
-            raise BundleError(f"a stop token of {manifest.name} is ordinary text; export the bundle again")
+            raise BundleError(f"image_token_id {manifest.image_token} of {manifest.name} is not {family.image_marker}")
+        if ordinary := set(manifest.stop_tokens) - set(vocabulary.added.values()):
+            raise BundleError(f"eos_token_id {min(ordinary)} of {manifest.name} is no special token of its tokenizer")
         self._manifest = manifest
         self.vocabulary = vocabulary
         # Blocks are trimmed as transformers does, so that one template means one text.
@@ -95,14 +93,18 @@ class PromptBuilder:
     @classmethod
     def open(cls, bundle: Bundle) -> PromptBuilder:
         """The builder of a bundle, from its tokenizer and chat template. Raises BundleError."""
-        template = bundle.file(TEMPLATE).read_bytes()
+        return cls.read(bundle.manifest, Vocabulary.open(bundle), bundle.file(TEMPLATE).read_bytes())
+
+    @classmethod
+    def read(cls, manifest: Manifest, vocabulary: Vocabulary, template: bytes) -> PromptBuilder:
+        """The builder of the model in `manifest`, by the content of its chat template's file. Raises BundleError."""
         if len(template) > MAX_TEMPLATE:
-            raise BundleError(f"the chat template in {bundle.path} is over {MAX_TEMPLATE >> 10} KiB")
+            raise BundleError(f"the chat template of {manifest.name} is over {MAX_TEMPLATE >> 10} KiB")
         try:
             text = template.decode()
         except UnicodeDecodeError:
-            raise BundleError(f"the chat template in {bundle.path} is not UTF-8 text") from None
-        return cls(bundle.manifest, Vocabulary.open(bundle), text)
+            raise BundleError(f"the chat template of {manifest.name} is not UTF-8 text") from None
+        return cls(manifest, vocabulary, text)
 
     def build(self, messages: Sequence[Message], grids: Sequence[tuple[int, int]]) -> Prompt:
         """The prompt that asks for the next answer; `grids` holds (rows, cols) for each image, as `Pixels.grid`.

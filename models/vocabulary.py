@@ -62,11 +62,15 @@ class Vocabulary:
     @classmethod
     def open(cls, bundle: Bundle) -> Vocabulary:
         """The vocabulary of a bundle. Raises BundleError."""
-        path = bundle.file(TOKENIZER)
+        return cls.read(bundle.file(TOKENIZER).read_bytes())
+
+    @classmethod
+    def read(cls, content: bytes) -> Vocabulary:
+        """The vocabulary that a tokenizer.json of this `content` has. Raises BundleError."""
         try:
-            tokenizer = Tokenizer.from_file(str(path))
+            tokenizer = Tokenizer.from_buffer(content)
         except Exception:  # tokenizers raises no narrower class
-            raise BundleError(f"{path} does not read as a tokenizer; export the bundle again") from None
+            raise BundleError(f"{TOKENIZER} does not read as a tokenizer") from None
         return cls(tokenizer)
 
     def guard(self, text: str) -> str:

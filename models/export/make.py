@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
+from msgspec import structs
 from safetensors.torch import save_file
 
 from cutline.core.files import storing
-from cutline.errors import InputError
-from cutline.models.bundle import EMBEDDINGS, MANIFEST, Bundle, Precision, Role, write_manifest
+from cutline.errors import BundleError, CutlineError, InputError, PromptError
+from cutline.models.bundle import EMBEDDINGS, MANIFEST, Bundle, Manifest, Precision, Role, write_manifest
 from cutline.models.export.decoder import export_decoder
+from cutline.models.export.folder import first_line
 from cutline.models.export.prefixes import export_prefixes
 from cutline.models.export.source import Source, read_source
 from cutline.models.export.vision import export_vision
 from cutline.models.export.work import Work, fingerprint, work_beside
+from cutline.models.prompt import TEMPLATE, PromptBuilder, question
+from cutline.models.vocabulary import TOKENIZER, Vocabulary
 
 BLOCK = 1 << 24  # bytes of a weights file that are copied at a time
 
@@ -74,14 +79,29 @@ def export_bundle(
     made_from = fingerprint(hf, role=role, precision=precision, target=drafts_for)
     progress(Progress("reading the model", 0, 0))
     source = read_source(hf, dtype=torch.float32)
+    manifest = source.manifest(name=name, role=role, precision=precision, target=drafts_for)
     if target is not None:
         _check_target(source, target)
+        # What is drafted is the target's answer, whatever another model takes from its own.
+        manifest = structs.replace(manifest, penalties=target.manifest.penalties)
+    _try_question(hf, manifest, source)
     with storing(out), work_beside(out.resolve(), made_from) as work:
         _make(work, _steps(source, role, precision), progress)
-        manifest = source.manifest(name=name, role=role, precision=precision, target=drafts_for)
         manifest = write_manifest(work.folder, manifest)
+        # Whatever opening it would refuse is refused here, before it takes its place.
+        PromptBuilder.open(Bundle.open(work.folder))
         work.place(out.resolve())
     return Bundle(out, manifest)
+
+
+def _try_question(hf: Path, manifest: Manifest, source: Source) -> None:
+    """Ask about an image, as far as a prompt: before anything is exported, as whoever opens the bundle will."""
+    try:
+        vocabulary = Vocabulary.read(source.companions[TOKENIZER])
+        prompts = PromptBuilder.read(manifest, vocabulary, source.companions[TEMPLATE])
+        prompts.build([question("What is this?")], [manifest.family.example(0).grid])
+    except (BundleError, PromptError) as error:
+        raise InputError(f"{hf} cannot be asked: {error}") from None
 
 
 def _make(work: Work, steps: dict[str, Make], progress: Callable[[Progress], None]) -> None:
@@ -146,18 +166,32 @@ def _copy(file: Path, tell: Tell, folder: Path) -> str:
     return f"{size / 1e6:.1f} MB"
 
 
+@contextmanager
+def _exporting(what: str) -> Iterator[None]:
+    """Raises BundleError where a library fails at it."""
+    try:
+        yield
+    except (CutlineError, OSError):
+        raise
+    except Exception as error:  # the exporters raise whatever a model that they were not made for leads to
+        raise BundleError(f"the {what} cannot be exported ({type(error).__name__}: {first_line(error)})") from error
+
+
 def _export_vision(source: Source, cuts: Sequence[str], tell: Tell, folder: Path) -> str:
-    error = export_vision(source.model, source.family, folder, cuts)
+    with _exporting("vision tower"):
+        error = export_vision(source.model, source.family, folder, cuts)
     return f"differs from torch by {error:.1e} at most"
 
 
 def _export_decoder(source: Source, precision: Precision, tell: Tell, folder: Path) -> str:
-    error = export_decoder(source.model, source.family, source.decoder, folder / "decoder.onnx", precision)
+    with _exporting("decoder"):
+        error = export_decoder(source.model, source.family, source.decoder, folder / "decoder.onnx", precision)
     return f"logits differ from torch's by {error:.1e} of their spread"
 
 
 def _export_prefixes(source: Source, precision: Precision, tell: Tell, folder: Path) -> str:
-    error = export_prefixes(source.model, source.family, source.line, source.decoder, folder, precision)
+    with _exporting("decoder"):
+        error = export_prefixes(source.model, source.family, source.line, source.decoder, folder, precision)
     return f"boundaries differ from torch's by {error:.1e} of their spread"
 
 

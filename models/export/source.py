@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import torch
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, PreTrainedConfig
 
 from cutline.errors import InputError
 from cutline.models.bundle import FORMAT, DecoderSpec, Manifest, Precision, Role, VisionSpec
+from cutline.models.export.folder import Settings, content_of, first_line, refuse_pointer, settings_of
 from cutline.models.export.quiet import quiet
+from cutline.models.export.settings import check, shown
 from cutline.models.families import FAMILIES, AnyFamily
 from cutline.models.layerline import LayerLine
+from cutline.models.penalties import NO_PENALTIES, Penalties
 from cutline.models.prompt import TEMPLATE
-from cutline.models.unreadable import UNREADABLE
 from cutline.models.vocabulary import TOKENIZER
+
+CONFIG, GENERATION = "config.json", "generation_config.json"
+PROCESSOR, IMAGES, TOKENS = "processor_config.json", "preprocessor_config.json", "tokenizer_config.json"
+HEAD = 16  # values that a head's width is a multiple of: ONNX Runtime attends with no others
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +44,7 @@ class Source:
     parameters: tuple[int, ...]
     vision: VisionSpec
     decoder: DecoderSpec
+    penalties: Penalties
 
     def manifest(self, *, name: str, role: Role, precision: Precision, target: str | None) -> Manifest:
         """The manifest of a bundle of it, before there are files; a drafter is made for the `target` of an identity."""
@@ -55,29 +62,31 @@ class Source:
             image_token=self.image_token,
             target=target,
             files={},
+            penalties=self.penalties,
         )
 
 
 def read_source(path: Path, *, dtype: torch.dtype | None = None) -> Source:
     """Read the folder `path`; weights as `dtype`, or as they are stored. Raises InputError."""
-    for name in ("config.json", TOKENIZER):
-        if not (path / name).is_file():
-            raise InputError(f"{path} is not a Hugging Face folder that can be exported: it has no {name}")
-    companions = {TOKENIZER: (path / TOKENIZER).read_bytes(), TEMPLATE: _template(path)}
-    try:
-        # Without a word on it transformers asks whoever sits there whether code from the folder may run.
-        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path / 'config.json'} does not read ({_first_line(error)}); {_taken()}") from None
-    family = _family(path, config)
+    kind = _kind(path)
+    said = {name: settings_of(path / name) or {} for name in (GENERATION, PROCESSOR, IMAGES, TOKENS)}
+    for name, settings in said.items():
+        check(path, name, settings)
+    companions = {TOKENIZER: _tokenizer(path), TEMPLATE: _template(path, said)}
+    config = _config(path)
+    family = _family(path, kind, config, said)
+    _penalties(path, said[GENERATION], (), config.text_config.vocab_size)  # refused before weights are read
     model = _read_weights(path, dtype)
     text, vision = config.text_config, config.vision_config
+    generation = model.generation_config.to_dict()  # without a file of its own, from config.json
+    check(path, GENERATION, generation)
+    stops = _stop_tokens(path, generation)
     return Source(
         path=path,
         family=family,
         model=model,
         companions=companions,
-        stop_tokens=_stop_tokens(path, model),
+        stop_tokens=stops,
         image_token=config.image_token_id,
         line=LayerLine(vision=vision.num_hidden_layers, decoder=text.num_hidden_layers),
         parameters=_parameters(model, family),
@@ -87,10 +96,11 @@ def read_source(path: Path, *, dtype: torch.dtype | None = None) -> Source:
             layers=text.num_hidden_layers,
             heads=text.num_attention_heads,
             kv_heads=text.num_key_value_heads,
-            head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+            head_dim=_head(text),
             vocabulary=text.vocab_size,
             context=text.max_position_embeddings,
         ),
+        penalties=_penalties(path, generation, stops, text.vocab_size),
     )
 
 
@@ -99,11 +109,64 @@ def _taken() -> str:
     return f"supported are {', '.join(others)} and {last}"
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+def _kind(path: Path) -> type[AnyFamily]:
+    """The family that config.json names, before anything else of the folder is looked at."""
+    said = settings_of(path / CONFIG)
+    if said is None:
+        raise InputError(f"{path} is not a Hugging Face folder that can be exported: it has no {CONFIG}{_hint(path)}")
+    name, classes = said.get("model_type"), said.get("architectures", [])
+    kind = next((family for family in FAMILIES if name in family.kinds), None)
+    if kind is None:
+        named = shown(classes) if name is None and classes else name
+        raise InputError(f"{path} holds a model of the kind {named}; {_taken()}")
+    if classes and not (isinstance(classes, list) and set(map(str, classes)) <= set(kind.answering)):
+        supported = " or ".join(kind.answering)
+        raise InputError(f"{path} has architectures {shown(classes)} in {CONFIG}; supported: {supported}")
+    check(path, CONFIG, said)
+    for part in ("text_config", "vision_config"):
+        inside = said.get(part, {})
+        if not isinstance(inside, dict):
+            raise InputError(f"{path} has {part} {shown(inside)} in {CONFIG}, where an object is supported")
+        check(path, f"{CONFIG}, {part}", inside)
+    return kind
+
+
+def _hint(path: Path) -> str:
+    """What else a folder without a config.json says of its family."""
+    for name in (PROCESSOR, IMAGES, TOKENS):
+        said = settings_of(path / name) or {}
+        for key in ("processor_class", "image_processor_type", "tokenizer_class"):
+            if key in said:
+                return f", and {name} says {key} {shown(said[key])}; {_taken()}"
+    return f"; {_taken()}"
+
+
+def _config(path: Path) -> PreTrainedConfig:
+    """The config as transformers reads it, with its classes' defaults for what is not written."""
+    try:
+        with quiet():
+            # Without a word on it transformers asks whoever sits there whether code from the folder may run.
+            config: PreTrainedConfig = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+            check(path, f"{CONFIG}, text_config", config.text_config.to_dict())
+            check(path, f"{CONFIG}, vision_config", config.vision_config.to_dict())
+    except InputError:
+        raise
+    except Exception as error:  # a config may have any value anywhere, and transformers raises whatever that leads to
+        raise InputError(f"{path / CONFIG} does not read ({first_line(error)})") from None
+    text = config.text_config
+    if (head := _head(text)) % HEAD:
+        sizes = f"hidden_size {text.hidden_size}, num_attention_heads {text.num_attention_heads}"
+        raise InputError(f"{path} has head_dim {head} ({sizes}) in {CONFIG}; supported: a multiple of {HEAD}")
+    return config
+
+
+def _head(text: Any) -> int:
+    return int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
 
 
 def _read_weights(path: Path, dtype: torch.dtype | None) -> Any:
+    for file in path.glob("*.safetensors"):
+        refuse_pointer(file)
     try:
         with quiet():
             loaded: Any = AutoModelForImageTextToText.from_pretrained(
@@ -114,8 +177,8 @@ def _read_weights(path: Path, dtype: torch.dtype | None) -> Any:
                 use_safetensors=True,  # the other format is pickle, which runs code
                 output_loading_info=True,
             )
-    except (OSError, RuntimeError, SafetensorError, ValueError) as error:
-        raise InputError(f"the weights of {path} do not load ({_first_line(error)})") from None
+    except Exception as error:  # as of a config: weights of other shapes, or files that are none
+        raise InputError(f"the weights of {path} do not load ({first_line(error)})") from None
     model, loading = loaded
     # transformers fills a weight that is missing with random numbers and a warning.
     if missing := sorted(loading["missing_keys"]):
@@ -123,31 +186,65 @@ def _read_weights(path: Path, dtype: torch.dtype | None) -> Any:
     return model.eval()
 
 
-def _stop_tokens(path: Path, model: Any) -> tuple[int, ...]:
+def _stop_tokens(path: Path, generation: Settings) -> tuple[int, ...]:
     """From generation_config.json where there is one, else from config.json."""
-    ends = model.generation_config.eos_token_id
-    if ends is None:
-        raise InputError(f"neither config.json nor generation_config.json in {path} names an eos_token_id")
-    return tuple(sorted(set(ends))) if isinstance(ends, list) else (ends,)
+    ends = generation.get("eos_token_id")
+    listed = ends if isinstance(ends, list) else [ends]
+    if not listed or not all(isinstance(one, int) and one >= 0 for one in listed):
+        named = f"{CONFIG} and {GENERATION} in {path}"
+        raise InputError(f"{named} have the eos_token_id {shown(ends)}, where a token or several are needed")
+    return tuple(sorted(set(listed)))
 
 
-class _Templated(msgspec.Struct):
-    chat_template: str | None = None
-
-
-def _template(path: Path) -> bytes:
-    """The chat template: a file of its own, or as older folders have it, a string in one of two JSON files."""
-    if (path / TEMPLATE).is_file():
-        return (path / TEMPLATE).read_bytes()
-    for file in (path / "chat_template.json", path / "tokenizer_config.json"):
-        if not file.is_file():
+def _penalties(path: Path, generation: Settings, stops: tuple[int, ...], vocabulary: int) -> Penalties:
+    """Those of generation_config.json; a forbidden word that is a stop token is none, as in transformers."""
+    said: dict[str, Any] = {}
+    least = generation.get("min_new_tokens")
+    for name in Penalties.__struct_fields__:
+        value = None if name == "min_length" and least is not None else generation.get(name)  # as transformers has it
+        if value is None:
             continue
         try:
-            said = msgspec.json.decode(file.read_bytes(), type=_Templated).chat_template
-        except UNREADABLE as error:
-            raise InputError(f"the chat template in {file} does not read: {error}") from None
-        if said is not None:
-            return said.encode()
+            read = getattr(msgspec.convert({name: value}, Penalties), name)
+        except msgspec.ValidationError as error:
+            raise InputError(
+                f"{path} has {name} {shown(value)} in {GENERATION}, which does not read ({error})"
+            ) from None
+        if any(token >= vocabulary for token in _tokens_in(read)):
+            raise InputError(
+                f"{path} has {name} {shown(value)} in {GENERATION}, and a vocabulary of {vocabulary} tokens"
+            )
+        said[name] = read
+    words = tuple(word for word in said.pop("bad_words_ids", ()) if word not in {(stop,) for stop in stops})
+    made = Penalties(**said, bad_words_ids=words)
+    return NO_PENALTIES if made == NO_PENALTIES else made  # of which there is one, which a manifest leaves out
+
+
+def _tokens_in(setting: object) -> Iterator[int]:
+    """The tokens that a setting names, in words or one by one; of a number none."""
+    for one in setting if isinstance(setting, tuple) else ():
+        yield from _tokens_in(one) if isinstance(one, tuple) else (one,)
+
+
+def _tokenizer(path: Path) -> bytes:
+    content = content_of(path / TOKENIZER)
+    if content is None:
+        raise InputError(f"{path} is not a Hugging Face folder that can be exported: it has no {TOKENIZER}")
+    return content
+
+
+def _template(path: Path, said: dict[str, Settings]) -> bytes:
+    """The chat template, from the first of the places in which transformers' processors look for it."""
+    older = settings_of(path / "chat_template.json") or {}
+    places = {PROCESSOR: said[PROCESSOR], "chat_template.json": older, TEMPLATE: None, TOKENS: said[TOKENS]}
+    for name, settings in places.items():
+        if settings is None:
+            if (content := content_of(path / name)) is not None:
+                return content
+        elif (template := settings.get("chat_template")) is not None:
+            if not isinstance(template, str):
+                raise InputError(f"the chat template in {path / name} does not read: one text is supported")
+            return template.encode()
     raise InputError(f"{path} is not a Hugging Face folder that can be exported: it has no {TEMPLATE}")
 
 
@@ -165,27 +262,48 @@ def _parameters(model: Any, family: AnyFamily) -> tuple[int, ...]:
     return tuple(sum(weight.numel() for module in layer for weight in module.parameters()) for layer in layers)
 
 
-def _family(path: Path, config: PreTrainedConfig) -> AnyFamily:
-    """By the model's kind, from its config and, where the folder has one, its image processor. Raises InputError."""
-    kind = next((family for family in FAMILIES if config.model_type in family.kinds), None)
-    if kind is None:
-        raise InputError(f"{path} holds a model of the kind {config.model_type}; {_taken()}")
+def _family(path: Path, kind: type[AnyFamily], config: PreTrainedConfig, said: dict[str, Settings]) -> AnyFamily:
+    """The model's family, of its config and its image processor. Raises InputError."""
+    more = said[TOKENS].get("extra_special_tokens")
+    named = {**(more if isinstance(more, dict) else {}), **said[TOKENS]}
+    for name, token in kind.named.items():
+        given = named.get(name, token)
+        if (given.get("content") if isinstance(given, dict) else given) != token:
+            raise InputError(f"{path} has {name} {shown(given)} in {TOKENS}; supported: {token}")
+    processor = _processor(path, kind)
     try:
-        return kind.of(config, _processor(path))
-    except (AttributeError, KeyError, TypeError, msgspec.ValidationError) as error:
-        raise InputError(f"the image processor in {path} does not read: {error}") from None
+        return kind.of(config, {**said[PROCESSOR], **processor})
     except ValueError as error:
         raise InputError(f"{path} has {error}") from None
+    except (AttributeError, KeyError, TypeError) as error:
+        raise InputError(f"{path / CONFIG} or its image processor does not read ({error!r})") from None
 
 
-def _processor(path: Path) -> dict[str, Any] | None:
-    """The image processor's settings. transformers 5 nests them in the whole processor's, older ones do not."""
+def _processor(path: Path, kind: type[AnyFamily]) -> Settings:
+    """All settings of the image processor that transformers makes of the folder, its class's own among them."""
+    said = (settings_of(path / PROCESSOR) or {}).get("image_processor") or settings_of(path / IMAGES)
+    if said is None:
+        raise InputError(f"{path} has no image processor: neither {IMAGES} nor an image_processor in {PROCESSOR}")
+    if not isinstance(said, dict):
+        raise InputError(f"{path} has image_processor {shown(said)} in {PROCESSOR}, where an object is supported")
     try:
-        if (path / "preprocessor_config.json").is_file():
-            return msgspec.json.decode((path / "preprocessor_config.json").read_bytes(), type=dict[str, Any])
-        if (path / "processor_config.json").is_file():
-            whole = msgspec.json.decode((path / "processor_config.json").read_bytes(), type=dict[str, Any])
-            return msgspec.convert(whole.get("image_processor"), dict[str, Any] | None)
-    except UNREADABLE as error:
-        raise InputError(f"the image processor in {path} does not read: {error}") from None
-    return None
+        with quiet():
+            made = AutoImageProcessor.from_pretrained(
+                path, backend="pil", local_files_only=True, trust_remote_code=False
+            )
+    except Exception as error:  # as of a config
+        named = f"image_processor_type {shown(said.get('image_processor_type'))}"
+        raise InputError(f"the image processor in {path} does not read: {named} ({first_line(error)})") from None
+    if (name := type(made).__name__.removesuffix("Pil")) not in kind.processors:
+        supported = " or ".join(kind.processors)
+        raise InputError(f"{path} has an image_processor_type {name!r}; supported: {supported}")
+    # What is null is not written: its class's own counts.
+    settings: Settings = {
+        name: getattr(type(made), name, None) if value is None else value for name, value in made.to_dict().items()
+    }
+    check(path, IMAGES, settings)
+    if settings["resample"] != kind.resample:
+        raise InputError(
+            f"{path} has resample {int(settings['resample'])} in {IMAGES}; supported: {int(kind.resample)}"
+        )
+    return settings

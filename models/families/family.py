@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self
 
@@ -63,18 +63,21 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
     """The base of all families."""
 
     kinds: ClassVar[tuple[str, ...]]  # what transformers calls the models of this family
+    answering: ClassVar[tuple[str, ...]]  # its classes of them that answer, of which a folder has one
+    processors: ClassVar[tuple[str, ...]]  # its classes that turn images into what `preprocess` gives
+    resample: ClassVar[Image.Resampling]  # the filter of `resize`
     parts: ClassVar[Parts]
     image_marker: ClassVar[str]  # stands for one image in a rendered template, and is repeated for each of its tokens
     markers: ClassVar[tuple[str, ...]]  # the special tokens that a tokenizer of this family must have
+    named: ClassVar[Mapping[str, str]]  # what a tokenizer's settings may call them, and others that `expand` writes
     axes: ClassVar[int] = 1  # of a token's position; with several the decoder's graph takes its rotations from outside
 
     @classmethod
     @abstractmethod
-    def of(cls, config: Any, processor: dict[str, Any] | None) -> Self:
-        """The family of a transformers `config`, with the settings of its image processor where the folder has one.
+    def of(cls, config: Any, processor: Mapping[str, Any]) -> Self:
+        """The family of a transformers `config`, with all settings of its image processor and of what is around that.
 
-        Raises ValueError, which says what does not run here, and KeyError, TypeError or msgspec's ValidationError where
-        the settings are not what this family's processors have.
+        Raises ValueError, which says what does not run here, by the name of the setting and its value.
         """
 
     @abstractmethod
@@ -176,7 +179,23 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
             return lossless(settled)
         return data if settled is image else min(data, lossless(settled), key=len)
 
-    @staticmethod
-    @abstractmethod
-    def resize(image: Image.Image, size: Size) -> Image.Image:
+    @classmethod
+    def resize(cls, image: Image.Image, size: Size) -> Image.Image:
         """`image` at `size`, by the family's filter."""
+        return image.resize(size, cls.resample)
+
+    @classmethod
+    def _checked(cls, **fields: Any) -> Self:
+        """The family of these fields. Raises ValueError for one out of its bounds."""
+        try:
+            return msgspec.convert(fields | {"kind": cls.__struct_config__.tag}, cls)
+        except msgspec.ValidationError as error:
+            raise ValueError(f"sizes that do not run here: {error}") from None
+
+
+def channels(name: str, value: Any) -> tuple[float, ...]:
+    """A setting of an image processor that has a number for each of three channels, or one for all of them."""
+    each = (value,) * 3 if isinstance(value, int | float) else tuple(value)
+    if len(each) != 3:
+        raise ValueError(f"{name} {value!r}, where three numbers are supported")
+    return each

@@ -8,7 +8,7 @@ layer and the connector rows stand window by window; before and behind it they s
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Annotated, Any, ClassVar
 
@@ -18,12 +18,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cutline.errors import InputError
-from cutline.models.families.family import Arrays, Attend, Count, Family, Grid, Parts, Positions, Spread
+from cutline.models.families.family import Arrays, Attend, Count, Family, Grid, Parts, Positions, Spread, channels
 from cutline.models.images import MAX_ASPECT, MAX_PIXELS, Pixels, Size, normalised
 
 IMAGE, START, END = "<|image_pad|>", "<|vision_start|>", "<|vision_end|>"
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-MIN_PIXELS, MAX_PIXELS_SEEN = 56 * 56, 28 * 28 * 1280  # what transformers takes where a folder does not say
 
 Area = Annotated[int, msgspec.Meta(ge=1, le=MAX_PIXELS)]  # an image larger than that is not taken either
 Index = Annotated[int, msgspec.Meta(ge=0)]
@@ -58,47 +57,55 @@ class Qwen25VL(Family, frozen=True, forbid_unknown_fields=True, tag="qwen2.5-vl"
     )
     image_marker: ClassVar[str] = IMAGE
     markers: ClassVar[tuple[str, ...]] = (IMAGE, START, END)
+    named: ClassVar[Mapping[str, str]] = {"image_token": IMAGE}
+    answering: ClassVar[tuple[str, ...]] = ("Qwen2_5_VLForConditionalGeneration",)
+    processors: ClassVar[tuple[str, ...]] = ("Qwen2VLImageProcessor",)
+    resample: ClassVar[Image.Resampling] = Image.Resampling.BICUBIC
     axes: ClassVar[int] = 3
 
     @classmethod
-    def of(cls, config: Any, processor: dict[str, Any] | None) -> Qwen25VL:
-        """Without a processor's settings those of transformers."""
+    def of(cls, config: Any, processor: Mapping[str, Any]) -> Qwen25VL:
+        """A folder's model, whose patches are those of its image processor."""
         vision, text = config.vision_config, config.text_config
-        rope = text.rope_parameters
-        if text.use_sliding_window:
-            raise ValueError("a decoder with sliding windows, where none are supported")
-        if rope["rope_type"] != "default":
-            raise ValueError(f"a rotary embedding of the kind {rope['rope_type']}, where default is supported")
-        if vision.hidden_size // vision.num_heads % 4 or vision.window_size % (
-            vision.patch_size * vision.spatial_merge_size
-        ):
-            raise ValueError("a tower whose heads or windows do not divide evenly")
-        said = processor or {}
-        size = {"shortest_edge": MIN_PIXELS, "longest_edge": MAX_PIXELS_SEEN} | said.get("size", {})
-        sizes = {
-            "patch_size": vision.patch_size,
-            "merge_size": vision.spatial_merge_size,
-            "temporal_patch_size": vision.temporal_patch_size,
-        }
-        for name, expected in sizes.items():
-            if said.get(name, expected) != expected:
-                raise ValueError(f"an image processor whose {name} is {said[name]}, and a tower's that is {expected}")
-        family = cls(
-            patch=vision.patch_size,
-            merge=vision.spatial_merge_size,
-            frames=vision.temporal_patch_size,
-            window=vision.window_size,
+        if others := set(text.layer_types) - {"full_attention"}:
+            raise ValueError(f"layer_types {min(others)!r} (use_sliding_window), where 'full_attention' is supported")
+        sides = ("patch_size", "spatial_merge_size", "temporal_patch_size", "window_size")
+        patch, merge, frames, window = (getattr(vision, name) for name in sides)
+        for name, side in zip(sides, (patch, merge, frames, window), strict=True):
+            if not isinstance(side, int):
+                raise ValueError(f"{name} {side!r} in its vision_config, where one number is supported")
+        head, rest = divmod(vision.hidden_size, vision.num_heads)
+        if rest or head % 4:
+            raise ValueError(
+                f"num_heads {vision.num_heads} in its vision_config, which do not divide {vision.hidden_size}"
+            )
+        if window % (patch * merge):
+            raise ValueError(
+                f"window_size {window} in its vision_config, where a multiple of {patch * merge} is supported"
+            )
+        for name, expected in {"patch_size": patch, "merge_size": merge, "temporal_patch_size": frames}.items():
+            if processor[name] != expected:
+                raise ValueError(f"{name} {processor[name]!r} in its image processor, and {expected} in its tower")
+        sections = _sections(text)
+        size = processor["size"]
+        least, most = size.get("shortest_edge"), size.get("longest_edge")
+        if not (isinstance(least, int) and isinstance(most, int) and 1 <= least <= most <= MAX_PIXELS):
+            raise ValueError(f"size {dict(size)!r} (min_pixels, max_pixels), where up to {MAX_PIXELS} are supported")
+        return cls._checked(
+            patch=patch,
+            merge=merge,
+            frames=frames,
+            window=window,
             full=tuple(vision.fullatt_block_indexes),
-            tower_head=vision.hidden_size // vision.num_heads,
+            tower_head=head,
             tower_theta=vision.rope_parameters["rope_theta"],
-            min_pixels=said.get("min_pixels", size["shortest_edge"]),  # the older name comes first, as in transformers
-            max_pixels=said.get("max_pixels", size["longest_edge"]),
-            theta=rope["rope_theta"],
-            sections=tuple(rope["mrope_section"]),
-            mean=tuple(said.get("image_mean", MEAN)),
-            std=tuple(said.get("image_std", STD)),
+            min_pixels=least,
+            max_pixels=most,
+            theta=text.rope_parameters["rope_theta"],
+            sections=sections,
+            mean=channels("image_mean", processor["image_mean"]),
+            std=channels("image_std", processor["image_std"]),
         )
-        return msgspec.convert(msgspec.to_builtins(family), cls)  # which checks the bounds
 
     def preprocess(self, image: Image.Image) -> Pixels:
         """Patches (rows * cols, 3 * frames * patch * patch), the `merge` x `merge` of an image token together."""
@@ -280,11 +287,6 @@ class Qwen25VL(Family, frozen=True, forbid_unknown_fields=True, tag="qwen2.5-vl"
         noise = np.random.default_rng(seed).uniform(-1, 1, (side * side, 3 * self.frames * self.patch**2))
         return Pixels(noise.astype(np.float32), (side, side))
 
-    @staticmethod
-    def resize(image: Image.Image, size: Size) -> Image.Image:
-        """By the bicubic filter."""
-        return image.resize(size, Image.Resampling.BICUBIC)
-
     def _turned(self, heads: Any, beside: dict[str, Any]) -> Any:
         """As transformers does it in float32, whatever the heads (n, tower_head) are in."""
         full = heads.float()
@@ -295,6 +297,20 @@ class Qwen25VL(Family, frozen=True, forbid_unknown_fields=True, tag="qwen2.5-vl"
 
     def _multiple(self, rounded: Any, side: float) -> int:
         return int(rounded(side / self.factor)) * self.factor
+
+
+def _sections(text: Any) -> tuple[int, ...]:
+    """How many frequencies turn by each axis. Raises ValueError."""
+    rope = text.rope_parameters
+    if (kind := rope["rope_type"]) != "default":
+        raise ValueError(f"rope_type {kind!r} in its rope_scaling, where 'default' or 'mrope' is supported")
+    sections = rope.get("mrope_section")
+    half = text.hidden_size // text.num_attention_heads // 2
+    if not isinstance(sections, list | tuple) or len(sections) != 3 or sum(sections) != half:
+        raise ValueError(
+            f"mrope_section {sections!r} in its rope_scaling, where three numbers, {half} in all, are supported"
+        )
+    return tuple(sections)
 
 
 def _count(first: int, length: int) -> NDArray[np.int64]:

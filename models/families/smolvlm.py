@@ -8,17 +8,18 @@ tiles, rescale, normalise. How many tiles an image makes follows from its shape,
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cutline.models.families.family import Arrays, Attend, Count, Family, Grid, Parts, Positions, Spread
+from cutline.models.families.family import Arrays, Attend, Count, Family, Grid, Parts, Positions, Spread, channels
 from cutline.models.images import Pixels, Size, normalised
 
 IMAGE, FAKE, GLOBAL = "<image>", "<fake_token_around_image>", "<global-img>"
+LARGEST = 4096  # a larger longest edge transformers cuts down to it, and the other one otherwise
 
 
 class SmolVLM(Family, frozen=True, forbid_unknown_fields=True, tag="smolvlm"):
@@ -44,28 +45,41 @@ class SmolVLM(Family, frozen=True, forbid_unknown_fields=True, tag="smolvlm"):
         decoder="text_model",
     )
     image_marker: ClassVar[str] = IMAGE
-    markers: ClassVar[tuple[str, ...]] = (IMAGE, FAKE, GLOBAL)
+    markers: ClassVar[tuple[str, ...]] = (IMAGE, FAKE)  # GLOBAL is plain text in the larger and older ones
+    named: ClassVar[Mapping[str, str]] = {"image_token": IMAGE, "fake_image_token": FAKE, "global_image_token": GLOBAL}
+    answering: ClassVar[tuple[str, ...]] = ("SmolVLMForConditionalGeneration", "Idefics3ForConditionalGeneration")
+    processors: ClassVar[tuple[str, ...]] = ("SmolVLMImageProcessor", "Idefics3ImageProcessor")
+    resample: ClassVar[Image.Resampling] = Image.Resampling.LANCZOS
 
     @classmethod
-    def of(cls, config: Any, processor: dict[str, Any] | None) -> SmolVLM:
-        """Without a processor's settings one tile of the tower's own size, never split."""
+    def of(cls, config: Any, processor: Mapping[str, Any]) -> SmolVLM:
+        """A folder's model, whose tiles the tower takes as they are."""
         vision, text = config.vision_config, config.text_config
         if text.model_type != "llama":
-            raise ValueError(f"a decoder of the kind {text.model_type}, where llama is supported")
-        tile, patch = vision.image_size, vision.patch_size
-        tokens = (tile // patch // config.scale_factor) ** 2
-        if processor is None:
-            return cls(tile=tile, patch=patch, tile_tokens=tokens, longest_edge=tile, split=False)
-        if processor["max_image_size"]["longest_edge"] != tile:
-            raise ValueError(f"an image processor whose tiles the tower of {tile} pixels does not take")
-        return cls(
+            raise ValueError(f"a decoder of the kind {text.model_type} (text_config), where llama is supported")
+        if (kind := text.rope_parameters["rope_type"]) != "default":
+            raise ValueError(f"rope_type {kind!r} in its text_config, where 'default' is supported")
+        tile, patch, shuffled = vision.image_size, vision.patch_size, config.scale_factor
+        if not isinstance(tile, int) or not isinstance(patch, int) or tile % (patch * shuffled):
+            raise ValueError(
+                f"image_size {tile!r}, patch_size {patch!r} and scale_factor {shuffled!r}, not one of another"
+            )
+        if (largest := processor["max_image_size"].get("longest_edge")) != tile:
+            raise ValueError(f"max_image_size {largest!r} in its image processor, and a tower whose tiles are {tile}")
+        tokens = (tile // patch // shuffled) ** 2
+        if (said := processor.get("image_seq_len", tokens)) != tokens:
+            raise ValueError(f"image_seq_len {said!r} in its processor, and a tower that gives {tokens} a tile")
+        longest = processor["size"].get("longest_edge")
+        if not isinstance(longest, int) or not 1 <= longest <= LARGEST:
+            raise ValueError(f"size {dict(processor['size'])!r}, where a longest_edge of 1 to {LARGEST} is supported")
+        return cls._checked(
             tile=tile,
             patch=patch,
             tile_tokens=tokens,
-            longest_edge=processor["size"]["longest_edge"],
+            longest_edge=longest,
             split=processor["do_image_splitting"],
-            mean=tuple(processor["image_mean"]),
-            std=tuple(processor["image_std"]),
+            mean=channels("image_mean", processor["image_mean"]),
+            std=channels("image_std", processor["image_std"]),
         )
 
     def preprocess(self, image: Image.Image) -> Pixels:
@@ -164,11 +178,6 @@ class SmolVLM(Family, frozen=True, forbid_unknown_fields=True, tag="smolvlm"):
 
     def _by_tile(self, rows: Any) -> Any:
         return rows.unflatten(0, (-1, (self.tile // self.patch) ** 2))
-
-    @staticmethod
-    def resize(image: Image.Image, size: Size) -> Image.Image:
-        """By Lanczos' filter."""
-        return image.resize(size, Image.Resampling.LANCZOS)
 
     def _sizes(self, size: Size) -> tuple[Size, Size]:
         """The two sizes that `preprocess` resizes to: the longest edge fitted, then whole tiles."""

@@ -10,12 +10,14 @@ import pytest
 import torch
 from transformers import SmolVLMForConditionalGeneration
 
+from cutline.bench.seeded import write_text
+from cutline.demo.publish import write_processor
 from cutline.demo.shapes import SHAPES
 from cutline.demo.tokenizer import END, PAD, START
 from cutline.models.bundle import Bundle, Precision, write_manifest
 from cutline.models.export import export_bundle
 from cutline.models.export.decoder import export_decoder
-from cutline.models.families.smolvlm import IMAGE
+from cutline.models.families.smolvlm import FAKE, IMAGE
 
 pytest.register_assert_rewrite("cutline.bench.scripted_worker", "cutline.bench.together")
 
@@ -34,8 +36,8 @@ def hf_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             if weight.ndim >= 2:
                 weight.mul_(12.0 if ".text_model.layers." in name else 3.0)
     model.save_pretrained(folder)
-    (folder / "tokenizer.json").write_text("{}")  # the exporter copies it, unread
-    (folder / "chat_template.jinja").write_text("")
+    write_text(folder, {PAD: 0, START: 1, END: 2, IMAGE: 3, FAKE: 4}, 200)
+    write_processor(folder)
     return folder
 
 

@@ -24,8 +24,8 @@ from transformers import (
     SmolVLMForConditionalGeneration,
 )
 
+from cutline.bench.seeded import write_text
 from cutline.cloud.loading import load_model
-from cutline.demo.bundles import TARGET
 from cutline.errors import BundleError, InputError
 from cutline.models.bundle import Bundle, DecoderSpec
 from cutline.models.export import decoder, export_bundle, make, prefixes, vision
@@ -38,6 +38,8 @@ FAMILIES: dict[str, tuple[Any, Any]] = {
     "smolvlm": (SmolVLMConfig, SmolVLMForConditionalGeneration),
     "idefics3": (Idefics3Config, Idefics3ForConditionalGeneration),
 }
+SPECIAL = {"<pad>": 0, "<|im_start|>": 1, "<end_of_utterance>": 2, "<image>": 7, "<fake_token_around_image>": 8}
+WHOLE = {"do_image_splitting": False, "size": {"longest_edge": 32}, "max_image_size": {"longest_edge": 32}}
 PROCESSOR = {
     "do_image_splitting": True,
     "size": {"longest_edge": 128},
@@ -51,8 +53,8 @@ def make_folder(folder: Path, config: dict[str, Any], family: str = "smolvlm") -
     config_class, model_class = FAMILIES[family]
     torch.manual_seed(3)
     model_class(config_class(**config)).save_pretrained(folder)
-    (folder / "tokenizer.json").write_text('{"its": "own"}')
-    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    write_text(folder, SPECIAL, config["text_config"]["vocab_size"])
+    (folder / "preprocessor_config.json").write_text(json.dumps(WHOLE))
     return folder
 
 
@@ -157,9 +159,6 @@ def test_a_folder_of_the_older_name_with_untied_embeddings(tiny: Callable[..., d
 
 def test_a_folder_of_the_older_name_can_be_asked(tiny: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     hf = make_folder(tmp_path / "hf", tiny(), "idefics3")
-    edit_json(hf / "config.json", lambda config: config.update(image_token_id=3))
-    for name in ("tokenizer.json", "chat_template.jinja"):  # of a real vocabulary
-        shutil.copyfile(TARGET / name, hf / name)
     bundle = make_bundle(hf, tmp_path / "out")
     assert len(PromptBuilder.open(bundle).build([question("?")], [(0, 0)]).image_positions) == 4
     assert isinstance(load_model(bundle), Idefics3ForConditionalGeneration)
@@ -167,6 +166,7 @@ def test_a_folder_of_the_older_name_can_be_asked(tiny: Callable[..., dict[str, A
 
 @pytest.mark.parametrize("nested", [False, True])
 def test_the_image_processor_is_followed(copied: Path, nested: bool) -> None:
+    (copied / "preprocessor_config.json").unlink()
     name = "processor_config.json" if nested else "preprocessor_config.json"
     (copied / name).write_text(json.dumps({"image_processor": PROCESSOR} if nested else PROCESSOR))
     spec = read_source(copied).family
@@ -182,18 +182,19 @@ def test_stop_tokens_come_from_the_generation_config(copied: Path) -> None:
 @pytest.mark.parametrize(
     "stored",
     [
-        {"chat_template.json": "mine"},
-        {"tokenizer_config.json": "mine"},
-        {"tokenizer_config.json": "no", "chat_template.json": "mine"},
+        {"chat_template.json": "mine<image>"},
+        {"tokenizer_config.json": "mine<image>"},
+        {"tokenizer_config.json": "no", "chat_template.json": "mine<image>"},
+        {"chat_template.json": "no", "processor_config.json": "mine<image>"},
+        {"chat_template.jinja": "no", "chat_template.json": "mine<image>"},
     ],
 )
 def test_the_chat_template_of_an_older_folder(copied: Path, tmp_path: Path, stored: dict[str, str]) -> None:
     (copied / "chat_template.jinja").unlink()
     for name, template in stored.items():
-        (copied / name).write_text(json.dumps({"chat_template": template, "other": 1}))
-    bundle = make_bundle(copied, tmp_path / "out")
-    assert bundle.file("chat_template.jinja").read_text() == "mine"
-    assert not bundle.manifest.files.keys() & stored.keys()
+        said = template if name.endswith(".jinja") else json.dumps({"chat_template": template, "other": 1})
+        (copied / name).write_text(said)
+    assert read_source(copied).companions["chat_template.jinja"] == b"mine<image>"
 
 
 def have_another_stop_token(folder: Path) -> None:
@@ -214,8 +215,8 @@ def have_a_context_of(tokens: int) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda folder: (folder / "tokenizer.json").write_text('{"of": "another"}'), "the tokenizer.json of"),
-        (lambda folder: (folder / "chat_template.jinja").write_text(""), "the chat_template.jinja of"),
+        (lambda folder: write_text(folder, SPECIAL | {"<other>": 9}, 90), "the tokenizer.json of"),
+        (lambda folder: (folder / "chat_template.jinja").write_text("{{ 1 }}"), "the chat_template.jinja of"),
         (lambda folder: (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR)), "image processing"),
         (have_another_image_token, "image token"),
         (have_another_stop_token, "stop tokens"),
@@ -294,8 +295,8 @@ def pickle_the_weights(folder: Path) -> None:
         (have_a_qwen_decoder, "has a decoder of the kind qwen2, where llama is supported"),
         (lambda folder: (folder / "config.json").write_text("{"), "does not read"),
         (lambda folder: (folder / "config.json").write_text('{"model_type": "mystery"}'), "supported are"),
-        (split_otherwise, "whose tiles the tower of 32 pixels does not take"),
-        (split_somehow, "image processor .* does not read"),
+        (split_otherwise, "max_image_size 64 in its image processor, and a tower whose tiles are 32"),
+        (split_somehow, "max_image_size None in its image processor, and a tower whose tiles are 32"),
     ],
 )
 def test_a_folder_that_cannot_be_exported_is_named(

@@ -284,7 +284,7 @@ def loose() -> str:
     ("changes", "tokenizer", "said"),
     [
         ({"image_token": 4}, "", "is not token 4"),
-        ({"stop_tokens": (2, 300)}, "", "stop token"),
+        ({"stop_tokens": (2, 300)}, "", "eos_token_id 300"),
         ({}, "{}", "does not read as a tokenizer"),
         ({}, '{"model": {"type": "BPE", "vocab": {}, "merges": []}}', "not byte-level"),
         ({}, Tokenizer(BPE()).to_str().replace('"decoder":null', BYTE_LEVEL), "no special tokens"),

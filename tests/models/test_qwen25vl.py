@@ -52,7 +52,14 @@ CONFIG: Any = Qwen2_5_VLConfig(
         "eos_token_id": 2,
     },
 )
-SMALL = Qwen25VL.of(CONFIG, {"min_pixels": 56 * 56, "max_pixels": 40 * 28 * 28})
+
+
+def family_of(config: Any = CONFIG, **processor: Any) -> Qwen25VL:
+    """With an image processor that transformers made of these settings."""
+    return Qwen25VL.of(config, Qwen2VLImageProcessorPil(**processor).to_dict())
+
+
+SMALL = family_of(min_pixels=56 * 56, max_pixels=40 * 28 * 28)
 PUBLISHED = msgspec.structs.replace(SMALL, max_pixels=12845056)
 NARROW = msgspec.structs.replace(SMALL, min_pixels=5000, max_pixels=5000)  # no size is within both limits
 TINY = msgspec.structs.replace(SMALL, min_pixels=1, max_pixels=1)
@@ -119,8 +126,8 @@ def test_a_grid_that_no_image_becomes_is_not_taken(grid: Grid) -> None:
 def test_the_work_an_image_can_cause_is_bounded() -> None:
     most = PUBLISHED.largest // PUBLISHED.patch**2
     assert most == 65536
-    with pytest.raises(msgspec.ValidationError):  # whatever a folder says
-        Qwen25VL.of(CONFIG, {"min_pixels": MAX_PIXELS + 1})
+    with pytest.raises(ValueError, match="min_pixels, max_pixels"):  # whatever a folder says
+        family_of(max_pixels=MAX_PIXELS + 1)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -222,12 +229,6 @@ def test_an_image_is_written_as_transformers_counts_it(grid: Grid) -> None:
     assert SMALL.expand(grid) == IMAGE * int(thw(grid)[0].prod() // 4)
 
 
-def test_without_a_processor_the_sizes_are_those_of_transformers() -> None:
-    family, theirs = Qwen25VL.of(CONFIG, None), Qwen2VLImageProcessorPil()
-    assert (family.min_pixels, family.max_pixels) == (theirs.size["shortest_edge"], theirs.size["longest_edge"])
-    assert [*family.mean, *family.std] == [*theirs.image_mean, *theirs.image_std]
-
-
 @pytest.mark.parametrize(
     "processor",
     [
@@ -237,17 +238,22 @@ def test_without_a_processor_the_sizes_are_those_of_transformers() -> None:
     ],
 )
 def test_limits_are_read_as_transformers_reads_them(processor: dict[str, Any]) -> None:
-    family, theirs = Qwen25VL.of(CONFIG, processor), Qwen2VLImageProcessorPil(**processor)
+    family, theirs = family_of(**processor), Qwen2VLImageProcessorPil(**processor)
     assert (family.min_pixels, family.max_pixels) == (theirs.size["shortest_edge"], theirs.size["longest_edge"])
 
 
 @pytest.mark.parametrize(
     ("text", "vision", "processor", "said"),
     [
-        ({"use_sliding_window": True}, {}, {}, "sliding windows"),
-        ({"rope_parameters": {"rope_type": "yarn", "mrope_section": [2, 3, 3]}}, {}, {}, "of the kind yarn"),
-        ({}, {"window_size": 100}, {}, "do not divide evenly"),
-        ({}, {}, {"merge_size": 4}, "merge_size is 4, and a tower's that is 2"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, {}, {}, "layer_types 'sliding_attention'"),
+        ({"rope_parameters": {"rope_type": "yarn", "mrope_section": [2, 3, 3]}}, {}, {}, "rope_type 'yarn'"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, {}, {}, "mrope_section None"),
+        ({}, {"window_size": 100}, {}, "window_size 100"),
+        ({}, {"num_heads": 7}, {}, "num_heads 7"),
+        ({}, {"patch_size": [14, 14]}, {}, "patch_size \\[14, 14\\]"),
+        ({}, {}, {"merge_size": 4}, "merge_size 4 in its image processor, and 2"),
+        ({}, {}, {"size": {"height": 28, "width": 28}}, "size {.*28.*}"),
+        ({}, {}, {"image_mean": [0.5]}, "image_mean .*three"),
     ],
 )
 def test_what_does_not_run_is_named(
@@ -258,4 +264,4 @@ def test_what_does_not_run_is_named(
         for name, value in changes.items():
             setattr(part, name, value)
     with pytest.raises(ValueError, match=said):
-        Qwen25VL.of(config, processor)
+        family_of(config, **processor)

@@ -18,6 +18,7 @@ import pytest
 import torch
 from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration
 
+from cutline.bench.seeded import write_text
 from cutline.cli.export import export as command
 from cutline.errors import BundleError, InputError, StorageError
 from cutline.models.bundle import Bundle
@@ -42,8 +43,10 @@ def hf(tiny: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFac
     torch.manual_seed(5)
     config = SmolVLMConfig(**tiny(num_attention_heads=2))
     SmolVLMForConditionalGeneration(config).save_pretrained(folder)
-    (folder / "tokenizer.json").write_text('{"its": "own"}')
-    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    special = {"<pad>": 0, "<|im_start|>": 1, "<end_of_utterance>": 2, "<image>": 7, "<fake_token_around_image>": 8}
+    write_text(folder, special, 90)
+    whole = {"do_image_splitting": False, "size": {"longest_edge": 32}, "max_image_size": {"longest_edge": 32}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(whole))
     return folder
 
 
@@ -170,7 +173,7 @@ def change_a_weight(folder: Path, _: pytest.MonkeyPatch) -> None:
 
 
 def add_a_file(folder: Path, _: pytest.MonkeyPatch) -> None:
-    (folder / "preprocessor_config.json").touch()
+    (folder / "notes.txt").touch()
 
 
 def lose_a_file(folder: Path, _: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from onnx import TensorProto, helper
 from cutline.bench.manifests import edit_manifest
 from cutline.cloud.loading import load_model
 from cutline.demo.bundles import DRAFTER, TARGET
+from cutline.demo.publish import write_processor
 from cutline.edge.api.faults import Refused
 from cutline.edge.api.requests import read_request
 from cutline.edge.runtime import open_session
@@ -78,6 +79,7 @@ def test_a_models_own_code_is_never_run(target: Path, ran: Ran, kind: str, monke
     brings_code(target, model_type=kind)
     if kind == "smolvlm":
         assert type(load_model(sealed(target))).__module__.startswith("transformers.models.smolvlm")
+        write_processor(target)
         assert read_source(target).model is not None
     else:
         with pytest.raises(CutlineError):

@@ -1,0 +1,329 @@
+"""Published models as they are: `python -m cutline.bench.published FOLDER [--graphs] [--only NAME ...]`.
+
+FOLDER holds JSON files, each a list of sets of configuration files: `[{"id": ..., "files": {NAME: content}}]`. Each set
+becomes a folder: its files as they are, but widths and layers reduced, seeded random weights, a tokenizer with the
+special tokens that the files name, and what else is missing from those of a whole model of its family. A set of a
+family that runs must answer token for token as transformers' `generate` does from the same folder with its own
+generation config, alone and with drafts, and see the same pixels as transformers' own processor; or be refused in one
+line. With `--graphs` it is exported too, and a drafter made of it says the same tokens. A set of another family must be
+refused in a line that names it. Exits with 1 where one does otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import queue
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText
+
+from cutline.bench.seeded import PLAIN_TEMPLATE, QWEN_END, QWEN_TEMPLATE, seeded, write_text
+from cutline.cloud.engine import Engine
+from cutline.cloud.session import Event, Request
+from cutline.cloud.target import Target
+from cutline.edge.drafter import Drafter
+from cutline.errors import CutlineError, InputError
+from cutline.models.bundle import Bundle, Manifest, write_manifest
+from cutline.models.export import export_bundle
+from cutline.models.export.quiet import quiet
+from cutline.models.export.source import Source, read_source
+from cutline.models.families import FAMILIES
+from cutline.models.families.qwen25vl import Qwen25VL
+from cutline.models.families.smolvlm import FAKE, IMAGE
+from cutline.models.images import Pixels
+from cutline.models.prompt import PromptBuilder, question
+from cutline.models.sampling import Sampling
+from cutline.protos.messages import Confirmed, Finished
+
+Files = dict[str, Any]
+STEPS = 12  # tokens of an answer
+SIZE = (90, 70)  # of the picture
+HEAD = 16  # a head's width
+KINDS = {kind: family for family in FAMILIES for kind in family.kinds}
+GENERATED = "generation_config.json"
+SMOLVLM_IMAGES = {
+    "image_processor_type": "SmolVLMImageProcessor",
+    "do_image_splitting": True,
+    "max_image_size": {"longest_edge": 512},
+    "size": {"longest_edge": 2048},
+}
+QWEN_IMAGES = {"image_processor_type": "Qwen2VLImageProcessor", "min_pixels": 3136, "max_pixels": 12845056}
+QWEN_ROPE = {"type": "mrope", "mrope_section": [16, 24, 24]}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a set: `kind` is "same", "refused" or "FAULT", `said` tells more."""
+
+    name: str
+    kind: str
+    said: str
+
+
+def sets(folder: Path) -> Iterator[tuple[str, str, Files]]:
+    """The family's name by its file, the set's and its files, of every set."""
+    for path in sorted(folder.glob("*.json")):
+        for one in json.loads(path.read_text()):
+            files = {name: said for name, said in one["files"].items() if not name.endswith(".facts.json")}
+            yield path.stem, one["id"], files
+
+
+def family_of(stem: str, files: Files) -> str | None:
+    """What transformers calls the family of a set, one of `KINDS`; None for any other."""
+    config = files.get("config.json")
+    said = config.get("model_type") if isinstance(config, dict) else stem if config is None else None
+    return said if said in KINDS else None
+
+
+def filled(kind: str, files: Files) -> Files:
+    """The files of a set, with what they lack from a whole model of the kind, and its config reduced."""
+    qwen = KINDS[kind] is Qwen25VL
+    files = dict(files)
+    base: dict[str, Any] = {"model_type": kind, "architectures": [KINDS[kind].answering[0]]}
+    config = dict(files.get("config.json", base))
+    if config == base and qwen:
+        config |= {"rope_scaling": QWEN_ROPE, "hidden_size": 2048, "num_attention_heads": 16, "eos_token_id": 151645}
+    elif config == base:
+        config |= {"image_token_id": 49190, "scale_factor": 4, "text_config": {"vocab_size": 49280, "pad_token_id": 2}}
+        config |= {"vision_config": {"image_size": 512, "patch_size": 16}}
+    has_processor = "image_processor" in files.get("processor_config.json", {})
+    if "preprocessor_config.json" not in files and not has_processor:
+        files["preprocessor_config.json"] = QWEN_IMAGES if qwen else smolvlm_images(config)
+    if not qwen:
+        files.setdefault(GENERATED, {"eos_token_id": config.get("text_config", {}).get("eos_token_id", 2)})
+    files["config.json"] = _reduced_qwen(config) if qwen else _reduced_smolvlm(config)
+    return files
+
+
+def smolvlm_images(config: Mapping[str, Any]) -> Files:
+    """An image processor for a config that came without one."""
+    tile = config.get("vision_config", {}).get("image_size", 224)
+    return SMOLVLM_IMAGES | {"max_image_size": {"longest_edge": tile}, "size": {"longest_edge": 2 * tile}}
+
+
+def _reduced_smolvlm(config: Files) -> Files:
+    text, vision = dict(config.get("text_config", {})), dict(config.get("vision_config", {}))
+    heads = text.get("num_attention_heads", 32)
+    heads = max(1, min(4, heads // (text.get("num_key_value_heads") or heads)))
+    text |= {"hidden_size": heads * HEAD, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": HEAD}
+    text |= {"num_attention_heads": heads, "num_key_value_heads": 1}
+    vision |= {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return config | {"text_config": text, "vision_config": vision}
+
+
+def _reduced_qwen(config: Files) -> Files:
+    nested = isinstance(config.get("text_config"), dict)
+    text = dict(config["text_config"]) if nested else dict(config)
+    width, heads = 4 * HEAD, 4
+    text |= {"hidden_size": width, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": heads}
+    text |= {"num_key_value_heads": 2}
+    for name in ("rope_scaling", "rope_parameters"):
+        if isinstance(text.get(name), dict) and "mrope_section" in text[name]:
+            text[name] = text[name] | {"mrope_section": [2, 3, 3]}
+    vision = dict(config.get("vision_config") or {})
+    sizes = {"depth": 3, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": width}
+    vision |= {**sizes, "fullatt_block_indexes": [1]}
+    return (config | {"text_config": text} if nested else text) | {"vision_config": vision}
+
+
+def write_folder(folder: Path, kind: str, files: Files) -> None:
+    """A set of a kind that runs, as a folder with weights, a tokenizer and a template."""
+    for name, said in files.items():
+        (folder / name).write_text(json.dumps(said))
+    qwen = KINDS[kind] is Qwen25VL
+    with quiet():
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        model = seeded(AutoModelForImageTextToText.from_config, config)
+        with tempfile.TemporaryDirectory() as place:
+            model.save_pretrained(place)
+            for file in Path(place).glob("*.safetensors"):
+                (folder / file.name).write_bytes(file.read_bytes())
+    ends = files.get(GENERATED, {}).get("eos_token_id") or model.generation_config.eos_token_id or 2
+    special = _special(files, config, ends if isinstance(ends, list) else [ends], qwen=qwen)
+    write_text(folder, special, config.text_config.vocab_size, template=QWEN_TEMPLATE if qwen else PLAIN_TEMPLATE)
+
+
+def _special(files: Files, config: Any, ends: list[int], *, qwen: bool) -> dict[str, int]:
+    """The special tokens that the files name, and those that the template writes."""
+    listed = files.get("tokenizer_config.json", {}).get("added_tokens_decoder", {})
+    found = {one["content"]: int(place) for place, one in listed.items() if place.isdigit() and isinstance(one, dict)}
+    wanted = {IMAGE: config.image_token_id}
+    if qwen:
+        image, start, end = Qwen25VL.markers
+        wanted = {image: config.image_token_id, start: config.vision_start_token_id, end: config.vision_end_token_id}
+    taken = {place: content for content, place in (found | wanted).items()}
+    names = iter([QWEN_END if qwen else "<end_of_utterance>", *(f"<end{number}>" for number in range(9))])
+    for place in ends:
+        if place not in taken:
+            taken[place] = next(name for name in names if name not in taken.values())
+    for name in ("<|im_start|>", QWEN_END) if qwen else ("<|im_start|>", FAKE, "<end_of_utterance>"):
+        if name not in taken.values():
+            taken[next(place for place in range(3, 99) if place not in taken)] = name
+    return {content: place for place, content in taken.items()}
+
+
+def outcome(name: str, kind: str | None, files: Files, *, graphs: bool) -> Outcome:
+    """What becomes of a set."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "hf"
+        folder.mkdir()
+        try:
+            if kind is None:
+                for file, said in files.items():
+                    (folder / file).write_text(said if isinstance(said, str) else json.dumps(said))
+                read_source(folder)
+                return Outcome(name, "FAULT", "a model of another family was read")
+            _written(folder, kind, files)
+            return _compared(name, folder, graphs=graphs)
+        except InputError as error:
+            said = str(error).replace(str(folder), "FOLDER")
+            named = kind is not None or _names_family(said, files)
+            return Outcome(name, "refused" if named and "\n" not in said else "FAULT", said)
+        except Exception as error:  # which is what is looked for
+            return Outcome(name, "FAULT", f"{type(error).__name__}: {error}")
+
+
+def _written(folder: Path, kind: str, files: Files) -> None:
+    """The folder, or as much of it as transformers can make a model of."""
+    whole = filled(kind, files)
+    try:
+        write_folder(folder, kind, whole)
+    except Exception:  # transformers takes no such config: then neither may we
+        read_source(folder)
+        raise
+
+
+def _names_family(said: str, files: Files) -> bool:
+    config = files.get("config.json")
+    if not isinstance(config, dict):
+        return "has no config.json" in said and "supported are" in said
+    return str(config.get("model_type") or config.get("architectures")) in said and "supported are" in said
+
+
+def _compared(name: str, folder: Path, *, graphs: bool) -> Outcome:
+    source = read_source(folder, dtype=torch.float32)
+    manifest = source.manifest(name="set", role="target", precision="fp32", target=None)
+    noise = np.random.default_rng(0).integers(0, 256, (SIZE[1], SIZE[0], 3), np.uint8)
+    picture = Image.fromarray(noise)
+    pixels = source.family.preprocess(picture)
+    if fault := _other_pixels(folder, picture, pixels):
+        return Outcome(name, "FAULT", fault)
+    ids = PromptBuilder.open(_bundle(folder, manifest)).build([question("What is in it?")], [pixels.grid]).ids
+    right = _generated(source, ids, pixels)
+    bundle = _bundle(folder, manifest)
+    drafts: list[tuple[int, ...]] = [
+        (),
+        right[: STEPS // 2],
+        (*right[:2], *right[:4]),
+    ]  # none, a right one, a wrong one
+    named = zip(("cloud", "drafted", "drafted wrong"), _answers(bundle, ids, pixels, drafts), strict=True)
+    answers = dict(named)
+    if graphs:
+        out = folder.parent
+        target = export_bundle(folder, out / "t", role="target", precision="fp32", name="t", progress=lambda _: None)
+        made = export_bundle(
+            folder, out / "d", role="drafter", precision="fp32", name="d", target=target, progress=lambda _: None
+        )
+        drafting = Drafter.open(made, threads=1).converse(ids, [pixels], Sampling())
+        answers["drafter"] = tuple(one.token for one in drafting.draft((), STEPS))
+    wrong = [mode for mode, answer in answers.items() if answer != right]
+    said = ", ".join(f"{key} {value}" for key, value in msgspec.to_builtins(source.penalties).items())
+    return Outcome(name, "FAULT" if wrong else "same", f"other tokens: {wrong}" if wrong else said)
+
+
+def _bundle(folder: Path, manifest: Manifest) -> Bundle:
+    return Bundle(folder, write_manifest(folder, manifest))
+
+
+def _other_pixels(folder: Path, picture: Image.Image, pixels: Pixels) -> str | None:
+    with quiet():
+        theirs = AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
+        made = theirs([[picture]] if pixels.values.ndim == 4 else [picture], return_tensors="np")["pixel_values"]
+    values = made[0] if pixels.values.ndim == 4 else made
+    if values.shape != pixels.values.shape:
+        return f"pixels of the shape {pixels.values.shape}, where transformers gives {values.shape}"
+    error = float(np.abs(values - pixels.values).max())
+    return None if error < 1e-5 else f"pixels differ by {error:.2g}"
+
+
+def _generated(source: Source, ids: tuple[int, ...], pixels: Pixels) -> tuple[int, ...]:
+    """transformers' own answer, greedy, with all else that the folder's generation config says."""
+    given = {key: torch.from_numpy(value) for key, value in source.family.as_given([pixels]).items()}
+    tokens = torch.tensor([ids])
+    if source.family.axes > 1:
+        given["mm_token_type_ids"] = (tokens == source.image_token).int()
+    with quiet(), torch.inference_mode():
+        made = source.model.generate(
+            input_ids=tokens, attention_mask=torch.ones_like(tokens), **given, max_new_tokens=STEPS, do_sample=False
+        )
+    return tuple(made[0, len(ids) :].tolist())
+
+
+def _answers(
+    bundle: Bundle, ids: tuple[int, ...], pixels: Pixels, drafts: Sequence[tuple[int, ...]]
+) -> Iterator[tuple[int, ...]]:
+    """The answers of a worker's engine, one for each of `drafts`."""
+    manifest, grids = bundle.manifest, (pixels.grid,)
+    places = np.array(ids) == manifest.image_token
+    asked = Request(
+        tokens=ids,
+        prompt_length=len(ids),
+        max_tokens=STEPS,
+        sampling=Sampling(),
+        effort=1.0,
+        boundary=pixels.values,
+        grids=grids,
+        positions=manifest.family.positions(places, grids),
+        penalties=manifest.penalties,
+    )
+    engine = Engine(Target(bundle, slots=1, context=len(ids) + STEPS, dtype=torch.float32), manifest.stop_tokens)
+    engine.start()
+    inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    try:
+        for draft in drafts:
+            engine.open(replace(asked, draft=draft), (), inbox.put)
+            tokens: list[int] = []
+            while not isinstance(event := inbox.get(timeout=300), Finished):
+                if isinstance(event, CutlineError):
+                    raise event
+                if isinstance(event, Confirmed):
+                    tokens += event.tokens
+            yield tuple(tokens)
+    finally:
+        engine.stop()
+
+
+def main() -> None:
+    """Run every set and print a line for each; exits with 1 where one is at fault."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="of the sets, a JSON file a family")
+    parser.add_argument("--graphs", action="store_true", help="export each set too, and ask a drafter of it")
+    parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="sets or families to run")
+    args = parser.parse_args()
+    console, counts = Console(soft_wrap=True, highlight=False), Counter[tuple[str, str]]()
+    for stem, name, files in sets(args.folder):
+        if args.only and not {stem, name} & set(args.only):
+            continue
+        kind = family_of(stem, files)
+        one = outcome(name, kind, files, graphs=args.graphs)
+        counts["of a family that runs" if kind else "of another family", one.kind] += 1
+        console.print(f"{one.name}: {one.kind}: {one.said}", markup=False)
+    for (group, kind_), count in sorted(counts.items()):
+        console.print(f"{group}: {kind_}: {count}")
+    sys.exit(1 if any(kind_ == "FAULT" for _, kind_ in counts) else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""The files of a Hugging Face folder, read as they are: what is wrong with one is told in a line that names it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from cutline.errors import InputError
+from cutline.models.unreadable import UNREADABLE
+
+Settings = dict[str, Any]
+
+_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def content_of(path: Path) -> bytes | None:
+    """The bytes of the file at `path`, None where there is none. Raises InputError where they are not the file's."""
+    try:
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})") from None
+    if not content.strip():
+        raise InputError(f"{path} is empty; fetch the folder again")
+    refuse_pointer(path)
+    return content
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raises InputError where Git left a pointer to a large file in its place."""
+    with path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise InputError(f"{path} is a pointer of Git LFS and not the file itself; fetch it (git lfs pull)")
+
+
+def settings_of(path: Path) -> Settings | None:
+    """The object in the JSON file at `path`, None where there is no file; what is null in it is not written.
+
+    Raises InputError.
+    """
+    content = content_of(path)
+    if content is None:
+        return None
+    try:
+        said = msgspec.json.decode(content, type=Settings)
+    except UNREADABLE as error:
+        raise InputError(f"{path} does not read as a JSON object ({error})") from None
+    return {key: value for key, value in said.items() if value is not None}
+
+
+def first_line(error: Exception) -> str:
+    """What an error of a library says, on one line and not too long."""
+    return " ".join(str(error).partition("\n\n")[0].split())[:160] or type(error).__name__

@@ -1,0 +1,216 @@
+"""Every setting of a model's configuration files: what becomes of it here.
+
+A setting is honoured; or it changes no answer; or only some of its values run here, and a folder with another is
+refused by the setting's name and value. Whether a model with all of them answers as transformers does is tested; that
+no setting is missing from the tables, against the names that transformers' own classes have, as well. What is in none
+of them transformers does not read either. A value of null is as if it were not written.
+
+docs/models.md has these tables, written by scripts/models.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from cutline.errors import InputError
+from cutline.models.penalties import Penalties
+
+Fate = Literal["honoured", "changes nothing", "limited"]
+_LONGEST = 80  # characters of a value that an error shows
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What becomes of a setting: its `fate`, and `how` in words. Of a limited one only the values in `taken` run."""
+
+    fate: Fate
+    how: str
+    taken: tuple[Any, ...] = ()
+
+
+def _honoured(how: str, *names: str) -> dict[str, Setting]:
+    return dict.fromkeys(names, Setting("honoured", how))
+
+
+def _idle(why: str, *names: str) -> dict[str, Setting]:
+    return dict.fromkeys(names, Setting("changes nothing", why))
+
+
+def _limited(taken: tuple[Any, ...], *names: str) -> dict[str, Setting]:
+    return dict.fromkeys(names, Setting("limited", "other values are refused", taken))
+
+
+GENERATION: Mapping[str, Setting] = {
+    **_honoured("a part of the law of the next token", *Penalties.__struct_fields__),
+    **_honoured("ends an answer", "eos_token_id"),
+    **_idle(
+        "each request says its own sampling; without a word it is greedy",
+        *("do_sample", "temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"),
+    ),
+    **_idle("each request says its own length", "max_length", "max_new_tokens"),
+    **_idle("of beams, of which there is one", "early_stopping", "length_penalty", "diversity_penalty", "low_memory"),
+    **_idle(
+        "of drafts, which change no token", "is_assistant", "num_assistant_tokens", "num_assistant_tokens_schedule"
+    ),
+    **_idle(
+        "of drafts, which change no token", "assistant_confidence_threshold", "prompt_lookup_num_tokens", "use_mtp"
+    ),
+    **_idle("of drafts, which change no token", "max_matching_ngram_size", "assistant_early_exit", "speculation_type"),
+    **_idle(
+        "of drafts, which change no token", "assistant_lookbehind", "target_lookbehind", "assistant_ensemble_weight"
+    ),
+    **_idle("how transformers computes, not what", "use_cache", "cache_config", "max_cache_len", "prefill_chunk_size"),
+    **_idle("how transformers computes, not what", "compile_config", "disable_compile", "continuous_batching_config"),
+    **_idle("what transformers returns beside the answer", "output_attentions", "output_hidden_states"),
+    **_idle("what transformers returns beside the answer", "output_scores", "output_logits", "return_dict_in_generate"),
+    **_idle("no prompt is padded, or begins with an answer", "pad_token_id", "bos_token_id", "decoder_start_token_id"),
+    **_idle("a prompt has more than one token", "forced_bos_token_id"),
+    **_idle("logits are finite", "remove_invalid_values"),
+    **_idle("notes", "transformers_version", "_from_model_config", "_commit_hash"),
+    **_limited((1,), "num_beams", "num_return_sequences", "num_beam_groups"),
+    **_limited((1.0,), "guidance_scale", "encoder_repetition_penalty"),
+    **_limited((0,), "encoder_no_repeat_ngram_size", "penalty_alpha"),
+    **_limited((False,), "renormalize_logits", "token_healing"),
+    **_limited(("static", "dynamic", "offloaded", "hybrid", "offloaded_static"), "cache_implementation"),
+    **_limited((), "sequence_bias", "forced_eos_token_id", "exponential_decay_length_penalty", "watermarking_config"),
+    **_limited((), "stop_strings", "max_time", "constraints", "force_words_ids", "dola_layers"),
+}
+
+_EVERY_CONFIG: Mapping[str, Setting] = {
+    **_honoured("the family", "model_type"),
+    **_honoured("the type in which a worker computes, unless it is told another", "dtype", "torch_dtype"),
+    **_honoured("the head's weights are the embeddings", "tie_word_embeddings"),
+    **_idle("of training", "initializer_range", "attention_dropout", "problem_type", "id2label", "label2id"),
+    **_idle("what transformers returns beside the answer", "output_attentions", "output_hidden_states", "return_dict"),
+    **_idle("how transformers computes, not what", "use_cache", "chunk_size_feed_forward", "attn_implementation"),
+    **_idle("how transformers computes, not what", "_attn_implementation", "experts_implementation"),
+    **_idle("notes", "transformers_version", "_name_or_path", "name_or_path", "tokenizer_class", "_commit_hash"),
+    **_idle("notes", "base_model_tp_plan", "base_model_pp_plan"),
+    **_limited((False,), "is_encoder_decoder", "add_cross_attention"),
+    **_limited((), "quantization_config", "quantization", "compression_config"),
+}
+
+CONFIG: Mapping[str, Setting] = {
+    **_EVERY_CONFIG,
+    **_honoured("the parts of the model, below", "text_config", "vision_config"),
+    **_honoured("must be a class of the family that answers", "architectures"),
+    **_honoured("the token that stands for a part of an image", "image_token_id"),
+    **_honoured("patches that become one image token", "scale_factor"),
+    **_idle("no video is asked about", "video_token_id"),
+    **_idle("written by the chat template", "vision_start_token_id", "vision_end_token_id", "vision_token_id"),
+    **_idle("no prompt is padded, or begins with an answer", "pad_token_id", "bos_token_id"),
+    **_idle("the folder's code is never run; the class of transformers is", "auto_map"),
+}
+
+TEXT: Mapping[str, Setting] = {
+    **_EVERY_CONFIG,
+    **_idle("the whole model's counts", "architectures"),
+    **_honoured("sizes", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    **_honoured("sizes", "num_key_value_heads", "max_position_embeddings"),
+    **_honoured("a multiple of 16; other widths are refused", "head_dim"),
+    **_honoured("arithmetic", "hidden_act", "rms_norm_eps", "attention_bias", "mlp_bias"),
+    **_honoured("rope_type default, or mrope where the family has it", "rope_parameters", "rope_scaling", "rope_theta"),
+    **_honoured("ends an answer where generation_config.json is absent", "eos_token_id"),
+    **_honoured("must be full_attention throughout", "layer_types"),
+    **_idle(
+        "no layer has a window, or layer_types say so", "use_sliding_window", "sliding_window", "max_window_layers"
+    ),
+    **_idle("no prompt is padded, or begins with an answer", "pad_token_id", "bos_token_id"),
+    **_idle("how transformers computes, not what", "pretraining_tp"),
+    **_limited((1.0,), "partial_rotary_factor"),
+}
+
+VISION: Mapping[str, Setting] = {
+    **_EVERY_CONFIG,
+    **_idle("the whole model's counts", "architectures"),
+    **_honoured("sizes", "hidden_size", "out_hidden_size", "intermediate_size", "num_hidden_layers", "depth"),
+    **_honoured("sizes", "num_attention_heads", "num_heads", "image_size", "patch_size", "temporal_patch_size"),
+    **_honoured("sizes", "spatial_merge_size", "window_size", "fullatt_block_indexes"),
+    **_honoured("arithmetic", "hidden_act", "layer_norm_eps", "rope_parameters"),
+    **_idle("no video is asked about", "tokens_per_second"),
+    **_limited((3,), "num_channels", "in_channels"),
+}
+
+IMAGES: Mapping[str, Setting] = {
+    **_honoured("must be a class of the family's", "image_processor_type", "feature_extractor_type"),
+    **_honoured(
+        "sizes; as many as the tower's where it has them", "size", "max_image_size", "patch_size", "merge_size"
+    ),
+    **_honoured("sizes; as many as the tower's where it has them", "temporal_patch_size", "min_pixels", "max_pixels"),
+    **_honoured("normalisation", "image_mean", "image_std"),
+    **_honoured("whether images are cut into tiles", "do_image_splitting"),
+    **_honoured("the family's own filter; others are refused", "resample"),
+    **_idle("every image is RGB", "do_convert_rgb", "input_data_format", "data_format"),
+    **_idle("the tiles of an image are alike", "do_pad", "pad_size", "return_row_col_info"),
+    **_idle("the family's processor does not crop", "do_center_crop", "crop_size", "default_to_square"),
+    **_idle("how transformers computes, not what", "device", "disable_grouping", "return_tensors", "image_seq_length"),
+    **_idle("no video is asked about", "video_sampling"),
+    **_idle("notes", "processor_class", "transformers_version", "auto_map"),
+    **_limited((True,), "do_resize", "do_rescale", "do_normalize"),
+    **_limited((1 / 255,), "rescale_factor"),
+}
+
+PROCESSOR: Mapping[str, Setting] = {
+    **_honoured("the image processor, as in preprocessor_config.json", "image_processor"),
+    **_honoured("the chat template", "chat_template"),
+    **_honoured("as many as the tower gives; other numbers are refused", "image_seq_len"),
+    **_idle("no video is asked about", "video_processor"),
+    **_idle("notes", "processor_class", "auto_map", "transformers_version", "tokenizer"),
+}
+
+TOKENIZER: Mapping[str, Setting] = {
+    **_honoured("the chat template", "chat_template"),
+    **_honoured("must be the family's own", "image_token", "fake_image_token", "global_image_token"),
+    **_idle("prompts are whole", "model_max_length", "truncation_side", "padding_side", "padding", "truncation"),
+    **_idle("tokenizer.json says it", "tokenizer_class", "added_tokens_decoder", "backend", "vocab_size", "legacy"),
+    **_idle("tokenizer.json says it", "additional_special_tokens", "extra_special_tokens", "vocab_file", "merges_file"),
+    **_idle("tokenizer.json says it", "model_specific_special_tokens", "tokenizer_file", "added_tokens"),
+    **_idle("written by the chat template", "bos_token", "eos_token", "pad_token", "unk_token", "cls_token"),
+    **_idle("written by the chat template", "sep_token", "mask_token", "end_of_utterance_token", "video_token"),
+    **_idle(
+        "of decoding, which is byte for byte", "clean_up_tokenization_spaces", "errors", "spaces_between_special_tokens"
+    ),
+    **_idle("notes", "processor_class", "auto_map", "name_or_path", "special_tokens_map_file", "is_local"),
+    **_limited((False,), "add_prefix_space", "split_special_tokens", "add_bos_token", "add_eos_token"),
+}
+
+TABLES: Mapping[str, Mapping[str, Setting]] = {
+    "generation_config.json": GENERATION,
+    "config.json": CONFIG,
+    "config.json, text_config": TEXT,
+    "config.json, vision_config": VISION,
+    "preprocessor_config.json": IMAGES,
+    "processor_config.json": PROCESSOR,
+    "tokenizer_config.json": TOKENIZER,
+}
+
+
+def check(folder: Path, where: str, said: Mapping[str, Any]) -> None:
+    """Raises InputError for the first of the settings `said` in `where`, of `TABLES`, whose value does not run here."""
+    table = TABLES[where]
+    for name, value in said.items():
+        setting = table.get(name)
+        if setting is not None and setting.fate == "limited" and not _is_taken(value, setting.taken):
+            others = " or ".join(map(shown, setting.taken))
+            runs = f"; supported: {others}" if others else ", which is not supported"
+            raise InputError(f"{folder} has {name} {shown(value)} in {where}{runs}")
+
+
+def shown(value: Any) -> str:
+    """A value for an error: on one line, and not too long."""
+    if isinstance(value, dict) and "quant_method" in value:  # which tells the most
+        value = {"quant_method": value["quant_method"], **value}
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+
+
+def _is_taken(value: Any, taken: tuple[Any, ...]) -> bool:
+    """Whether a limited setting's value is one of those `taken`, or none at all."""
+    if value is None:
+        return True
+    if isinstance(value, float) and not isinstance(value, bool):
+        return any(isinstance(one, int | float) and abs(value - one) <= 1e-9 for one in taken)
+    return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in taken)

@@ -1,0 +1,54 @@
+"""Write the tables of docs/models.md: what becomes of every setting of a model's configuration files.
+
+They are those of `cutline.models.export.settings`. With `--check`, only say whether the page is fresh.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Mapping
+from itertools import groupby
+from pathlib import Path
+
+from cutline.models.export.settings import TABLES, Setting
+from cutline.models.families import FAMILIES
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "models.md"
+BEGIN, END = "<!-- settings: written by `make docs` -->\n", "<!-- end of settings -->\n"
+
+
+def render() -> str:
+    """The tables, one a file."""
+    kinds = ", ".join(f"`{kind}`" for family in FAMILIES for kind in family.kinds)
+    parts = [f"What `model_type` in `config.json` may be: {kinds}.\n"]
+    for where, table in TABLES.items():
+        parts.append(f"### {where}\n\n| settings | here | how |\n|---|---|---|\n{''.join(lines(table))}")
+    return "\n".join(parts)
+
+
+def lines(table: Mapping[str, Setting]) -> Iterator[str]:
+    """A line for all settings that have the same fate for the same reason, one after the other."""
+    ordered = sorted(table.items(), key=lambda one: (one[1].fate, one[1].how, repr(one[1].taken)))
+    for (fate, how, taken), of in groupby(ordered, key=lambda one: (one[1].fate, one[1].how, one[1].taken)):
+        names = ", ".join(f"`{name}`" for name, _ in of)
+        if fate == "limited":
+            how = f"only {' or '.join(f'`{one!r}`' for one in taken)}; {how}" if taken else "refused with any value"
+        yield f"| {names} | {fate} | {how} |\n"
+
+
+def main() -> None:
+    """Write the tables, or check them and exit with 1 if they are stale."""
+    parser = argparse.ArgumentParser(description="Write the tables of docs/models.md.")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if the page is stale")
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    page = f"{before}{BEGIN}\n{render()}\n{END}{after}"
+    if not parser.parse_args().check:
+        PAGE.write_text(page, encoding="utf-8")
+    elif PAGE.read_text(encoding="utf-8") != page:
+        sys.exit("docs/models.md is stale; run `make docs`")
+
+
+if __name__ == "__main__":
+    main()

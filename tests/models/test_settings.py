@@ -1,0 +1,84 @@
+"""Every setting of a model's files is in a table, and what does not run is refused by its name and value."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import (
+    GenerationConfig,
+    Idefics3Config,
+    LlamaConfig,
+    Qwen2_5_VLConfig,
+    SmolVLMConfig,
+)
+from transformers.models.idefics3.configuration_idefics3 import Idefics3VisionConfig
+from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.smolvlm.configuration_smolvlm import SmolVLMVisionConfig
+from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
+
+from cutline.errors import InputError
+from cutline.models.export import settings
+from cutline.models.export.settings import CONFIG, GENERATION, IMAGES, TABLES, TEXT, VISION, check
+
+LIMITED = [
+    (where, name, setting.taken)
+    for where, table in TABLES.items()
+    for name, setting in table.items()
+    if setting.fate == "limited"
+]
+
+
+def fields(*kinds: Any) -> set[str]:
+    return {field.name for kind in kinds for field in dataclasses.fields(kind)}
+
+
+@pytest.mark.parametrize(
+    ("table", "known"),
+    [
+        (GENERATION, {name for name in vars(GenerationConfig()) if not name.startswith("_") or name == "_commit_hash"}),
+        (CONFIG, fields(SmolVLMConfig, Idefics3Config, Qwen2_5_VLConfig)),
+        (TEXT, fields(LlamaConfig, Qwen2_5_VLTextConfig)),
+        (VISION, fields(SmolVLMVisionConfig, Idefics3VisionConfig, Qwen2_5_VLVisionConfig)),
+        (
+            IMAGES,
+            {
+                name
+                for kind in (SmolVLMImageProcessorPil, Qwen2VLImageProcessorPil)
+                for base in kind.valid_kwargs.__mro__
+                for name in getattr(base, "__annotations__", {})
+            },
+        ),
+    ],
+    ids=["generation", "config", "text", "vision", "images"],
+)
+def test_every_setting_that_transformers_reads_is_in_a_table(table: dict[str, Any], known: set[str]) -> None:
+    assert len(known) > 8
+    assert known - table.keys() == set()
+
+
+@pytest.mark.parametrize(("where", "name", "taken"), LIMITED, ids=[f"{where}-{name}" for where, name, _ in LIMITED])
+def test_a_value_that_does_not_run_is_named(where: str, name: str, taken: tuple[Any, ...]) -> None:
+    for value in (*taken, None):
+        check(Path("folder"), where, {name: value})
+    for value in ({"some": "thing"}, 0.125, 7):
+        with pytest.raises(InputError, match=f"^folder has {name} .* in {where}") as refused:
+            check(Path("folder"), where, {name: value})
+        assert repr(value) in str(refused.value)
+
+
+def test_what_is_no_setting_changes_nothing() -> None:
+    for where in TABLES:
+        check(Path("folder"), where, {"notes_of_somebody": {"any": "thing"}, "neftune_noise_alpha": 0.5})
+
+
+@pytest.mark.parametrize("value", [0.00392156862745098, 1 / 255])
+def test_a_rescaling_is_taken_as_it_is_written(value: float) -> None:
+    check(Path("folder"), "preprocessor_config.json", {"rescale_factor": value})
+
+
+def test_a_long_value_is_cut_in_an_error() -> None:
+    assert len(settings.shown(list(range(1000)))) < 100
