@@ -64,10 +64,12 @@ def ask(card: Card, kind: str, rng: np.random.Generator) -> Question:
     """A question of `kind` about `card`, in one of its wordings, at one of the card's digits where it names a place."""
     digit = card.digits[rng.integers(len(card.digits))]
     wording = WORDINGS[kind][rng.integers(len(WORDINGS[kind]))]
-    return Question(kind, wording.format(place=digit.place), _answer(card.digits, kind, digit))
+    return Question(kind, wording.format(place=digit.place), answer_to(card, kind, digit.place))
 
 
-def _answer(digits: tuple[Digit, ...], kind: str, at: Digit) -> str:
+def answer_to(card: Card, kind: str, place: str) -> str:
+    """The right answer to a question of `kind` about `card`, at `place` where it names one (there must be a digit)."""
+    digits = card.digits
     match kind:
         case "read":
             return " ".join(str(digit.value) for digit in digits)
@@ -76,14 +78,18 @@ def _answer(digits: tuple[Digit, ...], kind: str, at: Digit) -> str:
         case "count":
             return str(len(digits))
         case "colour":
-            return at.colour
+            return _at(digits, place).colour
         case "digit":
-            return str(at.value)
+            return str(_at(digits, place).value)
         case "describe":
             shown = [f"a {digit.colour} {digit.value} at {digit.place}" for digit in digits]
             listed = shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
             return f"The card shows {listed}."
     raise ValueError(f"no question kind {kind!r}; there are {', '.join(KINDS)}")
+
+
+def _at(digits: tuple[Digit, ...], place: str) -> Digit:
+    return next(digit for digit in digits if digit.place == place)
 
 
 def _addition(values: list[int]) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 
 from cutline.cloud.loading import load_model
 from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image
-from cutline.models.prompt import PromptBuilder, question
+from cutline.models.prompt import Message, PromptBuilder, question
 
 
 class Reference:
@@ -18,15 +21,24 @@ class Reference:
         self._manifest = bundle.manifest
         self._prompts = PromptBuilder.open(bundle)
 
-    @torch.inference_mode()
     def answer(self, image: bytes, text: str, *, max_tokens: int = 64) -> tuple[int, ...]:
-        """The greedy answer's token ids, the one that ends it included."""
-        pixels = self._manifest.family.preprocess(decode_image(image))
-        prompt = self._prompts.build([question(text)], [pixels.grid]).ids
+        """The greedy answer's token ids, the one that ends it included, to a question about an image."""
+        return self.converse((question(text),), (image,), max_tokens=max_tokens)
+
+    @torch.inference_mode()
+    def converse(
+        self, messages: Sequence[Message], images: Sequence[bytes], *, max_tokens: int = 64
+    ) -> tuple[int, ...]:
+        """The same for a conversation, whose `images` (files' bytes) are in the order of its image parts."""
+        pixels = [self._manifest.family.preprocess(decode_image(image)) for image in images]
+        prompt = self._prompts.build(messages, [one.grid for one in pixels]).ids
+        shown = (
+            {"pixel_values": torch.from_numpy(np.concatenate([one.values for one in pixels]))[None]} if pixels else {}
+        )
         ids = self.model.generate(
             input_ids=torch.tensor([prompt]),
             attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
-            pixel_values=torch.from_numpy(pixels.values)[None],
+            **shown,
             max_new_tokens=max_tokens,
             do_sample=False,
             eos_token_id=list(self._manifest.stop_tokens),  # config.json may name others

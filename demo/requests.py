@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from cutline.demo.cards import Card, Split, draw
@@ -28,13 +29,13 @@ def requests(split: Split, cards: int, seed: int) -> Iterator[Request]:
     batch = draw(split, cards, rng)
     for index in range(cards):
         card = batch.card(index)
-        image = png(card)
+        image = png(card.pixels)
         for kind in KINDS:
             yield Request(card, image, ask(card, kind, rng))
 
 
-def png(card: Card) -> bytes:
-    """The card as a PNG file."""
+def png(pixels: NDArray[np.uint8]) -> bytes:
+    """A picture (height, width, 3) as a PNG file."""
     file = io.BytesIO()
-    Image.fromarray(card.pixels).save(file, "PNG")
+    Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()

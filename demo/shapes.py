@@ -55,7 +55,7 @@ class Shape:
                 "num_attention_heads": heads,
                 "num_key_value_heads": heads,
                 "head_dim": 32,
-                "max_position_embeddings": 256,
+                "max_position_embeddings": 512,
                 "rms_norm_eps": 1e-5,
                 "rope_theta": 10000.0,
                 "tie_word_embeddings": True,

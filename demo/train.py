@@ -1,15 +1,17 @@
 """The recipe: `python -m cutline.demo.train --out DIR` trains the demo's target and drafter from nothing.
 
-Two stages a model. First the vision tower alone learns, supervised, which digit and which colour stands in each
-quadrant: without it the digits stay at chance. Then the whole model learns to answer, with the first loss kept on
-as a side task. Both see only scans 0..1199, bent and thickened anew on every card.
+Three stages a model. First the vision tower alone learns, supervised, which digit and which colour stands in each
+quadrant: without it the digits stay at chance. Then the whole model learns to answer single questions, with the first
+loss kept on as a side task. Last come conversations: several turns, two pictures, text before and behind a picture,
+system turns, cards with distractors, and what is no question about a card. All see only scans 0..1199, bent and
+thickened anew on every card.
 """
 
 from __future__ import annotations
 
 import argparse
+import enum
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,26 +22,45 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import SmolVLMForConditionalGeneration
 
-from cutline.demo import cards, questions
+from cutline.demo import cards
 from cutline.demo.publish import publish
-from cutline.demo.shapes import FAMILY, SHAPES
-from cutline.demo.tokenizer import END, PAD, START, TEMPLATE, train_tokenizer
+from cutline.demo.shapes import SHAPES
+from cutline.demo.tokenizer import TEMPLATE, train_tokenizer
+from cutline.demo.training import checkpoint
+from cutline.demo.training.conversations import conversations, picture_kinds
+from cutline.demo.training.lessons import Lesson, Teacher
+from cutline.demo.training.scenes import draw
 
 SEED = 7
 CARDS = 64  # a step
-ASKED = 3  # questions a card
+KEPT = 200  # steps: as often the state is kept
+
+
+class Stage(enum.StrEnum):
+    """The stages of training, in their order."""
+
+    TOWER = "tower"
+    ANSWERS = "answers"
+    CONVERSATIONS = "conversations"
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """Steps of each stage, and the peak learning rate of both."""
+    """Steps of each stage, and its peak learning rate."""
 
-    tower_steps: int
-    answer_steps: int
-    rate: float = 2e-3
+    steps: dict[Stage, int]
+    rates: dict[Stage, float]
+
+    @classmethod
+    def of(cls, steps: tuple[int, int, int], rates: tuple[float, float, float]) -> Schedule:
+        """From a number a stage, in the order of the stages."""
+        return cls(dict(zip(Stage, steps, strict=True)), dict(zip(Stage, rates, strict=True)))
 
 
-SCHEDULES = {"target": Schedule(2500, 5000), "drafter": Schedule(1500, 4000, 3e-3)}
+SCHEDULES = {
+    "target": Schedule.of((2500, 5000, 2000), (2e-3, 2e-3, 1.2e-3)),
+    "drafter": Schedule.of((1500, 4000, 2000), (3e-3, 3e-3, 2e-3)),
+}
 
 
 class Quadrants(nn.Module):
@@ -71,107 +92,90 @@ def pixel_values(batch: cards.Batch) -> Tensor:
     return torch.from_numpy(batch.pixels).permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class Lesson:
-    """Question-and-answer rows for a batch of cards: ids (rows, length), labels alike with -100 where not learned."""
+class Course:
+    """One model's training: its stages in order, kept every `KEPT` steps, and gone on with where it was stopped."""
 
-    ids: Tensor
-    labels: Tensor
-    card: Tensor
+    def __init__(self, role: str, tokenizer: Tokenizer, folder: Path) -> None:
+        """`folder` is where the state is kept; it may hold some already."""
+        torch.manual_seed(SEED)
+        self._role, self._folder, self._schedule = role, folder, SCHEDULES[role]
+        self._rng = np.random.default_rng(SEED)
+        self._teacher = Teacher(tokenizer)
+        self.model = SmolVLMForConditionalGeneration(SHAPES[role].config(tokenizer.get_vocab()))
+        self.model.train()
+        # On CPU the fused attention's backward pass takes twice the time of the plain one at these lengths.
+        self.model.model.text_model.config._attn_implementation = "eager"
+        self._quadrants = Quadrants(SHAPES[role].width)
+        self._modules = {"model": self.model, "quadrants": self._quadrants}
 
-    def parts(self) -> Iterator[Lesson]:
-        """The shorter two thirds of the rows and the rest, each padded no further than it needs."""
-        lengths = (self.labels != -100).int().mul(torch.arange(self.ids.shape[1])).amax(dim=1) + 2
-        for rows in lengths.argsort().split(len(lengths) * 2 // 3):
-            end = int(lengths[rows].max())
-            yield Lesson(self.ids[rows, :end], self.labels[rows, :end], self.card[rows])
+    def run(self, progress: Progress) -> SmolVLMForConditionalGeneration:
+        """Train to the end, or on to it."""
+        place = checkpoint.place_of(self._folder)
+        stages = list(Stage)
+        if place is not None:
+            checkpoint.set_random_state(self._rng, place.random)
+            stages = stages[stages.index(Stage(place.stage)) :]
+        for stage in stages:
+            done = place.steps if place is not None and stage is stages[0] else 0
+            self._stage(stage, done, progress, kept=place is not None and stage is stages[0])
+        self.model.eval()
+        return self.model
 
-
-class Teacher:
-    """Writes lessons: `ASKED` questions about each card of a batch, tokenized and padded."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._pad = tokenizer.get_vocab()[PAD]
-
-    def lesson(self, batch: cards.Batch, rng: np.random.Generator) -> Lesson:
-        """Questions about every card of `batch`, in random kinds and wordings, with their answers."""
-        texts: list[str] = []
-        owners: list[int] = []
-        for index in range(len(batch.pixels)):
-            card = batch.card(index)
-            for kind in rng.choice(questions.KINDS, ASKED, replace=False):
-                question = questions.ask(card, str(kind), rng)
-                texts += [prompt_text(question.text), question.answer + END]
-                owners.append(index)
-        encoded = self._tokenizer.encode_batch_fast(texts)
-        rows = [(encoded[i].ids, encoded[i + 1].ids) for i in range(0, len(encoded), 2)]
-        length = max(len(prompt) + len(answer) for prompt, answer in rows)
-        ids = np.full((len(rows), length), self._pad, np.int64)
-        labels = np.full((len(rows), length), -100, np.int64)
-        for row, (prompt, answer) in enumerate(rows):
-            end = len(prompt) + len(answer)
-            ids[row, :end] = prompt + answer
-            labels[row, len(prompt) - 1 : end - 1] = answer
-        return Lesson(torch.from_numpy(ids), torch.from_numpy(labels), torch.tensor(owners))
-
-
-def prompt_text(question: str) -> str:
-    """The chat template's result for one image and one question, image tokens spelled out."""
-    return f"{START}User:{FAMILY.expand((0, 0))}{question}{END}\nAssistant:"
-
-
-def train(role: str, tokenizer: Tokenizer, progress: Progress) -> SmolVLMForConditionalGeneration:
-    """Train the model of `role` (a key of `SHAPES`) in both stages."""
-    torch.manual_seed(SEED)
-    rng = np.random.default_rng(SEED)
-    shape, schedule = SHAPES[role], SCHEDULES[role]
-    model = SmolVLMForConditionalGeneration(shape.config(tokenizer.get_vocab()))
-    model.train()
-    # On CPU the fused attention's backward pass takes twice the time of the plain one at these lengths.
-    model.model.text_model.config._attn_implementation = "eager"
-    quadrants = Quadrants(shape.width)
-    teacher = Teacher(tokenizer)
-    for stage, steps in (("tower", schedule.tower_steps), ("answers", schedule.answer_steps)):
-        learning = model.model.vision_model if stage == "tower" else model
-        parameters = [*learning.parameters(), *quadrants.parameters()]
-        optimizer = torch.optim.AdamW(parameters, lr=schedule.rate, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
-        task = progress.add_task(f"{role}: {stage}", total=steps, loss=math.nan)
-        for step in range(steps):
+    def _stage(self, stage: Stage, done: int, progress: Progress, *, kept: bool) -> None:
+        steps, rate = self._schedule.steps[stage], self._schedule.rates[stage]
+        learning = self.model.model.vision_model if stage is Stage.TOWER else self.model
+        parameters = [*learning.parameters(), *self._quadrants.parameters()]
+        optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
+        if kept:
+            checkpoint.restore(self._folder, self._modules, optimizer)
+        task = progress.add_task(f"{self._role}: {stage}", total=steps, completed=done, loss=math.nan)
+        for step in range(done, steps):
             for group in optimizer.param_groups:
-                group["lr"] = schedule.rate * rate_at(step, steps)
-            batch = cards.draw(cards.Split.TRAIN, CARDS, rng, augment=True)
+                group["lr"] = rate * rate_at(step, steps)
             with torch.autocast("cpu", torch.bfloat16):
-                patches = model.model.vision_model(pixel_values=pixel_values(batch)).last_hidden_state
-                loss = quadrants.loss(patches, batch)
-                if stage == "answers":
-                    parts = teacher.lesson(batch, rng).parts()
-                    loss = 0.5 * loss + sum(answer_loss(model, patches, part) for part in parts)
+                loss = self._loss(stage)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             if step % 10 == 9:
                 progress.update(task, completed=step + 1, loss=loss.item())
-    model.eval()
-    return model
+            if step % KEPT == KEPT - 1 or step == steps - 1:
+                place = checkpoint.Place(stage=stage, steps=step + 1, random=checkpoint.random_state(self._rng))
+                checkpoint.save(self._folder, place, self._modules, optimizer)
+                if not progress.console.is_terminal:  # a log gets a line where a terminal has a bar
+                    print(f"{self._role}: {stage}: {step + 1} of {steps} steps, loss {loss.item():.3f}", flush=True)
+
+    def _loss(self, stage: Stage) -> Tensor:
+        """What a step is to make less, on a batch of its own."""
+        if stage is Stage.CONVERSATIONS:
+            scenes = draw(picture_kinds(CARDS, self._rng), cards.Split.TRAIN, self._rng, augment=True)
+            batch = scenes.batch
+        else:
+            batch = cards.draw(cards.Split.TRAIN, CARDS, self._rng, augment=True)
+        patches = self.model.model.vision_model(pixel_values=pixel_values(batch)).last_hidden_state
+        loss = self._quadrants.loss(patches, batch)
+        match stage:
+            case Stage.TOWER:
+                return loss
+            case Stage.ANSWERS:
+                lesson = self._teacher.questions(batch, self._rng)
+            case Stage.CONVERSATIONS:
+                lesson = self._teacher.conversations(conversations(scenes, self._rng))
+        answers = torch.stack([answer_loss(self.model, patches, part) for part in lesson.parts()])
+        return 0.5 * loss + answers.sum()
 
 
 def answer_loss(model: SmolVLMForConditionalGeneration, patches: Tensor, lesson: Lesson) -> Tensor:
-    """Cross-entropy of the answers given the tower's `patches` of the cards they are about.
-
-    A row weighs as the square root of its answer's length: between one vote a token, which starves the one-token
-    answers, and one vote an answer, which starves the sentences.
-    """
-    images = model.model.connector(patches)[lesson.card]
+    """Cross-entropy of the answers given the tower's `patches` of the pictures they are about."""
+    images = model.model.connector(patches)[lesson.pictures[lesson.pictures >= 0]]
     embeds = model.get_input_embeddings()(lesson.ids)
     embeds = embeds.masked_scatter((lesson.ids == model.config.image_token_id)[..., None], images.to(embeds.dtype))
     hidden = model.model.text_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
     learned = lesson.labels != -100
     logits = model.lm_head(hidden[learned]).float()
     losses = nn.functional.cross_entropy(logits, lesson.labels[learned], reduction="none")
-    lengths = learned.sum(dim=1, keepdim=True).expand_as(learned)[learned]
-    weights = lengths.rsqrt()
+    weights = lesson.weights[learned]
     return (losses * weights).sum() / weights.sum()
 
 
@@ -182,7 +186,7 @@ def rate_at(step: int, steps: int) -> float:
 
 def main() -> None:
     """Train, and write one Hugging Face folder a role."""
-    parser = argparse.ArgumentParser(description="Train the demo's models from nothing, seeded.")
+    parser = argparse.ArgumentParser(description="Train the demo's models from nothing, seeded; goes on if stopped.")
     parser.add_argument("--out", type=Path, required=True, help="folder for the models, and for bundles/ of them")
     parser.add_argument("--role", choices=list(SHAPES), action="append", help="train only this one (default: both)")
     parser.add_argument("--threads", type=int, default=2)
@@ -197,7 +201,7 @@ def main() -> None:
     )
     with Progress(*columns, TimeRemainingColumn()) as progress:
         for role in args.role or list(SHAPES):
-            model = train(role, tokenizer, progress)
+            model = Course(role, tokenizer, args.out / f"{role}.state").run(progress)
             folder = args.out / role
             model.save_pretrained(folder)
             tokenizer.save(str(folder / "tokenizer.json"))

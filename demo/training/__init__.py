@@ -1,0 +1,1 @@
+"""What the demo's models learn from: scenes, conversations about them, and the rows that a step takes."""

@@ -1,0 +1,91 @@
+"""Where training stands, in a folder: it goes on from there after it was stopped, with the same steps as without.
+
+Tensors are kept as safetensors and the rest as JSON; the folder is replaced as one, by a rename.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+TENSORS, PLACE = "state.safetensors", "place.json"
+
+
+class Place(msgspec.Struct, frozen=True, kw_only=True):
+    """The steps done of a stage, and the state of the random numbers."""
+
+    stage: str
+    steps: int
+    random: dict[str, Any]
+
+
+def save(
+    folder: Path, place: Place, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer | None = None
+) -> None:
+    """Keep `modules` by their names and the `optimizer`, whose parameters all have been stepped, at `place`."""
+    tensors = {f"{name}.{key}": value for name, module in modules.items() for key, value in _own(module).items()}
+    if optimizer is not None:
+        for index, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
+    fresh = folder.with_name(folder.name + ".new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, fresh / TENSORS)
+    (fresh / PLACE).write_bytes(msgspec.json.encode(place))
+    shutil.rmtree(folder, ignore_errors=True)
+    fresh.rename(folder)
+
+
+def place_of(folder: Path) -> Place | None:
+    """Where training stands; None where it has not begun."""
+    file = folder / PLACE
+    return msgspec.json.decode(file.read_bytes(), type=Place) if file.is_file() else None
+
+
+def restore(folder: Path, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer | None = None) -> None:
+    """Bring back what `save` kept of the same modules; `optimizer` is left as new where none was kept."""
+    tensors = load_file(folder / TENSORS)
+    for name, module in modules.items():
+        prefix = name + "."
+        kept = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        missing, unknown = module.load_state_dict(kept, strict=False)
+        if unknown or set(missing) & set(_own(module)):
+            raise ValueError(f"{folder} was kept of another model; take another --out")
+    if optimizer is None:
+        return
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, field = key.split(".")
+            state.setdefault(int(index), {})[field] = value
+    if state:
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def random_state(rng: np.random.Generator) -> dict[str, Any]:
+    """The state of `rng`, whose numbers JSON holds as text: they are too long for it."""
+    state = rng.bit_generator.state
+    return {**state, "state": {key: str(value) for key, value in state["state"].items()}}
+
+
+def set_random_state(rng: np.random.Generator, state: dict[str, Any]) -> None:
+    """Go on where `random_state` was taken."""
+    rng.bit_generator.state = {**state, "state": {key: int(value) for key, value in state["state"].items()}}
+
+
+def _own(module: nn.Module) -> dict[str, Tensor]:
+    """The module's tensors by name, each once: tied weights are one."""
+    seen: set[int] = set()
+    own = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            own[name] = tensor.detach()
+    return own
