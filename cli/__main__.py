@@ -1,6 +1,6 @@
 """`python -m cutline.cli`: the same as `cutline`, for processes that start others."""
 
-from cutline.cli.main import main
+from cutline.cli.entry import main
 
 if __name__ == "__main__":
     main()

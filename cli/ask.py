@@ -10,10 +10,11 @@ import typer
 from cutline.cli import options
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncGenerator, Callable
 
     from cutline.edge.agent import Agent
     from cutline.edge.answer import Answer
+    from cutline.edge.events import Event
     from cutline.edge.question import Question
 
 EPILOG = "Example: cutline ask card.png 'Read the digits.' --mode auto --worker 127.0.0.1:50051"
@@ -112,9 +113,14 @@ def ask(
     upstream_model: options.UpstreamModel = "default",
     upstream_key_file: options.UpstreamKeyFile = None,
     offline: options.Offline = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="In a pipe too, tell on stderr what the answer cost.")
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
     """Ask a question about an image.
+
+    On a terminal the answer is shown as it comes; in a pipe it stands alone, and what it cost is told with --verbose.
 
     Without --worker, modes edge and auto answer on this device. With profiles auto plans cut, format and drafting.
     Tokens are coloured by where they came from: yellow from this device, green drafted here and confirmed, blue from
@@ -184,15 +190,22 @@ def ask(
             upstream_model=upstream_model,
             upstream_key_file=upstream_key_file,
         )
-        answer = asyncio.run(_answer_here(asked, agent_opener(given, cuts=cut != "image")))
+        opener = agent_opener(given, cuts=cut != "image")
+        quietly = as_json or not sys.stdout.isatty()
+        answer = asyncio.run(_answer_here(asked, opener) if quietly else _shown_here(asked, opener))
     else:
-        from cutline.edge.remote import ask_agent
+        from cutline.edge.remote import ask_agent, stream_agent
 
-        answer = asyncio.run(ask_agent(agent, asked, keys))
+        if as_json or not sys.stdout.isatty():
+            answer = asyncio.run(ask_agent(agent, asked, keys))
+        else:
+            answer = asyncio.run(_shown(stream_agent(agent, asked, keys)))
     if as_json:
         sys.stdout.buffer.write(msgspec.json.encode(answer) + b"\n")
-    else:
-        _show(answer)
+        return
+    if not sys.stdout.isatty():
+        print(answer.text)
+    _tell(answer, verbose=verbose or sys.stdout.isatty())
 
 
 async def _answer_here(question: Question, open_agent: Callable[[], Agent]) -> Answer:
@@ -200,34 +213,25 @@ async def _answer_here(question: Question, open_agent: Callable[[], Agent]) -> A
         return await agent.answer(question)
 
 
-def _show(answer: Answer) -> None:
+async def _shown_here(question: Question, open_agent: Callable[[], Agent]) -> Answer:
+    async with open_agent() as agent:
+        return await _shown(agent.stream(question))
+
+
+async def _shown(events: AsyncGenerator[Event]) -> Answer:
     from rich.console import Console
 
-    from cutline.cli.provenance import coloured
+    from cutline.cli.answer_view import follow
 
-    console = Console(highlight=False)
-    console.print(coloured(answer.tokens))
+    return await follow(events, Console(highlight=False))
 
-    def tell(line: str) -> None:  # what others wrote is text, never markup
-        console.print(line, style="dim", markup=False)
 
-    where = f"worker {answer.worker}" if answer.worker else "this device alone"
-    if answer.wire is not None:
-        where += f" · cut at {answer.cut}, {answer.wire}"
-    cost = f"{answer.bytes_up} B up, {answer.bytes_down} B down, {answer.accepted} of {answer.drafted} drafted accepted"
-    if (plan := answer.plan) is not None:
-        where_cut = plan.mode + (f" at {plan.cut}" if plan.cut else "") + (f" in {plan.wire}" if plan.wire else "")
-        tell(f"planned {where_cut}: {plan.predicted_ms:.0f} ms predicted, {plan.measured_ms:.0f} measured")
-    if answer.gate is not None and answer.gate.promised is not None:
-        tell(f"kept: at most {answer.gate.promised:.1%} of such answers differ from the target's ({answer.gate.group})")
-    elif answer.gate is not None and not answer.exact:
-        tell(f"nothing is promised of this answer ({answer.gate.decision}; {answer.gate.group})")
-    for lost in answer.lost:
-        then = f"{lost.next} went on" if lost.next else "the drafter went on"
-        what = f"lost {lost.worker} after {lost.position} tokens" if lost.position else f"passed over {lost.worker}"
-        tell(f"{what}, {then}: {lost.why}")
-    if answer.seed is not None:
-        tell(f"seed {answer.seed}")
-    if answer.tail is not None:
-        tell(f"this device alone from token {answer.alone_from} on: {answer.tail}")
-    tell(f"{answer.mode} · {where} · {answer.latency_ms:.0f} ms · {cost}")
+def _tell(answer: Answer, *, verbose: bool) -> None:
+    """What is no answer goes to stderr: what went wrong always, figures if they are wanted."""
+    from rich.console import Console
+
+    from cutline.cli.answer_view import figures, warnings
+
+    console = Console(stderr=True, highlight=False)
+    for line in (*warnings(answer), *(figures(answer) if verbose else ())):
+        console.print(line, style="dim", markup=False, soft_wrap=True)  # what others wrote is text, never markup

@@ -177,6 +177,7 @@ def _cuts(manifest: Manifest, sizes: Sizes) -> list[Cut]:
 
 def _show(console: Console, seen: Seen) -> None:
     from cutline.cli.calibrate import show_gate
+    from cutline.cli.tables import show_table
     from cutline.models.prices import Prices
 
     manifest = seen.manifest
@@ -192,18 +193,18 @@ def _show(console: Console, seen: Seen) -> None:
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
     if seen.cuts:
-        console.print(_cut_table(seen.cuts))
+        show_table(console, _cut_table(seen.cuts))
     files = _table("file", "size", title="Files" if seen.part == "whole" else "Files, the device's part alone")
     for name, size in seen.files.items():
         files.add_row(name, _amount(size, "B"))
-    console.print(files)
+    show_table(console, files)
     calibration = seen.calibration
     if calibration is None:
         console.print("not calibrated; see `cutline calibrate`", highlight=False)
     elif isinstance(calibration, Prices):
-        console.print(price_table(calibration))
+        show_table(console, price_table(calibration))
         if calibration.leaks:
-            console.print(_leak_table(calibration))
+            show_table(console, _leak_table(calibration))
     else:
         console.print("the gate, by groups of requests; nothing of any other is kept:", highlight=False)
         show_gate(console, calibration)

@@ -159,6 +159,7 @@ def status(
     from rich.console import Console
 
     from cutline.cli.setting import open_keys
+    from cutline.cli.tables import show_table
     from cutline.protos.directory import DirectoryClient
 
     keys = open_keys(ca, cert, key, token_file)
@@ -171,7 +172,7 @@ def status(
     if as_json:
         sys.stdout.buffer.write(msgspec.json.encode(listing) + b"\n")
     else:
-        Console().print(_table(address, listing))
+        show_table(Console(), _table(address, listing))
 
 
 def _there(path: Path | None) -> Path | None:

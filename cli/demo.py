@@ -204,6 +204,7 @@ def _show(console: Console, result: DemoResult, outcomes: Sequence[Outcome]) -> 
     from rich.text import Text
 
     from cutline.cli.provenance import coloured
+    from cutline.cli.tables import show_table
     from cutline.demo.results import FIGURES
     from cutline.edge.question import Mode
 
@@ -213,7 +214,7 @@ def _show(console: Console, result: DemoResult, outcomes: Sequence[Outcome]) -> 
         table.add_column(mode.mode, justify="right")
     for name, figure in FIGURES.items():
         table.add_row(name, *(figure(mode) for mode in result.modes))
-    console.print(table)
+    show_table(console, table)
     console.print(
         Text.assemble(
             "Tokens: ",

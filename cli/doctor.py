@@ -75,7 +75,7 @@ def _show(diagnosis: Diagnosis) -> None:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
-    table.add_column()
+    table.add_column(overflow="fold")
     for finding in diagnosis.findings:
         said = escape(finding.what) + (f"\n[bold]→ {escape(finding.do)}[/bold]" if finding.do else "")
         table.add_row(f"[{STYLES[finding.level]}]{finding.level}[/]", finding.check, said)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from typing import Annotated
 
 import typer
 
@@ -25,13 +26,13 @@ from cutline.cli import (
     top,
     watch,
 )
-from cutline.errors import CutlineError, InputError
-
-INTERRUPTED = 130  # as shells expect after Ctrl-C
+from cutline.cli.entry import INTERRUPTED
+from cutline.cli.output import UNREAD, close_output, drop_output, open_output
+from cutline.errors import CutlineError, InputError, StorageError
 
 app = typer.Typer(
     help="Answer questions about images with a small model on the device and a big one in the cloud.",
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -55,18 +56,43 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(profile.app, name="profile")
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"cutline {version('cutline')}")
+        raise typer.Exit
+
+
+@app.callback()
+def cutline(
+    version: Annotated[
+        bool, typer.Option("--version", help="Say which version this is.", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    """Answer questions about images with a small model on the device and a big one in the cloud."""
+
+
 def main() -> None:
-    """The entry point. Exit codes: cutline.errors says them."""
+    """Run a command. Exit codes: cutline.errors says them."""
     # gRPC writes what it logs to stderr, where an error of ours must stand alone.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # Like Ctrl-C, so that the processes which a command started end with it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    open_output()
     try:
         code = app(args=sys.argv[1:] or ["--help"], prog_name="cutline", standalone_mode=False) or 0
+        close_output()
     except typer.TyperException as error:  # an option that does not exist, or a value that does not fit
         code = _say(getattr(error, "format_message", error.__str__)(), InputError.exit_code)
     except CutlineError as error:
         code = _say(str(error), error.exit_code)
+        if isinstance(error, StorageError):
+            drop_output()
+    except BrokenPipeError:
+        code = UNREAD
+        drop_output()
     except KeyboardInterrupt:
         code = INTERRUPTED
     if code == INTERRUPTED:

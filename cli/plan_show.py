@@ -10,11 +10,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from cutline.cli.tables import show_table
 from cutline.partitioner.plan import PARTS, Conditions, Plan
 from cutline.partitioner.search import Search
 from cutline.partitioner.setting import Asked
-
-WIDTH = 118  # columns of the table of all plans
 
 
 class Sizes(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,8 +78,8 @@ def show(planned: Planned, *, as_json: bool) -> None:
         soft_wrap=True,
     )
     if planned.plans is not None:
-        Console(highlight=False, width=max(console.width, WIDTH)).print(_parts(planned.plans))
-    console.print(_costs([planned.plan, *planned.runners_up]))
+        show_table(console, _parts(planned.plans))
+    show_table(console, _costs([planned.plan, *planned.runners_up]))
     console.print(planned.why, soft_wrap=True)
     for note in planned.notes:
         console.print(f"[dim]{note}[/dim]", soft_wrap=True)

@@ -92,6 +92,8 @@ def _table(address: str, shown: Figures) -> Table:
     from rich.table import Table
 
     table = Table(title=f"worker at {address}", show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")  # it shows lists of figures, which go on in the next line
     rate = _number(shown.tokens_a_second, "/s")
     for name, value in (
         ("sessions", f"{shown.sessions_open} open, {shown.slots_in_use} of {shown.slots} slots"),

@@ -29,7 +29,7 @@ from cutline.demo.tokenizer import TEMPLATE, train_tokenizer
 from cutline.demo.training import checkpoint
 from cutline.demo.training.conversations import conversations, picture_kinds
 from cutline.demo.training.lessons import Lesson, Teacher
-from cutline.demo.training.scenes import draw
+from cutline.demo.training.scenes import Kind, draw
 
 SEED = 7
 CARDS = 64  # a step
@@ -148,20 +148,17 @@ class Course:
 
     def _loss(self, stage: Stage) -> Tensor:
         """What a step is to make less, on a batch of its own."""
-        if stage is Stage.CONVERSATIONS:
-            scenes = draw(picture_kinds(CARDS, self._rng), cards.Split.TRAIN, self._rng, augment=True)
-            batch = scenes.batch
-        else:
-            batch = cards.draw(cards.Split.TRAIN, CARDS, self._rng, augment=True)
+        kinds = picture_kinds(CARDS, self._rng) if stage is Stage.CONVERSATIONS else (Kind.CARD,) * CARDS
+        scenes = draw(kinds, cards.Split.TRAIN, self._rng, augment=True)
+        batch = scenes.batch
         patches = self.model.model.vision_model(pixel_values=pixel_values(batch)).last_hidden_state
         loss = self._quadrants.loss(patches, batch)
-        match stage:
-            case Stage.TOWER:
-                return loss
-            case Stage.ANSWERS:
-                lesson = self._teacher.questions(batch, self._rng)
-            case Stage.CONVERSATIONS:
-                lesson = self._teacher.conversations(conversations(scenes, self._rng))
+        if stage is Stage.TOWER:
+            return loss
+        if stage is Stage.ANSWERS:
+            lesson = self._teacher.questions(batch, self._rng)
+        else:
+            lesson = self._teacher.conversations(conversations(scenes, self._rng))
         answers = torch.stack([answer_loss(self.model, patches, part) for part in lesson.parts()])
         return 0.5 * loss + answers.sum()
 

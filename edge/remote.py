@@ -6,15 +6,20 @@ Within asyncio: a Ctrl-C that comes just before a blocking read would not end it
 from __future__ import annotations
 
 import ssl
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
 import msgspec
+from msgspec import UNSET
+from msgspec.structs import replace
 
 from cutline.edge.answer import Answer
 from cutline.edge.api.faults import Failed, exception_of
 from cutline.edge.api.requests import ChatRequest
-from cutline.edge.api.responses import Answered
+from cutline.edge.api.responses import Answered, ChatChunk
+from cutline.edge.events import Event
 from cutline.edge.question import Question
 from cutline.errors import InputError, WorkerUnavailable
 from cutline.models.unreadable import UNREADABLE
@@ -30,6 +35,44 @@ async def ask_agent(url: str, question: Question, keys: AgentKeys = NO_KEYS) -> 
 
     Raises what the agent raised, InputError, or WorkerUnavailable if none is there.
     """
+    async with _client(url, question, keys) as client:
+        return await ask_over(client, question)
+
+
+async def ask_over(client: httpx.AsyncClient, question: Question) -> Answer:
+    """`ask_agent` over a connection that is kept."""
+    async with _asked(client, ChatRequest.asking(question)) as response:
+        try:
+            return msgspec.json.decode(await response.aread(), type=Answered).cutline
+        except UNREADABLE:
+            raise _no_agent(client) from None
+
+
+async def stream_agent(url: str, question: Question, keys: AgentKeys = NO_KEYS) -> AsyncGenerator[Event]:
+    """What the agent at `url` tells while it answers, the `Answer` last, as `Agent.stream` does. Raises likewise."""
+    asked = ChatRequest.asking(question)
+    asked = replace(asked, stream=True, cutline=replace(asked.cutline, guesses=True))
+    async with _client(url, question, keys) as client, _asked(client, asked) as response:
+        ended = False
+        async for line in response.aiter_lines():
+            if not line.startswith("data:") or (content := line.removeprefix("data:").strip()) == "[DONE]":
+                continue
+            try:
+                told = msgspec.json.decode(content, type=ChatChunk | Failed)
+            except UNREADABLE:
+                raise _no_agent(client) from None
+            if isinstance(told, Failed):
+                raise exception_of(told.error, None)
+            for event in msgspec.structs.astuple(told.cutline) if told.cutline is not UNSET else ():
+                if event is not UNSET:
+                    ended = ended or isinstance(event, Answer)
+                    yield event
+        if not ended:
+            raise WorkerUnavailable(f"the agent at {client.base_url} ended in the middle of its answer; ask again")
+
+
+def _client(url: str, question: Question, keys: AgentKeys) -> httpx.AsyncClient:
+    """A connection to the agent at `url`. Raises InputError."""
     shown = dict(keys.metadata())
     # An agent is on this machine or near it: a proxy meant for browsers must not come between.
     try:
@@ -44,15 +87,23 @@ async def ask_agent(url: str, question: Question, keys: AgentKeys = NO_KEYS) -> 
         raise InputError(f"{url} is no URL of an agent; give one such as http://127.0.0.1:8080") from None
     if shown and client.base_url.scheme != "https" and not is_loopback(client.base_url.host):
         raise InputError(f"the token would go to {client.base_url.host} in plain text; give an https URL, and --ca")
-    async with client:
-        return await ask_over(client, question)
+    return client
 
 
-async def ask_over(client: httpx.AsyncClient, question: Question) -> Answer:
-    """`ask_agent` over a connection that is kept."""
-    body = msgspec.json.encode(ChatRequest.asking(question))
+@asynccontextmanager
+async def _asked(client: httpx.AsyncClient, request: ChatRequest) -> AsyncGenerator[httpx.Response]:
+    """The agent's response to a request that it takes, still to be read. Raises what it raised."""
+    body = msgspec.json.encode(request)
+    headers = {"content-type": "application/json"}
     try:
-        response = await client.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"})
+        async with client.stream("POST", "/v1/chat/completions", content=body, headers=headers) as response:
+            if response.status_code != 200:
+                try:
+                    fault = msgspec.json.decode(await response.aread(), type=Failed).error
+                except UNREADABLE:
+                    raise _no_agent(client) from None
+                raise exception_of(fault, response.headers.get("retry-after"))
+            yield response
     except httpx.TimeoutException:
         raise WorkerUnavailable(f"the agent at {client.base_url} did not answer in time") from None
     except (httpx.UnsupportedProtocol, httpx.InvalidURL, ValueError):
@@ -62,13 +113,10 @@ async def ask_over(client: httpx.AsyncClient, question: Question) -> Answer:
         raise WorkerUnavailable(f"no agent answers at {client.base_url}; is it running{why}?") from None
     except httpx.TransportError:
         raise WorkerUnavailable(f"no agent answers at {client.base_url}; is it running?") from None
-    try:
-        if response.status_code == 200:
-            return msgspec.json.decode(response.content, type=Answered).cutline
-        fault = msgspec.json.decode(response.content, type=Failed).error
-    except UNREADABLE:
-        raise InputError(f"what answers at {client.base_url} is not a Cutline agent") from None
-    raise exception_of(fault, response.headers.get("retry-after"))
+
+
+def _no_agent(client: httpx.AsyncClient) -> InputError:
+    return InputError(f"what answers at {client.base_url} is not a Cutline agent")
 
 
 def _trusting(ca: Path) -> ssl.SSLContext:

@@ -98,7 +98,7 @@ def photograph(rng: np.random.Generator, *, held_back: bool) -> NDArray[np.uint8
     if rng.random() < 0.5:
         values = values[..., rng.permutation(3)]
     values = (values - 128) * rng.uniform(0.5, 1.2) + 128 + rng.uniform(-50, 50)
-    return np.clip(values, 0, 255).astype(np.uint8)
+    return _picture(values)
 
 
 @functools.cache
@@ -115,7 +115,7 @@ def _photographs(names: tuple[str, ...]) -> list[NDArray[np.uint8]]:
 def _ground(rng: np.random.Generator) -> NDArray[np.uint8]:
     """A card's background without digits."""
     shade = rng.uniform(15, 55, size=3) + rng.normal(0, 9, size=(CARD, CARD, 3))
-    return np.clip(shade, 0, 255).astype(np.uint8)
+    return _picture(shade)
 
 
 def _distracted(pixels: NDArray[np.uint8], empty: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -127,8 +127,8 @@ def _distracted(pixels: NDArray[np.uint8], empty: NDArray[np.bool_], rng: np.ran
             row, column = (int(corner + rng.integers(3, 9)) for corner in np.array(divmod(int(quadrant), 2)) * 32)
             _mark(pen, (column, row), int(rng.integers(12, 21)), rng)
     for _ in range(rng.integers(0, 5)):
-        x, y = (int(value) for value in rng.integers(0, CARD, 2))
-        pen.ellipse((x, y, x + rng.integers(0, 3), y + rng.integers(0, 3)), fill=_paint(rng))
+        x, y, width, height = (int(value) for value in (*rng.integers(0, CARD, 2), *rng.integers(0, 3, 2)))
+        pen.ellipse((x, y, x + width, y + height), fill=_paint(rng))
     if rng.random() < 0.4:
         edge = int(rng.integers(0, 3))
         pen.rectangle((edge, edge, CARD - 1 - edge, CARD - 1 - edge), outline=_paint(rng))
@@ -166,7 +166,7 @@ def _gradient(rng: np.random.Generator) -> NDArray[np.uint8]:
     rows, columns = np.mgrid[0:1:64j, 0:1:64j]
     share = rows * rng.random() + columns * rng.random()
     values = ends[0] + (share / max(share.max(), 1e-3))[..., None] * (ends[1] - ends[0])
-    return np.clip(values + rng.normal(0, rng.uniform(0, 10), (CARD, CARD, 3)), 0, 255).astype(np.uint8)
+    return _picture(values + rng.normal(0, rng.uniform(0, 10), (CARD, CARD, 3)))
 
 
 def _rough(rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -176,7 +176,7 @@ def _rough(rng: np.random.Generator) -> NDArray[np.uint8]:
     noise = np.fft.rfft2(rng.normal(size=(3, CARD, CARD))) / frequencies ** rng.uniform(0, 1.6)
     waves = np.fft.irfft2(noise, (CARD, CARD)).transpose(1, 2, 0)
     waves = (waves - waves.mean()) / (waves.std() + 1e-6)
-    return np.clip(rng.uniform(60, 190) + waves * rng.uniform(20, 70), 0, 255).astype(np.uint8)
+    return _picture(rng.uniform(60, 190) + waves * rng.uniform(20, 70))
 
 
 def _shapes(rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -198,3 +198,7 @@ def _letters(rng: np.random.Generator) -> NDArray[np.uint8]:
         line = "".join(_LETTERS[index] for index in rng.integers(0, len(_LETTERS), 12))
         pen.text((int(rng.integers(0, 6)), top), line, fill=ink, font=ImageFont.load_default(size))
     return np.asarray(picture)
+
+
+def _picture(values: NDArray[np.floating]) -> NDArray[np.uint8]:
+    return np.clip(values, 0, 255).astype(np.uint8)

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 from PIL import Image
 
-from cutline.cli.ask import _show
+from cutline.cli.ask import _tell
 from cutline.edge.answer import Answer, Lost
 from cutline.errors import (
     AccessDenied,
@@ -287,8 +287,9 @@ def test_no_worker_at_the_address(run: Run, card: Path) -> None:
 def test_what_a_worker_wrote_is_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
     why = "it failed [/x] [red]oops"
     lost = Lost(worker="it", why=why, position=1, silent_ms=0.0, next=None)
-    _show(msgspec.convert(ANSWER | {"lost": [lost], "worker": "[/there]:1"}, Answer, from_attributes=True))
-    out = capsys.readouterr().out
+    answer = msgspec.convert(ANSWER | {"lost": [lost], "worker": "[/there]:1"}, Answer, from_attributes=True)
+    _tell(answer, verbose=True)
+    out = capsys.readouterr().err
     assert why in out
     assert "[/there]:1" in out
 

@@ -186,12 +186,11 @@ def test_a_seed_gives_the_same_answer_in_every_exact_mode(run: Run, card: Path, 
 def test_an_answer_for_people(run: Run, card: Path, worker: str) -> None:
     told = json.loads(run("ask", card, QUESTION, "--mode", "draft", "--worker", worker, "--json").out)
     ran = run("ask", card, QUESTION, "--mode", "draft", "--worker", worker)
-    assert (ran.code, ran.err) == (0, "")
-    answer, account = ran.out.strip().split("\n")
-    assert answer.strip() == told["text"]
-    assert account.startswith(f"draft · worker {worker} · ")
-    alone = run("ask", card, QUESTION, "--mode", "edge")
-    assert "this device alone" in alone.out
+    assert (ran.code, ran.err, ran.out) == (0, "", told["text"] + "\n")
+    ran = run("ask", card, QUESTION, "--mode", "draft", "--worker", worker, "--verbose")
+    assert ran.out == told["text"] + "\n"
+    assert ran.err.startswith(f"draft · worker {worker} · ")
+    assert "this device alone" in run("ask", card, QUESTION, "--mode", "edge", "--verbose").err
 
 
 def test_any_bundle_is_asked(run: Run, card: Path, bundle: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from cutline.demo.bundles import TARGET
-from cutline.demo.cards import EMPTY, Split
+from cutline.demo.cards import EMPTY, Card, Split
 from cutline.demo.questions import WORDINGS, answer_to
 from cutline.demo.training import scenes, wordings
 from cutline.demo.training.conversations import Conversation, Turn, conversations, picture_kinds
@@ -64,7 +64,7 @@ def test_parts_of_a_lesson_hold_every_row_and_all_that_is_learnt_of_it() -> None
     assert sum(int((part.labels != -100).sum()) for part in parts) == int((lesson.labels != -100).sum())
     image = tokenizer.token_to_id("<image>")
     for part in parts:  # a row keeps the places of all its pictures
-        assert int((part.ids == image).sum()) == 16 * int((part.pictures >= 0).sum())
+        assert part.ids.eq(image).sum().item() == 16 * part.pictures.ge(0).sum().item()
 
 
 def test_learnt_answers_are_right() -> None:
@@ -81,7 +81,7 @@ def test_learnt_answers_are_right() -> None:
     assert kinds == {*WORDINGS, "refuse"}
 
 
-def expected(turn: Turn, seen: list[scenes.Card]) -> str:
+def expected(turn: Turn, seen: list[Card]) -> str:
     """The right answer, read off the question's words."""
     if turn.text in wordings.TALK or not seen:
         return REFUSAL
