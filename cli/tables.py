@@ -20,7 +20,7 @@ def show_table(console: Console, table: Table) -> None:
     if needed <= console.width:
         console.print(table)
     elif not console.is_terminal:
-        console.print(table, width=needed, crop=False, soft_wrap=True)
+        Console(file=console.file, width=needed, force_terminal=False, highlight=False).print(table)
     else:
         _show_list(console, table)
 

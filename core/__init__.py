@@ -1,1 +1,2 @@
-"""The small tools that several rooms share, each once: whole files, seals, journals of long work, tied processes."""
+"""The small tools that several rooms share, each once: whole files, seals, journals of long work, tied processes,
+libraries kept quiet."""

@@ -59,7 +59,7 @@ class Schedule:
 
 SCHEDULES = {
     "target": Schedule.of((2500, 5000, 2000), (2e-3, 2e-3, 1.2e-3)),
-    "drafter": Schedule.of((1500, 4000, 2000), (3e-3, 3e-3, 2e-3)),
+    "drafter": Schedule.of((1500, 4000, 3600), (3e-3, 3e-3, 2e-3)),
 }
 
 

@@ -1,1 +1,5 @@
 """The device's side: the drafter on ONNX Runtime, the gate, the worker's client and the agent that joins them."""
+
+from cutline.core.telemetry import switch_off
+
+switch_off()  # before anything here imports ONNX Runtime

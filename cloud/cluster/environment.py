@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 
+from cutline.core.telemetry import switch_off
 from cutline.errors import InputError
 
 
@@ -17,7 +18,7 @@ def prepare(address: str | None) -> None:
 
     Raises InputError for one that would be used without a token: it obeys everybody who reaches its ports.
     """
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # it reports to its makers otherwise
+    switch_off()
     if address is None:
         # On Linux Ray takes 127.0.0.1 for "this machine", looks up its address and listens at all of them; as on
         # systems for which it has no clusters, it stays on loopback.
