@@ -27,7 +27,7 @@ from cutline.cli import (
     watch,
 )
 from cutline.cli.entry import INTERRUPTED
-from cutline.cli.output import UNREAD, close_output, drop_output, open_output
+from cutline.cli.output import UNREAD, Unread, close_output, drop_output, open_output
 from cutline.errors import CutlineError, InputError, StorageError
 
 app = typer.Typer(
@@ -90,7 +90,7 @@ def main() -> None:
         code = _say(str(error), error.exit_code)
         if isinstance(error, StorageError):
             drop_output()
-    except BrokenPipeError:
+    except Unread:
         code = UNREAD
         drop_output()
     except KeyboardInterrupt:

@@ -12,18 +12,23 @@ from cutline.errors import StorageError
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
+
 UNREAD = 141  # what shells show for a program that wrote into a pipe whose reader had gone
 
 
+class Unread(Exception):
+    """Nobody reads the output any more. No OSError, which the library of the command line would end the process for."""
+
+
 class Output(io.FileIO):
-    """A file whose failed writes are of Cutline's exceptions."""
+    """A file whose failed writes are told from those of other files."""
 
     def write(self, data: ReadableBuffer, /) -> int:
-        """Write some of `data`. Raises StorageError; BrokenPipeError where nobody reads any more."""
+        """Write some of `data`. Raises StorageError, or Unread."""
         try:
             return super().write(data)
         except BrokenPipeError:
-            raise
+            raise Unread from None
         except OSError as error:
             raise StorageError(f"the output cannot be written: {error.strerror}") from None
 

@@ -173,12 +173,17 @@ def _signals(stop: asyncio.Event) -> Iterator[None]:
 
 def _write(line: bytes) -> None:
     """Past Python's own buffer, which a thread that hangs in a write would keep from being closed at the end."""
-    import os
     import sys
 
-    rest = memoryview(line)
-    while rest:
-        rest = rest[os.write(sys.stdout.fileno(), rest) :]
+    from cutline.core.files import write_all
+    from cutline.errors import StorageError
+
+    try:
+        write_all(sys.stdout.fileno(), line)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise StorageError(f"the output cannot be written: {error.strerror}") from None
 
 
 def _tell(line: str) -> None:

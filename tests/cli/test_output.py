@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -67,14 +68,15 @@ def test_a_table_that_fits_stays_one_and_a_wider_one_becomes_a_list() -> None:
 def test_no_command_cuts_a_figure_off(
     command: list[str], width: str, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    figures = re.findall(r"\d[\d.,]*\d", run(*command).out.replace("…", "0"))
+    figures = Counter(re.findall(r"\d[\d.,]*\d", run(*command).out))
     monkeypatch.setenv("COLUMNS", "80" if width == "pipe" else width)
     if width != "pipe":
         monkeypatch.setenv("TTY_COMPATIBLE", "1")
         monkeypatch.setenv("NO_COLOR", "1")
     out = re.sub(r"\x1b\[[0-9;]*m", "", run(*command).out)
     assert "…" not in out
-    assert sorted(re.findall(r"\d[\d.,]*\d", out)) == sorted(figures)
+    if command != ["doctor"]:  # what is free and how hot it is changes from one run to the next
+        assert not figures - Counter(re.findall(r"\d[\d.,]*\d", out))
 
 
 def test_the_bytes_of_a_plan_are_whole_in_a_pipe() -> None:
