@@ -96,12 +96,12 @@ def edge(
     )
     open_agent = agent_opener(given, cuts=True)
 
-    link = None if tokens is None or is_loopback(parse_address(listen)[0]) else Link()
+    invitation = None if tokens is None or is_loopback(parse_address(listen)[0]) else Link()
 
     def announce(address: str) -> None:
         print(f"agent listens at {address}", flush=True)
-        if link is not None:
-            url = f"https://{reached_at(address)}/?code={link.code}"
+        if invitation is not None:
+            url = f"https://{reached_at(address)}/?code={invitation.code}"
             print(f"for one browser, within {LINK_SECONDS / 60:.0f} minutes: {url}", flush=True)
 
     async def run() -> None:
@@ -116,7 +116,7 @@ def edge(
                 most=requests,
                 keys=server_keys,
                 tokens=tokens,
-                link=link,
+                link=invitation,
             )
 
     asyncio.run(run())

@@ -21,7 +21,7 @@ from cutline.edge.api.requests import ChatRequest
 from cutline.edge.api.responses import Answered, ChatChunk
 from cutline.edge.events import Event
 from cutline.edge.question import Question
-from cutline.errors import InputError, WorkerUnavailable
+from cutline.errors import CutlineError, InputError, WorkerUnavailable
 from cutline.models.unreadable import UNREADABLE
 from cutline.protos.address import is_loopback
 from cutline.protos.security import NO_KEYS, AgentKeys
@@ -50,19 +50,24 @@ async def ask_over(client: httpx.AsyncClient, question: Question) -> Answer:
 
 async def stream_agent(url: str, question: Question, keys: AgentKeys = NO_KEYS) -> AsyncGenerator[Event]:
     """What the agent at `url` tells while it answers, the `Answer` last, as `Agent.stream` does. Raises likewise."""
+    async with _client(url, question, keys) as client:
+        async for event in stream_over(client, question):
+            yield event
+
+
+async def stream_over(client: httpx.AsyncClient, question: Question) -> AsyncGenerator[Event]:
+    """`stream_agent` over a connection that is kept."""
     asked = ChatRequest.asking(question)
     asked = replace(asked, stream=True, cutline=replace(asked.cutline, guesses=True))
-    async with _client(url, question, keys) as client, _asked(client, asked) as response:
+    async with _asked(client, asked) as response:
         ended = False
         async for line in response.aiter_lines():
             if not line.startswith("data:") or (content := line.removeprefix("data:").strip()) == "[DONE]":
                 continue
             try:
-                told = msgspec.json.decode(content, type=ChatChunk | Failed)
+                told = msgspec.json.decode(content, type=ChatChunk)
             except UNREADABLE:
-                raise _no_agent(client) from None
-            if isinstance(told, Failed):
-                raise exception_of(told.error, None)
+                raise _failed(client, content.encode()) from None
             for event in msgspec.structs.astuple(told.cutline) if told.cutline is not UNSET else ():
                 if event is not UNSET:
                     ended = ended or isinstance(event, Answer)
@@ -98,11 +103,7 @@ async def _asked(client: httpx.AsyncClient, request: ChatRequest) -> AsyncGenera
     try:
         async with client.stream("POST", "/v1/chat/completions", content=body, headers=headers) as response:
             if response.status_code != 200:
-                try:
-                    fault = msgspec.json.decode(await response.aread(), type=Failed).error
-                except UNREADABLE:
-                    raise _no_agent(client) from None
-                raise exception_of(fault, response.headers.get("retry-after"))
+                raise _failed(client, await response.aread(), response.headers.get("retry-after"))
             yield response
     except httpx.TimeoutException:
         raise WorkerUnavailable(f"the agent at {client.base_url} did not answer in time") from None
@@ -113,6 +114,14 @@ async def _asked(client: httpx.AsyncClient, request: ChatRequest) -> AsyncGenera
         raise WorkerUnavailable(f"no agent answers at {client.base_url}; is it running{why}?") from None
     except httpx.TransportError:
         raise WorkerUnavailable(f"no agent answers at {client.base_url}; is it running?") from None
+
+
+def _failed(client: httpx.AsyncClient, content: bytes, retry_after: str | None = None) -> CutlineError:
+    """What the agent raised, as its response says."""
+    try:
+        return exception_of(msgspec.json.decode(content, type=Failed).error, retry_after)
+    except UNREADABLE:
+        return _no_agent(client)
 
 
 def _no_agent(client: httpx.AsyncClient) -> InputError:

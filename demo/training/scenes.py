@@ -201,4 +201,5 @@ def _letters(rng: np.random.Generator) -> NDArray[np.uint8]:
 
 
 def _picture(values: NDArray[np.floating]) -> NDArray[np.uint8]:
-    return np.clip(values, 0, 255).astype(np.uint8)
+    picture: NDArray[np.uint8] = np.clip(values, 0, 255).astype(np.uint8)
+    return picture

@@ -115,7 +115,7 @@ def test_a_question_that_cannot_be_asked(run: Run, card: Path, text: str) -> Non
         ("--temperature", "warm"),
         ("--top-p", "0"),
         ("--top-k", "-1"),
-        ("--seed", "-1"),
+        ("--seed", "-2"),
         ("--seed", str(2**63)),
         ("--max-tokens", "0"),
         ("--max-tokens", "1.5"),
@@ -280,8 +280,8 @@ def test_no_worker_at_the_address(run: Run, card: Path) -> None:
     assert "127.0.0.1:" in run(*asked, "--mode", "cloud").failed(WorkerUnavailable.exit_code)
     alone = run(*asked, "--mode", "draft")
     assert alone.code == 0
-    assert f"passed over {NOBODY}, 127.0.0.1:2 went on" in alone.out
-    assert "this device alone from token 0 on: unverified" in alone.out
+    assert f"passed over {NOBODY}, 127.0.0.1:2 went on" in alone.err
+    assert "this device alone from token 0 on: unverified" in alone.err
 
 
 def test_what_a_worker_wrote_is_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
@@ -308,7 +308,7 @@ def test_a_worker_that_never_answers(run: Run, card: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         line = run("ask", card, "What?", "--mode", "cloud", "--worker", address, "--timeout", "0.3").failed(4)
-        assert "in time" in line
+        assert "in time" in line or "nothing was heard" in line
 
 
 def test_exit_codes_are_those_documented() -> None:

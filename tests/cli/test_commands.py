@@ -152,8 +152,8 @@ def test_profiles_make_auto_plan(run: Run, start: Start, card: Path, worker: str
         assert (plan["cut"], plan["wire"]) == (answer["cut"], answer["wire"])
         assert plan["measured_ms"] == answer["latency_ms"]
         assert plan["predicted_ms"] > 0
-        told = run("ask", card, QUESTION, "--exact", *way)
-        assert re.search(r"planned (cloud|split|draft) at .*: \d+ ms predicted, \d+ measured", told.out)
+        told = run("ask", card, QUESTION, "--exact", "--verbose", *way)
+        assert re.search(r"planned (cloud|split|draft) at .*: \d+ ms predicted, \d+ measured", told.err)
         stays = json.loads(run("ask", card, QUESTION, "--image-must-stay", "--json", *way).out)
         assert stays["plan"]["cut"] not in ("image", "vision.0")
         assert "no plan keeps to 1 ms" in run("ask", card, QUESTION, "--max-latency-ms", "1", *way).failed(2)

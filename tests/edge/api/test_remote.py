@@ -13,6 +13,7 @@ from cutline.edge import remote
 from cutline.edge.answer import Answer, Believed, Energy, Forecast, Likely, Lost, Provenance, Tail, Token
 from cutline.edge.api.app import application
 from cutline.edge.api.faults import STATUS
+from cutline.edge.events import Event, Guessed, Settled
 from cutline.edge.question import Mode, Question
 from cutline.errors import BundleError, CutlineError, ImageError, InputError, PromptError, WorkerBusy, WorkerUnavailable
 from cutline.models.sampling import Sampling
@@ -68,7 +69,25 @@ ANSWER = Answer(
 def test_question_and_answer_go_there_and_back_whole(agent: ScriptedAgent) -> None:
     agent.enqueue(ANSWER)
     assert ask_over(agent, QUESTION) == ANSWER
-    assert agent.asked == [QUESTION]
+    (asked,) = agent.asked
+    assert asked.request_id
+    assert msgspec.structs.replace(asked, request_id="") == QUESTION
+
+
+def test_an_answer_is_told_as_it_comes(agent: ScriptedAgent) -> None:
+    async def told() -> list[Event]:
+        transport = httpx.ASGITransport(application(agent), raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://agent") as client:
+            return [event async for event in remote.stream_over(client, QUESTION)]
+
+    tokens = (Token(12, "7", Provenance.EDGE), Token(13, " 8", Provenance.CLOUD))
+    agent.enqueue(Guessed(0, "7"), Settled(0, tokens[:1]), Settled(1, tokens[1:]), ANSWER)
+    *events, last = asyncio.run(told())
+    assert last == ANSWER
+    assert events == [Guessed(0, "7"), Settled(0, tokens[:1]), Settled(1, tokens[1:])]
+    agent.enqueue(WorkerBusy("no room", retry_seconds=2.0))
+    with pytest.raises(WorkerBusy, match="no room"):
+        asyncio.run(told())
 
 
 def test_all_that_an_answer_may_hold_comes_back_whole(agent: ScriptedAgent) -> None:
@@ -108,7 +127,7 @@ def test_what_bounds_a_plan_and_the_plan_go_there_and_back_whole(agent: Scripted
     )
     agent.enqueue(msgspec.structs.replace(ANSWER, plan=plan))
     assert ask_over(agent, asked).plan == plan
-    assert agent.asked == [asked]
+    assert [msgspec.structs.replace(one, request_id="") for one in agent.asked] == [asked]
 
 
 @pytest.mark.parametrize("kind", list(STATUS))
@@ -150,7 +169,9 @@ def leaves(kind: type[CutlineError]) -> set[type[CutlineError]]:
 
 def test_every_exception_of_an_answer_has_a_status() -> None:
     ours = {kind for kind in leaves(CutlineError) if kind.__module__ == "cutline.errors"}
-    assert {kind.__name__ for kind in ours - set(STATUS)} == {"ProfileError"}, "an agent that answers reads no profiles"
+    assert {kind.__name__ for kind in ours - set(STATUS)} == {"ProfileError", "StorageError"}, (
+        "an agent that answers reads no profiles, and writes no files"
+    )
     assert {InputError, BundleError, ImageError, PromptError, WorkerUnavailable} <= set(STATUS)
 
 
