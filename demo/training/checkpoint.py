@@ -55,9 +55,10 @@ def restore(folder: Path, modules: dict[str, nn.Module], optimizer: torch.optim.
     for name, module in modules.items():
         prefix = name + "."
         kept = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-        missing, unknown = module.load_state_dict(kept, strict=False)
-        if unknown or set(missing) & set(_own(module)):
+        shapes = {key: value.shape for key, value in _own(module).items()}
+        if {key: value.shape for key, value in kept.items()} != shapes:
             raise ValueError(f"{folder} was kept of another model; take another --out")
+        module.load_state_dict(kept, strict=False)  # tied weights were kept once
     if optimizer is None:
         return
     state: dict[int, dict[str, Tensor]] = {}

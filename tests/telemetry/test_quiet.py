@@ -33,7 +33,7 @@ COMMANDS = {
     "health": ["health", NOWHERE],
     "plan": ["plan", "--edge", "raspberry-pi-5", "--cloud", "l4", "--link", "4g"],
     "keys": ["keys", "init", "keys"],
-    "watch": ["watch", "--source", str(EXAMPLES), "--ask", "Read the digits.", "--mode", "edge"],
+    "watch": ["watch", "--source", str(EXAMPLES), "--ask", "Read the digits.", "--mode", "edge", "--once"],
 }
 LIBRARIES = "onnxruntime", "onnxruntime_genai", "transformers"
 IMPORTED = """
@@ -88,12 +88,11 @@ def test_a_server_looks_nobody_up(command: list[str], watched: dict[str, str]) -
         stderr=subprocess.DEVNULL,
         text=True,
     )
-    assert server.stdout is not None
-    try:
-        assert " listens at " in server.stdout.readline()
-    finally:
+    with server:
+        assert server.stdout is not None
+        line = server.stdout.readline()
         server.terminate()
-        server.wait()
+    assert " listens at " in line
 
 
 @pytest.mark.parametrize("room", ["cutline.edge.agent", "cutline.devices.measure", "cutline.models.export"])
