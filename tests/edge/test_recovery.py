@@ -231,7 +231,7 @@ def test_a_worker_that_was_started_again_is_found_by_its_port(monkeypatch: pytes
             for _ in range(5):
                 answer = await agent.answer(asking(Mode.AUTO))
                 assert answer.alone_from == 0, "the device answers meanwhile"
-            assert not workers.reachable
+            assert workers.choose() is None
             async with serving(ScriptedWorker(), address=address):
                 while not workers.reachable:  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
