@@ -86,6 +86,8 @@ def note(request: Request, outcome: Answer | str) -> None:
         "bytes_down": outcome.bytes_down,
         "first_token_seconds": round(outcome.ttft_ms / 1e3, 4),
     }
+    if (gate := outcome.gate) is not None:
+        said |= {"gate": str(gate.decision), "group": gate.group, "promised": gate.promised}
 
 
 def _named(headers: Headers) -> str:

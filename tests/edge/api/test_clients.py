@@ -21,6 +21,7 @@ from cutline.bench.scripted import ScriptedAgent, spoken, told
 from cutline.cli.logs import JsonLines
 from cutline.demo.bundles import DRAFTER
 from cutline.edge.agent import Agent
+from cutline.edge.answer import Decision, Gated
 from cutline.edge.api.faults import Refused
 from cutline.edge.api.requests import read_request
 from cutline.edge.question import Mode, Question
@@ -200,7 +201,8 @@ def test_one_id_names_a_request_wherever_it_goes(
     headers: dict[str, str],
     expected: str | None,
 ) -> None:
-    agent.enqueue(spoken("7"))
+    gated = Gated(group="one picture", calibrated=True, decision=Decision.KEPT, promised=0.02)
+    agent.enqueue(msgspec.structs.replace(spoken("7"), gate=gated))
     agent.enqueue(*told(spoken("7")))
     agent.enqueue(WorkerBusy("no room"))
 
@@ -223,4 +225,5 @@ def test_one_id_names_a_request_wherever_it_goes(
     assert [one["request"] for one in lines] == names
     assert [one["status"] for one in lines] == [200, 200, 429, 400]
     assert [one.get("tokens") for one in lines] == [1, 1, None, None]
+    assert [(one.get("gate"), one.get("promised")) for one in lines] == [("kept", 0.02), *[(None, None)] * 3]
     assert [one.get("outcome") for one in lines] == [None, None, "WorkerBusy", "InputError"]
