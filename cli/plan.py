@@ -20,6 +20,9 @@ def plan(
     ] = "raspberry-pi-5",
     cloud: Annotated[str, typer.Option(help="Profile of the worker's machine, likewise.")] = "l4",
     link: Annotated[str, typer.Option(help="Name of a link profile, or a TOML file of one.")] = "4g",
+    provider: Annotated[
+        str, typer.Option(help="ONNX Runtime's execution provider on the device; only what it reaches counts.")
+    ] = "cpu",
     rtt_ms: Annotated[float | None, typer.Option(help="Round trip in place of the link's.", show_default=False)] = None,
     uplink_mbps: Annotated[float | None, typer.Option(help="Rate up in place of its own.", show_default=False)] = None,
     queue_ms: Annotated[float, typer.Option(help="How long a request waits on the worker.")] = 0.0,
@@ -77,7 +80,7 @@ def plan(
     if plot is not None:
         plan_input.check_plot(plot)
     bundles = plan_input.open_bundles(bundle, target)
-    setting = setting_of(*bundles, edge=edge, cloud=cloud, wants_gate=mode == "auto")
+    setting = setting_of(*bundles, edge=edge, cloud=cloud, provider=provider, wants_gate=mode == "auto")
     asked = plan_input.asked_of(bundles[0], image, prompt_tokens=prompt_tokens, answer_tokens=answer_tokens)
     limits = Limits(
         latency=plan_input.positive("--max-latency-ms", max_latency_ms, scale=1e-3),

@@ -147,6 +147,8 @@ def notes(setting: Setting) -> Iterator[str]:
     for profile, manifest, runtime in tables:
         if isinstance(profile, Speed):  # an upstream has none
             continue
+        yield f"{profile.name} is planned by what {profile.provider} reaches there"
+        yield from (f"{profile.name}: {note}" for note in profile.notes)
         if profile.layer_table(manifest.identity, runtime) is None:
             origin = "has a datasheet's figures" if profile.source == "datasheet" else "was measured without this model"
             yield f"{profile.name} {origin}, so its times are rough (`cutline profile` measures them)"

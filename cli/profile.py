@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from cutline.devices.link import LinkProfile
     from cutline.devices.measure import Machine
     from cutline.devices.power import Sensors
-    from cutline.devices.profile import DeviceProfile, DrafterTable, LayerTable
+    from cutline.devices.profile import Compute, DeviceProfile, DrafterTable, LayerTable
 
 EPILOG = "Example: cutline profile --out my-board.toml; cutline profile link 127.0.0.1:50051 --out my-link.toml"
 LINK_EPILOG = "Example: cutline profile link 127.0.0.1:50051 --out my-link.toml"
@@ -87,10 +87,11 @@ def _as_agent(
     name: str,
 ) -> DeviceProfile:
     from cutline.cli.setting import open_drafter, open_target_for, thread_count
-    from cutline.devices.measure import measure_cpu, steady_work
+    from cutline.devices.measure import matmul_rate, measure_cpu, steady_work
     from cutline.devices.power import Sensors
+    from cutline.devices.profile import CPU, Compute
     from cutline.edge.profiling import drafter_table, image_seconds, target_table
-    from cutline.edge.runtime import CPU, check_provider
+    from cutline.edge.runtime import check_provider
     from cutline.errors import ImageError
 
     runs_on, cores = provider or CPU, thread_count(threads)
@@ -106,6 +107,7 @@ def _as_agent(
         tables.append(target_table(cut, threads=cores, seconds=TARGET_SECONDS, provider=runs_on, tell=tell))
     drafts = drafter_table(drafter, threads=cores, seconds=DRAFTER_SECONDS, provider=runs_on, tell=tell)
     tell("this machine")
+    others = {} if runs_on == CPU else {runs_on: Compute(fp32=matmul_rate("fp32", threads=cores, provider=runs_on))}
     return _profile(
         name,
         measure_cpu(threads=cores),
@@ -116,10 +118,13 @@ def _as_agent(
         prepared=prepared,
         tables=tables,
         drafters=[drafts],
+        accelerators=others,
     )
 
 
 def _as_worker(target: Path | None, device: str, threads: int | None, tell: Tell, *, name: str) -> DeviceProfile:
+    import msgspec
+
     from cutline.cli.setting import open_target, thread_count
     from cutline.devices.power import Sensors
     from cutline.errors.extras import missing
@@ -138,7 +143,9 @@ def _as_worker(target: Path | None, device: str, threads: int | None, tell: Tell
     table = target_table(open_target(target), device=device, seconds=TARGET_SECONDS, tell=tell)
     tell("this machine")
     machine, work = measure_device(device, threads=cores), steady_work(device)
-    return _profile(name, machine, work, Sensors(gpu_name(device)), tell, cores=cores, tables=[table])
+    kind = device.partition(":")[0]
+    measured = _profile(name, machine, work, Sensors(gpu_name(device)), tell, cores=cores, tables=[table])
+    return msgspec.structs.replace(measured, provider=kind)
 
 
 def _profile(
@@ -152,6 +159,7 @@ def _profile(
     prepared: tuple[float, float] | None = None,
     tables: Sequence[LayerTable] = (),
     drafters: Sequence[DrafterTable] = (),
+    accelerators: Mapping[str, Compute] | None = None,
 ) -> DeviceProfile:
     """Watch the machine's messages, then itself at rest and at `work`, and put together what was measured."""
     import asyncio
@@ -178,6 +186,7 @@ def _profile(
         disk_free_bytes=disk_free(Path.cwd()),
         memory_bandwidth=machine.bandwidth,
         compute=machine.compute,
+        accelerators=dict(accelerators or {}),
         overhead_seconds=machine.overhead,
         preprocess_seconds=preprocess,
         shrink_seconds=shrink,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.devices.cores import usable_cores
+from cutline.devices.profile import CPU
 from cutline.errors import BundleError, InputError
 from cutline.models.bundle import Bundle
 from cutline.protos.address import is_loopback, parse_address
@@ -49,16 +50,19 @@ def open_planner(
     drafter: Bundle,
     target: Bundle | None,
     *,
+    provider: str = CPU,
     upstream: bool = False,
 ) -> Planner | None:
     """The planner of an agent with these profiles, before workers or an `upstream`; None where none is given.
+
+    `provider` is ONNX Runtime's on this device.
 
     Raises InputError, BundleError.
     """
     if edge is None and cloud is None and link is None:
         return None
     if upstream:
-        return _upstream_planner(edge, cloud, link, drafter)
+        return _upstream_planner(edge, cloud, link, drafter, provider)
     if edge is None or cloud is None or link is None:
         raise InputError("planning needs all three of --edge-profile, --cloud-profile and --link")
     if target is None:
@@ -68,10 +72,11 @@ def open_planner(
     from cutline.edge.planning import Planner
     from cutline.edge.setting import setting_of
 
-    return Planner(setting_of(drafter, target, edge=edge, cloud=cloud), load_link(link))
+    setting = setting_of(drafter, target, edge=edge, cloud=cloud, provider=provider)
+    return Planner(setting, load_link(link))
 
 
-def _upstream_planner(edge: str | None, cloud: str | None, link: str | None, drafter: Bundle) -> Planner:
+def _upstream_planner(edge: str | None, cloud: str | None, link: str | None, drafter: Bundle, provider: str) -> Planner:
     if cloud is not None:
         raise InputError("--cloud-profile is a worker's, and what an upstream takes is learnt from its answers")
     if edge is None or link is None:
@@ -81,7 +86,7 @@ def _upstream_planner(edge: str | None, cloud: str | None, link: str | None, dra
     from cutline.edge.planning import Planner
     from cutline.edge.setting import upstream_setting
 
-    return Planner(upstream_setting(drafter, edge=edge), load_link(link))
+    return Planner(upstream_setting(drafter, edge=edge, provider=provider), load_link(link))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,11 +118,12 @@ def agent_opener(given: AgentOptions, *, cuts: bool) -> Callable[[], Agent]:
     from cutline.devices.profile import load_profile
     from cutline.edge.agent import Agent
     from cutline.edge.energy import Meter
-    from cutline.edge.runtime import CPU
 
     drafter = open_drafter(given.bundle)
     target = open_target_for(given.target, given.bundle) if cuts or any(given.profiles) else None
-    planner = open_planner(*given.profiles, drafter, target, upstream=given.upstream is not None)
+    planner = open_planner(
+        *given.profiles, drafter, target, provider=given.provider or CPU, upstream=given.upstream is not None
+    )
     threads = thread_count(given.threads)
     meter = Meter() if given.profiles[0] is None else Meter(load_profile(given.profiles[0]))
     key = _upstream_key(given)

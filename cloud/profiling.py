@@ -113,6 +113,7 @@ def target_table(bundle: Bundle, *, device: str, seconds: float, tell: Tell) -> 
         layers={name: tuple(taken) for name, taken in samples.items()},
         pass_seconds=statistics.median(rest),
         sessions=tuple(together),
+        provider=device.partition(":")[0],
     )
 
 

@@ -13,6 +13,7 @@ from typing import Literal
 
 import msgspec
 
+from cutline.devices.names import nearest
 from cutline.devices.toml import from_toml, read_text
 from cutline.errors import ProfileError
 
@@ -77,7 +78,8 @@ def load_link(name_or_path: str | Path) -> LinkProfile:
         return msgspec.convert(from_toml(text), LinkProfile)
     except FileNotFoundError:
         raise ProfileError(
-            f"no link profile {str(name_or_path)!r}; known are {', '.join(known)}, or give the path of a TOML file"
+            f"no link profile {str(name_or_path)!r}{nearest(str(name_or_path), known)}; known are {', '.join(known)}, "
+            "or give the path of a TOML file"
         ) from None
     except OSError as error:
         raise ProfileError(f"the link profile {name_or_path} does not read: {error.strerror}") from None

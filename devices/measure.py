@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 
 from cutline.devices.kernels import Dtype, matmul_graph
-from cutline.devices.profile import Compute
+from cutline.devices.profile import CPU, Compute
 
 LEAST, MOST = 3, 10_000
 _STRETCH = 2e-3  # seconds that are timed at once: a core that is taken away for parts of a millisecond is a slow core
@@ -86,9 +86,12 @@ def memory_bandwidth(*, threads: int, budget: float = 1.0) -> float:
     return significant(2 * _COPIED * threads / seconds)
 
 
-def matmul_rate(dtype: Dtype, *, threads: int, budget: float = 1.0) -> float:
-    """Operations a second (a multiplication and an addition are two) of a square matrix product."""
-    return significant(2 * _SIDE**3 / median_seconds(_matmul(dtype, _SIDE, threads), budget=budget))
+def matmul_rate(dtype: Dtype, *, threads: int, provider: str = CPU, budget: float = 1.0) -> float:
+    """Operations a second (a multiplication and an addition are two) of a square matrix product.
+
+    `provider` is one of ONNX Runtime's by its short name, which must be there.
+    """
+    return significant(2 * _SIDE**3 / median_seconds(_matmul(dtype, _SIDE, threads, provider), budget=budget))
 
 
 def call_overhead(*, threads: int) -> float:
@@ -101,7 +104,7 @@ def steady_work(*, threads: int) -> Callable[[], object]:
     return _matmul("fp32", _SIDE, threads)
 
 
-def _matmul(dtype: Dtype, side: int, threads: int) -> Callable[[], object]:
+def _matmul(dtype: Dtype, side: int, threads: int, provider: str = CPU) -> Callable[[], object]:
     """A call of ONNX Runtime that multiplies two square matrices; the options are those of `cutline.edge.runtime`."""
     import onnxruntime as ort  # the rest must run where it does not load: the doctor says why
 
@@ -111,7 +114,9 @@ def _matmul(dtype: Dtype, side: int, threads: int) -> Callable[[], object]:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     graph = matmul_graph(dtype, rows=side, inner=side, columns=side)
-    session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    # Full names are the short ones in other letters: cuda is CUDAExecutionProvider.
+    full = {name.removesuffix("ExecutionProvider").lower(): name for name in ort.get_available_providers()}
+    session = ort.InferenceSession(graph, options, providers=[full[provider]], enable_fallback=0)
     kinds = (np.float32, np.float32) if dtype == "fp32" else (np.uint8, np.int8)
     given = {name: np.ones((side, side), kind) for name, kind in zip("ab", kinds, strict=True)}
     return lambda: session.run(None, given)

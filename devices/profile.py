@@ -17,6 +17,7 @@ from typing import Any, Literal
 import msgspec
 
 from cutline.devices.figures import Figure, Quantity, plain, written
+from cutline.devices.names import nearest
 from cutline.devices.toml import from_toml, read_text, to_toml
 from cutline.errors import ProfileError
 
@@ -24,11 +25,17 @@ Source = Literal["measured", "datasheet"]
 Runtime = Literal["edge", "cloud"]  # ONNX Runtime, as the agent runs it; torch, as a worker runs it
 Samples = tuple[tuple[int, float], ...]  # (how many, seconds), how many rising
 
+CPU = "cpu"  # ONNX Runtime's provider of the documented install, and torch's device without a GPU
+CUDA = "cuda"
+
 
 class Compute(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Operations a second of dense matrix products by dtype; None where no figure is known."""
+    """Operations a second of dense matrix products by dtype; None where no figure is known.
 
-    fp32: float | None = None
+    fp32 always is: every machine runs it, and in it what is stored in a type that the machine does not multiply.
+    """
+
+    fp32: float
     fp16: float | None = None
     bf16: float | None = None
     int8: float | None = None
@@ -46,7 +53,7 @@ class LayerTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     of one tile. Of `decoder.*` and `head` they are tokens of one session: 1, 8 and 64 on top of `context` tokens, and
     more (a prompt) on top of none. `pass_seconds` is what a pass costs beyond its layers; runtime "edge" has none, as
     there the first layer of a graph carries it. `sessions` (runtime "cloud") has samples (sessions, seconds) of one
-    whole decoding pass, one token a session.
+    whole decoding pass, one token a session. `provider` is what ran them, as in DeviceProfile.
     """
 
     model: str
@@ -55,6 +62,7 @@ class LayerTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     dtype: str
     context: int
     layers: dict[str, Samples]
+    provider: str = CPU
     pass_seconds: float = 0.0
     sessions: Samples = ()
 
@@ -70,7 +78,10 @@ class LayerTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
 
 class DrafterTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Measured seconds of a drafter: `vision_seconds` a tile, `prefill` (rows, seconds), `token_seconds` each."""
+    """Measured seconds of a drafter: `vision_seconds` a tile, `prefill` (rows, seconds), `token_seconds` each.
+
+    `provider` is what ran it, as in DeviceProfile.
+    """
 
     model: str
     name: str
@@ -78,6 +89,7 @@ class DrafterTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     vision_seconds: float
     prefill: Samples
     token_seconds: float
+    provider: str = CPU
 
     def __post_init__(self) -> None:
         _check("vision_seconds", self.vision_seconds, zero=True)
@@ -88,7 +100,9 @@ class DrafterTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What a machine can do; raises ValueError, naming the key, for figures that no machine can have.
 
-    `date` is when it was measured, or the figures were looked up. `memory_bandwidth` is in bytes a second.
+    `date` is when it was measured, or the figures were looked up. `compute` has the rates that `provider` reaches: cpu
+    is the processor, on which ONNX Runtime runs by the documented install, cuda a GPU. `accelerators` has the rates of
+    other providers, by their names. `memory_bandwidth` is in bytes a second.
     `overhead_seconds` is what one call of a kernel or layer costs however small it is. `preprocess_seconds` is for one
     image, decoded and resized, `shrink_seconds` for making it small before it is uploaded; `message_seconds` for one
     message of the protocol there and back, both ends on this machine. `sustained` is the speed after a while of work as
@@ -105,6 +119,8 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     memory_bytes: float
     memory_bandwidth: float
     compute: Compute
+    provider: str = CPU
+    accelerators: dict[str, Compute] = {}
     memory_free_bytes: float | None = None
     disk_free_bytes: float | None = None
     overhead_seconds: float | None = None
@@ -131,16 +147,42 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
             raise ValueError("name has characters that do not print; give another")
         for key in ("memory_bytes", "memory_bandwidth"):
             _check(key, getattr(self, key))
-        if not self.compute.known:
-            raise ValueError("compute is empty; give the rate of at least one of fp32, fp16, bf16, int8")
-        for dtype, rate in self.compute.known.items():
-            _check(f"compute.{dtype}", rate)
+        if self.provider in self.accelerators:
+            raise ValueError(f"accelerators has {self.provider}, whose rates stand in compute; leave one of them out")
+        every = {"compute": self.compute} | {f"accelerators.{name}": one for name, one in self.accelerators.items()}
+        for path, rates in every.items():
+            for dtype, rate in rates.known.items():
+                _check(f"{path}.{dtype}", rate)
         for key in ("preprocess_seconds", "shrink_seconds", "message_seconds", "loaded_watts", "sustained", "cores"):
             if (value := getattr(self, key)) is not None:
                 _check(key, value)
         for key in ("memory_free_bytes", "disk_free_bytes", "overhead_seconds", "idle_watts"):
             if (value := getattr(self, key)) is not None:
                 _check(key, value, zero=True)
+
+    def on(self, provider: str) -> DeviceProfile:
+        """The machine as `provider` runs on it: its rates as `compute`, and only what was measured with it.
+
+        Raises ProfileError where the profile knows no rates of it.
+        """
+        if provider == self.provider:
+            compute = self.compute
+        elif provider in self.accelerators:
+            compute = self.accelerators[provider]
+        else:
+            known = ", ".join((self.provider, *self.accelerators))
+            raise ProfileError(
+                f"the profile {self.name} has no rates of the provider {provider}, only of {known}; give another "
+                "profile, or with --provider the one that will run"
+            )
+        return msgspec.structs.replace(
+            self,
+            compute=compute,
+            provider=provider,
+            accelerators={},
+            tables=tuple(table for table in self.tables if table.provider == provider or table.runtime == "cloud"),
+            drafters=tuple(table for table in self.drafters if table.provider == provider),
+        )
 
     def layer_table(self, model: str, runtime: Runtime) -> LayerTable | None:
         """The measured table of the model of this identity, if there is one."""
@@ -196,8 +238,8 @@ def load_profile(name_or_path: str | Path) -> DeviceProfile:
         return parse_profile(read_text(file))
     except FileNotFoundError:
         raise ProfileError(
-            f"no device profile {str(name_or_path)!r}; known are {', '.join(sorted(known))}, "
-            "or give the path of a TOML file"
+            f"no device profile {str(name_or_path)!r}{nearest(str(name_or_path), known)}; known are "
+            f"{', '.join(sorted(known))}, or give the path of a TOML file"
         ) from None
     except OSError as error:
         raise ProfileError(f"{file}: {error.strerror}") from None
@@ -231,11 +273,19 @@ def parse_profile(text: str) -> DeviceProfile:
     for key, (attribute, quantity) in _FIGURES.items():
         if key in fields:
             fields[attribute] = take(key, fields.pop(key), quantity)
-    if not isinstance(fields["compute"], dict):
-        raise ValueError("compute is not a table; write [compute] and a rate a line, such as fp16 = { ... }")
-    fields["compute"] = {
-        dtype: take(f"compute.{dtype}", rate, _operations(dtype)) for dtype, rate in fields["compute"].items()
-    }
+
+    def rates(path: str, content: Any) -> dict[str, float]:
+        if not isinstance(content, dict):
+            raise ValueError(f"{path} is not a table; write [{path}] and a rate a line, such as fp32 = {{ ... }}")
+        if "fp32" not in content:
+            raise ValueError(f"{path}.fp32 is missing; give it: what a machine does not multiply in, it runs in fp32")
+        return {dtype: take(f"{path}.{dtype}", rate, _operations(dtype)) for dtype, rate in content.items()}
+
+    fields["compute"] = rates("compute", fields["compute"])
+    others = fields.get("accelerators", {})
+    if not isinstance(others, dict):
+        raise ValueError("accelerators is not a table; write [accelerators.cuda] and a rate a line")
+    fields["accelerators"] = {name: rates(f"accelerators.{name}", content) for name, content in others.items()}
     return msgspec.convert(fields | {"documents": documents}, DeviceProfile)
 
 
@@ -247,13 +297,19 @@ def profile_to_toml(profile: DeviceProfile) -> str:
     for key, (attribute, quantity) in _FIGURES.items():
         if (value := fields.pop(attribute)) is not None:
             figures[key] = msgspec.to_builtins(written(value, quantity, document=documents.get(key)))
-    compute = {
-        dtype: msgspec.to_builtins(written(rate, _operations(dtype), document=documents.get(f"compute.{dtype}")))
-        for dtype, rate in profile.compute.known.items()
-    }
-    head = {key: fields.pop(key) for key in ("name", "source", "date")}
+
+    def rates(path: str, compute: Compute) -> dict[str, Any]:
+        return {
+            dtype: msgspec.to_builtins(written(rate, _operations(dtype), document=documents.get(f"{path}.{dtype}")))
+            for dtype, rate in compute.known.items()
+        }
+
+    head = {key: fields.pop(key) for key in ("name", "source", "date", "provider")}
+    del fields["compute"], fields["accelerators"]
+    others = {name: rates(f"accelerators.{name}", one) for name, one in profile.accelerators.items()}
     rest = msgspec.to_builtins({key: value for key, value in fields.items() if value not in ((), {}, None)})
-    return to_toml(head | figures | rest | {"compute": compute})
+    rated = {"compute": rates("compute", profile.compute), "accelerators": others or None}
+    return to_toml(head | figures | rest | rated)
 
 
 def _operations(dtype: str) -> Quantity:

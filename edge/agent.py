@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from cutline.devices.profile import CPU
 from cutline.edge.account import account, from_memory, is_exact, planned
 from cutline.edge.answer import Answer, Decision, Gated, Provenance
 from cutline.edge.asking import Asking
@@ -24,7 +25,6 @@ from cutline.edge.noise import Noise, new_secret
 from cutline.edge.preparing import Preparer
 from cutline.edge.progress import Prepared, Progress
 from cutline.edge.question import Mode, Question
-from cutline.edge.runtime import CPU
 from cutline.edge.spans import Crossing, LoadedSpans, device_cuts
 from cutline.edge.state import AgentState, unready
 from cutline.edge.transcript import Transcript

@@ -17,7 +17,8 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from cutline.edge.runtime import CPU, open_session
+from cutline.devices.profile import CPU
+from cutline.edge.runtime import open_session
 from cutline.errors import BundleError, PromptError
 from cutline.models.bundle import EMBEDDINGS, PREFIX_WEIGHTS, Bundle, DecoderSpec, Manifest, span_file
 from cutline.models.families.family import Positions

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cutline.devices.profile import CPU
 from cutline.edge.decoder import Decoder
 from cutline.edge.keeping import History, ImageRows, Key, PrefixCache, PromptRows, Rows, keys_of
-from cutline.edge.runtime import CPU
 from cutline.edge.vision import VisionSpan
 from cutline.errors import BundleError
 from cutline.models.bundle import Bundle, Manifest

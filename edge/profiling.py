@@ -14,12 +14,11 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from cutline.devices.measure import median_seconds, significant
-from cutline.devices.profile import DrafterTable, LayerTable
+from cutline.devices.profile import CPU, DrafterTable, LayerTable
 from cutline.devices.workload import one_tile, photograph, row_counts
 from cutline.edge.decoder import Decoder, DecoderState
 from cutline.edge.drafter import Drafter
 from cutline.edge.keeping import Rows
-from cutline.edge.runtime import CPU
 from cutline.edge.spans import PREFILL, device_cuts
 from cutline.edge.vision import VisionSpan
 from cutline.models.bundle import Bundle, DecoderSpec, Manifest
@@ -71,6 +70,7 @@ def target_table(bundle: Bundle, *, threads: int, seconds: float, provider: str 
         dtype=manifest.precision,
         context=behind if deep else 0,
         layers=layers | {name: tuple(taken) for name, taken in samples.items()},
+        provider=provider,
     )
 
 
@@ -91,6 +91,7 @@ def drafter_table(bundle: Bundle, *, threads: int, seconds: float, provider: str
         vision_seconds=median_seconds(tower, tile.values, [tile.grid], budget=seconds / 4),
         prefill=tuple(prefill),
         token_seconds=_token_seconds(Drafter(manifest, tower, decoder), behind),
+        provider=provider,
     )
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as failures
 
+from cutline.devices.profile import CPU
 from cutline.errors import BundleError, InputError
 
-CPU = "cpu"
 _SUFFIX = "ExecutionProvider"
 _REFUSED = (
     failures.Fail,

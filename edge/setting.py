@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from cutline.devices.profile import load_profile
+from cutline.devices.profile import CPU, CUDA, DeviceProfile, load_profile
 from cutline.edge.conditions import PLAIN
 from cutline.edge.gate import Group, open_gate
 from cutline.models.bundle import Bundle
@@ -25,14 +25,22 @@ class _Config(msgspec.Struct):
 
 
 def setting_of(
-    drafter: Bundle, target: Bundle, *, edge: str | Path, cloud: str | Path, wants_gate: bool = False
+    drafter: Bundle,
+    target: Bundle,
+    *,
+    edge: str | Path,
+    cloud: str | Path,
+    provider: str = CPU,
+    wants_gate: bool = False,
 ) -> Setting:
     """The models on machines of these profiles, each a known name or a file; its `gate` is that of plain questions.
+
+    `provider` is ONNX Runtime's on the device. torch takes a GPU where the worker's profile has one.
 
     Raises ProfileError, and BundleError where there is no gate but one is wanted.
     """
     gates = _planned(drafter) if wants_gate or drafter.manifest.calibration is not None else {}
-    prices, machines = open_prices(target), (load_profile(edge), load_profile(cloud))
+    prices, machines = open_prices(target), (load_profile(edge).on(provider), _of_worker(load_profile(cloud)))
     return Setting(
         drafter=drafter.manifest,
         target=target.manifest,
@@ -47,12 +55,16 @@ def setting_of(
     )
 
 
-def upstream_setting(drafter: Bundle, *, edge: str | Path) -> Setting:
+def _of_worker(profile: DeviceProfile) -> DeviceProfile:
+    return profile.on(CUDA) if CUDA in profile.accelerators else profile
+
+
+def upstream_setting(drafter: Bundle, *, edge: str | Path, provider: str = CPU) -> Setting:
     """The drafter on a device of this profile, a known name or a file, before an upstream of which nothing is known.
 
     Raises ProfileError, BundleError.
     """
-    device = load_profile(edge)
+    device = load_profile(edge).on(provider)
     gates = _planned(drafter) if drafter.manifest.calibration is not None else {}
     return Setting(
         drafter=drafter.manifest,

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cutline.devices.profile import CPU
 from cutline.edge.decoder import Decoder
 from cutline.edge.keeping import History, ImageRows, Key, PrefixCache, PromptRows, Rows, keys_of
 from cutline.edge.merging import merge_runs, parts_of, shorten
 from cutline.edge.noise import Noise
-from cutline.edge.runtime import CPU
 from cutline.edge.vision import VisionSpan
 from cutline.errors import BundleError, InputError
 from cutline.models.bundle import Bundle, Manifest, span_file

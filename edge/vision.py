@@ -8,7 +8,8 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from cutline.edge.runtime import CPU, open_session
+from cutline.devices.profile import CPU
+from cutline.edge.runtime import open_session
 from cutline.errors import BundleError
 from cutline.models.bundle import SPAN_WEIGHTS, Bundle, Manifest, span_file
 from cutline.models.families import AnyFamily, Grid

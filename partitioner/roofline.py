@@ -23,7 +23,6 @@ OVERHEAD = 50e-6  # seconds a layer, where a profile has none: some ten kernels 
 
 # Bytes of a weight; int8 and int4 with a float32 scale for each block of 32.
 WEIGHT_BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1 + 4 / 32, "int4": 0.5 + 4 / 32}
-_BITS = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,21 +100,12 @@ def roofline(profile: DeviceProfile, layer: LayerCost, dtype: str, rows: int, co
 
 
 def rate_of(compute: Compute, dtype: str) -> float:
-    """Operations a second with weights of `dtype`.
+    """Operations a second with weights of `dtype`: as fp32 where the profile does not say.
 
-    Where the profile does not say: narrower weights run as fast as the next wider ones that it knows, wider ones
-    slower than the next narrower ones by the ratio of their sizes. Weights of four bits are multiplied as int8.
+    Weights of four bits are multiplied as int8. Nothing is taken from the rate of another narrow type: a GPU of fp16
+    alone multiplies bf16 no faster than fp32, and a rate of its matrix units says nothing of fp32.
     """
-    known = compute.known
-    wanted = "int8" if dtype == "int4" else dtype
-    if wanted in known:
-        return known[wanted]
-    bits = _BITS[wanted]
-    wider = [name for name in known if _BITS[name] >= bits]
-    if wider:
-        return known[min(wider, key=_BITS.__getitem__)]
-    nearest = max(known, key=_BITS.__getitem__)
-    return known[nearest] * _BITS[nearest] / bits
+    return compute.known.get("int8" if dtype == "int4" else dtype, compute.fp32)
 
 
 def interpolated(samples: Samples, rows: float) -> float:

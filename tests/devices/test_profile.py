@@ -42,6 +42,7 @@ loaded_power = { value = 15000, unit = "mW", document = "the data sheet" }
 overhead = { value = 20, unit = "us", document = "the maker's own measurement" }
 
 [compute]
+fp32 = { value = 5, unit = "TFLOP/s", document = "the data sheet" }
 fp16 = { value = 10, unit = "TFLOP/s", document = "the data sheet" }
 int8 = { value = 20, unit = "TOP/s", document = "the data sheet: 40 sparse, halved" }
 """
@@ -68,8 +69,8 @@ def test_figures_are_in_plain_units() -> None:
     assert profile.memory_bandwidth == 102.4e9
     assert profile.loaded_watts == 15.0
     assert profile.overhead_seconds == pytest.approx(20e-6)
-    assert profile.compute == Compute(fp16=10e12, int8=20e12)
-    assert profile.compute.known == {"fp16": 10e12, "int8": 20e12}
+    assert profile.compute == Compute(fp32=5e12, fp16=10e12, int8=20e12)
+    assert profile.compute.known == {"fp32": 5e12, "fp16": 10e12, "int8": 20e12}
     assert profile.documents["compute.int8"] == "the data sheet: 40 sparse, halved"
     assert profile.date == datetime.date(2026, 5, 3)
     assert profile.preprocess_seconds is None
@@ -81,9 +82,56 @@ def test_published_figures_are_those_of_the_datasheets() -> None:
     assert (t4.compute.fp16, t4.memory_bandwidth, t4.loaded_watts) == (65e12, 320e9, 70.0)
     assert t4.compute.bf16 is None  # Turing has none
     assert h100.compute.fp16 == pytest.approx(1979e12 / 2)
-    assert (nano.compute.int8, nano.memory_bandwidth) == (33e12, 102e9)
+    assert (nano.accelerators["cuda"].int8, nano.memory_bandwidth) == (33e12, 102e9)
     newer, older = load_profile("raspberry-pi-5"), load_profile("raspberry-pi-4")
     assert newer.memory_bandwidth > older.memory_bandwidth
+
+
+ORDERED = (
+    "raspberry-pi-4",
+    "raspberry-pi-5",
+    "jetson-orin-nano-8gb",
+    "jetson-orin-nx-16gb",
+    "jetson-agx-orin-64gb",
+    "jetson-thor-t5000",
+)
+
+
+@pytest.mark.parametrize("figure", ["memory_bandwidth", "fp32", "int8"])
+def test_a_larger_board_has_the_larger_figures_of_its_processor(figure: str) -> None:
+    boards = [load_profile(name).on("cpu") for name in ORDERED]
+    figures = [
+        board.memory_bandwidth if figure == "memory_bandwidth" else getattr(board.compute, figure) for board in boards
+    ]
+    known = [one for one in figures if one is not None]
+    assert known == sorted(known)
+    assert len(known) >= 5  # a Pi 4 multiplies no int8
+
+
+def test_what_a_provider_reaches_is_all_that_is_left_of_a_machine() -> None:
+    board = load_profile("jetson-orin-nano-8gb")
+    assert board.on("cpu").compute == board.compute
+    assert board.on("cpu").accelerators == {}
+    gpu = board.on("cuda")
+    assert (gpu.provider, gpu.compute.fp16) == ("cuda", 17e12)
+    with pytest.raises(ProfileError, match=r"orin-nano-8gb has no rates of the provider coreml, only of cpu, cuda;"):
+        board.on("coreml")
+    with pytest.raises(ProfileError, match=r"l4 has no rates of the provider cpu, only of cuda;"):
+        load_profile("l4").on("cpu")
+
+
+@pytest.mark.parametrize(
+    ("named", "meant"),
+    [
+        ("jetson-orin-nano", "jetson-orin-nano-8gb"),
+        ("raspbery-pi-5", "raspberry-pi-5"),
+        ("H100s", "h100"),
+        ("jetson-agx-orin", "jetson-agx-orin-64gb"),
+    ],
+)
+def test_an_unknown_name_suggests_the_nearest(named: str, meant: str) -> None:
+    with pytest.raises(ProfileError, match=rf"'{named}' \(did you mean {meant}\?\); known are"):
+        load_profile(named)
 
 
 def test_the_documentation_lists_them_with_their_figures() -> None:
@@ -93,6 +141,20 @@ def test_the_documentation_lists_them_with_their_figures() -> None:
     ]
     listed = {name.strip("`"): figures for name, *figures in rows}
     assert listed.keys() == set(profile_names())
+    accelerated = {
+        name: [float(figure) if figure else None for figure in figures]
+        for name, *figures in (
+            [cell.strip() for cell in line.split("|")[1:-1]] for line in lines if re.match(r"\| `[^`]*` with ", line)
+        )
+    }
+    assert accelerated == {
+        f"`{name}` with {provider}": [
+            rate if rate is None else pytest.approx(rate / 1e12, rel=0.01)
+            for rate in (compute.fp32, compute.fp16, compute.int8)
+        ]
+        for name in profile_names()
+        for provider, compute in load_profile(name).accelerators.items()
+    }
     for name, (memory, *figures) in listed.items():
         profile = load_profile(name)
         rates = [
@@ -129,9 +191,18 @@ def test_an_unknown_name_lists_the_known() -> None:
         ("date = 2026-05-03", "", "date is missing"),
         ("fp16 = {", "fp17 = {", "fp17"),
         ("value = 10,", "value = -10,", "compute.fp16 is -10 TFLOP/s"),
-        ('unit = "TFLOP/s"', 'unit = "TW"', "compute.fp16 is in 'TW'"),
+        ('unit = "TFLOP/s"', 'unit = "TW"', "compute.fp32 is in 'TW'"),
         ('unit = "TOP/s"', 'unit = "TFLOP/s"', "compute.int8 is in 'TFLOP/s'; give it in GOP/s"),
         ("[compute]", "[[compute]]", "compute is not a table"),
+        ("fp32 = {", "bf16 = {", "compute.fp32 is missing"),
+        ("[compute]", "[accelerators]\ncuda = 3\n[compute]", "accelerators.cuda is not a table"),
+        ("[compute]", "[accelerators.cuda]\n[compute]", "accelerators.cuda.fp32 is missing"),
+        ('name = "lab"', 'name = "lab"\naccelerators = 3', "accelerators is not a table"),
+        (
+            "[compute]",
+            '[accelerators.cpu]\nfp32 = { value = 5, unit = "TFLOP/s", document = "it" }\n[compute]',
+            "accelerators has cpu, whose rates stand in compute",
+        ),
         (', document = "the maker\'s own measurement"', "", "overhead names no document"),
         ('"datasheet"', '"hearsay"', "source"),
         ('name = "lab"', 'name = ""', "name is empty"),
@@ -154,10 +225,10 @@ def test_a_bad_profile_is_refused_with_file_and_key_in_one_line(tmp_path: Path, 
     assert "\n" not in message
 
 
-def test_a_profile_without_any_rate_is_refused(tmp_path: Path) -> None:
+def test_a_profile_without_a_rate_of_fp32_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "lab.toml"
     file.write_text(DATASHEET.partition("[compute]")[0] + "[compute]\n")
-    with pytest.raises(ProfileError, match="compute is empty"):
+    with pytest.raises(ProfileError, match=r"compute\.fp32 is missing"):
         load_profile(str(file))
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cutline.devices.profile import Compute, DrafterTable, LayerTable
+from cutline.devices.profile import Compute, DrafterTable, LayerTable, load_profile
 from cutline.models.costs import layer_costs, request_sizes
 from cutline.partitioner.roofline import (
     DATASHEET_BANDWIDTH,
@@ -36,10 +37,11 @@ def test_measured_seconds_are_joined_by_lines(rows: float, seconds: float) -> No
     [
         ({"fp32": 8.0}, "fp32", 8.0),
         ({"fp32": 8.0}, "int4", 8.0),
-        ({"fp32": 8.0, "fp16": 20.0}, "int8", 20.0),
+        ({"fp32": 8.0, "fp16": 20.0}, "int8", 8.0),
+        ({"fp32": 8.0, "fp16": 20.0}, "bf16", 8.0),
+        ({"fp32": 8.0, "bf16": 20.0}, "fp16", 8.0),
         ({"fp32": 8.0, "int8": 64.0}, "int4", 64.0),
-        ({"int8": 64.0}, "fp32", 16.0),
-        ({"fp16": 20.0, "int8": 64.0}, "fp32", 10.0),
+        ({"fp32": 8.0, "fp16": 20.0, "int8": 64.0}, "fp32", 8.0),
     ],
 )
 def test_the_rate_of_a_type_that_the_profile_lacks(known: dict[str, float], dtype: str, rate: float) -> None:
@@ -124,3 +126,23 @@ def test_a_workers_rows_and_caches_have_the_type_of_its_weights(made: Any, dtype
     spec = target.decoder
     values = target.parameters[decoder] + 100 * 2 * spec.kv_heads * spec.head_dim + 2 * 3 * spec.width
     assert machine.step(3, 100)[decoder] == pytest.approx(size * values)
+
+
+def test_boards_are_planned_in_the_order_of_their_datasheets(made: Any) -> None:
+    boards = (
+        "raspberry-pi-4",
+        "raspberry-pi-5",
+        "jetson-orin-nano-8gb",
+        "jetson-orin-nx-16gb",
+        "jetson-agx-orin-64gb",
+        "jetson-thor-t5000",
+    )
+    target = made.manifest("target", layers=8, width=512)
+    for precision in ("fp32", "int8"):
+        model = msgspec.structs.replace(target, precision=precision)
+        sizes = request_sizes(model, [(0, 0)], 256)
+        machines = [Machine.of(load_profile(name).on("cpu"), model, "edge") for name in boards]
+        prefills, steps = [sum(one.prefill(sizes)) for one in machines], [sum(one.step(1, 200)) for one in machines]
+        assert prefills == sorted(prefills, reverse=True)
+        assert steps == sorted(steps, reverse=True)
+        assert len(set(prefills)) == len(boards)
