@@ -7,19 +7,36 @@ from typing import Annotated
 
 import typer
 
-from cutline.cli import options
+from cutline.cli import names, options
 
 EPILOG = "Example: cutline plan --edge raspberry-pi-5 --cloud l4 --link 3g --exact --explain"
 
 
 def plan(
-    bundle: options.Bundle = None,
-    target: options.Target = None,
+    bundle: Annotated[
+        str | None,
+        typer.Option(
+            help="The drafter: a bundle's folder, a published model's name or a shape's TOML file; else the demo's.",
+            show_default=False,
+            autocompletion=names.shapes,
+        ),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(help="The target, likewise.", show_default=False, autocompletion=names.shapes),
+    ] = None,
     edge: Annotated[
-        str, typer.Option(help="Profile of the device: a name, or a TOML file of `cutline profile`.")
+        str,
+        typer.Option(
+            help="Profile of the device: a name, or a TOML file of `cutline profile`.", autocompletion=names.devices
+        ),
     ] = "raspberry-pi-5",
-    cloud: Annotated[str, typer.Option(help="Profile of the worker's machine, likewise.")] = "l4",
-    link: Annotated[str, typer.Option(help="Name of a link profile, or a TOML file of one.")] = "4g",
+    cloud: Annotated[
+        str, typer.Option(help="Profile of the worker's machine, likewise.", autocompletion=names.devices)
+    ] = "l4",
+    link: Annotated[
+        str, typer.Option(help="Name of a link profile, or a TOML file of one.", autocompletion=names.links)
+    ] = "4g",
     provider: Annotated[
         str, typer.Option(help="ONNX Runtime's execution provider on the device; only what it reaches counts.")
     ] = "cpu",
@@ -63,25 +80,32 @@ def plan(
         Path | None, typer.Option(help="Draw the plans into this file: .svg, .png or .pdf.", show_default=False)
     ] = None,
     as_json: options.Json = False,
-) -> None:
+    listing: Annotated[
+        bool, typer.Option("--list", help="List the profiles and the models that are known by name, and plan nothing.")
+    ] = False,
+) -> int:
     """Choose where to cut and how to answer, from profiles of device, worker and link.
 
     Predicts latency, bytes up, energy and cloud time for every mode, cut and wire format, and says which is best and
     why. Nothing of the models runs.
     """
     from cutline.cli import plan_input
-    from cutline.cli.plan_show import Planned, show
-    from cutline.edge.setting import setting_of
+    from cutline.cli.plan_list import show_known
+    from cutline.cli.plan_models import PlannedModels
+    from cutline.cli.plan_show import Planned, show, show_refusal
     from cutline.errors import InputError
     from cutline.partitioner.explain import misfit, refusal, why
     from cutline.partitioner.plan import Limits
     from cutline.partitioner.search import search
 
+    if listing:
+        show_known(as_json=as_json)
+        return 0
     if plot is not None:
         plan_input.check_plot(plot)
-    bundles = plan_input.open_bundles(bundle, target)
-    setting = setting_of(*bundles, edge=edge, cloud=cloud, provider=provider, wants_gate=mode == "auto")
-    asked = plan_input.asked_of(bundles[0], image, prompt_tokens=prompt_tokens, answer_tokens=answer_tokens)
+    models = PlannedModels.open(bundle, target)
+    setting = models.setting(edge=edge, cloud=cloud, provider=provider, wants_gate=mode == "auto")
+    asked = plan_input.asked_of(models, image, prompt_tokens=prompt_tokens, answer_tokens=answer_tokens)
     limits = Limits(
         latency=plan_input.positive("--max-latency-ms", max_latency_ms, scale=1e-3),
         energy=plan_input.positive("--max-energy-j", max_energy_j),
@@ -100,10 +124,14 @@ def plan(
     )
     misfitting = misfit(found, setting, asked)
     if found.best is None:
-        raise InputError("; ".join(reason for reason in (refusal(found), misfitting) if reason))
-    notes = [*([misfitting] if misfitting else []), *plan_input.notes(setting)]
+        reason = "; ".join(one for one in (refusal(found), misfitting) if one)
+        if as_json:
+            show_refusal(found, reason)
+        raise InputError(reason)
+    notes = [*([misfitting] if misfitting else []), *models.notes, *plan_input.notes(setting)]
     show(Planned.of(found, asked, why=why(found, asked), notes=notes, every=explain), as_json=as_json)
     if plot is not None:
         from cutline.cli.plan_plot import draw
 
         draw(found, plot)
+    return 0

@@ -9,22 +9,21 @@ from typing import get_args
 
 import msgspec
 
-from cutline.demo.bundles import DRAFTER, TARGET
+from cutline.cli.plan_models import PlannedModels
+from cutline.demo.bundles import DRAFTER
 from cutline.devices.link import MAX_MBPS, MAX_RTT_MS, MIN_MBPS, load_link
 from cutline.devices.profile import DeviceProfile, Runtime
 from cutline.devices.workload import photograph
 from cutline.edge.spans import device_cuts
 from cutline.errors import ImageError, InputError
 from cutline.errors.extras import missing
-from cutline.models.bundle import Bundle, Manifest, part_at
+from cutline.models.bundle import Manifest
 from cutline.models.images import MAX_BYTES, decode_image
-from cutline.models.prompt import PromptBuilder, question
 from cutline.partitioner.plan import Conditions, Mode, Objective, Space
 from cutline.partitioner.roofline import Speed
 from cutline.partitioner.setting import Asked, Setting
 
 PLOTS = (".svg", ".png", ".pdf")
-WORDS = "What is there to see in the picture?"  # the question planned for, where nobody says how long it is
 CARD = "examples/card1.png"  # of the demo
 
 
@@ -40,26 +39,14 @@ def check_plot(path: Path) -> None:
         raise missing("--plot needs matplotlib", "demo") from None
 
 
-def open_bundles(drafter: Path | None, target: Path | None) -> tuple[Bundle, Bundle]:
-    """The drafter's and the target's bundles, the demo's where none is given; a device's part of a target will do.
-
-    Raises InputError, BundleError.
-    """
-    of_target = target or TARGET
-    opened = Bundle.open(drafter or DRAFTER), Bundle.open(of_target, part_at(of_target))
-    if opened[0].manifest.target != opened[1].manifest.identity:
-        raise InputError(f"{opened[0].path} does not draft for {opened[1].path}; give its target with --target")
-    return opened
-
-
-def asked_of(drafter: Bundle, image: Path | None, *, prompt_tokens: int | None, answer_tokens: int) -> Asked:
+def asked_of(models: PlannedModels, image: Path | None, *, prompt_tokens: int | None, answer_tokens: int) -> Asked:
     """The sizes of a question about `image`, or about one that fits the models. Raises InputError."""
-    family, context = drafter.manifest.family, drafter.manifest.decoder.context
-    data = _picture(drafter, image)
+    family, context = models.drafter.family, models.drafter.decoder.context
+    data = _picture(models, image)
     picture = decode_image(data)
     grid = family.grid(picture.size)
     if prompt_tokens is None:
-        prompt_tokens = len(PromptBuilder.open(drafter).build([question(WORDS)], [grid]).ids)
+        prompt_tokens = models.prompt_tokens(grid)
     if prompt_tokens <= family.tokens(grid):
         raise InputError(
             f"--prompt-tokens is {prompt_tokens}, but the image alone has {family.tokens(grid)}; give more"
@@ -147,8 +134,7 @@ def notes(setting: Setting) -> Iterator[str]:
     for profile, manifest, runtime in tables:
         if isinstance(profile, Speed):  # an upstream has none
             continue
-        yield f"{profile.name} is planned by what {profile.provider} reaches there"
-        yield from (f"{profile.name}: {note}" for note in profile.notes)
+        yield " ".join((f"{profile.name} is planned by what {profile.provider} reaches.", *profile.notes))
         if profile.layer_table(manifest.identity, runtime) is None:
             origin = "has a datasheet's figures" if profile.source == "datasheet" else "was measured without this model"
             yield f"{profile.name} {origin}, so its times are rough (`cutline profile` measures them)"
@@ -158,9 +144,9 @@ def notes(setting: Setting) -> Iterator[str]:
         yield f"{setting.edge.name} has no idle power: its energy is that of work alone"
 
 
-def _picture(drafter: Bundle, image: Path | None) -> bytes:
+def _picture(models: PlannedModels, image: Path | None) -> bytes:
     if image is None:
-        return (DRAFTER.parent.parent / CARD).read_bytes() if drafter.path == DRAFTER else photograph()
+        return (DRAFTER.parent.parent / CARD).read_bytes() if models.is_demo else photograph()
     try:
         with image.open("rb") as file:
             return file.read(MAX_BYTES + 1)  # the one byte more is enough to refuse it

@@ -65,6 +65,22 @@ class Planned(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+class Refused(msgspec.Struct, frozen=True, kw_only=True):
+    """That no plan keeps to the limits, and why; `plan` is null, by which it is told from Planned."""
+
+    plan: None = None
+    why: str
+    conditions: Conditions
+    considered: int
+    within_limits: int = 0
+
+
+def show_refusal(found: Search, reason: str) -> None:
+    """Print it as one JSON object."""
+    refused = Refused(why=reason, conditions=found.conditions, considered=len(found))
+    sys.stdout.buffer.write(msgspec.json.encode(refused) + b"\n")
+
+
 def show(planned: Planned, *, as_json: bool) -> None:
     """Print it."""
     if as_json:

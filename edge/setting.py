@@ -9,7 +9,7 @@ import msgspec
 from cutline.devices.profile import CPU, CUDA, DeviceProfile, load_profile
 from cutline.edge.conditions import PLAIN
 from cutline.edge.gate import Group, open_gate
-from cutline.models.bundle import Bundle
+from cutline.models.bundle import Bundle, Manifest
 from cutline.models.prices import open_prices
 from cutline.partitioner.roofline import WEIGHT_BYTES, Speed
 from cutline.partitioner.setting import GateRates, Overheads, Setting
@@ -51,6 +51,21 @@ def setting_of(
         prices=prices.agreement if prices else None,
         leaks=prices.recovered if prices and prices.leaks else None,
         cloud_dtype=_dtype(target),
+        overheads=Overheads.between(*machines),
+    )
+
+
+def setting_of_shapes(
+    drafter: Manifest, target: Manifest, *, edge: str | Path, cloud: str | Path, provider: str = CPU, cloud_dtype: str
+) -> Setting:
+    """The models of which only the sizes are known, likewise: nothing was calibrated or priced. Raises ProfileError."""
+    machines = load_profile(edge).on(provider), _of_worker(load_profile(cloud))
+    return Setting(
+        drafter=drafter,
+        target=target,
+        edge=machines[0],
+        cloud=machines[1],
+        cloud_dtype=cloud_dtype,
         overheads=Overheads.between(*machines),
     )
 

@@ -10,8 +10,13 @@ from typing import Any
 
 import msgspec
 import pytest
+from click import Command, Context
+from typer.main import get_command
 
+from cutline.cli import names
+from cutline.cli.main import app
 from cutline.demo.bundles import DRAFTER, TARGET
+from cutline.devices.link import link_names
 from cutline.devices.profile import (
     Compute,
     DeviceProfile,
@@ -19,11 +24,13 @@ from cutline.devices.profile import (
     LayerTable,
     Samples,
     load_profile,
+    profile_names,
     profile_to_toml,
 )
 from cutline.errors import BundleError, ImageError, InputError, ProfileError
 from cutline.models.bundle import Bundle, write_calibration, write_manifest
 from cutline.models.prices import Leak, open_prices
+from cutline.models.shapes import known_shapes
 from cutline.models.wire import Wire
 
 Run = Callable[..., Any]
@@ -220,7 +227,7 @@ def test_the_plot_is_drawn(run: Run, tmp_path: Path, suffix: str) -> None:
         (("--plot", "plan.doc"), ".svg, .png, .pdf", InputError),
         (("--plot", "nowhere/plan.svg"), "no such folder", InputError),
         (("--target", str(DRAFTER)), "does not draft for", InputError),
-        (("--target", "nowhere"), "nowhere", BundleError),
+        (("--target", "nowhere"), "nowhere", InputError),
         (("--max-latency-ms", "20", "--exact"), "no plan keeps to 20 ms and exact answers; the nearest is", InputError),
         (("--exact", "--mode", "auto"), "no plan keeps to exact answers", InputError),
     ],
@@ -262,3 +269,69 @@ def test_no_torch_is_loaded() -> None:
         check=False,
     )
     assert ran.returncode == 0, ran.stderr
+
+
+def test_everything_known_by_name_is_listed(run: Run) -> None:
+    ran = run("plan", "--list")
+    assert (ran.code, ran.err) == (0, "")
+    for words in ("raspberry-pi-5", "jetson-orin-nano-8gb", "satellite", "smolvlm-256m", "qwen2.5-vl-3b", "cuda"):
+        assert words in ran.out
+    known = json.loads(run("plan", "--list", "--json").out)
+    assert [one["name"] for one in known["devices"]] == list(profile_names())
+    assert [one["name"] for one in known["links"]] == list(link_names())
+    assert [one["name"] for one in known["models"]] == list(known_shapes())
+
+
+def test_a_shell_completes_the_names() -> None:
+    assert names.devices("jetson-orin") == ["jetson-orin-nano-8gb", "jetson-orin-nx-16gb"]
+    assert names.links("sat") == ["satellite"]
+    assert names.shapes("smol") == ["smolvlm-256m", "smolvlm-500m"]
+    options = get_command(app).commands["plan"].params  # type: ignore[attr-defined]
+    for option in ("edge", "cloud", "link", "bundle", "target"):
+        (one,) = (param for param in options if param.name == option)
+        assert one.shell_complete(Context(Command("plan")), "") != []
+
+
+def test_published_models_are_planned_for_before_anything_is_exported(run: Run) -> None:
+    pair = ("--bundle", "smolvlm-256m", "--target", "smolvlm-500m")
+    found = planned(run, *pair, "--edge", "jetson-orin-nano-8gb", "--exact", "--explain")
+    assert {plan["mode"] for plan in found["plans"]} == {"edge", "cloud", "split", "draft"}
+    assert {plan["cut"] for plan in found["plans"]} >= {"vision.11", "decoder.0", "decoder.31", "head"}
+    assert any("nothing of them was run" in note for note in found["notes"])
+    assert found["asked"]["prompt_tokens"] > 13 * 64  # a photograph is twelve tiles and the whole
+    larger = planned(run, "--target", "qwen2.5-vl-7b", "--edge", "jetson-agx-orin-64gb", "--exact")
+    assert larger["plan"]["cloud_ms"] > found["plan"]["cloud_ms"]
+
+
+def test_only_what_runs_on_the_device_counts(run: Run) -> None:
+    given = ("--target", "smolvlm-256m", "--edge", "jetson-orin-nano-8gb", "--mode", "edge", "--min-agreement", "0")
+    slow, fast = planned(run, *given), planned(run, *given, "--provider", "cuda")
+    assert slow["plan"]["latency_ms"] > 3 * fast["plan"]["latency_ms"]
+    assert any("planned by what cpu reaches" in note and "--provider cuda" in note for note in slow["notes"])
+    assert any("planned by what cuda reaches" in note for note in fast["notes"])
+    message = run("plan", "--edge", "raspberry-pi-5", "--provider", "cuda").failed(ProfileError.exit_code)
+    assert "raspberry-pi-5 has no rates of the provider cuda, only of cpu" in message
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (("--edge", "jetson-orin-nano"), "did you mean jetson-orin-nano-8gb?"),
+        (("--link", "sattelite"), "did you mean satellite?"),
+        (("--target", "smolvlm-500"), "did you mean smolvlm-500m?"),
+        (("--bundle", "smolvlm-256m", "--target", "qwen2.5-vl-3b"), "they prepare images differently"),
+        (("--bundle", str(DRAFTER), "--target", "smolvlm-256m"), "give two shapes or two bundles"),
+    ],
+)
+def test_a_name_that_is_not_known_is_answered_with_one_that_is(run: Run, wrong: tuple[str, ...], said: str) -> None:
+    assert said in run("plan", *wrong).failed(InputError.exit_code)
+
+
+def test_limits_that_exclude_each_other_are_told_as_json(run: Run) -> None:
+    ran = run("plan", "--max-latency-ms", "20", "--exact", "--json")
+    assert ran.code == InputError.exit_code
+    assert "no plan keeps to 20 ms and exact answers" in ran.err
+    found = json.loads(ran.out)
+    assert (found["plan"], found["within_limits"]) == (None, 0)
+    assert found["why"] in ran.err
+    assert found["considered"] > 100

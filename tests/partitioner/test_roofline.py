@@ -84,7 +84,7 @@ def test_what_was_measured_of_this_model_counts_and_of_another_does_not(made: An
     step = dict(zip(names, machine.step(8, 50), strict=True))
     assert step["decoder.1"] == 2e-3
     assert step["vision.0"] == step["connector"] == step["image"] == 0
-    another = Machine.of(made.profile(tables=(table,)), made.manifest("target", name="another"), "edge")
+    another = Machine.of(made.profile(tables=(table,)), made.manifest("target", identity="another"), "edge")
     assert another.prefill(sizes)[1] < 0.1
     assert Machine.of(made.profile(tables=(table,)), target, "cloud").prefill(sizes)[1] < 0.1
 

@@ -1,0 +1,88 @@
+"""Shapes: how large the parts of a model are, by name or from a file, to plan for it before there is a bundle.
+
+Those of some published models are in `shapes.toml` beside this module, each with where its sizes are from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from cutline.errors import InputError
+from cutline.models.bundle import FORMAT, DecoderSpec, Manifest, Parameters, Precision, Role, VisionSpec, span_file
+from cutline.models.families import AnyFamily
+from cutline.models.layerline import LayerLine
+
+_MAX_BYTES = 1 << 20
+SUFFIX = ".toml"
+
+
+class Shape(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A model's sizes. `parameters` has the weights of one layer of each kind, `source` who published the model.
+
+    `dtype` is the type of its weights on a worker.
+    """
+
+    source: str
+    dtype: Literal["fp32", "fp16", "bf16"] = "bf16"
+    family: AnyFamily
+    line: LayerLine
+    parameters: Mapping[str, Parameters]
+    vision: VisionSpec
+    decoder: DecoderSpec
+
+    def __post_init__(self) -> None:
+        kinds = {layer.partition(".")[0] for layer in self.line.layers}
+        if self.parameters.keys() != kinds:
+            raise ValueError(f"`parameters` has {', '.join(self.parameters)}; give {', '.join(sorted(kinds))}")
+        if self.line.decoder != self.decoder.layers:
+            raise ValueError(f"`line` has {self.line.decoder} layers of the decoder, `decoder` {self.decoder.layers}")
+
+    def manifest(self, name: str, *, role: Role, precision: Precision, target: str | None = None) -> Manifest:
+        """The manifest that an export of such a model would have, with every graph and no weights."""
+        cuts = dict.fromkeys(self.line.image_cuts[1:], "image") | dict.fromkeys(self.line.deep_cuts, "decoder.0")
+        return Manifest(
+            format=FORMAT,
+            identity=f"shape {name}",  # no bundle's, so that nothing which was measured of one counts
+            name=name,
+            role=role,
+            precision=precision,
+            family=self.family,
+            line=self.line,
+            parameters=tuple(self.parameters[layer.partition(".")[0]] for layer in self.line.layers),
+            vision=self.vision,
+            decoder=self.decoder,
+            stop_tokens=(),
+            image_token=0,
+            target=target,
+            files={span_file(cut, start): "" for cut, start in cuts.items()} if role == "target" else {},
+        )
+
+
+def known_shapes() -> dict[str, Shape]:
+    """The shapes that come with Cutline, by name."""
+    content = (resources.files("cutline.models") / "shapes.toml").read_bytes()
+    return msgspec.toml.decode(content, type=dict[str, Shape])
+
+
+def load_shape(name_or_path: str) -> Shape | None:
+    """The shape of a known name, or the one in a TOML file; None for anything else. Raises InputError."""
+    if (known := known_shapes().get(name_or_path)) is not None:
+        return known
+    path = Path(name_or_path)
+    if path.suffix != SUFFIX or not path.is_file():
+        return None
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+        if len(content) > _MAX_BYTES:
+            raise ValueError("it is larger than 1 MiB")
+        return msgspec.toml.decode(content, type=Shape)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:  # not TOML, or no shape
+        raise InputError(f"{path} is no shape of a model: {error}") from None
