@@ -190,7 +190,7 @@ def ask(
             upstream_model=upstream_model,
             upstream_key_file=upstream_key_file,
         )
-        opener = agent_opener(given, cuts=cut != "image")
+        opener = agent_opener(given, cuts=cut != "image" or mode == "split")
         quietly = as_json or not sys.stdout.isatty()
         answer = asyncio.run(_answer_here(asked, opener) if quietly else _shown_here(asked, opener))
     else:

@@ -239,13 +239,15 @@ class Agent:
         """What is planned for a question, if that is left to the agent. Raises InputError."""
         question = prepared.question
         if self._planner is None:
+            if question.mode is Mode.SPLIT and question.cut == "image":
+                raise InputError(self._uncut())
             if question.bounded:
                 raise InputError(
                     "this agent does not plan, so nothing keeps to exact, image-must-stay, max-latency-ms, "
                     "min-agreement or max-leak; start it with --edge-profile, --link and, for a worker, --cloud-profile"
                 )
             return None
-        if question.mode is not Mode.AUTO or question.cut != "image":
+        if question.mode not in (Mode.AUTO, Mode.SPLIT) or question.cut != "image":
             return None
         if self._meeting is not None and not self._meeting.done():
             progress.cold = True
@@ -253,7 +255,7 @@ class Agent:
         reachable = self.workers.reachable
         if self._upstream is not None:
             reachable = self._upstream.reachable and not self.offline
-        if not reachable and not question.exact:
+        if not reachable and not question.exact and question.mode is Mode.AUTO:
             return None
 
         def known(cut: str, wire: Wire) -> int:
@@ -327,6 +329,16 @@ class Agent:
             keep=prepared.question.keep_image_tokens,
             noise=Noise.at(cut, share, self._secret) if share else None,
             tenant=prepared.question.tenant,
+        )
+
+    def _uncut(self) -> str:
+        """What to say of a split that nobody said the cut of, and that nothing plans."""
+        if self._target_bundle is None:
+            return "mode split needs the target's bundle on the device; give --target, or use mode cloud"
+        cuts = ", ".join(cut for cut in device_cuts(self._target_bundle.manifest) if cut != "image")
+        return (
+            f"mode split needs a cut: {self._target_bundle.manifest.name} may be cut at {cuts or 'none'}; with "
+            "--edge-profile, --cloud-profile and --link the best one is planned"
         )
 
     def _ready(self) -> frozenset[str]:

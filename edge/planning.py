@@ -270,7 +270,9 @@ class Planner:
         But before an upstream, where no cut gives the target's answer to a picture that stays.
         """
         modes: tuple[PlanMode, ...] = ("edge", "cloud", "auto") if self.upstream else ("draft", "auto")
-        if question.effort == 1.0 and not self.upstream:  # without drafts the worker decodes alone
+        if question.mode is Mode.SPLIT:
+            modes = ("split",)
+        elif question.effort == 1.0 and not self.upstream:  # without drafts the worker decodes alone
             modes = ("cloud", "split", *modes)
         return Space(
             modes=modes,

@@ -108,8 +108,6 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
         match self.mode:
             case Mode.EDGE | Mode.CLOUD if self.cut != "image":
                 raise InputError(f"mode {self.mode} cuts nothing; for the cut {self.cut[:40]} use split, draft or auto")
-            case Mode.SPLIT if self.cut == "image":
-                raise InputError("mode split needs a cut after image, such as vision.0; mode cloud uploads the image")
         if not 0.0 < self.keep_image_tokens <= 1.0:
             raise InputError(f"keep-image-tokens is {self.keep_image_tokens}; give a share above 0, and 1 at most")
         if self.keep_image_tokens < 1.0 and not self.cut.startswith(("decoder.", "head")):

@@ -12,13 +12,14 @@ RUN /opt/cutline/bin/pip install --no-cache-dir '.[cloud]'
 
 FROM python:${PYTHON}
 COPY --from=build /opt/cutline /opt/cutline
-ENV PATH=/opt/cutline/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 OMP_WAIT_POLICY=passive \
+ENV PATH=/opt/cutline/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 OMP_WAIT_POLICY=passive CUTLINE_CA=/keys/ca.crt \
     NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER 10001:10001
 WORKDIR /work
 EXPOSE 50051
 STOPSIGNAL SIGTERM
-# gRPC's health service. Over TLS with the authority in CUTLINE_CA, without it in plain text.
+# gRPC's health service. Over TLS with the authority in CUTLINE_CA, in plain text where that is empty.
 HEALTHCHECK --interval=10s --timeout=8s --start-period=300s --retries=3 CMD ["sh", "-c", "exec cutline health 127.0.0.1:50051 ${CUTLINE_CA:+--ca \"$CUTLINE_CA\"}"]
 ENTRYPOINT ["cutline", "cloud"]
-CMD ["--listen", "127.0.0.1:50051", "--insecure"]
+# A container's own loopback is reached by nobody else, so it listens at all of its addresses: by TLS, with tokens.
+CMD ["--listen", "0.0.0.0:50051", "--tls-cert", "/keys/server.crt", "--tls-key", "/keys/server.key", "--tokens", "/keys/tokens.toml"]

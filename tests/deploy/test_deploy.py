@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,22 @@ def settings(unit: Path) -> dict[str, list[str]]:
             name, _, value = line.partition("=")
             found.setdefault(name, []).append(value)
     return found
+
+
+def rooms() -> set[str]:
+    """The folders that the package is made of."""
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    return set(wheel["only-include"])
+
+
+def reached(command: list[str]) -> bool:
+    """Whether a command listens where others come in, and asks them who they are."""
+    given = dict(zip(command[::2], command[1::2], strict=True))
+    return (
+        given["--listen"].startswith("0.0.0.0:")
+        and "--tls-cert" in given
+        and bool({"--tokens", "--api-tokens"} & given.keys())
+    )
 
 
 def check_options(command: list[str]) -> None:
@@ -154,10 +171,12 @@ def test_images_keep_the_rules(image: Path) -> None:
     assert values["STOPSIGNAL"] == "SIGTERM"
     assert len(json.loads(values["HEALTHCHECK"].partition("CMD ")[2])) == 3
     check_options([*json.loads(values["ENTRYPOINT"]), *json.loads(values["CMD"])])
+    assert reached(json.loads(values["CMD"])), "a container's own loopback is reached by nobody"
     ignored = image.with_name(f"{image.name}.dockerignore").read_text().splitlines()
     assert "**" in ignored
     for kept in (line[1:] for line in ignored if line.startswith("!")):
         assert (ROOT / kept).exists()
+    assert rooms() <= {line[1:] for line in ignored}, "the package needs every room"
 
 
 def test_the_image_of_a_device_has_no_torch() -> None:

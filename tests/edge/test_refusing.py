@@ -119,7 +119,6 @@ def test_a_bad_image_is_refused_before_anything_is_sent(drafter: Bundle, mode: M
         ({"effort": -0.1}, InputError),
         ({"effort": float("nan")}, InputError),
         ({"max_tokens": 0}, InputError),
-        ({"mode": Mode.SPLIT}, InputError),
         ({"mode": Mode.CLOUD, "cut": "decoder.2"}, InputError),
         ({"mode": Mode.EDGE, "cut": "decoder.2"}, InputError),
         ({"mode": Mode.DRAFT, "cut": "decoder.2", "keep_image_tokens": 0.0}, InputError),

@@ -42,13 +42,17 @@ def made(name: str) -> Any:
     }
     with torch.device("meta"):
         if name.startswith("smolvlm"):
-            vision = SMOL | {"num_hidden_layers": LAYERS}
             text |= {"model_type": "llama", "head_dim": 64}
             return SmolVLMForConditionalGeneration(
-                SmolVLMConfig(scale_factor=4, image_token_id=1, vision_config=vision, text_config=text)
+                SmolVLMConfig(
+                    scale_factor=4,
+                    image_token_id=1,
+                    vision_config=SMOL | {"num_hidden_layers": LAYERS},
+                    text_config=text,
+                )
             )
-        vision = {"depth": LAYERS, "hidden_size": 1280, "num_heads": 16, "intermediate_size": 3420, "patch_size": 14}
-        vision |= {"out_hidden_size": width, "window_size": 112, "fullatt_block_indexes": [1]}
+        tower = {"depth": LAYERS, "hidden_size": 1280, "num_heads": 16, "intermediate_size": 3420, "patch_size": 14}
+        vision: dict[str, Any] = tower | {"out_hidden_size": width, "window_size": 112, "fullatt_block_indexes": [1]}
         text |= {"rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}}
         return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(vision_config=vision, text_config=text))
 
