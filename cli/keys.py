@@ -10,6 +10,7 @@ import typer
 from cutline.cli import options
 from cutline.errors import CutlineError
 from cutline.errors.extras import missing
+from cutline.errors.names import printable
 
 if TYPE_CHECKING:
     from cutline.cli.certificates import Pair
@@ -52,7 +53,7 @@ def init(
     authority.write({REVOKED: "# Certificates of devices that are not taken any more, by `cutline keys revoke`.\n"})
     ca = certificates.pair_of(folder, "ca").certificate
     _tell(
-        {"ca": str(ca), "server": _files(server), "devices": {name: _files(pair) for name, pair in devices.items()}},
+        {"ca": _path(ca), "server": _files(server), "devices": {name: _files(pair) for name, pair in devices.items()}},
         [*_for_worker(server, ca), *(line for name, pair in devices.items() for line in _for_device(name, pair, ca))],
         as_json,
     )
@@ -72,7 +73,7 @@ def add_server(
     pair = authority.sign(name, certificates.SERVER, hosts=(*(host or ()), *certificates.ALWAYS), days=days)
     authority.write()
     ca = certificates.pair_of(folder, "ca").certificate
-    _tell({"ca": str(ca), "server": _files(pair)}, _for_worker(pair, ca), as_json)
+    _tell({"ca": _path(ca), "server": _files(pair)}, _for_worker(pair, ca), as_json)
 
 
 @app.command("add-device", epilog="Example: cutline keys add-device keys camera2")
@@ -88,7 +89,7 @@ def add_device(
     pair = authority.sign(name, certificates.DEVICE, days=days)
     authority.write()
     ca = certificates.pair_of(folder, "ca").certificate
-    _tell({"ca": str(ca), "devices": {name: _files(pair)}}, _for_device(name, pair, ca), as_json)
+    _tell({"ca": _path(ca), "devices": {name: _files(pair)}}, _for_device(name, pair, ca), as_json)
 
 
 @app.command(epilog="Example: cutline keys revoke keys camera2")
@@ -110,7 +111,8 @@ def revoke(
     if not revoked.exists() or not Revoked(revoked).has(signed):  # what does not read is not added to
         extend_file(revoked, revoked_entry(owner, signed))
     Revoked(revoked)
-    _tell({"revoked": owner, "list": str(revoked)}, [f"{owner} is shut out where --revoked is {revoked}"], as_json)
+    shown = _path(revoked)
+    _tell({"revoked": owner, "list": shown}, [f"{owner} is shut out where --revoked is {shown}"], as_json)
 
 
 @app.command(epilog="Example: cutline keys token keys/tokens.toml warehouse --out warehouse.token")
@@ -142,15 +144,16 @@ def token(
             out.unlink()  # it would let nobody in
         raise
     Tokens(tokens)
-    where = str(out) if out is not None else "FILE, where nobody else can read it"
+    where = _path(out) if out is not None else "FILE, where nobody else can read it"
+    shown = _path(tokens)
     lines = [
-        f"to serve with it:  `cutline cloud` --tokens {tokens}, or `cutline edge` --api-tokens {tokens}",
+        f"to serve with it:  `cutline cloud` --tokens {shown}, or `cutline edge` --api-tokens {shown}",
         f"to come with it:   --token-file {where}",
         "                   or over HTTP `Authorization: Bearer TOKEN`",
     ]
     if out is None:
         lines.insert(0, made)
-    _tell({"tenant": tenant, "tokens": str(tokens), "token": made if out is None else None}, lines, as_json)
+    _tell({"tenant": tenant, "tokens": shown, "token": made if out is None else None}, lines, as_json)
 
 
 def _certificates() -> Any:
@@ -162,20 +165,24 @@ def _certificates() -> Any:
     return certificates
 
 
+def _path(path: Path) -> str:
+    return printable(str(path))
+
+
 def _files(pair: Pair) -> dict[str, str]:
-    return {"certificate": str(pair.certificate), "key": str(pair.key)}
+    return {"certificate": _path(pair.certificate), "key": _path(pair.key)}
 
 
 def _for_worker(pair: Pair, ca: Path) -> list[str]:
     return [
-        f"cutline cloud  --tls-cert {pair.certificate} --tls-key {pair.key} --client-ca {ca} "
-        f"--revoked {ca.with_name(REVOKED)}",
+        f"cutline cloud  --tls-cert {_path(pair.certificate)} --tls-key {_path(pair.key)} --client-ca {_path(ca)} "
+        f"--revoked {_path(ca.with_name(REVOKED))}",
         "               or, with tokens of `cutline keys token`, --tokens FILE in place of the last two",
     ]
 
 
 def _for_device(name: str, pair: Pair, ca: Path) -> list[str]:
-    return [f"on {name}:  --worker HOST:PORT --ca {ca} --cert {pair.certificate} --key {pair.key}"]
+    return [f"on {name}:  --worker HOST:PORT --ca {_path(ca)} --cert {_path(pair.certificate)} --key {_path(pair.key)}"]
 
 
 def _tell(made: dict[str, Any], lines: list[str], as_json: bool) -> None:

@@ -14,6 +14,8 @@ import msgspec
 
 from cutline.edge.question import Question
 from cutline.errors import AccessDenied, WorkerBusy, WorkerError, WorkerFailed, WorkerUnavailable
+from cutline.models.decoding import DECODING
+from cutline.models.images import TRAVELLING, as_png, decode_image, read_header
 from cutline.models.prompt import ImagePart, Message
 from cutline.models.unreadable import UNREADABLE
 
@@ -80,8 +82,16 @@ def completion_of(content: bytes) -> Completion | None:
         return None
 
 
+def readable(question: Question) -> Question:
+    """The question with its images as servers read them: JPEG, PNG and WebP as they are, others whole as PNG.
+
+    Takes as long as decoding and writing those. Raises ImageError.
+    """
+    return msgspec.structs.replace(question, images=tuple(map(_readable, question.images)))
+
+
 def body_of(question: Question, model: str, refused: Collection[str] = ()) -> dict[str, Any]:
-    """What a server is asked for `model`'s answer, without the parameters that it `refused`."""
+    """What a server is asked for `model`'s answer to a `readable` question, without the parameters it `refused`."""
     images = iter(question.images)
     tokens = MAX_COMPLETION_TOKENS if MAX_TOKENS in refused else MAX_TOKENS
     body: dict[str, Any] = {
@@ -165,6 +175,14 @@ def _message(message: Message, images: Iterator[bytes]) -> dict[str, Any]:
     return {"role": message.role, "content": message.text if plain else parts}
 
 
+def _readable(file: bytes) -> bytes:
+    header = read_header(file)
+    if header.format in TRAVELLING:
+        return file
+    with DECODING.hold(header.memory):
+        return as_png(decode_image(file))
+
+
 def _url(image: bytes) -> str:
-    kind = next((kind for start, kind in KINDS.items() if image.startswith(start)), "octet-stream")
+    kind = next(kind for start, kind in KINDS.items() if image.startswith(start))
     return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"

@@ -26,6 +26,7 @@ from cutline.edge.completions import (
     body_of,
     completion_of,
     failure_of,
+    readable,
     refusal_of,
 )
 from cutline.edge.progress import Prepared, Progress
@@ -227,7 +228,7 @@ class UpstreamSession:
 
     async def _ask(self, prepared: Prepared, progress: Progress, vocabulary: Vocabulary) -> str | None:
         """Ask until the server takes the request. Gives why its answer ended. Raises WorkerError, HTTPError."""
-        upstream, question = self._upstream, prepared.question
+        upstream, question = self._upstream, await asyncio.to_thread(readable, prepared.question)
         progress.rounds = 1
         progress.cold |= not upstream.answered
         while True:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import ssl
 import stat
 import tomllib
@@ -233,3 +234,34 @@ def test_options_are_named_that_a_command_has(run: Run) -> None:
     assert "--tls-key" in told
     assert "--client-ca" not in told
     assert "--tls-cert" in run("cloud", "--listen", FREE, "--client-ca", "x").failed(2)
+
+
+def test_a_folder_whose_name_is_no_utf8_is_told_as_text(run: Run, tmp_path: Path) -> None:
+    keys = tmp_path / os.fsdecode(b"caf\xe9")
+    shown = f"{tmp_path}/caf\\xe9"
+    tokens, secret = keys / "tokens.toml", keys / "a.token"
+    told = [
+        json.loads(run(*command, "--json").out)
+        for command in (
+            ("keys", "init", keys, "--device", "camera1"),
+            ("keys", "add-server", keys, "worker2"),
+            ("keys", "add-device", keys, "camera2"),
+            ("keys", "revoke", keys, "camera2"),
+            ("keys", "token", tokens, "warehouse", "--out", secret),
+        )
+    ]
+    assert told[0]["ca"] == told[1]["ca"] == told[2]["ca"] == f"{shown}/ca.crt"
+    assert told[0]["devices"]["camera1"] == {"certificate": f"{shown}/camera1.crt", "key": f"{shown}/camera1.key"}
+    assert (told[3]["list"], told[4]["tokens"]) == (f"{shown}/revoked.toml", f"{shown}/tokens.toml")
+    assert f"--token-file {shown}/b.token" in run("keys", "token", tokens, "depot", "--out", keys / "b.token").out
+
+
+@pytest.mark.parametrize("command", [("add-device", "{keys}"), ("add-server", "{keys}"), ("token", "{keys}/t.toml")])
+def test_a_name_that_is_no_utf8_is_refused(run: Run, tmp_path: Path, command: tuple[str, str]) -> None:
+    run("keys", "init", tmp_path / "keys")
+    name, where = command
+    said = run("keys", name, where.format(keys=tmp_path / "keys"), os.fsdecode(b"caf\xe9")).failed(2)
+    assert said.count("\n") == 1
+    assert sorted(file.name for file in (tmp_path / "keys").iterdir()) == [
+        "ca.crt", "ca.key", "revoked.toml", "server.crt", "server.key",
+    ]  # fmt: skip

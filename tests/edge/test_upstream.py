@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import io
 import json
 import time
 from collections.abc import AsyncIterator, Callable
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from PIL import Image
 
 from cutline.bench.scripted_worker import keeps_from
 from cutline.demo.bundles import DRAFTER, TARGET
@@ -96,6 +99,26 @@ def test_what_it_is_asked() -> None:
     assert progress.transcript.text == "4 3 7"
     assert progress.tokens[-1] == STOP
     assert (session.bytes_up, session.bytes_down) == (len(request.content), len(events("4 ", "3 7")))
+
+
+@pytest.mark.parametrize("kind", ["BMP", "GIF", "AVIF", "HEIF"])
+def test_an_image_of_another_kind_goes_to_it_whole_as_one_that_it_reads(kind: str) -> None:
+    if kind == "HEIF":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    seen: list[httpx.Request] = []
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        return httpx.Response(200, content=events("4 3 7"))
+
+    photograph = Image.linear_gradient("L").resize((400, 300)).convert("RGB")
+    photograph.save(file := io.BytesIO(), kind)
+    answered(handle, Question.about(file.getvalue(), "Which digits?"))
+    body = json.loads(seen[0].content)
+    label, _, content = body["messages"][0]["content"][0]["image_url"]["url"].partition(";base64,")
+    sent = Image.open(io.BytesIO(base64.b64decode(content)))
+    assert (label, sent.format) == ("data:image/png", "PNG")
+    assert sent.convert("RGB").tobytes() == Image.open(file).convert("RGB").tobytes()
 
 
 @pytest.mark.parametrize(
