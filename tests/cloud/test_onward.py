@@ -109,7 +109,7 @@ def test_a_death_is_noticed_as_soon_while_tokens_flow(bundle: Bundle, monkeypatc
             assert session.given > 1_000_000
             began = time.monotonic()
             await asyncio.wait_for(watching, SECONDS)
-            assert time.monotonic() - began < 3.0
+            assert time.monotonic() - began < SECONDS / 2, "what was sent would have been waited for twice as long"
         assert [type(word) for word in words] == [WorkerUnavailable]
 
     asyncio.run(main())
@@ -205,7 +205,7 @@ def test_a_next_worker_that_would_evict_takes_a_session(
     bundle: Bundle, asking: Any, case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its own engine decides, as where an agent asks it itself."""
-    monkeypatch.setattr("cutline.cloud.engine.SAFE_SECONDS", 0.2)
+    monkeypatch.setattr("cutline.cloud.engine.SAFE_SECONDS", 600.0)
 
     async def main() -> None:
         async with (
@@ -218,7 +218,7 @@ def test_a_next_worker_that_would_evict_takes_a_session(
                 await idle.follow(session, stop=1)
                 with pytest.raises(WorkerBusy):
                     await asking(case, "image").ask(client)
-                await asyncio.sleep(0.4)
+                monkeypatch.setattr("cutline.cloud.engine.SAFE_SECONDS", 0.0)
                 one = asking(case, "image")
                 await one.ask(client)
                 assert tuple(one.tokens) == case[2]

@@ -43,7 +43,7 @@ class CountingTarget:
 
     def __init__(self, slots: int) -> None:
         self.slots = slots
-        self.go_on = threading.Event()
+        self.go_on, self.held = threading.Event(), threading.Event()
         self.go_on.set()
         self.passes: list[dict[int, int]] = []
 
@@ -51,7 +51,9 @@ class CountingTarget:
         pass
 
     def run(self, batch: Sequence[Rows], images: Sequence[Tensor | None]) -> list[Tensor]:
-        assert self.go_on.wait(30)
+        if not self.go_on.is_set():
+            self.held.set()  # a pass waits
+        assert self.go_on.wait(60)
         self.passes.append({rows.session.slot: len(rows.tokens) for rows in batch})
         return [
             5 * torch.nn.functional.one_hot(torch.tensor(chosen, dtype=torch.long), VOCABULARY).float()
@@ -178,13 +180,13 @@ def test_out_of_time_ends_a_session_wherever_it_is() -> None:
     target = CountingTarget(2)
     with running(target) as engine:
         now = time.monotonic()
-        waits = Listener(engine, replace(request([1, 2]), deadline=now + 1.0)).opened()
+        waits = Listener(engine, replace(request([1, 2]), deadline=now + 2.0)).opened()
         late = Listener(engine, replace(request([1, 2]), deadline=now - 0.1)).next()
         assert isinstance(late, WorkerUnavailable)
         ended = waits.next()
         assert isinstance(ended, WorkerUnavailable)
         assert "in time" in str(ended)
-        assert 1.0 <= time.monotonic() - now < 20
+        assert 2.0 <= time.monotonic() - now < 60
         target.go_on.clear()
         held = Listener(engine, replace(request([1, 2], effort=1.0), deadline=time.monotonic() + 0.1))
         beside = Listener(engine, request([1, 2], effort=1.0))
@@ -201,18 +203,18 @@ def test_near_deadlines_come_first_and_nobody_starves(monkeypatch: pytest.Monkey
     """Prompts of 3 pieces each: those whose time is near are run before those that only wait, but not for ever."""
     monkeypatch.setattr(pace, "LEAST_PROMPT_ROWS", 4)
     monkeypatch.setattr(pace, "MOST_PROMPT_ROWS", 4)
+    monkeypatch.setattr(pace, "FAIR_SECONDS", 600.0)  # and deadlines sooner than that, on however slow a machine
     target = CountingTarget(8)
     with running(target) as engine:
         target.go_on.clear()
         Listener(engine, request([1], effort=1.0, max_tokens=40))  # keeps room short
-        time.sleep(0.05)
+        assert target.held.wait(60)
         patient = [Listener(engine, request([one] * 12, max_tokens=1)) for one in range(1, 4)]
-        soon = time.monotonic() + 1.5
+        soon = time.monotonic() + 300.0
         hurried = [
             Listener(engine, replace(request([one] * 12, max_tokens=1), deadline=soon + one / 100))
             for one in (13, 12, 11)
         ]
-        time.sleep(0.05)
         target.go_on.set()
         assert all(isinstance(one.end(), Finished) for one in (*patient, *hurried))
     turns = [slot for one in target.passes for slot in one if slot > 0]
@@ -233,7 +235,7 @@ def test_waits_for_the_first_pass_are_told_and_fade() -> None:
         assert engine.queue_seconds == 0.0
         target.go_on.clear()
         Listener(engine, request([1], max_tokens=1))
-        time.sleep(0.05)
+        assert target.held.wait(60)
         began = time.monotonic()
         for _ in range(3):
             Listener(engine, request([1, 2], max_tokens=1))
@@ -264,9 +266,10 @@ def test_waiting_behind_other_prompts_is_counted(monkeypatch: pytest.MonkeyPatch
         listeners = [Listener(engine, request([one] * 6, max_tokens=1)) for one in (1, 2, 3)]
         opened = [one.next() for one in listeners]
         assert all(isinstance(one.end(), Finished) for one in listeners)
-    assert all(isinstance(one, Opened) and one.queue_seconds < 0.15 for one in opened)  # for no pass but one
-    assert watching.waits == pytest.approx([one - asked for one in began], abs=0.05)
-    assert watching.waits[2] > 0.2
+    # They open after the first pass at the latest, and the passes before their own they wait out.
+    assert all(isinstance(one, Opened) and one.queue_seconds <= began[1] - asked for one in opened)
+    assert all(0.1 * place <= waited <= began[place] - asked for place, waited in enumerate(watching.waits))
+    assert len(watching.waits) == 3
 
 
 @pytest.mark.parametrize("wrong", [0, 3, None])
@@ -351,4 +354,4 @@ def test_a_thousand_sessions_that_wait_cost_a_few_objects_each_and_no_thread() -
         began = time.monotonic()
         time.sleep(1.1)  # from when on one of them may go
         assert isinstance(Listener(engine, request([2, 2], effort=1.0, max_tokens=5)).end(), Finished)
-        assert time.monotonic() - began < 20
+        assert time.monotonic() - began < 60

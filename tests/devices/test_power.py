@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -186,9 +187,15 @@ def test_a_machine_without_sensors_says_nothing(tmp_path: Path) -> None:
 
 def test_a_pi_is_watched_through_its_tool(tmp_path: Path) -> None:
     answers = {"pmic_read_adc": PMIC, "measure_temp": "temp=61.5'C", "get_throttled": "throttled=0x4"}
-    sensors = Sensors(root=tmp_path, run=tools(answers), every=0.02)
+    read = threading.Event()
+
+    def run(command: Sequence[str]) -> str | None:
+        read.set()
+        return tools(answers)(command)
+
+    sensors = Sensors(root=tmp_path, run=run, every=0.02)
     with sensors.watched() as load:
-        time.sleep(0.1)
+        assert read.wait(60)
     assert load.watts == pytest.approx(pmic_watts(PMIC))
     assert load.celsius == 61.5
     assert load.throttled is True
@@ -202,15 +209,16 @@ def test_a_jetson_is_read_before_a_pi(tmp_path: Path) -> None:
 
 
 def test_a_gpu_that_works_is_what_is_read(tmp_path: Path) -> None:
-    asked: list[Sequence[str]] = []
+    asked, read = list[Sequence[str]](), threading.Event()
 
     def run(command: Sequence[str]) -> str:
         asked.append(command)
+        read.set()
         return "250.00, 65, 0x0000000000000004"
 
     sensors = Sensors(gpu="GPU-1", root=tree(tmp_path, ORIN_NANO | RAPL), run=run, every=0.02)
     with sensors.watched() as load:
-        time.sleep(0.1)
+        assert read.wait(60)
     assert (load.watts, load.celsius, load.throttled) == (250.0, 65.0, True)
     assert asked[0] == [
         "nvidia-smi",

@@ -20,7 +20,9 @@ from cutline.demo.cards import Split
 from cutline.demo.reference import Reference
 from cutline.demo.requests import requests
 from cutline.edge.agent import Agent
+from cutline.edge.answer import Answer
 from cutline.edge.drafter import Drafted, Drafting
+from cutline.edge.events import Event
 from cutline.edge.exchange import CHUNK
 from cutline.edge.question import Mode, Question
 from cutline.errors import (
@@ -234,21 +236,31 @@ def test_a_full_worker_refuses_and_serves_again_once_there_is_room(
         async with together(target, drafter, slots=1) as agent:
             truth = ids(await agent.answer(asking(LONGEST, Mode.CLOUD)))
             monkeypatch.setattr(Drafting, "draft", blocked(release))
-            waiting = asyncio.create_task(agent.answer(asking(LONGEST, Mode.DRAFT, effort=0.0)))
-            await asyncio.sleep(0.5)  # the session above has the only slot by then
+            held = asyncio.Event()
+
+            async def hold() -> Answer:
+                events = list[Event]()
+                async for event in agent.stream(asking(LONGEST, Mode.DRAFT, effort=0.0)):
+                    events.append(event)
+                    held.set()
+                assert isinstance(events[-1], Answer)
+                return events[-1]
+
+            waiting = asyncio.create_task(hold())
+            await asyncio.wait_for(held.wait(), 60)  # by its first event the session has the only slot
             with pytest.raises(WorkerBusy, match="try again"):
                 await agent.answer(asking(LONGEST, Mode.CLOUD))
             release.set()
             assert ids(await waiting) == truth
             monkeypatch.undo()
-            for attempt in range(50):  # the slot is free a moment after the answer
-                try:
-                    assert ids(await agent.answer(asking(LONGEST, Mode.CLOUD))) == truth
-                except WorkerBusy:
-                    assert attempt < 49
-                    await asyncio.sleep(0.05)
-                else:
-                    break
+            async with asyncio.timeout(60):
+                while True:  # the slot is free a moment after the answer
+                    try:
+                        assert ids(await agent.answer(asking(LONGEST, Mode.CLOUD))) == truth
+                    except WorkerBusy:
+                        await asyncio.sleep(0.05)
+                    else:
+                        break
 
     asyncio.run(run())
 
@@ -256,7 +268,7 @@ def test_a_full_worker_refuses_and_serves_again_once_there_is_room(
 @pytest.mark.threat("floods")
 @pytest.mark.parametrize("mode", [Mode.EDGE, Mode.AUTO, Mode.DRAFT])
 def test_nothing_is_drafted_for_who_is_gone(drafter: Bundle, monkeypatch: pytest.MonkeyPatch, mode: Mode) -> None:
-    drawn, begun = list[int](), threading.Event()
+    drawn, begun, left = list[int](), threading.Event(), threading.Event()
 
     def draft(self: Drafting, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
         for token in range(20, 20 + limit):
@@ -264,6 +276,7 @@ def test_nothing_is_drafted_for_who_is_gone(drafter: Bundle, monkeypatch: pytest
             drawn.append(token)
             if len(drawn) == 3:
                 begun.set()
+                left.wait(60)
             yield Drafted(token, 0.5)
 
     monkeypatch.setattr(Drafting, "draft", draft)
@@ -271,8 +284,10 @@ def test_nothing_is_drafted_for_who_is_gone(drafter: Bundle, monkeypatch: pytest
     async def run() -> int:
         async with Agent(drafter, worker="127.0.0.1:1", threads=1) as agent:
             waiting = asyncio.create_task(agent.answer(asking(LONGEST, mode, max_tokens=100)))
-            await asyncio.to_thread(begun.wait, 10)
+            assert await asyncio.to_thread(begun.wait, 60)
             waiting.cancel()
+            await asyncio.sleep(0)  # it hears of that, and then its drafter goes on
+            left.set()
             with pytest.raises(asyncio.CancelledError):
                 await waiting
             ended = len(drawn)
@@ -299,15 +314,14 @@ def test_a_question_given_up_frees_its_place(target: Bundle, drafter: Bundle, mo
             with pytest.raises(asyncio.CancelledError):
                 await waiting
             monkeypatch.setattr(Drafting, "draft", honest)
-            for _ in range(50):
-                try:
-                    answer = await agent.answer(asking(LONGEST, Mode.DRAFT))
-                except WorkerBusy:
-                    await asyncio.sleep(0.05)
-                else:
-                    check_account(answer)
-                    return
-            pytest.fail("the place was never freed")
+            async with asyncio.timeout(60):
+                while True:
+                    try:
+                        check_account(await agent.answer(asking(LONGEST, Mode.DRAFT)))
+                    except WorkerBusy:
+                        await asyncio.sleep(0.05)
+                    else:
+                        break
 
     asyncio.run(run())
 

@@ -225,7 +225,7 @@ def test_a_worker_that_freezes_is_noticed(truth: tuple[int, ...], workers: tuple
                 assert ids(answer) == truth
                 (lost,) = answer.lost
                 assert lost.next == workers[1]
-                assert 3 / 4 * NOTICE * 1e3 <= lost.silent_ms < 5 * NOTICE * 1e3
+                assert 3 / 4 * NOTICE * 1e3 <= lost.silent_ms < 10_000, "a notice, and what this process is held up for"
                 again = await agent.answer(asked)
                 assert (again.lost, again.worker) == ((), workers[1]), "the other is not asked again so soon"
             async with Agent(BUNDLE, worker=frozen, threads=1, notice=NOTICE) as agent:

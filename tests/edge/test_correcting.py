@@ -99,15 +99,15 @@ def test_what_no_worker_takes_is_not_corrected_for_ever() -> None:
 
 def test_nobody_is_waited_for_offline_and_what_was_corrected_was_there_before() -> None:
     began = time.monotonic()
-    answer, *_ = ask([ScriptedWorker()], asking(Mode.AUTO, correct_seconds=20.0), offline=True)
+    answer, *_ = ask([ScriptedWorker()], asking(Mode.AUTO, correct_seconds=120.0), offline=True)
     assert answer.tail is Tail.UNVERIFIED
 
     def during(agent: Agent, event: Event) -> None:
         if isinstance(event, Lost) and event.next is None:
             asyncio.get_running_loop().call_later(0.2, setattr, agent, "offline", True)
 
-    ask([ScriptedWorker(*[(2, WorkerFailed("broke"))] * 99)], asking(Mode.DRAFT, correct_seconds=20.0), during)
-    assert time.monotonic() - began < 18
+    ask([ScriptedWorker(*[(2, WorkerFailed("broke"))] * 99)], asking(Mode.DRAFT, correct_seconds=120.0), during)
+    assert time.monotonic() - began < 110, "neither was waited for"
     worker = ScriptedWorker(*[(2, WorkerFailed("broke"))] * 3, pause=0.05)
     began = time.monotonic()
     answer, *_ = ask([worker], asking(Mode.DRAFT, correct_seconds=10.0))
@@ -130,7 +130,7 @@ def test_correcting_ends_in_time() -> None:
     worker, began = ScriptedWorker(*[(2, WorkerFailed("broke"))] * 99), time.monotonic()
     answer, *_ = ask([worker], asking(Mode.DRAFT, correct_seconds=0.8))
     assert answer.tail is Tail.UNVERIFIED
-    assert 0.8 <= time.monotonic() - began < 20
+    assert 0.8 <= time.monotonic() - began < 60
     assert len(worker.openings) < 15, "it is left alone longer and longer"
 
 

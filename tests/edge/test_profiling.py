@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -100,8 +98,6 @@ def test_a_larger_image_takes_longer_to_prepare() -> None:
     small = BytesIO()
     Image.new("RGB", (64, 64)).save(small, "PNG")
     manifest = Bundle.open(DRAFTER).manifest
-    began = time.perf_counter()
     (large, shrunk), (little, _) = image_seconds(manifest), image_seconds(manifest, small.getvalue())
-    assert 0 < little < large < 1.0
+    assert 0 < little < large
     assert shrunk > 0
-    assert time.perf_counter() - began < 10

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cutline.bench.virtual_time import hold, run_virtually
 from cutline.edge.turn import LEAST_NOTICES, Turn, patience
 from cutline.errors import WorkerUnavailable
 
@@ -32,7 +33,7 @@ def given_up(turn: Turn, seconds: float) -> bool:
         except WorkerUnavailable:
             return True
 
-    return asyncio.run(watch())
+    return run_virtually(watch())
 
 
 def test_who_lets_its_turn_go_by_is_given_up_and_who_waits_for_us_is_not() -> None:
@@ -51,12 +52,11 @@ def test_what_this_process_did_not_hear_while_it_was_held_up_does_not_count() ->
         turn.theirs()
         began = turn.since
         assert began is not None
-        time.sleep(10 * NOTICE)  # noqa: ASYNC251 (the stall that is tested)
-        while turn.since == began and not watching.done():  # noqa: ASYNC110
-            await asyncio.sleep(0)
+        hold(10 * NOTICE)
+        await asyncio.sleep(NOTICE / 2)
         assert not watching.done()
         watching.cancel()
         assert turn.since is not None
         return turn.since - began
 
-    assert asyncio.run(main()) >= 9 * NOTICE
+    assert run_virtually(main()) >= 9 * NOTICE
