@@ -90,6 +90,7 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServicer):
         self.script = tuple(script)
         self.openings: list[Open] = []
         self.open = 0
+        self.told = 0  # tokens
         self.heartbeats = 0
         self.described = 0
         self.frozen = False
@@ -139,6 +140,7 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServicer):
             right = sum(1 for a, b in zip(opening.draft, self.script[len(answer) :], strict=False) if a == b)
             yield worker_to_wire(Confirmed(prompt + place, step, min(len(step), max(0, len(answer) + right - place))))
             place += len(step)
+            self.told += len(step)
             await asyncio.sleep(self.pause)
         reason = Reason.STOP if place == len(self.script) else Reason.LENGTH
         yield worker_to_wire(Finished(reason, 1, 0, 0.0))

@@ -19,7 +19,7 @@ from cutline.errors import WorkerUnavailable
 from cutline.protos.client import WorkerClient
 from cutline.protos.security import NO_KEYS, AgentKeys
 
-START_SECONDS = 90.0
+START_SECONDS = 250.0  # on a machine that does much else
 STOP_SECONDS = 15.0
 _LAST = 40  # lines
 
@@ -38,7 +38,11 @@ class WorkerProcess:
         self._ending = False
 
     async def __aenter__(self) -> Self:
-        await self.start()
+        try:
+            await self.start()
+        except WorkerUnavailable:
+            self._spoken.close()
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -55,12 +59,10 @@ class WorkerProcess:
             async with asyncio.timeout(START_SECONDS):
                 lines = [await asyncio.to_thread(out.readline) for _ in range(2)]
         except TimeoutError:
-            self.kill()
             lines = ["", ""]
-        finally:
-            if self._process.poll() is not None:
-                out.close()
         if " listens at " not in lines[0]:
+            self.kill()
+            await self._ended()
             raise WorkerUnavailable(f"`cutline cloud` did not start: {self.last_words}")
         self.address, self._metrics = lines[0].split()[-1], lines[1].split()[-1].removeprefix("http://")
         self.starts += 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -48,7 +47,7 @@ def test_open_sessions_end_and_new_ones_are_refused(bundle: Bundle, case: Case) 
     observer = Accounts()
 
     async def main() -> None:
-        async with asyncio.timeout(30), contextlib.AsyncExitStack() as stack:
+        async with asyncio.timeout(120), contextlib.AsyncExitStack() as stack:
             worker = serve(
                 bundle,
                 listen="127.0.0.1:0",
@@ -57,7 +56,7 @@ def test_open_sessions_end_and_new_ones_are_refused(bundle: Bundle, case: Case) 
                 device="cpu",
                 wires=(Wire.FLOAT32, Wire.INT8),
                 observer=observer,
-                drain=Drain(20.0),
+                drain=Drain(600.0),
             )
             address = await worker.__aenter__()
             client = await stack.enter_async_context(WorkerClient(address))
@@ -80,9 +79,7 @@ def test_open_sessions_end_and_new_ones_are_refused(bundle: Bundle, case: Case) 
             assert isinstance(said[-1], Finished)
             assert tuple(token for one in said[:-1] for token in one.tokens) == answer[1:]
             await talk.aclose()
-            began = time.monotonic()
-            await ending
-            assert time.monotonic() - began < 10, "it ends when the last session has"
+            await ending  # with the last session, long before the draining is over
 
     asyncio.run(main())
     refused, done = observer.ended_ones
@@ -92,13 +89,12 @@ def test_open_sessions_end_and_new_ones_are_refused(bundle: Bundle, case: Case) 
 
 @pytest.mark.parametrize("hurried", [False, True])
 def test_sessions_that_do_not_end_are_told_to_move(bundle: Bundle, case: Case, hurried: bool) -> None:
-    async def main() -> float:
-        drain = Drain(60.0 if hurried else 0.3)
-        async with asyncio.timeout(30), contextlib.AsyncExitStack() as stack:
+    async def main() -> None:
+        drain = Drain(600.0 if hurried else 0.3)
+        async with asyncio.timeout(120), contextlib.AsyncExitStack() as stack:
             worker = serve(bundle, listen="127.0.0.1:0", slots=2, context=256, device="cpu", drain=drain)
             client = await stack.enter_async_context(WorkerClient(await worker.__aenter__()))
             _, events = await stack.enter_async_context(held(client, case))
-            began = time.monotonic()
             ending = asyncio.create_task(worker.__aexit__(None, None, None))
             if hurried:
                 await asyncio.sleep(0.1)
@@ -107,6 +103,5 @@ def test_sessions_that_do_not_end_are_told_to_move(bundle: Bundle, case: Case, h
                 await anext(events)
             await stack.aclose()
             await ending
-            return time.monotonic() - began
 
-    assert asyncio.run(main()) < 10
+    asyncio.run(main())

@@ -84,8 +84,8 @@ def test_a_drafter_is_measured() -> None:
     table = drafter_table(bundle, threads=1, seconds=0.8, tell=heard)
     assert table.model == bundle.manifest.identity
     assert table.precision == bundle.manifest.precision
-    assert 1e-6 < table.token_seconds < 0.1
-    assert 1e-6 < table.vision_seconds < 1.0
+    assert 1e-6 < table.token_seconds < 1.0
+    assert 1e-6 < table.vision_seconds < 10.0
     assert [rows for rows, _ in table.prefill] == sorted(rows for rows, _ in table.prefill)
     assert table.prefill[-1][1] < table.prefill[-1][0] * table.token_seconds
 
