@@ -28,7 +28,7 @@ def write_processor(folder: Path) -> None:
     """Say in a folder how its model sees a card: as one tile."""
     side = {"longest_edge": FAMILY.tile}
     said = {"do_image_splitting": False, "size": side, "max_image_size": side}
-    (folder / "preprocessor_config.json").write_text(json.dumps(said))
+    write_file(folder / "preprocessor_config.json", json.dumps(said).encode())
 
 
 def publish(models: Path, out: Path) -> None:
