@@ -63,6 +63,13 @@ def calibrate(
         ),
     ] = None,
     risk: Annotated[float, typer.Option(help="Kept answers may differ from the target's in this share.")] = 0.05,
+    reserve: Annotated[
+        float,
+        typer.Option(
+            help="The part of --risk that is held back for requests that differ from the calibration's: thresholds are "
+            "found for the rest."
+        ),
+    ] = 0.0,
     confidence: Annotated[float, typer.Option(help="How sure that must be.")] = 0.9,
     cards: Annotated[int, typer.Option(help="Cards of the demo's calibration split, six questions each.")] = 300,
     price_cards: Annotated[
@@ -111,6 +118,8 @@ def calibrate(
 
     if not (0 < risk < 1 and 0 < confidence < 1):
         raise InputError("--risk and --confidence are shares between 0 and 1")
+    if not 0 <= reserve < risk:
+        raise InputError(f"--reserve is {reserve}; give a share from 0 to less than --risk, {risk}")
     if cards < 1:
         raise InputError(f"--cards is {cards}; give 1 or more")
     if samples < 1:
@@ -168,7 +177,7 @@ def calibrate(
             return found, prices
 
         found, prices = asyncio.run(run())
-        calibrated = calibrate_gate(found.found, wanted, risk=risk, confidence=confidence)
+        calibrated = calibrate_gate(found.found, wanted, risk=risk, reserve=reserve, confidence=confidence)
         gate = Gate({**_others(drafter, wanted), **calibrated.groups})
         save_gate(drafter, gate)
         if priced is not None and prices is not None:

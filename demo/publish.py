@@ -20,7 +20,7 @@ from cutline.demo.shapes import FAMILY
 from cutline.models.export import export_bundle
 
 # Evaluation digits are by other hands than calibration digits, so the demo asks for more than it promises.
-RISK = 0.02
+RISK, RESERVE = 0.05, 0.03
 EXAMPLES = Path(__file__).parent / "examples"
 
 
@@ -48,7 +48,7 @@ def publish(models: Path, out: Path) -> None:
             target=target,
             progress=show,
         )
-    calibrate(bundle=out / "drafter", target=out / "target", risk=RISK)
+    calibrate(bundle=out / "drafter", target=out / "target", risk=RISK, reserve=RESERVE)
 
 
 def draw_examples(count: int = 4) -> None:

@@ -34,13 +34,15 @@ class Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     `threshold` is the least confidence at which an answer is kept (above 1: none is); among `requests` calibration
     requests it keeps `kept`, of which `disagreed` differ from the target's answer. The target's answers have `tokens`
     on average, of which the drafter foresees the share `foreseen`; those that the gate passes on have `passed_tokens`
-    and `passed_foreseen`. None where that was not counted. `needs`: about how many samples more would open a closed
+    and `passed_foreseen`. None where that was not counted. `risk` is promised; the threshold was found for what is left of
+    it without the `reserve`, which is held back for requests that differ from the calibration's. `needs`: about how many samples more would open a closed
     group, as far as these tell; None where it is open, or where more would not help.
     """
 
     threshold: float
     risk: float
     confidence: float
+    reserve: float = 0.0
     requests: int
     kept: int
     disagreed: int
@@ -116,24 +118,35 @@ def save_gate(bundle: Bundle, gate: Gate) -> None:
 
 
 def calibrate_gate(
-    samples: Iterable[Sample], groups: Iterable[str], *, risk: float = 0.05, confidence: float = 0.9
+    samples: Iterable[Sample],
+    groups: Iterable[str],
+    *,
+    risk: float = 0.05,
+    reserve: float = 0.0,
+    confidence: float = 0.9,
 ) -> Gate:
-    """The gate of these `groups`, each by its own samples."""
+    """The gate of these `groups`, each by its own samples, that promises `risk`, of which `reserve` is held back."""
     by_group: dict[str, list[Sample]] = {group: [] for group in groups}
     for sample in samples:
         by_group[sample.group].append(sample)
-    return Gate({name: _calibrated(some, risk=risk, confidence=confidence) for name, some in by_group.items()})
+    return Gate({name: _calibrated(some, risk=risk, reserve=reserve, confidence=confidence) for name, some in by_group.items()})
 
 
-def _calibrated(samples: Sequence[Sample], *, risk: float, confidence: float) -> Group:
+def _calibrated(samples: Sequence[Sample], *, risk: float, reserve: float, confidence: float) -> Group:
     confidences, agreed = [one.confidence for one in samples], [one.drafted == one.truth for one in samples]
-    group = calibrate_group(confidences, agreed, risk=risk, confidence=confidence)
+    group = calibrate_group(confidences, agreed, risk=risk - reserve, confidence=confidence)
     every = [(one.drafted, one.truth) for one in samples]
     passed = [pair for pair, sure in zip(every, confidences, strict=True) if sure < group.threshold]
     tokens, foreseen = _answers_of(every)
     passed_tokens, passed_foreseen = _answers_of(passed)
     return msgspec.structs.replace(
-        group, tokens=tokens, foreseen=foreseen, passed_tokens=passed_tokens, passed_foreseen=passed_foreseen
+        group,
+        risk=risk,
+        reserve=reserve,
+        tokens=tokens,
+        foreseen=foreseen,
+        passed_tokens=passed_tokens,
+        passed_foreseen=passed_foreseen,
     )
 
 
