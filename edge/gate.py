@@ -32,11 +32,12 @@ class Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """A group's threshold and what was counted of it.
 
     `threshold` is the least confidence at which an answer is kept (above 1: none is); among `requests` calibration
-    requests it keeps `kept`, of which `disagreed` differ from the target's answer. The target's answers have `tokens`
-    on average, of which the drafter foresees the share `foreseen`; those that the gate passes on have `passed_tokens`
-    and `passed_foreseen`. None where that was not counted. `risk` is promised; the threshold was found for what is left of
-    it without the `reserve`, which is held back for requests that differ from the calibration's. `needs`: about how many samples more would open a closed
-    group, as far as these tell; None where it is open, or where more would not help.
+    requests it keeps `kept`, of which `disagreed` differ from the target's answer. `risk` is promised; the threshold is
+    found for what is left of it without the `reserve`, held back for requests that differ from the calibration's.
+
+    The target's answers have `tokens` on average, of which the drafter foresees the share `foreseen`; those that the
+    gate passes on have `passed_tokens` and `passed_foreseen`. None where that was not counted. `needs`: about how many
+    samples more would open a closed group, as far as these tell; None where it is open, or where more would not help.
     """
 
     threshold: float
@@ -129,7 +130,9 @@ def calibrate_gate(
     by_group: dict[str, list[Sample]] = {group: [] for group in groups}
     for sample in samples:
         by_group[sample.group].append(sample)
-    return Gate({name: _calibrated(some, risk=risk, reserve=reserve, confidence=confidence) for name, some in by_group.items()})
+    return Gate(
+        {name: _calibrated(some, risk=risk, reserve=reserve, confidence=confidence) for name, some in by_group.items()}
+    )
 
 
 def _calibrated(samples: Sequence[Sample], *, risk: float, reserve: float, confidence: float) -> Group:

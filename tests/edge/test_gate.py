@@ -296,3 +296,19 @@ def test_a_calibration_from_before_there_were_groups_is_of_plain_questions(copie
     assert list(found.groups) == [PLAIN]
     assert found.of(PLAIN) == msgspec.convert(before, Group)
     assert not any(found.of(name) for name in GROUPS if name != PLAIN)
+
+
+@given(reserve=st.floats(0.0, 0.045), seed=st.integers(0, 100))
+def test_a_reserve_keeps_less_than_the_promise_would_allow(reserve: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    sure = rng.uniform(0.5, 1.0, 400)
+    samples = [
+        Sample(group=PLAIN, confidence=float(one), drafted=(1,), truth=(1 if rng.random() < one else 2,))
+        for one in sure
+    ]
+    (held,) = calibrate_gate(samples, [PLAIN], risk=0.05, reserve=reserve).groups.values()
+    (strict,) = calibrate_gate(samples, [PLAIN], risk=0.05 - reserve).groups.values()
+    (whole,) = calibrate_gate(samples, [PLAIN], risk=0.05).groups.values()
+    assert (held.threshold, held.kept, held.disagreed) == (strict.threshold, strict.kept, strict.disagreed)
+    assert held.kept <= whole.kept
+    assert (held.risk, held.reserve) == (0.05, reserve)
