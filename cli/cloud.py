@@ -42,7 +42,13 @@ def cloud(
             show_default=False,
         ),
     ] = None,
-    context: Annotated[int, typer.Option(help="Tokens a session may hold, the model's own limit at most.")] = 2048,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens a session may hold. Without it the model's own limit, or what memory has room for.",
+            show_default=False,
+        ),
+    ] = None,
     layers: Annotated[
         str, typer.Option(help="START:END, the layers to run: from START on, up to but without END.")
     ] = "image:end",
@@ -135,7 +141,7 @@ def cloud(
     check_listen(listen, secured=secured, insecure=insecure, needs=needs)
     for rank in range(tensor_parallel):
         check_device(device if tensor_parallel == 1 else device_of(device, rank))
-    if (max_sessions is not None and max_sessions < 1) or context < 2:
+    if (max_sessions is not None and max_sessions < 1) or (context is not None and context < 2):
         raise InputError("--max-sessions must be 1 or more, --context 2 or more")
     if compiled and tensor_parallel > 1:
         raise InputError("layers that several devices share are not compiled; leave out --compile or --tensor-parallel")

@@ -1,10 +1,12 @@
-"""How many sessions a worker has room for, and how many images: pure arithmetic over the memory that is free."""
+"""How many sessions a worker has room for, how long, and how many images: pure arithmetic over the memory that is free."""
 
 from __future__ import annotations
 
 from cutline.errors import InputError
 
 MOST_SLOTS = 64  # by default: more gain nothing, a pass of so many rows is bound by its arithmetic
+LEAST_SLOTS = 8  # by default, before sessions hold less than the model's own context
+LEAST_CONTEXT = 2048  # tokens, by default: with less even one conversation about a picture does not fit
 SHARE = 0.75  # of what is free, for keys and values
 IMAGE_SHARE = 0.05  # for images that are kept; the rest is for passes
 
@@ -12,6 +14,19 @@ IMAGE_SHARE = 0.05  # for images that are kept; the rest is for passes
 def slot_bytes(*, layers: int, kv_heads: int, head_dim: int, context: int, itemsize: int) -> int:
     """Bytes of one session's keys and values in `layers` decoder layers."""
     return 2 * layers * kv_heads * head_dim * context * itemsize
+
+
+def context_that_fits(most: int, *, asked: int | None, token: int, free: int) -> int:
+    """Tokens that a session may hold where none are asked for: `most`, the model's own, as memory permits.
+
+    A token takes `token` bytes. Where `asked` sessions, or by default eight, of `most` tokens do not fit into `free`
+    bytes, it is as many as leave room for those, in steps of 256; but 2048 or `most` at the least, with fewer sessions.
+    """
+    sessions = asked or LEAST_SLOTS
+    if token * sessions * most <= free * SHARE:
+        return most
+    room = int(free * SHARE) // (token * sessions)
+    return min(most, max(LEAST_CONTEXT, room // 256 * 256))
 
 
 def slots_that_fit(asked: int | None, *, slot: int, free: int) -> int:

@@ -39,6 +39,7 @@ class _Part(msgspec.Struct, frozen=True):
     start: str
     end: str
     context: int
+    shorten: bool
     slots: int | None
     device: str
     dtype: str | None
@@ -63,6 +64,7 @@ class Ranks:
         layers: tuple[str, str],
         slots: int | None,
         context: int,
+        shorten: bool = False,
         device: str,
         dtype: torch.dtype | None,
     ) -> None:
@@ -77,6 +79,7 @@ class Ranks:
                 start=f"decoder.{first}",
                 end=line.layers[line.place(f"decoder.{last - 1}") + 1],
                 context=context,
+                shorten=shorten,
                 slots=slots,
                 device=device_of(device, rank),
                 dtype=None if dtype is None else str(dtype).removeprefix("torch."),
@@ -192,6 +195,7 @@ def _follow(part: _Part) -> None:
         Bundle.open(Path(part.bundle)),
         slots=part.slots,
         context=part.context,
+        shorten=part.shorten,
         device=part.device,
         start=part.start,
         end=part.end,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,8 @@ from cutline.models.wire import Wire
 from cutline.protos.address import parse_address
 from cutline.protos.security import NO_KEYS, AgentKeys, ServerKeys
 from cutline.protos.v1 import worker_pb2, worker_pb2_grpc
+
+log = logging.getLogger(__name__)
 
 SERVICE = worker_pb2.DESCRIPTOR.services_by_name["Worker"].full_name
 
@@ -82,7 +85,7 @@ async def serve(
     listen: str,
     slots: int | None,
     images: int | None = None,
-    context: int,
+    context: int | None = None,
     device: str,
     dtype: torch.dtype | None = None,
     layers: tuple[str, str] = ("image", END),
@@ -98,6 +101,7 @@ async def serve(
     """Serve `layers` (start, end) of a bundle's target at `listen` (HOST:PORT, port 0 for any free one).
 
     Gives the address it has. Layers that end before the head need the worker at the address `next_worker` for the rest.
+    Sessions hold `context` tokens, or without it as many as the model and the next worker can and memory has room for.
     Boundary rows are taken in the formats `wires`; `observer` is told what happens. `slots`, `images`, `dtype` and
     `compiled` are those of Target. `access` says who may come, `drain` how it ends. `tensor_parallel` devices share
     every layer of the decoder, see `Ranks`; `on_broken` is called once no session can be served any more. Raises
@@ -124,23 +128,32 @@ async def serve(
             port = server.add_secure_port(listen, server_credentials(access.keys))
     except RuntimeError:
         raise InputError(f"cannot listen at {listen}: taken, or not an address of this machine") from None
-    context = min(context, manifest.decoder.context)
+    most = manifest.decoder.context
     async with contextlib.AsyncExitStack() as stack:
         onward = None
         if next_worker is not None:
             onward = await stack.enter_async_context(NextWorker(next_worker, manifest, cut=end, keys=access.onward))
-            context = min(context, (await onward.describe()).context)
+            most = min(most, (await onward.describe()).context)
+        hold, shorten = min(context or most, most), context is None
         ranks = None
         if tensor_parallel > 1:
             ranks = Ranks(
-                bundle, tensor_parallel, layers=layers, slots=slots, context=context, device=device, dtype=dtype
+                bundle,
+                tensor_parallel,
+                layers=layers,
+                slots=slots,
+                context=hold,
+                shorten=shorten,
+                device=device,
+                dtype=dtype,
             )
             stack.enter_context(ranks)
         target = Target(
             bundle,
             slots=slots,
             images=images,
-            context=context,
+            context=hold,
+            shorten=shorten,
             device=device if ranks is None else ranks.device,
             start=start,
             end=end,
@@ -148,13 +161,19 @@ async def serve(
             group=None if ranks is None else ranks.group,
             compiled=compiled,
         )
+        if target.context < hold:
+            log.warning(
+                "sessions hold %d tokens and not %d, for which memory has no room; --context says otherwise",
+                target.context,
+                hold,
+            )
         image_cache = ImageCache(target.image_room, observer=observer)
         engine = Engine(target, manifest.stop_tokens, image_cache=image_cache, observer=observer)
         observer.serving(engine.max_sessions, lambda: engine.sessions)
         worker = WorkerServicer(
             engine,
             manifest,
-            context=context,
+            context=target.context,
             start=start,
             end=end,
             wires=wires,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cutline.cloud.accelerator import free_memory
 from cutline.cloud.attention import ATTENTION, Layout, SlotCache, Stretch, sort_key
-from cutline.cloud.budget import image_room, slot_bytes, slots_that_fit
+from cutline.cloud.budget import context_that_fits, image_room, slot_bytes, slots_that_fit
 from cutline.cloud.compiling import Compiled, pieces, run_layers
 from cutline.cloud.loading import load_model
 from cutline.cloud.packing import pack
@@ -35,7 +35,8 @@ class Target:
     """The layers `[start, end)` of a bundle's target, with room for `slots` sessions of `context` tokens.
 
     Without `slots` there are as many as fit into the memory that is free once the weights are there; `image_room` bytes
-    of it are for images to keep, without `images` a share.
+    of it are for images to keep, without `images` a share. Where sessions of `context` tokens are too long for what is
+    free, they hold less if the target may `shorten` them; its `context` tells.
 
     Used by one thread at a time.
     """
@@ -47,6 +48,7 @@ class Target:
         slots: int | None = None,
         images: int | None = None,
         context: int,
+        shorten: bool = False,
         device: str = "cpu",
         start: str = "image",
         end: str = END,
@@ -65,7 +67,6 @@ class Target:
         names, ranks = line.layers[line.place(start) : line.place(end)], 1 if group is None else group.count
         model = load_model(bundle, names, dtype=dtype, mesh=None if group is None else group.mesh).to(device)
         self.model = model  # transformers' own
-        self.context = context
         self.decodes = line.place(end) > line.place("decoder.0")  # has a part in every token
         self.chooses = end == END  # has the head: what comes out of a pass are logits
         self.wire = _WIRES[model.dtype]
@@ -80,17 +81,20 @@ class Target:
         self._image_token = bundle.manifest.image_token
         self._heads = spec.heads // spec.kv_heads
         self._layers = range(line.decoder_layer(start), line.decoder_layer(end))
-        slot = slot_bytes(
+        token = slot_bytes(
             layers=len(self._layers),
             kv_heads=spec.kv_heads // ranks,
             head_dim=spec.head_dim,
-            context=context,
+            context=1,
             itemsize=self._dtype.itemsize,
         )
         if group is not None:
             group.wait()  # weights that are still read would count as free memory
         free = free_memory(device) if group is None else group.least(free_memory(device))
-        self.slots = slots_that_fit(slots, slot=slot, free=free)
+        if shorten:
+            context = context_that_fits(context, asked=slots, token=token, free=free)
+        self.context = context
+        self.slots = slots_that_fit(slots, slot=token * context, free=free)
         # Where layers end before the decoder, nothing is kept: the next worker wants the rows.
         self.image_room = image_room(images, free=free) if self.decodes else 0
         self._cache = SlotCache(

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cutline.cloud import target as target_module
-from cutline.cloud.budget import MOST_SLOTS, SHARE, image_room, slot_bytes, slots_that_fit
+from cutline.cloud.budget import (
+    LEAST_CONTEXT,
+    LEAST_SLOTS,
+    MOST_SLOTS,
+    SHARE,
+    context_that_fits,
+    image_room,
+    slot_bytes,
+    slots_that_fit,
+)
+from cutline.cloud.server import serve
 from cutline.cloud.target import Target
 from cutline.errors import InputError
 from cutline.models.bundle import Bundle
+from cutline.protos.client import WorkerClient
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -36,6 +50,43 @@ def test_slots_stay_within_what_is_free(slot: int, free: int, asked: int | None)
     else:
         assert given * slot <= free * SHARE
         assert given == asked if asked else given == MOST_SLOTS or (given + 1) * slot > free * SHARE - 1
+
+
+@given(st.integers(2, 10**6), st.integers(0, 10**7), st.integers(0, 10**12), st.none() | st.integers(1, 300))
+def test_a_context_is_the_models_own_or_what_leaves_room_for_sessions(
+    most: int, token: int, free: int, asked: int | None
+) -> None:
+    sessions = asked or LEAST_SLOTS
+    given = context_that_fits(most, asked=asked, token=token, free=free)
+    assert min(most, LEAST_CONTEXT) <= given <= most
+    if given < most:
+        assert (given + 256) * sessions * token > free * SHARE - 1, "more would have fitted"
+    if given > LEAST_CONTEXT:
+        assert given * sessions * token <= free * SHARE
+
+
+def of_context(bundle: Bundle, context: int) -> Bundle:
+    """The bundle, with a manifest that tells of a longer context."""
+    spec = msgspec.structs.replace(bundle.manifest.decoder, context=context)
+    return Bundle(bundle.path, msgspec.structs.replace(bundle.manifest, decoder=spec))
+
+
+@pytest.mark.parametrize(("free", "context"), [(1 << 33, 5000), (160 << 20, 3840), (64 << 20, 2048)])
+def test_a_worker_that_is_told_no_context_has_the_models_own_as_memory_permits(
+    bundle: Bundle, free: int, context: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(target_module, "free_memory", lambda device: free)
+
+    async def described() -> int:
+        async with (
+            serve(of_context(bundle, 5000), listen="127.0.0.1:0", slots=None, device="cpu") as address,
+            WorkerClient(address) as client,
+        ):
+            return (await client.describe()).context
+
+    with caplog.at_level(logging.WARNING):
+        assert asyncio.run(described()) == context
+    assert (f"sessions hold {context} tokens and not 5000" in caplog.text) == (context < 5000)
 
 
 def test_too_little_memory_is_one_clear_line(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
