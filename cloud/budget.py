@@ -1,4 +1,4 @@
-"""How many sessions a worker has room for, how long, and how many images: pure arithmetic over the memory that is free."""
+"""How many sessions a worker has room for, how long, and how many images: pure arithmetic over free memory."""
 
 from __future__ import annotations
 

@@ -44,6 +44,13 @@ def worker() -> Iterator[str]:
         yield address
 
 
+@pytest.fixture(scope="module")
+def small() -> Iterator[tuple[str, int]]:
+    """A worker whose sessions hold fewer tokens than the longest question and its answer, and how many."""
+    with worker_process(TARGET, "--context", "40") as address:
+        yield address, 40
+
+
 def ask(worker: str | None, questions: Sequence[Question], *, target: Bundle | None = BUNDLE) -> list[Answer]:
     """The answers of one agent."""
 
@@ -73,6 +80,21 @@ def test_with_noise_an_answer_is_not_called_exact(
     assert [answer.exact for answer in answers] == [True, False, False]
     assert ids(answers[0]) == ids(answers[1]) != ids(answers[2])
     assert {answer.cut for answer in answers} == {cut}
+
+
+@pytest.mark.parametrize(
+    ("cut", "mode"),
+    [("connector", Mode.SPLIT), ("decoder.1", Mode.SPLIT), ("decoder.1", Mode.DRAFT), ("image", Mode.CLOUD)],
+)
+def test_an_answer_that_reaches_the_workers_context_ends_with_what_there_is(
+    cut: str, mode: Mode, small: tuple[str, int]
+) -> None:
+    address, context = small
+    question = Question.about(LONGEST.image, LONGEST.question.text, mode=mode, cut=cut)
+    (answer,) = ask(address, [question])
+    truth = Reference(Bundle.open(TARGET)).answer(LONGEST.image, LONGEST.question.text)
+    assert ids(answer) == truth[: context - answer.prompt_tokens] != truth
+    assert (answer.complete, answer.exact, answer.lost, answer.tail) == (False, True, (), None)
 
 
 def wrong_in_places(every: int) -> Callable[[Drafting, Sequence[int], int], Iterator[Drafted]]:
