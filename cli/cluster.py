@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Run several workers as one, and see how they are.", no_args_is_help=True)
 
-_OURS = ("--bundle", "--drain", "--listen", "--threads")
+_OURS = ("--bundle", "--drain", "--listen", "--metrics", "--threads")
 # Options of `cutline cloud` that name files: the workers run elsewhere than here.
 _FILES = (
     *("--audit", "--ca", "--cert", "--client-ca", "--key", "--revoked"),
@@ -49,6 +49,13 @@ def up(
             show_default=False,
         ),
     ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            help="HOST:PORT to list at where each worker shows metrics, for Prometheus' HTTP service discovery.",
+            show_default=False,
+        ),
+    ] = None,
     drain: Annotated[float, typer.Option(help="Seconds that sessions get to end in before a worker stops.")] = 30.0,
     tls_cert: options.TlsCert = None,
     tls_key: options.TlsKey = None,
@@ -72,14 +79,16 @@ def up(
     less after two quiet minutes. Directory and workers serve whoever shows a token of --tokens or a certificate of
     --client-ca; by --ca, --cert, --key and --token-file the workers are looked at. All these are files of every node.
     Prints the directory's address as its first line. Ctrl-C or SIGTERM stops it in order,
-    with exit code 0: the workers leave the directory and drain.
+    with exit code 0: the workers leave the directory and drain. Where Ray's own controller is gone, workers that run
+    drain likewise, and it ends with exit code 4, to be started again.
     """
+    import contextlib
     import signal
     import sys
     import threading
 
     from cutline.cli.logs import printable
-    from cutline.cli.setting import check_listen, open_keys, open_server_keys
+    from cutline.cli.setting import check_listen, check_metrics, open_keys, open_server_keys
     from cutline.cloud.cluster.environment import prepare
     from cutline.cloud.cluster.scaling import Limits
     from cutline.cloud.cluster.watching import changes, hopeless
@@ -91,6 +100,9 @@ def up(
     secured = server_keys is not None and (tokens is not None or client_ca is not None)
     needs = "--tls-cert, --tls-key, and --tokens or --client-ca"
     check_listen(listen, secured=secured, insecure=insecure, needs=needs)
+    if metrics is not None:
+        for shown in (metrics, listen):  # the workers are where the directory is, or beside it
+            check_metrics(shown, secured=server_keys is not None and client_ca is not None)
     host, _ = parse_address(listen)
     if address is None and host in ("0.0.0.0", "[::]"):  # noqa: S104 (it is refused)
         raise InputError(f"agents are told where the workers are, and {host} is no such place; give this machine's own")
@@ -102,7 +114,9 @@ def up(
     given = worker_options or []
     prepare(address)
     try:
-        from cutline.cloud.cluster.raying import Cluster, Order, connected
+        from cutline.cloud.cluster.discovery import discovery
+        from cutline.cloud.cluster.raying import Cluster, Head, Order, connected
+        from cutline.cloud.metrics import shown as shown_at
     except ModuleNotFoundError as error:
         raise missing(f"a cluster needs {error.name}", "cluster") from None
 
@@ -121,25 +135,78 @@ def up(
         server_keys=server_keys,
         tokens=_there(tokens),
         keys=open_keys(_there(ca), _there(cert), _there(key), _there(token_file)),
+        metrics=metrics is not None,
     )
     stop = threading.Event()
     with connected(address):
         for number in (signal.SIGINT, signal.SIGTERM):  # after Ray has set its own
             signal.signal(number, lambda *_: stop.set())
-        cluster = Cluster(order)
+        cluster, head = Cluster(order), Head.of(address)
         try:
             print(f"directory listens at {cluster.address}", flush=True)
-            seen, served = None, False
-            while not stop.wait(0.5):
-                listing = cluster.listing()
-                for line in changes(seen, listing):
-                    print(printable(line), file=sys.stderr, flush=True)
-                served = served or any(one.standing is Standing.READY for one in listing.workers)
-                if not served and (why := hopeless(listing)) is not None:
-                    raise WorkerUnavailable(f"no worker of the cluster starts: {why}")
-                seen = listing
+            with contextlib.ExitStack() as stack:
+                if metrics is not None:
+                    told = stack.enter_context(shown_at(discovery(cluster.listing), metrics, server_keys))
+                    print(f"metrics of the workers are listed at {told}", flush=True)
+                seen, served = None, False
+                while not stop.wait(0.5):
+                    listing = cluster.listing()
+                    for line in changes(seen, listing):
+                        print(printable(line), file=sys.stderr, flush=True)
+                    served = served or any(one.standing is Standing.READY for one in listing.workers)
+                    if not served and (why := hopeless(listing)) is not None:
+                        raise WorkerUnavailable(f"no worker of the cluster starts: {why}")
+                    seen = listing
+                    if head is not None:
+                        head.check()
         finally:
             cluster.close()
+
+
+@app.command(epilog="Example: cutline cluster restart 127.0.0.1:50050 --rolling")
+def restart(
+    address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="Where the directory of a cluster listens.")],
+    rolling: Annotated[
+        bool, typer.Option("--rolling", help="One worker after the other; there is no other way.")
+    ] = False,
+    ca: options.Ca = None,
+    cert: options.Cert = None,
+    key: options.Key = None,
+    token_file: options.TokenFile = None,
+) -> None:
+    """Replace the workers of a cluster that run now, as after an upgrade or with a bundle that changed.
+
+    A new worker is started beside the others. Once it is ready one that was there leaves the directory and drains, and
+    when that is gone the next follows. Where no node has room for one more, the old one leaves first. It takes the
+    token or the certificate that `cluster up` was given. Ctrl-C ends the waiting, not the restart.
+    """
+    import asyncio
+    import sys
+
+    from cutline.cli.logs import printable
+    from cutline.cli.setting import open_keys
+    from cutline.cloud.cluster.watching import changes, failing
+    from cutline.errors import WorkerUnavailable
+    from cutline.protos.directory import DirectoryClient
+
+    if not rolling:
+        raise InputError("give --rolling: one worker after the other; to stop all at once, stop `cluster up`")
+    keys = open_keys(ca, cert, key, token_file)
+
+    async def replace() -> int:
+        async with DirectoryClient(address, keys) as directory:
+            before, count = await directory.list(everyone=True), 0
+            await directory.restart()
+            while (now := await directory.list(everyone=True)).outdated:
+                for line in changes(before, now):
+                    print(printable(line), file=sys.stderr, flush=True)
+                if (why := failing(now)) is not None:
+                    raise WorkerUnavailable(f"no new worker starts, and those that are left go on: {why}")
+                count, before = max(count, now.outdated), now
+                await asyncio.sleep(0.5)
+        return count
+
+    print(f"{asyncio.run(replace())} workers were replaced")
 
 
 @app.command(epilog="Example: cutline cluster status 127.0.0.1:50050 --json")

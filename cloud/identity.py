@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hmac
 import re
 import ssl
 import time
@@ -24,9 +25,9 @@ from google.protobuf.message import DecodeError
 from cutline.cloud.audit import Audit
 from cutline.cloud.connections import Connections
 from cutline.cloud.shares import UNLIMITED, Used
-from cutline.errors import AccessDenied
+from cutline.errors import AccessDenied, InputError
 from cutline.protos.revoked import Revoked
-from cutline.protos.security import TENANT_KEY, ServerKeys
+from cutline.protos.security import TENANT_KEY, AgentKeys, ServerKeys
 from cutline.protos.status import status_of
 from cutline.protos.tokens import Limits, Tokens, is_tenant
 
@@ -88,6 +89,19 @@ class Callers:
             self.revoked.check(_certificate(peer))
         return Caller(self._tenant(_one(metadata, "authorization"), peer), within)
 
+    def are_those(
+        self, keys: AgentKeys, metadata: Sequence[tuple[str, str | bytes]], peer: Mapping[str, Sequence[bytes]]
+    ) -> bool:
+        """Whether a call comes with the token of `keys`, or if they have none with their certificate.
+
+        Always, where everybody may come. Raises InputError for keys that do not read.
+        """
+        if self.tokens is None and not self.certificates:
+            return True
+        if own := _one(keys.metadata(), "authorization"):
+            return hmac.compare_digest(own.encode(), _one(metadata, "authorization").encode())
+        return keys.certificate is not None and _certificate(peer) == _first_certificate(keys.certificate)
+
     def limits(self, tenant: str) -> Limits:
         """What `tenant` may have."""
         if self.tokens is None:
@@ -117,6 +131,15 @@ def _certificate(peer: Mapping[str, Sequence[bytes]]) -> bytes | None:
         return ssl.PEM_cert_to_DER_cert(peer["x509_pem_cert"][0].decode("ascii"))
     except (LookupError, ValueError):
         return None
+
+
+def _first_certificate(path: Path) -> bytes:
+    """The first one (DER) of a file in PEM. Raises InputError."""
+    try:
+        text, end, _ = path.read_text("ascii").strip().partition(ssl.PEM_FOOTER)
+        return ssl.PEM_cert_to_DER_cert(text + end)
+    except (OSError, ValueError) as error:
+        raise InputError(f"the certificate {path} does not read: {error}") from None
 
 
 def _one(metadata: Sequence[tuple[str, str | bytes]], key: str) -> str:

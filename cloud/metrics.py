@@ -111,12 +111,17 @@ class Metrics(Observer):
         self._carried["down"].inc(down)
 
 
+def show(metrics: Metrics, listen: str, keys: ServerKeys | None = None) -> contextlib.AbstractContextManager[str]:
+    """Show `metrics` at `listen`, as `shown` does. Raises InputError."""
+    return shown(make_wsgi_app(metrics.registry), listen, keys)
+
+
 @contextlib.contextmanager
-def show(metrics: Metrics, listen: str, keys: ServerKeys | None = None) -> Iterator[str]:
-    """Show `metrics` at `listen` (HOST:PORT, port 0 for any free one); gives the address. Raises InputError.
+def shown(app: Any, listen: str, keys: ServerKeys | None = None) -> Iterator[str]:
+    """Serve a WSGI `app` for operators at `listen` (HOST:PORT, port 0 for any free one); gives the address.
 
     On this machine's addresses that is HTTP; elsewhere HTTPS by `keys`, to who has a certificate of their `client_ca`
-    that is not revoked. Files that change count for connections made after that.
+    that is not revoked. Files that change count for connections made after that. Raises InputError.
     """
     host, port = parse_address(listen)
     tls = revoked = None
@@ -126,7 +131,6 @@ def show(metrics: Metrics, listen: str, keys: ServerKeys | None = None) -> Itera
         tls = Renewed("the certificate of the metrics", keys.files, functools.partial(server_context, keys))
         revoked = None if keys.revoked is None else Revoked(keys.revoked)
     try:
-        app = make_wsgi_app(metrics.registry)
         server = _Server(host.strip("[]"), port, _named(app, host) if is_loopback(host) else app, tls, revoked)
     except OSError:
         raise InputError(f"cannot show metrics at {listen}: taken, or not an address of this machine") from None

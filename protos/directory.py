@@ -47,6 +47,7 @@ class Listed:
     max_sessions: int = 0
     failures: int = 0
     why: str = ""
+    metrics: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +58,7 @@ class Listing:
     version: int
     wanted: int
     workers: tuple[Listed, ...]
+    outdated: int = 0
 
 
 class DirectoryClient:
@@ -95,6 +97,14 @@ class DirectoryClient:
         except InputError as error:
             raise WorkerFailed(f"the directory at {self.address} does not keep to the protocol: {error}") from None
 
+    async def restart(self) -> None:
+        """Have every worker that runs now replaced, one after the other. Raises WorkerError."""
+        try:
+            line, who = self._connection.line, self._keys.metadata()
+            await line.hold(line.stub.Restart(pb.RestartRequest(), timeout=ASK_SECONDS, metadata=who))
+        except grpc.aio.AioRpcError as error:
+            raise self._translated(error) from None
+
     def _translated(self, error: grpc.aio.AioRpcError) -> WorkerError:
         match error.code():
             case grpc.StatusCode.UNAVAILABLE:
@@ -114,6 +124,7 @@ def listing_to_wire(listing: Listing) -> pb.Listing:
         version=listing.version,
         wanted=listing.wanted,
         workers=[_listed_to_wire(one) for one in listing.workers],
+        outdated=listing.outdated,
     )
 
 
@@ -124,6 +135,7 @@ def listing_from_wire(message: pb.Listing) -> Listing:
         version=message.version,
         wanted=message.wanted,
         workers=_listed(message.workers),
+        outdated=message.outdated,
     )
 
 
@@ -145,9 +157,9 @@ def _listed_from_wire(one: pb.Listed) -> Listed:
         standing = Standing.RESTING
     if not (0 <= one.queue_seconds < math.inf and math.isfinite(one.since)):
         raise InputError("it tells times that are none")
-    if one.address:
-        parse_address(one.address)
-    elif standing is Standing.READY:
+    for address in filter(None, (one.address, one.metrics)):
+        parse_address(address)
+    if standing is Standing.READY and not one.address:
         raise InputError("it lists a worker without an address")
     fields = {name: getattr(one, name) for name in Listed.__slots__}
     return Listed(**fields | {"standing": standing})

@@ -15,6 +15,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Protocol
 
 from cutline.cloud.cluster.members import (
+    Endpoints,
     Member,
     Need,
     Node,
@@ -24,7 +25,9 @@ from cutline.cloud.cluster.members import (
     levelled,
     listed,
     loads,
+    outdated,
     place,
+    replaced,
     serves,
     started,
     told,
@@ -44,8 +47,8 @@ LEAVE_SECONDS = 4.0  # longer than agents wait before they ask the directory aga
 class Supervised(Protocol):
     """A worker with its supervisor, on whatever machine."""
 
-    async def start(self) -> str:
-        """Start it, and give its address. Raises WorkerError."""
+    async def start(self) -> Endpoints:
+        """Start it, and say where it is. Raises WorkerError."""
         ...
 
     async def look(self, after: float) -> Description:
@@ -107,34 +110,51 @@ class Controller:
 
     def listing(self, *, model: str = "", everyone: bool = False) -> Listing:
         """The members as the directory tells of them: those that are ready, or everyone."""
-        now = tuple((member.name, member.address, member.standing, serves(member)) for member in self._members.values())
+        now = tuple(
+            (member.name, member.endpoints, member.standing, serves(member)) for member in self._members.values()
+        )
         if now != self._told:
             self._told = now
             self._version += 1
         found = [listed(member) for member in self._members.values() if everyone or serves(member)]
         workers = tuple(one for one in found if model in ("", one.model))
-        return Listing(epoch=self._epoch, version=self._version, wanted=self._scale.wanted, workers=workers)
+        return Listing(
+            epoch=self._epoch,
+            version=self._version,
+            wanted=self._scale.wanted,
+            workers=workers,
+            outdated=sum(member.outdated for member in self._members.values()),
+        )
+
+    def restart(self) -> None:
+        """Have every worker that runs now replaced, one after the other: see `replaced`."""
+        log.info("the workers that run are to be replaced")
+        self._members = {name: outdated(member) for name, member in self._members.items()}
 
     async def _keep(self) -> None:
         while True:
             try:
-                self._step(time.time())
+                await self._step()
             except Exception:  # of whoever knows the nodes or launches there: it may be well again soon
                 log.exception("a step of the controller failed")
             await asyncio.sleep(TICK_SECONDS)
 
-    def _step(self, now: float) -> None:
+    async def _step(self) -> None:
+        now = time.time()
         members = tuple(self._members.values())
+        restarting = any(member.outdated for member in members)
         self._scale = scale(
             self._scale,
             loads(members),
             self._limits,
             now,
-            starting=any(member.standing is Standing.STARTING for member in members),
-            homeless=any(member.homeless for member in members),
+            starting=restarting or any(member.standing is Standing.STARTING for member in members),
+            homeless=not restarting and any(member.homeless for member in members),
         )
-        self._become(levelled(members, self._scale.wanted, now), leave=self._leave)
-        self._start_those_due(now)
+        self._become(replaced(members, self._scale.wanted, now), leave=self._leave)
+        if due(self._members.values(), now):
+            # Who knows them may take long over it, or be away; who asks the directory does not wait for that.
+            self._start_those_due(await asyncio.to_thread(self._nodes), now)
 
     def _become(self, members: Sequence[Member], *, leave: float) -> None:
         """Have these members, and let those go that drain now."""
@@ -145,10 +165,8 @@ class Controller:
                 log.info("%s drains", member.name)
                 self._run(self._let_go(self._workers[member.name], leave))
 
-    def _start_those_due(self, now: float) -> None:
-        waiting = due(self._members.values(), now)
-        nodes = self._nodes() if waiting else ()
-        for member in waiting:
+    def _start_those_due(self, nodes: Sequence[Node], now: float) -> None:
+        for member in due(self._members.values(), now):
             node = place(nodes, self._members.values(), self._need, avoid=member.node if member.failures else "")
             if node is None:
                 self._members[member.name] = homeless(member, now)
@@ -161,15 +179,15 @@ class Controller:
         """Have one worker from its start to its end."""
         why = "it could not be supervised; the log says more"
         try:
-            address = await one.start()
+            endpoints = await one.start()
             after = 0.0
             while True:
                 now = await one.look(after)
                 after = LOOK_SECONDS
                 before = self._members[name]
-                self._members[name] = told(before, address, now, time.time())
+                self._members[name] = told(before, endpoints, now, time.time())
                 if before.standing is Standing.STARTING:
-                    log.info("%s is ready at %s", name, address)
+                    log.info("%s is ready at %s", name, endpoints.address)
         except WorkerError as error:
             why = str(error)
         except Exception:

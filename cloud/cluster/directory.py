@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,9 +18,11 @@ from cutline.cloud.tls import server_credentials
 from cutline.errors import InputError
 from cutline.protos.address import parse_address
 from cutline.protos.directory import Listing, listing_to_wire
-from cutline.protos.security import ServerKeys
+from cutline.protos.security import NO_KEYS, AgentKeys, ServerKeys
 from cutline.protos.v1 import directory_pb2 as pb
 from cutline.protos.v1 import directory_pb2_grpc
+
+log = logging.getLogger(__name__)
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Directory"].full_name
 
@@ -42,26 +45,44 @@ class Lists(Protocol):
         """Those of `model`, or of any; with `everyone` also those that take no sessions."""
         ...
 
+    def restart(self) -> None:
+        """Have all replaced that run now."""
+        ...
+
 
 class DirectoryServicer(directory_pb2_grpc.DirectoryServicer):
-    """Tells what `source` knows."""
+    """Tells what `source` knows to everybody who may call; who `is_operator` may give orders too."""
 
-    def __init__(self, source: Lists) -> None:
+    def __init__(self, source: Lists, is_operator: Callable[[Any], bool]) -> None:
         self._source = source
+        self._is_operator = is_operator
 
     async def List(self, request: pb.ListRequest, context: Any) -> pb.Listing:
         """The workers now."""
         return listing_to_wire(self._source.listing(model=request.model, everyone=request.all))
 
+    async def Restart(self, request: pb.RestartRequest, context: Any) -> pb.RestartAnswer:
+        """Replace the workers that run now."""
+        if not self._is_operator(context):
+            why = "only who has the token or the certificate that `cluster up` was given may restart its workers"
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, why)
+        self._source.restart()
+        return pb.RestartAnswer()
+
 
 @contextlib.asynccontextmanager
 async def serve(
-    source: Lists, *, listen: str, keys: ServerKeys | None = None, tokens: Path | None = None
+    source: Lists,
+    *,
+    listen: str,
+    keys: ServerKeys | None = None,
+    tokens: Path | None = None,
+    operator: AgentKeys = NO_KEYS,
 ) -> AsyncIterator[str]:
     """Serve a directory at `listen` (HOST:PORT, port 0 for any free one); gives its address.
 
-    To whom a worker with these `keys` and this file of `tokens` would serve; without both, to everybody. Raises
-    InputError.
+    To whom a worker with these `keys` and this file of `tokens` would serve; without both, to everybody. Orders are
+    taken of who has the keys of the `operator`. Raises InputError.
     """
     host, _ = parse_address(listen)
     callers, connections = Callers.of(keys, tokens), Connections(most_connections())
@@ -77,7 +98,15 @@ async def serve(
             port = server.add_secure_port(listen, server_credentials(keys))
     except RuntimeError:
         raise InputError(f"cannot listen at {listen}: taken, or not an address of that machine") from None
-    directory_pb2_grpc.add_DirectoryServicer_to_server(DirectoryServicer(source), server)
+
+    def is_operator(context: Any) -> bool:
+        try:
+            return callers.are_those(operator, context.invocation_metadata() or (), context.auth_context())
+        except InputError as error:
+            log.warning("who may give orders is not known: %s", error)
+            return False
+
+    directory_pb2_grpc.add_DirectoryServicer_to_server(DirectoryServicer(source, is_operator), server)
     checks = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     for service in ("", SERVICE):

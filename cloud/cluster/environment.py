@@ -25,6 +25,8 @@ def prepare(address: str | None) -> None:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        # Ray would end all that it started a minute after its controller; what is open may take longer to end in order.
+        os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"] = "3600"  # noqa: SIM112 (so Ray has it)
         # Ray would have workers give way to everything else on the machine.
         os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (so Ray has it)
     elif os.environ.get("RAY_AUTH_MODE", "").lower() != "token":

@@ -38,11 +38,20 @@ class Need:
     gpus: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Endpoints:
+    """Where a worker listens, and where it shows metrics, "" if it shows none."""
+
+    address: str
+    metrics: str = ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
     """One place. `since` is when its standing began; it rests `until` then, both in seconds of Unix time.
 
-    It is `homeless` while it rests because no node had room for its worker.
+    It is `homeless` while it rests because no node had room for its worker, and `outdated` while a worker runs there
+    that a restart has to replace.
     """
 
     name: str
@@ -50,11 +59,12 @@ class Member:
     since: float
     until: float = 0.0
     node: str = ""
-    address: str = ""
+    endpoints: Endpoints = Endpoints("")
     described: Description | None = None
     failures: int = 0
     why: str = ""
     homeless: bool = False
+    outdated: bool = False
 
 
 def place(nodes: Sequence[Node], members: Iterable[Member], need: Need, *, avoid: str = "") -> Node | None:
@@ -96,6 +106,30 @@ def levelled(members: Sequence[Member], wanted: int, now: float) -> tuple[Member
     )
 
 
+def outdated(member: Member) -> Member:
+    """Its worker, if it has one, is to be replaced."""
+    return replace(member, outdated=member.standing is not Standing.RESTING)
+
+
+def replaced(members: Sequence[Member], wanted: int, now: float) -> tuple[Member, ...]:
+    """`members` after a step of a restart, which replaces the outdated one after the other; else as `levelled`.
+
+    One more than `wanted` is started. Once all that are new are ready the outdated one with the fewest sessions drains,
+    and the next step comes when it has left. Where no node has room for one more it drains before, to make room.
+    """
+    staying = [member for member in members if member.standing is not Standing.DRAINING]
+    old = [member for member in staying if member.outdated]
+    if not old or any(member.outdated and member.standing is Standing.DRAINING for member in members):
+        return levelled(members, wanted, now)
+    if len(staying) <= wanted:
+        return levelled(members, wanted + 1, now)
+    new = [member for member in staying if not member.outdated]
+    if all(serves(member) or member.homeless for member in new):
+        leaving = min(old, key=_worth).name
+        return tuple(draining(member, now) if member.name == leaving else member for member in members)
+    return tuple(members)
+
+
 def _worth(member: Member) -> tuple[bool, int, int]:
     order = (Standing.RESTING, Standing.STARTING, Standing.READY)
     return not member.homeless, order.index(member.standing), member.described.sessions if member.described else 0
@@ -111,9 +145,9 @@ def started(member: Member, node: str, now: float) -> Member:
     return replace(member, standing=Standing.STARTING, since=now, node=node, why="", homeless=False)
 
 
-def told(member: Member, address: str, described: Description, now: float) -> Member:
+def told(member: Member, endpoints: Endpoints, described: Description, now: float) -> Member:
     """Its worker says how it is: a first time, again, or that it drains."""
-    member = replace(member, address=address, described=described)
+    member = replace(member, endpoints=endpoints, described=described)
     if described.draining:
         return draining(member, now)
     return replace(member, standing=Standing.READY, since=now) if member.standing is Standing.STARTING else member
@@ -170,7 +204,8 @@ def listed(member: Member) -> Listed:
     """A member as the directory tells of it."""
     plain = Listed(
         name=member.name,
-        address=member.address,
+        address=member.endpoints.address,
+        metrics=member.endpoints.metrics,
         standing=member.standing,
         since=member.since,
         failures=member.failures,

@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
+import time
 from collections.abc import Awaitable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cutline.cloud.cluster.controller import Controller
 from cutline.cloud.cluster.directory import serve
-from cutline.cloud.cluster.members import Need, Node
+from cutline.cloud.cluster.members import Endpoints, Need, Node
 from cutline.cloud.cluster.scaling import Limits
 from cutline.cloud.cluster.supervisor import END_SECONDS, START_SECONDS, Supervisor
 from cutline.errors import CutlineError, InputError, WorkerError, WorkerFailed, WorkerUnavailable
@@ -31,6 +33,9 @@ from cutline.protos.security import NO_KEYS, AgentKeys, ServerKeys
 PLACE_SECONDS = 60.0  # for Ray to start an actor on a node that was said to have room
 ANSWER_SECONDS = 60.0  # for an actor's word: longer than all that it waits for itself
 KILL_SECONDS = 5.0  # for an actor to kill its worker, which takes a moment, before the actor is killed itself
+KNOCK_SECONDS = 1.0  # for Ray's controller to take a connection
+GONE_SECONDS = 3.0  # after which nobody brings back the controller of a Ray that was started here
+AWAY_SECONDS = 45.0  # for that of another Ray, which may be restarted; after a minute Ray ends what it started
 _STORE_BYTES = 80 << 20  # of Ray's own store, which holds next to nothing here: about the least it takes
 
 T = TypeVar("T")
@@ -42,7 +47,8 @@ class Order:
 
     The directory is at `listen`. `options` are those of each worker's `cutline cloud` but for --listen and --threads;
     it gets `threads` cores and `gpus` GPUs of its node, and `drain` seconds to end what is open. Directory and workers
-    serve by `server_keys` and `tokens`, the workers are looked at by `keys`; all these are files of the nodes.
+    serve by `server_keys` and `tokens`, the workers are looked at by `keys`; all these are files of the nodes. With
+    `metrics` each worker shows them, at any free port.
     """
 
     listen: str
@@ -54,6 +60,7 @@ class Order:
     server_keys: ServerKeys | None = None
     tokens: Path | None = None
     keys: AgentKeys = NO_KEYS
+    metrics: bool = False
 
 
 @contextlib.contextmanager
@@ -82,6 +89,39 @@ def connected(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+class Head:
+    """Ray's own controller at `address`, which places workers and is needed by none that serves.
+
+    One that takes no connection for `patience` seconds is gone.
+    """
+
+    def __init__(self, address: str, *, patience: float) -> None:
+        self._address = address
+        self._patience = patience
+        self._seen = time.monotonic()
+
+    @classmethod
+    def of(cls, address: str | None) -> Head | None:
+        """That of the Ray that this process is a client of, at `address`; None where it is out of reach."""
+        if address is not None and address.startswith("ray://"):
+            return None
+        found: str = ray.get_runtime_context().gcs_address
+        return cls(found, patience=GONE_SECONDS if address is None else AWAY_SECONDS)
+
+    def check(self) -> None:
+        """Raises WorkerUnavailable if it is gone."""
+        host, port = parse_address(self._address)
+        try:
+            with socket.create_connection((host.strip("[]"), port), timeout=KNOCK_SECONDS):
+                self._seen = time.monotonic()
+        except OSError as error:
+            if (gone := time.monotonic() - self._seen) > self._patience:
+                raise WorkerUnavailable(
+                    f"Ray's controller at {self._address} is gone for {gone:.0f} seconds ({error.strerror or error}): "
+                    "no worker can be started any more; start the cluster again"
+                ) from None
 
 
 class Cluster:
@@ -132,7 +172,13 @@ class _ControllerActor:
         """The directory's address. Raises InputError."""
         order = self._order
         address = await self._stack.enter_async_context(
-            serve(self._controller, listen=order.listen, keys=order.server_keys, tokens=order.tokens)
+            serve(
+                self._controller,
+                listen=order.listen,
+                keys=order.server_keys,
+                tokens=order.tokens,
+                operator=order.keys,
+            )
         )
         await self._stack.enter_async_context(self._controller)
         return address
@@ -148,7 +194,8 @@ class _ControllerActor:
         host, _ = parse_address(order.listen)
         if not (is_loopback(host) or is_loopback(node.address)):
             host = node.address  # a Ray of this machine alone knows no other than loopback
-        options = ("--listen", f"{host}:0", *_security(order), *order.options)
+        metrics = ("--metrics", f"{host}:0") if order.metrics else ()
+        options = ("--listen", f"{host}:0", *metrics, *_security(order), *order.options)
         return _Remote(
             ray.remote(_SupervisorActor)
             .options(
@@ -188,7 +235,7 @@ class _Remote:
     def __init__(self, actor: Any) -> None:
         self._actor = actor
 
-    async def start(self) -> str:
+    async def start(self) -> Endpoints:
         return await _answer(self._actor.start.remote(), PLACE_SECONDS + START_SECONDS)
 
     async def look(self, after: float) -> Description:
@@ -200,7 +247,8 @@ class _Remote:
     async def kill(self) -> None:
         with contextlib.suppress(WorkerError):  # it is gone already, and its worker with it
             await _answer(self._actor.kill.remote(), KILL_SECONDS)
-        ray.kill(self._actor)
+        with contextlib.suppress(TimeoutError):  # without Ray's controller the actor ends with this cluster
+            await asyncio.wait_for(asyncio.to_thread(ray.kill, self._actor), KILL_SECONDS)
 
 
 async def _answer(asked: Awaitable[T], seconds: float | None) -> T:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from cutline.cloud.cluster.members import Endpoints
 from cutline.core.tied import tied_command
 from cutline.errors import AccessDenied, InputError, WorkerBusy, WorkerError, WorkerFailed, WorkerUnavailable
 from cutline.protos.client import WorkerClient
@@ -49,8 +50,8 @@ class Supervisor:
         self._missed = 0
         self._stopped = False
 
-    async def start(self) -> str:
-        """Start the worker and give its address. Raises WorkerUnavailable with what it said last."""
+    async def start(self) -> Endpoints:
+        """Start the worker and say where it is. Raises WorkerUnavailable with what it said last."""
         # A signal of the terminal reaches it as little as Ray's own processes: who has it says when to stop.
         self._process = process = await asyncio.create_subprocess_exec(
             *tied_command("cutline.cli", "cloud", "--threads", str(self._threads), *self._options),
@@ -76,7 +77,12 @@ class Supervisor:
         address = line.split()[-1]
         self._client = WorkerClient(address, self._keys)
         self._health = Connection(address, self._keys, health_pb2_grpc.HealthStub)
-        return address
+        metrics = ""
+        if "--metrics" in self._options:  # of which it says where at once
+            with contextlib.suppress(TimeoutError):
+                line = await asyncio.wait_for(_line(process.stdout), LOOK_SECONDS)
+                metrics = line.split()[-1] if line.startswith("metrics at ") else ""
+        return Endpoints(address, metrics)
 
     async def look(self, after: float) -> Description:
         """How it is in `after` seconds. Raises WorkerUnavailable once it ends, WorkerFailed if it answers no more."""

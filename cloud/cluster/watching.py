@@ -21,6 +21,11 @@ def changes(before: Listing | None, now: Listing) -> Iterator[str]:
         yield f"{name} has left"
 
 
+def failing(listing: Listing) -> str | None:
+    """Why workers that are to follow others do not start, once one has failed at it three times in a row."""
+    return next((one.why for one in listing.workers if one.standing is Standing.RESTING and one.failures >= 3), None)
+
+
 def hopeless(listing: Listing) -> str | None:
     """Why none starts, if all that are wanted failed at it and none was ever ready."""
     failed = [one for one in listing.workers if one.standing is Standing.RESTING and one.failures]

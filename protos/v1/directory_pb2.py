@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!cutline/protos/v1/directory.proto\x12\ncutline.v1\")\n\x0bListRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0b\n\x03\x61ll\x18\x02 \x01(\x08\"^\n\x07Listing\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x0e\n\x06wanted\x18\x03 \x01(\r\x12#\n\x07workers\x18\x04 \x03(\x0b\x32\x12.cutline.v1.Listed\"\xbb\x02\n\x06Listed\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12-\n\x08standing\x18\x03 \x01(\x0e\x32\x1b.cutline.v1.Listed.Standing\x12\r\n\x05since\x18\x04 \x01(\x01\x12\r\n\x05model\x18\x05 \x01(\t\x12\r\n\x05start\x18\x06 \x01(\t\x12\x0b\n\x03\x65nd\x18\x07 \x01(\t\x12\x15\n\rqueue_seconds\x18\x08 \x01(\x01\x12\x10\n\x08sessions\x18\t \x01(\r\x12\x14\n\x0cmax_sessions\x18\n \x01(\r\x12\x10\n\x08\x66\x61ilures\x18\x0b \x01(\r\x12\x0b\n\x03why\x18\x0c \x01(\t\"K\n\x08Standing\x12\x0b\n\x07UNKNOWN\x10\x00\x12\x0c\n\x08STARTING\x10\x01\x12\t\n\x05READY\x10\x02\x12\x0c\n\x08\x44RAINING\x10\x03\x12\x0b\n\x07RESTING\x10\x04\x32\x41\n\tDirectory\x12\x34\n\x04List\x12\x17.cutline.v1.ListRequest\x1a\x13.cutline.v1.Listingb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!cutline/protos/v1/directory.proto\x12\ncutline.v1\")\n\x0bListRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0b\n\x03\x61ll\x18\x02 \x01(\x08\"\x10\n\x0eRestartRequest\"\x0f\n\rRestartAnswer\"p\n\x07Listing\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x0e\n\x06wanted\x18\x03 \x01(\r\x12#\n\x07workers\x18\x04 \x03(\x0b\x32\x12.cutline.v1.Listed\x12\x10\n\x08outdated\x18\x05 \x01(\r\"\xcc\x02\n\x06Listed\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12-\n\x08standing\x18\x03 \x01(\x0e\x32\x1b.cutline.v1.Listed.Standing\x12\r\n\x05since\x18\x04 \x01(\x01\x12\r\n\x05model\x18\x05 \x01(\t\x12\r\n\x05start\x18\x06 \x01(\t\x12\x0b\n\x03\x65nd\x18\x07 \x01(\t\x12\x15\n\rqueue_seconds\x18\x08 \x01(\x01\x12\x10\n\x08sessions\x18\t \x01(\r\x12\x14\n\x0cmax_sessions\x18\n \x01(\r\x12\x10\n\x08\x66\x61ilures\x18\x0b \x01(\r\x12\x0b\n\x03why\x18\x0c \x01(\t\x12\x0f\n\x07metrics\x18\r \x01(\t\"K\n\x08Standing\x12\x0b\n\x07UNKNOWN\x10\x00\x12\x0c\n\x08STARTING\x10\x01\x12\t\n\x05READY\x10\x02\x12\x0c\n\x08\x44RAINING\x10\x03\x12\x0b\n\x07RESTING\x10\x04\x32\x83\x01\n\tDirectory\x12\x34\n\x04List\x12\x17.cutline.v1.ListRequest\x1a\x13.cutline.v1.Listing\x12@\n\x07Restart\x12\x1a.cutline.v1.RestartRequest\x1a\x19.cutline.v1.RestartAnswerb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,12 +33,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_LISTREQUEST']._serialized_start=49
   _globals['_LISTREQUEST']._serialized_end=90
-  _globals['_LISTING']._serialized_start=92
-  _globals['_LISTING']._serialized_end=186
-  _globals['_LISTED']._serialized_start=189
-  _globals['_LISTED']._serialized_end=504
-  _globals['_LISTED_STANDING']._serialized_start=429
-  _globals['_LISTED_STANDING']._serialized_end=504
-  _globals['_DIRECTORY']._serialized_start=506
-  _globals['_DIRECTORY']._serialized_end=571
+  _globals['_RESTARTREQUEST']._serialized_start=92
+  _globals['_RESTARTREQUEST']._serialized_end=108
+  _globals['_RESTARTANSWER']._serialized_start=110
+  _globals['_RESTARTANSWER']._serialized_end=125
+  _globals['_LISTING']._serialized_start=127
+  _globals['_LISTING']._serialized_end=239
+  _globals['_LISTED']._serialized_start=242
+  _globals['_LISTED']._serialized_end=574
+  _globals['_LISTED_STANDING']._serialized_start=499
+  _globals['_LISTED_STANDING']._serialized_end=574
+  _globals['_DIRECTORY']._serialized_start=577
+  _globals['_DIRECTORY']._serialized_end=708
 # @@protoc_insertion_point(module_scope)

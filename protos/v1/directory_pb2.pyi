@@ -15,20 +15,30 @@ class ListRequest(_message.Message):
     all: bool
     def __init__(self, model: _Optional[str] = ..., all: _Optional[bool] = ...) -> None: ...
 
+class RestartRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class RestartAnswer(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class Listing(_message.Message):
-    __slots__ = ("epoch", "version", "wanted", "workers")
+    __slots__ = ("epoch", "version", "wanted", "workers", "outdated")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     WANTED_FIELD_NUMBER: _ClassVar[int]
     WORKERS_FIELD_NUMBER: _ClassVar[int]
+    OUTDATED_FIELD_NUMBER: _ClassVar[int]
     epoch: str
     version: int
     wanted: int
     workers: _containers.RepeatedCompositeFieldContainer[Listed]
-    def __init__(self, epoch: _Optional[str] = ..., version: _Optional[int] = ..., wanted: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[Listed, _Mapping]]] = ...) -> None: ...
+    outdated: int
+    def __init__(self, epoch: _Optional[str] = ..., version: _Optional[int] = ..., wanted: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[Listed, _Mapping]]] = ..., outdated: _Optional[int] = ...) -> None: ...
 
 class Listed(_message.Message):
-    __slots__ = ("name", "address", "standing", "since", "model", "start", "end", "queue_seconds", "sessions", "max_sessions", "failures", "why")
+    __slots__ = ("name", "address", "standing", "since", "model", "start", "end", "queue_seconds", "sessions", "max_sessions", "failures", "why", "metrics")
     class Standing(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         UNKNOWN: _ClassVar[Listed.Standing]
@@ -53,6 +63,7 @@ class Listed(_message.Message):
     MAX_SESSIONS_FIELD_NUMBER: _ClassVar[int]
     FAILURES_FIELD_NUMBER: _ClassVar[int]
     WHY_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
     name: str
     address: str
     standing: Listed.Standing
@@ -65,4 +76,5 @@ class Listed(_message.Message):
     max_sessions: int
     failures: int
     why: str
-    def __init__(self, name: _Optional[str] = ..., address: _Optional[str] = ..., standing: _Optional[_Union[Listed.Standing, str]] = ..., since: _Optional[float] = ..., model: _Optional[str] = ..., start: _Optional[str] = ..., end: _Optional[str] = ..., queue_seconds: _Optional[float] = ..., sessions: _Optional[int] = ..., max_sessions: _Optional[int] = ..., failures: _Optional[int] = ..., why: _Optional[str] = ...) -> None: ...
+    metrics: str
+    def __init__(self, name: _Optional[str] = ..., address: _Optional[str] = ..., standing: _Optional[_Union[Listed.Standing, str]] = ..., since: _Optional[float] = ..., model: _Optional[str] = ..., start: _Optional[str] = ..., end: _Optional[str] = ..., queue_seconds: _Optional[float] = ..., sessions: _Optional[int] = ..., max_sessions: _Optional[int] = ..., failures: _Optional[int] = ..., why: _Optional[str] = ..., metrics: _Optional[str] = ...) -> None: ...

@@ -39,6 +39,11 @@ class DirectoryStub:
                 request_serializer=cutline_dot_protos_dot_v1_dot_directory__pb2.ListRequest.SerializeToString,
                 response_deserializer=cutline_dot_protos_dot_v1_dot_directory__pb2.Listing.FromString,
                 _registered_method=True)
+        self.Restart = channel.unary_unary(
+                '/cutline.v1.Directory/Restart',
+                request_serializer=cutline_dot_protos_dot_v1_dot_directory__pb2.RestartRequest.SerializeToString,
+                response_deserializer=cutline_dot_protos_dot_v1_dot_directory__pb2.RestartAnswer.FromString,
+                _registered_method=True)
 
 
 class DirectoryServicer:
@@ -51,6 +56,13 @@ class DirectoryServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Restart(self, request, context):
+        """Replace every worker that runs now, one after the other; for who has the cluster's own token or certificate.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DirectoryServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -58,6 +70,11 @@ def add_DirectoryServicer_to_server(servicer, server):
                     servicer.List,
                     request_deserializer=cutline_dot_protos_dot_v1_dot_directory__pb2.ListRequest.FromString,
                     response_serializer=cutline_dot_protos_dot_v1_dot_directory__pb2.Listing.SerializeToString,
+            ),
+            'Restart': grpc.unary_unary_rpc_method_handler(
+                    servicer.Restart,
+                    request_deserializer=cutline_dot_protos_dot_v1_dot_directory__pb2.RestartRequest.FromString,
+                    response_serializer=cutline_dot_protos_dot_v1_dot_directory__pb2.RestartAnswer.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -87,6 +104,33 @@ class Directory:
             '/cutline.v1.Directory/List',
             cutline_dot_protos_dot_v1_dot_directory__pb2.ListRequest.SerializeToString,
             cutline_dot_protos_dot_v1_dot_directory__pb2.Listing.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Restart(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cutline.v1.Directory/Restart',
+            cutline_dot_protos_dot_v1_dot_directory__pb2.RestartRequest.SerializeToString,
+            cutline_dot_protos_dot_v1_dot_directory__pb2.RestartAnswer.FromString,
             options,
             channel_credentials,
             insecure,

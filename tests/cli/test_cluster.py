@@ -32,14 +32,17 @@ from cutline.edge.directory import ListedWorkers
 from cutline.edge.question import Mode, Question
 from cutline.errors import InputError
 from cutline.models.bundle import Bundle
+from cutline.models.prompt import PromptBuilder, question
+from cutline.protos.client import WorkerClient
 from cutline.protos.directory import DirectoryClient, Listed, Listing, Standing
+from cutline.protos.messages import Confirmed, Draft, Open
 from cutline.protos.security import AgentKeys, ServerKeys
 
 Start = Callable[..., Any]
 Run = Callable[..., Any]
 
 PACKAGE = Path(__file__).resolve().parents[2] / ".dev"
-SECONDS = 120  # for what should take a few
+SECONDS = 240  # for what should take a few: a busy machine takes minutes to start the many processes of Ray
 LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 # In a process of its own, for Ray changes what imports it. The least store that Ray takes, twice.
@@ -212,6 +215,45 @@ def test_a_cluster_of_its_own_listens_on_loopback_alone(start: Start) -> None:
     assert {ip.removeprefix("::ffff:") for _, ip in listens} == {"127.0.0.1"}, listens
     up.signal(signal.SIGTERM)
     assert up.finish().code == 0
+
+
+async def asked_while(directory: str, address: str, change: Callable[[], None]) -> int:
+    """Tokens of a session that is open at a worker when there is a `change` after which the worker is to leave."""
+    bundle = Bundle.open(TARGET)
+    prompt = PromptBuilder.open(bundle).build([question("Read the digits.")], []).ids
+    opening = Open(
+        model=bundle.manifest.identity, tokens=prompt, prompt_length=len(prompt), max_tokens=6, images=0, effort=0.0
+    )
+    tokens = list[int]()
+    async with WorkerClient(address) as client, client.session(opening, (), timeout=SECONDS) as session:
+        async for event in session.events():
+            if isinstance(event, Confirmed):
+                if not tokens:
+                    change()
+                    await asyncio.to_thread(wait_for, directory, lambda found: not found)
+                tokens += event.tokens
+                await session.offer(Draft(len(prompt) + len(tokens) - 1, (tokens[-1], 0)))
+    assert session.finished is not None
+    return len(tokens)
+
+
+@pytest.mark.timeout(600)
+def test_a_cluster_whose_ray_lost_its_controller_ends_in_order_to_be_started_again(start: Start) -> None:
+    pytest.importorskip("ray")
+    options = ("--workers", 1, "--insecure", "--listen", "127.0.0.1:0", "--drain", 60)
+    up = start("cluster", "up", *options)
+    directory = up.address()
+    (address,) = wait_for(directory, lambda found: len(found) == 1)
+    (driver,) = (one for one in psutil.Process().children() if {"cluster", "up"} <= set(one.cmdline()))
+    tree = driver.children(recursive=True)
+    (controller,) = (one for one in tree if one.name() == "gcs_server")
+    worker = worker_at(address)
+    assert asyncio.run(asked_while(directory, address, controller.kill)) == 6, "what was open is answered to its end"
+    ran = up.finish()
+    assert ran.code == 4, ran.err
+    assert "Traceback" not in ran.err
+    assert "start the cluster again" in ran.err.splitlines()[-1]
+    assert psutil.wait_procs([worker], timeout=SECONDS)[1] == []
 
 
 @pytest.mark.parametrize(

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 
 from cutline.cloud.cluster import controller as module
 from cutline.cloud.cluster.controller import Controller
 from cutline.cloud.cluster.directory import serve
-from cutline.cloud.cluster.members import Need, Node
+from cutline.cloud.cluster.discovery import discovery
+from cutline.cloud.cluster.members import Endpoints, Need, Node
 from cutline.cloud.cluster.scaling import Limits
-from cutline.errors import WorkerUnavailable
+from cutline.cloud.metrics import shown
+from cutline.errors import AccessDenied, WorkerUnavailable
 from cutline.protos.directory import DirectoryClient, Standing
 from cutline.protos.messages import Description
+from cutline.protos.security import AgentKeys
+from cutline.protos.tokens import token_entry
 
 SECONDS = 10.0
 WELL = Description(
@@ -42,13 +49,14 @@ class Fake:
         self.address = f"{node.address}:{number}"
         self.described = WELL
         self.killed = self.stopped = False
+        self.on_stop: Callable[[], None] = lambda: None
         self._starts = starts
         self._end = asyncio.Event()
 
-    async def start(self) -> str:
+    async def start(self) -> Endpoints:
         if not self._starts:
             raise WorkerUnavailable("no bundle there")
-        return self.address
+        return Endpoints(self.address, f"{self.address}1")
 
     async def look(self, after: float) -> Description:
         try:
@@ -59,6 +67,7 @@ class Fake:
 
     async def stop(self) -> None:
         self.stopped = True
+        self.on_stop()
         self.die()
 
     def die(self) -> None:
@@ -224,3 +233,89 @@ async def test_agents_are_told_of_who_is_ready_and_operators_of_everyone() -> No
             everyone = await directory.list(everyone=True)
             assert [one.standing for one in everyone.workers] == ["ready", "ready", "resting"]
             assert everyone.wanted == 3
+
+
+@in_a_loop
+async def test_a_restart_replaces_one_worker_after_the_other_each_once_its_successor_is_ready() -> None:
+    machines = Machines(2)  # with room for four
+    async with machines.controller(2, 2) as controller:
+        await until(lambda: len(ready(controller)) == 2)
+        before, seen = tuple(machines.launched), list[tuple[int, int]]()
+        for one in before:
+            one.on_stop = lambda: seen.append(
+                (len(ready(controller)), sum(not other.killed for other in machines.launched))
+            )
+        controller.restart()
+        assert controller.listing().outdated == 2
+        await until(lambda: controller.listing().outdated == 0)
+        assert seen == [(2, 3), (2, 3)], "two are listed, and three run, whenever one is told to end"
+        assert all(one.killed for one in before)
+        assert ready(controller) == {one.address for one in machines.launched[2:]}
+        assert len(machines.launched) == 4
+        assert (controller.listing().wanted, len(controller.listing(everyone=True).workers)) == (2, 2)
+
+
+@in_a_loop
+async def test_a_restart_without_room_for_one_more_makes_it_first() -> None:
+    machines = Machines(1)  # with room for two
+    async with machines.controller(2, 2) as controller:
+        await until(lambda: len(ready(controller)) == 2)
+        before, running = tuple(machines.launched), list[int]()
+        for one in before:
+            one.on_stop = lambda: running.append(len(ready(controller)))
+        controller.restart()
+        await until(lambda: controller.listing().outdated == 0 and len(ready(controller)) == 2)
+        assert running == [1, 1], "the other one goes on"
+        assert all(one.killed for one in before)
+        assert controller.listing().wanted == 2
+
+
+@in_a_loop
+async def test_a_restart_whose_new_workers_do_not_start_leaves_the_others_be() -> None:
+    machines = Machines(2)
+    async with machines.controller(2, 2) as controller:
+        await until(lambda: len(ready(controller)) == 2)
+        before, machines.starts = ready(controller), False
+        controller.restart()
+        await until(lambda: len(machines.launched) == 4)
+        assert ready(controller) == before
+        machines.starts = True
+        await until(lambda: controller.listing().outdated == 0)
+        assert not ready(controller) & before
+
+
+@in_a_loop
+async def test_a_restart_is_ordered_by_who_has_the_clusters_own_token(tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens.toml"
+    tokens.write_text(token_entry("cluster", "own") + token_entry("agents", "another"))
+    machines = Machines(1)
+    operator = AgentKeys(token="own")
+    async with (
+        machines.controller(1, 1) as controller,
+        serve(controller, listen="127.0.0.1:0", tokens=tokens, operator=operator) as address,
+        DirectoryClient(address, AgentKeys(token="another")) as agent,
+        DirectoryClient(address, operator) as directory,
+    ):
+        await until(lambda: len(ready(controller)) == 1)
+        assert (await agent.list()).workers
+        with pytest.raises(AccessDenied, match="may restart its workers"):
+            await agent.restart()
+        assert controller.listing().outdated == 0
+        await directory.restart()
+        assert (await directory.list()).outdated == 1
+
+
+@in_a_loop
+async def test_prometheus_is_told_where_the_workers_show_metrics() -> None:
+    machines = Machines(1)
+    async with machines.controller(2, 2) as controller:
+        await until(lambda: len(ready(controller)) == 2)
+        listing = functools.partial(controller.listing, everyone=True)
+        with shown(discovery(listing), "127.0.0.1:0") as at:
+            response = await asyncio.to_thread(urlopen, f"http://{at}/")
+            with response:
+                kind, told = response.headers["content-type"], json.load(response)
+    assert kind == "application/json"
+    assert [one["targets"] for one in told] == [[f"{one.address}1"] for one in machines.launched]
+    assert [one["labels"]["worker"] for one in told] == ["worker-0", "worker-1"]
+    assert all(isinstance(value, str) for one in told for value in one["labels"].values())

@@ -9,6 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from cutline.cloud.cluster.members import (
     LONGEST_REST,
     STEADY_SECONDS,
+    Endpoints,
     Member,
     Need,
     Node,
@@ -158,7 +159,7 @@ class Members(RuleBasedStateMachine):
     @rule(data=st.data(), leaves=st.booleans())
     def hear(self, data: st.DataObject, leaves: bool) -> None:
         member = data.draw(st.sampled_from([one for one in self.members if one.standing is not Standing.RESTING]))
-        after = told(member, "192.0.2.1:1", replace(WELL, draining=leaves), self.now)
+        after = told(member, Endpoints("192.0.2.1:1"), replace(WELL, draining=leaves), self.now)
         draining = leaves or member.standing is Standing.DRAINING
         assert after.standing is (Standing.DRAINING if draining else Standing.READY)
         self.become(member.name, after)
@@ -171,7 +172,7 @@ class Members(RuleBasedStateMachine):
         assert (after is None) == (member.standing is Standing.DRAINING)
         if after is not None:
             assert after.until > self.now
-            assert after.address == ""
+            assert after.endpoints.address == ""
         self.become(member.name, after)
 
     @invariant()

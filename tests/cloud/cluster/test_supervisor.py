@@ -17,6 +17,7 @@ import pytest
 
 from cutline.cli.certificates import DEVICE, SERVER, Authority, Pair, pair_of
 from cutline.cloud.cluster import supervisor
+from cutline.cloud.cluster.members import Endpoints
 from cutline.cloud.cluster.supervisor import Supervisor
 from cutline.cloud.server import Access, serve
 from cutline.demo.bundles import TARGET
@@ -75,7 +76,7 @@ def test_a_supervisor_kills_a_worker_that_hangs(monkeypatch: pytest.MonkeyPatch,
         await one.kill()  # of no effect where nothing is
         one = Supervisor((), threads=1, drain=0.0)
         before = set(psutil.Process().children())  # other tests' own may be among them
-        assert await one.start() == "127.0.0.1:1"
+        assert await one.start() == Endpoints("127.0.0.1:1")
         (worker,) = set(psutil.Process().children()) - before
         os.kill(worker.pid, signal.SIGSTOP)
         async with asyncio.timeout(SECONDS):
@@ -99,7 +100,7 @@ async def looked_after(
         fake.chmod(0o700)
         monkeypatch.setattr(sys, "executable", str(fake))
         one = Supervisor((), keys=keys, threads=1, drain=0.0)
-        assert await one.start() == address
+        assert await one.start() == Endpoints(address)
         try:
             async with asyncio.timeout(SECONDS):
                 yield one
