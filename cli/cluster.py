@@ -206,7 +206,7 @@ def restart(
                 await asyncio.sleep(0.5)
         return count
 
-    print(f"{asyncio.run(replace())} workers were replaced")
+    print(f"workers replaced: {asyncio.run(replace())}")
 
 
 @app.command(epilog="Example: cutline cluster status 127.0.0.1:50050 --json")

@@ -8,12 +8,14 @@ import importlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_type_hints
+from urllib.request import urlopen
 
 import psutil
 import pytest
@@ -30,7 +32,7 @@ from cutline.edge.agent import Agent
 from cutline.edge.answer import Answer
 from cutline.edge.directory import ListedWorkers
 from cutline.edge.question import Mode, Question
-from cutline.errors import InputError
+from cutline.errors import InputError, WorkerUnavailable
 from cutline.models.bundle import Bundle
 from cutline.models.prompt import PromptBuilder, question
 from cutline.protos.client import WorkerClient
@@ -198,18 +200,30 @@ def test_a_cluster_of_its_own_whose_workers_cannot_start(start: Start, tmp_path:
 
 @pytest.mark.threat("ray")
 @pytest.mark.timeout(600)
-def test_a_cluster_of_its_own_listens_on_loopback_alone(start: Start) -> None:
-    """Ray's processes, the directory and the workers: from outside this machine nobody reaches any of them."""
+def test_a_cluster_of_its_own_listens_on_loopback_alone(start: Start, run: Run) -> None:
+    """Ray's processes, the directory, the workers and those after them: from outside nobody reaches any of them."""
     pytest.importorskip("ray")
-    up = start("cluster", "up", "--workers", 1, "--insecure", "--listen", "127.0.0.1:0")
-    wait_for(up.address(), lambda found: len(found) == 1)
+    loopback = "127.0.0.1:0"
+    up = start("cluster", "up", "--workers", 1, "--insecure", "--listen", loopback, "--metrics", loopback)
+    directory, discovery = up.address(), up.line().split()[-1]
+    (first,) = wait_for(directory, lambda found: len(found) == 1)
+    replaced = worker_at(first)
+    assert run("cluster", "restart", directory, "--rolling").out == "workers replaced: 1\n"
+    assert not replaced.is_running()
+    (second,) = wait_for(directory, lambda found: len(found) == 1)
+    assert second != first
+    with urlopen(f"http://{discovery}/") as response:
+        (told,) = json.load(response)
+    assert told["labels"]["__meta_cutline_address"] == second
+    with urlopen(f"http://{told['targets'][0]}/metrics") as response:
+        assert b"cutline_slots " in response.read()
     (driver,) = (one for one in psutil.Process().children() if {"cluster", "up"} <= set(one.cmdline()))
     tree = [driver, *driver.children(recursive=True)]
     listens = {
-        (one.name(), socket.laddr.ip)
+        (one.name(), open_socket.laddr.ip)
         for one in tree
-        for socket in one.net_connections("inet")
-        if socket.status == "LISTEN"
+        for open_socket in one.net_connections("inet")
+        if open_socket.status == "LISTEN"
     }
     assert {"gcs_server", "raylet"} <= {name for name, _ in listens}
     assert {ip.removeprefix("::ffff:") for _, ip in listens} == {"127.0.0.1"}, listens
@@ -269,6 +283,8 @@ def test_a_cluster_whose_ray_lost_its_controller_ends_in_order_to_be_started_aga
         (["--insecure", "--", "--listen", "0.0.0.0:1"], "before the --"),
         (["--insecure", "--", "--bundle=x"], "before the --"),
         (["--insecure", "--address", "auto"], "RAY_AUTH_MODE=token"),
+        (["--insecure", "--", "--metrics", "127.0.0.1:1"], "before the --"),
+        (["--insecure", "--metrics", "0.0.0.0:0"], "could be read from outside"),
         (["--tls-cert", "x"], "--tls-key"),
     ],
 )
@@ -356,6 +372,25 @@ def test_a_table_shows_what_workers_say_as_it_is(why: str) -> None:
     for text in ("[w]", "[::1]:1", why.replace("\x1b", "\\x1b")):
         assert text in shown
     assert "\x1b[2J" not in shown
+
+
+def test_rays_controller_is_waited_for_and_then_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    head = importlib.import_module("cutline.cloud.cluster.raying").Head
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        gone = head(address, patience=0.0)
+        gone.check()
+    head(address, patience=3600.0).check()
+    with pytest.raises(WorkerUnavailable, match=f"controller at {address} is gone .*; start the cluster again"):
+        gone.check()
+
+
+def test_a_restart_that_cannot_be(run: Run, worker: str) -> None:
+    assert "give --rolling" in run("cluster", "restart", "127.0.0.1:1").failed(2)
+    assert "no directory answers" in run("cluster", "restart", "127.0.0.1:1", "--rolling").failed(4)
+    assert "is no directory" in run("cluster", "restart", worker, "--rolling").failed(7)
 
 
 def test_status_of_what_is_no_directory(run: Run, worker: str) -> None:

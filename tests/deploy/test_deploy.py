@@ -100,6 +100,11 @@ def test_units_stay_in_their_sandbox(unit: Path) -> None:
         assert int(found["TimeoutStopSec"][0]) > int(command[command.index("--drain") + 1]) + 10
 
 
+def test_a_cluster_ends_its_workers_itself_for_ray_would_kill_them_when_it_is_told() -> None:
+    found = settings(DEPLOY / "systemd" / "cutline-cluster.service")
+    assert (found["KillMode"], found["KillSignal"]) == (["mixed"], ["SIGTERM"])
+
+
 def test_what_the_units_read_is_put_there_by_the_documented_commands() -> None:
     blocks = re.findall(r"```\n(.*?)```", (ROOT / "docs" / "deploy.md").read_text(), re.DOTALL)
     commands = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines() if "sudo" in line]
