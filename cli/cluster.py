@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cutline.cli import options
-from cutline.errors import InputError
+from cutline.errors import CutlineError, InputError
 from cutline.errors.extras import missing
 
 if TYPE_CHECKING:
@@ -159,8 +159,11 @@ def up(
                     seen = listing
                     if head is not None:
                         head.check()
-        finally:
-            cluster.close()
+        except CutlineError:
+            with contextlib.suppress(CutlineError):  # what is wrong is known already
+                cluster.close()
+            raise
+        cluster.close()
 
 
 @app.command(epilog="Example: cutline cluster restart 127.0.0.1:50050 --rolling")

@@ -92,6 +92,7 @@ class Controller:
         self._members: dict[str, Member] = {}
         self._workers: dict[str, Supervised] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._supervising: dict[str, asyncio.Task[None]] = {}
         self._epoch = secrets.token_hex(8)
         self._version = 0
         self._told: tuple[object, ...] = ()
@@ -163,7 +164,10 @@ class Controller:
             was = before.get(member.name, member)
             if member.standing is Standing.DRAINING and was.standing is not Standing.DRAINING:
                 log.info("%s drains", member.name)
-                self._run(self._let_go(self._workers[member.name], leave))
+                if was.standing is Standing.STARTING:  # nothing is open there, and it may never come to start
+                    self._supervising[member.name].cancel()
+                else:
+                    self._run(self._let_go(self._workers[member.name], leave))
 
     def _start_those_due(self, nodes: Sequence[Node], now: float) -> None:
         for member in due(self._members.values(), now):
@@ -173,7 +177,7 @@ class Controller:
                 continue
             self._workers[member.name] = one = self._launch(node)
             self._members[member.name] = started(member, node.name, now)
-            self._run(self._supervise(member.name, one))
+            self._supervising[member.name] = self._run(self._supervise(member.name, one))
 
     async def _supervise(self, name: str, one: Supervised) -> None:
         """Have one worker from its start to its end."""
@@ -193,7 +197,7 @@ class Controller:
         except Exception:
             log.exception("supervising %s failed", name)
         finally:
-            del self._workers[name]
+            del self._workers[name], self._supervising[name]
             self._end(name, why)
             await one.kill()
 
@@ -211,7 +215,8 @@ class Controller:
         with contextlib.suppress(WorkerError):  # it is gone already, and who supervises it sees that
             await one.stop()
 
-    def _run(self, work: Coroutine[None, None, None]) -> None:
+    def _run(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task

@@ -49,11 +49,14 @@ class Fake:
         self.address = f"{node.address}:{number}"
         self.described = WELL
         self.killed = self.stopped = False
+        self.placed = asyncio.Event()
+        self.placed.set()
         self.on_stop: Callable[[], None] = lambda: None
         self._starts = starts
         self._end = asyncio.Event()
 
     async def start(self) -> Endpoints:
+        await self.placed.wait()
         if not self._starts:
             raise WorkerUnavailable("no bundle there")
         return Endpoints(self.address, f"{self.address}1")
@@ -83,10 +86,12 @@ class Machines:
     def __init__(self, count: int = 2) -> None:
         self.nodes = tuple(Node(f"n{index}", f"192.0.2.{index}", 2.0, 0.0) for index in range(count))
         self.launched: list[Fake] = []
-        self.starts = True
+        self.starts = self.places = True
 
     def launch(self, node: Node) -> Fake:
         self.launched.append(Fake(node, 1000 + len(self.launched), starts=self.starts))
+        if not self.places:
+            self.launched[-1].placed.clear()
         return self.launched[-1]
 
     def controller(self, least: int, most: int) -> Controller:
@@ -319,3 +324,15 @@ async def test_prometheus_is_told_where_the_workers_show_metrics() -> None:
     assert [one["targets"] for one in told] == [[f"{one.address}1"] for one in machines.launched]
     assert [one["labels"]["worker"] for one in told] == ["worker-0", "worker-1"]
     assert all(isinstance(value, str) for one in told for value in one["labels"].values())
+
+
+@in_a_loop
+async def test_what_is_never_placed_holds_up_no_end() -> None:
+    machines = Machines(1)
+    async with asyncio.timeout(SECONDS):
+        async with machines.controller(1, 2) as controller:
+            await until(lambda: len(ready(controller)) == 1)
+            machines.places = False
+            controller.restart()
+            await until(lambda: len(machines.launched) == 2)
+        assert [(one.stopped, one.killed) for one in machines.launched] == [(True, True), (False, True)]

@@ -159,7 +159,9 @@ def test_a_supervisor_whose_certificate_is_renewed_looks_on(monkeypatch: pytest.
         now.key.write_bytes(pair.key.read_bytes())
         now.key.chmod(0o600)
 
-    put(authority.sign("supervisor", DEVICE))
+    first, second = (authority.sign(name, DEVICE) for name in ("supervisor", "supervisor-again"))
+    authority.write()
+    put(first)
     keys = ServerKeys(certificate=server.certificate, key=server.key, client_ca=ca)
 
     async def main() -> None:
@@ -167,7 +169,7 @@ def test_a_supervisor_whose_certificate_is_renewed_looks_on(monkeypatch: pytest.
         async with looked_after(monkeypatch, tmp_path, agent, Access(keys=keys)) as one:
             await one.look(0.0)
             assert len(channels) == 2
-            put(authority.sign("supervisor-again", DEVICE))
+            put(second)
             await one.look(0.0)
             assert len(channels) == 4
         for channel in channels:
