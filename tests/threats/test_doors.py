@@ -31,6 +31,9 @@ class Nobody:
         self.asked += 1
         return Listing(epoch="", version=0, wanted=0, workers=())
 
+    def restart(self) -> None:
+        self.asked += 1
+
 
 @pytest.mark.threat("doors")
 def test_a_directory_tells_strangers_nothing_but_that_it_is_well(tmp_path: Path) -> None:
