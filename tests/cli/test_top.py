@@ -47,6 +47,7 @@ def test_top_shows_what_a_worker_did(run: Run, start: Start, card: Path) -> None
 def test_top_reads_https(run: Run, tmp_path: Path) -> None:
     authority = Authority.make(tmp_path / "keys")
     server, reader = authority.sign("server", SERVER, hosts=["127.0.0.1"]), authority.sign("reader", DEVICE)
+    authority.write()
     ca = pair_of(authority.folder, "ca").certificate
     keys = ServerKeys(certificate=server.certificate, key=server.key, client_ca=ca)
     with show(Metrics(), "0.0.0.0:0", keys) as address:

@@ -51,6 +51,7 @@ class Fleet:
         authority = Authority.make(folder / "keys")
         server = authority.sign("server", SERVER, hosts=["localhost", "127.0.0.1"])
         self.device = authority.sign("camera", DEVICE)
+        authority.write()
         self.authority = authority
         self.ca = pair_of(authority.folder, "ca").certificate
         self.tokens = folder / "tokens.toml"
@@ -464,6 +465,8 @@ def test_handshakes_that_fail_say_why(bundle: Bundle, fleet: Fleet, tmp_path: Pa
     strange = Authority.make(tmp_path / "strange")
     stranger = strange.sign("camera", DEVICE)
     abroad = fleet.authority.sign("abroad", SERVER, hosts=["worker.example"])
+    for authority in (strange, fleet.authority):
+        authority.write()
     elsewhere = ServerKeys(certificate=abroad.certificate, key=abroad.key)
     not_ours = AgentKeys(ca=pair_of(strange.folder, "ca").certificate, token=TOKEN)
     forged = replace(fleet.agent(), certificate=stranger.certificate, key=stranger.key)
@@ -489,7 +492,9 @@ def test_handshakes_that_fail_say_why(bundle: Bundle, fleet: Fleet, tmp_path: Pa
 
 def test_a_certificate_that_changes_counts_without_a_restart(bundle: Bundle, fleet: Fleet, tmp_path: Path) -> None:
     """One that its agents do not trust, then the right one; and one that does not read changes nothing."""
-    strange = Authority.make(tmp_path / "strange").sign("server", SERVER, hosts=["127.0.0.1"])
+    authority = Authority.make(tmp_path / "strange")
+    strange = authority.sign("server", SERVER, hosts=["127.0.0.1"])
+    authority.write()
     keys = ServerKeys(certificate=tmp_path / "now.crt", key=tmp_path / "now.key")
 
     def put(certificate: bytes, key: bytes) -> None:
@@ -657,6 +662,7 @@ def test_the_pair_that_is_checked_is_the_one_that_is_used(
 
 def test_an_authoritys_key_is_for_its_owner(tmp_path: Path) -> None:
     authority = Authority.make(tmp_path / "keys")
+    authority.write()
     secret = pair_of(authority.folder, "ca").key
     Authority.open(authority.folder)
     secret.chmod(0o644)

@@ -131,6 +131,7 @@ def test_silent_connections_keep_nobody_from_metrics(tmp_path: Path, monkeypatch
     """Nor the worker from its end; those that are too many are shut at once, and the others in time."""
     authority = Authority.make(tmp_path / "keys")
     server, reader = authority.sign("server", SERVER, hosts=["127.0.0.1"]), authority.sign("reader", DEVICE)
+    authority.write()
     ca = pair_of(authority.folder, "ca").certificate
     known = client_context(AgentKeys(ca=ca, certificate=reader.certificate, key=reader.key))
     stranger = client_context(AgentKeys(ca=ca))

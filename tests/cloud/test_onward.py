@@ -119,6 +119,7 @@ def test_a_death_is_noticed_as_soon_while_tokens_flow(bundle: Bundle, monkeypatc
 def keys(tmp_path: Path) -> tuple[ServerKeys, AgentKeys]:
     authority = Authority.make(tmp_path / "keys")
     server, worker = authority.sign("server", SERVER, hosts=["127.0.0.1"]), authority.sign("worker", DEVICE)
+    authority.write()
     ca = pair_of(authority.folder, "ca").certificate
     return (
         ServerKeys(certificate=server.certificate, key=server.key, client_ca=ca),

@@ -49,6 +49,7 @@ class Fleet:
             certificate=server.certificate, key=server.key, client_ca=self.ca, revoked=self.revoked
         )
         self.lost, self.other = (self.agent(authority.sign(name, DEVICE)) for name in ("lost", "other"))
+        authority.write()
 
     def agent(self, pair: Pair) -> AgentKeys:
         return AgentKeys(ca=self.ca, certificate=pair.certificate, key=pair.key)
@@ -196,8 +197,11 @@ def test_an_agents_certificate_that_changes_counts_for_its_next_call(
     bundle: Bundle, fleet: Fleet, case: Case, tmp_path: Path
 ) -> None:
     """A session that is open stays on its connection, and one that cannot be read changes nothing."""
-    strange = Authority.make(tmp_path / "strange").sign("camera", DEVICE)
+    authority = Authority.make(tmp_path / "strange")
+    strange = authority.sign("camera", DEVICE)
     first, second = (fleet.authority.sign(name, DEVICE) for name in ("first", "second"))
+    for one in (authority, fleet.authority):
+        one.write()
     agent = AgentKeys(ca=fleet.ca, certificate=tmp_path / "now.crt", key=tmp_path / "now.key")
     put(strange, agent)
 
@@ -230,6 +234,7 @@ def test_keys_of_metrics_that_change_count_for_the_next_reader(fleet: Fleet, tmp
     other = Authority.make(tmp_path / "other")
     again = other.sign("server", SERVER, hosts=["127.0.0.1"])
     reader = fleet.agent(other.sign("reader", DEVICE))
+    other.write()
     keys = ServerKeys(
         certificate=tmp_path / "now.crt", key=tmp_path / "now.key", client_ca=tmp_path / "ca", revoked=fleet.revoked
     )
