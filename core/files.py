@@ -51,15 +51,16 @@ def write_file(file: Path, content: bytes, *, private: bool = False) -> None:
 
 def replace_file(file: Path, content: bytes, *, mode: int = _ANYBODY) -> None:
     """The same for who knows what to do about an OSError."""
-    place = Path(os.path.realpath(file))  # a link stays one
     try:
-        before = place.stat()
+        before = file.stat()
     except FileNotFoundError:
         before = None
     if before is not None and not stat.S_ISREG(before.st_mode):  # a terminal, a pipe, /dev/null: nothing to replace
-        with place.open("wb", buffering=0) as opened:
+        # By the name that was given: /dev/stdout leads to a pipe by a link whose target is no path.
+        with file.open("wb", buffering=0) as opened:
             write_all(opened.fileno(), content)
         return
+    place = Path(os.path.realpath(file))  # a link stays one
     draft = _draft(place, content, mode, like=before)
     try:
         draft.replace(place)

@@ -161,6 +161,14 @@ def test_a_link_stays_one_and_what_is_no_file_is_written_into(tmp_path: Path) ->
     assert all(stat.S_ISCHR(Path(name).stat().st_mode) for name in ("/dev/null", "/dev/full"))
 
 
+def test_the_name_of_an_open_pipe_is_written_into() -> None:
+    """As of /dev/stdout in a pipe, which is a link to something that has no path."""
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb") as read, os.fdopen(writing, "wb"):
+        write_file(Path(f"/dev/fd/{writing}"), b"content")
+        assert os.read(read.fileno(), 100) == b"content"
+
+
 @pytest.mark.parametrize("name", ["none/file", "folder", "file/below", "n" * 300])
 def test_a_place_that_cannot_be_is_what_was_given(tmp_path: Path, name: str) -> None:
     (tmp_path / "folder").mkdir()
