@@ -28,7 +28,7 @@ from cutline.cli import (
 )
 from cutline.cli.entry import INTERRUPTED
 from cutline.cli.output import UNREAD, Unread, close_output, drop_output, open_output
-from cutline.errors import CutlineError, InputError, StorageError
+from cutline.errors import CutlineError, InputError
 
 app = typer.Typer(
     help="Answer questions about images with a small model on the device and a big one in the cloud.",
@@ -88,15 +88,14 @@ def main() -> None:
         code = _say(getattr(error, "format_message", error.__str__)(), InputError.exit_code)
     except CutlineError as error:
         code = _say(str(error), error.exit_code)
-        if isinstance(error, StorageError):
-            drop_output()
     except Unread:
         code = UNREAD
-        drop_output()
     except KeyboardInterrupt:
         code = INTERRUPTED
     if code == INTERRUPTED:
         _say("interrupted", code)
+    else:
+        drop_output()
     sys.exit(code)
 
 

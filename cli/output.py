@@ -52,7 +52,10 @@ def close_output() -> None:
 
 
 def drop_output() -> None:
-    """Forget what is still held back: it cannot be written, and would be tried again at the end of the process."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.close(nowhere)
+    """Write what is still held back; what cannot be written is forgotten, or it would be tried again at the end."""
+    try:
+        sys.stdout.flush()
+    except (StorageError, Unread):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.close(nowhere)

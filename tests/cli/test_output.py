@@ -116,6 +116,22 @@ def test_output_that_nobody_reads() -> None:
     assert (ran.returncode, ran.stderr) == (141, "")
 
 
+def test_what_was_printed_stays_where_another_file_cannot_be_written() -> None:
+    probe = (
+        "import sys\n"
+        "from cutline.cli import main\n"
+        "from cutline.errors import StorageError\n"
+        "@main.app.command()\n"
+        "def probe() -> None:\n"
+        "    sys.stdout.buffer.write(b'the result')\n"
+        "    raise StorageError('cannot write the report')\n"
+        "sys.argv = ['cutline', 'probe']\n"
+        "main.main()\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (12, "the result", "cutline: cannot write the report\n")
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_an_encoding_that_lacks_characters(encoding: str) -> None:
     card = str(TARGET.parent.parent / "examples" / "card1.png")
