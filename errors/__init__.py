@@ -16,7 +16,8 @@
         ├── AccessDenied        exit 9   the worker does not take this agent: no token or certificate, or a wrong one
         └── VersionMismatch     exit 11  the worker is of another version, and one of the two lacks what it takes
 
-Ctrl-C ends with 130, as shells expect. A message is one line: what was wrong, and what to do about it.
+Ctrl-C ends with 130 and output that nobody reads with 141, as shells expect.
+A message is one line: what was wrong, and what to do about it.
 """
 
 from __future__ import annotations
