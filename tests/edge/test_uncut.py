@@ -10,7 +10,7 @@ from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.devices.link import load_link
 from cutline.edge.agent import Agent
 from cutline.edge.planning import Planner
-from cutline.edge.preparing import Prepared
+from cutline.edge.progress import Prepared
 from cutline.edge.question import Mode, Question
 from cutline.edge.setting import setting_of
 from cutline.errors import InputError
