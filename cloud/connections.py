@@ -88,7 +88,7 @@ class Connections:
         self.most = most
         self._known = set[Peer]()
         self._since = dict[Peer, int]()  # those that were seen, in the order in which they came
-        self._closed = Counter[str]()  # by address, since the last line
+        self._closed = Counter[str]()  # strangers' by address, since the last line
         self._told = -TELL_SECONDS
         self._port = 0
 
@@ -129,6 +129,7 @@ class Connections:
         strangers = [one for one in self._since if one not in self._known]
         if out := to_close(strangers, room=max(1, min(self.most // 2, self.most - len(self._known)))):
             self._close(set(out))
+            self._closed.update(host for host, _ in out)
             self._tell(len(there))
 
     def _close(self, peers: set[Peer]) -> None:
@@ -136,7 +137,6 @@ class Connections:
             if one in peers:
                 with contextlib.suppress(OSError):  # it has ended by itself
                     connection.shutdown(socket.SHUT_RDWR)  # gRPC, which has it open too, hears that it ended
-                self._closed[one[0]] += 1
 
     def _tell(self, count: int) -> None:
         if (now := time.monotonic()) - self._told < TELL_SECONDS:
