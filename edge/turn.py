@@ -54,7 +54,7 @@ class Turn:
             if self.since is None:
                 continue
             # As with heartbeats: while this process was held up, it heard nothing.
-            self.since += max(0.0, now - before - 2 * step)
+            self.since += max(0.0, now - before - step)
             if now - self.since > patience(self.notice, self.end - self.since) and self.others():
                 raise WorkerUnavailable(
                     f"the worker at {self.address} answers heartbeats, but said nothing of the answer for "
