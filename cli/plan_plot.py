@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ _COLOURS = (
     "#4e79a7", "#f28e2b", "#76b7b2", "#59a14f", "#e15759", "#b07aa1", "#9c755f", "#edc948", "#bab0ac", "#ff9da7",
     "#86bcb6", "#d37295", "#a0cbe8", "#8cd17d", "#fabfd2", "#d7b5a6",
 )  # fmt: skip
+_NAMED = 20  # bars that can stand beside each other with a name each
 _GREY = "#d9d9d9"
 
 
@@ -57,7 +59,8 @@ def _parts(axes: Axes, search: Search) -> None:
             axes.bar(range(len(shown)), heights, bottom=below, width=0.7, color=colour, label=part)
         below += heights
     names = [_name(plan) for plan in shown]
-    axes.set_xticks(range(len(shown)), names, rotation=45, ha="right", rotation_mode="anchor")
+    every = math.ceil(len(names) / _NAMED)
+    axes.set_xticks(range(0, len(names), every), names[::every], rotation=45, ha="right", rotation_mode="anchor")
     axes.set_ylabel("ms")
     uplink = search.conditions.uplink / MBIT
     axes.set_title(

@@ -37,7 +37,7 @@ def refused(drafter: Bundle, target: Bundle | None) -> str:
 def test_a_split_without_a_cut_is_told_which_there_are(bundles: tuple[Bundle, Bundle]) -> None:
     message = refused(*bundles)
     assert "may be cut at vision.0, vision.1," in message
-    assert "decoder.3; with --edge-profile" in message
+    assert "decoder.3, head; with --edge-profile" in message
     assert "give --target" in refused(bundles[0], None)
 
 
