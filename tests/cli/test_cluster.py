@@ -209,7 +209,7 @@ def test_a_cluster_of_its_own_listens_on_loopback_alone(start: Start, run: Run) 
     (first,) = wait_for(directory, lambda found: len(found) == 1)
     replaced = worker_at(first)
     assert run("cluster", "restart", directory, "--rolling").out == "workers replaced: 1\n"
-    assert not replaced.is_running()
+    assert psutil.wait_procs([replaced], timeout=SECONDS)[1] == []
     (second,) = wait_for(directory, lambda found: len(found) == 1)
     assert second != first
     with urlopen(f"http://{discovery}/") as response:
