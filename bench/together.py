@@ -18,8 +18,9 @@ from cutline.models.sampling import Sampling
 @asynccontextmanager
 async def together(target: Bundle, drafter: Bundle, *, slots: int = 8) -> AsyncIterator[Agent]:
     """An agent and its worker, in this process."""
+    context = drafter.manifest.decoder.context
     async with (
-        serve(target, listen="127.0.0.1:0", slots=slots, context=256, device="cpu") as address,
+        serve(target, listen="127.0.0.1:0", slots=slots, context=context, device="cpu") as address,
         Agent(drafter, worker=address, threads=1) as agent,
     ):
         yield agent
