@@ -113,8 +113,8 @@ def drafting(target: Target, console: Console, *, answer: int = 64) -> None:
     run = target.run
 
     @torch.inference_mode()
-    def scripted(batch: Sequence[Rows], images: Sequence[Tensor | None]) -> list[Tensor]:
-        made = run(batch, images)
+    def scripted(batch: Sequence[Rows], images: Sequence[Tensor | None], **how: Any) -> list[Tensor]:
+        made = run(batch, images, **how)
         for rows, logits in zip(batch, made, strict=True):
             after = rows.start + len(rows.tokens) - len(logits) + 1
             for index, of in enumerate(logits):

@@ -101,15 +101,15 @@ def cloud(
     Answers are the same in every mode at one --dtype, not across them. `cutline top` shows the metrics. Who calls shows
     a token of --tokens or a certificate of --client-ca. --ca, --cert, --key and --token-file are for the way to --next.
     Prints the address it listens at as its first line. Ctrl-C or SIGTERM stops it in order, with exit code 0: it takes
-    no new sessions and gives the open ones --drain seconds. A second one ends those at once. A connection takes a
-    descriptor: raise the limit (`ulimit -n 65536`) where many agents come.
+    no new sessions and gives the open ones --drain seconds. A second one ends it within a second, whatever it is at. A
+    connection takes a descriptor: raise the limit (`ulimit -n 65536`) where many agents come.
     """
     import asyncio
-    import signal
     from contextlib import AsyncExitStack
 
     from cutline.cli.logs import write_logs
     from cutline.cli.setting import (
+        check_free,
         check_listen,
         check_metrics,
         open_keys,
@@ -117,99 +117,111 @@ def cloud(
         open_target,
         thread_count,
     )
+    from cutline.cli.signals import Signals, leave
+    from cutline.protos.address import parse_address
 
-    try:
-        import torch
-
-        from cutline.cloud.accelerator import check_device
-        from cutline.cloud.audit import Audit
-        from cutline.cloud.journal import Journal
-        from cutline.cloud.metrics import Metrics, show
-        from cutline.cloud.observer import Observer, Observers
-        from cutline.cloud.ranks import device_of
-        from cutline.cloud.server import Access, Drain, serve
-    except ModuleNotFoundError as error:
-        raise missing(f"a worker needs {error.name}", "cloud") from None
-
-    access = Access(
-        keys=open_server_keys(tls_cert, tls_key, client_ca, revoked),
-        tokens=tokens,
-        onward=open_keys(ca, cert, key, token_file),
-    )
+    # All that can be wrong with what is given comes before torch, whose import takes its time.
+    keys, onward = open_server_keys(tls_cert, tls_key, client_ca, revoked), open_keys(ca, cert, key, token_file)
     needs = "--tls-cert, --tls-key, and --tokens or --client-ca"
-    secured = access.keys is not None and (tokens is not None or client_ca is not None)
+    secured = keys is not None and (tokens is not None or client_ca is not None)
     check_listen(listen, secured=secured, insecure=insecure, needs=needs)
-    for rank in range(tensor_parallel):
-        check_device(device if tensor_parallel == 1 else device_of(device, rank))
-    if (max_sessions is not None and max_sessions < 1) or (context is not None and context < 2):
-        raise InputError("--max-sessions must be 1 or more, --context 2 or more")
+    check_sizes(max_sessions=max_sessions, context=context, dtype=dtype, drain=drain)
     if compiled and tensor_parallel > 1:
         raise InputError("layers that several devices share are not compiled; leave out --compile or --tensor-parallel")
-    if dtype not in (None, "bf16", "fp32"):
-        raise InputError(f"--dtype is bf16 or fp32, not {dtype}")
     if metrics is not None:
         check_metrics(metrics, secured=client_ca is not None)
+        check_free(metrics, "show metrics")
     cores = thread_count(threads)
-    torch.set_num_threads(cores if threads else max(1, cores // tensor_parallel))
-    if not 0 <= drain <= 3600:
-        raise InputError(f"--drain is {drain:g}; give 0 to 3600 seconds")
     write_logs(log, audit)
+    taken = formats_of(wires)
     opened = open_target(bundle)
-    span = _span(layers, opened.manifest.line, next_worker)
-    taken = _formats(wires)
+    span = span_of(layers, opened.manifest.line, next_worker)
+    if next_worker is not None:
+        parse_address(next_worker)
+    check_free(listen, "listen")
 
-    async def run() -> None:
-        stop, broken = asyncio.Event(), False
+    with Signals() as signals:
+        try:
+            import torch
 
-        def broke() -> None:
-            nonlocal broken
-            broken = True
-            stop.set()
+            from cutline.cloud.accelerator import check_device
+            from cutline.cloud.audit import Audit
+            from cutline.cloud.journal import Journal
+            from cutline.cloud.metrics import Metrics, show
+            from cutline.cloud.observer import Observer, Observers
+            from cutline.cloud.ranks import device_of
+            from cutline.cloud.server import Access, Drain, serve
+        except ModuleNotFoundError as error:
+            raise missing(f"a worker needs {error.name}", "cloud") from None
 
+        for rank in range(tensor_parallel):
+            check_device(device if tensor_parallel == 1 else device_of(device, rank))
+        torch.set_num_threads(cores if threads else max(1, cores // tensor_parallel))
+        access = Access(keys=keys, tokens=tokens, onward=onward)
         ending = Drain(drain)
 
-        def end() -> None:
-            (ending.hurry if stop.is_set() else stop).set()
+        async def run() -> None:
+            stop, broken = asyncio.Event(), False
 
-        for name in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(name, end)
-        observers: list[Observer] = [Journal(), Audit()]
-        shown = None
-        async with AsyncExitStack() as stack:
-            if metrics is not None:
-                observers.append(counts := Metrics())
-                shown = stack.enter_context(show(counts, metrics, access.keys))
-            if otel:
-                observers.append(tracing := _tracing())
-                stack.callback(tracing.close)
-            address = await stack.enter_async_context(
-                serve(
-                    opened,
-                    listen=listen,
-                    slots=max_sessions,
-                    images=image_cache,
-                    context=context,
-                    device=device,
-                    layers=span,
-                    next_worker=next_worker,
-                    wires=taken,
-                    dtype={"bf16": torch.bfloat16, "fp32": torch.float32}.get(dtype or ""),
-                    observer=Observers(*observers),
-                    access=access,
-                    drain=ending,
-                    tensor_parallel=tensor_parallel,
-                    compiled=compiled,
-                    on_broken=broke,
+            def broke() -> None:
+                nonlocal broken
+                broken = broken or not stop.is_set()  # one that is to stop anyway does so in order
+                stop.set()
+
+            observers: list[Observer] = [Journal(), Audit()]
+            shown = None
+            async with AsyncExitStack() as stack:
+                if metrics is not None:
+                    observers.append(counts := Metrics())
+                    shown = stack.enter_context(show(counts, metrics, access.keys))
+                if otel:
+                    observers.append(tracing := _tracing())
+                    stack.callback(tracing.close)
+                address = await stack.enter_async_context(
+                    serve(
+                        opened,
+                        listen=listen,
+                        slots=max_sessions,
+                        images=image_cache,
+                        context=context,
+                        device=device,
+                        layers=span,
+                        next_worker=next_worker,
+                        wires=taken,
+                        dtype={"bf16": torch.bfloat16, "fp32": torch.float32}.get(dtype or ""),
+                        observer=Observers(*observers),
+                        access=access,
+                        drain=ending,
+                        tensor_parallel=tensor_parallel,
+                        compiled=compiled,
+                        on_broken=broke,
+                    )
                 )
-            )
-            print(f"worker of {opened.manifest.name} listens at {address}", flush=True)
-            if shown is not None:
-                print(f"metrics at {shown}", flush=True)
-            await stop.wait()
-        if broken:
-            raise WorkerFailed("the worker broke; its log says more")
+                loop = asyncio.get_running_loop()
+                signals.end_by(
+                    lambda: loop.call_soon_threadsafe(stop.set), lambda: loop.call_soon_threadsafe(ending.hurry.set)
+                )
+                print(f"worker of {opened.manifest.name} listens at {address}", flush=True)
+                if shown is not None:
+                    print(f"metrics at {shown}", flush=True)
+                await stop.wait()
+            failure = WorkerFailed("the worker broke; its log says more") if broken else None
+            if ending.hung.is_set():
+                leave(0 if failure is None else failure.exit_code, "" if failure is None else str(failure))
+            if failure is not None:
+                raise failure
 
-    asyncio.run(run())
+        asyncio.run(run())
+
+
+def check_sizes(*, max_sessions: int | None, context: int | None, dtype: str | None, drain: float) -> None:
+    """That these options of `cutline cloud` mean something. Raises InputError."""
+    if (max_sessions is not None and max_sessions < 1) or (context is not None and context < 2):
+        raise InputError("--max-sessions must be 1 or more, --context 2 or more")
+    if dtype not in (None, "bf16", "fp32"):
+        raise InputError(f"--dtype is bf16 or fp32, not {dtype}")
+    if not 0 <= drain <= 3600:
+        raise InputError(f"--drain is {drain:g}; give 0 to 3600 seconds")
 
 
 def _tracing() -> Tracing:
@@ -222,7 +234,7 @@ def _tracing() -> Tracing:
     return Tracing.to_collector()
 
 
-def _span(layers: str, line: LayerLine, next_worker: str | None) -> tuple[str, str]:
+def span_of(layers: str, line: LayerLine, next_worker: str | None) -> tuple[str, str]:
     """Start and end of `layers`; either may be left out. Raises InputError."""
     start, colon, end = layers.partition(":")
     start, end = start or line.layers[0], end or END
@@ -237,7 +249,7 @@ def _span(layers: str, line: LayerLine, next_worker: str | None) -> tuple[str, s
     return start, end
 
 
-def _formats(wires: str) -> tuple[Wire, ...]:
+def formats_of(wires: str) -> tuple[Wire, ...]:
     """The formats in a list with commas. Raises InputError."""
     try:
         return tuple(Wire(name) for name in wires.split(","))

@@ -112,6 +112,8 @@ def up(
     if threads < 1 or gpus_per_worker < 0 or drain < 0:
         raise InputError("--threads must be 1 or more, --gpus-per-worker and --drain 0 or more")
     given = worker_options or []
+    checked = _checked(given)
+    _check_workers(checked, bundle, drain=drain, here=address is None)
     prepare(address)
     try:
         from cutline.cloud.cluster.discovery import discovery
@@ -126,7 +128,7 @@ def up(
             *(("--bundle", str(_there(bundle))) if bundle else ()),
             *("--drain", str(drain)),
             *(("--device", "cuda") if gpus_per_worker and "--device" not in given else ()),
-            *_checked(given),
+            *checked,
         ),
         limits=Limits(least=workers, most=most),
         threads=threads,
@@ -265,6 +267,25 @@ def _checked(given: Sequence[str]) -> tuple[str, ...]:
             checked.append(text)
         before = text
     return tuple(checked)
+
+
+def _check_workers(given: Sequence[str], bundle: Path | None, *, drain: float, here: bool) -> None:
+    """That workers take the options `given`: else each would end with that, one after another, and the cluster wait.
+
+    What is in the bundle is looked at where they run `here`; elsewhere it need not be on this machine. Raises
+    InputError, BundleError.
+    """
+    from cutline.cli.cloud import check_sizes, cloud, formats_of, span_of
+    from cutline.cli.setting import open_target
+
+    alone = typer.Typer(add_completion=False)
+    alone.command("cloud")(cloud)
+    options = typer.main.get_command(alone).make_context("cloud", list(given)).params
+    sizes = {name: options[name] for name in ("max_sessions", "context", "dtype")}
+    check_sizes(drain=drain, **sizes)
+    formats_of(options["wires"])
+    if here:
+        span_of(options["layers"], open_target(bundle).manifest.line, options["next_worker"])
 
 
 def _table(address: str, listing: Listing) -> Table:

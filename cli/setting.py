@@ -239,6 +239,22 @@ def check_listen(listen: str, *, insecure: bool, secured: bool = False, needs: s
         raise InputError(f"give {needs}, or --insecure to serve whoever asks on this machine, in plain text")
 
 
+def check_free(listen: str, what: str) -> None:
+    """That `what` can listen at HOST:PORT now, before anything that takes its time is done. Raises InputError."""
+    import socket
+
+    host, port = parse_address(listen)
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, kind, protocol, _, address in found:
+            with socket.socket(family, kind, protocol) as trial:
+                # As who listens there does: ports of connections that have just ended are free.
+                trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                trial.bind(address)
+    except OSError:
+        raise InputError(f"cannot {what} at {listen}: taken, or not an address of this machine") from None
+
+
 def check_metrics(listen: str, *, secured: bool) -> None:
     """That metrics are shown at HOST:PORT to this machine, or over TLS to who has a certificate. Raises InputError.
 

@@ -6,12 +6,16 @@ Other threads only put commands into its queue; events go out through each sessi
 Where another worker has the head, a pass ends in rows for that one, and the session sits out until what it confirms
 comes back as a command: the pass goes on elsewhere. What is drafted meanwhile waits, as it does during a pass.
 
+Images are encoded between passes, in slices, so that they hold up nobody's answer. Work that nobody waits for is given
+up at the next look at it: between two layers of an image, and between blocks of layers in a pass.
+
 What goes wrong with one session ends that one. What goes wrong with the engine ends all of them, and whoever comes
 later is told so, until the worker is started again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import queue
@@ -26,14 +30,18 @@ import torch
 from cutline.cloud.choosing import choose_all, likelihoods
 from cutline.cloud.commands import CloseSession, Command, GiveUp, OfferDraft, OpenSession, Settle, Stop
 from cutline.cloud.image_cache import ImageCache
+from cutline.cloud.interest import Interest
 from cutline.cloud.observer import NOBODY, Observer
-from cutline.cloud.pace import DecayingMean, PassCost, retry_seconds
+from cutline.cloud.pace import LEAST_SLICE_SECONDS, SLICE_SECONDS, PassCost
 from cutline.cloud.parallel import RankLost
 from cutline.cloud.pictures import Pictures
 from cutline.cloud.scheduling import rows_by_session, schedule
-from cutline.cloud.session import DeepSession, Event, Request, Rows, Session
-from cutline.cloud.slots import Content, Slots
-from cutline.cloud.target import Target
+from cutline.cloud.seating import seated
+from cutline.cloud.session import Event, Request, Rows, Session
+from cutline.cloud.slots import Slots
+from cutline.cloud.target import PassAborted, Target
+from cutline.cloud.turnover import Turnover
+from cutline.cloud.watchdog import Work
 from cutline.errors import (
     CutlineError,
     InputError,
@@ -49,6 +57,8 @@ from cutline.protos.messages import Confirmed, Draft, Finished, Likelihood, Open
 log = logging.getLogger(__name__)
 
 IDLE_SECONDS = 60.0  # a session that only verifies may wait this long for a draft
+REST_SECONDS = 30.0  # without a pass, after which weights may have been put out of memory
+STOP_SECONDS = 3.0  # for the step that is under way when the engine is to stop
 SAFE_SECONDS = 1.0  # for which one that waits keeps its slot, even if another session wants one
 _FATAL = (torch.AcceleratorError, RankLost)  # nothing runs on the device, or on all, after these, for any session
 
@@ -74,11 +84,13 @@ class Engine:
         self._slots = Slots(target.slots)
         self._pictures = Pictures(target, self.image_cache)
         self._cost = PassCost()
-        self._waits = DecayingMean()  # seconds from `open` to the first pass
-        self._lasting = DecayingMean()  # seconds of a session
-        self._refused = 0  # sessions, since a slot was freed
+        self._turnover = Turnover(target.slots)
         self._idle_since = math.inf  # on the monotonic clock, of the session that waits longest for a draft
         self._observer = observer
+        self._interest = Interest()
+        self._given_up: CutlineError | None = None  # why, where another thread found that this one hangs
+        self.working: Work | None = None  # what the thread is at; read by others
+        self._fresh_until = -math.inf  # on the monotonic clock: how long what passes took tells of the next one
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
 
     @property
@@ -99,24 +111,30 @@ class Engine:
     @property
     def queue_seconds(self) -> float:
         """How long sessions lately waited for their first pass."""
-        return self._waits.at(time.monotonic())
+        return self._turnover.waited(time.monotonic())
 
     def busy(self) -> WorkerBusy | None:
         """The refusal that a session would meet now, None where it may find room: `open` alone decides."""
         # A command that waits may be a close.
         if self._slots.free or not self._commands.empty() or self._idle_since < time.monotonic() - SAFE_SECONDS:
             return None
-        return self._no_room()
+        return self._turnover.refusal()
 
     def start(self, on_broken: Callable[[], object] = lambda: None) -> None:
         """Start the thread, which calls `on_broken` if it can serve no session any more."""
         self._on_broken = on_broken
         self._thread.start()
 
-    def stop(self) -> None:
-        """End the thread after the pass it is in; sessions that are still open get WorkerUnavailable."""
+    def stop(self) -> bool:
+        """End the thread at the next look at what it is at; sessions that are still open get WorkerUnavailable.
+
+        False if its step takes longer than STOP_SECONDS: the thread is left behind, and the process may not end in
+        order.
+        """
+        self._interest.end()
         self._commands.put(Stop())
-        self._thread.join()
+        self._thread.join(STOP_SECONDS)
+        return not self._thread.is_alive()
 
     def open(self, request: Request, drafts: Sequence[Draft], deliver: Callable[[Event], None]) -> str:
         """Open a session and return its random name; `drafts` came for it already.
@@ -125,6 +143,8 @@ class Engine:
         """
         name = secrets.token_hex(8)
         self._commands.put(OpenSession(name, request, tuple(drafts), deliver, time.monotonic()))
+        if self._given_up is not None:
+            deliver(self._given_up)
         return name
 
     def offer(self, name: str, draft: Draft, taken: Callable[[], object] = lambda: None) -> None:
@@ -141,11 +161,23 @@ class Engine:
 
     def close(self, name: str) -> None:
         """End a session and free its slot; of no effect if it has ended."""
+        self._interest.close(name)
         self._commands.put(CloseSession(name))
 
     def give_up(self, why: Exception) -> None:
         """End all sessions, and those that still come: the target cannot run any more, and nobody need wait for it."""
         self._commands.put(GiveUp(why))
+
+    def abandon(self, why: CutlineError) -> None:
+        """The thread hangs: end all sessions, and those that still come, without it."""
+        self._given_up = why
+        self._interest.end()
+        self._on_broken()
+        self._end_all(why)
+        with contextlib.suppress(queue.Empty):
+            while True:
+                if isinstance(command := self._commands.get_nowait(), OpenSession):
+                    command.deliver(why)
 
     def _loop(self) -> None:
         try:
@@ -160,10 +192,13 @@ class Engine:
     def _serve(self) -> None:
         patience = None
         while self._take_commands(patience):
-            batch = self._schedule()
+            if self._given_up is not None:  # it did not hang for ever
+                raise self._given_up
+            batch, began = self._schedule(), time.monotonic()
             if batch:
                 self._run(batch)
-            patience = 0.0 if batch else self._patience()
+            encodes = self._encode(time.monotonic() - began if batch else SLICE_SECONDS)
+            patience = 0.0 if batch or encodes else self._patience()
 
     def _refuse(self, why: CutlineError) -> None:
         """End all sessions, and those that still come, until told to stop."""
@@ -212,7 +247,7 @@ class Engine:
         try:
             if self._slots.free == 0:
                 self._evict(now)
-            session = self._seated(command)
+            session = seated(command, self._target, self._slots, self._sessions.values())
         except Exception as error:
             log.error("a session broke as it began", exc_info=error)
             command.deliver(WorkerFailed("the worker failed on this session; its log says more"))
@@ -220,46 +255,17 @@ class Engine:
                 raise
             return
         if session is None:
-            command.deliver(self._no_room())
+            command.deliver(self._turnover.refusal())
             return
+        if session.cached:
+            self._observer.reused(session.cached)
         session.confirmed_at = now
         self._sessions[command.name] = session
+        self._pictures.begin(session)
         # It may be in the next pass, which begins now, and is unless prompts take turns.
         waited = time.monotonic() - command.asked_at
         kept = self._pictures.keeps(command.request, encoded=session.request.pictured)
         command.deliver(Opened(command.name, queue_seconds=waited, kept=kept, reused=session.cached))
-
-    def _seated(self, command: OpenSession) -> Session | None:
-        """The session in a slot of its own, with what it finds there; None where all are taken."""
-        request = command.request
-        come = Content.of(request) if self._target.chooses else None  # another worker needs all rows from this one
-        place = self._slots.take(come, {one.slot: one.cached for one in self._sessions.values()})
-        if place is None:
-            return None
-        try:
-            known = request.pictured and all(picture.last < place.reused for picture in request.pictures)
-            if known and request.pictures:
-                request = request.unladen()  # its images lie within what is reused
-            limit = min(request.prompt_length + request.max_tokens, self._target.context)
-            kind = DeepSession if request.deep else Session
-            session = kind(
-                command.name,
-                request,
-                place.slot,
-                command.deliver,
-                limit,
-                cached=place.reused,
-                asked_at=command.asked_at,
-            )
-            if place.reused:
-                self._target.resume(place.slot, place.source, place.reused)
-                self._observer.reused(place.reused)
-            for draft in command.drafts:
-                session.offer(draft.position, draft.tokens, draft.rows)
-        except Exception:
-            self._slots.give(place.slot, ())
-            raise
-        return session
 
     def _evict(self, now: float) -> None:
         """Free the slot of the session that has waited longest for a draft, if that is too long to be safe."""
@@ -302,23 +308,15 @@ class Engine:
             case CutlineError():
                 self._end(session, event)
 
-    def _no_room(self) -> WorkerBusy:
-        seconds = retry_seconds(self._lasting.seen, self._target.slots, self._refused)
-        self._refused += 1
-        return WorkerBusy(
-            f"all {self._target.slots} sessions of this worker are taken; try again in {seconds:.1f} seconds",
-            retry_seconds=seconds,
-        )
-
     def _release(self, name: str, *, broken: bool = False) -> None:
         session = self._sessions.pop(name, None)
         self._waiting.pop(name, None)
         self._pictures.forget(name)
+        self._interest.forget(name)
         if session is not None:
             now = time.monotonic()
             self._slots.give(session.slot, () if broken else session.tokens[: session.cached])
-            self._lasting = self._lasting.after(now - session.asked_at, now)
-            self._refused = 0
+            self._turnover.ended(now - session.asked_at, now)
 
     def _end(self, session: Session, last: Event) -> None:
         self._release(session.name)
@@ -344,7 +342,8 @@ class Engine:
         for session in tuple(self._sessions.values()):
             if session.request.deadline is not None and session.request.deadline <= now:
                 self._end(session, _late())
-        wanted = rows_by_session(self._sessions.values(), self._cost, now - SAFE_SECONDS)
+        seen = [session for session in self._sessions.values() if not self._pictures.awaits(session)]
+        wanted = rows_by_session(seen, self._cost, now - SAFE_SECONDS)
         idle = [session for session, rows in wanted.items() if rows is None]
         for session in idle:
             if session.confirmed_at <= now - IDLE_SECONDS:
@@ -353,21 +352,51 @@ class Engine:
         running = [rows for rows in wanted.values() if rows is not None]
         batch = schedule(running, self._cost, decodes=self._target.decodes)
         for rows in batch:
-            if rows.session.passes == 0:
-                waited = now - rows.session.asked_at
-                self._waits = self._waits.after(waited, now)
-                self._observer.waited(waited)
+            self._begin(rows.session, now)
         return batch
+
+    def _begin(self, session: Session, now: float) -> None:
+        """Something of a session is run: if that is the first of it, its waiting is over."""
+        if not session.begun:
+            session.begun = True
+            self._turnover.begun(now - session.asked_at, now)
+            self._observer.waited(now - session.asked_at)
+
+    def _encode(self, seconds: float) -> bool:
+        """A slice of the next session's images, of so many `seconds` at most. False if there are none."""
+        if (name := self._pictures.next) is None:
+            return False
+        session, began = self._sessions[name], time.monotonic()
+        self._begin(session, began)
+        end = began + min(max(LEAST_SLICE_SECONDS, seconds), SLICE_SECONDS)
+        try:
+            with contextlib.closing(self._pictures.steps()) as steps:
+                for usual in steps:
+                    self.working = Work(usual)
+                    if time.monotonic() > end or self._interest.none_in([session]):
+                        break
+        except _FATAL:
+            raise
+        except Exception as error:
+            self._fail(session, error)
+        finally:
+            self.working = None
+        session.seconds += time.monotonic() - began
+        return True
 
     def _run(self, batch: list[Rows]) -> None:
         """One pass of `batch`. A session that breaks it is found by running each alone, and ends alone."""
-        began = time.perf_counter()
+        began, count = time.perf_counter(), sum(len(rows.tokens) for rows in batch)
+        self.working = Work(self._cost.usual(count) if time.monotonic() < self._fresh_until else None)
+        images, sessions = [self._pictures.of(rows.session) for rows in batch], [rows.session for rows in batch]
         try:
-            made = self._target.run(batch, [self._pictures.of(rows.session) for rows in batch])
+            made = self._target.run(batch, images, aborted=lambda: self._interest.none_in(sessions))
             chosen = None
             if self._target.chooses:
                 pairs = zip(batch, made, strict=True)
                 chosen = [choose_all(rows, logits, self._stop_tokens) for rows, logits in pairs]
+        except PassAborted:
+            return
         except _FATAL:
             raise
         except Exception as error:
@@ -377,9 +406,10 @@ class Engine:
             else:
                 self._fail(batch[0].session, error)
             return
-        seconds, count = time.perf_counter() - began, sum(len(rows.tokens) for rows in batch)
-        if all(rows.session.request.boundary is None for rows in batch):  # no image was encoded
-            self._cost = self._cost.after(count, seconds)
+        finally:
+            self.working, self._fresh_until = None, time.monotonic() + REST_SECONDS
+        seconds = time.perf_counter() - began
+        self._cost = self._cost.after(count, seconds)
         self._observer.passed(count, seconds)
         for index, rows in enumerate(batch):
             try:

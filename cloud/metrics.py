@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import platform
 import re
 import socket
 import socketserver
 import ssl
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector, make_wsgi_app
 
 from cutline.cloud.accounts import Account
 from cutline.cloud.observer import Observer
+from cutline.cloud.rank_figures import RankFigures
 from cutline.errors import InputError
 from cutline.protos.address import is_loopback, parse_address
 from cutline.protos.messages import Confirmed, Finished, Opened
 from cutline.protos.renewed import Renewed
 from cutline.protos.revoked import Revoked
 from cutline.protos.security import ServerKeys, server_context
+from cutline.protos.version import package_version
 
 MOST_READERS = 16  # at once
 READER_SECONDS = 10.0  # for a reading, its handshake included
+MOST_TENANTS = 100  # with figures of their own: who comes after them is counted among `other`
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _ROWS = tuple(2**power for power in range(11))
@@ -55,6 +60,16 @@ class Metrics(Observer):
         self._keeping = Gauge("cutline_images_kept_bytes", "Memory of images that are kept", registry=registry)
         self._reused = Counter("cutline_reused_tokens", "Tokens that no pass ran again", registry=registry)
         self._evicted = Counter("cutline_evicted", "Waiting sessions that lost their slot", registry=registry)
+        self._last = Gauge("cutline_last_pass_timestamp_seconds", "When the last pass ended", registry=registry)
+        self._hung = Gauge("cutline_hung", "1 once a step of the engine does not end", registry=registry)
+        self._refused = Counter(
+            "cutline_sessions_refused", "Sessions that were refused", ["tenant", "status"], registry=registry
+        )
+        self._tenants = set[str]()
+        Info("cutline_build", "What runs here", registry=registry).info(
+            {"version": package_version(), "torch": version("torch"), "python": platform.python_version()}
+        )
+        ProcessCollector(registry=registry)
         self._ended = Counter("cutline_sessions_ended", "Sessions that ended", ["status"], registry=registry)
         self._next: tuple[Gauge, Gauge] | None = None
 
@@ -62,7 +77,14 @@ class Metrics(Observer):
         self._slots.set(slots)
         self._used.set_function(in_use)
 
+    def divided(self, pids: Sequence[int]) -> None:
+        self.registry.register(RankFigures(pids))
+
+    def hung(self) -> None:
+        self._hung.set(1)
+
     def passed(self, rows: int, seconds: float) -> None:
+        self._last.set_to_current_time()
         self._rows.observe(rows)
         self._seconds.observe(seconds)
 
@@ -96,6 +118,15 @@ class Metrics(Observer):
 
     def ended(self, account: Account) -> None:
         self._ended.labels(account.status).inc()
+        if account.opened is None and account.status not in ("OK", "CANCELLED"):
+            self._refused.labels(self._tenant(account.tenant), account.status).inc()
+
+    def _tenant(self, name: str) -> str:
+        """What figures call a tenant: certificates may name any number of them."""
+        if name not in self._tenants and len(self._tenants) >= MOST_TENANTS:
+            return "other"
+        self._tenants.add(name)
+        return name
 
     def beyond(self, *, ready: bool, seconds: float) -> None:
         if self._next is None:  # a worker without one shows none

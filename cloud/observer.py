@@ -14,6 +14,12 @@ class Observer:
     def serving(self, slots: int, in_use: Callable[[], int]) -> None:
         """A worker has room for so many sessions; `in_use` says, whenever it is asked, for how many it is taken."""
 
+    def divided(self, pids: Sequence[int]) -> None:
+        """A worker has several ranks, the processes `pids` from rank 0 on."""
+
+    def hung(self) -> None:
+        """A step of the engine does not end: no session is served any more."""
+
     def passed(self, rows: int, seconds: float) -> None:
         """A pass of so many `rows` took `seconds`."""
 

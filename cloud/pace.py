@@ -6,6 +6,9 @@ import math
 from dataclasses import dataclass
 
 LEAST_PROMPT_ROWS, MOST_PROMPT_ROWS = 32, 512
+FIRST_PROMPT_ROWS = 64  # where nothing is known yet of how long they take
+PASS_SECONDS = 0.5  # that a pass may take as far as one can tell: until it has ended, who comes waits
+LEAST_SLICE_SECONDS, SLICE_SECONDS = 0.01, 0.25  # likewise for images, between two passes
 MOST_DRAFTED_ROWS = 128  # of one session in a pass: each has logits of its own
 FAIR_SECONDS = 2.0  # after so long a prompt's turn comes before any deadline
 LEAST_RETRY_SECONDS, MOST_RETRY_SECONDS = 0.1, 30.0
@@ -17,7 +20,8 @@ class PassCost:
     """Seconds of a pass as `fixed + row * rows`, fitted to passes seen; older ones fade.
 
     The sums are those of a weighted least-squares line; nothing is assumed before the first passes but that a row
-    costs a tenth of a pass.
+    costs a tenth of a pass. What many rows take is not read off that line, most of whose passes have few: the `wide`
+    sums are those of passes as large as pieces of prompts, of which the last counts most.
     """
 
     weight: float = 0.0
@@ -25,16 +29,34 @@ class PassCost:
     seconds: float = 0.0
     rows_rows: float = 0.0
     rows_seconds: float = 0.0
+    wide_rows: float = 0.0
+    wide_seconds: float = 0.0
 
     def after(self, rows: int, seconds: float, *, memory: float = 0.98) -> PassCost:
         """The cost once a pass of `rows` rows took `seconds`."""
+        fading, wide = (0.5, 1) if rows >= LEAST_PROMPT_ROWS else (1.0, 0)
         return PassCost(
             self.weight * memory + 1,
             self.rows * memory + rows,
             self.seconds * memory + seconds,
             self.rows_rows * memory + rows * rows,
             self.rows_seconds * memory + rows * seconds,
+            self.wide_rows * fading + wide * rows,
+            self.wide_seconds * fading + wide * seconds,
         )
+
+    def rows_within(self, seconds: float) -> int:
+        """How many rows a pass of so many `seconds` has room for."""
+        if self.wide_rows == 0.0:
+            return FIRST_PROMPT_ROWS
+        return int(min(seconds * self.wide_rows / max(self.wide_seconds, 1e-6), 1e6))
+
+    def usual(self, rows: int) -> float | None:
+        """Seconds that a pass of so many `rows` does not usually exceed, None where none was seen."""
+        if self.weight == 0.0:
+            return None
+        each = self.wide_seconds / self.wide_rows if self.wide_rows else self.seconds / self.rows
+        return self.seconds / self.weight + rows * each
 
     @property
     def row_share(self) -> float:
@@ -105,13 +127,18 @@ def prompt_rows(beside: int, cost: PassCost) -> int:
     """How many rows of prompts a pass may take beside those of sessions that are answered.
 
     So many that the pass at most takes twice as long, but no more than twice what passes had until now: further than
-    that a line is not believed. Where nobody is answered, as many as leave a worker attentive.
+    that a line is not believed. In any case no more than leave a worker attentive: what PASS_SECONDS have room for.
     """
-    if beside == 0:
-        return MOST_PROMPT_ROWS
-    seen = cost.rows / cost.weight if cost.weight else 0.0
-    room = min(1 / cost.row_share + beside, 2 * seen)
+    room: float = cost.rows_within(PASS_SECONDS) - beside
+    if beside:
+        seen = cost.rows / cost.weight if cost.weight else 0.0
+        room = min(room, 1 / cost.row_share + beside, 2 * seen)
     return min(max(LEAST_PROMPT_ROWS, int(room)), MOST_PROMPT_ROWS)
+
+
+def drafted_rows(sessions: int, cost: PassCost) -> int:
+    """How many drafted rows each of so many sessions may have in a pass: 1 at the least, so that all go on."""
+    return max(1, min(MOST_DRAFTED_ROWS, cost.rows_within(PASS_SECONDS) // max(1, sessions) - 1))
 
 
 def rows_worth_verifying(available: int, rate: float, row_share: float) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +24,7 @@ import torch.distributed as dist
 
 from cutline.cloud.parallel import Group, RankLost, check_ranks
 from cutline.cloud.target import Target
+from cutline.core.tied import tie
 from cutline.errors import CutlineError, InputError
 from cutline.models.bundle import Bundle
 
@@ -124,6 +127,18 @@ class Ranks:
         """That of this process."""
         return self._device
 
+    @property
+    def processes(self) -> tuple[int, ...]:
+        """The ids of their processes, from rank 0 on."""
+        return (os.getpid(), *(process.pid for process in self._processes))
+
+    def kill(self) -> None:
+        """End the other ranks at once, from any thread: one hangs, or all do. Whoever waits for them is freed."""
+        self._lost = True
+        self._ending.set()
+        for process in self._processes:
+            process.kill()
+
     def watch(self, on_lost: Callable[[RankLost], object]) -> None:
         """Call `on_lost` from another thread if a rank ends before it is told to."""
 
@@ -191,6 +206,8 @@ def _follow(part: _Part) -> None:
     store = _store(part.store, part.count)
     store.set(_here(part.rank), "")
     group = Group(store, rank=part.rank, count=part.count, device=part.device)
+    with contextlib.suppress(OSError):  # elsewhere than on Linux it ends when it next hears of the others
+        tie()  # a rank that hangs must not outlive the first one
     target = Target(
         Bundle.open(Path(part.bundle)),
         slots=part.slots,
@@ -206,8 +223,9 @@ def _follow(part: _Part) -> None:
     group.close()
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(folder: Path) -> None:
     os.read(sys.stdin.fileno(), 1)
+    shutil.rmtree(folder, ignore_errors=True)  # where the ranks were to meet, if the first one could not tidy up
     os._exit(1)
 
 
@@ -216,9 +234,9 @@ def main() -> None:
     # Whoever stops the worker may tell all of its processes; the first one tells the others when.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     part = msgspec.json.decode(sys.argv[1], type=_Part)
+    threading.Thread(target=_end_with_parent, args=(Path(part.store).parent,), daemon=True).start()
     try:
         _follow(part)
     except CutlineError as error:

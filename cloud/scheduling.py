@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from cutline.cloud.pace import PassCost, prompt_rows, turn
+from cutline.cloud.pace import PassCost, drafted_rows, prompt_rows, turn
 from cutline.cloud.session import Rows, Session
 
 
@@ -14,8 +14,9 @@ def rows_by_session(sessions: Iterable[Session], cost: PassCost, recent: float) 
     Those that were confirmed something after `recent` share a pass's fixed cost, so each verifies fewer drafts.
     """
     landed = [session for session in sessions if session.flying is None]
+    most = drafted_rows(len(landed), cost)
     share = min(1.0, cost.row_share * max(1, sum(session.confirmed_at >= recent for session in landed)))
-    return {session: session.rows_to_run(share) for session in landed}
+    return {session: session.rows_to_run(share, most) for session in landed}
 
 
 def schedule(wanted: Iterable[Rows], cost: PassCost, *, decodes: bool) -> list[Rows]:
@@ -28,11 +29,9 @@ def schedule(wanted: Iterable[Rows], cost: PassCost, *, decodes: bool) -> list[R
     prompts: list[Rows] = []
     for rows in wanted:
         (prompts if rows.session.opening and decodes else batch).append(rows)
-    room, pictured = prompt_rows(sum(len(rows.tokens) for rows in batch), cost), False
+    room = prompt_rows(sum(len(rows.tokens) for rows in batch), cost)
     for rows in sorted(prompts, key=lambda rows: turn(rows.session.confirmed_at, rows.session.request.deadline)):
-        new_images = rows.session.request.boundary is not None
-        if room > 0 and not (pictured and new_images):  # the images of one session a pass: they take their time
+        if room > 0:
             batch.append(rows.first(room))
             room -= len(batch[-1].tokens)
-            pictured = pictured or new_images
     return batch

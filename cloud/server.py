@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ import torch
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from cutline.cloud.accelerator import compute_dtype
 from cutline.cloud.audit import Audit
 from cutline.cloud.budget import MOST_SLOTS
 from cutline.cloud.chain import NextWorker
@@ -29,7 +31,8 @@ from cutline.cloud.servicer import WorkerServicer
 from cutline.cloud.shares import Shares
 from cutline.cloud.target import Target
 from cutline.cloud.tls import server_credentials
-from cutline.errors import InputError
+from cutline.cloud.watchdog import Watchdog
+from cutline.errors import InputError, WorkerFailed, WorkerUnavailable
 from cutline.models.bundle import Bundle
 from cutline.models.layerline import END
 from cutline.models.wire import Wire
@@ -62,10 +65,14 @@ ANYBODY = Access()
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """How a worker ends: it takes no new sessions, and open ones get so many `seconds`, or until `hurry` is set."""
+    """How a worker ends: it takes no new sessions, and open ones get so many `seconds`, or until `hurry` is set.
+
+    `hung` is set where its engine could not be ended: the thread is still at work on the device.
+    """
 
     seconds: float = GRACE_SECONDS
     hurry: asyncio.Event = field(default_factory=asyncio.Event)
+    hung: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 _OPTIONS = [
@@ -102,12 +109,12 @@ async def serve(
 
     Gives the address it has. Layers that end before the head need the worker at the address `next_worker` for the rest.
     Sessions hold `context` tokens, or without it as many as the model and the next worker can and memory has room for.
-    Boundary rows are taken in the formats `wires`; `observer` is told what happens. `slots`, `images`, `dtype` and
-    `compiled` are those of Target. `access` says who may come, `drain` how it ends. `tensor_parallel` devices share
-    every layer of the decoder, see `Ranks`; `on_broken` is called once no session can be served any more. Raises
-    InputError if the address is taken or none of this machine's, if memory has no room, if keys do not read, if layers
-    cannot be compiled, or if the next worker cannot go on there, then also ModelMismatch, AccessDenied and
-    WorkerUnavailable.
+    Boundary rows are taken in the formats `wires`; `observer` is told what happens. `slots`, `images` and `compiled`
+    are those of Target, `dtype` is what `compute_dtype` is asked for. `access` says who may come, `drain` how it
+    ends. `tensor_parallel` devices share every layer of the decoder, see `Ranks`; `on_broken` is called once no session
+    can be served any more. Raises InputError if the address is taken or none of this machine's, if memory has no room,
+    if keys do not read, if layers cannot be compiled, or if the next worker cannot go on there, then also
+    ModelMismatch, AccessDenied and WorkerUnavailable.
     """
     # gRPC itself would serve at 443 where no port is given, and at another port where it is over 65535.
     host, _ = parse_address(listen)
@@ -135,7 +142,7 @@ async def serve(
             onward = await stack.enter_async_context(NextWorker(next_worker, manifest, cut=end, keys=access.onward))
             most = min(most, (await onward.describe()).context)
         hold, shorten = min(context or most, most), context is None
-        ranks = None
+        dtype, ranks = compute_dtype(bundle, dtype, device), None
         if tensor_parallel > 1:
             ranks = Ranks(
                 bundle,
@@ -184,16 +191,37 @@ async def serve(
         worker_pb2_grpc.add_WorkerServicer_to_server(worker, server)
         if ranks is not None:
             ranks.watch(engine.give_up)
+            observer.divided(ranks.processes)
         await stack.enter_async_context(connections.watch(port))
-        checks = await stack.enter_async_context(_running(server, engine, worker, drain or Drain(), on_broken))
+        hangs = functools.partial(_give_up, engine, ranks, observer)
+        watchdog = Watchdog(lambda: engine.working, hangs)
+        watchdog.start()
+        stack.callback(watchdog.stop)
+        running = _running(server, engine, worker, ranks, drain=drain or Drain(), on_broken=on_broken)
+        checks = await stack.enter_async_context(running)
         if onward is not None:
             await stack.enter_async_context(_looking_on(onward, worker, checks, observer))
         yield f"{host}:{port}"
 
 
+def _give_up(engine: Engine, ranks: Ranks | None, observer: Observer, seconds: float) -> None:
+    """The engine's thread hangs for so many `seconds`, on its device or in wait for a rank."""
+    log.critical("the engine is at one step for %.0f seconds: its device hangs; start the worker again", seconds)
+    observer.hung()
+    if ranks is not None:
+        ranks.kill()
+    engine.abandon(WorkerFailed("a device of the worker no longer answers; start it again"))
+
+
 @contextlib.asynccontextmanager
 async def _running(
-    server: Any, engine: Engine, worker: WorkerServicer, drain: Drain, on_broken: Callable[[], object]
+    server: Any,
+    engine: Engine,
+    worker: WorkerServicer,
+    ranks: Ranks | None,
+    *,
+    drain: Drain,
+    on_broken: Callable[[], object],
 ) -> AsyncIterator[Any]:
     """Start server and engine, and end both in order; gives the health service."""
     checks = health.aio.HealthServicer()
@@ -215,7 +243,12 @@ async def _running(
         # New sessions are refused from here on, and so that balancers see it and agents hear why, the port stays open;
         # open ones may end, and those that do not hear why they must.
         await worker.drain(drain.seconds, drain.hurry)
-        await asyncio.to_thread(engine.stop)
+        if not await asyncio.to_thread(engine.stop):
+            log.warning("the engine's step does not end; it is left behind")
+            drain.hung.set()
+            engine.abandon(WorkerUnavailable("the worker was stopped; ask another one"))
+            if ranks is not None:
+                ranks.kill()
         await server.stop(grace=GRACE_SECONDS)
 
 

@@ -11,7 +11,6 @@ import os
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from cutline.cloud.accounts import Account, trace_of
@@ -45,6 +44,7 @@ from cutline.protos.status import status_of
 from cutline.protos.tensors import CHUNK
 from cutline.protos.v1 import worker_pb2 as pb
 from cutline.protos.v1 import worker_pb2_grpc
+from cutline.protos.version import package_version
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         )
         self._onward = onward
         self._observer = observer
-        self._version = _version()
+        self._version = package_version()
         self._shares = shares or Shares(lambda _: UNLIMITED, places=engine.max_sessions)
         self._meter = Meter(self._shares, observer)
         self._open = 0  # streams of sessions
@@ -350,13 +350,6 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         """Offer a draft to the engine, once it does not have too many of this session."""
         await room.acquire()
         self._engine.offer(name, draft, functools.partial(tell, room.release))
-
-
-def _version() -> str:
-    try:
-        return version("cutline")
-    except PackageNotFoundError:  # run from a folder, never installed
-        return "unknown"
 
 
 def _from_engine(loop: asyncio.AbstractEventLoop, callback: Callable[..., object], *given: object) -> None:

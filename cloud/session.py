@@ -95,6 +95,7 @@ class Session:
     flying: int | None = None  # drafted tokens that the next worker verifies now; None where nothing is under way
     alone: int = 0  # tokens decoded without a draft, after the first
     acceptance: Acceptance = field(default_factory=Acceptance)
+    begun: bool = False  # whether anything of it was run
     passes: int = 0
     verified: int = 0
     seconds: float = 0.0
@@ -124,10 +125,10 @@ class Session:
         if draft:
             self.draft = tuple(draft[: self.limit - len(self.tokens)])
 
-    def rows_to_run(self, row_share: float) -> Rows | None:
-        """What the next pass should run for this session, or None if it waits for a draft."""
+    def rows_to_run(self, row_share: float, most: int = MOST_DRAFTED_ROWS) -> Rows | None:
+        """What the next pass should run for this session, or None if it waits for a draft; of that `most` tokens."""
         new = self.tokens[self.cached :]
-        available = min(len(self.draft), MOST_DRAFTED_ROWS)
+        available = min(len(self.draft), most)
         worth = rows_worth_verifying(available, self.acceptance.rate, row_share)
         if self.draft and not self._may_decode_alone():
             worth = max(worth, 1)
@@ -261,7 +262,7 @@ class DeepSession(Session):
             self.held = position
         self.held = max(self.held, position + len(draft))
 
-    def rows_to_run(self, row_share: float) -> Rows | None:
+    def rows_to_run(self, row_share: float, most: int = MOST_DRAFTED_ROWS) -> Rows | None:
         """As much as a pass takes of what is held, if the last confirmed token's row is.
 
         A rejection costs no more than a round trip.
@@ -269,7 +270,7 @@ class DeepSession(Session):
         del row_share
         if self.cached + len(self.rows) < len(self.tokens):
             return None
-        draft = self.draft[:MOST_DRAFTED_ROWS]
+        draft = self.draft[:most]
         tokens = (*self.tokens[self.cached :], *draft)
         return Rows(self, self.cached, tokens, drafted=len(draft), boundary=self.rows[: len(tokens)])
 

@@ -6,7 +6,7 @@ A session enters a pass at the layer where its cut is: the rows of one that was 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -21,14 +21,20 @@ from cutline.cloud.loading import load_model
 from cutline.cloud.packing import pack
 from cutline.cloud.parallel import Group, Pass, Resume, in_step
 from cutline.cloud.session import Rows
-from cutline.cloud.tower import Tower
+from cutline.cloud.tower import Steps, Tower, whole
 from cutline.models.bundle import Bundle
 from cutline.models.families import Grid
 from cutline.models.layerline import END
 from cutline.models.wire import Wire
 
+BLOCK = 4  # layers of a pass between two looks at whether anybody waits for it
+
 # In which a boundary goes on to the next worker to the last bit.
 _WIRES = {torch.float32: Wire.FLOAT32, torch.float16: Wire.FLOAT16, torch.bfloat16: Wire.BFLOAT16}
+
+
+class PassAborted(Exception):
+    """Nobody waits for this pass any more. What it wrote is not known to anybody, and will be written again."""
 
 
 class Target:
@@ -108,17 +114,22 @@ class Target:
             self._compiled = Compiled([self._decoder.layers[index] for index in self._layers], self._cache)
             self._compiled.warm_up(self._warm_up)
 
-    @torch.inference_mode()
-    def encode(self, boundary: NDArray[np.float32], cut: str, grids: Sequence[Grid]) -> Tensor:
-        """Rows (n, width) of the images from what crosses `cut`, a name of `LayerLine.image_cuts`.
+    def steps(self, boundary: NDArray[np.float32], cut: str, grids: Sequence[Grid]) -> Steps:
+        """Make rows (n, width) of the images from what crosses `cut`, a name of `LayerLine.image_cuts`; step by step.
 
-        They stand before the decoder, or where these layers end; see `Tower.encode`.
+        They stand before the decoder, or where these layers end; see `Tower.steps`.
         """
-        return self.tower.encode(self._on_device(boundary), cut, grids)
+        made = yield from self.tower.steps(self._on_device(boundary), cut, grids)
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)  # or the next pass would be timed with what was only begun
+        return made
 
-    def encode_each(self, boundary: NDArray[np.float32], cut: str, grids: Sequence[Grid]) -> list[Tensor]:
-        """As `encode`, image by image: rows (tokens, width) of each, which share no memory."""
-        rows = self.encode(boundary, cut, grids)
+    def encode(self, boundary: NDArray[np.float32], cut: str, grids: Sequence[Grid]) -> Tensor:
+        """All `steps` at once."""
+        return whole(self.steps(boundary, cut, grids))
+
+    def parted(self, rows: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
+        """Of `rows` (n, width) of images that became `grids` those of each; they share no memory."""
         if len(grids) == 1:
             return [rows]
         return [part.clone() for part in rows.split([self._family.tokens(grid) for grid in grids])]
@@ -130,12 +141,15 @@ class Target:
         self._cache.resume(slot, source, count)
 
     @torch.inference_mode()
-    def run(self, batch: Sequence[Rows], images: Sequence[Tensor | None]) -> list[Tensor]:
+    def run(
+        self, batch: Sequence[Rows], images: Sequence[Tensor | None], *, aborted: Callable[[], bool] = lambda: False
+    ) -> list[Tensor]:
         """One pass through the decoder's layers: of each of `batch` its rows (n, width) after them, in float32.
 
         With the head they are logits (wanted, vocabulary) instead. `images[i]` holds the image rows (n, width) of the
         session's first n image tokens; None if none are among `batch[i].tokens`. A span that ends before the decoder
-        gives them back.
+        gives them back. Between blocks of layers it looks whether it is `aborted`, unless ranks must stay in step, and
+        raises PassAborted.
         """
         if not self.decodes:
             return [torch.empty(0, 1) if image is None else image.float().cpu() for image in images]
@@ -148,7 +162,7 @@ class Target:
         positions = np.hstack([rows.positions for rows in ordered])
         passing = Pass(entries, stretches, positions, entering)
         if self._group is None:
-            hidden = self._through(passing)
+            hidden = self._through(passing, aborted)
         else:
             self._group.tell(passing)
             with in_step():
@@ -169,15 +183,17 @@ class Target:
                     case Resume(slot, source, count):
                         self._cache.resume(slot, source, count)
 
-    def _through(self, passing: Pass) -> Tensor:
-        """The rows (n, width) of a pass after the decoder's layers."""
+    def _through(self, passing: Pass, aborted: Callable[[], bool] = lambda: False) -> Tensor:
+        """The rows (n, width) of a pass after the decoder's layers. Raises PassAborted."""
         stretches, rows = passing.stretches, passing.rows
         self._cache.note(stretches)
         cos, sin = self._rotary(passing.positions, rows)
         hidden, joined, layout = rows[:0], 0, None
         run = self._compiled or run_layers
-        block = max(1, len(self._layers)) if self._compiled is None else self._compiled.block
+        block = BLOCK if self._compiled is None else self._compiled.block
         for piece in pieces(self._layers, passing.entries, block):
+            if aborted():
+                raise PassAborted
             come = bisect_right(passing.entries, piece.start)
             if come > joined:
                 coming = rows[len(hidden) : stretches[come - 1].last]

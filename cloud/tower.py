@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from cutline.models.families import AnyFamily, Grid
 from cutline.models.layerline import LayerLine
 
 Beside = dict[str, Tensor]  # what a tower takes with the rows of an image
+Steps = Generator[None, None, Tensor]  # each does some of the work, and the last has the result
 
 
 def prune(model: Any, family: AnyFamily, layers: Sequence[str]) -> None:
@@ -55,19 +56,31 @@ class Tower:
         self._end = min(line.place(end), line.place("decoder.0"))
 
     @torch.inference_mode()
-    def encode(self, boundary: Tensor, cut: str, grids: Sequence[Grid]) -> Tensor:
-        """Rows (n, width) where these layers end, or the decoder begins, from what crosses `cut`.
+    def steps(self, boundary: Tensor, cut: str, grids: Sequence[Grid]) -> Steps:
+        """Make rows (n, width) where these layers end, or the decoder begins, from what crosses `cut`; step by step.
 
         `boundary` is what `preprocess` makes of the images at cut `image`, else rows (n, width). The images became
-        `grids`.
+        `grids`. A step is a layer of a slice, a tile or an image by itself, so that rows do not depend on what else is
+        encoded.
         """
         layers = self._line.layers[self._line.place(cut) : self._end]
         if not layers:
             return boundary
         made = []
-        for rows, arrays in self._family.runs(boundary, grids):
+        for rows, arrays in self._family.slices(boundary, grids):
             beside = {name: torch.from_numpy(array).to(boundary.device) for name, array in arrays.items()}
             for layer in layers:
                 rows = self.layers[layer](rows, beside)
+                yield
             made.append(rows)
         return torch.cat(made)
+
+
+def whole(steps: Steps) -> Tensor:
+    """What all `steps` make."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            made: Tensor = end.value
+            return made

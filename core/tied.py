@@ -20,11 +20,20 @@ def tied_command(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-m", __name__, str(os.getpid()), module, *arguments]
 
 
+def tie() -> None:
+    """Have this process killed when the thread that started it ends. Raises OSError where the system cannot."""
+    prctl = getattr(ctypes.CDLL(None, use_errno=True), "prctl", None)
+    if prctl is None or prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "a process cannot be tied to another on this system")
+
+
 def main() -> None:
     """Tie this process to its parent, then become the module."""
     parent, *command = sys.argv[1:]
-    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) != 0:
-        sys.exit(f"cutline: prctl failed: {os.strerror(ctypes.get_errno())}")
+    try:
+        tie()
+    except OSError as error:
+        sys.exit(f"cutline: {error.strerror}")
     if os.getppid() != int(parent):  # it died before
         sys.exit("cutline: whoever started this process is gone")
     os.execv(sys.executable, [sys.executable, "-m", *command])  # noqa: S606 (no shell is wanted)

@@ -136,6 +136,10 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
         graph's inputs.
         """
 
+    def slices(self, rows: Any, grids: Sequence[Grid]) -> list[tuple[Any, Arrays]]:
+        """As `runs`, in the smallest pieces that the tower can run: what a piece becomes depends on it alone."""
+        return self.runs(rows, grids)
+
     @abstractmethod
     def enter(self, modules: Sequence[Any], pixels: Any, beside: dict[str, Any]) -> Any:
         """Rows (n, width) of a piece of pixels, by the modules of `parts.image`; tensors all."""

@@ -149,6 +149,12 @@ class SmolVLM(Family, frozen=True, forbid_unknown_fields=True, tag="smolvlm"):
         del grids
         return [(rows, {})]
 
+    def slices(self, rows: Any, grids: Sequence[Grid]) -> list[tuple[Any, Arrays]]:
+        """Tile by tile, whether they are pixels (n, 3, tile, tile) or rows (n, width) of their patches."""
+        del grids
+        size = 1 if rows.ndim == 4 else (self.tile // self.patch) ** 2
+        return [(rows[first : first + size], {}) for first in range(0, len(rows), size)]
+
     def enter(self, modules: Sequence[Any], pixels: Any, beside: dict[str, Any]) -> Any:
         """Whole tiles (n, 3, tile, tile) need no padding mask: the place of every patch is fixed."""
         del beside

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -94,6 +95,10 @@ class Process:
     def children(self) -> list[psutil.Process]:
         """The processes that it has started and that run."""
         return psutil.Process(self._popen.pid).children()
+
+    def mapped(self) -> list[Any]:
+        """The files that it has mapped into its memory, libraries among them."""
+        return psutil.Process(self._popen.pid).memory_maps()
 
     def signal(self, number: int) -> None:
         """Send a signal to the process alone; its children do not get it, as they would from Ctrl-C."""

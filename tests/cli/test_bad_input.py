@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import socket
 import struct
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -233,6 +234,34 @@ def test_an_address_that_is_taken(run: Run, command: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         assert address in run(command, "--insecure", "--listen", address).failed(2)
+
+
+def test_a_worker_that_cannot_begin_says_so_before_torch_is_imported(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Which takes ten seconds; here it would be missed."""
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert "needs torch" in run("cloud", "--insecure", "--listen", "127.0.0.1:0").err
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = f"127.0.0.1:{other.getsockname()[1]}"
+        for options in (
+            ("--listen", taken),
+            ("--metrics", taken),
+            ("--listen", "192.0.2.1:1", "--tls-cert", "c", "--tls-key", "k", "--tokens", "t"),
+            ("--layers", "decoder.9:"),
+            ("--threads", "0"),
+            ("--context", "1"),
+            ("--dtype", "fp8"),
+            ("--wires", "fp8"),
+            ("--drain", "-1"),
+            ("--layers", ":decoder.1", "--next", "here"),
+        ):
+            secured = () if "--tokens" in options else ("--insecure",)
+            listen = () if "--listen" in options else ("--listen", "127.0.0.1:0")
+            told = run("cloud", *secured, *listen, *options).failed(InputError.exit_code)
+            assert "torch" not in told, options
+    told = run("cloud", "--insecure", "--listen", "127.0.0.1:0", "--bundle", tmp_path / "none").failed(3)
+    assert str(tmp_path / "none") in told
 
 
 @pytest.mark.parametrize("lines", ["", "\n\n", "{}", "not json", '{"image": "none.png", "question": "What?"}'])

@@ -32,7 +32,7 @@ from cutline.edge.agent import Agent
 from cutline.edge.answer import Answer
 from cutline.edge.directory import ListedWorkers
 from cutline.edge.question import Mode, Question
-from cutline.errors import InputError, WorkerUnavailable
+from cutline.errors import BundleError, InputError, WorkerUnavailable
 from cutline.models.bundle import Bundle
 from cutline.models.prompt import Message, PromptBuilder, TextPart
 from cutline.protos.client import WorkerClient
@@ -188,14 +188,15 @@ def test_a_cluster_keeps_its_workers(
 
 
 @pytest.mark.timeout(600)
-def test_a_cluster_of_its_own_whose_workers_cannot_start(start: Start, tmp_path: Path) -> None:
+def test_a_cluster_of_its_own_whose_workers_cannot_start(start: Start) -> None:
     pytest.importorskip("ray")
-    up = start("cluster", "up", "--workers", 1, "--bundle", tmp_path / "none", "--insecure", "--listen", "127.0.0.1:0")
+    order = ("--workers", 1, "--insecure", "--listen", "127.0.0.1:0", "--", "--image-cache", 10**15)
+    up = start("cluster", "up", *order)
     up.address()
     ran = up.finish()
     assert ran.code == 4
     assert "no worker of the cluster starts: it did not start: " in ran.err.splitlines()[-1]
-    assert str(tmp_path / "none") in ran.err
+    assert f"--image-cache {10**15} is over" in ran.err
 
 
 @pytest.mark.threat("ray")
@@ -286,11 +287,23 @@ def test_a_cluster_whose_ray_lost_its_controller_ends_in_order_to_be_started_aga
         (["--insecure", "--", "--metrics", "127.0.0.1:1"], "before the --"),
         (["--insecure", "--metrics", "0.0.0.0:0"], "could be read from outside"),
         (["--tls-cert", "x"], "--tls-key"),
+        (["--insecure", "--", "--layers"], "--layers"),
+        (["--insecure", "--", "--layers", "decoder.9:"], "--layers decoder.9: is not START:END"),
+        (["--insecure", "--", "--layers", "image:decoder.1"], "give --next"),
+        (["--insecure", "--", "--wires", "fp8"], "--wires fp8"),
+        (["--insecure", "--", "--dtype", "fp8"], "--dtype"),
+        (["--insecure", "--", "--max-sessions", "many"], "'--max-sessions'"),
+        (["--insecure", "--", "--nonsense"], "--nonsense"),
     ],
 )
 def test_what_cannot_be_a_cluster(run: Run, monkeypatch: pytest.MonkeyPatch, arguments: list[str], told: str) -> None:
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     assert told in run("cluster", "up", *arguments).failed(2)
+
+
+def test_a_bundle_that_is_not_there_is_no_cluster_of_this_machine(run: Run, tmp_path: Path) -> None:
+    told = run("cluster", "up", "--insecure", "--bundle", tmp_path / "none").failed(BundleError.exit_code)
+    assert str(tmp_path / "none") in told
 
 
 @pytest.mark.threat("ray")

@@ -115,6 +115,41 @@ def test_a_worker_with_an_open_session(start: Start, run: Run, card: Path) -> No
 
 
 @SIGNALS
+def test_a_worker_that_starts(start: Start, number: int) -> None:
+    """While torch is imported and the model loaded: at once, whatever the main thread is at."""
+    worker = start("cloud", "--insecure", "--listen", "127.0.0.1:0", "--threads", "1")
+    while not any("torch" in one.path for one in worker.mapped()):
+        time.sleep(0.02)
+    worker.signal(number)
+    ran = worker.finish()
+    assert (ran.code, ran.out, ran.err) == (130, "", "cutline: interrupted\n")
+
+
+def test_a_second_signal_ends_a_worker_that_drains(start: Start) -> None:
+    """Its session would have a minute; it hears that the worker is gone."""
+    worker = start("cloud", "--insecure", "--listen", "127.0.0.1:0", "--threads", "1", "--drain", "600")
+    address = worker.address()
+    model = Bundle.open(DRAFTER).manifest.target
+    assert model is not None
+
+    async def hold() -> None:
+        opening = Open(model=model, tokens=(10, 11), prompt_length=2, max_tokens=50, effort=0.0)
+        async with WorkerClient(address) as client, client.session(opening, [], timeout=60) as session:
+            async for event in session.events():
+                if isinstance(event, Opened):
+                    worker.signal(signal.SIGTERM)
+                    while not (await client.describe()).draining:
+                        pass
+                    worker.signal(signal.SIGTERM)
+
+    with pytest.raises(WorkerUnavailable):
+        asyncio.run(hold())
+    ran = worker.finish()
+    assert ran.code in (0, 130), "in order where a second is enough for that"
+    assert "Traceback" not in ran.err
+
+
+@SIGNALS
 def test_an_agent_with_an_open_request(start: Start, card: Path, black_hole: BlackHole, number: int) -> None:
     agent = start("edge", "--insecure", "--listen", "127.0.0.1:0", "--worker", black_hole.address, "--threads", "1")
     url = f"http://{agent.address()}/v1/chat/completions"

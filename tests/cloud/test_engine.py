@@ -18,9 +18,11 @@ from torch import Tensor
 
 from cutline.cloud import engine as engine_module
 from cutline.cloud import pace
+from cutline.cloud import pictures as pictures_module
 from cutline.cloud.engine import Engine
 from cutline.cloud.session import Event, Request, Rows, Session
-from cutline.cloud.target import Target
+from cutline.cloud.target import PassAborted, Target
+from cutline.cloud.tower import Steps
 from cutline.errors import CutlineError, InputError, WorkerBusy, WorkerFailed
 from cutline.models.sampling import Sampling
 from cutline.protos.messages import Confirmed, Draft, Finished, Opened, Reason
@@ -58,18 +60,24 @@ class FakeTarget:
         self.together = 0  # sessions in the largest pass
         self.lone_only = False  # fail passes of several sessions
         self.encoded: list[int] = []
+        self.on_step: Callable[[], object] = lambda: None
         self._cache = [[POISON] * CONTEXT for _ in range(slots)]
 
-    def encode(self, tiles: Any, cut: str, grids: Any) -> Tensor:
+    def steps(self, tiles: Any, cut: str, grids: Any) -> Steps:
         self.encoded.append(len(tiles))
         if len(tiles) == 0:
             raise RuntimeError("no tiles")
-        return torch.zeros(len(tiles), self.width)
+        for _ in range(len(tiles)):
+            self.on_step()
+            yield
+        return torch.zeros(1, self.width).expand(len(tiles), self.width)
 
     def resume(self, slot: int, source: int, count: int) -> None:
         self._cache[slot] = self._cache[source][:count] + [POISON] * (CONTEXT - count)
 
-    def run(self, batch: Sequence[Rows], images: Sequence[Tensor | None]) -> list[Tensor]:
+    def run(
+        self, batch: Sequence[Rows], images: Sequence[Tensor | None], *, aborted: Callable[[], bool] = lambda: False
+    ) -> list[Tensor]:
         assert len({rows.session.slot for rows in batch}) == len(batch) == len(images)
         self.together = max(self.together, len(batch))
         if any(POISON in rows.tokens for rows in batch) or (self.lone_only and len(batch) > 1):
@@ -305,7 +313,7 @@ def test_a_broken_engine_says_so_to_all_who_are_there_and_all_who_come(caplog: p
     with running(target, broken.set) as engine:
         waiting = [wait_at_first_token(engine, prompt)[1] for prompt in PROMPTS[:2]]
 
-        def run(batch: Sequence[Rows], images: Sequence[Tensor | None]) -> list[Tensor]:
+        def run(batch: Sequence[Rows], images: Sequence[Tensor | None], **how: Any) -> list[Tensor]:
             raise torch.AcceleratorError("an illegal memory access")
 
         target.run = run  # type: ignore[method-assign]
@@ -387,10 +395,10 @@ class Counting(FakeTarget):
         self.passes: list[dict[int, int]] = []
         self.ready = threading.Event()
 
-    def run(self, batch: Sequence[Rows], images: Sequence[Tensor | None]) -> list[Tensor]:
+    def run(self, batch: Sequence[Rows], images: Sequence[Tensor | None], **how: Any) -> list[Tensor]:
         self.ready.wait(30)
         self.passes.append({rows.session.slot: len(rows.tokens) for rows in batch})
-        return super().run(batch, images)
+        return super().run(batch, images, **how)
 
 
 def test_a_storm_of_prompts_starves_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -420,11 +428,11 @@ def test_a_session_is_told_how_long_it_waited_for_a_pass_to_end() -> None:
     target, began, go_on, times = FakeTarget(2), threading.Event(), threading.Event(), list[float]()
     run = target.run
 
-    def held(batch: Sequence[Rows], images: Sequence[Tensor | None]) -> list[Tensor]:
+    def held(batch: Sequence[Rows], images: Sequence[Tensor | None], **how: Any) -> list[Tensor]:
         times.append(time.monotonic())
         began.set()
         go_on.wait(30)
-        return run(batch, images)
+        return run(batch, images, **how)
 
     target.run = held  # type: ignore[method-assign]
     with running(target) as engine:
@@ -455,9 +463,9 @@ def test_a_slow_pass_is_not_the_agents_fault(monkeypatch: pytest.MonkeyPatch) ->
     target = FakeTarget(1)
     run = target.run
 
-    def slow(batch: Sequence[Rows], images: Sequence[Tensor | None]) -> list[Tensor]:
+    def slow(batch: Sequence[Rows], images: Sequence[Tensor | None], **how: Any) -> list[Tensor]:
         time.sleep(0.05)
-        return run(batch, images)
+        return run(batch, images, **how)
 
     target.run = slow  # type: ignore[method-assign]
     with running(target) as engine:
@@ -500,12 +508,115 @@ def test_the_clock_of_a_pass_stops_when_its_tokens_are_here() -> None:
 
     target = FakeTarget(1)
     run = target.run
-    target.run = lambda batch, images: [of.as_subclass(Queued) for of in run(batch, images)]  # type: ignore[method-assign]
+    target.run = lambda batch, images, **how: [of.as_subclass(Queued) for of in run(batch, images)]  # type: ignore[method-assign]
     with running(target) as engine:
         _, listener = opened(engine, request(PROMPTS[0], max_tokens=4))
         finished = listener.end()
     assert isinstance(finished, Finished)
     assert finished.cloud_seconds >= 0.02 * finished.passes
+
+
+def picture(tiles: int, **more: Any) -> Request:
+    return request([2, 3, 4], boundary=np.broadcast_to(np.float32(0), (tiles, 1)), **more)
+
+
+def test_answers_go_on_while_an_image_is_encoded() -> None:
+    """A picture without end: another session is answered from beginning to end meanwhile."""
+    target = FakeTarget(2)
+    with running(target) as engine:
+        name, _ = opened(engine, picture(10**9))
+        _, listener = opened(engine, request([7]))
+        assert isinstance(listener.end(), Finished)
+        assert listener.tokens == plain_answer([7], 30)
+        engine.close(name)
+
+
+def test_a_small_image_does_not_wait_for_a_large_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor for ever one that came before others: after its turn they have theirs."""
+    monkeypatch.setattr(pictures_module, "FAIR_SECONDS", 0.0)
+    with running(FakeTarget(3)) as engine:
+        name, _ = opened(engine, picture(10**9))
+        _, small = opened(engine, picture(3))
+        assert isinstance(small.end(), Finished)
+        engine.close(name)
+
+
+@pytest.mark.parametrize("how", ["closed", "late", "stopped"])
+def test_an_image_that_nobody_waits_for_is_given_up(how: str) -> None:
+    target, steps, begun = FakeTarget(1), 0, threading.Event()
+
+    def step() -> None:
+        nonlocal steps
+        steps += 1
+        begun.set()
+
+    target.on_step = step
+    with running(target) as engine:
+        deadline = time.monotonic() + 0.2 if how == "late" else None
+        name, listener = opened(engine, picture(10**9, deadline=deadline))
+        assert begun.wait(30)
+        if how == "closed":
+            engine.close(name)
+        elif how == "stopped":
+            assert engine.stop(), "its thread ends"
+            return
+        else:
+            assert isinstance(listener.end(), CutlineError)
+        _, other = opened(engine, request([7], max_tokens=1))
+        assert isinstance(other.end(), Finished), "its place is free, and so is the engine"
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_pass_that_nobody_waits_for_is_given_up(stopped: bool) -> None:
+    """While it runs: its one session is closed, or the engine is to stop."""
+    target, begun = FakeTarget(1), threading.Event()
+    run = target.run
+
+    def endless(batch: Sequence[Rows], images: Sequence[Tensor | None], *, aborted: Callable[[], bool]) -> list[Tensor]:
+        if 5 not in batch[0].tokens:
+            return run(batch, images)
+        begun.set()
+        while not aborted():
+            time.sleep(0.001)
+        raise PassAborted
+
+    target.run = endless  # type: ignore[method-assign,assignment]
+    with running(target) as engine:
+        name, _ = opened(engine, request([5]))
+        assert begun.wait(30)
+        if stopped:
+            assert engine.stop()
+            return
+        engine.close(name)
+        _, other = opened(engine, request([7], max_tokens=1))
+        assert isinstance(other.end(), Finished)
+
+
+def test_an_engine_that_hangs_is_given_up_by_others() -> None:
+    """All who are there hear it, and all who come; what the engine says once it goes on again hurts nobody."""
+    target, hangs, go_on, broken = FakeTarget(3), threading.Event(), threading.Event(), threading.Event()
+    run = target.run
+
+    def hanging(batch: Sequence[Rows], images: Sequence[Tensor | None], **how: Any) -> list[Tensor]:
+        hangs.set()
+        assert go_on.wait(30)
+        return run(batch, images)
+
+    target.run = hanging  # type: ignore[method-assign]
+    engine = Engine(cast(Target, target), (STOP,))
+    engine.start(broken.set)
+    _, first = opened(engine, request([5]))
+    assert hangs.wait(30)
+    assert engine.working is not None
+    _, second = opened(engine, request([6]))
+    engine.abandon(WorkerFailed("it hangs"))
+    assert broken.is_set()
+    _, third = opened(engine, request([7]))
+    for listener in (first, second, third):
+        with pytest.raises(WorkerFailed, match="it hangs"):
+            raise listener.end()  # type: ignore[misc]
+    go_on.set()
+    assert engine.stop()
 
 
 def test_images_are_encoded_once() -> None:
@@ -560,9 +671,9 @@ def test_sessions_share_passes() -> None:
     gate = threading.Event()
     run = target.run
 
-    def slow(batch: Sequence[Rows], images: Sequence[Tensor | None]) -> list[Tensor]:
+    def slow(batch: Sequence[Rows], images: Sequence[Tensor | None], **how: Any) -> list[Tensor]:
         gate.wait(30)
-        return run(batch, images)
+        return run(batch, images, **how)
 
     target.run = slow  # type: ignore[method-assign]
     with running(target) as engine:

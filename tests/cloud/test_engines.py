@@ -13,7 +13,7 @@ import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -72,7 +72,7 @@ class FakeSpan:
     def resume(self, slot: int, source: int, count: int) -> None:
         self._tokens[slot] = self._tokens[source][:count] + [POISON] * (CONTEXT - count)
 
-    def run(self, batch: Sequence[Rows], images: Sequence[Tensor | None]) -> list[Tensor]:
+    def run(self, batch: Sequence[Rows], images: Sequence[Tensor | None], **how: Any) -> list[Tensor]:
         assert len({rows.session.slot for rows in batch}) == len(batch) == len(images)
         if self.chooses and any(POISON in rows.tokens for rows in batch):
             raise RuntimeError("a bad pass")

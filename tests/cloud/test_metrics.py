@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import select
+import signal
 import socket
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from cutline.cli.certificates import DEVICE, SERVER, Authority, pair_of
 from cutline.cloud import metrics as metrics_module
+from cutline.cloud.accounts import Account
 from cutline.cloud.figures import figures, read_counts
 from cutline.cloud.metrics import Metrics, show
 from cutline.cloud.server import serve
-from cutline.errors import InputError, ModelMismatch, WorkerFailed, WorkerUnavailable
+from cutline.errors import InputError, ModelMismatch, WorkerBusy, WorkerFailed, WorkerUnavailable
 from cutline.models.bundle import Bundle
 from cutline.protos.client import WorkerClient
-from cutline.protos.messages import Cancel, Confirmed, Open, agent_to_wire
+from cutline.protos.messages import Cancel, Confirmed, Open, Opened, agent_to_wire
 from cutline.protos.security import AgentKeys, ServerKeys, client_context
+from cutline.protos.version import package_version
 
 Case = tuple[Open, bytes, tuple[int, ...]]
 
@@ -160,3 +169,59 @@ def test_silent_connections_keep_nobody_from_metrics(tmp_path: Path, monkeypatch
 def test_what_is_no_workers_metrics_is_said_to_be_none(text: str) -> None:
     with pytest.raises(WorkerFailed, match="no metrics of a worker"):
         read_counts(text)
+
+
+def test_what_runs_there_and_how_it_is() -> None:
+    metrics = Metrics()
+    metrics.divided((os.getpid(), os.getpid()))
+    before = time.time()
+    metrics.passed(1, 0.1)
+    with show(metrics, "127.0.0.1:0") as shown:
+        text = httpx.get(f"http://{shown}/metrics").text
+    told = {
+        (one.name, *one.labels.values()): one for two in text_string_to_metric_families(text) for one in two.samples
+    }
+    assert package_version() in next(key for key in told if key[0] == "cutline_build_info")
+    assert before <= told[("cutline_last_pass_timestamp_seconds",)].value <= time.time()
+    resident = psutil.Process().memory_info().rss
+    for name in ("process_resident_memory_bytes",), ("cutline_rank_resident_bytes", "1"):
+        assert resident / 2 < told[name].value < 2 * resident
+    assert told[("cutline_rank_up", "0")].value == 1.0
+    assert told[("cutline_rank_cpu_seconds_total", "0")].value > 0.0
+    assert told[("cutline_hung",)].value == 0.0
+
+
+def test_a_rank_that_is_stopped_or_gone_is_not_up() -> None:
+    def up() -> float | None:
+        return metrics.registry.get_sample_value("cutline_rank_up", {"rank": "1"})
+
+    metrics = Metrics()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        metrics.divided((os.getpid(), other.pid))
+        assert up() == 1.0
+        other.send_signal(signal.SIGSTOP)
+        os.waitpid(other.pid, os.WUNTRACED)
+        assert up() == 0.0
+        other.kill()
+    assert up() == 0.0
+
+
+def test_refusals_are_counted_by_tenant_and_those_of_many_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics_module, "MOST_TENANTS", 2)
+    metrics = Metrics()
+    for tenant in ("a", "b", "c", "d", "a"):
+        account = Account(tenant)
+        account.failed(WorkerBusy("full"))
+        metrics.ended(account)
+    served = Account("a")
+    served.told(Opened("s"))
+    served.failed(WorkerFailed("it broke later"))
+    metrics.ended(served)
+    metrics.ended(Account("b"))  # it left by itself
+    counted = {
+        one.labels["tenant"]: one.value
+        for family in metrics.registry.collect()
+        for one in family.samples
+        if one.name == "cutline_sessions_refused_total"
+    }
+    assert counted == {"a": 2.0, "b": 1.0, "other": 2.0}

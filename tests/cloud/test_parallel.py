@@ -182,13 +182,13 @@ class Worker:
 
 
 @contextmanager
-def two_workers() -> Iterator[list[Worker]]:
+def workers(count: int) -> Iterator[list[Worker]]:
     options = ["--listen", "127.0.0.1:0", "--tensor-parallel", "2", "--insecure"]
     command = [sys.executable, "-m", "cutline.cli", "cloud", *options]
-    environment = os.environ | {"OMP_WAIT_POLICY": "passive"}
     with ExitStack() as stack:
+        environment = os.environ | {"OMP_WAIT_POLICY": "passive"}
         started = []
-        for _ in range(2):
+        for _ in range(count):
             started.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment))
             stack.enter_context(started[-1])
             stack.callback(started[-1].kill)
@@ -221,12 +221,24 @@ def test_a_worker_answers_and_its_ranks_end_together(asking: Any, cases: list[Ca
                 with pytest.raises(WorkerFailed):
                     await anext(events)
 
-    with two_workers() as [killed, broken]:
+    async def hangs(worker: Worker) -> None:
+        """Long before gloo's own minute, by what a pass usually takes here; heartbeats go on meanwhile."""
+        async with WorkerClient(worker.address) as client:
+            asked = asking(cases[0], "image")
+            await asked.ask(client)
+            worker.other.send_signal(signal.SIGSTOP)
+            with pytest.raises(WorkerFailed, match="no longer answers"):
+                await asking(cases[1], "image").ask(client)
+
+    with workers(3) as [killed, broken, hanging]:
         asyncio.run(answers(killed))
+        killed.other.send_signal(signal.SIGSTOP)  # nor may one that hangs outlive the first
         killed.process.kill()
         asyncio.run(breaks(broken))
-        assert broken.process.wait(30) != 0
-        _, alive = psutil.wait_procs([killed.other, broken.other], timeout=30)
+        asyncio.run(hangs(hanging))
+        for worker in (broken, hanging):
+            assert worker.process.wait(30) == WorkerFailed.exit_code
+        _, alive = psutil.wait_procs([killed.other, broken.other, hanging.other], timeout=30)
         assert alive == []
 
 

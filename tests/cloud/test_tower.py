@@ -10,7 +10,7 @@ import torch
 
 from cutline.bench.parity import Prompt, Whole, seeded_prompts
 from cutline.cloud.loading import load_model
-from cutline.cloud.tower import Tower
+from cutline.cloud.tower import Tower, whole
 from cutline.demo.bundles import TARGET
 from cutline.models.bundle import Bundle
 
@@ -53,7 +53,7 @@ def test_every_span_of_the_tower_is_transformers_own(
     for last, end in enumerate(line.image_cuts):
         tower = Tower(model, bundle.manifest.family, line, end=end)
         for start in line.image_cuts[: last + 1]:
-            found, expected = tower.encode(boundaries[start], start, grids), boundaries[end]
+            found, expected = whole(tower.steps(boundaries[start], start, grids)), boundaries[end]
             assert found.shape == expected.shape
             assert (found - expected).abs().max() <= TOLERANCE * expected.abs().max(), f"{start} to {end}"
 
@@ -62,10 +62,26 @@ def test_images_do_not_see_each_other(
     bundle: Bundle, model: Any, prompt: Prompt, boundaries: dict[str, torch.Tensor]
 ) -> None:
     tower = Tower(model, bundle.manifest.family, bundle.manifest.line, end="head")
-    alone = [tower.encode(torch.from_numpy(one.values), "image", [one.grid]) for one in prompt.images]
+    alone = [whole(tower.steps(torch.from_numpy(one.values), "image", [one.grid])) for one in prompt.images]
     torch.testing.assert_close(torch.cat(alone), boundaries["decoder.0"], rtol=0, atol=1e-4)
 
 
 def test_a_prompt_without_images_needs_no_tower(bundle: Bundle, model: Any) -> None:
     tower = Tower(model, bundle.manifest.family, bundle.manifest.line, end="end")
-    assert len(tower.encode(torch.empty(0, bundle.manifest.decoder.width), "decoder.0", ())) == 0
+    assert len(whole(tower.steps(torch.empty(0, bundle.manifest.decoder.width), "decoder.0", ()))) == 0
+
+
+def test_rows_do_not_depend_on_what_else_is_encoded(
+    bundle: Bundle, model: Any, prompt: Prompt, boundaries: dict[str, torch.Tensor]
+) -> None:
+    """To the last bit: else what is kept of an image would depend on who came with it. A step is a layer of a slice."""
+    line = bundle.manifest.line
+    tower = Tower(model, bundle.manifest.family, line, end="end")
+    grids = [image.grid for image in prompt.images]
+    together = whole(tower.steps(boundaries["image"], "image", grids))
+    alone = [whole(tower.steps(torch.from_numpy(one.values), "image", [one.grid])) for one in prompt.images]
+    assert torch.equal(together, torch.cat(alone))
+    family = bundle.manifest.family
+    slices = len(family.slices(boundaries["image"], grids))
+    assert slices == (len(boundaries["image"]) if family.takes((0, 0)) else len(grids))
+    assert sum(1 for _ in tower.steps(boundaries["image"], "image", grids)) == slices * line.place("decoder.0")

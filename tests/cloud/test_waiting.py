@@ -50,7 +50,7 @@ class CountingTarget:
     def resume(self, slot: int, source: int, count: int) -> None:
         pass
 
-    def run(self, batch: Sequence[Rows], images: Sequence[Tensor | None]) -> list[Tensor]:
+    def run(self, batch: Sequence[Rows], images: Sequence[Tensor | None], **how: Any) -> list[Tensor]:
         if not self.go_on.is_set():
             self.held.set()  # a pass waits
         assert self.go_on.wait(60)
@@ -255,10 +255,10 @@ def test_waiting_behind_other_prompts_is_counted(monkeypatch: pytest.MonkeyPatch
     target, watching, began = CountingTarget(4), Watching(), list[float]()
     run = target.run
 
-    def slow(batch: Sequence[Rows], images: Sequence[Tensor | None]) -> list[Tensor]:
+    def slow(batch: Sequence[Rows], images: Sequence[Tensor | None], **how: Any) -> list[Tensor]:
         began.append(time.monotonic())
         time.sleep(0.1)
-        return run(batch, images)
+        return run(batch, images, **how)
 
     target.run = slow  # type: ignore[method-assign]
     with running(target, watching) as engine:

@@ -53,7 +53,7 @@ class ScriptedTarget:
     def resume(self, slot: int, source: int, count: int) -> None:
         self._cache[slot] = self._cache[source][:count] + [0] * (CONTEXT - count)
 
-    def run(self, batch: Sequence[Rows], images: Sequence[Any]) -> list[torch.Tensor]:
+    def run(self, batch: Sequence[Rows], images: Sequence[Any], **how: Any) -> list[torch.Tensor]:
         made = []
         for rows in batch:
             cache, end = self._cache[rows.session.slot], rows.start + len(rows.tokens)
