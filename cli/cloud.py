@@ -118,6 +118,7 @@ def cloud(
         thread_count,
     )
     from cutline.cli.signals import Signals, leave
+    from cutline.cloud.device_names import device_of
     from cutline.protos.address import parse_address
 
     # All that can be wrong with what is given comes before torch, whose import takes its time.
@@ -126,6 +127,7 @@ def cloud(
     secured = keys is not None and (tokens is not None or client_ca is not None)
     check_listen(listen, secured=secured, insecure=insecure, needs=needs)
     check_sizes(max_sessions=max_sessions, context=context, dtype=dtype, drain=drain)
+    check_devices(device, tensor_parallel)
     if compiled and tensor_parallel > 1:
         raise InputError("layers that several devices share are not compiled; leave out --compile or --tensor-parallel")
     if metrics is not None:
@@ -149,7 +151,6 @@ def cloud(
             from cutline.cloud.journal import Journal
             from cutline.cloud.metrics import Metrics, show
             from cutline.cloud.observer import Observer, Observers
-            from cutline.cloud.ranks import device_of
             from cutline.cloud.server import Access, Drain, serve
         except ModuleNotFoundError as error:
             raise missing(f"a worker needs {error.name}", "cloud") from None
@@ -222,6 +223,15 @@ def check_sizes(*, max_sessions: int | None, context: int | None, dtype: str | N
         raise InputError(f"--dtype is bf16 or fp32, not {dtype}")
     if not 0 <= drain <= 3600:
         raise InputError(f"--drain is {drain:g}; give 0 to 3600 seconds")
+
+
+def check_devices(device: str, tensor_parallel: int) -> None:
+    """That these options of `cutline cloud` name devices, here or not. Raises InputError."""
+    from cutline.cloud.device_names import check_name, device_of
+
+    check_name(device)
+    if tensor_parallel > 1:
+        device_of(device, 0)
 
 
 def _tracing() -> Tracing:

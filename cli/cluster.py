@@ -275,7 +275,7 @@ def _check_workers(given: Sequence[str], bundle: Path | None, *, drain: float, h
     What is in the bundle is looked at where they run `here`; elsewhere it need not be on this machine. Raises
     InputError, BundleError.
     """
-    from cutline.cli.cloud import check_sizes, cloud, formats_of, span_of
+    from cutline.cli.cloud import check_devices, check_sizes, cloud, formats_of, span_of
     from cutline.cli.setting import open_target
 
     alone = typer.Typer(add_completion=False)
@@ -283,6 +283,7 @@ def _check_workers(given: Sequence[str], bundle: Path | None, *, drain: float, h
     options = typer.main.get_command(alone).make_context("cloud", list(given)).params
     sizes = {name: options[name] for name in ("max_sessions", "context", "dtype")}
     check_sizes(drain=drain, **sizes)
+    check_devices(options["device"], options["tensor_parallel"])
     formats_of(options["wires"])
     if here:
         span_of(options["layers"], open_target(bundle).manifest.line, options["next_worker"])

@@ -25,23 +25,23 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import torch
+from torch import Tensor
 
-from cutline.cloud.choosing import choose_all, likelihoods
+from cutline.cloud.choosing import likelihoods
 from cutline.cloud.commands import CloseSession, Command, GiveUp, OfferDraft, OpenSession, Settle, Stop
 from cutline.cloud.image_cache import ImageCache
 from cutline.cloud.interest import Interest
 from cutline.cloud.observer import NOBODY, Observer
-from cutline.cloud.pace import LEAST_SLICE_SECONDS, SLICE_SECONDS, PassCost
-from cutline.cloud.parallel import RankLost
+from cutline.cloud.pace import LEAST_SLICE_SECONDS, SLICE_SECONDS
+from cutline.cloud.passes import FATAL, Broken, Passed, Passes
 from cutline.cloud.pictures import Pictures
-from cutline.cloud.scheduling import rows_by_session, schedule
-from cutline.cloud.seating import seated
+from cutline.cloud.scheduling import patience_of, rows_by_session, schedule
+from cutline.cloud.seating import longest_idle, seated
 from cutline.cloud.session import Event, Request, Rows, Session
 from cutline.cloud.slots import Slots
-from cutline.cloud.target import PassAborted, Target
+from cutline.cloud.target import Target
 from cutline.cloud.turnover import Turnover
-from cutline.cloud.watchdog import Work
+from cutline.cloud.watchdog import Progress
 from cutline.errors import (
     CutlineError,
     InputError,
@@ -57,10 +57,8 @@ from cutline.protos.messages import Confirmed, Draft, Finished, Likelihood, Open
 log = logging.getLogger(__name__)
 
 IDLE_SECONDS = 60.0  # a session that only verifies may wait this long for a draft
-REST_SECONDS = 30.0  # without a pass, after which weights may have been put out of memory
 STOP_SECONDS = 3.0  # for the step that is under way when the engine is to stop
 SAFE_SECONDS = 1.0  # for which one that waits keeps its slot, even if another session wants one
-_FATAL = (torch.AcceleratorError, RankLost)  # nothing runs on the device, or on all, after these, for any session
 
 
 class Engine:
@@ -83,14 +81,13 @@ class Engine:
         self._waiting: dict[str, list[OfferDraft]] = {}  # drafts of sessions that are flying
         self._slots = Slots(target.slots)
         self._pictures = Pictures(target, self.image_cache)
-        self._cost = PassCost()
+        self.progress = Progress()
+        self._passes = Passes(target, self._stop_tokens, self.progress, observer)
         self._turnover = Turnover(target.slots)
         self._idle_since = math.inf  # on the monotonic clock, of the session that waits longest for a draft
         self._observer = observer
         self._interest = Interest()
         self._given_up: CutlineError | None = None  # why, where another thread found that this one hangs
-        self.working: Work | None = None  # what the thread is at; read by others
-        self._fresh_until = -math.inf  # on the monotonic clock: how long what passes took tells of the next one
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
 
     @property
@@ -198,7 +195,7 @@ class Engine:
             if batch:
                 self._run(batch)
             encodes = self._encode(time.monotonic() - began if batch else SLICE_SECONDS)
-            patience = 0.0 if batch or encodes else self._patience()
+            patience = 0.0 if batch or encodes else patience_of(self._sessions.values(), IDLE_SECONDS)
 
     def _refuse(self, why: CutlineError) -> None:
         """End all sessions, and those that still come, until told to stop."""
@@ -231,13 +228,6 @@ class Engine:
                     return False
         return True
 
-    def _patience(self) -> float | None:
-        """Seconds until a session has waited too long, when all wait; None if there are none."""
-        now = time.monotonic()
-        ends = [one.confirmed_at + IDLE_SECONDS for one in self._sessions.values() if one.flying is None]
-        ends += [one.request.deadline for one in self._sessions.values() if one.request.deadline is not None]
-        return max(0.0, min(ends) - now) if ends else None
-
     def _admit(self, command: OpenSession) -> None:
         """Begin a session, or refuse it. One that breaks as it begins ends alone."""
         request, now = command.request, time.monotonic()
@@ -251,7 +241,7 @@ class Engine:
         except Exception as error:
             log.error("a session broke as it began", exc_info=error)
             command.deliver(WorkerFailed("the worker failed on this session; its log says more"))
-            if isinstance(error, _FATAL):
+            if isinstance(error, FATAL):
                 raise
             return
         if session is None:
@@ -269,13 +259,9 @@ class Engine:
 
     def _evict(self, now: float) -> None:
         """Free the slot of the session that has waited longest for a draft, if that is too long to be safe."""
-        for session in sorted(self._sessions.values(), key=lambda one: one.confirmed_at):
-            if session.confirmed_at > now - SAFE_SECONDS:
-                return
-            if session.flying is None and session.rows_to_run(1.0) is None:
-                self._observer.evicted()
-                self._end(session, WorkerForgot("this worker needed the place; open the session anew"))
-                return
+        if (session := longest_idle(self._sessions.values(), now - SAFE_SECONDS)) is not None:
+            self._observer.evicted()
+            self._end(session, WorkerForgot("this worker needed the place; open the session anew"))
 
     def _take_drafts(self, session: Session) -> None:
         """Offer the drafts that wait for a session, unless it is flying."""
@@ -343,14 +329,14 @@ class Engine:
             if session.request.deadline is not None and session.request.deadline <= now:
                 self._end(session, _late())
         seen = [session for session in self._sessions.values() if not self._pictures.awaits(session)]
-        wanted = rows_by_session(seen, self._cost, now - SAFE_SECONDS)
+        wanted = rows_by_session(seen, self._passes.cost, now - SAFE_SECONDS)
         idle = [session for session, rows in wanted.items() if rows is None]
         for session in idle:
             if session.confirmed_at <= now - IDLE_SECONDS:
                 self._end(session, InputError(f"nothing was drafted for {IDLE_SECONDS:.0f} seconds"))
         self._idle_since = min((session.confirmed_at for session in idle), default=math.inf)
         running = [rows for rows in wanted.values() if rows is not None]
-        batch = schedule(running, self._cost, decodes=self._target.decodes)
+        batch = schedule(running, self._passes.cost, decodes=self._target.decodes)
         for rows in batch:
             self._begin(rows.session, now)
         return batch
@@ -370,62 +356,41 @@ class Engine:
         self._begin(session, began)
         end = began + min(max(LEAST_SLICE_SECONDS, seconds), SLICE_SECONDS)
         try:
-            with contextlib.closing(self._pictures.steps()) as steps:
-                for usual in steps:
-                    self.working = Work(usual)
-                    if time.monotonic() > end or self._interest.none_in([session]):
-                        break
-        except _FATAL:
+            self._pictures.encode(self.progress, lambda: time.monotonic() > end or self._interest.none_in([session]))
+        except FATAL:
             raise
         except Exception as error:
             self._fail(session, error)
-        finally:
-            self.working = None
         session.seconds += time.monotonic() - began
         return True
 
     def _run(self, batch: list[Rows]) -> None:
-        """One pass of `batch`. A session that breaks it is found by running each alone, and ends alone."""
-        began, count = time.perf_counter(), sum(len(rows.tokens) for rows in batch)
-        self.working = Work(self._cost.usual(count) if time.monotonic() < self._fresh_until else None)
+        """One pass of `batch`, and what it confirmed. A session that breaks it ends alone."""
         images, sessions = [self._pictures.of(rows.session) for rows in batch], [rows.session for rows in batch]
-        try:
-            made = self._target.run(batch, images, aborted=lambda: self._interest.none_in(sessions))
-            chosen = None
-            if self._target.chooses:
-                pairs = zip(batch, made, strict=True)
-                chosen = [choose_all(rows, logits, self._stop_tokens) for rows, logits in pairs]
-        except PassAborted:
-            return
-        except _FATAL:
-            raise
-        except Exception as error:
-            if len(batch) > 1:
-                for rows in batch:
-                    self._run([rows])
-            else:
-                self._fail(batch[0].session, error)
-            return
-        finally:
-            self.working, self._fresh_until = None, time.monotonic() + REST_SECONDS
-        seconds = time.perf_counter() - began
-        self._cost = self._cost.after(count, seconds)
-        self._observer.passed(count, seconds)
-        for index, rows in enumerate(batch):
-            try:
-                rows.session.ran(rows, seconds * len(rows.tokens) / count, time.monotonic())
-                if rows.partial:
-                    rows.session.keep(rows, made[index].numpy() if chosen is None else None)
-                    continue
-                self._pictures.forget(rows.session.name)
-                if chosen is None:
-                    rows.session.fly(rows, made[index].numpy())
-                else:
-                    self._deliver(rows, chosen[index], made[index])
-            except Exception as error:
-                self._fail(rows.session, error)
+        for passed in self._passes.run(batch, images, lambda: self._interest.none_in(sessions)):
+            match passed:
+                case Passed(rows):
+                    try:
+                        self._after(passed)
+                    except Exception as error:
+                        self._fail(rows.session, error)
+                case Broken(rows, error):
+                    self._fail(rows.session, error)
 
-    def _deliver(self, rows: Rows, chosen: list[int], logits: torch.Tensor) -> None:
+    def _after(self, passed: Passed) -> None:
+        """Go on by what a pass made of a session's rows."""
+        rows, session = passed.rows, passed.rows.session
+        session.ran(rows, passed.seconds, time.monotonic())
+        if rows.partial:
+            session.keep(rows, passed.made.numpy() if passed.chosen is None else None)
+            return
+        self._pictures.forget(session.name)
+        if passed.chosen is None:
+            session.fly(rows, passed.made.numpy())
+        else:
+            self._deliver(rows, passed.chosen, passed.made)
+
+    def _deliver(self, rows: Rows, chosen: list[int], logits: Tensor) -> None:
         session, drafted = rows.session, rows.drafted
         right = agreeing(rows.tokens[-drafted:], chosen) if drafted else 0
         if drafted:

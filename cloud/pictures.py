@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Callable
 
 import torch
 
@@ -12,6 +12,7 @@ from cutline.cloud.pace import FAIR_SECONDS
 from cutline.cloud.session import Request, Session
 from cutline.cloud.target import Target
 from cutline.cloud.tower import Steps
+from cutline.cloud.watchdog import Progress
 
 FADING = 0.9  # of what a slow step says of those to come, with each
 
@@ -28,7 +29,7 @@ class Pictures:
         self._image_cache = image_cache
         self._rows: dict[str, torch.Tensor] = {}
         self._under_way: dict[str, Steps] = {}  # by session, the next first
-        self._usual: float | None = None  # seconds of a step
+        self._usual: float | None = None  # seconds that a step does not usually exceed, None where none was seen
         self._taken = 0.0  # seconds of the first one's turn
 
     def __len__(self) -> int:
@@ -49,27 +50,26 @@ class Pictures:
         """Whether rows of its images are yet to be made."""
         return session.name in self._under_way
 
-    def steps(self) -> Generator[float | None]:
-        """Encode the `next` session's images, a step before each item but the first, as far as it is iterated.
+    def encode(self, progress: Progress, enough: Callable[[], bool]) -> None:
+        """Encode the `next` session's images step by step, until it is `enough` or they are done.
 
-        Items are the seconds that the step to come does not usually exceed, None where none was seen. Raises what a
-        step raises; its session has then to be forgotten.
+        Raises what a step raises; its session has then to be forgotten.
         """
         name, work = next(iter(self._under_way.items()))
         began = before = time.monotonic()
-        try:
-            while True:
-                yield self._usual
-                next(work)
-                now = time.monotonic()
-                self._usual, before = max(now - before, (self._usual or 0.0) * FADING), now
-        except StopIteration as end:
-            self.forget(name)
-            self._rows[name] = end.value
-        except GeneratorExit:
-            self._taken += time.monotonic() - began
-            if self._taken > FAIR_SECONDS and name in self._under_way:
-                self._under_way[name], self._taken = self._under_way.pop(name), 0.0
+        while not enough():
+            try:
+                with progress.at(self._usual):
+                    next(work)
+            except StopIteration as end:
+                self.forget(name)
+                self._rows[name] = end.value
+                return
+            now = time.monotonic()
+            self._usual, before = max(now - before, (self._usual or 0.0) * FADING), now
+        self._taken += time.monotonic() - began
+        if self._taken > FAIR_SECONDS:
+            self._under_way[name], self._taken = self._under_way.pop(name), 0.0
 
     def of(self, session: Session) -> torch.Tensor | None:
         """The rows (n, width) of all the session's images, while its prompt is run; None if it has none."""

@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -22,7 +20,9 @@ import msgspec
 import torch
 import torch.distributed as dist
 
+from cutline.cloud.device_names import device_of
 from cutline.cloud.parallel import Group, RankLost, check_ranks
+from cutline.cloud.rendezvous import rendezvous
 from cutline.cloud.target import Target
 from cutline.core.tied import tie
 from cutline.errors import CutlineError, InputError
@@ -101,8 +101,7 @@ class Ranks:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             stack.callback(self._end)
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="cutline-"))
-            path = str(Path(folder, "ranks"))
+            path = str(stack.enter_context(rendezvous()) / "store")
             store = _store(path, self._count)
             for part in self._parts:
                 part = msgspec.structs.replace(part, store=path)
@@ -182,15 +181,6 @@ class Ranks:
             process.stdin.close()
 
 
-def device_of(device: str, rank: int) -> str:
-    """Which device a rank has, of all of a kind. Raises InputError where `device` is one of several."""
-    if device == "cpu":
-        return device
-    if device != "cuda":
-        raise InputError(f"--device {device} is one device; with --tensor-parallel give cuda or cpu")
-    return f"cuda:{rank}"
-
-
 def _store(path: str, count: int) -> Any:
     """Where `count` ranks find each other: a file, which nobody else can reach."""
     return dist.FileStore(path, count)  # type: ignore[attr-defined]  # torch does not say that it has it
@@ -223,9 +213,8 @@ def _follow(part: _Part) -> None:
     group.close()
 
 
-def _end_with_parent(folder: Path) -> None:
+def _end_with_parent() -> None:
     os.read(sys.stdin.fileno(), 1)
-    shutil.rmtree(folder, ignore_errors=True)  # where the ranks were to meet, if the first one could not tidy up
     os._exit(1)
 
 
@@ -236,7 +225,7 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     part = msgspec.json.decode(sys.argv[1], type=_Part)
-    threading.Thread(target=_end_with_parent, args=(Path(part.store).parent,), daemon=True).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         _follow(part)
     except CutlineError as error:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Collection, Iterable
 
 from cutline.cloud.pace import PassCost, drafted_rows, prompt_rows, turn
 from cutline.cloud.session import Rows, Session
@@ -35,3 +36,13 @@ def schedule(wanted: Iterable[Rows], cost: PassCost, *, decodes: bool) -> list[R
             batch.append(rows.first(room))
             room -= len(batch[-1].tokens)
     return batch
+
+
+def patience_of(sessions: Collection[Session], idle: float) -> float | None:
+    """Seconds until one of `sessions`, which all wait, has waited too long; None if there are none.
+
+    That is its deadline, or so many seconds `idle` where it waits for a draft.
+    """
+    ends = [one.confirmed_at + idle for one in sessions if one.flying is None]
+    ends += [one.request.deadline for one in sessions if one.request.deadline is not None]
+    return max(0.0, min(ends) - time.monotonic()) if ends else None

@@ -1,4 +1,4 @@
-"""A new session's slot, and what it finds there."""
+"""A new session's slot, what it finds there, and who gives way to it."""
 
 from __future__ import annotations
 
@@ -40,3 +40,9 @@ def seated(command: OpenSession, target: Target, slots: Slots, others: Iterable[
         slots.give(place.slot, ())
         raise
     return session
+
+
+def longest_idle(sessions: Iterable[Session], before: float) -> Session | None:
+    """Which of `sessions` has waited longest for a draft, since `before` at the least; None if none has."""
+    waiting = (one for one in sessions if one.confirmed_at <= before and one.flying is None)
+    return min((one for one in waiting if one.rows_to_run(1.0) is None), key=lambda one: one.confirmed_at, default=None)

@@ -194,7 +194,7 @@ async def serve(
             observer.divided(ranks.processes)
         await stack.enter_async_context(connections.watch(port))
         hangs = functools.partial(_give_up, engine, ranks, observer)
-        watchdog = Watchdog(lambda: engine.working, hangs)
+        watchdog = Watchdog(lambda: engine.progress.work, hangs)
         watchdog.start()
         stack.callback(watchdog.stop)
         running = _running(server, engine, worker, ranks, drain=drain or Drain(), on_broken=on_broken)

@@ -6,9 +6,10 @@ thread: a pass, or a step of an image, that takes ten times what is usual will n
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 TIMES = 10.0  # what is usual, after which work is taken to hang
@@ -21,6 +22,22 @@ class Work:
     """Something that an engine is at; it does not `usually` take more than so many seconds, None if nobody knows."""
 
     usually: float | None
+
+
+class Progress:
+    """What an engine is at: told by its thread alone, looked at by others."""
+
+    def __init__(self) -> None:
+        self.work: Work | None = None
+
+    @contextlib.contextmanager
+    def at(self, usually: float | None) -> Iterator[None]:
+        """It is at something that does not `usually` take more than so many seconds, None if nobody knows."""
+        self.work = Work(usually)
+        try:
+            yield
+        finally:
+            self.work = None
 
 
 def patience(usually: float | None) -> float:

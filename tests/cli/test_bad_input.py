@@ -190,6 +190,8 @@ def test_an_option_that_does_not_fit(run: Run, card: Path, wrong: tuple[str, ...
         ("cloud", "--listen", "0.0.0.0:0"),
         ("cloud", "--listen", "[::]:0"),
         ("cloud", "--insecure", "--device", "abacus"),
+        ("cloud", "--insecure", "--device", "cuda:x"),
+        ("cloud", "--insecure", "--device", "cuda:1", "--tensor-parallel", "2"),
         ("cloud", "--insecure", "--device", "meta"),
         ("cloud", "--insecure", "--device", "cuda:99"),
         ("cloud", "--insecure", "--max-sessions", "0"),
@@ -253,6 +255,8 @@ def test_a_worker_that_cannot_begin_says_so_before_torch_is_imported(
             ("--context", "1"),
             ("--dtype", "fp8"),
             ("--wires", "fp8"),
+            ("--device", "abacus"),
+            ("--device", "cuda:1", "--tensor-parallel", "2"),
             ("--drain", "-1"),
             ("--layers", ":decoder.1", "--next", "here"),
         ):

@@ -292,6 +292,7 @@ def test_a_cluster_whose_ray_lost_its_controller_ends_in_order_to_be_started_aga
         (["--insecure", "--", "--layers", "image:decoder.1"], "give --next"),
         (["--insecure", "--", "--wires", "fp8"], "--wires fp8"),
         (["--insecure", "--", "--dtype", "fp8"], "--dtype"),
+        (["--insecure", "--", "--device", "abacus"], "--device abacus"),
         (["--insecure", "--", "--max-sessions", "many"], "'--max-sessions'"),
         (["--insecure", "--", "--nonsense"], "--nonsense"),
     ],

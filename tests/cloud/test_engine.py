@@ -607,7 +607,7 @@ def test_an_engine_that_hangs_is_given_up_by_others() -> None:
     engine.start(broken.set)
     _, first = opened(engine, request([5]))
     assert hangs.wait(30)
-    assert engine.working is not None
+    assert engine.progress.work is not None
     _, second = opened(engine, request([6]))
     engine.abandon(WorkerFailed("it hangs"))
     assert broken.is_set()

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
@@ -23,8 +22,9 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from PIL import Image
 
+from cutline.cloud.device_names import device_of
 from cutline.cloud.parallel import PATIENCE, RankLost
-from cutline.cloud.ranks import Ranks, device_of
+from cutline.cloud.ranks import Ranks
 from cutline.cloud.session import Request, Rows, Session
 from cutline.cloud.target import Target
 from cutline.errors import InputError, WorkerFailed
@@ -181,36 +181,42 @@ class Worker:
     other: psutil.Process
 
 
-@contextmanager
-def workers(count: int) -> Iterator[list[Worker]]:
+@pytest.fixture
+def worker() -> Iterator[Worker]:
     options = ["--listen", "127.0.0.1:0", "--tensor-parallel", "2", "--insecure"]
     command = [sys.executable, "-m", "cutline.cli", "cloud", *options]
-    with ExitStack() as stack:
-        environment = os.environ | {"OMP_WAIT_POLICY": "passive"}
-        started = []
-        for _ in range(count):
-            started.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment))
-            stack.enter_context(started[-1])
-            stack.callback(started[-1].kill)
-        made = []
-        for process in started:
+    environment = os.environ | {"OMP_WAIT_POLICY": "passive"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        try:
             assert process.stdout is not None
             address = process.stdout.readline().split()[-1]
             [other] = psutil.Process(process.pid).children()
-            made.append(Worker(process, address, other))
-        yield made
+            yield Worker(process, address, other)
+        finally:
+            process.kill()
 
 
-def test_a_worker_answers_and_its_ranks_end_together(asking: Any, cases: list[Case]) -> None:
-    async def answers(worker: Worker) -> None:
+def test_a_worker_answers_and_its_ranks_end_with_it_also_one_that_hangs(
+    asking: Any, cases: list[Case], worker: Worker
+) -> None:
+    async def answers() -> None:
         async with WorkerClient(worker.address) as client:
             for case in cases[:4]:
                 asked = asking(case, "image")
                 await asked.ask(client)
                 assert tuple(asked.tokens) == case[2]
 
-    async def breaks(worker: Worker) -> None:
-        """While a session waits for a draft, and no pass is run that would fail."""
+    asyncio.run(answers())
+    worker.other.send_signal(signal.SIGSTOP)
+    worker.process.kill()
+    _, alive = psutil.wait_procs([worker.other], timeout=30)
+    assert alive == []
+
+
+def test_a_worker_ends_with_a_rank_of_its_own(asking: Any, cases: list[Case], worker: Worker) -> None:
+    """While a session waits for a draft, and no pass is run that would fail."""
+
+    async def breaks() -> None:
         async with WorkerClient(worker.address) as client:
             waiting = asking(cases[0], "image", effort=0.0)
             async with client.session(waiting.opening, waiting.upload(), timeout=60) as session:
@@ -221,25 +227,24 @@ def test_a_worker_answers_and_its_ranks_end_together(asking: Any, cases: list[Ca
                 with pytest.raises(WorkerFailed):
                     await anext(events)
 
-    async def hangs(worker: Worker) -> None:
-        """Long before gloo's own minute, by what a pass usually takes here; heartbeats go on meanwhile."""
+    asyncio.run(breaks())
+    assert worker.process.wait(30) == WorkerFailed.exit_code
+
+
+def test_a_worker_ends_where_a_rank_hangs(asking: Any, cases: list[Case], worker: Worker) -> None:
+    """By what a pass usually takes, which is long before gloo's own minute; heartbeats go on meanwhile."""
+
+    async def hangs() -> None:
         async with WorkerClient(worker.address) as client:
-            asked = asking(cases[0], "image")
-            await asked.ask(client)
+            await asking(cases[0], "image").ask(client)
             worker.other.send_signal(signal.SIGSTOP)
             with pytest.raises(WorkerFailed, match="no longer answers"):
                 await asking(cases[1], "image").ask(client)
 
-    with workers(3) as [killed, broken, hanging]:
-        asyncio.run(answers(killed))
-        killed.other.send_signal(signal.SIGSTOP)  # nor may one that hangs outlive the first
-        killed.process.kill()
-        asyncio.run(breaks(broken))
-        asyncio.run(hangs(hanging))
-        for worker in (broken, hanging):
-            assert worker.process.wait(30) == WorkerFailed.exit_code
-        _, alive = psutil.wait_procs([killed.other, broken.other, hanging.other], timeout=30)
-        assert alive == []
+    asyncio.run(hangs())
+    assert worker.process.wait(30) == WorkerFailed.exit_code
+    _, alive = psutil.wait_procs([worker.other], timeout=30)
+    assert alive == []
 
 
 def test_a_rank_that_hangs_is_noticed_where_a_pass_is_told(bundle: Bundle) -> None:
