@@ -30,7 +30,7 @@ from cutline.models.bundle import Bundle
 
 log = logging.getLogger(__name__)
 
-START_SECONDS = 120.0
+START_SECONDS = 300.0  # to import torch, from a slow disk or on a busy machine; one that ends is noticed at once
 STOP_SECONDS = 5.0
 _MODULE = "cutline.cloud.ranks"
 
@@ -226,12 +226,14 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     part = msgspec.json.decode(sys.argv[1], type=_Part)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    code = 0
     try:
         _follow(part)
     except CutlineError as error:
         log.critical("rank %d: %s", part.rank, error)
-        sys.stderr.flush()
-        os._exit(error.exit_code)  # not waiting for what another rank may never answer
+        code = error.exit_code
+    sys.stderr.flush()
+    os._exit(code)  # not waiting for what another rank may never answer, nor for torch to tidy up
 
 
 if __name__ == "__main__":

@@ -35,6 +35,8 @@ from cutline.protos.messages import Confirmed, Open
 
 Case = tuple[Open, bytes, tuple[int, ...]]
 
+pytestmark = pytest.mark.timeout(600)  # every rank imports torch, which takes a busy machine a minute or two
+
 SLOTS, CONTEXT = 4, 256
 TOLERANCE = 1e-4
 
