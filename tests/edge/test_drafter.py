@@ -121,7 +121,7 @@ def test_a_stop_token_ends_the_draft() -> None:
 def test_a_draft_ends_where_the_context_does() -> None:
     never = converse(Sampling(temperature=50.0, seed=1))
     never._stop_tokens = frozenset()
-    answer = list(range(10, 10 + CONTEXT - len(PROMPT) - 3))
+    answer = [10 + index % 100 for index in range(CONTEXT - len(PROMPT) - 3)]
     # Tokens stand at positions up to the context's last; one more may be chosen but never fed.
     assert len(list(never.draft(answer, 100))) == 4
     full = [*answer, 20, 21, 22]
