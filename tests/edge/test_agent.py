@@ -20,9 +20,7 @@ from cutline.demo.cards import Split
 from cutline.demo.reference import Reference
 from cutline.demo.requests import requests
 from cutline.edge.agent import Agent
-from cutline.edge.answer import Answer
 from cutline.edge.drafter import Drafted, Drafting
-from cutline.edge.events import Event
 from cutline.edge.exchange import CHUNK
 from cutline.edge.question import Mode, Question
 from cutline.errors import (
@@ -32,6 +30,7 @@ from cutline.errors import (
 from cutline.models.bundle import Bundle
 from cutline.models.prompt import PromptBuilder, question
 from cutline.models.sampling import Sampling
+from cutline.protos.client import WorkerClient
 
 Draft = Callable[[Drafting, Sequence[int], int], Iterator[Drafted]]
 
@@ -236,18 +235,12 @@ def test_a_full_worker_refuses_and_serves_again_once_there_is_room(
         async with together(target, drafter, slots=1) as agent:
             truth = ids(await agent.answer(asking(LONGEST, Mode.CLOUD)))
             monkeypatch.setattr(Drafting, "draft", blocked(release))
-            held = asyncio.Event()
-
-            async def hold() -> Answer:
-                events = list[Event]()
-                async for event in agent.stream(asking(LONGEST, Mode.DRAFT, effort=0.0)):
-                    events.append(event)
-                    held.set()
-                assert isinstance(events[-1], Answer)
-                return events[-1]
-
-            waiting = asyncio.create_task(hold())
-            await asyncio.wait_for(held.wait(), 60)  # by its first event the session has the only slot
+            async with asyncio.timeout(60), WorkerClient(agent.workers.states[0].address) as worker:
+                while (await worker.describe()).sessions:  # the slot is free a moment after the answer
+                    pass
+                waiting = asyncio.create_task(agent.answer(asking(LONGEST, Mode.DRAFT, effort=0.0)))
+                while not (await worker.describe()).sessions:  # and not taken at once
+                    pass
             with pytest.raises(WorkerBusy, match="try again"):
                 await agent.answer(asking(LONGEST, Mode.CLOUD))
             release.set()
