@@ -25,9 +25,11 @@ _REFUSALS = {
     415: "The request is not JSON",
     421: "The agent was asked by a name that is not its own",
     431: "The request's headers are too large",
+    424: "The workers that were named serve another model",
     429: "The agent, or the worker, has too much in work; `retry-after` says when to try again",
     500: "The agent failed, or its bundle is broken",
-    502: "The worker failed, serves another model, or does not take this agent",
+    501: "The worker is of another version, and one of the two lacks what the question takes",
+    502: "The worker failed, or does not take this agent",
     503: "No worker answers, and none else may",
 }
 _ALWAYS = {401, 403, 421, 431}

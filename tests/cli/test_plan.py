@@ -222,7 +222,7 @@ def test_the_plot_is_drawn(run: Run, tmp_path: Path, suffix: str) -> None:
         (("--max-leak", "1.5"), "--max-leak", InputError),
         (("--answer-tokens", "0"), "--answer-tokens", InputError),
         (("--prompt-tokens", "16"), "--prompt-tokens", InputError),
-        (("--prompt-tokens", "250"), "context of 256", InputError),
+        (("--prompt-tokens", "510"), "context of 512", InputError),
         (("--image", "none.png"), "none.png", ImageError),
         (("--plot", "plan.doc"), ".svg, .png, .pdf", InputError),
         (("--plot", "nowhere/plan.svg"), "no such folder", InputError),

@@ -164,7 +164,7 @@ def test_a_password_is_in_no_message(run: Run, start: Start) -> None:
         (["--mode", "guess"], "there is no mode 'guess'"),
         (["--mode", "cloud"], "mode cloud needs a worker"),
         ([], "mode auto needs a worker"),
-        (["--mode", "split"], "needs a cut"),
+        (["--mode", "split"], "mode split needs a worker"),
         (["--every", "2"], "--every is 2; give a number and ms, s, m, h, such as 2s"),
         (["--every", "0s"], "--every is 0s"),
         (["--threshold", "0"], "--threshold is 0"),

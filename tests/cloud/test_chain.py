@@ -123,12 +123,14 @@ def test_a_chain_answers_as_one_worker_does(
 def test_cloud_seconds_are_those_of_all_workers(
     bundle: Bundle, asking: Any, case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every pass of every worker is made to say how long it took; the answer's seconds are their sum."""
-    spent = []
+    """Every pass of every worker says how long it took; the answer's seconds are those, and those of its images."""
+    sessions: dict[int, Session] = {}
+    spent: list[float] = []
     ran = Session.ran
 
     def counted(session: Session, rows: Rows, seconds: float, now: float) -> None:
         spent.append(seconds)
+        sessions[id(session)] = session
         ran(session, rows, seconds, now)
 
     monkeypatch.setattr(Session, "ran", counted)
@@ -137,7 +139,9 @@ def test_cloud_seconds_are_those_of_all_workers(
         finished = await asking(case, "image").ask(clients[0])
         assert finished is not None
         assert finished.passes == len(case[2])  # of the whole model
-        assert finished.cloud_seconds == pytest.approx(sum(spent))
+        assert len(sessions) == 3
+        assert finished.cloud_seconds == pytest.approx(sum(session.seconds for session in sessions.values()))
+        assert finished.cloud_seconds > sum(spent)
 
     on_chain(bundle, ("decoder.1", "decoder.3"), run)
 
@@ -236,10 +240,10 @@ POISON = 400  # a token that breaks the pass of the last worker
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     run = Target.run
 
-    def poisonous(target: Target, batch: Any, images: Any) -> Any:
+    def poisonous(target: Target, batch: Any, images: Any, **options: Any) -> Any:
         if target.chooses and any(POISON in rows.tokens for rows in batch):
             raise RuntimeError("a bad pass")
-        return run(target, batch, images)
+        return run(target, batch, images, **options)
 
     monkeypatch.setattr(Target, "run", poisonous)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import zlib
 from collections import deque
 from collections.abc import Sequence
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -18,7 +17,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from numpy.typing import NDArray
 
-from cutline.cloud import session as session_module
 from cutline.cloud.session import DeepSession, Event, Forward, Request, Session
 from cutline.errors import WorkerFailed
 from cutline.models.sampling import Sampling, agreeing
@@ -67,9 +65,9 @@ def opened(tokens: Sequence[int], limit: int, draft: Sequence[int], events: list
     return DeepSession("s", request, 0, events.append, limit)
 
 
-def step(session: Session, stop: frozenset[int] = STOP) -> tuple[bool, Reason | None]:
+def step(session: Session, stop: frozenset[int] = STOP, most: int = 128) -> tuple[bool, Reason | None]:
     """One pass: whether there was anything to run, and why the answer ended."""
-    rows = session.rows_to_run(0.1)
+    rows = session.rows_to_run(0.1, most)
     if rows is None:
         return False, None
     assert rows.boundary is not None
@@ -87,6 +85,8 @@ class Conversation(RuleBasedStateMachine):
 
     `believed` are the tokens whose rows it sent or will send: confirmed ones, then its guesses.
     """
+
+    most = 128  # drafted rows of a pass
 
     @initialize(
         prompt=st.lists(st.integers(1, VOCABULARY - 1), min_size=1, max_size=4),
@@ -149,7 +149,7 @@ class Conversation(RuleBasedStateMachine):
     @rule()
     def run(self) -> None:
         before = len(self.session.tokens)
-        ran, self.reason = step(self.session, self.stop)
+        ran, self.reason = step(self.session, self.stop, self.most)
         assert ran == (len(self.session.tokens) > before)
 
     @rule()
@@ -200,9 +200,7 @@ class TestConversationInShortPasses(Conversation.TestCase):  # type: ignore[misc
 
     settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
 
-    def setUp(self) -> None:
-        super().setUp()
-        self.enterContext(mock.patch.object(session_module, "MOST_DRAFTED_ROWS", 2))
+    most = 2
 
 
 def long_prompt() -> list[int]:
@@ -231,13 +229,12 @@ def test_a_whole_right_draft_takes_one_pass() -> None:
     assert session.verified == 12
 
 
-def test_a_long_draft_takes_passes_of_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_draft_takes_passes_of_few_rows() -> None:
     """However much is drafted: the rows that a pass leaves are there for the next one."""
-    monkeypatch.setattr(session_module, "MOST_DRAFTED_ROWS", 5)
     prompt, events = long_prompt(), list[Event]()
     answer = plain_answer(prompt, 22)
     session = opened(prompt, 22, answer[:14], events)
-    while step(session) == (True, None):
+    while step(session, most=5) == (True, None):
         pass
     assert events == [
         Confirmed(2, tuple(answer[:6]), 6),
@@ -294,7 +291,8 @@ def test_drafts_that_nobody_honest_sends_break_nothing(data: st.DataObject) -> N
 class Flight:
     """A session whose passes end on a `head`, which gets its rows in pieces of at most `piece`."""
 
-    def __init__(self, *, deep: bool, draft: Sequence[int], piece: int = 99, limit: int = 22) -> None:
+    def __init__(self, *, deep: bool, draft: Sequence[int], piece: int = 99, limit: int = 22, most: int = 128) -> None:
+        self.most = most
         self.prompt = long_prompt()
         self.answer = plain_answer(self.prompt, limit)
         self.events: list[Event] = []
@@ -318,7 +316,7 @@ class Flight:
         self.limit = limit
 
     def fly(self) -> Forward:
-        rows = self.session.rows_to_run(0.01)
+        rows = self.session.rows_to_run(0.01, self.most)
         assert rows is not None
         self.cache[rows.start :] = rows.tokens
         made = rows_of(self.cache, rows.start) if rows.boundary is None else rows.boundary
@@ -356,11 +354,8 @@ class Flight:
 @pytest.mark.parametrize("piece", [1, 2, 3, 99])
 @pytest.mark.parametrize("wrong", [None, 0, 1, 3, 6])
 @pytest.mark.parametrize("most", [2, 128])
-def test_what_a_next_worker_confirms_settles_what_flies(
-    deep: bool, piece: int, wrong: int | None, most: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(session_module, "MOST_DRAFTED_ROWS", most)
-    flight = Flight(deep=deep, draft=(), piece=piece)
+def test_what_a_next_worker_confirms_settles_what_flies(deep: bool, piece: int, wrong: int | None, most: int) -> None:
+    flight = Flight(deep=deep, draft=(), piece=piece, most=most)
     flight.land(flight.fly())
     answer = flight.answer
     while len(flight.session.tokens) < flight.limit:
