@@ -57,7 +57,7 @@ def test_a_gate_that_is_missing_is_told_over_http(tmp_path: Path, caplog: pytest
     write_manifest(folder, msgspec.structs.replace(read_manifest(folder), calibration=None))
 
     async def run() -> httpx.Response:
-        async with Agent(Bundle.open(folder), worker="127.0.0.1:1", threads=1) as agent:
+        async with Agent(Bundle.open(folder), worker=None, threads=1) as agent:  # nobody is there to verify
             transport = httpx.ASGITransport(application(agent), raise_app_exceptions=False)
             async with httpx.AsyncClient(transport=transport, base_url="http://agent") as client:
                 asked = {"messages": [{"role": "user", "content": "What?"}]}
