@@ -113,8 +113,8 @@ def test_a_prompt_that_is_too_long_is_refused_before_much_is_computed(monkeypatc
         raise AssertionError
 
     monkeypatch.setattr(SmolVLM, "preprocess", never)
-    with pytest.raises(PromptError, match="the model holds 256"):
-        preparer().prepare(conversation(*range(3), *range(3), *range(3), *range(3)))
+    with pytest.raises(PromptError, match="the model holds 512"):
+        preparer().prepare(conversation(*[0, 1, 2] * 5))
 
 
 def test_images_are_bounded_together() -> None:
@@ -129,8 +129,8 @@ def test_pictures_that_do_not_fit_are_refused_by_their_headers(monkeypatch: pyte
         raise AssertionError
 
     monkeypatch.setattr(preparing, "decode_image", never)
-    with pytest.raises(PromptError, match="the model holds 256"):
-        preparer().prepare(conversation(*range(3), *range(3), *range(3), *range(3)))
+    with pytest.raises(PromptError, match="the model holds 512"):
+        preparer().prepare(conversation(*[0, 1, 2] * 5))
     messages = (Message("user", (*[ImagePart()] * 12, TextPart("?"))),)
     with pytest.raises(InputError, match="over 67 megapixels together"):
         preparer().prepare(Question(messages=messages, images=(png(4096, 4096),) * 12))
