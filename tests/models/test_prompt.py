@@ -283,7 +283,7 @@ def loose() -> str:
 @pytest.mark.parametrize(
     ("changes", "tokenizer", "said"),
     [
-        ({"image_token": 4}, "", "is not token 4"),
+        ({"image_token": 4}, "", "image_token_id 4 of test is not <image>"),
         ({"stop_tokens": (2, 300)}, "", "eos_token_id 300"),
         ({}, "{}", "does not read as a tokenizer"),
         ({}, '{"model": {"type": "BPE", "vocab": {}, "merges": []}}', "not byte-level"),
