@@ -118,6 +118,7 @@ def _keys(folder: Path) -> tuple[AgentKeys, tuple[str, ...]]:
     authority = Authority.make(folder)
     server = authority.sign("server", SERVER, hosts=["127.0.0.1"])
     device = authority.sign("device", DEVICE)
+    authority.write()
     ca = folder / "ca.crt"
     options = ("--tls-cert", server.certificate, "--tls-key", server.key, "--client-ca", ca)
     return AgentKeys(ca=ca, certificate=device.certificate, key=device.key), tuple(map(str, options))

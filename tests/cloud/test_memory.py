@@ -60,13 +60,13 @@ class Worker:
         self.bundle = bundle
         self.target = Target(bundle, slots=slots, context=CONTEXT, dtype=torch.float32)
         self.encoded: list[int] = []  # images, each time the tower ran
-        encode = self.target.encode
+        steps = self.target.steps
 
-        def counted(boundary: Any, cut: str, grids: Any) -> torch.Tensor:
+        def counted(boundary: Any, cut: str, grids: Any) -> Any:
             self.encoded.append(len(grids))
-            return encode(boundary, cut, grids)
+            return steps(boundary, cut, grids)
 
-        self.target.encode = counted  # type: ignore[method-assign]
+        self.target.steps = counted  # type: ignore[method-assign]
         self.image_cache = ImageCache(room)
         self.engine = Engine(self.target, (), image_cache=self.image_cache)
         self.reception = Reception(bundle.manifest, context=CONTEXT, image_cache=self.image_cache)
