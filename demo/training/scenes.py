@@ -106,7 +106,7 @@ def _photographs(names: tuple[str, ...]) -> list[NDArray[np.uint8]]:
     folder = resources.files("skimage") / "data"
     found = []
     for name in names:
-        with (folder / name).open("rb") as file, Image.open(file) as picture:
+        with (folder / name).open("rb") as file, Image.open(file, formats=["JPEG", "PNG"]) as picture:
             picture.thumbnail((320, 320))
             found.append(np.asarray(picture.convert("RGB")))
     return found

@@ -18,6 +18,7 @@ from cutline.edge.api.metrics import Metrics as AgentMetrics
 RULES = Path(__file__).resolve().parents[2] / "deploy" / "prometheus" / "rules.yaml"
 PROMTOOL = shutil.which("promtool")
 SUFFIXES = {
+    "info": ("_info",),
     "counter": ("_total",),
     "gauge": ("",),
     "histogram": ("_bucket", "_count", "_sum"),
@@ -39,7 +40,7 @@ def exported(registry: CollectorRegistry) -> dict[str, set[str]]:
     found = dict[str, set[str]]()
     for family in registry.collect():
         for suffix in SUFFIXES[family.type]:
-            found[family.name + suffix] = labels[family.name + suffix]
+            found[family.name + suffix] = labels.get(family.name + suffix, set())
     return found
 
 
