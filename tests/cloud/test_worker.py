@@ -647,7 +647,7 @@ def test_a_flood_of_drafts_before_the_session_is_open_ends_it(
 def test_a_worker_whose_engine_broke_is_not_healthy(
     bundle: Bundle, case: Case, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise torch.AcceleratorError("an illegal memory access")
 
     monkeypatch.setattr(Target, "run", broken)
