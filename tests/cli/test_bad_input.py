@@ -341,7 +341,7 @@ def test_a_worker_that_never_answers(run: Run, card: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         line = run("ask", card, "What?", "--mode", "cloud", "--worker", address, "--timeout", "0.3").failed(4)
-        assert "in time" in line or "nothing was heard" in line
+        assert "nothing was heard" in line
 
 
 def test_exit_codes_are_those_documented() -> None:

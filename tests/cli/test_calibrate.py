@@ -109,8 +109,7 @@ def test_prices_are_measured_and_kept(run: Run, bundle: Path, target: Path, card
         assert one.right is not None
         assert 0 < one.bytes_up < 50_000
     sizes = {one.wire: one.bytes_up for one in prices.prices if one.cut == "connector"}
-    assert sizes[Wire.FLOAT32] > sizes[Wire.FLOAT16] > sizes[Wire.INT8] > sizes[Wire.INT4]
-    assert sizes[Wire.BFLOAT16] == pytest.approx(sizes[Wire.FLOAT16], abs=150)  # a beat or two, on a busy machine
+    assert sizes[Wire.FLOAT32] > sizes[Wire.FLOAT16] == sizes[Wire.BFLOAT16] > sizes[Wire.INT8] > sizes[Wire.INT4]
     ran = run("ask", card, "how many", "--bundle", bundle, "--target", target, "--worker", worker, "--mode", "split",
         "--cut", "connector", "--wire", "int8", "--json")  # fmt: skip
     assert json.loads(ran.out)["bytes_up"] == pytest.approx(sizes[Wire.INT8], abs=150)  # a digest, a beat

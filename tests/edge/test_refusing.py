@@ -94,7 +94,7 @@ def test_a_worker_that_never_answers_is_given_up_in_time(drafter: Bundle) -> Non
     async def run() -> None:
         with socket.create_server(("127.0.0.1", 0)) as silent:
             async with Agent(drafter, worker=f"127.0.0.1:{silent.getsockname()[1]}", threads=1) as agent:
-                with pytest.raises(WorkerUnavailable, match=r"in time|nothing was heard"):
+                with pytest.raises(WorkerUnavailable, match="nothing was heard"):
                     await agent.answer(asking(LONGEST, Mode.CLOUD, timeout=0.5))
 
     asyncio.run(run())

@@ -65,8 +65,8 @@ def test_prompts_are_of_all_kinds(qwen: Bundle) -> None:
         prompts = seeded_prompts(bundle.manifest)
         assert sorted(len(prompt.images) for prompt in prompts) == [0, 0, 1, 2]
         assert len({len(prompt.ids) for prompt in prompts}) == len(prompts)  # none fits over another
-        answers = [one.answer for one in expect(Whole(bundle), prompts, 8)]
-        assert len({tuple(answer) for answer in answers}) > len(answers) // 2  # random words may have one answer
+        answers = [one.answer for one in expect(Whole(bundle), prompts, 16)]  # they begin alike
+        assert len({tuple(answer) for answer in answers}) == len(answers)
 
 
 def test_what_is_not_the_same_is_found_out(qwen: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,8 +120,9 @@ def test_tensors_that_are_none_end_their_own_session(victim: Any, meanwhile: Any
         for name, tensor in hostile_tensors(rows, width).items():
             boundary = pb.AgentMessage(boundary=pb.Boundary(rows=tensor, last=True))
             code, said = await attacked(channel, [opening, boundary])
-            assert code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNIMPLEMENTED), name
-            assert [type(one) for one in said] in ([InputError], [VersionMismatch]), name
+            later = name in ("type 6", "type 99", f"type {2**31 - 1}", "type -1")  # as a newer agent may know them
+            assert code is (grpc.StatusCode.UNIMPLEMENTED if later else grpc.StatusCode.INVALID_ARGUMENT), name
+            assert [type(one) for one in said] == [VersionMismatch if later else InputError], name
         for garbage in (b"\xff" * 40, b"\x1a\xff\xff\xff\xff\x0f", bytes(CHUNK)):
             code, said = await attacked(channel, [opening, garbage])
             assert code is not grpc.StatusCode.OK
