@@ -174,6 +174,8 @@ def ask(
             "--agent asks a running agent, which has its own --bundle, --worker, --directory, --target, --threads, "
             "--provider, --notice, --upstream and what goes with it, --offline and profiles"
         )
+    terminal = sys.stdout.isatty()
+    shown = terminal and not as_json
     if agent is None:
         given = AgentOptions(
             bundle=bundle,
@@ -191,21 +193,17 @@ def ask(
             upstream_key_file=upstream_key_file,
         )
         opener = agent_opener(given, cuts=cut != "image" or mode == "split")
-        quietly = as_json or not sys.stdout.isatty()
-        answer = asyncio.run(_answer_here(asked, opener) if quietly else _shown_here(asked, opener))
+        answer = asyncio.run(_shown_here(asked, opener) if shown else _answer_here(asked, opener))
     else:
         from cutline.edge.remote import ask_agent, stream_agent
 
-        if as_json or not sys.stdout.isatty():
-            answer = asyncio.run(ask_agent(agent, asked, keys))
-        else:
-            answer = asyncio.run(_shown(stream_agent(agent, asked, keys)))
+        answer = asyncio.run(_shown(stream_agent(agent, asked, keys)) if shown else ask_agent(agent, asked, keys))
     if as_json:
         sys.stdout.buffer.write(msgspec.json.encode(answer) + b"\n")
         return
-    if not sys.stdout.isatty():
+    if not terminal:
         print(answer.text)
-    _tell(answer, verbose=verbose or sys.stdout.isatty())
+    _tell(answer, verbose=verbose or terminal)
 
 
 async def _answer_here(question: Question, open_agent: Callable[[], Agent]) -> Answer:

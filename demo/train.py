@@ -17,11 +17,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Console
+from rich.progress import Progress
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import SmolVLMForConditionalGeneration
 
+from cutline.cli.time_left import TimeLeft
 from cutline.demo import cards
 from cutline.demo.publish import publish
 from cutline.demo.shapes import SHAPES
@@ -95,10 +97,10 @@ def pixel_values(batch: cards.Batch) -> Tensor:
 class Course:
     """One model's training: its stages in order, kept every `KEPT` steps, and gone on with where it was stopped."""
 
-    def __init__(self, role: str, tokenizer: Tokenizer, folder: Path) -> None:
-        """`folder` is where the state is kept; it may hold some already."""
+    def __init__(self, role: str, tokenizer: Tokenizer, state: Path) -> None:
+        """`state` is the file where it stands is kept; it may be there already."""
         torch.manual_seed(SEED)
-        self._role, self._folder, self._schedule = role, folder, SCHEDULES[role]
+        self._role, self._state, self._schedule = role, state, SCHEDULES[role]
         self._rng = np.random.default_rng(SEED)
         self._teacher = Teacher(tokenizer)
         self.model = SmolVLMForConditionalGeneration(SHAPES[role].config(tokenizer.get_vocab()))
@@ -110,25 +112,28 @@ class Course:
 
     def run(self, progress: Progress) -> SmolVLMForConditionalGeneration:
         """Train to the end, or on to it."""
-        place = checkpoint.place_of(self._folder)
+        place = checkpoint.place_of(self._state)
         stages = list(Stage)
         if place is not None:
             checkpoint.set_random_state(self._rng, place.random)
             stages = stages[stages.index(Stage(place.stage)) :]
         for stage in stages:
-            done = place.steps if place is not None and stage is stages[0] else 0
-            self._stage(stage, done, progress, kept=place is not None and stage is stages[0])
+            self._stage(stage, place, progress)
+            place = None
         self.model.eval()
         return self.model
 
-    def _stage(self, stage: Stage, done: int, progress: Progress, *, kept: bool) -> None:
+    def _stage(self, stage: Stage, place: checkpoint.Place | None, progress: Progress) -> None:
+        """One stage, from its `place` on where it was begun before."""
         steps, rate = self._schedule.steps[stage], self._schedule.rates[stage]
         learning = self.model.model.vision_model if stage is Stage.TOWER else self.model
         parameters = [*learning.parameters(), *self._quadrants.parameters()]
         optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
-        if kept:
-            checkpoint.restore(self._folder, self._modules, optimizer)
-        task = progress.add_task(f"{self._role}: {stage}", total=steps, completed=done, loss=math.nan)
+        done = 0
+        if place is not None:
+            done = place.steps
+            checkpoint.restore(self._state, self._modules, optimizer)
+        task = progress.add_task(f"{self._role}: {stage}", total=steps, completed=done)
         for step in range(done, steps):
             for group in optimizer.param_groups:
                 group["lr"] = rate * rate_at(step, steps)
@@ -139,12 +144,11 @@ class Course:
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             if step % 10 == 9:
-                progress.update(task, completed=step + 1, loss=loss.item())
+                progress.update(task, description=f"{self._role}: {stage}, loss {loss.item():.3f}")
+            progress.advance(task)
             if step % KEPT == KEPT - 1 or step == steps - 1:
                 place = checkpoint.Place(stage=stage, steps=step + 1, random=checkpoint.random_state(self._rng))
-                checkpoint.save(self._folder, place, self._modules, optimizer)
-                if not progress.console.is_terminal:  # a log gets a line where a terminal has a bar
-                    print(f"{self._role}: {stage}: {step + 1} of {steps} steps, loss {loss.item():.3f}", flush=True)
+                checkpoint.save(self._state, place, self._modules, optimizer)
 
     def _loss(self, stage: Stage) -> Tensor:
         """What a step is to make less, on a batch of its own."""
@@ -190,13 +194,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     tokenizer = train_tokenizer(SEED)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}"),
-    )
-    with Progress(*columns, TimeRemainingColumn()) as progress:
+    with TimeLeft(Console(stderr=True)) as progress:
         for role in args.role or list(SHAPES):
             model = Course(role, tokenizer, args.out / f"{role}.state").run(progress)
             folder = args.out / role

@@ -8,9 +8,7 @@ from collections.abc import Awaitable, Callable
 
 log = logging.getLogger(__name__)
 
-PROBE_SECONDS = (
-    1.0  # between two probes of one that failed; with gRPC's own pause between connections, below BACK_SECONDS
-)
+PROBE_SECONDS = 1.0  # between two probes of one that failed; with gRPC's pause to connect anew, below BACK_SECONDS
 BACK_SECONDS = 2.0  # within which one that is back is asked again
 ANSWER_SECONDS = 2.0  # that a probe may take
 

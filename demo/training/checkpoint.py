@@ -1,21 +1,23 @@
-"""Where training stands, in a folder: it goes on from there after it was stopped, with the same steps as without.
+"""Where training stands, in a file: it goes on from there after it was stopped, with the same steps as without.
 
-Tensors are kept as safetensors and the rest as JSON; the folder is replaced as one, by a rename.
+The file is safetensors, with the place as its metadata, so that tensors and place are of one moment.
 """
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
+import safetensors.torch
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
 from torch import Tensor, nn
 
-TENSORS, PLACE = "state.safetensors", "place.json"
+from cutline.core.files import write_file
+
+_PLACE = "place"
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,37 +29,35 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def save(
-    folder: Path, place: Place, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer | None = None
+    file: Path, place: Place, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer | None = None
 ) -> None:
     """Keep `modules` by their names and the `optimizer`, whose parameters all have been stepped, at `place`."""
     tensors = {f"{name}.{key}": value for name, module in modules.items() for key, value in _own(module).items()}
     if optimizer is not None:
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
-    fresh = folder.with_name(folder.name + ".new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, fresh / TENSORS)
-    (fresh / PLACE).write_bytes(msgspec.json.encode(place))
-    shutil.rmtree(folder, ignore_errors=True)
-    fresh.rename(folder)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    dense = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    write_file(file, safetensors.torch.save(dense, metadata={_PLACE: msgspec.json.encode(place).decode()}))
 
 
-def place_of(folder: Path) -> Place | None:
+def place_of(file: Path) -> Place | None:
     """Where training stands; None where it has not begun."""
-    file = folder / PLACE
-    return msgspec.json.decode(file.read_bytes(), type=Place) if file.is_file() else None
+    if not file.is_file():
+        return None
+    with safe_open(file, framework="pt") as kept:
+        return msgspec.json.decode(kept.metadata()[_PLACE], type=Place)
 
 
-def restore(folder: Path, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer | None = None) -> None:
+def restore(file: Path, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer | None = None) -> None:
     """Bring back what `save` kept of the same modules; `optimizer` is left as new where none was kept."""
-    tensors = load_file(folder / TENSORS)
+    tensors = safetensors.torch.load_file(file)
     for name, module in modules.items():
         prefix = name + "."
         kept = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         shapes = {key: value.shape for key, value in _own(module).items()}
         if {key: value.shape for key, value in kept.items()} != shapes:
-            raise ValueError(f"{folder} was kept of another model; take another --out")
+            raise ValueError(f"{file} was kept of another model; take another --out")
         module.load_state_dict(kept, strict=False)  # tied weights were kept once
     if optimizer is None:
         return

@@ -12,24 +12,16 @@ import sys
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
-import msgspec
 from rich.console import Console
 
+from cutline.bench.scripted import spoken
 from cutline.cli.answer_view import AnswerView, follow
 from cutline.demo.publish import EXAMPLES
-from cutline.edge.answer import Answer, Provenance, Token
+from cutline.edge.answer import Provenance, Token
 from cutline.edge.events import Corrected, Event, Guessed, Settled
 
-WORDS = [Token(index, text, Provenance.CLOUD) for index, text in enumerate(("The", " card", " shows", " a", " 7"))]
-COUNTS = ("latency_ms", "ttft_ms", "bytes_up", "bytes_down", "rounds", "drafted", "accepted")
-NOTHING = ("exact", "cut", "wire", "confidence", "worker")
-ANSWER = msgspec.convert(
-    {"text": "The card shows a 7", "tokens": WORDS, "mode": "draft", "complete": True}
-    | dict.fromkeys(COUNTS, 0)
-    | dict.fromkeys(NOTHING),
-    Answer,
-    from_attributes=True,
-)
+ANSWER = spoken("The", " card", " shows", " a", " 7")
+WORDS = ANSWER.tokens
 
 
 def text(view: AnswerView) -> str:

@@ -11,11 +11,12 @@ import msgspec
 import pytest
 from rich.console import Console
 
+from cutline.bench.scripted import spoken
 from cutline.cli import time_left
 from cutline.cli.asked import KeptAnswers
 from cutline.cli.time_left import TimeLeft
 from cutline.core.journal import Journal, open_journal
-from cutline.edge.answer import Answer, Provenance, Token
+from cutline.edge.answer import Answer
 from cutline.edge.question import Mode, Question
 from cutline.errors import WorkerUnavailable
 
@@ -34,25 +35,7 @@ class Worker:
         if len(self.heard) == self._lasts:
             raise WorkerUnavailable("it is gone")
         self.heard.append(question)
-        return Answer(
-            text=question.text,
-            tokens=[Token(7, question.text, Provenance.CLOUD)],
-            mode=question.mode,
-            latency_ms=1.5,
-            ttft_ms=1.0,
-            bytes_up=3,
-            bytes_down=0,
-            rounds=1,
-            drafted=0,
-            accepted=0,
-            exact=True,
-            worker="w:1",
-            cut="image",
-            wire=None,
-            confidence=None,
-            complete=True,
-            alone_from=self._alone_from,
-        )
+        return msgspec.structs.replace(spoken(question.text), mode=question.mode, alone_from=self._alone_from)
 
 
 def ask_all(worker: Worker, journal: Journal, *, part: str = "gate", timeout: float = 600.0) -> list[Answer]:

@@ -8,7 +8,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,17 @@ class BlackHole:
             one.close()
 
 
+async def hold(address: str, opened: Callable[[WorkerClient], Awaitable[None]]) -> None:
+    """A session that waits for a draft, which never comes; `opened` is called once it is open."""
+    model = Bundle.open(DRAFTER).manifest.target
+    assert model is not None
+    opening = Open(model=model, tokens=(10, 11), prompt_length=2, max_tokens=50, effort=0.0)
+    async with WorkerClient(address) as client, client.session(opening, [], timeout=60) as session:
+        async for event in session.events():
+            if isinstance(event, Opened):
+                await opened(client)
+
+
 @pytest.fixture
 def black_hole() -> Iterator[BlackHole]:
     hole = BlackHole()
@@ -95,20 +106,12 @@ def test_an_idle_worker(start: Start) -> None:
 
 def test_a_worker_with_an_open_session(start: Start, run: Run, card: Path) -> None:
     worker = start("cloud", "--insecure", "--listen", "127.0.0.1:0", "--threads", "1", "--drain", "0.2")
-    address = worker.address()
-    model = Bundle.open(DRAFTER).manifest.target
-    assert model is not None
 
-    async def hold() -> None:
-        """A session that waits for a draft, which never comes."""
-        opening = Open(model=model, tokens=(10, 11), prompt_length=2, max_tokens=50, effort=0.0)
-        async with WorkerClient(address) as client, client.session(opening, [], timeout=60) as session:
-            async for event in session.events():
-                if isinstance(event, Opened):
-                    worker.signal(signal.SIGTERM)
+    async def opened(client: WorkerClient) -> None:
+        worker.signal(signal.SIGTERM)
 
     with pytest.raises(WorkerUnavailable, match="stopped"):
-        asyncio.run(hold())
+        asyncio.run(hold(worker.address(), opened))
     ran = worker.finish()
     assert ran.code == 0
     assert "Traceback" not in ran.err
@@ -128,22 +131,15 @@ def test_a_worker_that_starts(start: Start, number: int) -> None:
 def test_a_second_signal_ends_a_worker_that_drains(start: Start) -> None:
     """Its session would have a minute; it hears that the worker is gone."""
     worker = start("cloud", "--insecure", "--listen", "127.0.0.1:0", "--threads", "1", "--drain", "600")
-    address = worker.address()
-    model = Bundle.open(DRAFTER).manifest.target
-    assert model is not None
 
-    async def hold() -> None:
-        opening = Open(model=model, tokens=(10, 11), prompt_length=2, max_tokens=50, effort=0.0)
-        async with WorkerClient(address) as client, client.session(opening, [], timeout=60) as session:
-            async for event in session.events():
-                if isinstance(event, Opened):
-                    worker.signal(signal.SIGTERM)
-                    while not (await client.describe()).draining:
-                        pass
-                    worker.signal(signal.SIGTERM)
+    async def opened(client: WorkerClient) -> None:
+        worker.signal(signal.SIGTERM)
+        while not (await client.describe()).draining:
+            pass
+        worker.signal(signal.SIGTERM)
 
     with pytest.raises(WorkerUnavailable):
-        asyncio.run(hold())
+        asyncio.run(hold(worker.address(), opened))
     ran = worker.finish()
     assert ran.code in (0, 130), "in order where a second is enough for that"
     assert "Traceback" not in ran.err

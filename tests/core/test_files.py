@@ -210,7 +210,6 @@ OTHERWISE = {
     "core/files.py": "here it is done",
     "cli/logs.py": "a log is only ever added to",
     "demo/train.py": "a model's own folder, made anew from the start",
-    "demo/training/checkpoint.py": "in a folder beside, which takes the place of the one before",
     "protos/security.py": "in memory, for OpenSSL",
     "edge/spool.py": "its journal is only ever added to, and cut back where that fails",
     "models/bundle.py": "a copy, verified and synced before it takes its place",

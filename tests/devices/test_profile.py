@@ -22,14 +22,15 @@ from cutline.devices.profile import (
 from cutline.errors import ProfileError
 
 ROOT = Path(__file__).resolve().parents[2]
-BOARDS = {
+ORDERED = (
     "raspberry-pi-4",
     "raspberry-pi-5",
     "jetson-orin-nano-8gb",
     "jetson-orin-nx-16gb",
     "jetson-agx-orin-64gb",
     "jetson-thor-t5000",
-}
+)
+BOARDS = set(ORDERED)
 GPUS = {"t4", "l4", "a10g", "a100-80gb", "h100", "h200"}
 
 DATASHEET = """
@@ -85,16 +86,6 @@ def test_published_figures_are_those_of_the_datasheets() -> None:
     assert (nano.accelerators["cuda"].int8, nano.memory_bandwidth) == (33e12, 102e9)
     newer, older = load_profile("raspberry-pi-5"), load_profile("raspberry-pi-4")
     assert newer.memory_bandwidth > older.memory_bandwidth
-
-
-ORDERED = (
-    "raspberry-pi-4",
-    "raspberry-pi-5",
-    "jetson-orin-nano-8gb",
-    "jetson-orin-nx-16gb",
-    "jetson-agx-orin-64gb",
-    "jetson-thor-t5000",
-)
 
 
 @pytest.mark.parametrize("figure", ["memory_bandwidth", "fp32", "int8"])
