@@ -295,7 +295,7 @@ class Engine:
                 self._end(session, event)
 
     def _release(self, name: str, *, broken: bool = False) -> None:
-        session = self._sessions.pop(name, None)
+        session = self._sessions.get(name)
         self._waiting.pop(name, None)
         self._pictures.forget(name)
         self._interest.forget(name)
@@ -303,6 +303,7 @@ class Engine:
             now = time.monotonic()
             self._slots.give(session.slot, () if broken else session.tokens[: session.cached])
             self._turnover.ended(now - session.asked_at, now)
+            self._sessions.pop(name, None)  # last: who is counted no more, on other threads, has left the slot
 
     def _end(self, session: Session, last: Event) -> None:
         self._release(session.name)

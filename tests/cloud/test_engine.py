@@ -21,6 +21,7 @@ from cutline.cloud import pace
 from cutline.cloud import pictures as pictures_module
 from cutline.cloud.engine import Engine
 from cutline.cloud.session import Event, Request, Rows, Session
+from cutline.cloud.slots import Slots
 from cutline.cloud.target import PassAborted, Target
 from cutline.cloud.tower import Steps
 from cutline.errors import CutlineError, InputError, WorkerBusy, WorkerFailed
@@ -641,6 +642,22 @@ def test_a_full_worker_refuses_and_a_closed_session_makes_room() -> None:
         _, taken = opened(engine, request(PROMPTS[2]))
         assert isinstance(taken.end(), Finished)
         assert taken.tokens == plain_answer(PROMPTS[2], 30)
+
+
+def test_who_is_counted_no_more_has_left_its_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others read the count: whom it leaves room may come at once."""
+    counted: list[int] = []
+
+    def give(self: Slots, number: int, tokens: Sequence[int]) -> None:
+        counted.append(engine.sessions)
+        given(self, number, tokens)
+
+    given = Slots.give
+    monkeypatch.setattr(Slots, "give", give)
+    with running(FakeTarget(1)) as engine:
+        _, listener = opened(engine, request(PROMPTS[0]))
+        assert isinstance(listener.end(), Finished)
+    assert counted == [1]
 
 
 def test_commands_for_sessions_that_are_not_there_do_nothing() -> None:
