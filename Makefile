@@ -50,14 +50,14 @@ docs: install
 	$(BIN)/python scripts/threats.py
 	$(BIN)/python scripts/models.py
 
-# Known vulnerabilities of what is installed, and a list of it. Needs PyPI: docs/security.md.
+# Known vulnerabilities of what is installed, and a list of it. Needs PyPI: docs/explanation/security.md.
 audit: install
 	scripts/audit.sh $(BIN)/python $(ARGS)
 
 wheel-check: install
 	scripts/check_wheel.sh $(BIN)/python
 
-# The install of a 64-bit ARM board, emulated: docs/raspberry-pi.md. Needs root.
+# The install of a 64-bit ARM board, emulated: docs/how-to/raspberry-pi.md. Needs root.
 arm64: install
 	scripts/arm64.sh $(BIN)/python
 

@@ -1,4 +1,4 @@
-"""What each cut costs: `python -m cutline.bench.cuts [--plot docs/cuts.png]`.
+"""What each cut costs: `python -m cutline.bench.cuts [--plot docs/explanation/cuts.png]`.
 
 Latency and bytes up of the same questions at every cut, over emulated links; the memory of a fresh process that holds
 only the layers before the cut; and what every wire format changes (cutline.cli.pricing). The worker is a process of its

@@ -1,4 +1,6 @@
-"""How right the planner is: `python -m cutline.bench.plan_accuracy [--json FILE] [--plot docs/plan-accuracy.png]`.
+"""How right the planner is.
+
+    python -m cutline.bench.plan_accuracy [--json FILE] [--plot docs/explanation/plan-accuracy.png]
 
 Measures every mode at six cuts in two wire formats, on a device of several speeds over several links, beside what the
 planner predicts from profiles that `cutline profile` measured there: how far predictions are off, what the planner's

@@ -1,4 +1,6 @@
-"""What a boundary tells of the picture: `python -m cutline.bench.privacy [--write BUNDLE] [--plot docs/privacy.png]`.
+"""What a boundary tells of the picture.
+
+    python -m cutline.bench.privacy [--write BUNDLE] [--plot docs/explanation/privacy.png]
 
 For every cut and wire format an attacker (cutline.bench.inversion) learns to paint pictures from boundaries, on cards
 of the training scans, and is tried on cards that neither he nor the models have seen. Beside how near the pixels come

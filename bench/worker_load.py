@@ -1,4 +1,4 @@
-"""The worker under load: `python -m cutline.bench.worker_load [--rounds 9] [--plot docs/worker-load.png]`.
+"""The worker under load: `python -m cutline.bench.worker_load [--rounds 9] [--plot docs/reference/worker-load.png]`.
 
 On the decoder of SmolVLM-256M's shape (seeded random weights), one thread: what a pass of 16 sessions gains over 16
 passes, what drafts cost and gain, what a storm of prompts does to those that are answered, what every further session

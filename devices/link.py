@@ -1,7 +1,7 @@
 """Link profiles: what a network path between a device and a worker can do.
 
-A profile is a small TOML file. Six come with Cutline, in `links/` beside this module; `docs/links.md` says where
-their figures come from.
+A profile is a small TOML file. Six come with Cutline, in `links/` beside this module; `docs/reference/links.md` says
+where their figures come from.
 """
 
 from __future__ import annotations

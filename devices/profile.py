@@ -2,7 +2,7 @@
 
 A profile is a TOML file. Those that come with Cutline are in `boards/`, `gpus/` and `servers/` beside this module, each
 figure with the document it is from; `cutline profile` measures one of the machine it runs on. In Python every figure is
-in bytes, seconds, watts and operations a second. `docs/profiles.md` describes the file.
+in bytes, seconds, watts and operations a second. `docs/reference/profiles.md` describes the file.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""Gaussian noise on what crosses a cut: it blurs what a boundary tells, and costs right answers (docs/privacy.md).
+"""Gaussian noise on what crosses a cut: it blurs what a boundary tells, and costs right answers.
 
-Who sees the same row with many draws of noise averages them away. So it is drawn once for good: a row that is sent
-again, in a retry, to another worker or in a later question, has the noise that it had. For that the noise of a row is
-worked out from an agent's secret and from all that the row depends on. The secret never leaves the agent's memory, and
-who can guess some rows, and so sees their noise, learns nothing of that of others.
+docs/explanation/privacy.md has the measurements. Who sees the same row with many draws of noise averages them away. So
+it is drawn once for good: a row that is sent again, in a retry, to another worker or in a later question, has the noise
+that it had. For that the noise of a row is worked out from an agent's secret and from all that the row depends on. The
+secret never leaves the agent's memory, and who can guess some rows, and so sees their noise, learns nothing of that of
+others.
 """
 
 from __future__ import annotations

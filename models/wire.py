@@ -1,4 +1,7 @@
-"""The formats in which boundary values travel, and what a row of them takes. docs/wire.md has the formats' prices."""
+"""The formats in which boundary values travel, and what a row of them takes.
+
+docs/reference/wire.md has the formats' prices.
+"""
 
 from __future__ import annotations
 

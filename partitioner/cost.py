@@ -1,7 +1,7 @@
 """What each choice costs whatever the link: the terms from which `predict` makes a latency once the link is known.
 
 Everything that depends on models, machines and question alone is worked out here, once, and kept as arrays with one
-entry a choice. docs/planning.md has the formulas.
+entry a choice. docs/explanation/planning.md has the formulas.
 """
 
 from __future__ import annotations

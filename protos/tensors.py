@@ -1,6 +1,7 @@
-"""Tensors on the wire, in one of five formats. Nothing that arrives is trusted. docs/wire.md has the formats' prices.
+"""Tensors on the wire, in one of five formats. Nothing that arrives is trusted.
 
-A row is what lies along the last dimension. Each row is encoded by itself: the same whatever rows travel beside it.
+docs/reference/wire.md has the formats' prices. A row is what lies along the last dimension. Each row is encoded by
+itself: the same whatever rows travel beside it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Write docs/help.md, the `--help` of every command; with `--check`, only say whether it is fresh."""
+"""Write docs/reference/help.md, the `--help` of every command; with `--check`, only say whether it is fresh."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from cutline.cli.main import app
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "help.md"
+PAGE = Path(__file__).resolve().parent.parent / "docs/reference/help.md"
 WIDTH = 100  # columns
 
 
@@ -40,12 +40,12 @@ def sections(command: object, name: str) -> Iterator[tuple[str, str]]:
 
 def main() -> None:
     """Write the page, or check it and exit with 1 if it is stale."""
-    parser = argparse.ArgumentParser(description="Write docs/help.md.")
+    parser = argparse.ArgumentParser(description="Write docs/reference/help.md.")
     parser.add_argument("--check", action="store_true", help="write nothing; fail if the page is stale")
     if not parser.parse_args().check:
         PAGE.write_text(render(), encoding="utf-8")
     elif not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != render():
-        sys.exit("docs/help.md is stale; run `make docs`")
+        sys.exit("docs/reference/help.md is stale; run `make docs`")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Write the tables of docs/models.md: what becomes of every setting of a model's configuration files.
+"""Write the tables of docs/reference/models.md: what becomes of every setting of a model's configuration files.
 
 They are those of `cutline.models.export.settings`. With `--check`, only say whether the page is fresh.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 from cutline.models.export.settings import TABLES, Setting
 from cutline.models.families import FAMILIES
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "models.md"
+PAGE = Path(__file__).resolve().parent.parent / "docs/reference/models.md"
 BEGIN, END = "<!-- settings: written by `make docs` -->\n", "<!-- end of settings -->\n"
 
 
@@ -39,7 +39,7 @@ def lines(table: Mapping[str, Setting]) -> Iterator[str]:
 
 def main() -> None:
     """Write the tables, or check them and exit with 1 if they are stale."""
-    parser = argparse.ArgumentParser(description="Write the tables of docs/models.md.")
+    parser = argparse.ArgumentParser(description="Write the tables of docs/reference/models.md.")
     parser.add_argument("--check", action="store_true", help="write nothing; fail if the page is stale")
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
@@ -47,7 +47,7 @@ def main() -> None:
     if not parser.parse_args().check:
         PAGE.write_text(page, encoding="utf-8")
     elif PAGE.read_text(encoding="utf-8") != page:
-        sys.exit("docs/models.md is stale; run `make docs`")
+        sys.exit("docs/reference/models.md is stale; run `make docs`")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Take docs/page.png: the page, in a real browser, with the demo's drafter, a real worker, and a link that goes down.
+"""Take docs/how-to/page.png: the page in a real browser, with the demo's drafter and a real worker.
 
-Needs what scripts/browser.sh installs; run with PYTHONPATH=.dev.
+The link goes down in the middle of the answer. Needs what scripts/browser.sh installs; run with PYTHONPATH=.dev.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cutline.demo.publish import EXAMPLES
 from cutline.devices.link import load_link
 from cutline.edge.events import Settled
 
-OUT = Path(__file__).resolve().parents[1] / "docs" / "page.png"
+OUT = Path(__file__).resolve().parents[1] / "docs/how-to/page.png"
 SIZE = (1280, 900)
 COLOURS = 256  # enough for a page of few colours, and under 200 KB
 SECONDS = 30

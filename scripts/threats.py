@@ -1,6 +1,7 @@
-"""Write the table of threats in docs/security.md: each attack of docs/threats.toml with the tests that try it.
+"""Write the table of threats in docs/explanation/security.md.
 
-A test says so by `@pytest.mark.threat("KEY", ...)`. With `--check`, only say whether the table is fresh.
+It has each attack of docs/explanation/threats.toml with the tests that try it. A test says so by
+`@pytest.mark.threat("KEY", ...)`. With `--check`, only say whether the table is fresh.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TABLE = "docs/security.md"
-THREATS = "docs/threats.toml"
+TABLE = "docs/explanation/security.md"
+THREATS = "docs/explanation/threats.toml"
 BEGIN, END = "<!-- threats: written by `make docs` -->\n", "<!-- end of threats -->\n"
 
 
@@ -100,7 +101,7 @@ def render(threats: Sequence[Threat], found: Sequence[Trial]) -> str:
         raise Wrong(f"no test tries {untried[0]!r}: mark one by @pytest.mark.threat({untried[0]!r})")
     rows = ["| attack, and where it happened | what holds here | tests that try it |\n|---|---|---|\n"]
     for threat in threats:
-        tried = [_link(trial) for trial in found if trial.key == threat.key]
+        tried = [f"`{trial.file}::{trial.name}`" for trial in found if trial.key == threat.key]
         attack = f"**{threat.attack}** {threat.where}"
         rows.append(f"| {_cell(attack)} | {_cell(threat.holds)} | {'<br>'.join(tried)} |\n")
     return "".join(rows)
@@ -108,10 +109,6 @@ def render(threats: Sequence[Threat], found: Sequence[Trial]) -> str:
 
 def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
-
-
-def _link(trial: Trial) -> str:
-    return f"[{Path(trial.file).name}::{trial.name}](../{trial.file})"
 
 
 def replaced(page: str, table: str) -> str:

@@ -1,5 +1,5 @@
 # A worker, on processors by default. For CUDA: --build-arg TORCH_INDEX=https://pypi.org/simple, whose torch brings CUDA
-# along; the machine has the driver and the NVIDIA container toolkit. docs/deploy.md has the commands.
+# along; the machine has the driver and the NVIDIA container toolkit. docs/how-to/deploy.md has the commands.
 ARG PYTHON=3.11-slim-bookworm
 
 FROM python:${PYTHON} AS build

@@ -1,4 +1,4 @@
-# An agent: Python and ONNX Runtime, no torch. For amd64 and arm64; docs/deploy.md has the commands.
+# An agent: Python and ONNX Runtime, no torch. For amd64 and arm64; docs/how-to/deploy.md has the commands.
 ARG PYTHON=3.11-slim-bookworm
 
 FROM python:${PYTHON} AS build

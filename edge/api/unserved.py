@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-# What is taken whatever it says, by its type. docs/api.md names each.
+# What is taken whatever it says, by its type. docs/reference/api.md names each.
 _IGNORED: dict[str, tuple[type, ...]] = {
     "keep_alive": (str, int, float),  # the models stay as long as the agent does
     "metadata": (dict,),

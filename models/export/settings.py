@@ -5,7 +5,7 @@ refused by the setting's name and value. Whether a model with all of them answer
 no setting is missing from the tables, against the names that transformers' own classes have, as well. What is in none
 of them transformers does not read either. A value of null is as if it were not written.
 
-docs/models.md has these tables, written by scripts/models.py.
+docs/reference/models.md has these tables, written by scripts/models.py.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ def test_a_cluster_ends_its_workers_itself_for_ray_would_kill_them_when_it_is_to
 
 
 def test_what_the_units_read_is_put_there_by_the_documented_commands() -> None:
-    blocks = re.findall(r"```\n(.*?)```", (ROOT / "docs" / "deploy.md").read_text(), re.DOTALL)
+    blocks = re.findall(r"```\n(.*?)```", (ROOT / "docs/how-to/deploy.md").read_text(), re.DOTALL)
     commands = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines() if "sudo" in line]
     put = set[str]()
     for words in commands:

@@ -126,7 +126,7 @@ def test_an_unknown_name_suggests_the_nearest(named: str, meant: str) -> None:
 
 
 def test_the_documentation_lists_them_with_their_figures() -> None:
-    lines = (ROOT / "docs" / "profiles.md").read_text().splitlines()
+    lines = (ROOT / "docs/reference/profiles.md").read_text().splitlines()
     rows = [
         [cell.strip() for cell in line.strip("| ").split("|")] for line in lines if re.match(r"\| `.*` \| .* GB ", line)
     ]

@@ -1,4 +1,4 @@
-"""The tables of docs/errors.md and of cutline.errors say what the code does."""
+"""The tables of docs/reference/errors.md and of cutline.errors say what the code does."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cutline.edge.api.faults import STATUS
 from cutline.errors import CutlineError
 from cutline.protos.status import exception_of, status_of
 
-PAGE = Path(__file__).parents[2] / "docs" / "errors.md"
+PAGE = Path(__file__).parents[2] / "docs/reference/errors.md"
 ROWS = re.findall(r"^\| (\d+) \| (.*?) \|(.*?)\|(.*?)\|$", PAGE.read_text(), re.MULTILINE)
 OTHERS = {0, 1, 8, 130}  # done, a bug, what the doctor found, interrupted
 

@@ -62,7 +62,7 @@ def test_fp16_is_the_nearest_half(values: Floats) -> None:
     back = through(values, Wire.FLOAT16)
     assert back.dtype == np.float32
     assert back.tobytes() == expected.tobytes()
-    # The bound that docs/wire.md states.
+    # The bound that docs/reference/wire.md states.
     assert (np.abs(back.astype(float) - values) <= np.maximum(2.0**-11 * np.abs(values), 2.0**-25)).all()
 
 

@@ -1,4 +1,4 @@
-"""The table in docs/security.md is what the tests say, or the check fails."""
+"""The table in docs/explanation/security.md is what the tests say, or the check fails."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def run(root: Path, *options: str) -> tuple[int, str]:
 
 
 def project(root: Path, *, key: str = "a", test: str = TEST.format(given="'a'"), page: str = PAGE) -> Path:
-    (root / "docs").mkdir()
+    (root / "docs" / "explanation").mkdir(parents=True)
     (root / "tests" / "deep").mkdir(parents=True)
-    (root / "docs" / "threats.toml").write_text(THREATS.format(key=key))
-    (root / "docs" / "security.md").write_text(page)
+    (root / "docs/explanation/threats.toml").write_text(THREATS.format(key=key))
+    (root / "docs/explanation/security.md").write_text(page)
     (root / "tests" / "deep" / "test_file.py").write_text(test)
     return root
 
@@ -41,11 +41,11 @@ def test_the_table_is_fresh() -> None:
 
 def test_a_table_is_written_and_its_age_is_seen(tmp_path: Path) -> None:
     root = project(tmp_path)
-    assert run(root, "--check") == (1, "docs/security.md is stale; run `make docs`\n")
+    assert run(root, "--check") == (1, "docs/explanation/security.md is stale; run `make docs`\n")
     assert run(root) == (0, "")
     assert run(root, "--check") == (0, "")
-    written = (root / "docs" / "security.md").read_text()
-    row = r"| **An attack.** Somewhere \| else. | A wall. | [test_file.py::test_it](../tests/deep/test_file.py) |"
+    written = (root / "docs/explanation/security.md").read_text()
+    row = r"| **An attack.** Somewhere \| else. | A wall. | `tests/deep/test_file.py::test_it` |"
     assert row in written.splitlines()
     assert written.startswith("# Security\n")
     assert written.endswith("\nMore.\n")

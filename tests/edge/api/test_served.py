@@ -25,7 +25,7 @@ from cutline.errors import InputError, WorkerUnavailable
 
 Serving = Callable[..., AbstractAsyncContextManager[str]]
 
-API = Path(__file__).parents[3] / "docs" / "api.md"
+API = Path(__file__).parents[3] / "docs/reference/api.md"
 
 
 @pytest.mark.threat("doors")
