@@ -20,10 +20,10 @@ from cutline.devices.emulator import LinkEmulator
 from cutline.devices.link import LinkProfile
 from cutline.edge.agent import Agent
 from cutline.edge.api.app import application
-from cutline.edge.events import Event, Planned
-from cutline.edge.question import Question
+from cutline.edge.generation.events import Event, Planned
+from cutline.edge.generation.question import Question
 from cutline.models.bundle import Bundle
-from cutline.protos.address import parse_address
+from cutline.protos.channel.address import parse_address
 
 WIDE = (1280, 900)
 START_SECONDS = 60

@@ -28,7 +28,7 @@ from cutline.demo.training import wordings
 from cutline.demo.training.conversations import Conversation, Turn, question_about
 from cutline.demo.training.scenes import Kind, Scenes, draw
 from cutline.demo.training.wordings import REFUSAL
-from cutline.edge.drafter import Drafter
+from cutline.edge.inference.drafter import Drafter
 from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image
 from cutline.models.prompt import ImagePart, Message, PromptBuilder, TextPart

@@ -27,18 +27,18 @@ from cutline.cli.bundle import price_table
 from cutline.cli.pricing import Asked, measure, ways
 from cutline.cli.processes import worker_process
 from cutline.cli.setting import open_drafter, open_target
+from cutline.core.wire import Wire
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.devices.emulator import LinkEmulator
 from cutline.devices.link import load_link
 from cutline.edge.agent import Agent
-from cutline.edge.answer import Answer
-from cutline.edge.question import Mode, Question
-from cutline.edge.spans import device_cuts
+from cutline.edge.generation.question import Mode, Question
+from cutline.edge.generation.result import Answer
+from cutline.edge.inference.target_prefix import device_cuts
 from cutline.models.bundle import Bundle
 from cutline.models.prices import Prices
-from cutline.models.wire import Wire
-from cutline.protos.address import parse_address
+from cutline.protos.channel.address import parse_address
 
 MANNERS = {  # of asking
     "split, fp32": (Mode.SPLIT, Wire.FLOAT32),

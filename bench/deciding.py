@@ -18,11 +18,11 @@ from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.devices.link import load_link
-from cutline.edge.planning import Planner
-from cutline.edge.progress import Prepared, Progress
-from cutline.edge.question import Question
-from cutline.edge.setting import setting_of
-from cutline.edge.transcript import Transcript
+from cutline.edge.generation.detokenizer import Transcript
+from cutline.edge.generation.generation import Prepared, Progress
+from cutline.edge.generation.question import Question
+from cutline.edge.planning.plan_inputs import setting_of
+from cutline.edge.planning.planner import Planner
 from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image
 from cutline.models.prompt import PromptBuilder, question

@@ -18,23 +18,24 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from PIL import Image
 
+from cutline.core.json_errors import UNREADABLE
 from cutline.core.seal import seal
+from cutline.core.wire import Wire
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.devices.link import load_link
 from cutline.devices.profile import load_profile
-from cutline.edge.api.faults import Refused
-from cutline.edge.api.pictures import pictures
-from cutline.edge.api.requests import ChatRequest, read_request
-from cutline.edge.api.scanner import Scanner
-from cutline.edge.gate import open_gate
-from cutline.edge.question import Question
+from cutline.edge.api.errors import Refused
+from cutline.edge.api.requests.images import pictures
+from cutline.edge.api.requests.scanner import Scanner
+from cutline.edge.api.requests.schema import ChatRequest, read_request
+from cutline.edge.generation.gate import open_gate
+from cutline.edge.generation.question import Question
 from cutline.errors import CutlineError
 from cutline.models.bundle import MANIFEST, Bundle, Manifest, read_manifest
 from cutline.models.images import decode_image
 from cutline.models.prices import open_prices
-from cutline.models.unreadable import UNREADABLE
-from cutline.models.wire import Wire
-from cutline.protos import messages, tensors, tokens
+from cutline.protos import messages, tensors
+from cutline.protos.channel import token_file
 from cutline.protos.messages import Boundary, Confirmed, Draft, Finished, Likelihood, Open, Opened, Reason
 from cutline.protos.v1 import worker_pb2 as pb
 
@@ -112,7 +113,7 @@ def link(data: bytes) -> None:
 
 def tokens_file(data: bytes) -> None:
     """The tokens that a worker takes."""
-    _refusing(tokens.Tokens, _file("tokens.toml", data))
+    _refusing(token_file.Tokens, _file("tokens.toml", data))
 
 
 DECODERS: dict[str, Callable[[bytes], None]] = {
@@ -172,7 +173,7 @@ def seeds(name: str) -> list[bytes]:
         case "link":
             return [_shipped("links/4g.toml")]
         case "tokens_file":
-            return [tokens.token_entry("field-3", "secret").encode()]
+            return [token_file.token_entry("field-3", "secret").encode()]
     raise KeyError(name)
 
 

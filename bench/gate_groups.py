@@ -26,9 +26,9 @@ from cutline.cli.setting import open_drafter, open_target
 from cutline.demo.cards import Split
 from cutline.demo.questions import KINDS
 from cutline.edge.agent import MAX_NOTICE, Agent
-from cutline.edge.answer import Answer, Decision
-from cutline.edge.conditions import GROUPS
-from cutline.edge.question import Mode
+from cutline.edge.generation.conditions import GROUPS
+from cutline.edge.generation.question import Mode
+from cutline.edge.generation.result import Answer, Decision
 from cutline.errors import PromptError
 from cutline.models.bundle import Bundle
 

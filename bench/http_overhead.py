@@ -24,11 +24,11 @@ import numpy as np
 
 from cutline.bench.scripted import ScriptedAgent, spoken
 from cutline.demo.bundles import DRAFTER
-from cutline.edge.answer import Answer
-from cutline.edge.api.requests import ChatRequest
-from cutline.edge.api.serving import serve
-from cutline.edge.events import Event, Guessed, Planned
-from cutline.edge.question import Mode, Question
+from cutline.edge.api.requests.schema import ChatRequest
+from cutline.edge.api.server import serve
+from cutline.edge.generation.events import Event, Guessed, Planned
+from cutline.edge.generation.question import Mode, Question
+from cutline.edge.generation.result import Answer
 from cutline.models.bundle import Bundle
 
 IMAGE_BYTES = 50_000

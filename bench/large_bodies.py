@@ -24,8 +24,8 @@ import msgspec
 
 from cutline.cli.processes import agent_process, worker_process
 from cutline.demo.bundles import DRAFTER, TARGET
-from cutline.edge.api.requests import ChatRequest
-from cutline.edge.question import Mode, Question
+from cutline.edge.api.requests.schema import ChatRequest
+from cutline.edge.generation.question import Mode, Question
 
 PATH = "/v1/chat/completions"
 CLIENTS = 3

@@ -21,8 +21,8 @@ from cutline.demo.cards import Split
 from cutline.demo.reference import Reference
 from cutline.demo.requests import Request, requests
 from cutline.edge.agent import Agent
-from cutline.edge.answer import Answer
-from cutline.edge.question import Mode, Question
+from cutline.edge.generation.question import Mode, Question
+from cutline.edge.generation.result import Answer
 from cutline.models.bundle import Bundle
 from cutline.models.sampling import Sampling
 

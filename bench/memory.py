@@ -23,7 +23,7 @@ from cutline.demo.bundles import TARGET
 from cutline.demo.cards import CARD, Split
 from cutline.demo.reference import Reference
 from cutline.demo.requests import Request, requests
-from cutline.edge.memory import THRESHOLD, distance, miniatures
+from cutline.edge.generation.semantic_cache import THRESHOLD, distance, miniatures
 from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image
 

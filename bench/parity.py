@@ -25,12 +25,12 @@ from rich.console import Console
 from rich.table import Table
 
 from cutline.bench.seeded import make_qwen25vl_small, make_smolvlm_256m
-from cutline.cloud.loading import load_model
-from cutline.cloud.session import Request, Rows, Session
-from cutline.cloud.target import Target
+from cutline.cloud.engine.sequence import Request, Rows, Session
+from cutline.cloud.model.loader import load_model
+from cutline.cloud.model.model_runner import Target
 from cutline.demo.bundles import TARGET
-from cutline.edge.decoder import Decoder, DecoderState
-from cutline.edge.vision import VisionSpan
+from cutline.edge.inference.decoder import Decoder, DecoderState
+from cutline.edge.inference.vision_encoder import VisionSpan
 from cutline.models.bundle import Bundle, Manifest
 from cutline.models.export import export_bundle
 from cutline.models.families import Grid

@@ -48,9 +48,9 @@ from cutline.bench.slow import pinned
 from cutline.cli.processes import worker_process
 from cutline.cli.setting import open_drafter, open_target
 from cutline.core.files import write_file
+from cutline.core.wire import Wire
 from cutline.devices.link import load_link
-from cutline.edge.setting import setting_of
-from cutline.models.wire import Wire
+from cutline.edge.planning.plan_inputs import setting_of
 from cutline.partitioner.plan import PARTS, Choice, Conditions, Limits, Space
 from cutline.partitioner.search import Search, search, within
 from cutline.partitioner.setting import Asked, Setting

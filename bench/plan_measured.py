@@ -23,25 +23,25 @@ import numpy as np
 from cutline.bench.plan_figures import LIMITS
 from cutline.bench.slow import pinned, slowed
 from cutline.cli.processes import agent_process
+from cutline.core.wire import Wire
 from cutline.demo.cards import Split
 from cutline.demo.requests import Request, requests
 from cutline.devices.emulator import LinkEmulator
 from cutline.devices.link import load_link
 from cutline.edge.agent import Agent
-from cutline.edge.conditions import PLAIN
-from cutline.edge.drafter import Drafter
-from cutline.edge.gate import Group, open_gate
-from cutline.edge.question import Mode, Question
-from cutline.edge.remote import ask_over
+from cutline.edge.api.client import ask_over
+from cutline.edge.generation.conditions import PLAIN
+from cutline.edge.generation.gate import Group, open_gate
+from cutline.edge.generation.question import Mode, Question
+from cutline.edge.inference.drafter import Drafter
 from cutline.errors import BundleError
 from cutline.models.bundle import Bundle
 from cutline.models.families import Grid
 from cutline.models.images import decode_image
 from cutline.models.prompt import PromptBuilder, question
 from cutline.models.sampling import Sampling
-from cutline.models.wire import Wire
 from cutline.partitioner.plan import Choice
-from cutline.protos.address import parse_address
+from cutline.protos.channel.address import parse_address
 
 EDGE_CORE, CLOUD_CORE = 0, 1
 MAX_TOKENS = 64

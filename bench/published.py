@@ -30,10 +30,10 @@ from rich.console import Console
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText
 
 from cutline.bench.seeded import PLAIN_TEMPLATE, QWEN_END, QWEN_TEMPLATE, seeded, write_text
-from cutline.cloud.engine import Engine
-from cutline.cloud.session import Event, Request
-from cutline.cloud.target import Target
-from cutline.edge.drafter import Drafter
+from cutline.cloud.engine.engine import Engine
+from cutline.cloud.engine.sequence import Event, Request
+from cutline.cloud.model.model_runner import Target
+from cutline.edge.inference.drafter import Drafter
 from cutline.errors import CutlineError, InputError
 from cutline.models.bundle import Bundle, Manifest, write_manifest
 from cutline.models.export import export_bundle

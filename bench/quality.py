@@ -21,9 +21,9 @@ from cutline.demo.cards import Split
 from cutline.demo.questions import KINDS
 from cutline.demo.reference import Reference
 from cutline.demo.requests import requests
-from cutline.edge.conditions import PLAIN
-from cutline.edge.drafter import Drafter
-from cutline.edge.gate import open_gate
+from cutline.edge.generation.conditions import PLAIN
+from cutline.edge.generation.gate import open_gate
+from cutline.edge.inference.drafter import Drafter
 from cutline.models.images import decode_image
 from cutline.models.prompt import PromptBuilder, question
 from cutline.models.sampling import Sampling

@@ -8,8 +8,8 @@ from contextlib import suppress
 import httpx
 import msgspec
 
-from cutline.edge.api.requests import ChatRequest
-from cutline.edge.question import Mode, Question
+from cutline.edge.api.requests.schema import ChatRequest
+from cutline.edge.generation.question import Mode, Question
 
 PATH = "/v1/chat/completions"
 BODY = msgspec.json.encode(ChatRequest.asking(Question.about(b"any", "What?", mode=Mode.DRAFT)))

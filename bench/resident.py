@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 from PIL import Image
 
-from cutline.edge.spans import TargetSpan
+from cutline.edge.inference.target_prefix import TargetSpan
 from cutline.models.bundle import Bundle
 from cutline.models.prompt import PromptBuilder, question
 

@@ -8,10 +8,10 @@ from collections.abc import AsyncGenerator, Sequence
 
 import msgspec
 
-from cutline.edge.answer import Answer, Likely, Provenance, Token
-from cutline.edge.events import Event, Planned, Settled
-from cutline.edge.question import Mode, Question
-from cutline.edge.state import AgentState
+from cutline.edge.generation.events import Event, Planned, Settled
+from cutline.edge.generation.question import Mode, Question
+from cutline.edge.generation.result import Answer, Likely, Provenance, Token
+from cutline.edge.offload.status import AgentState
 from cutline.models.bundle import Manifest
 
 Step = Event | Exception | float  # a float waits for so many seconds

@@ -15,12 +15,12 @@ from cutline.demo.bundles import DRAFTER
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.edge.agent import Agent
-from cutline.edge.answer import Answer, Lost, Provenance, Tail, Token
-from cutline.edge.conditions import GROUPS
-from cutline.edge.drafter import Drafter
-from cutline.edge.events import Corrected, Event, Settled
-from cutline.edge.gate import Gate, Group
-from cutline.edge.question import Mode, Question
+from cutline.edge.generation.conditions import GROUPS
+from cutline.edge.generation.events import Corrected, Event, Settled
+from cutline.edge.generation.gate import Gate, Group
+from cutline.edge.generation.question import Mode, Question
+from cutline.edge.generation.result import Answer, Lost, Provenance, Tail, Token
+from cutline.edge.inference.drafter import Drafter
 from cutline.errors import (
     CutlineError,
 )

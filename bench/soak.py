@@ -36,15 +36,15 @@ from cutline.bench.plot_file import save_plot
 from cutline.bench.worker_process import WorkerProcess
 from cutline.demo.bundles import TARGET
 from cutline.edge.agent import Agent
-from cutline.edge.events import Settled
-from cutline.edge.question import Mode, Question
+from cutline.edge.generation.events import Settled
+from cutline.edge.generation.question import Mode, Question
 from cutline.errors import CutlineError, WorkerError
 from cutline.models.bundle import Bundle
 from cutline.models.prompt import Message, TextPart
+from cutline.protos.channel.credentials import AgentKeys
+from cutline.protos.channel.token_file import token_entry
 from cutline.protos.client import WorkerClient
 from cutline.protos.messages import Draft, Open
-from cutline.protos.security import AgentKeys
-from cutline.protos.tokens import token_entry
 
 SAMPLE_SECONDS = 10.0
 SLOTS = 2

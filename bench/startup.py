@@ -24,8 +24,8 @@ from cutline.cli.processes import agent_process, worker_process
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.publish import EXAMPLES
 from cutline.demo.results import SHOWN_MODES
-from cutline.edge.question import Question
-from cutline.edge.remote import ask_over
+from cutline.edge.api.client import ask_over
+from cutline.edge.generation.question import Question
 
 CARD = EXAMPLES / "card1.png"
 ASK = [sys.executable, "-m", "cutline.cli", "ask", str(CARD), "Describe the card.", "--mode", "edge", "--json"]

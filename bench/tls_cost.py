@@ -35,10 +35,10 @@ from cutline.demo.requests import Request, requests
 from cutline.devices.emulator import LinkEmulator
 from cutline.devices.link import LinkProfile, load_link
 from cutline.edge.agent import Agent
-from cutline.edge.question import Mode, Question
+from cutline.edge.generation.question import Mode, Question
 from cutline.models.bundle import Bundle
-from cutline.protos.address import parse_address
-from cutline.protos.security import NO_KEYS, AgentKeys
+from cutline.protos.channel.address import parse_address
+from cutline.protos.channel.credentials import NO_KEYS, AgentKeys
 
 MODES = (Mode.CLOUD, Mode.DRAFT)
 PLAIN = "plain text"

@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from cutline.cloud.server import serve
+from cutline.cloud.serving.server import serve
 from cutline.demo.requests import Request
 from cutline.edge.agent import Agent
-from cutline.edge.answer import Answer, Provenance
-from cutline.edge.question import Mode, Question
+from cutline.edge.generation.question import Mode, Question
+from cutline.edge.generation.result import Answer, Provenance
 from cutline.models.bundle import Bundle
 from cutline.models.sampling import Sampling
 

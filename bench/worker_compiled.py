@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 
 from cutline.bench.worker_load import DTYPES, SESSIONS, pass_works, unexported
-from cutline.cloud.target import Target
+from cutline.cloud.model.model_runner import Target
 
 KINDS = {
     "1": "1 session",

@@ -31,9 +31,9 @@ from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 from cutline.bench.plot_file import save_plot
 from cutline.bench.seeded import make_smolvlm_256m
-from cutline.cloud.engine import Engine
-from cutline.cloud.session import Event, Request, Rows, Session
-from cutline.cloud.target import Target
+from cutline.cloud.engine.engine import Engine
+from cutline.cloud.engine.sequence import Event, Request, Rows, Session
+from cutline.cloud.model.model_runner import Target
 from cutline.errors import CutlineError
 from cutline.models.bundle import Bundle, write_manifest
 from cutline.models.export.source import read_source

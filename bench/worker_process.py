@@ -13,11 +13,11 @@ from typing import Self
 import httpx
 import psutil
 
-from cutline.cloud.figures import Figures, figures, read_counts
+from cutline.cloud.telemetry.scrape import Figures, figures, read_counts
 from cutline.core.tied import tied_command
 from cutline.errors import WorkerUnavailable
+from cutline.protos.channel.credentials import NO_KEYS, AgentKeys
 from cutline.protos.client import WorkerClient
-from cutline.protos.security import NO_KEYS, AgentKeys
 
 START_SECONDS = 250.0  # on a machine that does much else
 STOP_SECONDS = 15.0

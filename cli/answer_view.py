@@ -9,8 +9,8 @@ from rich.live import Live
 from rich.text import Text
 
 from cutline.cli.provenance import coloured
-from cutline.edge.answer import Answer, Lost, Token
-from cutline.edge.events import Corrected, Event, Guessed, Settled
+from cutline.edge.generation.events import Corrected, Event, Guessed, Settled
+from cutline.edge.generation.result import Answer, Lost, Token
 
 GUESSED = "dim italic"
 

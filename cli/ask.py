@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
     from cutline.edge.agent import Agent
-    from cutline.edge.answer import Answer
-    from cutline.edge.events import Event
-    from cutline.edge.question import Question
+    from cutline.edge.generation.events import Event
+    from cutline.edge.generation.question import Question
+    from cutline.edge.generation.result import Answer
 
 EPILOG = "Example: cutline ask card.png 'Read the digits.' --mode auto --worker 127.0.0.1:50051"
 
@@ -132,12 +132,12 @@ def ask(
     import msgspec
 
     from cutline.cli.setting import AgentOptions, agent_opener, open_keys
-    from cutline.edge.heartbeat import NOTICE
-    from cutline.edge.question import Mode, Question
+    from cutline.core.wire import Wire
+    from cutline.edge.generation.question import Mode, Question
+    from cutline.edge.offload.heartbeat import NOTICE
     from cutline.errors import ImageError, InputError
     from cutline.models.images import MAX_BYTES
     from cutline.models.sampling import Sampling, chosen_seed
-    from cutline.models.wire import Wire
 
     if mode not in list(Mode):
         raise InputError(f"there is no mode {mode!r}; choose {', '.join(Mode)}")
@@ -195,7 +195,7 @@ def ask(
         opener = agent_opener(given, cuts=cut != "image" or mode == "split")
         answer = asyncio.run(_shown_here(asked, opener) if shown else _answer_here(asked, opener))
     else:
-        from cutline.edge.remote import ask_agent, stream_agent
+        from cutline.edge.api.client import ask_agent, stream_agent
 
         answer = asyncio.run(_shown(stream_agent(agent, asked, keys)) if shown else ask_agent(agent, asked, keys))
     if as_json:

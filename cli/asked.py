@@ -10,10 +10,10 @@ from typing import Protocol
 import msgspec
 
 from cutline.core.journal import Journal
-from cutline.edge.answer import Answer
-from cutline.edge.question import MAX_TIMEOUT, Question
+from cutline.core.json_errors import UNREADABLE
+from cutline.edge.generation.question import MAX_TIMEOUT, Question
+from cutline.edge.generation.result import Answer
 from cutline.errors import InputError
-from cutline.models.unreadable import UNREADABLE
 
 
 def check_timeout(seconds: float) -> None:

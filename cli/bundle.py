@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from cutline.edge.gate import Gate
+    from cutline.core.wire import Wire
+    from cutline.edge.generation.gate import Gate
     from cutline.models.bundle import Manifest
     from cutline.models.costs import Sizes
     from cutline.models.prices import Prices
-    from cutline.models.wire import Wire
 
 COPY = "Example: cutline bundle copy my-target on-the-device --part device"
 SHOW = "Example: cutline bundle show my-target"
@@ -142,7 +142,7 @@ def _look(bundle: Bundle) -> Seen:
 
 
 def _calibration(bundle: Bundle) -> Gate | Prices | None:
-    from cutline.edge.gate import open_gate
+    from cutline.edge.generation.gate import open_gate
     from cutline.models.prices import open_prices
 
     if bundle.manifest.role == "target":
@@ -151,9 +151,9 @@ def _calibration(bundle: Bundle) -> Gate | Prices | None:
 
 
 def _cuts(manifest: Manifest, sizes: Sizes) -> list[Cut]:
-    from cutline.edge.spans import device_cuts
+    from cutline.core.wire import Wire
+    from cutline.edge.inference.target_prefix import device_cuts
     from cutline.models.costs import layer_costs
-    from cutline.models.wire import Wire
 
     layers, here = layer_costs(manifest), device_cuts(manifest)
     parameters = [layer.parameters for layer in layers]
@@ -232,7 +232,7 @@ def _cut_table(cuts: list[Cut]) -> Table:
 
 def price_table(prices: Prices) -> Table:
     """What each cut and format costs, a row a cut."""
-    from cutline.models.wire import Wire
+    from cutline.core.wire import Wire
 
     title = f"Prices: bytes up, and how many of {prices.questions} answers stayed exactly the target's"
     table = _table("cut", *Wire, title=title)
@@ -248,7 +248,7 @@ def price_table(prices: Prices) -> Table:
 
 def _leak_table(prices: Prices) -> Table:
     """What was recovered of pictures at each cut in each format, a row a cut."""
-    from cutline.models.wire import Wire
+    from cutline.core.wire import Wire
 
     table = _table("cut", *Wire, title="Leaks: the share of a picture's variance that an attacker recovered")
     recovered = prices.recovered

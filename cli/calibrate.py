@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from cutline.cli.samples import Samples
-    from cutline.edge.gate import Gate, Group
+    from cutline.edge.generation.gate import Gate, Group
     from cutline.models.bundle import Bundle
     from cutline.models.prices import Prices
 
@@ -112,7 +112,7 @@ def calibrate(
     from cutline.cli.time_left import TimeLeft
     from cutline.core.journal import open_journal
     from cutline.edge.agent import MAX_NOTICE, Agent
-    from cutline.edge.gate import Gate, calibrate_gate, save_gate
+    from cutline.edge.generation.gate import Gate, calibrate_gate, save_gate
     from cutline.errors import InputError, ModelMismatch
     from cutline.models.bundle import JOURNAL, write_calibration
 
@@ -219,7 +219,7 @@ def _line(group: Group) -> str:
 
 def _others(drafter: Bundle, groups: Collection[str]) -> Mapping[str, Group]:
     """What the drafter's gate does in other groups than these."""
-    from cutline.edge.gate import open_gate
+    from cutline.edge.generation.gate import open_gate
     from cutline.errors import BundleError
 
     if drafter.manifest.calibration is None:
@@ -233,7 +233,7 @@ def _others(drafter: Bundle, groups: Collection[str]) -> Mapping[str, Group]:
 
 def _priced_cuts(target: Bundle, named: str | None) -> tuple[str, ...]:
     """The cuts to measure, in the order of the layer line. Raises InputError."""
-    from cutline.edge.spans import device_cuts
+    from cutline.edge.inference.target_prefix import device_cuts
     from cutline.errors import InputError
 
     cuts = ("image", *device_cuts(target.manifest))

@@ -12,11 +12,11 @@ from pathlib import Path
 import msgspec
 
 from cutline.cli.pricing import Asked
+from cutline.core.json_errors import UNREADABLE
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.errors import InputError
 from cutline.models.images import MAX_BYTES
-from cutline.models.unreadable import UNREADABLE
 
 MAX_LINE = 1 << 20  # bytes
 

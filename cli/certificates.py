@@ -21,8 +21,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from cutline.cli.keys import LEAF_DAYS
 from cutline.core.files import write_new
 from cutline.errors import InputError
-from cutline.protos.security import read_private, read_public
-from cutline.protos.tokens import check_tenant
+from cutline.protos.channel.credentials import read_private, read_public
+from cutline.protos.channel.token_file import check_tenant
 
 CA_DAYS = 5 * 365
 ALWAYS = ("localhost", "127.0.0.1", "::1")  # hosts of every server's certificate: tunnels end there

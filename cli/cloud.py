@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cutline.cli import options
+from cutline.core.wire import Wire
 from cutline.errors import InputError, WorkerFailed
 from cutline.errors.extras import missing
 from cutline.models.layerline import END, LayerLine
-from cutline.models.wire import Wire
 
 if TYPE_CHECKING:
-    from cutline.cloud.tracing import Tracing
+    from cutline.cloud.telemetry.tracing import Tracing
 
 EPILOG = "Example: cutline cloud --bundle my-target --listen 127.0.0.1:50051 --device cuda --insecure"
 
@@ -118,8 +118,8 @@ def cloud(
         thread_count,
     )
     from cutline.cli.signals import Signals, leave
-    from cutline.cloud.device_names import device_of
-    from cutline.protos.address import parse_address
+    from cutline.cloud.model.device_names import device_of
+    from cutline.protos.channel.address import parse_address
 
     # All that can be wrong with what is given comes before torch, whose import takes its time.
     keys, onward = open_server_keys(tls_cert, tls_key, client_ca, revoked), open_keys(ca, cert, key, token_file)
@@ -146,12 +146,12 @@ def cloud(
         try:
             import torch
 
-            from cutline.cloud.accelerator import check_device
-            from cutline.cloud.audit import Audit
-            from cutline.cloud.journal import Journal
-            from cutline.cloud.metrics import Metrics, show
-            from cutline.cloud.observer import Observer, Observers
-            from cutline.cloud.server import Access, Drain, serve
+            from cutline.cloud.access.audit import Audit
+            from cutline.cloud.model.device import check_device
+            from cutline.cloud.serving.server import Access, Drain, serve
+            from cutline.cloud.telemetry.metrics import Metrics, show
+            from cutline.cloud.telemetry.observer import Observer, Observers
+            from cutline.cloud.telemetry.request_log import Journal
         except ModuleNotFoundError as error:
             raise missing(f"a worker needs {error.name}", "cloud") from None
 
@@ -227,7 +227,7 @@ def check_sizes(*, max_sessions: int | None, context: int | None, dtype: str | N
 
 def check_devices(device: str, tensor_parallel: int) -> None:
     """That these options of `cutline cloud` name devices, here or not. Raises InputError."""
-    from cutline.cloud.device_names import check_name, device_of
+    from cutline.cloud.model.device_names import check_name, device_of
 
     check_name(device)
     if tensor_parallel > 1:
@@ -237,7 +237,7 @@ def check_devices(device: str, tensor_parallel: int) -> None:
 def _tracing() -> Tracing:
     """Spans on their way to a collector. Raises InputError."""
     try:
-        from cutline.cloud.tracing import Tracing
+        from cutline.cloud.telemetry.tracing import Tracing
     except ModuleNotFoundError as error:
         raise missing(f"--otel needs {error.name}", "otel") from None
 

@@ -89,11 +89,11 @@ def up(
 
     from cutline.cli.logs import printable
     from cutline.cli.setting import check_listen, check_metrics, open_keys, open_server_keys
-    from cutline.cloud.cluster.environment import prepare
-    from cutline.cloud.cluster.scaling import Limits
-    from cutline.cloud.cluster.watching import changes, hopeless
+    from cutline.cloud.cluster.autoscaler import Limits
+    from cutline.cloud.cluster.ray_env import prepare
+    from cutline.cloud.cluster.status import changes, hopeless
     from cutline.errors import WorkerUnavailable
-    from cutline.protos.address import parse_address
+    from cutline.protos.channel.address import parse_address
     from cutline.protos.directory import Standing
 
     server_keys = open_server_keys(_there(tls_cert), _there(tls_key), _there(client_ca), _there(revoked))
@@ -117,8 +117,8 @@ def up(
     prepare(address)
     try:
         from cutline.cloud.cluster.discovery import discovery
-        from cutline.cloud.cluster.raying import Cluster, Head, Order, connected
-        from cutline.cloud.metrics import shown as shown_at
+        from cutline.cloud.cluster.ray_backend import Cluster, Head, Order, connected
+        from cutline.cloud.telemetry.metrics import shown as shown_at
     except ModuleNotFoundError as error:
         raise missing(f"a cluster needs {error.name}", "cluster") from None
 
@@ -190,7 +190,7 @@ def restart(
 
     from cutline.cli.logs import printable
     from cutline.cli.setting import open_keys
-    from cutline.cloud.cluster.watching import changes, failing
+    from cutline.cloud.cluster.status import changes, failing
     from cutline.errors import WorkerUnavailable
     from cutline.protos.directory import DirectoryClient
 

@@ -122,9 +122,9 @@ def _outcomes(
     from cutline.demo.reference import Reference
     from cutline.demo.results import SHOWN_MODES, Outcome
     from cutline.devices.emulator import LinkEmulator
-    from cutline.edge.question import Mode, Question
-    from cutline.edge.remote import ask_over
-    from cutline.protos.address import parse_address
+    from cutline.edge.api.client import ask_over
+    from cutline.edge.generation.question import Mode, Question
+    from cutline.protos.channel.address import parse_address
 
     reference = Reference(target)
     track = progress.add_task("the target, unsplit, for comparison", total=len(asked))
@@ -181,7 +181,7 @@ def _result(
     outcomes: Sequence[Outcome], target: Bundle, drafter: Bundle, *, link: str, images: int, seed: int
 ) -> DemoResult:
     from cutline.demo.results import SHOWN_MODES, DemoResult, mode_result, model_result
-    from cutline.edge.question import Mode
+    from cutline.edge.generation.question import Mode
 
     by_mode = {mode: [outcome for outcome in outcomes if outcome.answer.mode is mode] for mode in SHOWN_MODES}
     alone = by_mode[Mode.EDGE]
@@ -206,7 +206,7 @@ def _show(console: Console, result: DemoResult, outcomes: Sequence[Outcome]) -> 
     from cutline.cli.provenance import coloured
     from cutline.cli.tables import show_table
     from cutline.demo.results import FIGURES
-    from cutline.edge.question import Mode
+    from cutline.edge.generation.question import Mode
 
     table = Table(title=f"{result.images} cards, six questions each, over {result.link}", title_justify="left")
     table.add_column("a request")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from cutline.cli import options
 
 if TYPE_CHECKING:
-    from cutline.edge.doctor import Diagnosis
+    from cutline.edge.diagnostics.doctor import Diagnosis
 
 EPILOG = "Example: cutline doctor --bundle my-drafter --worker 192.0.2.7:50051 --ca ca.crt --token-file token"
 
@@ -39,9 +39,9 @@ def doctor(
 
     from cutline.cli.setting import open_keys
     from cutline.demo.bundles import DRAFTER, TARGET
-    from cutline.edge.doctor import UNWELL, diagnose
-    from cutline.edge.examining import examine
-    from cutline.protos.address import parse_address
+    from cutline.edge.diagnostics.doctor import UNWELL, diagnose
+    from cutline.edge.diagnostics.inspection import examine
+    from cutline.protos.channel.address import parse_address
 
     if worker is not None:
         parse_address(worker)

@@ -67,10 +67,10 @@ def edge(
 
     from cutline.cli.logs import write_logs
     from cutline.cli.setting import AgentOptions, agent_opener, check_listen, open_keys, open_server_keys
-    from cutline.edge.api.login import LINK_SECONDS, Link
-    from cutline.edge.api.serving import serve
-    from cutline.protos.address import is_loopback, parse_address, reached_at
-    from cutline.protos.tokens import Tokens
+    from cutline.edge.api.access.login import LINK_SECONDS, Link
+    from cutline.edge.api.server import serve
+    from cutline.protos.channel.address import is_loopback, parse_address, reached_at
+    from cutline.protos.channel.token_file import Tokens
 
     write_logs(log)
     server_keys, keys = open_server_keys(tls_cert, tls_key), open_keys(ca, cert, key, token_file)

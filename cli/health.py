@@ -38,7 +38,7 @@ def health(
 
         raise missing(f"asking needs {error.name}", "cloud") from None
 
-    from cutline.protos.security import link_fault, open_channel
+    from cutline.protos.channel.credentials import link_fault, open_channel
 
     keys = open_keys(ca, cert, key, None)
 

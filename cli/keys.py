@@ -104,7 +104,7 @@ def revoke(
     put the new list in place of the old one. Calls that are under way are not ended.
     """
     from cutline.core.files import extend_file
-    from cutline.protos.revoked import Revoked, revoked_entry
+    from cutline.protos.channel.revocation import Revoked, revoked_entry
 
     owner, signed = _certificates().Authority.open(folder).signed(name)
     revoked = folder / REVOKED
@@ -129,7 +129,7 @@ def token(
     import secrets
 
     from cutline.core.files import extend_file, write_new
-    from cutline.protos.tokens import Tokens, token_entry
+    from cutline.protos.channel.token_file import Tokens, token_entry
 
     made = secrets.token_urlsafe(32)
     entry = token_entry(tenant, made)

@@ -12,9 +12,9 @@ import msgspec
 from cutline.cli.plan_models import PlannedModels
 from cutline.demo.bundles import DRAFTER
 from cutline.devices.link import MAX_MBPS, MAX_RTT_MS, MIN_MBPS, load_link
+from cutline.devices.measurement.workload import photograph
 from cutline.devices.profile import DeviceProfile, Runtime
-from cutline.devices.workload import photograph
-from cutline.edge.spans import device_cuts
+from cutline.edge.inference.target_prefix import device_cuts
 from cutline.errors import ImageError, InputError
 from cutline.errors.extras import missing
 from cutline.models.bundle import Manifest

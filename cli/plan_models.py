@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.devices.names import nearest
-from cutline.edge.setting import setting_of, setting_of_shapes
+from cutline.edge.planning.plan_inputs import setting_of, setting_of_shapes
 from cutline.errors import InputError
 from cutline.models.bundle import Bundle, Manifest, part_at
 from cutline.models.families import Grid

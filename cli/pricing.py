@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from cutline.cli.asked import Answering
+from cutline.core.wire import Wire
 from cutline.edge.agent import Agent
-from cutline.edge.answer import Answer
-from cutline.edge.question import Mode, Question
+from cutline.edge.generation.question import Mode, Question
+from cutline.edge.generation.result import Answer
 from cutline.errors import WorkerUnavailable
 from cutline.models.prices import Price, Prices
-from cutline.models.wire import Wire
 
 KEPT = (0.75, 0.5, 0.25)  # shares of image tokens, at the first cut that has them
 AT_ONCE = 4  # questions: the worker runs some while the next are on their way to it

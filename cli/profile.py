@@ -13,8 +13,8 @@ from cutline.cli import options
 
 if TYPE_CHECKING:
     from cutline.devices.link import LinkProfile
-    from cutline.devices.measure import Machine
-    from cutline.devices.power import Sensors
+    from cutline.devices.machine.power import Sensors
+    from cutline.devices.measurement.rates import Machine
     from cutline.devices.profile import Compute, DeviceProfile, DrafterTable, LayerTable
 
 EPILOG = "Example: cutline profile --out my-board.toml; cutline profile link 127.0.0.1:50051 --out my-link.toml"
@@ -87,11 +87,11 @@ def _as_agent(
     name: str,
 ) -> DeviceProfile:
     from cutline.cli.setting import open_drafter, open_target_for, thread_count
-    from cutline.devices.measure import matmul_rate, measure_cpu, steady_work
-    from cutline.devices.power import Sensors
+    from cutline.devices.machine.power import Sensors
+    from cutline.devices.measurement.rates import matmul_rate, measure_cpu, steady_work
     from cutline.devices.profile import CPU, Compute
-    from cutline.edge.profiling import drafter_table, image_seconds, target_table
-    from cutline.edge.runtime import check_provider
+    from cutline.edge.diagnostics.benchmark import drafter_table, image_seconds, target_table
+    from cutline.edge.inference.runtime import check_provider
     from cutline.errors import ImageError
 
     runs_on, cores = provider or CPU, thread_count(threads)
@@ -126,14 +126,14 @@ def _as_worker(target: Path | None, device: str, threads: int | None, tell: Tell
     import msgspec
 
     from cutline.cli.setting import open_target, thread_count
-    from cutline.devices.power import Sensors
+    from cutline.devices.machine.power import Sensors
     from cutline.errors.extras import missing
 
     try:
         import torch
 
-        from cutline.cloud.accelerator import check_device
-        from cutline.cloud.profiling import gpu_name, measure_device, steady_work, target_table
+        from cutline.cloud.model.device import check_device
+        from cutline.cloud.model.profiler import gpu_name, measure_device, steady_work, target_table
     except ModuleNotFoundError as error:
         raise missing(f"--as cloud needs {error.name}", "cloud") from None
 
@@ -165,9 +165,9 @@ def _profile(
     import asyncio
     from datetime import UTC, datetime
 
-    from cutline.devices.measure import disk_free, significant
+    from cutline.devices.measurement.rates import disk_free, significant
+    from cutline.devices.measurement.steady import watch_work
     from cutline.devices.profile import DeviceProfile
-    from cutline.devices.steady import watch_work
     from cutline.protos.loopback import message_seconds
 
     tell("messages")
@@ -236,7 +236,7 @@ def link(
     import asyncio
 
     from cutline.cli.setting import open_keys
-    from cutline.edge.probing import measure_link
+    from cutline.edge.diagnostics.link_probe import measure_link
     from cutline.errors import InputError
 
     if not 1.0 <= seconds <= 300.0:

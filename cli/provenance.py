@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from rich.text import Text
 
-from cutline.edge.answer import Provenance, Token
+from cutline.edge.generation.result import Provenance, Token
 
 STYLES = {Provenance.EDGE: "yellow", Provenance.DRAFT: "green", Provenance.CLOUD: "blue"}
 

@@ -13,10 +13,10 @@ import numpy as np
 
 from cutline.cli.asked import Answering
 from cutline.cli.calibrate_input import Source, errors_at
-from cutline.edge.answer import Answer
-from cutline.edge.conditions import CALIBRATED, GROUPS, Order
-from cutline.edge.gate import MAX_TOKENS, Sample
-from cutline.edge.question import MAX_TIMEOUT, Mode, Question
+from cutline.edge.generation.conditions import CALIBRATED, GROUPS, Order
+from cutline.edge.generation.gate import MAX_TOKENS, Sample
+from cutline.edge.generation.question import MAX_TIMEOUT, Mode, Question
+from cutline.edge.generation.result import Answer
 from cutline.errors import InputError, PromptError, WorkerUnavailable
 from cutline.models.prompt import ImagePart, Message, TextPart
 

@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cutline.demo.bundles import DRAFTER, TARGET
-from cutline.devices.cores import usable_cores
+from cutline.devices.machine.cores import usable_cores
 from cutline.devices.profile import CPU
 from cutline.errors import BundleError, InputError
 from cutline.models.bundle import Bundle
-from cutline.protos.address import is_loopback, parse_address
+from cutline.protos.channel.address import is_loopback, parse_address
 
 if TYPE_CHECKING:
     from cutline.edge.agent import Agent
-    from cutline.edge.directory import ListedWorkers
-    from cutline.edge.memory import Memory
-    from cutline.edge.planning import Planner
-    from cutline.edge.upstream import Upstream
-    from cutline.protos.security import AgentKeys, ServerKeys
+    from cutline.edge.generation.semantic_cache import Memory
+    from cutline.edge.offload.discovery import ListedWorkers
+    from cutline.edge.offload.openai_upstream import Upstream
+    from cutline.edge.planning.planner import Planner
+    from cutline.protos.channel.credentials import AgentKeys, ServerKeys
 
 
 def open_drafter(path: Path | None) -> Bundle:
@@ -69,8 +69,8 @@ def open_planner(
         raise InputError("planning needs the target's bundle; give it with --target")
 
     from cutline.devices.link import load_link
-    from cutline.edge.planning import Planner
-    from cutline.edge.setting import setting_of
+    from cutline.edge.planning.plan_inputs import setting_of
+    from cutline.edge.planning.planner import Planner
 
     setting = setting_of(drafter, target, edge=edge, cloud=cloud, provider=provider)
     return Planner(setting, load_link(link))
@@ -83,8 +83,8 @@ def _upstream_planner(edge: str | None, cloud: str | None, link: str | None, dra
         raise InputError("planning with an upstream needs both of --edge-profile and --link")
 
     from cutline.devices.link import load_link
-    from cutline.edge.planning import Planner
-    from cutline.edge.setting import upstream_setting
+    from cutline.edge.planning.plan_inputs import upstream_setting
+    from cutline.edge.planning.planner import Planner
 
     return Planner(upstream_setting(drafter, edge=edge, provider=provider), load_link(link))
 
@@ -117,7 +117,7 @@ def agent_opener(given: AgentOptions, *, cuts: bool) -> Callable[[], Agent]:
     """
     from cutline.devices.profile import load_profile
     from cutline.edge.agent import Agent
-    from cutline.edge.energy import Meter
+    from cutline.edge.generation.energy import Meter
 
     drafter = open_drafter(given.bundle)
     target = open_target_for(given.target, given.bundle) if cuts or any(given.profiles) else None
@@ -153,7 +153,7 @@ def agent_opener(given: AgentOptions, *, cuts: bool) -> Callable[[], Agent]:
 def _upstream(given: AgentOptions, key: str | None) -> Upstream | None:
     if given.upstream is None:
         return None
-    from cutline.edge.upstream import Upstream
+    from cutline.edge.offload.openai_upstream import Upstream
 
     return Upstream(given.upstream, model=given.upstream_model, key=key)
 
@@ -166,7 +166,7 @@ def _upstream_key(given: AgentOptions) -> str | None:
         return None
     if given.workers or given.directory is not None:
         raise InputError("an upstream answers in place of workers; give --upstream, or --worker or --directory")
-    from cutline.edge.upstream import check_url, open_key
+    from cutline.edge.offload.openai_upstream import check_url, open_key
 
     check_url(given.upstream)
     return open_key(given.upstream_key_file)
@@ -175,13 +175,13 @@ def _upstream_key(given: AgentOptions) -> str | None:
 def _memory(seconds: float) -> Memory | None:
     if seconds == 0:
         return None
-    from cutline.edge.memory import Memory
+    from cutline.edge.generation.semantic_cache import Memory
 
     return Memory(seconds)
 
 
 def _listed_in(directory: str, drafter: Bundle, given: AgentOptions) -> ListedWorkers:
-    from cutline.edge.directory import ListedWorkers
+    from cutline.edge.offload.discovery import ListedWorkers
 
     if drafter.manifest.target is None:
         raise BundleError(f"{drafter.path} drafts for no target, so no worker can be found for it")
@@ -197,7 +197,7 @@ def thread_count(given: int | None) -> int:
 
 def open_keys(ca: Path | None, cert: Path | None, key: Path | None, token_file: Path | None) -> AgentKeys:
     """What is given to know workers by and to be known by; the token may stand in CUTLINE_TOKEN. Raises InputError."""
-    from cutline.protos.security import AgentKeys, check_token
+    from cutline.protos.channel.credentials import AgentKeys, check_token
 
     token = os.environ.get("CUTLINE_TOKEN", "") if token_file is None else ""
     if token:
@@ -211,7 +211,7 @@ def open_server_keys(
     cert: Path | None, key: Path | None, client_ca: Path | None = None, revoked: Path | None = None
 ) -> ServerKeys | None:
     """What a server is to be known by, None where nothing is given. Raises InputError."""
-    from cutline.protos.security import ServerKeys
+    from cutline.protos.channel.credentials import ServerKeys
 
     if (cert is None) != (key is None):
         raise InputError("--tls-cert and --tls-key go together; give both")

@@ -14,7 +14,7 @@ from cutline.errors.extras import missing
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from cutline.cloud.figures import Figures
+    from cutline.cloud.telemetry.scrape import Figures
 
 EPILOG = "Example: cutline top 127.0.0.1:9090 --json --once"
 
@@ -46,11 +46,11 @@ def top(
     from rich.live import Live
 
     from cutline.errors import WorkerUnavailable
-    from cutline.protos.address import parse_address
-    from cutline.protos.security import AgentKeys, client_context
+    from cutline.protos.channel.address import parse_address
+    from cutline.protos.channel.credentials import AgentKeys, client_context
 
     try:
-        from cutline.cloud.figures import figures, read_counts
+        from cutline.cloud.telemetry.scrape import figures, read_counts
     except ModuleNotFoundError as error:
         raise missing(f"metrics need {error.name}", "cloud") from None
 

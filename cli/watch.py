@@ -76,9 +76,9 @@ def watch(
     import asyncio
 
     from cutline.cli.setting import AgentOptions, agent_opener, open_keys
-    from cutline.edge.question import Mode, Question
-    from cutline.edge.sources import open_sources
-    from cutline.edge.spool import Spool
+    from cutline.edge.generation.question import Mode, Question
+    from cutline.edge.watch.sources import open_sources
+    from cutline.edge.watch.spool import Spool
 
     if mode not in list(Mode):
         raise InputError(f"there is no mode {mode!r}; choose {', '.join(Mode)}")
@@ -113,7 +113,7 @@ def watch(
 
     async def run() -> bool:
         """Whether all lines were read as far as they were written."""
-        from cutline.edge.watching import Watch
+        from cutline.edge.watch.watcher import Watch
 
         stop = asyncio.Event()
         with _signals(stop):

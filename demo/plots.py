@@ -17,7 +17,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFor
 
 from cutline.demo.questions import KINDS
 from cutline.demo.results import SHOWN_MODES, DemoResult, Outcome
-from cutline.edge.answer import Provenance
+from cutline.edge.generation.result import Provenance
 
 # Colours that stand for the page's CSS variables, which follow the reader's choice of dark or light.
 INK, MUTED, RULE, EDGE, DRAFT, CLOUD, ON_COLOUR = (f"#fedc0{digit}" for digit in range(7))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from cutline.cloud.loading import load_model
+from cutline.cloud.model.loader import load_model
 from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image
 from cutline.models.prompt import Message, PromptBuilder, question

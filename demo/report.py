@@ -20,8 +20,8 @@ from cutline.demo import plots
 from cutline.demo.questions import KINDS
 from cutline.demo.requests import Request
 from cutline.demo.results import FIGURES, DemoResult, Outcome
-from cutline.edge.answer import Provenance
-from cutline.edge.question import Mode
+from cutline.edge.generation.question import Mode
+from cutline.edge.generation.result import Provenance
 
 PICTURES = 12  # cards shown, at most
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from cutline.demo.questions import KINDS
 from cutline.demo.requests import Request
-from cutline.edge.answer import Answer
-from cutline.edge.question import Mode
+from cutline.edge.generation.question import Mode
+from cutline.edge.generation.result import Answer
 
 SHOWN_MODES = (Mode.EDGE, Mode.CLOUD, Mode.DRAFT, Mode.AUTO)  # that a demo shows: the target is not cut in it
 

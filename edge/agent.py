@@ -11,37 +11,37 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from cutline.core.wire import Wire
 from cutline.devices.profile import CPU
-from cutline.edge.account import account, from_memory, is_exact, planned
-from cutline.edge.answer import Answer, Decision, Gated, Provenance
-from cutline.edge.asking import Asking
-from cutline.edge.drafter import Drafted, Drafter, Drafting, likelihoods_of
-from cutline.edge.energy import Meter
-from cutline.edge.events import Event, Settled
-from cutline.edge.exchange import Models
-from cutline.edge.gate import Gate, Group, confidence_of, open_gate
-from cutline.edge.heartbeat import NOTICE
-from cutline.edge.noise import Noise, new_secret
-from cutline.edge.preparing import Preparer
-from cutline.edge.progress import Prepared, Progress
-from cutline.edge.question import Mode, Question
-from cutline.edge.spans import Crossing, LoadedSpans, device_cuts
-from cutline.edge.state import AgentState, unready
-from cutline.edge.transcript import Transcript
-from cutline.edge.uploads import Uploads
-from cutline.edge.workers import Workers
+from cutline.edge.generation.detokenizer import Transcript
+from cutline.edge.generation.energy import Meter
+from cutline.edge.generation.events import Event, Settled
+from cutline.edge.generation.gate import Gate, Group, confidence_of, open_gate
+from cutline.edge.generation.generation import Prepared, Progress
+from cutline.edge.generation.preprocess import Preparer
+from cutline.edge.generation.question import Mode, Question
+from cutline.edge.generation.result import Answer, Decision, Gated, Provenance
+from cutline.edge.inference.boundary_noise import Noise, new_secret
+from cutline.edge.inference.drafter import Drafted, Drafter, Drafting, likelihoods_of
+from cutline.edge.inference.target_prefix import Crossing, LoadedSpans, device_cuts
+from cutline.edge.offload.failover import Asking
+from cutline.edge.offload.heartbeat import NOTICE
+from cutline.edge.offload.status import AgentState, unready
+from cutline.edge.offload.upload_cache import Uploads
+from cutline.edge.offload.worker_pool import Workers
+from cutline.edge.offload.worker_session import Models
+from cutline.edge.result_builder import account, from_memory, is_exact, planned
 from cutline.errors import BundleError, InputError, ModelMismatch, WorkerError
 from cutline.models.bundle import Bundle
 from cutline.models.prompt import PromptBuilder
-from cutline.models.wire import Wire
+from cutline.protos.channel.credentials import NO_KEYS, AgentKeys
 from cutline.protos.request_ids import new_request_id
-from cutline.protos.security import NO_KEYS, AgentKeys
 
 if TYPE_CHECKING:  # an agent loads nothing of what it does not do
-    from cutline.edge.chosen import Chosen
-    from cutline.edge.memory import Memory
-    from cutline.edge.planning import Planner
-    from cutline.edge.upstream import Upstream
+    from cutline.edge.generation.semantic_cache import Memory
+    from cutline.edge.offload.openai_upstream import Upstream
+    from cutline.edge.planning.plan_result import Chosen
+    from cutline.edge.planning.planner import Planner
 
 MAX_NOTICE = 60.0  # seconds
 MEETING_SECONDS = 1.0  # that a request waits for the worker to say which layers it has; later ones find it out

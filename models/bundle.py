@@ -20,12 +20,12 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from cutline.core.files import is_draft, open_regular, read_regular, replace_file, storing, sync_files, sync_folder
+from cutline.core.json_errors import UNREADABLE
 from cutline.core.seal import is_sealed, seal, unseal
 from cutline.errors import BundleError
 from cutline.models.families import AnyFamily
 from cutline.models.layerline import Count, LayerLine, Layers
 from cutline.models.penalties import NO_PENALTIES, Penalties
-from cutline.models.unreadable import UNREADABLE
 
 MANIFEST = "manifest.json"
 SPAN_WEIGHTS = "image-spans.data"  # of all ONNX graphs that begin at the image

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from cutline.core.wire import Wire, bytes_per_row
 from cutline.models.bundle import Manifest
 from cutline.models.families import Grid
-from cutline.models.wire import Wire, bytes_per_row
 
 Unit = Literal["patch", "image token", "token", "answer"]  # what a row of a layer stands for
 

@@ -10,9 +10,9 @@ from typing import Annotated
 
 import msgspec
 
+from cutline.core.wire import Wire
 from cutline.errors import BundleError
 from cutline.models.bundle import Bundle
-from cutline.models.wire import Wire
 
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 

@@ -34,7 +34,7 @@ def confirmed_tokens(acceptance: ArrayLike, drafted: ArrayLike) -> NDArray[np.fl
 def worth_verifying(passes: NDArray[np.float64], limit: int, rate: float) -> int:
     """How many of `limit` drafted tokens give most tokens a second; `passes[k]` are seconds of a pass with k of them.
 
-    `cloud/pace.py` decides the same from a line that it fits to its passes.
+    `cloud/engine/cost_model.py` decides the same from a line that it fits to its passes.
     """
     return int(np.argmax(confirmed_tokens(rate, np.arange(limit + 1)) / passes[: limit + 1]))
 

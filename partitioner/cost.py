@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from cutline.core.wire import Wire, bytes_per_row, data_bytes
 from cutline.devices.profile import DeviceProfile
 from cutline.models.bundle import Manifest
 from cutline.models.costs import LayerCost, Sizes, layer_costs, request_sizes
-from cutline.models.wire import Wire, bytes_per_row, data_bytes
 from cutline.partitioner.acceptance import FIRST_RATE, worth_verifying
 from cutline.partitioner.plan import Choice, Space
 from cutline.partitioner.roofline import Machine, Speed, drafter_speed, memory_of

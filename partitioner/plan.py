@@ -11,9 +11,9 @@ from typing import Literal
 
 import msgspec
 
+from cutline.core.wire import Wire
 from cutline.devices.link import LinkProfile
 from cutline.models.layerline import LayerLine
-from cutline.models.wire import Wire
 
 CHUNK = 16  # tokens that the agent drafts at a time
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from cutline.core.wire import Wire
 from cutline.devices.profile import DeviceProfile
 from cutline.models.bundle import Manifest
 from cutline.models.families import Grid
-from cutline.models.wire import Wire
 from cutline.partitioner.roofline import Speed
 
 Prices = Mapping[tuple[str, Wire], float]  # share of answers with the target's own tokens, by cut and format

@@ -14,8 +14,9 @@ from typing import Any, Self
 import grpc
 
 from cutline.errors import AccessDenied, CutlineError, InputError, WorkerBusy, WorkerFailed, WorkerUnavailable
-from cutline.protos.address import parse_address
-from cutline.protos.connection import Connection, Line, given_up
+from cutline.protos.channel.address import parse_address
+from cutline.protos.channel.connection import Connection, Line, given_up
+from cutline.protos.channel.credentials import NO_KEYS, AgentKeys, link_fault
 from cutline.protos.messages import (
     AgentMessage,
     Boundary,
@@ -30,7 +31,6 @@ from cutline.protos.messages import (
     description_from_wire,
     worker_from_wire,
 )
-from cutline.protos.security import NO_KEYS, AgentKeys, link_fault
 from cutline.protos.status import exception_of
 from cutline.protos.v1 import worker_pb2 as pb
 from cutline.protos.v1 import worker_pb2_grpc

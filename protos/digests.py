@@ -11,7 +11,7 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-from cutline.models.wire import Wire
+from cutline.core.wire import Wire
 from cutline.protos.messages import boundary_chunks
 from cutline.protos.tensors import decode_tensor, encode_tensor
 

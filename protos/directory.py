@@ -11,9 +11,9 @@ from typing import Self
 import grpc
 
 from cutline.errors import InputError, WorkerError, WorkerFailed, WorkerUnavailable
-from cutline.protos.address import parse_address
-from cutline.protos.connection import Connection
-from cutline.protos.security import NO_KEYS, AgentKeys
+from cutline.protos.channel.address import parse_address
+from cutline.protos.channel.connection import Connection
+from cutline.protos.channel.credentials import NO_KEYS, AgentKeys
 from cutline.protos.status import exception_of
 from cutline.protos.v1 import directory_pb2 as pb
 from cutline.protos.v1 import directory_pb2_grpc

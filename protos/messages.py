@@ -16,8 +16,8 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
+from cutline.core.wire import Wire, bytes_per_row
 from cutline.errors import CutlineError, InputError, VersionMismatch, WorkerBusy
-from cutline.models.wire import Wire, bytes_per_row
 from cutline.protos.features import missing, required, understood
 from cutline.protos.request_ids import check_request_id
 from cutline.protos.status import exception_of, status_of

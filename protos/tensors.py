@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cutline.core.wire import Wire, data_bytes, scale_bytes
 from cutline.errors import InputError, VersionMismatch
-from cutline.models.wire import Wire, data_bytes, scale_bytes
 from cutline.protos.v1 import worker_pb2 as pb
 
 Floats = NDArray[np.float32]

@@ -17,7 +17,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 from cutline.bench.browsing import Served, browser, resize, served
 from cutline.demo.publish import EXAMPLES
 from cutline.devices.link import load_link
-from cutline.edge.events import Settled
+from cutline.edge.generation.events import Settled
 
 OUT = Path(__file__).resolve().parents[1] / "docs/how-to/page.png"
 SIZE = (1280, 900)

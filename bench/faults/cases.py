@@ -8,7 +8,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from cutline.edge.question import Mode
+from cutline.edge.generation.question import Mode
 from cutline.models.sampling import Sampling
 
 

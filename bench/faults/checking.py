@@ -8,10 +8,10 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from cutline.edge.agent import Agent
-from cutline.edge.answer import Answer, Lost, Provenance
-from cutline.edge.drafter import Drafter
-from cutline.edge.events import Corrected, Event, Settled
-from cutline.edge.question import Mode, Question
+from cutline.edge.generation.events import Corrected, Event, Settled
+from cutline.edge.generation.question import Mode, Question
+from cutline.edge.generation.result import Answer, Lost, Provenance
+from cutline.edge.inference.drafter import Drafter
 from cutline.errors import WorkerError
 from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image

@@ -26,7 +26,7 @@ from cutline.demo.bundles import TARGET
 from cutline.devices.emulator import LinkEmulator
 from cutline.devices.link import LinkProfile, load_link
 from cutline.edge.agent import Agent
-from cutline.edge.question import Mode
+from cutline.edge.generation.question import Mode
 from cutline.models.bundle import Bundle
 
 CALM = 3  # unbroken questions, of whose times the middle one counts

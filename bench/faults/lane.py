@@ -16,12 +16,12 @@ from cutline.bench.faults.link import FaultyLink, Way
 from cutline.bench.worker_process import WorkerProcess
 from cutline.demo.requests import Request
 from cutline.edge.agent import Agent
-from cutline.edge.heartbeat import patience
-from cutline.edge.question import Mode, Question
+from cutline.edge.generation.question import Mode, Question
+from cutline.edge.offload.heartbeat import patience
 from cutline.errors import CutlineError
 from cutline.models.bundle import Bundle
 from cutline.models.sampling import Sampling
-from cutline.protos.security import NO_KEYS, AgentKeys
+from cutline.protos.channel.credentials import NO_KEYS, AgentKeys
 
 MOST_SECONDS = 30.0  # for an answer, whatever happens
 WELL_SECONDS = 40.0  # until a worker is asked again

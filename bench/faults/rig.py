@@ -21,9 +21,9 @@ from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.reference import Reference
 from cutline.demo.requests import requests
-from cutline.edge.gate import Gate, open_gate, save_gate
+from cutline.edge.generation.gate import Gate, open_gate, save_gate
 from cutline.models.bundle import Bundle
-from cutline.protos.security import NO_KEYS, AgentKeys
+from cutline.protos.channel.credentials import NO_KEYS, AgentKeys
 
 KINDS = ("describe", "sum", "read")  # whose answers are long enough to break in the middle
 HALF = "decoder.2"

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Protocol
 
+from cutline.cloud.cluster.autoscaler import Limits, Scale, scale
 from cutline.cloud.cluster.members import (
     Endpoints,
     Member,
@@ -32,7 +33,6 @@ from cutline.cloud.cluster.members import (
     started,
     told,
 )
-from cutline.cloud.cluster.scaling import Limits, Scale, scale
 from cutline.errors import WorkerError
 from cutline.protos.directory import Listing, Standing
 from cutline.protos.messages import Description

@@ -11,14 +11,14 @@ from typing import Any, Protocol
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from cutline.cloud.audit import Audit
-from cutline.cloud.connections import Connections, most_connections, options
-from cutline.cloud.identity import AuthInterceptor, Callers
-from cutline.cloud.tls import server_credentials
+from cutline.cloud.access.audit import Audit
+from cutline.cloud.access.auth import AuthInterceptor, Callers
+from cutline.cloud.access.connections import Connections, most_connections, options
+from cutline.cloud.access.tls import server_credentials
 from cutline.errors import InputError
-from cutline.protos.address import parse_address
+from cutline.protos.channel.address import parse_address
+from cutline.protos.channel.credentials import NO_KEYS, AgentKeys, ServerKeys
 from cutline.protos.directory import Listing, listing_to_wire
-from cutline.protos.security import NO_KEYS, AgentKeys, ServerKeys
 from cutline.protos.v1 import directory_pb2 as pb
 from cutline.protos.v1 import directory_pb2_grpc
 

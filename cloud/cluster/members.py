@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from cutline.cloud.cluster.scaling import Load
+from cutline.cloud.cluster.autoscaler import Load
 from cutline.protos.directory import Listed, Standing
 from cutline.protos.messages import Description
 

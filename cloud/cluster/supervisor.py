@@ -16,10 +16,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from cutline.cloud.cluster.members import Endpoints
 from cutline.core.tied import tied_command
 from cutline.errors import AccessDenied, InputError, WorkerBusy, WorkerError, WorkerFailed, WorkerUnavailable
+from cutline.protos.channel.connection import Connection
+from cutline.protos.channel.credentials import NO_KEYS, AgentKeys
 from cutline.protos.client import WorkerClient
-from cutline.protos.connection import Connection
 from cutline.protos.messages import Description
-from cutline.protos.security import NO_KEYS, AgentKeys
 
 log = logging.getLogger(__name__)
 

@@ -17,31 +17,31 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive
 
-from cutline.edge.answer import Answer
-from cutline.edge.api.about import ALIAS, Health, Models, Readiness, Switches, model_of, state_of
-from cutline.edge.api.bodies import Bodies
-from cutline.edge.api.entrance import TENANT
-from cutline.edge.api.faults import Failed, Fault, Refused, fault_of, headers_of, kind_of, status_of, unreadable
-from cutline.edge.api.guarding import MOST, UNLIMITED, Desk, Guard
-from cutline.edge.api.journal import Journal, note, request_id, trace
+from cutline.core.json_errors import UNREADABLE
+from cutline.edge.api.access.auth import TENANT
+from cutline.edge.api.access.limits import MOST, UNLIMITED, Desk, Guard
+from cutline.edge.api.errors import Failed, Fault, Refused, fault_of, headers_of, kind_of, status_of, unreadable
+from cutline.edge.api.introspection import ALIAS, Health, Models, Readiness, Switches, model_of, state_of
 from cutline.edge.api.metrics import CANCELLED, Metrics
 from cutline.edge.api.openapi import document
-from cutline.edge.api.pictures import pictures
-from cutline.edge.api.requests import ChatRequest, read_request
+from cutline.edge.api.request_log import Journal, note, request_id, trace
+from cutline.edge.api.requests.body import Bodies
+from cutline.edge.api.requests.images import pictures
+from cutline.edge.api.requests.scanner import Body
+from cutline.edge.api.requests.schema import ChatRequest, read_request
 from cutline.edge.api.responses import Heading, completion_of
-from cutline.edge.api.scanner import Body
-from cutline.edge.api.site import pages
-from cutline.edge.api.streaming import STOPPED, EventStream, Narrator, disconnected, end
-from cutline.edge.events import Event
-from cutline.edge.question import Mode, Question
-from cutline.edge.state import AgentState
+from cutline.edge.api.sse import STOPPED, EventStream, Narrator, disconnected, end
+from cutline.edge.api.static import pages
+from cutline.edge.generation.events import Event
+from cutline.edge.generation.question import Mode, Question
+from cutline.edge.generation.result import Answer
+from cutline.edge.offload.status import AgentState
 from cutline.errors import AccessDenied, CutlineError, InputError, WorkerUnavailable
 from cutline.models.bundle import Manifest
-from cutline.models.unreadable import UNREADABLE
-from cutline.protos.tokens import Limits
+from cutline.protos.channel.token_file import Limits
 
 if TYPE_CHECKING:  # an agent that fetches nothing loads nothing of it
-    from cutline.edge.fetching import Fetcher
+    from cutline.edge.api.requests.image_fetcher import Fetcher
 
 P = ParamSpec("P")
 T = TypeVar("T")

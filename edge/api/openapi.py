@@ -8,9 +8,9 @@ from typing import Any
 
 import msgspec
 
-from cutline.edge.api.about import Health, Model, Models, Readiness, State, Switches
-from cutline.edge.api.faults import STATUS, Failed
-from cutline.edge.api.requests import ChatRequest
+from cutline.edge.api.errors import STATUS, Failed
+from cutline.edge.api.introspection import Health, Model, Models, Readiness, State, Switches
+from cutline.edge.api.requests.schema import ChatRequest
 from cutline.edge.api.responses import ChatChunk, ChatCompletion
 
 _TYPES = (ChatRequest, ChatCompletion, ChatChunk, Failed, Health, Model, Models, Readiness, State, Switches)

@@ -10,8 +10,8 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from cutline.edge.answer import Answer, Lost, Token
-from cutline.edge.events import Corrected, Guessed, Planned, Settled
+from cutline.edge.generation.events import Corrected, Guessed, Planned, Settled
+from cutline.edge.generation.result import Answer, Lost, Token
 from cutline.models.bundle import Manifest
 
 FinishReason = Literal["stop", "length"]

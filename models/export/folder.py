@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
+from cutline.core.json_errors import UNREADABLE
 from cutline.errors import InputError
-from cutline.models.unreadable import UNREADABLE
 
 Settings = dict[str, Any]
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from cutline.bench.inversion import Painter, learn, paint
 from cutline.bench.privacy import Reading, Sight, Trial, epsilon, noisy, through, write
+from cutline.core.wire import Wire
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.reference import Reference
@@ -24,7 +25,6 @@ from cutline.errors import BundleError
 from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image
 from cutline.models.prices import Leak, open_prices
-from cutline.models.wire import Wire
 
 READING: Any = SimpleNamespace(shares=lambda pictures: {"read": float(pictures.mean())})
 

@@ -17,8 +17,8 @@ from rich.console import Console
 from cutline.bench.scripted import spoken
 from cutline.cli.answer_view import AnswerView, follow
 from cutline.demo.publish import EXAMPLES
-from cutline.edge.answer import Provenance, Token
-from cutline.edge.events import Corrected, Event, Guessed, Settled
+from cutline.edge.generation.events import Corrected, Event, Guessed, Settled
+from cutline.edge.generation.result import Provenance, Token
 
 ANSWER = spoken("The", " card", " shows", " a", " 7")
 WORDS = ANSWER.tokens

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from cutline.cli.ask import _tell
-from cutline.edge.answer import Answer, Lost
+from cutline.edge.generation.result import Answer, Lost
 from cutline.errors import (
     AccessDenied,
     BundleError,

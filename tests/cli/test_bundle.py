@@ -12,13 +12,13 @@ import pytest
 from safetensors import safe_open
 
 from cutline.bench.manifests import edit_manifest
+from cutline.core.wire import Wire
 from cutline.demo.bundles import DRAFTER, TARGET
-from cutline.edge.conditions import PLAIN
-from cutline.edge.spans import TargetSpan, device_cuts
+from cutline.edge.generation.conditions import PLAIN
+from cutline.edge.inference.target_prefix import TargetSpan, device_cuts
 from cutline.errors import BundleError
 from cutline.models.bundle import EMBEDDINGS, Bundle, device_files, write_calibration
 from cutline.models.prices import Leak, Price, Prices
-from cutline.models.wire import Wire
 
 Run = Callable[..., Any]
 

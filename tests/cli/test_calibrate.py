@@ -1,4 +1,4 @@
-"""`cutline calibrate`: the prices of cuts and wire formats. The gate's own tests: tests/edge/test_gate.py."""
+"""`cutline calibrate`: prices of cuts and wire formats. The gate's own tests: tests/edge/generation/test_gate.py."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ import pytest
 from cutline.bench.manifests import edit_manifest
 from cutline.cli.pricing import KEPT, Asked, Way, price, ways
 from cutline.cli.samples import AT_ONCE
+from cutline.core.wire import Wire
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.edge.agent import Agent
-from cutline.edge.answer import Answer, Provenance, Token
-from cutline.edge.conditions import PLAIN
-from cutline.edge.gate import open_gate
-from cutline.edge.question import Mode, Question
+from cutline.edge.generation.conditions import PLAIN
+from cutline.edge.generation.gate import open_gate
+from cutline.edge.generation.question import Mode, Question
+from cutline.edge.generation.result import Answer, Provenance, Token
 from cutline.errors import BundleError, WorkerUnavailable
 from cutline.models.bundle import JOURNAL, MANIFEST, Bundle, read_manifest, write_calibration, write_manifest
 from cutline.models.prices import Leak, Price, Prices, open_prices
-from cutline.models.wire import Wire
 
 Run = Callable[..., Any]
 

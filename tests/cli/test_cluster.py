@@ -23,22 +23,22 @@ from rich.console import Console
 
 from cutline.cli.cloud import cloud
 from cutline.cli.cluster import _FILES, _table
-from cutline.cloud.cluster.environment import prepare
+from cutline.cloud.cluster.ray_env import prepare
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.reference import Reference
 from cutline.demo.requests import requests
 from cutline.edge.agent import Agent
-from cutline.edge.answer import Answer
-from cutline.edge.directory import ListedWorkers
-from cutline.edge.question import Mode, Question
+from cutline.edge.generation.question import Mode, Question
+from cutline.edge.generation.result import Answer
+from cutline.edge.offload.discovery import ListedWorkers
 from cutline.errors import BundleError, InputError, WorkerUnavailable
 from cutline.models.bundle import Bundle
 from cutline.models.prompt import Message, PromptBuilder, TextPart
+from cutline.protos.channel.credentials import AgentKeys, ServerKeys
 from cutline.protos.client import WorkerClient
 from cutline.protos.directory import DirectoryClient, Listed, Listing, Standing
 from cutline.protos.messages import Confirmed, Draft, Open
-from cutline.protos.security import AgentKeys, ServerKeys
 
 Start = Callable[..., Any]
 Run = Callable[..., Any]
@@ -332,7 +332,7 @@ def test_files_are_found_by_who_works_elsewhere(run: Run, monkeypatch: pytest.Mo
     """The order as it would go to Ray's actors; a link stays one, for a certificate is renewed by it."""
     pytest.importorskip("ray")
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    raying = importlib.import_module("cutline.cloud.cluster.raying")
+    raying = importlib.import_module("cutline.cloud.cluster.ray_backend")
     monkeypatch.chdir(tmp_path)
     assert run("keys", "init", ".", "--device", "c").code == 0
     assert run("keys", "token", "tokens.toml", "warehouse", "--out", "token").code == 0
@@ -393,7 +393,7 @@ def test_a_table_shows_what_workers_say_as_it_is(why: str) -> None:
 def test_rays_controller_is_waited_for_and_then_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray")
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    head = importlib.import_module("cutline.cloud.cluster.raying").Head
+    head = importlib.import_module("cutline.cloud.cluster.ray_backend").Head
     with socket.create_server(("127.0.0.1", 0)) as listening:
         address = f"127.0.0.1:{listening.getsockname()[1]}"
         gone = head(address, patience=0.0)

@@ -13,8 +13,8 @@ import pytest
 from cutline.demo.bundles import DRAFTER
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
-from cutline.edge.conditions import GROUPS, PLAIN
-from cutline.edge.gate import open_gate
+from cutline.edge.generation.conditions import GROUPS, PLAIN
+from cutline.edge.generation.gate import open_gate
 from cutline.models.bundle import Bundle, write_manifest
 
 Run = Callable[..., Any]

@@ -16,8 +16,8 @@ from cutline.cli import time_left
 from cutline.cli.asked import KeptAnswers
 from cutline.cli.time_left import TimeLeft
 from cutline.core.journal import Journal, open_journal
-from cutline.edge.answer import Answer
-from cutline.edge.question import Mode, Question
+from cutline.edge.generation.question import Mode, Question
+from cutline.edge.generation.result import Answer
 from cutline.errors import WorkerUnavailable
 
 QUESTIONS = [Question.about(b"\xff\x00picture", text, mode=Mode.CLOUD) for text in ("a", "b", "ü")]

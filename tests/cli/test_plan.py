@@ -15,6 +15,7 @@ from typer.main import get_command
 
 from cutline.cli import names
 from cutline.cli.main import app
+from cutline.core.wire import Wire
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.devices.link import link_names
 from cutline.devices.profile import (
@@ -31,7 +32,6 @@ from cutline.errors import BundleError, ImageError, InputError, ProfileError
 from cutline.models.bundle import Bundle, write_calibration, write_manifest
 from cutline.models.prices import Leak, open_prices
 from cutline.models.shapes import known_shapes
-from cutline.models.wire import Wire
 
 Run = Callable[..., Any]
 

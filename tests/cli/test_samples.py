@@ -11,10 +11,10 @@ import pytest
 from cutline.bench.scripted import spoken
 from cutline.cli.calibrate_input import Source
 from cutline.cli.samples import SYSTEMS, Conversation, chosen_groups, conversations, sampled
-from cutline.edge.answer import Answer, Provenance
-from cutline.edge.conditions import GROUPS, PLAIN
-from cutline.edge.gate import calibrate_gate
-from cutline.edge.question import Mode, Question
+from cutline.edge.generation.conditions import GROUPS, PLAIN
+from cutline.edge.generation.gate import calibrate_gate
+from cutline.edge.generation.question import Mode, Question
+from cutline.edge.generation.result import Answer, Provenance
 from cutline.errors import InputError, PromptError, WorkerUnavailable
 from cutline.models.prompt import ImagePart
 

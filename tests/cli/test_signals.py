@@ -18,8 +18,8 @@ import psutil
 import pytest
 
 from cutline.demo.bundles import DRAFTER
-from cutline.edge.api.requests import ChatRequest
-from cutline.edge.question import Mode, Question
+from cutline.edge.api.requests.schema import ChatRequest
+from cutline.edge.generation.question import Mode, Question
 from cutline.errors import WorkerUnavailable
 from cutline.models.bundle import Bundle
 from cutline.protos.client import WorkerClient

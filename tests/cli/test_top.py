@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from cutline.cli.certificates import DEVICE, SERVER, Authority, pair_of
-from cutline.cloud.metrics import Metrics, show
-from cutline.protos.security import ServerKeys
+from cutline.cloud.telemetry.metrics import Metrics, show
+from cutline.protos.channel.credentials import ServerKeys
 
 Run = Callable[..., Any]
 Start = Callable[..., Any]

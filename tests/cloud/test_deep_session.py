@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from numpy.typing import NDArray
 
-from cutline.cloud.session import DeepSession, Event, Forward, Request, Session
+from cutline.cloud.engine.sequence import DeepSession, Event, Forward, Request, Session
 from cutline.errors import WorkerFailed
 from cutline.models.sampling import Sampling, agreeing
 from cutline.protos.messages import Confirmed, Draft, Reason

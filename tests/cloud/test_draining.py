@@ -11,12 +11,12 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from cutline.cloud.accounts import Account
-from cutline.cloud.observer import Observer
-from cutline.cloud.server import Drain, serve
+from cutline.cloud.serving.server import Drain, serve
+from cutline.cloud.telemetry.observer import Observer
+from cutline.cloud.telemetry.session_stats import Account
+from cutline.core.wire import Wire
 from cutline.errors import WorkerUnavailable
 from cutline.models.bundle import Bundle
-from cutline.models.wire import Wire
 from cutline.protos.client import WorkerClient
 from cutline.protos.messages import Confirmed, Draft, Finished, Open, Opened, image_chunks
 

@@ -21,11 +21,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cutline.cloud import engine as engine_module
-from cutline.cloud import pace
-from cutline.cloud.engine import Engine
-from cutline.cloud.session import Event, Forward, Request, Rows
-from cutline.cloud.target import Target
+from cutline.cloud.engine import cost_model
+from cutline.cloud.engine import engine as engine_module
+from cutline.cloud.engine.engine import Engine
+from cutline.cloud.engine.sequence import Event, Forward, Request, Rows
+from cutline.cloud.model.model_runner import Target
 from cutline.errors import CutlineError, InputError, WorkerFailed
 from cutline.models.sampling import Sampling
 from cutline.protos.messages import Confirmed, Draft, Finished, Opened
@@ -212,8 +212,8 @@ def test_many_sessions_through_engines_in_a_row_keep_their_answers(count: int) -
 
 def test_prompts_in_pieces_go_on_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine that is not the last keeps what it made until it can open a session on the next one with it."""
-    monkeypatch.setattr(pace, "MOST_PROMPT_ROWS", 4)
-    monkeypatch.setattr(pace, "LEAST_PROMPT_ROWS", 2)
+    monkeypatch.setattr(cost_model, "MOST_PROMPT_ROWS", 4)
+    monkeypatch.setattr(cost_model, "LEAST_PROMPT_ROWS", 2)
     with running(3, 4) as engines:
         assert [converse(engines, seed) for seed in range(100, 120)] == [None] * 20
 

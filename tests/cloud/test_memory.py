@@ -16,17 +16,17 @@ import torch
 from PIL import Image
 
 from cutline.bench.parity import Prompt, Whole
-from cutline.cloud.engine import Engine
-from cutline.cloud.image_cache import ImageCache
-from cutline.cloud.inbox import Inbox
-from cutline.cloud.opening import Reception
-from cutline.cloud.session import Event
-from cutline.cloud.target import Target
+from cutline.cloud.engine.engine import Engine
+from cutline.cloud.engine.image_cache import ImageCache
+from cutline.cloud.engine.sequence import Event
+from cutline.cloud.model.model_runner import Target
+from cutline.cloud.serving.admission import Reception
+from cutline.cloud.serving.inbox import Inbox
+from cutline.core.wire import Wire
 from cutline.demo.bundles import TARGET
 from cutline.errors import CutlineError, InputError, WorkerForgot
 from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image
-from cutline.models.wire import Wire
 from cutline.protos.digests import as_received, image_digest, rows_digest
 from cutline.protos.messages import Boundary, Confirmed, Finished, ImageChunk, Open, Opened
 

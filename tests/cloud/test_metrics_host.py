@@ -6,7 +6,7 @@ import http.client
 
 import pytest
 
-from cutline.cloud.metrics import Metrics, show
+from cutline.cloud.telemetry.metrics import Metrics, show
 
 
 @pytest.mark.threat("doors")

@@ -12,19 +12,19 @@ from typing import Any
 import pytest
 
 from cutline.cli.certificates import DEVICE, SERVER, Authority, pair_of
-from cutline.cloud import chain
-from cutline.cloud.chain import NextWorker, Onward, Word, onward_name
-from cutline.cloud.identity import Callers
-from cutline.cloud.server import ANYBODY, Access, serve
-from cutline.cloud.session import Request
+from cutline.cloud.access.auth import Callers
+from cutline.cloud.engine.sequence import Request
+from cutline.cloud.serving import pipeline
+from cutline.cloud.serving.pipeline import NextWorker, Onward, Word, onward_name
+from cutline.cloud.serving.server import ANYBODY, Access, serve
+from cutline.core.wire import Wire
 from cutline.errors import WorkerBusy, WorkerFailed, WorkerUnavailable
 from cutline.models.bundle import Bundle
 from cutline.models.sampling import Sampling
-from cutline.models.wire import Wire
+from cutline.protos.channel.credentials import TENANT_KEY, AgentKeys, ServerKeys
+from cutline.protos.channel.token_file import is_tenant, token_entry
 from cutline.protos.client import WorkerClient, WorkerSession
 from cutline.protos.messages import Draft, Open
-from cutline.protos.security import TENANT_KEY, AgentKeys, ServerKeys
-from cutline.protos.tokens import is_tenant, token_entry
 
 Case = tuple[Open, bytes, tuple[int, ...]]
 SECONDS = 30
@@ -88,7 +88,7 @@ class _Wire:
 
 def test_a_death_is_noticed_as_soon_while_tokens_flow(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """Much was sent and is long there: only the heartbeats can say so."""
-    monkeypatch.setattr(chain, "SILENCE_SECONDS", 0.4)
+    monkeypatch.setattr(pipeline, "SILENCE_SECONDS", 0.4)
     manifest, dead, words = bundle.manifest, asyncio.Event(), list[Word]()
 
     async def beat() -> bool:
@@ -206,7 +206,7 @@ def test_a_next_worker_that_would_evict_takes_a_session(
     bundle: Bundle, asking: Any, case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its own engine decides, as where an agent asks it itself."""
-    monkeypatch.setattr("cutline.cloud.engine.SAFE_SECONDS", 600.0)
+    monkeypatch.setattr("cutline.cloud.engine.engine.SAFE_SECONDS", 600.0)
 
     async def main() -> None:
         async with (
@@ -219,7 +219,7 @@ def test_a_next_worker_that_would_evict_takes_a_session(
                 await idle.follow(session, stop=1)
                 with pytest.raises(WorkerBusy):
                     await asking(case, "image").ask(client)
-                monkeypatch.setattr("cutline.cloud.engine.SAFE_SECONDS", 0.0)
+                monkeypatch.setattr("cutline.cloud.engine.engine.SAFE_SECONDS", 0.0)
                 one = asking(case, "image")
                 await one.ask(client)
                 assert tuple(one.tokens) == case[2]

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from cutline.cloud.choosing import choose_all
-from cutline.cloud.engine import Engine
-from cutline.cloud.opening import Reception, Upload
-from cutline.cloud.session import Event, Request, Rows, Session
-from cutline.cloud.target import Target
+from cutline.cloud.engine.engine import Engine
+from cutline.cloud.engine.sampler import choose_all
+from cutline.cloud.engine.sequence import Event, Request, Rows, Session
+from cutline.cloud.model.model_runner import Target
+from cutline.cloud.serving.admission import Reception, Upload
 from cutline.errors import CutlineError
 from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from cutline.cloud.metrics import Metrics
-from cutline.cloud.server import serve
+from cutline.cloud.serving.server import serve
+from cutline.cloud.telemetry.metrics import Metrics
 from cutline.errors import InputError, WorkerForgot
 from cutline.models.bundle import Bundle
 from cutline.protos.client import WorkerClient

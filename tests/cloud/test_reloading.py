@@ -18,16 +18,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cutline.cli.certificates import DEVICE, SERVER, Authority, Pair, pair_of
-from cutline.cloud.identity import Callers
-from cutline.cloud.metrics import Metrics, show
-from cutline.cloud.server import Access, serve
+from cutline.cloud.access.auth import Callers
+from cutline.cloud.serving.server import Access, serve
+from cutline.cloud.telemetry.metrics import Metrics, show
 from cutline.errors import AccessDenied, InputError, WorkerUnavailable
 from cutline.models.bundle import Bundle
+from cutline.protos.channel.credentials import AgentKeys, ServerKeys, client_context
+from cutline.protos.channel.revocation import Revoked, revoked_entry, signed_hash, signed_part
+from cutline.protos.channel.token_file import token_entry
 from cutline.protos.client import WorkerClient
 from cutline.protos.messages import Confirmed, Open, image_chunks
-from cutline.protos.revoked import Revoked, revoked_entry, signed_hash, signed_part
-from cutline.protos.security import AgentKeys, ServerKeys, client_context
-from cutline.protos.tokens import token_entry
 
 Case = tuple[Open, bytes, tuple[int, ...]]
 

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cutline.cloud import pace, servicer
-from cutline.cloud.engine import Engine
-from cutline.cloud.server import serve
+from cutline.cloud.engine import cost_model
+from cutline.cloud.engine.engine import Engine
+from cutline.cloud.serving import servicer
+from cutline.cloud.serving.server import serve
+from cutline.core.wire import Wire
 from cutline.demo.bundles import TARGET
 from cutline.errors import InputError
 from cutline.models.bundle import Bundle
-from cutline.models.wire import Wire
 from cutline.protos.client import WorkerClient
 from cutline.protos.messages import (
     Boundary,
@@ -74,7 +75,7 @@ def test_sessions_of_every_cut_at_once_give_generates_answers(
 def test_a_whole_draft_is_verified_in_one_round_trip(
     bundle: Bundle, asking: Any, case: Case, cut: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pace, "PASS_SECONDS", 60.0)  # no pass of a busy machine has the next ones be short
+    monkeypatch.setattr(cost_model, "PASS_SECONDS", 60.0)  # no pass of a busy machine has the next ones be short
 
     async def run(client: WorkerClient) -> None:
         await asking(case, cut, draft=case[2]).ask(client)  # a worker's first pass is short: it knows no costs yet

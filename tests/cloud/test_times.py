@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from cutline.cloud.server import serve
+from cutline.cloud.serving.server import serve
 from cutline.models.bundle import Bundle
 from cutline.protos.client import WorkerClient
 from cutline.protos.messages import Open, Opened, image_chunks

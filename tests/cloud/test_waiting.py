@@ -15,14 +15,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from cutline.cloud import choosing, pace
-from cutline.cloud import engine as engine_module
-from cutline.cloud.choosing import likelihoods
-from cutline.cloud.engine import Engine
-from cutline.cloud.observer import Observer
-from cutline.cloud.pace import FAIR_SECONDS
-from cutline.cloud.session import Event, Request, Rows, Session
-from cutline.cloud.target import Target
+from cutline.cloud.engine import cost_model, sampler
+from cutline.cloud.engine import engine as engine_module
+from cutline.cloud.engine.cost_model import FAIR_SECONDS
+from cutline.cloud.engine.engine import Engine
+from cutline.cloud.engine.sampler import likelihoods
+from cutline.cloud.engine.sequence import Event, Request, Rows, Session
+from cutline.cloud.model.model_runner import Target
+from cutline.cloud.telemetry.observer import Observer
 from cutline.errors import CutlineError, WorkerBusy, WorkerForgot, WorkerUnavailable
 from cutline.models.sampling import Sampling, choose
 from cutline.protos.messages import Confirmed, Draft, Finished, Opened
@@ -171,9 +171,9 @@ def test_a_refusal_says_when_to_come_again() -> None:
 
 
 def test_the_time_to_come_again_is_within_bounds() -> None:
-    assert pace.retry_seconds(0.0, 4, 0) == pace.LEAST_RETRY_SECONDS
-    assert pace.retry_seconds(1e9, 4, 0) == pace.MOST_RETRY_SECONDS
-    assert pace.retry_seconds(8.0, 4, 1) == 4.0
+    assert cost_model.retry_seconds(0.0, 4, 0) == cost_model.LEAST_RETRY_SECONDS
+    assert cost_model.retry_seconds(1e9, 4, 0) == cost_model.MOST_RETRY_SECONDS
+    assert cost_model.retry_seconds(8.0, 4, 1) == 4.0
 
 
 def test_out_of_time_ends_a_session_wherever_it_is() -> None:
@@ -201,9 +201,9 @@ def test_out_of_time_ends_a_session_wherever_it_is() -> None:
 
 def test_near_deadlines_come_first_and_nobody_starves(monkeypatch: pytest.MonkeyPatch) -> None:
     """Prompts of 3 pieces each: those whose time is near are run before those that only wait, but not for ever."""
-    monkeypatch.setattr(pace, "LEAST_PROMPT_ROWS", 4)
-    monkeypatch.setattr(pace, "MOST_PROMPT_ROWS", 4)
-    monkeypatch.setattr(pace, "FAIR_SECONDS", 600.0)  # and deadlines sooner than that, on however slow a machine
+    monkeypatch.setattr(cost_model, "LEAST_PROMPT_ROWS", 4)
+    monkeypatch.setattr(cost_model, "MOST_PROMPT_ROWS", 4)
+    monkeypatch.setattr(cost_model, "FAIR_SECONDS", 600.0)  # and deadlines sooner than that, on however slow a machine
     target = CountingTarget(8)
     with running(target) as engine:
         target.go_on.clear()
@@ -224,9 +224,13 @@ def test_near_deadlines_come_first_and_nobody_starves(monkeypatch: pytest.Monkey
 
 def test_whoever_waited_long_enough_comes_before_every_deadline() -> None:
     now, waited = 100.0, 100.0 - FAIR_SECONDS - 0.1
-    orders = [pace.turn(now - 1, now + 0.01), pace.turn(waited, None), pace.turn(waited - 1, now + 60)]
+    orders = [
+        cost_model.turn(now - 1, now + 0.01),
+        cost_model.turn(waited, None),
+        cost_model.turn(waited - 1, now + 60),
+    ]
     assert sorted(orders) == [orders[2], orders[1], orders[0]]
-    assert pace.turn(now, now + 60) == pace.turn(now, None)  # a far deadline is no reason to go first
+    assert cost_model.turn(now, now + 60) == cost_model.turn(now, None)  # a far deadline is no reason to go first
 
 
 def test_waits_for_the_first_pass_are_told_and_fade() -> None:
@@ -243,7 +247,7 @@ def test_waits_for_the_first_pass_are_told_and_fade() -> None:
         target.go_on.set()
         assert isinstance(Listener(engine, request([1, 2], max_tokens=1)).end(), Finished)
         assert 0.05 < engine.queue_seconds < time.monotonic() - began
-    recent = pace.DecayingMean().after(1.0, 10.0)
+    recent = cost_model.DecayingMean().after(1.0, 10.0)
     assert recent.at(10.0) == 0.25
     assert recent.at(1000.0) < 1e-9
     assert recent.at(9.0) == 0.25  # a clock that is read before
@@ -251,7 +255,7 @@ def test_waits_for_the_first_pass_are_told_and_fade() -> None:
 
 def test_waiting_behind_other_prompts_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """One prompt a pass: the last of three waits for two passes more than the first, though all open at once."""
-    monkeypatch.setattr(pace, "MOST_PROMPT_ROWS", 6)
+    monkeypatch.setattr(cost_model, "MOST_PROMPT_ROWS", 6)
     target, watching, began = CountingTarget(4), Watching(), list[float]()
     run = target.run
 
@@ -289,8 +293,8 @@ def test_nothing_is_sampled_after_a_draft_is_rejected(monkeypatch: pytest.Monkey
         places.append(position)
         return choose(row, of, position, **more)
 
-    monkeypatch.setattr(choosing, "choose", counted)
-    found = choosing.choose_all(Rows(session, 3, (4, *drafted), drafted=6), logits, ())
+    monkeypatch.setattr(sampler, "choose", counted)
+    found = sampler.choose_all(Rows(session, 3, (4, *drafted), drafted=6), logits, ())
     count = 7 if wrong is None else wrong + 1
     assert (found, places) == (alone[:count], list(range(4, 4 + count)))
 

@@ -20,10 +20,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from PIL import Image
 
-from cutline.cloud import inbox, server, servicer
-from cutline.cloud import opening as opening_module
-from cutline.cloud.server import SERVICE, serve
-from cutline.cloud.target import Target
+from cutline.cloud.model.model_runner import Target
+from cutline.cloud.serving import admission as opening_module
+from cutline.cloud.serving import inbox, server, servicer
+from cutline.cloud.serving.server import SERVICE, serve
 from cutline.errors import CutlineError, InputError, ModelMismatch, WorkerBusy, WorkerFailed, WorkerUnavailable
 from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image

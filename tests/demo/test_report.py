@@ -16,8 +16,8 @@ from cutline.demo.cards import Split
 from cutline.demo.report import render
 from cutline.demo.requests import Request, requests
 from cutline.demo.results import FIGURES, SHOWN_MODES, DemoResult, Outcome, mode_result, model_result
-from cutline.edge.answer import Answer, Provenance, Token
-from cutline.edge.question import Mode
+from cutline.edge.generation.question import Mode
+from cutline.edge.generation.result import Answer, Provenance, Token
 
 VOID = {"img", "meta"}
 HOSTILE = '<script>alert("1")</script>&\'"}}{{ 7 * 7 }}'

@@ -10,8 +10,8 @@ from cutline.demo.cards import Split
 from cutline.demo.questions import KINDS
 from cutline.demo.requests import Request, requests
 from cutline.demo.results import Outcome, mode_result, model_result
-from cutline.edge.answer import Answer, Provenance, Token
-from cutline.edge.question import Mode
+from cutline.edge.generation.question import Mode
+from cutline.edge.generation.result import Answer, Provenance, Token
 
 ASKED = list(requests(Split.EVALUATION, 2, seed=0))
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
-from cutline.cloud.metrics import Metrics as WorkerMetrics
+from cutline.cloud.telemetry.metrics import Metrics as WorkerMetrics
 from cutline.edge.api.metrics import Metrics as AgentMetrics
 
 RULES = Path(__file__).resolve().parents[2] / "deploy" / "prometheus" / "rules.yaml"

@@ -20,9 +20,9 @@ from cutline.demo.cards import Split
 from cutline.demo.reference import Reference
 from cutline.demo.requests import requests
 from cutline.edge.agent import Agent
-from cutline.edge.drafter import Drafted, Drafting
-from cutline.edge.exchange import CHUNK
-from cutline.edge.question import Mode, Question
+from cutline.edge.generation.question import Mode, Question
+from cutline.edge.inference.drafter import Drafted, Drafting
+from cutline.edge.offload.worker_session import CHUNK
 from cutline.errors import (
     PromptError,
     WorkerBusy,

@@ -17,7 +17,7 @@ import pytest
 
 from cutline.bench.scripted_worker import never_keeps
 from cutline.cli.processes import worker_process
-from cutline.cloud.servicer import MAX_PROBES
+from cutline.cloud.serving.servicer import MAX_PROBES
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.reference import Reference
@@ -25,9 +25,9 @@ from cutline.demo.requests import requests
 from cutline.devices.emulator import LinkEmulator
 from cutline.devices.link import LinkProfile, load_link
 from cutline.edge.agent import Agent
-from cutline.edge.answer import Answer, Lost, Provenance, Tail
-from cutline.edge.events import Corrected, Event, Settled
-from cutline.edge.question import Mode, Question
+from cutline.edge.generation.events import Corrected, Event, Settled
+from cutline.edge.generation.question import Mode, Question
+from cutline.edge.generation.result import Answer, Lost, Provenance, Tail
 from cutline.models.bundle import Bundle
 from cutline.models.sampling import Sampling
 from cutline.protos.client import BEAT_BYTES, WorkerClient

@@ -10,19 +10,19 @@ from typing import Any
 import pytest
 import torch
 
-from cutline.cloud.loading import load_model
-from cutline.cloud.server import serve
+from cutline.cloud.model.loader import load_model
+from cutline.cloud.serving.server import serve
+from cutline.core.wire import Wire
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.edge.agent import Agent
-from cutline.edge.answer import Answer, Provenance
-from cutline.edge.keeping import History
-from cutline.edge.question import Mode, Question
+from cutline.edge.generation.question import Mode, Question
+from cutline.edge.generation.result import Answer, Provenance
+from cutline.edge.inference.kv_cache import History
 from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image
 from cutline.models.prompt import ImagePart, Message, PromptBuilder, TextPart
-from cutline.models.wire import Wire
 
 DRAFTS, BUNDLE = Bundle.open(DRAFTER), Bundle.open(TARGET)
 FILES = list(dict.fromkeys(one.image for one in requests(Split.EVALUATION, 3, seed=3)))

@@ -24,10 +24,10 @@ from cutline.bench.scripted_worker import (
 from cutline.cli.setting import open_planner
 from cutline.demo.bundles import TARGET
 from cutline.edge.agent import Agent
-from cutline.edge.answer import Lost, Provenance, Tail
-from cutline.edge.asking import TRIES
-from cutline.edge.events import Corrected, Event, Settled
-from cutline.edge.question import Mode
+from cutline.edge.generation.events import Corrected, Event, Settled
+from cutline.edge.generation.question import Mode
+from cutline.edge.generation.result import Lost, Provenance, Tail
+from cutline.edge.offload.failover import TRIES
 from cutline.errors import (
     InputError,
     WorkerFailed,

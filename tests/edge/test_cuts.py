@@ -11,19 +11,19 @@ import pytest
 
 from cutline.bench.scripted_worker import keeps_from, never_keeps
 from cutline.cli.processes import worker_process
+from cutline.core.wire import Wire, bytes_per_row
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.reference import Reference
 from cutline.demo.requests import requests
 from cutline.edge.agent import Agent
-from cutline.edge.answer import Answer, Provenance
-from cutline.edge.drafter import Drafted, Drafting
-from cutline.edge.question import Mode, Question
-from cutline.edge.spans import TargetSpan
+from cutline.edge.generation.question import Mode, Question
+from cutline.edge.generation.result import Answer, Provenance
+from cutline.edge.inference.drafter import Drafted, Drafting
+from cutline.edge.inference.target_prefix import TargetSpan
 from cutline.errors import CutlineError, InputError, ModelMismatch
 from cutline.models.bundle import Bundle
 from cutline.models.sampling import Sampling
-from cutline.models.wire import Wire, bytes_per_row
 
 BUNDLE = Bundle.open(TARGET, "device")
 LINE = BUNDLE.manifest.line

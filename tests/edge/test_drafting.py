@@ -14,10 +14,10 @@ from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.edge.agent import Agent
-from cutline.edge.answer import Provenance
-from cutline.edge.drafter import Drafted, Drafting
-from cutline.edge.exchange import CHUNK
-from cutline.edge.question import Mode
+from cutline.edge.generation.question import Mode
+from cutline.edge.generation.result import Provenance
+from cutline.edge.inference.drafter import Drafted, Drafting
+from cutline.edge.offload.worker_session import CHUNK
 from cutline.models.bundle import Bundle
 
 Draft = Callable[[Drafting, Sequence[int], int], Iterator[Drafted]]

@@ -19,8 +19,8 @@ from cutline.bench.scripted_worker import (
     serving,
 )
 from cutline.edge.agent import Agent
-from cutline.edge.answer import Tail
-from cutline.edge.question import Mode
+from cutline.edge.generation.question import Mode
+from cutline.edge.generation.result import Tail
 from cutline.errors import CutlineError, ModelMismatch, PromptError, VersionMismatch
 from cutline.models.sampling import Sampling
 from cutline.protos import features

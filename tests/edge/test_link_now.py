@@ -12,11 +12,11 @@ import pytest
 
 from cutline.bench.scripted_worker import BUNDLE, TRUTH, ScriptedWorker, asking, never_keeps, serving
 from cutline.edge.agent import Agent
-from cutline.edge.api.about import state_of
+from cutline.edge.api.introspection import state_of
 from cutline.edge.api.metrics import Totals
-from cutline.edge.asking import Asking
-from cutline.edge.question import Mode
-from cutline.edge.workers import Workers
+from cutline.edge.generation.question import Mode
+from cutline.edge.offload.failover import Asking
+from cutline.edge.offload.worker_pool import Workers
 from cutline.errors import InputError, WorkerUnavailable
 from cutline.protos.messages import Confirmed, Finished, Opened, Reason, worker_to_wire
 from cutline.protos.v1 import worker_pb2 as pb

@@ -11,9 +11,9 @@ import pytest
 
 from cutline.bench.scripted_worker import BUNDLE, OWN, ScriptedWorker, ask, asking, ids, never_keeps, serving
 from cutline.edge.agent import Agent
-from cutline.edge.answer import Tail
-from cutline.edge.events import Event, Planned
-from cutline.edge.question import Mode
+from cutline.edge.generation.events import Event, Planned
+from cutline.edge.generation.question import Mode
+from cutline.edge.generation.result import Tail
 from cutline.errors import WorkerUnavailable
 from cutline.protos.client import WorkerClient, WorkerSession
 from cutline.protos.messages import ImageChunk, Open

@@ -11,24 +11,24 @@ from typing import Any
 import msgspec
 import pytest
 
-from cutline.cloud.server import serve
+from cutline.cloud.serving.server import serve
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.devices.emulator import LinkEmulator
 from cutline.devices.link import load_link
 from cutline.edge.agent import Agent
-from cutline.edge.answer import Answer, Provenance
-from cutline.edge.planning import Planner
-from cutline.edge.progress import Prepared
-from cutline.edge.question import Mode, Question
-from cutline.edge.setting import setting_of
+from cutline.edge.generation.generation import Prepared
+from cutline.edge.generation.question import Mode, Question
+from cutline.edge.generation.result import Answer, Provenance
+from cutline.edge.planning.plan_inputs import setting_of
+from cutline.edge.planning.planner import Planner
 from cutline.errors import InputError, WorkerUnavailable
 from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image
 from cutline.models.prompt import PromptBuilder
 from cutline.models.prompt import question as ask_about
-from cutline.protos.address import parse_address
+from cutline.protos.channel.address import parse_address
 
 CUTS = Bundle.open(TARGET).manifest.line.layers
 REQUESTS = list(requests(Split.EVALUATION, 2, seed=11))
@@ -140,14 +140,14 @@ def test_only_cuts_are_planned_at_which_the_worker_can_begin() -> None:
 
 
 def test_a_planner_is_only_loaded_where_it_is_wanted() -> None:
-    rooms = "cutline.edge.agent, cutline.edge.api.serving, cutline.cli.edge, cutline.cli.ask"
+    rooms = "cutline.edge.agent, cutline.edge.api.server, cutline.cli.edge, cutline.cli.ask"
     code = f"import sys, {rooms}; print(*sys.modules)"
     environment = {"PYTHONPATH": str(Path(__file__).resolve().parents[2] / ".dev")}
     loaded = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     ).stdout.split()
     assert "cutline.edge.agent" in loaded
-    assert not [module for module in loaded if "partitioner" in module or module in ("cutline.edge.planning",)]
+    assert not [module for module in loaded if "partitioner" in module or module in ("cutline.edge.planning.planner",)]
 
 
 def test_an_agent_without_profiles_does_not_plan() -> None:

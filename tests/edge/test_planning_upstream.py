@@ -20,16 +20,16 @@ from cutline.demo.requests import requests
 from cutline.devices.link import LinkProfile
 from cutline.devices.profile import DeviceProfile, DrafterTable
 from cutline.edge.agent import Agent
-from cutline.edge.answer import Answer, Provenance
-from cutline.edge.chosen import Chosen
-from cutline.edge.conditions import PLAIN
-from cutline.edge.planning import Planner
-from cutline.edge.preparing import Preparer
-from cutline.edge.progress import Prepared, Progress
-from cutline.edge.question import Mode, Question
-from cutline.edge.setting import upstream_setting
-from cutline.edge.transcript import Transcript
-from cutline.edge.upstream import Upstream
+from cutline.edge.generation.conditions import PLAIN
+from cutline.edge.generation.detokenizer import Transcript
+from cutline.edge.generation.generation import Prepared, Progress
+from cutline.edge.generation.preprocess import Preparer
+from cutline.edge.generation.question import Mode, Question
+from cutline.edge.generation.result import Answer, Provenance
+from cutline.edge.offload.openai_upstream import Upstream
+from cutline.edge.planning.plan_inputs import upstream_setting
+from cutline.edge.planning.plan_result import Chosen
+from cutline.edge.planning.planner import Planner
 from cutline.errors import InputError
 from cutline.models.bundle import Bundle
 from cutline.models.prompt import Message, PromptBuilder, TextPart

@@ -9,8 +9,8 @@ import pytest
 
 from cutline.demo.bundles import DRAFTER
 from cutline.edge.agent import Agent
-from cutline.edge.question import Question
-from cutline.edge.state import AgentState
+from cutline.edge.generation.question import Question
+from cutline.edge.offload.status import AgentState
 from cutline.errors import BundleError
 from cutline.models.bundle import Bundle
 

@@ -13,7 +13,7 @@ from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.edge.agent import Agent
-from cutline.edge.question import Mode, Question
+from cutline.edge.generation.question import Mode, Question
 from cutline.errors import (
     BundleError,
     ImageError,

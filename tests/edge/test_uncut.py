@@ -9,10 +9,10 @@ import pytest
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.devices.link import load_link
 from cutline.edge.agent import Agent
-from cutline.edge.planning import Planner
-from cutline.edge.progress import Prepared
-from cutline.edge.question import Mode, Question
-from cutline.edge.setting import setting_of
+from cutline.edge.generation.generation import Prepared
+from cutline.edge.generation.question import Mode, Question
+from cutline.edge.planning.plan_inputs import setting_of
+from cutline.edge.planning.planner import Planner
 from cutline.errors import InputError
 from cutline.models.bundle import Bundle
 

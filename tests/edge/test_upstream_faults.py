@@ -14,12 +14,12 @@ import pytest
 
 from cutline.bench.scripted_worker import BUNDLE, REQUEST, never_keeps
 from cutline.edge.agent import Agent
-from cutline.edge.answer import Answer
-from cutline.edge.completions import Trouble, also_refused, failure_of, reason_of, refusal_of
-from cutline.edge.events import Corrected
-from cutline.edge.question import Mode, Question
-from cutline.edge.recovery import BACK_SECONDS
-from cutline.edge.upstream import Upstream
+from cutline.edge.generation.events import Corrected
+from cutline.edge.generation.question import Mode, Question
+from cutline.edge.generation.result import Answer
+from cutline.edge.offload.openai_messages import Trouble, also_refused, failure_of, reason_of, refusal_of
+from cutline.edge.offload.openai_upstream import Upstream
+from cutline.edge.offload.recovery import BACK_SECONDS
 from cutline.errors import AccessDenied, CutlineError, WorkerBusy, WorkerFailed, WorkerUnavailable
 from cutline.models.sampling import Sampling
 

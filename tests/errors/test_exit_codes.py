@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from cutline import errors
-from cutline.edge.api.faults import STATUS
+from cutline.edge.api.errors import STATUS
 from cutline.errors import CutlineError
 from cutline.protos.status import exception_of, status_of
 

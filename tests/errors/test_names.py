@@ -8,8 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from cutline.edge.examining import _model
-from cutline.edge.facts import BadBundle
+from cutline.edge.diagnostics.facts import BadBundle
+from cutline.edge.diagnostics.inspection import _model
 from cutline.errors.names import printable
 
 

@@ -20,13 +20,13 @@ from cutline.bench.faults.link import FaultyLink, Way
 from cutline.bench.faults.rig import asker, rig, ungated
 from cutline.bench.faults.storm import late, leaked, warm
 from cutline.bench.flatness import RULES, trend
-from cutline.cloud.chain import SILENCE_SECONDS
-from cutline.cloud.server import serve
+from cutline.cloud.serving.pipeline import SILENCE_SECONDS
+from cutline.cloud.serving.server import serve
 from cutline.demo.bundles import TARGET
 from cutline.edge.agent import Agent
-from cutline.edge.answer import Answer, Provenance
-from cutline.edge.events import Settled
-from cutline.edge.question import Mode
+from cutline.edge.generation.events import Settled
+from cutline.edge.generation.question import Mode
+from cutline.edge.generation.result import Answer, Provenance
 from cutline.models.bundle import Bundle
 
 NOTICE = 0.5

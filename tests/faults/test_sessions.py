@@ -18,10 +18,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from cutline.cloud import engine as engine_module
-from cutline.cloud.engine import Engine
-from cutline.cloud.session import Event, Request, Rows
-from cutline.cloud.target import Target
+from cutline.cloud.engine import engine as engine_module
+from cutline.cloud.engine.engine import Engine
+from cutline.cloud.engine.sequence import Event, Request, Rows
+from cutline.cloud.model.model_runner import Target
 from cutline.errors import CutlineError, WorkerBusy, WorkerForgot
 from cutline.models.sampling import Sampling, agreeing
 from cutline.protos.messages import Confirmed, Draft, Finished, Opened

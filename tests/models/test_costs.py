@@ -12,10 +12,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForImageTextToText
 
+from cutline.core.wire import Wire, bytes_per_row
 from cutline.demo.bundles import TARGET
 from cutline.models.bundle import Bundle, Manifest
 from cutline.models.costs import Sizes, layer_costs, request_sizes
-from cutline.models.wire import Wire, bytes_per_row
 
 TOKENS = 40
 

@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from cutline.bench.seeded import write_text
-from cutline.cloud.loading import load_model
+from cutline.cloud.model.loader import load_model
 from cutline.errors import BundleError, InputError
 from cutline.models.bundle import Bundle, DecoderSpec
 from cutline.models.export import decoder, export_bundle, make, prefixes, vision

@@ -80,7 +80,7 @@ def test_every_known_shape_is_held_to_its_model() -> None:
 
 
 def test_a_shape_is_cut_wherever_an_export_of_it_would_be() -> None:
-    from cutline.edge.spans import device_cuts
+    from cutline.edge.inference.target_prefix import device_cuts
 
     shape = known_shapes()["smolvlm-256m"]
     manifest = shape.manifest("it", role="target", precision="fp32")

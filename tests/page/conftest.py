@@ -24,11 +24,11 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from cutline.bench.browsing import WIDE, browser, resize
 from cutline.demo.bundles import DRAFTER
-from cutline.edge.answer import Answer, Energy, Provenance, Token
 from cutline.edge.api.app import application
-from cutline.edge.events import Event
-from cutline.edge.question import Mode, Question
-from cutline.edge.state import AgentState, Breaker, WorkerState
+from cutline.edge.generation.events import Event
+from cutline.edge.generation.question import Mode, Question
+from cutline.edge.generation.result import Answer, Energy, Provenance, Token
+from cutline.edge.offload.status import AgentState, Breaker, WorkerState
 from cutline.errors import CutlineError
 from cutline.models.bundle import Bundle
 

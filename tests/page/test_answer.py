@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cutline.edge.answer import Provenance, Token
-from cutline.edge.events import Corrected, Guessed, Settled
+from cutline.edge.generation.events import Corrected, Guessed, Settled
+from cutline.edge.generation.result import Provenance, Token
 from tests.page.conftest import Page
 
 TEXT = st.text("ab ", min_size=1, max_size=3)

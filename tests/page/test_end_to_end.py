@@ -12,7 +12,7 @@ from cutline.demo.bundles import TARGET
 from cutline.demo.publish import EXAMPLES
 from cutline.demo.reference import Reference
 from cutline.devices.link import load_link
-from cutline.edge.events import Settled
+from cutline.edge.generation.events import Settled
 from cutline.models.bundle import Bundle
 from tests.page.conftest import Page
 

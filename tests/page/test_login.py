@@ -12,7 +12,7 @@ from selenium import webdriver
 
 from cutline.bench.browsing import browser
 from cutline.cli.certificates import SERVER, Authority
-from cutline.protos.tokens import token_entry
+from cutline.protos.channel.token_file import token_entry
 from tests.page.conftest import Page
 from tests.page.test_reach import violations
 

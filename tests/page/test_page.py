@@ -11,12 +11,23 @@ from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.common.keys import Keys
 
+from cutline.core.wire import Wire
 from cutline.demo.bundles import DRAFTER
-from cutline.edge.answer import Believed, Decision, Energy, Forecast, Gated, Lost, Provenance, RunnerUp, Tail, Token
-from cutline.edge.events import Corrected, Guessed, Planned, Settled
-from cutline.edge.question import Mode
+from cutline.edge.generation.events import Corrected, Guessed, Planned, Settled
+from cutline.edge.generation.question import Mode
+from cutline.edge.generation.result import (
+    Believed,
+    Decision,
+    Energy,
+    Forecast,
+    Gated,
+    Lost,
+    Provenance,
+    RunnerUp,
+    Tail,
+    Token,
+)
 from cutline.errors import WorkerFailed, WorkerUnavailable
-from cutline.models.wire import Wire
 from tests.page.conftest import PHONE, WORKER, Page, Scripted, answered, png, spoken
 
 SAID = spoken("A red seven above a blue three", Provenance.DRAFT)

@@ -14,8 +14,8 @@ from cutline.bench.parity import Prompt, Whole
 from cutline.bench.seeded import make_qwen25vl_small
 from cutline.cli.processes import worker_process
 from cutline.edge.agent import Agent
-from cutline.edge.answer import Answer
-from cutline.edge.question import Mode, Question
+from cutline.edge.generation.question import Mode, Question
+from cutline.edge.generation.result import Answer
 from cutline.errors import InputError
 from cutline.models.bundle import Bundle
 from cutline.models.export import export_bundle

@@ -25,7 +25,7 @@ from cutline.bench.parity import (
     seeded_prompts,
     smolvlm_256m,
 )
-from cutline.cloud.target import Target
+from cutline.cloud.model.model_runner import Target
 from cutline.demo.bundles import TARGET
 from cutline.models.bundle import Bundle
 from cutline.models.families import COUNTED, Positions

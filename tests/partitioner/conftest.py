@@ -7,11 +7,11 @@ import msgspec
 import pytest
 from hypothesis import strategies as st
 
+from cutline.core.wire import Wire
 from cutline.devices.profile import Compute, DeviceProfile
 from cutline.models.bundle import FORMAT, DecoderSpec, Manifest, Role, VisionSpec
 from cutline.models.families.smolvlm import SmolVLM
 from cutline.models.layerline import LayerLine
-from cutline.models.wire import Wire
 from cutline.partitioner.plan import Conditions, Space
 from cutline.partitioner.setting import Asked, GateRates, Setting
 

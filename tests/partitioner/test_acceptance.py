@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cutline.cloud import pace
+from cutline.cloud.engine import cost_model
 from cutline.partitioner.acceptance import (
     FIRST_RATE,
     FIRST_SEEN,
@@ -38,15 +38,15 @@ def test_a_pass_confirms_one_more_than_is_right(rate: float, drafted: int) -> No
 @given(rates, st.integers(0, 40), st.floats(0.01, 1), st.floats(1e-4, 1))
 def test_as_many_rows_are_worth_it_as_the_worker_takes(rate: float, limit: int, share: float, fixed: float) -> None:
     passes = np.array([fixed * (1 + share * rows) for rows in range(1, limit + 2)])
-    ours, theirs = worth_verifying(passes, limit, rate), pace.rows_worth_verifying(limit, rate, share)
+    ours, theirs = worth_verifying(passes, limit, rate), cost_model.rows_worth_verifying(limit, rate, share)
     tokens = confirmed_tokens(rate, np.arange(limit + 1))
     assert tokens[ours] / passes[ours] == pytest.approx(tokens[theirs] / passes[theirs], rel=1e-6)
 
 
 @given(rates, counts)
 def test_the_worker_believes_what_it_has_seen(rate: float, seen: int) -> None:
-    assert pace.Acceptance().rate == FIRST_RATE
-    assert pace.Acceptance().tried == FIRST_SEEN
+    assert cost_model.Acceptance().rate == FIRST_RATE
+    assert cost_model.Acceptance().tried == FIRST_SEEN
     accepted = rate * seen
-    estimate = pace.Acceptance(4.0 + accepted, 5.0 + seen)
+    estimate = cost_model.Acceptance(4.0 + accepted, 5.0 + seen)
     assert believed_rate(rate, seen) == pytest.approx(estimate.rate)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cutline.cloud.session import Request, Session
+from cutline.cloud.engine.sequence import Request, Session
 from cutline.models.sampling import Sampling
 from cutline.partitioner.answering import FRAME_BYTES
 from cutline.partitioner.cost import CONFIRMED_BYTES, Terms, terms_of

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cutline.models.wire import Wire
+from cutline.core.wire import Wire
 from cutline.partitioner.explain import FASTEST, MBIT, SLOWEST, crossovers, misfit, refusal, why
 from cutline.partitioner.plan import Conditions, Limits, Objective
 from cutline.partitioner.search import Search, replan, search

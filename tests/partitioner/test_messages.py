@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cutline.edge import exchange
-from cutline.models.wire import Wire, bytes_per_row
+from cutline.core.wire import Wire, bytes_per_row
+from cutline.edge.offload import worker_session
 from cutline.partitioner import cost
 from cutline.partitioner.plan import CHUNK, Choice, Drafting, Space
 from cutline.protos import tensors
@@ -48,7 +48,7 @@ def opening(cut: str, tokens: tuple[int, ...], draft: tuple[int, ...], *, deep: 
 
 
 def test_the_agent_drafts_and_cuts_messages_as_the_planner_thinks() -> None:
-    assert exchange.CHUNK == CHUNK
+    assert worker_session.CHUNK == CHUNK
     assert tensors.CHUNK == cost.MESSAGE_BYTES
 
 

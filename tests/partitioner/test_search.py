@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cutline.core.wire import Wire
 from cutline.errors import InputError
 from cutline.models.costs import layer_costs, request_sizes
-from cutline.models.wire import Wire
 from cutline.partitioner.cost import AGENT_BYTES, memory_bytes
 from cutline.partitioner.plan import CHUNK, PARTS, Choice, Conditions, Drafting, Limits, Objective, Plan
 from cutline.partitioner.search import Search, replan, search

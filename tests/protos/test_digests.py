@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from cutline.models.wire import Wire
+from cutline.core.wire import Wire
 from cutline.protos.digests import as_received, image_digest, rows_digest
 from cutline.protos.messages import Boundary, agent_from_wire, agent_to_wire
 

@@ -10,7 +10,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from cutline.protos.security import AgentKeys, link_fault
+from cutline.protos.channel.credentials import AgentKeys, link_fault
 
 
 def certificate(path: Path, *, begins: timedelta, ends: timedelta) -> Path:

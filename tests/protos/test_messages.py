@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from cutline.core.wire import Wire, bytes_per_row
 from cutline.errors import (
     CutlineError,
     InputError,
@@ -21,7 +22,6 @@ from cutline.errors import (
     WorkerFailed,
     WorkerUnavailable,
 )
-from cutline.models.wire import Wire, bytes_per_row
 from cutline.protos.messages import (
     AgentMessage,
     Boundary,

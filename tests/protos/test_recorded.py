@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, json_format, message_factory
 
+from cutline.core.wire import Wire
 from cutline.errors import WorkerBusy, WorkerForgot
-from cutline.models.wire import Wire
 from cutline.protos import messages
 from cutline.protos.directory import Listed, Listing, Standing, listing_from_wire, listing_to_wire
 from cutline.protos.messages import (

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
+from cutline.core.wire import Wire, bytes_per_row
 from cutline.errors import InputError, VersionMismatch
-from cutline.models.wire import Wire, bytes_per_row
 from cutline.protos.tensors import CHUNK, decode_tensor, encode_tensor, wire_of
 from cutline.protos.v1 import worker_pb2 as pb
 

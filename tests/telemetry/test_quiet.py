@@ -95,7 +95,7 @@ def test_a_server_looks_nobody_up(command: list[str], watched: dict[str, str]) -
     assert " listens at " in line
 
 
-@pytest.mark.parametrize("room", ["cutline.edge.agent", "cutline.devices.measure", "cutline.models.export"])
+@pytest.mark.parametrize("room", ["cutline.edge.agent", "cutline.devices.measurement.rates", "cutline.models.export"])
 def test_a_room_keeps_its_libraries_quiet(room: str, watched: dict[str, str]) -> None:
     """Also where Cutline is a library of someone else's program."""
     graph = str(DRAFTER / "decoder.onnx")

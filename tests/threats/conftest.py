@@ -18,9 +18,9 @@ from cutline.demo.requests import requests
 from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image
 from cutline.models.prompt import PromptBuilder, question
+from cutline.protos.channel.credentials import NO_KEYS, AgentKeys
 from cutline.protos.client import WorkerClient
 from cutline.protos.messages import Confirmed, Open, image_chunks
-from cutline.protos.security import NO_KEYS, AgentKeys
 
 SECONDS = 30  # that any one session may take
 MAX_TOKENS = 24

@@ -13,9 +13,9 @@ import grpc
 import pytest
 
 from cutline.cloud.cluster.directory import SERVICE, serve
-from cutline.cloud.server import SERVICE as WORKER
+from cutline.cloud.serving.server import SERVICE as WORKER
+from cutline.protos.channel.token_file import token_entry
 from cutline.protos.directory import Listing
-from cutline.protos.tokens import token_entry
 from cutline.protos.v1 import directory_pb2 as pb
 
 PACKAGE = Path(__file__).resolve().parents[2] / ".dev"
@@ -63,11 +63,11 @@ def test_a_directory_tells_strangers_nothing_but_that_it_is_well(tmp_path: Path)
 
 STARTED = """
 import json, os, ray
-from cutline.cloud.cluster.environment import prepare
+from cutline.cloud.cluster.ray_env import prepare
 prepare(None)
 told = {}
 ray.init, ray.shutdown = (lambda **options: told.update(options)), (lambda: None)
-from cutline.cloud.cluster.raying import connected
+from cutline.cloud.cluster.ray_backend import connected
 with connected(None):
     print(json.dumps([told, {name: one for name, one in os.environ.items() if name.startswith("RAY_")}], default=str))
 """

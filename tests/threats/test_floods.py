@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import pytest
 
-from cutline.cloud.server import MAX_CALLS, SERVICE
+from cutline.cloud.serving.server import MAX_CALLS, SERVICE
 from cutline.errors import WorkerBusy
 from cutline.protos.client import WorkerClient
 

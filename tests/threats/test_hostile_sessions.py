@@ -18,17 +18,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cutline.cloud import opening as opening_module
-from cutline.cloud.server import Access, serve
-from cutline.cloud.target import Target
+from cutline.cloud.model.model_runner import Target
+from cutline.cloud.serving import admission as opening_module
+from cutline.cloud.serving.server import Access, serve
 from cutline.errors import CutlineError, InputError, VersionMismatch, WorkerFailed, WorkerForgot
 from cutline.models.bundle import Bundle
+from cutline.protos.channel.credentials import TENANT_KEY, AgentKeys
+from cutline.protos.channel.token_file import token_entry
 from cutline.protos.client import WorkerClient
 from cutline.protos.digests import image_digest
 from cutline.protos.messages import Open, Opened, agent_to_wire, image_chunks, worker_from_wire
-from cutline.protos.security import TENANT_KEY, AgentKeys
 from cutline.protos.tensors import CHUNK
-from cutline.protos.tokens import token_entry
 from cutline.protos.v1 import worker_pb2 as pb
 
 SECONDS = 30

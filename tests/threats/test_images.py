@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from cutline.demo.bundles import TARGET
-from cutline.edge.preparing import Preparer
-from cutline.edge.question import Question
+from cutline.edge.generation.preprocess import Preparer
+from cutline.edge.generation.question import Question
 from cutline.errors import ImageError
 from cutline.models.bundle import Bundle, read_manifest
-from cutline.models.decoding import give_back
+from cutline.models.decode_budget import give_back
 from cutline.models.families.smolvlm import SmolVLM
 from cutline.models.images import FORMATS, MAX_ASPECT, MIN_SIDE, decode_image
 from cutline.models.prompt import PromptBuilder

@@ -17,12 +17,12 @@ import pytest
 from onnx import TensorProto, helper
 
 from cutline.bench.manifests import edit_manifest
-from cutline.cloud.loading import load_model
+from cutline.cloud.model.loader import load_model
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.publish import write_processor
-from cutline.edge.api.faults import Refused
-from cutline.edge.api.requests import read_request
-from cutline.edge.runtime import open_session
+from cutline.edge.api.errors import Refused
+from cutline.edge.api.requests.schema import read_request
+from cutline.edge.inference.runtime import open_session
 from cutline.errors import BundleError, CutlineError, InputError, PromptError
 from cutline.models.bundle import Bundle, read_manifest, write_manifest
 from cutline.models.export.source import read_source

@@ -14,17 +14,17 @@ from urllib.request import urlopen
 import pytest
 
 from cutline.cloud.cluster import controller as module
+from cutline.cloud.cluster.autoscaler import Limits
 from cutline.cloud.cluster.controller import Controller
 from cutline.cloud.cluster.directory import serve
 from cutline.cloud.cluster.discovery import discovery
 from cutline.cloud.cluster.members import Endpoints, Need, Node
-from cutline.cloud.cluster.scaling import Limits
-from cutline.cloud.metrics import shown
+from cutline.cloud.telemetry.metrics import shown
 from cutline.errors import AccessDenied, WorkerUnavailable
+from cutline.protos.channel.credentials import AgentKeys
+from cutline.protos.channel.token_file import token_entry
 from cutline.protos.directory import DirectoryClient, Standing
 from cutline.protos.messages import Description
-from cutline.protos.security import AgentKeys
-from cutline.protos.tokens import token_entry
 
 SECONDS = 10.0
 WELL = Description(

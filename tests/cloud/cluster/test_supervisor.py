@@ -19,13 +19,13 @@ from cutline.cli.certificates import DEVICE, SERVER, Authority, Pair, pair_of
 from cutline.cloud.cluster import supervisor
 from cutline.cloud.cluster.members import Endpoints
 from cutline.cloud.cluster.supervisor import Supervisor
-from cutline.cloud.server import Access, serve
+from cutline.cloud.serving.server import Access, serve
 from cutline.demo.bundles import TARGET
 from cutline.errors import WorkerFailed
 from cutline.models.bundle import Bundle
-from cutline.protos import security
-from cutline.protos.security import AgentKeys, ServerKeys
-from cutline.protos.tokens import token_entry
+from cutline.protos.channel import credentials
+from cutline.protos.channel.credentials import AgentKeys, ServerKeys
+from cutline.protos.channel.token_file import token_entry
 
 PACKAGE = Path(__file__).resolve().parents[3] / ".dev"
 SECONDS = 60.0  # for what should take a few tenths
@@ -142,13 +142,13 @@ def test_a_worker_that_answers_lives_whatever_becomes_of_its_supervisors_token(
 
 def test_a_supervisor_whose_certificate_is_renewed_looks_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """By new connections to all that it asks; in the end none of them is left open."""
-    channels, opened = list[grpc.aio.Channel](), security.open_channel
+    channels, opened = list[grpc.aio.Channel](), credentials.open_channel
 
     def counted(address: str, keys: AgentKeys) -> grpc.aio.Channel:
         channels.append(opened(address, keys))
         return channels[-1]
 
-    monkeypatch.setattr("cutline.protos.connection.open_channel", counted)
+    monkeypatch.setattr("cutline.protos.channel.connection.open_channel", counted)
     authority = Authority.make(tmp_path / "keys")
     server = authority.sign("server", SERVER, hosts=["127.0.0.1"])
     ca = pair_of(authority.folder, "ca").certificate

@@ -11,7 +11,7 @@ import pytest
 
 from cutline.bench.scripted import ScriptedAgent
 from cutline.demo.bundles import DRAFTER
-from cutline.edge.api.serving import serve
+from cutline.edge.api.server import serve
 from cutline.models.bundle import Bundle
 
 Serving = Callable[..., AbstractAsyncContextManager[str]]

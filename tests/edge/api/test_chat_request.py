@@ -9,11 +9,11 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cutline.edge.api.requests import ChatRequest, read_request
-from cutline.edge.question import Mode, Question
+from cutline.core.wire import Wire
+from cutline.edge.api.requests.schema import ChatRequest, read_request
+from cutline.edge.generation.question import Mode, Question
 from cutline.models.prompt import ImagePart, Message, TextPart
 from cutline.models.sampling import Sampling
-from cutline.models.wire import Wire
 
 WORDED = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20).filter(str.strip)
 

@@ -21,10 +21,10 @@ from cutline.bench.scripted import ScriptedAgent, spoken, told
 from cutline.cli.logs import JsonLines
 from cutline.demo.bundles import DRAFTER
 from cutline.edge.agent import Agent
-from cutline.edge.answer import Decision, Gated
-from cutline.edge.api.faults import Refused
-from cutline.edge.api.requests import read_request
-from cutline.edge.question import Mode, Question
+from cutline.edge.api.errors import Refused
+from cutline.edge.api.requests.schema import read_request
+from cutline.edge.generation.question import Mode, Question
+from cutline.edge.generation.result import Decision, Gated
 from cutline.errors import WorkerBusy
 from cutline.models.bundle import Bundle
 from cutline.models.prompt import Message, TextPart
@@ -211,7 +211,7 @@ def test_one_id_names_a_request_wherever_it_goes(
             bodies = [BODY, msgspec.json.encode(msgspec.json.decode(BODY) | {"stream": True}), BODY, b"{"]
             return [await client.post(PATH, content=one) for one in bodies]
 
-    with caplog.at_level(logging.INFO, logger="cutline.edge.api.journal"):
+    with caplog.at_level(logging.INFO, logger="cutline.edge.api.request_log"):
         responses = asyncio.run(run())
     names = [one.headers["x-request-id"] for one in responses]
     if expected is None:

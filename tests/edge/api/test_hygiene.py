@@ -17,12 +17,13 @@ import pytest
 from cutline.bench.raw_http import BODY, PATH, STREAMED, connect, get, reply, request
 from cutline.bench.scripted import ScriptedAgent, spoken
 from cutline.cli.certificates import SERVER, Authority
-from cutline.edge.api import bodies, secured
-from cutline.edge.api import serving as server
-from cutline.edge.api.serving import names_of
-from cutline.edge.events import Planned
-from cutline.edge.question import Mode
-from cutline.protos.security import ServerKeys
+from cutline.edge.api import server as server
+from cutline.edge.api.access import tls
+from cutline.edge.api.requests import body as bodies
+from cutline.edge.api.server import names_of
+from cutline.edge.generation.events import Planned
+from cutline.edge.generation.question import Mode
+from cutline.protos.channel.credentials import ServerKeys
 
 Serving = Callable[..., AbstractAsyncContextManager[str]]
 
@@ -180,7 +181,7 @@ def test_a_connection_counts_before_its_handshake(
             await ended(silent[2][0])
             for _, one in silent:
                 one.close()
-        monkeypatch.setattr(secured, "HANDSHAKE_SECONDS", 0.1)
+        monkeypatch.setattr(tls, "HANDSHAKE_SECONDS", 0.1)
         async with serving(keys=keys) as url:
             reader, writer = await connect(url)
             await ended(reader)

@@ -14,9 +14,9 @@ import openai
 import pytest
 
 from cutline.bench.scripted import ScriptedAgent, spoken, told
-from cutline.edge.answer import Answer, Lost, Provenance, Token
-from cutline.edge.events import Corrected, Event, Guessed, Planned, Settled
-from cutline.edge.question import Mode
+from cutline.edge.generation.events import Corrected, Event, Guessed, Planned, Settled
+from cutline.edge.generation.question import Mode
+from cutline.edge.generation.result import Answer, Lost, Provenance, Token
 from cutline.errors import BundleError, ImageError, InputError, WorkerBusy, WorkerUnavailable
 from cutline.models.prompt import ImagePart, Message, TextPart
 

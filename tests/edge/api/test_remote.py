@@ -9,15 +9,15 @@ import msgspec
 import pytest
 
 from cutline.bench.scripted import ScriptedAgent
-from cutline.edge import remote
-from cutline.edge.answer import Answer, Believed, Energy, Forecast, Likely, Lost, Provenance, Tail, Token
+from cutline.core.wire import Wire
+from cutline.edge.api import client as remote
 from cutline.edge.api.app import application
-from cutline.edge.api.faults import STATUS
-from cutline.edge.events import Event, Guessed, Settled
-from cutline.edge.question import Mode, Question
+from cutline.edge.api.errors import STATUS
+from cutline.edge.generation.events import Event, Guessed, Settled
+from cutline.edge.generation.question import Mode, Question
+from cutline.edge.generation.result import Answer, Believed, Energy, Forecast, Likely, Lost, Provenance, Tail, Token
 from cutline.errors import BundleError, CutlineError, ImageError, InputError, PromptError, WorkerBusy, WorkerUnavailable
 from cutline.models.sampling import Sampling
-from cutline.models.wire import Wire
 
 
 def ask_over(agent: ScriptedAgent, question: Question) -> Answer:

@@ -15,12 +15,12 @@ import pytest
 
 from cutline.bench.raw_http import BODY, PATH, STREAMED, get
 from cutline.bench.scripted import ScriptedAgent, spoken, told
-from cutline.edge.answer import Answer, Decision, Gated, Provenance, Recalled, Tail
+from cutline.edge.api.access.login import PATH as LOG_IN
 from cutline.edge.api.app import application
-from cutline.edge.api.login import PATH as LOG_IN
 from cutline.edge.api.metrics import Metrics
-from cutline.edge.question import Mode
-from cutline.edge.state import Breaker, WorkerState
+from cutline.edge.generation.question import Mode
+from cutline.edge.generation.result import Answer, Decision, Gated, Provenance, Recalled, Tail
+from cutline.edge.offload.status import Breaker, WorkerState
 from cutline.errors import InputError, WorkerUnavailable
 
 Serving = Callable[..., AbstractAsyncContextManager[str]]

@@ -13,11 +13,11 @@ import pytest
 
 from cutline.bench.raw_http import BODY, PATH, STREAMED, connect, get, request
 from cutline.bench.scripted import ScriptedAgent, spoken, told
-from cutline.edge.answer import Provenance, Token
-from cutline.edge.api import serving as server
-from cutline.edge.api import streaming
-from cutline.edge.events import Planned, Settled
-from cutline.edge.question import Mode
+from cutline.edge.api import server as server
+from cutline.edge.api import sse
+from cutline.edge.generation.events import Planned, Settled
+from cutline.edge.generation.question import Mode
+from cutline.edge.generation.result import Provenance, Token
 
 Serving = Callable[..., AbstractAsyncContextManager[str]]
 
@@ -44,7 +44,7 @@ def test_a_client_that_vanishes_takes_its_answer_along(agent: ScriptedAgent, ser
 
 
 def test_silence_is_filled(agent: ScriptedAgent, serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streaming, "KEEP_ALIVE", 0.05)
+    monkeypatch.setattr(sse, "KEEP_ALIVE", 0.05)
     agent.enqueue(PLANNED, 0.3, *told(spoken("7"))[1:])
 
     async def run() -> str:

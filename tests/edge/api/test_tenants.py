@@ -15,9 +15,10 @@ from prometheus_client import Gauge
 
 from cutline.bench.raw_http import BODY, PATH, connect, reply, request
 from cutline.bench.scripted import ScriptedAgent, spoken
-from cutline.edge.api import bodies, guarding
-from cutline.edge.api.faults import Refused
-from cutline.protos.tokens import Limits, Tokens, token_entry
+from cutline.edge.api.access import limits as guarding
+from cutline.edge.api.errors import Refused
+from cutline.edge.api.requests import body as bodies
+from cutline.protos.channel.token_file import Limits, Tokens, token_entry
 
 Serving = Callable[..., AbstractAsyncContextManager[str]]
 

@@ -1,0 +1,1 @@
+"""Who may use a worker, and how much of it."""

@@ -1,0 +1,1 @@
+"""The engine: admits sessions, schedules their rows, runs passes, and confirms tokens."""

@@ -1,0 +1,109 @@
+"""Rows of the images of open sessions: encoded step by step between passes, and kept for sessions to come."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from cutline.cloud.engine.cost_model import FAIR_SECONDS
+from cutline.cloud.engine.image_cache import ImageCache, Kept
+from cutline.cloud.engine.sequence import Request, Session
+from cutline.cloud.engine.watchdog import Progress
+from cutline.cloud.model.model_runner import Target
+from cutline.cloud.model.vision import Steps
+
+FADING = 0.9  # of what a slow step says of those to come, with each
+
+
+class Pictures:
+    """Image rows by session, as long as prompts are run; images are kept on `image_cache`. One thread may call.
+
+    Images are encoded in the order in which sessions came. But those of one session that took so long that others
+    should have their turn go behind them, so that no picture holds up everybody.
+    """
+
+    def __init__(self, target: Target, image_cache: ImageCache) -> None:
+        self._target = target
+        self._image_cache = image_cache
+        self._rows: dict[str, torch.Tensor] = {}
+        self._under_way: dict[str, Steps] = {}  # by session, the next first
+        self._usual: float | None = None  # seconds that a step does not usually exceed, None where none was seen
+        self._taken = 0.0  # seconds of the first one's turn
+
+    def __len__(self) -> int:
+        """Of how many sessions rows are held."""
+        return len(self._rows)
+
+    @property
+    def next(self) -> str | None:
+        """The session whose images are encoded next, None where all are."""
+        return next(iter(self._under_way), None)
+
+    def begin(self, session: Session) -> None:
+        """Have the images of a session encoded, if it has any."""
+        if session.request.pictured:
+            self._under_way[session.name] = self._encoding(session.request)
+
+    def awaits(self, session: Session) -> bool:
+        """Whether rows of its images are yet to be made."""
+        return session.name in self._under_way
+
+    def encode(self, progress: Progress, enough: Callable[[], bool]) -> None:
+        """Encode the `next` session's images step by step, until it is `enough` or they are done.
+
+        Raises what a step raises; its session has then to be forgotten.
+        """
+        name, work = next(iter(self._under_way.items()))
+        began = before = time.monotonic()
+        while not enough():
+            try:
+                with progress.at(self._usual):
+                    next(work)
+            except StopIteration as end:
+                self.forget(name)
+                self._rows[name] = end.value
+                return
+            now = time.monotonic()
+            self._usual, before = max(now - before, (self._usual or 0.0) * FADING), now
+        self._taken += time.monotonic() - began
+        if self._taken > FAIR_SECONDS:
+            self._under_way[name], self._taken = self._under_way.pop(name), 0.0
+
+    def of(self, session: Session) -> torch.Tensor | None:
+        """The rows (n, width) of all the session's images, while its prompt is run; None if it has none."""
+        return self._rows.get(session.name)
+
+    def forget(self, session: str) -> None:
+        """Its prompt was run, or it ended."""
+        self._rows.pop(session, None)
+        if session == self.next:
+            self._taken = 0.0
+        self._under_way.pop(session, None)
+
+    def keeps(self, request: Request, *, encoded: bool) -> bool:
+        """Whether all images of a request are kept for others to come; `encoded`: those that were not, are to be."""
+        return (
+            self._image_cache.keeps
+            and self._target.decodes
+            and all(one.key is not None and (encoded or one.kept is not None) for one in request.pictures)
+        )
+
+    def _encoding(self, request: Request) -> Steps:
+        """Rows of the images of a request: those that are kept, and of the others what the tower makes; it is kept."""
+        boundary, cut, pictures = request.boundary, request.cut, request.pictures
+        if any(picture.key is None for picture in pictures) or not pictures or not self._target.decodes:
+            assert boundary is not None
+            return (yield from self._target.steps(boundary, cut, request.grids))
+        new = [picture for picture in pictures if picture.kept is None]
+        made = {}
+        if new:
+            assert boundary is not None
+            grids = [of.grid for of in new]
+            rows = yield from self._target.steps(boundary, cut, grids)
+            for picture, of in zip(new, self._target.parted(rows, grids), strict=True):
+                assert picture.key is not None
+                made[picture] = Kept(picture.grid, of)
+                self._image_cache.put(picture.key, made[picture])
+        return torch.cat([(picture.kept or made[picture]).rows for picture in pictures])

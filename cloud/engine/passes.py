@@ -1,0 +1,89 @@
+"""Passes of the target: run, timed, and what they cost learnt from those seen."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cutline.cloud.engine.cost_model import PassCost
+from cutline.cloud.engine.sampler import choose_all
+from cutline.cloud.engine.sequence import Rows
+from cutline.cloud.engine.watchdog import Progress
+from cutline.cloud.model.model_runner import PassAborted, Target
+from cutline.cloud.model.tensor_parallel import RankLost
+from cutline.cloud.telemetry.observer import Observer
+
+REST_SECONDS = 30.0  # without a pass, after which weights may have been put out of memory
+FATAL = (torch.AcceleratorError, RankLost)  # nothing runs on the device, or on all, after these, for any session
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Passed:
+    """What a pass made of a session's `rows`, in so many `seconds`: its share of the pass.
+
+    `made` (n, width) are rows, where the head is here logits (wanted, vocabulary) and `chosen` the tokens they give.
+    """
+
+    rows: Rows
+    seconds: float
+    made: Tensor
+    chosen: list[int] | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Broken:
+    """A pass of these `rows` alone ended with an `error`."""
+
+    rows: Rows
+    error: Exception
+
+
+class Passes:
+    """Of a `target`, by one thread, whose `progress` says what pass it is at."""
+
+    def __init__(self, target: Target, stop_tokens: Collection[int], progress: Progress, observer: Observer) -> None:
+        self.cost = PassCost()
+        self._target = target
+        self._stop_tokens = stop_tokens
+        self._progress = progress
+        self._observer = observer
+        self._fresh_until = -math.inf  # on the monotonic clock: how long what passes took tells of the next one
+
+    def run(
+        self, batch: Sequence[Rows], images: Sequence[Tensor | None], aborted: Callable[[], bool]
+    ) -> Iterator[Passed | Broken]:
+        """One pass of `batch`, of which nothing comes if it is `aborted`; `images` as Target.run takes them.
+
+        A session that breaks it is found by running each alone. Raises FATAL.
+        """
+        began, count = time.perf_counter(), sum(len(rows.tokens) for rows in batch)
+        try:
+            with self._progress.at(self.cost.usual(count) if time.monotonic() < self._fresh_until else None):
+                made = self._target.run(batch, images, aborted=aborted)
+                chosen: list[list[int] | None] = [None] * len(batch)
+                if self._target.chooses:
+                    pairs = zip(batch, made, strict=True)
+                    chosen = [choose_all(rows, logits, self._stop_tokens) for rows, logits in pairs]
+        except PassAborted:
+            return
+        except FATAL:
+            raise
+        except Exception as error:
+            if len(batch) == 1:
+                yield Broken(batch[0], error)
+            else:
+                for rows, image in zip(batch, images, strict=True):
+                    yield from self.run([rows], [image], aborted)
+            return
+        finally:
+            self._fresh_until = time.monotonic() + REST_SECONDS
+        seconds = time.perf_counter() - began
+        self.cost = self.cost.after(count, seconds)
+        self._observer.passed(count, seconds)
+        for rows, out, tokens in zip(batch, made, chosen, strict=True):
+            yield Passed(rows, seconds * len(rows.tokens) / count, out, tokens)

@@ -1,0 +1,1 @@
+"""The target on torch: its layers, loaded, run and measured."""

@@ -1,0 +1,67 @@
+"""What the target runs in a pass: rows of many sessions, and nothing else of those sessions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Rows(Protocol):
+    """Consecutive rows in one slot of the KV cache. A pass takes a batch of them, each of another slot."""
+
+    @property
+    def slot(self) -> int:
+        """Whose keys and values they add to and attend to."""
+
+    @property
+    def start(self) -> int:
+        """The first one's position in the slot."""
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Their token ids."""
+
+    @property
+    def positions(self) -> NDArray[np.int64]:
+        """Where the decoder sees them: (axes, n)."""
+
+    @property
+    def cut(self) -> str:
+        """Where on the layer line they enter."""
+
+    @property
+    def boundary(self) -> NDArray[np.float32] | None:
+        """At a cut inside the decoder what enters there: (n, width)."""
+
+    @property
+    def wanted(self) -> int:
+        """How many of the last ones need logits."""
+
+    def before(self, token: int) -> int:
+        """How many of the prompt's tokens before `start` are this one."""
+
+
+@dataclass(frozen=True, slots=True)
+class NobodysRows:
+    """Rows of no session, at positions that are counted on every one of so many `axes`: to measure passes with."""
+
+    slot: int
+    start: int
+    tokens: tuple[int, ...]
+    wanted: int
+    axes: int
+    cut: str = "image"
+    boundary: NDArray[np.float32] | None = None
+
+    @property
+    def positions(self) -> NDArray[np.int64]:
+        """Where the decoder sees them: (axes, n)."""
+        return np.tile(np.arange(self.start, self.start + len(self.tokens)), (self.axes, 1))
+
+    def before(self, token: int) -> int:
+        """None: there is no prompt."""
+        del token
+        return 0

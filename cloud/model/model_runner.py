@@ -1,0 +1,260 @@
+"""The target on torch: a span of transformers' own modules, run on ragged rows of many sessions at once.
+
+A session enters a pass at the layer where its cut is: the rows of one that was cut inside the decoder join there.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cutline.cloud.engine.sequence import Rows
+from cutline.cloud.model.attention import ATTENTION, Layout, SlotCache, Stretch, sort_key
+from cutline.cloud.model.compilation import Compiled, pieces, run_layers
+from cutline.cloud.model.device import free_memory
+from cutline.cloud.model.loader import load_model
+from cutline.cloud.model.memory import context_that_fits, image_room, slot_bytes, slots_that_fit
+from cutline.cloud.model.packing import pack
+from cutline.cloud.model.tensor_parallel import Group, Pass, Resume, in_step
+from cutline.cloud.model.vision import Steps, Tower, whole
+from cutline.core.wire import Wire
+from cutline.models.bundle import Bundle
+from cutline.models.families import Grid
+from cutline.models.layerline import END
+
+BLOCK = 4  # layers of a pass between two looks at whether anybody waits for it
+
+# In which a boundary goes on to the next worker to the last bit.
+_WIRES = {torch.float32: Wire.FLOAT32, torch.float16: Wire.FLOAT16, torch.bfloat16: Wire.BFLOAT16}
+
+
+class PassAborted(Exception):
+    """Nobody waits for this pass any more. What it wrote is not known to anybody, and will be written again."""
+
+
+class Target:
+    """The layers `[start, end)` of a bundle's target, with room for `slots` sessions of `context` tokens.
+
+    Without `slots` there are as many as fit into the memory that is free once the weights are there; `image_room` bytes
+    of it are for images to keep, without `images` a share. Where sessions of `context` tokens are too long for what is
+    free, they hold less if the target may `shorten` them; its `context` tells.
+
+    Used by one thread at a time.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        slots: int | None = None,
+        images: int | None = None,
+        context: int,
+        shorten: bool = False,
+        device: str = "cpu",
+        start: str = "image",
+        end: str = END,
+        dtype: torch.dtype | None = None,
+        group: Group | None = None,
+        compiled: bool = False,
+    ) -> None:
+        """Weights are computed with as `dtype`, or as they are stored. Raises InputError where slots do not fit.
+
+        With a `group` this is the part of one rank; every rank has the decoder's layers, the first one the others too.
+        What is to be `compiled`, which a group's part is not, is so at once and takes its time; InputError where torch
+        cannot.
+        """
+        assert not compiled or group is None
+        line, spec = bundle.manifest.line, bundle.manifest.decoder
+        names, ranks = line.layers[line.place(start) : line.place(end)], 1 if group is None else group.count
+        model = load_model(bundle, names, dtype=dtype, mesh=None if group is None else group.mesh).to(device)
+        self.model = model  # transformers' own
+        self.decodes = line.place(end) > line.place("decoder.0")  # has a part in every token
+        self.chooses = end == END  # has the head: what comes out of a pass are logits
+        self.wire = _WIRES[model.dtype]
+        self._group = group
+        self._line, self._family = line, bundle.manifest.family
+        self._device, self._dtype = torch.device(device), model.dtype
+        if self._device.type == "cpu":
+            pack(model, self._dtype)
+        self.tower = Tower(model.model, self._family, line, end=end)
+        self._decoder, self._head = model.model.get_decoder(), model.lm_head
+        self._decoder.config._attn_implementation = ATTENTION
+        self._image_token = bundle.manifest.image_token
+        self._heads = spec.heads // spec.kv_heads
+        self._layers = range(line.decoder_layer(start), line.decoder_layer(end))
+        token = slot_bytes(
+            layers=len(self._layers),
+            kv_heads=spec.kv_heads // ranks,
+            head_dim=spec.head_dim,
+            context=1,
+            itemsize=self._dtype.itemsize,
+        )
+        if group is not None:
+            group.wait()  # weights that are still read would count as free memory
+        free = free_memory(device) if group is None else group.least(free_memory(device))
+        if shorten:
+            context = context_that_fits(context, asked=slots, token=token, free=free)
+        self.context = context
+        self.slots = slots_that_fit(slots, slot=token * context, free=free)
+        # Where layers end before the decoder, nothing is kept: the next worker wants the rows.
+        self.image_room = image_room(images, free=free) if self.decodes else 0
+        self._cache = SlotCache(
+            (len(self._layers), self.slots, spec.kv_heads // ranks, context, spec.head_dim),
+            first=self._layers.start,
+            like=torch.empty(0, dtype=self._dtype, device=self._device),
+        )
+
+        self._compiled: Compiled | None = None
+        if compiled and self.decodes:
+            self._compiled = Compiled([self._decoder.layers[index] for index in self._layers], self._cache)
+            self._compiled.warm_up(self._warm_up)
+
+    def steps(self, boundary: NDArray[np.float32], cut: str, grids: Sequence[Grid]) -> Steps:
+        """Make rows (n, width) of the images from what crosses `cut`, a name of `LayerLine.image_cuts`; step by step.
+
+        They stand before the decoder, or where these layers end; see `Tower.steps`.
+        """
+        made = yield from self.tower.steps(self._on_device(boundary), cut, grids)
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)  # or the next pass would be timed with what was only begun
+        return made
+
+    def encode(self, boundary: NDArray[np.float32], cut: str, grids: Sequence[Grid]) -> Tensor:
+        """All `steps` at once."""
+        return whole(self.steps(boundary, cut, grids))
+
+    def parted(self, rows: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
+        """Of `rows` (n, width) of images that became `grids` those of each; they share no memory."""
+        if len(grids) == 1:
+            return [rows]
+        return [part.clone() for part in rows.split([self._family.tokens(grid) for grid in grids])]
+
+    def resume(self, slot: int, source: int, count: int) -> None:
+        """A session begins in `slot` after the first `count` positions of what `source` holds."""
+        if self._group is not None:
+            self._group.tell(Resume(slot, source, count))
+        self._cache.resume(slot, source, count)
+
+    @torch.inference_mode()
+    def run(
+        self, batch: Sequence[Rows], images: Sequence[Tensor | None], *, aborted: Callable[[], bool] = lambda: False
+    ) -> list[Tensor]:
+        """One pass through the decoder's layers: of each of `batch` its rows (n, width) after them, in float32.
+
+        With the head they are logits (wanted, vocabulary) instead. `images[i]` holds the image rows (n, width) of the
+        session's first n image tokens; None if none are among `batch[i].tokens`. A span that ends before the decoder
+        gives them back. Between blocks of layers it looks whether it is `aborted`, unless ranks must stay in step, and
+        raises PassAborted.
+        """
+        if not self.decodes:
+            return [torch.empty(0, 1) if image is None else image.float().cpu() for image in images]
+        # Whoever enters at a later layer stands further back, so that those who join are put behind the others.
+        entry = {at: self._line.decoder_layer(rows.session.request.cut) for at, rows in enumerate(batch)}
+        order = sorted(entry, key=lambda at: (entry[at], sort_key(len(batch[at].tokens), batch[at].session.slot)))
+        entries, ordered = [entry[at] for at in order], [batch[at] for at in order]
+        stretches = _stretches(ordered)
+        entering = torch.cat([self._entering(batch[at], images[at]) for at in order])
+        positions = np.hstack([rows.positions for rows in ordered])
+        passing = Pass(entries, stretches, positions, entering)
+        if self._group is None:
+            hidden = self._through(passing, aborted)
+        else:
+            self._group.tell(passing)
+            with in_step():
+                hidden = self._through(passing)
+        made = dict(zip(order, self._leaving(ordered, stretches, hidden), strict=True))
+        return [made[at] for at in range(len(batch))]
+
+    @torch.inference_mode()
+    def follow(self) -> None:
+        """Do as the first rank does, until it stops. Raises RankLost."""
+        assert self._group is not None
+        like = torch.empty(self._decoder.config.hidden_size, dtype=self._dtype, device=self._device)
+        while (told := self._group.hear(like)) is not None:
+            with in_step():
+                match told:
+                    case Pass():
+                        self._through(told)
+                    case Resume(slot, source, count):
+                        self._cache.resume(slot, source, count)
+
+    def _through(self, passing: Pass, aborted: Callable[[], bool] = lambda: False) -> Tensor:
+        """The rows (n, width) of a pass after the decoder's layers. Raises PassAborted."""
+        stretches, rows = passing.stretches, passing.rows
+        self._cache.note(stretches)
+        cos, sin = self._rotary(passing.positions, rows)
+        hidden, joined, layout = rows[:0], 0, None
+        run = self._compiled or run_layers
+        block = BLOCK if self._compiled is None else self._compiled.block
+        for piece in pieces(self._layers, passing.entries, block):
+            if aborted():
+                raise PassAborted
+            come = bisect_right(passing.entries, piece.start)
+            if come > joined:
+                coming = rows[len(hidden) : stretches[come - 1].last]
+                hidden, joined = torch.cat([hidden, coming]) if joined else coming, come
+                layout = Layout(stretches[:joined], self._cache, heads=self._heads)
+            if layout is not None and piece:
+                rotary = cos[..., : len(hidden), :], sin[..., : len(hidden), :]
+                layers = [self._decoder.layers[index] for index in piece]
+                hidden = run(layers, hidden[None], rotary, layout, self._cache)[0]
+        return hidden
+
+    @torch.inference_mode()
+    def _warm_up(self, rows: int) -> None:
+        """A pass of nobody's rows through all layers, in the first slot."""
+        rows = min(rows, self.context)
+        positions = np.zeros((self._family.axes, rows), np.int64)
+        entering = torch.zeros(rows, self._decoder.config.hidden_size, dtype=self._dtype, device=self._device)
+        self._through(Pass([self._layers.start], [Stretch(0, rows, 0, 0)], positions, entering))
+
+    def _on_device(self, rows: NDArray[np.float32]) -> Tensor:
+        # A tensor of its own: what came off the wire may be read-only.
+        return torch.tensor(rows, dtype=self._dtype, device=self._device)
+
+    def _entering(self, rows: Rows, image: Tensor | None) -> Tensor:
+        """What enters (n, width): the boundary that came, or embedded tokens with the images among them."""
+        if rows.boundary is not None:
+            return self._on_device(rows.boundary)
+        ids = torch.tensor(rows.tokens, device=self._device)
+        hidden: Tensor = self._decoder.embed_tokens(ids)
+        if image is not None:
+            # The prompt's image tokens come first; one that was drafted or answered is a token like any other.
+            before = rows.session.request.tokens[: rows.start].count(self._image_token)
+            places = (ids == self._image_token).nonzero()[: len(image) - min(before, len(image)), 0]
+            hidden[places] = image[before : before + len(places)].to(hidden)
+        return hidden
+
+    def _rotary(self, positions: NDArray[np.int64], like: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (1, rows, width) of the rows' `positions` (axes, rows)."""
+        ids = torch.from_numpy(self._family.as_ids(positions)).to(self._device)
+        rotary: tuple[Tensor, Tensor] = self._decoder.rotary_emb(like, ids)
+        return rotary
+
+    def _leaving(self, batch: Sequence[Rows], stretches: Sequence[Stretch], hidden: Tensor) -> Sequence[Tensor]:
+        """What comes out of a pass for each of `batch`."""
+        if not self.chooses:
+            return [hidden[stretch.first : stretch.last].float().cpu() for stretch in stretches]
+        wanted = [
+            row
+            for rows, stretch in zip(batch, stretches, strict=True)
+            for row in range(stretch.last - rows.wanted, stretch.last)
+        ]
+        if not wanted:  # pieces of prompts alone
+            return [hidden[:0].float() for _ in batch]
+        logits = self._head(self._decoder.norm(hidden[wanted])).float()
+        parts: Sequence[Tensor] = logits.split([rows.wanted for rows in batch])
+        return parts
+
+
+def _stretches(batch: Sequence[Rows]) -> list[Stretch]:
+    stretches, first = [], 0
+    for rows in batch:
+        stretches.append(Stretch(first, first + len(rows.tokens), rows.session.slot, rows.start))
+        first += len(rows.tokens)
+    return stretches

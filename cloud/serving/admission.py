@@ -1,0 +1,317 @@
+"""What opens a session, and every boundary row that comes for it: checked here, before the engine hears of it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cutline.cloud.engine.image_cache import ImageCache, Kept, Picture
+from cutline.cloud.engine.sequence import BoundaryRows, Request
+from cutline.cloud.serving.inbox import Inbox
+from cutline.core.wire import Wire
+from cutline.errors import InputError, ModelMismatch, WorkerForgot
+from cutline.models.bundle import Manifest
+from cutline.models.decode_budget import DECODING
+from cutline.models.families import Grid
+from cutline.models.images import TRAVELLING, Pixels, decode_image, read_header
+from cutline.models.layerline import END
+from cutline.models.sampling import Sampling
+from cutline.protos.digests import image_digest, rows_digest
+from cutline.protos.messages import MAX_IMAGE_BYTES, MAX_IMAGES, Boundary, Draft, ImageChunk, Open
+
+MAX_BOUNDARY_BYTES = 128 << 20  # as float32, whatever the format on the wire
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Upload:
+    """What followed an opening of `tenant`: image `files`, or the boundary's `rows`, which came as `wires`.
+
+    They are those of the images that are not `kept` from before.
+    """
+
+    tenant: str
+    kept: tuple[Kept, ...]
+    files: tuple[bytes, ...] = ()
+    rows: BoundaryRows | None = None
+    wires: frozenset[Wire] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Named:
+    """An image under its key, and what is kept of it."""
+
+    key: bytes
+    grid: Grid
+    kept: Kept | None
+
+
+_Prepared = tuple[NDArray[np.float32] | None, tuple[_Named, ...], tuple[Grid, ...]]
+
+
+class Reception:
+    """Takes sessions for the layers `[start, end)` of the model in `manifest`.
+
+    `context` is how many tokens a session may hold, `wires` are the formats in which boundary rows may come, and on
+    `image_cache` are images from before.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        *,
+        context: int,
+        start: str = "image",
+        end: str = END,
+        wires: Collection[Wire] = tuple(Wire),
+        image_cache: ImageCache | None = None,
+    ) -> None:
+        line = manifest.line
+        self._manifest = manifest
+        self._context = context
+        self._cuts = line.layers[line.place(start) : line.place(end)]
+        self._wires = wires
+        self._image_cache = image_cache or ImageCache(0)
+
+    def check(self, opening: Open) -> None:
+        """Raises InputError, or ModelMismatch, for an opening that cannot be served whatever follows it."""
+        manifest = self._manifest
+        if opening.model != manifest.identity:
+            raise ModelMismatch(
+                f"this worker serves {manifest.name} ({manifest.identity[:12]}), "
+                f"the agent was made for {opening.model[:12]!r}; connect it to a worker of that model"
+            )
+        if opening.cut not in self._cuts:
+            raise InputError(f"this worker cannot begin at {opening.cut[:40]!r}; cuts: {', '.join(self._cuts)}")
+        images = opening.known + opening.images
+        if (most := max(images, len(opening.grids), len(opening.digests))) > MAX_IMAGES:
+            raise InputError(f"{most} images are too many; send {MAX_IMAGES} at most")
+        if images > self._image_tokens(opening):
+            raise InputError(f"{images} images need more image tokens than the prompt holds")
+        self._check_digests(opening)
+        if not all(manifest.family.takes(grid) for grid in opening.grids):
+            raise InputError("a grid is none that an image of this model becomes")
+        if len(opening.tokens) >= self._context:
+            raise InputError(f"{len(opening.tokens)} tokens leave no room in a context of {self._context}")
+        if len(opening.tokens) >= opening.prompt_length + opening.max_tokens:
+            raise InputError("max_tokens leaves nothing to answer")
+        vocabulary = manifest.decoder.vocabulary
+        if max((*opening.tokens, *opening.draft)) >= vocabulary:
+            raise InputError(f"a token is outside the vocabulary of {vocabulary}")
+
+    def _check_digests(self, opening: Open) -> None:
+        digests, grids = len(opening.digests), len(opening.grids)
+        if digests == 0:
+            return
+        if self._is_deep(opening):
+            raise InputError(f"images have no digests at {opening.cut}, where no rows are theirs alone")
+        if opening.cut == "image" and (digests != opening.known + opening.images or grids not in (0, digests)):
+            raise InputError(
+                f"{opening.known} known images and {opening.images} to come have {digests} digests and {grids} grids"
+            )
+        if opening.cut != "image" and digests != grids:
+            raise InputError(f"{digests} digests came for images of {grids} grids")
+
+    async def upload(self, opening: Open, inbox: Inbox, tenant: str = "") -> Upload:
+        """The images or the boundary that follow a checked opening of `tenant`.
+
+        Raises InputError, and WorkerForgot before any of it comes, if images that need not follow are not here.
+        """
+        kept = self._recall(opening, tenant)
+        if opening.cut == "image":
+            return Upload(tenant, kept, files=await _images(inbox, opening.images))
+        count, width = self._boundary_shape(opening)
+        if count * width * 4 > MAX_BOUNDARY_BYTES:
+            raise InputError(f"a boundary of {count} rows is over {MAX_BOUNDARY_BYTES >> 20} MiB as float32; send less")
+        parts, come, wires = [np.empty((0, width), np.float32)], 0, set[Wire]()
+        while come < count:
+            message = await inbox.next()
+            if not isinstance(message, Boundary):
+                raise InputError(f"{count} boundary rows were to come, {come} came")
+            parts.append(self._rows(message.rows, message.wire, width))
+            wires.add(message.wire)
+            come += len(message.rows)
+            if come > count or message.last != (come == count):
+                raise InputError(f"{count} boundary rows belong to this opening, not the number sent")
+        return Upload(tenant, kept, rows=np.concatenate(parts), wires=frozenset(wires))
+
+    def _recall(self, opening: Open, tenant: str) -> tuple[Kept, ...]:
+        """The images that an opening takes to be known here. Raises WorkerForgot, and InputError for another grid."""
+        kept = []
+        for digest in opening.digests[: opening.known]:
+            if (found := self._image_cache.find(self._image_cache.key(tenant, digest))) is None:
+                raise WorkerForgot("this worker does not have the images any more; send them all")
+            kept.append(found)
+        for found, grid in zip(kept, opening.grids, strict=False):
+            if found.grid != grid:
+                raise InputError("an image that is known here has another grid than the opening says")
+        return tuple(kept)
+
+    def request(self, opening: Open, upload: Upload) -> Request:
+        """The request for the engine. Raises InputError where images and prompt do not fit each other."""
+        image_tokens = np.array(opening.tokens[: opening.prompt_length]) == self._manifest.image_token
+        boundary, images, grids = self._images(opening, upload)
+        return Request(
+            tokens=opening.tokens,
+            prompt_length=opening.prompt_length,
+            max_tokens=min(opening.max_tokens, self._context - opening.prompt_length),
+            sampling=Sampling(
+                temperature=opening.temperature, top_k=opening.top_k, top_p=opening.top_p, seed=opening.seed
+            ),
+            effort=opening.effort,
+            draft=opening.draft,
+            cut=opening.cut,
+            deep=self._is_deep(opening),
+            boundary=boundary,
+            grids=grids,
+            positions=self._manifest.family.positions(image_tokens, grids),
+            pictures=() if self._is_deep(opening) else self._pictures(np.flatnonzero(image_tokens), images),
+            tenant=upload.tenant,
+            likelihoods=opening.likelihoods,
+            alternatives=opening.alternatives,
+            request_id=opening.request_id,
+            penalties=self._manifest.penalties,
+        )
+
+    def _images(self, opening: Open, upload: Upload) -> _Prepared:
+        """What is to be encoded, the images one by one if they are named, and their grids. Raises InputError."""
+        named = [
+            _Named(self._image_cache.key(upload.tenant, digest), kept.grid, kept)
+            for digest, kept in zip(opening.digests, upload.kept, strict=False)
+        ]
+        if upload.rows is None:
+            return self._from_files(opening, upload, named)
+        if not opening.digests:
+            return upload.rows if len(upload.rows) else None, (), opening.grids
+        return self._from_rows(opening, upload, named)
+
+    def _from_files(self, opening: Open, upload: Upload, named: list[_Named]) -> _Prepared:
+        family, expected = self._manifest.family, self._image_tokens(opening)
+        given = sum(family.tokens(one.grid) for one in named)
+        digests = opening.digests[opening.known :] or (None,) * len(upload.files)
+        coming = list[tuple[bytes, bytes | None, Kept | None]]()
+        # A small file may be a large picture: headers say what all of them become, before any is decoded.
+        for file, digest in zip(upload.files, digests, strict=True):
+            key = None if digest is None else self._named_rightly(digest, image_digest(file), upload.tenant)
+            kept = None if key is None else self._image_cache.find(key)
+            coming.append((file, key, kept))
+            given += family.tokens(family.grid(read_header(file, TRAVELLING).size) if kept is None else kept.grid)
+            if given > expected:
+                break
+        self._check_count(expected, given)
+        grids, pixels = [one.grid for one in named], []
+        for file, key, kept in coming:
+            if kept is None:
+                made = self._pixels(file)
+                pixels.append(made.values)
+                grids.append(made.grid)
+            else:
+                grids.append(kept.grid)
+            if key is not None:
+                named.append(_Named(key, grids[-1], kept))
+        self._check_count(expected, sum(map(family.tokens, grids)))
+        return np.concatenate(pixels) if pixels else None, tuple(named), tuple(grids)
+
+    def _pixels(self, file: bytes) -> Pixels:
+        """The pixels of an image file; of the picture nothing is held any more."""
+        with DECODING.hold(read_header(file, TRAVELLING).memory):
+            return self._manifest.family.preprocess(decode_image(file, TRAVELLING))
+
+    @staticmethod
+    def _check_count(expected: int, given: int) -> None:
+        if given != expected:
+            raise InputError(f"the prompt holds {expected} image tokens, but the images sent give {given}")
+
+    def _from_rows(self, opening: Open, upload: Upload, named: list[_Named]) -> _Prepared:
+        assert upload.rows is not None
+        family, at, parts = self._manifest.family, 0, []
+        if len(upload.wires) > 1:
+            raise InputError("an image that has a digest crosses in one format, not in several")
+        for digest, grid in tuple(zip(opening.digests, opening.grids, strict=True))[opening.known :]:
+            count = family.tokens(grid) if opening.cut == "decoder.0" else family.patches(grid)
+            rows = upload.rows[at : at + count]
+            at += count
+            (wire,) = upload.wires
+            key = self._named_rightly(digest, rows_digest(opening.cut, wire, grid, rows), upload.tenant)
+            named.append(_Named(key, grid, self._image_cache.find(key)))
+            if named[-1].kept is None:
+                parts.append(rows)
+        return np.concatenate(parts) if parts else None, tuple(named), opening.grids
+
+    def _named_rightly(self, said: bytes, found: bytes, tenant: str) -> bytes:
+        """The key of an image. Raises InputError if it is not the one that its digest says."""
+        if said != found:
+            raise InputError("an image is not the one that its digest says")
+        return self._image_cache.key(tenant, found)
+
+    def _pictures(self, places: NDArray[np.int64], images: Sequence[_Named]) -> tuple[Picture, ...]:
+        """The images whose tokens stand at `places`; without names one that stands for all."""
+        if not images:
+            return (Picture(None, (0, 0), int(places[0]), int(places[-1])),) if len(places) else ()
+        pictures, at = [], 0
+        for one in images:
+            end = at + self._manifest.family.tokens(one.grid)
+            pictures.append(Picture(one.key, one.grid, int(places[at]), int(places[end - 1]), one.kept))
+            at = end
+        return tuple(pictures)
+
+    def draft(self, opening: Open, draft: Draft) -> Draft:
+        """A draft for a session that was opened with `opening`, cut at the context's end. Raises InputError."""
+        if max(draft.tokens, default=0) >= self._manifest.decoder.vocabulary:
+            raise InputError("a drafted token is outside the vocabulary")
+        room = max(0, self._context - draft.position)  # what lies past the context never stands
+        if not self._is_deep(opening):
+            if draft.rows is not None:
+                raise InputError(f"a draft has no boundary rows at {opening.cut}, where tokens travel by themselves")
+            return Draft(draft.position, draft.tokens[:room])
+        if draft.rows is None:
+            raise InputError(f"a draft needs a boundary row a token at {opening.cut}")
+        rows = self._rows(draft.rows, draft.wire, self._manifest.decoder.width)
+        return Draft(draft.position, draft.tokens[:room], rows[:room], draft.wire)
+
+    def _is_deep(self, opening: Open) -> bool:
+        return opening.cut in self._manifest.line.deep_cuts
+
+    def _image_tokens(self, opening: Open) -> int:
+        """How many image tokens the prompt holds; one in an answer is a token like any other."""
+        return opening.tokens[: opening.prompt_length].count(self._manifest.image_token)
+
+    def _boundary_shape(self, opening: Open) -> tuple[int, int]:
+        """Rows and width of the boundary that follows at a cut after `image`. Raises InputError."""
+        manifest, family, tokens = self._manifest, self._manifest.family, self._image_tokens(opening)
+        if self._is_deep(opening):
+            return len(opening.tokens) + len(opening.draft), manifest.decoder.width
+        given, coming = sum(map(family.tokens, opening.grids)), opening.grids[opening.known :]
+        if opening.cut == "decoder.0" and not opening.digests:
+            return tokens, manifest.decoder.width  # fewer than the grids say where an agent merged some
+        if given != tokens:
+            raise InputError(f"the prompt holds {tokens} image tokens, but images of the grids sent have {given}")
+        if opening.cut == "decoder.0":
+            return sum(map(family.tokens, coming)), manifest.decoder.width
+        return sum(map(family.patches, coming)), manifest.vision.width
+
+    def _rows(self, rows: BoundaryRows, wire: Wire, width: int) -> BoundaryRows:
+        if wire not in self._wires:
+            raise InputError(f"this worker takes no boundary rows as {wire}; send {', '.join(self._wires)}")
+        if rows.shape[1] != width:
+            raise InputError(f"boundary rows are {rows.shape[1]} wide, this model's are {width}")
+        return rows
+
+
+async def _images(inbox: Inbox, count: int) -> tuple[bytes, ...]:
+    files: list[bytes] = []
+    parts, size = bytearray(), 0
+    while len(files) < count:
+        message = await inbox.next()
+        if not isinstance(message, ImageChunk):
+            raise InputError(f"{count} images were announced, {len(files)} came")
+        size += len(message.data)
+        if size > MAX_IMAGE_BYTES:
+            raise InputError(f"the images are over {MAX_IMAGE_BYTES >> 20} MiB; send smaller ones")
+        parts += message.data
+        if message.last:
+            files.append(bytes(parts))
+            parts.clear()
+    return tuple(files)

@@ -1,0 +1,262 @@
+"""A worker as the agent of the next one, which has the layers after its own: sessions go on there.
+
+The rows that come out of a pass go out as the boundary of the next worker's cut, and what that one confirms comes back
+to the engine. An error further along ends a session here with the same kind of error; where its text would name an
+address, it names none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections.abc import Callable
+from typing import Self
+
+from cutline.cloud.engine.sequence import Forward, Request
+from cutline.core.wire import Wire
+from cutline.errors import (
+    AccessDenied,
+    CutlineError,
+    InputError,
+    ModelMismatch,
+    VersionMismatch,
+    WorkerBusy,
+    WorkerFailed,
+    WorkerUnavailable,
+)
+from cutline.models.bundle import Manifest
+from cutline.protos.channel.connection import Line
+from cutline.protos.channel.credentials import NO_KEYS, TENANT_KEY, AgentKeys
+from cutline.protos.client import WorkerClient, WorkerSession
+from cutline.protos.messages import Confirmed, Description, Draft, Finished, Open, Opened, boundary_chunks, draft_chunks
+from cutline.protos.request_ids import TRACE_KEY
+
+log = logging.getLogger(__name__)
+
+SILENCE_SECONDS = 1.0  # after which the next worker has died, if it answers no heartbeat either
+MOST_NAME = 256  # characters that say for whom a worker asks; it takes no more
+SLOWEST_LINK = 100_000.0  # bytes a second between workers: what was sent may hold a heartbeat up for so long
+
+Word = Confirmed | Finished | CutlineError
+
+# What an agent is told of a worker that it never named; another error says what is wrong with the session itself.
+_TOLD: dict[type[CutlineError], str] = {
+    WorkerUnavailable: "a worker further along the chain does not answer; try again later",
+    WorkerBusy: "a worker further along the chain has no room; try again later",
+    WorkerFailed: "a worker further along the chain failed on this session; its log says more",
+    AccessDenied: "a worker further along the chain does not take this one; its operator must mend that",
+    VersionMismatch: "a worker further along the chain is of another version; its operator must upgrade it",
+    ModelMismatch: "a worker further along the chain serves another model; connect to another chain",
+}
+GAP = "the layers of this chain's workers do not meet; its operator must start them with spans that do"
+
+
+class Gap(InputError):
+    """The next worker's layers do not go on where those here end: a fault of the chain's configuration."""
+
+
+class NextWorker:
+    """The worker at `address`, which goes on at the layer `cut` of the model in `manifest`, reached by `keys`."""
+
+    def __init__(self, address: str, manifest: Manifest, *, cut: str, keys: AgentKeys = NO_KEYS) -> None:
+        self.manifest = manifest
+        self.cut = cut
+        self.client = WorkerClient(address, keys)
+        # Layers that end before the decoder have no part in a token: it goes on as it came.
+        self.takes_tokens = cut in manifest.line.image_cuts
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.client.close()
+
+    async def describe(self) -> Description:
+        """What it serves. Raises WorkerUnavailable, or ModelMismatch or InputError if it cannot go on from here."""
+        found = await self.client.describe()
+        if (why := misfit(found, self.manifest, self.cut)) is not None:
+            raise type(why)(f"the next worker, at {self.client.address}, {why}")
+        return found
+
+    async def check(self) -> None:
+        """Raises what a session that goes on there would meet now, as far as can be known before it does."""
+        line = self.client.line
+        try:
+            async with asyncio.timeout(2 * SILENCE_SECONDS):  # it may have to be connected to
+                found = await self.describe()
+        except TimeoutError:
+            self.client.leave(line)
+            raise WorkerUnavailable(_TOLD[WorkerUnavailable]) from None
+        except Gap as error:  # no session here will ever go on: who asks may ask another chain
+            raise WorkerUnavailable(GAP) from error
+        except InputError as error:
+            raise _own(error) from error
+        except CutlineError as error:
+            log.debug("the next worker takes no session: %s", error)
+            raise anonymous(error) from error
+        if found.draining:
+            raise WorkerUnavailable(_TOLD[WorkerUnavailable])
+        if found.blocked:
+            raise WorkerUnavailable(found.blocked)
+
+
+def misfit(found: Description, manifest: Manifest, cut: str) -> CutlineError | None:
+    """Why the worker that describes itself as `found` cannot go on at the layer `cut`, if it cannot."""
+    if found.model != manifest.identity:
+        return ModelMismatch(
+            f"serves {found.name} ({found.model[:12]}), not {manifest.name}; start it with this bundle"
+        )
+    try:
+        start, end = manifest.line.place(found.start), manifest.line.place(found.end)
+    except ValueError:
+        return Gap("does not say which layers it has; start it from this version of Cutline")
+    if not start <= manifest.line.place(cut) < end:
+        return Gap(f"has the layers {found.start}:{found.end}, but those here end at {cut}")
+    return None
+
+
+class Onward:
+    """One session's way on: a session on the next worker, opened by the first rows. Use as an async context manager.
+
+    `heard` gets what that worker confirms, then how it ended. `remaining` says how many seconds it may take; None is
+    for ever. `trace` is the agent's trace context, which goes on with the session.
+    """
+
+    def __init__(
+        self,
+        worker: NextWorker,
+        request: Request,
+        *,
+        wire: Wire,
+        heard: Callable[[Word], object],
+        remaining: Callable[[], float | None],
+        trace: str = "",
+    ) -> None:
+        self._worker = worker
+        self._request = request
+        self._wire = wire
+        self._heard = heard
+        self._remaining = remaining
+        self._trace = trace
+        self._session: WorkerSession | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._session is not None:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(self._tasks)
+            await self._session.__aexit__(None, None, None)
+
+    async def forward(self, piece: Forward) -> None:
+        """Send what came out of a pass: the first opens the session, the others are drafts. Raises InputError."""
+        if self._session is not None:
+            for draft in draft_chunks(piece.position, piece.tokens, piece.rows, self._wire):
+                await self._session.offer(draft)
+            return
+        await self._open(piece)
+
+    async def offer(self, draft: Draft) -> None:
+        """Pass on a draft as it came, after the first rows: for layers that have no part in a token."""
+        if self._session is not None:
+            await self._session.offer(draft)
+
+    async def _open(self, piece: Forward) -> None:
+        request, sampling = self._request, self._request.sampling
+        opening = Open(
+            model=self._worker.manifest.identity,
+            tokens=request.tokens,
+            prompt_length=request.prompt_length,
+            max_tokens=request.max_tokens,
+            cut=self._worker.cut,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            seed=sampling.seed,
+            effort=request.effort,
+            draft=request.draft if self._worker.takes_tokens else piece.tokens[len(request.tokens) :],
+            grids=request.grids,
+            likelihoods=request.likelihoods,
+            alternatives=request.alternatives,
+            request_id=request.request_id,
+        )
+        upload = boundary_chunks(piece.rows, self._wire)
+        # What agents of one tenant leave at the next worker no other's find, though this one asks for all of them.
+        tenant = ((TENANT_KEY, onward_name(request.tenant)),) if request.tenant else ()
+        trace = ((TRACE_KEY, self._trace),) if self._trace else ()
+        client = self._worker.client
+        line = client.line
+        try:
+            self._session = client.session(opening, upload, timeout=self._remaining(), metadata=(*tenant, *trace))
+        except InputError as error:
+            raise _own(error) from None
+        self._tasks = [
+            asyncio.create_task(one) for one in (self._listen(self._session), self._watch(self._session, line))
+        ]
+        await self._session.__aenter__()
+
+    async def _listen(self, session: WorkerSession) -> None:
+        vocabulary = self._worker.manifest.decoder.vocabulary
+        try:
+            async for event in session.events():
+                if isinstance(event, Confirmed) and max(event.tokens, default=0) >= vocabulary:
+                    raise WorkerFailed(f"the next worker confirmed a token outside the vocabulary of {vocabulary}")
+                if not isinstance(event, Opened):
+                    self._heard(event)
+        except CutlineError as error:
+            log.info("the next worker ended a session: %s", error)
+            self._heard(anonymous(error))
+        except Exception:
+            log.exception("listening to the next worker failed")
+            self._heard(WorkerFailed(_TOLD[WorkerFailed]))
+
+    async def _watch(self, session: WorkerSession, line: Line) -> None:
+        """Notice that the next worker, or the link to it, has died without a word: have it answer heartbeats.
+
+        Also while it says much: an answer shows how much of what was sent is there, which need not be waited for.
+        """
+        beaten = time.monotonic()
+        while session.finished is None:
+            await asyncio.sleep(SILENCE_SECONDS / 4)
+            heard, now = session.heard, time.monotonic()
+            if now - (beaten if session.unproven else max(heard, beaten)) < SILENCE_SECONDS / 2:
+                continue
+            beaten = now
+            patience = SILENCE_SECONDS / 2 + session.unproven / SLOWEST_LINK
+            try:
+                async with asyncio.timeout(patience):
+                    await session.beat()
+            except TimeoutError:
+                held_up = time.monotonic() - beaten - patience  # this process, whatever the link did
+                if session.heard == heard and held_up < SILENCE_SECONDS / 4:
+                    log.warning("nothing is heard of the next worker any more")
+                    self._heard(WorkerUnavailable(_TOLD[WorkerUnavailable]))
+                    self._worker.client.leave(line)
+                    return
+
+
+def anonymous(error: CutlineError) -> CutlineError:
+    """`error` for the agent, without an address."""
+    told = _TOLD.get(type(error))
+    if told is not None and isinstance(error, WorkerBusy):
+        return WorkerBusy(told, retry_seconds=error.retry_seconds)
+    return error if told is None else type(error)(told)
+
+
+def onward_name(name: str) -> str:
+    """What a worker calls by, at the next one, whoever has this `name` with it: that, or if it is too long, its hash.
+
+    A hash is no tenant's own name: it is longer than those may be.
+    """
+    return name if len(name) <= MOST_NAME else f"sha256-{hashlib.sha256(name.encode()).hexdigest()}"
+
+
+def _own(error: InputError) -> WorkerFailed:
+    """For the agent, of a fault of this worker's: what was asked is in order, the chain or its keys are not."""
+    log.error("no session can go on at the next worker: %s", error)
+    return WorkerFailed(_TOLD[WorkerFailed])

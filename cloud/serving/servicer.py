@@ -1,0 +1,358 @@
+"""The Worker service: turns streams into sessions of the engine, and its events into messages."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import functools
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator
+from typing import Any
+
+from cutline.cloud.access.auth import CALLER
+from cutline.cloud.access.quota import UNLIMITED, Shares
+from cutline.cloud.access.traffic import Meter
+from cutline.cloud.engine.engine import Engine
+from cutline.cloud.engine.sequence import Event, Forward, Request
+from cutline.cloud.serving.admission import Reception, Upload
+from cutline.cloud.serving.drafts import Drafts
+from cutline.cloud.serving.inbox import Inbox
+from cutline.cloud.serving.pipeline import NextWorker, Onward
+from cutline.cloud.telemetry.observer import NOBODY, Observer
+from cutline.cloud.telemetry.session_stats import Account, trace_of
+from cutline.core.wire import Wire
+from cutline.errors import CutlineError, InputError, WorkerBusy, WorkerFailed, WorkerUnavailable
+from cutline.models.bundle import Manifest
+from cutline.models.layerline import END
+from cutline.protos.features import understood
+from cutline.protos.messages import (
+    Cancel,
+    Confirmed,
+    Description,
+    Draft,
+    Finished,
+    Open,
+    Opened,
+    description_to_wire,
+    worker_to_wire,
+)
+from cutline.protos.status import status_of
+from cutline.protos.tensors import CHUNK
+from cutline.protos.v1 import worker_pb2 as pb
+from cutline.protos.v1 import worker_pb2_grpc
+from cutline.protos.version import package_version
+
+log = logging.getLogger(__name__)
+
+OPENING_SECONDS = 60.0  # for a session's images or boundary to arrive in
+MAX_PROBES = 16  # at once, of all agents; each may hold 1 MiB until it is read
+DRAFTS_WAITING = 8  # of a session, for the engine; with more its agent is not read on, and gRPC stops it
+
+Remaining = Callable[[], float | None]  # seconds until a call's deadline
+
+
+class WorkerServicer(worker_pb2_grpc.WorkerServicer):
+    """Serves the layers `[start, end)` of one bundle's target through `engine`; `onward` has those after them.
+
+    `context` is how many tokens a session may hold, `wires` are the formats in which boundary rows may come, `shares`
+    says what each tenant may have; without it that is everything.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        manifest: Manifest,
+        *,
+        context: int,
+        start: str = "image",
+        end: str = END,
+        wires: Collection[Wire] = tuple(Wire),
+        onward: NextWorker | None = None,
+        observer: Observer = NOBODY,
+        shares: Shares | None = None,
+    ) -> None:
+        self._engine = engine
+        self._manifest = manifest
+        self._context = context
+        self._start, self._end, self._wires = start, end, tuple(wires)
+        self._reception = Reception(
+            manifest, context=context, start=start, end=end, wires=wires, image_cache=engine.image_cache
+        )
+        self._onward = onward
+        self._observer = observer
+        self._version = package_version()
+        self._shares = shares or Shares(lambda _: UNLIMITED, places=engine.max_sessions)
+        self._meter = Meter(self._shares, observer)
+        self._open = 0  # streams of sessions
+        self._quiet = asyncio.Event()  # while there are none
+        self._quiet.set()
+        self._draining = False
+        self.blocked = ""  # why no new session can be served for now
+        self._parting: Counter[str] = Counter()  # streams of each tenant that there was no place for, and that end
+        self._probes = 0
+        self._noise = os.urandom(CHUNK)  # which nothing on the way can compress
+
+    async def Describe(self, request: pb.DescribeRequest, context: Any) -> pb.Description:
+        """What this worker serves."""
+        manifest = self._manifest
+        description = Description(
+            model=manifest.identity,
+            name=manifest.name,
+            version=self._version,
+            vision_layers=manifest.line.vision,
+            decoder_layers=manifest.line.decoder,
+            context=self._context,
+            sessions=self._engine.sessions,
+            max_sessions=self._engine.max_sessions,
+            start=self._start,
+            end=self._end,
+            queue_seconds=self._engine.queue_seconds,
+            draining=self._draining,
+            blocked=self.blocked,
+            wires=self._wires,
+            features=understood(),
+        )
+        return description_to_wire(description)
+
+    async def Probe(self, request: pb.ProbeRequest, context: Any) -> pb.ProbeAnswer:
+        """As many bytes as are asked for, in answer to any."""
+        if not request.data and not request.answer:  # a heartbeat: it costs nothing, and none may go unanswered
+            return pb.ProbeAnswer()
+        if max(len(request.data), request.answer) > CHUNK:
+            error = InputError(f"a probe takes {CHUNK} bytes each way at most")
+            await context.abort(status_of(error), str(error))
+        if self._probes >= MAX_PROBES:
+            busy = WorkerBusy(f"this worker answers {MAX_PROBES} probes already; try again later")
+            await context.abort(status_of(busy), str(busy))
+        tenant = CALLER.get().tenant
+        self._shares.charge(tenant, len(request.data))
+        if wait := self._shares.over(tenant):
+            over = WorkerBusy(f"too many bytes came; try again in {wait:.1f} seconds")
+            await context.abort(status_of(over), str(over))
+        self._probes += 1
+        context.add_done_callback(self._probed)  # once the answer is on its way, or nobody waits for it
+        return pb.ProbeAnswer(data=self._noise[: request.answer])
+
+    def _probed(self, context: Any) -> None:
+        del context
+        self._probes -= 1
+
+    async def Session(
+        self, request_iterator: AsyncIterator[pb.AgentMessage], context: Any
+    ) -> AsyncIterator[pb.WorkerMessage]:
+        """One conversation, until the answer is complete, the agent cancels, or something is wrong."""
+        failure: CutlineError | None = None
+        placed = False
+        account = Account(CALLER.get().name, trace=trace_of(context.invocation_metadata()))
+        async with self._watched(account), Inbox(self._meter.up(request_iterator, account)) as inbox:
+            try:
+                with self._place():
+                    placed = True
+                    async with contextlib.aclosing(self._converse(inbox, account, context.time_remaining)) as events:
+                        async for event in events:
+                            self._observer.told(event)
+                            account.told(event)
+                            yield self._meter.down(worker_to_wire(event), account)
+            except CutlineError as error:
+                log.debug("a session was refused or failed: %s", error)
+                failure = error
+            except Exception:
+                log.exception("a session failed")
+                failure = WorkerFailed("the worker failed on this session; its log says more")
+            if failure is not None:
+                account.failed(failure)
+                yield self._meter.down(worker_to_wire(failure), account)
+            # Of those that there is no place for only so many may end slowly.
+            tenant = CALLER.get().tenant
+            if placed or self._parting[tenant] < self._engine.max_sessions:
+                parting = Counter([] if placed else [tenant])
+                self._parting += parting
+                try:
+                    await inbox.drain()
+                finally:
+                    self._parting -= parting  # and keeps none that is 0
+        if failure is not None:
+            await context.abort(status_of(failure), str(failure))
+
+    async def drain(self, seconds: float, hurry: asyncio.Event) -> None:
+        """Take no new sessions, and return when the open ones have ended, after so many `seconds`, or on `hurry`."""
+        self._draining = True
+        waits = [asyncio.create_task(event.wait()) for event in (self._quiet, hurry)]
+        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+
+    @contextlib.asynccontextmanager
+    async def _watched(self, account: Account) -> AsyncIterator[None]:
+        self._observer.talking(1)
+        self._open += 1
+        self._quiet.clear()
+        try:
+            yield
+        finally:
+            self._observer.talking(-1)
+            self._open -= 1
+            if not self._open:
+                self._quiet.set()
+            account.close()
+            self._observer.ended(account)
+
+    async def _converse(
+        self, inbox: Inbox, account: Account, remaining: Remaining
+    ) -> AsyncGenerator[Opened | Confirmed | Finished]:
+        """The events of one session. Raises CutlineError."""
+        events: asyncio.Queue[Event | None] = asyncio.Queue()
+        drafts = Drafts(self._context)
+        async with contextlib.AsyncExitStack() as stack:
+            arrival = stack.enter_context(contextlib.ExitStack())
+            try:
+                async with asyncio.timeout(OPENING_SECONDS):
+                    opening, came_at, upload = await self._read_opening(inbox, account, arrival)
+                    uploaded_at = inbox.came_at
+            except TimeoutError:
+                if account.slowed:
+                    raise self._shares.too_much(CALLER.get().tenant) from None
+                raise InputError(f"the session's opening took over {OPENING_SECONDS:.0f} seconds to arrive") from None
+            reader = asyncio.create_task(self._read_drafts(opening, inbox, drafts, events))
+            stack.callback(reader.cancel)
+            # Drafts that come while the images are prepared join the session's first pass.
+            request = await self._prepare(opening, upload, remaining)
+            del upload  # it may be large, and the engine is done with it before the session is
+            tell = functools.partial(_from_engine, asyncio.get_running_loop())
+            onward, passing = self._onward, self._onward is not None and self._onward.takes_tokens
+            ready_at = time.monotonic()
+            name = self._engine.open(
+                request, () if passing else drafts.held(), functools.partial(tell, events.put_nowait)
+            )
+            stack.callback(self._engine.close, name)
+            request = request.unladen()  # likewise
+            if not passing:
+                drafts.take = functools.partial(self._offer, name, asyncio.Semaphore(DRAFTS_WAITING), tell)
+            forwards: asyncio.Queue[Forward] = asyncio.Queue()
+            if onward is not None:
+                heard = functools.partial(self._engine.settle, name)
+                there = Onward(
+                    onward, request, wire=self._engine.wire, heard=heard, remaining=remaining, trace=account.trace
+                )
+                await stack.enter_async_context(there)
+                early = drafts if passing else None
+                forwarder = asyncio.create_task(self._forward(there, forwards, early, events))
+                stack.callback(forwarder.cancel)
+            while (event := await events.get()) is not None:
+                arrival.close()  # the engine has taken the session, or not
+                match event:
+                    case CutlineError():
+                        if isinstance(event, WorkerBusy):
+                            self._shares.found_room(CALLER.get().tenant, found=False)
+                        raise event
+                    case Forward():
+                        forwards.put_nowait(event)
+                    case Opened():
+                        yield dataclasses.replace(
+                            event, upload_seconds=uploaded_at - came_at, prepare_seconds=ready_at - uploaded_at
+                        )
+                    case _:
+                        yield event
+                        if isinstance(event, Finished):
+                            return
+
+    async def _prepare(self, opening: Open, upload: Upload, remaining: Remaining) -> Request:
+        """The request, from a thread. Who leaves meanwhile keeps the place until that ends: nothing can stop it."""
+        left = remaining()
+        if left is not None and left <= 0:
+            raise WorkerUnavailable("the opening took all the time that the session had; give it longer")
+        deadline = None if left is None else time.monotonic() + left
+        preparing = asyncio.create_task(asyncio.to_thread(self._reception.request, opening, upload))
+        try:
+            return dataclasses.replace(await asyncio.shield(preparing), deadline=deadline)
+        finally:
+            await asyncio.wait([preparing])
+
+    async def _forward(
+        self,
+        there: Onward,
+        forwards: asyncio.Queue[Forward],
+        early: Drafts | None,
+        events: asyncio.Queue[Event | None],
+    ) -> None:
+        """Send on what comes out of passes, and after the first the `early` drafts: no slow link holds up a cancel."""
+        try:
+            while True:
+                await there.forward(await forwards.get())
+                if early is not None:
+                    await early.go_to(there.offer)
+        except CutlineError as error:
+            events.put_nowait(error)
+        except Exception:
+            log.exception("sending to the next worker failed")
+            events.put_nowait(WorkerFailed("the worker failed on this session; its log says more"))
+
+    @contextlib.contextmanager
+    def _place(self) -> Iterator[None]:
+        """A place among the caller's sessions. Raises WorkerBusy, and WorkerUnavailable on a worker that drains."""
+        if self._draining:
+            raise WorkerUnavailable("this worker is draining; ask another one")
+        tenant = CALLER.get().tenant
+        with self._shares.session(tenant):
+            yield
+
+    async def _read_opening(
+        self, inbox: Inbox, account: Account, arrival: contextlib.ExitStack
+    ) -> tuple[Open, float, Upload]:
+        """The opening, when it arrived, and the images or the boundary that follow it; its place goes to `arrival`.
+
+        Raises InputError, ModelMismatch, and WorkerError: but for an upload that had to give way, before there is one.
+        """
+        opening = await inbox.next()
+        if not isinstance(opening, Open):
+            raise InputError("the first message of a session must open it")
+        came_at = inbox.came_at
+        self._reception.check(opening)
+        account.asked(opening)  # what is written of it is bounded by now
+        caller = CALLER.get()
+        if (busy := self._engine.busy()) is not None:
+            self._shares.found_room(caller.tenant, found=False)
+            raise busy
+        if self._onward is not None:
+            await self._onward.check()
+        place = arrival.enter_context(self._shares.arrival(caller.tenant))
+        async with place.uploading():
+            upload = await self._reception.upload(opening, inbox, caller.name)
+        return opening, came_at, upload
+
+    async def _read_drafts(
+        self, opening: Open, inbox: Inbox, drafts: Drafts, events: asyncio.Queue[Event | None]
+    ) -> None:
+        """Take drafts until the agent cancels, ends its side, or sends what does not belong."""
+        try:
+            while (message := await inbox.next()) is not None:
+                match message:
+                    case Draft():
+                        draft = self._reception.draft(opening, message)
+                        if draft.tokens:
+                            await drafts.put(draft)
+                    case Cancel():
+                        events.put_nowait(None)
+                        return
+                    case _:
+                        raise InputError(f"a session that is open takes drafts, not {type(message).__name__}")
+        except CutlineError as error:
+            events.put_nowait(error)
+        except Exception:
+            log.exception("reading a session's drafts failed")
+            events.put_nowait(WorkerFailed("the worker failed on this session; its log says more"))
+
+    async def _offer(self, name: str, room: asyncio.Semaphore, tell: Callable[..., None], draft: Draft) -> None:
+        """Offer a draft to the engine, once it does not have too many of this session."""
+        await room.acquire()
+        self._engine.offer(name, draft, functools.partial(tell, room.release))
+
+
+def _from_engine(loop: asyncio.AbstractEventLoop, callback: Callable[..., object], *given: object) -> None:
+    """Have `callback` called on the event loop: the engine's thread calls this."""
+    with contextlib.suppress(RuntimeError):  # the loop has closed: the server stopped first, and nobody listens
+        loop.call_soon_threadsafe(callback, *given)

@@ -1,0 +1,1 @@
+"""What a worker shows of itself: metrics, logs and traces, and never a word of a session's content."""

@@ -1,0 +1,1 @@
+"""What this machine has and feels: cores, memory, power and heat."""

@@ -1,0 +1,40 @@
+"""How many cores this process really has: what the scheduler lets it run on, within its control group's quota.
+
+`os.cpu_count()` says what the machine has. In a container with a quota of two cores on a 64-core host that is 32
+times too many, and as many threads slow a model down instead of speeding it up.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from cutline.devices.machine.cgroups import group_folders, read
+
+
+def usable_cores(*, root: Path = Path("/")) -> int:
+    """Cores to plan threads for, at least 1: the smaller of the CPU affinity and the control group's quota.
+
+    A quota of 1.5 cores counts as 2. Where the system has neither (no Linux), the machine's cores count.
+    `root` is where `proc` and `sys` are looked for.
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([allowed, *(math.ceil(quota) for quota in _quotas(root))]))
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """The quotas, in cores, of the process's control group and of every group around it."""
+    for version, folder in group_folders("cpu", root=root):
+        if version == 2:
+            yield from _quota(read(folder / "cpu.max").split())
+        else:
+            quota, period = read(folder / "cpu.cfs_quota_us"), read(folder / "cpu.cfs_period_us")
+            yield from _quota([*quota.split(), *period.split()])
+
+
+def _quota(words: list[str]) -> Iterator[float]:
+    """`["150000", "100000"]` is 1.5 cores; `max`, -1 or a missing file set no limit."""
+    if len(words) == 2 and words[0].isdigit() and words[1].isdigit() and int(words[1]) > 0:
+        yield int(words[0]) / int(words[1])

@@ -1,0 +1,1 @@
+"""Who may use the agent over HTTP, and how much of it."""

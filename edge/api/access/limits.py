@@ -1,0 +1,162 @@
+"""What every request passes first, and every response gets: who may ask, how much, and how many at once."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import msgspec
+from prometheus_client import Gauge
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from cutline.edge.api.errors import Failed, Fault, Refused
+from cutline.errors import InputError, WorkerBusy
+from cutline.protos.channel.token_file import Limits
+
+MAX_HEAD = 16 << 10  # bytes
+MOST = 8  # requests in work at once that need a worker, and as many that the device may answer by itself
+WINDOW_SECONDS = 10.0  # over which openings a minute are held: so many may come at once
+UNLIMITED = Limits(openings_per_minute=1e9)  # where nobody knows who asks
+HEADERS = {
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+}
+
+
+CLOSE = (b"connection", b"close")  # of a connection whose body is not read
+
+
+class Guard:
+    """An application behind checks of who asks.
+
+    A browser sends along what page asks: another page than the agent's own is refused, and so is one that reached this
+    machine under a name that is not among `hosts` (DNS rebinding); None takes any name.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: frozenset[str] | None) -> None:
+        self._app = app
+        self._hosts = hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+
+        async def sealed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        if (fault := self._fault(Headers(scope=scope))) is not None:
+            status, message = fault
+            return await refuse(sealed, status, Fault(message, InputError.__name__), CLOSE)
+        return await self._app(scope, receive, sealed)
+
+    def _fault(self, headers: Headers) -> tuple[int, str] | None:
+        if sum(len(name) + len(value) for name, value in headers.raw) > MAX_HEAD:
+            return 431, f"the request's headers are over {MAX_HEAD >> 10} KiB"
+        if "content-length" in headers and "transfer-encoding" in headers:  # where others may see another end of it
+            return 400, "the request has both content-length and transfer-encoding; send one of them"
+        host = headers.get("host", "")
+        if self._hosts is not None and name_of(host) not in self._hosts:
+            return 421, "the agent is not known by this name; use the address that it printed"
+        origin = headers.get("origin")
+        if origin is not None and origin.partition("://")[2].lower() != host.lower():
+            return 403, "pages of other servers may not ask this agent"
+        return None
+
+
+def name_of(host: str) -> str:
+    """The name in a Host header, without the port: `[::1]:8080` is `[::1]`."""
+    name, colon, port = host.lower().rpartition(":")
+    return name if colon and not port.endswith("]") else host.lower()
+
+
+class Place:
+    """One request's place among the `taken`, of which `most` may need a worker, and `most` may not."""
+
+    def __init__(self, taken: Counter[bool], most: int) -> None:
+        self._taken = taken
+        self._most = most
+        self._needs_worker: bool | None = None  # not known before the request is read
+
+    def settle(self, *, needs_worker: bool) -> None:
+        """Say what it is for, once. Raises Refused where as many of that kind are in work as may be."""
+        if self._taken[needs_worker] >= self._most:
+            which = "that need a worker" if needs_worker else "of modes auto and edge"
+            raise busy(f"the agent has {self._most} requests {which} in work; try again in a second")
+        self._taken[needs_worker] += 1
+        self._needs_worker = needs_worker
+
+    def leave(self) -> None:
+        """Give it back."""
+        if self._needs_worker is not None:
+            self._taken[self._needs_worker] -= 1
+
+
+class Desk:
+    """At most so many requests in work, and of each tenant as many and as often as `limits` say.
+
+    Those that need a worker and those that the device may answer have places of their own, `most` of each: however long
+    a worker is waited for, the device goes on answering.
+    """
+
+    def __init__(
+        self,
+        most: int,
+        working: Gauge,
+        limits: Callable[[str], Limits] = lambda tenant: UNLIMITED,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._most = most
+        self._working = working
+        self._limits = limits
+        self._clock = clock
+        self._taken = Counter[str]()
+        self._kinds = Counter[bool]()
+        self._due: dict[str, float] = {}  # when all that a tenant opened has been paid for, at its rate
+
+    @contextmanager
+    def place(self, tenant: str) -> Iterator[Place]:
+        """A place for one request of `tenant`, to be settled when that was read. Raises Refused where there is none."""
+        if self._taken.total() >= 2 * self._most:
+            raise busy(f"the agent has {2 * self._most} requests in work; try again in a second")
+        limits, now = self._limits(tenant), self._clock()
+        if limits.sessions is not None and self._taken[tenant] >= limits.sessions:
+            raise busy(f"{limits.sessions} of your requests are in work, as many as you may have; wait for one")
+        due = max(self._due.get(tenant, now), now)
+        if (wait := due - now - WINDOW_SECONDS) > 0.0:
+            raise busy(f"over {limits.openings_per_minute:g} requests a minute came; try again in {wait:.0f} s", wait)
+        self._due[tenant] = due + 60.0 / limits.openings_per_minute
+        self._count(tenant, 1)
+        place = Place(self._kinds, self._most)
+        try:
+            yield place
+        finally:
+            place.leave()
+            self._count(tenant, -1)
+
+    def _count(self, tenant: str, change: int) -> None:
+        self._taken[tenant] += change
+        self._working.set(self._taken.total())
+
+
+def busy(message: str, seconds: float = 1.0, *, close: bool = False) -> Refused:
+    """The refusal of what there is no room for, for so many `seconds`; `close` ends its connection."""
+    fault = Fault(message, WorkerBusy.__name__, code="rate_limit_exceeded")
+    headers = {"retry-after": str(max(1, math.ceil(seconds)))}
+    return Refused(429, fault, headers | {"connection": "close"} if close else headers)
+
+
+async def refuse(send: Send, status: int, fault: Fault, *more: tuple[bytes, bytes]) -> None:
+    """Send a fault in place of the response, with `more` headers."""
+    body = msgspec.json.encode(Failed(fault))
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *more]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,161 @@
+"""How a browser gets in: a form for a token, or a link with a code that works once; a cookie keeps it in."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import re
+import secrets
+import time
+from collections.abc import Callable
+from importlib import resources
+from urllib.parse import parse_qs
+
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Scope
+
+from cutline.protos.channel.token_file import MAX_TOKEN, Tokens
+
+PATH = "/log-in"
+TENANT_OF_LINK = "page"
+LINK_SECONDS = 900.0
+COOKIE_SECONDS = 30 * 24 * 3600
+MAX_FORM = 4 * MAX_TOKEN  # bytes
+FORM_SECONDS = 5.0
+
+_FORM = (resources.files("cutline.edge.api") / "page" / "log-in.html").read_text("utf-8")
+_STYLE = re.search(r"<style>(.*?)</style>", _FORM, re.DOTALL)
+_WRONG = '<p class="wrong" role="alert">That is no token of this agent, nor a code that is still good.</p>'
+_CODE = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+class Link:
+    """A code that lets one browser in, once, and not for long. It gets a token that is good while the agent runs."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.code = secrets.token_urlsafe(12)
+        self._clock = clock
+        self._until = clock() + LINK_SECONDS
+        self._token = secrets.token_urlsafe(32)
+        self._used = False
+
+    def redeem(self, code: str) -> str | None:
+        """The token, for the code; None for another, and once that was used or is too old."""
+        if self._used or self._clock() > self._until or not _same(code, self.code):
+            return None
+        self._used = True
+        return self._token
+
+    def tenant(self, token: str) -> str | None:
+        """Whose `token` it is, if the link gave it."""
+        return TENANT_OF_LINK if self._used and _same(token, self._token) else None
+
+
+class LogIn:
+    """The form, what it is answered with, and the cookie. `link` is a way in without a token."""
+
+    def __init__(self, tokens: Tokens, link: Link | None) -> None:
+        self._tokens = tokens
+        self._link = link
+
+    def tenant(self, token: str) -> str | None:
+        """Whose `token` it is, None if it is nobody's."""
+        found = self._tokens.tenant(token)
+        return self._link.tenant(token) if found is None and self._link is not None else found
+
+    def form(self, request: Request, *, wrong: bool = False) -> Response:
+        """The page that asks for a token; the code of a link stands in it already, and is used when it is sent."""
+        code = request.query_params.get("code", "")
+        shown = _FORM.replace("<!--wrong-->", _WRONG) if wrong else _FORM
+        if _CODE.fullmatch(code):
+            shown = shown.replace('value=""', f'value="{code}"')
+        return Response(shown, 401, _HEADERS)
+
+    async def enter(self, request: Request) -> Response:
+        """What a form that was sent is answered with."""
+        if not same_origin(request.headers):
+            return self.form(request, wrong=True)
+        try:
+            given = await _token(request)
+        except (ClientDisconnect, TimeoutError):
+            return self.form(request, wrong=True)
+        redeemed = None if self._link is None else self._link.redeem(given)
+        token = redeemed or (given if self.tenant(given) is not None else None)
+        if token is None:
+            return self.form(request, wrong=True)
+        response = Response(
+            status_code=303, headers={"location": "/", "cache-control": "no-store", "connection": "close"}
+        )
+        response.set_cookie(
+            _cookie(request.scope),
+            base64.urlsafe_b64encode(token.encode()).decode(),  # a token may have what a cookie may not
+            max_age=COOKIE_SECONDS,
+            secure=request.scope["scheme"] == "https",
+            httponly=True,
+            samesite="strict",
+        )
+        return response
+
+
+def token_in(request: Request) -> str | None:
+    """The token in a request's cookie. Of a request that does something only where the agent's own page sent it."""
+    kept = request.cookies.get(_cookie(request.scope))
+    if kept is None or (request.method not in ("GET", "HEAD") and not same_origin(request.headers)):
+        return None
+    try:
+        return base64.urlsafe_b64decode(kept.encode("ascii")).decode()
+    except ValueError:
+        return None
+
+
+def same_origin(headers: Headers) -> bool:
+    """Whether a browser says that a page of this very agent asks."""
+    return headers.get("origin", "").partition("://")[2].lower() == headers.get("host", "").lower() != ""
+
+
+async def _token(request: Request) -> str:
+    """What stands in the form that was sent, "" where that is no form."""
+    body = bytearray()
+    async with asyncio.timeout(FORM_SECONDS):
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MAX_FORM:
+                return ""
+    try:
+        found = parse_qs(body.decode("ascii"), max_num_fields=4).get("token", [])
+    except ValueError:
+        return ""
+    return found[0].strip() if len(found) == 1 else ""
+
+
+def _cookie(scope: Scope) -> str:
+    """Its name: with this prefix a browser takes it over TLS alone, and from this very host."""
+    return "__Host-cutline" if scope["scheme"] == "https" else "cutline"
+
+
+def _same(given: str, wanted: str) -> bool:
+    return hmac.compare_digest(given.encode(), wanted.encode())
+
+
+def _policy() -> str:
+    style = "" if _STYLE is None else base64.b64encode(hashlib.sha256(_STYLE[1].encode()).digest()).decode()
+    return (
+        f"default-src 'none'; style-src 'sha256-{style}'; img-src data:; form-action 'self'; base-uri 'none'; "
+        "frame-ancestors 'none'"
+    )
+
+
+_HEADERS = {
+    "content-type": "text/html; charset=utf-8",
+    "content-security-policy": _policy(),
+    "referrer-policy": "same-origin",  # without it a browser does not say which page sends the form
+    "x-frame-options": "DENY",
+    "x-content-type-options": "nosniff",
+    "cache-control": "no-store",
+    "www-authenticate": 'Bearer realm="cutline"',  # for Basic a browser would show a box of its own before this
+    "connection": "close",
+}

@@ -1,0 +1,87 @@
+"""TLS for the agent's HTTP application."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import ssl
+from asyncio.sslproto import SSLProtocol
+from collections.abc import AsyncIterator, Callable
+
+from cutline.errors import InputError
+from cutline.protos.channel.credentials import ServerKeys, file_version, load_pair
+
+LOOK_SECONDS = 10.0
+HANDSHAKE_SECONDS = 10
+PARTING_SECONDS = 2  # that a client may take to say goodbye
+
+log = logging.getLogger(__name__)
+
+
+@contextlib.asynccontextmanager
+async def tls(keys: ServerKeys) -> AsyncIterator[ssl.SSLContext]:
+    """What a server needs for TLS. Files that change count for connections made after that. Raises InputError."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2  # older ones are broken
+    _load(context, keys)
+    renewing = asyncio.create_task(_renew(context, keys))
+    try:
+        yield context
+    finally:
+        renewing.cancel()
+        await asyncio.wait([renewing])
+
+
+class Secured(SSLProtocol):
+    """The TLS of one connection, which `came` hears of when it is accepted, and `left` when it has ended.
+
+    asyncio tells `inner`, who speaks within it, of those alone whose handshake is done.
+    """
+
+    def __init__(
+        self,
+        context: ssl.SSLContext,
+        inner: asyncio.Protocol,
+        *,
+        came: Callable[[asyncio.Transport], object],
+        left: Callable[[], object],
+    ) -> None:
+        super().__init__(
+            asyncio.get_running_loop(),
+            inner,
+            context,
+            None,  # type: ignore[arg-type] # nobody waits for the handshake
+            server_side=True,
+            ssl_handshake_timeout=HANDSHAKE_SECONDS,
+            ssl_shutdown_timeout=PARTING_SECONDS,
+        )
+        self._came = came
+        self._left = left
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._came(transport)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._left()
+        super().connection_lost(exc)
+
+
+async def _renew(context: ssl.SSLContext, keys: ServerKeys) -> None:
+    seen = file_version(keys.certificate), file_version(keys.key)
+    while True:
+        await asyncio.sleep(LOOK_SECONDS)
+        versions = file_version(keys.certificate), file_version(keys.key)
+        if versions != seen:
+            seen = versions
+            try:
+                _load(context, keys)
+            except InputError as error:  # perhaps one of the pair is not written yet
+                log.error("%s; the certificate from before still counts", error)
+            else:
+                log.info("the certificate was read anew")
+
+
+def _load(context: ssl.SSLContext, keys: ServerKeys) -> None:
+    load_pair(context, keys.certificate, keys.key)

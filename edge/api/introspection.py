@@ -1,0 +1,124 @@
+"""What the agent tells of itself: its models, whether it is ready, and how it stands."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from cutline.edge.api.metrics import Totals
+from cutline.edge.generation.question import Mode
+from cutline.edge.offload.status import AgentState, Breaker, WorkerState
+
+ALIAS = "cutline"  # a name that every agent's model answers to
+
+
+class Abilities(msgspec.Struct, frozen=True, kw_only=True):
+    """What can be asked for now."""
+
+    modes: tuple[Mode, ...]
+    cuts: tuple[str, ...]
+    vision: bool
+    drafter: str
+    target: str | None
+    offline: bool
+    workers: tuple[WorkerState, ...]
+
+
+class Model(msgspec.Struct, frozen=True, kw_only=True):
+    """The agent as a model."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "cutline"
+    cutline: Abilities
+
+
+class Models(msgspec.Struct, frozen=True, kw_only=True):
+    """The models that can be asked: one."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class Health(msgspec.Struct, frozen=True):
+    """That the agent is alive."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Readiness(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether a plain question is answered, or why it is not, and with which workers."""
+
+    ready: bool
+    why: str | None = None
+    offline: bool
+    workers: tuple[WorkerState, ...]
+
+
+class LinkNow(msgspec.Struct, frozen=True, kw_only=True):
+    """What is believed of the way to the worker that is asked first."""
+
+    rtt_ms: float | None
+    uplink_mbps: float | None
+
+
+class State(msgspec.Struct, frozen=True, kw_only=True):
+    """How the agent stands, for the page; `totals` count since it was started.
+
+    `switchable` says that `offline` can be set by who asks.
+    """
+
+    ready: bool
+    offline: bool
+    switchable: bool
+    modes: tuple[Mode, ...]
+    drafter: str
+    target: str | None
+    cuts: tuple[str, ...]
+    plans: bool
+    upstream: str | None
+    workers: tuple[WorkerState, ...]
+    link: LinkNow | None
+    totals: Totals
+
+
+class Switches(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What can be set: `offline`, so that nothing leaves the device."""
+
+    offline: bool
+
+
+def model_of(standing: AgentState, created: int) -> Model:
+    """The agent as a model of OpenAI's list."""
+    able = Abilities(
+        modes=standing.modes,
+        cuts=standing.cuts,
+        vision=True,
+        drafter=standing.drafter,
+        target=standing.target,
+        offline=standing.offline,
+        workers=standing.workers,
+    )
+    return Model(id=standing.drafter, created=created, cutline=able)
+
+
+def state_of(standing: AgentState, totals: Totals, *, switchable: bool) -> State:
+    """The agent's state as the page shows it."""
+    asked = [one for one in standing.workers if one.breaker is Breaker.CLOSED]
+    known = [one for one in asked if one.rtt_ms is not None or one.uplink_mbps is not None]
+    return State(
+        ready=standing.ready,
+        offline=standing.offline,
+        switchable=switchable,
+        modes=standing.modes,
+        drafter=standing.drafter,
+        target=standing.target,
+        cuts=standing.cuts,
+        plans=standing.plans,
+        upstream=standing.upstream,
+        workers=standing.workers,
+        link=LinkNow(rtt_ms=known[0].rtt_ms, uplink_mbps=known[0].uplink_mbps) if known else None,
+        totals=totals,
+    )

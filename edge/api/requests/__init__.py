@@ -1,0 +1,1 @@
+"""A request's body, from bytes that nobody trusts to a question."""

@@ -1,0 +1,119 @@
+"""The bodies of requests: read under limits of size, time and number, and taken apart as they come."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+
+from starlette.requests import Request
+
+from cutline.edge.api.access.limits import busy
+from cutline.edge.api.errors import Fault, Refused
+from cutline.edge.api.requests.scanner import PIECE, Body, Scanner
+from cutline.errors import InputError
+
+MAX_BODY = 48 << 20  # bytes: images of 32 MiB in base64, and room for words
+BODY_SECONDS = 30.0
+MOST_BODIES = 32  # that are read at once ...
+BODIES = 4 * MAX_BODY  # ... and bytes of them; one tenant has half of both at most
+
+_GZIP = 16 + zlib.MAX_WBITS
+
+
+class Bodies:
+    """The bodies of requests that are being read: so many, and so many bytes, at once; half a tenant's at most."""
+
+    def __init__(self) -> None:
+        self._reading = Counter[str]()
+        self._bytes = Counter[str]()
+
+    async def read(self, request: Request, tenant: str) -> Body:
+        """The whole body. Raises Refused for one that is too large, too slow, one too many, or not what it says."""
+        kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise _refused(415, "send JSON, as content-type: application/json")
+        if self._is_over(self._reading, MOST_BODIES - 1, tenant):
+            raise self._too_many()
+        coding = _coding(request.headers.get("content-encoding", "identity"))
+        scanner, size = Scanner(), 0
+        self._reading[tenant] += 1
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                async for chunk in request.stream():
+                    for piece in coding.decoded(chunk):
+                        size += len(piece)
+                        self._bytes[tenant] += len(piece)
+                        if size > MAX_BODY:
+                            raise _refused(413, f"the request is over {MAX_BODY >> 20} MiB")
+                        if self._is_over(self._bytes, BODIES, tenant):
+                            raise self._too_many()
+                        scanner.take(piece)
+                        await asyncio.sleep(0)  # others have their turn, however much of this one is there already
+                coding.end()
+        except TimeoutError:
+            raise _refused(408, f"the request did not arrive in {BODY_SECONDS:.0f} seconds") from None
+        finally:
+            self._reading[tenant] -= 1
+            self._bytes[tenant] -= size
+        return scanner.body()
+
+    @staticmethod
+    def _is_over(counts: Counter[str], most: int, tenant: str) -> bool:
+        return counts.total() > most or (tenant != "" and counts[tenant] > most // 2)
+
+    @staticmethod
+    def _too_many() -> Refused:
+        return busy("the agent has too many requests to read; try again in a second", close=True)
+
+
+class _Plain:
+    """A body as it is."""
+
+    def decoded(self, chunk: bytes) -> Iterator[bytes]:
+        """The pieces of the body that `chunk` has, each of PIECE bytes at most."""
+        for start in range(0, len(chunk), PIECE):
+            yield chunk[start : start + PIECE]
+
+    def end(self) -> None:
+        """There is no more. Raises Refused where there should be."""
+
+
+class _Gzip(_Plain):
+    """A body that came compressed; what it would take is never more than its piece. Raises Refused for what is none."""
+
+    def __init__(self) -> None:
+        self._inflating = zlib.decompressobj(_GZIP)
+
+    def decoded(self, chunk: bytes) -> Iterator[bytes]:
+        while chunk:
+            try:
+                piece = self._inflating.decompress(chunk, PIECE)
+            except zlib.error:
+                raise _refused(400, "the body is not gzip, as its content-encoding says") from None
+            if self._inflating.unused_data:
+                raise _refused(400, "something follows the body's gzip; send one stream of it")
+            chunk = self._inflating.unconsumed_tail
+            if piece:
+                yield piece
+
+    def end(self) -> None:
+        if not self._inflating.eof:
+            raise _refused(400, "the body's gzip is cut short")
+
+
+def _coding(name: str) -> _Plain:
+    """What reads bodies of a content-encoding. Raises Refused."""
+    match name.strip().lower():
+        case "identity" | "":
+            return _Plain()
+        case "gzip" | "x-gzip":
+            return _Gzip()
+        case _:
+            raise _refused(415, "send the body as it is, or with content-encoding: gzip")
+
+
+def _refused(status: int, message: str) -> Refused:
+    # A connection whose body was not read to its end is of no more use.
+    return Refused(status, Fault(message, InputError.__name__), {"connection": "close"})

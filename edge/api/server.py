@@ -1,0 +1,219 @@
+"""Serving the agent's HTTP application until a signal says to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import ssl
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+
+from cutline.edge.api.access.auth import Entrance
+from cutline.edge.api.access.limits import MAX_HEAD, MOST, UNLIMITED
+from cutline.edge.api.access.login import Link
+from cutline.edge.api.access.tls import Secured, tls
+from cutline.edge.api.app import Answering, application
+from cutline.errors import InputError
+from cutline.protos.channel.address import is_loopback, parse_address
+from cutline.protos.channel.credentials import ServerKeys
+from cutline.protos.channel.token_file import Tokens
+
+if TYPE_CHECKING:
+    from cutline.edge.api.requests.image_fetcher import Fetcher
+
+STOP_SECONDS = 2
+HEAD_SECONDS = 10.0  # that a request's head may take, and the wait for the next one
+STALL_SECONDS = 30  # that a client may leave unread what was sent
+MOST_CONNECTIONS = 128
+LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
+
+
+class _Door:
+    """The connections that were accepted, the oldest first. Where they are too many one goes that has no request.
+
+    That is the oldest of the address that has most connections: who is many makes room for who is one.
+    """
+
+    def __init__(self) -> None:
+        self._inside: dict[_Connection, asyncio.Transport] = {}
+
+    def enter(self, connection: _Connection, transport: asyncio.Transport) -> None:
+        """One was accepted, or is known already, by its TLS."""
+        self._inside.setdefault(connection, transport)
+        if len(self._inside) > MOST_CONNECTIONS:
+            held = Counter(map(_address, self._inside.values()))
+            idle = (one for one in self._inside if not one.busy)  # this one, if there is no other
+            self._inside.pop(max(idle, key=lambda one: held[_address(self._inside[one])])).abort()
+
+    def leave(self, connection: _Connection) -> None:
+        """One has ended."""
+        self._inside.pop(connection, None)
+
+
+def _address(transport: asyncio.Transport) -> str:
+    peer = transport.get_extra_info("peername")
+    return str(peer[0]) if peer else ""
+
+
+class _Connection(H11Protocol):
+    """A connection that is closed where no request comes in time, or where there are too many."""
+
+    _timer: asyncio.TimerHandle | None = None
+
+    def __init__(self, door: _Door, **given: Any) -> None:
+        super().__init__(**given)
+        self._door = door
+
+    @property
+    def busy(self) -> bool:
+        """Whether it has a request that is not answered."""
+        cycle: RequestResponseCycle | None = self.cycle
+        return cycle is not None and not cycle.response_complete
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._door.enter(self, transport)
+        self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._door.leave(self)
+        if self._timer is not None:
+            self._timer.cancel()
+        super().connection_lost(exc)
+
+    def on_response_complete(self) -> None:
+        self._expect_head()
+        super().on_response_complete()
+
+    def _expect_head(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self.loop.call_later(HEAD_SECONDS, self._give_up)
+
+    def _give_up(self) -> None:
+        if not self.busy:
+            self.transport.close()
+
+
+def _accepted(door: _Door, context: ssl.SSLContext | None, **given: Any) -> asyncio.BaseProtocol:
+    """What speaks with who was just accepted."""
+    connection = _Connection(door, **given)
+    if context is None:
+        return connection
+    came, left = partial(door.enter, connection), partial(door.leave, connection)
+    return Secured(context, connection, came=came, left=left)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which says when it takes requests, and keeps a signal that stopped it to itself."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._ready()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        # uvicorn's own raises the signal anew once the server has stopped, which would end a process that obeyed it.
+        loop = asyncio.get_running_loop()
+        before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
+        for name in before:
+            loop.add_signal_handler(name, self.handle_exit, name, None)
+        try:
+            yield
+        finally:  # what is left to close can be interrupted
+            for name, handler in before.items():
+                loop.remove_signal_handler(name)
+                signal.signal(name, handler)
+
+
+async def serve(
+    agent: Answering,
+    *,
+    listen: str,
+    announce: Callable[[str], None],
+    allow_urls: Sequence[str] = (),
+    most: int = MOST,
+    keys: ServerKeys | None = None,
+    tokens: Tokens | None = None,
+    link: Link | None = None,
+) -> None:
+    """Serve until SIGINT or SIGTERM; `announce` hears the address once requests are taken. Raises InputError.
+
+    With `keys` that is HTTPS, with `tokens` for who has one, or comes by the `link`.
+
+    Images are fetched from the hosts of `allow_urls` alone; `most` questions may be in work at once. Those that have no
+    answer `STOP_SECONDS` after the signal get an error.
+    """
+    host, port = parse_address(listen)
+    if most < 1:
+        raise InputError(f"{most} requests at once are none; give 1 or more")
+    listening = _listen(host, port, listen)
+    try:
+        async with AsyncExitStack() as stack:
+            app = application(
+                agent,
+                hosts=names_of(host) if tokens is None else None,  # a page that misled a browser has no token
+                most=most,
+                fetcher=await stack.enter_async_context(_fetcher(allow_urls)) if allow_urls else None,
+                limits=(lambda tenant: UNLIMITED) if tokens is None else tokens.limits,
+                shared=tokens is not None or not is_loopback(host),
+            )
+            context = None if keys is None else await stack.enter_async_context(tls(keys))
+            config = uvicorn.Config(
+                app if tokens is None else Entrance(app, tokens, link),
+                http=partial(_accepted, _Door(), context),  # type: ignore[arg-type] # it is only called
+                ws="none",
+                lifespan="off",
+                log_level="warning",
+                server_header=False,
+                h11_max_incomplete_event_size=MAX_HEAD,
+                timeout_graceful_shutdown=STOP_SECONDS,
+            )
+            server = _Server(config, lambda: announce(f"{host}:{listening.getsockname()[1]}"))
+            await server.serve([listening])
+            if dropped := server.server_state.tasks:
+                await asyncio.wait(dropped, timeout=STOP_SECONDS)
+    finally:
+        listening.close()
+
+
+def names_of(host: str) -> frozenset[str] | None:
+    """The names by which a server that listens at `host` may be asked; None for any.
+
+    A page of another server may have its name lead to this machine. On an address of this machine alone nobody has a
+    name for the agent but this machine's own; one that others reach may have any.
+    """
+    return LOCAL_NAMES | {host.lower()} if is_loopback(host) else None
+
+
+def _listen(host: str, port: int, listen: str) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listening = socket.create_server((host.strip("[]"), port), family=family)
+    except OSError:
+        raise InputError(f"cannot listen at {listen}: taken, or not an address of this machine") from None
+    # Connections that are taken inherit both. asyncio's own word against Nagle does not reach sockets made so, and each
+    # piece of a stream would wait 40 ms for the one before to be acknowledged.
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STALL_SECONDS * 1000)
+    return listening
+
+
+def _fetcher(allow_urls: Sequence[str]) -> Fetcher:
+    from cutline.edge.api.requests.image_fetcher import (
+        Fetcher,  # httpx, which an agent that fetches nothing does not load
+    )
+
+    return Fetcher(allow_urls)

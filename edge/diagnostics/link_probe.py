@@ -1,0 +1,90 @@
+"""Measuring the link to a worker with the protocol's own messages: what a session will get is what is measured.
+
+A small call takes a round trip, and a call with many bytes one way takes a round trip and the bytes over the rate. So
+the rate is what the larger call took longer, the round trip being measured beside it again and again.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
+
+from cutline.devices.link import LinkProfile
+from cutline.devices.measurement.rates import significant
+from cutline.protos.channel.credentials import NO_KEYS, AgentKeys
+from cutline.protos.client import WorkerClient
+from cutline.protos.tensors import CHUNK
+
+TRIPS, LEAST = 40, 5  # small calls for the round trip, and the fewest of them
+SMALLEST = 16 << 10  # bytes of the first large call
+
+Call = Callable[[int], Awaitable[None]]  # sends or receives so many bytes
+
+
+async def measure_link(worker: str, keys: AgentKeys = NO_KEYS, *, name: str, seconds: float) -> LinkProfile:
+    """The link to the worker at HOST:PORT by `keys`, measured for about `seconds`. Raises InputError, WorkerError."""
+    async with WorkerClient(worker, keys) as client:
+        await client.describe()  # connects, and says so early where nobody answers
+
+        async def up(size: int) -> None:
+            await client.probe(up=size, down=0)
+
+        async def down(size: int) -> None:
+            await client.probe(up=0, down=size)
+
+        rtt, jitter = round_trip(await _trips(up, seconds / 4))
+        rates = [await _rate(call, rtt, seconds * 3 / 8) for call in (up, down)]
+    return LinkProfile(
+        name=name,
+        rtt_ms=significant(rtt * 1000),
+        uplink_mbps=significant(rates[0] * 8e-6),
+        downlink_mbps=significant(rates[1] * 8e-6),
+        jitter_ms=significant(jitter * 1000),
+        source="measured",
+        reference=f"cutline profile link, {datetime.now(UTC).date()}; losses show as jitter and lower rates",
+    )
+
+
+def round_trip(seconds: Sequence[float]) -> tuple[float, float]:
+    """The middle round trip, and how far one strays from it: nine in ten do not stray farther."""
+    middle = statistics.median(seconds)
+    strays = sorted(abs(one - middle) for one in seconds)
+    return middle, min(middle, strays[int(0.9 * (len(strays) - 1))])
+
+
+def rate(small: Sequence[float], large: Sequence[float], size: int) -> float:
+    """Bytes a second from the seconds of small calls and of such that carried `size` bytes more.
+
+    Infinite speed does not exist: where noise hides the difference, a tenth of the small call's time counts.
+    """
+    base = statistics.median(small)
+    return size / max(statistics.median(large) - base, base / 10)
+
+
+async def _trips(call: Call, budget: float) -> list[float]:
+    """Seconds of small calls, one after the other."""
+    await _timed(call, 0)
+    end, trips = time.monotonic() + budget, list[float]()
+    while len(trips) < LEAST or (len(trips) < TRIPS and time.monotonic() < end):
+        trips.append(await _timed(call, 0))
+    return trips
+
+
+async def _rate(call: Call, rtt: float, budget: float) -> float:
+    """Bytes a second that `call` carries, by calls so large that they take a good part of the budget."""
+    end, size = time.monotonic() + budget, SMALLEST
+    while (taken := await _timed(call, size)) < rtt + budget / 6 and size < CHUNK:
+        size *= 2
+    small, large = [await _timed(call, 0)], list[float]()
+    while not large or time.monotonic() + taken < end:
+        large.append(await _timed(call, size))
+        small.append(await _timed(call, 0))
+    return rate(small, large, size)
+
+
+async def _timed(call: Call, size: int) -> float:
+    began = time.perf_counter()
+    await call(size)
+    return time.perf_counter() - began

@@ -1,0 +1,146 @@
+"""From a question to what the models take: pictures, pixels, and the prompt's tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image
+
+from cutline.edge.generation.generation import Prepared
+from cutline.edge.generation.question import Question
+from cutline.edge.inference.kv_cache import LruCache
+from cutline.edge.inference.target_prefix import check_cut
+from cutline.edge.inference.token_merging import shorten
+from cutline.errors import ImageError, InputError, PromptError
+from cutline.models.bundle import Bundle, Manifest
+from cutline.models.decode_budget import DECODING
+from cutline.models.families import Grid
+from cutline.models.images import MAX_PIXELS, Header, Pixels, decode_image, lossless, read_header
+from cutline.models.prompt import PromptBuilder
+
+MAX_TOGETHER = 4 * MAX_PIXELS  # of a question's images: they are decoded one by one, and others wait meanwhile
+MAX_PACKED = MAX_PIXELS // 4  # of a picture that is written anew as it is
+PREVIEW = 256  # pixels on a side
+PICTURES_BYTES = 64 << 20  # of images that were asked about before: one of SmolVLM-256M's tiles and a photograph
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Seen:
+    """What is kept of an image that was decoded.
+
+    `picture` is as small as it may be for the same `pixels`; where it is only a preview, `file` is what travels.
+    """
+
+    header: Header
+    picture: Image.Image
+    pixels: Pixels
+    file: bytes | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes."""
+        return 4 * math.prod(self.picture.size) + self.pixels.values.nbytes + len(self.file or b"")
+
+
+class Preparer:
+    """Prepares questions for a drafter with this manifest and, where there is one, the bundle of its target.
+
+    `planned` says that mode `auto` may come to cut the target. Pictures that were asked about lately are not decoded
+    again, unless every question is to be `fresh`. For any threads.
+    """
+
+    def __init__(
+        self, manifest: Manifest, prompts: PromptBuilder, target: Bundle | None, *, planned: bool, fresh: bool = False
+    ) -> None:
+        self._manifest = manifest
+        self._prompts = prompts
+        self._target = target
+        self._planned = planned
+        self._fresh = fresh
+        self._pictures: LruCache[bytes, Seen] = LruCache(0 if fresh else PICTURES_BYTES)
+
+    def prepare(self, asked: Question) -> Prepared:
+        """A question as the models take it. Raises InputError, BundleError."""
+        manifest = self._manifest
+        if asked.cut != "image":
+            if self._target is None:
+                raise InputError("a cut runs the target's first layers here; give its bundle with --target")
+            check_cut(self._target, asked.cut)
+        if asked.keep_image_tokens < 1.0 and manifest.family.axes > 1:
+            raise InputError(f"{manifest.name} places image tokens in a plane, where none can be left out")
+        names = tuple(_name(asked.tenant, file) for file in asked.images)
+        found = [self._pictures.get(name) for name in names]
+        files = zip(asked.images, found, strict=True)
+        headers = [read_header(file) if seen is None else seen.header for file, seen in files]
+        if sum(math.prod(one.size) for one in headers) > MAX_TOGETHER:
+            raise InputError(f"the images have over {MAX_TOGETHER // 10**6} megapixels together; make them smaller")
+        # Headers say whether there is room for them all, before any is decoded.
+        expected = [manifest.family.grid(one.size) for one in headers]
+        prompt = self._prompt(asked, expected)
+        seen = tuple(map(self._see, names, asked.images, headers, found))
+        grids = [one.pixels.grid for one in seen]
+        if grids != expected:  # a PNG had said behind its pixels that it is turned
+            prompt = self._prompt(asked, grids)
+        return Prepared(
+            question=asked,
+            images=tuple(one.picture for one in seen),
+            pixels=tuple(one.pixels for one in seen),
+            names=names,
+            fresh=self._fresh,
+            prompt=prompt,
+            asked=shorten(prompt, manifest.image_token, asked.keep_image_tokens),
+            limit=min(asked.max_tokens, self._context(asked) - len(prompt)),
+            files=tuple(one.file for one in seen),
+            reduced=sum(one.reduced for one in headers),
+        )
+
+    def _prompt(self, asked: Question, grids: Sequence[Grid]) -> tuple[int, ...]:
+        """The tokens of a question whose images become `grids`. Raises PromptError where they leave no room."""
+        prompt, context = self._prompts.build(asked.messages, grids).ids, self._context(asked)
+        if len(prompt) >= context:
+            raise PromptError(
+                f"the prompt takes {len(prompt)} tokens, the target holds {context}; ask something shorter"
+            )
+        return prompt
+
+    def _context(self, asked: Question) -> int:
+        """Tokens that every model holds which may be asked."""
+        context = self._manifest.decoder.context
+        if (asked.cut != "image" or self._planned) and self._target is not None:
+            return min(context, self._target.manifest.decoder.context)
+        return context
+
+    def _see(self, name: bytes, file: bytes, header: Header, found: Seen | None) -> Seen:
+        if found is not None:
+            return found
+        with DECODING.hold(header.memory):
+            seen = self._decode(file, header)
+        self._pictures.put(name, seen, seen.size)
+        return seen
+
+    def _decode(self, file: bytes, header: Header) -> Seen:
+        """Decode an image, and keep what is small. Raises ImageError."""
+        family, picture = self._manifest.family, decode_image(file)
+        settled = family.settle(picture)
+        pixels = family.preprocess(settled)
+        if settled is not picture:
+            return Seen(header, settled, pixels)
+        if header.travels:
+            packed = file
+        elif math.prod(picture.size) <= MAX_PACKED:
+            packed = lossless(picture)
+        else:
+            raise ImageError("an image of this shape is too large in this format; save it as JPEG, PNG or WebP")
+        preview = picture.copy()
+        preview.thumbnail((PREVIEW, PREVIEW), Image.Resampling.BOX)
+        return Seen(header, preview, pixels, packed)
+
+
+def _name(tenant: str, file: bytes) -> bytes:
+    """What an image is kept under, for a tenant alone: whether another has asked about it does not show."""
+    name = hashlib.sha256(f"{tenant}\0".encode())
+    name.update(file)
+    return name.digest()

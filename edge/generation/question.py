@@ -1,0 +1,146 @@
+"""What is asked of an agent, and how it is to be answered."""
+
+from __future__ import annotations
+
+import enum
+import math
+import re
+from typing import Any
+
+import msgspec
+
+from cutline.core.wire import Wire
+from cutline.edge.generation.conditions import RequestConditions, conditions_of
+from cutline.errors import InputError, PromptError
+from cutline.models.prompt import ImagePart, Message, question
+from cutline.models.sampling import Sampling
+from cutline.protos.messages import MAX_ALTERNATIVES, MAX_IMAGE_BYTES, MAX_IMAGES
+from cutline.protos.request_ids import check_request_id
+
+MAX_TIMEOUT = 600.0  # seconds
+MAX_STOPS = 4
+MAX_STOP = 100  # characters
+MAX_NOISE = 10.0  # of a row's root mean square: beyond it nothing is left that an answer could come from
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class Mode(enum.StrEnum):
+    """How an answer is made."""
+
+    EDGE = "edge"  # the drafter alone
+    CLOUD = "cloud"  # the worker alone, which gets the image
+    SPLIT = "split"  # the target alone, its layers before the cut run here
+    DRAFT = "draft"  # drafted here, verified by the worker, which decodes on meanwhile
+    AUTO = "auto"  # planned; without profiles, the drafter's answer if the gate keeps it, else verified by the worker
+
+
+class Question(msgspec.Struct, frozen=True, kw_only=True):
+    """A conversation that ends in a question, the `images` (files' bytes) in it, and how to answer it.
+
+    The images come in the order of the messages' image parts. `logprobs` asks how likely each token was, and of so
+    many alternatives. `correct_seconds`: an answer that the agent finished alone, its worker lost, may still be
+    verified for so long. What is kept of a question is kept for its `tenant` alone, who asks where that is known. The
+    five from `exact` on bound what mode `auto` may plan; no other mode plans, nor does `auto` where a cut is given.
+    """
+
+    messages: tuple[Message, ...]
+    images: tuple[bytes, ...] = ()
+    mode: Mode = Mode.AUTO
+    sampling: Sampling = Sampling()
+    max_tokens: int = 64
+    effort: float = 1.0
+    cut: str = "image"  # the first layer of the target that the worker runs
+    wire: Wire = Wire.FLOAT32  # of the boundary, at any later cut than `image`
+    keep_image_tokens: float = 1.0  # the share of them that enters the decoder, at a cut from `decoder.0` on
+    noise: float = 0.0  # on each row of the boundary: its standard deviation, as a share of the row's root mean square
+    timeout: float = 60.0  # seconds
+    stop: tuple[str, ...] = ()  # words before which the answer ends
+    logprobs: int | None = None
+    correct_seconds: float = 0.0
+    exact: bool = False  # every token is the target's own
+    image_must_stay: bool = False  # neither the picture nor its bare patches leave the device
+    max_latency_ms: float | None = None  # also of an answer that the gate passes on
+    min_agreement: float | None = None  # share of answers that are the target's own, as measured; None is 0.9
+    max_leak: float | None = None  # share of a picture's variance that an attacker recovers, as measured
+    tenant: str = ""
+    request_id: str = ""  # names it in the logs of all who work on it
+    trace: str = ""  # the W3C trace context that it belongs to, which workers get too
+
+    @classmethod
+    def about(cls, image: bytes, text: str, **options: Any) -> Question:
+        """One question about one image."""
+        return cls(messages=(question(text),), images=(image,), **options)
+
+    @property
+    def text(self) -> str:
+        """The words of the question."""
+        return self.messages[-1].text if self.messages else ""
+
+    @property
+    def conditions(self) -> RequestConditions:
+        """What of it decides by which threshold the drafter's answer may stand."""
+        return conditions_of(self.messages, self.sampling)
+
+    @property
+    def bounded(self) -> bool:
+        """Whether it bounds what may be planned."""
+        bounds = self.max_latency_ms, self.min_agreement, self.max_leak
+        return self.exact or self.image_must_stay or any(bound is not None for bound in bounds)
+
+    def __post_init__(self) -> None:
+        self._check_conversation()
+        check_request_id(self.request_id)
+        words = "".join((*(message.text for message in self.messages), *self.stop))
+        if _SURROGATE.search(words):  # no message could carry them
+            raise PromptError("the question has code points that are not characters; take them out")
+        if not 0.0 <= self.effort <= 1.0:
+            raise InputError(f"effort is {self.effort}; give 0 (the worker only verifies) to 1 (full race)")
+        if self.max_tokens < 1:
+            raise InputError(f"max-tokens is {self.max_tokens}; give 1 or more")
+        if len(self.stop) > MAX_STOPS or not all(0 < len(one) <= MAX_STOP for one in self.stop):
+            raise InputError(f"stop takes {MAX_STOPS} texts at most, of 1 to {MAX_STOP} characters each")
+        if self.logprobs is not None and not 0 <= self.logprobs <= MAX_ALTERNATIVES:
+            raise InputError(f"logprobs is {self.logprobs}; give 0 to {MAX_ALTERNATIVES} alternatives a token")
+        if not 0.0 <= self.correct_seconds <= MAX_TIMEOUT:
+            raise InputError(f"correct-seconds is {self.correct_seconds}; give 0 to {MAX_TIMEOUT:.0f}")
+        match self.mode:
+            case Mode.EDGE | Mode.CLOUD if self.cut != "image":
+                raise InputError(f"mode {self.mode} cuts nothing; for the cut {self.cut[:40]} use split, draft or auto")
+        if not 0.0 < self.keep_image_tokens <= 1.0:
+            raise InputError(f"keep-image-tokens is {self.keep_image_tokens}; give a share above 0, and 1 at most")
+        if self.keep_image_tokens < 1.0 and not self.cut.startswith(("decoder.", "head")):
+            raise InputError("keep-image-tokens needs a cut at decoder.0 or later: the device merges them")
+        if not 0.0 <= self.noise <= MAX_NOISE:
+            raise InputError(f"noise is {self.noise}; give a share of a row from 0 to {MAX_NOISE:g}")
+        if self.noise > 0.0 and self.cut == "image":
+            raise InputError("noise needs a cut after image, such as decoder.0; the picture itself goes as it is")
+        if self.bounded and (self.mode is not Mode.AUTO or self.cut != "image"):
+            given = f"mode {self.mode}" if self.mode is not Mode.AUTO else f"the cut {self.cut[:40]}"
+            raise InputError(
+                "exact, image-must-stay, max-latency-ms, min-agreement and max-leak bound what mode auto plans; "
+                f"{given} leaves nothing to plan"
+            )
+        if self.max_latency_ms is not None and not 0.0 < self.max_latency_ms < math.inf:
+            raise InputError(f"max-latency-ms is {self.max_latency_ms}; give a number above 0")
+        if self.min_agreement is not None and not 0.0 <= self.min_agreement <= 1.0:
+            raise InputError(f"min-agreement is {self.min_agreement}; give a share from 0 to 1")
+        if self.max_leak is not None and not 0.0 <= self.max_leak <= 1.0:
+            raise InputError(f"max-leak is {self.max_leak}; give a share from 0 to 1")
+        if not 0.0 < self.timeout <= MAX_TIMEOUT:
+            raise InputError(f"timeout is {self.timeout}; give more than 0 and at most {MAX_TIMEOUT:.0f} seconds")
+
+    def _check_conversation(self) -> None:
+        """That the messages end in a question and have a place for every image."""
+        if not self.text.strip():
+            raise PromptError("the question is empty; ask something about the image")
+        if (role := self.messages[-1].role) != "user":
+            raise PromptError(f"the last message is the {role}'s; end with one of the user's")
+        places = sum(isinstance(part, ImagePart) for message in self.messages for part in message.parts)
+        if places != len(self.images):
+            raise PromptError(f"the messages have places for {places} images, but {len(self.images)} came with them")
+        if places > MAX_IMAGES:
+            raise InputError(f"{places} images are too many; give {MAX_IMAGES} at most")
+        if sum(map(len, self.images)) > MAX_IMAGE_BYTES:
+            raise InputError(f"the images are over {MAX_IMAGE_BYTES >> 20} MiB together; save them smaller")

@@ -1,0 +1,181 @@
+"""A decoder on ONNX Runtime: shared weights, and per conversation a key-value cache bound in place.
+
+Every layer's cache is one array of the whole context, bound as both past and present, so a step copies nothing and
+forgetting is setting a length. A step of one token, the usual one, also reuses its inputs, outputs and bindings.
+
+The graph is a drafter's whole decoder, which ends in logits, or the first layers of a target's, which end in the
+boundary at a cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from cutline.core.json_errors import UNREADABLE
+from cutline.devices.profile import CPU
+from cutline.edge.inference.runtime import open_session
+from cutline.errors import BundleError, PromptError
+from cutline.models.bundle import EMBEDDINGS, PREFIX_WEIGHTS, Bundle, DecoderSpec, Manifest, span_file
+from cutline.models.families.family import Positions
+
+_CACHES = tuple((kind, f"past_key_values.{{layer}}.{kind}", f"present.{{layer}}.{kind}") for kind in ("key", "value"))
+_LENGTHS = ("seqlens_k", "total_sequence_length")
+
+
+class Decoder:
+    """Weights and session of a decoder, or of its first layers; any number of states, in any threads, share one.
+
+    `output` names what the graph ends in: "logits" of the rows that are asked for, or the "boundary" of every row.
+    """
+
+    def __init__(
+        self, session: ort.InferenceSession, embeddings: NDArray[np.float32], manifest: Manifest, *, layers: int
+    ) -> None:
+        self.spec = spec = manifest.decoder
+        self.family = manifest.family
+        self.layers = layers
+        self.output: str = session.get_outputs()[0].name
+        self.width = spec.vocabulary if self.output == "logits" else spec.width
+        self.session = session
+        self._embeddings = embeddings
+
+    @classmethod
+    def open(cls, bundle: Bundle, *, threads: int, provider: str = CPU) -> Decoder:
+        """Load the decoder of a drafter's bundle. Raises InputError, BundleError."""
+        bundle.file("decoder.onnx.data")  # that the manifest lists it is what makes it verified
+        layers = bundle.manifest.decoder.layers
+        return cls._load(bundle, "decoder.onnx", {"logits", "wanted"}, layers, threads, provider)
+
+    @classmethod
+    def open_prefix(cls, bundle: Bundle, cut: str, *, threads: int, provider: str = CPU) -> Decoder:
+        """Load `[decoder.0, cut)` of a target's bundle and no weights beyond it. Raises InputError, BundleError."""
+        bundle.file(PREFIX_WEIGHTS)
+        layers = bundle.manifest.line.decoder_layer(cut)
+        return cls._load(bundle, span_file(cut, "decoder.0"), {"boundary"}, layers, threads, provider)
+
+    @classmethod
+    def _load(cls, bundle: Bundle, name: str, ends: set[str], layers: int, threads: int, provider: str) -> Decoder:
+        """Load the graph `name`, which ends as `ends` says. Raises InputError, BundleError."""
+        manifest, spec = bundle.manifest, bundle.manifest.decoder
+        session = open_session(bundle.file(name), threads=threads, provider=provider)
+        inputs = {value.name: value.shape for value in session.get_inputs()}
+        caches = {past.format(layer=layer) for layer in range(layers) for _, past, _ in _CACHES}
+        turns = manifest.family.rotations(np.zeros((manifest.family.axes, 1), np.int64))
+        expected = {"inputs_embeds", *_LENGTHS, *caches, *turns} | (ends & {"wanted"})
+        fits = inputs.keys() == expected and inputs["inputs_embeds"][-1] == spec.width
+        if not fits or session.get_outputs()[0].name not in ends:
+            raise BundleError(f"{name} in {bundle.path} is not of the sizes in the manifest; export it again")
+        return cls(session, _map_embeddings(bundle.file(EMBEDDINGS), spec), manifest, layers=layers)
+
+    def embed(self, ids: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float32]:
+        """The rows (n, width) of the tokens `ids` (n,)."""
+        index = np.asarray(ids, np.int64)
+        if index.size and not 0 <= index.min() <= index.max() < self.spec.vocabulary:
+            raise ValueError(f"token ids {index.min()}..{index.max()} are not all in 0..{self.spec.vocabulary - 1}")
+        return np.asarray(self._embeddings[index])
+
+    def new_state(self, positions: Positions | None = None) -> DecoderState:
+        """An empty state for a new conversation, its tokens at `positions`, or counted from 0 on.
+
+        Its cache takes memory only as far as it is filled.
+        """
+        return DecoderState(self, positions or Positions(np.empty((self.family.axes, 0), np.int64)))
+
+
+class DecoderState:
+    """One conversation: its key-value cache and `position`, the number of tokens in it. Not for two threads at once."""
+
+    def __init__(self, decoder: Decoder, positions: Positions) -> None:
+        self.position = 0
+        self._decoder = decoder
+        self._positions = positions
+        self._spec = decoder.spec
+        self._binding = ort.IOBinding(decoder.session)
+        spec = decoder.spec
+        for layer in range(decoder.layers):
+            for _, past, present in _CACHES:
+                # Pages of a zeroed array come from the system when they are first written, so most never do.
+                cache = np.zeros((1, spec.kv_heads, spec.context, spec.head_dim), np.float32)
+                value = ort.OrtValue.ortvalue_from_numpy(cache)
+                self._binding.bind_ortvalue_input(past.format(layer=layer), value)
+                self._binding.bind_ortvalue_output(present.format(layer=layer), value)
+        self._last = np.zeros(1, np.int32)  # position of the last row
+        self._total = np.zeros((), np.int32)
+        for name, length in zip(_LENGTHS, (self._last, self._total), strict=True):
+            self._bind_input(name, length)
+        self._shape = (0, 0)
+        self._shape_buffers(1, 1)
+
+    def extend(self, rows: NDArray[np.float32], *, last_only: bool = False) -> NDArray[np.float32]:
+        """Append `rows` (n, width), n > 0; returns what comes out (n, `Decoder.width`), or (1, ...) of the last row.
+
+        `last_only` is for logits alone. Raises PromptError when the context has no room for them; the state is then as
+        before.
+        """
+        count, width = rows.shape
+        if not count or width != self._spec.width:
+            raise ValueError(f"rows of shape {rows.shape} are not (n, {self._spec.width}) with n > 0")
+        total = self.position + count
+        if total > self._spec.context:
+            raise PromptError(
+                f"{total} tokens do not fit the model's context of {self._spec.context}; ask something shorter"
+            )
+        self._shape_buffers(count, 1 if last_only else count)
+        self._rows[0] = rows
+        self._last[0] = total - 1
+        self._total[()] = total
+        family = self._decoder.family
+        if family.axes > 1:  # else the graph turns its rows itself, by counting
+            for name, array in family.rotations(self._positions.at(self.position, total)).items():
+                self._bind_input(name, array)
+        self._decoder.session.run_with_iobinding(self._binding)
+        self.position = total
+        made: NDArray[np.float32] = self._made[0].copy()
+        return made
+
+    def rollback(self, position: int) -> None:
+        """Forget every token from `position` on."""
+        if not 0 <= position <= self.position:
+            raise ValueError(f"cannot roll back to {position}: the state holds {self.position} tokens")
+        self.position = position
+
+    def resume(self, position: int, positions: Positions) -> None:
+        """Forget every token from `position` on, and go on with tokens at `positions`, whose first stand as before."""
+        self.rollback(position)
+        self._positions = positions
+
+    def _shape_buffers(self, count: int, wanted: int) -> None:
+        """Make and bind buffers for `count` rows in and `wanted` rows out, unless they are as asked."""
+        if self._shape == (count, wanted):
+            return
+        self._rows = np.empty((1, count, self._spec.width), np.float32)
+        self._made = np.empty((1, wanted, self._decoder.width), np.float32)
+        self._bind_input("inputs_embeds", self._rows)
+        if self._decoder.output == "logits":
+            self._bind_input("wanted", np.arange(count - wanted, count, dtype=np.int64))
+        self._binding.bind_ortvalue_output(self._decoder.output, ort.OrtValue.ortvalue_from_numpy(self._made))
+        self._shape = (count, wanted)
+
+    def _bind_input(self, name: str, array: NDArray[np.generic]) -> None:
+        self._binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
+
+
+def _map_embeddings(path: Path, spec: DecoderSpec) -> NDArray[np.float32]:
+    """The tensor of a safetensors file of one, mapped instead of read: an answer touches few of its rows."""
+    shape = (spec.vocabulary, spec.width)
+    expected = {"dtype": "F32", "shape": list(shape), "data_offsets": [0, 4 * spec.vocabulary * spec.width]}
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = msgspec.json.decode(file.read(min(length, 4096)), type=dict[str, dict[str, object]])
+        if header.get("embeddings") == expected:
+            return np.memmap(path, np.float32, "r", offset=8 + length, shape=shape)
+    except (*UNREADABLE, ValueError, OSError) as error:
+        raise BundleError(f"{path} does not read ({error}); export the bundle again") from None
+    raise BundleError(f"{path} does not hold the embeddings that the manifest describes; export the bundle again")

@@ -1,0 +1,198 @@
+"""The drafter: the small model on the device, and one conversation's drafting with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cutline.devices.profile import CPU
+from cutline.edge.inference.decoder import Decoder
+from cutline.edge.inference.kv_cache import History, ImageRows, Key, PrefixCache, PromptRows, Rows, keys_of
+from cutline.edge.inference.vision_encoder import VisionSpan
+from cutline.errors import BundleError
+from cutline.models.bundle import Bundle, Manifest
+from cutline.models.images import Pixels
+from cutline.models.penalties import NO_PENALTIES, Past
+from cutline.models.sampling import Sampling, agreeing, choose
+from cutline.protos.messages import Likelihood
+
+
+@dataclass(frozen=True, slots=True)
+class Drafted:
+    """A token that the drafter chose, and the probability (0..1) that it gave it; all of that, if it was asked for."""
+
+    token: int
+    probability: float
+    likelihood: Likelihood | None = None
+
+
+class Drafter:
+    """A loaded drafter bundle. Conversations share it; several threads may draft at once, each its own."""
+
+    def __init__(self, manifest: Manifest, tower: VisionSpan, decoder: Decoder) -> None:
+        self.manifest = manifest
+        self._images = ImageRows(tower)
+        self._decoder = decoder
+        self._prefix_cache = PrefixCache(decoder)
+
+    @classmethod
+    def open(cls, bundle: Bundle, *, threads: int, provider: str = CPU) -> Drafter:
+        """Load a drafter's bundle. Raises InputError, BundleError."""
+        if bundle.manifest.role != "drafter":
+            raise BundleError(f"{bundle.path} holds a {bundle.manifest.role}; an agent needs a drafter's bundle")
+        return cls(
+            bundle.manifest,
+            VisionSpan.open(bundle, "decoder.0", threads=threads, provider=provider),
+            Decoder.open(bundle, threads=threads, provider=provider),
+        )
+
+    def converse(
+        self,
+        prompt: Sequence[int],
+        pixels: Sequence[Pixels],
+        sampling: Sampling,
+        *,
+        names: Sequence[bytes] | None = None,
+        start: int | None = None,
+        alternatives: int | None = None,
+        tenant: str = "",
+    ) -> Drafting:
+        """Begin to draft answers to `prompt`, whose image tokens stand for the images in `pixels`.
+
+        With `names`, one an image and the same for no two images, a conversation goes on from an earlier one that began
+        alike, `tenant`'s as well, and is kept for others; without, it stands alone. `start` is the position of an
+        answer's first token in the target's prompt, where that is of another length. With `alternatives` tokens come
+        with their likelihoods, and with those of so many others.
+        """
+        manifest, grids = self.manifest, [one.grid for one in pixels]
+        counts = [manifest.family.tokens(grid) for grid in grids]
+
+        def image(index: int) -> Rows:
+            return self._images.of(pixels[index], None if names is None else names[index])
+
+        known = range(len(pixels)) if names is None else names
+        keys = keys_of(prompt, manifest.image_token, list(zip(known, counts, strict=True)))
+        positions = manifest.family.positions(np.array(prompt) == manifest.image_token, grids)
+        history = (
+            History(self._decoder, positions) if names is None else self._prefix_cache.begin(keys, positions, tenant)
+        )
+        drafting = Drafting(
+            self._decoder,
+            history,
+            keys,
+            PromptRows(self._decoder, prompt, manifest.image_token, counts, image),
+            sampling,
+            manifest,
+            start=start,
+            alternatives=alternatives,
+        )
+        if names is not None:
+            self._prefix_cache.keep_after(drafting, history)
+        return drafting
+
+
+class Drafting:
+    """One conversation of the drafter. Not for two threads at once.
+
+    `prompt` has a key for each of its tokens, `history` those that the decoder has seen; the prompt's `rows` are asked
+    for when a token is drafted. `start` is the position at which the law counts the answer's first: after the prompt,
+    if not given.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        history: History,
+        prompt: Sequence[Key],
+        rows: PromptRows,
+        sampling: Sampling,
+        manifest: Manifest,
+        *,
+        start: int | None = None,
+        alternatives: int | None = None,
+    ) -> None:
+        self._decoder = decoder
+        self._history = history
+        self._prompt = prompt
+        self._rows = rows
+        self._sampling = sampling
+        self._stop_tokens = frozenset(manifest.stop_tokens)
+        self._penalties = manifest.penalties
+        self._start = len(prompt) if start is None else start
+        self._alternatives = alternatives
+
+    def draft(self, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
+        """Tokens that may follow `answer`, up to `limit` of them or the end of the answer.
+
+        `answer` may differ from what was drafted before: the state goes back to where they part. The caller may
+        stop asking at any token.
+        """
+        logits = self._catch_up(answer)
+        past = self._past(answer, logits)
+        for position in range(self._start + len(answer), self._start + len(answer) + limit):
+            token = choose(logits if past is None else past.penalised(logits), self._sampling, position)
+            likelihood = None if self._alternatives is None else likelihood_of(logits, token, self._alternatives)
+            yield Drafted(token, _probability(logits, token), likelihood)
+            if token in self._stop_tokens or len(self._history.keys) >= self._decoder.spec.context:
+                return
+            if past is not None:
+                past.extend([token])
+            logits = _last(self._feed([token], last_only=True))
+
+    def logits(self, answer: Sequence[int]) -> NDArray[np.float32]:
+        """What the drafter makes of a given answer: logits (len(answer) + 1, vocabulary), from its first token on."""
+        first = self._catch_up(())[None]
+        return np.concatenate([first, self._feed(answer, last_only=False)]) if answer else first
+
+    def _past(self, answer: Sequence[int], like: NDArray[np.float32]) -> Past | None:
+        """The tokens up to the end of `answer` as the model's penalties see them; None where it has none."""
+        if self._penalties == NO_PENALTIES:
+            return None
+        past = Past(self._penalties, self._rows.prompt, first=self._start, stop_tokens=self._stop_tokens, like=like)
+        past.extend(answer)
+        return past
+
+    def _catch_up(self, answer: Sequence[int]) -> NDArray[np.float32]:
+        """Bring the state to the prompt and `answer`; returns the logits (vocabulary,) after them."""
+        history, length = self._history, len(self._prompt)
+        if not answer:
+            history.rollback(min(len(history.keys), length - 1))  # the last token's logits are what is asked for
+        if (there := len(history.keys)) < length:
+            logits = history.extend(self._rows.after(there), self._prompt[there:], last_only=True)
+            if not answer:
+                return _last(logits)
+        # Likewise the last token of the answer is fed anew even if the state has it.
+        keep = min(agreeing(history.keys[length:], answer), len(answer) - 1)
+        history.rollback(length + keep)
+        return _last(self._feed(answer[keep:], last_only=True))
+
+    def _feed(self, tokens: Sequence[int], *, last_only: bool) -> NDArray[np.float32]:
+        return self._history.extend(self._decoder.embed(tokens), tokens, last_only=last_only)
+
+
+def likelihoods_of(drafted: Sequence[Drafted]) -> list[Likelihood]:
+    """Those of drafted tokens, or none where they were not asked for."""
+    return [one.likelihood for one in drafted if one.likelihood is not None]
+
+
+def likelihood_of(logits: NDArray[np.float32], token: int, alternatives: int) -> Likelihood:
+    """How likely `token` was by its logits (vocabulary,), and so many of the likeliest; of equal ones the first."""
+    logprobs = logits - logits.max().astype(np.float64)
+    logprobs -= np.log(np.exp(logprobs).sum())
+    least = np.partition(logprobs, -alternatives)[-alternatives] if 0 < alternatives < len(logprobs) else -np.inf
+    among = np.flatnonzero(logprobs >= least)
+    best = among[np.argsort(-logprobs[among], kind="stable")][:alternatives]
+    return Likelihood(float(logprobs[token]), tuple((int(one), float(logprobs[one])) for one in best))
+
+
+def _last(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The last row (vocabulary,) of logits (n, vocabulary)."""
+    row: NDArray[np.float32] = logits[-1]
+    return row
+
+
+def _probability(logits: NDArray[np.float32], token: int) -> float:
+    return float(1.0 / np.exp(logits - logits[token], dtype=np.float64).sum())

@@ -1,0 +1,221 @@
+"""The device's part of a target: `[image, cut)` for every cut, and what crosses the cut in one conversation.
+
+Up to `decoder.0` that is the boundary of the image alone, and the worker embeds the tokens. At a cut inside the decoder
+it is a boundary row of every token: the device embeds them, and keeps keys and values of its own layers.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cutline.devices.profile import CPU
+from cutline.edge.inference.boundary_noise import Noise
+from cutline.edge.inference.decoder import Decoder
+from cutline.edge.inference.kv_cache import History, ImageRows, Key, PrefixCache, PromptRows, Rows, keys_of
+from cutline.edge.inference.token_merging import merge_runs, parts_of, shorten
+from cutline.edge.inference.vision_encoder import VisionSpan
+from cutline.errors import BundleError, InputError
+from cutline.models.bundle import Bundle, Manifest, span_file
+from cutline.models.images import Pixels
+from cutline.models.sampling import agreeing
+
+PREFILL = 128  # rows a run: while they are on their way, the next are computed
+SPANS = 8  # that stay loaded: a plan that wavers between cuts loads none of them anew
+
+
+def device_cuts(manifest: Manifest) -> tuple[str, ...]:
+    """The cuts that a bundle has the graphs for."""
+    line, files = manifest.line, manifest.files
+    shallow = [cut for cut in line.image_cuts if span_file(cut) in files]
+    deep = [cut for cut in line.deep_cuts if span_file(cut, "decoder.0") in files]
+    return (*shallow, *(deep if "decoder.0" in shallow else []))
+
+
+def check_cut(bundle: Bundle, cut: str) -> None:
+    """That a device can run `[image, cut)` of a target's bundle, for a cut after `image`.
+
+    Raises InputError, BundleError.
+    """
+    manifest = bundle.manifest
+    if manifest.role != "target":
+        raise BundleError(f"{bundle.path} holds a {manifest.role}; only a target is cut")
+    if cut not in manifest.line.layers[1:]:
+        raise InputError(f"{manifest.name} has no cut {cut[:40]!r}; cuts: {', '.join(manifest.line.layers)}")
+    if cut not in (cuts := device_cuts(manifest)):
+        raise InputError(f"{manifest.name} has no graphs for the cut {cut}, only for {', '.join(cuts) or 'none'}")
+
+
+class TargetSpan:
+    """The layers `[image, cut)` of a target, for any cut but `image`. Conversations share it, in any threads."""
+
+    def __init__(self, manifest: Manifest, tower: VisionSpan, prefix: Decoder | None) -> None:
+        self._manifest = manifest
+        self._images = ImageRows(tower)
+        self._prefix = prefix
+        self._prefix_cache = None if prefix is None else PrefixCache(prefix)
+
+    @classmethod
+    def open(cls, bundle: Bundle, cut: str, *, threads: int, provider: str = CPU) -> TargetSpan:
+        """Load the span that ends at `cut`, and no weights beyond it. Raises InputError, BundleError."""
+        check_cut(bundle, cut)
+        manifest = bundle.manifest
+        if cut in manifest.line.image_cuts:
+            return cls(manifest, VisionSpan.open(bundle, cut, threads=threads, provider=provider), None)
+        return cls(
+            manifest,
+            VisionSpan.open(bundle, "decoder.0", threads=threads, provider=provider),
+            Decoder.open_prefix(bundle, cut, threads=threads, provider=provider),
+        )
+
+    def converse(
+        self,
+        prompt: Sequence[int],
+        pixels: Sequence[Pixels],
+        *,
+        names: Sequence[bytes] | None = None,
+        fresh: bool = False,
+        keep: float = 1.0,
+        noise: Noise | None = None,
+        tenant: str = "",
+    ) -> Crossing:
+        """What crosses the cut for `prompt`, whose image tokens stand for the images in `pixels`.
+
+        With `names`, one an image and the same for no two images, what `tenant`'s earlier conversations had computed is
+        not run again, unless this one is `fresh`. `keep` is the share of the image tokens that enters the decoder, at a
+        cut from `decoder.0` on. `noise` is on what crosses, not on what is computed here; it needs names.
+        """
+        assert noise is None or names is not None
+        manifest, token = self._manifest, self._manifest.image_token
+        kept = None if fresh else names
+        grids = [one.grid for one in pixels]
+        parts = parts_of(prompt, token, [manifest.family.tokens(grid) for grid in grids]) if keep < 1.0 else []
+
+        def image(index: int) -> Rows:
+            rows = self._images.of(pixels[index], None if kept is None else kept[index])
+            return merge_runs(rows, parts[index], token, keep) if parts else rows
+
+        def blurred(index: int) -> Rows:
+            return image(index) if noise is None or names is None else noise.on_image(image(index), names[index], keep)
+
+        if self._prefix is None or self._prefix_cache is None:
+            return Crossing(len(pixels), blurred)
+        short = shorten(prompt, token, keep)
+        counts = [shorten(part, token, keep).count(token) for part in parts] or [*map(manifest.family.tokens, grids)]
+        known = range(len(pixels)) if names is None else names
+        keys = keys_of(short, token, [((name, keep), count) for name, count in zip(known, counts, strict=True)])
+        positions = manifest.family.positions(np.array(short) == token, grids)
+        history = (
+            History(self._prefix, positions) if kept is None else self._prefix_cache.begin(keys, positions, tenant)
+        )
+        rows = PromptRows(self._prefix, short, token, counts, image)
+        crossing = Crossing(len(pixels), image, Prefixed(keys, rows, history, noise))
+        if kept is not None:
+            self._prefix_cache.keep_after(crossing, history)
+        return crossing
+
+    def forget(self) -> None:
+        """Let go of all that is kept of conversations that ended."""
+        self._images.clear()
+        if self._prefix_cache is not None:
+            self._prefix_cache.clear()
+
+
+class LoadedSpans:
+    """The spans of a target that were used last, SPANS of them; a conversation keeps its own until it ends.
+
+    Threads may share it: one loads at a time, and none loads what another has just loaded.
+    """
+
+    def __init__(self, bundle: Bundle, *, threads: int, provider: str = CPU) -> None:
+        self._bundle = bundle
+        self._threads = threads
+        self._provider = provider
+        self._spans: dict[str, TargetSpan] = {}  # the one used last at the end
+        self._turn = threading.Lock()
+
+    @property
+    def cuts(self) -> frozenset[str]:
+        """The cuts whose spans are loaded; does not wait for one that is being loaded."""
+        return frozenset(tuple(self._spans))
+
+    def open(self, cut: str) -> TargetSpan:
+        """The span that ends at `cut`, loaded if it is not. Raises InputError, BundleError."""
+        with self._turn:
+            span = self._spans.pop(cut, None)
+            while len(self._spans) >= SPANS:  # before loading, so that no more are ever held
+                del self._spans[next(iter(self._spans))]
+            if span is None:
+                span = TargetSpan.open(self._bundle, cut, threads=self._threads, provider=self._provider)
+            for other in self._spans.values():  # what is kept of conversations is kept for one cut
+                other.forget()
+            self._spans[cut] = span
+            return span
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prefixed:
+    """A prompt at a cut inside the decoder: a key and a row for each of its tokens, and what the prefix has seen.
+
+    `noise` is on all rows that cross.
+    """
+
+    keys: Sequence[Key]
+    rows: PromptRows
+    history: History
+    noise: Noise | None = None
+
+    def crossed(self, rows: Rows, end: int) -> Rows:
+        """The rows of the tokens before `end`, the last of which they are, as they cross."""
+        return rows if self.noise is None else self.noise.on_tokens(rows, self.history.keys[:end])
+
+
+class Crossing:
+    """What crosses a cut in one conversation. Not for two threads at once.
+
+    At a cut before the decoder that are the rows of so many `images`, which `image` computes one by one. Inside it the
+    prompt is `prefixed`, and every token crosses as a row.
+    """
+
+    def __init__(self, images: int, image: Callable[[int], Rows], prefixed: Prefixed | None = None) -> None:
+        self.image = image
+        self._images = images
+        self._prefixed = prefixed
+
+    @property
+    def deep(self) -> bool:
+        """Whether every token crosses as a row."""
+        return self._prefixed is not None
+
+    def opening(self, tokens: Sequence[int]) -> Iterator[Rows]:
+        """The boundary that opens a session, in parts as they are computed: the prompt's, with `tokens` behind it.
+
+        What was computed before is not computed again.
+        """
+        if self._prefixed is None:
+            yield from map(self.image, range(self._images))
+            return
+        history, rows, keys = self._prefixed.history, self._prefixed.rows, [*self._prefixed.keys, *tokens]
+        there, length = agreeing(history.keys, keys), len(self._prefixed.keys)
+        history.rollback(there)
+        if there:
+            yield self._prefixed.crossed(history.made[:there].copy(), there)
+        left = np.concatenate([rows.after(min(there, length)), rows.decoder.embed(tokens[max(0, there - length) :])])
+        for start in range(0, len(left), PREFILL):
+            part = left[start : start + PREFILL]
+            end = there + start + len(part)
+            yield self._prefixed.crossed(history.extend(part, keys[there + start : end]), end)
+
+    def again(self, answered: int, tokens: Sequence[int]) -> Rows:
+        """The boundary rows of `tokens`, which follow the first `answered` of the answer; what was there is forgotten.
+
+        Raises PromptError when the target's context has no room for them.
+        """
+        assert self._prefixed is not None
+        history, start = self._prefixed.history, len(self._prefixed.keys) + answered
+        history.rollback(start)
+        rows = history.extend(self._prefixed.rows.decoder.embed(tokens), tokens)
+        return self._prefixed.crossed(rows, start + len(tokens))

@@ -1,0 +1,67 @@
+"""The device's part of a model before the decoder: the span from the image to a cut, on ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from cutline.devices.profile import CPU
+from cutline.edge.inference.runtime import open_session
+from cutline.errors import BundleError
+from cutline.models.bundle import SPAN_WEIGHTS, Bundle, Manifest, span_file
+from cutline.models.families import AnyFamily, Grid
+
+
+class VisionSpan:
+    """The layers `[image, cut)` of a bundle, vision tower and maybe connector. No state: threads may share one."""
+
+    def __init__(self, session: ort.InferenceSession, family: AnyFamily) -> None:
+        self._session = session
+        self._family = family
+        shapes = {value.name: value.shape for value in session.get_inputs()}
+        self._inputs = shapes.keys()
+        # A graph of fixed sizes takes one tile: a batch is no faster on a CPU, and attention's memory grows with it.
+        self._at_once = shapes["pixels"][0] if isinstance(shapes["pixels"][0], int) else None
+        self._width = session.get_outputs()[0].shape[-1]
+
+    @classmethod
+    def open(cls, bundle: Bundle, cut: str, *, threads: int, provider: str = CPU) -> VisionSpan:
+        """Load the span that ends at `cut`, and no weights beyond it. Raises InputError, BundleError."""
+        bundle.file(SPAN_WEIGHTS)  # that the manifest lists it is what makes it verified
+        session = open_session(bundle.file(span_file(cut)), threads=threads, provider=provider)
+        if not _fits(session, bundle.manifest, cut):
+            raise BundleError(f"{span_file(cut)} in {bundle.path} is not of the manifest's sizes; export it again")
+        return cls(session, bundle.manifest.family)
+
+    def __call__(self, pixels: NDArray[np.float32], grids: Sequence[Grid]) -> NDArray[np.float32]:
+        """The boundary (n, width) of `pixels`, the values of all images together, which became `grids`."""
+        boundaries = [np.empty((0, self._width), np.float32)]
+        for values, beside in self._family.runs(pixels, grids):
+            given = {name: array for name, array in beside.items() if name in self._inputs}
+            size = self._at_once or len(values)
+            for first in range(0, len(values), size):
+                (boundary,) = self._session.run(None, {"pixels": values[first : first + size], **given})
+                boundaries.append(boundary.reshape(-1, self._width))
+        return np.concatenate(boundaries)
+
+
+def _fits(session: ort.InferenceSession, manifest: Manifest, cut: str) -> bool:
+    """Whether what a graph takes and gives is of the manifest's sizes, as far as the graph has them fixed."""
+    family = manifest.family
+    example = family.example(0)
+    ((values, beside),) = family.runs(example.values, [example.grid])
+    given = {"pixels": values, **beside}
+    if cut == "decoder.0":
+        made = family.tokens(example.grid), manifest.decoder.width
+    else:
+        made = family.patches(example.grid), manifest.vision.width
+    pairs = [(value.shape, given[value.name].shape if value.name in given else ()) for value in session.get_inputs()]
+    pairs.append((session.get_outputs()[0].shape[-2:], made))
+    return "pixels" in {value.name for value in session.get_inputs()} and all(
+        len(said) == len(size)
+        and all(not isinstance(one, int) or one == other for one, other in zip(said, size, strict=True))
+        for said, size in pairs
+    )

@@ -1,0 +1,64 @@
+"""How an agent stands at this moment, as `/cutline/state` and `/readyz` print it."""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+from cutline.edge.generation.question import Mode
+from cutline.models.bundle import Manifest
+
+
+class Breaker(enum.StrEnum):
+    """Whether a worker is asked: one that failed is left alone for a while."""
+
+    CLOSED = "closed"  # it is asked
+    OPEN = "open"  # it failed, and is left alone
+    TRYING = "trying"  # it is being asked again, to see
+
+
+class WorkerState(msgspec.Struct, frozen=True, kw_only=True):
+    """A worker that the agent knows. What is believed of the way to it is None where nothing is known yet.
+
+    `retry_seconds` is when it is tried again, where its breaker is open.
+    """
+
+    address: str
+    connected: bool
+    breaker: Breaker = Breaker.CLOSED
+    retry_seconds: float | None = None
+    rtt_ms: float | None = None
+    uplink_mbps: float | None = None
+    queue_ms: float | None = None
+
+
+class AgentState(msgspec.Struct, frozen=True, kw_only=True):
+    """`ready`: a plain request is answered, else `why` it is not, and what to do; `modes` can answer now.
+
+    `cuts` of the target can be asked for. `offline`: no worker is asked, whatever a question says. `plans`: mode `auto`
+    plans, and so keeps to bounds. `upstream` is the URL of the server that is asked in place of workers, if one is.
+    """
+
+    ready: bool
+    why: str | None = None
+    offline: bool
+    modes: tuple[Mode, ...]
+    drafter: str
+    target: str | None
+    cuts: tuple[str, ...] = ()
+    plans: bool = False
+    upstream: str | None = None
+    workers: tuple[WorkerState, ...] = ()
+
+
+def unready(drafter: Manifest, *, workers: bool, upstream: bool) -> str | None:
+    """Why an agent of a `drafter` answers no request of mode `auto`, if so, and what to do.
+
+    What the gate does not keep is verified by `workers`, or answered by an `upstream`, where there are any.
+    """
+    if drafter.target is None and not upstream:
+        return f"{drafter.name} was exported without a target, so no worker can verify it; ask with mode edge"
+    if drafter.calibration is None and not (workers or upstream):
+        return f"{drafter.name} is not calibrated, and nobody verifies it; run `cutline calibrate`, or give --worker"
+    return None

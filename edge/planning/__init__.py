@@ -1,0 +1,1 @@
+"""What the planner is given of models and machines, and what the agent's own traffic has taught it."""

@@ -1,0 +1,1 @@
+"""Connections between agents and workers: addresses, certificates, tokens, keepalive."""

@@ -1,0 +1,120 @@
+"""The tokens file: who may come with which token, and how much each tenant may have. Workers and agents read it.
+
+    [[token]]
+    tenant = "warehouse"
+    sha256 = "..."               # of the token, in hexadecimal; the token itself stands nowhere
+
+    [tenant.warehouse]           # may be left out, and so may each of its keys
+    sessions = 4                 # at once
+    openings_per_minute = 60
+    upload_mb_per_second = 8.0   # a worker's file alone
+
+It is read anew when it changes. One that does not read then changes nothing: the last good one stays, and the log says
+so. A token is 256 random bits, so its hash needs neither salt nor slowness.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from cutline.core.json_errors import UNREADABLE
+from cutline.errors import InputError
+from cutline.protos.channel.reloading import Renewed
+
+MAX_BYTES = 1 << 20  # of the file: some 8,000 tokens
+MAX_TOKEN = 512  # characters; a longer one is none, and is not hashed
+_TENANT = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z"
+SHA256 = r"^[0-9a-f]{64}\Z"
+
+_OF_WORKERS = frozenset({"upload_mb_per_second"})  # keys that an agent would not hold anybody to
+
+_Positive = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
+
+
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What one tenant may have of a worker, or of an agent, whose sessions are questions in work.
+
+    Without `sessions` it is all that others do not wait for.
+    """
+
+    sessions: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    openings_per_minute: _Positive = 6000.0
+    upload_mb_per_second: _Positive = 512.0  # a link of 4 Gbit/s, which may be measured
+
+
+class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    tenant: Annotated[str, msgspec.Meta(pattern=_TENANT)]
+    sha256: Annotated[str, msgspec.Meta(pattern=SHA256)]
+
+
+class _Content(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    token: tuple[_Entry, ...] = ()
+    tenant: dict[Annotated[str, msgspec.Meta(pattern=_TENANT)], Limits] = {}  # msgspec copies it
+
+
+class Tokens:
+    """The tokens file at `path`, of an agent or a worker. Raises InputError if it does not read when it is opened."""
+
+    def __init__(self, path: Path, *, agent: bool = False) -> None:
+        foreign = _OF_WORKERS if agent else frozenset[str]()
+        self._content = Renewed("the tokens file", (path,), lambda: _read(path, foreign))
+
+    def tenant(self, token: str) -> str | None:
+        """Whose `token` it is, None if it is nobody's. Takes as long for any: every entry is compared, and whole."""
+        given = token_hash(token) if len(token) <= MAX_TOKEN else ""
+        found = None
+        for entry in self._content.now().token:
+            if hmac.compare_digest(entry.sha256, given):
+                found = entry.tenant
+        return found
+
+    def limits(self, tenant: str) -> Limits:
+        """What `tenant` may have."""
+        return self._content.now().tenant.get(tenant, Limits())
+
+
+def token_hash(token: str) -> str:
+    """What the tokens file has of a token."""
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def token_entry(tenant: str, token: str) -> str:
+    """The lines that let `token` in as `tenant`, to put at the end of a tokens file. Raises InputError."""
+    return f'\n[[token]]\ntenant = "{check_tenant(tenant)}"\nsha256 = "{token_hash(token)}"\n'
+
+
+def check_tenant(name: str) -> str:
+    """A tenant's name, which is also that of a device's certificate. Raises InputError."""
+    if not re.fullmatch(_TENANT, name):
+        raise InputError(f"{name[:80]!r} is no tenant's name; take letters, digits, dots, dashes and _, 64 at most")
+    return name
+
+
+def is_tenant(name: str) -> bool:
+    """Whether a tenant may have this name."""
+    return re.fullmatch(_TENANT, name) is not None
+
+
+def _read(path: Path, foreign: frozenset[str]) -> _Content:
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_BYTES + 1)
+        if len(text) > MAX_BYTES:
+            raise InputError(f"the tokens file {path} is larger than {MAX_BYTES >> 20} MiB")
+        content = msgspec.toml.decode(text, type=_Content)
+        for tenant, given in msgspec.toml.decode(text).get("tenant", {}).items():
+            if wrong := sorted(foreign & given.keys()):
+                raise InputError(
+                    f"{path}: {wrong[0]} of tenant {tenant} is a worker's limit, not an agent's; take it out"
+                )
+        return content
+    except OSError as error:
+        raise InputError(f"cannot read the tokens file {path}: {error.strerror}") from None
+    except UNREADABLE as error:
+        raise InputError(f"the tokens file {path} does not read: {error}") from None

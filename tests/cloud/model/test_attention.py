@@ -1,0 +1,136 @@
+"""Attention of many sessions in few calls: each row sees what it would see alone, and nothing else."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from cutline.cloud.model.attention import FEW, Layout, SlotCache, Stretch, _attend, cost, gather, sort_key
+
+SLOTS, HEADS, SHARED, CONTEXT, WIDTH = 12, 6, 2, 64, 8
+MODULE = SimpleNamespace(layer_idx=3, scaling=0.3)
+
+
+def stretches_of(sessions: dict[int, tuple[int, int]]) -> list[Stretch]:
+    """Of `sessions`, (start, count) by slot, as a pass lays them out."""
+    stretches: list[Stretch] = []
+    for slot in sorted(sessions, key=lambda slot: sort_key(sessions[slot][1], slot)):
+        first, (start, count) = (stretches[-1].last if stretches else 0), sessions[slot]
+        stretches.append(Stretch(first, first + count, slot, start))
+    return stretches
+
+
+def random_cache(dtype: torch.dtype) -> SlotCache:
+    cache = SlotCache((1, SLOTS, SHARED, CONTEXT, WIDTH), first=3, like=torch.empty(0, dtype=dtype))
+    cache.keys.normal_()
+    cache.values.normal_()
+    return cache
+
+
+def attended(cache: SlotCache, stretches: list[Stretch], *given: torch.Tensor) -> torch.Tensor:
+    layout = Layout(stretches, cache, heads=HEADS // SHARED)
+    query, key, value = given
+    return _attend(MODULE, query, key, value, None, layout=layout, slot_cache=cache)[0][0].transpose(0, 1)
+
+
+def rows_of(total: int, heads: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.randn(1, heads, total, WIDTH, dtype=dtype)
+
+
+def by_hand(cache: SlotCache, stretch: Stretch, query: torch.Tensor) -> torch.Tensor:
+    """Softmax written out, one row and one head at a time, of what stands in the cache."""
+    made = torch.empty(HEADS, stretch.count, WIDTH, dtype=torch.float64)
+    for row in range(stretch.count):
+        seen = stretch.start + row + 1
+        for head in range(HEADS):
+            keys, values = (
+                held[0, stretch.slot, head // (HEADS // SHARED), :seen].double() for held in (cache.keys, cache.values)
+            )
+            scores = keys @ query[0, head, stretch.first + row].double() * MODULE.scaling
+            made[head, row] = scores.softmax(0) @ values
+    return made
+
+
+SESSIONS = st.dictionaries(
+    st.integers(0, SLOTS - 1), st.tuples(st.integers(0, 30), st.integers(1, FEW + 8)), min_size=1, max_size=SLOTS
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(SESSIONS)
+def test_every_row_attends_as_it_would_alone(sessions: dict[int, tuple[int, int]]) -> None:
+    torch.manual_seed(0)
+    cache, stretches = random_cache(torch.float32), stretches_of(sessions)
+    total = stretches[-1].last
+    query, key, value = (rows_of(total, heads, torch.float32) for heads in (HEADS, SHARED, SHARED))
+    got = attended(cache, stretches, query, key, value)
+    for stretch in stretches:
+        rows, written = slice(stretch.first, stretch.last), slice(stretch.start, stretch.end)
+        assert torch.equal(cache.keys[0, stretch.slot, :, written], key[0, :, rows])
+        assert torch.equal(cache.values[0, stretch.slot, :, written], value[0, :, rows])
+        torch.testing.assert_close(got[:, rows].double(), by_hand(cache, stretch, query), atol=1e-5, rtol=0)
+
+
+def test_a_neighbours_broken_numbers_stay_its_own() -> None:
+    """Also those of a slot between, of nobody here."""
+    torch.manual_seed(0)
+    cache = random_cache(torch.float32)
+    cache.keys[:, 1] = cache.values[:, 1] = torch.nan
+    cache.keys[:, 3, :, :20] = torch.inf
+    stretches = stretches_of({0: (9, 1), 2: (12, 1), 3: (20, 1)})
+    query, key, value = (rows_of(3, heads, torch.float32) for heads in (HEADS, SHARED, SHARED))
+    got = attended(cache, stretches, query, key, value)
+    assert len(gather(stretches)) == 1
+    for stretch in stretches[:2]:
+        rows = slice(stretch.first, stretch.last)
+        torch.testing.assert_close(got[:, rows].double(), by_hand(cache, stretch, query), atol=1e-5, rtol=0)
+
+
+def test_what_another_session_left_in_a_slot_is_gone() -> None:
+    cache = SlotCache((1, 2, SHARED, CONTEXT, WIDTH), first=3, like=torch.empty(0))
+    cache.note([Stretch(0, 30, 1, 0)])
+    cache.keys[:, 1, :, :30] = cache.values[:, 1, :, :30] = torch.nan
+    cache.note([Stretch(0, 5, 1, 0)])
+    assert not cache.keys.isnan().any()
+    assert not cache.values.isnan().any()
+
+
+@given(SESSIONS)
+def test_calls_have_each_session_once_and_read_no_more_than_they_save(sessions: dict[int, tuple[int, int]]) -> None:
+    stretches = stretches_of(sessions)
+    groups = gather(stretches)
+    assert [stretch for group in groups for stretch in group] == stretches
+    assert sum(map(cost, groups)) <= sum(cost([stretch]) for stretch in stretches)
+    for group in groups:
+        assert len(group) == 1 or max(stretch.count for stretch in group) < FEW
+
+
+def test_sessions_of_one_new_row_attend_in_one_call() -> None:
+    assert len(gather(stretches_of({slot: (20 + 3 * slot, 1) for slot in range(SLOTS)}))) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_weights_multiply_as_unpacked_ones(dtype: torch.dtype) -> None:
+    from cutline.cloud.model.packing import PackedLinear, pack
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(48, 80), torch.nn.Sequential(torch.nn.Linear(80, 7, bias=False)))
+    model.to(dtype).requires_grad_(False)
+    first: Any = model[0]
+    rows = {shape: torch.randn(*shape, 48).to(dtype) for shape in ((1,), (3, 5), (40,), (1, 2, 3))}
+    expected = {shape: functional.linear(given, first.weight, first.bias) for shape, given in rows.items()}
+    whole = {shape: model(given) for shape, given in rows.items()}
+    pack(model, dtype)
+    if dtype is torch.float32:
+        assert isinstance(model[0], PackedLinear)
+    with torch.inference_mode():
+        for shape, given in rows.items():
+            tolerance = 1e-5 if dtype is torch.float32 else 0.05
+            torch.testing.assert_close(model[0](given), expected[shape], atol=tolerance, rtol=tolerance)
+            torch.testing.assert_close(model(given), whole[shape], atol=tolerance, rtol=tolerance)

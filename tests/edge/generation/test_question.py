@@ -1,0 +1,63 @@
+"""Conversations that can be asked, and those that cannot."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from cutline.edge.generation.question import Mode, Question
+from cutline.errors import InputError, PromptError
+from cutline.models.prompt import ImagePart, Message, TextPart
+from cutline.protos.messages import MAX_IMAGE_BYTES, MAX_IMAGES
+
+ASKS = Message("user", (ImagePart(), TextPart("What is it?")))
+SAYS = Message("assistant", (TextPart("A card."),))
+MORE = Message("user", (TextPart("And then?"),))
+
+
+def test_a_conversation_is_of_turns_and_images_or_none() -> None:
+    asked = Question(messages=(ASKS, SAYS, MORE), images=(b"file",))
+    assert asked.text == "And then?"
+    Question(messages=(Message("system", (TextPart("Be brief."),)), MORE))
+    Question(messages=(ASKS, SAYS, ASKS), images=(b"one", b"other"))
+    assert Question.about(b"file", "What?", mode=Mode.EDGE).images == (b"file",)
+
+
+@pytest.mark.parametrize(
+    ("messages", "images", "said"),
+    [
+        ((), (), "the question is empty"),
+        ((Message("user", (TextPart(" \n"),)),), (), "the question is empty"),
+        ((Message("user", (ImagePart(),)),), (b"file",), "the question is empty"),
+        ((ASKS, SAYS), (b"file",), "the last message is the assistant's"),
+        ((MORE, Message("system", (TextPart("Be brief."),))), (), "the last message is the system's"),
+        ((MORE,), (b"file",), "places for 0 images, but 1 came"),
+        ((ASKS, SAYS, MORE), (), "places for 1 images, but 0 came"),
+        ((ASKS,), (b"one", b"other"), "places for 1 images, but 2 came"),
+        ((Message("user", (TextPart("\ud800"),)),), (), "code points"),
+    ],
+)
+def test_what_is_no_question_is_refused(messages: Any, images: Any, said: str) -> None:
+    with pytest.raises(PromptError, match=said) as refused:
+        Question(messages=messages, images=images)
+    assert "\n" not in str(refused.value)
+
+
+def test_an_unknown_role_is_refused() -> None:
+    with pytest.raises(PromptError, match="role must be one of"):
+        Message("tool", (TextPart("x"),))  # type: ignore[arg-type]
+
+
+def test_no_more_is_asked_than_a_worker_takes() -> None:
+    parts = (ImagePart(),) * MAX_IMAGES
+    Question(messages=(Message("user", (*parts, TextPart("?"))),), images=(b"file",) * MAX_IMAGES)
+    with pytest.raises(InputError, match=f"{MAX_IMAGES + 1} images are too many; give {MAX_IMAGES} at most"):
+        Question(
+            messages=(Message("user", (*parts, ImagePart(), TextPart("?"))),), images=(b"file",) * (MAX_IMAGES + 1)
+        )
+    half = bytes(MAX_IMAGE_BYTES // 2)
+    two = (Message("user", (ImagePart(), ImagePart(), TextPart("?"))),)
+    Question(messages=two, images=(half, half))
+    with pytest.raises(InputError, match="over 32 MiB together"):
+        Question(messages=two, images=(half, half + b"x"))
