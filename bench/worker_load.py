@@ -121,7 +121,7 @@ def drafting(target: Target, console: Console, *, answer: int = 64) -> None:
                 of[_next_token(after + index)] = torch.inf
         return made
 
-    target.run = scripted  # type: ignore[method-assign]  # what is right must not hang on ties, which bf16 has
+    target.run = scripted  # type: ignore[method-assign, assignment]  # what is right must not hang on ties, which bf16 has
     for count in (1, 4, SESSIONS):
         with _running(target) as engine:
             seconds: dict[bool, list[float]] = {False: [], True: []}

@@ -320,6 +320,16 @@ class Rows:
         return replace(self, tokens=self.tokens[:count], drafted=0, boundary=boundary, partial=True)
 
     @property
+    def slot(self) -> int:
+        """The session's place in the KV cache."""
+        return self.session.slot
+
+    @property
+    def cut(self) -> str:
+        """Where the session enters the layer line."""
+        return self.session.request.cut
+
+    @property
     def positions(self) -> NDArray[np.int64]:
         """Where the decoder sees the rows: (axes, n)."""
         return self.session.request.positions.at(self.start, self.start + len(self.tokens))
@@ -328,3 +338,7 @@ class Rows:
     def wanted(self) -> int:
         """How many of the last rows need logits: one that chooses, and one a drafted token."""
         return 0 if self.partial else self.drafted + 1
+
+    def before(self, token: int) -> int:
+        """How many of the prompt's tokens before the rows are this one."""
+        return self.session.request.tokens[: self.start].count(token)

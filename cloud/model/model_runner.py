@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cutline.cloud.engine.sequence import Rows
 from cutline.cloud.model.attention import ATTENTION, Layout, SlotCache, Stretch, sort_key
+from cutline.cloud.model.batch import Rows
 from cutline.cloud.model.compilation import Compiled, pieces, run_layers
 from cutline.cloud.model.device import free_memory
 from cutline.cloud.model.loader import load_model
@@ -154,8 +154,8 @@ class Target:
         if not self.decodes:
             return [torch.empty(0, 1) if image is None else image.float().cpu() for image in images]
         # Whoever enters at a later layer stands further back, so that those who join are put behind the others.
-        entry = {at: self._line.decoder_layer(rows.session.request.cut) for at, rows in enumerate(batch)}
-        order = sorted(entry, key=lambda at: (entry[at], sort_key(len(batch[at].tokens), batch[at].session.slot)))
+        entry = {at: self._line.decoder_layer(rows.cut) for at, rows in enumerate(batch)}
+        order = sorted(entry, key=lambda at: (entry[at], sort_key(len(batch[at].tokens), batch[at].slot)))
         entries, ordered = [entry[at] for at in order], [batch[at] for at in order]
         stretches = _stretches(ordered)
         entering = torch.cat([self._entering(batch[at], images[at]) for at in order])
@@ -225,7 +225,7 @@ class Target:
         hidden: Tensor = self._decoder.embed_tokens(ids)
         if image is not None:
             # The prompt's image tokens come first; one that was drafted or answered is a token like any other.
-            before = rows.session.request.tokens[: rows.start].count(self._image_token)
+            before = rows.before(self._image_token)
             places = (ids == self._image_token).nonzero()[: len(image) - min(before, len(image)), 0]
             hidden[places] = image[before : before + len(places)].to(hidden)
         return hidden
@@ -255,6 +255,6 @@ class Target:
 def _stretches(batch: Sequence[Rows]) -> list[Stretch]:
     stretches, first = [], 0
     for rows in batch:
-        stretches.append(Stretch(first, first + len(rows.tokens), rows.session.slot, rows.start))
+        stretches.append(Stretch(first, first + len(rows.tokens), rows.slot, rows.start))
         first += len(rows.tokens)
     return stretches

@@ -18,13 +18,12 @@ import psutil
 import torch
 from torch import nn
 
-from cutline.cloud.engine.sequence import Request, Rows, Session
+from cutline.cloud.model.batch import NobodysRows
 from cutline.cloud.model.model_runner import Target
 from cutline.devices.measurement.rates import Machine, median_seconds, memory_bandwidth, significant
 from cutline.devices.measurement.workload import one_tile, row_counts
 from cutline.devices.profile import Compute, LayerTable
 from cutline.models.bundle import Bundle, Manifest
-from cutline.models.sampling import Sampling
 
 SESSIONS = (1, 2, 4, 8, 16)
 _CPU_SIDE, _GPU_SIDE = 768, 4096  # of the square matrices
@@ -80,7 +79,7 @@ def target_table(bundle: Bundle, *, device: str, seconds: float, tell: Tell) -> 
     counts, behind = row_counts(manifest.decoder.context)
     tell("target: loading")
     target = Target(bundle, slots=max(SESSIONS), context=max(counts[-1], behind + max(counts[:-1])), device=device)
-    sessions = [_session(slot, target.context) for slot in range(target.slots)]
+    axes = manifest.family.axes
     layers, tile = _layers(target, manifest), one_tile(manifest)
     patches = manifest.family.patches(tile.grid)
 
@@ -92,7 +91,7 @@ def target_table(bundle: Bundle, *, device: str, seconds: float, tell: Tell) -> 
     for rows in counts:
         tell(f"target: {rows} rows")
         prompt = rows == counts[-1]
-        batch = [Rows(sessions[0], 0 if prompt else behind, (0,) * rows, drafted=0 if prompt else rows - 1)]
+        batch = [NobodysRows(0, 0 if prompt else behind, (0,) * rows, wanted=1 if prompt else rows, axes=axes)]
         passes = _passes(layers, device, partial(target.run, batch, [None]), budget / len(counts))
         for name, taken in passes.layers.items():
             if not (prompt and name == "head"):  # which only ever sees a prompt's last row
@@ -101,7 +100,7 @@ def target_table(bundle: Bundle, *, device: str, seconds: float, tell: Tell) -> 
     together: list[tuple[int, float]] = []
     for count in SESSIONS:
         tell(f"target: {count} sessions")
-        batch = [Rows(session, behind, (0,), drafted=0) for session in sessions[:count]]
+        batch = [NobodysRows(slot, behind, (0,), wanted=1, axes=axes) for slot in range(count)]
         one_pass = _synchronised(device, partial(target.run, batch, [None] * count))
         together.append((count, median_seconds(one_pass, budget=budget / len(SESSIONS))))
     return LayerTable(
@@ -193,12 +192,6 @@ def _layers(target: Target, manifest: Manifest) -> Layers:
         **{f"decoder.{index}": [layer] for index, layer in enumerate(decoder.layers)},
         "head": [decoder.norm, target.model.lm_head],
     }
-
-
-def _session(slot: int, context: int) -> Session:
-    """A conversation that nobody hears, to run rows of."""
-    request = Request(tokens=(0,), prompt_length=1, max_tokens=context, sampling=Sampling(), effort=1.0)
-    return Session("profile", request, slot, lambda event: None, context)
 
 
 def _bandwidth(device: str) -> float:

@@ -153,5 +153,7 @@ def test_nobody_loads_opentelemetry_who_did_not_ask() -> None:
                 names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
                 for name in names:
                     if name.startswith(("opentelemetry", "cutline.cloud.telemetry.tracing")):
-                        needed.setdefault(str(file.relative_to(root)), set()).add((name.split(".")[0], node in tree.body))
+                        needed.setdefault(str(file.relative_to(root)), set()).add(
+                            (name.split(".")[0], node in tree.body)
+                        )
     assert needed == {"cloud/telemetry/tracing.py": {("opentelemetry", True)}, "cli/cloud.py": {("cutline", False)}}
