@@ -25,7 +25,7 @@ from cutline.demo.questions import KINDS
 from cutline.demo.reference import Reference
 from cutline.demo.requests import png
 from cutline.demo.training import wordings
-from cutline.demo.training.conversations import Conversation, Turn, question_about
+from cutline.demo.training.conversations import Dialogue, DialogueTurn, question_about
 from cutline.demo.training.scenes import Kind, Scenes, draw
 from cutline.demo.training.wordings import REFUSAL
 from cutline.edge.inference.drafter import Drafter
@@ -40,7 +40,7 @@ REFUSED = "refuse"
 Answerer = Callable[[tuple[Message, ...], tuple[bytes, ...]], str]
 
 
-def shapes(count: int, rng: np.random.Generator) -> Iterator[tuple[str, Scenes, Conversation]]:
+def shapes(count: int, rng: np.random.Generator) -> Iterator[tuple[str, Scenes, Dialogue]]:
     """The name, pictures and turns of each conversation; its last turn is what counts. `count` of a shape and kind."""
     for kind in KINDS * count:
         scenes = draw((Kind.CARD, Kind.CARD), Split.EVALUATION, rng)
@@ -52,35 +52,35 @@ def shapes(count: int, rng: np.random.Generator) -> Iterator[tuple[str, Scenes, 
         later = replace(asked, pictures=())
         system = wordings.system(rng, held_back=True)
         for name, conversation in (
-            ("picture, text", Conversation(None, (asked,))),
-            ("text, picture", Conversation(None, (replace(asked, text_first=True),))),
-            ("system turn", Conversation(system, (asked,))),
-            ("second question", Conversation(None, (shown, later))),
-            ("third question", Conversation(None, (shown, between, later))),
-            ("two pictures", Conversation(None, (_turn(kind, second, rng, pictures=(0, 1)),))),
-            ("other wording", Conversation(None, (_turn(kind, first, rng, pictures=(0,), phrased=True),))),
-            ("talk", Conversation(None, (_refused(wordings.talk(rng, held_back=True), 0),))),
-            ("talk without a picture", Conversation(None, (_refused(wordings.talk(rng, held_back=True)),))),
+            ("picture, text", Dialogue(None, (asked,))),
+            ("text, picture", Dialogue(None, (replace(asked, text_first=True),))),
+            ("system turn", Dialogue(system, (asked,))),
+            ("second question", Dialogue(None, (shown, later))),
+            ("third question", Dialogue(None, (shown, between, later))),
+            ("two pictures", Dialogue(None, (_turn(kind, second, rng, pictures=(0, 1)),))),
+            ("other wording", Dialogue(None, (_turn(kind, first, rng, pictures=(0,), phrased=True),))),
+            ("talk", Dialogue(None, (_refused(wordings.talk(rng, held_back=True), 0),))),
+            ("talk without a picture", Dialogue(None, (_refused(wordings.talk(rng, held_back=True)),))),
         ):
             yield name, scenes, conversation
         distracted = draw((Kind.DISTRACTED,), Split.EVALUATION, rng)
-        yield "distractors", distracted, Conversation(None, (_turn(kind, distracted.card(0), rng, pictures=(0,)),))
+        yield "distractors", distracted, Dialogue(None, (_turn(kind, distracted.card(0), rng, pictures=(0,)),))
         for name, other in (("blank card", Kind.BLANK), ("photograph or drawing", Kind.STRANGE)):
-            yield name, draw((other,), Split.EVALUATION, rng), Conversation(None, (_refused(asked.text, 0),))
+            yield name, draw((other,), Split.EVALUATION, rng), Dialogue(None, (_refused(asked.text, 0),))
 
 
 def _turn(
     kind: str, card: Card, rng: np.random.Generator, *, pictures: tuple[int, ...] = (), phrased: bool = False
-) -> Turn:
+) -> DialogueTurn:
     text, answer = question_about(card, kind, rng, phrased=phrased)
-    return Turn(pictures, text_first=False, text=text, answer=answer, kind=kind)
+    return DialogueTurn(pictures, text_first=False, text=text, answer=answer, kind=kind)
 
 
-def _refused(text: str, *pictures: int) -> Turn:
-    return Turn(pictures, text_first=False, text=text, answer=REFUSAL, kind=REFUSED)
+def _refused(text: str, *pictures: int) -> DialogueTurn:
+    return DialogueTurn(pictures, text_first=False, text=text, answer=REFUSAL, kind=REFUSED)
 
 
-def answered(ask: Answerer, scenes: Scenes, conversation: Conversation) -> bool:
+def answered(ask: Answerer, scenes: Scenes, conversation: Dialogue) -> bool:
     """Whether `ask` gives the right last answer, its own answers being those before."""
     messages: list[Message] = []
     if conversation.system is not None:

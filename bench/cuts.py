@@ -24,7 +24,7 @@ from rich.table import Table
 
 from cutline.bench.cuts_plot import draw
 from cutline.cli.bundle import price_table
-from cutline.cli.pricing import Asked, measure, ways
+from cutline.cli.pricing import PricedQuestion, measure, ways
 from cutline.cli.processes import worker_process
 from cutline.cli.setting import open_drafter, open_target
 from cutline.core.wire import Wire
@@ -73,7 +73,7 @@ def main() -> None:
     target, drafter = open_target(args.target), open_drafter(args.drafter)
     cuts = ("image", *device_cuts(target.manifest))
     asked = [
-        Asked(one.image, one.question.text, one.question.answer)
+        PricedQuestion(one.image, one.question.text, one.question.answer)
         for one in requests(Split.EVALUATION, max(args.cards, args.price_cards), args.seed)
     ]
     with Progress(transient=True) as progress, worker_process(target.path) as worker:
@@ -105,7 +105,7 @@ async def over(
     drafter: Bundle,
     target: Bundle,
     cuts: Sequence[str],
-    asked: Sequence[Asked],
+    asked: Sequence[PricedQuestion],
     progress: Progress,
 ) -> Cells:
     """Every question at every cut in every manner, over an emulated link."""
@@ -130,7 +130,12 @@ async def over(
 
 
 async def price(
-    worker: str, drafter: Bundle, target: Bundle, cuts: Sequence[str], asked: Sequence[Asked], progress: Progress
+    worker: str,
+    drafter: Bundle,
+    target: Bundle,
+    cuts: Sequence[str],
+    asked: Sequence[PricedQuestion],
+    progress: Progress,
 ) -> Prices:
     """What each wire format changes at every cut, without a link between."""
     track = progress.add_task("prices", total=len(asked) * sum(1 for _ in ways(cuts)))
@@ -143,7 +148,7 @@ async def price(
     )
 
 
-def put(asked: Asked, manner: str, cut: str) -> Question:
+def put(asked: PricedQuestion, manner: str, cut: str) -> Question:
     """A question asked in one manner, at `image` by uploading the picture."""
     mode, wire = MANNERS[manner]
     if cut == "image" and mode is Mode.SPLIT:

@@ -19,7 +19,7 @@ from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.devices.link import load_link
 from cutline.edge.generation.detokenizer import Transcript
-from cutline.edge.generation.generation import Prepared, Progress
+from cutline.edge.generation.generation import Generation, Prepared
 from cutline.edge.generation.question import Question
 from cutline.edge.planning.plan_inputs import setting_of
 from cutline.edge.planning.planner import Planner
@@ -69,9 +69,9 @@ def prepared(drafter: Bundle) -> Prepared:
     return Prepared(question=asked, images=(image,), pixels=(pixels,), prompt=prompt, asked=prompt, limit=64)
 
 
-def answered() -> Progress:
+def answered() -> Generation:
     """An answer of ten tokens from a worker."""
-    progress = Progress(
+    progress = Generation(
         0.0, Transcript(Vocabulary.open(Bundle.open(DRAFTER))), tokens=[9] * 10, drafts=[(0, (9,) * 10)]
     )
     progress.sent = [(0.0, 300), (0.001, 4000)]

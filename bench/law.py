@@ -19,7 +19,7 @@ from cutline.cli.setting import open_drafter
 from cutline.demo.bundles import TARGET
 from cutline.demo.cards import Split
 from cutline.demo.reference import Reference
-from cutline.demo.requests import Request, requests
+from cutline.demo.requests import CardRequest, requests
 from cutline.edge.agent import Agent
 from cutline.edge.generation.question import Mode, Question
 from cutline.edge.generation.result import Answer
@@ -47,7 +47,9 @@ def main() -> None:
         )
 
 
-async def count(asked: list[Request], worker: str) -> tuple[Counter[tuple[Mode, float]], Counter[tuple[Mode, float]]]:
+async def count(
+    asked: list[CardRequest], worker: str
+) -> tuple[Counter[tuple[Mode, float]], Counter[tuple[Mode, float]]]:
     """Identical answers for each of `WAYS`, greedy and sampled."""
     reference = Reference(Bundle.open(TARGET))
     greedy: Counter[tuple[Mode, float]] = Counter()
@@ -65,7 +67,7 @@ async def count(asked: list[Request], worker: str) -> tuple[Counter[tuple[Mode, 
     return greedy, sampled
 
 
-def question(request: Request, mode: Mode, effort: float, sampling: Sampling) -> Question:
+def question(request: CardRequest, mode: Mode, effort: float, sampling: Sampling) -> Question:
     """A request's question in one mode."""
     return Question.about(
         request.image, request.question.text, mode=mode, effort=effort, sampling=sampling, max_tokens=64

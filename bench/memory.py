@@ -22,7 +22,7 @@ from rich.table import Table
 from cutline.demo.bundles import TARGET
 from cutline.demo.cards import CARD, Split
 from cutline.demo.reference import Reference
-from cutline.demo.requests import Request, requests
+from cutline.demo.requests import CardRequest, requests
 from cutline.edge.generation.semantic_cache import THRESHOLD, distance, miniatures
 from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image
@@ -87,7 +87,7 @@ def exchanged(pixels: Pixels, other: Pixels, rng: np.random.Generator) -> Pixels
     return made
 
 
-def _pixels(request: Request) -> Pixels:
+def _pixels(request: CardRequest) -> Pixels:
     return np.asarray(decode_image(request.image))
 
 

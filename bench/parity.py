@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cutline.bench.seeded import make_qwen25vl_small, make_smolvlm_256m
-from cutline.cloud.engine.sequence import Request, Rows, Session
+from cutline.cloud.engine.sequence import Request, Session, SessionRows
 from cutline.cloud.model.loader import load_model
 from cutline.cloud.model.model_runner import Target
 from cutline.demo.bundles import TARGET
@@ -202,7 +202,7 @@ def compare(device: Device, target: Target, prompts: Sequence[Prompt], expected:
         for slot, (prompt, (boundary, _)) in enumerate(zip(prompts, begun, strict=True))
     ]
     batch = [
-        Rows(session, 0, prompt.ids, len(prompt.ids) - 1, boundary if device.deep else None)
+        SessionRows(session, 0, prompt.ids, len(prompt.ids) - 1, boundary if device.deep else None)
         for session, prompt, (boundary, _) in zip(sessions, prompts, begun, strict=True)
     ]
     images = [
@@ -219,7 +219,7 @@ def compare(device: Device, target: Target, prompts: Sequence[Prompt], expected:
     answers = [[int(found[-1].argmax())] for found in logits]
     for _ in range(len(expected[0].answer) - 1):
         batch = [
-            Rows(session, len(prompt.ids) + len(answer) - 1, (answer[-1],), 0, device.go_on(state, answer[-1]))
+            SessionRows(session, len(prompt.ids) + len(answer) - 1, (answer[-1],), 0, device.go_on(state, answer[-1]))
             for session, prompt, answer, (_, state) in zip(sessions, prompts, answers, begun, strict=True)
         ]
         for answer, found in zip(answers, target.run(batch, [None] * len(batch)), strict=True):

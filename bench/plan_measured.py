@@ -25,7 +25,7 @@ from cutline.bench.slow import pinned, slowed
 from cutline.cli.processes import agent_process
 from cutline.core.wire import Wire
 from cutline.demo.cards import Split
-from cutline.demo.requests import Request, requests
+from cutline.demo.requests import CardRequest, requests
 from cutline.devices.emulator import LinkEmulator
 from cutline.devices.link import load_link
 from cutline.edge.agent import Agent
@@ -96,7 +96,7 @@ def _plain(drafter: Bundle) -> Group:
     return group
 
 
-def _looker(drafter: Bundle, worker: str) -> Callable[[Request, Mapping[bool, float]], Asking]:
+def _looker(drafter: Bundle, worker: str) -> Callable[[CardRequest, Mapping[bool, float]], Asking]:
     """What looks at a request: asks the drafter, its gate and the target."""
     manifest, gate, greedy = drafter.manifest, _plain(drafter), Sampling()
     model, prompts = Drafter.open(drafter, threads=1), PromptBuilder.open(drafter)
@@ -105,7 +105,7 @@ def _looker(drafter: Bundle, worker: str) -> Callable[[Request, Mapping[bool, fl
         async with Agent(drafter, worker=worker, threads=1, fresh=True) as agent:
             return [token.id for token in (await agent.answer(asked)).tokens]
 
-    def look(request: Request, weights: Mapping[bool, float]) -> Asking:
+    def look(request: CardRequest, weights: Mapping[bool, float]) -> Asking:
         text, picture = request.question.text, decode_image(request.image)
         pixels = manifest.family.preprocess(picture)
         prompt = prompts.build([question(text)], [pixels.grid]).ids

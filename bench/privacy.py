@@ -40,7 +40,7 @@ from cutline.core.wire import Wire
 from cutline.demo.bundles import TARGET
 from cutline.demo.cards import Split, draw
 from cutline.demo.reference import Reference
-from cutline.demo.requests import Request, requests
+from cutline.demo.requests import CardRequest, requests
 from cutline.errors import BundleError
 from cutline.models.bundle import Bundle, write_calibration
 from cutline.models.images import decode_image
@@ -190,7 +190,7 @@ class Sight:
 class Reading:
     """What a reader makes of pictures: the target, asked about each what was asked about the card."""
 
-    def __init__(self, reference: Reference, asked: Sequence[Request]) -> None:
+    def __init__(self, reference: Reference, asked: Sequence[CardRequest]) -> None:
         self._reference = reference
         self._asked = asked
 

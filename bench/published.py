@@ -38,7 +38,7 @@ from cutline.errors import CutlineError, InputError
 from cutline.models.bundle import Bundle, Manifest, write_manifest
 from cutline.models.export import export_bundle
 from cutline.models.export.quiet import quiet
-from cutline.models.export.source import Source, read_source
+from cutline.models.export.source import SourceModel, read_source
 from cutline.models.families import FAMILIES
 from cutline.models.families.qwen25vl import Qwen25VL
 from cutline.models.families.smolvlm import FAKE, IMAGE
@@ -258,7 +258,7 @@ def _other_pixels(folder: Path, picture: Image.Image, pixels: Pixels) -> str | N
     return None if error < 1e-5 else f"pixels differ by {error:.2g}"
 
 
-def _generated(source: Source, ids: tuple[int, ...], pixels: Pixels) -> tuple[int, ...]:
+def _generated(source: SourceModel, ids: tuple[int, ...], pixels: Pixels) -> tuple[int, ...]:
     """transformers' own answer, greedy, with all else that the folder's generation config says."""
     given = {key: torch.from_numpy(value) for key, value in source.family.as_given([pixels]).items()}
     tokens = torch.tensor([ids])

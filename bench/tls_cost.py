@@ -31,7 +31,7 @@ from rich.table import Table
 from cutline.bench.worker_process import WorkerProcess
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
-from cutline.demo.requests import Request, requests
+from cutline.demo.requests import CardRequest, requests
 from cutline.devices.emulator import LinkEmulator
 from cutline.devices.link import LinkProfile, load_link
 from cutline.edge.agent import Agent
@@ -131,7 +131,7 @@ def _cutline(*arguments: str) -> None:
 
 
 async def measure(
-    ways: Sequence[Way], asked: Sequence[Request], profile: LinkProfile, *, agents: int, progress: Progress
+    ways: Sequence[Way], asked: Sequence[CardRequest], profile: LinkProfile, *, agents: int, progress: Progress
 ) -> Taken:
     """Ask every question over every way in every mode, then one of each of so many new agents over every way."""
     taken = Taken()
@@ -168,7 +168,7 @@ def _agent(worker: str, way: Way) -> Agent:
     return Agent(Bundle.open(DRAFTER), worker=worker, threads=1, keys=way.keys, fresh=True)
 
 
-def _question(request: Request, mode: Mode) -> Question:
+def _question(request: CardRequest, mode: Mode) -> Question:
     return Question.about(request.image, request.question.text, mode=mode)
 
 

@@ -32,7 +32,7 @@ from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from cutline.bench.plot_file import save_plot
 from cutline.bench.seeded import make_smolvlm_256m
 from cutline.cloud.engine.engine import Engine
-from cutline.cloud.engine.sequence import Event, Request, Rows, Session
+from cutline.cloud.engine.sequence import Event, Request, Session, SessionRows
 from cutline.cloud.model.model_runner import Target
 from cutline.errors import CutlineError
 from cutline.models.bundle import Bundle, write_manifest
@@ -98,13 +98,15 @@ def pass_works(target: Target) -> dict[str, Callable[[], object]]:
     sessions = [_silent(slot, target.context) for slot in range(target.slots)]
 
     def decode(count: int) -> Callable[[], object]:
-        batch = [Rows(sessions[slot], AT + 3 * (slot % SESSIONS), (5,), drafted=0) for slot in range(count)]
+        batch = [SessionRows(sessions[slot], AT + 3 * (slot % SESSIONS), (5,), drafted=0) for slot in range(count)]
         return lambda: target.run(batch, [None] * count)
 
     works = {str(count): decode(count) for count in COUNTS if count <= target.slots}
-    works["drafts"] = lambda: target.run([Rows(sessions[0], AT, (5,) * 9, drafted=8)], [None])
-    works["prompt"] = lambda: target.run([Rows(sessions[0], 0, (5,) * 64, drafted=0)], [None])
-    works["alone"] = lambda: [target.run([Rows(sessions[s], AT + 3 * s, (5,), 0)], [None]) for s in range(SESSIONS)]
+    works["drafts"] = lambda: target.run([SessionRows(sessions[0], AT, (5,) * 9, drafted=8)], [None])
+    works["prompt"] = lambda: target.run([SessionRows(sessions[0], 0, (5,) * 64, drafted=0)], [None])
+    works["alone"] = lambda: [
+        target.run([SessionRows(sessions[s], AT + 3 * s, (5,), 0)], [None]) for s in range(SESSIONS)
+    ]
     return works
 
 
@@ -113,7 +115,7 @@ def drafting(target: Target, console: Console, *, answer: int = 64) -> None:
     run = target.run
 
     @torch.inference_mode()
-    def scripted(batch: Sequence[Rows], images: Sequence[Tensor | None], **how: Any) -> list[Tensor]:
+    def scripted(batch: Sequence[SessionRows], images: Sequence[Tensor | None], **how: Any) -> list[Tensor]:
         made = run(batch, images, **how)
         for rows, logits in zip(batch, made, strict=True):
             after = rows.start + len(rows.tokens) - len(logits) + 1

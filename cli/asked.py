@@ -22,7 +22,7 @@ def check_timeout(seconds: float) -> None:
         raise InputError(f"--timeout is {seconds:g}; give more than 0 and at most {MAX_TIMEOUT:.0f} seconds")
 
 
-class Answering(Protocol):
+class Respondent(Protocol):
     """Whoever answers questions: an agent, or the answers of one as they are kept."""
 
     async def answer(self, question: Question) -> Answer:

@@ -51,7 +51,7 @@ class Cut(msgspec.Struct, frozen=True, kw_only=True):
     kv_bytes_per_token: int  # of the layers before
 
 
-class Seen(msgspec.Struct, frozen=True, kw_only=True):
+class BundleView(msgspec.Struct, frozen=True, kw_only=True):
     """A bundle as `--json` prints it. `flops_per_token` is that of one more token after the prompt."""
 
     identity: str
@@ -113,7 +113,7 @@ def copy(
     Console(stderr=True).print(line, highlight=False, soft_wrap=True)
 
 
-def _look(bundle: Bundle) -> Seen:
+def _look(bundle: Bundle) -> BundleView:
     from cutline.models.bundle import MANIFEST
     from cutline.models.costs import layer_costs, request_sizes
     from cutline.models.prompt import PromptBuilder, question
@@ -123,7 +123,7 @@ def _look(bundle: Bundle) -> Seen:
     prompt = PromptBuilder.open(bundle).build([question(WORDS)], [grid]).ids
     sizes = request_sizes(manifest, [grid], len(prompt))
     layers = layer_costs(manifest)
-    return Seen(
+    return BundleView(
         identity=manifest.identity,
         part=bundle.part,
         manifest=manifest,
@@ -175,7 +175,7 @@ def _cuts(manifest: Manifest, sizes: Sizes) -> list[Cut]:
     return cuts
 
 
-def _show(console: Console, seen: Seen) -> None:
+def _show(console: Console, seen: BundleView) -> None:
     from cutline.cli.calibrate import show_gate
     from cutline.cli.tables import show_table
     from cutline.models.prices import Prices

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from cutline.cli.pricing import Asked
+from cutline.cli.pricing import PricedQuestion
 from cutline.core.json_errors import UNREADABLE
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
@@ -22,7 +22,7 @@ MAX_LINE = 1 << 20  # bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class QuestionSource:
     """A question to ask, and `read`, which gives its image: only those being asked lie in memory.
 
     `place` is where it stands, as errors name it, and `picture` says which images are the same.
@@ -34,13 +34,13 @@ class Source:
     text: str
     answer: str | None
 
-    def asked(self) -> Asked:
+    def asked(self) -> PricedQuestion:
         """The question with its image. Raises InputError."""
         with errors_at(self.place):
-            return Asked(self.read(), self.text, self.answer)
+            return PricedQuestion(self.read(), self.text, self.answer)
 
 
-class Line(msgspec.Struct):
+class QuestionLine(msgspec.Struct):
     """A line of a file of questions."""
 
     image: str
@@ -57,14 +57,16 @@ def errors_at(place: str) -> Iterator[None]:
         raise type(error)(f"{place}: {error}") from None
 
 
-def demo_sources(cards: int, split: Split = Split.CALIBRATION, *, seed: int = 0) -> Iterator[Source]:
+def demo_sources(cards: int, split: Split = Split.CALIBRATION, *, seed: int = 0) -> Iterator[QuestionSource]:
     """The questions about `cards` cards of a split of the demo's."""
     for number, request in enumerate(requests(split, cards, seed=seed), 1):
         question, picture = request.question, sha256(request.image).hexdigest()
-        yield Source(f"question {number}", picture, partial(bytes, request.image), question.text, question.answer)
+        yield QuestionSource(
+            f"question {number}", picture, partial(bytes, request.image), question.text, question.answer
+        )
 
 
-def file_sources(data: Path) -> Iterator[Source]:
+def file_sources(data: Path) -> Iterator[QuestionSource]:
     """The questions in the file `data`, each of whose images is there. Raises InputError, naming the line."""
     try:
         with data.open("rb") as file:
@@ -76,11 +78,11 @@ def file_sources(data: Path) -> Iterator[Source]:
         raise InputError(f"cannot read {data}: {error.strerror}") from None
 
 
-def _source(place: str, line: bytes, folder: Path) -> Source:
+def _source(place: str, line: bytes, folder: Path) -> QuestionSource:
     if len(line) > MAX_LINE:
         raise InputError(f"{place}: it is longer than {MAX_LINE >> 20} MiB")
     try:
-        said = msgspec.json.decode(line, type=Line)
+        said = msgspec.json.decode(line, type=QuestionLine)
     except UNREADABLE as error:
         raise InputError(f'{place} is not {{"image": FILE, "question": TEXT}}: {error}') from None
     path = folder / said.image
@@ -90,7 +92,7 @@ def _source(place: str, line: bytes, folder: Path) -> Source:
         raise InputError(f"{place}: cannot read {said.image[:80]!r}: {error.strerror}") from None
     if not found:
         raise InputError(f"{place}: there is no file {said.image[:80]!r} in {folder}")
-    return Source(place, said.image, partial(_read, path), said.question, said.answer)
+    return QuestionSource(place, said.image, partial(_read, path), said.question, said.answer)
 
 
 def _read(path: Path) -> bytes:

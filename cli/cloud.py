@@ -149,9 +149,9 @@ def cloud(
             from cutline.cloud.access.audit import Audit
             from cutline.cloud.model.device import check_device
             from cutline.cloud.serving.server import Access, Drain, serve
-            from cutline.cloud.telemetry.metrics import Metrics, show
+            from cutline.cloud.telemetry.metrics import WorkerMetrics, show
             from cutline.cloud.telemetry.observer import Observer, Observers
-            from cutline.cloud.telemetry.request_log import Journal
+            from cutline.cloud.telemetry.request_log import SessionLog
         except ModuleNotFoundError as error:
             raise missing(f"a worker needs {error.name}", "cloud") from None
 
@@ -169,11 +169,11 @@ def cloud(
                 broken = broken or not stop.is_set()  # one that is to stop anyway does so in order
                 stop.set()
 
-            observers: list[Observer] = [Journal(), Audit()]
+            observers: list[Observer] = [SessionLog(), Audit()]
             shown = None
             async with AsyncExitStack() as stack:
                 if metrics is not None:
-                    observers.append(counts := Metrics())
+                    observers.append(counts := WorkerMetrics())
                     shown = stack.enter_context(show(counts, metrics, access.keys))
                 if otel:
                     observers.append(tracing := _tracing())

@@ -89,7 +89,7 @@ def up(
 
     from cutline.cli.logs import printable
     from cutline.cli.setting import check_listen, check_metrics, open_keys, open_server_keys
-    from cutline.cloud.cluster.autoscaler import Limits
+    from cutline.cloud.cluster.autoscaler import ScalingLimits
     from cutline.cloud.cluster.ray_env import prepare
     from cutline.cloud.cluster.status import changes, hopeless
     from cutline.errors import WorkerUnavailable
@@ -117,12 +117,12 @@ def up(
     prepare(address)
     try:
         from cutline.cloud.cluster.discovery import discovery
-        from cutline.cloud.cluster.ray_backend import Cluster, Head, Order, connected
+        from cutline.cloud.cluster.ray_backend import Cluster, ClusterSpec, Head, connected
         from cutline.cloud.telemetry.metrics import shown as shown_at
     except ModuleNotFoundError as error:
         raise missing(f"a cluster needs {error.name}", "cluster") from None
 
-    order = Order(
+    order = ClusterSpec(
         listen=listen,
         options=(
             *(("--bundle", str(_there(bundle))) if bundle else ()),
@@ -130,7 +130,7 @@ def up(
             *(("--device", "cuda") if gpus_per_worker and "--device" not in given else ()),
             *checked,
         ),
-        limits=Limits(least=workers, most=most),
+        limits=ScalingLimits(least=workers, most=most),
         threads=threads,
         gpus=gpus_per_worker,
         drain=drain,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from cutline.core.journal import Journal
     from cutline.demo.reference import Reference
-    from cutline.demo.requests import Request
+    from cutline.demo.requests import CardRequest
     from cutline.demo.results import DemoResult, Outcome
     from cutline.devices.link import LinkProfile
     from cutline.models.bundle import Bundle
@@ -100,7 +100,7 @@ def demo(
 
 
 def _outcomes(
-    asked: Sequence[Request],
+    asked: Sequence[CardRequest],
     target: Bundle,
     drafter: Bundle,
     *,
@@ -147,7 +147,7 @@ def _outcomes(
 
             answers = KeptAnswers(partial(ask_over, client), journal, part="asked", timeout=timeout)
 
-            def question(request: Request, mode: Mode) -> Question:
+            def question(request: CardRequest, mode: Mode) -> Question:
                 return Question.about(request.image, request.question.text, mode=mode)
 
             for mode in SHOWN_MODES:  # the first of each opens the connection and warms the models
@@ -164,7 +164,7 @@ def _outcomes(
     return asyncio.run(run())
 
 
-def _truth(reference: Reference, request: Request, journal: Journal) -> tuple[int, ...]:
+def _truth(reference: Reference, request: CardRequest, journal: Journal) -> tuple[int, ...]:
     """The unsplit target's answer to a request, as it is kept, or else made and kept."""
     import hashlib
 

@@ -67,7 +67,7 @@ def edge(
 
     from cutline.cli.logs import write_logs
     from cutline.cli.setting import AgentOptions, agent_opener, check_listen, open_keys, open_server_keys
-    from cutline.edge.api.access.login import LINK_SECONDS, Link
+    from cutline.edge.api.access.login import LINK_SECONDS, LoginCode
     from cutline.edge.api.server import serve
     from cutline.protos.channel.address import is_loopback, parse_address, reached_at
     from cutline.protos.channel.token_file import Tokens
@@ -96,7 +96,7 @@ def edge(
     )
     open_agent = agent_opener(given, cuts=True)
 
-    invitation = None if tokens is None or is_loopback(parse_address(listen)[0]) else Link()
+    invitation = None if tokens is None or is_loopback(parse_address(listen)[0]) else LoginCode()
 
     def announce(address: str) -> None:
         print(f"agent listens at {address}", flush=True)

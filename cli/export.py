@@ -14,7 +14,7 @@ from cutline.models.bundle import Bundle, Precision, Role
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from cutline.models.export.make import Progress
+    from cutline.models.export.make import ExportProgress
 
 EPILOG = "Example: cutline export SmolVLM-256M-Instruct --out drafter --role drafter --precision int4 --target target"
 
@@ -51,7 +51,7 @@ def export(
 
     chosen: Precision = precision or ("int8" if role == "drafter" else "fp32")
     console = Console(stderr=True)
-    finished: list[Progress] = []
+    finished: list[ExportProgress] = []
     with shown_steps(console, finished) as show:
         bundle = export_bundle(
             model,
@@ -73,7 +73,7 @@ def export(
 
 
 @contextmanager
-def shown_steps(console: Console, finished: list[Progress]) -> Iterator[Callable[[Progress], None]]:
+def shown_steps(console: Console, finished: list[ExportProgress]) -> Iterator[Callable[[ExportProgress], None]]:
     """What shows an export's steps: a bar while it works, and a line for each that is then put into `finished`."""
     from rich import progress as bars
 
@@ -87,7 +87,7 @@ def shown_steps(console: Console, finished: list[Progress]) -> Iterator[Callable
     with bars.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
         track = shown.add_task("", total=None)
 
-        def show(progress: Progress) -> None:
+        def show(progress: ExportProgress) -> None:
             shown.update(
                 track,
                 description=progress.step,

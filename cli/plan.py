@@ -92,7 +92,7 @@ def plan(
     from cutline.cli import plan_input
     from cutline.cli.plan_list import show_known
     from cutline.cli.plan_models import PlannedModels
-    from cutline.cli.plan_show import Planned, show, show_refusal
+    from cutline.cli.plan_show import PlanFound, show, show_refusal
     from cutline.errors import InputError
     from cutline.partitioner.explain import misfit, refusal, why
     from cutline.partitioner.plan import Limits
@@ -129,7 +129,7 @@ def plan(
             show_refusal(found, reason)
         raise InputError(reason)
     notes = [*([misfitting] if misfitting else []), *models.notes, *plan_input.notes(setting)]
-    show(Planned.of(found, asked, why=why(found, asked), notes=notes, every=explain), as_json=as_json)
+    show(PlanFound.of(found, asked, why=why(found, asked), notes=notes, every=explain), as_json=as_json)
     if plot is not None:
         from cutline.cli.plan_plot import draw
 

@@ -16,7 +16,7 @@ from cutline.partitioner.search import Search
 from cutline.partitioner.setting import Asked
 
 
-class Sizes(msgspec.Struct, frozen=True, kw_only=True):
+class QuestionSizes(msgspec.Struct, frozen=True, kw_only=True):
     """The question that was planned for."""
 
     image_bytes: int
@@ -24,7 +24,7 @@ class Sizes(msgspec.Struct, frozen=True, kw_only=True):
     answer_tokens: int
 
 
-class Planned(msgspec.Struct, frozen=True, kw_only=True):
+class PlanFound(msgspec.Struct, frozen=True, kw_only=True):
     """What was found.
 
     `runners_up` are the best of the other modes, `front` the plans that no other beats in everything; `plans` are all,
@@ -36,14 +36,14 @@ class Planned(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...]
     runners_up: tuple[Plan, ...]
     front: tuple[Plan, ...]
-    asked: Sizes
+    asked: QuestionSizes
     conditions: Conditions
     considered: int
     within_limits: int
     plans: tuple[Plan, ...] | None
 
     @classmethod
-    def of(cls, found: Search, asked: Asked, *, why: str, notes: Iterable[str], every: bool) -> Planned:
+    def of(cls, found: Search, asked: Asked, *, why: str, notes: Iterable[str], every: bool) -> PlanFound:
         """What to show of a search that has found a plan."""
         first: dict[str, Plan] = {}  # of each mode, best first
         for ranked in found.ranked():
@@ -55,7 +55,7 @@ class Planned(msgspec.Struct, frozen=True, kw_only=True):
             notes=tuple(notes),
             runners_up=tuple(others),
             front=tuple(found[index] for index in found.front()),
-            asked=Sizes(
+            asked=QuestionSizes(
                 image_bytes=asked.image_bytes, prompt_tokens=asked.prompt_tokens, answer_tokens=asked.answer_tokens
             ),
             conditions=found.conditions,
@@ -65,7 +65,7 @@ class Planned(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-class Refused(msgspec.Struct, frozen=True, kw_only=True):
+class PlanRefused(msgspec.Struct, frozen=True, kw_only=True):
     """That no plan keeps to the limits, and why; `plan` is null, by which it is told from Planned."""
 
     plan: None = None
@@ -77,11 +77,11 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True):
 
 def show_refusal(found: Search, reason: str) -> None:
     """Print it as one JSON object."""
-    refused = Refused(why=reason, conditions=found.conditions, considered=len(found))
+    refused = PlanRefused(why=reason, conditions=found.conditions, considered=len(found))
     sys.stdout.buffer.write(msgspec.json.encode(refused) + b"\n")
 
 
-def show(planned: Planned, *, as_json: bool) -> None:
+def show(planned: PlanFound, *, as_json: bool) -> None:
     """Print it."""
     if as_json:
         sys.stdout.buffer.write(msgspec.json.encode(planned) + b"\n")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from cutline.cli.asked import Answering
+from cutline.cli.asked import Respondent
 from cutline.core.wire import Wire
 from cutline.edge.agent import Agent
 from cutline.edge.generation.question import Mode, Question
@@ -20,7 +20,7 @@ AT_ONCE = 4  # questions: the worker runs some while the next are on their way t
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class PricedQuestion:
     """A question about an image (a file's bytes), and its right answer where that is known."""
 
     image: bytes
@@ -29,14 +29,14 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class PricePoint:
     """One way to ask: a cut, a wire format, and the share of image tokens kept."""
 
     cut: str
     wire: Wire = Wire.FLOAT32
     keep: float = 1.0
 
-    def question(self, asked: Asked) -> Question:
+    def question(self, asked: PricedQuestion) -> Question:
         """The question put to the target alone in this way."""
         mode = Mode.CLOUD if self.cut == "image" else Mode.SPLIT
         return Question.about(
@@ -44,20 +44,20 @@ class Way:
         )
 
 
-def ways(cuts: Sequence[str]) -> Iterator[Way]:
+def ways(cuts: Sequence[str]) -> Iterator[PricePoint]:
     """Every way to ask at `cuts`: in all formats, and at `decoder.0` with fewer image tokens."""
     for cut in cuts:
-        yield from [Way(cut)] if cut == "image" else (Way(cut, wire) for wire in Wire)
+        yield from [PricePoint(cut)] if cut == "image" else (PricePoint(cut, wire) for wire in Wire)
         if cut == "decoder.0":
-            yield from (Way(cut, keep=keep) for keep in KEPT)
+            yield from (PricePoint(cut, keep=keep) for keep in KEPT)
 
 
 async def measure(
     open_agent: Callable[[], Agent],
     *,
     cuts: Sequence[str],
-    asked: Sequence[Asked],
-    kept: Callable[[Agent], Answering],
+    asked: Sequence[PricedQuestion],
+    kept: Callable[[Agent], Respondent],
     advance: Callable[[], None],
 ) -> Prices:
     """The prices of `cuts`, by answers to `asked` of the worker that `open_agent` gives an agent for.
@@ -78,7 +78,9 @@ async def measure(
     return Prices(questions=len(asked), prices=tuple(prices))
 
 
-def price(way: Way, asked: Sequence[Asked], answers: Sequence[Answer], exact: Sequence[tuple[int, ...]]) -> Price:
+def price(
+    way: PricePoint, asked: Sequence[PricedQuestion], answers: Sequence[Answer], exact: Sequence[tuple[int, ...]]
+) -> Price:
     """The price of one way to ask, by its `answers` to what was `asked` and the tokens of the `exact` ones."""
     found = [_ids(answer) for answer in answers]
     alike = [sum(a == b for a, b in zip(*pair, strict=False)) for pair in zip(found, exact, strict=True)]
@@ -94,10 +96,12 @@ def price(way: Way, asked: Sequence[Asked], answers: Sequence[Answer], exact: Se
     )
 
 
-async def _ask_all(agent: Answering, way: Way, asked: Sequence[Asked], advance: Callable[[], None]) -> list[Answer]:
+async def _ask_all(
+    agent: Respondent, way: PricePoint, asked: Sequence[PricedQuestion], advance: Callable[[], None]
+) -> list[Answer]:
     turns = asyncio.Semaphore(AT_ONCE)
 
-    async def ask(one: Asked) -> Answer:
+    async def ask(one: PricedQuestion) -> Answer:
         async with turns:
             answer = await agent.answer(way.question(one))
         if answer.alone_from is not None:

@@ -14,7 +14,7 @@ from cutline.cli import options
 if TYPE_CHECKING:
     from cutline.devices.link import LinkProfile
     from cutline.devices.machine.power import Sensors
-    from cutline.devices.measurement.rates import Machine
+    from cutline.devices.measurement.rates import MeasuredMachine
     from cutline.devices.profile import Compute, DeviceProfile, DrafterTable, LayerTable
 
 EPILOG = "Example: cutline profile --out my-board.toml; cutline profile link 127.0.0.1:50051 --out my-link.toml"
@@ -150,7 +150,7 @@ def _as_worker(target: Path | None, device: str, threads: int | None, tell: Tell
 
 def _profile(
     name: str,
-    machine: Machine,
+    machine: MeasuredMachine,
     work: Callable[[], object],
     sensors: Sensors,
     tell: Tell,

@@ -11,8 +11,8 @@ from typing import TypeVar
 import msgspec
 import numpy as np
 
-from cutline.cli.asked import Answering
-from cutline.cli.calibrate_input import Source, errors_at
+from cutline.cli.asked import Respondent
+from cutline.cli.calibrate_input import QuestionSource, errors_at
 from cutline.edge.generation.conditions import CALIBRATED, GROUPS, Order
 from cutline.edge.generation.gate import MAX_TOKENS, Sample
 from cutline.edge.generation.question import MAX_TIMEOUT, Mode, Question
@@ -32,7 +32,7 @@ class Conversation:
 
     system: str | None
     order: Order
-    shown: tuple[Source, ...]
+    shown: tuple[QuestionSource, ...]
     texts: tuple[str, ...]
 
     @property
@@ -75,7 +75,12 @@ def chosen_groups(named: Sequence[str]) -> tuple[str, ...]:
 
 
 def conversations(
-    sources: Sequence[Source], groups: Collection[str], *, count: int, systems: Sequence[str] = SYSTEMS, seed: int = 0
+    sources: Sequence[QuestionSource],
+    groups: Collection[str],
+    *,
+    count: int,
+    systems: Sequence[str] = SYSTEMS,
+    seed: int = 0,
 ) -> Iterator[Conversation]:
     """For each way to begin a conversation of the `groups`, `count` of them at most, each of another first question.
 
@@ -83,7 +88,7 @@ def conversations(
     the same conversations.
     """
     rng, turns = np.random.default_rng(seed), cycle(systems)
-    by_picture: dict[str, list[Source]] = {}
+    by_picture: dict[str, list[QuestionSource]] = {}
     for source in sources:
         by_picture.setdefault(source.picture, []).append(source)
     names = list(by_picture)
@@ -103,7 +108,11 @@ def conversations(
 
 
 def _texts(
-    first: Source, same: Sequence[Source], every: Sequence[Source], count: int, rng: np.random.Generator
+    first: QuestionSource,
+    same: Sequence[QuestionSource],
+    every: Sequence[QuestionSource],
+    count: int,
+    rng: np.random.Generator,
 ) -> tuple[str, ...]:
     """The text of `first`, then others about the same picture, then of all; `count`, or as many as differ."""
     texts = dict.fromkeys([first.text, *(one.text for one in _drawn(rng, same, len(same)))])
@@ -118,7 +127,7 @@ def _drawn(rng: np.random.Generator, given: Sequence[T], count: int) -> list[T]:
 
 
 async def sampled(
-    agent: Answering, asked: Sequence[Conversation], groups: Collection[str], *, advance: Callable[[], object]
+    agent: Respondent, asked: Sequence[Conversation], groups: Collection[str], *, advance: Callable[[], object]
 ) -> Samples:
     """What drafter and target answer in these conversations, where they are of the `groups`; `advance` hears of each.
 
@@ -140,7 +149,7 @@ async def sampled(
     return samples
 
 
-async def _ask(agent: Answering, conversation: Conversation, groups: Collection[str], samples: Samples) -> None:
+async def _ask(agent: Respondent, conversation: Conversation, groups: Collection[str], samples: Samples) -> None:
     with errors_at(conversation.shown[0].place):
         try:
             async for question, truth in exchanges(agent, conversation):
@@ -153,7 +162,7 @@ async def _ask(agent: Answering, conversation: Conversation, groups: Collection[
             samples.left_out += 1
 
 
-async def exchanges(agent: Answering, conversation: Conversation) -> AsyncIterator[tuple[Question, Answer]]:
+async def exchanges(agent: Respondent, conversation: Conversation) -> AsyncIterator[tuple[Question, Answer]]:
     """Each question of a conversation and the target's answer, which stands before the next one. Raises CutlineError.
 
     A PromptError where it has become too long for the models.

@@ -18,7 +18,7 @@ from cutline.protos.channel.address import is_loopback, parse_address
 
 if TYPE_CHECKING:
     from cutline.edge.agent import Agent
-    from cutline.edge.generation.semantic_cache import Memory
+    from cutline.edge.generation.semantic_cache import SemanticCache
     from cutline.edge.offload.discovery import ListedWorkers
     from cutline.edge.offload.openai_upstream import Upstream
     from cutline.edge.planning.planner import Planner
@@ -117,7 +117,7 @@ def agent_opener(given: AgentOptions, *, cuts: bool) -> Callable[[], Agent]:
     """
     from cutline.devices.profile import load_profile
     from cutline.edge.agent import Agent
-    from cutline.edge.generation.energy import Meter
+    from cutline.edge.generation.energy import EnergyMeter
 
     drafter = open_drafter(given.bundle)
     target = open_target_for(given.target, given.bundle) if cuts or any(given.profiles) else None
@@ -125,7 +125,7 @@ def agent_opener(given: AgentOptions, *, cuts: bool) -> Callable[[], Agent]:
         *given.profiles, drafter, target, provider=given.provider or CPU, upstream=given.upstream is not None
     )
     threads = thread_count(given.threads)
-    meter = Meter() if given.profiles[0] is None else Meter(load_profile(given.profiles[0]))
+    meter = EnergyMeter() if given.profiles[0] is None else EnergyMeter(load_profile(given.profiles[0]))
     key = _upstream_key(given)
     if not 0 <= given.memory < math.inf:
         raise InputError(f"--memory is {given.memory:g}; give seconds, or 0 for none")
@@ -172,12 +172,12 @@ def _upstream_key(given: AgentOptions) -> str | None:
     return open_key(given.upstream_key_file)
 
 
-def _memory(seconds: float) -> Memory | None:
+def _memory(seconds: float) -> SemanticCache | None:
     if seconds == 0:
         return None
-    from cutline.edge.generation.semantic_cache import Memory
+    from cutline.edge.generation.semantic_cache import SemanticCache
 
-    return Memory(seconds)
+    return SemanticCache(seconds)
 
 
 def _listed_in(directory: str, drafter: Bundle, given: AgentOptions) -> ListedWorkers:

@@ -52,7 +52,7 @@ KINDS = tuple(WORDINGS)
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class CardQuestion:
     """A question about one card, its kind (a name of `KINDS`) and its right answer."""
 
     kind: str
@@ -60,11 +60,11 @@ class Question:
     answer: str
 
 
-def ask(card: Card, kind: str, rng: np.random.Generator) -> Question:
+def ask(card: Card, kind: str, rng: np.random.Generator) -> CardQuestion:
     """A question of `kind` about `card`, in one of its wordings, at one of the card's digits where it names a place."""
     digit = card.digits[rng.integers(len(card.digits))]
     wording = WORDINGS[kind][rng.integers(len(WORDINGS[kind]))]
-    return Question(kind, wording.format(place=digit.place), answer_to(card, kind, digit.place))
+    return CardQuestion(kind, wording.format(place=digit.place), answer_to(card, kind, digit.place))
 
 
 def answer_to(card: Card, kind: str, place: str) -> str:

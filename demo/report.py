@@ -18,7 +18,7 @@ from minijinja import Environment
 
 from cutline.demo import plots
 from cutline.demo.questions import KINDS
-from cutline.demo.requests import Request
+from cutline.demo.requests import CardRequest
 from cutline.demo.results import FIGURES, DemoResult, Outcome
 from cutline.edge.generation.question import Mode
 from cutline.edge.generation.result import Provenance
@@ -136,7 +136,7 @@ class _Picture:
     """A card with its question, the answers in every mode, and what they tell."""
 
     story: str
-    request: Request
+    request: CardRequest
     image: str  # base64
     shows: str
     target: str

@@ -11,19 +11,19 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cutline.demo.cards import Card, Split, draw
-from cutline.demo.questions import KINDS, Question, ask
+from cutline.demo.questions import KINDS, CardQuestion, ask
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class CardRequest:
     """One question about one card, whose picture is `image` (a PNG file)."""
 
     card: Card
     image: bytes
-    question: Question
+    question: CardQuestion
 
 
-def requests(split: Split, cards: int, seed: int) -> Iterator[Request]:
+def requests(split: Split, cards: int, seed: int) -> Iterator[CardRequest]:
     """A question of every kind about each of `cards` cards; the same seed gives the same requests."""
     rng = np.random.default_rng(seed)
     batch = draw(split, cards, rng)
@@ -31,7 +31,7 @@ def requests(split: Split, cards: int, seed: int) -> Iterator[Request]:
         card = batch.card(index)
         image = png(card.pixels)
         for kind in KINDS:
-            yield Request(card, image, ask(card, kind, rng))
+            yield CardRequest(card, image, ask(card, kind, rng))
 
 
 def png(pixels: NDArray[np.uint8]) -> bytes:

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from cutline.demo.questions import KINDS
-from cutline.demo.requests import Request
+from cutline.demo.requests import CardRequest
 from cutline.edge.generation.question import Mode
 from cutline.edge.generation.result import Answer
 
@@ -22,7 +22,7 @@ SHOWN_MODES = (Mode.EDGE, Mode.CLOUD, Mode.DRAFT, Mode.AUTO)  # that a demo show
 class Outcome:
     """One request answered in one mode, beside the unsplit target's own answer (its text and token ids)."""
 
-    request: Request
+    request: CardRequest
     answer: Answer
     target_text: str
     target_ids: tuple[int, ...]
@@ -125,7 +125,7 @@ def mode_result(mode: Mode, outcomes: Sequence[Outcome]) -> ModeResult:
     )
 
 
-def model_result(name: str, identity: str, answered: Iterable[tuple[Request, str]]) -> ModelResult:
+def model_result(name: str, identity: str, answered: Iterable[tuple[CardRequest, str]]) -> ModelResult:
     """A model's figures from its answers' texts."""
     right: dict[str, list[bool]] = {kind: [] for kind in KINDS}
     for request, text in answered:

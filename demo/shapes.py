@@ -16,7 +16,7 @@ FAMILY = SmolVLM(tile=64, patch=PATCH, tile_tokens=(64 // PATCH // SCALE) ** 2, 
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class DemoShape:
     """Layers and widths of one model. A head is 32 wide; the feed-forward part `vision_ff` or `decoder_ff`."""
 
     width: int
@@ -65,6 +65,6 @@ class Shape:
 
 
 SHAPES = {
-    "target": Shape(width=128, vision_layers=4, vision_ff=512, decoder_layers=4, decoder_ff=384),
-    "drafter": Shape(width=64, vision_layers=2, vision_ff=192, decoder_layers=2, decoder_ff=160),
+    "target": DemoShape(width=128, vision_layers=4, vision_ff=512, decoder_layers=4, decoder_ff=384),
+    "drafter": DemoShape(width=64, vision_layers=2, vision_ff=192, decoder_layers=2, decoder_ff=160),
 }

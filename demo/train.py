@@ -123,7 +123,7 @@ class Course:
         self.model.eval()
         return self.model
 
-    def _stage(self, stage: Stage, place: checkpoint.Place | None, progress: Progress) -> None:
+    def _stage(self, stage: Stage, place: checkpoint.CoursePlace | None, progress: Progress) -> None:
         """One stage, from its `place` on where it was begun before."""
         steps, rate = self._schedule.steps[stage], self._schedule.rates[stage]
         learning = self.model.model.vision_model if stage is Stage.TOWER else self.model
@@ -147,7 +147,7 @@ class Course:
                 progress.update(task, description=f"{self._role}: {stage}, loss {loss.item():.3f}")
             progress.advance(task)
             if step % KEPT == KEPT - 1 or step == steps - 1:
-                place = checkpoint.Place(stage=stage, steps=step + 1, random=checkpoint.random_state(self._rng))
+                place = checkpoint.CoursePlace(stage=stage, steps=step + 1, random=checkpoint.random_state(self._rng))
                 checkpoint.save(self._state, place, self._modules, optimizer)
 
     def _loss(self, stage: Stage) -> Tensor:

@@ -14,22 +14,22 @@ import msgspec
 from cutline.core.wire import Wire
 from cutline.devices.profile import CPU
 from cutline.edge.generation.detokenizer import Transcript
-from cutline.edge.generation.energy import Meter
+from cutline.edge.generation.energy import EnergyMeter
 from cutline.edge.generation.events import Event, Settled
 from cutline.edge.generation.gate import Gate, Group, confidence_of, open_gate
-from cutline.edge.generation.generation import Prepared, Progress
+from cutline.edge.generation.generation import Generation, Prepared
 from cutline.edge.generation.preprocess import Preparer
 from cutline.edge.generation.question import Mode, Question
 from cutline.edge.generation.result import Answer, Decision, Gated, Provenance
 from cutline.edge.inference.boundary_noise import Noise, new_secret
-from cutline.edge.inference.drafter import Drafted, Drafter, Drafting, likelihoods_of
+from cutline.edge.inference.drafter import Drafted, Drafter, DrafterConversation, likelihoods_of
 from cutline.edge.inference.target_prefix import Crossing, LoadedSpans, device_cuts
-from cutline.edge.offload.failover import Asking
+from cutline.edge.offload.failover import Failover
 from cutline.edge.offload.heartbeat import NOTICE
 from cutline.edge.offload.status import AgentState, unready
 from cutline.edge.offload.upload_cache import Uploads
 from cutline.edge.offload.worker_pool import Workers
-from cutline.edge.offload.worker_session import Models
+from cutline.edge.offload.worker_session import DeviceModels
 from cutline.edge.result_builder import account, from_memory, is_exact, planned
 from cutline.errors import BundleError, InputError, ModelMismatch, WorkerError
 from cutline.models.bundle import Bundle
@@ -38,7 +38,7 @@ from cutline.protos.channel.credentials import NO_KEYS, AgentKeys
 from cutline.protos.request_ids import new_request_id
 
 if TYPE_CHECKING:  # an agent loads nothing of what it does not do
-    from cutline.edge.generation.semantic_cache import Memory
+    from cutline.edge.generation.semantic_cache import SemanticCache
     from cutline.edge.offload.openai_upstream import Upstream
     from cutline.edge.planning.plan_result import Chosen
     from cutline.edge.planning.planner import Planner
@@ -74,9 +74,9 @@ class Agent:
         keys: AgentKeys = NO_KEYS,
         notice: float = NOTICE,
         offline: bool = False,
-        meter: Meter | None = None,
+        meter: EnergyMeter | None = None,
         upstream: Upstream | None = None,
-        memory: Memory | None = None,
+        memory: SemanticCache | None = None,
         fresh: bool = False,
     ) -> None:
         self.manifest = bundle.manifest
@@ -104,7 +104,7 @@ class Agent:
             worker = Workers(addresses, keys=keys, offline=offline)
         self.workers = worker
         self._notice = notice
-        self._meter = meter or Meter()
+        self._meter = meter or EnergyMeter()
         self._upstream = upstream
         self._memory = memory
         self._gate: Gate | None = None
@@ -168,7 +168,7 @@ class Agent:
             return msgspec.structs.replace(answer, energy=self._meter.energy(reading))
 
     async def _made(self, question: Question, tell: Callable[[Event], object]) -> Answer:
-        progress = Progress(time.perf_counter(), Transcript(self._prompts.vocabulary, question.stop), tell)
+        progress = Generation(time.perf_counter(), Transcript(self._prompts.vocabulary, question.stop), tell)
         progress.gate = self._gated(question, Decision.NOT_ASKED)
         prepared = await asyncio.to_thread(self._preparer.prepare, question)
         progress.parts.lap("prepare")
@@ -204,7 +204,7 @@ class Agent:
             await asyncio.to_thread(self._memory.keep, question, prepared.images, answer)
         return answer
 
-    async def _recall(self, question: Question, prepared: Prepared, progress: Progress) -> Answer | None:
+    async def _recall(self, question: Question, prepared: Prepared, progress: Generation) -> Answer | None:
         """The answer in memory, if there is one to the same question about near-identical images."""
         if self._memory is None or question.exact:
             return None
@@ -235,7 +235,7 @@ class Agent:
         if found.model == self.manifest.target:
             planner.meet(found.start, found.end)
 
-    async def _plan(self, prepared: Prepared, progress: Progress) -> Chosen | None:
+    async def _plan(self, prepared: Prepared, progress: Generation) -> Chosen | None:
         """What is planned for a question, if that is left to the agent. Raises InputError."""
         question = prepared.question
         if self._planner is None:
@@ -264,7 +264,7 @@ class Agent:
 
         return await asyncio.to_thread(self._planner.plan, prepared, ready=self._ready(), known=known)
 
-    async def _carry_out(self, asked: Question, prepared: Prepared, progress: Progress) -> Asking | None:
+    async def _carry_out(self, asked: Question, prepared: Prepared, progress: Generation) -> Failover | None:
         """Settle a whole answer to what was `asked`, as it was planned. Returns how workers were asked, if any were."""
         match prepared.question.mode:
             case Mode.EDGE:
@@ -272,7 +272,7 @@ class Agent:
                 return None
             case Mode.AUTO:
                 group, progress.gate = self._group(asked), self._gated(asked, Decision.PASSED)
-                models, drafted = Models(), list[Drafted]()
+                models, drafted = DeviceModels(), list[Drafted]()
                 if group is not None:  # of a closed one no answer can be kept, so none is waited for
                     models = await self._draft_all(prepared, progress, keep=False)
                     drafted = list(models.drafted.values())
@@ -345,7 +345,7 @@ class Agent:
         """The cuts whose graphs are loaded."""
         return frozenset() if self._spans is None else self._spans.cuts
 
-    def _converse(self, prepared: Prepared) -> Drafting:
+    def _converse(self, prepared: Prepared) -> DrafterConversation:
         question = prepared.question
         return self._drafter.converse(
             prepared.prompt,
@@ -357,12 +357,12 @@ class Agent:
             tenant=question.tenant,
         )
 
-    async def _draft_all(self, prepared: Prepared, progress: Progress, *, keep: bool) -> Models:
+    async def _draft_all(self, prepared: Prepared, progress: Generation, *, keep: bool) -> DeviceModels:
         """Draft a whole answer; `keep` settles its tokens one by one, as they are drafted.
 
         Returns what drafted it.
         """
-        models = Models()
+        models = DeviceModels()
 
         def draft() -> None:
             models.drafting = self._converse(prepared)
@@ -382,16 +382,16 @@ class Agent:
         progress.confidence = confidence_of(list(models.drafted.values()))
         # A thread may hold on to its work for a moment, and the next question is to find this conversation ended.
         drafting, models.drafting = models.drafting, None
-        return Models(drafting=drafting, drafted=models.drafted)
+        return DeviceModels(drafting=drafting, drafted=models.drafted)
 
-    def _ask(self, asked: Question, prepared: Prepared, progress: Progress, *, drafts: bool) -> Asking:
+    def _ask(self, asked: Question, prepared: Prepared, progress: Generation, *, drafts: bool) -> Failover:
         """How workers are asked what was `asked`; `drafts` says that the drafter drafts for them."""
         given = self.offline or self.workers.addresses or self.workers.nobody or self._upstream
         if not given and asked.mode is not Mode.AUTO:
             raise InputError(f"mode {asked.mode} needs a worker; give --worker HOST:PORT, or use --mode edge")
         cut = prepared.question.cut
         progress.cold |= cut != "image" and cut not in self._ready()
-        return Asking(
+        return Failover(
             manifest=self.manifest,
             prepared=prepared,
             progress=progress,

@@ -8,10 +8,10 @@ import msgspec
 
 from cutline.core.wire import Wire
 from cutline.edge.generation.events import Planned
-from cutline.edge.generation.generation import Prepared, Progress
+from cutline.edge.generation.generation import Generation, Prepared
 from cutline.edge.generation.question import Mode, Question
 from cutline.edge.generation.result import Answer, Forecast, Provenance, Recalled, Tail
-from cutline.edge.offload.failover import Asking
+from cutline.edge.offload.failover import Failover
 from cutline.models.bundle import Bundle
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 def account(
     mode: Mode,
     prepared: Prepared,
-    progress: Progress,
-    asking: Asking | None,
+    progress: Generation,
+    asking: Failover | None,
     *,
     latency: float,
     forecast: Forecast | None,
@@ -78,7 +78,7 @@ def is_exact(question: Question, target: Bundle | None) -> bool:
 
 
 def from_memory(
-    remembered: Answer, recalled: Recalled, prepared: Prepared, progress: Progress, latency: float
+    remembered: Answer, recalled: Recalled, prepared: Prepared, progress: Generation, latency: float
 ) -> Answer:
     """The answer to a question that was `remembered`: its tokens keep their sources, and nobody was asked anew."""
     return msgspec.structs.replace(

@@ -35,7 +35,7 @@ _UPSTREAM_PARTS = {"cloud prefill": "the upstream's first word", "decode": "the 
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class UplinkRange:
     """The choice (an index of the search) that is best at uplinks from `low` to `high`, in bytes a second."""
 
     low: float
@@ -74,26 +74,26 @@ def summary(search: Search, asked: Asked) -> str:
     return f"{sentence[0].upper()}{sentence[1:]}"
 
 
-def crossovers(search: Search) -> tuple[Stretch, ...]:
+def crossovers(search: Search) -> tuple[UplinkRange, ...]:
     """The best choice by uplink, all else as it is: stretches in rising order, each beginning where the last one ends.
 
     A stretch between two steps of the walk (a quarter apart) may be missed.
     """
     now = min(max(search.conditions.uplink, SLOWEST), FASTEST)
     rates = sorted({*np.geomspace(SLOWEST, FASTEST, _STEPS).tolist(), now})
-    stretches = [Stretch(rates[0], rates[0], _best_at(search, rates[0]))]
+    stretches = [UplinkRange(rates[0], rates[0], _best_at(search, rates[0]))]
     for low, high in pairwise(rates):
         best = _best_at(search, high)
         if _alike(search, best, stretches[-1].best):
-            stretches[-1] = Stretch(stretches[-1].low, high, stretches[-1].best)
+            stretches[-1] = UplinkRange(stretches[-1].low, high, stretches[-1].best)
             continue
         while high / low > _WELL:
             middle = (low * high) ** 0.5
             low, high = (
                 (middle, high) if _alike(search, _best_at(search, middle), stretches[-1].best) else (low, middle)
             )
-        stretches[-1] = Stretch(stretches[-1].low, high, stretches[-1].best)
-        stretches.append(Stretch(high, high, best))
+        stretches[-1] = UplinkRange(stretches[-1].low, high, stretches[-1].best)
+        stretches.append(UplinkRange(high, high, best))
     return tuple(stretches)
 
 

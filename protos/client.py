@@ -15,7 +15,7 @@ import grpc
 
 from cutline.errors import AccessDenied, CutlineError, InputError, WorkerBusy, WorkerFailed, WorkerUnavailable
 from cutline.protos.channel.address import parse_address
-from cutline.protos.channel.connection import Connection, Line, given_up
+from cutline.protos.channel.connection import ChannelStub, Connection, given_up
 from cutline.protos.channel.credentials import NO_KEYS, AgentKeys, link_fault
 from cutline.protos.messages import (
     AgentMessage,
@@ -75,11 +75,11 @@ class WorkerClient:
         return self._connection.line.ready
 
     @property
-    def line(self) -> Line:
+    def line(self) -> ChannelStub:
         """What a new session goes over."""
         return self._connection.line
 
-    def leave(self, line: Line) -> None:
+    def leave(self, line: ChannelStub) -> None:
         """Have new sessions go over another line than this; those on it may end there."""
         self._connection.leave(line)
 
@@ -139,7 +139,7 @@ class WorkerClient:
         beat, refusal = functools.partial(self._beat, line, who), functools.partial(self._refusal, line, who)
         return WorkerSession(self.address, call, opening, upload, self._keys, beat, refusal)
 
-    async def _beat(self, line: Line, who: tuple[tuple[str, str], ...]) -> bool:
+    async def _beat(self, line: ChannelStub, who: tuple[tuple[str, str], ...]) -> bool:
         """Have the worker answer at once, with nothing. False where the link is down."""
         try:
             await line.hold(line.stub.Probe(pb.ProbeRequest(), metadata=who))
@@ -149,7 +149,7 @@ class WorkerClient:
             return False
         return True
 
-    async def _refusal(self, line: Line, who: tuple[tuple[str, str], ...]) -> CutlineError | None:
+    async def _refusal(self, line: ChannelStub, who: tuple[tuple[str, str], ...]) -> CutlineError | None:
         """What the worker says to a call that asks for nothing, if that is a refusal and comes at once."""
         try:
             await line.hold(line.stub.Probe(pb.ProbeRequest(), timeout=REFUSAL_SECONDS, metadata=who))

@@ -32,7 +32,7 @@ class Standing(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Listed:
+class ListedWorker:
     """A worker in a listing; see the .proto for each field."""
 
     name: str
@@ -57,7 +57,7 @@ class Listing:
     epoch: str
     version: int
     wanted: int
-    workers: tuple[Listed, ...]
+    workers: tuple[ListedWorker, ...]
     outdated: int = 0
 
 
@@ -139,18 +139,18 @@ def listing_from_wire(message: pb.Listing) -> Listing:
     )
 
 
-def _listed_to_wire(one: Listed) -> pb.Listed:
-    fields = {name: getattr(one, name) for name in Listed.__slots__}
+def _listed_to_wire(one: ListedWorker) -> pb.Listed:
+    fields = {name: getattr(one, name) for name in ListedWorker.__slots__}
     return pb.Listed(**fields | {"standing": one.standing.name})
 
 
-def _listed(messages: Sequence[pb.Listed]) -> tuple[Listed, ...]:
+def _listed(messages: Sequence[pb.Listed]) -> tuple[ListedWorker, ...]:
     if len(messages) > MAX_WORKERS:
         raise InputError(f"{len(messages)} workers in one listing are too many; it may have {MAX_WORKERS}")
     return tuple(_listed_from_wire(one) for one in messages)
 
 
-def _listed_from_wire(one: pb.Listed) -> Listed:
+def _listed_from_wire(one: pb.Listed) -> ListedWorker:
     try:
         standing = Standing[pb.Listed.Standing.Name(one.standing)]
     except (KeyError, ValueError):  # this version knows no such standing: one that takes no sessions
@@ -161,5 +161,5 @@ def _listed_from_wire(one: pb.Listed) -> Listed:
         parse_address(address)
     if standing is Standing.READY and not one.address:
         raise InputError("it lists a worker without an address")
-    fields = {name: getattr(one, name) for name in Listed.__slots__}
-    return Listed(**fields | {"standing": standing})
+    fields = {name: getattr(one, name) for name in ListedWorker.__slots__}
+    return ListedWorker(**fields | {"standing": standing})

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 
-from cutline.models.export.settings import TABLES, Setting
+from cutline.models.export.settings import TABLES, SettingFate
 from cutline.models.families import FAMILIES
 
 PAGE = Path(__file__).resolve().parent.parent / "docs/reference/models.md"
@@ -27,7 +27,7 @@ def render() -> str:
     return "\n".join(parts)
 
 
-def lines(table: Mapping[str, Setting]) -> Iterator[str]:
+def lines(table: Mapping[str, SettingFate]) -> Iterator[str]:
     """A line for all settings that have the same fate for the same reason, one after the other."""
     ordered = sorted(table.items(), key=lambda one: (one[1].fate, one[1].how, repr(one[1].taken)))
     for (fate, how, taken), of in groupby(ordered, key=lambda one: (one[1].fate, one[1].how, one[1].taken)):

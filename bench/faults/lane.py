@@ -14,7 +14,7 @@ from cutline.bench.faults.cases import ENDS_PROCESS, SILENT, Case, Fault, Point,
 from cutline.bench.faults.checking import Checker, Found, Heard, Tokens, hear
 from cutline.bench.faults.link import FaultyLink, Way
 from cutline.bench.worker_process import WorkerProcess
-from cutline.demo.requests import Request
+from cutline.demo.requests import CardRequest
 from cutline.edge.agent import Agent
 from cutline.edge.generation.question import Mode, Question
 from cutline.edge.offload.heartbeat import patience
@@ -55,7 +55,7 @@ class Outcome:
 class Asker:
     """Questions, and their right answers: `truths` are the unsplit target's greedy ones, `drawn` came unbroken."""
 
-    requests: Sequence[Request]
+    requests: Sequence[CardRequest]
     truths: Sequence[Tokens]
     checker: Checker
     drawn: dict[tuple[int, Sampling], Tokens] = field(default_factory=dict)

@@ -28,7 +28,7 @@ from cutline.cloud.access.quota import UNLIMITED, Used
 from cutline.errors import AccessDenied, InputError
 from cutline.protos.channel.credentials import TENANT_KEY, AgentKeys, ServerKeys
 from cutline.protos.channel.revocation import Revoked
-from cutline.protos.channel.token_file import Limits, Tokens, is_tenant
+from cutline.protos.channel.token_file import Quota, Tokens, is_tenant
 from cutline.protos.status import status_of
 
 # A load balancer has no token, and asks before it sends anybody here. What it learns is whether a worker serves.
@@ -102,10 +102,10 @@ class Callers:
             return hmac.compare_digest(own.encode(), _one(metadata, "authorization").encode())
         return keys.certificate is not None and _certificate(peer) == _first_certificate(keys.certificate)
 
-    def limits(self, tenant: str) -> Limits:
+    def limits(self, tenant: str) -> Quota:
         """What `tenant` may have."""
         if self.tokens is None:
-            return Limits() if self.certificates else UNLIMITED
+            return Quota() if self.certificates else UNLIMITED
         return self.tokens.limits(tenant)
 
     def _tenant(self, authorization: str, peer: Mapping[str, Sequence[bytes]]) -> str:

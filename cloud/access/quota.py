@@ -11,13 +11,13 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from cutline.errors import WorkerBusy
-from cutline.protos.channel.token_file import Limits
+from cutline.protos.channel.token_file import Quota
 
 WINDOW_SECONDS = 10.0  # over which rates are held: so much may come at once
 WAITING_SECONDS = 10.0  # that a tenant which found no room is taken to wait for some
 SLOW_SECONDS = 5.0  # after which an opening whose upload still comes may have to give way
 # Where nobody knows who calls: with a rate that all had together, one of them could keep out the others.
-UNLIMITED = Limits(openings_per_minute=1e9, upload_mb_per_second=1e9)
+UNLIMITED = Quota(openings_per_minute=1e9, upload_mb_per_second=1e9)
 _MB = 1e6
 
 
@@ -95,7 +95,7 @@ class Shares:
     """What the tenants of one worker with so many `places` have; `limits` says what each may. For one event loop."""
 
     def __init__(
-        self, limits: Callable[[str], Limits], *, places: int, clock: Callable[[], float] = time.monotonic
+        self, limits: Callable[[str], Quota], *, places: int, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._limits = limits
         self._places = places

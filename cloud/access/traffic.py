@@ -13,7 +13,7 @@ from cutline.cloud.telemetry.session_stats import Account
 from cutline.protos.v1 import worker_pb2 as pb
 
 
-class Meter:
+class TrafficMeter:
     """Counts messages of sessions: for their accounts, their tenants' `shares`, and an `observer`."""
 
     def __init__(self, shares: Shares, observer: Observer) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Load:
+class WorkerLoad:
     """What a worker that takes sessions says of itself."""
 
     queue_seconds: float  # that sessions lately waited for their first pass
@@ -16,7 +16,7 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class ScalingLimits:
     """Between `least` and `most` workers, and when to have another number of them.
 
     More when sessions wait over `grow_queue` seconds, or over `grow_fill` of all places are taken, for `grow_after`
@@ -49,7 +49,9 @@ class Scale:
     barred: float = 0.0
 
 
-def scale(state: Scale, loads: Sequence[Load], limits: Limits, now: float, *, starting: bool, homeless: bool) -> Scale:
+def scale(
+    state: Scale, loads: Sequence[WorkerLoad], limits: ScalingLimits, now: float, *, starting: bool, homeless: bool
+) -> Scale:
     """The scale after hearing `loads`, one of each worker that takes sessions, at the time `now` (seconds).
 
     While some are `starting`, nothing is judged: they have no say yet. If some are `homeless`, for no node has room for
@@ -75,7 +77,7 @@ def scale(state: Scale, loads: Sequence[Load], limits: Limits, now: float, *, st
     return replace(state, wanted=changed, pressure=0, since=now)
 
 
-def _pressure(loads: Sequence[Load], wanted: int, limits: Limits) -> int:
+def _pressure(loads: Sequence[WorkerLoad], wanted: int, limits: ScalingLimits) -> int:
     count = len(loads)
     if not count:
         return 0

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Protocol
 
-from cutline.cloud.cluster.autoscaler import Limits, Scale, scale
+from cutline.cloud.cluster.autoscaler import Scale, ScalingLimits, scale
 from cutline.cloud.cluster.members import (
     Endpoints,
     Member,
@@ -79,7 +79,7 @@ class Controller:
         launch: Launch,
         nodes: Callable[[], Sequence[Node]],
         *,
-        limits: Limits,
+        limits: ScalingLimits,
         need: Need,
         leave: float = LEAVE_SECONDS,
     ) -> None:

@@ -9,8 +9,8 @@ import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from cutline.cloud.cluster.autoscaler import Load
-from cutline.protos.directory import Listed, Standing
+from cutline.cloud.cluster.autoscaler import WorkerLoad
+from cutline.protos.directory import ListedWorker, Standing
 from cutline.protos.messages import Description
 
 FIRST_REST = 0.5  # seconds before a worker that died is started again; each failure after the first doubles them
@@ -186,10 +186,10 @@ def rest_seconds(failures: int) -> float:
     return min(LONGEST_REST, FIRST_REST * 2.0 ** min(failures - 1, 16))
 
 
-def loads(members: Iterable[Member]) -> tuple[Load, ...]:
+def loads(members: Iterable[Member]) -> tuple[WorkerLoad, ...]:
     """The loads of those that take sessions."""
     return tuple(
-        Load(queue_seconds=told.queue_seconds, sessions=told.sessions, max_sessions=told.max_sessions)
+        WorkerLoad(queue_seconds=told.queue_seconds, sessions=told.sessions, max_sessions=told.max_sessions)
         for member in members
         if serves(member) and (told := member.described) is not None
     )
@@ -200,9 +200,9 @@ def serves(member: Member) -> bool:
     return member.standing is Standing.READY and member.described is not None and not member.described.blocked
 
 
-def listed(member: Member) -> Listed:
+def listed(member: Member) -> ListedWorker:
     """A member as the directory tells of it."""
-    plain = Listed(
+    plain = ListedWorker(
         name=member.name,
         address=member.endpoints.address,
         metrics=member.endpoints.metrics,

@@ -19,7 +19,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cutline.cloud.cluster.autoscaler import Limits
+from cutline.cloud.cluster.autoscaler import ScalingLimits
 from cutline.cloud.cluster.controller import Controller
 from cutline.cloud.cluster.directory import serve
 from cutline.cloud.cluster.members import Endpoints, Need, Node
@@ -42,7 +42,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
+class ClusterSpec:
     """What a cluster is to be.
 
     The directory is at `listen`. `options` are those of each worker's `cutline cloud` but for --listen and --threads;
@@ -53,7 +53,7 @@ class Order:
 
     listen: str
     options: tuple[str, ...]
-    limits: Limits
+    limits: ScalingLimits
     threads: int
     gpus: float
     drain: float
@@ -127,7 +127,7 @@ class Head:
 class Cluster:
     """A controller as an actor of Ray, and what it tells. Raises InputError if the directory cannot be had so."""
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: ClusterSpec) -> None:
         nodes = _nodes()
         host, _ = parse_address(order.listen)
         if is_loopback(host) and len({node.address for node in nodes}) > 1:
@@ -160,7 +160,7 @@ class Cluster:
 class _ControllerActor:
     """A controller and its directory, on the node that has the directory's address."""
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: ClusterSpec) -> None:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         self._order = order
         self._stack = contextlib.AsyncExitStack()
@@ -207,7 +207,7 @@ class _ControllerActor:
         )
 
 
-def _security(order: Order) -> tuple[str, ...]:
+def _security(order: ClusterSpec) -> tuple[str, ...]:
     """The options by which a worker serves whom the directory serves."""
     server = order.server_keys
     files = {

@@ -36,8 +36,8 @@ from cutline.cloud.engine.kv_slots import Slots
 from cutline.cloud.engine.passes import FATAL, Broken, Passed, Passes
 from cutline.cloud.engine.sampler import likelihoods
 from cutline.cloud.engine.scheduler import longest_idle, patience_of, rows_by_session, schedule, seated
-from cutline.cloud.engine.sequence import Event, Request, Rows, Session
-from cutline.cloud.engine.watchdog import Progress
+from cutline.cloud.engine.sequence import Event, Request, Session, SessionRows
+from cutline.cloud.engine.watchdog import EngineProgress
 from cutline.cloud.model.model_runner import Target
 from cutline.cloud.telemetry.observer import NOBODY, Observer
 from cutline.core.wire import Wire
@@ -79,7 +79,7 @@ class Engine:
         self._waiting: dict[str, list[OfferDraft]] = {}  # drafts of sessions that are flying
         self._slots = Slots(target.slots)
         self._pictures = Pictures(target, self.image_cache)
-        self.progress = Progress()
+        self.progress = EngineProgress()
         self._passes = Passes(target, self._stop_tokens, self.progress, observer)
         self._turnover = Turnover(target.slots)
         self._idle_since = math.inf  # on the monotonic clock, of the session that waits longest for a draft
@@ -321,7 +321,7 @@ class Engine:
         self._release(session.name, broken=True)
         session.deliver(failure)
 
-    def _schedule(self) -> list[Rows]:
+    def _schedule(self) -> list[SessionRows]:
         """The rows of the next pass. Who is out of time, or waits too long for a draft, is ended."""
         now = time.monotonic()
         for session in tuple(self._sessions.values()):
@@ -363,7 +363,7 @@ class Engine:
         session.seconds += time.monotonic() - began
         return True
 
-    def _run(self, batch: list[Rows]) -> None:
+    def _run(self, batch: list[SessionRows]) -> None:
         """One pass of `batch`, and what it confirmed. A session that breaks it ends alone."""
         images, sessions = [self._pictures.of(rows.session) for rows in batch], [rows.session for rows in batch]
         for passed in self._passes.run(batch, images, lambda: self._interest.none_in(sessions)):
@@ -389,7 +389,7 @@ class Engine:
         else:
             self._deliver(rows, passed.chosen, passed.made)
 
-    def _deliver(self, rows: Rows, chosen: list[int], logits: Tensor) -> None:
+    def _deliver(self, rows: SessionRows, chosen: list[int], logits: Tensor) -> None:
         session, drafted = rows.session, rows.drafted
         right = agreeing(rows.tokens[-drafted:], chosen) if drafted else 0
         if drafted:

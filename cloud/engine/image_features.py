@@ -10,7 +10,7 @@ import torch
 from cutline.cloud.engine.cost_model import FAIR_SECONDS
 from cutline.cloud.engine.image_cache import ImageCache, Kept
 from cutline.cloud.engine.sequence import Request, Session
-from cutline.cloud.engine.watchdog import Progress
+from cutline.cloud.engine.watchdog import EngineProgress
 from cutline.cloud.model.model_runner import Target
 from cutline.cloud.model.vision import Steps
 
@@ -50,7 +50,7 @@ class Pictures:
         """Whether rows of its images are yet to be made."""
         return session.name in self._under_way
 
-    def encode(self, progress: Progress, enough: Callable[[], bool]) -> None:
+    def encode(self, progress: EngineProgress, enough: Callable[[], bool]) -> None:
         """Encode the `next` session's images step by step, until it is `enough` or they are done.
 
         Raises what a step raises; its session has then to be forgotten.

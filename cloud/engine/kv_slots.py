@@ -61,7 +61,7 @@ def shared(held: Content, come: Content) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class SlotPlace:
     """A session's `slot`, whose first `reused` rows are those of the slot `source`, often the same."""
 
     slot: int
@@ -85,7 +85,7 @@ class Slots:
         self._turn = 0
         self.free = count
 
-    def take(self, come: Content | None, running: Mapping[int, int]) -> Place | None:
+    def take(self, come: Content | None, running: Mapping[int, int]) -> SlotPlace | None:
         """A place for a session whose opening is `come`, None if all are taken; the last token is always run.
 
         `running` has the rows that stand by now in slots that are taken.
@@ -106,7 +106,7 @@ class Slots:
         taken = self._slots[spare]
         taken.free, taken.content, taken.length = False, come, reused
         self.free -= 1
-        return Place(spare, source, reused)
+        return SlotPlace(spare, source, reused)
 
     def give(self, number: int, tokens: Sequence[int]) -> None:
         """The session of a slot has ended, and left there rows of `tokens`; or none that anybody may go on from."""

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from cutline.cloud.engine.cost_model import PassCost
 from cutline.cloud.engine.sampler import choose_all
-from cutline.cloud.engine.sequence import Rows
-from cutline.cloud.engine.watchdog import Progress
+from cutline.cloud.engine.sequence import SessionRows
+from cutline.cloud.engine.watchdog import EngineProgress
 from cutline.cloud.model.model_runner import PassAborted, Target
 from cutline.cloud.model.tensor_parallel import RankLost
 from cutline.cloud.telemetry.observer import Observer
@@ -29,7 +29,7 @@ class Passed:
     `made` (n, width) are rows, where the head is here logits (wanted, vocabulary) and `chosen` the tokens they give.
     """
 
-    rows: Rows
+    rows: SessionRows
     seconds: float
     made: Tensor
     chosen: list[int] | None
@@ -39,14 +39,16 @@ class Passed:
 class Broken:
     """A pass of these `rows` alone ended with an `error`."""
 
-    rows: Rows
+    rows: SessionRows
     error: Exception
 
 
 class Passes:
     """Of a `target`, by one thread, whose `progress` says what pass it is at."""
 
-    def __init__(self, target: Target, stop_tokens: Collection[int], progress: Progress, observer: Observer) -> None:
+    def __init__(
+        self, target: Target, stop_tokens: Collection[int], progress: EngineProgress, observer: Observer
+    ) -> None:
         self.cost = PassCost()
         self._target = target
         self._stop_tokens = stop_tokens
@@ -55,7 +57,7 @@ class Passes:
         self._fresh_until = -math.inf  # on the monotonic clock: how long what passes took tells of the next one
 
     def run(
-        self, batch: Sequence[Rows], images: Sequence[Tensor | None], aborted: Callable[[], bool]
+        self, batch: Sequence[SessionRows], images: Sequence[Tensor | None], aborted: Callable[[], bool]
     ) -> Iterator[Passed | Broken]:
         """One pass of `batch`, of which nothing comes if it is `aborted`; `images` as Target.run takes them.
 

@@ -6,13 +6,13 @@ from collections.abc import Collection, Sequence
 
 import torch
 
-from cutline.cloud.engine.sequence import Rows, Session
+from cutline.cloud.engine.sequence import Session, SessionRows
 from cutline.models.penalties import NO_PENALTIES, Past
 from cutline.models.sampling import choose
 from cutline.protos.messages import Likelihood
 
 
-def choose_all(rows: Rows, logits: torch.Tensor, stop_tokens: Collection[int]) -> list[int]:
+def choose_all(rows: SessionRows, logits: torch.Tensor, stop_tokens: Collection[int]) -> list[int]:
     """The tokens that `logits` (wanted, vocabulary) give, to the first that is not the drafted one at the least.
 
     A GPU has run the pass when they are here, not before.

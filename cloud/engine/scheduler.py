@@ -8,11 +8,11 @@ from collections.abc import Collection, Iterable
 from cutline.cloud.engine.commands import OpenSession
 from cutline.cloud.engine.cost_model import PassCost, drafted_rows, prompt_rows, turn
 from cutline.cloud.engine.kv_slots import Content, Slots
-from cutline.cloud.engine.sequence import DeepSession, Rows, Session
+from cutline.cloud.engine.sequence import DeepSession, Session, SessionRows
 from cutline.cloud.model.model_runner import Target
 
 
-def rows_by_session(sessions: Iterable[Session], cost: PassCost, recent: float) -> dict[Session, Rows | None]:
+def rows_by_session(sessions: Iterable[Session], cost: PassCost, recent: float) -> dict[Session, SessionRows | None]:
     """What each session that is not flying wants to run, None if it waits for a draft.
 
     Those that were confirmed something after `recent` share a pass's fixed cost, so each verifies fewer drafts.
@@ -23,14 +23,14 @@ def rows_by_session(sessions: Iterable[Session], cost: PassCost, recent: float) 
     return {session: session.rows_to_run(share, most) for session in landed}
 
 
-def schedule(wanted: Iterable[Rows], cost: PassCost, *, decodes: bool) -> list[Rows]:
+def schedule(wanted: Iterable[SessionRows], cost: PassCost, *, decodes: bool) -> list[SessionRows]:
     """The next pass, of what is `wanted`: all of whoever is answered, and of prompts as much as there is room for.
 
     Prompts are run in pieces, so that nobody's answer waits long for another's prompt; `turn` says whose comes first.
     A span that does not decode has no answers: it takes all.
     """
-    batch: list[Rows] = []
-    prompts: list[Rows] = []
+    batch: list[SessionRows] = []
+    prompts: list[SessionRows] = []
     for rows in wanted:
         (prompts if rows.session.opening and decodes else batch).append(rows)
     room = prompt_rows(sum(len(rows.tokens) for rows in batch), cost)

@@ -125,7 +125,7 @@ class Session:
         if draft:
             self.draft = tuple(draft[: self.limit - len(self.tokens)])
 
-    def rows_to_run(self, row_share: float, most: int = MOST_DRAFTED_ROWS) -> Rows | None:
+    def rows_to_run(self, row_share: float, most: int = MOST_DRAFTED_ROWS) -> SessionRows | None:
         """What the next pass should run for this session, or None if it waits for a draft; of that `most` tokens."""
         new = self.tokens[self.cached :]
         available = min(len(self.draft), most)
@@ -134,7 +134,7 @@ class Session:
             worth = max(worth, 1)
         if worth == 0 and not self.opening and not self._may_decode_alone():
             return None
-        return Rows(self, self.cached, (*new, *self.draft[:worth]), drafted=worth)
+        return SessionRows(self, self.cached, (*new, *self.draft[:worth]), drafted=worth)
 
     @property
     def opening(self) -> bool:
@@ -146,7 +146,7 @@ class Session:
         answered = len(self.tokens) - self.request.prompt_length
         return self.alone + 1 <= self.request.effort * (answered + 1)
 
-    def ran(self, rows: Rows, seconds: float, now: float) -> None:
+    def ran(self, rows: SessionRows, seconds: float, now: float) -> None:
         """Count a pass of `rows` that took `seconds` of the session's own."""
         self.passes += 1
         self.verified += rows.drafted
@@ -156,7 +156,7 @@ class Session:
         if self.request.pictured:
             self.request = self.request.unladen()
 
-    def keep(self, rows: Rows, made: BoundaryRows | None) -> None:
+    def keep(self, rows: SessionRows, made: BoundaryRows | None) -> None:
         """Take a pass of a first part of the rows; what it `made` for the next worker waits for the rest."""
         self.cached += len(rows.tokens)
         if made is not None:
@@ -190,7 +190,7 @@ class Session:
             return Reason.STOP
         return Reason.LENGTH if len(self.tokens) >= self.limit else None
 
-    def fly(self, rows: Rows, made: BoundaryRows) -> None:
+    def fly(self, rows: SessionRows, made: BoundaryRows) -> None:
         """Send what a pass of `rows` made to the next worker, which confirms."""
         self.flying = rows.drafted
         start = rows.start - sum(map(len, self.pieces))
@@ -262,7 +262,7 @@ class DeepSession(Session):
             self.held = position
         self.held = max(self.held, position + len(draft))
 
-    def rows_to_run(self, row_share: float, most: int = MOST_DRAFTED_ROWS) -> Rows | None:
+    def rows_to_run(self, row_share: float, most: int = MOST_DRAFTED_ROWS) -> SessionRows | None:
         """As much as a pass takes of what is held, if the last confirmed token's row is.
 
         A rejection costs no more than a round trip.
@@ -272,9 +272,9 @@ class DeepSession(Session):
             return None
         draft = self.draft[:most]
         tokens = (*self.tokens[self.cached :], *draft)
-        return Rows(self, self.cached, tokens, drafted=len(draft), boundary=self.rows[: len(tokens)])
+        return SessionRows(self, self.cached, tokens, drafted=len(draft), boundary=self.rows[: len(tokens)])
 
-    def keep(self, rows: Rows, made: BoundaryRows | None) -> None:
+    def keep(self, rows: SessionRows, made: BoundaryRows | None) -> None:
         """As of any session; the rows of that part are used up."""
         self.rows = self.rows[len(rows.tokens) :]
         Session.keep(self, rows, made)  # super() does not find a class that has slots
@@ -297,7 +297,7 @@ class DeepSession(Session):
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class SessionRows:
     """One session's rows of a pass: `tokens` from position `start` on, the last `drafted` of them unconfirmed.
 
     At a deep cut they come with their `boundary` (n, width). Rows that are `partial` choose nothing: others follow
@@ -311,7 +311,7 @@ class Rows:
     boundary: BoundaryRows | None = None
     partial: bool = False
 
-    def first(self, count: int) -> Rows:
+    def first(self, count: int) -> SessionRows:
         """The first `count` of them, or all that there are; drafted ones go with the last of the others."""
         if len(self.tokens) <= count or len(self.tokens) == self.drafted + 1:
             return self

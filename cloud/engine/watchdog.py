@@ -18,22 +18,22 @@ TICK = 0.25  # seconds between two looks
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Work:
+class EngineWork:
     """Something that an engine is at; it does not `usually` take more than so many seconds, None if nobody knows."""
 
     usually: float | None
 
 
-class Progress:
+class EngineProgress:
     """What an engine is at: told by its thread alone, looked at by others."""
 
     def __init__(self) -> None:
-        self.work: Work | None = None
+        self.work: EngineWork | None = None
 
     @contextlib.contextmanager
     def at(self, usually: float | None) -> Iterator[None]:
         """It is at something that does not `usually` take more than so many seconds, None if nobody knows."""
-        self.work = Work(usually)
+        self.work = EngineWork(usually)
         try:
             yield
         finally:
@@ -48,10 +48,10 @@ def patience(usually: float | None) -> float:
 class Watchdog:
     """Looks at what is `working` and calls `on_hang` once, from a thread of its own, with the seconds that it took."""
 
-    def __init__(self, working: Callable[[], Work | None], on_hang: Callable[[float], object]) -> None:
+    def __init__(self, working: Callable[[], EngineWork | None], on_hang: Callable[[float], object]) -> None:
         self._working = working
         self._on_hang = on_hang
-        self._seen: Work | None = None
+        self._seen: EngineWork | None = None
         self._seconds = 0.0  # for which what was seen is at it
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)

@@ -20,7 +20,7 @@ from cutline.cloud.model.device import free_memory
 from cutline.cloud.model.loader import load_model
 from cutline.cloud.model.memory import context_that_fits, image_room, slot_bytes, slots_that_fit
 from cutline.cloud.model.packing import pack
-from cutline.cloud.model.tensor_parallel import Group, Pass, Resume, in_step
+from cutline.cloud.model.tensor_parallel import Pass, RankGroup, Resume, in_step
 from cutline.cloud.model.vision import Steps, Tower, whole
 from cutline.core.wire import Wire
 from cutline.models.bundle import Bundle
@@ -59,7 +59,7 @@ class Target:
         start: str = "image",
         end: str = END,
         dtype: torch.dtype | None = None,
-        group: Group | None = None,
+        group: RankGroup | None = None,
         compiled: bool = False,
     ) -> None:
         """Weights are computed with as `dtype`, or as they are stored. Raises InputError where slots do not fit.

@@ -20,7 +20,7 @@ from torch import nn
 
 from cutline.cloud.model.batch import NobodysRows
 from cutline.cloud.model.model_runner import Target
-from cutline.devices.measurement.rates import Machine, median_seconds, memory_bandwidth, significant
+from cutline.devices.measurement.rates import MeasuredMachine, median_seconds, memory_bandwidth, significant
 from cutline.devices.measurement.workload import one_tile, row_counts
 from cutline.devices.profile import Compute, LayerTable
 from cutline.models.bundle import Bundle, Manifest
@@ -34,7 +34,7 @@ Tell = Callable[[str], None]  # hears what is being measured
 Layers = dict[str, list[nn.Module]]  # the modules of each layer, by its name
 
 
-def measure_device(device: str, *, threads: int) -> Machine:
+def measure_device(device: str, *, threads: int) -> MeasuredMachine:
     """Measure a processor, with so many threads, or a GPU, as torch reaches it."""
     compute = Compute(**{name: _rate(device, dtype) for name, dtype in _DTYPES.items()})
     little = torch.zeros(8, device=device)
@@ -45,7 +45,7 @@ def measure_device(device: str, *, threads: int) -> Machine:
     else:
         memory = psutil.virtual_memory()
         free, total, bandwidth = memory.available, memory.total, memory_bandwidth(threads=threads)
-    return Machine(memory=total, memory_free=free, bandwidth=bandwidth, compute=compute, overhead=overhead)
+    return MeasuredMachine(memory=total, memory_free=free, bandwidth=bandwidth, compute=compute, overhead=overhead)
 
 
 def gpu_name(device: str) -> str | None:

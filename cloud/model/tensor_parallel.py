@@ -80,7 +80,7 @@ def check_ranks(bundle: Bundle, count: int) -> None:
         )
 
 
-class Group:
+class RankGroup:
     """All ranks, as the one with number `rank` of `count` sees them; one at a time in a process.
 
     Raises RankLost where another one is gone.

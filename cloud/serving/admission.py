@@ -26,7 +26,7 @@ MAX_BOUNDARY_BYTES = 128 << 20  # as float32, whatever the format on the wire
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Upload:
+class ReceivedUpload:
     """What followed an opening of `tenant`: image `files`, or the boundary's `rows`, which came as `wires`.
 
     They are those of the images that are not `kept` from before.
@@ -114,14 +114,14 @@ class Reception:
         if opening.cut != "image" and digests != grids:
             raise InputError(f"{digests} digests came for images of {grids} grids")
 
-    async def upload(self, opening: Open, inbox: Inbox, tenant: str = "") -> Upload:
+    async def upload(self, opening: Open, inbox: Inbox, tenant: str = "") -> ReceivedUpload:
         """The images or the boundary that follow a checked opening of `tenant`.
 
         Raises InputError, and WorkerForgot before any of it comes, if images that need not follow are not here.
         """
         kept = self._recall(opening, tenant)
         if opening.cut == "image":
-            return Upload(tenant, kept, files=await _images(inbox, opening.images))
+            return ReceivedUpload(tenant, kept, files=await _images(inbox, opening.images))
         count, width = self._boundary_shape(opening)
         if count * width * 4 > MAX_BOUNDARY_BYTES:
             raise InputError(f"a boundary of {count} rows is over {MAX_BOUNDARY_BYTES >> 20} MiB as float32; send less")
@@ -135,7 +135,7 @@ class Reception:
             come += len(message.rows)
             if come > count or message.last != (come == count):
                 raise InputError(f"{count} boundary rows belong to this opening, not the number sent")
-        return Upload(tenant, kept, rows=np.concatenate(parts), wires=frozenset(wires))
+        return ReceivedUpload(tenant, kept, rows=np.concatenate(parts), wires=frozenset(wires))
 
     def _recall(self, opening: Open, tenant: str) -> tuple[Kept, ...]:
         """The images that an opening takes to be known here. Raises WorkerForgot, and InputError for another grid."""
@@ -149,7 +149,7 @@ class Reception:
                 raise InputError("an image that is known here has another grid than the opening says")
         return tuple(kept)
 
-    def request(self, opening: Open, upload: Upload) -> Request:
+    def request(self, opening: Open, upload: ReceivedUpload) -> Request:
         """The request for the engine. Raises InputError where images and prompt do not fit each other."""
         image_tokens = np.array(opening.tokens[: opening.prompt_length]) == self._manifest.image_token
         boundary, images, grids = self._images(opening, upload)
@@ -175,7 +175,7 @@ class Reception:
             penalties=self._manifest.penalties,
         )
 
-    def _images(self, opening: Open, upload: Upload) -> _Prepared:
+    def _images(self, opening: Open, upload: ReceivedUpload) -> _Prepared:
         """What is to be encoded, the images one by one if they are named, and their grids. Raises InputError."""
         named = [
             _Named(self._image_cache.key(upload.tenant, digest), kept.grid, kept)
@@ -187,7 +187,7 @@ class Reception:
             return upload.rows if len(upload.rows) else None, (), opening.grids
         return self._from_rows(opening, upload, named)
 
-    def _from_files(self, opening: Open, upload: Upload, named: list[_Named]) -> _Prepared:
+    def _from_files(self, opening: Open, upload: ReceivedUpload, named: list[_Named]) -> _Prepared:
         family, expected = self._manifest.family, self._image_tokens(opening)
         given = sum(family.tokens(one.grid) for one in named)
         digests = opening.digests[opening.known :] or (None,) * len(upload.files)
@@ -224,7 +224,7 @@ class Reception:
         if given != expected:
             raise InputError(f"the prompt holds {expected} image tokens, but the images sent give {given}")
 
-    def _from_rows(self, opening: Open, upload: Upload, named: list[_Named]) -> _Prepared:
+    def _from_rows(self, opening: Open, upload: ReceivedUpload, named: list[_Named]) -> _Prepared:
         assert upload.rows is not None
         family, at, parts = self._manifest.family, 0, []
         if len(upload.wires) > 1:

@@ -27,7 +27,7 @@ from cutline.errors import (
     WorkerUnavailable,
 )
 from cutline.models.bundle import Manifest
-from cutline.protos.channel.connection import Line
+from cutline.protos.channel.connection import ChannelStub
 from cutline.protos.channel.credentials import NO_KEYS, TENANT_KEY, AgentKeys
 from cutline.protos.client import WorkerClient, WorkerSession
 from cutline.protos.messages import Confirmed, Description, Draft, Finished, Open, Opened, boundary_chunks, draft_chunks
@@ -215,7 +215,7 @@ class Onward:
             log.exception("listening to the next worker failed")
             self._heard(WorkerFailed(_TOLD[WorkerFailed]))
 
-    async def _watch(self, session: WorkerSession, line: Line) -> None:
+    async def _watch(self, session: WorkerSession, line: ChannelStub) -> None:
         """Notice that the next worker, or the link to it, has died without a word: have it answer heartbeats.
 
         Also while it says much: an answer shows how much of what was sent is there, which need not be waited for.

@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 from cutline.cloud.model.device_names import device_of
 from cutline.cloud.model.model_runner import Target
-from cutline.cloud.model.tensor_parallel import Group, RankLost, check_ranks
+from cutline.cloud.model.tensor_parallel import RankGroup, RankLost, check_ranks
 from cutline.cloud.serving.rendezvous import rendezvous
 from cutline.core.tied import tie
 from cutline.errors import CutlineError, InputError
@@ -111,7 +111,7 @@ class Ranks:
                 # A pipe that is never written: it ends when this process does, however that ends.
                 self._processes.append(subprocess.Popen(command, stdin=subprocess.PIPE, env=environment))
             self._wait_for(store)
-            self.group = Group(store, rank=0, count=self._count, device=self._device)
+            self.group = RankGroup(store, rank=0, count=self._count, device=self._device)
             stack.callback(self._part)
             self._stack = stack.pop_all()
         return self
@@ -195,7 +195,7 @@ def _follow(part: _Part) -> None:
     torch.set_num_threads(part.threads)
     store = _store(part.store, part.count)
     store.set(_here(part.rank), "")
-    group = Group(store, rank=part.rank, count=part.count, device=part.device)
+    group = RankGroup(store, rank=part.rank, count=part.count, device=part.device)
     with contextlib.suppress(OSError):  # elsewhere than on Linux it ends when it next hears of the others
         tie()  # a rank that hangs must not outlive the first one
     target = Target(

@@ -15,10 +15,10 @@ from typing import Any
 
 from cutline.cloud.access.auth import CALLER
 from cutline.cloud.access.quota import UNLIMITED, Shares
-from cutline.cloud.access.traffic import Meter
+from cutline.cloud.access.traffic import TrafficMeter
 from cutline.cloud.engine.engine import Engine
 from cutline.cloud.engine.sequence import Event, Forward, Request
-from cutline.cloud.serving.admission import Reception, Upload
+from cutline.cloud.serving.admission import ReceivedUpload, Reception
 from cutline.cloud.serving.drafts import Drafts
 from cutline.cloud.serving.inbox import Inbox
 from cutline.cloud.serving.pipeline import NextWorker, Onward
@@ -86,7 +86,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         self._observer = observer
         self._version = package_version()
         self._shares = shares or Shares(lambda _: UNLIMITED, places=engine.max_sessions)
-        self._meter = Meter(self._shares, observer)
+        self._meter = TrafficMeter(self._shares, observer)
         self._open = 0  # streams of sessions
         self._quiet = asyncio.Event()  # while there are none
         self._quiet.set()
@@ -260,7 +260,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
                         if isinstance(event, Finished):
                             return
 
-    async def _prepare(self, opening: Open, upload: Upload, remaining: Remaining) -> Request:
+    async def _prepare(self, opening: Open, upload: ReceivedUpload, remaining: Remaining) -> Request:
         """The request, from a thread. Who leaves meanwhile keeps the place until that ends: nothing can stop it."""
         left = remaining()
         if left is not None and left <= 0:
@@ -302,7 +302,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
 
     async def _read_opening(
         self, inbox: Inbox, account: Account, arrival: contextlib.ExitStack
-    ) -> tuple[Open, float, Upload]:
+    ) -> tuple[Open, float, ReceivedUpload]:
         """The opening, when it arrived, and the images or the boundary that follow it; its place goes to `arrival`.
 
         Raises InputError, ModelMismatch, and WorkerError: but for an upload that had to give way, before there is one.

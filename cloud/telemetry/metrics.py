@@ -36,7 +36,7 @@ _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0,
 _ROWS = tuple(2**power for power in range(11))
 
 
-class Metrics(Observer):
+class WorkerMetrics(Observer):
     """Counts in a `registry` of its own."""
 
     def __init__(self) -> None:
@@ -142,7 +142,7 @@ class Metrics(Observer):
         self._carried["down"].inc(down)
 
 
-def show(metrics: Metrics, listen: str, keys: ServerKeys | None = None) -> contextlib.AbstractContextManager[str]:
+def show(metrics: WorkerMetrics, listen: str, keys: ServerKeys | None = None) -> contextlib.AbstractContextManager[str]:
     """Show `metrics` at `listen`, as `shown` does. Raises InputError."""
     return shown(make_wsgi_app(metrics.registry), listen, keys)
 

@@ -11,7 +11,7 @@ from cutline.cloud.telemetry.session_stats import Account
 log = logging.getLogger(__name__)
 
 
-class Journal(Observer):
+class SessionLog(Observer):
     """Writes a line a session; of those that were never opened one a second, which says how many there were."""
 
     def __init__(self) -> None:

@@ -20,7 +20,7 @@ from cutline.core.files import write_file
 _PLACE = "place"
 
 
-class Place(msgspec.Struct, frozen=True, kw_only=True):
+class CoursePlace(msgspec.Struct, frozen=True, kw_only=True):
     """The steps done of a stage, and the state of the random numbers."""
 
     stage: str
@@ -29,7 +29,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def save(
-    file: Path, place: Place, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer | None = None
+    file: Path, place: CoursePlace, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer | None = None
 ) -> None:
     """Keep `modules` by their names and the `optimizer`, whose parameters all have been stepped, at `place`."""
     tensors = {f"{name}.{key}": value for name, module in modules.items() for key, value in _own(module).items()}
@@ -41,12 +41,12 @@ def save(
     write_file(file, safetensors.torch.save(dense, metadata={_PLACE: msgspec.json.encode(place).decode()}))
 
 
-def place_of(file: Path) -> Place | None:
+def place_of(file: Path) -> CoursePlace | None:
     """Where training stands; None where it has not begun."""
     if not file.is_file():
         return None
     with safe_open(file, framework="pt") as kept:
-        return msgspec.json.decode(kept.metadata()[_PLACE], type=Place)
+        return msgspec.json.decode(kept.metadata()[_PLACE], type=CoursePlace)
 
 
 def restore(file: Path, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer | None = None) -> None:

@@ -17,7 +17,7 @@ from cutline.demo.training.wordings import NONE, REFUSAL
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class DialogueTurn:
     """A user's turn and the right answer to it: `pictures` of the scenes come with it, before or behind the `text`.
 
     `kind` is a name of `questions.KINDS`, or "refuse". `learned` is False where `answer` is a wrong one, as a history
@@ -33,11 +33,11 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
-class Conversation:
+class Dialogue:
     """An operator's `system` turn, if any, and the turns."""
 
     system: str | None
-    turns: tuple[Turn, ...]
+    turns: tuple[DialogueTurn, ...]
 
 
 def picture_kinds(count: int, rng: np.random.Generator) -> tuple[Kind, ...]:
@@ -46,7 +46,7 @@ def picture_kinds(count: int, rng: np.random.Generator) -> tuple[Kind, ...]:
     return tuple(rng.choice(np.array(list(shares), object), count, p=list(shares.values())))
 
 
-def conversations(scenes: Scenes, rng: np.random.Generator) -> list[Conversation]:
+def conversations(scenes: Scenes, rng: np.random.Generator) -> list[Dialogue]:
     """Conversations about all pictures of `scenes`: one or two in each, and some about none."""
     left = list(range(len(scenes.kinds)))
     found = []
@@ -57,9 +57,9 @@ def conversations(scenes: Scenes, rng: np.random.Generator) -> list[Conversation
     return found
 
 
-def converse(scenes: Scenes, pictures: tuple[int, ...], rng: np.random.Generator) -> Conversation:
+def converse(scenes: Scenes, pictures: tuple[int, ...], rng: np.random.Generator) -> Dialogue:
     """A conversation about these pictures of `scenes`: none, one or two."""
-    turns: list[Turn] = []
+    turns: list[DialogueTurn] = []
     seen: list[int] = []
     # Two pictures come together, or each with a question of its own.
     waiting = [pictures] if rng.random() < 0.7 else [(one,) for one in pictures]
@@ -71,9 +71,9 @@ def converse(scenes: Scenes, pictures: tuple[int, ...], rng: np.random.Generator
         learned = index == count - 1 or rng.random() > 0.15
         if not learned:  # histories hold wrong answers, and what comes next is read off the picture all the same
             answer = _asked(scenes, [int(rng.integers(len(scenes.kinds)))], rng)[1]
-        turns.append(Turn(new, bool(rng.random() < 0.5), text, answer, kind, learned))
+        turns.append(DialogueTurn(new, bool(rng.random() < 0.5), text, answer, kind, learned))
     system = wordings.system(rng) if rng.random() < 0.25 else None
-    return Conversation(system, tuple(turns))
+    return Dialogue(system, tuple(turns))
 
 
 def question_about(card: Card, kind: str, rng: np.random.Generator, *, phrased: bool) -> tuple[str, str]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from cutline.demo import cards, questions
 from cutline.demo.shapes import FAMILY
 from cutline.demo.tokenizer import END, PAD, START
-from cutline.demo.training.conversations import Conversation, Turn
+from cutline.demo.training.conversations import Dialogue, DialogueTurn
 
 ASKED = 3  # questions a card
 
@@ -49,16 +49,18 @@ class Teacher:
 
     def questions(self, batch: cards.Batch, rng: np.random.Generator) -> Lesson:
         """`ASKED` questions about every card of `batch`, in random kinds and wordings, a row each."""
-        rows: list[Conversation] = []
+        rows: list[Dialogue] = []
         for index in range(len(batch.pixels)):
             card = batch.card(index)
             for kind in rng.choice(questions.KINDS, ASKED, replace=False):
                 question = questions.ask(card, str(kind), rng)
-                turn = Turn((index,), text_first=False, text=question.text, answer=question.answer, kind=question.kind)
-                rows.append(Conversation(None, (turn,)))
+                turn = DialogueTurn(
+                    (index,), text_first=False, text=question.text, answer=question.answer, kind=question.kind
+                )
+                rows.append(Dialogue(None, (turn,)))
         return self.conversations(rows)
 
-    def conversations(self, rows: Sequence[Conversation]) -> Lesson:
+    def conversations(self, rows: Sequence[Dialogue]) -> Lesson:
         """A row a conversation, all its right answers to be learned."""
         pieces = [piece for row in rows for turn in transcript(row) for piece in turn]
         encoded = iter(self._tokenizer.encode_batch_fast(pieces))
@@ -85,7 +87,7 @@ class Teacher:
         return Lesson(*map(torch.from_numpy, (ids, labels, weights, pictures)))
 
 
-def transcript(conversation: Conversation) -> Iterator[tuple[str, str]]:
+def transcript(conversation: Dialogue) -> Iterator[tuple[str, str]]:
     """What each turn adds: all up to where its answer begins, and the answer with its end.
 
     The chat template's result, image tokens spelled out. Its tokens are those of the whole: the borders are at special

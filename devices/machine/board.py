@@ -33,7 +33,7 @@ class Board(msgspec.Struct, frozen=True, kw_only=True):
     profile: str | None
 
 
-class Health(msgspec.Struct, frozen=True, kw_only=True):
+class BoardHealth(msgspec.Struct, frozen=True, kw_only=True):
     """Power and heat under load; None where no sensor says so.
 
     `under_volted`: the supply gives too little now. The two `..._before` say that it happened since the start.
@@ -79,14 +79,14 @@ def jetson_power_mode(text: str) -> str | None:
     return found[1] if found else None
 
 
-def read_health(sensors: Sensors, work: Callable[[], object], *, seconds: float) -> Health:
+def read_health(sensors: Sensors, work: Callable[[], object], *, seconds: float) -> BoardHealth:
     """What the sensors say while `work` is done again and again: an idle machine's low clock says nothing."""
     end = time.monotonic() + seconds
     with sensors.watched() as load:
         while time.monotonic() < end:
             work()
     now, under_volted, throttled = pi_troubles(sensors.run(["vcgencmd", "get_throttled"]) or "") or (None, None, None)
-    return Health(
+    return BoardHealth(
         watts=load.watts,
         power_source=sensors.power_source(),
         celsius=load.celsius,

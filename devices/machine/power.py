@@ -129,7 +129,7 @@ def clock_share(root: Path) -> float | None:
 
 
 @dataclass(slots=True)
-class Load:
+class LoadReadings:
     """What the sensors said while something ran; None where no sensor says so. Filled when it has ended."""
 
     watts: float | None = None
@@ -185,9 +185,9 @@ class Sensors:
         return None if share is None else share < _SLOW
 
     @contextmanager
-    def watched(self) -> Iterator[Load]:
+    def watched(self) -> Iterator[LoadReadings]:
         """Watch while the block runs: the mean power, the temperature at its end, whether the clock was held back."""
-        load = Load()
+        load = LoadReadings()
         readings: list[tuple[float | None, bool | None]] = []
         stop = threading.Event()
 

@@ -37,7 +37,7 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True):
     fault: str | None = None
 
 
-class Listed(msgspec.Struct, frozen=True, kw_only=True):
+class Providers(msgspec.Struct, frozen=True, kw_only=True):
     """What an ONNX Runtime says of itself: its version, its providers by their full names."""
 
     version: str
@@ -49,7 +49,7 @@ def try_runtime() -> Runtime:
     code, said = _ask()
     if code != 0:
         return Runtime(version=None, providers=(), fault=fault_of(code, said))
-    listed = msgspec.json.decode(said, type=Listed)
+    listed = msgspec.json.decode(said, type=Providers)
     tried = [name for name in listed.providers if name != _ELSEWHERE]
     providers = [Provider(name=name.removesuffix(_SUFFIX).lower(), fault=fault_of(*_ask(name))) for name in tried]
     return Runtime(version=listed.version, providers=tuple(providers))
@@ -88,7 +88,7 @@ def main() -> None:
     from cutline.devices.measurement.kernels import matmul_graph
 
     if len(sys.argv) == 1:
-        listed = Listed(version=ort.__version__, providers=tuple(ort.get_available_providers()))
+        listed = Providers(version=ort.__version__, providers=tuple(ort.get_available_providers()))
         print(msgspec.json.encode(listed).decode())
         return
     provider = sys.argv[1]

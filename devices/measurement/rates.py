@@ -26,7 +26,7 @@ _SIDE = 768  # of the square matrices: large enough for a CPU's best rate, small
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
+class MeasuredMachine:
     """Bytes of memory, of memory free for a model, and bytes a second of it; rates; seconds of the smallest call."""
 
     memory: int
@@ -36,10 +36,10 @@ class Machine:
     overhead: float
 
 
-def measure_cpu(*, threads: int) -> Machine:
+def measure_cpu(*, threads: int) -> MeasuredMachine:
     """Measure the processor with so many threads, and its memory as it is at this moment."""
     memory = psutil.virtual_memory()
-    return Machine(
+    return MeasuredMachine(
         memory=memory.total,
         memory_free=memory.available,
         bandwidth=memory_bandwidth(threads=threads),

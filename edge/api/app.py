@@ -22,9 +22,9 @@ from cutline.edge.api.access.auth import TENANT
 from cutline.edge.api.access.limits import MOST, UNLIMITED, Desk, Guard
 from cutline.edge.api.errors import Failed, Fault, Refused, fault_of, headers_of, kind_of, status_of, unreadable
 from cutline.edge.api.introspection import ALIAS, Health, Models, Readiness, Switches, model_of, state_of
-from cutline.edge.api.metrics import CANCELLED, Metrics
+from cutline.edge.api.metrics import CANCELLED, AgentMetrics
 from cutline.edge.api.openapi import document
-from cutline.edge.api.request_log import Journal, note, request_id, trace
+from cutline.edge.api.request_log import RequestLog, note, request_id, trace
 from cutline.edge.api.requests.body import Bodies
 from cutline.edge.api.requests.images import pictures
 from cutline.edge.api.requests.scanner import Body
@@ -38,7 +38,7 @@ from cutline.edge.generation.result import Answer
 from cutline.edge.offload.status import AgentState
 from cutline.errors import AccessDenied, CutlineError, InputError, WorkerUnavailable
 from cutline.models.bundle import Manifest
-from cutline.protos.channel.token_file import Limits
+from cutline.protos.channel.token_file import Quota
 
 if TYPE_CHECKING:  # an agent that fetches nothing loads nothing of it
     from cutline.edge.api.requests.image_fetcher import Fetcher
@@ -50,7 +50,7 @@ GONE = "gone"  # the client is
 LARGE = 64 << 10  # bytes: a body that takes long enough to read that others should not wait for it
 
 
-class Answering(Protocol):
+class ServedAgent(Protocol):
     """An agent, as far as its HTTP application knows it."""
 
     @property
@@ -66,12 +66,12 @@ class Answering(Protocol):
 
 
 def application(
-    agent: Answering,
+    agent: ServedAgent,
     *,
     hosts: Collection[str] | None = None,
     most: int = MOST,
     fetcher: Fetcher | None = None,
-    limits: Callable[[str], Limits] = lambda tenant: UNLIMITED,
+    limits: Callable[[str], Quota] = lambda tenant: UNLIMITED,
     shared: bool = False,
 ) -> ASGIApp:
     """The agent's HTTP application.
@@ -94,7 +94,7 @@ def application(
     ]
     app = Starlette(routes=routes, exception_handlers={HTTPException: _not_there, Exception: _broken})
     app.router.redirect_slashes = False
-    return Journal(Guard(app, None if hosts is None else frozenset(hosts)))
+    return RequestLog(Guard(app, None if hosts is None else frozenset(hosts)))
 
 
 class _Api:
@@ -102,10 +102,10 @@ class _Api:
 
     def __init__(
         self,
-        agent: Answering,
+        agent: ServedAgent,
         *,
         most: int,
-        limits: Callable[[str], Limits],
+        limits: Callable[[str], Quota],
         fetcher: Fetcher | None,
         shared: bool,
     ) -> None:
@@ -113,7 +113,7 @@ class _Api:
         self._fetcher = fetcher
         self._shared = shared
         self._begun_offline = agent.offline
-        self._counts = Metrics()
+        self._counts = AgentMetrics()
         self._desk = Desk(most, self._counts.working, limits)
         self._bodies = Bodies()
         self._began = int(time.time())

@@ -44,7 +44,7 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-class Metrics:
+class AgentMetrics:
     """Counts in a `registry` of its own; `totals` are those that the page shows."""
 
     def __init__(self) -> None:

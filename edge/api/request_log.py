@@ -22,7 +22,7 @@ LONGEST_PATH = 100  # characters
 log = logging.getLogger(__name__)
 
 
-class Journal:
+class RequestLog:
     """An application whose requests have ids: the client's own, its trace's, or one that is made.
 
     Each response has it as a header, and each request that may do something is a line in the log: never what was asked.

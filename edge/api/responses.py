@@ -49,7 +49,7 @@ class ChatAnswer(msgspec.Struct, frozen=True):
     refusal: None = None
 
 
-class Choice(msgspec.Struct, frozen=True):
+class CompletionChoice(msgspec.Struct, frozen=True):
     """The answer; there is one."""
 
     message: ChatAnswer
@@ -81,7 +81,7 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
     created: int
     model: str
     system_fingerprint: str
-    choices: list[Choice]
+    choices: list[CompletionChoice]
     usage: Usage
     cutline: Answer
 
@@ -148,7 +148,7 @@ class Heading(msgspec.Struct, frozen=True):
 
 def completion_of(heading: Heading, answer: Answer, *, logprobs: bool, stops: Collection[int]) -> ChatCompletion:
     """The response that is `answer`; `logprobs` were asked for or not, `stops` are the tokens that end an answer."""
-    choice = Choice(
+    choice = CompletionChoice(
         ChatAnswer(answer.text),
         "stop" if answer.complete else "length",
         logprobs_of(answer.tokens, stops) if logprobs else None,

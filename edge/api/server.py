@@ -17,9 +17,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from cutline.edge.api.access.auth import Entrance
 from cutline.edge.api.access.limits import MAX_HEAD, MOST, UNLIMITED
-from cutline.edge.api.access.login import Link
+from cutline.edge.api.access.login import LoginCode
 from cutline.edge.api.access.tls import Secured, tls
-from cutline.edge.api.app import Answering, application
+from cutline.edge.api.app import ServedAgent, application
 from cutline.errors import InputError
 from cutline.protos.channel.address import is_loopback, parse_address
 from cutline.protos.channel.credentials import ServerKeys
@@ -138,7 +138,7 @@ class _Server(uvicorn.Server):
 
 
 async def serve(
-    agent: Answering,
+    agent: ServedAgent,
     *,
     listen: str,
     announce: Callable[[str], None],
@@ -146,7 +146,7 @@ async def serve(
     most: int = MOST,
     keys: ServerKeys | None = None,
     tokens: Tokens | None = None,
-    link: Link | None = None,
+    link: LoginCode | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM; `announce` hears the address once requests are taken. Raises InputError.
 

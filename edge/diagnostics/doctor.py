@@ -10,9 +10,9 @@ from typing import Literal
 
 import msgspec
 
-from cutline.devices.machine.board import Health
+from cutline.devices.machine.board import BoardHealth
 from cutline.devices.machine.memory import Memory
-from cutline.edge.diagnostics.facts import BadBundle, Facts, Model, Served, Unserved
+from cutline.edge.diagnostics.facts import BadBundle, BundleFacts, Facts, Served, Unserved
 from cutline.models.bundle import Precision
 from cutline.partitioner.cost import AGENT_BYTES
 
@@ -132,7 +132,7 @@ def _health(facts: Facts) -> Iterator[Finding]:
     yield from troubles
 
 
-def _troubles(health: Health) -> Iterator[Finding]:
+def _troubles(health: BoardHealth) -> Iterator[Finding]:
     supply = "use the supply made for this board (a Raspberry Pi 5 wants 5 V and 5 A) and a short, thick cable"
     cooling = "add a heat sink or a fan, or let the device work less"
     if health.under_volted:
@@ -167,7 +167,7 @@ def _memory(facts: Facts) -> Iterator[Finding]:
     where = f" of {size(memory.total)}"
     if memory.limit is not None and memory.limit < memory.total:
         where = f" of the {size(memory.limit)} that the container may have"
-    if not isinstance(facts.bundle, Model):
+    if not isinstance(facts.bundle, BundleFacts):
         yield Finding(check="memory", level="ok", what=f"{size(memory.free)} free{where}")
         return
     yield _fit(facts.bundle, memory, where)
@@ -179,11 +179,11 @@ def _memory(facts: Facts) -> Iterator[Finding]:
             do="add some: `sudo fallocate -l 4G /swap && sudo chmod 600 /swap && sudo mkswap /swap && "
             "sudo swapon /swap`, or zram",
         )
-    if isinstance(facts.target, Model) and facts.target.role == "target":
+    if isinstance(facts.target, BundleFacts) and facts.target.role == "target":
         yield _spans(facts.bundle, facts.target, memory)
 
 
-def _fit(bundle: Model, memory: Memory, where: str) -> Finding:
+def _fit(bundle: BundleFacts, memory: Memory, where: str) -> Finding:
     """Whether an agent with this drafter fits, else which precision would."""
     need = AGENT_BYTES + bundle.needs[bundle.precision]
     what = f"an agent with {bundle.name} needs {size(need)}, {size(memory.free)} free{where}"
@@ -197,7 +197,7 @@ def _fit(bundle: Model, memory: Memory, where: str) -> Finding:
     return Finding(check="memory", level="problem", what=what, do=do)
 
 
-def _spans(bundle: Model, target: Model, memory: Memory) -> Finding:
+def _spans(bundle: BundleFacts, target: BundleFacts, memory: Memory) -> Finding:
     """How much of the target fits beside the drafter."""
     beside = AGENT_BYTES + bundle.needs[bundle.precision]
     fitting = [(cut, need) for cut, need in target.cuts if beside + need <= memory.free]
@@ -248,7 +248,7 @@ def _target(facts: Facts) -> Iterator[Finding]:
     elif target is not None and target.role != "target":
         what = f"{target.path} holds a {target.role}, not a target"
         yield Finding(check="target", level="problem", what=what, do="name it with --bundle, a target with --target")
-    elif target is not None and isinstance(bundle, Model) and bundle.role == "drafter":
+    elif target is not None and isinstance(bundle, BundleFacts) and bundle.role == "drafter":
         if bundle.target != target.identity:
             what = f"{bundle.name} drafts for another target than {target.name}"
             do = "export the drafter for this target: `cutline export --target`"
@@ -282,7 +282,7 @@ def _worker(facts: Facts) -> Iterator[Finding]:
 
 def _unfit(facts: Facts, worker: Served) -> Iterator[Finding]:
     bundle = facts.bundle
-    if isinstance(bundle, Model) and bundle.role == "drafter" and bundle.target != worker.model:
+    if isinstance(bundle, BundleFacts) and bundle.role == "drafter" and bundle.target != worker.model:
         what = f"{worker.address} serves {worker.name}, another model than {bundle.name} was made for"
         do = f"start the worker with the target of {bundle.name}, or use a drafter made for {worker.name}"
         yield Finding(check="worker", level="problem", what=what, do=do)

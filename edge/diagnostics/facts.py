@@ -7,7 +7,7 @@ from typing import get_args
 
 import msgspec
 
-from cutline.devices.machine.board import Board, Health
+from cutline.devices.machine.board import Board, BoardHealth
 from cutline.devices.machine.memory import Memory
 from cutline.devices.measurement.provider_trial import Runtime
 from cutline.models.bundle import Manifest, Precision, Role
@@ -15,7 +15,7 @@ from cutline.models.costs import layer_costs
 from cutline.partitioner.roofline import memory_of
 
 
-class Model(msgspec.Struct, frozen=True, kw_only=True):
+class BundleFacts(msgspec.Struct, frozen=True, kw_only=True):
     """A bundle. `needs` are the bytes that its layers and a full cache take in each precision.
 
     `cuts` are those that the layers before each cut take, in the bundle's own precision.
@@ -79,17 +79,17 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     disk: int
     runtime: Runtime
     provider: str
-    health: Health
-    bundle: Model | BadBundle
-    target: Model | BadBundle | None = None
+    health: BoardHealth
+    bundle: BundleFacts | BadBundle
+    target: BundleFacts | BadBundle | None = None
     worker: Served | Unserved | None = None
 
 
-def model_of(path: str, manifest: Manifest) -> Model:
+def model_of(path: str, manifest: Manifest) -> BundleFacts:
     """The facts of a bundle."""
     layers, context = layer_costs(manifest), manifest.decoder.context
     held = accumulate(memory_of(layers, manifest.precision, context))
-    return Model(
+    return BundleFacts(
         path=path,
         name=manifest.name,
         role=manifest.role,

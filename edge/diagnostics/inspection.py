@@ -17,7 +17,7 @@ from cutline.devices.machine.cores import usable_cores
 from cutline.devices.machine.memory import measure_memory
 from cutline.devices.machine.power import Sensors
 from cutline.devices.measurement.provider_trial import try_runtime
-from cutline.edge.diagnostics.facts import BadBundle, Facts, Model, Served, Unserved, model_of
+from cutline.edge.diagnostics.facts import BadBundle, BundleFacts, Facts, Served, Unserved, model_of
 from cutline.edge.diagnostics.link_probe import measure_link
 from cutline.errors import BundleError, WorkerError
 from cutline.errors.names import printable
@@ -73,7 +73,7 @@ async def examine(
     )
 
 
-def _model(path: Path) -> Model | BadBundle:
+def _model(path: Path) -> BundleFacts | BadBundle:
     try:
         return model_of(printable(str(path)), Bundle.open(path, "device").manifest)
     except BundleError as error:

@@ -29,7 +29,7 @@ class Reading:
         self.joules = 0.0
 
 
-class Meter:
+class EnergyMeter:
     """Reads the counters of energy that can be read at once, else the `profile`'s power, else nothing.
 
     Use it from one thread. `root` is where the kernel's files are looked for.

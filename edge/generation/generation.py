@@ -12,7 +12,7 @@ from cutline.edge.generation.detokenizer import Transcript
 from cutline.edge.generation.events import Event, Guessed, Settled
 from cutline.edge.generation.question import Question
 from cutline.edge.generation.result import Gated, Provenance, Token
-from cutline.edge.generation.timing import Parts
+from cutline.edge.generation.timing import Stopwatch
 from cutline.errors import WorkerFailed
 from cutline.models.images import Pixels
 from cutline.models.sampling import agreeing
@@ -51,7 +51,7 @@ class Prepared:
 
 
 @dataclass(slots=True)
-class Progress:
+class Generation:
     """An answer in the making. `tokens` are settled: the target's own, or in mode `edge` the drafter's.
 
     `transcript` has them as text, and ends the answer where the question says so; `tell` hears of them, in whatever
@@ -73,7 +73,7 @@ class Progress:
     drafts: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)  # (where one begins, the answer with it)
     sent: list[tuple[float, int]] = field(default_factory=list)  # (when, bytes) of what opens a session or asks
     connecting: float | None = None  # seconds that a connection to an upstream took, if one was made
-    parts: Parts = field(default_factory=Parts)
+    parts: Stopwatch = field(default_factory=Stopwatch)
     cold: bool = False  # graphs were loaded or the worker connected to while this was asked
     opened: tuple[float, Opened] | None = None  # when the worker had opened it, and what it said
     reused_images: int = 0  # that the worker which opened it kept from before
@@ -110,13 +110,13 @@ class Progress:
         if held := self.transcript.finish():
             self.tell(Settled(len(self.transcript.tokens) - len(held), held))
 
-    def anew(self, count: int) -> Progress:
+    def anew(self, count: int) -> Generation:
         """One that has the first `count` tokens of this one, tells nobody of more, and keeps its time to itself."""
-        progress = Progress(self.began, self.transcript.empty())
+        progress = Generation(self.began, self.transcript.empty())
         progress.settle(self.tokens[:count], self.sources[:count], self.likelihoods[:count])
         return progress
 
-    def take(self, other: Progress) -> None:
+    def take(self, other: Generation) -> None:
         """Go over to the tokens of another one that was made `anew` from this, and its session; add what it cost."""
         self.tokens, self.sources, self.likelihoods = other.tokens, other.sources, other.likelihoods
         self.transcript = other.transcript

@@ -28,7 +28,7 @@ PICTURES_BYTES = 64 << 20  # of images that were asked about before: one of Smol
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Seen:
+class SeenImage:
     """What is kept of an image that was decoded.
 
     `picture` is as small as it may be for the same `pixels`; where it is only a preview, `file` is what travels.
@@ -60,7 +60,7 @@ class Preparer:
         self._target = target
         self._planned = planned
         self._fresh = fresh
-        self._pictures: LruCache[bytes, Seen] = LruCache(0 if fresh else PICTURES_BYTES)
+        self._pictures: LruCache[bytes, SeenImage] = LruCache(0 if fresh else PICTURES_BYTES)
 
     def prepare(self, asked: Question) -> Prepared:
         """A question as the models take it. Raises InputError, BundleError."""
@@ -113,7 +113,7 @@ class Preparer:
             return min(context, self._target.manifest.decoder.context)
         return context
 
-    def _see(self, name: bytes, file: bytes, header: Header, found: Seen | None) -> Seen:
+    def _see(self, name: bytes, file: bytes, header: Header, found: SeenImage | None) -> SeenImage:
         if found is not None:
             return found
         with DECODING.hold(header.memory):
@@ -121,13 +121,13 @@ class Preparer:
         self._pictures.put(name, seen, seen.size)
         return seen
 
-    def _decode(self, file: bytes, header: Header) -> Seen:
+    def _decode(self, file: bytes, header: Header) -> SeenImage:
         """Decode an image, and keep what is small. Raises ImageError."""
         family, picture = self._manifest.family, decode_image(file)
         settled = family.settle(picture)
         pixels = family.preprocess(settled)
         if settled is not picture:
-            return Seen(header, settled, pixels)
+            return SeenImage(header, settled, pixels)
         if header.travels:
             packed = file
         elif math.prod(picture.size) <= MAX_PACKED:
@@ -136,7 +136,7 @@ class Preparer:
             raise ImageError("an image of this shape is too large in this format; save it as JPEG, PNG or WebP")
         preview = picture.copy()
         preview.thumbnail((PREVIEW, PREVIEW), Image.Resampling.BOX)
-        return Seen(header, preview, pixels, packed)
+        return SeenImage(header, preview, pixels, packed)
 
 
 def _name(tenant: str, file: bytes) -> bytes:

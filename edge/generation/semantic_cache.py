@@ -33,7 +33,7 @@ class _Entry:
     given_at: float
 
 
-class Memory:
+class SemanticCache:
     """Answers of the last `seconds`, at most ENTRIES. For any threads."""
 
     def __init__(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(slots=True)
-class Parts:
+class Stopwatch:
     """A stopwatch: `seconds` of each part, in the order of their beginning. Parts follow each other without a gap."""
 
     clock: Callable[[], float] = time.perf_counter

@@ -59,7 +59,7 @@ class Drafter:
         start: int | None = None,
         alternatives: int | None = None,
         tenant: str = "",
-    ) -> Drafting:
+    ) -> DrafterConversation:
         """Begin to draft answers to `prompt`, whose image tokens stand for the images in `pixels`.
 
         With `names`, one an image and the same for no two images, a conversation goes on from an earlier one that began
@@ -79,7 +79,7 @@ class Drafter:
         history = (
             History(self._decoder, positions) if names is None else self._prefix_cache.begin(keys, positions, tenant)
         )
-        drafting = Drafting(
+        drafting = DrafterConversation(
             self._decoder,
             history,
             keys,
@@ -94,7 +94,7 @@ class Drafter:
         return drafting
 
 
-class Drafting:
+class DrafterConversation:
     """One conversation of the drafter. Not for two threads at once.
 
     `prompt` has a key for each of its tokens, `history` those that the decoder has seen; the prompt's `rows` are asked

@@ -16,7 +16,7 @@ from cutline.protos.channel.address import is_loopback, parse_address
 from cutline.protos.channel.connection import given_up
 from cutline.protos.channel.credentials import NO_KEYS, AgentKeys
 from cutline.protos.client import WorkerClient
-from cutline.protos.directory import DirectoryClient, Listed
+from cutline.protos.directory import DirectoryClient, ListedWorker
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class ListedWorkers(Workers):
         self._directory: DirectoryClient | None = DirectoryClient(directory, keys)
         self._model = model
         self._rng = rng or random.SystemRandom()
-        self._listed: dict[str, Listed] = {}
+        self._listed: dict[str, ListedWorker] = {}
         self._asked = Counter[str]()  # sessions since the listing, which it cannot count
         self._rtts: dict[str, float] = {}
         self._answers = False

@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from cutline.edge.generation.events import Corrected
-from cutline.edge.generation.generation import Prepared, Progress
+from cutline.edge.generation.generation import Generation, Prepared
 from cutline.edge.generation.question import Mode
 from cutline.edge.generation.result import Lost, Provenance, Tail
-from cutline.edge.inference.drafter import Drafting
+from cutline.edge.inference.drafter import DrafterConversation
 from cutline.edge.inference.target_prefix import Crossing
 from cutline.edge.offload.heartbeat import FIRST_UPLINK, NOTICE, WorkerSilent, patience
 from cutline.edge.offload.recovery import BACK_SECONDS
 from cutline.edge.offload.upload_cache import Uploads
 from cutline.edge.offload.worker_pool import Workers
-from cutline.edge.offload.worker_session import Exchange, Models
+from cutline.edge.offload.worker_session import DeviceModels, Exchange
 from cutline.errors import (
     AccessDenied,
     CutlineError,
@@ -60,7 +60,7 @@ class NoRoom(PromptError):
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
-class Asking:
+class Failover:
     """One question, `prepared`, before `workers` of the target `model`, whose answer makes `progress`.
 
     `cross` gives what crosses the cut, `converse` a drafting; `drafts` says that the drafter drafts for the workers.
@@ -72,7 +72,7 @@ class Asking:
 
     manifest: Manifest
     prepared: Prepared
-    progress: Progress
+    progress: Generation
     workers: Workers
     uploads: Uploads
     model: str
@@ -80,11 +80,11 @@ class Asking:
     exact: bool
     drafts: bool
     cross: Callable[[], Crossing | None]
-    converse: Callable[[], Drafting]
+    converse: Callable[[], DrafterConversation]
     vocabulary: Vocabulary
     upstream: Upstream | None = None
     notice: float = NOTICE
-    models: Models = field(default_factory=Models)
+    models: DeviceModels = field(default_factory=DeviceModels)
     believed: tuple[int, ...] = ()  # the answer as the drafter has it, as far as it got
     worker: str | None = None
     sessions: list[WorkerSession | UpstreamSession] = field(default_factory=list)
@@ -200,7 +200,7 @@ class Asking:
     def _may_go_on_alone(self) -> bool:
         return not self.exact and (self.mode in (Mode.DRAFT, Mode.AUTO) or bool(self.progress.tokens))
 
-    def _is_complete(self, progress: Progress) -> bool:
+    def _is_complete(self, progress: Generation) -> bool:
         return progress.over or self.prepared.is_complete(progress.tokens, self.manifest.stop_tokens)
 
     def _why(self) -> CutlineError:
@@ -256,7 +256,7 @@ class Asking:
         return self.workers.wait(but={address, *(one for one in tried if tried[one] >= TRIES)}) == 0.0
 
     async def _ask(
-        self, client: WorkerClient, progress: Progress, seconds: float, others: Callable[[], bool] = lambda: False
+        self, client: WorkerClient, progress: Generation, seconds: float, others: Callable[[], bool] = lambda: False
     ) -> None:
         """Have one worker settle the rest of `progress`; `others` are those of `Turn`. Raises CutlineError."""
         exchange, settled, end = None, len(progress.tokens), time.monotonic() + seconds
@@ -312,7 +312,7 @@ class Asking:
                 answered=False,
             ) from None
 
-    def _fitted(self, described: Description, progress: Progress, address: str) -> Prepared:
+    def _fitted(self, described: Description, progress: Generation, address: str) -> Prepared:
         """The question as a worker can take it: its context may hold less of an answer. Raises NoRoom."""
         prepared = self.prepared
         if (room := described.context - len(prepared.asked)) <= len(progress.tokens):
@@ -331,7 +331,7 @@ class Asking:
             self.sessions.append(exchange.session)
             self.workers.carried(address, exchange.session.carried)
 
-    def _left(self, progress: Progress) -> tuple[int, ...]:
+    def _left(self, progress: Generation) -> tuple[int, ...]:
         """What is believed to follow the tokens that are settled."""
         settled = len(progress.tokens)
         return self.believed[settled:] if agreeing(self.believed, progress.tokens) == settled else ()
@@ -350,7 +350,7 @@ class Asking:
             self.lost.append(lost)
             self.progress.tell(lost)
 
-    def _finish(self, progress: Progress) -> None:
+    def _finish(self, progress: Generation) -> None:
         """In a thread: settle the rest of `progress` with the drafter's tokens, beginning with those there are."""
         models = self.models
         if models.drafting is None:
@@ -365,7 +365,7 @@ class Asking:
                 if progress.over:
                     return
 
-    def _settle_alone(self, progress: Progress, token: int) -> None:
+    def _settle_alone(self, progress: Generation, token: int) -> None:
         drafted = self.models.drafted.get(len(progress.tokens))
         same = drafted is not None and drafted.token == token
         progress.settle([token], [Provenance.EDGE], [drafted.likelihood if drafted and same else None])
@@ -398,7 +398,7 @@ class Asking:
             check.finish()
             self._take(check)
 
-    def _take(self, check: Progress) -> None:
+    def _take(self, check: Generation) -> None:
         """Take the answer that a worker gave for the drafter's."""
         ours, theirs = self.progress.transcript.tokens, check.transcript.tokens
         alike = agreeing([(one.id, one.text) for one in ours], [(one.id, one.text) for one in theirs])

@@ -25,17 +25,17 @@ MOST_REASON = 300  # characters of what a server says, that are repeated
 KINDS = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"RIFF": "webp"}  # of images, by how their files begin
 
 
-class Delta(msgspec.Struct, frozen=True):
+class UpstreamDelta(msgspec.Struct, frozen=True):
     """Words of an answer."""
 
     content: str | None = None
 
 
-class Choice(msgspec.Struct, frozen=True):
+class UpstreamChoice(msgspec.Struct, frozen=True):
     """An answer: the next words of one that is streamed, or all of them."""
 
-    delta: Delta | None = None
-    message: Delta | None = None
+    delta: UpstreamDelta | None = None
+    message: UpstreamDelta | None = None
     finish_reason: str | None = None
 
     @property
@@ -57,7 +57,7 @@ class Trouble(msgspec.Struct, frozen=True):
 class Completion(msgspec.Struct, frozen=True):
     """What a server says: one event of a stream, or a whole response. It has `choices`, or tells of an `error`."""
 
-    choices: list[Choice] | None = None
+    choices: list[UpstreamChoice] | None = None
     error: Trouble | str | None = None
     message: str | None = None
     detail: str | None = None

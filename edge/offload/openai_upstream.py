@@ -17,7 +17,7 @@ from pathlib import Path
 import httpx
 import msgspec
 
-from cutline.edge.generation.generation import Prepared, Progress
+from cutline.edge.generation.generation import Generation, Prepared
 from cutline.edge.generation.question import Question
 from cutline.edge.generation.result import Provenance
 from cutline.edge.offload.circuit_breaker import Circuit
@@ -199,7 +199,7 @@ class UpstreamSession:
         self.heard = time.monotonic()
         self._upstream = upstream
 
-    async def answer(self, prepared: Prepared, progress: Progress, vocabulary: Vocabulary, stop: int) -> None:
+    async def answer(self, prepared: Prepared, progress: Generation, vocabulary: Vocabulary, stop: int) -> None:
         """Settle its answer, in the tokens that the drafter's `vocabulary` writes it with, then `stop` if it is whole.
 
         Raises WorkerError, whatever was settled before; at once where the server failed before and is not back.
@@ -226,7 +226,7 @@ class UpstreamSession:
         if reason == "stop" and not progress.over and len(progress.tokens) < prepared.question.max_tokens:
             progress.settle([stop], [Provenance.CLOUD])
 
-    async def _ask(self, prepared: Prepared, progress: Progress, vocabulary: Vocabulary) -> str | None:
+    async def _ask(self, prepared: Prepared, progress: Generation, vocabulary: Vocabulary) -> str | None:
         """Ask until the server takes the request. Gives why its answer ended. Raises WorkerError, HTTPError."""
         upstream, question = self._upstream, await asyncio.to_thread(readable, prepared.question)
         progress.rounds = 1
@@ -259,7 +259,7 @@ class UpstreamSession:
                     raise refusal_of(self.address, response.status_code, trouble, waits=waits, key=upstream.key)
 
     async def _take_all(
-        self, response: httpx.Response, progress: Progress, vocabulary: Vocabulary, question: Question
+        self, response: httpx.Response, progress: Generation, vocabulary: Vocabulary, question: Question
     ) -> str | None:
         """Settle what a response says. Gives why the answer ended; None where it was cut here, or nobody says.
 
@@ -283,7 +283,7 @@ class UpstreamSession:
             raise WorkerUnavailable(f"the server at {self.address} ended its answer early")
         return reason
 
-    def _take(self, text: str, progress: Progress, vocabulary: Vocabulary, most: int) -> None:
+    def _take(self, text: str, progress: Generation, vocabulary: Vocabulary, most: int) -> None:
         tokens = vocabulary.encode(vocabulary.guard(text.encode(errors="replace").decode()))
         tokens = tokens[: most - len(progress.tokens)]  # it counts in tokens of its own, or not at all
         progress.settle(tokens, [Provenance.CLOUD] * len(tokens))
@@ -354,7 +354,7 @@ class UpstreamSession:
 class _Connecting:
     """Tells the `progress` of an answer when a connection was made for it, and when the request went into it."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: Generation) -> None:
         self._progress = progress
         self._began = 0.0
 

@@ -24,7 +24,7 @@ def patience(notice: float, left: float) -> float:
 
 
 @dataclass(slots=True, eq=False)
-class Turn:
+class StallDetector:
     """Whose turn it is with the worker at `address`, which is to answer by `end`. Times are monotonic.
 
     `others` says whether another worker could be asked now; without one, this one has all the time there is.

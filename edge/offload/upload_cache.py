@@ -16,7 +16,7 @@ REMEMBERED = 1000  # images of all workers together, some 300 bytes each
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class UploadKey:
     """How an image crosses to the worker at an address: its file's name, cut, format (none of a file) and noise."""
 
     worker: str
@@ -39,14 +39,14 @@ class Upload:
     known: int = 0
     files: tuple[bytes, ...] = ()
     rows: tuple[Rows, ...] = ()
-    ways: tuple[Way, ...] = ()  # one a digest
+    ways: tuple[UploadKey, ...] = ()  # one a digest
 
 
 class Uploads:
     """Remembers which images each worker said that it keeps. For any threads."""
 
     def __init__(self) -> None:
-        self._digests: LruCache[Way, bytes] = LruCache(REMEMBERED)
+        self._digests: LruCache[UploadKey, bytes] = LruCache(REMEMBERED)
 
     def pack(self, worker: str, prepared: Prepared, crossing: Crossing | None, family: AnyFamily) -> Upload:
         """What goes to the worker at this address: files, or where there is a `crossing` what that computes.
@@ -84,12 +84,12 @@ class Uploads:
         """Whatever the worker at this address kept, it may not have any more."""
         self._digests.drop(lambda way: way.worker == worker)
 
-    def _ways(self, worker: str, prepared: Prepared, cut: str, wire: Wire) -> tuple[Way, ...]:
+    def _ways(self, worker: str, prepared: Prepared, cut: str, wire: Wire) -> tuple[UploadKey, ...]:
         format_ = None if cut == "image" else wire
         noise = prepared.question.noise
-        return tuple(Way(worker, name, cut, format_, noise) for name in prepared.kept or ())
+        return tuple(UploadKey(worker, name, cut, format_, noise) for name in prepared.kept or ())
 
-    def _known(self, ways: Sequence[Way]) -> list[bytes]:
+    def _known(self, ways: Sequence[UploadKey]) -> list[bytes]:
         found = []
         for way in ways:
             if (digest := self._digests.get(way)) is None:

@@ -35,7 +35,7 @@ BUSY_SECONDS = 0.2  # that a worker is left alone which refused and did not say 
 PARTING_SECONDS = 600.0  # that sessions may still go on over a connection that takes no new ones
 
 
-class Connection(Protocol):
+class Closable(Protocol):
     """What can be closed at once."""
 
     async def close(self) -> None: ...
@@ -81,7 +81,7 @@ class Workers:
         self._clock = clock
         self._chance = chance
         self._known = {address: _Known() for address in addresses}
-        self._partings: dict[asyncio.Task[None], Connection] = {}
+        self._partings: dict[asyncio.Task[None], Closable] = {}
         self._recovery = Recovery(sleep=sleep)
         self.nobody: CutlineError | None = None  # why there are none, where some were to be found
         if not offline:
@@ -316,7 +316,7 @@ class Workers:
         for known in self._known.values():
             self._part(known, at_once=True)
 
-    def _end(self, connection: Connection, closing: Coroutine[object, object, None]) -> None:
+    def _end(self, connection: Closable, closing: Coroutine[object, object, None]) -> None:
         """Have a connection closed, which nobody waits for but `close`."""
         parting = asyncio.create_task(closing)
         self._partings[parting] = connection

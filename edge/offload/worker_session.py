@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TypeVar
 
-from cutline.edge.generation.generation import Belief, Prepared, Progress
-from cutline.edge.inference.drafter import Drafted, Drafting
+from cutline.edge.generation.generation import Belief, Generation, Prepared
+from cutline.edge.inference.drafter import Drafted, DrafterConversation
 from cutline.edge.inference.target_prefix import Crossing
 from cutline.edge.offload.heartbeat import FIRST_UPLINK, NOTICE, Heartbeat
-from cutline.edge.offload.stall_detector import Turn
+from cutline.edge.offload.stall_detector import StallDetector
 from cutline.edge.offload.upload_cache import Upload, Uploads
 from cutline.errors import VersionMismatch, WorkerError
 from cutline.models.bundle import Manifest
@@ -44,7 +44,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(slots=True, eq=False)
-class Models:
+class DeviceModels:
     """What models of this device may do for one question, one thread at a time, whatever became of who wanted it.
 
     `crossing` computes what crosses the cut, where something other than the image does; `drafting` drafts, and the
@@ -52,7 +52,7 @@ class Models:
     """
 
     crossing: Crossing | None = None
-    drafting: Drafting | None = None
+    drafting: DrafterConversation | None = None
     drafted: dict[int, Drafted] = field(default_factory=dict)
     over: threading.Event = field(default_factory=threading.Event)  # nobody waits for it any more
     _turn: threading.Lock = field(default_factory=threading.Lock)
@@ -76,7 +76,7 @@ class Models:
             return work(*given)
 
     def draft(self, answer: Sequence[int], limit: int) -> Iterator[int]:
-        """Tokens that may follow `answer`, as `Drafting.draft` gives them; none without a drafter."""
+        """Tokens that may follow `answer`, as `DrafterConversation.draft` gives them; none without a drafter."""
         if self.drafting is not None and not self.over.is_set():
             for place, one in enumerate(islice(self.drafting.draft(answer, limit), limit), start=len(answer)):
                 self.drafted[place] = one
@@ -96,13 +96,13 @@ class Exchange:
     What is sent is the image, or where `models` have a crossing what crosses the cut; and drafts, if they have a
     drafting. `uploads` knows what the worker keeps. A worker of which nothing is heard for `notice` seconds is given
     up; its link is taken to carry `uplink` bytes a second; it understands `features`. One that says nothing of the
-    answer is given up only where there are `others`, see `Turn`.
+    answer is given up only where there are `others`, see `StallDetector`.
     """
 
     manifest: Manifest
     prepared: Prepared
-    progress: Progress
-    models: Models
+    progress: Generation
+    models: DeviceModels
     uploads: Uploads = field(default_factory=Uploads)
     notice: float = NOTICE
     uplink: float = FIRST_UPLINK
@@ -118,7 +118,7 @@ class Exchange:
     uploaded: int = 0  # bytes of the session with the last of it
     news: asyncio.Event = field(default_factory=asyncio.Event)  # something was settled
     heartbeat: Heartbeat | None = None
-    turn: Turn | None = None
+    turn: StallDetector | None = None
 
     async def run(self, client: WorkerClient, model: str, draft: tuple[int, ...], *, seconds: float) -> None:
         """Open a session for `model` with a first `draft`, and settle what is confirmed until the answer is complete.
@@ -148,7 +148,7 @@ class Exchange:
             )
         session = self.session = client.session(opening, (), timeout=seconds, metadata=metadata)
         self.heartbeat = Heartbeat(session, self.notice, self.uplink, connected)
-        self.turn = Turn(client.address, self.notice, time.monotonic() + seconds, self.others)
+        self.turn = StallDetector(client.address, self.notice, time.monotonic() + seconds, self.others)
         try:
             await _first_of(self._converse(session, draft), self.heartbeat.run(), self.turn.watch())
         finally:

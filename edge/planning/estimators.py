@@ -137,7 +137,7 @@ class Opening:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Link:
+class LinkEstimate:
     """The way to the worker: seconds of a round trip and of a byte up. The downlink carries too little to be seen."""
 
     trip: Guess
@@ -187,7 +187,7 @@ class Serving:
         """What is believed of one whose speed nobody knows better."""
         return cls(Guess.around(speed.first, VAGUE), Guess.around(speed.token, VAGUE))
 
-    def after(self, reply: Reply, link: Link, *, tokens: int, overhead: float) -> tuple[Self, Link]:
+    def after(self, reply: Reply, link: LinkEstimate, *, tokens: int, overhead: float) -> tuple[Self, LinkEstimate]:
         """It, and the link, after a reply of so many `tokens`, which takes `overhead` seconds besides.
 
         Waiting for the first words is upload, round trip and the server's own work in one: requests of other sizes tell
@@ -198,7 +198,7 @@ class Serving:
         waited = max(reply.first - trip.value - overhead, 0.0)
         first, byte = self.first.together(link.byte, expected, waited)
         token = self.token.after((tokens - 1) * self.token.values, reply.later) if tokens > 1 else self.token
-        return replace(self, first=first, token=token, answered=True), Link(trip, byte)
+        return replace(self, first=first, token=token, answered=True), LinkEstimate(trip, byte)
 
     def aged(self, kept: float) -> Self:
         """It when only the share `kept` of what was learnt still counts."""
@@ -206,7 +206,7 @@ class Serving:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
+class Observation:
     """What one answer showed.
 
     `kind` is that of the request; lengths of answers are kept apart by it, and by its `group` what the gate keeps. Of
@@ -235,7 +235,7 @@ class Live:
     """
 
     at: float
-    link: Link
+    link: LinkEstimate
     acceptance: Average
     kept: Mapping[str, Average]
     serving: Serving | None = None  # where an upstream is asked
@@ -267,7 +267,7 @@ class Live:
             corrections={mode: one.aged(kept) for mode, one in self.corrections.items()},
         )
 
-    def after(self, seen: Seen, *, overhead: float) -> Self:
+    def after(self, seen: Observation, *, overhead: float) -> Self:
         """All of it after an answer; a session's opening takes `overhead` seconds besides link and worker."""
         length = self.lengths.get(seen.kind, Average.of(self.tokens.value, 0.5)).after(seen.tokens)
         others = [(kind, one) for kind, one in self.lengths.items() if kind != seen.kind][-KINDS:]

@@ -21,10 +21,10 @@ import numpy as np
 from cutline.core.wire import Wire
 from cutline.devices.link import LinkProfile
 from cutline.devices.machine.power import Sensors
-from cutline.edge.generation.generation import Prepared, Progress
+from cutline.edge.generation.generation import Generation, Prepared
 from cutline.edge.generation.question import Mode, Question
 from cutline.edge.inference.target_prefix import device_cuts
-from cutline.edge.planning.estimators import Average, Link, Live, Opening, Reply, Seen, Serving
+from cutline.edge.planning.estimators import Average, LinkEstimate, Live, Observation, Opening, Reply, Serving
 from cutline.edge.planning.plan_result import Chosen
 from cutline.edge.planning.thermal import Thermal
 from cutline.errors import InputError
@@ -81,7 +81,7 @@ class Planner:
         self._turn = threading.Lock()
         self._live = Live(
             at=clock(),
-            link=Link.around(self._link.rtt, self._link.uplink),
+            link=LinkEstimate.around(self._link.rtt, self._link.uplink),
             acceptance=Average.of(FIRST_RATE, FIRST_SEEN),
             kept={group: Average.of(gate.kept, GATE_SEEN) for group, gate in setting.gates.items()},
             serving=Serving.around(setting.cloud) if isinstance(setting.cloud, Speed) else None,
@@ -162,7 +162,7 @@ class Planner:
         raise InputError(refusal(found))
 
     def learn(
-        self, chosen: Chosen, prepared: Prepared, progress: Progress, latency: float, *, whole: bool = True
+        self, chosen: Chosen, prepared: Prepared, progress: Generation, latency: float, *, whole: bool = True
     ) -> float:
         """Learn from an answer that took `latency` seconds. A cold one teaches nothing of how long things take.
 
@@ -177,7 +177,7 @@ class Planner:
         uploaded = sum(size for _, size in progress.sent[1:]) if uploads else None
         pixels = self._pixels(prepared, progress.reused_images)
         group = prepared.question.conditions.group
-        seen = Seen(
+        seen = Observation(
             kind=chosen.kind,
             tokens=max(1, len(progress.tokens)),
             group=group,
@@ -196,7 +196,13 @@ class Planner:
         return hindsight
 
     def _hindsight(
-        self, chosen: Chosen, prepared: Prepared, progress: Progress, seen: Seen, live: Live, uploaded: int | None
+        self,
+        chosen: Chosen,
+        prepared: Prepared,
+        progress: Generation,
+        seen: Observation,
+        live: Live,
+        uploaded: int | None,
     ) -> float:
         setting, plan, kept = self._setting_of(seen.group), chosen.plan, float(bool(seen.kept))
         if setting.gate is not None:  # its word is known, and so is the length
@@ -330,7 +336,7 @@ def _as_of_all(right: int, tried: int, gate: GateRates | None) -> float:
     return tried - (tried - right) / (1.0 if gate is None else gate.harder)
 
 
-def _opening(progress: Progress) -> Opening | None:
+def _opening(progress: Generation) -> Opening | None:
     """How the session's opening went, if there was a session."""
     if progress.opened is None:
         return None
@@ -345,7 +351,7 @@ def _opening(progress: Progress) -> Opening | None:
     )
 
 
-def _reply(progress: Progress) -> Reply | None:
+def _reply(progress: Generation) -> Reply | None:
     """How the upstream replied, if it was asked and did."""
     if not progress.sent or progress.first is None or progress.last is None:
         return None

@@ -40,7 +40,7 @@ class Frame:
     file: str | None = None  # its name as text, of an image in a folder
 
 
-class Source(Protocol):
+class FrameSource(Protocol):
     """Something to take frames from. What is `live` does not wait: what is not taken is gone."""
 
     name: str

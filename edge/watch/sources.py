@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cutline.edge.watch.change_detection import Changes
-from cutline.edge.watch.frames import Folder, Source, Tell
+from cutline.edge.watch.frames import Folder, FrameSource, Tell
 from cutline.edge.watch.video import Camera, VideoFile, check_video
 from cutline.errors import InputError
 from cutline.errors.names import printable
@@ -18,12 +18,12 @@ _SECRET = re.compile(r"(?i)((?:pass(?:word|wd)?|pwd|user(?:name)?|login|token|au
 
 def open_sources(
     given: Sequence[str], *, every: float, threshold: float | None, once: bool, tell: Tell = lambda line: None
-) -> list[Source]:
+) -> list[FrameSource]:
     """The sources that a person named; each with its own name. Raises InputError.
 
     Of a video one frame in `every` seconds is taken; with a `threshold`, of all sources what has changed by so much.
     """
-    names, sources = list[str](), list[Source]()
+    names, sources = list[str](), list[FrameSource]()
     for one in given:
         name = shown(one)
         while name in names:
@@ -34,7 +34,7 @@ def open_sources(
     return sources
 
 
-def _open(given: str, name: str, *, every: float, changes: Changes | None, once: bool, tell: Tell) -> Source:
+def _open(given: str, name: str, *, every: float, changes: Changes | None, once: bool, tell: Tell) -> FrameSource:
     path = Path(given)
     if given.lower().startswith(("rtsp://", "rtsps://")):
         check_video()

@@ -23,7 +23,7 @@ from cutline.core.backoff import Backoff
 from cutline.edge.generation.question import Mode, Question
 from cutline.edge.generation.result import Answer, Provenance, Tail
 from cutline.edge.watch.frame_queue import Waiting
-from cutline.edge.watch.frames import Frame, Source, Tell
+from cutline.edge.watch.frames import Frame, FrameSource, Tell
 from cutline.edge.watch.spool import Spool
 from cutline.errors import (
     CutlineError,
@@ -40,7 +40,7 @@ STOP_SECONDS = 2.0  # that an answer, and who reads it, may still take once it w
 T = TypeVar("T")
 
 
-class Agent(Protocol):
+class Answerer(Protocol):
     """Who answers: `cutline.edge.agent.Agent`."""
 
     async def answer(self, question: Question) -> Answer:
@@ -79,8 +79,8 @@ class Watch:
 
     def __init__(
         self,
-        agent: Agent,
-        sources: Sequence[Source],
+        agent: Answerer,
+        sources: Sequence[FrameSource],
         question: Question,
         *,
         write: Callable[[bytes], object],
@@ -135,7 +135,7 @@ class Watch:
         if self._failure is not None and not stop.is_set():
             raise self._failure
 
-    def _feed(self, source: Source) -> None:
+    def _feed(self, source: FrameSource) -> None:
         """In a thread: put a source's frames where they wait."""
         try:
             for frame in source.frames(self._halt):

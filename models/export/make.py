@@ -18,9 +18,9 @@ from cutline.models.bundle import EMBEDDINGS, MANIFEST, Bundle, Manifest, Precis
 from cutline.models.export.decoder import export_decoder
 from cutline.models.export.folder import first_line
 from cutline.models.export.prefixes import export_prefixes
-from cutline.models.export.source import Source, read_source
+from cutline.models.export.source import SourceModel, read_source
 from cutline.models.export.vision import export_vision
-from cutline.models.export.work import Work, fingerprint, work_beside
+from cutline.models.export.work import ExportWork, fingerprint, work_beside
 from cutline.models.prompt import TEMPLATE, PromptBuilder, question
 from cutline.models.vocabulary import TOKENIZER, Vocabulary
 
@@ -28,7 +28,7 @@ BLOCK = 1 << 24  # bytes of a weights file that are copied at a time
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class ExportProgress:
     """How far an export is: `share` of its step `number` of `steps` is done; number 0 comes before them.
 
     A step that is `finished` has a `note` of how it went; one that is `reused` was finished by an earlier attempt.
@@ -55,7 +55,7 @@ def export_bundle(
     precision: Precision,
     name: str,
     target: Bundle | None = None,
-    progress: Callable[[Progress], None],
+    progress: Callable[[ExportProgress], None],
 ) -> Bundle:
     """Make the bundle `out` from the Hugging Face folder `hf`, replacing a bundle that is there.
 
@@ -77,7 +77,7 @@ def export_bundle(
 
     # Before the folder is read: what changes in it later is then found out by the next attempt.
     made_from = fingerprint(hf, role=role, precision=precision, target=drafts_for)
-    progress(Progress("reading the model", 0, 0))
+    progress(ExportProgress("reading the model", 0, 0))
     source = read_source(hf, dtype=torch.float32)
     manifest = source.manifest(name=name, role=role, precision=precision, target=drafts_for)
     if target is not None:
@@ -94,7 +94,7 @@ def export_bundle(
     return Bundle(out, manifest)
 
 
-def _try_question(hf: Path, manifest: Manifest, source: Source) -> None:
+def _try_question(hf: Path, manifest: Manifest, source: SourceModel) -> None:
     """Ask about an image, as far as a prompt: before anything is exported, as whoever opens the bundle will."""
     try:
         vocabulary = Vocabulary.read(source.companions[TOKENIZER])
@@ -104,12 +104,12 @@ def _try_question(hf: Path, manifest: Manifest, source: Source) -> None:
         raise InputError(f"{hf} cannot be asked: {error}") from None
 
 
-def _make(work: Work, steps: dict[str, Make], progress: Callable[[Progress], None]) -> None:
+def _make(work: ExportWork, steps: dict[str, Make], progress: Callable[[ExportProgress], None]) -> None:
     """Take every step that is not finished yet."""
     for number, (name, make) in enumerate(steps.items(), start=1):
-        step = Progress(name, number, len(steps))
+        step = ExportProgress(name, number, len(steps))
 
-        def tell(share: float, step: Progress = step) -> None:
+        def tell(share: float, step: ExportProgress = step) -> None:
             progress(replace(step, share=share))
 
         tell(0.0)
@@ -117,7 +117,7 @@ def _make(work: Work, steps: dict[str, Make], progress: Callable[[Progress], Non
         progress(replace(step, share=1.0, finished=True, reused=note is None, note=note or ""))
 
 
-def _steps(source: Source, role: Role, precision: Precision) -> dict[str, Make]:
+def _steps(source: SourceModel, role: Role, precision: Precision) -> dict[str, Make]:
     """What a bundle is made of, the manifest left out: its steps by name, in order."""
     line = source.line
     steps: dict[str, Make] = {}
@@ -135,7 +135,7 @@ def _steps(source: Source, role: Role, precision: Precision) -> dict[str, Make]:
     return steps
 
 
-def _check_target(source: Source, target: Bundle) -> None:
+def _check_target(source: SourceModel, target: Bundle) -> None:
     theirs = target.manifest
     if theirs.role != "target":
         raise InputError(f"{target.path} holds a {theirs.role}; a drafter's target must be a target")
@@ -177,32 +177,32 @@ def _exporting(what: str) -> Iterator[None]:
         raise BundleError(f"the {what} cannot be exported ({type(error).__name__}: {first_line(error)})") from error
 
 
-def _export_vision(source: Source, cuts: Sequence[str], tell: Tell, folder: Path) -> str:
+def _export_vision(source: SourceModel, cuts: Sequence[str], tell: Tell, folder: Path) -> str:
     with _exporting("vision tower"):
         error = export_vision(source.model, source.family, folder, cuts)
     return f"differs from torch by {error:.1e} at most"
 
 
-def _export_decoder(source: Source, precision: Precision, tell: Tell, folder: Path) -> str:
+def _export_decoder(source: SourceModel, precision: Precision, tell: Tell, folder: Path) -> str:
     with _exporting("decoder"):
         error = export_decoder(source.model, source.family, source.decoder, folder / "decoder.onnx", precision)
     return f"logits differ from torch's by {error:.1e} of their spread"
 
 
-def _export_prefixes(source: Source, precision: Precision, tell: Tell, folder: Path) -> str:
+def _export_prefixes(source: SourceModel, precision: Precision, tell: Tell, folder: Path) -> str:
     with _exporting("decoder"):
         error = export_prefixes(source.model, source.family, source.line, source.decoder, folder, precision)
     return f"boundaries differ from torch's by {error:.1e} of their spread"
 
 
-def _write_embeddings(source: Source, tell: Tell, folder: Path) -> str:
+def _write_embeddings(source: SourceModel, tell: Tell, folder: Path) -> str:
     weights = source.model.get_input_embeddings().weight.detach()
     save_file({"embeddings": weights.contiguous()}, folder / EMBEDDINGS)
     (folder / EMBEDDINGS).chmod(0o644)  # as any other file; safetensors makes it for its owner alone
     return f"{len(weights)} tokens"
 
 
-def _write_companions(source: Source, tell: Tell, folder: Path) -> str:
+def _write_companions(source: SourceModel, tell: Tell, folder: Path) -> str:
     for name, content in source.companions.items():
         (folder / name).write_bytes(content)
     return ", ".join(source.companions)

@@ -23,7 +23,7 @@ _LONGEST = 80  # characters of a value that an error shows
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class SettingFate:
     """What becomes of a setting: its `fate`, and `how` in words. Of a limited one only the values in `taken` run."""
 
     fate: Fate
@@ -31,19 +31,19 @@ class Setting:
     taken: tuple[Any, ...] = ()
 
 
-def _honoured(how: str, *names: str) -> dict[str, Setting]:
-    return dict.fromkeys(names, Setting("honoured", how))
+def _honoured(how: str, *names: str) -> dict[str, SettingFate]:
+    return dict.fromkeys(names, SettingFate("honoured", how))
 
 
-def _idle(why: str, *names: str) -> dict[str, Setting]:
-    return dict.fromkeys(names, Setting("changes nothing", why))
+def _idle(why: str, *names: str) -> dict[str, SettingFate]:
+    return dict.fromkeys(names, SettingFate("changes nothing", why))
 
 
-def _limited(taken: tuple[Any, ...], *names: str) -> dict[str, Setting]:
-    return dict.fromkeys(names, Setting("limited", "other values are refused", taken))
+def _limited(taken: tuple[Any, ...], *names: str) -> dict[str, SettingFate]:
+    return dict.fromkeys(names, SettingFate("limited", "other values are refused", taken))
 
 
-GENERATION: Mapping[str, Setting] = {
+GENERATION: Mapping[str, SettingFate] = {
     **_honoured("a part of the law of the next token", *Penalties.__struct_fields__),
     **_honoured("ends an answer", "eos_token_id"),
     **_idle(
@@ -79,7 +79,7 @@ GENERATION: Mapping[str, Setting] = {
     **_limited((), "stop_strings", "max_time", "constraints", "force_words_ids", "dola_layers"),
 }
 
-_EVERY_CONFIG: Mapping[str, Setting] = {
+_EVERY_CONFIG: Mapping[str, SettingFate] = {
     **_honoured("the family", "model_type"),
     **_honoured("the type in which a worker computes, unless it is told another", "dtype", "torch_dtype"),
     **_honoured("the head's weights are the embeddings", "tie_word_embeddings"),
@@ -93,7 +93,7 @@ _EVERY_CONFIG: Mapping[str, Setting] = {
     **_limited((), "quantization_config", "quantization", "compression_config"),
 }
 
-CONFIG: Mapping[str, Setting] = {
+CONFIG: Mapping[str, SettingFate] = {
     **_EVERY_CONFIG,
     **_honoured("the parts of the model, below", "text_config", "vision_config"),
     **_honoured("must be a class of the family that answers", "architectures"),
@@ -105,7 +105,7 @@ CONFIG: Mapping[str, Setting] = {
     **_idle("the folder's code is never run; the class of transformers is", "auto_map"),
 }
 
-TEXT: Mapping[str, Setting] = {
+TEXT: Mapping[str, SettingFate] = {
     **_EVERY_CONFIG,
     **_idle("the whole model's counts", "architectures"),
     **_honoured("sizes", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
@@ -123,7 +123,7 @@ TEXT: Mapping[str, Setting] = {
     **_limited((1.0,), "partial_rotary_factor"),
 }
 
-VISION: Mapping[str, Setting] = {
+VISION: Mapping[str, SettingFate] = {
     **_EVERY_CONFIG,
     **_idle("the whole model's counts", "architectures"),
     **_honoured("sizes", "hidden_size", "out_hidden_size", "intermediate_size", "num_hidden_layers", "depth"),
@@ -134,7 +134,7 @@ VISION: Mapping[str, Setting] = {
     **_limited((3,), "num_channels", "in_channels"),
 }
 
-IMAGES: Mapping[str, Setting] = {
+IMAGES: Mapping[str, SettingFate] = {
     **_honoured("must be a class of the family's", "image_processor_type", "feature_extractor_type"),
     **_honoured(
         "sizes; as many as the tower's where it has them", "size", "max_image_size", "patch_size", "merge_size"
@@ -153,7 +153,7 @@ IMAGES: Mapping[str, Setting] = {
     **_limited((1 / 255,), "rescale_factor"),
 }
 
-PROCESSOR: Mapping[str, Setting] = {
+PROCESSOR: Mapping[str, SettingFate] = {
     **_honoured("the image processor, as in preprocessor_config.json", "image_processor"),
     **_honoured("the chat template", "chat_template"),
     **_honoured("as many as the tower gives; other numbers are refused", "image_seq_len"),
@@ -161,7 +161,7 @@ PROCESSOR: Mapping[str, Setting] = {
     **_idle("notes", "processor_class", "auto_map", "transformers_version", "tokenizer"),
 }
 
-TOKENIZER: Mapping[str, Setting] = {
+TOKENIZER: Mapping[str, SettingFate] = {
     **_honoured("the chat template", "chat_template"),
     **_honoured("must be the family's own", "image_token", "fake_image_token", "global_image_token"),
     **_idle("prompts are whole", "model_max_length", "truncation_side", "padding_side", "padding", "truncation"),
@@ -177,7 +177,7 @@ TOKENIZER: Mapping[str, Setting] = {
     **_limited((False,), "add_prefix_space", "split_special_tokens", "add_bos_token", "add_eos_token"),
 }
 
-TABLES: Mapping[str, Mapping[str, Setting]] = {
+TABLES: Mapping[str, Mapping[str, SettingFate]] = {
     "generation_config.json": GENERATION,
     "config.json": CONFIG,
     "config.json, text_config": TEXT,

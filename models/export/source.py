@@ -28,7 +28,7 @@ HEAD = 16  # values that a head's width is a multiple of: ONNX Runtime attends w
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class SourceModel:
     """A transformers model read from `path`.
 
     `companions` maps the names of the files that a bundle holds beside its model to their content.
@@ -66,7 +66,7 @@ class Source:
         )
 
 
-def read_source(path: Path, *, dtype: torch.dtype | None = None) -> Source:
+def read_source(path: Path, *, dtype: torch.dtype | None = None) -> SourceModel:
     """Read the folder `path`; weights as `dtype`, or as they are stored. Raises InputError."""
     kind = _kind(path)
     said = {name: settings_of(path / name) or {} for name in (GENERATION, PROCESSOR, IMAGES, TOKENS)}
@@ -81,7 +81,7 @@ def read_source(path: Path, *, dtype: torch.dtype | None = None) -> Source:
     generation = model.generation_config.to_dict()  # without a file of its own, from config.json
     check(path, GENERATION, generation)
     stops = _stop_tokens(path, generation)
-    return Source(
+    return SourceModel(
         path=path,
         family=family,
         model=model,

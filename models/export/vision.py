@@ -32,7 +32,7 @@ TOLERANCE = 1e-4  # of the largest value
 SEEDS = (1, 2)  # of the images that an export is compared on
 
 
-class Tower(nn.Module):
+class TowerGraph(nn.Module):
     """The tower and connector of a family's `model`, as one graph of plain tensors."""
 
     def __init__(self, family: AnyFamily, model: Any, beside: Sequence[str]) -> None:
@@ -62,7 +62,7 @@ def export_vision(model: Any, family: AnyFamily, folder: Path, cuts: Sequence[st
     as a share of the largest value. Raises BundleError when it is beyond `TOLERANCE`.
     """
     pixels, beside = _run(family, family.example(SEEDS[0]))
-    tower = Tower(family, model.model, list(beside)).eval()
+    tower = TowerGraph(family, model.model, list(beside)).eval()
     # What a tower takes beside pixels depends on the image's size, and so does its number of rows.
     any_size = {0: torch.export.Dim.DYNAMIC}
     with quiet():

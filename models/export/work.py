@@ -33,7 +33,7 @@ CODE = Path(__file__).parent.parent  # cutline.models
 MAKERS = ("cutline", "onnx", "onnxruntime-genai", "onnxscript", "torch", "transformers")  # whose versions show in files
 
 
-class Work:
+class ExportWork:
     """An export in the making, in the folder `home`, which is ours alone while we are here."""
 
     def __init__(self, home: Path, journal: Journal) -> None:
@@ -85,7 +85,7 @@ class Work:
 
 
 @contextmanager
-def work_beside(out: Path, source: str) -> Iterator[Work]:
+def work_beside(out: Path, source: str) -> Iterator[ExportWork]:
     """The work folder beside `out`, for what is made from `source`; what another source left there is dropped.
 
     It stays when it is left with steps finished and not placed. Raises InputError when somebody else works there, and
@@ -98,7 +98,7 @@ def work_beside(out: Path, source: str) -> Iterator[Work]:
         if (home / REPLACED).exists() and not out.exists():  # killed between two renames
             (home / REPLACED).rename(out)
         with open_journal(home / "journal.jsonl", inputs=source) as journal:
-            work = Work(home, journal)
+            work = ExportWork(home, journal)
             try:
                 yield work
             finally:

@@ -13,7 +13,7 @@ from cutline.protos.channel.credentials import AgentKeys, open_channel
 from cutline.protos.channel.reloading import Renewed
 
 
-class Line:
+class ChannelStub:
     """A channel, and the `stub` of a service on it."""
 
     def __init__(self, channel: Any, stub: Callable[[Any], Any]) -> None:
@@ -49,25 +49,25 @@ class Connection:
 
     def __init__(self, address: str, keys: AgentKeys, stub: Callable[[Any], Any]) -> None:
         self._lines = Renewed(
-            f"the certificate for {address}", keys.files, lambda: Line(open_channel(address, keys), stub)
+            f"the certificate for {address}", keys.files, lambda: ChannelStub(open_channel(address, keys), stub)
         )
         self._line = self._lines.now()
-        self._partings: dict[asyncio.Task[None], Line] = {}
+        self._partings: dict[asyncio.Task[None], ChannelStub] = {}
         self._closed = False
 
     @property
-    def line(self) -> Line:
+    def line(self) -> ChannelStub:
         """The line for a new call."""
         if not self._closed:
             self._take(self._lines.changed())
         return self._line
 
-    def leave(self, line: Line) -> None:
+    def leave(self, line: ChannelStub) -> None:
         """Have new calls go over another line than this, over which nothing is heard; not if the keys do not read."""
         if line is self.line and not self._closed:
             self._take(self._lines.anew())
 
-    def _take(self, line: Line | None) -> None:
+    def _take(self, line: ChannelStub | None) -> None:
         if line is not None:
             parting = asyncio.create_task(_part(self._line))
             self._partings[parting] = self._line
@@ -98,7 +98,7 @@ def given_up() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-async def _part(line: Line) -> None:
+async def _part(line: ChannelStub) -> None:
     """Close a line once it is in use no more."""
     while not line.idle.is_set():  # what follows a call, as asking why it was refused, may begin by then
         await line.idle.wait()

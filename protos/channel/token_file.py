@@ -37,7 +37,7 @@ _OF_WORKERS = frozenset({"upload_mb_per_second"})  # keys that an agent would no
 _Positive = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
 
 
-class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Quota(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What one tenant may have of a worker, or of an agent, whose sessions are questions in work.
 
     Without `sessions` it is all that others do not wait for.
@@ -55,7 +55,7 @@ class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class _Content(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     token: tuple[_Entry, ...] = ()
-    tenant: dict[Annotated[str, msgspec.Meta(pattern=_TENANT)], Limits] = {}  # msgspec copies it
+    tenant: dict[Annotated[str, msgspec.Meta(pattern=_TENANT)], Quota] = {}  # msgspec copies it
 
 
 class Tokens:
@@ -74,9 +74,9 @@ class Tokens:
                 found = entry.tenant
         return found
 
-    def limits(self, tenant: str) -> Limits:
+    def limits(self, tenant: str) -> Quota:
         """What `tenant` may have."""
-        return self._content.now().tenant.get(tenant, Limits())
+        return self._content.now().tenant.get(tenant, Quota())
 
 
 def token_hash(token: str) -> str:

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from cutline.bench.manifests import edit_manifest
-from cutline.cli.pricing import KEPT, Asked, Way, price, ways
+from cutline.cli.pricing import KEPT, PricedQuestion, PricePoint, price, ways
 from cutline.cli.samples import AT_ONCE
 from cutline.core.wire import Wire
 from cutline.demo.bundles import DRAFTER, TARGET
@@ -63,23 +63,28 @@ def answer(text: str, ids: list[int], sent: int) -> Answer:
 
 
 def test_a_price_is_what_was_counted() -> None:
-    asked = [Asked(b"", "a", "3"), Asked(b"", "b", "red"), Asked(b"", "c"), Asked(b"", "d")]
+    asked = [
+        PricedQuestion(b"", "a", "3"),
+        PricedQuestion(b"", "b", "red"),
+        PricedQuestion(b"", "c"),
+        PricedQuestion(b"", "d"),
+    ]
     answers = [answer("3", [3, 9], 10), answer("blue", [5, 9], 20), answer("x", [7, 7, 9], 30), answer("", [9], 40)]
     exact = [(3, 9), (6, 9), (7, 8, 9), (4, 4, 9)]
-    found = price(Way("connector", Wire.INT4), asked, answers, exact)
+    found = price(PricePoint("connector", Wire.INT4), asked, answers, exact)
     assert (found.cut, found.wire, found.keep_image_tokens) == ("connector", Wire.INT4, 1.0)
     assert found.bytes_up == 25
     assert found.answers == 1 / 4
     assert found.tokens == (2 + 1 + 2 + 0) / 10
     assert found.right == 1 / 2  # of the two whose answers are known
-    assert price(Way("connector"), asked[2:], answers[2:], exact[2:]).right is None
+    assert price(PricePoint("connector"), asked[2:], answers[2:], exact[2:]).right is None
 
 
 def test_every_way_to_ask_is_taken_once() -> None:
     found = list(ways(["image", "connector", "decoder.0", "head"]))
     assert len(found) == len(set(found)) == 1 + 3 * len(Wire) + len(KEPT)
     for way in found:  # no way that a question refuses
-        assert way.question(Asked(b"", "what")).cut == way.cut
+        assert way.question(PricedQuestion(b"", "what")).cut == way.cut
 
 
 def test_prices_are_measured_and_kept(run: Run, bundle: Path, target: Path, card: Path, worker: str) -> None:

@@ -37,7 +37,7 @@ from cutline.models.bundle import Bundle
 from cutline.models.prompt import Message, PromptBuilder, TextPart
 from cutline.protos.channel.credentials import AgentKeys, ServerKeys
 from cutline.protos.client import WorkerClient
-from cutline.protos.directory import DirectoryClient, Listed, Listing, Standing
+from cutline.protos.directory import DirectoryClient, ListedWorker, Listing, Standing
 from cutline.protos.messages import Confirmed, Draft, Open
 
 Start = Callable[..., Any]
@@ -380,7 +380,7 @@ def test_every_option_of_a_worker_that_names_a_file_is_known() -> None:
 
 @pytest.mark.parametrize("why", ["cannot read [/etc/x]", "it says [red]boo", "\x1b[2Jgone"])
 def test_a_table_shows_what_workers_say_as_it_is(why: str) -> None:
-    one = Listed(name="[w]", address="127.0.0.1:1", standing=Standing.RESTING, since=0.0, why=why)
+    one = ListedWorker(name="[w]", address="127.0.0.1:1", standing=Standing.RESTING, since=0.0, why=why)
     console = Console(width=200, force_terminal=True, color_system=None)
     with console.capture() as capture:
         console.print(_table("[::1]:1", Listing(epoch="e", version=1, wanted=1, workers=(one,))))

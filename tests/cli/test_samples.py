@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from cutline.bench.scripted import spoken
-from cutline.cli.calibrate_input import Source
+from cutline.cli.calibrate_input import QuestionSource
 from cutline.cli.samples import SYSTEMS, Conversation, chosen_groups, conversations, sampled
 from cutline.edge.generation.conditions import GROUPS, PLAIN
 from cutline.edge.generation.gate import calibrate_gate
@@ -21,8 +21,8 @@ from cutline.models.prompt import ImagePart
 STOP = 2
 
 
-def source(picture: str, text: str) -> Source:
-    return Source(f"line {text}", picture, lambda: picture.encode(), text, None)
+def source(picture: str, text: str) -> QuestionSource:
+    return QuestionSource(f"line {text}", picture, lambda: picture.encode(), text, None)
 
 
 # Four pictures, of which one has four questions, one two, and two one each.

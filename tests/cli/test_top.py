@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cutline.cli.certificates import DEVICE, SERVER, Authority, pair_of
-from cutline.cloud.telemetry.metrics import Metrics, show
+from cutline.cloud.telemetry.metrics import WorkerMetrics, show
 from cutline.protos.channel.credentials import ServerKeys
 
 Run = Callable[..., Any]
@@ -50,7 +50,7 @@ def test_top_reads_https(run: Run, tmp_path: Path) -> None:
     authority.write()
     ca = pair_of(authority.folder, "ca").certificate
     keys = ServerKeys(certificate=server.certificate, key=server.key, client_ca=ca)
-    with show(Metrics(), "0.0.0.0:0", keys) as address:
+    with show(WorkerMetrics(), "0.0.0.0:0", keys) as address:
         asked = ("top", f"127.0.0.1:{address.rpartition(':')[2]}", "--once", "--json")
         told = run(*asked, "--ca", ca, "--cert", reader.certificate, "--key", reader.key)
         assert (told.code, told.err) == (0, "")

@@ -24,7 +24,7 @@ from torch import Tensor
 from cutline.cloud.engine import cost_model
 from cutline.cloud.engine import engine as engine_module
 from cutline.cloud.engine.engine import Engine
-from cutline.cloud.engine.sequence import Event, Forward, Request, Rows
+from cutline.cloud.engine.sequence import Event, Forward, Request, SessionRows
 from cutline.cloud.model.model_runner import Target
 from cutline.errors import CutlineError, InputError, WorkerFailed
 from cutline.models.sampling import Sampling
@@ -72,13 +72,13 @@ class FakeSpan:
     def resume(self, slot: int, source: int, count: int) -> None:
         self._tokens[slot] = self._tokens[source][:count] + [POISON] * (CONTEXT - count)
 
-    def run(self, batch: Sequence[Rows], images: Sequence[Tensor | None], **how: Any) -> list[Tensor]:
+    def run(self, batch: Sequence[SessionRows], images: Sequence[Tensor | None], **how: Any) -> list[Tensor]:
         assert len({rows.session.slot for rows in batch}) == len(batch) == len(images)
         if self.chooses and any(POISON in rows.tokens for rows in batch):
             raise RuntimeError("a bad pass")
         return [self._made(rows) for rows in batch]
 
-    def _made(self, rows: Rows) -> Tensor:
+    def _made(self, rows: SessionRows) -> Tensor:
         if rows.boundary is None:
             cache, end = self._tokens[rows.session.slot], rows.start + len(rows.tokens)
             cache[rows.start : end] = rows.tokens

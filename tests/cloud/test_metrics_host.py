@@ -6,7 +6,7 @@ import http.client
 
 import pytest
 
-from cutline.cloud.telemetry.metrics import Metrics, show
+from cutline.cloud.telemetry.metrics import WorkerMetrics, show
 
 
 @pytest.mark.threat("doors")
@@ -22,7 +22,7 @@ from cutline.cloud.telemetry.metrics import Metrics, show
     ],
 )
 def test_a_page_that_misled_a_browser_reads_no_metrics(host: str, status: int) -> None:
-    with show(Metrics(), "127.0.0.1:0") as address:
+    with show(WorkerMetrics(), "127.0.0.1:0") as address:
         connection = http.client.HTTPConnection(address, timeout=30)
         connection.request("GET", "/metrics", headers={"Host": host})
         answer = connection.getresponse()

@@ -14,9 +14,9 @@ import torch
 
 from cutline.cloud.engine.engine import Engine
 from cutline.cloud.engine.sampler import choose_all
-from cutline.cloud.engine.sequence import Event, Request, Rows, Session
+from cutline.cloud.engine.sequence import Event, Request, Session, SessionRows
 from cutline.cloud.model.model_runner import Target
-from cutline.cloud.serving.admission import Reception, Upload
+from cutline.cloud.serving.admission import ReceivedUpload, Reception
 from cutline.errors import CutlineError
 from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image
@@ -130,7 +130,7 @@ def test_a_worker_takes_its_models_penalties(bundle: Bundle, case: Case) -> None
     penalties = Penalties(repetition_penalty=1.05)
     manifest = msgspec.structs.replace(bundle.manifest, penalties=penalties)
     reception = Reception(manifest, context=manifest.decoder.context)
-    made = reception.request(replace(opening, model=manifest.identity), Upload("", (), files=(image,)))
+    made = reception.request(replace(opening, model=manifest.identity), ReceivedUpload("", (), files=(image,)))
     assert made.penalties == penalties
     assert decode_image(image).size  # it was read
 
@@ -147,9 +147,9 @@ def test_a_pass_that_broke_leaves_nothing_behind() -> None:
     )
     session = Session("s", asked, 0, lambda event: None, 20)
     logits = torch.from_numpy(np.random.default_rng(0).normal(0, 2, (4, 8)).astype(np.float32))
-    alone = choose_all(Rows(session, 0, (1, 2), 0), logits[:1], ())
-    drafted = tuple(choose_all(Rows(session, 0, (1, 2, *alone), 1), logits[:2], ())[:1])
+    alone = choose_all(SessionRows(session, 0, (1, 2), 0), logits[:1], ())
+    drafted = tuple(choose_all(SessionRows(session, 0, (1, 2, *alone), 1), logits[:2], ())[:1])
     assert drafted == tuple(alone)
-    first = choose_all(Rows(session, 0, (1, 2, *alone, 3, 4), 3), logits, ())
-    assert choose_all(Rows(session, 0, (1, 2, *alone, 3, 4), 3), logits, ()) == first
-    assert choose_all(Rows(session, 0, (1, 2), 0), logits[:1], ()) == alone
+    first = choose_all(SessionRows(session, 0, (1, 2, *alone, 3, 4), 3), logits, ())
+    assert choose_all(SessionRows(session, 0, (1, 2, *alone, 3, 4), 3), logits, ()) == first
+    assert choose_all(SessionRows(session, 0, (1, 2), 0), logits[:1], ()) == alone

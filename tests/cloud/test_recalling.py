@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from cutline.cloud.serving.server import serve
-from cutline.cloud.telemetry.metrics import Metrics
+from cutline.cloud.telemetry.metrics import WorkerMetrics
 from cutline.errors import InputError, WorkerForgot
 from cutline.models.bundle import Bundle
 from cutline.protos.client import WorkerClient
@@ -118,7 +118,7 @@ def test_likelihoods_are_those_of_transformers(
 
 def test_an_operator_sees_what_is_kept_and_reused(bundle: Bundle, case: Case) -> None:
     opening, image, _ = case
-    counts = Metrics()
+    counts = WorkerMetrics()
 
     def value(name: str, **labels: str) -> float:
         return counts.registry.get_sample_value(name, labels) or 0.0

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from cutline.cli.certificates import DEVICE, SERVER, Authority, Pair, pair_of
 from cutline.cloud.access.auth import Callers
 from cutline.cloud.serving.server import Access, serve
-from cutline.cloud.telemetry.metrics import Metrics, show
+from cutline.cloud.telemetry.metrics import WorkerMetrics, show
 from cutline.errors import AccessDenied, InputError, WorkerUnavailable
 from cutline.models.bundle import Bundle
 from cutline.protos.channel.credentials import AgentKeys, ServerKeys, client_context
@@ -252,7 +252,7 @@ def test_keys_of_metrics_that_change_count_for_the_next_reader(fleet: Fleet, tmp
             return False
 
     serve_as(pair_of(fleet.authority.folder, "server"), fleet.authority)
-    with show(Metrics(), "0.0.0.0:0", keys) as address:
+    with show(WorkerMetrics(), "0.0.0.0:0", keys) as address:
         url = f"https://127.0.0.1:{address.rpartition(':')[2]}/metrics"
         assert reads(fleet.lost, fleet.authority)
         assert not reads(reader, fleet.authority)

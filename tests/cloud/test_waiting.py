@@ -20,7 +20,7 @@ from cutline.cloud.engine import engine as engine_module
 from cutline.cloud.engine.cost_model import FAIR_SECONDS
 from cutline.cloud.engine.engine import Engine
 from cutline.cloud.engine.sampler import likelihoods
-from cutline.cloud.engine.sequence import Event, Request, Rows, Session
+from cutline.cloud.engine.sequence import Event, Request, Session, SessionRows
 from cutline.cloud.model.model_runner import Target
 from cutline.cloud.telemetry.observer import Observer
 from cutline.errors import CutlineError, WorkerBusy, WorkerForgot, WorkerUnavailable
@@ -50,7 +50,7 @@ class CountingTarget:
     def resume(self, slot: int, source: int, count: int) -> None:
         pass
 
-    def run(self, batch: Sequence[Rows], images: Sequence[Tensor | None], **how: Any) -> list[Tensor]:
+    def run(self, batch: Sequence[SessionRows], images: Sequence[Tensor | None], **how: Any) -> list[Tensor]:
         if not self.go_on.is_set():
             self.held.set()  # a pass waits
         assert self.go_on.wait(60)
@@ -259,7 +259,7 @@ def test_waiting_behind_other_prompts_is_counted(monkeypatch: pytest.MonkeyPatch
     target, watching, began = CountingTarget(4), Watching(), list[float]()
     run = target.run
 
-    def slow(batch: Sequence[Rows], images: Sequence[Tensor | None], **how: Any) -> list[Tensor]:
+    def slow(batch: Sequence[SessionRows], images: Sequence[Tensor | None], **how: Any) -> list[Tensor]:
         began.append(time.monotonic())
         time.sleep(0.1)
         return run(batch, images, **how)
@@ -294,7 +294,7 @@ def test_nothing_is_sampled_after_a_draft_is_rejected(monkeypatch: pytest.Monkey
         return choose(row, of, position, **more)
 
     monkeypatch.setattr(sampler, "choose", counted)
-    found = sampler.choose_all(Rows(session, 3, (4, *drafted), drafted=6), logits, ())
+    found = sampler.choose_all(SessionRows(session, 3, (4, *drafted), drafted=6), logits, ())
     count = 7 if wrong is None else wrong + 1
     assert (found, places) == (alone[:count], list(range(4, 4 + count)))
 

@@ -10,7 +10,7 @@ from cutline.demo.bundles import TARGET
 from cutline.demo.cards import EMPTY, Card, Split
 from cutline.demo.questions import WORDINGS, answer_to
 from cutline.demo.training import scenes, wordings
-from cutline.demo.training.conversations import Conversation, Turn, conversations, picture_kinds
+from cutline.demo.training.conversations import Dialogue, DialogueTurn, conversations, picture_kinds
 from cutline.demo.training.lessons import Teacher, transcript
 from cutline.demo.training.scenes import Kind, Scenes, draw
 from cutline.demo.training.wordings import NONE, REFUSAL
@@ -18,13 +18,13 @@ from cutline.models.bundle import Bundle
 from cutline.models.prompt import ImagePart, Message, PromptBuilder, TextPart
 
 
-def drawn(count: int, seed: int) -> tuple[Scenes, list[Conversation]]:
+def drawn(count: int, seed: int) -> tuple[Scenes, list[Dialogue]]:
     rng = np.random.default_rng(seed)
     pictures = draw(picture_kinds(count, rng), Split.TRAIN, rng)
     return pictures, conversations(pictures, rng)
 
 
-def messages_before(conversation: Conversation, end: int) -> tuple[list[Message], int]:
+def messages_before(conversation: Dialogue, end: int) -> tuple[list[Message], int]:
     """What a client sends to have turn `end` answered, and the number of pictures."""
     messages = [] if conversation.system is None else [Message("system", (TextPart(conversation.system),))]
     pictures = 0
@@ -81,7 +81,7 @@ def test_learnt_answers_are_right() -> None:
     assert kinds == {*WORDINGS, "refuse"}
 
 
-def expected(turn: Turn, seen: list[Card]) -> str:
+def expected(turn: DialogueTurn, seen: list[Card]) -> str:
     """The right answer, read off the question's words."""
     if turn.text in wordings.TALK or not seen:
         return REFUSAL

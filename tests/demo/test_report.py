@@ -14,7 +14,7 @@ import pytest
 
 from cutline.demo.cards import Split
 from cutline.demo.report import render
-from cutline.demo.requests import Request, requests
+from cutline.demo.requests import CardRequest, requests
 from cutline.demo.results import FIGURES, SHOWN_MODES, DemoResult, Outcome, mode_result, model_result
 from cutline.edge.generation.question import Mode
 from cutline.edge.generation.result import Answer, Provenance, Token
@@ -62,7 +62,7 @@ def tokens(text: str, sources: Sequence[Provenance]) -> list[Token]:
     return [Token(sum(map(ord, word)), word, sources[min(index, len(sources) - 1)]) for index, word in enumerate(words)]
 
 
-def outcome(request: Request, mode: Mode, *, index: int) -> Outcome:
+def outcome(request: CardRequest, mode: Mode, *, index: int) -> Outcome:
     """A made-up run: every third drafted answer is wrong, and the gate doubts all but every second of the others."""
     right = request.question.answer
     drafted = right if index % 3 else right + " 8"

@@ -8,7 +8,7 @@ import pytest
 
 from cutline.demo.cards import Split
 from cutline.demo.questions import KINDS
-from cutline.demo.requests import Request, requests
+from cutline.demo.requests import CardRequest, requests
 from cutline.demo.results import Outcome, mode_result, model_result
 from cutline.edge.generation.question import Mode
 from cutline.edge.generation.result import Answer, Provenance, Token
@@ -38,7 +38,7 @@ def answer(text: str, *, worker: str | None = "127.0.0.1:1", latency: float = 10
     return msgspec.structs.replace(whole, **changes)
 
 
-def outcome(request: Request, text: str, target: str, **changes: object) -> Outcome:
+def outcome(request: CardRequest, text: str, target: str, **changes: object) -> Outcome:
     return Outcome(request, answer(text, **changes), target, tuple(map(ord, target)))  # type: ignore[arg-type]
 
 

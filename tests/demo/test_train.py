@@ -62,7 +62,7 @@ def test_a_stopped_training_ends_as_one_that_ran_through(
 
 
 def test_a_state_of_another_model_is_refused(tmp_path: Path) -> None:
-    place = checkpoint.Place(stage="answers", steps=1, random={})
+    place = checkpoint.CoursePlace(stage="answers", steps=1, random={})
     checkpoint.save(tmp_path / "state", place, {"model": torch.nn.Linear(2, 2)})
     with pytest.raises(ValueError, match="another model"):
         checkpoint.restore(tmp_path / "state", {"model": torch.nn.Conv1d(2, 2, 2)})

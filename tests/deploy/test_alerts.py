@@ -12,8 +12,8 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
-from cutline.cloud.telemetry.metrics import Metrics as WorkerMetrics
-from cutline.edge.api.metrics import Metrics as AgentMetrics
+from cutline.cloud.telemetry.metrics import WorkerMetrics
+from cutline.edge.api.metrics import AgentMetrics
 
 RULES = Path(__file__).resolve().parents[2] / "deploy" / "prometheus" / "rules.yaml"
 PROMTOOL = shutil.which("promtool")

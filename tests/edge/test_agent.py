@@ -21,7 +21,7 @@ from cutline.demo.reference import Reference
 from cutline.demo.requests import requests
 from cutline.edge.agent import Agent
 from cutline.edge.generation.question import Mode, Question
-from cutline.edge.inference.drafter import Drafted, Drafting
+from cutline.edge.inference.drafter import Drafted, DrafterConversation
 from cutline.edge.offload.worker_session import CHUNK
 from cutline.errors import (
     PromptError,
@@ -32,7 +32,7 @@ from cutline.models.prompt import PromptBuilder, question
 from cutline.models.sampling import Sampling
 from cutline.protos.client import WorkerClient
 
-Draft = Callable[[Drafting, Sequence[int], int], Iterator[Drafted]]
+Draft = Callable[[DrafterConversation, Sequence[int], int], Iterator[Drafted]]
 
 EFFORTS = (0.0, 0.5, 1.0)
 ASKED = list(requests(Split.EVALUATION, 2, seed=11))
@@ -140,12 +140,12 @@ def test_effort_is_of_no_account_without_drafts(target: Bundle, drafter: Bundle)
 def test_a_drafter_that_breaks_ends_the_question_at_once(
     target: Bundle, drafter: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(self: Drafting, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
+    def broken(self: DrafterConversation, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
         raise RuntimeError("out of memory")
 
     async def run() -> None:
         async with asyncio.timeout(20), together(target, drafter) as agent:
-            monkeypatch.setattr(Drafting, "draft", broken)
+            monkeypatch.setattr(DrafterConversation, "draft", broken)
             with pytest.raises(RuntimeError, match="out of memory"):
                 await agent.answer(asking(LONGEST, Mode.DRAFT, effort=0.0))
 
@@ -217,7 +217,7 @@ def test_many_questions_at_once(target: Bundle, drafter: Bundle, reference: Refe
 def blocked(release: threading.Event, begun: threading.Event | None = None) -> Draft:
     """A drafter that says nothing until it is released: with effort 0 its session stays open that long."""
 
-    def draft(self: Drafting, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
+    def draft(self: DrafterConversation, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
         if begun is not None:
             begun.set()
         release.wait(30)
@@ -234,7 +234,7 @@ def test_a_full_worker_refuses_and_serves_again_once_there_is_room(
     async def run() -> None:
         async with together(target, drafter, slots=1) as agent:
             truth = ids(await agent.answer(asking(LONGEST, Mode.CLOUD)))
-            monkeypatch.setattr(Drafting, "draft", blocked(release))
+            monkeypatch.setattr(DrafterConversation, "draft", blocked(release))
             async with asyncio.timeout(60), WorkerClient(agent.workers.states[0].address) as worker:
                 while (await worker.describe()).sessions:  # the slot is free a moment after the answer
                     pass
@@ -263,7 +263,7 @@ def test_a_full_worker_refuses_and_serves_again_once_there_is_room(
 def test_nothing_is_drafted_for_who_is_gone(drafter: Bundle, monkeypatch: pytest.MonkeyPatch, mode: Mode) -> None:
     drawn, begun, left = list[int](), threading.Event(), threading.Event()
 
-    def draft(self: Drafting, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
+    def draft(self: DrafterConversation, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
         for token in range(20, 20 + limit):
             time.sleep(0.01)
             drawn.append(token)
@@ -272,7 +272,7 @@ def test_nothing_is_drafted_for_who_is_gone(drafter: Bundle, monkeypatch: pytest
                 left.wait(60)
             yield Drafted(token, 0.5)
 
-    monkeypatch.setattr(Drafting, "draft", draft)
+    monkeypatch.setattr(DrafterConversation, "draft", draft)
 
     async def run() -> int:
         async with Agent(drafter, worker="127.0.0.1:1", threads=1) as agent:
@@ -296,8 +296,8 @@ def test_a_question_given_up_frees_its_place(target: Bundle, drafter: Bundle, mo
 
     async def run() -> None:
         async with together(target, drafter, slots=1) as agent:
-            honest = Drafting.draft
-            monkeypatch.setattr(Drafting, "draft", blocked(release, begun))
+            honest = DrafterConversation.draft
+            monkeypatch.setattr(DrafterConversation, "draft", blocked(release, begun))
             waiting = asyncio.create_task(agent.answer(asking(LONGEST, Mode.DRAFT, effort=0.0)))
             assert await asyncio.to_thread(begun.wait, 30)
             waiting.cancel()
@@ -306,7 +306,7 @@ def test_a_question_given_up_frees_its_place(target: Bundle, drafter: Bundle, mo
             release.set()
             with pytest.raises(asyncio.CancelledError):
                 await waiting
-            monkeypatch.setattr(Drafting, "draft", honest)
+            monkeypatch.setattr(DrafterConversation, "draft", honest)
             async with asyncio.timeout(60):
                 while True:
                     try:

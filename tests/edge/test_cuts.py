@@ -19,7 +19,7 @@ from cutline.demo.requests import requests
 from cutline.edge.agent import Agent
 from cutline.edge.generation.question import Mode, Question
 from cutline.edge.generation.result import Answer, Provenance
-from cutline.edge.inference.drafter import Drafted, Drafting
+from cutline.edge.inference.drafter import Drafted, DrafterConversation
 from cutline.edge.inference.target_prefix import TargetSpan
 from cutline.errors import CutlineError, InputError, ModelMismatch
 from cutline.models.bundle import Bundle
@@ -97,11 +97,11 @@ def test_an_answer_that_reaches_the_workers_context_ends_with_what_there_is(
     assert (answer.complete, answer.exact, answer.lost, answer.tail) == (False, True, (), None)
 
 
-def wrong_in_places(every: int) -> Callable[[Drafting, Sequence[int], int], Iterator[Drafted]]:
+def wrong_in_places(every: int) -> Callable[[DrafterConversation, Sequence[int], int], Iterator[Drafted]]:
     """The drafter as it is, with every so many tokens replaced."""
-    honest = Drafting.draft
+    honest = DrafterConversation.draft
 
-    def draft(self: Drafting, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
+    def draft(self: DrafterConversation, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
         for index, one in enumerate(honest(self, answer, limit), start=len(answer)):
             yield Drafted(one.token % 100 + 100, 0.5) if index % every == every - 1 else one
 
@@ -130,7 +130,7 @@ def test_a_cut_changes_no_token(
 def test_wrong_drafts_change_no_token(
     cut: str, every: int, worker: str, reference: Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Drafting, "draft", wrong_in_places(every))
+    monkeypatch.setattr(DrafterConversation, "draft", wrong_in_places(every))
     monkeypatch.setattr("cutline.edge.agent.open_gate", never_keeps)
     truths = [reference.answer(one.image, one.question.text) for one in ASKED[:3]]
     for mode in (Mode.DRAFT, Mode.AUTO):
@@ -164,10 +164,10 @@ def test_a_draft_that_is_right_is_verified_in_one_round(
     monkeypatch.setattr("cutline.edge.agent.open_gate", never_keeps)
     truth = reference.answer(LONGEST.image, LONGEST.question.text)
 
-    def foreseen(self: Drafting, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
+    def foreseen(self: DrafterConversation, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
         yield from (Drafted(token, 1.0) for token in truth[len(answer) : len(answer) + limit])
 
-    monkeypatch.setattr(Drafting, "draft", foreseen)
+    monkeypatch.setattr(DrafterConversation, "draft", foreseen)
     for cut in LINE.deep_cuts:
         (answer,) = ask(worker, [Question.about(LONGEST.image, LONGEST.question.text, mode=Mode.AUTO, cut=cut)])
         assert ids(answer) == truth

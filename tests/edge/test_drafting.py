@@ -16,11 +16,11 @@ from cutline.demo.requests import requests
 from cutline.edge.agent import Agent
 from cutline.edge.generation.question import Mode
 from cutline.edge.generation.result import Provenance
-from cutline.edge.inference.drafter import Drafted, Drafting
+from cutline.edge.inference.drafter import Drafted, DrafterConversation
 from cutline.edge.offload.worker_session import CHUNK
 from cutline.models.bundle import Bundle
 
-Draft = Callable[[Drafting, Sequence[int], int], Iterator[Drafted]]
+Draft = Callable[[DrafterConversation, Sequence[int], int], Iterator[Drafted]]
 EFFORTS = (0.0, 0.5, 1.0)
 ASKED = list(requests(Split.EVALUATION, 2, seed=11))
 LONGEST = next(request for request in ASKED if request.question.kind == "describe")
@@ -36,24 +36,24 @@ def drafter() -> Bundle:
     return Bundle.open(DRAFTER)
 
 
-def random_tokens(self: Drafting, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
+def random_tokens(self: DrafterConversation, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
     rng = np.random.default_rng(len(answer))
     yield from (Drafted(int(token), 0.5) for token in rng.integers(10, 400, limit))
 
 
-def ends_at_once(self: Drafting, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
+def ends_at_once(self: DrafterConversation, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
     yield Drafted(Bundle.open(DRAFTER).manifest.stop_tokens[0], 0.9)
 
 
-def never_ends(self: Drafting, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
+def never_ends(self: DrafterConversation, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
     yield from (Drafted(20, 0.9) for _ in range(limit))
 
 
 def wrong_in_places(every: int) -> Draft:
     """The drafter as it is, with every so many tokens replaced."""
-    honest = Drafting.draft
+    honest = DrafterConversation.draft
 
-    def draft(self: Drafting, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
+    def draft(self: DrafterConversation, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
         for index, one in enumerate(honest(self, answer, limit), start=len(answer)):
             wrong = Drafted(one.token % 100 + 100, 0.5)
             yield wrong if index % every == every - 1 and wrong.token != one.token else one
@@ -73,7 +73,7 @@ def test_a_bad_drafter_changes_nothing_but_the_cost(
     async def run() -> None:
         async with together(target, drafter) as agent:
             truths = [await agent.answer(asking(request, Mode.CLOUD)) for request in ASKED[:6]]
-            monkeypatch.setattr(Drafting, "draft", bad)
+            monkeypatch.setattr(DrafterConversation, "draft", bad)
             for request, truth in zip(ASKED[:6], truths, strict=True):
                 answer = await agent.answer(asking(request, Mode.DRAFT, effort=effort))
                 assert ids(answer) == ids(truth)
@@ -86,7 +86,7 @@ def test_a_bad_drafter_changes_nothing_but_the_cost(
 def foreseen(answer: Sequence[int], *, wrong: int | None = None) -> Draft:
     """A drafter that knows the whole answer, but for the token at the index `wrong` on its first visit there."""
 
-    def draft(self: Drafting, known: Sequence[int], limit: int) -> Iterator[Drafted]:
+    def draft(self: DrafterConversation, known: Sequence[int], limit: int) -> Iterator[Drafted]:
         for index in range(len(known), min(len(answer), len(known) + limit)):
             token = answer[index] + 1 if index == wrong and len(known) <= index else answer[index]
             yield Drafted(token, 1.0)
@@ -101,11 +101,11 @@ def test_pure_speculation_costs_a_round_a_token_when_every_draft_is_wrong(
         async with together(target, drafter) as agent:
             truth = ids(await agent.answer(asking(LONGEST, Mode.CLOUD)))
 
-            def always_wrong(self: Drafting, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
+            def always_wrong(self: DrafterConversation, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
                 following = truth[len(answer)] if len(answer) < len(truth) else 0
                 yield from (Drafted(following % 100 + 100 + (following >= 100), 0.5) for _ in range(limit))
 
-            monkeypatch.setattr(Drafting, "draft", always_wrong)
+            monkeypatch.setattr(DrafterConversation, "draft", always_wrong)
             answer = await agent.answer(asking(LONGEST, Mode.DRAFT, effort=0.0))
             assert ids(answer) == truth
             # Each token but the first needs a draft of its own, made after the one before it was known.
@@ -122,7 +122,7 @@ def test_pure_speculation_costs_one_round_when_every_draft_is_right(
         async with together(target, drafter) as agent:
             truth = ids(await agent.answer(asking(LONGEST, Mode.CLOUD)))
             assert len(truth) > 2, "too short to tell"
-            monkeypatch.setattr(Drafting, "draft", foreseen(truth))
+            monkeypatch.setattr(DrafterConversation, "draft", foreseen(truth))
             answer = await agent.answer(asking(LONGEST, Mode.DRAFT, effort=0.0))
             assert ids(answer) == truth
             # The worker may choose the first tokens before the first draft is there.
@@ -165,7 +165,7 @@ def test_what_it_does_not_keep_is_verified_whole_in_one_round(
                 monkeypatch.undo()
                 monkeypatch.setattr("cutline.edge.agent.open_gate", keeps_from(2.0))
                 truth = ids(await agent.answer(asking(request, Mode.CLOUD)))
-                monkeypatch.setattr(Drafting, "draft", foreseen(truth))
+                monkeypatch.setattr(DrafterConversation, "draft", foreseen(truth))
                 answer = await agent.answer(asking(request, Mode.AUTO))
                 assert ids(answer) == truth
                 check_account(answer)
@@ -184,7 +184,7 @@ def test_an_escalation_goes_on_drafting_from_where_it_was_wrong(
     async def run() -> None:
         async with together(target, drafter) as agent:
             truth = ids(await agent.answer(asking(LONGEST, Mode.CLOUD)))
-            monkeypatch.setattr(Drafting, "draft", foreseen(truth, wrong=1))
+            monkeypatch.setattr(DrafterConversation, "draft", foreseen(truth, wrong=1))
             answer = await agent.answer(asking(LONGEST, Mode.AUTO, effort=0.0))
             assert ids(answer) == truth
             check_account(answer)

@@ -15,7 +15,7 @@ from cutline.edge.agent import Agent
 from cutline.edge.api.introspection import state_of
 from cutline.edge.api.metrics import Totals
 from cutline.edge.generation.question import Mode
-from cutline.edge.offload.failover import Asking
+from cutline.edge.offload.failover import Failover
 from cutline.edge.offload.worker_pool import Workers
 from cutline.errors import InputError, WorkerUnavailable
 from cutline.protos.messages import Confirmed, Finished, Opened, Reason, worker_to_wire
@@ -56,7 +56,7 @@ def test_the_link_is_known_from_the_first_session_on(monkeypatch: pytest.MonkeyP
 
 
 def test_silence_is_that_of_the_worker_which_was_lost() -> None:
-    asking_: Any = Asking.__new__(Asking)
+    asking_: Any = Failover.__new__(Failover)
     asking_.progress, asking_._loss = SimpleNamespace(tokens=[]), None
     asking_.sessions = [SimpleNamespace(address="a", heard=time.monotonic() - 5.0)]
     asking_._lose("b", WorkerUnavailable("there was no session"))

@@ -22,7 +22,7 @@ from cutline.devices.profile import DeviceProfile, DrafterTable
 from cutline.edge.agent import Agent
 from cutline.edge.generation.conditions import PLAIN
 from cutline.edge.generation.detokenizer import Transcript
-from cutline.edge.generation.generation import Prepared, Progress
+from cutline.edge.generation.generation import Generation, Prepared
 from cutline.edge.generation.preprocess import Preparer
 from cutline.edge.generation.question import Mode, Question
 from cutline.edge.generation.result import Answer, Provenance
@@ -113,7 +113,7 @@ class World:
         chosen = self.planner.plan(asked, ready=())
         drafted = chosen.plan.parts_ms["drafter"] / 1e3 / chosen.correction if chosen.plan.mode != "cloud" else 0.0
         latency = 0.004 + drafted
-        progress = Progress(0.0, Transcript(VOCABULARY), tokens=[9] * self.tokens)
+        progress = Generation(0.0, Transcript(VOCABULARY), tokens=[9] * self.tokens)
         if chosen.plan.mode != "edge":
             size = 250 + 4 * len(asked.question.images[0]) // 3
             wait = size / self.uplink + 0.040 + self.first

@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from cutline.cloud.engine import engine as engine_module
 from cutline.cloud.engine.engine import Engine
-from cutline.cloud.engine.sequence import Event, Request, Rows
+from cutline.cloud.engine.sequence import Event, Request, SessionRows
 from cutline.cloud.model.model_runner import Target
 from cutline.errors import CutlineError, WorkerBusy, WorkerForgot
 from cutline.models.sampling import Sampling, agreeing
@@ -53,7 +53,7 @@ class ScriptedTarget:
     def resume(self, slot: int, source: int, count: int) -> None:
         self._cache[slot] = self._cache[source][:count] + [0] * (CONTEXT - count)
 
-    def run(self, batch: Sequence[Rows], images: Sequence[Any], **how: Any) -> list[torch.Tensor]:
+    def run(self, batch: Sequence[SessionRows], images: Sequence[Any], **how: Any) -> list[torch.Tensor]:
         made = []
         for rows in batch:
             cache, end = self._cache[rows.session.slot], rows.start + len(rows.tokens)

@@ -96,7 +96,7 @@ def copied(hf: Path, tmp_path: Path) -> Path:
 
 
 def test_a_target_is_the_folders_own_files(hf: Path, tmp_path: Path) -> None:
-    steps: list[make.Progress] = []
+    steps: list[make.ExportProgress] = []
     bundle = make_bundle(hf, tmp_path / "deep" / "target", progress=steps.append)
     names = {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"}
     spans = {"image-spans.data", *(f"image-to-{cut}.onnx" for cut in ("vision.0", "connector", "decoder.0"))}
@@ -351,7 +351,7 @@ def test_an_export_that_computes_something_else_is_refused(
         for weight in (other.model.vision_model if part == "vision" else other.model.text_model).parameters():
             weight.add_(torch.from_numpy(np.full(weight.shape, 0.05, np.float32)))
     if part == "vision":
-        tower = vision.Tower
+        tower = vision.TowerGraph
         monkeypatch.setattr(vision, "Tower", lambda family, _, beside: tower(family, other.model, beside))
         with pytest.raises(BundleError, match="vision tower differs from torch's"):
             vision.export_vision(source.model, source.family, tmp_path, ["decoder.0"])

@@ -23,7 +23,7 @@ from cutline.cli.export import export as command
 from cutline.errors import BundleError, InputError, StorageError
 from cutline.models.bundle import Bundle
 from cutline.models.export import export_bundle, make, work
-from cutline.models.export.make import Progress
+from cutline.models.export.make import ExportProgress
 
 PACKAGE = Path(__file__).resolve().parents[2] / ".dev"
 TARGET_STEPS = [
@@ -55,11 +55,13 @@ def copied(hf: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(hf, tmp_path / "hf" / "tiny"))
 
 
-def export(hf: Path, out: Path, watch: Callable[[Progress], None] = lambda _: None, **options: Any) -> list[Progress]:
+def export(
+    hf: Path, out: Path, watch: Callable[[ExportProgress], None] = lambda _: None, **options: Any
+) -> list[ExportProgress]:
     """Export, and return the steps as they finished."""
-    finished: list[Progress] = []
+    finished: list[ExportProgress] = []
 
-    def heard(progress: Progress) -> None:
+    def heard(progress: ExportProgress) -> None:
         if progress.finished:
             finished.append(progress)
         watch(progress)
@@ -69,7 +71,7 @@ def export(hf: Path, out: Path, watch: Callable[[Progress], None] = lambda _: No
     return finished
 
 
-def reused(finished: list[Progress]) -> list[str]:
+def reused(finished: list[ExportProgress]) -> list[str]:
     return [step.step for step in finished if step.reused]
 
 
@@ -81,10 +83,10 @@ class Stop(Exception):
     """Something that goes wrong."""
 
 
-def stop_at(step: str, share: float = 0.0) -> Callable[[Progress], None]:
+def stop_at(step: str, share: float = 0.0) -> Callable[[ExportProgress], None]:
     """Go wrong when `share` of a step is done: 0 is its beginning."""
 
-    def watch(progress: Progress) -> None:
+    def watch(progress: ExportProgress) -> None:
         if progress.step == step and progress.share >= share:
             raise Stop
 
@@ -329,7 +331,7 @@ def test_a_full_disk_is_one_line(hf: Path, tmp_path: Path, monkeypatch: pytest.M
 def test_a_second_export_at_once_is_refused(hf: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
 
-    def meanwhile(progress: Progress) -> None:
+    def meanwhile(progress: ExportProgress) -> None:
         if progress.step == "embeddings":
             with pytest.raises(InputError, match=r"another export to .*out is running"):
                 export(hf, out)

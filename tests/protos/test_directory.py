@@ -11,7 +11,7 @@ from cutline.errors import InputError
 from cutline.protos.directory import (
     MAX_WORKERS,
     DirectoryClient,
-    Listed,
+    ListedWorker,
     Listing,
     Standing,
     listing_from_wire,
@@ -22,7 +22,7 @@ from cutline.protos.v1 import directory_pb2 as pb
 words = st.text(max_size=20)
 counts = st.integers(0, 2**32 - 1)
 workers = st.builds(
-    Listed,
+    ListedWorker,
     name=words,
     address=st.integers(1, 65535).map(lambda port: f"192.0.2.1:{port}"),
     standing=st.sampled_from(Standing),
@@ -43,14 +43,14 @@ listings = st.builds(
     wanted=counts,
     workers=st.lists(workers, max_size=5).map(tuple),
 )
-READY = Listed(name="worker-0", address="192.0.2.1:1", standing=Standing.READY, since=0.0)
+READY = ListedWorker(name="worker-0", address="192.0.2.1:1", standing=Standing.READY, since=0.0)
 
 
 def crossed(listing: Listing) -> Listing:
     return listing_from_wire(pb.Listing.FromString(listing_to_wire(listing).SerializeToString()))
 
 
-def listing(*some: Listed) -> Listing:
+def listing(*some: ListedWorker) -> Listing:
     return Listing(epoch="e", version=1, wanted=1, workers=some)
 
 

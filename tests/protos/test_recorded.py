@@ -17,7 +17,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, json_format, messag
 from cutline.core.wire import Wire
 from cutline.errors import WorkerBusy, WorkerForgot
 from cutline.protos import messages
-from cutline.protos.directory import Listed, Listing, Standing, listing_from_wire, listing_to_wire
+from cutline.protos.directory import ListedWorker, Listing, Standing, listing_from_wire, listing_to_wire
 from cutline.protos.messages import (
     Boundary,
     Cancel,
@@ -84,7 +84,7 @@ SAMPLES: dict[str, Any] = {
         version=3,
         wanted=2,
         workers=(
-            Listed(
+            ListedWorker(
                 name="worker-0",
                 address="127.0.0.1:1",
                 standing=Standing.READY,

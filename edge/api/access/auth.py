@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cutline.edge.api.access.limits import CLOSE, refuse
-from cutline.edge.api.access.login import PATH, Link, LogIn, token_in
+from cutline.edge.api.access.login import PATH, LogIn, LoginCode, token_in
 from cutline.edge.api.errors import Fault
 from cutline.errors import AccessDenied
 from cutline.protos.channel.token_file import Tokens
@@ -30,7 +30,7 @@ class Entrance:
     a `link` is another way in.
     """
 
-    def __init__(self, app: ASGIApp, tokens: Tokens, link: Link | None = None) -> None:
+    def __init__(self, app: ASGIApp, tokens: Tokens, link: LoginCode | None = None) -> None:
         self._app = app
         self._log_in = LogIn(tokens, link)
 

@@ -15,12 +15,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cutline.edge.api.errors import Failed, Fault, Refused
 from cutline.errors import InputError, WorkerBusy
-from cutline.protos.channel.token_file import Limits
+from cutline.protos.channel.token_file import Quota
 
 MAX_HEAD = 16 << 10  # bytes
 MOST = 8  # requests in work at once that need a worker, and as many that the device may answer by itself
 WINDOW_SECONDS = 10.0  # over which openings a minute are held: so many may come at once
-UNLIMITED = Limits(openings_per_minute=1e9)  # where nobody knows who asks
+UNLIMITED = Quota(openings_per_minute=1e9)  # where nobody knows who asks
 HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
@@ -78,7 +78,7 @@ def name_of(host: str) -> str:
     return name if colon and not port.endswith("]") else host.lower()
 
 
-class Place:
+class RequestPlace:
     """One request's place among the `taken`, of which `most` may need a worker, and `most` may not."""
 
     def __init__(self, taken: Counter[bool], most: int) -> None:
@@ -111,7 +111,7 @@ class Desk:
         self,
         most: int,
         working: Gauge,
-        limits: Callable[[str], Limits] = lambda tenant: UNLIMITED,
+        limits: Callable[[str], Quota] = lambda tenant: UNLIMITED,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._most = most
@@ -123,7 +123,7 @@ class Desk:
         self._due: dict[str, float] = {}  # when all that a tenant opened has been paid for, at its rate
 
     @contextmanager
-    def place(self, tenant: str) -> Iterator[Place]:
+    def place(self, tenant: str) -> Iterator[RequestPlace]:
         """A place for one request of `tenant`, to be settled when that was read. Raises Refused where there is none."""
         if self._taken.total() >= 2 * self._most:
             raise busy(f"the agent has {2 * self._most} requests in work; try again in a second")
@@ -135,7 +135,7 @@ class Desk:
             raise busy(f"over {limits.openings_per_minute:g} requests a minute came; try again in {wait:.0f} s", wait)
         self._due[tenant] = due + 60.0 / limits.openings_per_minute
         self._count(tenant, 1)
-        place = Place(self._kinds, self._most)
+        place = RequestPlace(self._kinds, self._most)
         try:
             yield place
         finally:

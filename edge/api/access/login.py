@@ -33,7 +33,7 @@ _WRONG = '<p class="wrong" role="alert">That is no token of this agent, nor a co
 _CODE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
-class Link:
+class LoginCode:
     """A code that lets one browser in, once, and not for long. It gets a token that is good while the agent runs."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -58,7 +58,7 @@ class Link:
 class LogIn:
     """The form, what it is answered with, and the cookie. `link` is a way in without a token."""
 
-    def __init__(self, tokens: Tokens, link: Link | None) -> None:
+    def __init__(self, tokens: Tokens, link: LoginCode | None) -> None:
         self._tokens = tokens
         self._link = link
 

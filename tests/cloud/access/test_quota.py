@@ -22,7 +22,7 @@ from cutline.cloud.access.quota import (
     may_have,
 )
 from cutline.errors import WorkerBusy
-from cutline.protos.channel.token_file import Limits
+from cutline.protos.channel.token_file import Quota
 
 TENANTS = ["a", "b", "c"]
 
@@ -75,7 +75,7 @@ def test_who_waits_gets_a_share(held: dict[str, int], waiting: set[str], places:
 
 def test_one_tenant_has_all_until_another_comes() -> None:
     clock = Clock()
-    shares = Shares(lambda _: Limits(), places=4, clock=clock)
+    shares = Shares(lambda _: Quota(), places=4, clock=clock)
     with contextlib.ExitStack() as stack:
         first = [stack.enter_context(contextlib.ExitStack()) for _ in range(4)]
         for one in first:
@@ -100,9 +100,9 @@ def test_one_tenant_has_all_until_another_comes() -> None:
 def test_limits_of_a_tenant_say_when_to_try_again() -> None:
     clock = Clock()
     limits = {
-        "few": Limits(sessions=1),
-        "slow": Limits(openings_per_minute=60),
-        "thin": Limits(upload_mb_per_second=1.0),
+        "few": Quota(sessions=1),
+        "slow": Quota(openings_per_minute=60),
+        "thin": Quota(upload_mb_per_second=1.0),
         "": UNLIMITED,
     }
     shares = Shares(limits.__getitem__, places=100, clock=clock)
@@ -130,7 +130,7 @@ def test_limits_of_a_tenant_say_when_to_try_again() -> None:
 @pytest.mark.threat("floods")
 def test_who_opens_slowly_has_not_all_openings() -> None:
     """One that found no room for its opening is given the next that ends, and until then is taken to wait."""
-    shares = Shares(lambda _: Limits(), places=2, clock=Clock())
+    shares = Shares(lambda _: Quota(), places=2, clock=Clock())
     with contextlib.ExitStack() as stack:
         slow = [stack.enter_context(contextlib.ExitStack()) for _ in range(2)]
         for one in slow:

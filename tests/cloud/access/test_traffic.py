@@ -11,10 +11,10 @@ import pytest
 from cutline.cloud.access import traffic
 from cutline.cloud.access.auth import CALLER, Caller
 from cutline.cloud.access.quota import Shares
-from cutline.cloud.access.traffic import Meter
+from cutline.cloud.access.traffic import TrafficMeter
 from cutline.cloud.telemetry.observer import NOBODY
 from cutline.cloud.telemetry.session_stats import Account
-from cutline.protos.channel.token_file import Limits
+from cutline.protos.channel.token_file import Quota
 from cutline.protos.messages import Cancel, Draft, ImageChunk, agent_to_wire
 from cutline.protos.v1 import worker_pb2 as pb
 
@@ -27,12 +27,12 @@ async def each(messages: list[pb.AgentMessage]) -> AsyncIterator[pb.AgentMessage
         yield message
 
 
-def metered(messages: list[pb.AgentMessage], limits: Limits) -> tuple[list[pb.AgentMessage], Account]:
+def metered(messages: list[pb.AgentMessage], limits: Quota) -> tuple[list[pb.AgentMessage], Account]:
     async def main() -> tuple[list[pb.AgentMessage], Account]:
         CALLER.set(Caller("a"))
         account = Account("a")
         async with asyncio.timeout(20):
-            meter = Meter(Shares(lambda _: limits, places=1), NOBODY)
+            meter = TrafficMeter(Shares(lambda _: limits, places=1), NOBODY)
             return [message async for message in meter.up(each(messages), account)], account
 
     return asyncio.run(main())
@@ -40,7 +40,7 @@ def metered(messages: list[pb.AgentMessage], limits: Limits) -> tuple[list[pb.Ag
 
 def test_what_comes_goes_on_whole_and_is_counted() -> None:
     messages = [LARGE, DRAFT, DRAFT, CANCEL]
-    said, account = metered(messages, Limits())
+    said, account = metered(messages, Quota())
     assert said == messages
     assert account.bytes_up == sum(message.ByteSize() for message in messages)
     assert account.slowed == 0
@@ -57,7 +57,7 @@ def test_what_is_too_much_is_held_up_as_long_as_the_rate_says() -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(traffic, "_pause", pause)
-        said, account = metered([LARGE, LARGE, DRAFT], Limits(upload_mb_per_second=0.002))
+        said, account = metered([LARGE, LARGE, DRAFT], Quota(upload_mb_per_second=0.002))
     assert said == [LARGE, LARGE, DRAFT]
     assert slept[0] == pytest.approx(1.0, abs=0.2)
     assert account.slowed == pytest.approx(sum(slept))
@@ -65,6 +65,6 @@ def test_what_is_too_much_is_held_up_as_long_as_the_rate_says() -> None:
 
 def test_a_cancel_is_not_held_up() -> None:
     """Nor what came before it: after that nobody waits for it. At this rate it would take three hours."""
-    said, account = metered([LARGE, CANCEL], Limits(upload_mb_per_second=1e-6))
+    said, account = metered([LARGE, CANCEL], Quota(upload_mb_per_second=1e-6))
     assert said == [LARGE, CANCEL]
     assert account.slowed > 10_000

@@ -3,14 +3,14 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cutline.cloud.cluster.autoscaler import Limits, Load, Scale, scale
+from cutline.cloud.cluster.autoscaler import Scale, ScalingLimits, WorkerLoad, scale
 
-LIMITS = Limits(least=1, most=5, grow_after=5.0, shrink_after=60.0)
-IDLE = Load(queue_seconds=0.0, sessions=0, max_sessions=8)
-BUSY = Load(queue_seconds=1.0, sessions=4, max_sessions=8)
+LIMITS = ScalingLimits(least=1, most=5, grow_after=5.0, shrink_after=60.0)
+IDLE = WorkerLoad(queue_seconds=0.0, sessions=0, max_sessions=8)
+BUSY = WorkerLoad(queue_seconds=1.0, sessions=4, max_sessions=8)
 
 a_load = st.builds(
-    Load,
+    WorkerLoad,
     queue_seconds=st.floats(0.0, 5.0),
     sessions=st.integers(0, 8),
     max_sessions=st.just(8),
@@ -18,7 +18,13 @@ a_load = st.builds(
 
 
 def run(
-    state: Scale, loads: list[Load], seconds: int, start: float = 0.0, *, starting: bool = False, homeless: bool = False
+    state: Scale,
+    loads: list[WorkerLoad],
+    seconds: int,
+    start: float = 0.0,
+    *,
+    starting: bool = False,
+    homeless: bool = False,
 ) -> Scale:
     for second in range(seconds):
         state = scale(state, loads, LIMITS, start + second, starting=starting, homeless=homeless)
@@ -35,7 +41,7 @@ def test_it_grows_by_one_once_sessions_waited_long_enough() -> None:
 
 def test_it_grows_when_places_run_out_though_nobody_waits() -> None:
     """Who is refused is in no queue."""
-    full = Load(queue_seconds=0.0, sessions=8, max_sessions=8)
+    full = WorkerLoad(queue_seconds=0.0, sessions=8, max_sessions=8)
     assert run(Scale(wanted=2), [full] * 2, 6).wanted == 3
 
 
@@ -74,7 +80,7 @@ heard_once = st.tuples(st.lists(a_load, max_size=6), st.floats(0.0, 200.0), st.b
 
 @given(st.lists(heard_once, max_size=40), st.integers(-3, 9))
 def test_whatever_is_heard_it_stays_within_its_limits_and_goes_by_single_steps(
-    heard: list[tuple[list[Load], float, bool, bool]], wanted: int
+    heard: list[tuple[list[WorkerLoad], float, bool, bool]], wanted: int
 ) -> None:
     now, state = 0.0, run(Scale(wanted=wanted), [], 1)
     room = -1e9
@@ -97,7 +103,7 @@ def test_whatever_is_heard_it_stays_within_its_limits_and_goes_by_single_steps(
 def test_it_never_freezes(room: int, broken: list[bool], queue: float, sessions: int) -> None:
     """Whatever there is room for and whoever crashes: under load all that has room is used, without it the least is."""
     state = Scale(wanted=LIMITS.least)
-    busy = [Load(queue_seconds=0.25 + 1e-3 + queue, sessions=sessions, max_sessions=8)]
+    busy = [WorkerLoad(queue_seconds=0.25 + 1e-3 + queue, sessions=sessions, max_sessions=8)]
     for loads, end in ((busy, min(room, LIMITS.most)), ([IDLE], LIMITS.least)):
         for second in range(600):
             placed = min(state.wanted, room)
@@ -114,7 +120,7 @@ def test_a_steady_load_ends_in_a_steady_number(sessions: int, work: float, wante
     for second in range(1000):
         count = state.wanted
         each = [sessions // count + (index < sessions % count) for index in range(count)]
-        loads = [Load(queue_seconds=work / count, sessions=min(8, one), max_sessions=8) for one in each]
+        loads = [WorkerLoad(queue_seconds=work / count, sessions=min(8, one), max_sessions=8) for one in each]
         state = run(state, loads, 1, float(second))
         numbers.append(state.wanted)
     assert numbers == sorted(numbers) or numbers == sorted(numbers, reverse=True)

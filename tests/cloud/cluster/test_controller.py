@@ -14,7 +14,7 @@ from urllib.request import urlopen
 import pytest
 
 from cutline.cloud.cluster import controller as module
-from cutline.cloud.cluster.autoscaler import Limits
+from cutline.cloud.cluster.autoscaler import ScalingLimits
 from cutline.cloud.cluster.controller import Controller
 from cutline.cloud.cluster.directory import serve
 from cutline.cloud.cluster.discovery import discovery
@@ -95,7 +95,7 @@ class Machines:
         return self.launched[-1]
 
     def controller(self, least: int, most: int) -> Controller:
-        limits = Limits(least=least, most=most, grow_after=0.05, shrink_after=0.05)
+        limits = ScalingLimits(least=least, most=most, grow_after=0.05, shrink_after=0.05)
         return Controller(self.launch, lambda: self.nodes, limits=limits, need=Need(cpus=1.0), leave=0.1)
 
 
@@ -220,7 +220,7 @@ async def test_who_does_not_know_the_nodes_for_a_while_does_not_stop_it(caplog: 
             raise error
         return machines.nodes
 
-    limits = Limits(least=1, most=1)
+    limits = ScalingLimits(least=1, most=1)
     async with Controller(machines.launch, nodes, limits=limits, need=Need(cpus=1.0), leave=0.0) as controller:
         await until(lambda: len(ready(controller)) == 1)
     assert "the head node is away" in caplog.text

@@ -21,7 +21,7 @@ from cutline.cloud.engine import engine as engine_module
 from cutline.cloud.engine import image_features as pictures_module
 from cutline.cloud.engine.engine import Engine
 from cutline.cloud.engine.kv_slots import Slots
-from cutline.cloud.engine.sequence import Event, Request, Rows, Session
+from cutline.cloud.engine.sequence import Event, Request, Session, SessionRows
 from cutline.cloud.model.model_runner import PassAborted, Target
 from cutline.cloud.model.vision import Steps
 from cutline.errors import CutlineError, InputError, WorkerBusy, WorkerFailed
@@ -77,7 +77,11 @@ class FakeTarget:
         self._cache[slot] = self._cache[source][:count] + [POISON] * (CONTEXT - count)
 
     def run(
-        self, batch: Sequence[Rows], images: Sequence[Tensor | None], *, aborted: Callable[[], bool] = lambda: False
+        self,
+        batch: Sequence[SessionRows],
+        images: Sequence[Tensor | None],
+        *,
+        aborted: Callable[[], bool] = lambda: False,
     ) -> list[Tensor]:
         assert len({rows.session.slot for rows in batch}) == len(batch) == len(images)
         self.together = max(self.together, len(batch))
@@ -314,7 +318,7 @@ def test_a_broken_engine_says_so_to_all_who_are_there_and_all_who_come(caplog: p
     with running(target, broken.set) as engine:
         waiting = [wait_at_first_token(engine, prompt)[1] for prompt in PROMPTS[:2]]
 
-        def run(batch: Sequence[Rows], images: Sequence[Tensor | None], **how: Any) -> list[Tensor]:
+        def run(batch: Sequence[SessionRows], images: Sequence[Tensor | None], **how: Any) -> list[Tensor]:
             raise torch.AcceleratorError("an illegal memory access")
 
         target.run = run  # type: ignore[method-assign]
@@ -396,7 +400,7 @@ class Counting(FakeTarget):
         self.passes: list[dict[int, int]] = []
         self.ready = threading.Event()
 
-    def run(self, batch: Sequence[Rows], images: Sequence[Tensor | None], **how: Any) -> list[Tensor]:
+    def run(self, batch: Sequence[SessionRows], images: Sequence[Tensor | None], **how: Any) -> list[Tensor]:
         self.ready.wait(30)
         self.passes.append({rows.session.slot: len(rows.tokens) for rows in batch})
         return super().run(batch, images, **how)
@@ -429,7 +433,7 @@ def test_a_session_is_told_how_long_it_waited_for_a_pass_to_end() -> None:
     target, began, go_on, times = FakeTarget(2), threading.Event(), threading.Event(), list[float]()
     run = target.run
 
-    def held(batch: Sequence[Rows], images: Sequence[Tensor | None], **how: Any) -> list[Tensor]:
+    def held(batch: Sequence[SessionRows], images: Sequence[Tensor | None], **how: Any) -> list[Tensor]:
         times.append(time.monotonic())
         began.set()
         go_on.wait(30)
@@ -464,7 +468,7 @@ def test_a_slow_pass_is_not_the_agents_fault(monkeypatch: pytest.MonkeyPatch) ->
     target = FakeTarget(1)
     run = target.run
 
-    def slow(batch: Sequence[Rows], images: Sequence[Tensor | None], **how: Any) -> list[Tensor]:
+    def slow(batch: Sequence[SessionRows], images: Sequence[Tensor | None], **how: Any) -> list[Tensor]:
         time.sleep(0.05)
         return run(batch, images, **how)
 
@@ -573,7 +577,9 @@ def test_a_pass_that_nobody_waits_for_is_given_up(stopped: bool) -> None:
     target, begun = FakeTarget(1), threading.Event()
     run = target.run
 
-    def endless(batch: Sequence[Rows], images: Sequence[Tensor | None], *, aborted: Callable[[], bool]) -> list[Tensor]:
+    def endless(
+        batch: Sequence[SessionRows], images: Sequence[Tensor | None], *, aborted: Callable[[], bool]
+    ) -> list[Tensor]:
         if 5 not in batch[0].tokens:
             return run(batch, images)
         begun.set()
@@ -598,7 +604,7 @@ def test_an_engine_that_hangs_is_given_up_by_others() -> None:
     target, hangs, go_on, broken = FakeTarget(3), threading.Event(), threading.Event(), threading.Event()
     run = target.run
 
-    def hanging(batch: Sequence[Rows], images: Sequence[Tensor | None], **how: Any) -> list[Tensor]:
+    def hanging(batch: Sequence[SessionRows], images: Sequence[Tensor | None], **how: Any) -> list[Tensor]:
         hangs.set()
         assert go_on.wait(30)
         return run(batch, images)
@@ -688,7 +694,7 @@ def test_sessions_share_passes() -> None:
     gate = threading.Event()
     run = target.run
 
-    def slow(batch: Sequence[Rows], images: Sequence[Tensor | None], **how: Any) -> list[Tensor]:
+    def slow(batch: Sequence[SessionRows], images: Sequence[Tensor | None], **how: Any) -> list[Tensor]:
         gate.wait(30)
         return run(batch, images, **how)
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cutline.cloud.engine.image_cache import Picture
-from cutline.cloud.engine.kv_slots import LEAST_COPIED, Content, Place, Slots, shared
+from cutline.cloud.engine.kv_slots import LEAST_COPIED, Content, SlotPlace, Slots, shared
 from cutline.cloud.engine.sequence import Request
 from cutline.models.families import COUNTED, Positions
 from cutline.models.sampling import Sampling
@@ -83,20 +83,20 @@ def test_a_conversation_goes_on_in_its_slot_and_a_branch_in_a_copy() -> None:
     slots = Slots(4)
     system = list(range(20, 20 + LEAST_COPIED))
     told = request([*system, b"cat", *range(50, 60)])
-    assert slots.take(content(told), {}) == Place(0, 0, 0)
+    assert slots.take(content(told), {}) == SlotPlace(0, 0, 0)
     left = [*told.tokens, *range(60, 80)]
     slots.give(0, left)
     more = request([*system, b"cat", *range(50, 60), *range(60, 80), 3])
-    assert slots.take(content(more), {}) == Place(0, 0, len(left))
+    assert slots.take(content(more), {}) == SlotPlace(0, 0, len(left))
     # The same image while that session runs, of which so far one row less stands.
     branch = request([*system, b"cat", *range(50, 60), 99])
-    assert slots.take(content(branch), {0: len(told.tokens) - 1}) == Place(1, 0, len(told.tokens) - 1)
+    assert slots.take(content(branch), {0: len(told.tokens) - 1}) == SlotPlace(1, 0, len(told.tokens) - 1)
     slots.give(0, left)
     slots.give(1, branch.tokens)
     # Little in common with either: what they hold is worth more than a place.
     other = request([*system, b"dog", 1])
-    assert slots.take(content(other), {}) == Place(2, 0, LEAST_COPIED)
-    assert slots.take(content(request([*system, b"dog", 1], tenant="x")), {}) == Place(3, 3, 0)
+    assert slots.take(content(other), {}) == SlotPlace(2, 0, LEAST_COPIED)
+    assert slots.take(content(request([*system, b"dog", 1], tenant="x")), {}) == SlotPlace(3, 3, 0)
 
 
 def test_what_a_running_session_has_decoded_is_nobodys_yet() -> None:
@@ -116,9 +116,9 @@ def test_what_was_used_longest_ago_goes_first_and_the_lowest_of_those() -> None:
     assert slots.take(None, {}) is None
     for number in (5, 2, 4, 1, 0, 3):
         slots.give(number, (number + 10, 2, 1))
-    assert [slots.take(None, {}) for _ in range(3)] == [Place(2, 2, 0), Place(1, 1, 0), Place(4, 4, 0)]
+    assert [slots.take(None, {}) for _ in range(3)] == [SlotPlace(2, 2, 0), SlotPlace(1, 1, 0), SlotPlace(4, 4, 0)]
     slots.give(1, ())  # it broke: nothing is left there
-    assert slots.take(content(request([1, 2, 3])), {}) == Place(1, 1, 0)
+    assert slots.take(content(request([1, 2, 3])), {}) == SlotPlace(1, 1, 0)
 
 
 def test_rows_at_other_positions_are_not_the_same() -> None:
@@ -131,7 +131,7 @@ def test_rows_at_other_positions_are_not_the_same() -> None:
     slots = Slots(1)
     slots.take(content(dataclasses.replace(asked, positions=straight)), {})
     slots.give(0, asked.tokens)
-    assert slots.take(content(dataclasses.replace(asked, positions=turned)), {}) == Place(0, 0, 3)
+    assert slots.take(content(dataclasses.replace(asked, positions=turned)), {}) == SlotPlace(0, 0, 3)
 
 
 def test_sessions_whose_rows_nobody_can_compare_leave_nothing() -> None:

@@ -8,7 +8,7 @@ import threading
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cutline.cloud.engine.watchdog import LEAST_SECONDS, MOST_SECONDS, TICK, TIMES, Watchdog, Work, patience
+from cutline.cloud.engine.watchdog import LEAST_SECONDS, MOST_SECONDS, TICK, TIMES, EngineWork, Watchdog, patience
 
 
 def never(seconds: float) -> None:
@@ -28,19 +28,19 @@ def test_ten_times_what_is_usual_within_bounds(usually: float) -> None:
 
 def test_work_that_goes_on_for_too_long_hangs() -> None:
     for usually in (0.01, 1.0, None):
-        found = looks(Watchdog(itertools.repeat(Work(usually)).__next__, never)) * TICK
+        found = looks(Watchdog(itertools.repeat(EngineWork(usually)).__next__, never)) * TICK
         assert patience(usually) < found <= patience(usually) + 2 * TICK
 
 
 def test_work_that_ends_never_hangs_however_much_there_is() -> None:
-    watchdog = Watchdog(lambda: Work(0.0), never)
+    watchdog = Watchdog(lambda: EngineWork(0.0), never)
     assert not any(watchdog.look(TICK) for _ in range(1000))
     idle = Watchdog(lambda: None, never)
     assert not any(idle.look(TICK) for _ in range(1000))
 
 
 def test_a_process_that_was_held_up_itself_takes_nothing_for_a_hang() -> None:
-    work = Work(0.01)
+    work = EngineWork(0.01)
     watchdog = Watchdog(lambda: work, never)
     assert not watchdog.look(TICK)
     assert not watchdog.look(3600.0)
@@ -48,7 +48,7 @@ def test_a_process_that_was_held_up_itself_takes_nothing_for_a_hang() -> None:
 
 
 def test_it_says_so_once_from_its_own_thread() -> None:
-    found, work = threading.Event(), Work(None)
+    found, work = threading.Event(), EngineWork(None)
     watchdog = Watchdog(lambda: work, lambda seconds: found.set())
     watchdog._seen, watchdog._seconds = work, MOST_SECONDS
     watchdog.start()

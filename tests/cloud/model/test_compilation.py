@@ -17,7 +17,7 @@ from torch._dynamo.utils import counters
 
 from cutline.cli.main import app
 from cutline.cloud.engine.engine import Engine
-from cutline.cloud.engine.sequence import Event, Request, Rows, Session
+from cutline.cloud.engine.sequence import Event, Request, Session, SessionRows
 from cutline.cloud.model.compilation import MOST_LAYERS, block_size, pieces
 from cutline.cloud.model.model_runner import Target
 from cutline.errors import CutlineError, InputError
@@ -74,7 +74,7 @@ def test_logits_are_those_of_transformers_and_no_pass_is_compiled_for(
                 end = start + int(dice.integers(1, len(text) - start + 1))
                 boundary = rows[one.slot]
                 batch.append(
-                    Rows(
+                    SessionRows(
                         one,
                         start,
                         text[start:end],

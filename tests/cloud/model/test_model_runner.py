@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from cutline.cloud.engine import cost_model
 from cutline.cloud.engine.engine import Engine
-from cutline.cloud.engine.sequence import Event, Request, Rows, Session
+from cutline.cloud.engine.sequence import Event, Request, Session, SessionRows
 from cutline.cloud.model.loader import load_model
 from cutline.cloud.model.model_runner import Target
 from cutline.demo.bundles import TARGET
@@ -121,7 +121,9 @@ def test_logits_are_those_of_transformers_in_any_pass(
                 continue
             end = min(len(tokens), start + max(least, int(dice.integers(1, 30))))
             drafted = int(dice.integers(0, end - start))
-            batch.append(Rows(session, start, tokens[start:end], drafted, None if rows is None else rows[start:end]))
+            batch.append(
+                SessionRows(session, start, tokens[start:end], drafted, None if rows is None else rows[start:end])
+            )
             images.append(image_rows(target, session) if start == 0 and rows is None else None)
             expected.append(logits[end - drafted - 1 : end])
             if end < len(tokens):
@@ -139,9 +141,9 @@ def test_rejected_rows_are_overwritten(bundle: Bundle, target: Target, unsplit: 
     tiles = pixels(bundle, image)
     session = blank(asked, 1)
     junk = (7, 8, 9, 10, 11)
-    target.run([Rows(session, 0, (*opening.tokens, *junk), 5)], [target.encode(tiles, "image", ())])
+    target.run([SessionRows(session, 0, (*opening.tokens, *junk), 5)], [target.encode(tiles, "image", ())])
     after = len(opening.tokens)
-    got = target.run([Rows(session, after, answer[:2], 1)], [None])[0]
+    got = target.run([SessionRows(session, after, answer[:2], 1)], [None])[0]
     right = unsplit.logits((*opening.tokens, *answer[:2]), tiles)[-2:]
     torch.testing.assert_close(got, right, atol=TOLERANCE, rtol=0)
 
@@ -170,7 +172,7 @@ def test_a_prompt_in_pieces_gives_transformers_logits(
     opening, image, answer = case
     session = blank(request(bundle, case), 2)
     rows, images = image_rows(target, session), []
-    whole = Rows(session, 0, (*opening.tokens, *answer[:3]), drafted=3)
+    whole = SessionRows(session, 0, (*opening.tokens, *answer[:3]), drafted=3)
     while (piece := whole.first(size)).partial:
         assert 0 < len(piece.tokens) <= size
         assert piece.wanted == 0
@@ -301,7 +303,7 @@ def test_a_span_makes_the_rows_of_the_cut_where_it_ends(
     at = len(cases[0][0].tokens) + 1
     for first, last in ((0, at), (at, at + 1), (at + 1, 10_000)):
         batch = [
-            Rows(session, first, tokens[first:last], 0, None if rows is None else rows[first:last])
+            SessionRows(session, first, tokens[first:last], 0, None if rows is None else rows[first:last])
             for session, tokens, rows in sessions
             if tokens[first:last]
         ]

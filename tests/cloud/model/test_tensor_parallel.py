@@ -22,7 +22,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from PIL import Image
 
-from cutline.cloud.engine.sequence import Request, Rows, Session
+from cutline.cloud.engine.sequence import Request, Session, SessionRows
 from cutline.cloud.model.device_names import device_of
 from cutline.cloud.model.model_runner import Target
 from cutline.cloud.model.tensor_parallel import PATIENCE, RankLost
@@ -118,7 +118,7 @@ def test_two_ranks_make_the_logits_of_one(model: str, request: pytest.FixtureReq
                     continue
                 end = min(len(tokens), start + int(dice.integers(1, 50)))
                 drafted = int(dice.integers(0, end - start))
-                batch.append(Rows(session, start, tokens[start:end], drafted, deep_rows(session, start, end)))
+                batch.append(SessionRows(session, start, tokens[start:end], drafted, deep_rows(session, start, end)))
                 images.append(pictures[number])
                 places[number] = end - int(dice.integers(0, drafted + 1))  # the rest was rejected: others come there
             if batch:
@@ -130,7 +130,7 @@ def test_two_ranks_make_the_logits_of_one(model: str, request: pytest.FixtureReq
         heir = replace(sessions[0], slot=3)
         for target in (one, two):
             target.resume(3, 0, kept)
-        batch = [Rows(heir, kept, heir.request.tokens[kept:], 2)]
+        batch = [SessionRows(heir, kept, heir.request.tokens[kept:], 2)]
         same(two.run(batch, [None]), one.run(batch, [None]))
     assert [process.returncode for process in both._processes] == [0]
 
@@ -142,7 +142,7 @@ def test_a_span_inside_the_decoder_is_divided_likewise(bundle: Bundle) -> None:
         two = Target(bundle, slots=1, context=CONTEXT, start=layers[0], end=layers[1], group=both.group)
         session = conversation(bundle.manifest, dice, 0, "decoder.1")
         for start, end in ((0, 20), (20, 21), (21, 30)):
-            batch = [Rows(session, start, session.request.tokens[start:end], 0, deep_rows(session, start, end))]
+            batch = [SessionRows(session, start, session.request.tokens[start:end], 0, deep_rows(session, start, end))]
             same(two.run(batch, [None]), one.run(batch, [None]))
 
 
@@ -254,7 +254,7 @@ def test_a_rank_that_hangs_is_noticed_where_a_pass_is_told(bundle: Bundle) -> No
     with ranks(bundle) as both, ThreadPoolExecutor(1) as other:
         target = Target(bundle, slots=SLOTS, context=CONTEXT, group=both.group)
         session = conversation(bundle.manifest, np.random.default_rng(0), 0, "decoder.1")
-        rows = [Rows(session, 0, session.request.tokens, 0, deep_rows(session, 0, len(session.request.tokens)))]
+        rows = [SessionRows(session, 0, session.request.tokens, 0, deep_rows(session, 0, len(session.request.tokens)))]
         target.run(rows, [None])
         [process] = both._processes
         process.send_signal(signal.SIGSTOP)

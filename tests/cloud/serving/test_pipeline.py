@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cutline.cli.processes import worker_process
-from cutline.cloud.engine.sequence import Rows, Session
+from cutline.cloud.engine.sequence import Session, SessionRows
 from cutline.cloud.model.model_runner import Target
 from cutline.cloud.serving import inbox, server
 from cutline.cloud.serving.pipeline import Onward, misfit
@@ -128,7 +128,7 @@ def test_cloud_seconds_are_those_of_all_workers(
     spent: list[float] = []
     ran = Session.ran
 
-    def counted(session: Session, rows: Rows, seconds: float, now: float) -> None:
+    def counted(session: Session, rows: SessionRows, seconds: float, now: float) -> None:
         spent.append(seconds)
         sessions[id(session)] = session
         ran(session, rows, seconds, now)

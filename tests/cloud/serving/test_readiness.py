@@ -16,7 +16,7 @@ from cutline.cloud.serving import pipeline, readiness
 from cutline.cloud.serving.pipeline import GAP
 from cutline.cloud.serving.readiness import MISSES, Lookout
 from cutline.cloud.serving.server import serve
-from cutline.cloud.telemetry.metrics import Metrics
+from cutline.cloud.telemetry.metrics import WorkerMetrics
 from cutline.errors import CutlineError, WorkerUnavailable
 from cutline.models.bundle import Bundle
 from cutline.protos.client import WorkerClient
@@ -82,14 +82,14 @@ async def becomes(address: str, status: int) -> str:
         return (await client.describe()).blocked
 
 
-def figure(metrics: Metrics, name: str) -> float:
+def figure(metrics: WorkerMetrics, name: str) -> float:
     lines = generate_latest(metrics.registry).decode().splitlines()
     return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
 
 
 def test_readiness_goes_to_the_end_of_the_chain_and_comes_back(bundle: Bundle) -> None:
     async def run() -> None:
-        metrics = Metrics()
+        metrics = WorkerMetrics()
         async with contextlib.AsyncExitStack() as stack:
             tail = await stack.enter_async_context(contextlib.AsyncExitStack())
             last = await tail.enter_async_context(stage(bundle, "decoder.2", "end"))
@@ -162,4 +162,4 @@ def test_a_next_worker_that_is_frozen_is_not_ready(bundle: Bundle, monkeypatch: 
 
 
 def test_a_worker_without_a_next_one_shows_no_figures_of_it() -> None:
-    assert "next_worker" not in generate_latest(Metrics().registry).decode()
+    assert "next_worker" not in generate_latest(WorkerMetrics().registry).decode()

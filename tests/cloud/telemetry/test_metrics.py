@@ -22,7 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from cutline.cli.certificates import DEVICE, SERVER, Authority, pair_of
 from cutline.cloud.serving.server import serve
 from cutline.cloud.telemetry import metrics as metrics_module
-from cutline.cloud.telemetry.metrics import Metrics, show
+from cutline.cloud.telemetry.metrics import WorkerMetrics, show
 from cutline.cloud.telemetry.scrape import figures, read_counts
 from cutline.cloud.telemetry.session_stats import Account
 from cutline.errors import InputError, ModelMismatch, WorkerBusy, WorkerFailed, WorkerUnavailable
@@ -36,7 +36,7 @@ Case = tuple[Open, bytes, tuple[int, ...]]
 
 
 def test_what_is_counted_is_what_sessions_were_told(bundle: Bundle, asking: Any, cases: list[Case]) -> None:
-    metrics = Metrics()
+    metrics = WorkerMetrics()
 
     async def main() -> tuple[list[Any], list[Any], str, str]:
         async with (
@@ -86,7 +86,7 @@ def test_what_is_counted_is_what_sessions_were_told(bundle: Bundle, asking: Any,
 
 def test_sessions_that_agents_leave_are_counted_among_those_that_ended(bundle: Bundle, asking: Any, case: Case) -> None:
     """Cancelled, dropped within the answer or before it; each once, whatever it was told."""
-    metrics = Metrics()
+    metrics = WorkerMetrics()
 
     def count(status: str) -> float:
         return metrics.registry.get_sample_value("cutline_sessions_ended_total", {"status": status}) or 0.0
@@ -111,7 +111,7 @@ def test_sessions_that_agents_leave_are_counted_among_those_that_ended(bundle: B
 
 
 def test_two_readings_give_rates_and_means_of_the_time_between() -> None:
-    metrics = Metrics()
+    metrics = WorkerMetrics()
     metrics.serving(8, lambda: 3)
     text = []
     with show(metrics, "127.0.0.1:0") as address:
@@ -146,7 +146,7 @@ def test_silent_connections_keep_nobody_from_metrics(tmp_path: Path, monkeypatch
     stranger = client_context(AgentKeys(ca=ca))
     keys = ServerKeys(certificate=server.certificate, key=server.key, client_ca=ca)
     monkeypatch.setattr(metrics_module, "MOST_READERS", 2)
-    with show(Metrics(), "0.0.0.0:0", keys) as address:
+    with show(WorkerMetrics(), "0.0.0.0:0", keys) as address:
         at = ("127.0.0.1", int(address.rpartition(":")[2]))
         url = f"https://127.0.0.1:{at[1]}/metrics"
         with socket.create_connection(at, 5):
@@ -159,7 +159,7 @@ def test_silent_connections_keep_nobody_from_metrics(tmp_path: Path, monkeypatch
                 assert shut
                 assert shut[0].recv(1) == b""
     monkeypatch.setattr(metrics_module, "READER_SECONDS", 0.1)
-    with show(Metrics(), "0.0.0.0:0", keys) as address:
+    with show(WorkerMetrics(), "0.0.0.0:0", keys) as address:
         at = ("127.0.0.1", int(address.rpartition(":")[2]))
         with socket.create_connection(at, 5) as silent:
             assert silent.recv(1) == b""
@@ -172,7 +172,7 @@ def test_what_is_no_workers_metrics_is_said_to_be_none(text: str) -> None:
 
 
 def test_what_runs_there_and_how_it_is() -> None:
-    metrics = Metrics()
+    metrics = WorkerMetrics()
     metrics.divided((os.getpid(), os.getpid()))
     before = time.time()
     metrics.passed(1, 0.1)
@@ -195,7 +195,7 @@ def test_a_rank_that_is_stopped_or_gone_is_not_up() -> None:
     def up() -> float | None:
         return metrics.registry.get_sample_value("cutline_rank_up", {"rank": "1"})
 
-    metrics = Metrics()
+    metrics = WorkerMetrics()
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
         metrics.divided((os.getpid(), other.pid))
         assert up() == 1.0
@@ -208,7 +208,7 @@ def test_a_rank_that_is_stopped_or_gone_is_not_up() -> None:
 
 def test_refusals_are_counted_by_tenant_and_those_of_many_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics_module, "MOST_TENANTS", 2)
-    metrics = Metrics()
+    metrics = WorkerMetrics()
     for tenant in ("a", "b", "c", "d", "a"):
         account = Account(tenant)
         account.failed(WorkerBusy("full"))

@@ -20,7 +20,7 @@ from cutline.cli.logs import JsonLines, TextLines
 from cutline.cloud.access.audit import Audit
 from cutline.cloud.serving.server import serve
 from cutline.cloud.telemetry.observer import Observers
-from cutline.cloud.telemetry.request_log import Journal
+from cutline.cloud.telemetry.request_log import SessionLog
 from cutline.cloud.telemetry.session_stats import Account
 from cutline.cloud.telemetry.tracing import Tracing
 from cutline.errors import InputError, WorkerFailed
@@ -40,7 +40,7 @@ def test_a_session_is_a_span_a_line_and_an_entry(bundle: Bundle, case: Case, cap
     metadata = [("traceparent", f"00-{TRACE}-{SPAN}-01")]
 
     async def main() -> None:
-        observer = Observers(Journal(), Audit(), tracing)
+        observer = Observers(SessionLog(), Audit(), tracing)
         async with (
             serve(bundle, listen="127.0.0.1:0", slots=1, context=256, device="cpu", observer=observer) as address,
             WorkerClient(address) as client,

@@ -7,7 +7,7 @@ import pytest
 
 from cutline.devices.machine.board import (
     Board,
-    Health,
+    BoardHealth,
     jetson_power_mode,
     pi_troubles,
     profile_of,
@@ -87,11 +87,11 @@ def test_health_is_read_under_load(tmp_path: Path) -> None:
 
     health = read_health(Sensors(root=tmp_path, run=run, every=0.005), work, seconds=1.0)
     assert worked > 1
-    assert health == Health(
+    assert health == BoardHealth(
         celsius=71.0, throttled=True, under_volted=False, under_volted_before=True, throttled_before=False
     )
 
 
 def test_a_machine_without_sensors_says_nothing(tmp_path: Path) -> None:
     sensors = Sensors(root=tmp_path, run=lambda command: None, every=0.005)
-    assert read_health(sensors, lambda: None, seconds=0.01) == Health()
+    assert read_health(sensors, lambda: None, seconds=0.01) == BoardHealth()

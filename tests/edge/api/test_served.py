@@ -17,7 +17,7 @@ from cutline.bench.raw_http import BODY, PATH, STREAMED, get
 from cutline.bench.scripted import ScriptedAgent, spoken, told
 from cutline.edge.api.access.login import PATH as LOG_IN
 from cutline.edge.api.app import application
-from cutline.edge.api.metrics import Metrics
+from cutline.edge.api.metrics import AgentMetrics
 from cutline.edge.generation.question import Mode
 from cutline.edge.generation.result import Answer, Decision, Gated, Provenance, Recalled, Tail
 from cutline.edge.offload.status import Breaker, WorkerState
@@ -106,7 +106,7 @@ def gated(answer: Answer, decision: Decision, group: str = "plain") -> Answer:
 
 
 def test_what_was_recalled_or_finished_alone_no_gate_has_kept() -> None:
-    counts = Metrics()
+    counts = AgentMetrics()
     kept = gated(spoken("a", source=Provenance.EDGE), Decision.KEPT)
     recalled = gated(msgspec.structs.replace(kept, recalled=Recalled(age_ms=1.0, distance=0.0)), Decision.RECALLED)
     alone = gated(msgspec.structs.replace(kept, alone_from=0, tail=Tail.UNVERIFIED), Decision.PASSED)

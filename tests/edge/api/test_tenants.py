@@ -18,7 +18,7 @@ from cutline.bench.scripted import ScriptedAgent, spoken
 from cutline.edge.api.access import limits as guarding
 from cutline.edge.api.errors import Refused
 from cutline.edge.api.requests import body as bodies
-from cutline.protos.channel.token_file import Limits, Tokens, token_entry
+from cutline.protos.channel.token_file import Quota, Tokens, token_entry
 
 Serving = Callable[..., AbstractAsyncContextManager[str]]
 
@@ -79,7 +79,7 @@ def test_each_tenant_has_what_its_limits_say(agent: ScriptedAgent, serving: Serv
 
 def test_openings_are_held_to_their_rate() -> None:
     now = 100.0
-    desk = guarding.Desk(8, Gauge("g", "g", registry=None), lambda tenant: Limits(openings_per_minute=12), lambda: now)
+    desk = guarding.Desk(8, Gauge("g", "g", registry=None), lambda tenant: Quota(openings_per_minute=12), lambda: now)
 
     def opened(tenant: str) -> bool:
         try:

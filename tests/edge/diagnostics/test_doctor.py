@@ -8,11 +8,11 @@ import msgspec
 import pytest
 
 from cutline.demo.bundles import DRAFTER, TARGET
-from cutline.devices.machine.board import Board, Health
+from cutline.devices.machine.board import Board, BoardHealth
 from cutline.devices.machine.memory import Memory
 from cutline.devices.measurement.provider_trial import Provider, Runtime
 from cutline.edge.diagnostics.doctor import Diagnosis, Finding, diagnose, size
-from cutline.edge.diagnostics.facts import BadBundle, Facts, Model, Served, Unserved, model_of
+from cutline.edge.diagnostics.facts import BadBundle, BundleFacts, Facts, Served, Unserved, model_of
 from cutline.models.bundle import read_manifest
 from cutline.models.costs import layer_costs
 from cutline.partitioner.cost import AGENT_BYTES
@@ -20,7 +20,7 @@ from cutline.partitioner.cost import AGENT_BYTES
 GB = 10**9
 CPU = Provider(name="cpu", fault=None)
 
-DRAFTING = Model(
+DRAFTING = BundleFacts(
     path="drafter",
     name="smol",
     role="drafter",
@@ -31,7 +31,7 @@ DRAFTING = Model(
     needs={"fp32": 5 * GB, "int8": 2 * GB, "int4": GB},
     cuts=(),
 )
-CUT = Model(
+CUT = BundleFacts(
     path="target",
     name="big",
     role="target",
@@ -68,7 +68,7 @@ PI = Facts(
     disk=20 * GB,
     runtime=Runtime(version="1.31.1", providers=(CPU,)),
     provider="cpu",
-    health=Health(watts=3.1, power_source="vcgencmd", celsius=52.0, throttled=False, under_volted=False),
+    health=BoardHealth(watts=3.1, power_source="vcgencmd", celsius=52.0, throttled=False, under_volted=False),
     bundle=DRAFTING,
     worker=WORKER,
 )
@@ -101,14 +101,14 @@ def test_a_board_in_good_order_is_well() -> None:
 
 
 def test_a_throttled_pi() -> None:
-    hot = Health(celsius=84.6, throttled=True, under_volted=False, throttled_before=True)
+    hot = BoardHealth(celsius=84.6, throttled=True, under_volted=False, throttled_before=True)
     finding = only(of(health=hot), "heat", "problem")
     assert "85 °C" in finding.what
     assert "fan" in str(finding.do)
 
 
 def test_a_pi_on_a_phone_charger_is_told_of_its_supply_not_of_a_fan() -> None:
-    health = Health(celsius=50.0, throttled=True, under_volted=True, under_volted_before=True)
+    health = BoardHealth(celsius=50.0, throttled=True, under_volted=True, under_volted_before=True)
     findings = bad(of(health=health))
     assert [(one.check, one.level) for one in findings] == [("power", "problem"), ("heat", "problem")]
     assert all("supply" in str(one.do) for one in findings)
@@ -117,19 +117,19 @@ def test_a_pi_on_a_phone_charger_is_told_of_its_supply_not_of_a_fan() -> None:
 @pytest.mark.parametrize(
     ("health", "check"),
     [
-        (Health(celsius=50.0, throttled=False, throttled_before=True), "heat"),
-        (Health(celsius=81.0, throttled=False), "heat"),
-        (Health(under_volted=False, under_volted_before=True), "power"),
-        (Health(power_mode="15W"), "power"),
+        (BoardHealth(celsius=50.0, throttled=False, throttled_before=True), "heat"),
+        (BoardHealth(celsius=81.0, throttled=False), "heat"),
+        (BoardHealth(under_volted=False, under_volted_before=True), "power"),
+        (BoardHealth(power_mode="15W"), "power"),
     ],
 )
-def test_what_was_or_soon_may_be_is_advice(health: Health, check: str) -> None:
+def test_what_was_or_soon_may_be_is_advice(health: BoardHealth, check: str) -> None:
     only(of(health=health), check, "advice")
 
 
 @pytest.mark.parametrize("mode", ["MAXN", "MAXN_SUPER", None])
 def test_the_fastest_power_mode_is_no_trouble(mode: str | None) -> None:
-    assert bad(of(health=Health(power_mode=mode))) == []
+    assert bad(of(health=BoardHealth(power_mode=mode))) == []
 
 
 def test_a_jetson_without_swap() -> None:

@@ -16,7 +16,7 @@ from cutline.edge.generation.conditions import CALIBRATED, GROUPS, PLAIN, Order,
 from cutline.edge.generation.gate import Gate
 from cutline.edge.generation.question import Mode, Question
 from cutline.edge.generation.result import Answer, Decision
-from cutline.edge.generation.semantic_cache import Memory
+from cutline.edge.generation.semantic_cache import SemanticCache
 from cutline.models.prompt import ImagePart, Message, Role, TextPart
 from cutline.models.sampling import Sampling
 
@@ -95,7 +95,7 @@ def test_every_conversation_has_a_group_and_a_sampled_one_has_none_that_is_calib
         assert found == conditions_of(messages, GREEDY)
 
 
-def answers(questions: Sequence[Question], gate: Gate, memory: Memory | None = None) -> list[Answer]:
+def answers(questions: Sequence[Question], gate: Gate, memory: SemanticCache | None = None) -> list[Answer]:
     """What an agent with this gate and a worker that says TRUTH answers."""
 
     async def run() -> list[Answer]:
@@ -159,7 +159,7 @@ def test_what_the_gate_says_of_each_answer() -> None:
 def test_a_remembered_answer_is_outside_the_promise_and_of_its_own_conditions() -> None:
     plain, behind = asked((user(PICTURE, TEXT),)), asked((user(TEXT, PICTURE),))
     gate = keeps_from(0.0)(BUNDLE)
-    kept, again, other = answers([plain, plain, behind], gate, Memory(60.0))
+    kept, again, other = answers([plain, plain, behind], gate, SemanticCache(60.0))
     assert kept.gate is not None
     assert again.gate is not None
     assert (kept.gate.decision, kept.gate.promised) == (Decision.KEPT, 0.05)

@@ -7,10 +7,10 @@ import pytest
 
 from cutline.devices.machine.cores import usable_cores
 from cutline.devices.profile import Compute, DeviceProfile
-from cutline.edge.generation.energy import Meter, Reading
+from cutline.edge.generation.energy import EnergyMeter, Reading
 
 
-def told(meter: Meter, reading: Reading, *, estimated: bool) -> float:
+def told(meter: EnergyMeter, reading: Reading, *, estimated: bool) -> float:
     energy = meter.energy(reading)
     assert energy is not None
     assert energy.estimated is estimated
@@ -47,7 +47,7 @@ def test_an_estimate_from_idle_and_loaded_power(
     tmp_path: Path, idle: float | None, share: float, joules: float
 ) -> None:
     time = Time()
-    meter = Meter(profile(idle, 10.0), root=tmp_path, clock=lambda: time.now, busy=lambda: time.worked)
+    meter = EnergyMeter(profile(idle, 10.0), root=tmp_path, clock=lambda: time.now, busy=lambda: time.worked)
     time.pass_by(5.0, share=1.0)  # before it
     with meter.reading() as reading:
         time.pass_by(2.0, share=share)
@@ -58,7 +58,7 @@ def test_an_estimate_from_idle_and_loaded_power(
 
 def test_answers_at_the_same_time_share_what_is_spent(tmp_path: Path) -> None:
     time = Time()
-    meter = Meter(profile(0.0, 10.0), root=tmp_path, clock=lambda: time.now, busy=lambda: time.worked)
+    meter = EnergyMeter(profile(0.0, 10.0), root=tmp_path, clock=lambda: time.now, busy=lambda: time.worked)
     with meter.reading() as first:
         time.pass_by(1.0, share=1.0)
         with meter.reading() as second:
@@ -70,7 +70,7 @@ def test_answers_at_the_same_time_share_what_is_spent(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("known", [None, profile(1.0, None)])
 def test_nothing_is_guessed(tmp_path: Path, known: DeviceProfile | None) -> None:
-    meter = Meter(known, root=tmp_path)
+    meter = EnergyMeter(known, root=tmp_path)
     with meter.reading() as reading:
         pass
     assert meter.energy(reading) is None
@@ -82,7 +82,7 @@ def test_a_counter_comes_before_an_estimate(tmp_path: Path) -> None:
     (zone / "name").write_text("package-0")
     (zone / "max_energy_range_uj").write_text("10000000")
     (zone / "energy_uj").write_text("9000000")
-    meter = Meter(profile(1.0, 5.0), root=tmp_path)
+    meter = EnergyMeter(profile(1.0, 5.0), root=tmp_path)
     with meter.reading() as reading:
         (zone / "energy_uj").write_text("500000")  # it began again at 0
         assert told(meter, reading, estimated=False) == pytest.approx(1.5)
@@ -94,7 +94,7 @@ def test_the_mean_of_a_boards_power(tmp_path: Path) -> None:
     for name, text in (("name", "ina3221"), ("in1_label", "VDD_IN"), ("in1_input", "5000"), ("curr1_input", "1000")):
         (chip / name).write_text(text)
     time = Time()
-    meter = Meter(root=tmp_path, clock=lambda: time.now)
+    meter = EnergyMeter(root=tmp_path, clock=lambda: time.now)
     with meter.reading() as reading:
         time.pass_by(2.0, share=0.0)
         (chip / "curr1_input").write_text("3000")

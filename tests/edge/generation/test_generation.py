@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from cutline.demo.bundles import DRAFTER
 from cutline.edge.generation.detokenizer import Transcript
-from cutline.edge.generation.generation import Belief, Progress
+from cutline.edge.generation.generation import Belief, Generation
 from cutline.edge.generation.result import Provenance
 from cutline.models.bundle import Bundle
 from cutline.models.sampling import agreeing
@@ -30,7 +30,7 @@ def test_what_is_made_anew_keeps_how_likely_its_tokens_were() -> None:
     vocabulary = Vocabulary.open(Bundle.open(DRAFTER))
     ids = vocabulary.encode("seven apples and")
     stop = vocabulary.decode(ids[-2:]).strip()
-    progress = Progress(0.0, Transcript(vocabulary, [stop]))
+    progress = Generation(0.0, Transcript(vocabulary, [stop]))
     for place, token in enumerate(ids[:-1]):
         progress.settle([token], [Provenance.CLOUD], [Likelihood(-0.5 * place, ())])
     progress.settle(ids[-1:], [Provenance.EDGE])
@@ -81,7 +81,7 @@ def test_the_record_of_drafts_counts_each_place_once(
     answer: list[int], seeds: list[tuple[tuple[int, ...], int]]
 ) -> None:
     drafts = [(min(start, len(tokens)), tokens) for tokens, start in seeds]
-    right, tried = Progress(
+    right, tried = Generation(
         0.0, Transcript(Vocabulary.open(Bundle.open(DRAFTER))), tokens=answer, drafts=drafts
     ).record()
     expected: dict[int, bool] = {}

@@ -15,7 +15,7 @@ from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.edge.generation.question import Mode, Question
 from cutline.edge.generation.result import Answer, Provenance, Recalled, Token
-from cutline.edge.generation.semantic_cache import BLOCK, ENTRIES, SIDE, Memory, distance, miniatures
+from cutline.edge.generation.semantic_cache import BLOCK, ENTRIES, SIDE, SemanticCache, distance, miniatures
 from cutline.models.images import decode_image
 from cutline.models.sampling import Sampling
 
@@ -62,7 +62,7 @@ def noisy(picture: Image.Image, seed: int) -> Image.Image:
 
 
 def test_the_same_scene_is_remembered_and_says_since_when() -> None:
-    memory = Memory(60.0, clock=(clock := Clock()))
+    memory = SemanticCache(60.0, clock=(clock := Clock()))
     memory.keep(asking(), PICTURES[:1], answered())
     clock.now += 3.0
     found = memory.find(asking(), [noisy(PICTURES[0], 1)])
@@ -75,7 +75,7 @@ def test_the_same_scene_is_remembered_and_says_since_when() -> None:
 
 @pytest.mark.parametrize("other", PICTURES[1:])
 def test_another_scene_is_not(other: Image.Image) -> None:
-    memory = Memory(60.0)
+    memory = SemanticCache(60.0)
     memory.keep(asking(), PICTURES[:1], answered())
     assert memory.find(asking(), [other]) is None
 
@@ -93,14 +93,14 @@ def test_another_scene_is_not(other: Image.Image) -> None:
     ],
 )
 def test_another_question_is_not(question: Question) -> None:
-    memory = Memory(60.0)
+    memory = SemanticCache(60.0)
     memory.keep(asking(), PICTURES[:1], answered())
     assert memory.find(question, PICTURES[:1]) is None
     assert memory.find(asking(), PICTURES[:1]) is not None
 
 
 def test_the_nearest_of_several_answers() -> None:
-    memory = Memory(60.0)
+    memory = SemanticCache(60.0)
     nearer, farther = (Image.blend(PICTURES[0], PICTURES[1], share) for share in (0.01, 0.02))
     memory.keep(asking(), [farther], answered("far"))
     memory.keep(asking(), [nearer], answered("near"))
@@ -110,7 +110,7 @@ def test_the_nearest_of_several_answers() -> None:
 
 
 def test_what_is_old_is_forgotten() -> None:
-    memory = Memory(60.0, clock=(clock := Clock()))
+    memory = SemanticCache(60.0, clock=(clock := Clock()))
     memory.keep(asking(), PICTURES[:1], answered())
     clock.now += 60.0
     assert memory.find(asking(), PICTURES[:1]) is not None
@@ -122,13 +122,13 @@ def test_what_is_old_is_forgotten() -> None:
     "options", [{"complete": False}, {"alone_from": 1}, {"recalled": Recalled(age_ms=1.0, distance=0.0)}]
 )
 def test_what_is_never_remembered(options: dict[str, Any]) -> None:
-    memory = Memory(60.0)
+    memory = SemanticCache(60.0)
     memory.keep(asking(), PICTURES[:1], answered(**options))
     assert memory.find(asking(), PICTURES[:1]) is None
 
 
 def test_it_holds_so_many_and_drops_the_question_asked_longest_ago() -> None:
-    memory = Memory(60.0)
+    memory = SemanticCache(60.0)
     for number in range(ENTRIES + 1):
         memory.keep(asking(f"Number {number}?"), PICTURES[:1], answered())
     assert memory.find(asking("Number 0?"), PICTURES[:1]) is None
@@ -136,7 +136,7 @@ def test_it_holds_so_many_and_drops_the_question_asked_longest_ago() -> None:
 
 
 def test_several_images_must_all_be_near() -> None:
-    memory = Memory(60.0)
+    memory = SemanticCache(60.0)
     memory.keep(asking(), PICTURES[:2], answered())
     assert memory.find(asking(), PICTURES[:2]) is not None
     assert memory.find(asking(), [PICTURES[0], PICTURES[2]]) is None

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-from cutline.edge.generation.timing import Parts
+from cutline.edge.generation.timing import Stopwatch
 
 
 def test_parts_follow_each_other_without_a_gap_and_nobody_is_believed_more_than_there_was() -> None:
     now = [10.0]
-    parts = Parts(clock=lambda: now[0])
+    parts = Stopwatch(clock=lambda: now[0])
     now[0] = 10.5
     parts.lap("prepare")
     now[0] = 12.5

@@ -15,7 +15,7 @@ from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.edge.inference.decoder import Decoder
-from cutline.edge.inference.drafter import Drafted, Drafter, Drafting, likelihood_of, likelihoods_of
+from cutline.edge.inference.drafter import Drafted, Drafter, DrafterConversation, likelihood_of, likelihoods_of
 from cutline.edge.inference.vision_encoder import VisionSpan
 from cutline.errors import BundleError
 from cutline.models.bundle import Bundle
@@ -46,7 +46,7 @@ def seeded(bundle: Bundle) -> Drafter:
     return Drafter.open(bundle, threads=1)
 
 
-def converse(sampling: Sampling | None = None) -> Drafting:
+def converse(sampling: Sampling | None = None) -> DrafterConversation:
     return DRAFTER_.converse(PROMPT, [PIXELS], sampling or Sampling())
 
 
@@ -71,7 +71,7 @@ def test_whatever_came_before_a_draft_is_that_of_a_new_conversation(
 ) -> None:
     """Each turn goes on from part of the last turn's draft, with other tokens after it, and is left at any token."""
 
-    def anew() -> Drafting:
+    def anew() -> DrafterConversation:
         return seeded.converse(SEEDED_PROMPT, [SEEDED_PIXELS], sampling)
 
     drafting, before = anew(), list[int]()
@@ -85,7 +85,7 @@ def test_whatever_came_before_a_draft_is_that_of_a_new_conversation(
 @settings(max_examples=20, deadline=None)
 @given(answer=answers, sampling=samplings)
 def test_logits_are_what_is_drafted_from(seeded: Drafter, answer: list[int], sampling: Sampling) -> None:
-    def anew() -> Drafting:
+    def anew() -> DrafterConversation:
         return seeded.converse(SEEDED_PROMPT, [SEEDED_PIXELS], sampling)
 
     drafting = anew()

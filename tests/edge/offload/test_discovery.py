@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from cutline.edge.offload import discovery as module
 from cutline.edge.offload.discovery import FULL_SECONDS, MOVE_SECONDS, Candidate, ListedWorkers, arrange, cost, pick
 from cutline.errors import WorkerUnavailable
-from cutline.protos.directory import Listed, Listing, Standing, listing_to_wire
+from cutline.protos.directory import ListedWorker, Listing, Standing, listing_to_wire
 from cutline.protos.v1 import directory_pb2_grpc, worker_pb2_grpc
 from cutline.protos.v1 import worker_pb2 as pb
 
@@ -88,7 +88,7 @@ class Book(directory_pb2_grpc.DirectoryServicer):
     """A directory that says what it is told to."""
 
     def __init__(self) -> None:
-        self.listed: list[Listed] = []
+        self.listed: list[ListedWorker] = []
         self.asked: list[str] = []
 
     async def List(self, request: object, context: object) -> object:
@@ -97,7 +97,7 @@ class Book(directory_pb2_grpc.DirectoryServicer):
 
     def list(self, *ports: int) -> None:
         self.listed = [
-            Listed(
+            ListedWorker(
                 name=f"worker-{port}",
                 address=f"127.0.0.1:{port}",
                 standing=Standing.READY,

@@ -22,11 +22,11 @@ from cutline.demo.requests import requests
 from cutline.edge.agent import Agent
 from cutline.edge.generation.detokenizer import Transcript
 from cutline.edge.generation.events import Settled
-from cutline.edge.generation.generation import Progress
+from cutline.edge.generation.generation import Generation
 from cutline.edge.generation.preprocess import Preparer
 from cutline.edge.generation.question import Mode, Question
 from cutline.edge.generation.result import Answer, Provenance
-from cutline.edge.generation.semantic_cache import Memory
+from cutline.edge.generation.semantic_cache import SemanticCache
 from cutline.edge.offload.openai_upstream import KEY, Upstream, UpstreamSession, open_key
 from cutline.errors import AccessDenied, CutlineError, InputError, WorkerBusy, WorkerFailed, WorkerUnavailable
 from cutline.models.bundle import Bundle
@@ -49,10 +49,10 @@ def events(*texts: str, finish: str | None = "stop") -> bytes:
     return b"".join(b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks) + b"data: [DONE]\n\n"
 
 
-def answered(handler: Handler, question: Question, *, key: str | None = None) -> tuple[Progress, UpstreamSession]:
+def answered(handler: Handler, question: Question, *, key: str | None = None) -> tuple[Generation, UpstreamSession]:
     """What an answer becomes when `handler` is the server."""
     preparer = Preparer(BUNDLE.manifest, PromptBuilder.open(BUNDLE), None, planned=False)
-    progress = Progress(time.perf_counter(), Transcript(VOCABULARY, question.stop))
+    progress = Generation(time.perf_counter(), Transcript(VOCABULARY, question.stop))
     upstream = Upstream("https://there/v1", model="big", key=key, transport=httpx.MockTransport(handler))
 
     session = UpstreamSession(upstream)
@@ -209,7 +209,7 @@ def test_a_link_that_breaks_keeps_what_came() -> None:
             raise httpx.ReadError("gone")
 
     preparer = Preparer(BUNDLE.manifest, PromptBuilder.open(BUNDLE), None, planned=False)
-    progress = Progress(time.perf_counter(), Transcript(VOCABULARY))
+    progress = Generation(time.perf_counter(), Transcript(VOCABULARY))
     transport = httpx.MockTransport(lambda request: httpx.Response(200, stream=Breaking()))
 
     async def run() -> None:
@@ -226,7 +226,7 @@ def test_nobody_there_is_said_in_one_line() -> None:
 
     async def run() -> None:
         upstream = Upstream("http://127.0.0.1:1/v1", model="big")
-        progress = Progress(time.perf_counter(), Transcript(VOCABULARY))
+        progress = Generation(time.perf_counter(), Transcript(VOCABULARY))
         with pytest.raises(WorkerUnavailable, match="no server answers"):
             await UpstreamSession(upstream).answer(preparer.prepare(asking()), progress, VOCABULARY, STOP)
         await upstream.close()
@@ -247,13 +247,13 @@ def test_what_a_connection_takes_is_seen_where_one_is_made() -> None:
                 await writer.drain()
         writer.close()
 
-    async def run() -> list[Progress]:
+    async def run() -> list[Generation]:
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         upstream = Upstream(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", model="big")
         preparer = Preparer(BUNDLE.manifest, PromptBuilder.open(BUNDLE), None, planned=False)
         seen = []
         for _ in range(2):
-            seen.append(progress := Progress(time.perf_counter(), Transcript(VOCABULARY)))
+            seen.append(progress := Generation(time.perf_counter(), Transcript(VOCABULARY)))
             await UpstreamSession(upstream).answer(preparer.prepare(asking()), progress, VOCABULARY, STOP)
         await upstream.close()
         server.close()
@@ -305,7 +305,7 @@ def test_a_key_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypatch:
 
 
 def agent_asks(
-    handler: Handler, *questions: Question, gate: float = 2.0, memory: Memory | None = None
+    handler: Handler, *questions: Question, gate: float = 2.0, memory: SemanticCache | None = None
 ) -> list[Answer | CutlineError]:
     """What an agent with an upstream answers; its gate keeps what has more confidence than `gate`."""
 
@@ -377,7 +377,7 @@ def test_an_answer_in_memory_is_given_again() -> None:
         return httpx.Response(200, content=events("4 3 7"))
 
     question = asking(mode=Mode.CLOUD)
-    first, second = agent_asks(handle, question, question, memory=Memory(60.0))
+    first, second = agent_asks(handle, question, question, memory=SemanticCache(60.0))
     assert len(asked) == 1
     assert isinstance(first, Answer)
     assert isinstance(second, Answer)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cutline.bench.virtual_time import hold, run_virtually
-from cutline.edge.offload.stall_detector import LEAST_NOTICES, Turn, patience
+from cutline.edge.offload.stall_detector import LEAST_NOTICES, StallDetector, patience
 from cutline.errors import WorkerUnavailable
 
 NOTICE = 0.05
@@ -23,7 +23,7 @@ def test_half_of_the_time_is_kept_for_another(notice: float, left: float) -> Non
     assert allowed >= LEAST_NOTICES * notice
 
 
-def given_up(turn: Turn, seconds: float) -> bool:
+def given_up(turn: StallDetector, seconds: float) -> bool:
     async def watch() -> bool:
         try:
             async with asyncio.timeout(seconds):
@@ -38,15 +38,15 @@ def given_up(turn: Turn, seconds: float) -> bool:
 
 def test_who_lets_its_turn_go_by_is_given_up_and_who_waits_for_us_is_not() -> None:
     now = time.monotonic()
-    assert given_up(Turn("it", NOTICE, now, lambda: True, since=now), 30.0)
-    assert not given_up(Turn("it", NOTICE, now, lambda: True, since=None), 8 * NOTICE)
-    assert not given_up(Turn("it", NOTICE, now, lambda: False, since=now), 8 * NOTICE)
-    assert not given_up(Turn("it", NOTICE, now + 1000.0, lambda: True, since=now), 8 * NOTICE)
+    assert given_up(StallDetector("it", NOTICE, now, lambda: True, since=now), 30.0)
+    assert not given_up(StallDetector("it", NOTICE, now, lambda: True, since=None), 8 * NOTICE)
+    assert not given_up(StallDetector("it", NOTICE, now, lambda: False, since=now), 8 * NOTICE)
+    assert not given_up(StallDetector("it", NOTICE, now + 1000.0, lambda: True, since=now), 8 * NOTICE)
 
 
 def test_what_this_process_did_not_hear_while_it_was_held_up_does_not_count() -> None:
     async def main() -> float:
-        turn = Turn("it", NOTICE, 0.0, lambda: True)
+        turn = StallDetector("it", NOTICE, 0.0, lambda: True)
         watching = asyncio.create_task(turn.watch())
         await asyncio.sleep(0)
         turn.theirs()

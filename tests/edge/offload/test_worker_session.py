@@ -16,13 +16,13 @@ from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.edge.generation.detokenizer import Transcript
-from cutline.edge.generation.generation import Prepared, Progress
+from cutline.edge.generation.generation import Generation, Prepared
 from cutline.edge.generation.question import Mode, Question
 from cutline.edge.generation.result import Provenance
 from cutline.edge.inference import target_prefix
-from cutline.edge.inference.drafter import Drafted, Drafting
+from cutline.edge.inference.drafter import Drafted, DrafterConversation
 from cutline.edge.inference.target_prefix import TargetSpan
-from cutline.edge.offload.worker_session import CHUNK, Exchange, Models
+from cutline.edge.offload.worker_session import CHUNK, DeviceModels, Exchange
 from cutline.errors import WorkerBusy, WorkerFailed
 from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image
@@ -194,11 +194,11 @@ def expected_rows(cut: str) -> Rows:
 
 def exchange(
     cut: str, worker: ScriptedWorker, *, drafting: ScriptedDrafting | None, draft: tuple[int, ...] = ()
-) -> Progress:
+) -> Generation:
     mode = Mode.CLOUD if cut == "image" else Mode.SPLIT if drafting is None else Mode.DRAFT
     asked = Question.about(REQUEST.image, "Describe the card.", mode=mode, cut=cut, request_id="req-7", trace=TRACE)
     prepared = Prepared(asked, (PICTURE,), (PIXELS,), PROMPT, PROMPT, 64)
-    progress = Progress(0.0, Transcript(Vocabulary.open(Bundle.open(DRAFTER))))
+    progress = Generation(0.0, Transcript(Vocabulary.open(Bundle.open(DRAFTER))))
 
     async def run() -> None:
         crossing = None
@@ -207,14 +207,14 @@ def exchange(
         given: Any = drafting
         client: Any = worker
         async with asyncio.timeout(30):
-            models = Models(crossing, given)
+            models = DeviceModels(crossing, given)
             await Exchange(MANIFEST, prepared, progress, models).run(client, "model", draft, seconds=30)
 
     asyncio.run(run())
     return progress
 
 
-def check(progress: Progress, worker: ScriptedWorker) -> None:
+def check(progress: Generation, worker: ScriptedWorker) -> None:
     assert tuple(progress.tokens) == TRUTH == tuple(worker.answer)
     assert worker.opening is not None
     assert worker.opening.grids == (PIXELS.grid,)
@@ -308,5 +308,5 @@ def test_a_worker_that_confirms_nonsense_is_given_up() -> None:
 
 
 def test_a_real_drafting_has_the_shape_that_is_scripted() -> None:
-    assert {name for name in vars(ScriptedDrafting) if not name.startswith("_")} <= set(vars(Drafting))
+    assert {name for name in vars(ScriptedDrafting) if not name.startswith("_")} <= set(vars(DrafterConversation))
     assert isinstance(PICTURE, Image.Image)

@@ -10,7 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cutline.edge.planning.estimators import HALF_LIFE, KINDS, MOST, NOISE, Average, Guess, Link, Live, Opening, Seen
+from cutline.edge.planning.estimators import (
+    HALF_LIFE,
+    KINDS,
+    MOST,
+    NOISE,
+    Average,
+    Guess,
+    LinkEstimate,
+    Live,
+    Observation,
+    Opening,
+)
 
 OVERHEAD = 3e-3
 
@@ -18,7 +29,7 @@ OVERHEAD = 3e-3
 def live(*, rtt: float = 0.05, uplink: float = 1e6) -> Live:
     return Live(
         at=0.0,
-        link=Link.around(rtt, uplink),
+        link=LinkEstimate.around(rtt, uplink),
         acceptance=Average.of(0.8, 5),
         kept={"plain": Average.of(0.7, 20), "other": Average.of(0.7, 20)},
     )
@@ -124,7 +135,7 @@ def test_the_link_is_found_whatever_its_profile_said(
     rtt: float, uplink: float, told: tuple[float, float], seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
-    link = Link.around(rtt * told[0], uplink * told[1])
+    link = LinkEstimate.around(rtt * told[0], uplink * told[1])
     for _ in range(15):
         link = link.after(session(rng, rtt=rtt, uplink=uplink), overhead=OVERHEAD)
     # What is left of a wrong uplink in the first message's time goes to the round trip: some hundred bytes.
@@ -136,9 +147,11 @@ def test_the_workers_own_time_is_not_the_links() -> None:
     rng = np.random.default_rng(0)
     quick = busy = live()
     for _ in range(10):
-        quick = quick.after(Seen(kind=0, tokens=5, opening=session(rng, rtt=0.05, uplink=1e6)), overhead=OVERHEAD)
+        quick = quick.after(
+            Observation(kind=0, tokens=5, opening=session(rng, rtt=0.05, uplink=1e6)), overhead=OVERHEAD
+        )
         waited = session(rng, rtt=0.05, uplink=1e6, queue=0.4)
-        busy = busy.after(Seen(kind=0, tokens=5, opening=waited), overhead=OVERHEAD)
+        busy = busy.after(Observation(kind=0, tokens=5, opening=waited), overhead=OVERHEAD)
     assert busy.link.trip.value == pytest.approx(quick.link.trip.value, rel=0.3)
     assert quick.queue.value == pytest.approx(0.0, abs=1e-9)
     assert busy.queue.value == pytest.approx(0.4, rel=0.2)
@@ -167,13 +180,13 @@ def test_what_noise_explains_is_hardly_corrected(measured: float, predicted: flo
 def test_lengths_are_kept_apart_by_kind_and_not_for_ever() -> None:
     known = live()
     for _ in range(20):
-        known = known.after(Seen(kind="short", tokens=2), overhead=OVERHEAD)
-        known = known.after(Seen(kind="long", tokens=40), overhead=OVERHEAD)
+        known = known.after(Observation(kind="short", tokens=2), overhead=OVERHEAD)
+        known = known.after(Observation(kind="long", tokens=40), overhead=OVERHEAD)
     assert known.expected_tokens("short") == pytest.approx(2, abs=1)
     assert known.expected_tokens("long") == pytest.approx(40, abs=2)
     assert 2 < known.expected_tokens("never asked") < 40
     for kind in range(200):
-        known = known.after(Seen(kind=kind, tokens=10), overhead=OVERHEAD)
+        known = known.after(Observation(kind=kind, tokens=10), overhead=OVERHEAD)
     assert len(known.lengths) <= KINDS + 1
     assert known.expected_tokens("short") == known.tokens.value
 
@@ -181,13 +194,13 @@ def test_lengths_are_kept_apart_by_kind_and_not_for_ever() -> None:
 def test_the_rest_of_an_answer_is_learnt_too() -> None:
     known = live()
     for _ in range(30):
-        seen = Seen(kind=0, tokens=8, group="plain", right=6, tried=12, kept=False, density=2.5)
+        seen = Observation(kind=0, tokens=8, group="plain", right=6, tried=12, kept=False, density=2.5)
         known = known.after(seen, overhead=OVERHEAD)
     assert known.acceptance.value == pytest.approx(0.5, abs=0.01)
     assert known.kept["plain"].value < 0.1
     assert known.kept["other"].value == 0.7, "of another group nothing was seen"
     assert known.density.value == pytest.approx(2.5, rel=0.01)
-    untouched = known.after(Seen(kind=0, tokens=8), overhead=OVERHEAD)
+    untouched = known.after(Observation(kind=0, tokens=8), overhead=OVERHEAD)
     assert (untouched.acceptance, untouched.kept, untouched.link) == (known.acceptance, known.kept, known.link)
     assert known.aged(20 * HALF_LIFE).kept["plain"].value == pytest.approx(0.7, abs=0.01)
 

@@ -20,7 +20,7 @@ from cutline.devices.link import LinkProfile
 from cutline.devices.profile import Compute, DeviceProfile
 from cutline.edge.generation.conditions import PLAIN
 from cutline.edge.generation.detokenizer import Transcript
-from cutline.edge.generation.generation import Prepared, Progress
+from cutline.edge.generation.generation import Generation, Prepared
 from cutline.edge.generation.preprocess import Preparer
 from cutline.edge.generation.question import Mode, Question
 from cutline.edge.planning.plan_result import Chosen
@@ -113,7 +113,9 @@ class World:
             setting = replace(setting, gate=replace(setting.gate, kept=0.0))
         terms = terms_of(setting, replace(chosen.asked, answer_tokens=self.tokens), space)
         latency = float(predict(terms, self.now).latency[0]) * self.slower.get(plan.mode, 1.0)
-        progress = Progress(0.0, Transcript(Vocabulary.open(Bundle.open(DRAFTER))), tokens=[9] * self.tokens, cold=cold)
+        progress = Generation(
+            0.0, Transcript(Vocabulary.open(Bundle.open(DRAFTER))), tokens=[9] * self.tokens, cold=cold
+        )
         size = round(float(terms.upload[0]))
         upload = (size - 300) / self.now.uplink
         progress.sent = [(5.0, 300), (5.0, size - 300)]
@@ -219,7 +221,7 @@ def test_hindsight_knows_what_was_not_sent() -> None:
     for cut in ("image", "vision.1"):
         chosen = here.planner.plan(asked, ready=CUTS, known=lambda at, wire, only=cut: int(at == only))  # type: ignore[misc]
         assert chosen.question.cut == cut
-        progress = Progress(0.0, Transcript(Vocabulary.open(Bundle.open(DRAFTER))), tokens=[9] * 4, cold=True)
+        progress = Generation(0.0, Transcript(Vocabulary.open(Bundle.open(DRAFTER))), tokens=[9] * 4, cold=True)
         progress.sent, progress.reused_images = [(5.0, 300)], 1
         progress.opened = (5.2, Opened("it", kept=True))
         latency = chosen.plan.latency_ms / 1e3
@@ -229,7 +231,7 @@ def test_hindsight_knows_what_was_not_sent() -> None:
 def test_an_answer_whose_worker_was_lost_teaches_nothing() -> None:
     here, asked = world(uplink_mbps=100.0), prepared()
     chosen, before = here.planner.plan(asked, ready=CUTS), here.planner._live
-    progress = Progress(0.0, Transcript(Vocabulary.open(Bundle.open(DRAFTER))), tokens=[9] * 60)
+    progress = Generation(0.0, Transcript(Vocabulary.open(Bundle.open(DRAFTER))), tokens=[9] * 60)
     assert here.planner.learn(chosen, asked, progress, 100.0, whole=False) > 0.0
     assert here.planner._live is before
     here.planner.learn(chosen, asked, progress, 100.0)

@@ -17,7 +17,7 @@ import pytest
 from cutline.core.backoff import Backoff
 from cutline.edge.generation.question import Mode, Question
 from cutline.edge.generation.result import Answer, Provenance, Token
-from cutline.edge.watch.frames import Frame, Source
+from cutline.edge.watch.frames import Frame, FrameSource
 from cutline.edge.watch.spool import Spool
 from cutline.edge.watch.watcher import FrameAnswer, Watch, shares
 from cutline.errors import (
@@ -132,7 +132,7 @@ class Ran:
 
 
 def run(
-    sources: Sequence[Source],
+    sources: Sequence[FrameSource],
     agent: Callable[[], Fake] = Fake,
     *,
     mode: Mode = Mode.CLOUD,

@@ -16,7 +16,7 @@ from starlette.routing import Route
 from cutline.demo.bundles import DRAFTER
 from cutline.edge.api import app as app_module
 from cutline.edge.api.access.auth import TENANT, Entrance
-from cutline.edge.api.access.login import LINK_SECONDS, Link
+from cutline.edge.api.access.login import LINK_SECONDS, LoginCode
 from cutline.edge.api.app import application
 from cutline.models.bundle import Bundle
 from cutline.protos.channel.token_file import Tokens, token_entry
@@ -198,13 +198,13 @@ def test_a_cookie_asks_for_nothing_on_behalf_of_another_page(tokens: Tokens) -> 
 
 def test_a_link_works_once_and_not_for_long(tokens: Tokens) -> None:
     now = 0.0
-    link = Link(lambda: now)
+    link = LoginCode(lambda: now)
     assert link.redeem("") is link.redeem(link.code + "x") is None
     assert sent(Entrance(reached, tokens), f"token={link.code}", HOME).status_code == 401, "another agent's"
     app = Entrance(reached, tokens, link)
     first, again = sent(app, f"token={link.code}", HOME), sent(app, f"token={link.code}", HOME)
     assert (first.status_code, again.status_code) == (303, 401)
-    late = Link(lambda: now)
+    late = LoginCode(lambda: now)
     now = LINK_SECONDS + 1
     assert late.redeem(late.code) is None
 
