@@ -5,8 +5,9 @@ becomes a folder: its files as they are, but widths and layers reduced, seeded r
 special tokens that the files name, and what else is missing from those of a whole model of its family. A set of a
 family that runs must answer token for token as transformers' `generate` does from the same folder with its own
 generation config, alone and with drafts, and see the same pixels as transformers' own processor; or be refused in one
-line. With `--graphs` it is exported too, and a drafter made of it says the same tokens. A set of another family must be
-refused in a line that names it. Exits with 1 where one does otherwise.
+line. With `--graphs` it is exported too: a drafter made of it says the same tokens, and so does a worker that goes on
+from what a device's graphs computed, at every cut. A set of another family must be refused in a line that names it.
+Exits with 1 where one does otherwise.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import queue
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ from cutline.cloud.engine.engine import Engine
 from cutline.cloud.engine.sequence import Event, Request
 from cutline.cloud.model.model_runner import Target
 from cutline.edge.inference.drafter import Drafter
+from cutline.edge.inference.target_prefix import TargetSpan, device_cuts
 from cutline.errors import CutlineError, InputError
 from cutline.models.bundle import Bundle, Manifest, write_manifest
 from cutline.models.export import export_bundle
@@ -222,21 +225,18 @@ def _compared(name: str, folder: Path, *, graphs: bool) -> Outcome:
         return Outcome(name, "FAULT", fault)
     ids = PromptBuilder.open(_bundle(folder, manifest)).build([question("What is in it?")], [pixels.grid]).ids
     right = _generated(source, ids, pixels)
-    bundle = _bundle(folder, manifest)
-    drafts: list[tuple[int, ...]] = [
-        (),
-        right[: STEPS // 2],
-        (*right[:2], *right[:4]),
-    ]  # none, a right one, a wrong one
-    named = zip(("cloud", "drafted", "drafted wrong"), _answers(bundle, ids, pixels, drafts), strict=True)
-    answers = dict(named)
-    if graphs:
-        out = folder.parent
-        target = export_bundle(folder, out / "t", role="target", precision="fp32", name="t", progress=lambda _: None)
-        made = export_bundle(
-            folder, out / "d", role="drafter", precision="fp32", name="d", target=target, progress=lambda _: None
-        )
-        drafting = Drafter.open(made, threads=1).converse(ids, [pixels], Sampling())
+    asked = _request(manifest, ids, pixels)
+    sessions = {"cloud": asked}
+    sessions["drafted"] = replace(asked, draft=right[: STEPS // 2])
+    sessions["drafted wrong"] = replace(asked, draft=(*right[:2], *right[:4]))
+    bundle, drafter = _exported(folder) if graphs else (_bundle(folder, manifest), None)
+    if drafter is not None:
+        sessions |= {
+            f"split at {cut}": _cut(asked, bundle, cut, pixels, right) for cut in device_cuts(bundle.manifest)[1:]
+        }
+    answers = _answers(bundle, sessions, right)
+    if drafter is not None:
+        drafting = Drafter.open(drafter, threads=1).converse(ids, [pixels], Sampling())
         answers["drafter"] = tuple(one.token for one in drafting.draft((), STEPS))
     wrong = [mode for mode, answer in answers.items() if answer != right]
     said = ", ".join(f"{key} {value}" for key, value in msgspec.to_builtins(source.penalties).items())
@@ -271,13 +271,16 @@ def _generated(source: SourceModel, ids: tuple[int, ...], pixels: Pixels) -> tup
     return tuple(made[0, len(ids) :].tolist())
 
 
-def _answers(
-    bundle: Bundle, ids: tuple[int, ...], pixels: Pixels, drafts: Sequence[tuple[int, ...]]
-) -> Iterator[tuple[int, ...]]:
-    """The answers of a worker's engine, one for each of `drafts`."""
-    manifest, grids = bundle.manifest, (pixels.grid,)
-    places = np.array(ids) == manifest.image_token
-    asked = Request(
+def _exported(folder: Path) -> tuple[Bundle, Bundle]:
+    """The folder as a target, and as a drafter of it."""
+    export = partial(export_bundle, folder, precision="fp32", progress=lambda _: None)
+    target = export(folder.parent / "target", role="target", name="target")
+    return target, export(folder.parent / "drafter", role="drafter", name="drafter", target=target)
+
+
+def _request(manifest: Manifest, ids: tuple[int, ...], pixels: Pixels) -> Request:
+    grids = (pixels.grid,)
+    return Request(
         tokens=ids,
         prompt_length=len(ids),
         max_tokens=STEPS,
@@ -285,22 +288,37 @@ def _answers(
         effort=1.0,
         boundary=pixels.values,
         grids=grids,
-        positions=manifest.family.positions(places, grids),
+        positions=manifest.family.positions(np.array(ids) == manifest.image_token, grids),
         penalties=manifest.penalties,
     )
-    engine = Engine(Target(bundle, slots=1, context=len(ids) + STEPS, dtype=torch.float32), manifest.stop_tokens)
+
+
+def _cut(asked: Request, bundle: Bundle, cut: str, pixels: Pixels, right: tuple[int, ...]) -> Request:
+    """What was `asked`, cut: inside the decoder with the `right` answer as a draft, since every token needs its row."""
+    crossing = TargetSpan.open(bundle, cut, threads=1).converse(asked.tokens, [pixels])
+    draft = right[:-1] if crossing.deep else ()
+    rows = np.concatenate(list(crossing.opening(draft)))
+    return replace(asked, cut=cut, deep=crossing.deep, boundary=rows, draft=draft)
+
+
+def _answers(bundle: Bundle, sessions: Mapping[str, Request], right: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """What a worker's engine answers to each, as far as its answer is the `right` one, and one step more."""
+    context = len(sessions["cloud"].tokens) + STEPS
+    engine = Engine(Target(bundle, slots=1, context=context, dtype=torch.float32), bundle.manifest.stop_tokens)
     engine.start()
-    inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    answers: dict[str, tuple[int, ...]] = {}
     try:
-        for draft in drafts:
-            engine.open(replace(asked, draft=draft), (), inbox.put)
-            tokens: list[int] = []
-            while not isinstance(event := inbox.get(timeout=300), Finished):
+        for mode, asked in sessions.items():
+            inbox, tokens = queue.SimpleQueue[Event](), tuple[int, ...]()
+            name = engine.open(asked, (), inbox.put)
+            while tokens == right[: len(tokens)] and not isinstance(event := inbox.get(timeout=300), Finished):
                 if isinstance(event, CutlineError):
                     raise event
                 if isinstance(event, Confirmed):
-                    tokens += event.tokens
-            yield tuple(tokens)
+                    tokens = (*tokens, *event.tokens)
+            engine.close(name)
+            answers[mode] = tokens
+        return answers
     finally:
         engine.stop()
 

@@ -6,10 +6,11 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import NoReturn, Self
 
 INTERRUPTED = 130  # as shells expect after Ctrl-C
@@ -21,8 +22,9 @@ class Signals:
     """Hears them in a thread of its own: a context manager, for the main thread.
 
     Python's own handlers run between two steps of the main thread, which may be in a library for minutes: it imports,
-    loads, or waits for a device. Until there is something to end in order, the first signal ends the process at once,
-    too.
+    loads, or waits for a device. What is heard here comes through a socket, at once, whichever thread the system gave
+    the signal to: some are of libraries and older than this, as NumPy's, and cannot be kept from it. Until there is
+    something to end in order, the first signal ends the process at once, too.
     """
 
     def __init__(self) -> None:
@@ -32,42 +34,50 @@ class Signals:
         self._thread = threading.Thread(target=self._hear, name="signals", daemon=True)
 
     def __enter__(self) -> Self:
-        self._handlers = {number: signal.signal(number, signal.SIG_DFL) for number in NUMBERS}
-        # All threads that begin after this one have them blocked, too.
-        self._blocked = signal.pthread_sigmask(signal.SIG_BLOCK, NUMBERS)
+        self._heard, self._told = socket.socketpair()
+        self._told.setblocking(False)
+        self._before = signal.set_wakeup_fd(self._told.fileno(), warn_on_full_buffer=False)
+        self._handlers = {number: signal.signal(number, _leave_it) for number in NUMBERS}
         self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._over.set()
-        if self._thread.is_alive() and self._thread.ident is not None:
-            with contextlib.suppress(ProcessLookupError):  # it has just ended
-                signal.pthread_kill(self._thread.ident, signal.SIGTERM)  # for which it waits, and for nobody else
-        self._thread.join()
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, self._blocked)
+        signal.set_wakeup_fd(self._before)
+        self._over.set()
+        self._told.close()
+        self._thread.join()
+        self._heard.close()
 
     def end_by(self, first: Callable[[], object], second: Callable[[], object]) -> None:
         """From now on the first signal calls `first`, and the next one `second`: both from another thread."""
         self._first, self._second = first, second
 
     def _hear(self) -> None:
-        signal.sigwait(NUMBERS)
-        if self._over.is_set():
+        if not self._next():
             return
         if self._first is None:
             leave(INTERRUPTED, "interrupted")
-        else:
-            self._first()
-        signal.sigwait(NUMBERS)
-        if self._over.is_set():
+        self._first()
+        if not self._next():
             return
         self._second()
         if not self._over.wait(HURRY_SECONDS):
             leave(INTERRUPTED, "ended at once, with what was open")
+
+    def _next(self) -> bool:
+        """Wait for one of them; false once nobody listens any more."""
+        while number := self._heard.recv(1):
+            if number[0] in NUMBERS:
+                return True
+        return False
+
+
+def _leave_it(number: int, frame: FrameType | None) -> None:
+    """To the thread that hears it."""
 
 
 def leave(code: int, said: str = "") -> NoReturn:

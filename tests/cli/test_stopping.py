@@ -12,10 +12,12 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / ".dev"
 
-# A library holds the main thread again and again, as torch would; Python is there in between alone.
+# A library holds the main thread again and again, as torch would; Python is there in between alone. Another has a
+# thread that is older than the hearing, as NumPy's: the system may give it any signal that it does not block.
 SCRIPT = """
-import sys, zlib
+import sys, threading, zlib
 from cutline.cli.signals import Signals
+threading.Thread(target=threading.Event().wait, daemon=True).start()
 with Signals() as signals:
     if sys.argv[1] == "serving":
         signals.end_by(lambda: print("first", flush=True), lambda: print("second", flush=True))
@@ -64,6 +66,7 @@ before = [signal.getsignal(number) for number in NUMBERS]
 with Signals():
     pass
 assert [signal.getsignal(number) for number in NUMBERS] == before
+assert signal.set_wakeup_fd(-1) == -1
 assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(NUMBERS)
 """
     environment = os.environ | {"PYTHONPATH": str(PACKAGE)}
