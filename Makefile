@@ -7,7 +7,7 @@ ARGS ?=
 # An unpinned torch may bring gigabytes of CUDA along.
 TORCH := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),torch==2.13.0,torch>=2.13)
 
-.PHONY: install demo test lint format stubs docs audit wheel-check arm64 clean
+.PHONY: install demo test lint format stubs docs docs-serve site audit wheel-check arm64 clean
 
 install: .venv/installed
 
@@ -28,7 +28,7 @@ demo: install
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-lint: install
+lint: install site
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -37,6 +37,7 @@ lint: install
 	$(BIN)/python scripts/help.py --check
 	$(BIN)/python scripts/threats.py --check
 	$(BIN)/python scripts/models.py --check
+	$(BIN)/python scripts/architecture.py --check
 
 format: install
 	$(BIN)/ruff check --fix
@@ -49,6 +50,16 @@ docs: install
 	$(BIN)/python scripts/help.py
 	$(BIN)/python scripts/threats.py
 	$(BIN)/python scripts/models.py
+	$(BIN)/python scripts/architecture.py
+
+# The documentation as a site, in build/site. A page that is not in mkdocs.yml, a dead link or a dead anchor fails; with
+# --quiet, which drops the warnings that --strict counts, it would not.
+site: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# At http://127.0.0.1:8000, and again after every change.
+docs-serve: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --livereload $(ARGS)
 
 # Known vulnerabilities of what is installed, and a list of it. Needs PyPI: docs/explanation/security.md.
 audit: install

@@ -1,1 +1,4 @@
-"""Measurements, side by side in one run; METHODOLOGY.md says how. Not installed with the package."""
+"""Measurements, each beside its baseline in one run.
+
+docs/reference/measurements.md says how. The room is not installed with the package.
+"""

@@ -1,4 +1,4 @@
-"""The device's side: the drafter on ONNX Runtime, the gate, the worker's client and the agent that joins them."""
+"""The device's side: the drafter on ONNX Runtime, the gate, failover, and the agent that joins them."""
 
 from cutline.core.telemetry import switch_off
 

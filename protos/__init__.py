@@ -1,1 +1,4 @@
-"""The wire: `v1/` holds the protocol and its generated stubs, `messages` their plain types."""
+"""The wire between a device and its workers: the protocol, plain types of its messages, a client.
+
+`v1/` holds the generated stubs.
+"""
