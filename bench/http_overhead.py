@@ -66,7 +66,7 @@ def main() -> None:
 
 def _serve(ready: Connection) -> None:
     agent = Stamped(Bundle.open(DRAFTER).manifest)
-    asyncio.run(serve(agent, listen="127.0.0.1:0", announce=ready.send))
+    asyncio.run(serve(agent, listen="127.0.0.1:0", announce=ready.send, stop=asyncio.Event()))
 
 
 def _measure(url: str, count: int) -> dict[str, object]:

@@ -101,7 +101,7 @@ def cloud(
     Answers are the same in every mode at one --dtype, not across them. `cutline top` shows the metrics. Who calls shows
     a token of --tokens or a certificate of --client-ca. --ca, --cert, --key and --token-file are for the way to --next.
     Prints the address it listens at as its first line. Ctrl-C or SIGTERM stops it in order, with exit code 0: it takes
-    no new sessions and gives the open ones --drain seconds. A second one ends it within a second, whatever it is at. A
+    no new sessions and gives the open ones --drain seconds. A second one ends it at once, whatever it is at. A
     connection takes a descriptor: raise the limit (`ulimit -n 65536`) where many agents come.
     """
     import asyncio
@@ -148,7 +148,7 @@ def cloud(
 
             from cutline.cloud.access.audit import Audit
             from cutline.cloud.model.device import check_device
-            from cutline.cloud.serving.server import Access, Drain, serve
+            from cutline.cloud.serving.server import Access, serve
             from cutline.cloud.telemetry.metrics import WorkerMetrics, show
             from cutline.cloud.telemetry.observer import Observer, Observers
             from cutline.cloud.telemetry.request_log import SessionLog
@@ -159,7 +159,6 @@ def cloud(
             check_device(device if tensor_parallel == 1 else device_of(device, rank))
         torch.set_num_threads(cores if threads else max(1, cores // tensor_parallel))
         access = Access(keys=keys, tokens=tokens, onward=onward)
-        ending = Drain(drain)
 
         async def run() -> None:
             stop, broken = asyncio.Event(), False
@@ -192,25 +191,20 @@ def cloud(
                         dtype={"bf16": torch.bfloat16, "fp32": torch.float32}.get(dtype or ""),
                         observer=Observers(*observers),
                         access=access,
-                        drain=ending,
+                        drain=drain,
                         tensor_parallel=tensor_parallel,
                         compiled=compiled,
                         on_broken=broke,
                     )
                 )
-                loop = asyncio.get_running_loop()
-                signals.end_by(
-                    lambda: loop.call_soon_threadsafe(stop.set), lambda: loop.call_soon_threadsafe(ending.hurry.set)
-                )
+                signals.end_by_setting(stop)
                 print(f"worker of {opened.manifest.name} listens at {address}", flush=True)
                 if shown is not None:
                     print(f"metrics at {shown}", flush=True)
                 await stop.wait()
-            failure = WorkerFailed("the worker broke; its log says more") if broken else None
-            if ending.hung.is_set():
-                leave(0 if failure is None else failure.exit_code, "" if failure is None else str(failure))
-            if failure is not None:
-                raise failure
+            if broken:
+                leave(WorkerFailed.exit_code, "the worker broke; its log says more")
+            leave(0)
 
         asyncio.run(run())
 

@@ -83,12 +83,12 @@ def up(
     drain likewise, and it ends with exit code 4, to be started again.
     """
     import contextlib
-    import signal
     import sys
     import threading
 
     from cutline.cli.logs import printable
     from cutline.cli.setting import check_listen, check_metrics, open_keys, open_server_keys
+    from cutline.cli.signals import Signals
     from cutline.cloud.cluster.autoscaler import ScalingLimits
     from cutline.cloud.cluster.ray_env import prepare
     from cutline.cloud.cluster.status import changes, hopeless
@@ -140,9 +140,8 @@ def up(
         metrics=metrics is not None,
     )
     stop = threading.Event()
-    with connected(address):
-        for number in (signal.SIGINT, signal.SIGTERM):  # after Ray has set its own
-            signal.signal(number, lambda *_: stop.set())
+    with connected(address), Signals() as signals:  # after Ray has set its own
+        signals.end_by(stop.set)
         cluster, head = Cluster(order), Head.of(address)
         try:
             print(f"directory listens at {cluster.address}", flush=True)

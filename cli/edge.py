@@ -58,15 +58,16 @@ def edge(
     """Run an edge agent: it answers `POST /v1/chat/completions` until it is stopped.
 
     Prints the address it listens at as its first line. `cutline ask --agent URL` asks it. Ctrl-C or SIGTERM stops it
-    in order, with exit code 0. With profiles, mode auto plans each request: cut, format and drafting.
-    It is asked over HTTPS by who has a token of --api-tokens; where others can reach it, its second line is a link that
-    lets one browser in. --ca, --cert, --key and --token-file are for its worker.
+    in order, with exit code 0, a second one at once. With profiles, mode auto plans each request: cut, format and
+    drafting. It is asked over HTTPS by who has a token of --api-tokens; where others can reach it, its second line is a
+    link that lets one browser in. --ca, --cert, --key and --token-file are for its worker.
     """
     import asyncio
     import logging
 
     from cutline.cli.logs import write_logs
     from cutline.cli.setting import AgentOptions, agent_opener, check_listen, open_keys, open_server_keys
+    from cutline.cli.signals import Signals, leave
     from cutline.edge.api.access.login import LINK_SECONDS, LoginCode
     from cutline.edge.api.server import serve
     from cutline.protos.channel.address import is_loopback, parse_address, reached_at
@@ -104,19 +105,24 @@ def edge(
             url = f"https://{reached_at(address)}/?code={invitation.code}"
             print(f"for one browser, within {LINK_SECONDS / 60:.0f} minutes: {url}", flush=True)
 
-    async def run() -> None:
+    async def run(signals: Signals) -> None:
+        stop = asyncio.Event()
         async with open_agent() as agent:
             if (why := agent.state().why) is not None:
                 logging.getLogger(__name__).warning("not ready: %s", why)
+            signals.end_by_setting(stop)
             await serve(
                 agent,
                 listen=listen,
                 announce=announce,
+                stop=stop,
                 allow_urls=allow_url or (),
                 most=requests,
                 keys=server_keys,
                 tokens=tokens,
                 link=invitation,
             )
+        leave(0)
 
-    asyncio.run(run())
+    with Signals() as signals:
+        asyncio.run(run(signals))

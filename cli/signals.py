@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
+import ctypes
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Callable
-from types import FrameType, TracebackType
+from contextlib import suppress
+from types import TracebackType
 from typing import NoReturn, Self
 
 INTERRUPTED = 130  # as shells expect after Ctrl-C
-HURRY_SECONDS = 1.0  # that a command has from the second signal on
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -22,22 +22,27 @@ class Signals:
     """Hears them in a thread of its own: a context manager, for the main thread.
 
     Python's own handlers run between two steps of the main thread, which may be in a library for minutes: it imports,
-    loads, or waits for a device. What is heard here comes through a socket, at once, whichever thread the system gave
-    the signal to: some are of libraries and older than this, as NumPy's, and cannot be kept from it. Until there is
-    something to end in order, the first signal ends the process at once, too.
+    loads, or waits for a device. Until there is something to end in order, the first signal ends the process at once,
+    too.
+
+    With the first signal both become the system's own business, which ends a process without asking it: so the second
+    one does that whatever the process is at, even where a library does not let Python's threads run.
     """
 
     def __init__(self) -> None:
         self._first: Callable[[], object] | None = None
-        self._second: Callable[[], object] = lambda: None
-        self._over = threading.Event()
+        self._ending = False
         self._thread = threading.Thread(target=self._hear, name="signals", daemon=True)
 
     def __enter__(self) -> Self:
-        self._heard, self._told = socket.socketpair()
-        self._told.setblocking(False)
-        self._before = signal.set_wakeup_fd(self._told.fileno(), warn_on_full_buffer=False)
-        self._handlers = {number: signal.signal(number, _leave_it) for number in NUMBERS}
+        self._reading, self._writing = os.pipe()
+        os.set_blocking(self._writing, False)
+        # Whichever thread a signal comes to, its number is written there. Some are libraries' own and older than this,
+        # as NumPy's, and nothing keeps a signal from them.
+        self._woken = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
+        self._handlers = {number: signal.signal(number, lambda *_: None) for number in NUMBERS}
+        for number in NUMBERS:
+            _once(number)
         self._thread.start()
         return self
 
@@ -45,47 +50,73 @@ class Signals:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(self._before)
-        self._over.set()
-        self._told.close()
+            if not self._ending:
+                signal.signal(number, handler)
+        signal.set_wakeup_fd(self._woken)
+        os.close(self._writing)
         self._thread.join()
-        self._heard.close()
+        os.close(self._reading)
 
-    def end_by(self, first: Callable[[], object], second: Callable[[], object]) -> None:
-        """From now on the first signal calls `first`, and the next one `second`: both from another thread."""
-        self._first, self._second = first, second
+    def end_by(self, first: Callable[[], object]) -> None:
+        """From now on the first signal calls `first`, from another thread."""
+        self._first = first
+
+    def end_by_setting(self, stop: asyncio.Event) -> None:
+        """From now on the first signal sets `stop`, of the event loop that runs."""
+        loop = asyncio.get_running_loop()
+
+        def first() -> None:
+            with suppress(RuntimeError):  # the loop is closed: the command has ended by itself
+                loop.call_soon_threadsafe(stop.set)
+
+        self.end_by(first)
 
     def _hear(self) -> None:
         if not self._next():
             return
         if self._first is None:
             leave(INTERRUPTED, "interrupted")
+        self._ending = True
+        for number in NUMBERS:
+            _forget(number)
         self._first()
-        if not self._next():
-            return
-        self._second()
-        if not self._over.wait(HURRY_SECONDS):
-            leave(INTERRUPTED, "ended at once, with what was open")
+        if late := self._next():  # it came before the system was told
+            os.kill(os.getpid(), late)
 
-    def _next(self) -> bool:
-        """Wait for one of them; false once nobody listens any more."""
-        while number := self._heard.recv(1):
-            if number[0] in NUMBERS:
-                return True
-        return False
-
-
-def _leave_it(number: int, frame: FrameType | None) -> None:
-    """To the thread that hears it."""
+    def _next(self) -> int:
+        """The next signal that comes, 0 once there is nobody to hear any."""
+        while heard := os.read(self._reading, 1):
+            if heard[0] in NUMBERS:
+                return heard[0]
+        return 0
 
 
 def leave(code: int, said: str = "") -> NoReturn:
-    """End the process now, whatever its other threads are at; `said` goes to stderr."""
+    """End the process now, whatever its other threads are at; `said` goes to stderr.
+
+    Tidying up what libraries hold can take many seconds, and nobody has anything of it.
+    """
     if said:
         print("cutline:", said, file=sys.stderr)
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+        with suppress(OSError, ValueError):  # nobody reads it any more
             stream.flush()
     os._exit(code)
+
+
+_system = ctypes.CDLL(None)
+_system.signal.restype = ctypes.c_void_p
+
+
+def _forget(number: int) -> int | None:
+    """Have the system itself deal with a signal, from any thread; gives the handler that it had."""
+    handler: int | None = _system.signal(number, None)
+    return handler
+
+
+def _once(number: int) -> None:
+    """Have the system forget the handler of a signal as it calls it."""
+    # Which is what System V meant by `signal`. Where there is no such function, the thread that hears does it.
+    if (install := getattr(_system, "sysv_signal", None)) is not None:
+        install(number, ctypes.c_void_p(_forget(number)))

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from cutline.cli import options
 from cutline.errors import InputError
-
-if TYPE_CHECKING:
-    import asyncio
 
 EPILOG = "Example: cutline watch --source /dev/video0 --ask 'Is the gate open?' --every 5s --on-change --mode edge"
 
@@ -76,6 +71,7 @@ def watch(
     import asyncio
 
     from cutline.cli.setting import AgentOptions, agent_opener, open_keys
+    from cutline.cli.signals import Signals
     from cutline.edge.generation.question import Mode, Question
     from cutline.edge.watch.sources import open_sources
     from cutline.edge.watch.spool import Spool
@@ -111,23 +107,24 @@ def watch(
         raise InputError(f"mode {mode} needs a worker; give --worker HOST:PORT, or use --mode edge or --offline")
     kept = None if spool is None else Spool(spool, question=ask, limit=round(limit))
 
-    async def run() -> bool:
+    async def run(signals: Signals) -> bool:
         """Whether all lines were read as far as they were written."""
         from cutline.edge.watch.watcher import Watch
 
         stop = asyncio.Event()
-        with _signals(stop):
-            async with open_agent() as agent:
-                watching = Watch(agent, sources, question, write=_write, room=queue, spool=kept, tell=_tell)
-                try:
-                    await watching.run(stop)
-                finally:
-                    left = f", {len(kept)} in the spool" if kept is not None else ""
-                    _tell(f"{watching.answered} answered, {watching.still} still, {watching.dropped} dropped{left}")
+        signals.end_by_setting(stop)
+        async with open_agent() as agent:
+            watching = Watch(agent, sources, question, write=_write, room=queue, spool=kept, tell=_tell)
+            try:
+                await watching.run(stop)
+            finally:
+                left = f", {len(kept)} in the spool" if kept is not None else ""
+                _tell(f"{watching.answered} answered, {watching.still} still, {watching.dropped} dropped{left}")
         return not watching.unread
 
     try:
-        read = asyncio.run(run())
+        with Signals() as signals:  # at the second one what is in the spool is whole, as at any point
+            read = asyncio.run(run(signals))
     except BrokenPipeError:  # who reads has seen enough
         return
     finally:
@@ -143,32 +140,6 @@ def amount(option: str, given: str, units: dict[str, float]) -> float:
     if found is None or found[2] not in units or float(found[1]) <= 0:
         raise InputError(f"{option} is {given}; give a number and {', '.join(units)}, such as 2{list(units)[1]}")
     return float(found[1]) * units[found[2]]
-
-
-@contextlib.contextmanager
-def _signals(stop: asyncio.Event) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM sets `stop`; the next one ends the process, whatever it hangs in."""
-    import asyncio
-    import os
-    import signal
-
-    loop, heard = asyncio.get_running_loop(), list[int]()
-
-    def hear(number: int, _: object) -> None:
-        heard.append(number)
-        if len(heard) > 1:
-            os._exit(130)  # what is in the spool is whole at any point
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        loop.add_signal_handler(number, stop.set)  # which wakes the loop
-        signal.signal(number, hear)  # and what is heard outside of it too
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            loop.remove_signal_handler(number)
-            signal.signal(number, handler)
 
 
 def _write(line: bytes) -> None:

@@ -55,7 +55,7 @@ from cutline.protos.messages import Confirmed, Draft, Finished, Likelihood, Open
 log = logging.getLogger(__name__)
 
 IDLE_SECONDS = 60.0  # a session that only verifies may wait this long for a draft
-STOP_SECONDS = 3.0  # for the step that is under way when the engine is to stop
+STOP_SECONDS = 1.0  # for the step that is under way when the engine is to stop
 SAFE_SECONDS = 1.0  # for which one that waits keeps its slot, even if another session wants one
 
 
@@ -123,8 +123,7 @@ class Engine:
     def stop(self) -> bool:
         """End the thread at the next look at what it is at; sessions that are still open get WorkerUnavailable.
 
-        False if its step takes longer than STOP_SECONDS: the thread is left behind, and the process may not end in
-        order.
+        False if its step takes longer than STOP_SECONDS: the thread is left behind, and goes with the process.
         """
         self._interest.end()
         self._commands.put(Stop())

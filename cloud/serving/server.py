@@ -7,7 +7,7 @@ import contextlib
 import functools
 import logging
 from collections.abc import AsyncIterator, Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 SERVICE = worker_pb2.DESCRIPTOR.services_by_name["Worker"].full_name
 
-GRACE_SECONDS = 1.5
+GRACE_SECONDS = 1.0  # for calls that were told of their end
 MAX_CALLS = 256  # beside the open sessions: uploads, refusals, and questions about health
 
 
@@ -61,18 +61,6 @@ class Access:
 
 
 ANYBODY = Access()
-
-
-@dataclass(frozen=True, slots=True)
-class Drain:
-    """How a worker ends: it takes no new sessions, and open ones get so many `seconds`, or until `hurry` is set.
-
-    `hung` is set where its engine could not be ended: the thread is still at work on the device.
-    """
-
-    seconds: float = GRACE_SECONDS
-    hurry: asyncio.Event = field(default_factory=asyncio.Event)
-    hung: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 _OPTIONS = [
@@ -100,7 +88,7 @@ async def serve(
     wires: Collection[Wire] = tuple(Wire),
     observer: Observer = NOBODY,
     access: Access = ANYBODY,
-    drain: Drain | None = None,
+    drain: float = GRACE_SECONDS,
     tensor_parallel: int = 1,
     compiled: bool = False,
     on_broken: Callable[[], object] = lambda: None,
@@ -110,11 +98,11 @@ async def serve(
     Gives the address it has. Layers that end before the head need the worker at the address `next_worker` for the rest.
     Sessions hold `context` tokens, or without it as many as the model and the next worker can and memory has room for.
     Boundary rows are taken in the formats `wires`; `observer` is told what happens. `slots`, `images` and `compiled`
-    are those of Target, `dtype` is what `compute_dtype` is asked for. `access` says who may come, `drain` how it
-    ends. `tensor_parallel` devices share every layer of the decoder, see `Ranks`; `on_broken` is called once no session
-    can be served any more. Raises InputError if the address is taken or none of this machine's, if memory has no room,
-    if keys do not read, if layers cannot be compiled, or if the next worker cannot go on there, then also
-    ModelMismatch, AccessDenied and WorkerUnavailable.
+    are those of Target, `dtype` is what `compute_dtype` is asked for. `access` says who may come. At the end no new
+    sessions are taken, and open ones get `drain` seconds. `tensor_parallel` devices share every layer of the decoder,
+    see `Ranks`; `on_broken` is called once no session can be served any more. Raises InputError if the address is taken
+    or none of this machine's, if memory has no room, if keys do not read, if layers cannot be compiled, or if the next
+    worker cannot go on there, then also ModelMismatch, AccessDenied and WorkerUnavailable.
     """
     # gRPC itself would serve at 443 where no port is given, and at another port where it is over 65535.
     host, _ = parse_address(listen)
@@ -197,7 +185,7 @@ async def serve(
         watchdog = Watchdog(lambda: engine.progress.work, hangs)
         watchdog.start()
         stack.callback(watchdog.stop)
-        running = _running(server, engine, worker, ranks, drain=drain or Drain(), on_broken=on_broken)
+        running = _running(server, engine, worker, ranks, drain=drain, on_broken=on_broken)
         checks = await stack.enter_async_context(running)
         if onward is not None:
             await stack.enter_async_context(_looking_on(onward, worker, checks, observer))
@@ -220,7 +208,7 @@ async def _running(
     worker: WorkerServicer,
     ranks: Ranks | None,
     *,
-    drain: Drain,
+    drain: float,
     on_broken: Callable[[], object],
 ) -> AsyncIterator[Any]:
     """Start server and engine, and end both in order; gives the health service."""
@@ -242,10 +230,9 @@ async def _running(
         await checks.enter_graceful_shutdown()
         # New sessions are refused from here on, and so that balancers see it and agents hear why, the port stays open;
         # open ones may end, and those that do not hear why they must.
-        await worker.drain(drain.seconds, drain.hurry)
+        await worker.drain(drain)
         if not await asyncio.to_thread(engine.stop):
             log.warning("the engine's step does not end; it is left behind")
-            drain.hung.set()
             engine.abandon(WorkerUnavailable("the worker was stopped; ask another one"))
             if ranks is not None:
                 ranks.kill()

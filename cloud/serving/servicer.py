@@ -178,13 +178,11 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         if failure is not None:
             await context.abort(status_of(failure), str(failure))
 
-    async def drain(self, seconds: float, hurry: asyncio.Event) -> None:
-        """Take no new sessions, and return when the open ones have ended, after so many `seconds`, or on `hurry`."""
+    async def drain(self, seconds: float) -> None:
+        """Take no new sessions, and return when the open ones have ended, or after so many `seconds`."""
         self._draining = True
-        waits = [asyncio.create_task(event.wait()) for event in (self._quiet, hurry)]
-        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        for wait in waits:
-            wait.cancel()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._quiet.wait(), seconds)
 
     @contextlib.asynccontextmanager
     async def _watched(self, account: Account) -> AsyncIterator[None]:

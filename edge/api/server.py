@@ -1,9 +1,8 @@
-"""Serving the agent's HTTP application until a signal says to stop."""
+"""Serving the agent's HTTP application until it is told to stop."""
 
 from __future__ import annotations
 
 import asyncio
-import signal
 import socket
 import ssl
 from collections import Counter
@@ -112,29 +111,23 @@ def _accepted(door: _Door, context: ssl.SSLContext | None, **given: Any) -> asyn
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, which says when it takes requests, and keeps a signal that stopped it to itself."""
+    """uvicorn's server, which says when it takes requests, and leaves signals to whoever has it `stop`."""
 
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None], stop: asyncio.Event) -> None:
         super().__init__(config)
         self._ready = ready
+        self._stop = stop
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._ready()
 
+    async def on_tick(self, counter: int) -> bool:
+        return self._stop.is_set() or await super().on_tick(counter)
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        # uvicorn's own raises the signal anew once the server has stopped, which would end a process that obeyed it.
-        loop = asyncio.get_running_loop()
-        before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
-        for name in before:
-            loop.add_signal_handler(name, self.handle_exit, name, None)
-        try:
-            yield
-        finally:  # what is left to close can be interrupted
-            for name, handler in before.items():
-                loop.remove_signal_handler(name)
-                signal.signal(name, handler)
+        yield
 
 
 async def serve(
@@ -142,18 +135,19 @@ async def serve(
     *,
     listen: str,
     announce: Callable[[str], None],
+    stop: asyncio.Event,
     allow_urls: Sequence[str] = (),
     most: int = MOST,
     keys: ServerKeys | None = None,
     tokens: Tokens | None = None,
     link: LoginCode | None = None,
 ) -> None:
-    """Serve until SIGINT or SIGTERM; `announce` hears the address once requests are taken. Raises InputError.
+    """Serve until `stop` is set; `announce` hears the address once requests are taken. Raises InputError.
 
     With `keys` that is HTTPS, with `tokens` for who has one, or comes by the `link`.
 
     Images are fetched from the hosts of `allow_urls` alone; `most` questions may be in work at once. Those that have no
-    answer `STOP_SECONDS` after the signal get an error.
+    answer `STOP_SECONDS` after that get an error.
     """
     host, port = parse_address(listen)
     if most < 1:
@@ -180,7 +174,7 @@ async def serve(
                 h11_max_incomplete_event_size=MAX_HEAD,
                 timeout_graceful_shutdown=STOP_SECONDS,
             )
-            server = _Server(config, lambda: announce(f"{host}:{listening.getsockname()[1]}"))
+            server = _Server(config, lambda: announce(f"{host}:{listening.getsockname()[1]}"), stop)
             await server.serve([listening])
             if dropped := server.server_state.tasks:
                 await asyncio.wait(dropped, timeout=STOP_SECONDS)

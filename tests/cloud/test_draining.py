@@ -11,7 +11,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from cutline.cloud.serving.server import Drain, serve
+from cutline.cloud.serving.server import serve
 from cutline.cloud.telemetry.observer import Observer
 from cutline.cloud.telemetry.session_stats import Account
 from cutline.core.wire import Wire
@@ -56,7 +56,7 @@ def test_open_sessions_end_and_new_ones_are_refused(bundle: Bundle, case: Case) 
                 device="cpu",
                 wires=(Wire.FLOAT32, Wire.INT8),
                 observer=observer,
-                drain=Drain(600.0),
+                drain=600.0,
             )
             address = await worker.__aenter__()
             client = await stack.enter_async_context(WorkerClient(address))
@@ -87,18 +87,13 @@ def test_open_sessions_end_and_new_ones_are_refused(bundle: Bundle, case: Case) 
     assert (done.status, done.tokens, done.cut, done.images) == ("OK", len(answer), "image", 1)
 
 
-@pytest.mark.parametrize("hurried", [False, True])
-def test_sessions_that_do_not_end_are_told_to_move(bundle: Bundle, case: Case, hurried: bool) -> None:
+def test_sessions_that_do_not_end_are_told_to_move(bundle: Bundle, case: Case) -> None:
     async def main() -> None:
-        drain = Drain(600.0 if hurried else 0.3)
         async with asyncio.timeout(120), contextlib.AsyncExitStack() as stack:
-            worker = serve(bundle, listen="127.0.0.1:0", slots=2, context=256, device="cpu", drain=drain)
+            worker = serve(bundle, listen="127.0.0.1:0", slots=2, context=256, device="cpu", drain=0.3)
             client = await stack.enter_async_context(WorkerClient(await worker.__aenter__()))
             _, events = await stack.enter_async_context(held(client, case))
             ending = asyncio.create_task(worker.__aexit__(None, None, None))
-            if hurried:
-                await asyncio.sleep(0.1)
-                drain.hurry.set()
             with pytest.raises(WorkerUnavailable, match="stopped; ask another"):
                 await anext(events)
             await stack.aclose()

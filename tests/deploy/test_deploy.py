@@ -17,6 +17,7 @@ from kubernetes_validate import validate
 from typer.main import get_command
 
 from cutline.cli.main import app
+from cutline.cli.signals import INTERRUPTED
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
@@ -98,6 +99,14 @@ def test_units_stay_in_their_sandbox(unit: Path) -> None:
     check_options(command)
     if "--drain" in command:
         assert int(found["TimeoutStopSec"][0]) > int(command[command.index("--drain") + 1]) + 10
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
+def test_units_start_again_what_failed_and_take_an_early_stop_for_none(unit: Path) -> None:
+    found = settings(unit)
+    assert found["Restart"] == ["on-failure"]
+    assert "RestartPreventExitStatus" not in found
+    assert found["SuccessExitStatus"] == [str(INTERRUPTED)], "so that a cluster without Ray's controller is a failure"
 
 
 def test_a_cluster_ends_its_workers_itself_for_ray_would_kill_them_when_it_is_told() -> None:

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
@@ -31,7 +29,8 @@ def serving(agent: ScriptedAgent) -> Serving:
     async def run(**options: Any) -> AsyncIterator[str]:
         listening: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         options = {"listen": "127.0.0.1:0"} | options
-        server = asyncio.create_task(serve(agent, announce=listening.set_result, **options))
+        stop = asyncio.Event()
+        server = asyncio.create_task(serve(agent, announce=listening.set_result, stop=stop, **options))
         both: list[asyncio.Future[Any]] = [server, listening]
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         if server.done():
@@ -39,7 +38,7 @@ def serving(agent: ScriptedAgent) -> Serving:
         try:
             yield f"http://{listening.result()}"
         finally:
-            os.kill(os.getpid(), signal.SIGTERM)  # as it is stopped in earnest
+            stop.set()
             await server
 
     return run

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import signal
 import ssl
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, suppress
@@ -207,18 +206,5 @@ def test_all_bodies_together_have_a_size(
                 writer.close()
                 await asyncio.sleep(0.05)
                 assert (await client.post(PATH, content=BODY + b" " * 200)).status_code == 200
-
-    asyncio.run(run())
-
-
-def test_signals_are_given_back(agent: ScriptedAgent, serving: Serving) -> None:
-    def handlers() -> list[object]:
-        return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-
-    async def run() -> None:
-        before = handlers()
-        async with serving():
-            assert all(one is not other for one, other in zip(handlers(), before, strict=True))
-        assert handlers() == before
 
     asyncio.run(run())
