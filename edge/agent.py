@@ -224,7 +224,7 @@ class Agent:
         except InputError:  # keys that no longer read: a session says it, if one is opened
             return
         try:
-            found = await client.describe()
+            found = await self.workers.describe(client, model=self.manifest.target or "")
         except (WorkerError, InputError) as error:  # likewise
             self.workers.report(client.address, error)
             return
@@ -232,8 +232,7 @@ class Agent:
             self.workers.report(client.address, error)
             raise
         self.workers.report(client.address, None)
-        if found.model == self.manifest.target:
-            planner.meet(found.start, found.end)
+        planner.meet(found.start, found.end)
 
     async def _plan(self, prepared: Prepared, progress: Generation) -> Chosen | None:
         """What is planned for a question, if that is left to the agent. Raises InputError."""

@@ -7,7 +7,7 @@ import functools
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable
 from types import TracebackType
 from typing import Any, Self
 
@@ -73,6 +73,12 @@ class WorkerClient:
     def connected(self) -> bool:
         """Whether the connection stands, so that a session need not wait for one."""
         return self._connection.line.ready
+
+    @property
+    def connection(self) -> Hashable:
+        """Which connection there is: another after each that broke."""
+        line = self._connection.line
+        return line, line.connections
 
     @property
     def line(self) -> ChannelStub:

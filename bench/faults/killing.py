@@ -86,11 +86,8 @@ class _Bench:
             link = await stack.enter_async_context(FaultyLink(near[0].address, pace=PACE))
             prefill = await self._prefill(near[1].address, way, index)
             agent = await stack.enter_async_context(self._agent(link.address, near[1].address))
-            spare = agent.workers.choose(first=near[1].address)  # it is connected: how long that takes is the link's
-            assert spare is not None
-            await spare.describe()
-            agent.workers.report(near[1].address, None)
-            await hear(agent, self.asking.question(index, **way))  # graphs are loaded, and the link is measured
+            # Graphs are loaded, the link is measured, and the agent gets to know who stands by.
+            await hear(agent, self.asking.question(index, **way))
             question, truth = self.asking.question(index, **way), self.asking.truths[index]
             token, struck = 1 + int(at * (len(truth) - 2)), list[float]()
 

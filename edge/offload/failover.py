@@ -95,6 +95,7 @@ class Failover:
     _failure: CutlineError | None = None  # why there is no answer yet
     _lost_since: float | None = None  # when the first worker was lost, on the monotonic clock
     _loss: Lost | None = None  # of which is not told yet who goes on
+    _standing_by: str | None = None  # the worker to go on with
     _crossed: bool = False
 
     @property
@@ -157,6 +158,7 @@ class Failover:
                 break
             self._tell_lost(client.address)
             tried[client.address] += 1
+            self._standing_by = self.workers.stand_by(but={client.address, *self._spent(tried)})
             try:
                 others = partial(self._may_ask_another, client.address, tried)
                 await self._ask(client, self.progress, end - time.monotonic(), others)
@@ -166,7 +168,9 @@ class Failover:
                 if isinstance(error, UNFIT | NoRoom):
                     tried[client.address] = TRIES
                 # One that forgot what it had kept is not lost, but takes all of it anew; if that is true.
-                if not (isinstance(error, WorkerForgot) and tried[client.address] == 1):
+                if isinstance(error, WorkerForgot) and tried[client.address] == 1:
+                    self._standing_by = client.address
+                else:
                     self._lose(client.address, error)
 
     async def _take_back(self) -> None:
@@ -224,8 +228,8 @@ class Failover:
         begun = bool(self.sessions) and self.sessions[-1].answered
         while (now := time.monotonic()) < end:
             patient = not self._may_go_on_alone
-            spent = [address for address in tried if tried[address] >= TRIES]
-            client = self.workers.choose(first=self._holder(), but=spent)
+            spent = self._spent(tried)
+            client = self.workers.choose(first=self._holder() or self._standing_by, but=spent)
             if client is not None:
                 return client
             wait = self.workers.wait(but=spent)
@@ -253,7 +257,12 @@ class Failover:
 
     def _may_ask_another(self, address: str, tried: Counter[str]) -> bool:
         """Whether a worker but the one at `address` could be asked now."""
-        return self.workers.wait(but={address, *(one for one in tried if tried[one] >= TRIES)}) == 0.0
+        return self.workers.wait(but={address, *self._spent(tried)}) == 0.0
+
+    @staticmethod
+    def _spent(tried: Counter[str]) -> list[str]:
+        """The workers that were asked as often as any is."""
+        return [address for address in tried if tried[address] >= TRIES]
 
     async def _ask(
         self, client: WorkerClient, progress: Generation, seconds: float, others: Callable[[], bool] = lambda: False
@@ -378,7 +387,7 @@ class Failover:
         believed = tuple(self.progress.tokens)
         check, end, tried = self.progress.anew(alone_from), time.monotonic() + seconds, Counter[str]()
         while (left := end - time.monotonic()) > 0.0 and not self._is_complete(check):
-            spent = [address for address in tried if tried[address] >= TRIES]
+            spent = self._spent(tried)
             client = self.workers.choose(first=self._holder(), but=spent)
             if client is None:
                 if (wait := self.workers.wait(but=spent)) is None:

@@ -1,4 +1,4 @@
-"""Probes in the background of what has failed: once it is back it is asked again, and no question has to find out."""
+"""Probes in the background, of what has failed or may be asked next: no question has to find out how that stands."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Recovery:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._ending = set[asyncio.Task[None]]()
 
-    def begin(self, name: str, probe: Probe) -> None:
-        """Go on probing every PROBE_SECONDS; of no effect where that of this `name` is under way."""
+    def begin(self, name: str, probe: Probe, *, at_once: bool = False) -> None:
+        """Go on probing every PROBE_SECONDS, the first time then or `at_once`; of no effect where `name` is probed."""
         if name not in self._tasks:
-            self._tasks[name] = task = asyncio.create_task(self._go_on(probe))
+            self._tasks[name] = task = asyncio.create_task(self._go_on(probe, 0.0 if at_once else PROBE_SECONDS))
             task.add_done_callback(lambda done: self._ended(name, done))
 
     def end(self) -> None:
@@ -41,11 +41,10 @@ class Recovery:
         self.end()
         await asyncio.gather(*self._ending, return_exceptions=True)
 
-    async def _go_on(self, probe: Probe) -> None:
-        while True:
+    async def _go_on(self, probe: Probe, seconds: float) -> None:
+        await self._sleep(seconds)
+        while await probe():
             await self._sleep(PROBE_SECONDS)
-            if not await probe():
-                return
 
     def _ended(self, name: str, task: asyncio.Task[None]) -> None:
         if self._tasks.get(name) is task:

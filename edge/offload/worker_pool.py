@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -51,16 +51,16 @@ class _Known:
     rtt: float | None = None  # seconds
     queue: float | None = None  # seconds
     uplink: float = FIRST_UPLINK  # what is reckoned with
-    described: Description | None = None  # what it said over the connection that there is
+    described: tuple[Hashable, Description] | None = None  # what it said that it serves, and over which connection
     mismatch: ModelMismatch | None = None  # it was found last to serve another model
 
 
 class Workers:
     """The workers at `addresses`, the one to ask first at the beginning, each with a circuit breaker.
 
-    A connection is made when a worker is chosen for the first time, by `keys`. One that failed is probed in the
-    background until it is back. While it is `offline` none is chosen and none is connected to. Use it from one event
-    loop, and close it. Raises InputError for what is no worker's address.
+    A connection is made when a worker is chosen, or stands by, for the first time, by `keys`. One that failed is probed
+    in the background until it is back. While it is `offline` none is chosen and none is connected to. Use it from one
+    event loop, and close it. Raises InputError for what is no worker's address.
     """
 
     def __init__(
@@ -83,6 +83,7 @@ class Workers:
         self._known = {address: _Known() for address in addresses}
         self._partings: dict[asyncio.Task[None], Closable] = {}
         self._recovery = Recovery(sleep=sleep)
+        self._meetings = Recovery(sleep=sleep)  # with those that stand by
         self.nobody: CutlineError | None = None  # why there are none, where some were to be found
         if not offline:
             for address in self._known:  # keys that do not do for an address are found out now
@@ -146,16 +147,22 @@ class Workers:
         Its end is to be told to `report`, or to `drop` that it was not asked. Raises InputError where the keys no
         longer read.
         """
-        if self._offline:
-            return None
-        now = self._clock()
-        order = self._order([address for address in self._known if address not in but], first)
-        chosen = next((one for one in order if self._known[one].circuit.lets(now)), None)
+        chosen = self._next(first, but)
         if chosen is None:
             return None
         client = self._client(chosen)
         self._known[chosen].circuit = self._known[chosen].circuit.asked()
         return client
+
+    def stand_by(self, *, but: Collection[str] = ()) -> str | None:
+        """The worker to ask if none in `but` answers, which is got to know meanwhile, in the background.
+
+        It is connected then, and has said what it serves: to go on there costs no more than opening a session.
+        """
+        chosen = self._next(None, but)
+        if chosen is not None and self._described(chosen) is None:
+            self._meetings.begin(chosen, lambda: self._meet(chosen), at_once=True)
+        return chosen
 
     def wait(self, *, but: Collection[str] = ()) -> float | None:
         """Seconds until one may be asked that is not in `but`; None if there is none."""
@@ -168,17 +175,12 @@ class Workers:
 
         Raises WorkerError, and ModelMismatch where that is another model than `model`.
         """
-        known = self._known.get(client.address)
-        if known is not None and known.described is not None and client.connected:
-            return known.described
-        found = await client.describe()
+        found = self._described(client.address) or await self._ask(client)
         if found.model != model:
             raise ModelMismatch(
                 f"the worker at {client.address} serves {found.name[:80]!r} ({found.model[:12]}), "
                 f"and this agent is for {model[:12]}; start the worker with the target's bundle, or name another"
             )
-        if known is not None:
-            known.described = found
         return found
 
     def failed(self, *, but: Collection[str] = ()) -> bool:
@@ -244,6 +246,7 @@ class Workers:
     async def close(self) -> None:
         """Close all connections; sessions still open on them fail."""
         await self._recovery.close()
+        await self._meetings.close()
         for known in self._known.values():
             self._part(known)
         partings = dict(self._partings)
@@ -252,6 +255,40 @@ class Workers:
         await asyncio.gather(*partings, return_exceptions=True)
         for connection in partings.values():
             await connection.close()
+
+    def _next(self, first: str | None, but: Collection[str]) -> str | None:
+        """The worker to ask now; see `choose`."""
+        if self._offline:
+            return None
+        now = self._clock()
+        order = self._order([address for address in self._known if address not in but], first)
+        return next((one for one in order if self._known[one].circuit.lets(now)), None)
+
+    def _described(self, address: str) -> Description | None:
+        """What the worker at `address` said over the connection that stands, None where it was not asked over that."""
+        known = self._known.get(address)
+        if known is None or known.client is None or known.described is None or not known.client.connected:
+            return None
+        over, described = known.described
+        return described if over == known.client.connection else None
+
+    async def _ask(self, client: WorkerClient) -> Description:
+        """Have a worker say what it serves. Raises WorkerError."""
+        found = await client.describe()
+        if (known := self._known.get(client.address)) is not None and known.client is client:
+            known.described = client.connection, found
+        return found
+
+    async def _meet(self, address: str) -> bool:
+        """Get to know a worker that stands by; that is tried once. One that fails at it says so when it is asked."""
+        if self._offline or address not in self._known:
+            return False
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await self._ask(self._client(address))
+        except (TimeoutError, CutlineError) as error:
+            log.debug("the worker at %s, which stands by, was not got to know: %s", address, error)
+        return False
 
     def _order(self, addresses: Sequence[str], first: str | None) -> Sequence[str]:
         """`addresses` in the order in which to ask, if they may be asked."""
@@ -283,7 +320,7 @@ class Workers:
         try:
             client = self._client(address)
             async with asyncio.timeout(ANSWER_SECONDS):
-                found = await client.describe()
+                found = await self._ask(client)
             serves = not (found.draining or found.blocked)
         except TimeoutError:
             serves = False
@@ -310,6 +347,7 @@ class Workers:
     def _disconnect(self) -> None:
         """Close every connection at once, also those that were to end with their last session."""
         self._recovery.end()
+        self._meetings.end()
         for parting, connection in tuple(self._partings.items()):
             parting.cancel()
             self._end(connection, connection.close())

@@ -14,13 +14,14 @@ from cutline.protos.channel.reloading import Renewed
 
 
 class ChannelStub:
-    """A channel, and the `stub` of a service on it."""
+    """A channel, and the `stub` of a service on it. `connections` rises with each connection that it makes."""
 
     def __init__(self, channel: Any, stub: Callable[[Any], Any]) -> None:
         self.channel = channel
         self.stub = stub(channel)
         self.idle = asyncio.Event()  # no call is under way
         self.idle.set()
+        self.connections = 0
         self._calls = set[Any]()
 
     @property
@@ -30,6 +31,8 @@ class ChannelStub:
 
     def hold(self, call: Any) -> Any:
         """The `call`, until whose end this line is in use."""
+        if not self.ready:  # gRPC connects anew for a call alone
+            self.connections += 1
         self._calls.add(call)
         self.idle.clear()
         call.add_done_callback(self._ended)

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from cutline.bench.scripted_fleet import ScriptedFleet, Time
 from cutline.bench.scripted_worker import BUNDLE, DESCRIPTION, TRUTH, ScriptedWorker, asking, ids, never_keeps, serving
 from cutline.edge.agent import Agent
 from cutline.edge.generation.question import Mode
@@ -21,56 +22,7 @@ from cutline.protos.client import WorkerClient
 from cutline.protos.messages import Description
 
 A, B = "127.0.0.1:1001", "127.0.0.1:1002"
-
-
-class Time:
-    """A clock that moves only by what sleeps on it."""
-
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    async def sleep(self, seconds: float) -> None:
-        self.now += seconds
-        await asyncio.sleep(0)
-
-
-class Scripted:
-    """A worker's client that is told what to say to a probe."""
-
-    def __init__(self, address: str) -> None:
-        self.address = address
-        self.connected = True
-        self.says: Description | CutlineError | None = WorkerUnavailable("gone")  # None: nothing
-        self.probes = 0
-        self.closed = 0
-
-    async def describe(self) -> Description:
-        self.probes += 1
-        if self.says is None:
-            await asyncio.Event().wait()
-        if isinstance(self.says, CutlineError):
-            raise self.says
-        assert self.says is not None
-        return self.says
-
-    async def close(self, *, grace: float = 0.0) -> None:
-        self.closed += 1
-
-
-class Fleet(Workers):
-    """Workers whose clients are scripted."""
-
-    def __init__(self, *addresses: str, time: Time) -> None:
-        self.scripts = {address: Scripted(address) for address in addresses}
-        super().__init__(addresses, clock=time, chance=lambda: 0.0, sleep=time.sleep)
-
-    def _client(self, address: str) -> WorkerClient:
-        known = self._known[address]
-        known.client = known.client or self.scripts[address]  # type: ignore[assignment]
-        assert known.client is not None
-        return known.client
+GONE = WorkerUnavailable("gone")
 
 
 def fail_often(workers: Workers, address: str, time: Time, error: CutlineError) -> None:
@@ -102,17 +54,18 @@ async def until(holds: Callable[[], bool], *, turns: int = 10_000) -> None:
 def test_one_that_is_back_is_asked_within_two_seconds_whatever_happened_before(error: CutlineError) -> None:
     async def run() -> None:
         time = Time()
-        workers = Fleet(A, time=time)
+        workers = ScriptedFleet(A, time=time)
+        workers.scripts[A].says = GONE
         fail_often(workers, A, time, error)
         script = workers.scripts[A]
-        await until(lambda: script.probes >= 3)
+        await until(lambda: script.asked >= 3)
         assert workers.choose() is None, "the breaker rests, for questions"
         script.says, back = DESCRIPTION, time.now
         await until(lambda: workers.choose() is not None)
         assert time.now - back <= BACK_SECONDS
-        probes = script.probes
+        probes = script.asked
         await time.sleep(60)
-        assert script.probes == probes, "there is nothing to find out any more"
+        assert script.asked == probes, "there is nothing to find out any more"
         await workers.close()
 
     asyncio.run(run())
@@ -126,11 +79,11 @@ def test_one_that_is_back_is_asked_within_two_seconds_whatever_happened_before(e
 def test_one_that_takes_no_questions_is_not_taken_for_back(says: Description | CutlineError) -> None:
     async def run() -> None:
         time = Time()
-        workers = Fleet(A, time=time)
+        workers = ScriptedFleet(A, time=time)
         workers.scripts[A].says = says
         fail_often(workers, A, time, WorkerUnavailable("gone"))
         begun = time.now
-        await until(lambda: workers.scripts[A].probes >= 5)
+        await until(lambda: workers.scripts[A].asked >= 5)
         assert time.now - begun < COOL_MOST
         assert workers.choose() is None
         await workers.close()
@@ -141,7 +94,7 @@ def test_one_that_takes_no_questions_is_not_taken_for_back(says: Description | C
 def test_one_that_has_no_room_is_there() -> None:
     async def run() -> None:
         time = Time()
-        workers = Fleet(A, time=time)
+        workers = ScriptedFleet(A, time=time)
         workers.scripts[A].says = WorkerBusy("as many calls as it takes")
         fail_often(workers, A, time, WorkerUnavailable("gone"))
         await until(lambda: workers.choose() is not None)
@@ -153,8 +106,7 @@ def test_one_that_has_no_room_is_there() -> None:
 def test_one_that_answers_probes_and_fails_at_questions_is_left_alone_for_longer_each_time() -> None:
     async def run() -> None:
         time = Time()
-        workers = Fleet(A, time=time)
-        workers.scripts[A].says = DESCRIPTION
+        workers = ScriptedFleet(A, time=time)
         asked = 0
         end = time.now + 120.0
         workers.report(A, WorkerFailed("broke"))
@@ -173,16 +125,17 @@ def test_one_that_answers_probes_and_fails_at_questions_is_left_alone_for_longer
 def test_only_those_that_failed_are_probed_and_none_offline() -> None:
     async def run() -> None:
         time = Time()
-        workers = Fleet(A, B, time=time)
+        workers = ScriptedFleet(A, B, time=time)
+        workers.scripts[A].says = GONE
         workers.report(A, WorkerUnavailable("gone"))
-        await until(lambda: workers.scripts[A].probes >= 2)
+        await until(lambda: workers.scripts[A].asked >= 2)
         workers.offline = True
-        probes = workers.scripts[A].probes
+        probes = workers.scripts[A].asked
         for _ in range(100):
             await asyncio.sleep(0)
-        assert (workers.scripts[A].probes, workers.scripts[B].probes) == (probes, 0)
+        assert (workers.scripts[A].asked, workers.scripts[B].asked) == (probes, 0)
         workers.offline = False
-        await until(lambda: workers.scripts[A].probes > probes)
+        await until(lambda: workers.scripts[A].asked > probes)
         await workers.close()
 
     asyncio.run(run())
@@ -193,7 +146,7 @@ def test_a_connection_by_which_nothing_comes_is_replaced(monkeypatch: pytest.Mon
 
     async def run() -> None:
         time = Time()
-        workers = Fleet(A, time=time)
+        workers = ScriptedFleet(A, time=time)
         workers.scripts[A].says = None
         fail_often(workers, A, time, WorkerUnavailable("gone"))
         async with asyncio.timeout(30):

@@ -1,0 +1,65 @@
+"""Workers whose clients say what they are told, without a connection. For tests."""
+
+from __future__ import annotations
+
+import asyncio
+
+from cutline.bench.scripted_worker import DESCRIPTION
+from cutline.edge.workers import Workers
+from cutline.errors import CutlineError
+from cutline.protos.client import WorkerClient
+from cutline.protos.messages import Description
+
+
+class Time:
+    """A clock that moves only by what sleeps on it."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        """Let so much pass."""
+        self.now += seconds
+        await asyncio.sleep(0)
+
+
+class ScriptedClient:
+    """A worker's client, which `says` what it is told when it is asked what the worker serves."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.connected = True
+        self.connection = 0
+        self.says: Description | CutlineError | None = DESCRIPTION  # None: nothing
+        self.asked = 0
+        self.closed = 0
+
+    async def describe(self) -> Description:
+        """As it was told."""
+        self.asked += 1
+        if self.says is None:
+            await asyncio.Event().wait()
+        if isinstance(self.says, CutlineError):
+            raise self.says
+        assert self.says is not None
+        return self.says
+
+    async def close(self, *, grace: float = 0.0) -> None:
+        """Count that."""
+        self.closed += 1
+
+
+class ScriptedFleet(Workers):
+    """Workers by such clients, in a time of their own."""
+
+    def __init__(self, *addresses: str, time: Time) -> None:
+        self.scripts = {address: ScriptedClient(address) for address in addresses}
+        super().__init__(addresses, clock=time, chance=lambda: 0.0, sleep=time.sleep)
+
+    def _client(self, address: str) -> WorkerClient:
+        known = self._known[address]
+        known.client = known.client or self.scripts[address]  # type: ignore[assignment]
+        assert known.client is not None
+        return known.client
