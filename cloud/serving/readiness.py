@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 1.0
 MISSES = 2  # looks in a row that must fail: one may, on a busy machine
+FAULT = "this worker cannot look at the next one"  # of what went wrong here, agents read no more than that
 
 
 class Lookout:
@@ -44,11 +45,13 @@ class Lookout:
             began = time.perf_counter()
             try:
                 await self._check()
-            except CutlineError as error:
+            except Exception as error:
                 misses += 1
-                why = str(error)
+                why = str(error) if isinstance(error, CutlineError) else FAULT
+                if misses == 1 and why == FAULT:
+                    log.error(FAULT, exc_info=error)
                 if misses >= MISSES and why != self.blocked:
-                    log.error("no session can go on at the next worker: %s", error.__cause__ or error)
+                    log.error("no session can go on at the next worker: %s", error.__cause__ or why)
                     self.blocked = why
             else:
                 misses = 0

@@ -9,7 +9,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 import torch
@@ -252,11 +252,17 @@ async def _looking_on(
             await _set(checks, serving=not why)
 
     looking = asyncio.create_task(Lookout(onward.check, looked).run())
+    looking.add_done_callback(_tell_ended)
     try:
         yield
     finally:
         looking.cancel()
         await asyncio.wait([looking])
+
+
+def _tell_ended(looking: asyncio.Task[NoReturn]) -> None:
+    if not looking.cancelled() and (error := looking.exception()) is not None:
+        log.error("the next worker is not looked at any more", exc_info=error)
 
 
 async def _set(checks: Any, *, serving: bool) -> None:

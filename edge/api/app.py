@@ -24,7 +24,7 @@ from cutline.edge.api.errors import Failed, Fault, Refused, fault_of, headers_of
 from cutline.edge.api.introspection import ALIAS, Health, Models, Readiness, Switches, model_of, state_of
 from cutline.edge.api.metrics import CANCELLED, AgentMetrics
 from cutline.edge.api.openapi import document
-from cutline.edge.api.request_log import RequestLog, note, request_id, trace
+from cutline.edge.api.request_log import Named, RequestLog, note, request_id, trace
 from cutline.edge.api.requests.body import Bodies
 from cutline.edge.api.requests.images import pictures
 from cutline.edge.api.requests.scanner import Body
@@ -73,12 +73,14 @@ def application(
     fetcher: Fetcher | None = None,
     limits: Callable[[str], Quota] = lambda tenant: UNLIMITED,
     shared: bool = False,
+    entrance: Callable[[ASGIApp], ASGIApp] = lambda app: app,
 ) -> ASGIApp:
     """The agent's HTTP application.
 
     `hosts` are the names it may be asked by, None for any; `most` questions that need a worker may be in work at once,
     and as many that the device may answer, and of each tenant what `limits` say; a `fetcher` gets images that stand
-    elsewhere. An agent that is `shared` none who asks may take offline, and one that is offline now stays so.
+    elsewhere. An agent that is `shared` none who asks may take offline, and one that is offline now stays so. The
+    `entrance` stands before all of it.
     """
     api = _Api(agent, most=most, limits=limits, fetcher=fetcher, shared=shared)
     routes = [
@@ -94,7 +96,7 @@ def application(
     ]
     app = Starlette(routes=routes, exception_handlers={HTTPException: _not_there, Exception: _broken})
     app.router.redirect_slashes = False
-    return RequestLog(Guard(app, None if hosts is None else frozenset(hosts)))
+    return Named(entrance(RequestLog(Guard(app, None if hosts is None else frozenset(hosts)))))
 
 
 class _Api:

@@ -22,10 +22,10 @@ LONGEST_PATH = 100  # characters
 log = logging.getLogger(__name__)
 
 
-class RequestLog:
+class Named:
     """An application whose requests have ids: the client's own, its trace's, or one that is made.
 
-    Each response has it as a header, and each request that may do something is a line in the log: never what was asked.
+    Each response has it as a header.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -35,6 +35,24 @@ class RequestLog:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         name = _named(Headers(scope=scope))
+
+        async def named(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)[HEADER] = name
+            await send(message)
+
+        return await self._app({**scope, REQUEST: name}, receive, named)
+
+
+class RequestLog:
+    """An application of whose named requests each that may do something is a line in the log: never what was asked."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
         said: dict[str, Any] = {}
         status, began = 0, time.perf_counter()
 
@@ -42,15 +60,14 @@ class RequestLog:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)[HEADER] = name
             await send(message)
 
         try:
-            await self._app({**scope, REQUEST: name, SAID: said}, receive, noted)
+            await self._app({**scope, SAID: said}, receive, noted)
         finally:
             if scope["method"] == "POST":  # the others only look
                 fields = {
-                    "request": name,
+                    "request": scope[REQUEST],
                     "tenant": scope.get(TENANT, ""),
                     "path": scope["path"][:LONGEST_PATH],
                     "status": status,

@@ -162,10 +162,11 @@ async def serve(
                 fetcher=await stack.enter_async_context(_fetcher(allow_urls)) if allow_urls else None,
                 limits=(lambda tenant: UNLIMITED) if tokens is None else tokens.limits,
                 shared=tokens is not None or not is_loopback(host),
+                entrance=(lambda app: app) if tokens is None else partial(Entrance, tokens=tokens, link=link),
             )
             context = None if keys is None else await stack.enter_async_context(tls(keys))
             config = uvicorn.Config(
-                app if tokens is None else Entrance(app, tokens, link),
+                app,
                 http=partial(_accepted, _Door(), context),  # type: ignore[arg-type] # it is only called
                 ws="none",
                 lifespan="off",

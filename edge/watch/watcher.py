@@ -21,7 +21,7 @@ import msgspec
 
 from cutline.core.backoff import Backoff
 from cutline.edge.generation.question import Mode, Question
-from cutline.edge.generation.result import Answer, Provenance, Tail
+from cutline.edge.generation.result import Answer, Gated, Provenance, Tail
 from cutline.edge.watch.frame_queue import Waiting
 from cutline.edge.watch.frames import Frame, FrameSource, Tell
 from cutline.edge.watch.spool import Spool
@@ -51,8 +51,9 @@ class FrameAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """What was answered about a frame, as it is printed: `answer`, or the `error` where there is none.
 
     `time` is when the frame was taken, `frame` its number in the source. `provenance` has the share of tokens by where
-    they came from. `dropped` counts the source's frames that were never asked about so far, `still` those left out as
-    they showed nothing new; `spooled` says that the frame waited for a worker.
+    they came from; `gate` is what the gate says of the answer, None where there is none. `dropped` counts the source's
+    frames that were never asked about so far, `still` those left out as they showed nothing new; `spooled` says that
+    the frame waited for a worker.
     """
 
     id: str
@@ -63,6 +64,7 @@ class FrameAnswer(msgspec.Struct, frozen=True, kw_only=True):
     answer: str | None
     error: str | None
     provenance: dict[Provenance, float]
+    gate: Gated | None
     latency_ms: float | None
     spooled: bool
     still: int
@@ -274,6 +276,7 @@ class Watch:
                 answer=None if isinstance(answer, CutlineError) else answer.text,
                 error=str(answer) if isinstance(answer, CutlineError) else None,
                 provenance={} if isinstance(answer, CutlineError) else shares(answer),
+                gate=None if isinstance(answer, CutlineError) else answer.gate,
                 latency_ms=None if isinstance(answer, CutlineError) else answer.latency_ms,
                 spooled=spooled,
                 still=source.still if source else 0,

@@ -14,7 +14,7 @@ from prometheus_client import generate_latest
 
 from cutline.cloud.serving import pipeline, readiness
 from cutline.cloud.serving.pipeline import GAP
-from cutline.cloud.serving.readiness import MISSES, Lookout
+from cutline.cloud.serving.readiness import FAULT, MISSES, Lookout
 from cutline.cloud.serving.server import serve
 from cutline.cloud.telemetry.metrics import WorkerMetrics
 from cutline.errors import CutlineError, WorkerUnavailable
@@ -48,6 +48,30 @@ def test_one_look_may_fail_and_what_changes_is_logged_once(caplog: pytest.LogCap
     assert MISSES == 2
     assert heard == ["", "", "", "", "gone", "gone", "gone", "busy", "", ""]
     assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR", "WARNING"]
+
+
+def test_a_fault_in_looking_is_logged_and_it_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    script: list[Exception | None] = [RuntimeError("a bug"), RuntimeError("a bug"), None]
+    heard = list[str]()
+
+    async def check() -> None:
+        if not script:
+            raise asyncio.CancelledError
+        if (error := script.pop(0)) is not None:
+            raise error
+
+    async def looked(why: str, seconds: float) -> None:
+        heard.append(why)
+
+    async def run() -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await Lookout(check, looked, sleep=lambda seconds: asyncio.sleep(0)).run()
+
+    asyncio.run(run())
+    assert heard == ["", FAULT, ""]
+    assert "a bug" not in FAULT
+    traced = [record for record in caplog.records if record.exc_info]
+    assert [str(record.exc_info and record.exc_info[1]) for record in traced] == ["a bug"]
 
 
 @pytest.fixture(autouse=True)

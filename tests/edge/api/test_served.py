@@ -140,10 +140,10 @@ def test_who_vanishes_in_the_middle_of_the_switch_breaks_nothing(agent: Scripted
 
 
 def test_every_path_is_in_the_table_of_the_docs(agent: ScriptedAgent) -> None:
-    journal: Any = application(agent)
+    named: Any = application(agent)
     rows = re.findall(r"^\| (`.*?) \|", API.read_text(), re.MULTILINE)
     told = {path for row in rows for path in re.findall(r"(/[\w./{}-]*)`", row)}
-    ours = {route.path.replace(":path", "") for route in journal._app._app.routes} | {LOG_IN}
+    ours = {route.path.replace(":path", "") for route in named._app._app._app.routes} | {LOG_IN}
     served = {path for path in ours if not path.endswith((".js", ".css", ".svg", ".png", ".ico"))}
     assert {path.replace("{model}", "{id}") for path in served} == told
 

@@ -19,6 +19,7 @@ from cutline.edge.api.access import limits as guarding
 from cutline.edge.api.errors import Refused
 from cutline.edge.api.requests import body as bodies
 from cutline.protos.channel.token_file import Quota, Tokens, token_entry
+from cutline.protos.request_ids import is_request_id
 
 Serving = Callable[..., AbstractAsyncContextManager[str]]
 
@@ -180,3 +181,19 @@ def test_no_tenant_takes_the_agent_offline_for_all(agent: ScriptedAgent, serving
     assert refused.status_code == 403
     assert not agent.offline
     assert state.json()["switchable"] is False
+
+
+def test_who_is_not_let_in_has_a_name_for_that_too(serving: Serving, tmp_path: Path) -> None:
+    async def run() -> None:
+        async with (
+            serving(tokens=holders(tmp_path)) as url,
+            httpx.AsyncClient(base_url=url, headers={"x-request-id": "mine"}, trust_env=False) as client,
+        ):
+            form = await client.get("/", headers={"accept": "text/html"})
+            for refused in (await client.post(PATH, content=BODY), form, await client.post("/log-in")):
+                assert (refused.status_code, refused.headers["x-request-id"]) == (401, "mine")
+            unnamed = await client.get("/metrics", headers={"x-request-id": "two words"})
+            assert unnamed.status_code == 401
+            assert is_request_id(unnamed.headers["x-request-id"])
+
+    asyncio.run(run())

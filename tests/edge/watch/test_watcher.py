@@ -16,7 +16,7 @@ import pytest
 
 from cutline.core.backoff import Backoff
 from cutline.edge.generation.question import Mode, Question
-from cutline.edge.generation.result import Answer, Provenance, Token
+from cutline.edge.generation.result import Answer, Decision, Gated, Provenance, Token
 from cutline.edge.watch.frames import Frame, FrameSource
 from cutline.edge.watch.spool import Spool
 from cutline.edge.watch.watcher import FrameAnswer, Watch, shares
@@ -89,6 +89,17 @@ class Fake:
         if error is not None:
             raise error
         return answered(f"a picture of {image}", worker=None if question.mode is Mode.EDGE else WORKER)
+
+
+class Gating(Fake):
+    """One whose gate says so, and that reads one picture alone."""
+
+    def __init__(self, gate: Gated) -> None:
+        super().__init__(lambda image, count: ImageError("no picture") if count > 1 else None)
+        self._gate = gate
+
+    async def answer(self, question: Question) -> Answer:
+        return msgspec.structs.replace(await super().answer(question), gate=self._gate)
 
 
 def answered(text: str, *, worker: str | None) -> Answer:
@@ -202,6 +213,14 @@ def test_every_frame_of_a_folder_is_asked_about_in_order() -> None:
     assert (line.provenance, line.latency_ms, line.dropped, line.spooled) == ({Provenance.EDGE: 1.0}, 1.5, 0, False)
     assert ran.watch.answered == 30
     assert ran.told == []
+
+
+def test_a_line_says_what_the_gate_says_as_the_api_does() -> None:
+    gate = Gated(group="one picture", calibrated=True, decision=Decision.KEPT, promised=0.02)
+    ran = Ran()
+    run([Listed(frames("a", 2))], lambda: Gating(gate), mode=Mode.AUTO, ran=ran)
+    assert [line.gate for line in ran.lines] == [gate, None]
+    assert ran.lines[1].error is not None
 
 
 def test_a_live_source_is_asked_about_its_newest() -> None:
