@@ -11,8 +11,8 @@ import pytest
 from cutline.bench.scripted_fleet import ScriptedFleet, Time
 from cutline.bench.scripted_worker import DESCRIPTION, TRUTH, ScriptedWorker, ask, asking, ids, never_keeps
 from cutline.edge.agent import Agent
-from cutline.edge.events import Event
-from cutline.edge.question import Mode
+from cutline.edge.generation.events import Event
+from cutline.edge.generation.question import Mode
 from cutline.errors import CutlineError, ModelMismatch, WorkerFailed, WorkerUnavailable
 from cutline.protos.messages import Description
 from cutline.protos.v1 import worker_pb2 as pb
