@@ -75,6 +75,15 @@ def build(
 def _build(model: Any, family: AnyFamily, spec: DecoderSpec, path: Path, precision: Precision, *, head: bool) -> None:
     from onnxruntime_genai.models.builders.llama import LlamaModel  # here, because it configures logging
 
+    own = model.model.get_submodule(family.parts.decoder)
+
+    class Turned(LlamaModel):  # type: ignore[misc]
+        """Queries and keys are turned as transformers turns them, whatever that comes from."""
+
+        def make_rotary_embedding_caches_from_scratch(self) -> tuple[torch.Tensor, torch.Tensor]:
+            cos, sin = own.rotary_emb(own.norm.weight, torch.arange(spec.context)[None])
+            return cos[0].detach(), sin[0].detach()
+
     class Unfused(LlamaModel):  # type: ignore[misc]
         """Queries and keys stand alone and are turned before attention, not in it."""
 
@@ -87,7 +96,7 @@ def _build(model: Any, family: AnyFamily, spec: DecoderSpec, path: Path, precisi
     config = _llama(model.config.text_config, family, spec)
     with torch.device("meta"):
         decoder = LlamaForCausalLM(config)
-    decoder.model, decoder.lm_head = model.model.get_submodule(family.parts.decoder), model.lm_head
+    decoder.model, decoder.lm_head = own, model.lm_head
     options = {
         "filename": path.name,
         "exclude_embeds": True,
@@ -95,7 +104,7 @@ def _build(model: Any, family: AnyFamily, spec: DecoderSpec, path: Path, precisi
         "shared_embeddings": False,
         "accuracy_level": 4,  # int8 arithmetic; level 0 is some 80 times slower with int8 weights
     }
-    kind = LlamaModel if family.axes == 1 else Unfused
+    kind = Turned if family.axes == 1 else Unfused
     with tempfile.TemporaryDirectory() as cache:
         builder = kind(config, onnx_ir.DataType.FLOAT, _TYPES[precision], "cpu", cache, options)
         builder.load_weights = lambda _: decoder  # the weights at hand, instead of a folder with a tokenizer
@@ -116,7 +125,8 @@ def _llama(text: Any, family: AnyFamily, spec: DecoderSpec) -> LlamaConfig:
         vocab_size=spec.vocabulary,
         # As many rotations the graph holds: of those that come from outside, no more than the builder asks for.
         max_position_embeddings=spec.context if family.axes == 1 else 2,
-        rope_parameters={name: value for name, value in text.rope_parameters.items() if name != "mrope_section"},
+        # By which the builder would make a table of its own.
+        rope_parameters={"rope_type": "default", "rope_theta": text.rope_parameters["rope_theta"]},
         **{name: getattr(text, name) for name in alike},
     )
 

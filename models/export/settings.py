@@ -112,7 +112,10 @@ TEXT: Mapping[str, SettingFate] = {
     **_honoured("sizes", "num_key_value_heads", "max_position_embeddings"),
     **_honoured("a multiple of 16; other widths are refused", "head_dim"),
     **_honoured("arithmetic", "hidden_act", "rms_norm_eps", "attention_bias", "mlp_bias"),
-    **_honoured("rope_type default, or mrope where the family has it", "rope_parameters", "rope_scaling", "rope_theta"),
+    **_honoured(
+        "rope_type default; Qwen2.5-VL's mrope, the others' linear, llama3 and yarn; else refused",
+        *("rope_parameters", "rope_scaling", "rope_theta"),
+    ),
     **_honoured("ends an answer where generation_config.json is absent", "eos_token_id"),
     **_honoured("must be full_attention throughout", "layer_types"),
     **_idle(

@@ -19,6 +19,7 @@ from cutline.models.families.family import Arrays, Attend, Count, Family, Grid, 
 from cutline.models.images import Pixels, Size, normalised
 
 IMAGE, FAKE, GLOBAL = "<image>", "<fake_token_around_image>", "<global-img>"
+ROTATIONS = ("default", "linear", "llama3", "yarn")  # by the position alone: others change as a text grows longer
 LARGEST = 4096  # a larger longest edge transformers cuts down to it, and the other one otherwise
 
 
@@ -57,8 +58,8 @@ class SmolVLM(Family, frozen=True, forbid_unknown_fields=True, tag="smolvlm"):
         vision, text = config.vision_config, config.text_config
         if text.model_type != "llama":
             raise ValueError(f"a decoder of the kind {text.model_type} (text_config), where llama is supported")
-        if (kind := text.rope_parameters["rope_type"]) != "default":
-            raise ValueError(f"rope_type {kind!r} in its text_config, where 'default' is supported")
+        if (kind := text.rope_parameters["rope_type"]) not in ROTATIONS:
+            raise ValueError(f"rope_type {kind!r} in its text_config; supported: {', '.join(ROTATIONS)}")
         tile, patch, shuffled = vision.image_size, vision.patch_size, config.scale_factor
         if not isinstance(tile, int) or not isinstance(patch, int) or tile % (patch * shuffled):
             raise ValueError(

@@ -352,7 +352,7 @@ def test_an_export_that_computes_something_else_is_refused(
             weight.add_(torch.from_numpy(np.full(weight.shape, 0.05, np.float32)))
     if part == "vision":
         tower = vision.TowerGraph
-        monkeypatch.setattr(vision, "Tower", lambda family, _, beside: tower(family, other.model, beside))
+        monkeypatch.setattr(vision, "TowerGraph", lambda family, _, beside: tower(family, other.model, beside))
         with pytest.raises(BundleError, match="vision tower differs from torch's"):
             vision.export_vision(source.model, source.family, tmp_path, ["decoder.0"])
     elif part == "prefixes":

@@ -82,6 +82,14 @@ SMOLVLM_IMAGES = {
 }
 
 
+# As in Llama 3.1, which Idefics3 was made of, and others; of contexts so short that all that they change shows.
+ROTATIONS: Files = {
+    "linear": {"factor": 4.0},
+    "llama3": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64},
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 64},
+}
+
+
 def files(config: Files, images: Files, **others: Files) -> Files:
     named = {f"{name}.json": said for name, said in others.items()}
     return {"config.json": config, "preprocessor_config.json": images, **named}
@@ -99,6 +107,25 @@ def files(config: Files, images: Files, **others: Files) -> Files:
 def test_a_folder_answers_as_transformers_does_from_it(kind: str, said: Files) -> None:
     """With its own generation config: the pixels, and the tokens of a worker, alone and with drafts."""
     found = outcome("one", kind, said, graphs=False)
+    assert found.kind == "same", found.said
+
+
+def turned(kind: str, **others: Any) -> Files:
+    """A SmolVLM whose decoder turns by a rope_type of some `kind`, and which has a penalty."""
+    text = SMOLVLM["text_config"] | {"rope_scaling": {"rope_type": kind, **others}, "max_position_embeddings": 512}
+    generation = {"eos_token_id": 2, "repetition_penalty": 1.2}
+    return files(SMOLVLM | {"text_config": text}, SMOLVLM_IMAGES, generation_config=generation)
+
+
+@pytest.mark.parametrize("kind", ROTATIONS)
+def test_a_worker_turns_by_every_rotation_that_depends_on_the_position_alone(kind: str) -> None:
+    found = outcome("one", "idefics3", turned(kind, **ROTATIONS[kind]), graphs=False)
+    assert found.kind == "same", found.said
+
+
+def test_a_device_answers_so_at_every_cut() -> None:
+    """A drafter's graphs, and those of a target before each of its cuts: with the model's own rotation and penalty."""
+    found = outcome("one", "idefics3", turned("llama3", **ROTATIONS["llama3"]), graphs=True)
     assert found.kind == "same", found.said
 
 
@@ -144,6 +171,8 @@ def generating(**changes: Any) -> Files:
         (files(SMOLVLM, SMOLVLM_IMAGES, processor_config={"image_seq_len": 169}), "image_seq_len 169"),
         (files(SMOLVLM, SMOLVLM_IMAGES, tokenizer_config={"fake_image_token": "<x>"}), "fake_image_token '<x>'"),
         (files(SMOLVLM | {"scale_factor": 4}, SMOLVLM_IMAGES), "scale_factor 4"),
+        (turned("dynamic", factor=2.0), "rope_type 'dynamic' .*supported: default, linear, llama3, yarn"),
+        (turned("longrope", short_factor=[1.0] * 8, long_factor=[2.0] * 8, factor=4.0), "rope_type 'longrope'"),
     ],
 )
 def test_what_does_not_run_is_refused_by_name_and_value(said: Files, words: str, tmp_path: Path) -> None:
