@@ -50,7 +50,7 @@ QWEN_NULLS = {
     **dict.fromkeys(("min_pixels", "max_pixels", "crop_size", "pad_size", "device", "data_format", "disable_grouping")),
 }
 # Without <global-img>, and with a tower of patches of 14 pixels: the larger SmolVLM.
-SMOLVLM = {
+SMOLVLM: Files = {
     "architectures": ["Idefics3ForConditionalGeneration"],
     "image_seq_len": 81,
     "image_token_id": 153,
@@ -112,7 +112,11 @@ def test_a_folder_answers_as_transformers_does_from_it(kind: str, said: Files) -
 
 def turned(kind: str, **others: Any) -> Files:
     """A SmolVLM whose decoder turns by a rope_type of some `kind`, and which has a penalty."""
-    text = SMOLVLM["text_config"] | {"rope_scaling": {"rope_type": kind, **others}, "max_position_embeddings": 512}
+    text: Files = {
+        **SMOLVLM["text_config"],
+        "rope_scaling": {"rope_type": kind, **others},
+        "max_position_embeddings": 512,
+    }
     generation = {"eos_token_id": 2, "repetition_penalty": 1.2}
     return files(SMOLVLM | {"text_config": text}, SMOLVLM_IMAGES, generation_config=generation)
 
