@@ -117,7 +117,7 @@ class _Api:
         self._begun_offline = agent.offline
         self._counts = AgentMetrics()
         self._desk = Desk(most, self._counts.working, limits)
-        self._bodies = Bodies()
+        self._bodies = Bodies(lambda: self._desk.busy)
         self._began = int(time.time())
         self._fingerprint = f"fp_{agent.manifest.identity[:12]}"
         self._stops = frozenset(agent.manifest.stop_tokens)

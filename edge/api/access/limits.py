@@ -122,6 +122,11 @@ class Desk:
         self._kinds = Counter[bool]()
         self._due: dict[str, float] = {}  # when all that a tenant opened has been paid for, at its rate
 
+    @property
+    def busy(self) -> bool:
+        """Whether any request is in work."""
+        return self._taken.total() > 0
+
     @contextmanager
     def place(self, tenant: str) -> Iterator[RequestPlace]:
         """A place for one request of `tenant`, to be settled when that was read. Raises Refused where there is none."""

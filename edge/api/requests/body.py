@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 from starlette.requests import Request
 
@@ -18,14 +19,20 @@ MAX_BODY = 48 << 20  # bytes: images of 32 MiB in base64, and room for words
 BODY_SECONDS = 30.0
 MOST_BODIES = 32  # that are read at once ...
 BODIES = 4 * MAX_BODY  # ... and bytes of them; one tenant has half of both at most
+FREE = 1 << 20  # bytes of a body that are taken as soon as they come
+SHARE = 0.1  # of the loop's time that taking the rest of all bodies may have while others are answered
 
 _GZIP = 16 + zlib.MAX_WBITS
 
 
 class Bodies:
-    """The bodies of requests that are being read: so many, and so many bytes, at once; half a tenant's at most."""
+    """The bodies of requests that are being read: so many, and so many bytes, at once; half a tenant's at most.
 
-    def __init__(self) -> None:
+    While `others` are answered, large ones are taken slowly.
+    """
+
+    def __init__(self, others: Callable[[], bool] = lambda: False) -> None:
+        self._turns = Turns(others)
         self._reading = Counter[str]()
         self._bytes = Counter[str]()
 
@@ -49,8 +56,7 @@ class Bodies:
                             raise _refused(413, f"the request is over {MAX_BODY >> 20} MiB")
                         if self._is_over(self._bytes, BODIES, tenant):
                             raise self._too_many()
-                        scanner.take(piece)
-                        await asyncio.sleep(0)  # others have their turn, however much of this one is there already
+                        await self._turns.take(scanner, piece, large=size > FREE)
                 coding.end()
         except TimeoutError:
             raise _refused(408, f"the request did not arrive in {BODY_SECONDS:.0f} seconds") from None
@@ -66,6 +72,38 @@ class Bodies:
     @staticmethod
     def _too_many() -> Refused:
         return busy("the agent has too many requests to read; try again in a second", close=True)
+
+
+class Turns:
+    """The turns in which bodies are taken apart on the event loop, piece by piece.
+
+    A large body takes as much of the processor as many answers. So while `others` are answered, pieces of large ones
+    take turns, and pause in between: all together they have no more than SHARE of the loop's time, which leaves the
+    rest of a body with the network, where it holds up nobody.
+    """
+
+    def __init__(
+        self,
+        others: Callable[[], bool],
+        *,
+        clock: Callable[[], float] = time.thread_time,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+    ) -> None:
+        self._others = others
+        self._clock = clock
+        self._sleep = sleep
+        self._turn = asyncio.Lock()
+
+    async def take(self, scanner: Scanner, piece: bytes, *, large: bool) -> None:
+        """Have the `scanner` take a piece. Raises Refused."""
+        if not (large and self._others()):
+            scanner.take(piece)
+            await self._sleep(0.0)  # others have their turn, however much of this one is there already
+            return
+        async with self._turn:
+            began = self._clock()
+            scanner.take(piece)
+            await self._sleep((self._clock() - began) * (1.0 / SHARE - 1.0))
 
 
 class _Plain:
