@@ -20,6 +20,7 @@ from rich.progress import track
 from rich.table import Table
 
 from cutline.cli.setting import open_drafter, open_target
+from cutline.core.sampling import Sampling
 from cutline.demo.cards import Card, Split
 from cutline.demo.questions import KINDS
 from cutline.demo.reference import Reference
@@ -32,7 +33,6 @@ from cutline.edge.inference.drafter import Drafter
 from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image
 from cutline.models.prompt import ImagePart, Message, PromptBuilder, TextPart
-from cutline.models.sampling import Sampling
 
 MAX_TOKENS = 64
 REFUSED = "refuse"

@@ -16,6 +16,7 @@ from rich.progress import track
 
 from cutline.cli.processes import worker_process
 from cutline.cli.setting import open_drafter
+from cutline.core.sampling import Sampling
 from cutline.demo.bundles import TARGET
 from cutline.demo.cards import Split
 from cutline.demo.reference import Reference
@@ -24,7 +25,6 @@ from cutline.edge.agent import Agent
 from cutline.edge.generation.question import Mode, Question
 from cutline.edge.generation.result import Answer
 from cutline.models.bundle import Bundle
-from cutline.models.sampling import Sampling
 
 WAYS = ((Mode.CLOUD, 1.0), (Mode.DRAFT, 1.0), (Mode.DRAFT, 0.5), (Mode.DRAFT, 0.0))
 

@@ -28,6 +28,7 @@ from cutline.bench.seeded import make_qwen25vl_small, make_smolvlm_256m
 from cutline.cloud.engine.sequence import Request, Session, SessionRows
 from cutline.cloud.model.loader import load_model
 from cutline.cloud.model.model_runner import Target
+from cutline.core.sampling import Sampling
 from cutline.demo.bundles import TARGET
 from cutline.edge.inference.decoder import Decoder, DecoderState
 from cutline.edge.inference.vision_encoder import VisionSpan
@@ -35,7 +36,6 @@ from cutline.models.bundle import Bundle, Manifest
 from cutline.models.export import export_bundle
 from cutline.models.families import Grid
 from cutline.models.images import Pixels
-from cutline.models.sampling import Sampling
 
 TOLERANCE = 1e-3
 THREADS = 2  # of a session of ONNX Runtime; torch takes what OMP_NUM_THREADS says

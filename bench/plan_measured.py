@@ -23,6 +23,7 @@ import numpy as np
 from cutline.bench.plan_figures import LIMITS
 from cutline.bench.slow import pinned, slowed
 from cutline.cli.processes import agent_process
+from cutline.core.sampling import Sampling
 from cutline.core.wire import Wire
 from cutline.demo.cards import Split
 from cutline.demo.requests import CardRequest, requests
@@ -39,7 +40,6 @@ from cutline.models.bundle import Bundle
 from cutline.models.families import Grid
 from cutline.models.images import decode_image
 from cutline.models.prompt import PromptBuilder, question
-from cutline.models.sampling import Sampling
 from cutline.partitioner.plan import Choice
 from cutline.protos.channel.address import parse_address
 

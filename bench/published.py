@@ -35,6 +35,7 @@ from cutline.bench.seeded import PLAIN_TEMPLATE, QWEN_END, QWEN_TEMPLATE, seeded
 from cutline.cloud.engine.engine import Engine
 from cutline.cloud.engine.sequence import Event, Request
 from cutline.cloud.model.model_runner import Target
+from cutline.core.sampling import Sampling
 from cutline.edge.inference.drafter import Drafter
 from cutline.edge.inference.target_prefix import TargetSpan, device_cuts
 from cutline.errors import CutlineError, InputError
@@ -47,7 +48,6 @@ from cutline.models.families.qwen25vl import Qwen25VL
 from cutline.models.families.smolvlm import FAKE, IMAGE
 from cutline.models.images import Pixels
 from cutline.models.prompt import PromptBuilder, question
-from cutline.models.sampling import Sampling
 from cutline.protos.messages import Confirmed, Finished
 
 Files = dict[str, Any]

@@ -17,6 +17,7 @@ from rich.progress import track
 from rich.table import Table
 
 from cutline.cli.setting import open_drafter, open_target
+from cutline.core.sampling import Sampling
 from cutline.demo.cards import Split
 from cutline.demo.questions import KINDS
 from cutline.demo.reference import Reference
@@ -26,7 +27,6 @@ from cutline.edge.generation.gate import open_gate
 from cutline.edge.inference.drafter import Drafter
 from cutline.models.images import decode_image
 from cutline.models.prompt import PromptBuilder, question
-from cutline.models.sampling import Sampling
 
 MAX_TOKENS = 64
 

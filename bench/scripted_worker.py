@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 
+from cutline.core.sampling import Sampling
 from cutline.demo.bundles import DRAFTER
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
@@ -27,7 +28,6 @@ from cutline.errors import (
 from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image
 from cutline.models.prompt import PromptBuilder, question
-from cutline.models.sampling import Sampling
 from cutline.protos.messages import (
     Confirmed,
     Description,

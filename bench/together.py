@@ -7,12 +7,12 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from cutline.cloud.serving.server import serve
+from cutline.core.sampling import Sampling
 from cutline.demo.requests import CardRequest
 from cutline.edge.agent import Agent
 from cutline.edge.generation.question import Mode, Question
 from cutline.edge.generation.result import Answer, Provenance
 from cutline.models.bundle import Bundle
-from cutline.models.sampling import Sampling
 
 
 @asynccontextmanager

@@ -24,6 +24,7 @@ from rich.console import Console
 from cutline.bench.slow import pinned
 from cutline.bench.worker_load import SESSIONS, unexported
 from cutline.bench.worker_process import WorkerProcess
+from cutline.core.sampling import Sampling
 from cutline.demo.bundles import TARGET
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
@@ -145,7 +146,7 @@ def _opening(bundle: Bundle, ids: Sequence[int], images: int) -> Open:
         prompt_length=len(ids),
         max_tokens=ANSWER,
         images=images,
-        temperature=1.0,
+        sampling=Sampling(temperature=1.0),
     )
 
 

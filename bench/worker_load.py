@@ -34,10 +34,10 @@ from cutline.bench.seeded import make_smolvlm_256m
 from cutline.cloud.engine.engine import Engine
 from cutline.cloud.engine.sequence import Event, Request, Session, SessionRows
 from cutline.cloud.model.model_runner import Target
+from cutline.core.sampling import Sampling
 from cutline.errors import CutlineError
 from cutline.models.bundle import Bundle, write_manifest
 from cutline.models.export.source import read_source
-from cutline.models.sampling import Sampling
 from cutline.protos.messages import Confirmed, Draft, Finished
 
 AT = 128  # tokens that a session has behind it: about an image in one tile, and a question

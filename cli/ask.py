@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cutline.cli import options
+from cutline.cli.fields import with_fields
+from cutline.core.sampling import GREEDY, Sampling, chosen_seed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 EPILOG = "Example: cutline ask card.png 'Read the digits.' --mode auto --worker 127.0.0.1:50051"
 
 
+@with_fields(Sampling, "sampling", but=frozenset({"seed", "logit_bias"}))
 def ask(
     image: Annotated[
         Path, typer.Argument(help="An image file: JPEG, PNG, WebP, GIF, BMP, AVIF or, with the extra heic, HEIC.")
@@ -38,14 +41,16 @@ def ask(
         str | None, typer.Option(help="URL of a running agent to ask, instead of answering here.", show_default=False)
     ] = None,
     bundle: options.Bundle = None,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    top_k: Annotated[int, typer.Option(help="Keep this many best tokens; 0 keeps all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Keep the best tokens of this share of probability.")] = 1.0,
+    sampling: Sampling = GREEDY,
     seed: Annotated[
         int | None,
         typer.Option(
             help="The same seed gives the same answer; without one, or with -1, it is drawn.", show_default=False
         ),
+    ] = None,
+    logit_bias: Annotated[
+        list[str] | None,
+        typer.Option(help="TOKEN:NUMBER, added to the logits of a token; give one a token.", show_default=False),
     ] = None,
     max_tokens: Annotated[int, typer.Option(help="Tokens of the answer at most.")] = 64,
     effort: Annotated[float, typer.Option(help="0: the worker only verifies; 1: it decodes whenever it can.")] = 1.0,
@@ -137,7 +142,6 @@ def ask(
     from cutline.edge.offload.heartbeat import NOTICE
     from cutline.errors import ImageError, InputError
     from cutline.models.images import MAX_BYTES
-    from cutline.models.sampling import Sampling, chosen_seed
 
     if mode not in list(Mode):
         raise InputError(f"there is no mode {mode!r}; choose {', '.join(Mode)}")
@@ -152,7 +156,9 @@ def ask(
         picture,
         question,
         mode=Mode(mode),
-        sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=chosen_seed(seed, temperature)),
+        sampling=msgspec.structs.replace(
+            sampling, seed=chosen_seed(seed, sampling.temperature), logit_bias=tuple(map(_bias, logit_bias or ()))
+        ),
         max_tokens=max_tokens,
         effort=effort,
         cut=cut,
@@ -204,6 +210,16 @@ def ask(
     if not terminal:
         print(answer.text)
     _tell(answer, verbose=verbose or terminal)
+
+
+def _bias(text: str) -> tuple[int, float]:
+    from cutline.errors import InputError
+
+    token, _, number = text.partition(":")
+    try:
+        return int(token), float(number)
+    except ValueError:
+        raise InputError(f"--logit-bias {text} is not TOKEN:NUMBER, such as 42:-100") from None
 
 
 async def _answer_here(question: Question, open_agent: Callable[[], Agent]) -> Answer:

@@ -1,4 +1,4 @@
-"""What a model's own settings take from its logits before a token is chosen: penalties, and tokens that may not come.
+"""What is changed of logits before a token is chosen: by a request's sampling, and by the model's own settings.
 
 They are a part of the law of the next token: a function of the logits and the tokens before, the same in NumPy and
 torch to the last bit, and the same as that of transformers' logits processors.
@@ -12,6 +12,8 @@ from typing import Annotated, Any
 
 import msgspec
 import numpy as np
+
+from cutline.core.sampling import GREEDY, Sampling
 
 _Token = Annotated[int, msgspec.Meta(ge=0, le=10**7)]
 _Length = Annotated[int, msgspec.Meta(ge=0, le=10**7)]
@@ -40,7 +42,9 @@ NO_PENALTIES = Penalties()
 
 
 class Past:
-    """The tokens of one prompt and its answer as far as it is, and what `penalties` take from the logits after them.
+    """The tokens of one prompt and its answer as far as it is, and what becomes of the logits after them.
+
+    That is by the model's own `penalties` and the request's `sampling`, in the order that transformers has.
 
     `first` is the position of the answer's first token, `stop_tokens` are those that end an answer, and the logits to
     come are like `like` (vocabulary,), an array of `xp` (numpy or torch). Not for two threads at once.
@@ -51,6 +55,7 @@ class Past:
         penalties: Penalties,
         prompt: Sequence[int],
         *,
+        sampling: Sampling = GREEDY,
         first: int,
         stop_tokens: Collection[int],
         like: Any,
@@ -58,11 +63,17 @@ class Past:
     ) -> None:
         self.tokens = list[int]()
         self._penalties = penalties
+        self._repetition = penalties.repetition_penalty
+        if sampling.repetition_penalty is not None:
+            self._repetition = sampling.repetition_penalty
+        self._presence, self._frequency = sampling.presence_penalty, sampling.frequency_penalty
+        self._bias = self._bias_of(sampling, like, xp)
+        self._counts = xp.zeros_like(like, dtype=xp.float32)  # of tokens in the answer
         self._first, self._prompt = first, len(prompt)
         self._stops = frozenset(stop_tokens)
         self._xp = xp
         self._seen = xp.zeros_like(like, dtype=xp.bool)
-        self._penalty = xp.full_like(like[:1], penalties.repetition_penalty, dtype=xp.float32)
+        self._penalty = xp.full_like(like[:1], self._repetition, dtype=xp.float32)
         self._followers = defaultdict[tuple[int, ...], set[int]](set)  # what came after all but one of an n-gram
         self.extend(prompt)
 
@@ -72,8 +83,11 @@ class Past:
             return
         size, begin = self._penalties.no_repeat_ngram_size, len(self.tokens)
         self.tokens += tokens
-        if self._penalties.repetition_penalty != 1.0:
+        if self._repetition != 1.0:
             self._seen[self._index(tokens)] = True
+        if self._presence or self._frequency:
+            for token in self.tokens[max(begin, self._prompt) :]:
+                self._counts[token] += 1
         if size:
             for end in range(max(begin, size - 1), len(self.tokens)):
                 self._followers[tuple(self.tokens[end - size + 1 : end])].add(self.tokens[end])
@@ -82,15 +96,32 @@ class Past:
         """The logits (vocabulary,) of the next token, in float32; those given stay as they are."""
         xp = self._xp
         logits = xp.asarray(logits, dtype=xp.float32)
-        if self._penalties.repetition_penalty != 1.0:
+        if self._bias is not None:
+            logits = logits + self._bias
+        if self._repetition != 1.0:
             # Divided by an array: by a number, a GPU would multiply with the reciprocal, which rounds otherwise.
             lowered = xp.where(logits < 0, logits * self._penalty, logits / self._penalty)
             logits = xp.where(self._seen, lowered, logits)
+        # One product and one difference a line: a library that fused them would round once instead of twice.
+        if self._frequency:
+            logits = logits - self._counts * xp.full_like(logits[:1], self._frequency)
+        if self._presence:
+            logits = xp.where(self._counts > 0, logits - xp.full_like(logits[:1], self._presence), logits)
         if banned := self._banned():
             masked = xp.zeros_like(logits, dtype=xp.bool)
             masked[self._index(sorted(banned))] = True
             logits = xp.where(masked, -float("inf"), logits)
         return logits
+
+    @staticmethod
+    def _bias_of(sampling: Sampling, like: Any, xp: Any) -> Any:
+        """What is added to the logits (vocabulary,), None for nothing."""
+        if not sampling.logit_bias:
+            return None
+        bias = xp.zeros_like(like, dtype=xp.float32)
+        for token, value in sampling.logit_bias:
+            bias[token] = value
+        return bias
 
     def _banned(self) -> set[int]:
         """The tokens that may not come next."""

@@ -12,7 +12,14 @@ from typing import Any
 
 # The fields of `Open`, and of the messages in it, that came after the protocol's first version, as "Message.field".
 # Each has its feature's name, or None where a worker that overlooks it gives the same answer.
-LATER: Mapping[str, str | None] = {"Open.requires": None, "Open.request_id": None}
+LATER: Mapping[str, str | None] = {
+    "Open.requires": None,
+    "Open.request_id": None,
+    **{
+        f"Sampling.{name}": f"sampling.{name}"
+        for name in ("min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias")
+    },
+}
 
 
 def understood() -> tuple[str, ...]:

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from cutline.core.sampling import GREEDY, MAX_BIASES, Sampling
 from cutline.core.wire import Wire, bytes_per_row
 from cutline.errors import CutlineError, InputError, VersionMismatch, WorkerBusy
 from cutline.protos.features import missing, required, understood
@@ -67,10 +69,7 @@ class Open:
     max_tokens: int
     cut: str = "image"
     images: int = 0
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
+    sampling: Sampling = GREEDY
     effort: float = 1.0
     draft: tuple[int, ...] = ()
     grids: tuple[tuple[int, int], ...] = ()
@@ -214,9 +213,6 @@ def agent_to_wire(message: AgentMessage) -> pb.AgentMessage:
     """An agent's message for the wire. Raises InputError on boundary rows that their format cannot hold."""
     match message:
         case Open():
-            sampling = pb.Sampling(
-                temperature=message.temperature, top_k=message.top_k, top_p=message.top_p, seed=message.seed
-            )
             opening = pb.Open(
                 model=message.model,
                 tokens=message.tokens,
@@ -224,7 +220,7 @@ def agent_to_wire(message: AgentMessage) -> pb.AgentMessage:
                 cut=message.cut,
                 images=message.images,
                 max_tokens=message.max_tokens,
-                sampling=sampling,
+                sampling=_sampling_to_wire(message.sampling),
                 effort=message.effort,
                 draft=message.draft,
                 grids=[pb.Grid(rows=rows, cols=cols) for rows, cols in message.grids],
@@ -292,10 +288,7 @@ def _open(opening: pb.Open) -> Open:
         max_tokens=opening.max_tokens,
         cut=opening.cut,
         images=opening.images,
-        temperature=opening.sampling.temperature,
-        top_k=opening.sampling.top_k,
-        top_p=opening.sampling.top_p,
-        seed=opening.sampling.seed,
+        sampling=_sampling(opening.sampling),
         effort=opening.effort,
         draft=_tokens(opening.draft),
         grids=tuple((grid.rows, grid.cols) for grid in opening.grids),
@@ -305,6 +298,25 @@ def _open(opening: pb.Open) -> Open:
         alternatives=opening.alternatives,
         request_id=check_request_id(opening.request_id),
     )
+
+
+def _sampling_to_wire(sampling: Sampling) -> pb.Sampling:
+    """Every field has its namesake on the wire."""
+    said = {name: value for name, value in msgspec.structs.asdict(sampling).items() if value is not None}
+    bias = [pb.Bias(token=token, value=value) for token, value in said.pop("logit_bias")]
+    return pb.Sampling(logit_bias=bias, **said)
+
+
+def _sampling(sampling: pb.Sampling) -> Sampling:
+    """Raises InputError on what is out of its range."""
+    if len(sampling.logit_bias) > MAX_BIASES:
+        raise InputError(f"logit-bias has {len(sampling.logit_bias)} tokens; give {MAX_BIASES} at most")
+    said = {
+        field.name: getattr(sampling, field.name)
+        for field in sampling.DESCRIPTOR.fields
+        if not field.has_presence or sampling.HasField(field.name)
+    }
+    return Sampling(**said | {"logit_bias": tuple((one.token, one.value) for one in sampling.logit_bias)})
 
 
 def _draft(draft: pb.Draft) -> Draft:

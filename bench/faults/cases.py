@@ -8,8 +8,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+from cutline.core.sampling import Sampling
 from cutline.edge.generation.question import Mode
-from cutline.models.sampling import Sampling
 
 
 class Setup(enum.StrEnum):

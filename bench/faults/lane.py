@@ -14,13 +14,13 @@ from cutline.bench.faults.cases import ENDS_PROCESS, SILENT, Case, Fault, Point,
 from cutline.bench.faults.checking import Checker, Found, Heard, Tokens, hear
 from cutline.bench.faults.link import FaultyLink, Way
 from cutline.bench.worker_process import WorkerProcess
+from cutline.core.sampling import Sampling
 from cutline.demo.requests import CardRequest
 from cutline.edge.agent import Agent
 from cutline.edge.generation.question import Mode, Question
 from cutline.edge.offload.heartbeat import patience
 from cutline.errors import CutlineError
 from cutline.models.bundle import Bundle
-from cutline.models.sampling import Sampling
 from cutline.protos.channel.credentials import NO_KEYS, AgentKeys
 
 MOST_SECONDS = 30.0  # for an answer, whatever happens

@@ -19,9 +19,9 @@ def choose_all(rows: SessionRows, logits: torch.Tensor, stop_tokens: Collection[
     """
     request = rows.session.request
     sampling, past = request.sampling, None
-    if request.penalties != NO_PENALTIES and len(logits):
+    if (request.penalties != NO_PENALTIES or sampling.penalises) and len(logits):
         past = _past(rows.session, logits[0], stop_tokens)
-    elif sampling.temperature == 0.0:
+    elif sampling.greedy:
         greedy: list[int] = logits.argmax(-1).tolist()  # one copy from the device instead of one a row
         return greedy
     after = rows.start + len(rows.tokens) - rows.drafted
@@ -44,6 +44,7 @@ def _past(session: Session, like: torch.Tensor, stop_tokens: Collection[int]) ->
         past = session.past = Past(
             session.request.penalties,
             session.tokens[:prompt],
+            sampling=session.request.sampling,
             first=prompt,
             stop_tokens=stop_tokens,
             like=like,

@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from cutline.cloud.engine.cost_model import MOST_DRAFTED_ROWS, Acceptance, rows_worth_verifying
 from cutline.cloud.engine.image_cache import Picture
+from cutline.core.sampling import Sampling
 from cutline.errors import CutlineError, WorkerFailed
 from cutline.models.families import COUNTED, Grid, Positions
 from cutline.models.penalties import NO_PENALTIES, Past, Penalties
-from cutline.models.sampling import Sampling, agreeing
+from cutline.models.sampling import agreeing
 from cutline.protos.messages import Confirmed, Finished, Likelihood, Opened, Reason
 
 BoundaryRows = NDArray[np.float32]  # (n, width)

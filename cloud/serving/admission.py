@@ -18,7 +18,6 @@ from cutline.models.decode_budget import DECODING
 from cutline.models.families import Grid
 from cutline.models.images import TRAVELLING, Pixels, decode_image, read_header
 from cutline.models.layerline import END
-from cutline.models.sampling import Sampling
 from cutline.protos.digests import image_digest, rows_digest
 from cutline.protos.messages import MAX_IMAGE_BYTES, MAX_IMAGES, Boundary, Draft, ImageChunk, Open
 
@@ -100,6 +99,7 @@ class Reception:
         vocabulary = manifest.decoder.vocabulary
         if max((*opening.tokens, *opening.draft)) >= vocabulary:
             raise InputError(f"a token is outside the vocabulary of {vocabulary}")
+        opening.sampling.check_tokens(vocabulary)
 
     def _check_digests(self, opening: Open) -> None:
         digests, grids = len(opening.digests), len(opening.grids)
@@ -157,9 +157,7 @@ class Reception:
             tokens=opening.tokens,
             prompt_length=opening.prompt_length,
             max_tokens=min(opening.max_tokens, self._context - opening.prompt_length),
-            sampling=Sampling(
-                temperature=opening.temperature, top_k=opening.top_k, top_p=opening.top_p, seed=opening.seed
-            ),
+            sampling=opening.sampling,
             effort=opening.effort,
             draft=opening.draft,
             cut=opening.cut,

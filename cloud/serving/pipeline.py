@@ -167,17 +167,14 @@ class Onward:
             await self._session.offer(draft)
 
     async def _open(self, piece: Forward) -> None:
-        request, sampling = self._request, self._request.sampling
+        request = self._request
         opening = Open(
             model=self._worker.manifest.identity,
             tokens=request.tokens,
             prompt_length=request.prompt_length,
             max_tokens=request.max_tokens,
             cut=self._worker.cut,
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-            seed=sampling.seed,
+            sampling=request.sampling,
             effort=request.effort,
             draft=request.draft if self._worker.takes_tokens else piece.tokens[len(request.tokens) :],
             grids=request.grids,

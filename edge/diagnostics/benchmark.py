@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from cutline.core.sampling import Sampling
 from cutline.devices.measurement.rates import median_seconds, significant
 from cutline.devices.measurement.workload import one_tile, photograph, row_counts
 from cutline.devices.profile import CPU, DrafterTable, LayerTable
@@ -23,7 +24,6 @@ from cutline.edge.inference.target_prefix import PREFILL, device_cuts
 from cutline.edge.inference.vision_encoder import VisionSpan
 from cutline.models.bundle import Bundle, DecoderSpec, Manifest
 from cutline.models.images import decode_image
-from cutline.models.sampling import Sampling
 
 TOKENS, TOGETHER = 64, 8  # drafted one by one, and so many timed at once
 _SPANS = 9  # measured at most in the tower, and in the decoder: the layers between two of them are alike

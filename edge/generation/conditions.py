@@ -12,8 +12,8 @@ from itertools import groupby, product
 
 import msgspec
 
+from cutline.core.sampling import Sampling
 from cutline.models.prompt import ImagePart, Message
-from cutline.models.sampling import Sampling
 
 
 class Order(enum.StrEnum):
@@ -33,7 +33,7 @@ _SYSTEM = {True: "system turn", False: "no system turn"}
 class RequestConditions(msgspec.Struct, frozen=True, kw_only=True):
     """What is alike in requests that the gate may treat alike.
 
-    `sampling` is how tokens are chosen, without what changes nothing: a seed, or of greedy choice the tokens to keep.
+    `sampling` is how tokens are chosen, without what changes nothing.
     `system`: there is a system turn, before all others. `pictures` are those of the whole conversation, `earlier` the
     questions before the one to answer.
     """
@@ -52,7 +52,8 @@ class RequestConditions(msgspec.Struct, frozen=True, kw_only=True):
             *([] if self.order is Order.NONE else [str(self.order)]),
             _QUESTIONS[self.earlier] if self.earlier < len(_QUESTIONS) else "later question",
             _SYSTEM[self.system],
-            *([] if self.sampling == Sampling() else ["sampled"]),
+            *([] if self.sampling.greedy else ["sampled"]),
+            *(["penalised"] if self.sampling.penalises else []),
         ]
         return ", ".join(words)
 
@@ -62,17 +63,12 @@ def conditions_of(messages: Sequence[Message], sampling: Sampling) -> RequestCon
     system = bool(messages) and messages[0].role == "system"
     turns = messages[1:] if system else messages
     return RequestConditions(
-        sampling=Sampling() if _is_greedy(sampling) else msgspec.structs.replace(sampling, seed=0),
+        sampling=sampling.conditions,
         order=_order(turns),
         system=system,
         pictures=sum(map(_pictures, messages)),
         earlier=sum(message.role == "user" for message in turns[:-1]),
     )
-
-
-def _is_greedy(sampling: Sampling) -> bool:
-    """Whether the likeliest token is taken, whatever else there may be to sampling."""
-    return msgspec.structs.replace(sampling, seed=0, top_k=0, top_p=1.0) == Sampling()
 
 
 def _order(turns: Sequence[Message]) -> Order:

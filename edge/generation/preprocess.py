@@ -71,6 +71,7 @@ class Preparer:
             check_cut(self._target, asked.cut)
         if asked.keep_image_tokens < 1.0 and manifest.family.axes > 1:
             raise InputError(f"{manifest.name} places image tokens in a plane, where none can be left out")
+        asked.sampling.check_tokens(manifest.decoder.vocabulary)
         names = tuple(_name(asked.tenant, file) for file in asked.images)
         found = [self._pictures.get(name) for name in names]
         files = zip(asked.images, found, strict=True)

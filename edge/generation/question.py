@@ -9,11 +9,11 @@ from typing import Any
 
 import msgspec
 
+from cutline.core.sampling import Sampling
 from cutline.core.wire import Wire
 from cutline.edge.generation.conditions import RequestConditions, conditions_of
 from cutline.errors import InputError, PromptError
 from cutline.models.prompt import ImagePart, Message, question
-from cutline.models.sampling import Sampling
 from cutline.protos.messages import MAX_ALTERNATIVES, MAX_IMAGE_BYTES, MAX_IMAGES
 from cutline.protos.request_ids import check_request_id
 

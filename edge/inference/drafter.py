@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cutline.core.sampling import Sampling
 from cutline.devices.profile import CPU
 from cutline.edge.inference.decoder import Decoder
 from cutline.edge.inference.kv_cache import History, ImageRows, Key, PrefixCache, PromptRows, Rows, keys_of
@@ -16,7 +17,7 @@ from cutline.errors import BundleError
 from cutline.models.bundle import Bundle, Manifest
 from cutline.models.images import Pixels
 from cutline.models.penalties import NO_PENALTIES, Past
-from cutline.models.sampling import Sampling, agreeing, choose
+from cutline.models.sampling import agreeing, choose
 from cutline.protos.messages import Likelihood
 
 
@@ -148,10 +149,17 @@ class DrafterConversation:
         return np.concatenate([first, self._feed(answer, last_only=False)]) if answer else first
 
     def _past(self, answer: Sequence[int], like: NDArray[np.float32]) -> Past | None:
-        """The tokens up to the end of `answer` as the model's penalties see them; None where it has none."""
-        if self._penalties == NO_PENALTIES:
+        """The tokens up to the end of `answer` as penalties see them; None where there are none."""
+        if self._penalties == NO_PENALTIES and not self._sampling.penalises:
             return None
-        past = Past(self._penalties, self._rows.prompt, first=self._start, stop_tokens=self._stop_tokens, like=like)
+        past = Past(
+            self._penalties,
+            self._rows.prompt,
+            sampling=self._sampling,
+            first=self._start,
+            stop_tokens=self._stop_tokens,
+            like=like,
+        )
         past.extend(answer)
         return past
 

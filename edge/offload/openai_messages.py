@@ -20,7 +20,9 @@ from cutline.models.images import TRAVELLING, as_png, decode_image, read_header
 from cutline.models.prompt import ImagePart, Message
 
 MAX_TOKENS, MAX_COMPLETION_TOKENS = "max_tokens", "max_completion_tokens"
-SAMPLING = frozenset({"temperature", "top_p", "seed", "stop"})  # what a server may refuse, and choose itself instead
+PENALTIES = ("presence_penalty", "frequency_penalty")
+# What a server may refuse, and choose itself instead.
+SAMPLING = frozenset({"temperature", "top_p", "seed", "stop", *PENALTIES})
 MOST_REASON = 300  # characters of what a server says, that are repeated
 KINDS = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"RIFF": "webp"}  # of images, by how their files begin
 
@@ -103,6 +105,7 @@ def body_of(question: Question, model: str, refused: Collection[str] = ()) -> di
     }
     if question.sampling.temperature > 0:
         body |= {"top_p": question.sampling.top_p, "seed": question.sampling.seed}
+    body |= {name: value for name in PENALTIES if (value := getattr(question.sampling, name))}
     if question.stop:
         body["stop"] = list(question.stop)
     return {name: value for name, value in body.items() if name not in refused}

@@ -183,10 +183,7 @@ class Exchange:
             grids=tuple(one.grid for one in prepared.pixels),
             digests=self.upload.digests,
             known=self.upload.known,
-            temperature=question.sampling.temperature,
-            top_k=question.sampling.top_k,
-            top_p=question.sampling.top_p,
-            seed=question.sampling.seed,
+            sampling=question.sampling,
             # Without drafts to verify, a worker that may not decode alone would do nothing.
             effort=1.0 if self.models.drafting is None else question.effort,
             draft=draft,

@@ -24,7 +24,7 @@ from cutline.protos.client import WorkerClient, WorkerSession
 from cutline.protos.messages import Confirmed, Draft, Finished, Open, boundary_chunks, draft_chunks, image_chunks
 
 MAX_TOKENS = 40
-SECONDS = 30  # that any one session may take
+SECONDS = 120  # that any one exchange may take: a guard against a hang, with both cores busy ten times over
 
 Case = tuple[Open, bytes, tuple[int, ...]]
 Floats = NDArray[np.float32]

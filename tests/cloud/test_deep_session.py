@@ -18,8 +18,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from numpy.typing import NDArray
 
 from cutline.cloud.engine.sequence import DeepSession, Event, Forward, Request, Session
+from cutline.core.sampling import Sampling
 from cutline.errors import WorkerFailed
-from cutline.models.sampling import Sampling, agreeing
+from cutline.models.sampling import agreeing
 from cutline.protos.messages import Confirmed, Draft, Reason
 
 VOCABULARY = 6

@@ -26,8 +26,8 @@ from cutline.cloud.engine import engine as engine_module
 from cutline.cloud.engine.engine import Engine
 from cutline.cloud.engine.sequence import Event, Forward, Request, SessionRows
 from cutline.cloud.model.model_runner import Target
+from cutline.core.sampling import Sampling
 from cutline.errors import CutlineError, InputError, WorkerFailed
-from cutline.models.sampling import Sampling
 from cutline.protos.messages import Confirmed, Draft, Finished, Opened
 
 VOCABULARY = 32

@@ -17,10 +17,10 @@ from cutline.cloud.engine.sequence import Request
 from cutline.cloud.serving import pipeline
 from cutline.cloud.serving.pipeline import NextWorker, Onward, Word, onward_name
 from cutline.cloud.serving.server import ANYBODY, Access, serve
+from cutline.core.sampling import Sampling
 from cutline.core.wire import Wire
 from cutline.errors import WorkerBusy, WorkerFailed, WorkerUnavailable
 from cutline.models.bundle import Bundle
-from cutline.models.sampling import Sampling
 from cutline.protos.channel.credentials import TENANT_KEY, AgentKeys, ServerKeys
 from cutline.protos.channel.token_file import is_tenant, token_entry
 from cutline.protos.client import WorkerClient, WorkerSession

@@ -1,4 +1,4 @@
-"""Answers of a model with penalties of its own: those of transformers' `generate`, whatever was drafted or replayed."""
+"""Answers with penalties, a model's own and a request's: those of `generate`, whatever was drafted or replayed."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from cutline.cloud.engine.sampler import choose_all
 from cutline.cloud.engine.sequence import Event, Request, Session, SessionRows
 from cutline.cloud.model.model_runner import Target
 from cutline.cloud.serving.admission import ReceivedUpload, Reception
+from cutline.core.sampling import Sampling
 from cutline.errors import CutlineError
 from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image
-from cutline.models.penalties import Past, Penalties
-from cutline.models.sampling import Sampling, choose
+from cutline.models.penalties import NO_PENALTIES, Past, Penalties
+from cutline.models.sampling import choose
 from cutline.protos.messages import Confirmed, Finished, Open
 
 Case = tuple[Open, bytes, tuple[int, ...]]
@@ -42,7 +43,7 @@ def engine(bundle: Bundle) -> Iterator[Engine]:
     engine.stop()
 
 
-def generated(unsplit: Any, case: Case, penalties: Penalties, stops: tuple[int, ...]) -> tuple[int, ...]:
+def generated(unsplit: Any, case: Case, penalties: Penalties, stops: tuple[int, ...], **more: Any) -> tuple[int, ...]:
     """What transformers' own `generate` says."""
     opening, image, _ = case
     said: dict[str, Any] = msgspec.to_builtins(penalties)
@@ -57,6 +58,7 @@ def generated(unsplit: Any, case: Case, penalties: Penalties, stops: tuple[int, 
         do_sample=False,
         eos_token_id=list(stops),
         **said,
+        **more,
     )
     return tuple(made[0, len(opening.tokens) :].tolist())
 
@@ -110,16 +112,40 @@ def test_answers_are_those_of_generate(
     assert answered(engine, request(unsplit, case, penalties, draft=draft, **deep)) == draft
 
 
+@pytest.mark.parametrize(
+    ("sampling", "theirs"),
+    [
+        (Sampling(repetition_penalty=8.0), {"repetition_penalty": 8.0}),
+        (Sampling(logit_bias=((331, -100.0), (290, 2.5))), {"sequence_bias": {(331,): -100.0, (290,): 2.5}}),
+    ],
+    ids=["repetition", "bias"],
+)
+def test_a_requests_penalties_are_those_of_generate(
+    bundle: Bundle, engine: Engine, unsplit: Any, case: Case, sampling: Sampling, theirs: dict[str, Any]
+) -> None:
+    """A repetition penalty stands in place of the model's own."""
+    penalties, stops = Penalties(repetition_penalty=1.7), bundle.manifest.stop_tokens
+    own = {} if sampling.repetition_penalty else {"repetition_penalty": 1.7}
+    expected = generated(unsplit, case, NO_PENALTIES, stops, **own, **theirs)
+    assert expected != generated(unsplit, case, penalties, stops)
+    asked = request(unsplit, case, penalties, sampling=sampling)
+    for draft in ((), expected, case[2][:LENGTH]):
+        assert answered(engine, replace(asked, draft=draft)) == expected
+    half = (*asked.tokens, *expected[: len(expected) // 2])
+    assert answered(engine, replace(asked, tokens=half)) == expected
+
+
 def test_sampled_answers_are_what_the_law_says_of_penalised_logits(
     bundle: Bundle, engine: Engine, unsplit: Any, case: Case
 ) -> None:
-    sampling, penalties = Sampling(temperature=1.5, seed=3), Penalties(repetition_penalty=1.5, no_repeat_ngram_size=2)
+    sampling = Sampling(temperature=1.5, seed=3, min_p=0.02, presence_penalty=0.7, frequency_penalty=-0.4)
+    penalties = Penalties(repetition_penalty=1.5, no_repeat_ngram_size=2)
     asked = request(unsplit, case, penalties, sampling=sampling)
     answer = answered(engine, asked)
     assert answered(engine, replace(asked, draft=answer)) == answer
     logits = unsplit.logits((*asked.tokens, *answer), unsplit.pixels(case[1])).numpy()
     first, stops = len(asked.tokens), bundle.manifest.stop_tokens
-    past = Past(penalties, asked.tokens, first=first, stop_tokens=stops, like=logits[0])
+    past = Past(penalties, asked.tokens, sampling=sampling, first=first, stop_tokens=stops, like=logits[0])
     for at, token in enumerate(answer):
         assert choose(past.penalised(logits[first + at - 1]), sampling, first + at) == token
         past.extend([token])

@@ -23,8 +23,9 @@ from cutline.cloud.engine.sampler import likelihoods
 from cutline.cloud.engine.sequence import Event, Request, Session, SessionRows
 from cutline.cloud.model.model_runner import Target
 from cutline.cloud.telemetry.observer import Observer
+from cutline.core.sampling import Sampling
 from cutline.errors import CutlineError, WorkerBusy, WorkerForgot, WorkerUnavailable
-from cutline.models.sampling import Sampling, choose
+from cutline.models.sampling import choose
 from cutline.protos.messages import Confirmed, Draft, Finished, Opened
 
 VOCABULARY = 50

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import grpc
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -24,6 +25,7 @@ from cutline.cloud.model.model_runner import Target
 from cutline.cloud.serving import admission as opening_module
 from cutline.cloud.serving import inbox, server, servicer
 from cutline.cloud.serving.server import SERVICE, serve
+from cutline.core.sampling import Sampling
 from cutline.errors import CutlineError, InputError, ModelMismatch, WorkerBusy, WorkerFailed, WorkerUnavailable
 from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image
@@ -51,7 +53,7 @@ from cutline.protos.v1 import worker_pb2_grpc
 Case = tuple[Open, bytes, tuple[int, ...]]
 Wire = AgentMessage | pb.AgentMessage
 
-SECONDS = 30  # that any one exchange may take
+SECONDS = 120  # that any one exchange may take: a guard against a hang, with both cores busy ten times over
 
 
 class Client:
@@ -116,6 +118,14 @@ def on_worker(bundle: Bundle, run: Callable[[Client], Awaitable[None]], *, slots
 def asking(case: Case, **changes: Any) -> list[AgentMessage]:
     """A good session's messages."""
     return [replace(case[0], **changes), *image_chunks(case[1])]
+
+
+def hostile(**fields: Any) -> Sampling:
+    """Sampling that no honest agent makes."""
+    sampling = Sampling()
+    for name, value in fields.items():
+        msgspec.structs.force_setattr(sampling, name, value)
+    return sampling
 
 
 def tokens(said: Sequence[Any]) -> tuple[int, ...]:
@@ -275,10 +285,13 @@ def wrong_tokens(case: Case, bundle: Bundle) -> dict[str, tuple[list[Wire], str]
         "answered already": ([*asking(case, tokens=opening.tokens + answer[:1], max_tokens=1)], "max_tokens"),
         "effort": ([*asking(case, effort=1.5)], "effort"),
         "effort not a number": ([*asking(case, effort=float("nan"))], "effort"),
-        "temperature": ([*asking(case, temperature=-1.0)], "temperature"),
-        "temperature not a number": ([*asking(case, temperature=float("nan"))], "temperature"),
-        "top-p": ([*asking(case, top_p=0.0)], "top-p"),
-        "seed": ([*asking(case, seed=2**63)], "seed"),
+        "temperature": ([*asking(case, sampling=hostile(temperature=-1.0))], "temperature"),
+        "temperature not a number": ([*asking(case, sampling=hostile(temperature=float("nan")))], "temperature"),
+        "top-p": ([*asking(case, sampling=hostile(top_p=0.0))], "top-p"),
+        "penalty": ([*asking(case, sampling=hostile(repetition_penalty=0.0))], "repetition-penalty"),
+        "biases": ([*asking(case, sampling=hostile(logit_bias=((1, 1.0),) * 2000))], "logit-bias"),
+        "bias": ([*asking(case, sampling=Sampling(logit_bias=((10**6, 1.0),)))], "logit-bias"),
+        "seed": ([*asking(case, sampling=hostile(seed=2**63))], "seed"),
         "cut": ([*asking(case, cut="vision.9")], "cannot begin"),
         "no cut": ([*asking(case, cut="")], "cannot begin"),
     }

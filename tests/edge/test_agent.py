@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from cutline.bench.together import asking, check_account, ids, together
+from cutline.core.sampling import Sampling
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.reference import Reference
@@ -29,7 +30,6 @@ from cutline.errors import (
 )
 from cutline.models.bundle import Bundle
 from cutline.models.prompt import PromptBuilder, question
-from cutline.models.sampling import Sampling
 from cutline.protos.client import WorkerClient
 
 Draft = Callable[[DrafterConversation, Sequence[int], int], Iterator[Drafted]]
@@ -109,17 +109,27 @@ def test_pictures_as_phones_make_them_give_the_unsplit_targets_tokens(
     asyncio.run(run())
 
 
+HOW: list[dict[str, Any]] = [
+    {"temperature": 0.8, "top_p": 0.95},
+    {"temperature": 1.2, "min_p": 0.05},
+    {"temperature": 0.8, "top_k": 9, "presence_penalty": 1.0, "frequency_penalty": 0.5},
+    {"temperature": 0.7, "repetition_penalty": 1.3, "logit_bias": ((270, 3.0), (5, -100.0))},
+    {"frequency_penalty": 2.0, "presence_penalty": -1.0},
+    {"repetition_penalty": 3.0},
+]
+
+
 def test_sampled_answers_are_identical_in_every_mode(target: Bundle, drafter: Bundle) -> None:
     async def run() -> None:
         async with together(target, drafter) as agent:
-            for seed, request in enumerate(ASKED[:6]):
-                sampling = Sampling(temperature=0.8, top_p=0.95, seed=seed)
+            for seed, (request, more) in enumerate(zip(ASKED, HOW, strict=False)):
+                sampling = Sampling(seed=seed, **more)
                 cloud = await agent.answer(asking(request, Mode.CLOUD, sampling=sampling))
                 for effort in EFFORTS:
                     draft = await agent.answer(asking(request, Mode.DRAFT, sampling=sampling, effort=effort))
                     assert ids(draft) == ids(cloud)
                 auto = await agent.answer(asking(request, Mode.AUTO, sampling=sampling))
-                assert auto.exact, "the gate was calibrated for greedy answers alone"
+                assert auto.exact, "the gate was calibrated for plain greedy answers alone"
                 assert ids(auto) == ids(cloud)
 
     asyncio.run(run())

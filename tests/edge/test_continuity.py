@@ -18,6 +18,7 @@ import pytest
 from cutline.bench.scripted_worker import never_keeps
 from cutline.cli.processes import worker_process
 from cutline.cloud.serving.servicer import MAX_PROBES
+from cutline.core.sampling import Sampling
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.reference import Reference
@@ -29,7 +30,6 @@ from cutline.edge.generation.events import Corrected, Event, Settled
 from cutline.edge.generation.question import Mode, Question
 from cutline.edge.generation.result import Answer, Lost, Provenance, Tail
 from cutline.models.bundle import Bundle
-from cutline.models.sampling import Sampling
 from cutline.protos.client import BEAT_BYTES, WorkerClient
 
 DEVICE, BUNDLE = Bundle.open(TARGET, "device"), Bundle.open(DRAFTER)

@@ -11,6 +11,7 @@ import pytest
 
 from cutline.bench.scripted_worker import keeps_from, never_keeps
 from cutline.cli.processes import worker_process
+from cutline.core.sampling import Sampling
 from cutline.core.wire import Wire, bytes_per_row
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
@@ -23,7 +24,6 @@ from cutline.edge.inference.drafter import Drafted, DrafterConversation
 from cutline.edge.inference.target_prefix import TargetSpan
 from cutline.errors import CutlineError, InputError, ModelMismatch
 from cutline.models.bundle import Bundle
-from cutline.models.sampling import Sampling
 
 BUNDLE = Bundle.open(TARGET, "device")
 LINE = BUNDLE.manifest.line

@@ -18,11 +18,11 @@ from cutline.bench.scripted_worker import (
     never_keeps,
     serving,
 )
+from cutline.core.sampling import Sampling
 from cutline.edge.agent import Agent
 from cutline.edge.generation.question import Mode
 from cutline.edge.generation.result import Tail
 from cutline.errors import CutlineError, ModelMismatch, PromptError, VersionMismatch
-from cutline.models.sampling import Sampling
 from cutline.protos import features
 
 MODES = [Mode.CLOUD, Mode.DRAFT, Mode.AUTO]
@@ -89,7 +89,7 @@ def test_what_an_older_worker_would_overlook_goes_to_a_newer_one(mode: Mode) -> 
     assert plain.worker is not None
     assert len(older.openings) == 1, "it gets the fields that it knows"
     answer, _, addresses = ask([older, newer], asking(mode, sampling=Sampling(temperature=0.5, top_k=7, seed=3)))
-    assert (answer.worker, newer.openings[0].top_k) == (addresses[1], 7)
+    assert (answer.worker, newer.openings[0].sampling.top_k) == (addresses[1], 7)
     assert len(older.openings) == 1
     assert "does not understand top-k" in answer.lost[0].why
 

@@ -14,6 +14,7 @@ import pytest
 
 from cutline.bench.scripted_worker import keeps_from
 from cutline.cli.setting import open_planner
+from cutline.core.sampling import Sampling
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
@@ -33,7 +34,6 @@ from cutline.edge.planning.planner import Planner
 from cutline.errors import InputError
 from cutline.models.bundle import Bundle
 from cutline.models.prompt import Message, PromptBuilder, TextPart
-from cutline.models.sampling import Sampling
 from cutline.models.vocabulary import Vocabulary
 from cutline.partitioner.setting import GateRates, Setting
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from cutline.bench.scripted_worker import BUNDLE, REQUEST, never_keeps
+from cutline.core.sampling import Sampling
 from cutline.edge.agent import Agent
 from cutline.edge.generation.events import Corrected
 from cutline.edge.generation.question import Mode, Question
@@ -21,7 +22,6 @@ from cutline.edge.offload.openai_messages import Trouble, also_refused, failure_
 from cutline.edge.offload.openai_upstream import Upstream
 from cutline.edge.offload.recovery import BACK_SECONDS
 from cutline.errors import AccessDenied, CutlineError, WorkerBusy, WorkerFailed, WorkerUnavailable
-from cutline.models.sampling import Sampling
 
 SSE, JSON, HTML = "text/event-stream", "application/json", "text/html; charset=utf-8"
 

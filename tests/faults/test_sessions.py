@@ -22,8 +22,9 @@ from cutline.cloud.engine import engine as engine_module
 from cutline.cloud.engine.engine import Engine
 from cutline.cloud.engine.sequence import Event, Request, SessionRows
 from cutline.cloud.model.model_runner import Target
+from cutline.core.sampling import Sampling
 from cutline.errors import CutlineError, WorkerBusy, WorkerForgot
-from cutline.models.sampling import Sampling, agreeing
+from cutline.models.sampling import agreeing
 from cutline.protos.messages import Confirmed, Draft, Finished, Opened
 
 VOCABULARY, STOP, CONTEXT, SLOTS = 32, 0, 80, 3

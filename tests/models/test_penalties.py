@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
+from cutline.core.sampling import Sampling
 from cutline.demo.bundles import TARGET
 from cutline.models.bundle import Bundle, read_manifest, write_manifest
 from cutline.models.penalties import NO_PENALTIES, Past, Penalties
@@ -38,9 +39,13 @@ penalties = st.builds(
 class Theirs:
     """transformers' processors of the same settings, in the order in which `generate` applies them."""
 
-    def __init__(self, penalties: Penalties, prompt: int) -> None:
+    def __init__(self, penalties: Penalties, sampling: Sampling, prompt: int) -> None:
         said: dict[str, Any] = msgspec.to_builtins(penalties)
         said.setdefault("repetition_penalty", 1.0)
+        if sampling.repetition_penalty is not None:
+            said["repetition_penalty"] = sampling.repetition_penalty
+        if sampling.logit_bias:
+            said["sequence_bias"] = {(token,): value for token, value in sampling.logit_bias}
         words = [list(word) for word in said.pop("bad_words_ids", ())]
         config = GenerationConfig(eos_token_id=list(STOPS), **said, **({"bad_words_ids": words} if words else {}))
         MODEL._prepare_special_tokens(config, kwargs_has_attention_mask=True, device=torch.device("cpu"))
@@ -51,17 +56,31 @@ class Theirs:
         return made
 
 
-@given(penalties, st.lists(token, min_size=1, max_size=8), st.lists(token, max_size=8), st.integers(0, 9))
+biases = st.dictionaries(token, st.floats(-100, 100, width=32), max_size=4).map(lambda found: tuple(found.items()))
+samplings = st.builds(
+    Sampling, repetition_penalty=st.none() | st.sampled_from([1.0, 1.3, 0.5]), logit_bias=st.just(()) | biases
+)
+
+
+@given(penalties, samplings, st.lists(token, min_size=1, max_size=8), st.lists(token, max_size=8), st.integers(0, 9))
 @settings(max_examples=150, deadline=None)
 def test_every_penalty_is_that_of_transformers(
-    penalties: Penalties, prompt: list[int], answer: list[int], seed: int
+    penalties: Penalties, sampling: Sampling, prompt: list[int], answer: list[int], seed: int
 ) -> None:
     words = tuple(word for word in penalties.bad_words_ids if len(word) > 1 or word[0] not in STOPS)
     penalties = msgspec.structs.replace(penalties, bad_words_ids=words)
-    theirs, dice = Theirs(penalties, len(prompt)), np.random.default_rng(seed)
+    theirs, dice = Theirs(penalties, sampling, len(prompt)), np.random.default_rng(seed)
     like = np.zeros(VOCABULARY, np.float32)
     ours = [
-        Past(penalties, prompt, first=len(prompt), stop_tokens=STOPS, like=xp.asarray(like), xp=xp)
+        Past(
+            penalties,
+            prompt,
+            sampling=sampling,
+            first=len(prompt),
+            stop_tokens=STOPS,
+            like=xp.asarray(like),
+            xp=xp,
+        )
         for xp in (np, torch)
     ]
     for done in range(len(answer) + 1):
@@ -74,6 +93,29 @@ def test_every_penalty_is_that_of_transformers(
         assert np.array_equal(logits, given)  # which likelihoods are told of
         for past in ours:
             past.extend(answer[done : done + 1])
+
+
+@given(
+    st.floats(-2, 2, width=32),
+    st.floats(-2, 2, width=32),
+    st.lists(token, min_size=1, max_size=8),
+    st.lists(token, max_size=8),
+)
+def test_presence_and_frequency_are_openais_formula_and_count_the_answer_alone(
+    presence: float, frequency: float, prompt: list[int], answer: list[int]
+) -> None:
+    """`logits[token] -= count * frequency + (count > 0) * presence`."""
+    logits = np.random.default_rng(len(answer)).normal(0, 3, VOCABULARY).astype(np.float32)
+    expected = [logits[one] - answer.count(one) * frequency - (one in answer) * presence for one in range(VOCABULARY)]
+    sampling = Sampling(presence_penalty=presence, frequency_penalty=frequency)
+    found = []
+    for xp, given_logits in ((np, logits), (torch, torch.from_numpy(logits))):
+        how: Any = {"first": len(prompt), "stop_tokens": STOPS, "like": given_logits, "xp": xp}
+        past = Past(NO_PENALTIES, prompt, sampling=sampling, **how)
+        past.extend(answer)
+        found.append(np.asarray(past.penalised(given_logits)))
+    assert found[0].tobytes() == found[1].tobytes()
+    np.testing.assert_allclose(found[0], expected, rtol=1e-5, atol=1e-5)
 
 
 @given(penalties, st.lists(token, min_size=1, max_size=8), st.lists(token, max_size=8))

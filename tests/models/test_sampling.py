@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from transformers import TopKLogitsWarper, TopPLogitsWarper
+from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+from cutline.core.sampling import MAX_BIASES, Sampling
 from cutline.errors import InputError
 from cutline.models.noise import _log, _philox, gumbel
-from cutline.models.sampling import Sampling, _kept, choose
+from cutline.models.sampling import _kept, choose
 
 seeds = st.integers(0, 2**63 - 1)
 positions = st.integers(0, 2**40)
@@ -62,7 +65,14 @@ def test_log_is_the_logarithm(x: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "sampling", [Sampling(temperature=0.8), Sampling(temperature=1.3, top_k=5), Sampling(temperature=1.0, top_p=0.7)]
+    "sampling",
+    [
+        Sampling(temperature=0.8),
+        Sampling(temperature=1.3, top_k=5),
+        Sampling(temperature=1.0, top_p=0.7),
+        Sampling(temperature=0.9, min_p=0.3),
+        Sampling(temperature=1.2, top_k=9, top_p=0.9, min_p=0.1),
+    ],
 )
 def test_tokens_have_the_distribution_of_the_warped_softmax(sampling: Sampling) -> None:
     logits = np.random.default_rng(0).normal(0, 1.5, 12).astype(np.float32)
@@ -71,6 +81,8 @@ def test_tokens_have_the_distribution_of_the_warped_softmax(sampling: Sampling) 
         warped = TopKLogitsWarper(sampling.top_k)(None, warped)
     if sampling.top_p < 1:
         warped = TopPLogitsWarper(sampling.top_p)(None, warped)
+    if sampling.min_p:
+        warped = MinPLogitsWarper(sampling.min_p)(None, warped)  # type: ignore[arg-type]
     expected = warped.softmax(-1)[0].double().numpy()
     drawn = 20_000
     seen = np.bincount([choose(logits, sampling, position) for position in range(drawn)], minlength=12)
@@ -80,12 +92,19 @@ def test_tokens_have_the_distribution_of_the_warped_softmax(sampling: Sampling) 
     assert stats.chisquare(seen[kept], expected * drawn).pvalue > 0.01
 
 
-@given(seeds, positions, st.floats(0.1, 3.0), st.integers(0, 40), st.floats(0.05, 1.0))
-@settings(max_examples=60, deadline=None)
-def test_numpy_and_torch_choose_the_same_token(
-    seed: int, position: int, temperature: float, top_k: int, top_p: float
-) -> None:
-    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+@given(
+    st.builds(
+        Sampling,
+        temperature=st.floats(0.1, 3.0),
+        top_k=st.integers(0, 40),
+        top_p=st.floats(0.05, 1.0),
+        min_p=st.floats(0.0, 1.0),
+        seed=seeds,
+    ),
+    positions,
+)
+@settings(max_examples=100, deadline=None)
+def test_numpy_and_torch_choose_the_same_token(sampling: Sampling, position: int) -> None:
     logits = np.random.default_rng(position % 1000).normal(0, 2, 40).astype(np.float32)
     assert choose(logits, sampling, position) == choose(torch.from_numpy(logits), sampling, position, xp=torch)
 
@@ -99,8 +118,47 @@ def test_greedy_is_argmax_and_the_best_token_is_always_kept() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"temperature": -1.0}, {"top_k": -1}, {"top_k": 2**31}, {"temperature": 1e-3}, {"top_p": 0.0}, {"seed": -1}],
+    [
+        {"temperature": -1.0},
+        {"temperature": float("nan")},
+        {"temperature": 1e-3},
+        {"top_k": -1},
+        {"top_k": 2**31},
+        {"top_p": 0.0},
+        {"min_p": 1.5},
+        {"seed": -1},
+        {"seed": 2**63},
+        {"repetition_penalty": 0.0},
+        {"presence_penalty": 2.5},
+        {"frequency_penalty": float("inf")},
+        {"logit_bias": ((1, 101.0),)},
+        {"logit_bias": ((-1, 1.0),)},
+        {"logit_bias": ((1, float("nan")),)},
+        {"logit_bias": ((1, 1.0),) * (MAX_BIASES + 1)},
+    ],
 )
-def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(InputError, match="give"):
-        Sampling(**wrong)  # type: ignore[arg-type]
+def test_settings_out_of_range_are_refused_by_name(wrong: dict[str, Any]) -> None:
+    (name,) = wrong
+    with pytest.raises(InputError, match=f"^{name.replace('_', '-')} .*(give|from)"):
+        Sampling(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"top_p": 0.0}, "top-p is 0.0; give more than 0, and 1 at most"),
+        ({"min_p": -1.0}, "min-p is -1.0; give 0 to 1"),
+        ({"top_k": -1}, "top-k is -1; give 0 or more, below 2**31"),
+    ],
+)
+def test_ranges_are_said_in_words(wrong: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError) as found:
+        Sampling(**wrong)
+    assert str(found.value) == words
+
+
+def test_a_bias_of_a_token_that_is_not_there_is_refused() -> None:
+    sampling = Sampling(logit_bias=((3, 1.0), (12, 1.0)))
+    sampling.check_tokens(13)
+    with pytest.raises(InputError, match="names the token 12; this model has 12"):
+        sampling.check_tokens(12)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from cutline.cloud.engine.sequence import Request, Session
-from cutline.models.sampling import Sampling
+from cutline.core.sampling import Sampling
 from cutline.partitioner.answering import FRAME_BYTES
 from cutline.partitioner.cost import CONFIRMED_BYTES, Terms, terms_of
 from cutline.partitioner.plan import CHUNK, PARTS, Conditions, Mode, Space

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
+from cutline.core.sampling import Sampling
 from cutline.errors import VersionMismatch
 from cutline.protos import features
 from cutline.protos.messages import Open, agent_from_wire, agent_to_wire, lacking
 from cutline.protos.v1 import worker_pb2 as pb
 
-FIRST = {"Open": 14, "Sampling": 4, "Grid": 2}  # the last field of each, in the first version
+# The last field of each, in the first version; that of `Bias` is what `Sampling.logit_bias` brought.
+FIRST = {"Open": 14, "Sampling": 4, "Grid": 2, "Bias": 2}
 OPENING = Open(model="m", tokens=(1, 2), prompt_length=2, max_tokens=8)
 
 
@@ -37,7 +39,7 @@ def test_every_later_field_of_an_opening_is_a_feature_or_said_to_change_nothing(
     ("field", "opening"),
     [
         ("Open.likelihoods", replace(OPENING, likelihoods=True)),
-        ("Sampling.top_k", replace(OPENING, top_k=3)),
+        ("Sampling.top_k", replace(OPENING, sampling=Sampling(top_k=3))),
         ("Grid.rows", replace(OPENING, grids=((1, 0),))),
     ],
 )

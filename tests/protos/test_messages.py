@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from cutline.core.sampling import Sampling
 from cutline.core.wire import Wire, bytes_per_row
 from cutline.errors import (
     CutlineError,
@@ -54,6 +55,21 @@ tokens = st.lists(uint32, max_size=20).map(tuple)
 amounts = st.floats(allow_nan=False)
 
 
+amount = st.floats(-2, 2)
+samplings = st.builds(
+    Sampling,
+    temperature=st.just(0.0) | st.floats(0.01, 100),
+    top_k=st.integers(0, 2**31 - 1),
+    top_p=st.floats(0, 1, exclude_min=True),
+    min_p=st.floats(0, 1),
+    seed=st.integers(0, 2**63 - 1),
+    repetition_penalty=st.none() | st.floats(0, 10, exclude_min=True),
+    presence_penalty=amount,
+    frequency_penalty=amount,
+    logit_bias=st.lists(st.tuples(st.integers(0, 2**31 - 1), st.floats(-100, 100)), max_size=4).map(tuple),
+)
+
+
 @st.composite
 def openings(draw: st.DrawFn) -> Open:
     begun = draw(st.lists(uint32, min_size=1, max_size=20).map(tuple))
@@ -64,10 +80,7 @@ def openings(draw: st.DrawFn) -> Open:
         max_tokens=draw(uint32),
         cut=draw(st.text(max_size=20)),
         images=draw(uint32),
-        temperature=draw(amounts),
-        top_k=draw(uint32),
-        top_p=draw(amounts),
-        seed=draw(st.integers(0, 2**64 - 1)),
+        sampling=draw(samplings),
         effort=draw(st.floats(0, 1)),
         draft=draw(tokens),
         grids=draw(st.lists(st.tuples(uint32, uint32), max_size=4).map(tuple)),
@@ -134,7 +147,7 @@ def test_a_description_comes_back_as_it_was(description: Description) -> None:
 
 @pytest.mark.parametrize("name", ["x" * 129, "two words", "a\nb", "\x1b[2J", "é"])
 def test_no_name_of_a_request_makes_lines_of_a_log(name: str) -> None:
-    opening = pb.Open(tokens=[1], prompt_length=1, request_id=name)
+    opening = pb.Open(tokens=[1], prompt_length=1, sampling=pb.Sampling(top_p=1), request_id=name)
     with pytest.raises(InputError, match="a request's id"):
         agent_from_wire(pb.AgentMessage(open=opening))
 

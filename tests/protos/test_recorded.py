@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, json_format, message_factory
 
+from cutline.core.sampling import Sampling
 from cutline.core.wire import Wire
 from cutline.errors import WorkerBusy, WorkerForgot
 from cutline.protos import messages
@@ -58,10 +59,7 @@ SAMPLES: dict[str, Any] = {
         prompt_length=2,
         max_tokens=64,
         images=1,
-        temperature=0.5,
-        top_k=3,
-        top_p=0.75,
-        seed=8,
+        sampling=Sampling(temperature=0.5, top_k=3, top_p=0.75, seed=8),
         effort=0.5,
         draft=(7, 8),
         grids=((8, 8),),

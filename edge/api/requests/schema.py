@@ -10,16 +10,29 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 
 from cutline.core.json_errors import UNREADABLE
+from cutline.core.sampling import (
+    MAX_BIASES,
+    Bias,
+    FrequencyPenalty,
+    MinP,
+    PresencePenalty,
+    RepetitionPenalty,
+    Sampling,
+    Temperature,
+    TopK,
+    TopP,
+    chosen_seed,
+)
 from cutline.core.wire import Wire
 from cutline.edge.api.errors import Fault, Refused, unreadable
 from cutline.edge.api.requests.unserved import NOT_SERVED, asking
 from cutline.edge.generation.question import MAX_NOISE, MAX_STOPS, MAX_TIMEOUT, Mode, Question
 from cutline.errors import InputError
 from cutline.models.prompt import ImagePart, Message, Role, TextPart
-from cutline.models.sampling import Sampling, chosen_seed
 from cutline.protos.messages import MAX_ALTERNATIVES
 
 T = TypeVar("T")
+TokenId = Annotated[str, msgspec.Meta(pattern="^[0-9]{1,9}$")]
 
 MAX_NAMED = 20  # fields that one refusal names
 MAX_VALUES = 200_000  # in a request: more words than any model here takes, and what reads in a moment
@@ -75,7 +88,9 @@ class Extension(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cut: str = "image"
     wire: Wire = Wire.FLOAT32
     keep_image_tokens: _SomeShare = 1.0
-    top_k: Annotated[int, msgspec.Meta(ge=0, lt=2**31)] = 0
+    top_k: TopK = 0
+    min_p: MinP = 0.0
+    repetition_penalty: RepetitionPenalty | None = None
     timeout: Annotated[float, msgspec.Meta(gt=0, le=MAX_TIMEOUT)] = 60.0
     exact: bool = False
     image_must_stay: bool = False
@@ -99,8 +114,11 @@ class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model: str | None = None
     max_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
     max_completion_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
-    temperature: Annotated[float, msgspec.Meta(ge=0, le=100)] | None = None
-    top_p: _SomeShare | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    presence_penalty: PresencePenalty | None = None
+    frequency_penalty: FrequencyPenalty | None = None
+    logit_bias: Annotated[dict[TokenId, Bias], msgspec.Meta(max_length=MAX_BIASES)] | None = None
     seed: Annotated[int, msgspec.Meta(ge=-1, le=2**63 - 1)] | None = None
     stop: str | Annotated[list[str], msgspec.Meta(max_length=MAX_STOPS)] | None = None
     logprobs: bool | None = None
@@ -113,13 +131,12 @@ class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @classmethod
     def asking(cls, question: Question) -> ChatRequest:
         """The request that asks `question`; the inverse of `question`."""
-        images, sampling = iter(question.images), question.sampling
+        images, sampling = iter(question.images), msgspec.structs.asdict(question.sampling)
+        sampling["logit_bias"] = {str(token): value for token, value in question.sampling.logit_bias} or None
+        ours, more = ({name: sampling[name] for name in sampling if name in of} for of in (_FIELDS, _MORE_FIELDS))
         return cls(
             messages=[_message(message, images) for message in question.messages],
             max_tokens=question.max_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            seed=sampling.seed,
             stop=list(question.stop) or None,
             logprobs=question.logprobs is not None,
             top_logprobs=question.logprobs,
@@ -129,7 +146,6 @@ class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 cut=question.cut,
                 wire=question.wire,
                 keep_image_tokens=question.keep_image_tokens,
-                top_k=sampling.top_k,
                 timeout=question.timeout,
                 exact=question.exact,
                 image_must_stay=question.image_must_stay,
@@ -138,7 +154,9 @@ class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 max_leak=question.max_leak,
                 noise=question.noise,
                 correct_seconds=question.correct_seconds,
+                **more,
             ),
+            **ours,
         )
 
     @property
@@ -160,12 +178,7 @@ class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             messages=tuple(_turn(message) for message in self.messages),
             images=tuple(images),
             mode=how.mode,
-            sampling=Sampling(
-                temperature=_given(self.temperature, 0.0),
-                top_k=how.top_k,
-                top_p=_given(self.top_p, 1.0),
-                seed=chosen_seed(self.seed, _given(self.temperature, 0.0)),
-            ),
+            sampling=self._sampling(),
             max_tokens=self._most(),
             effort=how.effort,
             cut=how.cut,
@@ -186,6 +199,12 @@ class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             trace=trace,
         )
 
+    def _sampling(self) -> Sampling:
+        given = {name: getattr(of, name) for of in (self, self.cutline) for name in of.__struct_fields__}
+        said = {name: given[name] for name in Sampling.__struct_fields__ if given[name] is not None}
+        bias = tuple(sorted((int(token), value) for token, value in (self.logit_bias or {}).items()))
+        return Sampling(**said | {"seed": chosen_seed(self.seed, said.get("temperature", 0.0)), "logit_bias": bias})
+
     def _most(self) -> int:
         given = {one for one in (self.max_tokens, self.max_completion_tokens) if one is not None}
         if len(given) > 1:
@@ -198,6 +217,9 @@ class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.top_logprobs:
             raise InputError("top_logprobs needs logprobs; set it to true")
         return None
+
+
+_FIELDS, _MORE_FIELDS = frozenset(ChatRequest.__struct_fields__), frozenset(Extension.__struct_fields__)
 
 
 def read_request(body: bytes) -> ChatRequest:

@@ -24,8 +24,8 @@ from cutline.cloud.engine.kv_slots import Slots
 from cutline.cloud.engine.sequence import Event, Request, Session, SessionRows
 from cutline.cloud.model.model_runner import PassAborted, Target
 from cutline.cloud.model.vision import Steps
+from cutline.core.sampling import Sampling
 from cutline.errors import CutlineError, InputError, WorkerBusy, WorkerFailed
-from cutline.models.sampling import Sampling
 from cutline.protos.messages import Confirmed, Draft, Finished, Opened, Reason
 
 VOCABULARY = 64

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from cutline.cloud.engine.image_cache import Picture
 from cutline.cloud.engine.kv_slots import LEAST_COPIED, Content, SlotPlace, Slots, shared
 from cutline.cloud.engine.sequence import Request
+from cutline.core.sampling import Sampling
 from cutline.models.families import COUNTED, Positions
-from cutline.models.sampling import Sampling
 
 IMAGE = 9  # the image token; each image has two of them, with a 7 between
 SIZE = 3

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from cutline.cloud.engine.sequence import Event, Request, Session
-from cutline.models.sampling import Sampling
+from cutline.core.sampling import Sampling
 from cutline.protos.messages import Confirmed, Finished, Reason
 
 VOCABULARY = 12

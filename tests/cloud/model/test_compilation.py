@@ -20,9 +20,9 @@ from cutline.cloud.engine.engine import Engine
 from cutline.cloud.engine.sequence import Event, Request, Session, SessionRows
 from cutline.cloud.model.compilation import MOST_LAYERS, block_size, pieces
 from cutline.cloud.model.model_runner import Target
+from cutline.core.sampling import Sampling
 from cutline.errors import CutlineError, InputError
 from cutline.models.bundle import Bundle
-from cutline.models.sampling import Sampling
 from cutline.protos.messages import Confirmed, Finished
 
 pytestmark = [

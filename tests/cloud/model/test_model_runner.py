@@ -17,11 +17,12 @@ from cutline.cloud.engine.engine import Engine
 from cutline.cloud.engine.sequence import Event, Request, Session, SessionRows
 from cutline.cloud.model.loader import load_model
 from cutline.cloud.model.model_runner import Target
+from cutline.core.sampling import Sampling
 from cutline.demo.bundles import TARGET
 from cutline.errors import CutlineError
 from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image
-from cutline.models.sampling import Sampling, choose
+from cutline.models.sampling import choose
 from cutline.protos.messages import Confirmed, Draft, Finished, Open, Reason
 
 SLOTS = 5

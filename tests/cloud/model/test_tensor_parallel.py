@@ -27,9 +27,9 @@ from cutline.cloud.model.device_names import device_of
 from cutline.cloud.model.model_runner import Target
 from cutline.cloud.model.tensor_parallel import PATIENCE, RankLost
 from cutline.cloud.serving.ranks import Ranks
+from cutline.core.sampling import Sampling
 from cutline.errors import InputError, WorkerFailed
 from cutline.models.bundle import Bundle, Manifest
-from cutline.models.sampling import Sampling
 from cutline.protos.client import WorkerClient
 from cutline.protos.messages import Confirmed, Open
 

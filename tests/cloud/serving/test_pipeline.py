@@ -18,6 +18,7 @@ from cutline.cloud.serving.pipeline import Onward, misfit
 from cutline.cloud.serving.server import serve
 from cutline.cloud.telemetry.observer import NOBODY, Observer
 from cutline.cloud.telemetry.session_stats import Account
+from cutline.core.sampling import Sampling
 from cutline.core.wire import Wire
 from cutline.errors import InputError, ModelMismatch, WorkerBusy, WorkerFailed, WorkerUnavailable
 from cutline.models.bundle import Bundle
@@ -34,6 +35,8 @@ Case = tuple[Open, bytes, tuple[int, ...]]
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 SECONDS = 30  # that any one exchange may take
 SLOTS = 4
+
+SAMPLING = Sampling(temperature=8.0, top_k=20, top_p=0.9, seed=7, min_p=0.001, frequency_penalty=0.5)
 
 
 @contextlib.asynccontextmanager
@@ -169,7 +172,7 @@ def test_sampled_answers_are_those_of_one_worker(bundle: Bundle, asking: Any, ca
     answers = []
 
     async def run(clients: list[WorkerClient]) -> None:
-        one = asking(case, "image", temperature=8.0, top_k=20, top_p=0.9, seed=7, max_tokens=12)
+        one = asking(case, "image", sampling=SAMPLING, max_tokens=12)
         await one.ask(clients[0])
         answers.append(one.tokens)
 

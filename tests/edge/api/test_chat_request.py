@@ -9,11 +9,11 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cutline.core.sampling import Sampling
 from cutline.core.wire import Wire
 from cutline.edge.api.requests.schema import ChatRequest, read_request
 from cutline.edge.generation.question import Mode, Question
 from cutline.models.prompt import ImagePart, Message, TextPart
-from cutline.models.sampling import Sampling
 
 WORDED = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20).filter(str.strip)
 
@@ -33,6 +33,11 @@ def questions(draw: st.DrawFn) -> Question:
         top_k=draw(st.integers(0, 9)),
         top_p=draw(st.sampled_from([0.5, 1.0])),
         seed=draw(st.integers(0, 2**63 - 1)),
+        min_p=draw(st.sampled_from([0.0, 0.25])),
+        repetition_penalty=draw(st.sampled_from([None, 1.0, 1.5])),
+        presence_penalty=draw(st.sampled_from([0.0, -2.0])),
+        frequency_penalty=draw(st.sampled_from([0.0, 2.0])),
+        logit_bias=draw(st.sampled_from([(), ((3, 1.5), (90, -100.0))])),
     )
     how: dict[str, Any] = draw(
         st.sampled_from(
@@ -67,6 +72,6 @@ def test_a_question_goes_there_whole(question: Question) -> None:
 def test_every_field_of_a_question_is_asked_for() -> None:
     """One that is new must be added to the request, or said here to be none of its business."""
     held = {"messages", "images", "sampling", "max_tokens", "stop", "logprobs"}
-    ours = set(msgspec.structs.asdict(ChatRequest(messages=[]).cutline)) - {"top_k", "guesses"}
+    ours = set(msgspec.structs.asdict(ChatRequest(messages=[]).cutline)) - {*Sampling.__struct_fields__, "guesses"}
     found_out = {"tenant", "request_id", "trace"}  # by whose token it is, and in headers
     assert set(Question.__struct_fields__) == held | ours | found_out

@@ -19,6 +19,7 @@ import pytest
 from cutline.bench.raw_http import BODY, PATH, connect, request
 from cutline.bench.scripted import ScriptedAgent, spoken, told
 from cutline.cli.logs import JsonLines
+from cutline.core.sampling import Sampling
 from cutline.demo.bundles import DRAFTER
 from cutline.edge.agent import Agent
 from cutline.edge.api.errors import Refused
@@ -28,7 +29,6 @@ from cutline.edge.generation.result import Decision, Gated
 from cutline.errors import WorkerBusy
 from cutline.models.bundle import Bundle
 from cutline.models.prompt import Message, TextPart
-from cutline.models.sampling import Sampling
 
 Serving = Callable[..., AbstractAsyncContextManager[str]]
 

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from cutline.bench.scripted import ScriptedAgent
+from cutline.core.sampling import Sampling
 from cutline.core.wire import Wire
 from cutline.edge.api import client as remote
 from cutline.edge.api.app import application
@@ -17,7 +18,6 @@ from cutline.edge.generation.events import Event, Guessed, Settled
 from cutline.edge.generation.question import Mode, Question
 from cutline.edge.generation.result import Answer, Believed, Energy, Forecast, Likely, Lost, Provenance, Tail, Token
 from cutline.errors import BundleError, CutlineError, ImageError, InputError, PromptError, WorkerBusy, WorkerUnavailable
-from cutline.models.sampling import Sampling
 
 
 def ask_over(agent: ScriptedAgent, question: Question) -> Answer:

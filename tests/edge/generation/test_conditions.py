@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cutline.bench.scripted_worker import BUNDLE, REQUEST, TRUTH, ScriptedWorker, ids, keeps_from, serving
+from cutline.core.sampling import Sampling
 from cutline.edge.agent import Agent
 from cutline.edge.generation.conditions import CALIBRATED, GROUPS, PLAIN, Order, conditions_of
 from cutline.edge.generation.gate import Gate
@@ -18,7 +19,6 @@ from cutline.edge.generation.question import Mode, Question
 from cutline.edge.generation.result import Answer, Decision
 from cutline.edge.generation.semantic_cache import SemanticCache
 from cutline.models.prompt import ImagePart, Message, Role, TextPart
-from cutline.models.sampling import Sampling
 
 GREEDY = Sampling()
 PICTURE, TEXT = ImagePart(), TextPart("Read.")
@@ -78,6 +78,8 @@ samplings = st.builds(
     temperature=st.sampled_from([0.0, 0.0, 0.7]),
     top_k=st.integers(0, 3),
     top_p=st.sampled_from([1.0, 0.5]),
+    min_p=st.sampled_from([0.0, 0.1]),
+    frequency_penalty=st.sampled_from([0.0, 0.0, 0.5]),
     seed=st.integers(0, 9),
 )
 
@@ -89,7 +91,7 @@ def test_every_conversation_has_a_group_and_a_sampled_one_has_none_that_is_calib
     found = conditions_of(messages, sampling)
     assert found.group
     assert (found.group in GROUPS) == (found in CALIBRATED)
-    if sampling.temperature > 0.0:
+    if sampling.temperature > 0.0 or sampling.frequency_penalty:
         assert found.group not in GROUPS
     else:  # of greedy choice neither the seed nor the tokens to keep change anything
         assert found == conditions_of(messages, GREEDY)

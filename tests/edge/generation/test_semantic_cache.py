@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from cutline.core.sampling import Sampling
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.edge.generation.question import Mode, Question
 from cutline.edge.generation.result import Answer, Provenance, Recalled, Token
 from cutline.edge.generation.semantic_cache import BLOCK, ENTRIES, SIDE, SemanticCache, distance, miniatures
 from cutline.models.images import decode_image
-from cutline.models.sampling import Sampling
 
 PICTURES = [decode_image(one.image) for one in requests(Split.EVALUATION, 12, seed=5)][::6]
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import log_softmax
 
+from cutline.core.sampling import Sampling
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
@@ -22,7 +23,7 @@ from cutline.models.bundle import Bundle
 from cutline.models.images import Pixels, decode_image
 from cutline.models.penalties import Penalties
 from cutline.models.prompt import PromptBuilder, question
-from cutline.models.sampling import Sampling, choose
+from cutline.models.sampling import choose
 
 BUNDLE = Bundle.open(DRAFTER)
 DRAFTER_ = Drafter.open(BUNDLE, threads=1)

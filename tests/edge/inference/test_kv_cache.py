@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from cutline.bench.parity import Whole, seeded_prompts
+from cutline.core.sampling import Sampling
 from cutline.demo.bundles import DRAFTER
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
@@ -30,7 +31,6 @@ from cutline.edge.inference.vision_encoder import VisionSpan
 from cutline.models.bundle import Bundle
 from cutline.models.images import Pixels
 from cutline.models.prompt import PromptBuilder
-from cutline.models.sampling import Sampling
 
 DRAFTS = Bundle.open(DRAFTER)
 IMAGE, TOKENS = 3, 16  # of the seeded model: its image token, and how many an image has

@@ -71,7 +71,7 @@ def test_another_worker_goes_on_where_one_was_lost(fate: CutlineError | str, mod
         assert settled == at or (settled < at and fate in (END, BREAK)), "what ends early may take words with it"
         again = (*first.openings[1:], *second.openings)
         assert [one.tokens for one in again] == [(*first.openings[0].tokens, *TRUTH[:settled])]
-        assert (again[0].seed, again[0].max_tokens, again[0].grids) == (0, 64, first.openings[0].grids)
+        assert (again[0].sampling.seed, again[0].max_tokens, again[0].grids) == (0, 64, first.openings[0].grids)
         if isinstance(fate, WorkerForgot):
             assert (answer.worker, answer.lost) == (addresses[0], ()), "it takes the session again, whole"
             continue

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from cutline.bench.scripted_worker import keeps_from
+from cutline.core.sampling import Sampling
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
@@ -31,7 +32,6 @@ from cutline.edge.offload.openai_upstream import KEY, Upstream, UpstreamSession,
 from cutline.errors import AccessDenied, CutlineError, InputError, WorkerBusy, WorkerFailed, WorkerUnavailable
 from cutline.models.bundle import Bundle
 from cutline.models.prompt import ImagePart, Message, PromptBuilder, TextPart
-from cutline.models.sampling import Sampling
 from cutline.models.vocabulary import Vocabulary
 
 BUNDLE = Bundle.open(DRAFTER)

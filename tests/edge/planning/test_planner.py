@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from cutline.core.sampling import Sampling
 from cutline.core.wire import Wire
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
@@ -30,7 +31,6 @@ from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image
 from cutline.models.prompt import ImagePart, Message, PromptBuilder, TextPart
 from cutline.models.prompt import question as ask_about
-from cutline.models.sampling import Sampling
 from cutline.models.vocabulary import Vocabulary
 from cutline.partitioner.cost import terms_of
 from cutline.partitioner.plan import Conditions, Limits, Space

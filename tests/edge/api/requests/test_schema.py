@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from cutline.bench.scripted import ScriptedAgent, spoken
+from cutline.core.sampling import Sampling
 from cutline.demo.bundles import DRAFTER
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
@@ -143,7 +144,12 @@ NESTED = b'{"messages": [{"role": "user", "more": ' + b"[" * 100_000
         (body(tools=[{"type": "function"}]), "InputError", 400),
         (body(n=2), "InputError", 400),
         (body(response_format={"type": "json_object"}), "InputError", 400),
-        (body(presence_penalty=0.5), "InputError", 400),
+        (body(presence_penalty=2.5), "InputError", 400),
+        (body(logit_bias={"five": 1}), "InputError", 400),
+        (body(logit_bias={"5": 101}), "InputError", 400),
+        (body(logit_bias={"999999999": 1}), "InputError", 400),
+        (body(cutline={"mode": "edge", "min_p": 1.5}), "InputError", 400),
+        (body(cutline={"mode": "edge", "repetition_penalty": 0}), "InputError", 400),
         (body(top_logprobs=3), "InputError", 400),
         (body(logprobs=True, top_logprobs=2000), "InputError", 400),
         (body(max_tokens=3, max_completion_tokens=4), "InputError", 400),
@@ -239,8 +245,8 @@ def test_every_unknown_field_is_named() -> None:
 
 
 def test_what_is_not_served_is_named_apart() -> None:
-    error = refused(tools=[{}], frequency_penalty=1, hurry=1)
-    assert "what is not served here: tools, frequency_penalty, and unknown fields: hurry" in str(error)
+    error = refused(tools=[{}], verbosity="low", hurry=1)
+    assert "what is not served here: tools, verbosity, and unknown fields: hurry" in str(error)
     assert "\n" not in str(error)
 
 
@@ -281,9 +287,9 @@ def test_the_number_out_of_range_is_told(field: str, value: bytes) -> None:
     assert (found.value.status, found.value.fault.param) == (400, field)
 
 
-@pytest.mark.parametrize("name", ["n", "presence_penalty", "store"])
+@pytest.mark.parametrize("name", ["n", "tools", "store"])
 def test_what_only_equals_nothing_is_refused(name: str) -> None:
-    wrong = {"n": True, "presence_penalty": False, "store": 0}
+    wrong = {"n": True, "tools": False, "store": 0}
     assert refused(**{name: wrong[name]}).fault.param == name
 
 
@@ -337,14 +343,33 @@ def test_what_takes_long_to_read_is_read_in_a_thread(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     "neutral",
     [
-        {"n": 1, "tools": [], "tool_choice": "auto", "response_format": {"type": "text"}, "logit_bias": {}},
-        {"presence_penalty": 0.0, "frequency_penalty": 0, "store": False, "modalities": ["text"]},
+        {"n": 1, "tools": [], "tool_choice": "auto", "response_format": {"type": "text"}},
+        {"store": False, "modalities": ["text"], "logit_bias": None, "presence_penalty": None},
         {"seed": None, "stop": None, "tools": None, "top_p": None, "max_tokens": None},
     ],
 )
 def test_what_asks_for_nothing_is_taken(neutral: dict[str, Any]) -> None:
     raw = msgspec.json.encode(body() | neutral)
     assert read_request(raw) == read_request(msgspec.json.encode(body()))
+
+
+def test_penalties_and_biases_are_a_part_of_the_sampling() -> None:
+    asked = body(
+        presence_penalty=0.5,
+        frequency_penalty=-0.25,
+        logit_bias={"7": 2, "5": -100},
+        cutline={"min_p": 0.1, "repetition_penalty": 1.1},
+    )
+    question = read_request(msgspec.json.encode(asked)).question([REQUEST.image])
+    assert question.sampling == Sampling(
+        presence_penalty=0.5,
+        frequency_penalty=-0.25,
+        logit_bias=((5, -100.0), (7, 2.0)),
+        min_p=0.1,
+        repetition_penalty=1.1,
+    )
+    neutral = body(presence_penalty=0, frequency_penalty=0.0, logit_bias={})
+    assert read_request(msgspec.json.encode(neutral)).question([REQUEST.image]).sampling == Sampling()
 
 
 def test_words_alone_are_a_string_or_parts() -> None:
