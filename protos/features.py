@@ -10,14 +10,19 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from cutline.protos.v1 import worker_pb2 as pb
+
+FIRST_SAMPLING = 4  # the last field of `Sampling` in the protocol's first version; every later one changes an answer
+
 # The fields of `Open`, and of the messages in it, that came after the protocol's first version, as "Message.field".
 # Each has its feature's name, or None where a worker that overlooks it gives the same answer.
 LATER: Mapping[str, str | None] = {
     "Open.requires": None,
     "Open.request_id": None,
     **{
-        f"Sampling.{name}": f"sampling.{name}"
-        for name in ("min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias")
+        f"Sampling.{field.name}": f"sampling.{field.name}"
+        for field in pb.Sampling.DESCRIPTOR.fields
+        if field.number > FIRST_SAMPLING
     },
 }
 

@@ -27,7 +27,7 @@ from cutline.protos.client import WorkerClient, WorkerSession
 from cutline.protos.messages import Draft, Open
 
 Case = tuple[Open, bytes, tuple[int, ...]]
-SECONDS = 30
+SECONDS = 120
 ASKED = Request(tokens=(1,), prompt_length=1, max_tokens=1, sampling=Sampling(), effort=1.0)
 
 

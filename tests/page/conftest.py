@@ -32,7 +32,7 @@ from cutline.edge.offload.status import AgentState, Breaker, WorkerState
 from cutline.errors import CutlineError
 from cutline.models.bundle import Bundle
 
-SECONDS = 30  # that the page may take to show what it was told
+SECONDS = 90  # that the page may take to show what it was told
 WORKER = "10.0.0.2:50051"
 PHONE = (360, 740)
 

@@ -41,7 +41,7 @@ from cutline.protos.messages import Confirmed, Finished, ImageChunk, Open, image
 Case = tuple[Open, bytes, tuple[int, ...]]
 
 TOKEN, OTHER = "a-token-of-the-warehouse", "and-one-of-the-harbour"
-SECONDS = 30
+SECONDS = 120
 HEALTH = ("/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch")
 
 

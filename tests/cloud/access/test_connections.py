@@ -29,7 +29,7 @@ from cutline.protos.messages import Open, agent_to_wire
 from cutline.protos.v1 import worker_pb2 as pb
 from cutline.protos.v1 import worker_pb2_grpc
 
-SECONDS = 30
+SECONDS = 120
 PREFACE = (
     b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0" + b"\0\0\0\4\1\0\0\0\0"
 )  # settings, and their answer
