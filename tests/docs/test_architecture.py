@@ -102,7 +102,7 @@ def house(pairs: Collection[tuple[int, int]], *, count: int = 4) -> tuple[list[o
 
 
 @given(st.integers(2, 9).flatmap(lambda count: st.tuples(st.just(count), pairs_of(count))))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_house_can_be_drawn(count_and_pairs: tuple[int, set[tuple[int, int]]]) -> None:
     count, pairs = count_and_pairs
     given_rooms, imports = house(pairs, count=count)
