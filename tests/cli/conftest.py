@@ -100,6 +100,12 @@ class Process:
         """The files that it has mapped into its memory, libraries among them."""
         return psutil.Process(self._popen.pid).memory_maps()
 
+    def heeds(self, number: int) -> bool:
+        """Whether it has something of its own to do at a signal, and not just what the system does."""
+        status = Path(f"/proc/{self._popen.pid}/status").read_text()
+        (caught,) = (line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:"))
+        return bool(int(caught, 16) >> (number - 1) & 1)
+
     def signal(self, number: int) -> None:
         """Send a signal to the process alone; its children do not get it, as they would from Ctrl-C."""
         self._popen.send_signal(number)

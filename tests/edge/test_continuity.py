@@ -29,6 +29,7 @@ from cutline.edge.agent import Agent
 from cutline.edge.generation.events import Corrected, Event, Settled
 from cutline.edge.generation.question import Mode, Question
 from cutline.edge.generation.result import Answer, Lost, Provenance, Tail
+from cutline.edge.offload.worker_pool import Workers
 from cutline.models.bundle import Bundle
 from cutline.protos.client import BEAT_BYTES, WorkerClient
 
@@ -220,7 +221,8 @@ def test_a_worker_that_freezes_is_noticed(truth: tuple[int, ...], workers: tuple
 
         async def run() -> None:
             asked = asking(Mode.DRAFT, effort=0.0)
-            async with Agent(BUNDLE, worker=[frozen, workers[1]], threads=1, notice=NOTICE) as agent:
+            known = Workers([frozen, workers[1]], clock=lambda: 0.0)  # by which nobody is left alone for long enough
+            async with Agent(BUNDLE, worker=known, threads=1, notice=NOTICE) as agent:
                 answer, _ = await answered(agent, asked, 2, lambda: os.kill(process.pid, signal.SIGSTOP))
                 assert ids(answer) == truth
                 (lost,) = answer.lost

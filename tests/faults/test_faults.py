@@ -196,7 +196,9 @@ def test_what_the_link_does_to_bytes() -> None:
 
             link.fuse(Way.UP, 3, strike)
             writer.write(b"nobody hears")
-            await asyncio.sleep(0.1)
+            async with asyncio.timeout(60):
+                while not struck:  # noqa: ASYNC110 (nobody else waits)
+                    await asyncio.sleep(0.01)
             assert struck == [3 + 4 + 3]
             link.heal()
             with pytest.raises(TimeoutError):

@@ -147,12 +147,13 @@ def test_workers_come_and_go_with_the_listing(monkeypatch: pytest.MonkeyPatch) -
             assert workers.wait(but=everyone) == module.REFRESH_SECONDS  # for whom the next listing may have
 
             book.list()  # a directory that was just started: what it knew last is taken to be there still
-            await asyncio.sleep(0.1)
+            await asked_more(book)
             assert len(workers.addresses) == 2
             await server.stop(None)
-            await asyncio.sleep(0.1)
+            async with asyncio.timeout(60):
+                while workers.wait(but=everyone) is not None:  # noqa: ASYNC110 (nobody else waits)
+                    await asyncio.sleep(0.01)
             assert len(workers.addresses) == 2
-            assert workers.wait(but=everyone) is None
             assert set(book.asked) == {"m"}
         finally:
             await workers.close()
