@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cutline.cli import options
+from cutline.cli.config import Config
 from cutline.core.wire import Wire
 from cutline.errors import InputError, WorkerFailed
 from cutline.errors.extras import missing
@@ -20,6 +21,7 @@ EPILOG = "Example: cutline cloud --bundle my-target --listen 127.0.0.1:50051 --d
 
 
 def cloud(
+    config: Config = None,
     bundle: options.Bundle = None,
     listen: options.Listen = "127.0.0.1:50051",
     device: Annotated[str, typer.Option(help="Where torch runs the target: cpu, cuda, cuda:1.")] = "cpu",

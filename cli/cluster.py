@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cutline.cli import options
+from cutline.cli.config import Config
 from cutline.errors import CutlineError, InputError
 from cutline.errors.extras import missing
 
@@ -30,6 +31,7 @@ _FILES = (
 
 @app.command(epilog="Example: cutline cluster up --workers 2 --max-workers 6 --gpus-per-worker 1 --bundle my-target")
 def up(
+    config: Config = None,
     bundle: options.Bundle = None,
     listen: Annotated[
         str, typer.Option(help="HOST:PORT for the directory to listen at; port 0 takes any free one.")

@@ -8,11 +8,13 @@ from typing import Annotated
 import typer
 
 from cutline.cli import options
+from cutline.cli.config import Config
 
 EPILOG = "Example: cutline edge --worker 127.0.0.1:50051 --listen 127.0.0.1:8080 --insecure"
 
 
 def edge(
+    config: Config = None,
     bundle: options.Bundle = None,
     worker: options.Workers = None,
     directory: options.Directory = None,

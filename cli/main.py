@@ -15,6 +15,7 @@ from cutline.cli import (
     calibrate,
     cloud,
     cluster,
+    config_show,
     demo,
     doctor,
     edge,
@@ -52,6 +53,7 @@ for module, command in (
     app.command(epilog=module.EPILOG)(command)
 app.add_typer(bundle.app, name="bundle")
 app.add_typer(cluster.app, name="cluster")
+app.add_typer(config_show.app, name="config")
 app.add_typer(keys.app, name="keys")
 app.add_typer(profile.app, name="profile")
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from cutline.cli import options
+from cutline.cli.config import Config
 from cutline.errors import InputError
 
 EPILOG = "Example: cutline watch --source /dev/video0 --ask 'Is the gate open?' --every 5s --on-change --mode edge"
@@ -62,6 +63,7 @@ def watch(
     memory: options.Memory = 0.0,
     fresh: options.Fresh = False,
     offline: options.Offline = False,
+    config: Config = None,
 ) -> None:
     """Ask the same question about every frame of cameras, videos and folders, and print answers as JSON lines.
 

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from kubernetes_validate import validate
 from typer.main import get_command
+from typer.testing import CliRunner
 
 from cutline.cli.main import app
 from cutline.cli.signals import INTERRUPTED
@@ -95,10 +96,21 @@ def test_units_stay_in_their_sandbox(unit: Path) -> None:
     assert found["MemoryMax"][0].endswith("%")
     assert found["StateDirectory"] == [unit.stem]
     (start,) = found["ExecStart"]
-    command = shlex.split(start.replace("$CUTLINE_OPTIONS", ""))
-    check_options(command)
-    if "--drain" in command:
-        assert int(found["TimeoutStopSec"][0]) > int(command[command.index("--drain") + 1]) + 10
+    check_options(shlex.split(start))
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
+def test_units_find_their_settings_which_the_command_takes(unit: Path) -> None:
+    """And stop no earlier than sessions have drained; keys and tokens are where systemd puts them."""
+    found, name = settings(unit), unit.stem.removeprefix("cutline-")
+    file = unit.with_name(f"{name}.toml")
+    assert found["ExecStart"][0].endswith(f" --config /etc/cutline/{file.name}")
+    shown = CliRunner().invoke(app, ["config", "show", name, "--config", str(file), "--json"])
+    assert shown.exit_code == 0, shown.output
+    given = {key: one["value"] for key, one in json.loads(shown.stdout).items() if one["source"] == str(file)}
+    assert int(found["TimeoutStopSec"][0]) > given.get("drain", 0) + 10
+    credentials = {f"/run/credentials/{unit.name}/{one.partition(':')[0]}" for one in found["LoadCredential"]}
+    assert credentials == {value for value in given.values() if str(value).startswith("/run/")}
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
@@ -121,12 +133,10 @@ def test_what_the_units_read_is_put_there_by_the_documented_commands() -> None:
     for words in commands:
         if "install" in words and "-t" in words:
             folder = words[words.index("-t") + 1]
-            put |= {f"{folder}/{word.removeprefix('keys/')}" for word in words if word.startswith("keys/")}
-        elif "tee" in words:
-            put.add(words[-1])
+            put |= {f"{folder}/{Path(word).name}" for word in words if word.startswith(("keys/", "deploy/"))}
     for unit in UNITS:
         found = settings(unit)
-        read = {one.partition(":")[2] for one in found["LoadCredential"]} | set(found["EnvironmentFile"])
+        read = {one.partition(":")[2] for one in found["LoadCredential"]} | {found["ExecStart"][0].split()[-1]}
         assert read <= put, f"{unit.name}: nobody puts {read - put} there"
 
 
