@@ -7,7 +7,7 @@ Where another worker has the head, a pass ends in rows for that one, and the ses
 comes back as a command: the pass goes on elsewhere. What is drafted meanwhile waits, as it does during a pass.
 
 Images are encoded between passes, in slices, so that they hold up nobody's answer. Work that nobody waits for is given
-up at the next look at it: between two layers of an image, and between blocks of layers in a pass.
+up at the next look at it: within a layer of an image, and between blocks of layers in a pass.
 
 What goes wrong with one session ends that one. What goes wrong with the engine ends all of them, and whoever comes
 later is told so, until the worker is started again.
@@ -248,7 +248,7 @@ class Engine:
             self._observer.reused(session.cached)
         session.confirmed_at = now
         self._sessions[command.name] = session
-        self._pictures.begin(session)
+        self._pictures.begin(session, lambda: self._interest.none_in([session]))
         # It may be in the next pass, which begins now, and is unless prompts take turns.
         waited = time.monotonic() - command.asked_at
         kept = self._pictures.keeps(command.request, encoded=session.request.pictured)

@@ -12,7 +12,7 @@ from cutline.cloud.engine.image_cache import ImageCache, Kept
 from cutline.cloud.engine.sequence import Request, Session
 from cutline.cloud.engine.watchdog import EngineProgress
 from cutline.cloud.model.model_runner import Target
-from cutline.cloud.model.vision import Steps
+from cutline.cloud.model.vision import Steps, Unwanted
 
 FADING = 0.9  # of what a slow step says of those to come, with each
 
@@ -41,10 +41,10 @@ class Pictures:
         """The session whose images are encoded next, None where all are."""
         return next(iter(self._under_way), None)
 
-    def begin(self, session: Session) -> None:
-        """Have the images of a session encoded, if it has any."""
+    def begin(self, session: Session, aborted: Callable[[], bool]) -> None:
+        """Have the images of a session encoded, if it has any, as long as it is not `aborted`."""
         if session.request.pictured:
-            self._under_way[session.name] = self._encoding(session.request)
+            self._under_way[session.name] = self._encoding(session.request, aborted)
 
     def awaits(self, session: Session) -> bool:
         """Whether rows of its images are yet to be made."""
@@ -64,6 +64,9 @@ class Pictures:
             except StopIteration as end:
                 self.forget(name)
                 self._rows[name] = end.value
+                return
+            except Unwanted:
+                self._under_way[name] = _unmade()
                 return
             now = time.monotonic()
             self._usual, before = max(now - before, (self._usual or 0.0) * FADING), now
@@ -90,20 +93,26 @@ class Pictures:
             and all(one.key is not None and (encoded or one.kept is not None) for one in request.pictures)
         )
 
-    def _encoding(self, request: Request) -> Steps:
+    def _encoding(self, request: Request, aborted: Callable[[], bool]) -> Steps:
         """Rows of the images of a request: those that are kept, and of the others what the tower makes; it is kept."""
         boundary, cut, pictures = request.boundary, request.cut, request.pictures
         if any(picture.key is None for picture in pictures) or not pictures or not self._target.decodes:
             assert boundary is not None
-            return (yield from self._target.steps(boundary, cut, request.grids))
+            return (yield from self._target.steps(boundary, cut, request.grids, aborted=aborted))
         new = [picture for picture in pictures if picture.kept is None]
         made = {}
         if new:
             assert boundary is not None
             grids = [of.grid for of in new]
-            rows = yield from self._target.steps(boundary, cut, grids)
+            rows = yield from self._target.steps(boundary, cut, grids, aborted=aborted)
             for picture, of in zip(new, self._target.parted(rows, grids), strict=True):
                 assert picture.key is not None
                 made[picture] = Kept(picture.grid, of)
                 self._image_cache.put(picture.key, made[picture])
         return torch.cat([(picture.kept or made[picture]).rows for picture in pictures])
+
+
+def _unmade() -> Steps:
+    """Rows that never come: nobody waits for them, and the session is about to end."""
+    while True:
+        yield

@@ -114,12 +114,19 @@ class Target:
             self._compiled = Compiled([self._decoder.layers[index] for index in self._layers], self._cache)
             self._compiled.warm_up(self._warm_up)
 
-    def steps(self, boundary: NDArray[np.float32], cut: str, grids: Sequence[Grid]) -> Steps:
+    def steps(
+        self,
+        boundary: NDArray[np.float32],
+        cut: str,
+        grids: Sequence[Grid],
+        *,
+        aborted: Callable[[], bool] = lambda: False,
+    ) -> Steps:
         """Make rows (n, width) of the images from what crosses `cut`, a name of `LayerLine.image_cuts`; step by step.
 
-        They stand before the decoder, or where these layers end; see `Tower.steps`.
+        They stand before the decoder, or where these layers end; see `Tower.steps`. Raises Unwanted once `aborted`.
         """
-        made = yield from self.tower.steps(self._on_device(boundary), cut, grids)
+        made = yield from self.tower.steps(self._on_device(boundary), cut, grids, aborted=aborted)
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)  # or the next pass would be timed with what was only begun
         return made

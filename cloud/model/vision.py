@@ -27,6 +27,14 @@ def prune(model: Any, family: AnyFamily, layers: Sequence[str]) -> None:
                 model.set_submodule(name, nn.Identity())
 
 
+def _never() -> bool:
+    return False
+
+
+class Unwanted(Exception):
+    """Nobody waits any more for the rows that were being made."""
+
+
 class Layer(nn.Module):
     """One layer of the way: a module, so that what it takes can be watched."""
 
@@ -54,14 +62,22 @@ class Tower:
         self._family = family
         self._line = line
         self._end = min(line.place(end), line.place("decoder.0"))
+        self._aborted = _never
+        for name in (*parts.image, parts.tower, *parts.connector):
+            for module in model.get_submodule(name).modules():
+                if not any(module.children()):
+                    module.register_forward_pre_hook(self._look)
 
     @torch.inference_mode()
-    def steps(self, boundary: Tensor, cut: str, grids: Sequence[Grid]) -> Steps:
+    def steps(
+        self, boundary: Tensor, cut: str, grids: Sequence[Grid], *, aborted: Callable[[], bool] = _never
+    ) -> Steps:
         """Make rows (n, width) where these layers end, or the decoder begins, from what crosses `cut`; step by step.
 
         `boundary` is what `preprocess` makes of the images at cut `image`, else rows (n, width). The images became
         `grids`. A step is a layer of a slice, a tile or an image by itself, so that rows do not depend on what else is
-        encoded.
+        encoded. A layer of a large image takes seconds on a processor: before each of its modules it is looked whether
+        it is `aborted`, and Unwanted raised.
         """
         layers = self._line.layers[self._line.place(cut) : self._end]
         if not layers:
@@ -70,10 +86,18 @@ class Tower:
         for rows, arrays in self._family.slices(boundary, grids):
             beside = {name: torch.from_numpy(array).to(boundary.device) for name, array in arrays.items()}
             for layer in layers:
-                rows = self.layers[layer](rows, beside)
+                self._aborted = aborted
+                try:
+                    rows = self.layers[layer](rows, beside)
+                finally:
+                    self._aborted = _never
                 yield
             made.append(rows)
         return torch.cat(made)
+
+    def _look(self, *_: object) -> None:
+        if self._aborted():
+            raise Unwanted
 
 
 def whole(steps: Steps) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ from cutline.cloud.engine.image_cache import ImageCache, Kept, Picture
 from cutline.cloud.engine.sequence import BoundaryRows, Request
 from cutline.cloud.serving.inbox import Inbox
 from cutline.core.wire import Wire
-from cutline.errors import InputError, ModelMismatch, WorkerForgot
+from cutline.errors import InputError, ModelMismatch, WorkerForgot, WorkerUnavailable
 from cutline.models.bundle import Manifest
 from cutline.models.decode_budget import DECODING
 from cutline.models.families import Grid
@@ -149,10 +149,13 @@ class Reception:
                 raise InputError("an image that is known here has another grid than the opening says")
         return tuple(kept)
 
-    def request(self, opening: Open, upload: ReceivedUpload) -> Request:
-        """The request for the engine. Raises InputError where images and prompt do not fit each other."""
+    def request(self, opening: Open, upload: ReceivedUpload, *, wanted: Callable[[], bool] = lambda: True) -> Request:
+        """The request for the engine. Raises InputError where images and prompt do not fit each other.
+
+        Raises WorkerUnavailable, before another image is decoded, once it is not `wanted` any more.
+        """
         image_tokens = np.array(opening.tokens[: opening.prompt_length]) == self._manifest.image_token
-        boundary, images, grids = self._images(opening, upload)
+        boundary, images, grids = self._images(opening, upload, wanted)
         return Request(
             tokens=opening.tokens,
             prompt_length=opening.prompt_length,
@@ -173,19 +176,21 @@ class Reception:
             penalties=self._manifest.penalties,
         )
 
-    def _images(self, opening: Open, upload: ReceivedUpload) -> _Prepared:
+    def _images(self, opening: Open, upload: ReceivedUpload, wanted: Callable[[], bool]) -> _Prepared:
         """What is to be encoded, the images one by one if they are named, and their grids. Raises InputError."""
         named = [
             _Named(self._image_cache.key(upload.tenant, digest), kept.grid, kept)
             for digest, kept in zip(opening.digests, upload.kept, strict=False)
         ]
         if upload.rows is None:
-            return self._from_files(opening, upload, named)
+            return self._from_files(opening, upload, named, wanted)
         if not opening.digests:
             return upload.rows if len(upload.rows) else None, (), opening.grids
         return self._from_rows(opening, upload, named)
 
-    def _from_files(self, opening: Open, upload: ReceivedUpload, named: list[_Named]) -> _Prepared:
+    def _from_files(
+        self, opening: Open, upload: ReceivedUpload, named: list[_Named], wanted: Callable[[], bool]
+    ) -> _Prepared:
         family, expected = self._manifest.family, self._image_tokens(opening)
         given = sum(family.tokens(one.grid) for one in named)
         digests = opening.digests[opening.known :] or (None,) * len(upload.files)
@@ -201,6 +206,8 @@ class Reception:
         self._check_count(expected, given)
         grids, pixels = [one.grid for one in named], []
         for file, key, kept in coming:
+            if not wanted():
+                raise WorkerUnavailable("nobody waits for this session any more")
             if kept is None:
                 made = self._pixels(file)
                 pixels.append(made.values)

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import logging
 import os
+import threading
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator
@@ -259,15 +260,18 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
                             return
 
     async def _prepare(self, opening: Open, upload: ReceivedUpload, remaining: Remaining) -> Request:
-        """The request, from a thread. Who leaves meanwhile keeps the place until that ends: nothing can stop it."""
+        """The request, from a thread. Who leaves meanwhile keeps the place until it ends, at the next image."""
         left = remaining()
         if left is not None and left <= 0:
             raise WorkerUnavailable("the opening took all the time that the session had; give it longer")
         deadline = None if left is None else time.monotonic() + left
-        preparing = asyncio.create_task(asyncio.to_thread(self._reception.request, opening, upload))
+        gone = threading.Event()
+        request = functools.partial(self._reception.request, opening, upload, wanted=lambda: not gone.is_set())
+        preparing = asyncio.create_task(asyncio.to_thread(request))
         try:
             return dataclasses.replace(await asyncio.shield(preparing), deadline=deadline)
         finally:
+            gone.set()
             await asyncio.wait([preparing])
 
     async def _forward(

@@ -62,9 +62,9 @@ class Worker:
         self.encoded: list[int] = []  # images, each time the tower ran
         steps = self.target.steps
 
-        def counted(boundary: Any, cut: str, grids: Any) -> Any:
+        def counted(boundary: Any, cut: str, grids: Any, **how: Any) -> Any:
             self.encoded.append(len(grids))
-            return steps(boundary, cut, grids)
+            return steps(boundary, cut, grids, **how)
 
         self.target.steps = counted  # type: ignore[method-assign]
         self.image_cache = ImageCache(room)

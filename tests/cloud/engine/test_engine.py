@@ -23,7 +23,7 @@ from cutline.cloud.engine.engine import Engine
 from cutline.cloud.engine.kv_slots import Slots
 from cutline.cloud.engine.sequence import Event, Request, Session, SessionRows
 from cutline.cloud.model.model_runner import PassAborted, Target
-from cutline.cloud.model.vision import Steps
+from cutline.cloud.model.vision import Steps, Unwanted
 from cutline.core.sampling import Sampling
 from cutline.errors import CutlineError, InputError, WorkerBusy, WorkerFailed
 from cutline.protos.messages import Confirmed, Draft, Finished, Opened, Reason
@@ -64,7 +64,8 @@ class FakeTarget:
         self.on_step: Callable[[], object] = lambda: None
         self._cache = [[POISON] * CONTEXT for _ in range(slots)]
 
-    def steps(self, tiles: Any, cut: str, grids: Any) -> Steps:
+    def steps(self, tiles: Any, cut: str, grids: Any, *, aborted: Callable[[], bool]) -> Steps:
+        self.aborted = aborted
         self.encoded.append(len(tiles))
         if len(tiles) == 0:
             raise RuntimeError("no tiles")
@@ -557,7 +558,7 @@ def test_an_image_that_nobody_waits_for_is_given_up(how: str) -> None:
 
     target.on_step = step
     with running(target) as engine:
-        deadline = time.monotonic() + 0.2 if how == "late" else None
+        deadline = time.monotonic() + 1.0 if how == "late" else None
         name, listener = opened(engine, picture(10**9, deadline=deadline))
         assert begun.wait(30)
         if how == "closed":
@@ -567,6 +568,28 @@ def test_an_image_that_nobody_waits_for_is_given_up(how: str) -> None:
             return
         else:
             assert isinstance(listener.end(), CutlineError)
+        _, other = opened(engine, request([7], max_tokens=1))
+        assert isinstance(other.end(), Finished), "its place is free, and so is the engine"
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_an_image_is_given_up_in_the_middle_of_a_step(stopped: bool) -> None:
+    target, begun = FakeTarget(1), threading.Event()
+
+    def endless() -> None:
+        begun.set()
+        while not target.aborted():
+            time.sleep(0.001)
+        raise Unwanted
+
+    target.on_step = endless
+    with running(target) as engine:
+        name, _ = opened(engine, picture(3))
+        assert begun.wait(30)
+        if stopped:
+            assert engine.stop(), "its thread ends"
+            return
+        engine.close(name)
         _, other = opened(engine, request([7], max_tokens=1))
         assert isinstance(other.end(), Finished), "its place is free, and so is the engine"
 

@@ -10,7 +10,7 @@ import torch
 
 from cutline.bench.parity import Prompt, Whole, seeded_prompts
 from cutline.cloud.model.loader import load_model
-from cutline.cloud.model.vision import Tower, whole
+from cutline.cloud.model.vision import Tower, Unwanted, whole
 from cutline.demo.bundles import TARGET
 from cutline.models.bundle import Bundle
 
@@ -85,3 +85,27 @@ def test_rows_do_not_depend_on_what_else_is_encoded(
     slices = len(family.slices(boundaries["image"], grids))
     assert slices == (len(boundaries["image"]) if family.takes((0, 0)) else len(grids))
     assert sum(1 for _ in tower.steps(boundaries["image"], "image", grids)) == slices * line.place("decoder.0")
+
+
+def test_nobody_waits_for_more_than_a_part_of_a_layer(
+    bundle: Bundle, model: Any, prompt: Prompt, boundaries: dict[str, torch.Tensor]
+) -> None:
+    """Whoever leaves while a layer runs has it given up there, and the next one has what it would have had."""
+    tower = Tower(model, bundle.manifest.family, bundle.manifest.line, end="end")
+    grids, looks = [image.grid for image in prompt.images], 0
+
+    def aborted() -> bool:
+        nonlocal looks
+        looks += 1
+        return looks == last
+
+    last = 0
+    expected = whole(tower.steps(boundaries["image"], "image", grids, aborted=aborted))
+    layers = sum(1 for _ in tower.steps(boundaries["image"], "image", grids))
+    assert looks >= 4 * layers
+    for last in (1, looks // 2, looks):
+        looks = 0
+        with pytest.raises(Unwanted):
+            whole(tower.steps(boundaries["image"], "image", grids, aborted=aborted))
+        assert looks == last
+    assert torch.equal(whole(tower.steps(boundaries["image"], "image", grids)), expected)

@@ -11,7 +11,7 @@ from cutline.cloud.serving.admission import ReceivedUpload, Reception
 from cutline.demo.bundles import TARGET
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
-from cutline.errors import ImageError, InputError
+from cutline.errors import ImageError, InputError, WorkerUnavailable
 from cutline.models import images
 from cutline.models.bundle import read_manifest
 from cutline.protos.messages import Open
@@ -38,6 +38,26 @@ def test_pictures_that_the_prompt_has_no_tokens_for_are_not_decoded(monkeypatch:
     with pytest.raises(InputError, match="the prompt holds 16 image tokens, but the images sent give 32"):
         reception.request(opening, ReceivedUpload("", (), (file,) * 16))
     assert decoded == []
+
+
+def test_no_picture_more_is_decoded_once_nobody_waits_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = read_manifest(TARGET)
+    file = next(iter(requests(Split.EVALUATION, 1, seed=3))).image
+    decoded = []
+    decode = images.decode_image
+
+    def counted(data: bytes, formats: tuple[str, ...]) -> Any:
+        decoded.append(data)
+        return decode(data, formats)
+
+    monkeypatch.setattr(room, "decode_image", counted)
+    tokens = (1, *(manifest.image_token,) * 4 * manifest.family.tokens((0, 0)), 5)
+    opening = Open(model=manifest.identity, tokens=tokens, prompt_length=len(tokens), max_tokens=4, images=4)
+    with pytest.raises(WorkerUnavailable, match="nobody waits"):
+        Reception(manifest, context=256).request(
+            opening, ReceivedUpload("", (), (file,) * 4), wanted=lambda: len(decoded) < 2
+        )
+    assert len(decoded) == 2
 
 
 @pytest.mark.threat("formats")
