@@ -90,7 +90,7 @@ def up(
 
     from cutline.cli.logs import printable
     from cutline.cli.setting import check_listen, check_metrics, open_keys, open_server_keys
-    from cutline.cli.signals import Signals
+    from cutline.cli.signals import Signals, leave
     from cutline.cloud.cluster.autoscaler import ScalingLimits
     from cutline.cloud.cluster.ray_env import prepare
     from cutline.cloud.cluster.status import changes, hopeless
@@ -119,7 +119,7 @@ def up(
     prepare(address)
     try:
         from cutline.cloud.cluster.discovery import discovery
-        from cutline.cloud.cluster.ray_backend import Cluster, ClusterSpec, Head, connected
+        from cutline.cloud.cluster.ray_backend import Cluster, ClusterSpec, Head, HeadGone, connected
         from cutline.cloud.telemetry.metrics import shown as shown_at
     except ModuleNotFoundError as error:
         raise missing(f"a cluster needs {error.name}", "cluster") from None
@@ -162,9 +162,11 @@ def up(
                     seen = listing
                     if head is not None:
                         head.check()
-        except CutlineError:
+        except CutlineError as error:
             with contextlib.suppress(CutlineError):  # what is wrong is known already
                 cluster.close()
+            if isinstance(error, HeadGone):  # for which Ray would look for many seconds more; its processes end with us
+                leave(error.exit_code, str(error))
             raise
         cluster.close()
 

@@ -91,6 +91,10 @@ def connected(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
+class HeadGone(WorkerUnavailable):
+    """Ray's own controller is gone, and nobody brings it back."""
+
+
 class Head:
     """Ray's own controller at `address`, which places workers and is needed by none that serves.
 
@@ -111,14 +115,14 @@ class Head:
         return cls(found, patience=GONE_SECONDS if address is None else AWAY_SECONDS)
 
     def check(self) -> None:
-        """Raises WorkerUnavailable if it is gone."""
+        """Raises HeadGone."""
         host, port = parse_address(self._address)
         try:
             with socket.create_connection((host.strip("[]"), port), timeout=KNOCK_SECONDS):
                 self._seen = time.monotonic()
         except OSError as error:
             if (gone := time.monotonic() - self._seen) > self._patience:
-                raise WorkerUnavailable(
+                raise HeadGone(
                     f"Ray's controller at {self._address} is gone for {gone:.0f} seconds ({error.strerror or error}): "
                     "no worker can be started any more; start the cluster again"
                 ) from None

@@ -269,6 +269,7 @@ def test_a_cluster_whose_ray_lost_its_controller_ends_in_order_to_be_started_aga
     ran = up.finish()
     assert ran.code == 4, ran.err
     assert "Traceback" not in ran.err
+    assert ran.err.splitlines()[-1].startswith("cutline: Ray's controller at ")
     assert "start the cluster again" in ran.err.splitlines()[-1]
 
 
