@@ -128,6 +128,17 @@ def test_a_worker_that_starts(start: Start, number: int) -> None:
     assert (ran.code, ran.out, ran.err) == (130, "", "cutline: interrupted\n")
 
 
+def test_a_worker_of_which_a_rank_is_gone_ends_for_its_supervisor_to_start_it_again(start: Start) -> None:
+    options = ("--listen", "127.0.0.1:0", "--threads", "1", "--drain", "600", "--tensor-parallel", "2")
+    worker = start("cloud", "--insecure", *options)
+    worker.address()
+    (rank,) = worker.children()
+    rank.kill()
+    ran = worker.finish()
+    assert ran.code == 7
+    assert ran.err.endswith("cutline: the worker broke; its log says more\n")
+
+
 def test_a_second_signal_ends_a_worker_that_drains(start: Start) -> None:
     """Its session would have ten minutes; it hears that the worker is gone."""
     worker = start("cloud", "--insecure", "--listen", "127.0.0.1:0", "--threads", "1", "--drain", "600")
