@@ -63,12 +63,22 @@ def test_a_table_that_fits_stays_one_and_a_wider_one_becomes_a_list() -> None:
     assert "┃ bytes up ┃" in shown(table, 12, terminal=False)
 
 
+_FIGURES: dict[tuple[str, ...], Counter[str]] = {}
+
+
+def figures_of(run: Run, *command: str) -> Counter[str]:
+    """What a command prints as figures where there is room; it is run once."""
+    if command not in _FIGURES:
+        _FIGURES[command] = Counter(re.findall(r"\d[\d.,]*\d", run(*command).out))
+    return _FIGURES[command]
+
+
 @pytest.mark.parametrize("width", ["60", "80", "200", "pipe"])
 @pytest.mark.parametrize("command", TABLES.values(), ids=TABLES.keys())
 def test_no_command_cuts_a_figure_off(
     command: list[str], width: str, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    figures = Counter(re.findall(r"\d[\d.,]*\d", run(*command).out))
+    figures = figures_of(run, *command)
     monkeypatch.setenv("COLUMNS", "80" if width == "pipe" else width)
     if width != "pipe":
         monkeypatch.setenv("TTY_COMPATIBLE", "1")

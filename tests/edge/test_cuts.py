@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -31,11 +32,13 @@ CUTS = LINE.layers[1:]
 ASKED = list(requests(Split.EVALUATION, 2, seed=11))[::3]
 LONGEST = next(one for one in requests(Split.EVALUATION, 2, seed=11) if one.question.kind == "describe")
 MODES = (Mode.SPLIT, Mode.DRAFT, Mode.AUTO)
+Truth = Callable[[bytes, str], tuple[int, ...]]
 
 
 @pytest.fixture(scope="module")
-def reference() -> Reference:
-    return Reference(Bundle.open(TARGET))
+def truth() -> Truth:
+    """The unsplit target's answer to a question about an image, made once."""
+    return cache(Reference(Bundle.open(TARGET)).answer)
 
 
 @pytest.fixture(scope="module")
@@ -87,13 +90,13 @@ def test_with_noise_an_answer_is_not_called_exact(
     [("connector", Mode.SPLIT), ("decoder.1", Mode.SPLIT), ("decoder.1", Mode.DRAFT), ("image", Mode.CLOUD)],
 )
 def test_an_answer_that_reaches_the_workers_context_ends_with_what_there_is(
-    cut: str, mode: Mode, small: tuple[str, int]
+    cut: str, mode: Mode, small: tuple[str, int], truth: Truth
 ) -> None:
     address, context = small
     question = Question.about(LONGEST.image, LONGEST.question.text, mode=mode, cut=cut)
     (answer,) = ask(address, [question])
-    truth = Reference(Bundle.open(TARGET)).answer(LONGEST.image, LONGEST.question.text)
-    assert ids(answer) == truth[: context - answer.prompt_tokens] != truth
+    whole = truth(LONGEST.image, LONGEST.question.text)
+    assert ids(answer) == whole[: context - answer.prompt_tokens] != whole
     assert (answer.complete, answer.exact, answer.lost, answer.tail) == (False, True, (), None)
 
 
@@ -111,10 +114,10 @@ def wrong_in_places(every: int) -> Callable[[DrafterConversation, Sequence[int],
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("cut", CUTS)
 def test_a_cut_changes_no_token(
-    cut: str, mode: Mode, worker: str, reference: Reference, monkeypatch: pytest.MonkeyPatch
+    cut: str, mode: Mode, worker: str, truth: Truth, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cutline.edge.agent.open_gate", never_keeps)
-    truths = [reference.answer(one.image, one.question.text) for one in ASKED]
+    truths = [truth(one.image, one.question.text) for one in ASKED]
     answers = ask(worker, [Question.about(one.image, one.question.text, mode=mode, cut=cut) for one in ASKED])
     assert [ids(answer) for answer in answers] == truths
     for answer in answers:
@@ -128,11 +131,11 @@ def test_a_cut_changes_no_token(
 @pytest.mark.parametrize("every", [2, 5])
 @pytest.mark.parametrize("cut", LINE.deep_cuts)
 def test_wrong_drafts_change_no_token(
-    cut: str, every: int, worker: str, reference: Reference, monkeypatch: pytest.MonkeyPatch
+    cut: str, every: int, worker: str, truth: Truth, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(DrafterConversation, "draft", wrong_in_places(every))
     monkeypatch.setattr("cutline.edge.agent.open_gate", never_keeps)
-    truths = [reference.answer(one.image, one.question.text) for one in ASKED[:3]]
+    truths = [truth(one.image, one.question.text) for one in ASKED[:3]]
     for mode in (Mode.DRAFT, Mode.AUTO):
         asked = [Question.about(one.image, one.question.text, mode=mode, cut=cut) for one in ASKED[:3]]
         assert [ids(answer) for answer in ask(worker, asked)] == truths
@@ -148,7 +151,7 @@ def test_sampled_tokens_are_those_of_the_uncut_target(cut: str, worker: str) -> 
         assert [ids(answer) for answer in others] == [ids(uncut)] * 2
 
 
-def test_a_round_verifies_a_whole_draft_also_inside_the_decoder(worker: str, reference: Reference) -> None:
+def test_a_round_verifies_a_whole_draft_also_inside_the_decoder(worker: str, truth: Truth) -> None:
     asked = [Question.about(one.image, "Describe the card.", mode=Mode.DRAFT, cut="decoder.2") for one in ASKED]
     drafted = ask(worker, asked)
     split = ask(worker, [msgspec.structs.replace(one, mode=Mode.SPLIT) for one in asked])
@@ -159,19 +162,19 @@ def test_a_round_verifies_a_whole_draft_also_inside_the_decoder(worker: str, ref
 
 
 def test_a_draft_that_is_right_is_verified_in_one_round(
-    worker: str, reference: Reference, monkeypatch: pytest.MonkeyPatch
+    worker: str, truth: Truth, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cutline.edge.agent.open_gate", never_keeps)
-    truth = reference.answer(LONGEST.image, LONGEST.question.text)
+    right = truth(LONGEST.image, LONGEST.question.text)
 
     def foreseen(self: DrafterConversation, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
-        yield from (Drafted(token, 1.0) for token in truth[len(answer) : len(answer) + limit])
+        yield from (Drafted(token, 1.0) for token in right[len(answer) : len(answer) + limit])
 
     monkeypatch.setattr(DrafterConversation, "draft", foreseen)
     for cut in LINE.deep_cuts:
         (answer,) = ask(worker, [Question.about(LONGEST.image, LONGEST.question.text, mode=Mode.AUTO, cut=cut)])
-        assert ids(answer) == truth
-        assert (answer.rounds, answer.accepted) == (1, len(truth))
+        assert ids(answer) == right
+        assert (answer.rounds, answer.accepted) == (1, len(right))
 
 
 @pytest.mark.parametrize("wire", list(Wire))
