@@ -15,13 +15,13 @@ import uvicorn
 from selenium import webdriver
 
 from cutline.cli.processes import worker_process
+from cutline.core.request import Request
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.devices.emulator import LinkEmulator
 from cutline.devices.link import LinkProfile
 from cutline.edge.agent import Agent
 from cutline.edge.api.app import application
 from cutline.edge.generation.events import Event, Planned
-from cutline.edge.generation.question import Question
 from cutline.models.bundle import Bundle
 from cutline.protos.channel.address import parse_address
 
@@ -63,7 +63,7 @@ class TimedAgent(Agent):
         self.first_seconds: list[float] = []
         self.heed: Callable[[Event], object] = lambda event: None
 
-    async def stream(self, question: Question) -> AsyncGenerator[Event]:
+    async def stream(self, question: Request) -> AsyncGenerator[Event]:
         began, waiting = perf_counter(), True
         async for event in super().stream(question):
             if waiting and not isinstance(event, Planned):

@@ -20,6 +20,7 @@ from rich.progress import track
 from rich.table import Table
 
 from cutline.cli.setting import open_drafter, open_target
+from cutline.core.conversation import ImagePart, Message, TextPart
 from cutline.core.sampling import Sampling
 from cutline.demo.cards import Card, Split
 from cutline.demo.questions import KINDS
@@ -32,7 +33,7 @@ from cutline.demo.training.wordings import REFUSAL
 from cutline.edge.inference.drafter import Drafter
 from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image
-from cutline.models.prompt import ImagePart, Message, PromptBuilder, TextPart
+from cutline.models.prompt import PromptBuilder
 
 MAX_TOKENS = 64
 REFUSED = "refuse"

@@ -27,13 +27,13 @@ from cutline.cli.bundle import price_table
 from cutline.cli.pricing import PricedQuestion, measure, ways
 from cutline.cli.processes import worker_process
 from cutline.cli.setting import open_drafter, open_target
+from cutline.core.request import Mode, Request
 from cutline.core.wire import Wire
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.devices.emulator import LinkEmulator
 from cutline.devices.link import load_link
 from cutline.edge.agent import Agent
-from cutline.edge.generation.question import Mode, Question
 from cutline.edge.generation.result import Answer
 from cutline.edge.inference.target_prefix import device_cuts
 from cutline.models.bundle import Bundle
@@ -148,12 +148,12 @@ async def price(
     )
 
 
-def put(asked: PricedQuestion, manner: str, cut: str) -> Question:
+def put(asked: PricedQuestion, manner: str, cut: str) -> Request:
     """A question asked in one manner, at `image` by uploading the picture."""
     mode, wire = MANNERS[manner]
     if cut == "image" and mode is Mode.SPLIT:
         mode = Mode.CLOUD
-    return Question.about(asked.image, asked.text, mode=mode, cut=cut, wire=wire)
+    return Request.about(asked.image, asked.text, mode=mode, cut=cut, wire=wire)
 
 
 def resident(target: Bundle, cut: str) -> int:

@@ -14,18 +14,19 @@ from statistics import median
 
 from rich.console import Console
 
+from cutline.core.conversation import question
+from cutline.core.request import Request
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.devices.link import load_link
 from cutline.edge.generation.detokenizer import Transcript
 from cutline.edge.generation.generation import Generation, Prepared
-from cutline.edge.generation.question import Question
 from cutline.edge.planning.plan_inputs import setting_of
 from cutline.edge.planning.planner import Planner
 from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image
-from cutline.models.prompt import PromptBuilder, question
+from cutline.models.prompt import PromptBuilder
 from cutline.models.vocabulary import Vocabulary
 from cutline.protos.messages import Opened
 
@@ -65,7 +66,7 @@ def prepared(drafter: Bundle) -> Prepared:
     image = decode_image(request.image)
     pixels = drafter.manifest.family.preprocess(image)
     prompt = PromptBuilder.open(drafter).build([question(request.question.text)], [pixels.grid]).ids
-    asked = Question.about(request.image, request.question.text)
+    asked = Request.about(request.image, request.question.text)
     return Prepared(question=asked, images=(image,), pixels=(pixels,), prompt=prompt, asked=prompt, limit=64)
 
 

@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError
 from PIL import Image
 
 from cutline.core.json_errors import UNREADABLE
+from cutline.core.request import Request
 from cutline.core.seal import seal
 from cutline.core.wire import Wire
 from cutline.demo.bundles import DRAFTER, TARGET
@@ -29,7 +30,6 @@ from cutline.edge.api.requests.images import pictures
 from cutline.edge.api.requests.scanner import Scanner
 from cutline.edge.api.requests.schema import ChatRequest, read_request
 from cutline.edge.generation.gate import open_gate
-from cutline.edge.generation.question import Question
 from cutline.errors import CutlineError
 from cutline.models.bundle import MANIFEST, Bundle, Manifest, read_manifest
 from cutline.models.images import decode_image
@@ -142,7 +142,7 @@ def seeds(name: str) -> list[bytes]:
         model="m", tokens=(1, 2, 3), prompt_length=2, max_tokens=9, images=1, grids=((0, 0),), digests=(bytes(32),)
     )
     picture = Image.fromarray(np.arange(16 * 12 * 3, dtype=np.uint8).reshape(12, 16, 3))
-    asked = ChatRequest.asking(Question.about(_encoded(picture, "PNG"), "What?"))
+    asked = ChatRequest.asking(Request.about(_encoded(picture, "PNG"), "What?"))
     match name:
         case "agent_message":
             sent: list[messages.AgentMessage] = [opening, *messages.image_chunks(b"file")]

@@ -23,11 +23,11 @@ from cutline.cli.calibrate_input import demo_sources
 from cutline.cli.processes import worker_process
 from cutline.cli.samples import SYSTEMS, Conversation, conversations, exchanges
 from cutline.cli.setting import open_drafter, open_target
+from cutline.core.request import Mode
 from cutline.demo.cards import Split
 from cutline.demo.questions import KINDS
 from cutline.edge.agent import MAX_NOTICE, Agent
-from cutline.edge.generation.conditions import GROUPS
-from cutline.edge.generation.question import Mode
+from cutline.edge.generation.conditions import GROUPS, group_of
 from cutline.edge.generation.result import Answer, Decision
 from cutline.errors import PromptError
 from cutline.models.bundle import Bundle
@@ -84,7 +84,7 @@ async def measure(drafter: Bundle, worker: str, asked: Sequence[Conversation], p
             try:
                 async for question, theirs in exchanges(agent, conversation):
                     ours = await agent.answer(msgspec.structs.replace(question, mode=Mode.AUTO))
-                    answers[question.conditions.group].append((ours, theirs))
+                    answers[group_of(question)].append((ours, theirs))
             except PromptError:  # it has become too long for the models: later questions of it are not counted
                 continue
     return [row(group, some) for group, some in answers.items()]

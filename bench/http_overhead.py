@@ -23,11 +23,11 @@ import msgspec
 import numpy as np
 
 from cutline.bench.scripted import ScriptedAgent, spoken
+from cutline.core.request import Mode, Request
 from cutline.demo.bundles import DRAFTER
 from cutline.edge.api.requests.schema import ChatRequest
 from cutline.edge.api.server import serve
 from cutline.edge.generation.events import Event, Guessed, Planned
-from cutline.edge.generation.question import Mode, Question
 from cutline.edge.generation.result import Answer
 from cutline.models.bundle import Bundle
 
@@ -39,13 +39,13 @@ ANSWER = spoken(*(f" word{index}" for index in range(16)), stop=2)
 class Stamped(ScriptedAgent):
     """A scripted agent whose first guess says when it was made, on the clock that all processes share."""
 
-    async def stream(self, question: Question) -> AsyncGenerator[Event]:
+    async def stream(self, question: Request) -> AsyncGenerator[Event]:
         yield Planned(mode=Mode.DRAFT, cut="image", wire=None)
         await asyncio.sleep(0.002)  # so that the plan's chunk is on its way
         yield Guessed(0, str(time.perf_counter_ns()))
         yield ANSWER
 
-    async def answer(self, question: Question) -> Answer:
+    async def answer(self, question: Request) -> Answer:
         return ANSWER
 
 
@@ -71,7 +71,7 @@ def _serve(ready: Connection) -> None:
 
 def _measure(url: str, count: int) -> dict[str, object]:
     image = np.random.default_rng(0).bytes(IMAGE_BYTES)
-    asked = ChatRequest.asking(Question.about(image, "What is it?", mode=Mode.DRAFT))
+    asked = ChatRequest.asking(Request.about(image, "What is it?", mode=Mode.DRAFT))
     whole = msgspec.json.encode(asked)
     extension = msgspec.structs.replace(asked.cutline, guesses=True)
     streamed = msgspec.json.encode(msgspec.structs.replace(asked, stream=True, cutline=extension))

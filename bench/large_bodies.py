@@ -28,9 +28,9 @@ import msgspec
 import numpy as np
 
 from cutline.cli.processes import agent_process, worker_process
+from cutline.core.request import Mode, Request
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.edge.api.requests.schema import ChatRequest
-from cutline.edge.generation.question import Mode, Question
 
 PATH = "/v1/chat/completions"
 CLIENTS = 3
@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
     image = (DRAFTER.parents[1] / "examples" / "card1.png").read_bytes()
-    asked = msgspec.json.encode(ChatRequest.asking(Question.about(image, "Describe the card.", mode=Mode.DRAFT)))
+    asked = msgspec.json.encode(ChatRequest.asking(Request.about(image, "Describe the card.", mode=Mode.DRAFT)))
     seen: dict[str, list[tuple[_Seen, _Seen]]] = {kind: [] for kind in BODIES}
     with worker_process(TARGET) as worker, agent_process(DRAFTER, worker) as agent:
         url = f"http://{agent}"

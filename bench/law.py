@@ -16,13 +16,13 @@ from rich.progress import track
 
 from cutline.cli.processes import worker_process
 from cutline.cli.setting import open_drafter
+from cutline.core.request import Mode, Request
 from cutline.core.sampling import Sampling
 from cutline.demo.bundles import TARGET
 from cutline.demo.cards import Split
 from cutline.demo.reference import Reference
 from cutline.demo.requests import CardRequest, requests
 from cutline.edge.agent import Agent
-from cutline.edge.generation.question import Mode, Question
 from cutline.edge.generation.result import Answer
 from cutline.models.bundle import Bundle
 
@@ -67,9 +67,9 @@ async def count(
     return greedy, sampled
 
 
-def question(request: CardRequest, mode: Mode, effort: float, sampling: Sampling) -> Question:
+def question(request: CardRequest, mode: Mode, effort: float, sampling: Sampling) -> Request:
     """A request's question in one mode."""
-    return Question.about(
+    return Request.about(
         request.image, request.question.text, mode=mode, effort=effort, sampling=sampling, max_tokens=64
     )
 

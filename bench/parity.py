@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cutline.bench.seeded import make_qwen25vl_small, make_smolvlm_256m
-from cutline.cloud.engine.sequence import Request, Session, SessionRows
+from cutline.cloud.engine.sequence import Session, SessionRequest, SessionRows
 from cutline.cloud.model.loader import load_model
 from cutline.cloud.model.model_runner import Target
 from cutline.core.sampling import Sampling
@@ -258,7 +258,7 @@ def compare_cuts(bundle: Bundle, cuts: Sequence[str], *, steps: int, alone: int 
 
 def _session(device: Device, prompt: Prompt, slot: int, boundary: NDArray[np.float32]) -> Session:
     image_tokens = np.array(prompt.ids) == device.manifest.image_token
-    request = Request(
+    request = SessionRequest(
         tokens=prompt.ids,
         prompt_length=len(prompt.ids),
         max_tokens=1,

@@ -23,6 +23,8 @@ import numpy as np
 from cutline.bench.plan_figures import LIMITS
 from cutline.bench.slow import pinned, slowed
 from cutline.cli.processes import agent_process
+from cutline.core.conversation import question
+from cutline.core.request import Mode, Request
 from cutline.core.sampling import Sampling
 from cutline.core.wire import Wire
 from cutline.demo.cards import Split
@@ -33,13 +35,12 @@ from cutline.edge.agent import Agent
 from cutline.edge.api.client import ask_over
 from cutline.edge.generation.conditions import PLAIN
 from cutline.edge.generation.gate import Group, open_gate
-from cutline.edge.generation.question import Mode, Question
 from cutline.edge.inference.drafter import Drafter
 from cutline.errors import BundleError
 from cutline.models.bundle import Bundle
 from cutline.models.families import Grid
 from cutline.models.images import decode_image
-from cutline.models.prompt import PromptBuilder, question
+from cutline.models.prompt import PromptBuilder
 from cutline.partitioner.plan import Choice
 from cutline.protos.channel.address import parse_address
 
@@ -101,7 +102,7 @@ def _looker(drafter: Bundle, worker: str) -> Callable[[CardRequest, Mapping[bool
     manifest, gate, greedy = drafter.manifest, _plain(drafter), Sampling()
     model, prompts = Drafter.open(drafter, threads=1), PromptBuilder.open(drafter)
 
-    async def truth(asked: Question) -> list[int]:
+    async def truth(asked: Request) -> list[int]:
         async with Agent(drafter, worker=worker, threads=1, fresh=True) as agent:
             return [token.id for token in (await agent.answer(asked)).tokens]
 
@@ -111,7 +112,7 @@ def _looker(drafter: Bundle, worker: str) -> Callable[[CardRequest, Mapping[bool
         prompt = prompts.build([question(text)], [pixels.grid]).ids
         drafting = model.converse(prompt, [pixels], greedy)
         kept = gate.keeps(list(drafting.draft((), MAX_TOKENS)), manifest.stop_tokens)
-        asked = Question.about(request.image, text, mode=Mode.CLOUD, max_tokens=MAX_TOKENS)
+        asked = Request.about(request.image, text, mode=Mode.CLOUD, max_tokens=MAX_TOKENS)
         tokens = asyncio.run(truth(asked))
         foreseen = drafting.logits(tokens[:-1]).argmax(axis=-1) == np.array(tokens)
         return Asking(
@@ -252,17 +253,17 @@ def _carried_out(way: Choice | str, one: Asking) -> Choice | str:
     return way
 
 
-def _put(way: Choice | str, one: Asking) -> Question:
+def _put(way: Choice | str, one: Asking) -> Request:
     if isinstance(way, str):
         bound = LIMITS[way]
-        return Question.about(
+        return Request.about(
             one.image,
             one.text,
             max_tokens=MAX_TOKENS,
             exact=bound.exact,
             image_must_stay=bound.image_must_stay,
         )
-    return Question.about(
+    return Request.about(
         one.image,
         one.text,
         mode=Mode(way.mode),

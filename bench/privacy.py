@@ -36,6 +36,7 @@ from torch import Tensor
 
 from cutline.bench.inversion import learn, paint
 from cutline.bench.plot_file import save_plot
+from cutline.core.conversation import question
 from cutline.core.wire import Wire
 from cutline.demo.bundles import TARGET
 from cutline.demo.cards import Split, draw
@@ -45,7 +46,7 @@ from cutline.errors import BundleError
 from cutline.models.bundle import Bundle, write_calibration
 from cutline.models.images import decode_image
 from cutline.models.prices import Leak, open_prices
-from cutline.models.prompt import PromptBuilder, question
+from cutline.models.prompt import PromptBuilder
 from cutline.protos.tensors import decode_tensor, encode_tensor
 
 KINDS = ("read", "colour")  # of questions that painted pictures are asked

@@ -33,8 +33,9 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextTo
 
 from cutline.bench.seeded import PLAIN_TEMPLATE, QWEN_END, QWEN_TEMPLATE, seeded, write_text
 from cutline.cloud.engine.engine import Engine
-from cutline.cloud.engine.sequence import Event, Request
+from cutline.cloud.engine.sequence import Event, SessionRequest
 from cutline.cloud.model.model_runner import Target
+from cutline.core.conversation import question
 from cutline.core.sampling import Sampling
 from cutline.edge.inference.drafter import Drafter
 from cutline.edge.inference.target_prefix import TargetSpan, device_cuts
@@ -47,7 +48,7 @@ from cutline.models.families import FAMILIES
 from cutline.models.families.qwen25vl import Qwen25VL
 from cutline.models.families.smolvlm import FAKE, IMAGE
 from cutline.models.images import Pixels
-from cutline.models.prompt import PromptBuilder, question
+from cutline.models.prompt import PromptBuilder
 from cutline.protos.messages import Confirmed, Finished
 
 Files = dict[str, Any]
@@ -278,9 +279,9 @@ def _exported(folder: Path) -> tuple[Bundle, Bundle]:
     return target, export(folder.parent / "drafter", role="drafter", name="drafter", target=target)
 
 
-def _request(manifest: Manifest, ids: tuple[int, ...], pixels: Pixels) -> Request:
+def _request(manifest: Manifest, ids: tuple[int, ...], pixels: Pixels) -> SessionRequest:
     grids = (pixels.grid,)
-    return Request(
+    return SessionRequest(
         tokens=ids,
         prompt_length=len(ids),
         max_tokens=STEPS,
@@ -293,7 +294,7 @@ def _request(manifest: Manifest, ids: tuple[int, ...], pixels: Pixels) -> Reques
     )
 
 
-def _cut(asked: Request, bundle: Bundle, cut: str, pixels: Pixels, right: tuple[int, ...]) -> Request:
+def _cut(asked: SessionRequest, bundle: Bundle, cut: str, pixels: Pixels, right: tuple[int, ...]) -> SessionRequest:
     """What was `asked`, cut: inside the decoder with the `right` answer as a draft, since every token needs its row."""
     crossing = TargetSpan.open(bundle, cut, threads=1).converse(asked.tokens, [pixels])
     draft = right[:-1] if crossing.deep else ()
@@ -301,7 +302,9 @@ def _cut(asked: Request, bundle: Bundle, cut: str, pixels: Pixels, right: tuple[
     return replace(asked, cut=cut, deep=crossing.deep, boundary=rows, draft=draft)
 
 
-def _answers(bundle: Bundle, sessions: Mapping[str, Request], right: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+def _answers(
+    bundle: Bundle, sessions: Mapping[str, SessionRequest], right: tuple[int, ...]
+) -> dict[str, tuple[int, ...]]:
     """What a worker's engine answers to each, as far as its answer is the `right` one, and one step more."""
     context = len(sessions["cloud"].tokens) + STEPS
     engine = Engine(Target(bundle, slots=1, context=context, dtype=torch.float32), bundle.manifest.stop_tokens)

@@ -17,6 +17,7 @@ from rich.progress import track
 from rich.table import Table
 
 from cutline.cli.setting import open_drafter, open_target
+from cutline.core.conversation import question
 from cutline.core.sampling import Sampling
 from cutline.demo.cards import Split
 from cutline.demo.questions import KINDS
@@ -26,7 +27,7 @@ from cutline.edge.generation.conditions import PLAIN
 from cutline.edge.generation.gate import open_gate
 from cutline.edge.inference.drafter import Drafter
 from cutline.models.images import decode_image
-from cutline.models.prompt import PromptBuilder, question
+from cutline.models.prompt import PromptBuilder
 
 MAX_TOKENS = 64
 

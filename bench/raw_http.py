@@ -8,11 +8,11 @@ from contextlib import suppress
 import httpx
 import msgspec
 
+from cutline.core.request import Mode, Request
 from cutline.edge.api.requests.schema import ChatRequest
-from cutline.edge.generation.question import Mode, Question
 
 PATH = "/v1/chat/completions"
-BODY = msgspec.json.encode(ChatRequest.asking(Question.about(b"any", "What?", mode=Mode.DRAFT)))
+BODY = msgspec.json.encode(ChatRequest.asking(Request.about(b"any", "What?", mode=Mode.DRAFT)))
 STREAMED = msgspec.json.encode(msgspec.json.decode(BODY) | {"stream": True})
 
 

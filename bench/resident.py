@@ -12,9 +12,10 @@ from pathlib import Path
 import psutil
 from PIL import Image
 
+from cutline.core.conversation import question
 from cutline.edge.inference.target_prefix import TargetSpan
 from cutline.models.bundle import Bundle
-from cutline.models.prompt import PromptBuilder, question
+from cutline.models.prompt import PromptBuilder
 
 
 def main() -> None:

@@ -8,8 +8,8 @@ from collections.abc import AsyncGenerator, Sequence
 
 import msgspec
 
+from cutline.core.request import Mode, Request
 from cutline.edge.generation.events import Event, Planned, Settled
-from cutline.edge.generation.question import Mode, Question
 from cutline.edge.generation.result import Answer, Likely, Provenance, Token
 from cutline.edge.offload.status import AgentState
 from cutline.models.bundle import Manifest
@@ -24,7 +24,7 @@ class ScriptedAgent:
         self.manifest = manifest
         self.always = always
         self.offline = False
-        self.asked: list[Question] = []
+        self.asked: list[Request] = []
         self.given_up = 0  # questions that nobody waited for until the end
         self.now = AgentState(
             ready=True, offline=False, modes=(Mode.EDGE, Mode.AUTO), drafter=manifest.name, target=None
@@ -36,14 +36,14 @@ class ScriptedAgent:
         """What to do with a question that comes after those enqueued before."""
         self._scripts.append(steps)
 
-    async def answer(self, question: Question) -> Answer:
+    async def answer(self, question: Request) -> Answer:
         events = self.stream(question)
         async for event in events:
             if isinstance(event, Answer):
                 return event
         raise AssertionError("a script ends in an Answer or an exception")
 
-    async def stream(self, question: Question) -> AsyncGenerator[Event]:
+    async def stream(self, question: Request) -> AsyncGenerator[Event]:
         self.asked.append(question)
         await self._tell()
         steps = self._scripts.popleft() if self._scripts else self.always

@@ -11,6 +11,8 @@ from typing import Any
 
 import grpc
 
+from cutline.core.conversation import question
+from cutline.core.request import Mode, Request
 from cutline.core.sampling import Sampling
 from cutline.demo.bundles import DRAFTER
 from cutline.demo.cards import Split
@@ -19,7 +21,6 @@ from cutline.edge.agent import Agent
 from cutline.edge.generation.conditions import GROUPS
 from cutline.edge.generation.events import Corrected, Event, Settled
 from cutline.edge.generation.gate import Gate, Group
-from cutline.edge.generation.question import Mode, Question
 from cutline.edge.generation.result import Answer, Lost, Provenance, Tail, Token
 from cutline.edge.inference.drafter import Drafter
 from cutline.errors import (
@@ -27,7 +28,7 @@ from cutline.errors import (
 )
 from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image
-from cutline.models.prompt import PromptBuilder, question
+from cutline.models.prompt import PromptBuilder
 from cutline.protos.messages import (
     Confirmed,
     Description,
@@ -181,14 +182,14 @@ def keeps_from(threshold: float) -> Callable[[Bundle], Gate]:
 never_keeps = keeps_from(2.0)  # a gate that waits for the whole draft, and asks the worker every time
 
 
-def asking(mode: Mode, **options: Any) -> Question:
+def asking(mode: Mode, **options: Any) -> Request:
     """The one question, in a mode."""
-    return Question.about(REQUEST.image, REQUEST.question.text, mode=mode, **options)
+    return Request.about(REQUEST.image, REQUEST.question.text, mode=mode, **options)
 
 
 def ask(
     workers: Sequence[ScriptedWorker],
-    asked: Question,
+    asked: Request,
     during: Callable[[Agent, Event], object] = lambda agent, event: None,
     **options: Any,
 ) -> tuple[Answer, list[Event], tuple[str, ...]]:

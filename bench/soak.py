@@ -34,13 +34,13 @@ from cutline.bench.faults.rig import asker, ungated
 from cutline.bench.flatness import WARM_UP, Log, taken
 from cutline.bench.plot_file import save_plot
 from cutline.bench.worker_process import WorkerProcess
+from cutline.core.conversation import Message, TextPart
+from cutline.core.request import Mode, Request
 from cutline.demo.bundles import TARGET
 from cutline.edge.agent import Agent
 from cutline.edge.generation.events import Settled
-from cutline.edge.generation.question import Mode, Question
 from cutline.errors import CutlineError, WorkerError
 from cutline.models.bundle import Bundle
-from cutline.models.prompt import Message, TextPart
 from cutline.protos.channel.credentials import AgentKeys
 from cutline.protos.channel.token_file import token_entry
 from cutline.protos.client import WorkerClient
@@ -139,10 +139,10 @@ class Soak:
                 Message("user", (TextPart("And what else?"),)),
             ]
             more = (*question.messages, *said)
-            await hear(agent, Question(messages=more, images=question.images, mode=Mode.DRAFT, max_tokens=12))
+            await hear(agent, Request(messages=more, images=question.images, mode=Mode.DRAFT, max_tokens=12))
             self._did["went on"] += 1
 
-    async def _give_up(self, agent: Agent, question: Question, after: int) -> None:
+    async def _give_up(self, agent: Agent, question: Request, after: int) -> None:
         with contextlib.suppress(WorkerError):
             async with contextlib.aclosing(agent.stream(question)) as events:
                 async for event in events:

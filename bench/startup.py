@@ -21,11 +21,11 @@ from rich.console import Console
 from rich.progress import track
 
 from cutline.cli.processes import agent_process, worker_process
+from cutline.core.request import Request
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.publish import EXAMPLES
 from cutline.demo.results import SHOWN_MODES
 from cutline.edge.api.client import ask_over
-from cutline.edge.generation.question import Question
 
 CARD = EXAMPLES / "card1.png"
 ASK = [sys.executable, "-m", "cutline.cli", "ask", str(CARD), "Describe the card.", "--mode", "edge", "--json"]
@@ -67,7 +67,7 @@ def resident() -> dict[str, float]:
         async def ask() -> None:
             async with httpx.AsyncClient(base_url=f"http://{address}", trust_env=False) as client:
                 for mode in SHOWN_MODES:
-                    question = Question.about(CARD.read_bytes(), "Describe the card.", mode=mode)
+                    question = Request.about(CARD.read_bytes(), "Describe the card.", mode=mode)
                     for _ in range(50):
                         await ask_over(client, question)
                     sizes[f"after mode {mode}"] = agent.memory_info().rss / 1e6

@@ -29,13 +29,13 @@ from rich.progress import Progress
 from rich.table import Table
 
 from cutline.bench.worker_process import WorkerProcess
+from cutline.core.request import Mode, Request
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.requests import CardRequest, requests
 from cutline.devices.emulator import LinkEmulator
 from cutline.devices.link import LinkProfile, load_link
 from cutline.edge.agent import Agent
-from cutline.edge.generation.question import Mode, Question
 from cutline.models.bundle import Bundle
 from cutline.protos.channel.address import parse_address
 from cutline.protos.channel.credentials import NO_KEYS, AgentKeys
@@ -168,8 +168,8 @@ def _agent(worker: str, way: Way) -> Agent:
     return Agent(Bundle.open(DRAFTER), worker=worker, threads=1, keys=way.keys, fresh=True)
 
 
-def _question(request: CardRequest, mode: Mode) -> Question:
-    return Question.about(request.image, request.question.text, mode=mode)
+def _question(request: CardRequest, mode: Mode) -> Request:
+    return Request.about(request.image, request.question.text, mode=mode)
 
 
 def _rotated(items: Sequence[_T], by: int) -> Iterator[_T]:

@@ -7,10 +7,10 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from cutline.cloud.serving.server import serve
+from cutline.core.request import Mode, Request
 from cutline.core.sampling import Sampling
 from cutline.demo.requests import CardRequest
 from cutline.edge.agent import Agent
-from cutline.edge.generation.question import Mode, Question
 from cutline.edge.generation.result import Answer, Provenance
 from cutline.models.bundle import Bundle
 
@@ -26,10 +26,10 @@ async def together(target: Bundle, drafter: Bundle, *, slots: int = 8) -> AsyncI
         yield agent
 
 
-def asking(request: CardRequest, mode: Mode, *, sampling: Sampling | None = None, **options: Any) -> Question:
+def asking(request: CardRequest, mode: Mode, *, sampling: Sampling | None = None, **options: Any) -> Request:
     """A request's question in one mode, with what else there is to say of it."""
     max_tokens = int(options.pop("max_tokens", 64))
-    return Question.about(
+    return Request.about(
         request.image,
         request.question.text,
         mode=mode,

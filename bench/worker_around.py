@@ -24,13 +24,14 @@ from rich.console import Console
 from cutline.bench.slow import pinned
 from cutline.bench.worker_load import SESSIONS, unexported
 from cutline.bench.worker_process import WorkerProcess
+from cutline.core.conversation import question
 from cutline.core.sampling import Sampling
 from cutline.demo.bundles import TARGET
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image
-from cutline.models.prompt import PromptBuilder, question
+from cutline.models.prompt import PromptBuilder
 from cutline.protos.client import WorkerClient
 from cutline.protos.messages import Open, image_chunks
 

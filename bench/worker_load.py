@@ -32,7 +32,7 @@ from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from cutline.bench.plot_file import save_plot
 from cutline.bench.seeded import make_smolvlm_256m
 from cutline.cloud.engine.engine import Engine
-from cutline.cloud.engine.sequence import Event, Request, Session, SessionRows
+from cutline.cloud.engine.sequence import Event, Session, SessionRequest, SessionRows
 from cutline.cloud.model.model_runner import Target
 from cutline.core.sampling import Sampling
 from cutline.errors import CutlineError
@@ -211,7 +211,7 @@ class Talk:
         self._engine, self._prompt, self._truth = engine, tuple(prompt), truth
         self._dice = random.Random(sum(prompt))  # noqa: S311
         self._done: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        request = Request(
+        request = SessionRequest(
             tokens=self._prompt,
             prompt_length=len(prompt),
             max_tokens=answer,
@@ -263,7 +263,7 @@ def _next_token(position: int) -> int:
 
 def _silent(slot: int, context: int) -> Session:
     """A conversation that nobody hears, to run rows of."""
-    request = Request(
+    request = SessionRequest(
         tokens=(0,), prompt_length=1, max_tokens=context, sampling=Sampling(), effort=1.0, cut="decoder.0"
     )
     return Session("load", request, slot, lambda event: None, context)

@@ -14,9 +14,9 @@ from cutline.core.sampling import GREEDY, Sampling, chosen_seed
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
+    from cutline.core.request import Request
     from cutline.edge.agent import Agent
     from cutline.edge.generation.events import Event
-    from cutline.edge.generation.question import Question
     from cutline.edge.generation.result import Answer
 
 EPILOG = "Example: cutline ask card.png 'Read the digits.' --mode auto --worker 127.0.0.1:50051"
@@ -137,8 +137,8 @@ def ask(
     import msgspec
 
     from cutline.cli.setting import AgentOptions, agent_opener, open_keys
+    from cutline.core.request import Mode, Request
     from cutline.core.wire import Wire
-    from cutline.edge.generation.question import Mode, Question
     from cutline.edge.offload.heartbeat import NOTICE
     from cutline.errors import ImageError, InputError
     from cutline.models.images import MAX_BYTES
@@ -152,7 +152,7 @@ def ask(
             picture = file.read(MAX_BYTES + 1)  # the one byte more is enough to refuse it
     except OSError as error:
         raise ImageError(f"cannot read {image}: {error.strerror}") from None
-    asked = Question.about(
+    asked = Request.about(
         picture,
         question,
         mode=Mode(mode),
@@ -222,12 +222,12 @@ def _bias(text: str) -> tuple[int, float]:
         raise InputError(f"--logit-bias {text} is not TOKEN:NUMBER, such as 42:-100") from None
 
 
-async def _answer_here(question: Question, open_agent: Callable[[], Agent]) -> Answer:
+async def _answer_here(question: Request, open_agent: Callable[[], Agent]) -> Answer:
     async with open_agent() as agent:
         return await agent.answer(question)
 
 
-async def _shown_here(question: Question, open_agent: Callable[[], Agent]) -> Answer:
+async def _shown_here(question: Request, open_agent: Callable[[], Agent]) -> Answer:
     async with open_agent() as agent:
         return await _shown(agent.stream(question))
 

@@ -11,7 +11,7 @@ import msgspec
 
 from cutline.core.journal import Journal
 from cutline.core.json_errors import UNREADABLE
-from cutline.edge.generation.question import MAX_TIMEOUT, Question
+from cutline.core.request import MAX_TIMEOUT, Request
 from cutline.edge.generation.result import Answer
 from cutline.errors import InputError
 
@@ -25,7 +25,7 @@ def check_timeout(seconds: float) -> None:
 class Respondent(Protocol):
     """Whoever answers questions: an agent, or the answers of one as they are kept."""
 
-    async def answer(self, question: Question) -> Answer:
+    async def answer(self, question: Request) -> Answer:
         """The answer. Raises CutlineError."""
 
 
@@ -36,14 +36,14 @@ class KeptAnswers:
     """
 
     def __init__(
-        self, ask: Callable[[Question], Awaitable[Answer]], journal: Journal, *, part: str, timeout: float
+        self, ask: Callable[[Request], Awaitable[Answer]], journal: Journal, *, part: str, timeout: float
     ) -> None:
         self._ask = ask
         self._journal = journal
         self._part = part
         self._timeout = timeout
 
-    async def answer(self, question: Question) -> Answer:
+    async def answer(self, question: Request) -> Answer:
         """The answer that is kept, or else a new one, which is kept if no worker was lost. Raises CutlineError."""
         key = f"{self._part} {hashlib.sha256(msgspec.json.encode(question)).hexdigest()}"
         with suppress(*UNREADABLE):  # what another version kept is asked again

@@ -114,9 +114,10 @@ def copy(
 
 
 def _look(bundle: Bundle) -> BundleView:
+    from cutline.core.conversation import question
     from cutline.models.bundle import MANIFEST
     from cutline.models.costs import layer_costs, request_sizes
-    from cutline.models.prompt import PromptBuilder, question
+    from cutline.models.prompt import PromptBuilder
 
     manifest = bundle.manifest
     grid = manifest.family.grid(IMAGE_SIZE)

@@ -119,11 +119,11 @@ def _outcomes(
 
     from cutline.cli.asked import KeptAnswers
     from cutline.cli.processes import agent_process, worker_process
+    from cutline.core.request import Mode, Request
     from cutline.demo.reference import Reference
     from cutline.demo.results import SHOWN_MODES, Outcome
     from cutline.devices.emulator import LinkEmulator
     from cutline.edge.api.client import ask_over
-    from cutline.edge.generation.question import Mode, Question
     from cutline.protos.channel.address import parse_address
 
     reference = Reference(target)
@@ -147,8 +147,8 @@ def _outcomes(
 
             answers = KeptAnswers(partial(ask_over, client), journal, part="asked", timeout=timeout)
 
-            def question(request: CardRequest, mode: Mode) -> Question:
-                return Question.about(request.image, request.question.text, mode=mode)
+            def question(request: CardRequest, mode: Mode) -> Request:
+                return Request.about(request.image, request.question.text, mode=mode)
 
             for mode in SHOWN_MODES:  # the first of each opens the connection and warms the models
                 await ask_over(client, msgspec.structs.replace(question(asked[0], mode), timeout=timeout))
@@ -180,8 +180,8 @@ def _truth(reference: Reference, request: CardRequest, journal: Journal) -> tupl
 def _result(
     outcomes: Sequence[Outcome], target: Bundle, drafter: Bundle, *, link: str, images: int, seed: int
 ) -> DemoResult:
+    from cutline.core.request import Mode
     from cutline.demo.results import SHOWN_MODES, DemoResult, mode_result, model_result
-    from cutline.edge.generation.question import Mode
 
     by_mode = {mode: [outcome for outcome in outcomes if outcome.answer.mode is mode] for mode in SHOWN_MODES}
     alone = by_mode[Mode.EDGE]
@@ -205,8 +205,8 @@ def _show(console: Console, result: DemoResult, outcomes: Sequence[Outcome]) -> 
 
     from cutline.cli.provenance import coloured
     from cutline.cli.tables import show_table
+    from cutline.core.request import Mode
     from cutline.demo.results import FIGURES
-    from cutline.edge.generation.question import Mode
 
     table = Table(title=f"{result.images} cards, six questions each, over {result.link}", title_justify="left")
     table.add_column("a request")

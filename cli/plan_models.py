@@ -6,13 +6,14 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from cutline.core.conversation import question
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.devices.names import nearest
 from cutline.edge.planning.plan_inputs import setting_of, setting_of_shapes
 from cutline.errors import InputError
 from cutline.models.bundle import Bundle, Manifest, part_at
 from cutline.models.families import Grid
-from cutline.models.prompt import PromptBuilder, question
+from cutline.models.prompt import PromptBuilder
 from cutline.models.shapes import Shape, known_shapes, load_shape
 from cutline.partitioner.setting import Setting
 

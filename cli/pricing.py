@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from cutline.cli.asked import Respondent
+from cutline.core.request import Mode, Request
 from cutline.core.wire import Wire
 from cutline.edge.agent import Agent
-from cutline.edge.generation.question import Mode, Question
 from cutline.edge.generation.result import Answer
 from cutline.errors import WorkerUnavailable
 from cutline.models.prices import Price, Prices
@@ -36,10 +36,10 @@ class PricePoint:
     wire: Wire = Wire.FLOAT32
     keep: float = 1.0
 
-    def question(self, asked: PricedQuestion) -> Question:
+    def question(self, asked: PricedQuestion) -> Request:
         """The question put to the target alone in this way."""
         mode = Mode.CLOUD if self.cut == "image" else Mode.SPLIT
-        return Question.about(
+        return Request.about(
             asked.image, asked.text, mode=mode, cut=self.cut, wire=self.wire, keep_image_tokens=self.keep
         )
 

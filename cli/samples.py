@@ -13,12 +13,12 @@ import numpy as np
 
 from cutline.cli.asked import Respondent
 from cutline.cli.calibrate_input import QuestionSource, errors_at
-from cutline.edge.generation.conditions import CALIBRATED, GROUPS, Order
+from cutline.core.conversation import ImagePart, Message, TextPart
+from cutline.core.request import MAX_TIMEOUT, Mode, Request
+from cutline.edge.generation.conditions import CALIBRATED, GROUPS, Order, group_of
 from cutline.edge.generation.gate import MAX_TOKENS, Sample
-from cutline.edge.generation.question import MAX_TIMEOUT, Mode, Question
 from cutline.edge.generation.result import Answer
 from cutline.errors import InputError, PromptError, WorkerUnavailable
-from cutline.models.prompt import ImagePart, Message, TextPart
 
 T = TypeVar("T")
 
@@ -153,16 +153,16 @@ async def _ask(agent: Respondent, conversation: Conversation, groups: Collection
     with errors_at(conversation.shown[0].place):
         try:
             async for question, truth in exchanges(agent, conversation):
-                if question.conditions.group in groups:
+                if group_of(question) in groups:
                     ours = await agent.answer(msgspec.structs.replace(question, mode=Mode.EDGE))
-                    samples.found.append(_sample(question.conditions.group, ours, truth))
+                    samples.found.append(_sample(group_of(question), ours, truth))
         except PromptError:
             if not conversation.made_longer:  # the line itself does not fit
                 raise
             samples.left_out += 1
 
 
-async def exchanges(agent: Respondent, conversation: Conversation) -> AsyncIterator[tuple[Question, Answer]]:
+async def exchanges(agent: Respondent, conversation: Conversation) -> AsyncIterator[tuple[Request, Answer]]:
     """Each question of a conversation and the target's answer, which stands before the next one. Raises CutlineError.
 
     A PromptError where it has become too long for the models.
@@ -170,7 +170,7 @@ async def exchanges(agent: Respondent, conversation: Conversation) -> AsyncItera
     images = tuple(source.asked().image for source in conversation.shown)
     messages, texts = conversation.first(), iter(conversation.texts[1:])
     while True:
-        question = Question(
+        question = Request(
             messages=messages, images=images, mode=Mode.CLOUD, max_tokens=MAX_TOKENS, timeout=MAX_TIMEOUT
         )
         truth = await agent.answer(question)

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 
 from cutline.cloud.model.loader import load_model
+from cutline.core.conversation import Message, question
 from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image
-from cutline.models.prompt import Message, PromptBuilder, question
+from cutline.models.prompt import PromptBuilder
 
 
 class Reference:

@@ -16,11 +16,11 @@ from typing import TypeVar
 
 from minijinja import Environment
 
+from cutline.core.request import Mode
 from cutline.demo import plots
 from cutline.demo.questions import KINDS
 from cutline.demo.requests import CardRequest
 from cutline.demo.results import FIGURES, DemoResult, Outcome
-from cutline.edge.generation.question import Mode
 from cutline.edge.generation.result import Provenance
 
 PICTURES = 12  # cards shown, at most

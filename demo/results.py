@@ -10,9 +10,9 @@ from statistics import fmean
 import msgspec
 import numpy as np
 
+from cutline.core.request import Mode
 from cutline.demo.questions import KINDS
 from cutline.demo.requests import CardRequest
-from cutline.edge.generation.question import Mode
 from cutline.edge.generation.result import Answer
 
 SHOWN_MODES = (Mode.EDGE, Mode.CLOUD, Mode.DRAFT, Mode.AUTO)  # that a demo shows: the target is not cut in it

@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from cutline.core.request import Mode, Request
 from cutline.core.wire import Wire
 from cutline.devices.profile import CPU
+from cutline.edge.generation.conditions import group_of
 from cutline.edge.generation.detokenizer import Transcript
 from cutline.edge.generation.energy import EnergyMeter
 from cutline.edge.generation.events import Event, Settled
 from cutline.edge.generation.gate import Gate, Group, confidence_of, open_gate
 from cutline.edge.generation.generation import Generation, Prepared
 from cutline.edge.generation.preprocess import Preparer
-from cutline.edge.generation.question import Mode, Question
 from cutline.edge.generation.result import Answer, Decision, Gated, Provenance
 from cutline.edge.inference.boundary_noise import Noise, new_secret
 from cutline.edge.inference.drafter import Drafted, Drafter, DrafterConversation, likelihoods_of
@@ -135,11 +136,11 @@ class Agent:
         if offline and self._upstream is not None:
             self._upstream.disconnect()
 
-    async def answer(self, question: Question) -> Answer:
+    async def answer(self, question: Request) -> Answer:
         """Answer a question. Raises InputError, BundleError, WorkerError."""
         return await self._answer(question, lambda event: None)
 
-    async def stream(self, question: Question) -> AsyncGenerator[Event]:
+    async def stream(self, question: Request) -> AsyncGenerator[Event]:
         """What happens while a question is answered, its `Answer` last. Raises as `answer` does, at any point.
 
         Close it to give up on the answer.
@@ -160,14 +161,14 @@ class Agent:
             answering.cancel()
             await asyncio.wait([answering])
 
-    async def _answer(self, question: Question, tell: Callable[[Event], object]) -> Answer:
+    async def _answer(self, question: Request, tell: Callable[[Event], object]) -> Answer:
         if not question.request_id:
             question = msgspec.structs.replace(question, request_id=new_request_id())
         with self._meter.reading() as reading:
             answer = await self._made(question, tell)
             return msgspec.structs.replace(answer, energy=self._meter.energy(reading))
 
-    async def _made(self, question: Question, tell: Callable[[Event], object]) -> Answer:
+    async def _made(self, question: Request, tell: Callable[[Event], object]) -> Answer:
         progress = Generation(time.perf_counter(), Transcript(self._prompts.vocabulary, question.stop), tell)
         progress.gate = self._gated(question, Decision.NOT_ASKED)
         prepared = await asyncio.to_thread(self._preparer.prepare, question)
@@ -204,7 +205,7 @@ class Agent:
             await asyncio.to_thread(self._memory.keep, question, prepared.images, answer)
         return answer
 
-    async def _recall(self, question: Question, prepared: Prepared, progress: Generation) -> Answer | None:
+    async def _recall(self, question: Request, prepared: Prepared, progress: Generation) -> Answer | None:
         """The answer in memory, if there is one to the same question about near-identical images."""
         if self._memory is None or question.exact:
             return None
@@ -263,7 +264,7 @@ class Agent:
 
         return await asyncio.to_thread(self._planner.plan, prepared, ready=self._ready(), known=known)
 
-    async def _carry_out(self, asked: Question, prepared: Prepared, progress: Generation) -> Failover | None:
+    async def _carry_out(self, asked: Request, prepared: Prepared, progress: Generation) -> Failover | None:
         """Settle a whole answer to what was `asked`, as it was planned. Returns how workers were asked, if any were."""
         match prepared.question.mode:
             case Mode.EDGE:
@@ -383,7 +384,7 @@ class Agent:
         drafting, models.drafting = models.drafting, None
         return DeviceModels(drafting=drafting, drafted=models.drafted)
 
-    def _ask(self, asked: Question, prepared: Prepared, progress: Generation, *, drafts: bool) -> Failover:
+    def _ask(self, asked: Request, prepared: Prepared, progress: Generation, *, drafts: bool) -> Failover:
         """How workers are asked what was `asked`; `drafts` says that the drafter drafts for them."""
         given = self.offline or self.workers.addresses or self.workers.nobody or self._upstream
         if not given and asked.mode is not Mode.AUTO:
@@ -418,7 +419,7 @@ class Agent:
             self._gate = Gate({}) if self.manifest.calibration is None else open_gate(self._bundle)
         return self._gate
 
-    def _group(self, asked: Question) -> Group | None:
+    def _group(self, asked: Request) -> Group | None:
         """What the gate does with answers to what was `asked`, None where it keeps none of that kind.
 
         Raises BundleError for a drafter that is not calibrated, where nobody was given who could verify it.
@@ -427,7 +428,7 @@ class Agent:
         if self.manifest.calibration is None and not given:
             path = self._bundle.path
             raise BundleError(f"{path} is not calibrated, so no answer can be trusted; run `cutline calibrate`")
-        return self._open_gate().of(asked.conditions.group)
+        return self._open_gate().of(group_of(asked))
 
-    def _gated(self, asked: Question, decision: Decision) -> Gated:
-        return self._open_gate().said(asked.conditions.group, decision)
+    def _gated(self, asked: Request, decision: Decision) -> Gated:
+        return self._open_gate().said(group_of(asked), decision)

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from cutline.core.request import Mode, Request
 from cutline.core.wire import Wire
 from cutline.edge.generation.events import Planned
 from cutline.edge.generation.generation import Generation, Prepared
-from cutline.edge.generation.question import Mode, Question
 from cutline.edge.generation.result import Answer, Forecast, Provenance, Recalled, Tail
 from cutline.edge.offload.failover import Failover
 from cutline.models.bundle import Bundle
@@ -67,7 +67,7 @@ def account(
     )
 
 
-def is_exact(question: Question, target: Bundle | None) -> bool:
+def is_exact(question: Request, target: Bundle | None) -> bool:
     """Whether a worker's answer is the target's own, to the bit of a token; layers before a cut are of this bundle."""
     if question.cut == "image":
         return True
@@ -107,7 +107,7 @@ def from_memory(
     )
 
 
-def planned(question: Question, chosen: Chosen | None) -> Planned:
+def planned(question: Request, chosen: Chosen | None) -> Planned:
     """How an answer to `question` will be made; `chosen` if that was planned."""
     return Planned(
         mode=question.mode,

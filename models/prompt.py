@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 from minijinja import Environment, TemplateError
 
+from cutline.core.conversation import ImagePart, Message, TextPart
 from cutline.errors import BundleError, PromptError
 from cutline.models.bundle import Bundle, Manifest
 from cutline.models.vocabulary import Vocabulary
@@ -22,42 +22,6 @@ MAX_STEPS = 20_000  # of the template's interpreter; a conversation of 500 messa
 FEW_PARTS = 100  # of messages: no more than these leave a template that does what it should most of its steps
 MAX_TEXT = 100_000  # characters in all messages
 MAX_RENDERED = 256 * 1024  # characters, image markers not yet expanded
-
-Role = Literal["system", "user", "assistant"]
-
-
-@dataclass(frozen=True, slots=True)
-class TextPart:
-    """Words of a message, taken as plain text whatever they hold."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class ImagePart:
-    """The place of an image in a message; the images themselves come in the same order, beside the messages."""
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One turn of a conversation. Raises PromptError for an unknown role."""
-
-    role: Role
-    parts: tuple[TextPart | ImagePart, ...]
-
-    def __post_init__(self) -> None:
-        if self.role not in get_args(Role):  # it may come from a request, and templates copy it unguarded
-            raise PromptError(f"a message's role must be one of {', '.join(get_args(Role))}")
-
-    @property
-    def text(self) -> str:
-        """All its words."""
-        return "".join(part.text for part in self.parts if isinstance(part, TextPart))
-
-
-def question(text: str) -> Message:
-    """A user's question about one image."""
-    return Message("user", (ImagePart(), TextPart(text)))
 
 
 @dataclass(frozen=True, slots=True)

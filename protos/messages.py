@@ -17,19 +17,16 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from cutline.core.request import MAX_ALTERNATIVES, check_request_id
 from cutline.core.sampling import GREEDY, MAX_BIASES, Sampling
 from cutline.core.wire import Wire, bytes_per_row
 from cutline.errors import CutlineError, InputError, VersionMismatch, WorkerBusy
 from cutline.protos.features import missing, required, understood
-from cutline.protos.request_ids import check_request_id
 from cutline.protos.status import exception_of, status_of
 from cutline.protos.tensors import CHUNK, decode_tensor, encode_tensor, wire_of
 from cutline.protos.v1 import worker_pb2 as pb
 
 MAX_TOKENS = 1 << 20  # in one message
-MAX_ALTERNATIVES = 20  # a token
-MAX_IMAGES = 16  # in one session
-MAX_IMAGE_BYTES = 32 << 20  # of all a session's images together
 DIGEST_BYTES = 32
 
 

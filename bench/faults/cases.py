@@ -8,8 +8,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+from cutline.core.request import Mode
 from cutline.core.sampling import Sampling
-from cutline.edge.generation.question import Mode
 
 
 class Setup(enum.StrEnum):

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
+from cutline.core.request import Mode, Request
 from cutline.edge.agent import Agent
 from cutline.edge.generation.events import Corrected, Event, Settled
-from cutline.edge.generation.question import Mode, Question
 from cutline.edge.generation.result import Answer, Lost, Provenance
 from cutline.edge.inference.drafter import Drafter
 from cutline.errors import WorkerError
@@ -41,7 +41,7 @@ class Heard:
         return next((at for at, event in self.events if at >= moment and isinstance(event, Settled)), None)
 
 
-async def hear(agent: Agent, question: Question, during: Callable[[int], object] = lambda settled: None) -> Heard:
+async def hear(agent: Agent, question: Request, during: Callable[[int], object] = lambda settled: None) -> Heard:
     """Ask, and listen to the end; `during` is told how many tokens are settled, whenever that changes."""
     heard = Heard(time.monotonic())
     try:
@@ -83,14 +83,14 @@ class Checker:
         self._prompts = PromptBuilder.open(bundle)
         self._drafter = Drafter.open(bundle, threads=1)
 
-    def rest(self, question: Question, after: Sequence[int]) -> Tokens:
+    def rest(self, question: Request, after: Sequence[int]) -> Tokens:
         """What the drafter makes of a question, from an answer's first tokens on."""
         pixels = [self._family.preprocess(decode_image(image)) for image in question.images]
         prompt = self._prompts.build(question.messages, [one.grid for one in pixels]).ids
         drafting = self._drafter.converse(prompt, pixels, question.sampling)
         return tuple(one.token for one in drafting.draft(tuple(after), question.max_tokens - len(after)))
 
-    def find(self, question: Question, heard: Heard, truth: Tokens, *, first: str, spared: bool) -> Found:
+    def find(self, question: Request, heard: Heard, truth: Tokens, *, first: str, spared: bool) -> Found:
         """What is wrong with what was `heard` of a question, whose unbroken answer is `truth`.
 
         The worker at `first` was well and asked before others; `spared` says that another was there all the time.

@@ -22,11 +22,11 @@ from cutline.bench.faults.lane import MOST_SECONDS, Asker
 from cutline.bench.faults.link import FaultyLink
 from cutline.bench.faults.rig import PACE, asker, ungated
 from cutline.bench.worker_process import WorkerProcess
+from cutline.core.request import Mode
 from cutline.demo.bundles import TARGET
 from cutline.devices.emulator import LinkEmulator
 from cutline.devices.link import LinkProfile, load_link
 from cutline.edge.agent import Agent
-from cutline.edge.generation.question import Mode
 from cutline.models.bundle import Bundle
 
 CALM = 3  # unbroken questions, of whose times the middle one counts

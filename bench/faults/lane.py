@@ -14,10 +14,10 @@ from cutline.bench.faults.cases import ENDS_PROCESS, SILENT, Case, Fault, Point,
 from cutline.bench.faults.checking import Checker, Found, Heard, Tokens, hear
 from cutline.bench.faults.link import FaultyLink, Way
 from cutline.bench.worker_process import WorkerProcess
+from cutline.core.request import Mode, Request
 from cutline.core.sampling import Sampling
 from cutline.demo.requests import CardRequest
 from cutline.edge.agent import Agent
-from cutline.edge.generation.question import Mode, Question
 from cutline.edge.offload.heartbeat import patience
 from cutline.errors import CutlineError
 from cutline.models.bundle import Bundle
@@ -60,11 +60,11 @@ class Asker:
     checker: Checker
     drawn: dict[tuple[int, Sampling], Tokens] = field(default_factory=dict)
 
-    def question(self, index: int, **options: Any) -> Question:
+    def question(self, index: int, **options: Any) -> Request:
         """A question about an image file that no worker has seen."""
         request = self.requests[index]
         # What follows a PNG's end is no part of the picture, but of the file, by which images are known.
-        return Question.about(request.image + os.urandom(12), request.question.text, **options)
+        return Request.about(request.image + os.urandom(12), request.question.text, **options)
 
     async def truth(self, agent: Agent, index: int, sampling: Sampling) -> Tokens:
         """The unbroken answer."""
@@ -161,7 +161,7 @@ class Lane:
     def _worker(self, case: Case) -> WorkerProcess | None:
         return self._workers[case.second] if self._workers else None
 
-    def _limit(self, case: Case, question: Question) -> float:
+    def _limit(self, case: Case, question: Request) -> float:
         """Seconds within which a silent worker of this case must be given up, by the bytes that may be on their way."""
         (state, *_), uplink = self.agent.workers.states, self.agent.workers.uplink(self._links[0].address)
         early = case.point in (Point.BEFORE, Point.UPLOAD)
@@ -169,7 +169,7 @@ class Lane:
         return patience(self.notice, ahead=ahead, uplink=uplink, connected=state.connected)
 
     async def _judged(
-        self, case: Case, question: Question, heard: Heard, truth: Tokens, struck: float | None, limit: float
+        self, case: Case, question: Request, heard: Heard, truth: Tokens, struck: float | None, limit: float
     ) -> Outcome:
         first, spared = self._links[0].address, self._spare is not None
         find = self._asker.checker.find

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cutline.cloud.engine.sequence import Event, Request
+from cutline.cloud.engine.sequence import Event, SessionRequest
 from cutline.errors import CutlineError
 from cutline.protos.messages import Confirmed, Draft, Finished
 
@@ -15,7 +15,7 @@ class OpenSession:
     """Give a session a slot."""
 
     name: str
-    request: Request
+    request: SessionRequest
     drafts: tuple[Draft, ...]
     deliver: Callable[[Event], None]
     asked_at: float  # on the monotonic clock

@@ -36,7 +36,7 @@ from cutline.cloud.engine.kv_slots import Slots
 from cutline.cloud.engine.passes import FATAL, Broken, Passed, Passes
 from cutline.cloud.engine.sampler import likelihoods
 from cutline.cloud.engine.scheduler import longest_idle, patience_of, rows_by_session, schedule, seated
-from cutline.cloud.engine.sequence import Event, Request, Session, SessionRows
+from cutline.cloud.engine.sequence import Event, Session, SessionRequest, SessionRows
 from cutline.cloud.engine.watchdog import EngineProgress
 from cutline.cloud.model.model_runner import Target
 from cutline.cloud.telemetry.observer import NOBODY, Observer
@@ -130,7 +130,7 @@ class Engine:
         self._thread.join(STOP_SECONDS)
         return not self._thread.is_alive()
 
-    def open(self, request: Request, drafts: Sequence[Draft], deliver: Callable[[Event], None]) -> str:
+    def open(self, request: SessionRequest, drafts: Sequence[Draft], deliver: Callable[[Event], None]) -> str:
         """Open a session and return its random name; `drafts` came for it already.
 
         `deliver` gets Opened or an error, then what is confirmed; it must neither block nor raise.

@@ -9,7 +9,7 @@ import torch
 
 from cutline.cloud.engine.cost_model import FAIR_SECONDS
 from cutline.cloud.engine.image_cache import ImageCache, Kept
-from cutline.cloud.engine.sequence import Request, Session
+from cutline.cloud.engine.sequence import Session, SessionRequest
 from cutline.cloud.engine.watchdog import EngineProgress
 from cutline.cloud.model.model_runner import Target
 from cutline.cloud.model.vision import Steps, Unwanted
@@ -85,7 +85,7 @@ class Pictures:
             self._taken = 0.0
         self._under_way.pop(session, None)
 
-    def keeps(self, request: Request, *, encoded: bool) -> bool:
+    def keeps(self, request: SessionRequest, *, encoded: bool) -> bool:
         """Whether all images of a request are kept for others to come; `encoded`: those that were not, are to be."""
         return (
             self._image_cache.keeps
@@ -93,7 +93,7 @@ class Pictures:
             and all(one.key is not None and (encoded or one.kept is not None) for one in request.pictures)
         )
 
-    def _encoding(self, request: Request, aborted: Callable[[], bool]) -> Steps:
+    def _encoding(self, request: SessionRequest, aborted: Callable[[], bool]) -> Steps:
         """Rows of the images of a request: those that are kept, and of the others what the tower makes; it is kept."""
         boundary, cut, pictures = request.boundary, request.cut, request.pictures
         if any(picture.key is None for picture in pictures) or not pictures or not self._target.decodes:

@@ -14,7 +14,7 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from cutline.cloud.engine.sequence import Request
+from cutline.cloud.engine.sequence import SessionRequest
 from cutline.models.families import Positions
 
 LEAST_COPIED = 16  # rows; fewer are run again with the rest as quickly
@@ -38,7 +38,7 @@ class Content:
     positions: Positions
 
     @classmethod
-    def of(cls, request: Request) -> Self | None:
+    def of(cls, request: SessionRequest) -> Self | None:
         """Of a session's opening; None where rows come from what nobody can compare."""
         if request.deep or (request.boundary is not None and not request.pictures):
             return None

@@ -21,7 +21,7 @@ BoundaryRows = NDArray[np.float32]  # (n, width)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class SessionRequest:
     """What a session was opened with, checked and decoded.
 
     `boundary` is what crossed the `cut`, all float32: at `image` the images' pixels (n, ...); up to the decoder
@@ -59,7 +59,7 @@ class Request:
         """Whether rows of images go into its first passes."""
         return self.boundary is not None or any(picture.kept is not None for picture in self.pictures)
 
-    def unladen(self) -> Request:
+    def unladen(self) -> SessionRequest:
         """Without what is large, and wanted no more once the prompt has been run."""
         pictures = tuple(replace(picture, kept=None) for picture in self.pictures)
         return replace(self, boundary=None, pictures=pictures)
@@ -85,7 +85,7 @@ class Session:
     """State of one session; only the engine's thread touches it. `tokens[:cached]` are in the KV cache."""
 
     name: str
-    request: Request
+    request: SessionRequest
     slot: int
     deliver: Callable[[Event], None]
     limit: int  # tokens, the prompt included, at which the answer ends

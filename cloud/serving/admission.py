@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cutline.cloud.engine.image_cache import ImageCache, Kept, Picture
-from cutline.cloud.engine.sequence import BoundaryRows, Request
+from cutline.cloud.engine.sequence import BoundaryRows, SessionRequest
 from cutline.cloud.serving.inbox import Inbox
+from cutline.core.request import MAX_IMAGE_BYTES, MAX_IMAGES
 from cutline.core.wire import Wire
 from cutline.errors import InputError, ModelMismatch, WorkerForgot, WorkerUnavailable
 from cutline.models.bundle import Manifest
@@ -19,7 +20,7 @@ from cutline.models.families import Grid
 from cutline.models.images import TRAVELLING, Pixels, decode_image, read_header
 from cutline.models.layerline import END
 from cutline.protos.digests import image_digest, rows_digest
-from cutline.protos.messages import MAX_IMAGE_BYTES, MAX_IMAGES, Boundary, Draft, ImageChunk, Open
+from cutline.protos.messages import Boundary, Draft, ImageChunk, Open
 
 MAX_BOUNDARY_BYTES = 128 << 20  # as float32, whatever the format on the wire
 
@@ -149,14 +150,14 @@ class Reception:
                 raise InputError("an image that is known here has another grid than the opening says")
         return tuple(kept)
 
-    def request(self, opening: Open, upload: ReceivedUpload, *, wanted: Callable[[], bool] = lambda: True) -> Request:
+    def request(self, opening: Open, upload: ReceivedUpload, *, wanted: Callable[[], bool] = lambda: True) -> SessionRequest:
         """The request for the engine. Raises InputError where images and prompt do not fit each other.
 
         Raises WorkerUnavailable, before another image is decoded, once it is not `wanted` any more.
         """
         image_tokens = np.array(opening.tokens[: opening.prompt_length]) == self._manifest.image_token
         boundary, images, grids = self._images(opening, upload, wanted)
-        return Request(
+        return SessionRequest(
             tokens=opening.tokens,
             prompt_length=opening.prompt_length,
             max_tokens=min(opening.max_tokens, self._context - opening.prompt_length),

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Self
 
-from cutline.cloud.engine.sequence import Forward, Request
+from cutline.cloud.engine.sequence import Forward, SessionRequest
 from cutline.core.wire import Wire
 from cutline.errors import (
     AccessDenied,
@@ -127,7 +127,7 @@ class Onward:
     def __init__(
         self,
         worker: NextWorker,
-        request: Request,
+        request: SessionRequest,
         *,
         wire: Wire,
         heard: Callable[[Word], object],

@@ -18,7 +18,7 @@ from cutline.cloud.access.auth import CALLER
 from cutline.cloud.access.quota import UNLIMITED, Shares
 from cutline.cloud.access.traffic import TrafficMeter
 from cutline.cloud.engine.engine import Engine
-from cutline.cloud.engine.sequence import Event, Forward, Request
+from cutline.cloud.engine.sequence import Event, Forward, SessionRequest
 from cutline.cloud.serving.admission import ReceivedUpload, Reception
 from cutline.cloud.serving.drafts import Drafts
 from cutline.cloud.serving.inbox import Inbox
@@ -259,7 +259,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
                         if isinstance(event, Finished):
                             return
 
-    async def _prepare(self, opening: Open, upload: ReceivedUpload, remaining: Remaining) -> Request:
+    async def _prepare(self, opening: Open, upload: ReceivedUpload, remaining: Remaining) -> SessionRequest:
         """The request, from a thread. Who leaves meanwhile keeps the place until it ends, at the next image."""
         left = remaining()
         if left is not None and left <= 0:

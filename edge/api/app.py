@@ -12,12 +12,14 @@ import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect
+from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive
 
 from cutline.core.json_errors import UNREADABLE
+from cutline.core.request import Mode, Request
 from cutline.edge.api.access.auth import TENANT
 from cutline.edge.api.access.limits import MOST, UNLIMITED, Desk, Guard
 from cutline.edge.api.errors import Failed, Fault, Refused, fault_of, headers_of, kind_of, status_of, unreadable
@@ -33,7 +35,6 @@ from cutline.edge.api.responses import Heading, completion_of
 from cutline.edge.api.sse import STOPPED, EventStream, Narrator, disconnected, end
 from cutline.edge.api.static import pages
 from cutline.edge.generation.events import Event
-from cutline.edge.generation.question import Mode, Question
 from cutline.edge.generation.result import Answer
 from cutline.edge.offload.status import AgentState
 from cutline.errors import AccessDenied, CutlineError, InputError, WorkerUnavailable
@@ -56,9 +57,9 @@ class ServedAgent(Protocol):
     @property
     def manifest(self) -> Manifest: ...
 
-    async def answer(self, question: Question) -> Answer: ...
+    async def answer(self, question: Request) -> Answer: ...
 
-    def stream(self, question: Question) -> AsyncGenerator[Event]: ...
+    def stream(self, question: Request) -> AsyncGenerator[Event]: ...
 
     def state(self) -> AgentState: ...
 
@@ -122,7 +123,7 @@ class _Api:
         self._fingerprint = f"fp_{agent.manifest.identity[:12]}"
         self._stops = frozenset(agent.manifest.stop_tokens)
 
-    async def complete(self, request: Request) -> Response | EventStream:
+    async def complete(self, request: HttpRequest) -> Response | EventStream:
         mode: Mode | None = None
         try:
             with ExitStack() as stack:
@@ -154,7 +155,7 @@ class _Api:
             self._counts.failed(mode, 500)
             raise
 
-    async def _read(self, request: Request, stack: ExitStack) -> tuple[ChatRequest, Body]:
+    async def _read(self, request: HttpRequest, stack: ExitStack) -> tuple[ChatRequest, Body]:
         """The request, for which `stack` keeps a place until it is closed. Raises Refused."""
         body = await self._bodies.read(request, _tenant(request))
         place = stack.enter_context(self._desk.place(_tenant(request)))
@@ -164,7 +165,7 @@ class _Api:
         return asked, body
 
     async def _stream(
-        self, request: Request, asked: ChatRequest, question: Question, heading: Heading, stack: ExitStack
+        self, request: HttpRequest, asked: ChatRequest, question: Request, heading: Heading, stack: ExitStack
     ) -> EventStream:
         """The response that tells an answer as it happens, once it has begun to: what is wrong by then has a status."""
         narrator = Narrator(
@@ -200,17 +201,17 @@ class _Api:
             message = f"this agent has one model, {name}; ask for that, or for {ALIAS}"
             raise Refused(404, Fault(message, InputError.__name__, "model", "model_not_found"))
 
-    async def models(self, request: Request) -> Response:
+    async def models(self, request: HttpRequest) -> Response:
         return _json(Models(data=[model_of(self._agent.state(), self._began)]))
 
-    async def model(self, request: Request) -> Response:
+    async def model(self, request: HttpRequest) -> Response:
         try:
             self._check(request.path_params["model"])
         except Refused as error:
             return _failure(error)
         return _json(model_of(self._agent.state(), self._began))
 
-    async def state(self, request: Request) -> Response:
+    async def state(self, request: HttpRequest) -> Response:
         if request.method == "POST":
             try:
                 body = await self._bodies.read(request, _tenant(request))
@@ -233,22 +234,22 @@ class _Api:
             raise Refused(409, Fault(message, InputError.__name__, "offline"))
         self._agent.offline = switches.offline
 
-    async def healthy(self, request: Request) -> Response:
+    async def healthy(self, request: HttpRequest) -> Response:
         return _json(Health())
 
-    async def ready(self, request: Request) -> Response:
+    async def ready(self, request: HttpRequest) -> Response:
         now = self._agent.state()
         found = Readiness(ready=now.ready, why=now.why, offline=now.offline, workers=now.workers)
         return _json(found, status=200 if now.ready else 503)
 
-    async def metrics(self, request: Request) -> Response:
+    async def metrics(self, request: HttpRequest) -> Response:
         return Response(self._counts.text(), headers={"content-type": CONTENT_TYPE_LATEST})
 
-    async def openapi(self, request: Request) -> Response:
+    async def openapi(self, request: HttpRequest) -> Response:
         return _json(document())
 
 
-def _tenant(request: Request) -> str:
+def _tenant(request: HttpRequest) -> str:
     """Who asks, "" where nobody knows."""
     return str(request.scope.get(TENANT, ""))
 
@@ -271,12 +272,12 @@ async def _unless_gone(receive: Receive, work: Awaitable[T]) -> T:
         await end(working, gone)
 
 
-async def _not_there(request: Request, error: Exception) -> Response:
+async def _not_there(request: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return _failure(Refused(error.status_code, Fault(error.detail, InputError.__name__), dict(error.headers or {})))
 
 
-async def _broken(request: Request, error: Exception) -> Response:
+async def _broken(request: HttpRequest, error: Exception) -> Response:
     return _failure(error)
 
 

@@ -16,11 +16,11 @@ from msgspec import UNSET
 from msgspec.structs import replace
 
 from cutline.core.json_errors import UNREADABLE
+from cutline.core.request import Request
 from cutline.edge.api.errors import Failed, exception_of
 from cutline.edge.api.requests.schema import ChatRequest
 from cutline.edge.api.responses import Answered, ChatChunk
 from cutline.edge.generation.events import Event
-from cutline.edge.generation.question import Question
 from cutline.edge.generation.result import Answer
 from cutline.errors import CutlineError, InputError, WorkerUnavailable
 from cutline.protos.channel.address import is_loopback
@@ -30,7 +30,7 @@ BUSY_SECONDS = 30.0  # that connecting may take, and each piece of a question on
 ALONE_SECONDS = 300.0  # that an agent may prepare and draft, besides what a question allows a worker: a board is slow
 
 
-async def ask_agent(url: str, question: Question, keys: AgentKeys = NO_KEYS) -> Answer:
+async def ask_agent(url: str, question: Request, keys: AgentKeys = NO_KEYS) -> Answer:
     """The answer of the agent at `url`, reached by `keys`.
 
     Raises what the agent raised, InputError, or WorkerUnavailable if none is there.
@@ -39,7 +39,7 @@ async def ask_agent(url: str, question: Question, keys: AgentKeys = NO_KEYS) -> 
         return await ask_over(client, question)
 
 
-async def ask_over(client: httpx.AsyncClient, question: Question) -> Answer:
+async def ask_over(client: httpx.AsyncClient, question: Request) -> Answer:
     """`ask_agent` over a connection that is kept."""
     async with _asked(client, ChatRequest.asking(question)) as response:
         try:
@@ -48,14 +48,14 @@ async def ask_over(client: httpx.AsyncClient, question: Question) -> Answer:
             raise _no_agent(client) from None
 
 
-async def stream_agent(url: str, question: Question, keys: AgentKeys = NO_KEYS) -> AsyncGenerator[Event]:
+async def stream_agent(url: str, question: Request, keys: AgentKeys = NO_KEYS) -> AsyncGenerator[Event]:
     """What the agent at `url` tells while it answers, the `Answer` last, as `Agent.stream` does. Raises likewise."""
     async with _client(url, question, keys) as client:
         async for event in stream_over(client, question):
             yield event
 
 
-async def stream_over(client: httpx.AsyncClient, question: Question) -> AsyncGenerator[Event]:
+async def stream_over(client: httpx.AsyncClient, question: Request) -> AsyncGenerator[Event]:
     """`stream_agent` over a connection that is kept."""
     asked = ChatRequest.asking(question)
     asked = replace(asked, stream=True, cutline=replace(asked.cutline, guesses=True))
@@ -76,7 +76,7 @@ async def stream_over(client: httpx.AsyncClient, question: Question) -> AsyncGen
             raise WorkerUnavailable(f"the agent at {client.base_url} ended in the middle of its answer; ask again")
 
 
-def _client(url: str, question: Question, keys: AgentKeys) -> httpx.AsyncClient:
+def _client(url: str, question: Request, keys: AgentKeys) -> httpx.AsyncClient:
     """A connection to the agent at `url`. Raises InputError."""
     shown = dict(keys.metadata())
     # An agent is on this machine or near it: a proxy meant for browsers must not come between.

@@ -6,8 +6,8 @@ from typing import Literal
 
 import msgspec
 
+from cutline.core.request import Mode
 from cutline.edge.api.metrics import Totals
-from cutline.edge.generation.question import Mode
 from cutline.edge.offload.status import AgentState, Breaker, WorkerState
 
 ALIAS = "cutline"  # a name that every agent's model answers to

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from cutline.edge.generation.question import Mode
+from cutline.core.request import Mode
 from cutline.edge.generation.result import Answer, Decision, Provenance, Tail
 
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0)

@@ -10,9 +10,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cutline.core.request import is_request_id
 from cutline.edge.api.access.auth import TENANT
 from cutline.edge.generation.result import Answer
-from cutline.protos.request_ids import TRACE_KEY, is_request_id, new_request_id, trace_id
+from cutline.protos.request_ids import TRACE_KEY, new_request_id, trace_id
 
 HEADER = "x-request-id"
 REQUEST = "cutline.request"

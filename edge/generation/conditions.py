@@ -12,8 +12,9 @@ from itertools import groupby, product
 
 import msgspec
 
+from cutline.core.conversation import ImagePart, Message
+from cutline.core.request import Request
 from cutline.core.sampling import Sampling
-from cutline.models.prompt import ImagePart, Message
 
 
 class Order(enum.StrEnum):
@@ -56,6 +57,11 @@ class RequestConditions(msgspec.Struct, frozen=True, kw_only=True):
             *(["penalised"] if self.sampling.penalises else []),
         ]
         return ", ".join(words)
+
+
+def group_of(request: Request) -> str:
+    """The name of the group that a request belongs to."""
+    return conditions_of(request.messages, request.sampling).group
 
 
 def conditions_of(messages: Sequence[Message], sampling: Sampling) -> RequestConditions:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import msgspec
 
+from cutline.core.request import Mode
 from cutline.core.wire import Wire
-from cutline.edge.generation.question import Mode
 from cutline.edge.generation.result import Answer, Lost, Token
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 
 from PIL import Image
 
+from cutline.core.request import Request
 from cutline.edge.generation.detokenizer import Transcript
 from cutline.edge.generation.events import Event, Guessed, Settled
-from cutline.edge.generation.question import Question
 from cutline.edge.generation.result import Gated, Provenance, Token
 from cutline.edge.generation.timing import Stopwatch
 from cutline.errors import WorkerFailed
@@ -29,7 +29,7 @@ class Prepared:
     questions.
     """
 
-    question: Question
+    question: Request
     images: tuple[Image.Image, ...]
     pixels: tuple[Pixels, ...]
     prompt: tuple[int, ...]

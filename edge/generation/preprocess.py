@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from cutline.core.request import Request
 from cutline.edge.generation.generation import Prepared
-from cutline.edge.generation.question import Question
 from cutline.edge.inference.kv_cache import LruCache
 from cutline.edge.inference.target_prefix import check_cut
 from cutline.edge.inference.token_merging import shorten
@@ -62,7 +62,7 @@ class Preparer:
         self._fresh = fresh
         self._pictures: LruCache[bytes, SeenImage] = LruCache(0 if fresh else PICTURES_BYTES)
 
-    def prepare(self, asked: Question) -> Prepared:
+    def prepare(self, asked: Request) -> Prepared:
         """A question as the models take it. Raises InputError, BundleError."""
         manifest = self._manifest
         if asked.cut != "image":
@@ -98,7 +98,7 @@ class Preparer:
             reduced=sum(one.reduced for one in headers),
         )
 
-    def _prompt(self, asked: Question, grids: Sequence[Grid]) -> tuple[int, ...]:
+    def _prompt(self, asked: Request, grids: Sequence[Grid]) -> tuple[int, ...]:
         """The tokens of a question whose images become `grids`. Raises PromptError where they leave no room."""
         prompt, context = self._prompts.build(asked.messages, grids).ids, self._context(asked)
         if len(prompt) >= context:
@@ -107,7 +107,7 @@ class Preparer:
             )
         return prompt
 
-    def _context(self, asked: Question) -> int:
+    def _context(self, asked: Request) -> int:
         """Tokens that every model holds which may be asked."""
         context = self._manifest.decoder.context
         if (asked.cut != "image" or self._planned) and self._target is not None:

@@ -6,8 +6,8 @@ import enum
 
 import msgspec
 
+from cutline.core.request import Mode
 from cutline.core.wire import Wire
-from cutline.edge.generation.question import Mode
 from cutline.protos.messages import Likelihood
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cutline.edge.generation.question import Question
+from cutline.core.request import Request
 from cutline.edge.generation.result import Answer, Recalled
 
 SIDE, BLOCK = 32, 4  # pixels of a miniature, and of its blocks: so few average a sensor's noise away
@@ -47,7 +47,7 @@ class SemanticCache:
             OrderedDict()
         )  # by what was asked, the last asked at the end
 
-    def find(self, question: Question, pictures: Sequence[Image.Image]) -> tuple[Answer, Recalled] | None:
+    def find(self, question: Request, pictures: Sequence[Image.Image]) -> tuple[Answer, Recalled] | None:
         """The answer that was given to the same question about the nearest `pictures`, if they are near enough."""
         now, shown = self._clock(), miniatures(pictures)
         with self._turn:
@@ -59,7 +59,7 @@ class SemanticCache:
             return None
         return entry.answer, Recalled(age_ms=(now - entry.given_at) * 1e3, distance=least)
 
-    def keep(self, question: Question, pictures: Sequence[Image.Image], answer: Answer) -> None:
+    def keep(self, question: Request, pictures: Sequence[Image.Image], answer: Answer) -> None:
         """Remember an answer; not one that was cut short, remembered itself, or finished without its worker."""
         if not answer.complete or answer.recalled is not None or answer.alone_from is not None:
             return
@@ -95,7 +95,7 @@ def distance(first: Miniature, second: Miniature) -> float:
     return float(blocks.mean(axis=(1, 3, 4)).max())
 
 
-def _asked(question: Question) -> Hashable:
+def _asked(question: Request) -> Hashable:
     """All of a question that its answer depends on, but for the pictures' pixels."""
     return (
         question.tenant,

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from cutline.core.request import Mode
 from cutline.edge.generation.events import Corrected
 from cutline.edge.generation.generation import Generation, Prepared
-from cutline.edge.generation.question import Mode
 from cutline.edge.generation.result import Lost, Provenance, Tail
 from cutline.edge.inference.drafter import DrafterConversation
 from cutline.edge.inference.target_prefix import Crossing

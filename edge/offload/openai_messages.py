@@ -12,12 +12,12 @@ from typing import Any
 
 import msgspec
 
+from cutline.core.conversation import ImagePart, Message
 from cutline.core.json_errors import UNREADABLE
-from cutline.edge.generation.question import Question
+from cutline.core.request import Request
 from cutline.errors import AccessDenied, WorkerBusy, WorkerError, WorkerFailed, WorkerUnavailable
 from cutline.models.decode_budget import DECODING
 from cutline.models.images import TRAVELLING, as_png, decode_image, read_header
-from cutline.models.prompt import ImagePart, Message
 
 MAX_TOKENS, MAX_COMPLETION_TOKENS = "max_tokens", "max_completion_tokens"
 PENALTIES = ("presence_penalty", "frequency_penalty")
@@ -84,7 +84,7 @@ def completion_of(content: bytes) -> Completion | None:
         return None
 
 
-def readable(question: Question) -> Question:
+def readable(question: Request) -> Request:
     """The question with its images as servers read them: JPEG, PNG and WebP as they are, others whole as PNG.
 
     Takes as long as decoding and writing those. Raises ImageError.
@@ -92,7 +92,7 @@ def readable(question: Question) -> Question:
     return msgspec.structs.replace(question, images=tuple(map(_readable, question.images)))
 
 
-def body_of(question: Question, model: str, refused: Collection[str] = ()) -> dict[str, Any]:
+def body_of(question: Request, model: str, refused: Collection[str] = ()) -> dict[str, Any]:
     """What a server is asked for `model`'s answer to a `readable` question, without the parameters it `refused`."""
     images = iter(question.images)
     tokens = MAX_COMPLETION_TOKENS if MAX_TOKENS in refused else MAX_TOKENS

@@ -17,8 +17,8 @@ from pathlib import Path
 import httpx
 import msgspec
 
+from cutline.core.request import Request
 from cutline.edge.generation.generation import Generation, Prepared
-from cutline.edge.generation.question import Question
 from cutline.edge.generation.result import Provenance
 from cutline.edge.offload.circuit_breaker import Circuit
 from cutline.edge.offload.openai_messages import (
@@ -259,7 +259,7 @@ class UpstreamSession:
                     raise refusal_of(self.address, response.status_code, trouble, waits=waits, key=upstream.key)
 
     async def _take_all(
-        self, response: httpx.Response, progress: Generation, vocabulary: Vocabulary, question: Question
+        self, response: httpx.Response, progress: Generation, vocabulary: Vocabulary, question: Request
     ) -> str | None:
         """Settle what a response says. Gives why the answer ended; None where it was cut here, or nobody says.
 

@@ -6,7 +6,7 @@ import enum
 
 import msgspec
 
-from cutline.edge.generation.question import Mode
+from cutline.core.request import Mode
 from cutline.models.bundle import Manifest
 
 

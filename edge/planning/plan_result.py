@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cutline.edge.generation.question import Mode, Question
+from cutline.core.request import Mode, Request
 from cutline.edge.generation.result import Believed, Forecast, RunnerUp
 from cutline.edge.planning.estimators import Serving
 from cutline.partitioner.plan import Conditions, Plan
@@ -18,7 +18,7 @@ class Chosen:
     `next` is the best one of another kind; `serving` what is believed of an upstream, where one is asked.
     """
 
-    question: Question
+    question: Request
     plan: Plan
     next: Plan | None
     correction: float

@@ -18,11 +18,12 @@ from dataclasses import replace
 import msgspec
 import numpy as np
 
+from cutline.core.request import Mode, Request
 from cutline.core.wire import Wire
 from cutline.devices.link import LinkProfile
 from cutline.devices.machine.power import Sensors
+from cutline.edge.generation.conditions import group_of
 from cutline.edge.generation.generation import Generation, Prepared
-from cutline.edge.generation.question import Mode, Question
 from cutline.edge.inference.target_prefix import device_cuts
 from cutline.edge.planning.estimators import Average, LinkEstimate, Live, Observation, Opening, Reply, Serving
 from cutline.edge.planning.plan_result import Chosen
@@ -104,7 +105,7 @@ class Planner:
             live = self._live = self._live.aged(self._clock())
         question, throttled = prepared.question, self._is_throttled()
         kind = hash((question.tenant, prepared.prompt))  # the same words are often asked again, and nobody's are kept
-        asked, group = self._asked(prepared, live, kind, known("image", FLOAT32)), question.conditions.group
+        asked, group = self._asked(prepared, live, kind, known("image", FLOAT32)), group_of(question)
         found = self._searched(asked, self._space(question), group)
         found = replace(found, terms=self._spared(found.terms, prepared, known))
         conditions = self._conditions(live)
@@ -146,7 +147,7 @@ class Planner:
             throttled=throttled,
         )
 
-    def _within_limits(self, found: Search, question: Question, factors: Floats) -> tuple[Search, str]:
+    def _within_limits(self, found: Search, question: Request, factors: Floats) -> tuple[Search, str]:
         """A search with a best plan, and what to say of it besides. Raises InputError where there is none.
 
         Before an upstream that must not be asked, or not for so long, the drafter's answer is better than none, unless
@@ -176,7 +177,7 @@ class Planner:
         uploads = progress.opened is not None and chosen.plan.cut == "image"
         uploaded = sum(size for _, size in progress.sent[1:]) if uploads else None
         pixels = self._pixels(prepared, progress.reused_images)
-        group = prepared.question.conditions.group
+        group = group_of(prepared.question)
         seen = Observation(
             kind=chosen.kind,
             tokens=max(1, len(progress.tokens)),
@@ -270,7 +271,7 @@ class Planner:
         more *= 4 / 3 if self.upstream else 1.0
         return replace(found, terms=replace(found.terms, upload=found.terms.upload + more))
 
-    def _space(self, question: Question) -> Space:
+    def _space(self, question: Request) -> Space:
         """What may be chosen: never the drafter's answer without the gate, if that keeps any of the request's group.
 
         But before an upstream, where no cut gives the target's answer to a picture that stays.
@@ -287,7 +288,7 @@ class Planner:
             efforts=(question.effort,),
         )
 
-    def _limits(self, question: Question) -> Limits:
+    def _limits(self, question: Request) -> Limits:
         latency, edge, pictures = question.max_latency_ms, self._setting.edge, bool(question.images)
         return Limits(
             latency=None if latency is None else latency / 1e3,

@@ -20,7 +20,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from cutline.core.backoff import Backoff
-from cutline.edge.generation.question import Mode, Question
+from cutline.core.request import Mode, Request
 from cutline.edge.generation.result import Answer, Gated, Provenance, Tail
 from cutline.edge.watch.frame_queue import Waiting
 from cutline.edge.watch.frames import Frame, FrameSource, Tell
@@ -43,7 +43,7 @@ T = TypeVar("T")
 class Answerer(Protocol):
     """Who answers: `cutline.edge.agent.Agent`."""
 
-    async def answer(self, question: Question) -> Answer:
+    async def answer(self, question: Request) -> Answer:
         """Answer a question. Raises CutlineError."""
 
 
@@ -83,7 +83,7 @@ class Watch:
         self,
         agent: Answerer,
         sources: Sequence[FrameSource],
-        question: Question,
+        question: Request,
         *,
         write: Callable[[bytes], object],
         room: int,
@@ -235,7 +235,7 @@ class Watch:
             self._worker.worked()
         return answer
 
-    async def _answer(self, asked: Question) -> Answer:
+    async def _answer(self, asked: Request) -> Answer:
         """The answer; with a spool one that no worker verified counts for none, as the frame can wait for one."""
         answer = await self._agent.answer(asked)
         if self._spool is not None and answer.tail is Tail.UNVERIFIED:

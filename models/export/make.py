@@ -12,6 +12,7 @@ import torch
 from msgspec import structs
 from safetensors.torch import save_file
 
+from cutline.core.conversation import question
 from cutline.core.files import storing
 from cutline.errors import BundleError, CutlineError, InputError, PromptError
 from cutline.models.bundle import EMBEDDINGS, MANIFEST, Bundle, Manifest, Precision, Role, write_manifest
@@ -21,7 +22,7 @@ from cutline.models.export.prefixes import export_prefixes
 from cutline.models.export.source import SourceModel, read_source
 from cutline.models.export.vision import export_vision
 from cutline.models.export.work import ExportWork, fingerprint, work_beside
-from cutline.models.prompt import TEMPLATE, PromptBuilder, question
+from cutline.models.prompt import TEMPLATE, PromptBuilder
 from cutline.models.vocabulary import TOKENIZER, Vocabulary
 
 BLOCK = 1 << 24  # bytes of a weights file that are copied at a time

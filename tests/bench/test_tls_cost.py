@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cutline.bench.tls_cost import PLAIN, cost, costs
-from cutline.edge.generation.question import Mode
+from cutline.core.request import Mode
 
 KIND = ("mutual TLS", Mode.CLOUD)
 

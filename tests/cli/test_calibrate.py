@@ -16,6 +16,7 @@ import pytest
 from cutline.bench.manifests import edit_manifest
 from cutline.cli.pricing import KEPT, PricedQuestion, PricePoint, price, ways
 from cutline.cli.samples import AT_ONCE
+from cutline.core.request import Mode, Request
 from cutline.core.wire import Wire
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
@@ -23,7 +24,6 @@ from cutline.demo.requests import requests
 from cutline.edge.agent import Agent
 from cutline.edge.generation.conditions import PLAIN
 from cutline.edge.generation.gate import open_gate
-from cutline.edge.generation.question import Mode, Question
 from cutline.edge.generation.result import Answer, Provenance, Token
 from cutline.errors import BundleError, WorkerUnavailable
 from cutline.models.bundle import JOURNAL, MANIFEST, Bundle, read_manifest, write_calibration, write_manifest
@@ -190,9 +190,9 @@ def test_a_calibration_goes_on_where_it_was_interrupted(
     run: Run, bundle: Path, worker: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is asked twice, and the gate is that of a calibration in one go."""
-    real, asked, lasts = Agent.answer, list[Question](), [10**9]
+    real, asked, lasts = Agent.answer, list[Request](), [10**9]
 
-    async def answer(agent: Agent, question: Question) -> Answer:
+    async def answer(agent: Agent, question: Request) -> Answer:
         if len(asked) >= lasts[0]:
             raise WorkerUnavailable("it is gone")
         asked.append(question)

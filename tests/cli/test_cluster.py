@@ -24,17 +24,18 @@ from rich.console import Console
 from cutline.cli.cloud import cloud
 from cutline.cli.cluster import _FILES, _table
 from cutline.cloud.cluster.ray_env import prepare
+from cutline.core.conversation import Message, TextPart
+from cutline.core.request import Mode, Request
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.reference import Reference
 from cutline.demo.requests import requests
 from cutline.edge.agent import Agent
-from cutline.edge.generation.question import Mode, Question
 from cutline.edge.generation.result import Answer
 from cutline.edge.offload.discovery import ListedWorkers
 from cutline.errors import BundleError, InputError, WorkerUnavailable
 from cutline.models.bundle import Bundle
-from cutline.models.prompt import Message, PromptBuilder, TextPart
+from cutline.models.prompt import PromptBuilder
 from cutline.protos.channel.credentials import AgentKeys, ServerKeys
 from cutline.protos.client import WorkerClient
 from cutline.protos.directory import DirectoryClient, ListedWorker, Listing, Standing
@@ -130,7 +131,7 @@ async def ask_while_killing(directory: str, killed: psutil.Process, address: str
         async with Agent(drafter, worker=workers, threads=1, notice=10.0) as agent:  # a busy machine is no dead one
             while not dead.is_set() or len(answers) < len(asked):
                 one, truth = asked[len(answers) % len(asked)], truths[len(answers) % len(asked)]
-                question = Question.about(one.image, one.question.text, mode=mode, max_tokens=64)
+                question = Request.about(one.image, one.question.text, mode=mode, max_tokens=64)
                 answers.append(await agent.answer(question))
                 answered.add(answers[-1].worker)
                 assert tuple(token.id for token in answers[-1].tokens) == truth

@@ -16,22 +16,22 @@ from cutline.cli import time_left
 from cutline.cli.asked import KeptAnswers
 from cutline.cli.time_left import TimeLeft
 from cutline.core.journal import Journal, open_journal
-from cutline.edge.generation.question import Mode, Question
+from cutline.core.request import Mode, Request
 from cutline.edge.generation.result import Answer
 from cutline.errors import WorkerUnavailable
 
-QUESTIONS = [Question.about(b"\xff\x00picture", text, mode=Mode.CLOUD) for text in ("a", "b", "ü")]
+QUESTIONS = [Request.about(b"\xff\x00picture", text, mode=Mode.CLOUD) for text in ("a", "b", "ü")]
 
 
 class Worker:
     """Answers with what it was asked; after `lasts` answers it is gone."""
 
     def __init__(self, *, lasts: int = 100, alone_from: int | None = None) -> None:
-        self.heard: list[Question] = []
+        self.heard: list[Request] = []
         self._lasts = lasts
         self._alone_from = alone_from
 
-    async def ask(self, question: Question) -> Answer:
+    async def ask(self, question: Request) -> Answer:
         if len(self.heard) == self._lasts:
             raise WorkerUnavailable("it is gone")
         self.heard.append(question)

@@ -11,12 +11,12 @@ import pytest
 from cutline.bench.scripted import spoken
 from cutline.cli.calibrate_input import QuestionSource
 from cutline.cli.samples import SYSTEMS, Conversation, chosen_groups, conversations, sampled
+from cutline.core.conversation import ImagePart
+from cutline.core.request import Mode, Request
 from cutline.edge.generation.conditions import GROUPS, PLAIN
 from cutline.edge.generation.gate import calibrate_gate
-from cutline.edge.generation.question import Mode, Question
 from cutline.edge.generation.result import Answer, Provenance
 from cutline.errors import InputError, PromptError, WorkerUnavailable
-from cutline.models.prompt import ImagePart
 
 STOP = 2
 
@@ -33,10 +33,10 @@ class Models:
     """A target that says the question, and a drafter that says it too, but for those it has `wrong`."""
 
     def __init__(self, *, wrong: str = "", longest: int = 99, lost: bool = False) -> None:
-        self.asked: list[Question] = []
+        self.asked: list[Request] = []
         self._wrong, self._longest, self._lost = wrong, longest, lost
 
-    async def answer(self, question: Question) -> Answer:
+    async def answer(self, question: Request) -> Answer:
         self.asked.append(question)
         if len(question.messages) > self._longest:
             raise PromptError("the prompt is too long")
@@ -122,7 +122,7 @@ def test_a_line_that_is_too_long_by_itself_is_an_error_that_names_it() -> None:
 
 def test_a_worker_that_is_lost_ends_it() -> None:
     class Lost(Models):
-        async def answer(self, question: Question) -> Answer:
+        async def answer(self, question: Request) -> Answer:
             raise WorkerUnavailable("gone")
 
     with pytest.raises(WorkerUnavailable, match="gone"):
@@ -131,7 +131,7 @@ def test_a_worker_that_is_lost_ends_it() -> None:
 
 def test_an_answer_that_was_cut_short_is_one_that_no_gate_keeps() -> None:
     class Short(Models):
-        async def answer(self, question: Question) -> Answer:
+        async def answer(self, question: Request) -> Answer:
             return msgspec.structs.replace(spoken("a", source=Provenance.EDGE), confidence=0.9)
 
     found = talked(Short(), list(conversations(SOURCES, (PLAIN,), count=9)), (PLAIN,))

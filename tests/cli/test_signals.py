@@ -17,9 +17,9 @@ import msgspec
 import psutil
 import pytest
 
+from cutline.core.request import Mode, Request
 from cutline.demo.bundles import DRAFTER
 from cutline.edge.api.requests.schema import ChatRequest
-from cutline.edge.generation.question import Mode, Question
 from cutline.errors import WorkerUnavailable
 from cutline.models.bundle import Bundle
 from cutline.protos.client import WorkerClient
@@ -160,7 +160,7 @@ def test_a_second_signal_ends_a_worker_that_drains(start: Start) -> None:
 def test_an_agent_with_an_open_request(start: Start, card: Path, black_hole: BlackHole, number: int) -> None:
     agent = start("edge", "--insecure", "--listen", "127.0.0.1:0", "--worker", black_hole.address, "--threads", "1")
     url = f"http://{agent.address()}/v1/chat/completions"
-    body = ChatRequest.asking(Question.about(card.read_bytes(), QUESTION, mode=Mode.CLOUD))
+    body = ChatRequest.asking(Request.about(card.read_bytes(), QUESTION, mode=Mode.CLOUD))
 
     def ask() -> None:
         try:

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForImageTextToText
 
+from cutline.core.conversation import question
 from cutline.core.wire import Wire
 from cutline.demo.bundles import TARGET
 from cutline.demo.cards import Split
@@ -19,7 +20,7 @@ from cutline.demo.reference import Reference
 from cutline.demo.requests import requests
 from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image
-from cutline.models.prompt import PromptBuilder, question
+from cutline.models.prompt import PromptBuilder
 from cutline.protos.client import WorkerClient, WorkerSession
 from cutline.protos.messages import Confirmed, Draft, Finished, Open, boundary_chunks, draft_chunks, image_chunks
 

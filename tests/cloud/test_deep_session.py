@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from numpy.typing import NDArray
 
-from cutline.cloud.engine.sequence import DeepSession, Event, Forward, Request, Session
+from cutline.cloud.engine.sequence import DeepSession, Event, Forward, Session, SessionRequest
 from cutline.core.sampling import Sampling
 from cutline.errors import WorkerFailed
 from cutline.models.sampling import agreeing
@@ -52,7 +52,7 @@ def plain_answer(tokens: Sequence[int], limit: int, stop: frozenset[int] = STOP)
 
 
 def opened(tokens: Sequence[int], limit: int, draft: Sequence[int], events: list[Event]) -> DeepSession:
-    request = Request(
+    request = SessionRequest(
         tokens=tuple(tokens),
         prompt_length=len(tokens),
         max_tokens=limit - len(tokens),
@@ -301,7 +301,7 @@ class Flight:
         if deep:
             self.session: Session = opened(self.prompt, limit, draft, self.events)
         else:
-            request = Request(
+            request = SessionRequest(
                 tokens=tuple(self.prompt),
                 prompt_length=2,
                 max_tokens=limit - 2,

@@ -24,7 +24,7 @@ from torch import Tensor
 from cutline.cloud.engine import cost_model
 from cutline.cloud.engine import engine as engine_module
 from cutline.cloud.engine.engine import Engine
-from cutline.cloud.engine.sequence import Event, Forward, Request, SessionRows
+from cutline.cloud.engine.sequence import Event, Forward, SessionRequest, SessionRows
 from cutline.cloud.model.model_runner import Target
 from cutline.core.sampling import Sampling
 from cutline.errors import CutlineError, InputError, WorkerFailed
@@ -95,7 +95,13 @@ class Way:
     """One session through `engines`, from the one at `index` on; what it tells the agent goes into `inbox`."""
 
     def __init__(
-        self, engines: Sequence[Engine], request: Request, *, piece: int, index: int = 0, before: Way | None = None
+        self,
+        engines: Sequence[Engine],
+        request: SessionRequest,
+        *,
+        piece: int,
+        index: int = 0,
+        before: Way | None = None,
     ) -> None:
         self.inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.name = ""
@@ -142,8 +148,8 @@ def running(count: int, slots: int) -> Iterator[list[Engine]]:
             engine.stop()
 
 
-def asked(prompt: Sequence[int], draft: Sequence[int], *, deep: bool, effort: float) -> Request:
-    return Request(
+def asked(prompt: Sequence[int], draft: Sequence[int], *, deep: bool, effort: float) -> SessionRequest:
+    return SessionRequest(
         tokens=tuple(prompt),
         prompt_length=len(prompt),
         max_tokens=30,

@@ -13,7 +13,7 @@ import pytest
 
 from cutline.cli.certificates import DEVICE, SERVER, Authority, pair_of
 from cutline.cloud.access.auth import Callers
-from cutline.cloud.engine.sequence import Request
+from cutline.cloud.engine.sequence import SessionRequest
 from cutline.cloud.serving import pipeline
 from cutline.cloud.serving.pipeline import NextWorker, Onward, Word, onward_name
 from cutline.cloud.serving.server import ANYBODY, Access, serve
@@ -28,7 +28,7 @@ from cutline.protos.messages import Draft, Open
 
 Case = tuple[Open, bytes, tuple[int, ...]]
 SECONDS = 120
-ASKED = Request(tokens=(1,), prompt_length=1, max_tokens=1, sampling=Sampling(), effort=1.0)
+ASKED = SessionRequest(tokens=(1,), prompt_length=1, max_tokens=1, sampling=Sampling(), effort=1.0)
 
 
 @contextlib.asynccontextmanager

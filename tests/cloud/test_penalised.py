@@ -14,7 +14,7 @@ import torch
 
 from cutline.cloud.engine.engine import Engine
 from cutline.cloud.engine.sampler import choose_all
-from cutline.cloud.engine.sequence import Event, Request, Session, SessionRows
+from cutline.cloud.engine.sequence import Event, Session, SessionRequest, SessionRows
 from cutline.cloud.model.model_runner import Target
 from cutline.cloud.serving.admission import ReceivedUpload, Reception
 from cutline.core.sampling import Sampling
@@ -63,9 +63,9 @@ def generated(unsplit: Any, case: Case, penalties: Penalties, stops: tuple[int, 
     return tuple(made[0, len(opening.tokens) :].tolist())
 
 
-def request(unsplit: Any, case: Case, penalties: Penalties, **changes: Any) -> Request:
+def request(unsplit: Any, case: Case, penalties: Penalties, **changes: Any) -> SessionRequest:
     opening, image, _ = case
-    asked = Request(
+    asked = SessionRequest(
         tokens=opening.tokens,
         prompt_length=len(opening.tokens),
         max_tokens=LENGTH,
@@ -77,7 +77,7 @@ def request(unsplit: Any, case: Case, penalties: Penalties, **changes: Any) -> R
     return replace(asked, **changes)
 
 
-def answered(engine: Engine, asked: Request) -> tuple[int, ...]:
+def answered(engine: Engine, asked: SessionRequest) -> tuple[int, ...]:
     inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
     engine.open(asked, (), inbox.put)
     tokens = list(asked.tokens[asked.prompt_length :])
@@ -163,7 +163,7 @@ def test_a_worker_takes_its_models_penalties(bundle: Bundle, case: Case) -> None
 
 def test_a_pass_that_broke_leaves_nothing_behind() -> None:
     """Tokens that were chosen but not confirmed are forgotten when the rows run again."""
-    asked = Request(
+    asked = SessionRequest(
         tokens=(1, 2),
         prompt_length=2,
         max_tokens=9,

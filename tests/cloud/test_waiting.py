@@ -20,7 +20,7 @@ from cutline.cloud.engine import engine as engine_module
 from cutline.cloud.engine.cost_model import FAIR_SECONDS
 from cutline.cloud.engine.engine import Engine
 from cutline.cloud.engine.sampler import likelihoods
-from cutline.cloud.engine.sequence import Event, Request, Session, SessionRows
+from cutline.cloud.engine.sequence import Event, Session, SessionRequest, SessionRows
 from cutline.cloud.model.model_runner import Target
 from cutline.cloud.telemetry.observer import Observer
 from cutline.core.sampling import Sampling
@@ -78,8 +78,8 @@ class Watching(Observer):
         self.saved += tokens
 
 
-def request(prompt: Sequence[int], *, effort: float = 0.0, max_tokens: int = 20) -> Request:
-    return Request(
+def request(prompt: Sequence[int], *, effort: float = 0.0, max_tokens: int = 20) -> SessionRequest:
+    return SessionRequest(
         tokens=tuple(prompt), prompt_length=len(prompt), max_tokens=max_tokens, sampling=Sampling(), effort=effort
     )
 
@@ -96,7 +96,7 @@ def running(target: CountingTarget, observer: Observer | None = None) -> Iterato
 
 
 class Listener:
-    def __init__(self, engine: Engine, asked: Request) -> None:
+    def __init__(self, engine: Engine, asked: SessionRequest) -> None:
         self.inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.name = engine.open(asked, (), self.inbox.put)
 

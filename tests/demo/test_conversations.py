@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from cutline.core.conversation import ImagePart, Message, TextPart
 from cutline.demo.bundles import TARGET
 from cutline.demo.cards import EMPTY, Card, Split
 from cutline.demo.questions import WORDINGS, answer_to
@@ -15,7 +16,7 @@ from cutline.demo.training.lessons import Teacher, transcript
 from cutline.demo.training.scenes import Kind, Scenes, draw
 from cutline.demo.training.wordings import NONE, REFUSAL
 from cutline.models.bundle import Bundle
-from cutline.models.prompt import ImagePart, Message, PromptBuilder, TextPart
+from cutline.models.prompt import PromptBuilder
 
 
 def drawn(count: int, seed: int) -> tuple[Scenes, list[Dialogue]]:

@@ -12,11 +12,11 @@ from html.parser import HTMLParser
 import msgspec
 import pytest
 
+from cutline.core.request import Mode
 from cutline.demo.cards import Split
 from cutline.demo.report import render
 from cutline.demo.requests import CardRequest, requests
 from cutline.demo.results import FIGURES, SHOWN_MODES, DemoResult, Outcome, mode_result, model_result
-from cutline.edge.generation.question import Mode
 from cutline.edge.generation.result import Answer, Provenance, Token
 
 VOID = {"img", "meta"}

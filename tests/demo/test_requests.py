@@ -10,6 +10,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import SmolVLMForConditionalGeneration
 
+from cutline.core.conversation import question
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.questions import KINDS
@@ -17,7 +18,7 @@ from cutline.demo.requests import requests
 from cutline.demo.shapes import FAMILY, SHAPES
 from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image
-from cutline.models.prompt import PromptBuilder, question
+from cutline.models.prompt import PromptBuilder
 from cutline.models.vocabulary import Vocabulary
 
 

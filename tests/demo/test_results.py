@@ -6,11 +6,11 @@ import msgspec
 import numpy as np
 import pytest
 
+from cutline.core.request import Mode
 from cutline.demo.cards import Split
 from cutline.demo.questions import KINDS
 from cutline.demo.requests import CardRequest, requests
 from cutline.demo.results import Outcome, mode_result, model_result
-from cutline.edge.generation.question import Mode
 from cutline.edge.generation.result import Answer, Provenance, Token
 
 ASKED = list(requests(Split.EVALUATION, 2, seed=0))

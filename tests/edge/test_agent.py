@@ -14,13 +14,14 @@ import pytest
 from PIL import Image
 
 from cutline.bench.together import asking, check_account, ids, together
+from cutline.core.conversation import question
+from cutline.core.request import Mode, Request
 from cutline.core.sampling import Sampling
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.reference import Reference
 from cutline.demo.requests import requests
 from cutline.edge.agent import Agent
-from cutline.edge.generation.question import Mode, Question
 from cutline.edge.inference.drafter import Drafted, DrafterConversation
 from cutline.edge.offload.worker_session import CHUNK
 from cutline.errors import (
@@ -28,7 +29,7 @@ from cutline.errors import (
     WorkerBusy,
 )
 from cutline.models.bundle import Bundle
-from cutline.models.prompt import PromptBuilder, question
+from cutline.models.prompt import PromptBuilder
 from cutline.protos.client import WorkerClient
 
 Draft = Callable[[DrafterConversation, Sequence[int], int], Iterator[Drafted]]
@@ -101,7 +102,7 @@ def test_pictures_as_phones_make_them_give_the_unsplit_targets_tokens(
     async def run() -> None:
         async with together(target, drafter) as agent:
             for name, picture in pictures.items():
-                answer = await agent.answer(Question.about(picture, text, mode=Mode.CLOUD))
+                answer = await agent.answer(Request.about(picture, text, mode=Mode.CLOUD))
                 assert ids(answer) == reference.answer(picture, text), name
                 assert (answer.exact, answer.reduced_images) == (True, int(name == "24 megapixels"))
 
@@ -194,7 +195,7 @@ def test_the_context_is_the_last_limit(
 
     async def run() -> None:
         async with together(target, drafter) as agent:
-            asked = Question.about(ASKED[0].image, text, mode=Mode.CLOUD)
+            asked = Request.about(ASKED[0].image, text, mode=Mode.CLOUD)
             cloud = await agent.answer(asked)
             assert 1 <= len(cloud.tokens) <= room(text)
             for mode in (Mode.DRAFT, Mode.EDGE):
@@ -202,7 +203,7 @@ def test_the_context_is_the_last_limit(
                 assert len(answer.tokens) <= room(text)
                 assert mode is Mode.EDGE or ids(answer) == ids(cloud)
             with pytest.raises(PromptError, match="ask a shorter question"):
-                await agent.answer(Question.about(ASKED[0].image, text * 2, mode=Mode.CLOUD))
+                await agent.answer(Request.about(ASKED[0].image, text * 2, mode=Mode.CLOUD))
 
     asyncio.run(run())
 

@@ -18,6 +18,7 @@ import pytest
 from cutline.bench.scripted_worker import never_keeps
 from cutline.cli.processes import worker_process
 from cutline.cloud.serving.servicer import MAX_PROBES
+from cutline.core.request import Mode, Request
 from cutline.core.sampling import Sampling
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
@@ -27,7 +28,6 @@ from cutline.devices.emulator import LinkEmulator
 from cutline.devices.link import LinkProfile, load_link
 from cutline.edge.agent import Agent
 from cutline.edge.generation.events import Corrected, Event, Settled
-from cutline.edge.generation.question import Mode, Question
 from cutline.edge.generation.result import Answer, Lost, Provenance, Tail
 from cutline.edge.offload.worker_pool import Workers
 from cutline.models.bundle import Bundle
@@ -63,8 +63,8 @@ def no_gate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cutline.edge.agent.open_gate", never_keeps)
 
 
-def asking(mode: Mode, **options: Any) -> Question:
-    return Question.about(ASKED.image, ASKED.question.text, mode=mode, **options)
+def asking(mode: Mode, **options: Any) -> Request:
+    return Request.about(ASKED.image, ASKED.question.text, mode=mode, **options)
 
 
 def ids(answer: Answer) -> tuple[int, ...]:
@@ -114,7 +114,7 @@ class HalfOpen:
                 sink.close()
 
 
-async def answered(agent: Agent, asked: Question, at: int, strike: Callable[[], object]) -> tuple[Answer, list[Event]]:
+async def answered(agent: Agent, asked: Request, at: int, strike: Callable[[], object]) -> tuple[Answer, list[Event]]:
     """An answer, and its events; something strikes once so many tokens are settled."""
     events, told = list[Event](), 0
     async with asyncio.timeout(60):

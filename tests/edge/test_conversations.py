@@ -12,17 +12,18 @@ import torch
 
 from cutline.cloud.model.loader import load_model
 from cutline.cloud.serving.server import serve
+from cutline.core.conversation import ImagePart, Message, TextPart
+from cutline.core.request import Mode, Request
 from cutline.core.wire import Wire
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.edge.agent import Agent
-from cutline.edge.generation.question import Mode, Question
 from cutline.edge.generation.result import Answer, Provenance
 from cutline.edge.inference.kv_cache import History
 from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image
-from cutline.models.prompt import ImagePart, Message, PromptBuilder, TextPart
+from cutline.models.prompt import PromptBuilder
 
 DRAFTS, BUNDLE = Bundle.open(DRAFTER), Bundle.open(TARGET)
 FILES = list(dict.fromkeys(one.image for one in requests(Split.EVALUATION, 3, seed=3)))
@@ -92,11 +93,11 @@ def test_a_second_turn_is_the_targets_own_and_reuses_the_image(whole: Whole, way
     async def run() -> None:
         async with together() as agent:
             first = (asks("Describe the card.", images=1),)
-            answer = await agent.answer(Question(messages=first, images=(FILES[0],), **way))
+            answer = await agent.answer(Request(messages=first, images=(FILES[0],), **way))
             assert ids(answer) == whole.answer(first, FILES[:1])
             assert answer.reused_images == 0
             second = (*first, says(answer.text), asks("Read the digits."))
-            asked = Question(messages=second, images=(FILES[0],), **way)
+            asked = Request(messages=second, images=(FILES[0],), **way)
             again = await agent.answer(asked)
             assert ids(again) == whole.answer(second, FILES[:1])
             assert again.exact
@@ -116,7 +117,7 @@ def test_a_real_worker_keeps_what_is_one_tenants_from_the_others() -> None:
             return [
                 (
                     await agent.answer(
-                        Question(messages=(asks("What is a card?"),), mode=Mode.CLOUD, max_tokens=2, tenant=tenant)
+                        Request(messages=(asks("What is a card?"),), mode=Mode.CLOUD, max_tokens=2, tenant=tenant)
                     )
                 ).reused_tokens
                 for tenant in ("one", "other", "one", "other")
@@ -141,11 +142,11 @@ def test_the_drafter_runs_only_what_is_new(mode: Mode, monkeypatch: pytest.Monke
     async def converse() -> None:
         async with together() as agent:
             first = (asks("Describe the card.", images=1),)
-            answer = await agent.answer(Question(messages=first, images=(FILES[0],), mode=mode))
+            answer = await agent.answer(Request(messages=first, images=(FILES[0],), mode=mode))
             assert rows[0] == answer.prompt_tokens
             rows.clear()
             second = (*first, says(answer.text), asks("Read the digits."))
-            again = await agent.answer(Question(messages=second, images=(FILES[0],), mode=mode))
+            again = await agent.answer(Request(messages=second, images=(FILES[0],), mode=mode))
             # The answer as text need not be the tokens that it was.
             assert rows[0] <= again.prompt_tokens - answer.prompt_tokens
 
@@ -168,13 +169,13 @@ def test_images_of_several_turns_or_none(whole: Whole, cut: str) -> None:
         async with together() as agent:
             for messages, which in talks:
                 files = tuple(FILES[index] for index in which)
-                answer = await agent.answer(Question(messages=messages, images=files, mode=mode, cut=cut))
+                answer = await agent.answer(Request(messages=messages, images=files, mode=mode, cut=cut))
                 assert ids(answer) == whole.answer(messages, files)
                 if cut != "decoder.1":
                     known = next((place for place, index in enumerate(which) if index not in kept), len(which))
                     assert answer.reused_images == known
                 kept.update(which)
-                edge = await agent.answer(Question(messages=messages, images=files, mode=Mode.EDGE))
+                edge = await agent.answer(Request(messages=messages, images=files, mode=Mode.EDGE))
                 assert {token.source for token in edge.tokens} == {Provenance.EDGE}
                 assert edge.prompt_tokens == answer.prompt_tokens
 
@@ -185,12 +186,12 @@ def test_images_of_several_turns_or_none(whole: Whole, cut: str) -> None:
 def test_a_worker_knows_an_image_in_the_format_that_it_came_in(wire: Wire) -> None:
     async def run() -> None:
         async with together() as agent:
-            asked = Question.about(FILES[0], "Read the digits.", mode=Mode.SPLIT, cut="decoder.0", wire=wire)
+            asked = Request.about(FILES[0], "Read the digits.", mode=Mode.SPLIT, cut="decoder.0", wire=wire)
             first, again = [await agent.answer(asked) for _ in range(2)]
             assert (first.reused_images, again.reused_images) == (0, 1)
             assert ids(first) == ids(again)
             other = await agent.answer(
-                Question.about(FILES[0], "Read the digits.", mode=Mode.SPLIT, cut="decoder.0", wire=Wire.FLOAT32)
+                Request.about(FILES[0], "Read the digits.", mode=Mode.SPLIT, cut="decoder.0", wire=Wire.FLOAT32)
             )
             assert other.reused_images == 0
 
@@ -199,7 +200,7 @@ def test_a_worker_knows_an_image_in_the_format_that_it_came_in(wire: Wire) -> No
 
 def test_a_worker_that_was_restarted_gets_everything_anew(whole: Whole) -> None:
     async def run() -> None:
-        asked = Question.about(FILES[0], "Read the digits.", mode=Mode.CLOUD)
+        asked = Request.about(FILES[0], "Read the digits.", mode=Mode.CLOUD)
         async with (
             serve(BUNDLE, listen="127.0.0.1:0", slots=2, context=256, device="cpu") as address,
             Agent(DRAFTS, worker=address, threads=1) as agent,
@@ -223,7 +224,7 @@ def test_a_worker_that_was_restarted_gets_everything_anew(whole: Whole) -> None:
 def test_tokens_of_the_drafter_come_with_their_likelihoods() -> None:
     async def run() -> None:
         async with together() as agent:
-            asked = Question.about(FILES[0], "Describe the card.", mode=Mode.EDGE, logprobs=3)
+            asked = Request.about(FILES[0], "Describe the card.", mode=Mode.EDGE, logprobs=3)
             answer = await agent.answer(asked)
             for token in answer.tokens:
                 assert token.logprob is not None
@@ -231,7 +232,7 @@ def test_tokens_of_the_drafter_come_with_their_likelihoods() -> None:
                 assert len(token.alternatives) == 3
                 assert token.alternatives[0].id == token.id, "the drafter is greedy"
                 assert token.alternatives[0].logprob == token.logprob
-            plain = await agent.answer(Question.about(FILES[0], "Describe the card.", mode=Mode.EDGE))
+            plain = await agent.answer(Request.about(FILES[0], "Describe the card.", mode=Mode.EDGE))
             assert ids(plain) == ids(answer)
             assert {(token.logprob, token.alternatives) for token in plain.tokens} == {(None, ())}
 

@@ -22,10 +22,10 @@ from cutline.bench.scripted_worker import (
     serving,
 )
 from cutline.cli.setting import open_planner
+from cutline.core.request import Mode
 from cutline.demo.bundles import TARGET
 from cutline.edge.agent import Agent
 from cutline.edge.generation.events import Corrected, Event, Settled
-from cutline.edge.generation.question import Mode
 from cutline.edge.generation.result import Lost, Provenance, Tail
 from cutline.edge.offload.failover import TRIES
 from cutline.errors import (

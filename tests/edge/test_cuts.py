@@ -12,6 +12,7 @@ import pytest
 
 from cutline.bench.scripted_worker import keeps_from, never_keeps
 from cutline.cli.processes import worker_process
+from cutline.core.request import Mode, Request
 from cutline.core.sampling import Sampling
 from cutline.core.wire import Wire, bytes_per_row
 from cutline.demo.bundles import DRAFTER, TARGET
@@ -19,7 +20,6 @@ from cutline.demo.cards import Split
 from cutline.demo.reference import Reference
 from cutline.demo.requests import requests
 from cutline.edge.agent import Agent
-from cutline.edge.generation.question import Mode, Question
 from cutline.edge.generation.result import Answer, Provenance
 from cutline.edge.inference.drafter import Drafted, DrafterConversation
 from cutline.edge.inference.target_prefix import TargetSpan
@@ -54,7 +54,7 @@ def small() -> Iterator[tuple[str, int]]:
         yield address, 40
 
 
-def ask(worker: str | None, questions: Sequence[Question], *, target: Bundle | None = BUNDLE) -> list[Answer]:
+def ask(worker: str | None, questions: Sequence[Request], *, target: Bundle | None = BUNDLE) -> list[Answer]:
     """The answers of one agent."""
 
     async def run() -> list[Answer]:
@@ -78,7 +78,7 @@ def test_with_noise_an_answer_is_not_called_exact(
     one = LONGEST
     answers = ask(
         worker,
-        [Question.about(one.image, one.question.text, mode=mode, cut=cut, noise=share) for share in (0.0, 1e-6, 5.0)],
+        [Request.about(one.image, one.question.text, mode=mode, cut=cut, noise=share) for share in (0.0, 1e-6, 5.0)],
     )
     assert [answer.exact for answer in answers] == [True, False, False]
     assert ids(answers[0]) == ids(answers[1]) != ids(answers[2])
@@ -93,7 +93,7 @@ def test_an_answer_that_reaches_the_workers_context_ends_with_what_there_is(
     cut: str, mode: Mode, small: tuple[str, int], truth: Truth
 ) -> None:
     address, context = small
-    question = Question.about(LONGEST.image, LONGEST.question.text, mode=mode, cut=cut)
+    question = Request.about(LONGEST.image, LONGEST.question.text, mode=mode, cut=cut)
     (answer,) = ask(address, [question])
     whole = truth(LONGEST.image, LONGEST.question.text)
     assert ids(answer) == whole[: context - answer.prompt_tokens] != whole
@@ -118,7 +118,7 @@ def test_a_cut_changes_no_token(
 ) -> None:
     monkeypatch.setattr("cutline.edge.agent.open_gate", never_keeps)
     truths = [truth(one.image, one.question.text) for one in ASKED]
-    answers = ask(worker, [Question.about(one.image, one.question.text, mode=mode, cut=cut) for one in ASKED])
+    answers = ask(worker, [Request.about(one.image, one.question.text, mode=mode, cut=cut) for one in ASKED])
     assert [ids(answer) for answer in answers] == truths
     for answer in answers:
         assert (answer.exact, answer.cut, answer.wire, answer.mode) == (True, cut, Wire.FLOAT32, mode)
@@ -137,7 +137,7 @@ def test_wrong_drafts_change_no_token(
     monkeypatch.setattr("cutline.edge.agent.open_gate", never_keeps)
     truths = [truth(one.image, one.question.text) for one in ASKED[:3]]
     for mode in (Mode.DRAFT, Mode.AUTO):
-        asked = [Question.about(one.image, one.question.text, mode=mode, cut=cut) for one in ASKED[:3]]
+        asked = [Request.about(one.image, one.question.text, mode=mode, cut=cut) for one in ASKED[:3]]
         assert [ids(answer) for answer in ask(worker, asked)] == truths
 
 
@@ -145,14 +145,14 @@ def test_wrong_drafts_change_no_token(
 def test_sampled_tokens_are_those_of_the_uncut_target(cut: str, worker: str) -> None:
     for seed, one in enumerate(ASKED[:3]):
         sampling = Sampling(temperature=0.8, top_p=0.95, seed=seed)
-        whole = Question.about(one.image, one.question.text, mode=Mode.CLOUD, sampling=sampling)
+        whole = Request.about(one.image, one.question.text, mode=Mode.CLOUD, sampling=sampling)
         cuts = [msgspec.structs.replace(whole, mode=mode, cut=cut) for mode in (Mode.SPLIT, Mode.DRAFT)]
         uncut, *others = ask(worker, [whole, *cuts])
         assert [ids(answer) for answer in others] == [ids(uncut)] * 2
 
 
 def test_a_round_verifies_a_whole_draft_also_inside_the_decoder(worker: str, truth: Truth) -> None:
-    asked = [Question.about(one.image, "Describe the card.", mode=Mode.DRAFT, cut="decoder.2") for one in ASKED]
+    asked = [Request.about(one.image, "Describe the card.", mode=Mode.DRAFT, cut="decoder.2") for one in ASKED]
     drafted = ask(worker, asked)
     split = ask(worker, [msgspec.structs.replace(one, mode=Mode.SPLIT) for one in asked])
     assert all(answer.rounds == len(answer.tokens) for answer in split)
@@ -172,7 +172,7 @@ def test_a_draft_that_is_right_is_verified_in_one_round(
 
     monkeypatch.setattr(DrafterConversation, "draft", foreseen)
     for cut in LINE.deep_cuts:
-        (answer,) = ask(worker, [Question.about(LONGEST.image, LONGEST.question.text, mode=Mode.AUTO, cut=cut)])
+        (answer,) = ask(worker, [Request.about(LONGEST.image, LONGEST.question.text, mode=Mode.AUTO, cut=cut)])
         assert ids(answer) == right
         assert (answer.rounds, answer.accepted) == (1, len(right))
 
@@ -181,7 +181,7 @@ def test_a_draft_that_is_right_is_verified_in_one_round(
 @pytest.mark.parametrize("cut", ["vision.2", "decoder.2"])
 def test_bytes_are_those_of_the_format_and_narrow_ones_are_not_called_exact(cut: str, wire: Wire, worker: str) -> None:
     one = ASKED[0]
-    asked = Question.about(one.image, one.question.text, mode=Mode.SPLIT, cut=cut, wire=wire)
+    asked = Request.about(one.image, one.question.text, mode=Mode.SPLIT, cut=cut, wire=wire)
     (answer,) = ask(worker, [asked])
     (image,) = ask(worker, [msgspec.structs.replace(asked, mode=Mode.CLOUD, cut="image", wire=Wire.FLOAT32)])
     row = bytes_per_row(wire, 128)
@@ -199,7 +199,7 @@ def test_bytes_are_those_of_the_format_and_narrow_ones_are_not_called_exact(cut:
 @pytest.mark.parametrize("cut", ["decoder.0", "decoder.1", "head"])
 def test_merged_image_tokens_are_fewer_and_not_called_exact(cut: str, worker: str) -> None:
     one = ASKED[0]
-    whole = Question.about(one.image, one.question.text, mode=Mode.SPLIT, cut=cut)
+    whole = Request.about(one.image, one.question.text, mode=Mode.SPLIT, cut=cut)
     half = msgspec.structs.replace(whole, keep_image_tokens=0.5)
     drafted = msgspec.structs.replace(half, mode=Mode.DRAFT)
     full, fewer, with_drafts = ask(worker, [whole, half, drafted])
@@ -216,7 +216,7 @@ def test_sampled_drafts_are_right_though_the_targets_prompt_is_shorter(
 ) -> None:
     """The law counts positions in the target's prompt: a drafter with its own count would be wrong by chance."""
     asked = [
-        Question.about(
+        Request.about(
             one.image,
             "Describe the card.",
             mode=mode,
@@ -236,7 +236,7 @@ def test_sampled_drafts_are_right_though_the_targets_prompt_is_shorter(
 
 def test_a_kept_answer_cuts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cutline.edge.agent.open_gate", keeps_from(0.0))
-    (answer,) = ask(None, [Question.about(ASKED[0].image, "Which?", mode=Mode.AUTO, cut="decoder.2")])
+    (answer,) = ask(None, [Request.about(ASKED[0].image, "Which?", mode=Mode.AUTO, cut="decoder.2")])
     assert (answer.cut, answer.wire, answer.worker, answer.rounds, answer.exact) == (None, None, None, 0, False)
 
 
@@ -249,7 +249,7 @@ def test_quantized_layers_are_not_called_exact(cut: str, worker: str) -> None:
         # Its identity is another, as that of a bundle exported so would be; the worker's is what the drafter says.
         async with Agent(drafter, worker=worker, threads=1, target=BUNDLE) as agent:
             agent._target_bundle = quantized
-            return await agent.answer(Question.about(ASKED[0].image, "Which?", mode=Mode.SPLIT, cut=cut))
+            return await agent.answer(Request.about(ASKED[0].image, "Which?", mode=Mode.SPLIT, cut=cut))
 
     assert asyncio.run(run()).exact == (cut == "decoder.0")
 
@@ -265,7 +265,7 @@ def test_quantized_layers_are_not_called_exact(cut: str, worker: str) -> None:
     ],
 )
 def test_what_cannot_be_cut_is_refused(cut: str, target: Bundle | None, error: type[CutlineError], words: str) -> None:
-    question = Question.about(ASKED[0].image, "Read the digits.", mode=Mode.SPLIT, cut=cut)
+    question = Request.about(ASKED[0].image, "Read the digits.", mode=Mode.SPLIT, cut=cut)
     with pytest.raises(error, match=words):
         ask("127.0.0.1:1", [question], target=target)
 
@@ -283,7 +283,7 @@ def test_an_agent_keeps_spans_and_loads_each_once(worker: str, monkeypatch: pyte
     async def run() -> None:
         async with Agent(Bundle.open(DRAFTER), worker=worker, threads=1, target=BUNDLE) as agent:
             for cut in ("decoder.2", "vision.1", "connector", "decoder.2"):
-                question = Question.about(ASKED[0].image, ASKED[0].question.text, mode=Mode.SPLIT, cut=cut)
+                question = Request.about(ASKED[0].image, ASKED[0].question.text, mode=Mode.SPLIT, cut=cut)
                 answers = await asyncio.gather(*[agent.answer(question) for _ in range(4)])
                 assert len({ids(answer) for answer in answers}) == 1
 

@@ -10,11 +10,11 @@ import pytest
 
 from cutline.bench.scripted_worker import keeps_from
 from cutline.bench.together import asking, check_account, ids, together
+from cutline.core.request import Mode
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.edge.agent import Agent
-from cutline.edge.generation.question import Mode
 from cutline.edge.generation.result import Provenance
 from cutline.edge.inference.drafter import Drafted, DrafterConversation
 from cutline.edge.offload.worker_session import CHUNK

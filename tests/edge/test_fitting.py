@@ -18,9 +18,9 @@ from cutline.bench.scripted_worker import (
     never_keeps,
     serving,
 )
+from cutline.core.request import Mode
 from cutline.core.sampling import Sampling
 from cutline.edge.agent import Agent
-from cutline.edge.generation.question import Mode
 from cutline.edge.generation.result import Tail
 from cutline.errors import CutlineError, ModelMismatch, PromptError, VersionMismatch
 from cutline.protos import features

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from cutline.bench.scripted_worker import BUNDLE, TRUTH, ScriptedWorker, asking, never_keeps, serving
+from cutline.core.request import Mode
 from cutline.edge.agent import Agent
 from cutline.edge.api.introspection import state_of
 from cutline.edge.api.metrics import Totals
-from cutline.edge.generation.question import Mode
 from cutline.edge.offload.failover import Failover
 from cutline.edge.offload.worker_pool import Workers
 from cutline.errors import InputError, WorkerUnavailable

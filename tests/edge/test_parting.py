@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from cutline.bench.scripted_worker import BUNDLE, OWN, ScriptedWorker, ask, asking, ids, never_keeps, serving
+from cutline.core.request import Mode
 from cutline.edge.agent import Agent
 from cutline.edge.generation.events import Event, Planned
-from cutline.edge.generation.question import Mode
 from cutline.edge.generation.result import Tail
 from cutline.errors import WorkerUnavailable
 from cutline.protos.client import WorkerClient, WorkerSession

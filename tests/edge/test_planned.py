@@ -12,6 +12,8 @@ import msgspec
 import pytest
 
 from cutline.cloud.serving.server import serve
+from cutline.core.conversation import question as ask_about
+from cutline.core.request import Mode, Request
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
@@ -19,7 +21,6 @@ from cutline.devices.emulator import LinkEmulator
 from cutline.devices.link import load_link
 from cutline.edge.agent import Agent
 from cutline.edge.generation.generation import Prepared
-from cutline.edge.generation.question import Mode, Question
 from cutline.edge.generation.result import Answer, Provenance
 from cutline.edge.planning.plan_inputs import setting_of
 from cutline.edge.planning.planner import Planner
@@ -27,7 +28,6 @@ from cutline.errors import InputError, WorkerUnavailable
 from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image
 from cutline.models.prompt import PromptBuilder
-from cutline.models.prompt import question as ask_about
 from cutline.protos.channel.address import parse_address
 
 CUTS = Bundle.open(TARGET).manifest.line.layers
@@ -36,7 +36,7 @@ REQUESTS = list(requests(Split.EVALUATION, 2, seed=11))
 
 def prepared(**options: Any) -> Prepared:
     request = REQUESTS[0]
-    question = Question.about(request.image, request.question.text, mode=Mode.AUTO, **options)
+    question = Request.about(request.image, request.question.text, mode=Mode.AUTO, **options)
     bundle = Bundle.open(DRAFTER)
     image = decode_image(request.image)
     pixels = bundle.manifest.family.preprocess(image)
@@ -85,14 +85,14 @@ def test_planned_answers_of_a_real_worker_over_a_link() -> None:
             LinkEmulator(here, target=parse_address(address)) as emulated,
             Agent(drafter, worker=emulated.address, threads=1, target=target, planner=planner) as agent,
         ):
-            asked = Question.about(REQUESTS[0].image, "Describe the card.", exact=True)
+            asked = Request.about(REQUESTS[0].image, "Describe the card.", exact=True)
             answer, warm = await agent.answer(asked), 0
             for request in REQUESTS[:6]:
-                asked = Question.about(request.image, request.question.text, exact=True)
+                asked = Request.about(request.image, request.question.text, exact=True)
                 answer = await agent.answer(asked)
                 check_plan(answer, emulated.address)
                 assert answer.exact
-                plain = Question.about(request.image, request.question.text, mode=Mode.CLOUD)
+                plain = Request.about(request.image, request.question.text, mode=Mode.CLOUD)
                 truth = await agent.answer(plain)
                 assert truth.plan is None
                 assert [token.id for token in answer.tokens] == [token.id for token in truth.tokens]
@@ -101,9 +101,9 @@ def test_planned_answers_of_a_real_worker_over_a_link() -> None:
             assert answer.plan is not None
             assert answer.plan.believed.rtt_ms == pytest.approx(60.0, rel=0.4)
             for request in REQUESTS[:6]:
-                answer = await agent.answer(Question.about(request.image, request.question.text))
+                answer = await agent.answer(Request.about(request.image, request.question.text))
                 check_plan(answer, emulated.address)
-            given = Question.about(REQUESTS[0].image, "Describe the card.", cut="decoder.0")
+            given = Request.about(REQUESTS[0].image, "Describe the card.", cut="decoder.0")
             assert (await agent.answer(given)).plan is None, "a cut leaves nothing to plan"
             with pytest.raises(InputError, match="no plan keeps to 1 ms"):
                 await agent.answer(msgspec.structs.replace(asked, max_latency_ms=1.0))
@@ -114,7 +114,7 @@ def test_planned_answers_of_a_real_worker_over_a_link() -> None:
 def test_only_cuts_are_planned_at_which_the_worker_can_begin() -> None:
     target, drafter = Bundle.open(TARGET), Bundle.open(DRAFTER)
     planner = planning()
-    asked = Question.about(REQUESTS[0].image, "Describe the card.", exact=True)
+    asked = Request.about(REQUESTS[0].image, "Describe the card.", exact=True)
     assert planner.plan(prepared(exact=True), ready=CUTS).question.cut not in CUTS[7:]
 
     async def run() -> None:
@@ -151,7 +151,7 @@ def test_a_planner_is_only_loaded_where_it_is_wanted() -> None:
 
 
 def test_an_agent_without_profiles_does_not_plan() -> None:
-    asked = Question.about(REQUESTS[0].image, "Describe the card.")
+    asked = Request.about(REQUESTS[0].image, "Describe the card.")
 
     async def run() -> None:
         async with Agent(Bundle.open(DRAFTER), worker="127.0.0.1:1", threads=1) as agent:
@@ -197,11 +197,11 @@ def test_a_planner_needs_a_worker_and_the_target() -> None:
 )
 def test_bounds_that_mean_nothing_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="-"):
-        Question.about(b"", "What?", **options)
+        Request.about(b"", "What?", **options)
 
 
 def test_with_no_worker_reachable_auto_answers_here_and_only_an_exact_question_insists() -> None:
-    asked = Question.about(REQUESTS[0].image, "Describe the card.")
+    asked = Request.about(REQUESTS[0].image, "Describe the card.")
 
     async def run() -> None:
         planner = planning()

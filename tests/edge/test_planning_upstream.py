@@ -14,6 +14,8 @@ import pytest
 
 from cutline.bench.scripted_worker import keeps_from
 from cutline.cli.setting import open_planner
+from cutline.core.conversation import Message, TextPart
+from cutline.core.request import Mode, Request
 from cutline.core.sampling import Sampling
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
@@ -25,7 +27,6 @@ from cutline.edge.generation.conditions import PLAIN
 from cutline.edge.generation.detokenizer import Transcript
 from cutline.edge.generation.generation import Generation, Prepared
 from cutline.edge.generation.preprocess import Preparer
-from cutline.edge.generation.question import Mode, Question
 from cutline.edge.generation.result import Answer, Provenance
 from cutline.edge.offload.openai_upstream import Upstream
 from cutline.edge.planning.plan_inputs import upstream_setting
@@ -33,7 +34,7 @@ from cutline.edge.planning.plan_result import Chosen
 from cutline.edge.planning.planner import Planner
 from cutline.errors import InputError
 from cutline.models.bundle import Bundle
-from cutline.models.prompt import Message, PromptBuilder, TextPart
+from cutline.models.prompt import PromptBuilder
 from cutline.models.vocabulary import Vocabulary
 from cutline.partitioner.setting import GateRates, Setting
 
@@ -57,7 +58,7 @@ def link(rtt_ms: float = 40.0, uplink_mbps: float = 10.0, downlink_mbps: float =
 def prepared(padding: int = 0, **options: Any) -> Prepared:
     """A question about a picture whose file is `padding` bytes longer than it need be."""
     request = REQUESTS[0]
-    return PREPARER.prepare(Question.about(request.image + bytes(padding), "Describe the card.", **options))
+    return PREPARER.prepare(Request.about(request.image + bytes(padding), "Describe the card.", **options))
 
 
 def device(**changes: Any) -> Setting:
@@ -217,7 +218,7 @@ def test_a_picture_that_must_stay_never_goes_there(bounds: dict[str, Any]) -> No
     with pytest.raises(InputError, match="no plan keeps to"):
         world.plan(min_agreement=0.9, **bounds)
     message = Message("user", (TextPart("And what is that?"),))
-    wordy = PREPARER.prepare(Question(messages=(message,), min_agreement=1.0, **bounds))
+    wordy = PREPARER.prepare(Request(messages=(message,), min_agreement=1.0, **bounds))
     assert world.planner.plan(wordy, ready=()).plan.mode == "cloud", "there is none in the question"
 
 
@@ -253,11 +254,11 @@ class Late(httpx.AsyncByteStream):
             yield b"data: " + json.dumps(chunk).encode() + b"\n\n"
 
 
-def asked(index: int = 0, **options: Any) -> Question:
-    return Question.about(REQUESTS[index].image, "Which digits?", **options)
+def asked(index: int = 0, **options: Any) -> Request:
+    return Request.about(REQUESTS[index].image, "Which digits?", **options)
 
 
-async def answers(agent: Agent, *questions: Question) -> list[Answer]:
+async def answers(agent: Agent, *questions: Request) -> list[Answer]:
     return [await agent.answer(question) for question in questions]
 
 

@@ -7,9 +7,9 @@ import asyncio
 import msgspec
 import pytest
 
+from cutline.core.request import Request
 from cutline.demo.bundles import DRAFTER
 from cutline.edge.agent import Agent
-from cutline.edge.generation.question import Question
 from cutline.edge.offload.status import AgentState
 from cutline.errors import BundleError
 from cutline.models.bundle import Bundle
@@ -60,6 +60,6 @@ def test_what_is_not_ready_is_refused_clearly() -> None:
     async def run() -> None:
         async with Agent(drafter(calibrated=False), worker=None, threads=1) as agent:
             with pytest.raises(BundleError, match="not calibrated"):
-                await agent.answer(Question.about(CARD, "Describe the card."))
+                await agent.answer(Request.about(CARD, "Describe the card."))
 
     asyncio.run(run())

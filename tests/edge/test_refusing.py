@@ -9,11 +9,11 @@ import msgspec
 import pytest
 
 from cutline.bench.together import asking, together
+from cutline.core.request import Mode, Request
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.edge.agent import Agent
-from cutline.edge.generation.question import Mode, Question
 from cutline.errors import (
     BundleError,
     ImageError,
@@ -105,7 +105,7 @@ def test_a_bad_image_is_refused_before_anything_is_sent(drafter: Bundle, mode: M
     async def run() -> None:
         async with Agent(drafter, worker="127.0.0.1:1", threads=1) as agent:
             with pytest.raises(ImageError):
-                await agent.answer(Question.about(b"no image", "What?", mode=mode))
+                await agent.answer(Request.about(b"no image", "What?", mode=mode))
 
     asyncio.run(run())
 
@@ -134,4 +134,4 @@ def test_a_bad_image_is_refused_before_anything_is_sent(drafter: Bundle, mode: M
 def test_a_question_that_cannot_be_asked(options: dict[str, object], kind: type[Exception]) -> None:
     asked: dict[str, object] = {"image": b"", "text": "What?"}
     with pytest.raises(kind):
-        Question.about(**(asked | options))  # type: ignore[arg-type]
+        Request.about(**(asked | options))  # type: ignore[arg-type]

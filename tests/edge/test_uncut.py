@@ -6,11 +6,11 @@ import asyncio
 
 import pytest
 
+from cutline.core.request import Mode, Request
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.devices.link import load_link
 from cutline.edge.agent import Agent
 from cutline.edge.generation.generation import Prepared
-from cutline.edge.generation.question import Mode, Question
 from cutline.edge.planning.plan_inputs import setting_of
 from cutline.edge.planning.planner import Planner
 from cutline.errors import InputError
@@ -28,7 +28,7 @@ def refused(drafter: Bundle, target: Bundle | None) -> str:
     async def run() -> str:
         async with Agent(drafter, worker="127.0.0.1:1", threads=1, target=target) as agent:
             with pytest.raises(InputError) as caught:
-                await agent.answer(Question.about(CARD, "Read the digits.", mode=Mode.SPLIT))
+                await agent.answer(Request.about(CARD, "Read the digits.", mode=Mode.SPLIT))
             return str(caught.value)
 
     return asyncio.run(run())
@@ -46,7 +46,7 @@ def test_a_split_without_a_cut_is_planned_where_there_are_profiles(bundles: tupl
 
     async def run() -> None:
         async with Agent(bundles[0], worker="127.0.0.1:1", threads=1, target=bundles[1], planner=planner) as agent:
-            prepared: Prepared = agent._preparer.prepare(Question.about(CARD, "Read the digits.", mode=Mode.SPLIT))
+            prepared: Prepared = agent._preparer.prepare(Request.about(CARD, "Read the digits.", mode=Mode.SPLIT))
             chosen = planner.plan(prepared, ready=())
             assert chosen.question.mode is Mode.SPLIT
             assert chosen.question.cut != "image"

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from cutline.bench.scripted_worker import BUNDLE, REQUEST, never_keeps
+from cutline.core.request import Mode, Request
 from cutline.core.sampling import Sampling
 from cutline.edge.agent import Agent
 from cutline.edge.generation.events import Corrected
-from cutline.edge.generation.question import Mode, Question
 from cutline.edge.generation.result import Answer
 from cutline.edge.offload.openai_messages import Trouble, also_refused, failure_of, reason_of, refusal_of
 from cutline.edge.offload.openai_upstream import Upstream
@@ -108,11 +108,11 @@ class Server:
         return not self.cuts
 
 
-def asking(mode: Mode, **options: Any) -> Question:
-    return Question.about(REQUEST.image, "Which digits?", mode=mode, **options)
+def asking(mode: Mode, **options: Any) -> Request:
+    return Request.about(REQUEST.image, "Which digits?", mode=mode, **options)
 
 
-def asked_of(server: Server, *questions: Question, key: str | None = None) -> list[Answer | CutlineError]:
+def asked_of(server: Server, *questions: Request, key: str | None = None) -> list[Answer | CutlineError]:
     async def run() -> list[Answer | CutlineError]:
         async with server.serving() as url:
             upstream = Upstream(url, model="big", key=key)

@@ -22,10 +22,10 @@ from cutline.bench.faults.storm import late, leaked, warm
 from cutline.bench.flatness import RULES, trend
 from cutline.cloud.serving.pipeline import SILENCE_SECONDS
 from cutline.cloud.serving.server import serve
+from cutline.core.request import Mode
 from cutline.demo.bundles import TARGET
 from cutline.edge.agent import Agent
 from cutline.edge.generation.events import Settled
-from cutline.edge.generation.question import Mode
 from cutline.edge.generation.result import Answer, Provenance
 from cutline.models.bundle import Bundle
 

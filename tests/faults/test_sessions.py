@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from cutline.cloud.engine import engine as engine_module
 from cutline.cloud.engine.engine import Engine
-from cutline.cloud.engine.sequence import Event, Request, SessionRows
+from cutline.cloud.engine.sequence import Event, SessionRequest, SessionRows
 from cutline.cloud.model.model_runner import Target
 from cutline.core.sampling import Sampling
 from cutline.errors import CutlineError, WorkerBusy, WorkerForgot
@@ -115,7 +115,7 @@ class Sessions(RuleBasedStateMachine):
 
     def begin(self, prompt: tuple[int, ...], confirmed: Sequence[int], draft: Sequence[int], effort: float) -> None:
         one = Conversation(prompt, list(confirmed))
-        request = Request(
+        request = SessionRequest(
             tokens=(*prompt, *confirmed),
             prompt_length=len(prompt),
             max_tokens=MOST,

@@ -26,13 +26,14 @@ from transformers import (
 
 from cutline.bench.seeded import write_text
 from cutline.cloud.model.loader import load_model
+from cutline.core.conversation import question
 from cutline.errors import BundleError, InputError
 from cutline.models.bundle import Bundle, DecoderSpec
 from cutline.models.export import decoder, export_bundle, make, prefixes, vision
 from cutline.models.export.source import read_source
 from cutline.models.families.smolvlm import SmolVLM
 from cutline.models.layerline import LayerLine
-from cutline.models.prompt import PromptBuilder, question
+from cutline.models.prompt import PromptBuilder
 
 FAMILIES: dict[str, tuple[Any, Any]] = {
     "smolvlm": (SmolVLMConfig, SmolVLMForConditionalGeneration),

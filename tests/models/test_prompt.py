@@ -18,12 +18,13 @@ from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_stri
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from cutline.bench.seeded import QWEN_TEMPLATE
+from cutline.core.conversation import ImagePart, Message, TextPart, question
 from cutline.demo import tokenizer as demo
 from cutline.errors import BundleError, PromptError
 from cutline.models.bundle import FORMAT, Bundle, DecoderSpec, Manifest, VisionSpec, write_manifest
 from cutline.models.families.smolvlm import SmolVLM
 from cutline.models.layerline import LayerLine
-from cutline.models.prompt import ImagePart, Message, Prompt, PromptBuilder, TextPart, question
+from cutline.models.prompt import Prompt, PromptBuilder
 from cutline.models.vocabulary import MARK, StreamDecoder, Vocabulary
 
 CALL = "<call me>"  # an added token that is not special, with a character that no byte is written as

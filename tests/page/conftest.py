@@ -23,10 +23,10 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
 from cutline.bench.browsing import WIDE, browser, resize
+from cutline.core.request import Mode, Request
 from cutline.demo.bundles import DRAFTER
 from cutline.edge.api.app import application
 from cutline.edge.generation.events import Event
-from cutline.edge.generation.question import Mode, Question
 from cutline.edge.generation.result import Answer, Energy, Provenance, Token
 from cutline.edge.offload.status import AgentState, Breaker, WorkerState
 from cutline.errors import CutlineError
@@ -73,7 +73,7 @@ class Scripted:
 
     def __init__(self) -> None:
         self.manifest = Bundle.open(DRAFTER).manifest
-        self.asked: list[Question] = []
+        self.asked: list[Request] = []
         self.offline = False
         self.plans = False
         self.upstream: str | None = None
@@ -89,10 +89,10 @@ class Scripted:
         for one in told:
             self._loop.call_soon_threadsafe(self._told.put_nowait, one)
 
-    async def answer(self, question: Question) -> Answer:
+    async def answer(self, question: Request) -> Answer:
         raise NotImplementedError  # the page streams
 
-    async def stream(self, question: Question) -> AsyncGenerator[Event]:
+    async def stream(self, question: Request) -> AsyncGenerator[Event]:
         self.asked.append(question)
         self.closed.clear()
         try:

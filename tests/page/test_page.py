@@ -11,10 +11,10 @@ from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.common.keys import Keys
 
+from cutline.core.request import Mode
 from cutline.core.wire import Wire
 from cutline.demo.bundles import DRAFTER
 from cutline.edge.generation.events import Corrected, Guessed, Planned, Settled
-from cutline.edge.generation.question import Mode
 from cutline.edge.generation.result import (
     Believed,
     Decision,

@@ -13,14 +13,15 @@ from PIL import Image
 from cutline.bench.parity import Prompt, Whole
 from cutline.bench.seeded import make_qwen25vl_small
 from cutline.cli.processes import worker_process
+from cutline.core.conversation import question
+from cutline.core.request import Mode, Request
 from cutline.edge.agent import Agent
-from cutline.edge.generation.question import Mode, Question
 from cutline.edge.generation.result import Answer
 from cutline.errors import InputError
 from cutline.models.bundle import Bundle
 from cutline.models.export import export_bundle
 from cutline.models.images import decode_image
-from cutline.models.prompt import PromptBuilder, question
+from cutline.models.prompt import PromptBuilder
 
 WORDS, LENGTH = "How many?", 20
 
@@ -61,7 +62,7 @@ def expected(qwen: Bundle, image: bytes) -> list[int]:
     return Whole(qwen).answer(Prompt(ids, (pixels,)), LENGTH)
 
 
-def ask(drafter: Bundle, target: Bundle, worker: str, *asked: Question) -> list[Answer]:
+def ask(drafter: Bundle, target: Bundle, worker: str, *asked: Request) -> list[Answer]:
     async def answers() -> list[Answer]:
         async with Agent(drafter, worker=worker, threads=1, target=target) as agent:
             return [await agent.answer(one) for one in asked]
@@ -81,7 +82,7 @@ def test_every_mode_and_cut_gives_the_targets_own_tokens(
 ) -> None:
     asked = [
         # What is drafted is waited for: who is faster is the machine's, not the models'.
-        Question.about(image, WORDS, mode=mode, cut=cut, max_tokens=LENGTH, effort=float(mode is not Mode.DRAFT))
+        Request.about(image, WORDS, mode=mode, cut=cut, max_tokens=LENGTH, effort=float(mode is not Mode.DRAFT))
         for mode, cut in WAYS
     ]
     for (mode, cut), answer in zip(WAYS, ask(drafter, qwen, worker, *asked), strict=True):
@@ -92,7 +93,7 @@ def test_every_mode_and_cut_gives_the_targets_own_tokens(
 
 def test_a_chain_of_workers_gives_them_too(qwen: Bundle, drafter: Bundle, image: bytes, expected: list[int]) -> None:
     asked = [
-        Question.about(image, WORDS, mode=mode, cut=cut, max_tokens=LENGTH)
+        Request.about(image, WORDS, mode=mode, cut=cut, max_tokens=LENGTH)
         for mode, cut in ((Mode.CLOUD, "image"), (Mode.DRAFT, "vision.1"))
     ]
     with (
@@ -105,6 +106,6 @@ def test_a_chain_of_workers_gives_them_too(qwen: Bundle, drafter: Bundle, image:
 
 
 def test_image_tokens_that_have_places_are_all_kept(qwen: Bundle, drafter: Bundle, worker: str, image: bytes) -> None:
-    fewer = Question.about(image, WORDS, mode=Mode.SPLIT, cut="decoder.0", keep_image_tokens=0.5)
+    fewer = Request.about(image, WORDS, mode=Mode.SPLIT, cut="decoder.0", keep_image_tokens=0.5)
     with pytest.raises(InputError, match="image tokens"):
         ask(drafter, qwen, worker, fewer)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cutline.cloud.engine.sequence import Request, Session
+from cutline.cloud.engine.sequence import Session, SessionRequest
 from cutline.core.sampling import Sampling
 from cutline.partitioner.answering import FRAME_BYTES
 from cutline.partitioner.cost import CONFIRMED_BYTES, Terms, terms_of
@@ -42,7 +42,7 @@ class Played:
         self.done: float | None = None
         if self.gated:
             self.believed = self._drafted([], len(self.answer))
-        request = Request(
+        request = SessionRequest(
             tokens=(9,),
             draft=tuple(self.believed),
             prompt_length=1,

@@ -10,11 +10,11 @@ from typing import Any
 import grpc
 import pytest
 
+from cutline.core.request import Mode, Request
 from cutline.demo.bundles import DRAFTER
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.edge.agent import Agent
-from cutline.edge.generation.question import Mode, Question
 from cutline.errors import (
     CutlineError,
     InputError,
@@ -269,7 +269,7 @@ def ask(*answered: tuple[int, tuple[int, ...], int]) -> tuple[int, ...]:
                 async for _ in messages:
                     pass
 
-        question, bundle = Question.about(REQUEST.image, "Which?", mode=Mode.CLOUD, max_tokens=4, timeout=10), DRAFTS
+        question, bundle = Request.about(REQUEST.image, "Which?", mode=Mode.CLOUD, max_tokens=4, timeout=10), DRAFTS
         async with (
             serving(script) as (worker, address),
             Agent(bundle, worker=address, threads=1) as agent,

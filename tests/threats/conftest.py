@@ -11,13 +11,14 @@ import psutil
 import pytest
 
 from cutline.cli.processes import worker_process
+from cutline.core.conversation import question
 from cutline.demo.bundles import TARGET
 from cutline.demo.cards import Split
 from cutline.demo.reference import Reference
 from cutline.demo.requests import requests
 from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image
-from cutline.models.prompt import PromptBuilder, question
+from cutline.models.prompt import PromptBuilder
 from cutline.protos.channel.credentials import NO_KEYS, AgentKeys
 from cutline.protos.client import WorkerClient
 from cutline.protos.messages import Confirmed, Open, image_chunks

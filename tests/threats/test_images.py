@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from cutline.core.request import Request
 from cutline.demo.bundles import TARGET
 from cutline.edge.generation.preprocess import Preparer
-from cutline.edge.generation.question import Question
 from cutline.errors import ImageError
 from cutline.models.bundle import Bundle, read_manifest
 from cutline.models.decode_budget import give_back
@@ -103,12 +103,12 @@ def test_large_pictures_at_once_take_what_one_takes_and_give_it_back() -> None:
     ready = Preparer(bundle.manifest, prompts, None, planned=False, fresh=True)
     small = io.BytesIO()
     Image.new("RGB", (64, 64)).save(small, "PNG")
-    ready.prepare(Question.about(small.getvalue(), "What is it?"))
+    ready.prepare(Request.about(small.getvalue(), "What is it?"))
     give_back()
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     rest = memory("VmRSS")
     threads = [
-        threading.Thread(target=ready.prepare, args=(Question.about(file.getvalue(), "What is it?"),)) for _ in range(8)
+        threading.Thread(target=ready.prepare, args=(Request.about(file.getvalue(), "What is it?"),)) for _ in range(8)
     ]
     for thread in threads:
         thread.start()

@@ -18,6 +18,7 @@ from onnx import TensorProto, helper
 
 from cutline.bench.manifests import edit_manifest
 from cutline.cloud.model.loader import load_model
+from cutline.core.conversation import question
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.publish import write_processor
 from cutline.edge.api.errors import Refused
@@ -26,7 +27,7 @@ from cutline.edge.inference.runtime import open_session
 from cutline.errors import BundleError, CutlineError, InputError, PromptError
 from cutline.models.bundle import Bundle, read_manifest, write_manifest
 from cutline.models.export.source import read_source
-from cutline.models.prompt import TEMPLATE, PromptBuilder, question
+from cutline.models.prompt import TEMPLATE, PromptBuilder
 
 Ran = Callable[[], bool]
 

@@ -6,8 +6,8 @@ import base64
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from cutline.core.request import MAX_IMAGE_BYTES, MAX_IMAGES
 from cutline.errors import ImageError, InputError
-from cutline.protos.messages import MAX_IMAGE_BYTES, MAX_IMAGES
 
 if TYPE_CHECKING:  # an agent that fetches nothing loads nothing of it
     from cutline.edge.api.requests.image_fetcher import Fetcher

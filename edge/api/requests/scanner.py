@@ -9,9 +9,9 @@ import binascii
 import re
 from dataclasses import dataclass, field
 
+from cutline.core.request import MAX_IMAGE_BYTES, MAX_IMAGES
 from cutline.edge.api.errors import Fault, Refused
 from cutline.errors import InputError
-from cutline.protos.messages import MAX_IMAGE_BYTES, MAX_IMAGES
 
 MAX_WORDS = 1 << 20  # bytes of a request beside its pictures: every character of the longest prompt as an escape
 PIECE = 64 << 10  # bytes that are taken in one step

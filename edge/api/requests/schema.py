@@ -9,7 +9,9 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
+from cutline.core.conversation import ImagePart, Message, Role, TextPart
 from cutline.core.json_errors import UNREADABLE
+from cutline.core.request import MAX_ALTERNATIVES, MAX_NOISE, MAX_STOPS, MAX_TIMEOUT, Mode, Request
 from cutline.core.sampling import (
     MAX_BIASES,
     Bias,
@@ -26,10 +28,7 @@ from cutline.core.sampling import (
 from cutline.core.wire import Wire
 from cutline.edge.api.errors import Fault, Refused, unreadable
 from cutline.edge.api.requests.unserved import NOT_SERVED, asking
-from cutline.edge.generation.question import MAX_NOISE, MAX_STOPS, MAX_TIMEOUT, Mode, Question
 from cutline.errors import InputError
-from cutline.models.prompt import ImagePart, Message, Role, TextPart
-from cutline.protos.messages import MAX_ALTERNATIVES
 
 T = TypeVar("T")
 TokenId = Annotated[str, msgspec.Meta(pattern="^[0-9]{1,9}$")]
@@ -129,7 +128,7 @@ class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cutline: Extension = Extension()
 
     @classmethod
-    def asking(cls, question: Question) -> ChatRequest:
+    def asking(cls, question: Request) -> ChatRequest:
         """The request that asks `question`; the inverse of `question`."""
         images, sampling = iter(question.images), msgspec.structs.asdict(question.sampling)
         sampling["logit_bias"] = {str(token): value for token, value in question.sampling.logit_bias} or None
@@ -165,7 +164,7 @@ class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         parts = (part for message in self.messages for part in message.parts)
         return tuple(part.image_url.url for part in parts if isinstance(part, ChatImage))
 
-    def question(self, images: Sequence[bytes], *, tenant: str = "", request_id: str = "", trace: str = "") -> Question:
+    def question(self, images: Sequence[bytes], *, tenant: str = "", request_id: str = "", trace: str = "") -> Request:
         """The question of `tenant` about the `images` that its `urls` stand for, under `request_id` and `trace`.
 
         Raises InputError.
@@ -174,7 +173,7 @@ class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if message.role != "user" and any(isinstance(part, ChatImage) for part in message.parts):
                 raise InputError(f"a message of the {message.role} has an image; only the user's may")
         how = self.cutline
-        return Question(
+        return Request(
             messages=tuple(_turn(message) for message in self.messages),
             images=tuple(images),
             mode=how.mode,

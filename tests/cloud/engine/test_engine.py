@@ -21,7 +21,7 @@ from cutline.cloud.engine import engine as engine_module
 from cutline.cloud.engine import image_features as pictures_module
 from cutline.cloud.engine.engine import Engine
 from cutline.cloud.engine.kv_slots import Slots
-from cutline.cloud.engine.sequence import Event, Request, Session, SessionRows
+from cutline.cloud.engine.sequence import Event, Session, SessionRequest, SessionRows
 from cutline.cloud.model.model_runner import PassAborted, Target
 from cutline.cloud.model.vision import Steps, Unwanted
 from cutline.core.sampling import Sampling
@@ -121,8 +121,8 @@ class Listener:
         return [token for event in self.events if isinstance(event, Confirmed) for token in event.tokens]
 
 
-def request(prompt: Sequence[int], *, effort: float = 1.0, max_tokens: int = 30, **more: Any) -> Request:
-    return Request(
+def request(prompt: Sequence[int], *, effort: float = 1.0, max_tokens: int = 30, **more: Any) -> SessionRequest:
+    return SessionRequest(
         tokens=tuple(prompt),
         prompt_length=len(prompt),
         max_tokens=max_tokens,
@@ -142,7 +142,7 @@ def running(target: FakeTarget, on_broken: Callable[[], object] = lambda: None) 
         engine.stop()
 
 
-def opened(engine: Engine, asked: Request, *drafts: Draft) -> tuple[str, Listener]:
+def opened(engine: Engine, asked: SessionRequest, *drafts: Draft) -> tuple[str, Listener]:
     listener = Listener()
     return engine.open(asked, drafts, listener.inbox.put), listener
 
@@ -522,7 +522,7 @@ def test_the_clock_of_a_pass_stops_when_its_tokens_are_here() -> None:
     assert finished.cloud_seconds >= 0.02 * finished.passes
 
 
-def picture(tiles: int, **more: Any) -> Request:
+def picture(tiles: int, **more: Any) -> SessionRequest:
     return request([2, 3, 4], boundary=np.broadcast_to(np.float32(0), (tiles, 1)), **more)
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cutline.cloud.engine.image_cache import Picture
 from cutline.cloud.engine.kv_slots import LEAST_COPIED, Content, SlotPlace, Slots, shared
-from cutline.cloud.engine.sequence import Request
+from cutline.cloud.engine.sequence import SessionRequest
 from cutline.core.sampling import Sampling
 from cutline.models.families import COUNTED, Positions
 
@@ -20,7 +20,7 @@ IMAGE = 9  # the image token; each image has two of them, with a 7 between
 SIZE = 3
 
 
-def request(parts: Sequence[int | bytes | None], answer: Sequence[int] = (), tenant: str = "") -> Request:
+def request(parts: Sequence[int | bytes | None], answer: Sequence[int] = (), tenant: str = "") -> SessionRequest:
     """Parts are tokens of text and keys of images; None is an image that nobody knows."""
     tokens: list[int] = []
     pictures = []
@@ -30,7 +30,7 @@ def request(parts: Sequence[int | bytes | None], answer: Sequence[int] = (), ten
             continue
         pictures.append(Picture(part, (0, 0), len(tokens), len(tokens) + SIZE - 1))
         tokens += [IMAGE, 7, IMAGE]
-    return Request(
+    return SessionRequest(
         tokens=(*tokens, *answer),
         prompt_length=len(tokens),
         max_tokens=5,
@@ -41,7 +41,7 @@ def request(parts: Sequence[int | bytes | None], answer: Sequence[int] = (), ten
     )
 
 
-def meanings(asked: Request) -> list[object]:
+def meanings(asked: SessionRequest) -> list[object]:
     """What each row depends on beside those before it; one of an unknown image is like no other."""
     made: list[object] = list(asked.tokens)
     for picture in asked.pictures:
@@ -51,7 +51,7 @@ def meanings(asked: Request) -> list[object]:
     return made
 
 
-def content(asked: Request) -> Content:
+def content(asked: SessionRequest) -> Content:
     found = Content.of(asked)
     assert found is not None
     return found

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from cutline.cloud.engine.sequence import Event, Request, Session
+from cutline.cloud.engine.sequence import Event, Session, SessionRequest
 from cutline.core.sampling import Sampling
 from cutline.protos.messages import Confirmed, Finished, Reason
 
@@ -45,7 +45,7 @@ class Run:
     """A session on a fake engine, whose `cache` keeps every token that a pass wrote, rejected ones included."""
 
     def __init__(self, tokens: Sequence[int], prompt_length: int, limit: int, effort: float, draft: Sequence[int]):
-        request = Request(
+        request = SessionRequest(
             tokens=tuple(tokens),
             prompt_length=prompt_length,
             max_tokens=limit - prompt_length,

@@ -17,7 +17,7 @@ from torch._dynamo.utils import counters
 
 from cutline.cli.main import app
 from cutline.cloud.engine.engine import Engine
-from cutline.cloud.engine.sequence import Event, Request, Session, SessionRows
+from cutline.cloud.engine.sequence import Event, Session, SessionRequest, SessionRows
 from cutline.cloud.model.compilation import MOST_LAYERS, block_size, pieces
 from cutline.cloud.model.model_runner import Target
 from cutline.core.sampling import Sampling
@@ -47,7 +47,9 @@ def compiled(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 def session(tokens: tuple[int, ...], slot: int, cut: str = "image") -> Session:
-    request = Request(tokens=tokens, prompt_length=len(tokens), max_tokens=40, sampling=Sampling(), effort=1.0, cut=cut)
+    request = SessionRequest(
+        tokens=tokens, prompt_length=len(tokens), max_tokens=40, sampling=Sampling(), effort=1.0, cut=cut
+    )
     return Session("s", request, slot, lambda event: None, 10_000)
 
 
@@ -100,7 +102,7 @@ def test_an_engine_on_compiled_layers_gives_the_targets_own_tokens(
     try:
         talks: list[tuple[queue.SimpleQueue[Event], tuple[int, ...]]] = []
         for opening, image, answer in cases[:SLOTS]:
-            asked = Request(
+            asked = SessionRequest(
                 tokens=opening.tokens,
                 prompt_length=opening.prompt_length,
                 max_tokens=opening.max_tokens,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from cutline.cloud.engine import cost_model
 from cutline.cloud.engine.engine import Engine
-from cutline.cloud.engine.sequence import Event, Request, Session, SessionRows
+from cutline.cloud.engine.sequence import Event, Session, SessionRequest, SessionRows
 from cutline.cloud.model.loader import load_model
 from cutline.cloud.model.model_runner import Target
 from cutline.core.sampling import Sampling
@@ -49,9 +49,9 @@ def pixels(bundle: Bundle, image: bytes) -> NDArray[np.float32]:
     return bundle.manifest.family.preprocess(decode_image(image)).values
 
 
-def request(bundle: Bundle, case: Case, **changes: Any) -> Request:
+def request(bundle: Bundle, case: Case, **changes: Any) -> SessionRequest:
     opening, image, _ = case
-    asked = Request(
+    asked = SessionRequest(
         tokens=opening.tokens,
         prompt_length=opening.prompt_length,
         max_tokens=opening.max_tokens,
@@ -70,7 +70,7 @@ def image_rows(target: Target, session: Session) -> torch.Tensor:
 class Answering:
     """A request that an engine answers."""
 
-    def __init__(self, engine: Engine, asked: Request) -> None:
+    def __init__(self, engine: Engine, asked: SessionRequest) -> None:
         self.inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.asked = asked
         self.tokens: list[int] = []
@@ -93,7 +93,7 @@ class Answering:
         return event
 
 
-def blank(request: Request, slot: int) -> Session:
+def blank(request: SessionRequest, slot: int) -> Session:
     return Session("s", request, slot, lambda event: None, 10_000)
 
 

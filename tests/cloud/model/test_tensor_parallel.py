@@ -22,7 +22,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from PIL import Image
 
-from cutline.cloud.engine.sequence import Request, Session, SessionRows
+from cutline.cloud.engine.sequence import Session, SessionRequest, SessionRows
 from cutline.cloud.model.device_names import device_of
 from cutline.cloud.model.model_runner import Target
 from cutline.cloud.model.tensor_parallel import PATIENCE, RankLost
@@ -56,7 +56,7 @@ def conversation(manifest: Manifest, dice: np.random.Generator, slot: int, cut: 
     marks = [manifest.image_token] * manifest.family.tokens(image.grid) if cut == "image" else []
     tokens = (*dice.choice(words, 5).tolist(), *marks, *dice.choice(words, 30).tolist())
     grids = (image.grid,) if marks else ()
-    request = Request(
+    request = SessionRequest(
         tokens=tokens,
         prompt_length=len(tokens),
         max_tokens=1,

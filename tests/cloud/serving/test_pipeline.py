@@ -23,12 +23,7 @@ from cutline.core.wire import Wire
 from cutline.errors import InputError, ModelMismatch, WorkerBusy, WorkerFailed, WorkerUnavailable
 from cutline.models.bundle import Bundle
 from cutline.protos.client import WorkerClient
-from cutline.protos.messages import (
-    Cancel,
-    Description,
-    Open,
-    Opened,
-)
+from cutline.protos.messages import Cancel, Description, Open, Opened
 from cutline.protos.request_ids import TRACE_KEY
 
 Case = tuple[Open, bytes, tuple[int, ...]]

@@ -9,17 +9,17 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cutline.core.conversation import ImagePart, Message, TextPart
+from cutline.core.request import Mode, Request
 from cutline.core.sampling import Sampling
 from cutline.core.wire import Wire
 from cutline.edge.api.requests.schema import ChatRequest, read_request
-from cutline.edge.generation.question import Mode, Question
-from cutline.models.prompt import ImagePart, Message, TextPart
 
 WORDED = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20).filter(str.strip)
 
 
 @st.composite
-def questions(draw: st.DrawFn) -> Question:
+def questions(draw: st.DrawFn) -> Request:
     turns: list[Message] = []
     images: list[bytes] = []
     for role in [*draw(st.lists(st.sampled_from(["system", "user", "assistant"]), max_size=3)), "user"]:
@@ -50,7 +50,7 @@ def questions(draw: st.DrawFn) -> Question:
             ]
         )
     )
-    return Question(
+    return Request(
         messages=tuple(turns),
         images=tuple(images),
         sampling=sampling,
@@ -62,7 +62,7 @@ def questions(draw: st.DrawFn) -> Question:
 
 
 @given(questions())
-def test_a_question_goes_there_whole(question: Question) -> None:
+def test_a_question_goes_there_whole(question: Request) -> None:
     body = msgspec.json.encode(ChatRequest.asking(question))
     read = read_request(body)
     images = [base64.b64decode(url.partition(",")[2]) for url in read.urls]
@@ -74,4 +74,4 @@ def test_every_field_of_a_question_is_asked_for() -> None:
     held = {"messages", "images", "sampling", "max_tokens", "stop", "logprobs"}
     ours = set(msgspec.structs.asdict(ChatRequest(messages=[]).cutline)) - {*Sampling.__struct_fields__, "guesses"}
     found_out = {"tenant", "request_id", "trace"}  # by whose token it is, and in headers
-    assert set(Question.__struct_fields__) == held | ours | found_out
+    assert set(Request.__struct_fields__) == held | ours | found_out

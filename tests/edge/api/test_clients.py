@@ -19,16 +19,16 @@ import pytest
 from cutline.bench.raw_http import BODY, PATH, connect, request
 from cutline.bench.scripted import ScriptedAgent, spoken, told
 from cutline.cli.logs import JsonLines
+from cutline.core.conversation import Message, TextPart
+from cutline.core.request import Mode, Request
 from cutline.core.sampling import Sampling
 from cutline.demo.bundles import DRAFTER
 from cutline.edge.agent import Agent
 from cutline.edge.api.errors import Refused
 from cutline.edge.api.requests.schema import read_request
-from cutline.edge.generation.question import Mode, Question
 from cutline.edge.generation.result import Decision, Gated
 from cutline.errors import WorkerBusy
 from cutline.models.bundle import Bundle
-from cutline.models.prompt import Message, TextPart
 
 Serving = Callable[..., AbstractAsyncContextManager[str]]
 
@@ -37,7 +37,7 @@ TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 TOOL: Any = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
 
 
-def taken(agent: ScriptedAgent, serving: Serving, **sent: Any) -> tuple[Question, Any]:
+def taken(agent: ScriptedAgent, serving: Serving, **sent: Any) -> tuple[Request, Any]:
     """The question that OpenAI's own client asks, and the answer as it reads it."""
     agent.always = [spoken("7")]
 
@@ -128,7 +128,7 @@ def test_an_answer_is_made_again_by_its_seed() -> None:
 
             async def answer(**sampling: Any) -> Any:
                 given = Sampling(temperature=4.0, **sampling)
-                question = Question(
+                question = Request(
                     messages=(Message("user", (TextPart("What?"),)),), mode=Mode.EDGE, sampling=given, max_tokens=8
                 )
                 return await agent.answer(question)

@@ -16,12 +16,12 @@ import pytest
 from cutline.bench.raw_http import BODY, PATH, STREAMED, connect, get, reply, request
 from cutline.bench.scripted import ScriptedAgent, spoken
 from cutline.cli.certificates import SERVER, Authority
+from cutline.core.request import Mode
 from cutline.edge.api import server as server
 from cutline.edge.api.access import tls
 from cutline.edge.api.requests import body as bodies
 from cutline.edge.api.server import names_of
 from cutline.edge.generation.events import Planned
-from cutline.edge.generation.question import Mode
 from cutline.protos.channel.credentials import ServerKeys
 
 Serving = Callable[..., AbstractAsyncContextManager[str]]

@@ -9,24 +9,24 @@ import msgspec
 import pytest
 
 from cutline.bench.scripted import ScriptedAgent
+from cutline.core.request import Mode, Request
 from cutline.core.sampling import Sampling
 from cutline.core.wire import Wire
 from cutline.edge.api import client as remote
 from cutline.edge.api.app import application
 from cutline.edge.api.errors import STATUS
 from cutline.edge.generation.events import Event, Guessed, Settled
-from cutline.edge.generation.question import Mode, Question
 from cutline.edge.generation.result import Answer, Believed, Energy, Forecast, Likely, Lost, Provenance, Tail, Token
 from cutline.errors import BundleError, CutlineError, ImageError, InputError, PromptError, WorkerBusy, WorkerUnavailable
 
 
-def ask_over(agent: ScriptedAgent, question: Question) -> Answer:
+def ask_over(agent: ScriptedAgent, question: Request) -> Answer:
     """Ask through the client: its request goes to the application of `agent`."""
 
     return asked_over(httpx.ASGITransport(application(agent), raise_app_exceptions=False), question)
 
 
-def asked_over(transport: httpx.AsyncBaseTransport, question: Question) -> Answer:
+def asked_over(transport: httpx.AsyncBaseTransport, question: Request) -> Answer:
     async def ask() -> Answer:
         async with httpx.AsyncClient(transport=transport, base_url="http://agent") as client:
             return await remote.ask_over(client, question)
@@ -34,7 +34,7 @@ def asked_over(transport: httpx.AsyncBaseTransport, question: Question) -> Answe
     return asyncio.run(ask())
 
 
-QUESTION = Question.about(
+QUESTION = Request.about(
     b"\x00\xff any bytes",
     "Which digit is at the top left? Ünïcödé 🙂",
     mode=Mode.DRAFT,
@@ -107,7 +107,7 @@ def test_all_that_an_answer_may_hold_comes_back_whole(agent: ScriptedAgent) -> N
 
 
 def test_what_bounds_a_plan_and_the_plan_go_there_and_back_whole(agent: ScriptedAgent) -> None:
-    asked = Question.about(
+    asked = Request.about(
         b"any", "What?", exact=True, image_must_stay=True, max_latency_ms=250.0, min_agreement=0.75, max_leak=0.5
     )
     believed = Believed(rtt_ms=40.0, uplink_mbps=3.5, queue_ms=0.5, acceptance=0.9, answer_tokens=12, throttled=False)
@@ -149,7 +149,7 @@ def test_when_to_try_again_comes_back(agent: ScriptedAgent) -> None:
 def test_an_agent_is_waited_for_as_long_as_it_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
     waits = list[float | None]()
 
-    async def noted(client: httpx.AsyncClient, question: Question) -> Answer:
+    async def noted(client: httpx.AsyncClient, question: Request) -> Answer:
         waits.append(client.timeout.read)
         return ANSWER
 
@@ -214,4 +214,4 @@ def test_no_agent_at_the_address(url: str) -> None:
 
 def test_a_question_that_no_message_can_carry() -> None:
     with pytest.raises(PromptError):
-        Question.about(b"", "\udcff")
+        Request.about(b"", "\udcff")

@@ -15,10 +15,10 @@ import pytest
 
 from cutline.bench.raw_http import BODY, PATH, STREAMED, get
 from cutline.bench.scripted import ScriptedAgent, spoken, told
+from cutline.core.request import Mode
 from cutline.edge.api.access.login import PATH as LOG_IN
 from cutline.edge.api.app import application
 from cutline.edge.api.metrics import AgentMetrics
-from cutline.edge.generation.question import Mode
 from cutline.edge.generation.result import Answer, Decision, Gated, Provenance, Recalled, Tail
 from cutline.edge.offload.status import Breaker, WorkerState
 from cutline.errors import InputError, WorkerUnavailable

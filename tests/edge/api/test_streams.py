@@ -13,10 +13,10 @@ import pytest
 
 from cutline.bench.raw_http import BODY, PATH, STREAMED, connect, get, request
 from cutline.bench.scripted import ScriptedAgent, spoken, told
+from cutline.core.request import Mode
 from cutline.edge.api import server as server
 from cutline.edge.api import sse
 from cutline.edge.generation.events import Planned, Settled
-from cutline.edge.generation.question import Mode
 from cutline.edge.generation.result import Provenance, Token
 
 Serving = Callable[..., AbstractAsyncContextManager[str]]

@@ -15,11 +15,11 @@ from prometheus_client import Gauge
 
 from cutline.bench.raw_http import BODY, PATH, connect, reply, request
 from cutline.bench.scripted import ScriptedAgent, spoken
+from cutline.core.request import is_request_id
 from cutline.edge.api.access import limits as guarding
 from cutline.edge.api.errors import Refused
 from cutline.edge.api.requests import body as bodies
 from cutline.protos.channel.token_file import Quota, Tokens, token_entry
-from cutline.protos.request_ids import is_request_id
 
 Serving = Callable[..., AbstractAsyncContextManager[str]]
 

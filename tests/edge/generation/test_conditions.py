@@ -11,14 +11,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cutline.bench.scripted_worker import BUNDLE, REQUEST, TRUTH, ScriptedWorker, ids, keeps_from, serving
+from cutline.core.conversation import ImagePart, Message, Role, TextPart
+from cutline.core.request import Mode, Request
 from cutline.core.sampling import Sampling
 from cutline.edge.agent import Agent
-from cutline.edge.generation.conditions import CALIBRATED, GROUPS, PLAIN, Order, conditions_of
+from cutline.edge.generation.conditions import CALIBRATED, GROUPS, PLAIN, Order, conditions_of, group_of
 from cutline.edge.generation.gate import Gate
-from cutline.edge.generation.question import Mode, Question
 from cutline.edge.generation.result import Answer, Decision
 from cutline.edge.generation.semantic_cache import SemanticCache
-from cutline.models.prompt import ImagePart, Message, Role, TextPart
 
 GREEDY = Sampling()
 PICTURE, TEXT = ImagePart(), TextPart("Read.")
@@ -97,7 +97,7 @@ def test_every_conversation_has_a_group_and_a_sampled_one_has_none_that_is_calib
         assert found == conditions_of(messages, GREEDY)
 
 
-def answers(questions: Sequence[Question], gate: Gate, memory: SemanticCache | None = None) -> list[Answer]:
+def answers(questions: Sequence[Request], gate: Gate, memory: SemanticCache | None = None) -> list[Answer]:
     """What an agent with this gate and a worker that says TRUTH answers."""
 
     async def run() -> list[Answer]:
@@ -112,10 +112,10 @@ def answers(questions: Sequence[Question], gate: Gate, memory: SemanticCache | N
     return asyncio.run(run())
 
 
-def asked(messages: tuple[Message, ...], **options: object) -> Question:
+def asked(messages: tuple[Message, ...], **options: object) -> Request:
     """A question in mode auto, each of whose pictures is the card."""
     places = sum(isinstance(part, ImagePart) for message in messages for part in message.parts)
-    return msgspec.structs.replace(Question(messages=messages, images=(REQUEST.image,) * places), **options)
+    return msgspec.structs.replace(Request(messages=messages, images=(REQUEST.image,) * places), **options)
 
 
 asking = st.builds(
@@ -136,7 +136,7 @@ def test_nothing_is_kept_outside_a_group_that_was_calibrated(
     (answer,) = answers([question], gate)
     said = answer.gate
     assert said is not None
-    assert said.group == question.conditions.group
+    assert said.group == group_of(question)
     if said.group != open_group or temperature > 0.0:
         assert (said.calibrated, said.decision, said.promised) == (False, Decision.PASSED, None)
         assert answer.exact

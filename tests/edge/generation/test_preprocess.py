@@ -10,19 +10,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cutline.core.conversation import ImagePart, Message, TextPart
+from cutline.core.request import Request
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.edge.generation import preprocess
 from cutline.edge.generation.preprocess import Preparer
-from cutline.edge.generation.question import Question
 from cutline.edge.offload.upload_cache import Uploads
 from cutline.errors import InputError, PromptError
 from cutline.models.bundle import Bundle
 from cutline.models.families.smolvlm import SmolVLM
 from cutline.models.images import TRAVELLING, decode_image, read_header
 from cutline.models.prompt import TEMPLATE as TEMPLATE_FILE
-from cutline.models.prompt import ImagePart, Message, PromptBuilder, TextPart
+from cutline.models.prompt import PromptBuilder
 
 BUNDLE = Bundle.open(DRAFTER)
 FAMILY, TOKEN = BUNDLE.manifest.family, BUNDLE.manifest.image_token
@@ -45,7 +46,7 @@ def png(width: int, height: int) -> bytes:
     return saved(Image.new("RGB", (width, height)), "PNG")
 
 
-def conversation(*images: int) -> Question:
+def conversation(*images: int) -> Request:
     """A turn about each image, and one about none."""
     turns = [
         message
@@ -55,7 +56,7 @@ def conversation(*images: int) -> Question:
             Message("assistant", (TextPart("A card."),)),
         )
     ]
-    return Question(
+    return Request(
         messages=(*turns, Message("user", (TextPart("And now?"),))), images=tuple(FILES[index] for index in images)
     )
 
@@ -81,7 +82,7 @@ def test_no_image_is_fine() -> None:
 
 
 def test_merged_image_tokens_shorten_every_image() -> None:
-    asked = Question(
+    asked = Request(
         messages=conversation(0, 1).messages, images=tuple(FILES[:2]), cut="decoder.0", keep_image_tokens=0.5
     )
     found = preparer().prepare(asked)
@@ -120,7 +121,7 @@ def test_a_prompt_that_is_too_long_is_refused_before_much_is_computed(monkeypatc
 def test_images_are_bounded_together() -> None:
     messages = (Message("user", (*[ImagePart()] * 5, TextPart("?"))),)
     with pytest.raises(InputError, match="over 67 megapixels together"):
-        preparer().prepare(Question(messages=messages, images=(png(4096, 4096),) * 5))
+        preparer().prepare(Request(messages=messages, images=(png(4096, 4096),) * 5))
 
 
 @pytest.mark.threat("late", "bombs")
@@ -133,17 +134,17 @@ def test_pictures_that_do_not_fit_are_refused_by_their_headers(monkeypatch: pyte
         preparer().prepare(conversation(*[0, 1, 2] * 5))
     messages = (Message("user", (*[ImagePart()] * 12, TextPart("?"))),)
     with pytest.raises(InputError, match="over 67 megapixels together"):
-        preparer().prepare(Question(messages=messages, images=(png(4096, 4096),) * 12))
+        preparer().prepare(Request(messages=messages, images=(png(4096, 4096),) * 12))
 
 
 def test_of_a_large_picture_only_what_the_model_sees_is_kept() -> None:
-    found = preparer().prepare(Question.about(saved(Image.new("RGB", (4000, 3000), "teal"), "JPEG"), "What?"))
+    found = preparer().prepare(Request.about(saved(Image.new("RGB", (4000, 3000), "teal"), "JPEG"), "What?"))
     assert (found.images[0].size, found.reduced) == ((64, 48), 0)
 
 
 def test_a_large_photograph_is_reduced_and_travels_as_what_the_model_sees() -> None:
     file = saved(Image.linear_gradient("L").resize((6000, 4000)).convert("RGB"), "JPEG")
-    found = preparer().prepare(Question.about(file, "What?"))
+    found = preparer().prepare(Request.about(file, "What?"))
     assert found.reduced == 1
     (sent,) = Uploads().pack("worker", found, None, FAMILY).files
     there = FAMILY.preprocess(decode_image(sent, TRAVELLING))
@@ -181,13 +182,13 @@ def test_a_png_that_says_late_that_it_is_turned_gets_the_prompt_of_what_it_is() 
     at = data.index(b"eXIf") - 4
     length = 12 + int.from_bytes(data[at : at + 4], "big")
     late = data[:at] + data[at + length : -12] + data[at : at + length] + data[-12:]
-    found = [ready.prepare(Question.about(one, "What?")) for one in (data, late)]
+    found = [ready.prepare(Request.about(one, "What?")) for one in (data, late)]
     assert found[0].pixels[0].grid == found[1].pixels[0].grid == (2, 1)
     assert found[0].prompt == found[1].prompt
 
 
 def test_a_cut_needs_the_target() -> None:
-    asked = Question.about(FILES[0], "What?", cut="decoder.1")
+    asked = Request.about(FILES[0], "What?", cut="decoder.1")
     preparer().prepare(asked)
     with pytest.raises(InputError, match="--target"):
         Preparer(BUNDLE.manifest, PROMPTS, None, planned=False).prepare(asked)

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from cutline.core.request import Mode, Request
 from cutline.core.sampling import Sampling
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
-from cutline.edge.generation.question import Mode, Question
 from cutline.edge.generation.result import Answer, Provenance, Recalled, Token
 from cutline.edge.generation.semantic_cache import BLOCK, ENTRIES, SIDE, SemanticCache, distance, miniatures
 from cutline.models.images import decode_image
@@ -52,8 +52,8 @@ def answered(text: str = "red", **options: object) -> Answer:
     return Answer(**(fields | options))  # type: ignore[arg-type]
 
 
-def asking(text: str = "Which colour?", **options: object) -> Question:
-    return Question.about(b"never read", text, **options)
+def asking(text: str = "Which colour?", **options: object) -> Request:
+    return Request.about(b"never read", text, **options)
 
 
 def noisy(picture: Image.Image, seed: int) -> Image.Image:
@@ -92,7 +92,7 @@ def test_another_scene_is_not(other: Image.Image) -> None:
         asking(sampling=Sampling(temperature=0.5, seed=1)),
     ],
 )
-def test_another_question_is_not(question: Question) -> None:
+def test_another_question_is_not(question: Request) -> None:
     memory = SemanticCache(60.0)
     memory.keep(asking(), PICTURES[:1], answered())
     assert memory.find(question, PICTURES[:1]) is None

@@ -9,17 +9,18 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from cutline.core.conversation import question
+from cutline.core.request import Mode, Request
 from cutline.demo.bundles import TARGET
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
-from cutline.edge.generation.question import Mode, Question
 from cutline.edge.inference.boundary_noise import Noise, new_secret, noisy, normal
 from cutline.edge.inference.kv_cache import Key
 from cutline.edge.inference.target_prefix import Crossing, TargetSpan
 from cutline.errors import InputError
 from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image
-from cutline.models.prompt import PromptBuilder, question
+from cutline.models.prompt import PromptBuilder
 
 BUNDLE = Bundle.open(TARGET)
 MANIFEST = BUNDLE.manifest
@@ -163,4 +164,4 @@ def test_without_noise_none_of_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_noise_that_means_nothing_is_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
-        Question.about(b"", "What?", **options)
+        Request.about(b"", "What?", **options)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import log_softmax
 
+from cutline.core.conversation import question
 from cutline.core.sampling import Sampling
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
@@ -22,7 +23,7 @@ from cutline.errors import BundleError
 from cutline.models.bundle import Bundle
 from cutline.models.images import Pixels, decode_image
 from cutline.models.penalties import Penalties
-from cutline.models.prompt import PromptBuilder, question
+from cutline.models.prompt import PromptBuilder
 from cutline.models.sampling import choose
 
 BUNDLE = Bundle.open(DRAFTER)

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from cutline.bench.parity import Whole, seeded_prompts
+from cutline.core.request import Request
 from cutline.core.sampling import Sampling
 from cutline.demo.bundles import DRAFTER
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.edge.generation.preprocess import Preparer
-from cutline.edge.generation.question import Question
 from cutline.edge.inference import kv_cache, target_prefix
 from cutline.edge.inference.drafter import Drafted, Drafter
 from cutline.edge.inference.kv_cache import KEPT, LruCache, keys_of
@@ -160,7 +160,7 @@ def test_what_one_tenant_asked_is_run_anew_for_another(bundle: Bundle, runs: lis
 def test_an_image_has_another_name_for_each_tenant() -> None:
     preparer = Preparer(DRAFTS.manifest, PromptBuilder.open(DRAFTS), None, planned=False)
     file = next(requests(Split.EVALUATION, 1, seed=3)).image
-    asked = [Question.about(file, "What?", tenant=tenant) for tenant in ("", "one", "other", "one")]
+    asked = [Request.about(file, "What?", tenant=tenant) for tenant in ("", "one", "other", "one")]
     names = [preparer.prepare(one).names for one in asked]
     assert names[1] == names[3]
     assert len(set(names)) == 3

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from transformers import SmolVLMForConditionalGeneration
 
+from cutline.core.conversation import question
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
@@ -28,7 +29,7 @@ from cutline.edge.inference.vision_encoder import VisionSpan
 from cutline.errors import BundleError, InputError, PromptError
 from cutline.models.bundle import PREFIX_WEIGHTS, Bundle, span_file, write_manifest
 from cutline.models.images import decode_image
-from cutline.models.prompt import PromptBuilder, question
+from cutline.models.prompt import PromptBuilder
 
 BUNDLE = Bundle.open(TARGET)
 MANIFEST = BUNDLE.manifest

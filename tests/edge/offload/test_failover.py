@@ -29,9 +29,9 @@ from cutline.bench.scripted_worker import (
     never_keeps,
     serving,
 )
+from cutline.core.request import Mode
 from cutline.edge.agent import Agent
 from cutline.edge.generation.events import Event, Guessed, Settled
-from cutline.edge.generation.question import Mode
 from cutline.edge.generation.result import Lost, Tail
 from cutline.edge.offload.circuit_breaker import COOL_FIRST
 from cutline.edge.offload.failover import RETRY_SECONDS, TRIES

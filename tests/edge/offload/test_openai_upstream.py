@@ -16,6 +16,8 @@ import pytest
 from PIL import Image
 
 from cutline.bench.scripted_worker import keeps_from
+from cutline.core.conversation import ImagePart, Message, TextPart
+from cutline.core.request import Mode, Request
 from cutline.core.sampling import Sampling
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
@@ -25,13 +27,12 @@ from cutline.edge.generation.detokenizer import Transcript
 from cutline.edge.generation.events import Settled
 from cutline.edge.generation.generation import Generation
 from cutline.edge.generation.preprocess import Preparer
-from cutline.edge.generation.question import Mode, Question
 from cutline.edge.generation.result import Answer, Provenance
 from cutline.edge.generation.semantic_cache import SemanticCache
 from cutline.edge.offload.openai_upstream import KEY, Upstream, UpstreamSession, open_key
 from cutline.errors import AccessDenied, CutlineError, InputError, WorkerBusy, WorkerFailed, WorkerUnavailable
 from cutline.models.bundle import Bundle
-from cutline.models.prompt import ImagePart, Message, PromptBuilder, TextPart
+from cutline.models.prompt import PromptBuilder
 from cutline.models.vocabulary import Vocabulary
 
 BUNDLE = Bundle.open(DRAFTER)
@@ -49,7 +50,7 @@ def events(*texts: str, finish: str | None = "stop") -> bytes:
     return b"".join(b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks) + b"data: [DONE]\n\n"
 
 
-def answered(handler: Handler, question: Question, *, key: str | None = None) -> tuple[Generation, UpstreamSession]:
+def answered(handler: Handler, question: Request, *, key: str | None = None) -> tuple[Generation, UpstreamSession]:
     """What an answer becomes when `handler` is the server."""
     preparer = Preparer(BUNDLE.manifest, PromptBuilder.open(BUNDLE), None, planned=False)
     progress = Generation(time.perf_counter(), Transcript(VOCABULARY, question.stop))
@@ -66,8 +67,8 @@ def answered(handler: Handler, question: Question, *, key: str | None = None) ->
     return progress, session
 
 
-def asking(**options: object) -> Question:
-    return Question.about(REQUEST.image, "Which digits?", **options)
+def asking(**options: object) -> Request:
+    return Request.about(REQUEST.image, "Which digits?", **options)
 
 
 def test_what_it_is_asked() -> None:
@@ -84,7 +85,7 @@ def test_what_it_is_asked() -> None:
         Message("user", (TextPart("And their sum?"),)),
     )
     sampling = Sampling(temperature=0.5, top_p=0.9, seed=8)
-    question = Question(messages=turns, images=(REQUEST.image,), sampling=sampling, max_tokens=12, stop=("!",))
+    question = Request(messages=turns, images=(REQUEST.image,), sampling=sampling, max_tokens=12, stop=("!",))
     progress, session = answered(handle, question, key="secret")
     (request,) = seen
     assert str(request.url) == "https://there/v1/chat/completions"
@@ -113,7 +114,7 @@ def test_an_image_of_another_kind_goes_to_it_whole_as_one_that_it_reads(kind: st
 
     photograph = Image.linear_gradient("L").resize((400, 300)).convert("RGB")
     photograph.save(file := io.BytesIO(), kind)
-    answered(handle, Question.about(file.getvalue(), "Which digits?"))
+    answered(handle, Request.about(file.getvalue(), "Which digits?"))
     body = json.loads(seen[0].content)
     label, _, content = body["messages"][0]["content"][0]["image_url"]["url"].partition(";base64,")
     sent = Image.open(io.BytesIO(base64.b64decode(content)))
@@ -305,7 +306,7 @@ def test_a_key_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypatch:
 
 
 def agent_asks(
-    handler: Handler, *questions: Question, gate: float = 2.0, memory: SemanticCache | None = None
+    handler: Handler, *questions: Request, gate: float = 2.0, memory: SemanticCache | None = None
 ) -> list[Answer | CutlineError]:
     """What an agent with an upstream answers; its gate keeps what has more confidence than `gate`."""
 

@@ -10,8 +10,8 @@ import pytest
 
 from cutline.bench.scripted_fleet import ScriptedFleet, Time
 from cutline.bench.scripted_worker import BUNDLE, DESCRIPTION, TRUTH, ScriptedWorker, asking, ids, never_keeps, serving
+from cutline.core.request import Mode
 from cutline.edge.agent import Agent
-from cutline.edge.generation.question import Mode
 from cutline.edge.offload.circuit_breaker import COOL_MOST
 from cutline.edge.offload.failover import PATIENCE_SECONDS
 from cutline.edge.offload.heartbeat import WorkerSilent

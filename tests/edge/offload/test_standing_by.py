@@ -10,9 +10,9 @@ import pytest
 
 from cutline.bench.scripted_fleet import ScriptedFleet, Time
 from cutline.bench.scripted_worker import DESCRIPTION, TRUTH, ScriptedWorker, ask, asking, ids, never_keeps
+from cutline.core.request import Mode
 from cutline.edge.agent import Agent
 from cutline.edge.generation.events import Event
-from cutline.edge.generation.question import Mode
 from cutline.errors import CutlineError, ModelMismatch, WorkerFailed, WorkerUnavailable
 from cutline.protos.messages import Description
 from cutline.protos.v1 import worker_pb2 as pb

@@ -13,19 +13,19 @@ import numpy as np
 import pytest
 
 from cutline.bench.scripted_worker import DESCRIPTION
+from cutline.core.conversation import ImagePart, Message, TextPart
+from cutline.core.request import Mode, Request
 from cutline.core.wire import Wire
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.edge.agent import Agent
 from cutline.edge.generation import preprocess
-from cutline.edge.generation.question import Mode, Question
 from cutline.edge.generation.result import Answer
 from cutline.edge.inference.vision_encoder import VisionSpan
 from cutline.errors import WorkerForgot
 from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image
-from cutline.models.prompt import ImagePart, Message, TextPart
 from cutline.protos.digests import image_digest, rows_digest
 from cutline.protos.messages import (
     Boundary,
@@ -119,13 +119,13 @@ async def before(worker: KeepingWorker, **options: Any) -> AsyncIterator[Agent]:
         await server.stop(None)
 
 
-def asking(*images: int, cut: str = "image", **options: Any) -> Question:
+def asking(*images: int, cut: str = "image", **options: Any) -> Request:
     mode = Mode.CLOUD if cut == "image" else Mode.SPLIT
     message = Message("user", (*[ImagePart()] * len(images), TextPart("What?")))
-    return Question(messages=(message,), images=tuple(FILES[index] for index in images), mode=mode, cut=cut, **options)
+    return Request(messages=(message,), images=tuple(FILES[index] for index in images), mode=mode, cut=cut, **options)
 
 
-def talk(worker: KeepingWorker, *asked: Question, **options: Any) -> list[Answer]:
+def talk(worker: KeepingWorker, *asked: Request, **options: Any) -> list[Answer]:
     async def run() -> list[Answer]:
         async with before(worker, **options) as agent:
             return [await agent.answer(question) for question in asked]

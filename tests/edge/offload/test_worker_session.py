@@ -12,12 +12,13 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from cutline.core.conversation import question
+from cutline.core.request import Mode, Request
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.edge.generation.detokenizer import Transcript
 from cutline.edge.generation.generation import Generation, Prepared
-from cutline.edge.generation.question import Mode, Question
 from cutline.edge.generation.result import Provenance
 from cutline.edge.inference import target_prefix
 from cutline.edge.inference.drafter import Drafted, DrafterConversation
@@ -26,7 +27,7 @@ from cutline.edge.offload.worker_session import CHUNK, DeviceModels, Exchange
 from cutline.errors import WorkerBusy, WorkerFailed
 from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image
-from cutline.models.prompt import PromptBuilder, question
+from cutline.models.prompt import PromptBuilder
 from cutline.models.sampling import agreeing
 from cutline.models.vocabulary import Vocabulary
 from cutline.protos.messages import Boundary, Confirmed, Draft, Finished, ImageChunk, Open, Opened, Reason
@@ -196,7 +197,7 @@ def exchange(
     cut: str, worker: ScriptedWorker, *, drafting: ScriptedDrafting | None, draft: tuple[int, ...] = ()
 ) -> Generation:
     mode = Mode.CLOUD if cut == "image" else Mode.SPLIT if drafting is None else Mode.DRAFT
-    asked = Question.about(REQUEST.image, "Describe the card.", mode=mode, cut=cut, request_id="req-7", trace=TRACE)
+    asked = Request.about(REQUEST.image, "Describe the card.", mode=mode, cut=cut, request_id="req-7", trace=TRACE)
     prepared = Prepared(asked, (PICTURE,), (PIXELS,), PROMPT, PROMPT, 64)
     progress = Generation(0.0, Transcript(Vocabulary.open(Bundle.open(DRAFTER))))
 

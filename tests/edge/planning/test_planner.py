@@ -12,6 +12,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from cutline.core.conversation import ImagePart, Message, TextPart
+from cutline.core.conversation import question as ask_about
+from cutline.core.request import Mode, Request
 from cutline.core.sampling import Sampling
 from cutline.core.wire import Wire
 from cutline.demo.bundles import DRAFTER, TARGET
@@ -23,14 +26,12 @@ from cutline.edge.generation.conditions import PLAIN
 from cutline.edge.generation.detokenizer import Transcript
 from cutline.edge.generation.generation import Generation, Prepared
 from cutline.edge.generation.preprocess import Preparer
-from cutline.edge.generation.question import Mode, Question
 from cutline.edge.planning.plan_result import Chosen
 from cutline.edge.planning.planner import Planner
 from cutline.errors import InputError
 from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image
-from cutline.models.prompt import ImagePart, Message, PromptBuilder, TextPart
-from cutline.models.prompt import question as ask_about
+from cutline.models.prompt import PromptBuilder
 from cutline.models.vocabulary import Vocabulary
 from cutline.partitioner.cost import terms_of
 from cutline.partitioner.plan import Conditions, Limits, Space
@@ -81,7 +82,7 @@ def link(**figures: Any) -> LinkProfile:
 
 def prepared(index: int = 0, **options: Any) -> Prepared:
     request = REQUESTS[index]
-    question = Question.about(request.image, request.question.text, mode=Mode.AUTO, **options)
+    question = Request.about(request.image, request.question.text, mode=Mode.AUTO, **options)
     bundle = Bundle.open(DRAFTER)
     image = decode_image(request.image)
     pixels = bundle.manifest.family.preprocess(image)
@@ -177,7 +178,7 @@ def test_never_the_drafter_alone() -> None:
 def several(*indices: int) -> Prepared:
     """A question about the images of so many requests."""
     message = Message("user", (*[ImagePart()] * len(indices), TextPart("Which one?")))
-    asked = Question(messages=(message,), images=tuple(REQUESTS[index].image for index in indices), exact=True)
+    asked = Request(messages=(message,), images=tuple(REQUESTS[index].image for index in indices), exact=True)
     bundle = Bundle.open(DRAFTER)
     return Preparer(bundle.manifest, PromptBuilder.open(bundle), None, planned=True).prepare(asked)
 

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from cutline.core.backoff import Backoff
-from cutline.edge.generation.question import Mode, Question
+from cutline.core.request import Mode, Request
 from cutline.edge.generation.result import Answer, Decision, Gated, Provenance, Token
 from cutline.edge.watch.frames import Frame, FrameSource
 from cutline.edge.watch.spool import Spool
@@ -80,7 +80,7 @@ class Fake:
         self._failing = failing
         self._seconds = seconds
 
-    async def answer(self, question: Question) -> Answer:
+    async def answer(self, question: Request) -> Answer:
         image = question.images[0].decode()
         self.asked.append(image)
         self.began.set()
@@ -98,7 +98,7 @@ class Gating(Fake):
         super().__init__(lambda image, count: ImageError("no picture") if count > 1 else None)
         self._gate = gate
 
-    async def answer(self, question: Question) -> Answer:
+    async def answer(self, question: Request) -> Answer:
         return msgspec.structs.replace(await super().answer(question), gate=self._gate)
 
 
@@ -154,7 +154,7 @@ def run(
     ran: Ran | None = None,
 ) -> Ran:
     ran = ran or Ran()
-    question = Question.about(b"", "What is there?", mode=mode)
+    question = Request.about(b"", "What is there?", mode=mode)
 
     async def go() -> None:
         stop, asked = asyncio.Event(), agent()

@@ -13,10 +13,10 @@ import pytest
 
 from cutline.bench.raw_http import connect, request
 from cutline.bench.scripted import ScriptedAgent, spoken
+from cutline.core.request import MAX_IMAGE_BYTES
 from cutline.edge.api import server as server
 from cutline.edge.api.requests.images import pictures
 from cutline.errors import ImageError
-from cutline.protos.messages import MAX_IMAGE_BYTES
 
 Serving = Callable[..., AbstractAsyncContextManager[str]]
 

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cutline.core.request import MAX_IMAGE_BYTES, MAX_IMAGES
 from cutline.edge.api.errors import Refused
 from cutline.edge.api.requests.body import _coding
 from cutline.edge.api.requests.scanner import MAX_WORDS, PIECE, Body, Scanner
-from cutline.protos.messages import MAX_IMAGE_BYTES, MAX_IMAGES
 
 
 def scanned(whole: bytes, size: int = PIECE) -> Body:

@@ -16,6 +16,8 @@ import pytest
 from PIL import Image
 
 from cutline.bench.scripted import ScriptedAgent, spoken
+from cutline.core.conversation import Message, TextPart
+from cutline.core.request import Mode
 from cutline.core.sampling import Sampling
 from cutline.demo.bundles import DRAFTER
 from cutline.demo.cards import Split
@@ -27,10 +29,8 @@ from cutline.edge.api.errors import Refused
 from cutline.edge.api.requests import body as bodies
 from cutline.edge.api.requests import schema as requests_module
 from cutline.edge.api.requests.schema import ChatRequest, read_request
-from cutline.edge.generation.question import Mode
 from cutline.edge.generation.result import Answer
 from cutline.models.bundle import Bundle
-from cutline.models.prompt import Message, TextPart
 
 REQUEST = next(requests(Split.EVALUATION, 1, seed=4))
 PATH = "/v1/chat/completions"

@@ -9,20 +9,22 @@ from typing import Any
 
 import msgspec
 
+from cutline.core.conversation import ImagePart, Message, question
 from cutline.core.sampling import Sampling
 from cutline.core.wire import Wire
-from cutline.edge.generation.conditions import RequestConditions, conditions_of
 from cutline.errors import InputError, PromptError
-from cutline.models.prompt import ImagePart, Message, question
-from cutline.protos.messages import MAX_ALTERNATIVES, MAX_IMAGE_BYTES, MAX_IMAGES
-from cutline.protos.request_ids import check_request_id
 
+MAX_IMAGES = 16  # in one conversation
+MAX_IMAGE_BYTES = 32 << 20  # of all its images together
+MAX_ALTERNATIVES = 20  # a token
 MAX_TIMEOUT = 600.0  # seconds
 MAX_STOPS = 4
 MAX_STOP = 100  # characters
 MAX_NOISE = 10.0  # of a row's root mean square: beyond it nothing is left that an answer could come from
 
 
+MAX_ID = 128  # characters
+_ID = re.compile(rf"[A-Za-z0-9._:@/+=-]{{1,{MAX_ID}}}")  # nothing that a log would have to escape
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -36,7 +38,7 @@ class Mode(enum.StrEnum):
     AUTO = "auto"  # planned; without profiles, the drafter's answer if the gate keeps it, else verified by the worker
 
 
-class Question(msgspec.Struct, frozen=True, kw_only=True):
+class Request(msgspec.Struct, frozen=True, kw_only=True):
     """A conversation that ends in a question, the `images` (files' bytes) in it, and how to answer it.
 
     The images come in the order of the messages' image parts. `logprobs` asks how likely each token was, and of so
@@ -69,7 +71,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     trace: str = ""  # the W3C trace context that it belongs to, which workers get too
 
     @classmethod
-    def about(cls, image: bytes, text: str, **options: Any) -> Question:
+    def about(cls, image: bytes, text: str, **options: Any) -> Request:
         """One question about one image."""
         return cls(messages=(question(text),), images=(image,), **options)
 
@@ -77,11 +79,6 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     def text(self) -> str:
         """The words of the question."""
         return self.messages[-1].text if self.messages else ""
-
-    @property
-    def conditions(self) -> RequestConditions:
-        """What of it decides by which threshold the drafter's answer may stand."""
-        return conditions_of(self.messages, self.sampling)
 
     @property
     def bounded(self) -> bool:
@@ -144,3 +141,15 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
             raise InputError(f"{places} images are too many; give {MAX_IMAGES} at most")
         if sum(map(len, self.images)) > MAX_IMAGE_BYTES:
             raise InputError(f"the images are over {MAX_IMAGE_BYTES >> 20} MiB together; save them smaller")
+
+
+def is_request_id(text: str) -> bool:
+    """Whether `text` may name a request."""
+    return _ID.fullmatch(text) is not None
+
+
+def check_request_id(text: str) -> str:
+    """`text`, which names a request, or none where it is empty. Raises InputError."""
+    if text and not is_request_id(text):
+        raise InputError(f"a request's id has 1 to {MAX_ID} letters, digits or any of ._:@/+=-; this one does not")
+    return text

@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 
-from cutline.edge.generation.question import Mode, Question
+from cutline.core.conversation import ImagePart, Message, TextPart
+from cutline.core.request import MAX_IMAGE_BYTES, MAX_IMAGES, Mode, Request
 from cutline.errors import InputError, PromptError
-from cutline.models.prompt import ImagePart, Message, TextPart
-from cutline.protos.messages import MAX_IMAGE_BYTES, MAX_IMAGES
 
 ASKS = Message("user", (ImagePart(), TextPart("What is it?")))
 SAYS = Message("assistant", (TextPart("A card."),))
@@ -17,11 +16,11 @@ MORE = Message("user", (TextPart("And then?"),))
 
 
 def test_a_conversation_is_of_turns_and_images_or_none() -> None:
-    asked = Question(messages=(ASKS, SAYS, MORE), images=(b"file",))
+    asked = Request(messages=(ASKS, SAYS, MORE), images=(b"file",))
     assert asked.text == "And then?"
-    Question(messages=(Message("system", (TextPart("Be brief."),)), MORE))
-    Question(messages=(ASKS, SAYS, ASKS), images=(b"one", b"other"))
-    assert Question.about(b"file", "What?", mode=Mode.EDGE).images == (b"file",)
+    Request(messages=(Message("system", (TextPart("Be brief."),)), MORE))
+    Request(messages=(ASKS, SAYS, ASKS), images=(b"one", b"other"))
+    assert Request.about(b"file", "What?", mode=Mode.EDGE).images == (b"file",)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +39,7 @@ def test_a_conversation_is_of_turns_and_images_or_none() -> None:
 )
 def test_what_is_no_question_is_refused(messages: Any, images: Any, said: str) -> None:
     with pytest.raises(PromptError, match=said) as refused:
-        Question(messages=messages, images=images)
+        Request(messages=messages, images=images)
     assert "\n" not in str(refused.value)
 
 
@@ -51,13 +50,11 @@ def test_an_unknown_role_is_refused() -> None:
 
 def test_no_more_is_asked_than_a_worker_takes() -> None:
     parts = (ImagePart(),) * MAX_IMAGES
-    Question(messages=(Message("user", (*parts, TextPart("?"))),), images=(b"file",) * MAX_IMAGES)
+    Request(messages=(Message("user", (*parts, TextPart("?"))),), images=(b"file",) * MAX_IMAGES)
     with pytest.raises(InputError, match=f"{MAX_IMAGES + 1} images are too many; give {MAX_IMAGES} at most"):
-        Question(
-            messages=(Message("user", (*parts, ImagePart(), TextPart("?"))),), images=(b"file",) * (MAX_IMAGES + 1)
-        )
+        Request(messages=(Message("user", (*parts, ImagePart(), TextPart("?"))),), images=(b"file",) * (MAX_IMAGES + 1))
     half = bytes(MAX_IMAGE_BYTES // 2)
     two = (Message("user", (ImagePart(), ImagePart(), TextPart("?"))),)
-    Question(messages=two, images=(half, half))
+    Request(messages=two, images=(half, half))
     with pytest.raises(InputError, match="over 32 MiB together"):
-        Question(messages=two, images=(half, half + b"x"))
+        Request(messages=two, images=(half, half + b"x"))
