@@ -150,7 +150,9 @@ class Reception:
                 raise InputError("an image that is known here has another grid than the opening says")
         return tuple(kept)
 
-    def request(self, opening: Open, upload: ReceivedUpload, *, wanted: Callable[[], bool] = lambda: True) -> SessionRequest:
+    def request(
+        self, opening: Open, upload: ReceivedUpload, *, wanted: Callable[[], bool] = lambda: True
+    ) -> SessionRequest:
         """The request for the engine. Raises InputError where images and prompt do not fit each other.
 
         Raises WorkerUnavailable, before another image is decoded, once it is not `wanted` any more.
