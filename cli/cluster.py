@@ -80,9 +80,9 @@ def up(
     started again. Between --workers and --max-workers there are as many as sessions need: one more while they wait, one
     less after two quiet minutes. Directory and workers serve whoever shows a token of --tokens or a certificate of
     --client-ca; by --ca, --cert, --key and --token-file the workers are looked at. All these are files of every node.
-    Prints the directory's address as its first line. Ctrl-C or SIGTERM stops it in order,
-    with exit code 0: the workers leave the directory and drain. Where Ray's own controller is gone, workers that run
-    drain likewise, and it ends with exit code 4, to be started again.
+    Prints the directory's address as its first line. Ctrl-C or SIGTERM stops it in order, with exit code 0: the workers
+    leave the directory and drain. A second one ends it at once, and the workers with it. Where Ray's own controller is
+    gone, workers that run drain likewise, and it ends with exit code 4, to be started again.
     """
     import contextlib
     import sys
