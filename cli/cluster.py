@@ -24,7 +24,7 @@ app = typer.Typer(help="Run several workers as one, and see how they are.", no_a
 _OURS = ("--bundle", "--drain", "--listen", "--metrics", "--threads")
 # Options of `cutline cloud` that name files: the workers run elsewhere than here.
 _FILES = (
-    *("--audit", "--ca", "--cert", "--client-ca", "--key", "--revoked"),
+    *("--audit", "--ca", "--cert", "--client-ca", "--config", "--key", "--revoked"),
     *("--tls-cert", "--tls-key", "--token-file", "--tokens"),
 )
 
@@ -283,7 +283,7 @@ def _check_workers(given: Sequence[str], bundle: Path | None, *, drain: float, h
 
     alone = typer.Typer(add_completion=False)
     alone.command("cloud")(cloud)
-    options = typer.main.get_command(alone).make_context("cloud", list(given)).params
+    options = typer.main.get_command(alone).make_context("cutline cloud", list(given)).params
     sizes = {name: options[name] for name in ("max_sessions", "context", "dtype")}
     check_sizes(drain=drain, **sizes)
     check_devices(options["device"], options["tensor_parallel"])
