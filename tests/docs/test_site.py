@@ -61,6 +61,16 @@ def test_links_lead_somewhere_on_the_repositorys_page(page: Path) -> None:
             assert not anchor or anchor in anchors(file), f"{target} has no heading #{anchor}"
 
 
+NAMED = re.compile(
+    r"`((?:bench|cli|cloud|core|demo|deploy|devices|docs|edge|errors|models|partitioner|protos|scripts|tests)/[\w./-]*)"
+)
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.stem)
+def test_files_that_a_page_names_are_there(page: Path) -> None:
+    assert not [name for name in NAMED.findall(page.read_text()) if not (ROOT / name).exists()]
+
+
 class Loads(HTMLParser):
     """What a page loads when it is opened, without being asked."""
 
