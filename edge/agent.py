@@ -13,6 +13,7 @@ import msgspec
 
 from cutline.core.request import Mode, Request
 from cutline.core.wire import Wire
+from cutline.devices.machine.cores import usable_cores
 from cutline.devices.profile import CPU
 from cutline.edge.generation.conditions import group_of
 from cutline.edge.generation.detokenizer import Transcript
@@ -59,7 +60,8 @@ class Agent:
 
     With the `target`'s bundle, its first layers can run here: a question says up to which cut, or in mode `auto` the
     `planner` does, which needs both worker and target, or an upstream. Models run on ONNX Runtime's `provider`. Use as
-    an async context manager. Questions may be asked concurrently. Raises ModelMismatch if the drafter was made for
+    an async context manager. Without `threads` each model has as many as this process has cores. Questions may be
+    asked concurrently. Raises ModelMismatch if the drafter was made for
     another target.
     """
 
@@ -67,8 +69,8 @@ class Agent:
         self,
         bundle: Bundle,
         *,
-        worker: str | Sequence[str] | Workers | None,
-        threads: int,
+        worker: str | Sequence[str] | Workers | None = None,
+        threads: int | None = None,
         target: Bundle | None = None,
         provider: str = CPU,
         planner: Planner | None = None,
@@ -91,6 +93,7 @@ class Agent:
             raise InputError("planning needs a worker and the target's bundle; give --worker and --target")
         if planner is not None and planner.upstream != (upstream is not None):
             raise InputError("an upstream is planned for by its own planner, and no worker is by that")
+        threads = threads or usable_cores()
         self._planner = planner
         self._bundle = bundle
         self._target_bundle = target

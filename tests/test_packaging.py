@@ -16,6 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LINKS = ROOT / ".dev" / "cutline"
 NOT_SHIPPED = {"bench"}
+FRONT = {"__init__.py", "py.typed"}  # what `import cutline` gives
 
 
 def pyproject() -> dict[str, Any]:
@@ -23,7 +24,7 @@ def pyproject() -> dict[str, Any]:
 
 
 def rooms() -> set[str]:
-    return {link.name for link in LINKS.iterdir()}
+    return {link.name for link in LINKS.iterdir()} - FRONT - {"__pycache__"}
 
 
 def names(requirements: list[str]) -> set[str]:
@@ -37,17 +38,18 @@ def test_a_room_is_a_relative_link_to_a_documented_package(room: str) -> None:
 
 
 def test_every_top_level_package_is_a_room() -> None:
-    assert {found.parent.name for found in ROOT.glob("*/__init__.py")} == rooms()
-    assert not (LINKS / "__init__.py").exists()  # a namespace package: each room stands for itself
+    assert {found.parent.name for found in ROOT.glob("*/__init__.py")} == rooms() | {"front"}
+    assert {file.name for file in (ROOT / "front").iterdir() if file.is_file()} == FRONT
+    assert {(LINKS / name).readlink() for name in FRONT} == {Path("../../front") / name for name in FRONT}
 
 
 def test_every_room_is_shipped_and_walled() -> None:
     config = pyproject()["tool"]
     targets = config["hatch"]["build"]["targets"]
     shipped = rooms() - NOT_SHIPPED
-    assert set(targets["sdist"]["only-include"]) == shipped
-    assert set(targets["wheel"]["only-include"]) == shipped
-    assert targets["wheel"]["sources"] == {room: f"cutline/{room}" for room in shipped}
+    assert set(targets["sdist"]["only-include"]) == shipped | {"front"}
+    assert set(targets["wheel"]["only-include"]) == shipped | {"front"}
+    assert targets["wheel"]["sources"] == {room: f"cutline/{room}" for room in shipped} | {"front": "cutline"}
     layers = next(contract for contract in config["importlinter"]["contracts"] if contract["type"] == "layers")
     walled = {room for layer in layers["layers"] for room in re.findall(r"cutline\.(\w+)", layer)}
     assert walled == rooms()
@@ -71,12 +73,12 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_sdist_and_wheel_hold_every_file_of_the_rooms(distributions: Path) -> None:
-    inside = (path for room in rooms() - NOT_SHIPPED for path in (ROOT / room).rglob("*"))
+    inside = (path for room in (rooms() - NOT_SHIPPED) | {"front"} for path in (ROOT / room).rglob("*"))
     wanted = {path.relative_to(ROOT).as_posix() for path in inside if path.is_file() and path.suffix != ".pyc"}
     assert {"demo/digits.npz", "protos/v1/worker.proto", "protos/v1/worker_pb2.py"} <= wanted
     with zipfile.ZipFile(next(distributions.glob("*.whl"))) as wheel:
         held = {name.removeprefix("cutline/") for name in wheel.namelist() if name.startswith("cutline/")}
-    assert held == wanted
+    assert held == {path.removeprefix("front/") for path in wanted}
     with tarfile.open(next(distributions.glob("*.tar.gz"))) as sdist:
         packed = {name.partition("/")[2] for name in sdist.getnames()}
     assert packed - wanted == {".gitignore", "LICENSE", "PKG-INFO", "README.md", "pyproject.toml"}

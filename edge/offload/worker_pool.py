@@ -85,12 +85,12 @@ class Workers:
         self._recovery = Recovery(sleep=sleep)
         self._meetings = Recovery(sleep=sleep)  # with those that stand by
         self.nobody: CutlineError | None = None  # why there are none, where some were to be found
-        if not offline:
-            for address in self._known:  # keys that do not do for an address are found out now
-                self._client(address)
 
     async def open(self) -> None:
-        """Find out which workers there are: those that were given."""
+        """Find out which workers there are: those that were given. Raises InputError for keys that do not do."""
+        if not self.offline:
+            for address in self._known:  # connections belong to the event loop in which they are made
+                self._client(address)
 
     @property
     def addresses(self) -> tuple[str, ...]:
