@@ -1,2 +1,4 @@
-"""The small tools that several rooms share, each once: whole files, seals, journals of long work, tied processes,
-libraries kept quiet."""
+"""What rooms share, each once: a request with its conversation and sampling, and the small tools of several rooms.
+
+Those are whole files, seals, journals of long work, tied processes, libraries kept quiet.
+"""
