@@ -14,7 +14,7 @@ from time import perf_counter
 import uvicorn
 from selenium import webdriver
 
-from cutline.cli.processes import worker_process
+from cutline.cli.process.children import worker_process
 from cutline.core.request import Request
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.devices.emulator import LinkEmulator

@@ -1,7 +1,7 @@
 """What each cut costs: `python -m cutline.bench.cuts [--plot docs/explanation/cuts.png]`.
 
 Latency and bytes up of the same questions at every cut, over emulated links; the memory of a fresh process that holds
-only the layers before the cut; and what every wire format changes (cutline.cli.pricing). The worker is a process of its
+only the layers before the cut; and what every wire format changes (cli/calibration/pricing.py). The worker is a process of its
 own, the agent runs here, each on one thread. `split` is the target alone, `draft` has the drafter's help; at `image`
 the picture is uploaded.
 """
@@ -24,8 +24,8 @@ from rich.table import Table
 
 from cutline.bench.cuts_plot import draw
 from cutline.cli.bundle import price_table
-from cutline.cli.pricing import PricedQuestion, measure, ways
-from cutline.cli.processes import worker_process
+from cutline.cli.calibration.pricing import PricedQuestion, measure, ways
+from cutline.cli.process.children import worker_process
 from cutline.cli.setting import open_drafter, open_target
 from cutline.core.request import Mode, Request
 from cutline.core.wire import Wire

@@ -19,9 +19,9 @@ from rich.console import Console
 from rich.progress import Progress
 from scipy.stats import binomtest
 
-from cutline.cli.calibrate_input import demo_sources
-from cutline.cli.processes import worker_process
-from cutline.cli.samples import SYSTEMS, Conversation, conversations, exchanges
+from cutline.cli.calibration.inputs import demo_sources
+from cutline.cli.calibration.samples import SYSTEMS, Conversation, conversations, exchanges
+from cutline.cli.process.children import worker_process
 from cutline.cli.setting import open_drafter, open_target
 from cutline.core.request import Mode
 from cutline.demo.cards import Split

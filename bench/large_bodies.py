@@ -27,7 +27,7 @@ import httpx
 import msgspec
 import numpy as np
 
-from cutline.cli.processes import agent_process, worker_process
+from cutline.cli.process.children import agent_process, worker_process
 from cutline.core.request import Mode, Request
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.edge.api.requests.schema import ChatRequest

@@ -14,7 +14,7 @@ from collections import Counter
 from rich.console import Console
 from rich.progress import track
 
-from cutline.cli.processes import worker_process
+from cutline.cli.process.children import worker_process
 from cutline.cli.setting import open_drafter
 from cutline.core.request import Mode, Request
 from cutline.core.sampling import Sampling

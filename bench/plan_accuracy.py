@@ -45,7 +45,7 @@ from cutline.bench.plan_measured import (
     profile,
 )
 from cutline.bench.slow import pinned
-from cutline.cli.processes import worker_process
+from cutline.cli.process.children import worker_process
 from cutline.cli.setting import open_drafter, open_target
 from cutline.core.files import write_file
 from cutline.core.wire import Wire

@@ -22,7 +22,7 @@ import numpy as np
 
 from cutline.bench.plan_figures import LIMITS
 from cutline.bench.slow import pinned, slowed
-from cutline.cli.processes import agent_process
+from cutline.cli.process.children import agent_process
 from cutline.core.conversation import question
 from cutline.core.request import Mode, Request
 from cutline.core.sampling import Sampling

@@ -20,7 +20,7 @@ import psutil
 from rich.console import Console
 from rich.progress import track
 
-from cutline.cli.processes import agent_process, worker_process
+from cutline.cli.process.children import agent_process, worker_process
 from cutline.core.request import Request
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.publish import EXAMPLES

@@ -235,7 +235,7 @@ async def _shown_here(question: Request, open_agent: Callable[[], Agent]) -> Ans
 async def _shown(events: AsyncGenerator[Event]) -> Answer:
     from rich.console import Console
 
-    from cutline.cli.answer_view import follow
+    from cutline.cli.terminal.answer_view import follow
 
     return await follow(events, Console(highlight=False))
 
@@ -244,7 +244,7 @@ def _tell(answer: Answer, *, verbose: bool) -> None:
     """What is no answer goes to stderr: what went wrong always, figures if they are wanted."""
     from rich.console import Console
 
-    from cutline.cli.answer_view import figures, warnings
+    from cutline.cli.terminal.answer_view import figures, warnings
 
     console = Console(stderr=True, highlight=False)
     for line in (*warnings(answer), *(figures(answer) if verbose else ())):

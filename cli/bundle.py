@@ -178,7 +178,7 @@ def _cuts(manifest: Manifest, sizes: Sizes) -> list[Cut]:
 
 def _show(console: Console, seen: BundleView) -> None:
     from cutline.cli.calibrate import show_gate
-    from cutline.cli.tables import show_table
+    from cutline.cli.terminal.tables import show_table
     from cutline.models.prices import Prices
 
     manifest = seen.manifest

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from cutline.cli.samples import Samples
+    from cutline.cli.calibration.samples import Samples
     from cutline.edge.generation.gate import Gate, Group
     from cutline.models.bundle import Bundle
     from cutline.models.prices import Prices
@@ -103,13 +103,13 @@ def calibrate(
     import msgspec
     from rich.console import Console
 
-    from cutline.cli.asked import KeptAnswers, check_timeout
-    from cutline.cli.calibrate_input import demo_sources, file_sources
-    from cutline.cli.pricing import measure, ways
-    from cutline.cli.processes import worker_process
-    from cutline.cli.samples import SYSTEMS, chosen_groups, conversations, sampled
+    from cutline.cli.calibration.answers import KeptAnswers, check_timeout
+    from cutline.cli.calibration.inputs import demo_sources, file_sources
+    from cutline.cli.calibration.pricing import measure, ways
+    from cutline.cli.calibration.samples import SYSTEMS, chosen_groups, conversations, sampled
+    from cutline.cli.process.children import worker_process
     from cutline.cli.setting import open_drafter, open_keys, open_target, open_target_for, thread_count
-    from cutline.cli.time_left import TimeLeft
+    from cutline.cli.terminal.time_left import TimeLeft
     from cutline.core.journal import open_journal
     from cutline.edge.agent import MAX_NOTICE, Agent
     from cutline.edge.generation.gate import Gate, calibrate_gate, save_gate

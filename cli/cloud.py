@@ -109,7 +109,7 @@ def cloud(
     import asyncio
     from contextlib import AsyncExitStack
 
-    from cutline.cli.logs import write_logs
+    from cutline.cli.process.signals import Signals, leave
     from cutline.cli.setting import (
         check_free,
         check_listen,
@@ -119,7 +119,7 @@ def cloud(
         open_target,
         thread_count,
     )
-    from cutline.cli.signals import Signals, leave
+    from cutline.cli.terminal.logs import write_logs
     from cutline.cloud.model.device_names import device_of
     from cutline.protos.channel.address import parse_address
 

@@ -88,9 +88,9 @@ def up(
     import sys
     import threading
 
-    from cutline.cli.logs import printable
+    from cutline.cli.process.signals import Signals, leave
     from cutline.cli.setting import check_listen, check_metrics, open_keys, open_server_keys
-    from cutline.cli.signals import Signals, leave
+    from cutline.cli.terminal.logs import printable
     from cutline.cloud.cluster.autoscaler import ScalingLimits
     from cutline.cloud.cluster.ray_env import prepare
     from cutline.cloud.cluster.status import changes, hopeless
@@ -191,8 +191,8 @@ def restart(
     import asyncio
     import sys
 
-    from cutline.cli.logs import printable
     from cutline.cli.setting import open_keys
+    from cutline.cli.terminal.logs import printable
     from cutline.cloud.cluster.status import changes, failing
     from cutline.errors import WorkerUnavailable
     from cutline.protos.directory import DirectoryClient
@@ -234,7 +234,7 @@ def status(
     from rich.console import Console
 
     from cutline.cli.setting import open_keys
-    from cutline.cli.tables import show_table
+    from cutline.cli.terminal.tables import show_table
     from cutline.protos.directory import DirectoryClient
 
     keys = open_keys(ca, cert, key, token_file)
@@ -298,7 +298,7 @@ def _table(address: str, listing: Listing) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from cutline.cli.logs import printable
+    from cutline.cli.terminal.logs import printable
 
     table = Table("worker", "address", "standing", "since", "sessions", "queue", "failures")
     table.title = Text(f"cluster at {address}")

@@ -39,7 +39,7 @@ def show(
     from rich.console import Console
     from rich.table import Table
 
-    from cutline.cli.tables import show_table
+    from cutline.cli.terminal.tables import show_table
 
     if command not in COMMANDS:
         raise InputError(f"there are no settings of {command!r}; choose {', '.join(COMMANDS)}")

@@ -52,9 +52,9 @@ def demo(
     import msgspec
     from rich.console import Console
 
-    from cutline.cli.asked import check_timeout
+    from cutline.cli.calibration.answers import check_timeout
     from cutline.cli.setting import open_drafter, open_target
-    from cutline.cli.time_left import TimeLeft
+    from cutline.cli.terminal.time_left import TimeLeft
     from cutline.core.journal import open_journal
     from cutline.demo.cards import Split
     from cutline.demo.requests import requests
@@ -117,8 +117,8 @@ def _outcomes(
     import httpx
     import msgspec
 
-    from cutline.cli.asked import KeptAnswers
-    from cutline.cli.processes import agent_process, worker_process
+    from cutline.cli.calibration.answers import KeptAnswers
+    from cutline.cli.process.children import agent_process, worker_process
     from cutline.core.request import Mode, Request
     from cutline.demo.reference import Reference
     from cutline.demo.results import SHOWN_MODES, Outcome
@@ -203,8 +203,8 @@ def _show(console: Console, result: DemoResult, outcomes: Sequence[Outcome]) -> 
     from rich.table import Table
     from rich.text import Text
 
-    from cutline.cli.provenance import coloured
-    from cutline.cli.tables import show_table
+    from cutline.cli.terminal.provenance import coloured
+    from cutline.cli.terminal.tables import show_table
     from cutline.core.request import Mode
     from cutline.demo.results import FIGURES
 

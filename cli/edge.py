@@ -67,9 +67,9 @@ def edge(
     import asyncio
     import logging
 
-    from cutline.cli.logs import write_logs
+    from cutline.cli.process.signals import Signals, leave
     from cutline.cli.setting import AgentOptions, agent_opener, check_listen, open_keys, open_server_keys
-    from cutline.cli.signals import Signals, leave
+    from cutline.cli.terminal.logs import write_logs
     from cutline.edge.api.access.login import LINK_SECONDS, LoginCode
     from cutline.edge.api.server import serve
     from cutline.protos.channel.address import is_loopback, parse_address, reached_at

@@ -13,7 +13,7 @@ from cutline.errors.extras import missing
 from cutline.errors.names import printable
 
 if TYPE_CHECKING:
-    from cutline.cli.certificates import Pair
+    from cutline.cli.access.certificates import Pair
 
 app = typer.Typer(help="Make certificates and tokens, by which workers and agents know each other.")
 
@@ -159,7 +159,7 @@ def token(
 def _certificates() -> Any:
     """The module that makes certificates. Raises InputError where what it needs is not installed."""
     try:
-        from cutline.cli import certificates
+        from cutline.cli.access import certificates
     except ModuleNotFoundError as error:
         raise missing(f"keys need {error.name}", "keys") from None
     return certificates

@@ -28,7 +28,7 @@ from cutline.cli import (
     watch,
 )
 from cutline.cli.entry import INTERRUPTED
-from cutline.cli.output import UNREAD, Unread, close_output, drop_output, open_output
+from cutline.cli.terminal.output import UNREAD, Unread, close_output, drop_output, open_output
 from cutline.errors import CutlineError, InputError
 
 app = typer.Typer(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cutline.cli import names, options
+from cutline.cli import completion, options
 
 EPILOG = "Example: cutline plan --edge raspberry-pi-5 --cloud l4 --link 3g --exact --explain"
 
@@ -18,24 +18,25 @@ def plan(
         typer.Option(
             help="The drafter: a bundle's folder, a published model's name or a shape's TOML file; else the demo's.",
             show_default=False,
-            autocompletion=names.shapes,
+            autocompletion=completion.shapes,
         ),
     ] = None,
     target: Annotated[
         str | None,
-        typer.Option(help="The target, likewise.", show_default=False, autocompletion=names.shapes),
+        typer.Option(help="The target, likewise.", show_default=False, autocompletion=completion.shapes),
     ] = None,
     edge: Annotated[
         str,
         typer.Option(
-            help="Profile of the device: a name, or a TOML file of `cutline profile`.", autocompletion=names.devices
+            help="Profile of the device: a name, or a TOML file of `cutline profile`.",
+            autocompletion=completion.devices,
         ),
     ] = "raspberry-pi-5",
     cloud: Annotated[
-        str, typer.Option(help="Profile of the worker's machine, likewise.", autocompletion=names.devices)
+        str, typer.Option(help="Profile of the worker's machine, likewise.", autocompletion=completion.devices)
     ] = "l4",
     link: Annotated[
-        str, typer.Option(help="Name of a link profile, or a TOML file of one.", autocompletion=names.links)
+        str, typer.Option(help="Name of a link profile, or a TOML file of one.", autocompletion=completion.links)
     ] = "4g",
     provider: Annotated[
         str, typer.Option(help="ONNX Runtime's execution provider on the device; only what it reaches counts.")
@@ -89,10 +90,10 @@ def plan(
     Predicts latency, bytes up, energy and cloud time for every mode, cut and wire format, and says which is best and
     why. Nothing of the models runs.
     """
-    from cutline.cli import plan_input
-    from cutline.cli.plan_list import show_known
-    from cutline.cli.plan_models import PlannedModels
-    from cutline.cli.plan_show import PlanFound, show, show_refusal
+    from cutline.cli.planning import inputs
+    from cutline.cli.planning.listing import show_known
+    from cutline.cli.planning.models import PlannedModels
+    from cutline.cli.planning.view import PlanFound, show, show_refusal
     from cutline.errors import InputError
     from cutline.partitioner.explain import misfit, refusal, why
     from cutline.partitioner.plan import Limits
@@ -102,25 +103,25 @@ def plan(
         show_known(as_json=as_json)
         return 0
     if plot is not None:
-        plan_input.check_plot(plot)
+        inputs.check_plot(plot)
     models = PlannedModels.open(bundle, target)
     setting = models.setting(edge=edge, cloud=cloud, provider=provider, wants_gate=mode == "auto")
-    asked = plan_input.asked_of(models, image, prompt_tokens=prompt_tokens, answer_tokens=answer_tokens)
+    asked = inputs.asked_of(models, image, prompt_tokens=prompt_tokens, answer_tokens=answer_tokens)
     limits = Limits(
-        latency=plan_input.positive("--max-latency-ms", max_latency_ms, scale=1e-3),
-        energy=plan_input.positive("--max-energy-j", max_energy_j),
-        bytes_up=plan_input.positive("--max-uplink-bytes", max_uplink_bytes),
+        latency=inputs.positive("--max-latency-ms", max_latency_ms, scale=1e-3),
+        energy=inputs.positive("--max-energy-j", max_energy_j),
+        bytes_up=inputs.positive("--max-uplink-bytes", max_uplink_bytes),
         memory=setting.edge.memory_free_bytes or setting.edge.memory_bytes,
         image_must_stay=image_must_stay,
-        min_cut=plan_input.known_cut("--min-cut", min_cut, setting.target),
+        min_cut=inputs.known_cut("--min-cut", min_cut, setting.target),
         exact=exact,
-        agreement=plan_input.share("--min-agreement", min_agreement),
-        leak=None if max_leak is None else plan_input.share("--max-leak", max_leak),
+        agreement=inputs.share("--min-agreement", min_agreement),
+        leak=None if max_leak is None else inputs.share("--max-leak", max_leak),
     )
-    conditions = plan_input.conditions_of(link, rtt_ms, uplink_mbps, queue_ms=queue_ms, acceptance=acceptance)
-    space = plan_input.space_of(setting.target, mode)
+    conditions = inputs.conditions_of(link, rtt_ms, uplink_mbps, queue_ms=queue_ms, acceptance=acceptance)
+    space = inputs.space_of(setting.target, mode)
     found = search(
-        setting, asked, space, conditions, limits=limits, objective=plan_input.known_objective("--objective", objective)
+        setting, asked, space, conditions, limits=limits, objective=inputs.known_objective("--objective", objective)
     )
     misfitting = misfit(found, setting, asked)
     if found.best is None:
@@ -128,10 +129,10 @@ def plan(
         if as_json:
             show_refusal(found, reason)
         raise InputError(reason)
-    notes = [*([misfitting] if misfitting else []), *models.notes, *plan_input.notes(setting)]
+    notes = [*([misfitting] if misfitting else []), *models.notes, *inputs.notes(setting)]
     show(PlanFound.of(found, asked, why=why(found, asked), notes=notes, every=explain), as_json=as_json)
     if plot is not None:
-        from cutline.cli.plan_plot import draw
+        from cutline.cli.planning.plot import draw
 
         draw(found, plot)
     return 0

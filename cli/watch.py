@@ -72,8 +72,8 @@ def watch(
     """
     import asyncio
 
+    from cutline.cli.process.signals import Signals
     from cutline.cli.setting import AgentOptions, agent_opener, open_keys
-    from cutline.cli.signals import Signals
     from cutline.core.request import Mode, Request
     from cutline.edge.watch.sources import open_sources
     from cutline.edge.watch.spool import Spool

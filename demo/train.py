@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import SmolVLMForConditionalGeneration
 
-from cutline.cli.time_left import TimeLeft
+from cutline.cli.terminal.time_left import TimeLeft
 from cutline.demo import cards
 from cutline.demo.publish import publish
 from cutline.demo.shapes import SHAPES

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cutline.cli.processes import agent_process
+from cutline.cli.process.children import agent_process
 from cutline.demo.bundles import DRAFTER
 
 PACKAGE = Path(__file__).resolve().parent.parent / ".dev" / "cutline"

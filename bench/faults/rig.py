@@ -16,7 +16,7 @@ from cutline.bench.faults.checking import Checker
 from cutline.bench.faults.lane import Asker, Lane
 from cutline.bench.faults.link import FaultyLink
 from cutline.bench.worker_process import WorkerProcess
-from cutline.cli.certificates import DEVICE, SERVER, Authority
+from cutline.cli.access.certificates import DEVICE, SERVER, Authority
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.reference import Reference

@@ -14,8 +14,8 @@ import msgspec
 import pytest
 
 from cutline.bench.manifests import edit_manifest
-from cutline.cli.pricing import KEPT, PricedQuestion, PricePoint, price, ways
-from cutline.cli.samples import AT_ONCE
+from cutline.cli.calibration.pricing import KEPT, PricedQuestion, PricePoint, price, ways
+from cutline.cli.calibration.samples import AT_ONCE
 from cutline.core.request import Mode, Request
 from cutline.core.wire import Wire
 from cutline.demo.bundles import DRAFTER, TARGET

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from cutline.cli import logs
+from cutline.cli.terminal import logs
 from cutline.demo.bundles import DRAFTER
 from cutline.models.bundle import Bundle
 
@@ -105,7 +105,7 @@ def test_keys(run: Run, disk: tuple[Path, Full]) -> None:
 
 @pytest.mark.parametrize("name", ["plan.svg", "plan.png", "plan.pdf"])
 def test_a_plot(run: Run, disk: tuple[Path, Full], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cutline.cli.plan_plot._STEPS", 6)  # whatever is drawn, it does not fit
+    monkeypatch.setattr("cutline.cli.planning.plot._STEPS", 6)  # whatever is drawn, it does not fit
     plot = disk[0] / name
     plot.write_bytes(b"last year's")
     folder, full = disk

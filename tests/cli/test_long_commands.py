@@ -12,9 +12,9 @@ import pytest
 from rich.console import Console
 
 from cutline.bench.scripted import spoken
-from cutline.cli import time_left
-from cutline.cli.asked import KeptAnswers
-from cutline.cli.time_left import TimeLeft
+from cutline.cli.calibration.answers import KeptAnswers
+from cutline.cli.terminal import time_left
+from cutline.cli.terminal.time_left import TimeLeft
 from cutline.core.journal import Journal, open_journal
 from cutline.core.request import Mode, Request
 from cutline.edge.generation.result import Answer

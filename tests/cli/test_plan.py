@@ -13,7 +13,7 @@ import pytest
 from click import Command, Context
 from typer.main import get_command
 
-from cutline.cli import names
+from cutline.cli import completion
 from cutline.cli.main import app
 from cutline.core.wire import Wire
 from cutline.demo.bundles import DRAFTER, TARGET
@@ -188,7 +188,7 @@ def test_the_image_that_is_asked_about(run: Run, card: Path) -> None:
 @pytest.mark.parametrize("suffix", [".svg", ".png", ".pdf"])
 def test_the_plot_is_drawn(run: Run, tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if suffix != ".svg":  # the whole plane is drawn there
-        monkeypatch.setattr("cutline.cli.plan_plot._STEPS", 12)
+        monkeypatch.setattr("cutline.cli.planning.plot._STEPS", 12)
     path = tmp_path / f"plan{suffix}"
     assert run("plan", "--plot", path).code == 0
     assert path.stat().st_size > 5000
@@ -285,9 +285,9 @@ def test_everything_known_by_name_is_listed(run: Run) -> None:
 
 
 def test_a_shell_completes_the_names() -> None:
-    assert names.devices("jetson-orin") == ["jetson-orin-nano-8gb", "jetson-orin-nx-16gb"]
-    assert names.links("sat") == ["satellite"]
-    assert names.shapes("smol") == ["smolvlm-256m", "smolvlm-500m"]
+    assert completion.devices("jetson-orin") == ["jetson-orin-nano-8gb", "jetson-orin-nx-16gb"]
+    assert completion.links("sat") == ["satellite"]
+    assert completion.shapes("smol") == ["smolvlm-256m", "smolvlm-500m"]
     options = get_command(app).commands["plan"].params  # type: ignore[attr-defined]
     for option in ("edge", "cloud", "link", "bundle", "target"):
         (one,) = (param for param in options if param.name == option)

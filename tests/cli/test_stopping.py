@@ -20,7 +20,7 @@ import sys, threading, time, zlib
 from collections import deque
 from itertools import repeat
 threading.Thread(target=lambda: time.sleep(3600), daemon=True).start()
-from cutline.cli.signals import Signals
+from cutline.cli.process.signals import Signals
 state = sys.argv[1]
 
 def hold():
@@ -98,7 +98,7 @@ def is_caught(pid: int, number: int) -> bool:
 def test_whoever_leaves_in_order_finds_signals_as_they_were(number: int) -> None:
     script = """
 import signal, sys
-from cutline.cli.signals import Signals
+from cutline.cli.process.signals import Signals
 number = int(sys.argv[1])
 before = signal.getsignal(number)
 with Signals():

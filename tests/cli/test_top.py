@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cutline.cli.certificates import DEVICE, SERVER, Authority, pair_of
+from cutline.cli.access.certificates import DEVICE, SERVER, Authority, pair_of
 from cutline.cloud.telemetry.metrics import WorkerMetrics, show
 from cutline.protos.channel.credentials import ServerKeys
 

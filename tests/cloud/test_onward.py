@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cutline.cli.certificates import DEVICE, SERVER, Authority, pair_of
+from cutline.cli.access.certificates import DEVICE, SERVER, Authority, pair_of
 from cutline.cloud.access.auth import Callers
 from cutline.cloud.engine.sequence import SessionRequest
 from cutline.cloud.serving import pipeline

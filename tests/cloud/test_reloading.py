@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cutline.cli.certificates import DEVICE, SERVER, Authority, Pair, pair_of
+from cutline.cli.access.certificates import DEVICE, SERVER, Authority, Pair, pair_of
 from cutline.cloud.access.auth import Callers
 from cutline.cloud.serving.server import Access, serve
 from cutline.cloud.telemetry.metrics import WorkerMetrics, show

@@ -18,7 +18,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from cutline.cli.main import app
-from cutline.cli.signals import INTERRUPTED
+from cutline.cli.process.signals import INTERRUPTED
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"

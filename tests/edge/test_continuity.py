@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from cutline.bench.scripted_worker import never_keeps
-from cutline.cli.processes import worker_process
+from cutline.cli.process.children import worker_process
 from cutline.cloud.serving.servicer import MAX_PROBES
 from cutline.core.request import Mode, Request
 from cutline.core.sampling import Sampling

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from cutline.bench.scripted_worker import keeps_from, never_keeps
-from cutline.cli.processes import worker_process
+from cutline.cli.process.children import worker_process
 from cutline.core.request import Mode, Request
 from cutline.core.sampling import Sampling
 from cutline.core.wire import Wire, bytes_per_row

@@ -11,7 +11,7 @@ import pytest
 from selenium import webdriver
 
 from cutline.bench.browsing import browser
-from cutline.cli.certificates import SERVER, Authority
+from cutline.cli.access.certificates import SERVER, Authority
 from cutline.protos.channel.token_file import token_entry
 from tests.page.conftest import Page
 from tests.page.test_reach import violations

@@ -12,7 +12,7 @@ from PIL import Image
 
 from cutline.bench.parity import Prompt, Whole
 from cutline.bench.seeded import make_qwen25vl_small
-from cutline.cli.processes import worker_process
+from cutline.cli.process.children import worker_process
 from cutline.core.conversation import question
 from cutline.core.request import Mode, Request
 from cutline.edge.agent import Agent

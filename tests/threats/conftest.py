@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cutline.cli.processes import worker_process
+from cutline.cli.process.children import worker_process
 from cutline.core.conversation import question
 from cutline.demo.bundles import TARGET
 from cutline.demo.cards import Split

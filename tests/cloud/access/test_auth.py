@@ -25,7 +25,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cutline.cli.certificates import DEVICE, SERVER, Authority, pair_of
+from cutline.cli.access.certificates import DEVICE, SERVER, Authority, pair_of
 from cutline.cloud.access import auth, quota
 from cutline.cloud.access.auth import CALLER, Caller, Callers, may_call
 from cutline.cloud.serving import inbox, server, servicer

@@ -15,7 +15,7 @@ import grpc
 import psutil
 import pytest
 
-from cutline.cli.certificates import DEVICE, SERVER, Authority, Pair, pair_of
+from cutline.cli.access.certificates import DEVICE, SERVER, Authority, Pair, pair_of
 from cutline.cloud.cluster import supervisor
 from cutline.cloud.cluster.members import Endpoints
 from cutline.cloud.cluster.supervisor import Supervisor

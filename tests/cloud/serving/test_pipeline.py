@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cutline.cli.processes import worker_process
+from cutline.cli.process.children import worker_process
 from cutline.cloud.engine.sequence import Session, SessionRows
 from cutline.cloud.model.model_runner import Target
 from cutline.cloud.serving import inbox, server

@@ -19,7 +19,7 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from cutline.cli.certificates import DEVICE, SERVER, Authority, pair_of
+from cutline.cli.access.certificates import DEVICE, SERVER, Authority, pair_of
 from cutline.cloud.serving.server import serve
 from cutline.cloud.telemetry import metrics as metrics_module
 from cutline.cloud.telemetry.metrics import WorkerMetrics, show

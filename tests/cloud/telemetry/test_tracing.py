@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from cutline.cli.logs import JsonLines, TextLines
+from cutline.cli.terminal.logs import JsonLines, TextLines
 from cutline.cloud.access.audit import Audit
 from cutline.cloud.serving.server import serve
 from cutline.cloud.telemetry.observer import Observers

@@ -18,7 +18,7 @@ import pytest
 
 from cutline.bench.raw_http import BODY, PATH, connect, request
 from cutline.bench.scripted import ScriptedAgent, spoken, told
-from cutline.cli.logs import JsonLines
+from cutline.cli.terminal.logs import JsonLines
 from cutline.core.conversation import Message, TextPart
 from cutline.core.request import Mode, Request
 from cutline.core.sampling import Sampling

@@ -15,7 +15,7 @@ import pytest
 
 from cutline.bench.raw_http import BODY, PATH, STREAMED, connect, get, reply, request
 from cutline.bench.scripted import ScriptedAgent, spoken
-from cutline.cli.certificates import SERVER, Authority
+from cutline.cli.access.certificates import SERVER, Authority
 from cutline.core.request import Mode
 from cutline.edge.api import server as server
 from cutline.edge.api.access import tls

@@ -11,8 +11,8 @@ from typing import TypeVar
 import msgspec
 import numpy as np
 
-from cutline.cli.asked import Respondent
-from cutline.cli.calibrate_input import QuestionSource, errors_at
+from cutline.cli.calibration.answers import Respondent
+from cutline.cli.calibration.inputs import QuestionSource, errors_at
 from cutline.core.conversation import ImagePart, Message, TextPart
 from cutline.core.request import MAX_TIMEOUT, Mode, Request
 from cutline.edge.generation.conditions import CALIBRATED, GROUPS, Order, group_of

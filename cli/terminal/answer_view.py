@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from cutline.cli.provenance import coloured
+from cutline.cli.terminal.provenance import coloured
 from cutline.edge.generation.events import Corrected, Event, Guessed, Settled
 from cutline.edge.generation.result import Answer, Lost, Token
 

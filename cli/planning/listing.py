@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from cutline.cli.tables import show_table
+from cutline.cli.terminal.tables import show_table
 from cutline.devices.link import LinkProfile, link_names, load_link
 from cutline.devices.profile import DeviceProfile, load_profile, profile_names
 from cutline.models.shapes import known_shapes

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from cutline.cli.asked import Respondent
+from cutline.cli.calibration.answers import Respondent
 from cutline.core.request import Mode, Request
 from cutline.core.wire import Wire
 from cutline.edge.agent import Agent

@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from cutline.bench.scripted import spoken
-from cutline.cli.answer_view import AnswerView, follow
+from cutline.cli.terminal.answer_view import AnswerView, follow
 from cutline.demo.publish import EXAMPLES
 from cutline.edge.generation.events import Corrected, Event, Guessed, Settled
 from cutline.edge.generation.result import Provenance, Token

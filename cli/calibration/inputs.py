@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from cutline.cli.pricing import PricedQuestion
+from cutline.cli.calibration.pricing import PricedQuestion
 from cutline.core.json_errors import UNREADABLE
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests

@@ -9,7 +9,7 @@ from typing import get_args
 
 import msgspec
 
-from cutline.cli.plan_models import PlannedModels
+from cutline.cli.planning.models import PlannedModels
 from cutline.demo.bundles import DRAFTER
 from cutline.devices.link import MAX_MBPS, MAX_RTT_MS, MIN_MBPS, load_link
 from cutline.devices.measurement.workload import photograph

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from rich.table import Table
 
-from cutline.cli.tables import show_table
+from cutline.cli.terminal.tables import show_table
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.errors import StorageError
 

@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from cutline.bench.scripted import spoken
-from cutline.cli.calibrate_input import QuestionSource
-from cutline.cli.samples import SYSTEMS, Conversation, chosen_groups, conversations, sampled
+from cutline.cli.calibration.inputs import QuestionSource
+from cutline.cli.calibration.samples import SYSTEMS, Conversation, chosen_groups, conversations, sampled
 from cutline.core.conversation import ImagePart
 from cutline.core.request import Mode, Request
 from cutline.edge.generation.conditions import GROUPS, PLAIN

@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from cutline.cli.tables import show_table
+from cutline.cli.terminal.tables import show_table
 from cutline.partitioner.plan import PARTS, Conditions, Plan
 from cutline.partitioner.search import Search
 from cutline.partitioner.setting import Asked

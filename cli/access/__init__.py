@@ -1,0 +1,1 @@
+"""What `cutline keys` makes."""

@@ -1,0 +1,1 @@
+"""`cutline calibrate`: the questions it asks, whose answers are kept, and what they say of gate and prices."""

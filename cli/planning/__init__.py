@@ -1,0 +1,1 @@
+"""`cutline plan`: what it is given, and how a plan looks."""
