@@ -1,1 +1,4 @@
-"""What every room shares, each once: what a request says, and small tools for files, journals, processes and ranges."""
+"""What rooms share, each once: a request with its conversation and sampling, and the small tools of several rooms.
+
+Those are whole files, seals, journals of long work, tied processes, libraries kept quiet.
+"""
