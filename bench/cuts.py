@@ -1,9 +1,9 @@
 """What each cut costs: `python -m cutline.bench.cuts [--plot docs/explanation/cuts.png]`.
 
 Latency and bytes up of the same questions at every cut, over emulated links; the memory of a fresh process that holds
-only the layers before the cut; and what every wire format changes (cli/calibration/pricing.py). The worker is a process of
-its own, the agent runs here, each on one thread. `split` is the target alone, `draft` has the drafter's help; at `image`
-the picture is uploaded.
+only the layers before the cut; and what every wire format changes (cli/calibration/pricing.py). The worker is a process
+of its own, the agent runs here, each on one thread. `split` is the target alone, `draft` has the drafter's help; at
+`image` the picture is uploaded.
 """
 
 from __future__ import annotations
