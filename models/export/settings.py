@@ -24,15 +24,23 @@ _LONGEST = 80  # characters of a value that an error shows
 
 @dataclass(frozen=True, slots=True)
 class SettingFate:
-    """What becomes of a setting: its `fate`, and `how` in words. Of a limited one only the values in `taken` run."""
+    """What becomes of a setting: its `fate`, and `how` in words. Of a limited one only the values in `taken` run.
+
+    One that is a `size` is no number below 1.
+    """
 
     fate: Fate
     how: str
     taken: tuple[Any, ...] = ()
+    size: bool = False
 
 
 def _honoured(how: str, *names: str) -> dict[str, SettingFate]:
     return dict.fromkeys(names, SettingFate("honoured", how))
+
+
+def _size(how: str, *names: str) -> dict[str, SettingFate]:
+    return dict.fromkeys(names, SettingFate("honoured", how, size=True))
 
 
 def _idle(why: str, *names: str) -> dict[str, SettingFate]:
@@ -98,7 +106,7 @@ CONFIG: Mapping[str, SettingFate] = {
     **_honoured("the parts of the model, below", "text_config", "vision_config"),
     **_honoured("must be a class of the family that answers", "architectures"),
     **_honoured("the token that stands for a part of an image", "image_token_id"),
-    **_honoured("patches that become one image token", "scale_factor"),
+    **_size("patches that become one image token", "scale_factor"),
     **_idle("no video is asked about", "video_token_id"),
     **_idle("written by the chat template", "vision_start_token_id", "vision_end_token_id", "vision_token_id"),
     **_idle("no prompt is padded, or begins with an answer", "pad_token_id", "bos_token_id"),
@@ -108,9 +116,9 @@ CONFIG: Mapping[str, SettingFate] = {
 TEXT: Mapping[str, SettingFate] = {
     **_EVERY_CONFIG,
     **_idle("the whole model's counts", "architectures"),
-    **_honoured("sizes", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
-    **_honoured("sizes", "num_key_value_heads", "max_position_embeddings"),
-    **_honoured("a multiple of 16; other widths are refused", "head_dim"),
+    **_size("sizes", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    **_size("sizes", "num_key_value_heads", "max_position_embeddings"),
+    **_size("a multiple of 16; other widths are refused", "head_dim"),
     **_honoured("arithmetic", "hidden_act", "rms_norm_eps", "attention_bias", "mlp_bias"),
     **_honoured(
         "rope_type default; Qwen2.5-VL's mrope, the others' linear, llama3 and yarn; else refused",
@@ -129,9 +137,9 @@ TEXT: Mapping[str, SettingFate] = {
 VISION: Mapping[str, SettingFate] = {
     **_EVERY_CONFIG,
     **_idle("the whole model's counts", "architectures"),
-    **_honoured("sizes", "hidden_size", "out_hidden_size", "intermediate_size", "num_hidden_layers", "depth"),
-    **_honoured("sizes", "num_attention_heads", "num_heads", "image_size", "patch_size", "temporal_patch_size"),
-    **_honoured("sizes", "spatial_merge_size", "window_size", "fullatt_block_indexes"),
+    **_size("sizes", "hidden_size", "out_hidden_size", "intermediate_size", "num_hidden_layers", "depth"),
+    **_size("sizes", "num_attention_heads", "num_heads", "image_size", "patch_size", "temporal_patch_size"),
+    **_size("sizes", "spatial_merge_size", "window_size", "fullatt_block_indexes"),
     **_honoured("arithmetic", "hidden_act", "layer_norm_eps", "rope_parameters"),
     **_idle("no video is asked about", "tokens_per_second"),
     **_limited((3,), "num_channels", "in_channels"),
@@ -139,10 +147,8 @@ VISION: Mapping[str, SettingFate] = {
 
 IMAGES: Mapping[str, SettingFate] = {
     **_honoured("must be a class of the family's", "image_processor_type", "feature_extractor_type"),
-    **_honoured(
-        "sizes; as many as the tower's where it has them", "size", "max_image_size", "patch_size", "merge_size"
-    ),
-    **_honoured("sizes; as many as the tower's where it has them", "temporal_patch_size", "min_pixels", "max_pixels"),
+    **_size("sizes; as many as the tower's where it has them", "size", "max_image_size", "patch_size", "merge_size"),
+    **_size("sizes; as many as the tower's where it has them", "temporal_patch_size", "min_pixels", "max_pixels"),
     **_honoured("normalisation", "image_mean", "image_std"),
     **_honoured("whether images are cut into tiles", "do_image_splitting"),
     **_honoured("the family's own filter; others are refused", "resample"),
@@ -200,6 +206,8 @@ def check(folder: Path, where: str, said: Mapping[str, Any]) -> None:
             others = " or ".join(map(shown, setting.taken))
             runs = f"; supported: {others}" if others else ", which is not supported"
             raise InputError(f"{folder} has {name} {shown(value)} in {where}{runs}")
+        if setting is not None and setting.size and isinstance(value, int | float) and value < 1:
+            raise InputError(f"{folder} has {name} {shown(value)} in {where}; supported: numbers from 1 on")
 
 
 def shown(value: Any) -> str:

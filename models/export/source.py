@@ -275,7 +275,7 @@ def _family(path: Path, kind: type[AnyFamily], config: PreTrainedConfig, said: d
         return kind.of(config, {**said[PROCESSOR], **processor})
     except ValueError as error:
         raise InputError(f"{path} has {error}") from None
-    except (AttributeError, KeyError, TypeError) as error:
+    except (ArithmeticError, AttributeError, KeyError, TypeError) as error:
         raise InputError(f"{path / CONFIG} or its image processor does not read ({error!r})") from None
 
 
@@ -302,8 +302,7 @@ def _processor(path: Path, kind: type[AnyFamily]) -> Settings:
         name: getattr(type(made), name, None) if value is None else value for name, value in made.to_dict().items()
     }
     check(path, IMAGES, settings)
-    if settings["resample"] != kind.resample:
-        raise InputError(
-            f"{path} has resample {int(settings['resample'])} in {IMAGES}; supported: {int(kind.resample)}"
-        )
+    if (resample := settings["resample"]) != kind.resample:
+        named = int(resample) if isinstance(resample, int) else resample  # which may be a filter's name to Pillow
+        raise InputError(f"{path} has resample {shown(named)} in {IMAGES}; supported: {int(kind.resample)}")
     return settings

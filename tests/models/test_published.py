@@ -49,7 +49,7 @@ QWEN_NULLS = {
     "size": {"shortest_edge": 3136, "longest_edge": 401408},
     **dict.fromkeys(("min_pixels", "max_pixels", "crop_size", "pad_size", "device", "data_format", "disable_grouping")),
 }
-# Without <global-img>, and with a tower of patches of 14 pixels: the larger SmolVLM.
+# Without <global-img>, and with tiles that patches of 14 pixels do not fill: the larger SmolVLM, whose tiles have 384.
 SMOLVLM: Files = {
     "architectures": ["Idefics3ForConditionalGeneration"],
     "image_seq_len": 81,
@@ -69,16 +69,16 @@ SMOLVLM: Files = {
         "top_k": 50,
         "vocab_size": 400,
     },
-    "vision_config": {"image_size": 84, "patch_size": 14, "use_base_siglip": True},
+    "vision_config": {"image_size": 90, "patch_size": 14, "use_base_siglip": True},
 }
 SMOLVLM_IMAGES = {
     "do_convert_rgb": True,
     "do_image_splitting": True,
     "do_pad": True,
     "image_processor_type": "Idefics3ImageProcessor",
-    "max_image_size": {"longest_edge": 84},
+    "max_image_size": {"longest_edge": 90},
     "resample": 1,
-    "size": {"longest_edge": 168},
+    "size": {"longest_edge": 180},
 }
 
 
@@ -158,6 +158,8 @@ def generating(**changes: Any) -> Files:
         (qwen(rope_scaling={"type": "yarn", "factor": 4.0, "mrope_section": [2, 3, 3]}), "rope_type 'yarn'"),
         (qwen(use_sliding_window=True, max_window_layers=1), "layer_types 'sliding_attention'"),
         (seen(resample=1), "resample 1 .*supported: 3"),
+        (seen(resample="nearest"), "resample 'nearest' .*supported: 3"),
+        (seen(resample=[3]), r"resample \[3\] .*supported: 3"),
         (seen(do_normalize=False), "do_normalize False"),
         (seen(do_rescale=False), "do_rescale False"),
         (seen(do_resize=False), "do_resize False"),
@@ -186,6 +188,37 @@ def test_what_does_not_run_is_refused_by_name_and_value(said: Files, words: str,
     for name in ("tokenizer.json", "chat_template.jinja"):
         (tmp_path / name).write_text("{}")
     with pytest.raises(InputError, match=words) as refused:
+        read_source(tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("value", [0, -1, 0.5])
+@pytest.mark.parametrize(
+    ("said", "place", "name"),
+    [
+        (said, place, name)
+        for said, places in (
+            (files(SMOLVLM, SMOLVLM_IMAGES), (("scale_factor",), ("text_config", "num_attention_heads"))),
+            (files(SMOLVLM, SMOLVLM_IMAGES), (("vision_config", "patch_size"), ("vision_config", "image_size"))),
+            (files(QWEN, QWEN_IMAGES), (("num_attention_heads",), ("num_key_value_heads",), ("hidden_size",))),
+            (files(QWEN, QWEN_IMAGES), (("vision_config", "num_heads"), ("vision_config", "spatial_merge_size"))),
+        )
+        for *place, name in places
+    ],
+)
+def test_a_size_that_is_none_is_refused_by_name_and_value(
+    said: Files, place: list[str], name: str, value: float, tmp_path: Path
+) -> None:
+    whole = filled(said["config.json"]["model_type"], said)
+    part = whole["config.json"]
+    for key in place:
+        part = part[key]
+    part[name] = value
+    for file, content in whole.items():
+        (tmp_path / file).write_text(json.dumps(content))
+    for file in ("tokenizer.json", "chat_template.jinja"):
+        (tmp_path / file).write_text("{}")
+    with pytest.raises(InputError, match=f"{name}.*{value}") as refused:
         read_source(tmp_path)
     assert "\n" not in str(refused.value)
 
