@@ -303,6 +303,6 @@ def _processor(path: Path, kind: type[AnyFamily]) -> Settings:
     }
     check(path, IMAGES, settings)
     if (resample := settings["resample"]) != kind.resample:
-        named = int(resample) if isinstance(resample, int) else resample  # which may be a filter's name to Pillow
-        raise InputError(f"{path} has resample {shown(named)} in {IMAGES}; supported: {int(kind.resample)}")
+        value = int(resample) if isinstance(resample, int) else resample  # a filter of Pillow's is its number
+        raise InputError(f"{path} has resample {shown(value)} in {IMAGES}; supported: {int(kind.resample)}")
     return settings
