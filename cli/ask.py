@@ -137,16 +137,11 @@ def ask(
     import msgspec
 
     from cutline.cli.setting import AgentOptions, agent_opener, open_keys
-    from cutline.core.request import Mode, Request
-    from cutline.core.wire import Wire
+    from cutline.core.request import Request
     from cutline.edge.offload.heartbeat import NOTICE
     from cutline.errors import ImageError, InputError
     from cutline.models.images import MAX_BYTES
 
-    if mode not in list(Mode):
-        raise InputError(f"there is no mode {mode!r}; choose {', '.join(Mode)}")
-    if wire not in list(Wire):
-        raise InputError(f"there is no wire format {wire!r}; choose {', '.join(Wire)}")
     try:
         with image.open("rb") as file:
             picture = file.read(MAX_BYTES + 1)  # the one byte more is enough to refuse it
@@ -155,14 +150,14 @@ def ask(
     asked = Request.about(
         picture,
         question,
-        mode=Mode(mode),
+        mode=mode,
         sampling=msgspec.structs.replace(
             sampling, seed=chosen_seed(seed, sampling.temperature), logit_bias=tuple(map(_bias, logit_bias or ()))
         ),
         max_tokens=max_tokens,
         effort=effort,
         cut=cut,
-        wire=Wire(wire),
+        wire=wire,
         keep_image_tokens=keep_image_tokens,
         noise=noise,
         timeout=timeout,

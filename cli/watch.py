@@ -78,9 +78,7 @@ def watch(
     from cutline.edge.watch.sources import open_sources
     from cutline.edge.watch.spool import Spool
 
-    if mode not in list(Mode):
-        raise InputError(f"there is no mode {mode!r}; choose {', '.join(Mode)}")
-    question = Request.about(b"", ask, mode=Mode(mode), max_tokens=max_tokens, timeout=timeout)
+    question = Request.about(b"", ask, mode=mode, max_tokens=max_tokens, timeout=timeout)
     if not 0.0 < threshold <= 1.0:
         raise InputError(f"--threshold is {threshold:g}; give a share above 0, and 1 at most")
     if queue < 1:

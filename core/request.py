@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import math
 import re
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -22,6 +22,8 @@ MAX_STOPS = 4
 MAX_STOP = 100  # characters
 MAX_NOISE = 10.0  # of a row's root mean square: beyond it nothing is left that an answer could come from
 
+
+_Kind = TypeVar("_Kind", bound=enum.StrEnum)
 
 MAX_ID = 128  # characters
 _ID = re.compile(rf"[A-Za-z0-9._:@/+=-]{{1,{MAX_ID}}}")  # nothing that a log would have to escape
@@ -87,6 +89,9 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         return self.exact or self.image_must_stay or any(bound is not None for bound in bounds)
 
     def __post_init__(self) -> None:
+        # Both may be given by name.
+        msgspec.structs.force_setattr(self, "mode", _named(Mode, self.mode, "mode"))
+        msgspec.structs.force_setattr(self, "wire", _named(Wire, self.wire, "wire format"))
         self._check_conversation()
         check_request_id(self.request_id)
         words = "".join((*(message.text for message in self.messages), *self.stop))
@@ -141,6 +146,12 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
             raise InputError(f"{places} images are too many; give {MAX_IMAGES} at most")
         if sum(map(len, self.images)) > MAX_IMAGE_BYTES:
             raise InputError(f"the images are over {MAX_IMAGE_BYTES >> 20} MiB together; save them smaller")
+
+
+def _named(kind: type[_Kind], name: str, what: str) -> _Kind:
+    if name not in list(kind):
+        raise InputError(f"there is no {what} {name!r}; choose {', '.join(kind)}")
+    return kind(name)
 
 
 def is_request_id(text: str) -> bool:

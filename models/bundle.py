@@ -111,11 +111,12 @@ class Bundle:
         self.names = device_files(manifest) if part == "device" else frozenset(manifest.files)
 
     @classmethod
-    def open(cls, path: Path, part: Part = "whole") -> Bundle:
+    def open(cls, path: Path | str, part: Part = "whole") -> Bundle:
         """Read the manifest and verify every file in the folder. Raises BundleError.
 
         With `part` "device" what only a worker reads may be absent, is not verified, and cannot be had from the bundle.
         """
+        path = Path(path)
         manifest = read_manifest(path)
         bundle = cls(path, manifest, part)
         for name in sorted(bundle.names):

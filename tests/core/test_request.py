@@ -8,6 +8,7 @@ import pytest
 
 from cutline.core.conversation import ImagePart, Message, TextPart
 from cutline.core.request import MAX_IMAGE_BYTES, MAX_IMAGES, Mode, Request
+from cutline.core.wire import Wire
 from cutline.errors import InputError, PromptError
 
 ASKS = Message("user", (ImagePart(), TextPart("What is it?")))
@@ -58,3 +59,13 @@ def test_no_more_is_asked_than_a_worker_takes() -> None:
     Request(messages=two, images=(half, half))
     with pytest.raises(InputError, match="over 32 MiB together"):
         Request(messages=two, images=(half, half + b"x"))
+
+
+def test_mode_and_wire_may_be_given_by_name() -> None:
+    request = Request.about(b"x", "What?", mode="draft", cut="vision.1", wire="int8")
+    assert (request.mode, request.wire) == (Mode.DRAFT, Wire.INT8)
+    assert isinstance(request.mode, Mode)
+    with pytest.raises(InputError, match="there is no mode 'magic'; choose edge, cloud, split, draft, auto"):
+        Request.about(b"x", "What?", mode="magic")
+    with pytest.raises(InputError, match="there is no wire format 'fp8'; choose fp32"):
+        Request.about(b"x", "What?", wire="fp8")
