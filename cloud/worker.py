@@ -18,7 +18,8 @@ from cutline.protos.channel.address import is_loopback, parse_address
 class Worker:
     """Serves the target of a `bundle` while it is entered, by `with` or by `async with`; then `address` is where.
 
-    It listens at `listen` (HOST:PORT, port 0 for any free one). torch runs the `layers` (start, end) on its `device`.
+    It listens at `listen` (HOST:PORT, port 0 for any free one). torch runs the `layers` (start, end) on its `device`;
+    where those end before the head, `next_worker` is the address of the worker that goes on.
     There are as many sessions of as many tokens as memory has room for, unless `max_sessions` and `context` bound them.
     `access` says who may come; without it whoever is on this machine. Entering raises InputError where it cannot listen
     or memory has no room, and BundleError.
@@ -33,6 +34,7 @@ class Worker:
         listen: str = "127.0.0.1:0",
         device: str = "cpu",
         layers: tuple[str, str] = ("image", END),
+        next_worker: str | None = None,
         max_sessions: int | None = None,
         context: int | None = None,
         access: Access = ANYBODY,
@@ -40,7 +42,14 @@ class Worker:
         if access.keys is None and not is_loopback(parse_address(listen)[0]):
             raise InputError(f"{listen} can be reached by others; give access with keys, or listen at 127.0.0.1")
         self._serving = serve(
-            bundle, listen=listen, slots=max_sessions, context=context, device=device, layers=layers, access=access
+            bundle,
+            listen=listen,
+            slots=max_sessions,
+            context=context,
+            device=device,
+            layers=layers,
+            next_worker=next_worker,
+            access=access,
         )
         self._stack, self._thread = AsyncExitStack(), ExitStack()
 

@@ -15,6 +15,17 @@ settings.register_profile(
 settings.load_profile("unhurried")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--proof", action="store_true", help="run the tests that take a minute each, too: make proof")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--proof"):
+        long = {one for one in items if one.get_closest_marker("proof") is not None}
+        config.hook.pytest_deselected(items=list(long))
+        items[:] = [one for one in items if one not in long]
+
+
 @pytest.fixture(scope="session")
 def qwen(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A target of Qwen2.5-VL's shape, reduced, with seeded weights."""

@@ -189,6 +189,7 @@ def test_a_cluster_keeps_its_workers(
     assert run("cluster", "status", directory).failed(4)
 
 
+@pytest.mark.proof
 @pytest.mark.timeout(600)
 def test_a_cluster_of_its_own_whose_workers_cannot_start(start: Start) -> None:
     pytest.importorskip("ray")
@@ -254,6 +255,7 @@ async def asked_while(directory: str, address: str, change: Callable[[], None]) 
     return len(tokens)
 
 
+@pytest.mark.proof
 @pytest.mark.timeout(600)
 def test_a_cluster_whose_ray_lost_its_controller_ends_in_order_to_be_started_again(start: Start) -> None:
     pytest.importorskip("ray")

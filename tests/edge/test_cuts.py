@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from cutline.bench.scripted_worker import keeps_from, never_keeps
-from cutline.cli.process.children import worker_process
+from cutline.cloud.worker import Worker
 from cutline.core.request import Mode, Request
 from cutline.core.sampling import Sampling
 from cutline.core.wire import Wire, bytes_per_row
@@ -43,14 +43,15 @@ def truth() -> Truth:
 
 @pytest.fixture(scope="module")
 def worker() -> Iterator[str]:
-    with worker_process(TARGET) as address:
-        yield address
+    with Worker(Bundle.open(TARGET)) as here:
+        yield here.address
 
 
 @pytest.fixture(scope="module")
 def small() -> Iterator[tuple[str, int]]:
     """A worker whose sessions hold fewer tokens than the longest question and its answer, and how many."""
-    with worker_process(TARGET, "--context", "40") as address:
+    with Worker(Bundle.open(TARGET), context=40) as here:
+        address = here.address
         yield address, 40
 
 

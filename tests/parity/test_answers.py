@@ -12,7 +12,7 @@ from PIL import Image
 
 from cutline.bench.parity import Prompt, Whole
 from cutline.bench.seeded import make_qwen25vl_small
-from cutline.cli.process.children import worker_process
+from cutline.cloud.worker import Worker
 from cutline.core.conversation import question
 from cutline.core.request import Mode, Request
 from cutline.edge.agent import Agent
@@ -21,6 +21,7 @@ from cutline.errors import InputError
 from cutline.models.bundle import Bundle
 from cutline.models.export import export_bundle
 from cutline.models.images import decode_image
+from cutline.models.layerline import END
 from cutline.models.prompt import PromptBuilder
 
 WORDS, LENGTH = "How many?", 20
@@ -44,8 +45,8 @@ def drafter(qwen: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.fixture(scope="module")
 def worker(qwen: Bundle) -> Iterator[str]:
-    with worker_process(qwen.path) as address:
-        yield address
+    with Worker(qwen) as here:
+        yield here.address
 
 
 @pytest.fixture(scope="module")
@@ -97,11 +98,11 @@ def test_a_chain_of_workers_gives_them_too(qwen: Bundle, drafter: Bundle, image:
         for mode, cut in ((Mode.CLOUD, "image"), (Mode.DRAFT, "vision.1"))
     ]
     with (
-        worker_process(qwen.path, "--layers", "decoder.3:") as last,
-        worker_process(qwen.path, "--layers", "vision.3:decoder.3", "--next", last) as middle,
-        worker_process(qwen.path, "--layers", ":vision.3", "--next", middle) as first,
+        Worker(qwen, layers=("decoder.3", END)) as last,
+        Worker(qwen, layers=("vision.3", "decoder.3"), next_worker=last.address) as middle,
+        Worker(qwen, layers=("image", "vision.3"), next_worker=middle.address) as first,
     ):
-        for answer in ask(drafter, qwen, first, *asked):
+        for answer in ask(drafter, qwen, first.address, *asked):
             assert [token.id for token in answer.tokens] == expected
 
 

@@ -52,6 +52,7 @@ def test_every_second_cut_of_a_qwen25vl(qwen: Bundle) -> None:
     check(compare_cuts(qwen, cuts, steps=8), cuts)
 
 
+@pytest.mark.proof
 @pytest.mark.timeout(600)
 def test_every_second_cut_of_a_shallow_smolvlm_256m(tmp_path: Path) -> None:
     """Its widths, heads, tiles and vocabulary; the bench takes all of its layers too."""
