@@ -18,6 +18,7 @@ import pytest
 from cutline.bench.scripted_worker import never_keeps
 from cutline.cli.process.children import worker_process
 from cutline.cloud.serving.servicer import MAX_PROBES
+from cutline.cloud.worker import Worker
 from cutline.core.request import Mode, Request
 from cutline.core.sampling import Sampling
 from cutline.demo.bundles import DRAFTER, TARGET
@@ -49,8 +50,9 @@ QUICK = LinkProfile(
 
 @pytest.fixture(scope="module")
 def workers() -> Iterator[tuple[str, str]]:
-    with worker_process(TARGET) as first, worker_process(TARGET) as second:
-        yield first, second
+    bundle = Bundle.open(TARGET)
+    with Worker(bundle) as first, Worker(bundle) as second:
+        yield first.address, second.address
 
 
 @pytest.fixture(scope="module")
