@@ -19,6 +19,9 @@ from cutline.errors import InputError
 from cutline.models.penalties import Penalties
 
 Fate = Literal["honoured", "changes nothing", "limited"]
+MOST_LAYERS = 1000  # of a tower, or a decoder; no published model has a fifth of them
+_COUNTS = frozenset({"num_hidden_layers", "depth"})
+_MOST = 2**31 - 1
 _LONGEST = 80  # characters of a value that an error shows
 
 
@@ -26,7 +29,7 @@ _LONGEST = 80  # characters of a value that an error shows
 class SettingFate:
     """What becomes of a setting: its `fate`, and `how` in words. Of a limited one only the values in `taken` run.
 
-    One that is a `size` is no number below 1.
+    One that is a `size` is a number from 1 on, and not without end.
     """
 
     fate: Fate
@@ -206,8 +209,24 @@ def check(folder: Path, where: str, said: Mapping[str, Any]) -> None:
             others = " or ".join(map(shown, setting.taken))
             runs = f"; supported: {others}" if others else ", which is not supported"
             raise InputError(f"{folder} has {name} {shown(value)} in {where}{runs}")
-        if setting is not None and setting.size and isinstance(value, int | float) and value < 1:
-            raise InputError(f"{folder} has {name} {shown(value)} in {where}; supported: numbers from 1 on")
+        if setting is not None and setting.size:
+            _check_size(folder, where, name, value)
+
+
+def check_flat(folder: Path, said: Mapping[str, Any]) -> None:
+    """Likewise of sizes that stand in config.json itself, as older folders have them: before a model is made of them.
+
+    Raises InputError.
+    """
+    for name, value in said.items():
+        if any(name in table and table[name].size for table in (TEXT, VISION)):
+            _check_size(folder, "config.json", name, value)
+
+
+def _check_size(folder: Path, where: str, name: str, value: Any) -> None:
+    most = MOST_LAYERS if name in _COUNTS else _MOST
+    if isinstance(value, int | float) and not 1 <= value <= most:
+        raise InputError(f"{folder} has {name} {shown(value)} in {where}; supported: numbers from 1 to {most}")
 
 
 def shown(value: Any) -> str:

@@ -15,7 +15,7 @@ from cutline.errors import InputError
 from cutline.models.bundle import FORMAT, DecoderSpec, Manifest, Precision, Role, VisionSpec
 from cutline.models.export.folder import Settings, content_of, first_line, refuse_pointer, settings_of
 from cutline.models.export.quiet import quiet
-from cutline.models.export.settings import check, shown
+from cutline.models.export.settings import check, check_flat, shown
 from cutline.models.families import FAMILIES, AnyFamily
 from cutline.models.layerline import LayerLine
 from cutline.models.penalties import NO_PENALTIES, Penalties
@@ -123,6 +123,7 @@ def _kind(path: Path) -> type[AnyFamily]:
         supported = " or ".join(kind.answering)
         raise InputError(f"{path} has architectures {shown(classes)} in {CONFIG}; supported: {supported}")
     check(path, CONFIG, said)
+    check_flat(path, said)
     for part in ("text_config", "vision_config"):
         inside = said.get(part, {})
         if not isinstance(inside, dict):

@@ -192,7 +192,7 @@ def test_what_does_not_run_is_refused_by_name_and_value(said: Files, words: str,
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("value", [0, -1, 0.5])
+@pytest.mark.parametrize("value", [0, -1, 0.5, 10**12])
 @pytest.mark.parametrize(
     ("said", "place", "name"),
     [
@@ -200,7 +200,7 @@ def test_what_does_not_run_is_refused_by_name_and_value(said: Files, words: str,
         for said, places in (
             (files(SMOLVLM, SMOLVLM_IMAGES), (("scale_factor",), ("text_config", "num_attention_heads"))),
             (files(SMOLVLM, SMOLVLM_IMAGES), (("vision_config", "patch_size"), ("vision_config", "image_size"))),
-            (files(QWEN, QWEN_IMAGES), (("num_attention_heads",), ("num_key_value_heads",), ("hidden_size",))),
+            (files(QWEN, QWEN_IMAGES), (("num_attention_heads",), ("num_hidden_layers",), ("hidden_size",))),
             (files(QWEN, QWEN_IMAGES), (("vision_config", "num_heads"), ("vision_config", "spatial_merge_size"))),
         )
         for *place, name in places
