@@ -18,7 +18,7 @@ from cutline.core.sampling import Sampling
 from cutline.edge.agent import Agent
 from cutline.edge.generation.events import Corrected
 from cutline.edge.generation.result import Answer
-from cutline.edge.offload.openai_messages import Trouble, also_refused, failure_of, reason_of, refusal_of
+from cutline.edge.offload.openai_messages import SAMPLING, Trouble, also_refused, failure_of, reason_of, refusal_of
 from cutline.edge.offload.openai_upstream import Upstream
 from cutline.edge.offload.recovery import BACK_SECONDS
 from cutline.errors import AccessDenied, CutlineError, WorkerBusy, WorkerFailed, WorkerUnavailable
@@ -303,7 +303,7 @@ def test_what_is_left_out_grows_until_nothing_is_left_to_leave_out() -> None:
     while (after := also_refused(Trouble(message="no 'temperature'"), before)) != before:
         before = after
         seen.append(after)
-    assert seen == [{"temperature"}, {"temperature", "top_p", "seed", "stop"}]
+    assert seen == [{"temperature"}, SAMPLING]
 
 
 class Time:
