@@ -142,3 +142,15 @@ def test_whatever_a_file_says_is_taken_or_refused_in_one_line(
     else:
         assert isinstance(ran.exception, CutlineError)
         assert "\n" not in str(ran.exception)
+
+
+def test_passwords_in_addresses_stay_unsaid(home: Path) -> None:
+    file = home / "watch.toml"
+    file.write_text(
+        'source = ["rtsp://me:secret@camera/live"]\nask = "What?"\nupstream = "https://me:secret@host/v1"\n'
+    )
+    for more in ([], ["--json"]):
+        ran = CliRunner().invoke(app, ["config", "show", "watch", "--config", str(file), *more])
+        assert ran.exit_code == 0, ran.output
+        assert "secret" not in ran.output
+        assert "camera" in ran.output
