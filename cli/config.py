@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -76,6 +77,15 @@ Config = Annotated[
 ]
 
 
+def told(value: Any) -> Any:
+    """A value without the passwords that addresses have in them."""
+    from cutline.edge.watch.sources import shown
+
+    if isinstance(value, list | tuple):
+        return [told(one) for one in value]
+    return shown(value) if isinstance(value, str) and "://" in value else value
+
+
 def _name(context: typer.Context) -> str:
     """`edge` of `cutline edge`, `cluster` of `cutline cluster up`."""
     return context.command_path.split()[1]
@@ -102,8 +112,18 @@ def _found(name: str, given: Path | None) -> Path | None:
         return given
     if variable := os.environ.get(VARIABLE):
         return Path(variable)
-    user = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "cutline"
-    return next((file for file in (user / f"{name}.toml", SYSTEM / f"{name}.toml") if file.is_file()), None)
+    folders = [SYSTEM]
+    with suppress(RuntimeError):  # nobody has a home
+        folders.insert(0, Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "cutline")
+    return next((file for folder in folders if _is_there(file := folder / f"{name}.toml")), None)
+
+
+def _is_there(file: Path) -> bool:
+    """Whether it is a file that we could find: in a home that is another user's there is none for us."""
+    try:
+        return file.is_file()
+    except PermissionError:
+        return False
 
 
 def _read(file: Path, keys: Mapping[str, Any]) -> dict[str, Any]:
@@ -125,9 +145,9 @@ def _check(context: typer.Context, one: Any, value: Any, where: str) -> None:
     """That a value fits its option. Raises InputError."""
     if isinstance(value, dict) or (one.multiple != isinstance(value, list) and one.nargs != -1):
         wanted = "a list of texts" if one.multiple else "a single value"
-        raise InputError(f"{where} is {value!r}; give {wanted}")
+        raise InputError(f"{where} is {told(value)!r}; give {wanted}")
     if getattr(one, "is_flag", False) and not isinstance(value, bool):
-        raise InputError(f"{where} is {value!r}; give true or false")
+        raise InputError(f"{where} is {told(value)!r}; give true or false")
     try:
         one.process_value(context, value)
     except typer.BadParameter as error:

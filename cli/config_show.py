@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from cutline.cli import options
-from cutline.cli.config import settings
+from cutline.cli.config import settings, told
 from cutline.errors import InputError
 
 COMMANDS = {"edge": ("edge",), "cloud": ("cloud",), "watch": ("watch",), "cluster": ("cluster", "up")}
@@ -45,11 +45,11 @@ def show(
         raise InputError(f"there are no settings of {command!r}; choose {', '.join(COMMANDS)}")
     file, found = settings(_context(context, COMMANDS[command]), context.args, config)
     if as_json:
-        print(json.dumps({one.key: {"value": _told(one.value), "source": one.source} for one in found}, default=str))
+        print(json.dumps({one.key: {"value": told(one.value), "source": one.source} for one in found}, default=str))
         return
     table = Table("setting", "value", "from")
     for one in found:
-        table.add_row(one.key, "" if one.value is None else _text(_told(one.value)), one.source)
+        table.add_row(one.key, "" if one.value is None else _text(told(one.value)), one.source)
     console = Console(highlight=False)
     console.print(f"file: {file or 'none found'}", markup=False, soft_wrap=True)
     show_table(console, table)
@@ -62,15 +62,6 @@ def _context(context: typer.Context, path: tuple[str, ...]) -> Any:
         command = above.command.commands[name]
         above = command.context_class(command, info_name=name, parent=above)
     return above
-
-
-def _told(value: Any) -> Any:
-    """A value without the passwords that addresses have in them."""
-    from cutline.edge.watch.sources import shown
-
-    if isinstance(value, list | tuple):
-        return [_told(one) for one in value]
-    return shown(value) if isinstance(value, str) and "://" in value else value
 
 
 def _text(value: Any) -> str:

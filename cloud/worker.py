@@ -21,8 +21,9 @@ class Worker:
     It listens at `listen` (HOST:PORT, port 0 for any free one). torch runs the `layers` (start, end) on its `device`;
     where those end before the head, `next_worker` is the address of the worker that goes on.
     There are as many sessions of as many tokens as memory has room for, unless `max_sessions` and `context` bound them.
-    `access` says who may come; without it whoever is on this machine. Entering raises InputError where it cannot listen
-    or memory has no room, and BundleError.
+    `access` says who may come; without it whoever is on this machine. One that breaks refuses every session that comes.
+    Raises InputError for an address that others can reach without `access`; entering raises what `serve` does, and
+    BundleError.
     """
 
     address: str

@@ -19,8 +19,7 @@ TopP = Annotated[float, Meta(gt=0, le=1, description="Keep the best tokens of th
 MinP = Annotated[float, Meta(ge=0, le=1, description="Keep tokens at least this share as likely as the likeliest.")]
 Seed = Annotated[int, Meta(ge=0, le=2**63 - 1, description="The same seed gives the same answer.")]
 RepetitionPenalty = Annotated[
-    float,
-    Meta(gt=0, le=1e6, description="Makes tokens that came before less likely, above 1; not given, the model's own."),
+    float, Meta(ge=0.01, le=100, description="Above 1 makes tokens that came before less likely; else the model's own.")
 ]
 PresencePenalty = Annotated[
     float, Meta(ge=-2, le=2, description="Is taken from the logits of tokens that the answer has already.")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
@@ -38,20 +39,35 @@ class BlockingAgent:
 
     def answer(self, request: Request) -> Answer:
         """As `Agent.answer`: raises InputError, BundleError, WorkerError."""
-        return self._there().call(self._agent.answer, request)
+        answering = self._there().start_task_soon(self._agent.answer, request)
+        try:
+            return answering.result()
+        finally:
+            answering.cancel()  # where Ctrl-C came while it was waited for; else of no effect
 
     def stream(self, request: Request) -> Iterator[Event]:
         """As `Agent.stream`: what happens, the `Answer` last. Close it to give up on the answer."""
         portal, events = self._there(), self._agent.stream(request)
 
+        waiting: asyncio.Task[Any] | None = None
+
         async def following() -> Event | None:
+            nonlocal waiting
+            waiting = asyncio.current_task()
             return await anext(events, None)
+
+        async def closing() -> None:
+            if waiting is not None and not waiting.done():  # Ctrl-C came while it was waited for
+                waiting.cancel()
+                await asyncio.wait([waiting])
+            await events.aclose()
 
         try:
             while (event := portal.call(following)) is not None:
                 yield event
         finally:
-            portal.call(events.aclose)
+            if self._portal is portal:
+                portal.call(closing)
 
     def _there(self) -> BlockingPortal:
         if self._portal is None:

@@ -1,6 +1,6 @@
 """Cutline from Python: an `Agent` answers a `Request`, a `Worker` serves the big model. docs/how-to/python.md has both.
 
-Each name is loaded when it is first used, so that `import cutline` costs nothing; torch comes with `Worker` alone.
+Each name is loaded when it is first used, so that `import cutline` costs nothing; torch comes with those of a worker.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cutline.cloud.serving.server import Access
     from cutline.cloud.worker import Worker
     from cutline.core.conversation import ImagePart, Message, TextPart
     from cutline.core.request import Mode, Request
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from cutline.protos.channel.credentials import AgentKeys, ServerKeys
 
 _HOMES = {
+    "cloud.serving.server": ("Access",),
     "cloud.worker": ("Worker",),
     "core.conversation": ("ImagePart", "Message", "TextPart"),
     "core.request": ("Mode", "Request"),
@@ -70,6 +72,7 @@ _HOMES = {
 _FOUND = {name: f"cutline.{home}" for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "Access",
     "AccessDenied",
     "Agent",
     "AgentKeys",

@@ -6,7 +6,7 @@ torch to the last bit, and the same as that of transformers' logits processors.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from typing import Annotated, Any
 
@@ -29,7 +29,7 @@ class Penalties(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     tokens with its prompt. Zero and none are no penalty.
     """
 
-    repetition_penalty: Annotated[float, msgspec.Meta(gt=0, le=1e6)] = 1.0
+    repetition_penalty: Annotated[float, msgspec.Meta(ge=0.01, le=100)] = 1.0
     no_repeat_ngram_size: _Length = 0
     bad_words_ids: tuple[Annotated[_Tokens, msgspec.Meta(min_length=1)], ...] = ()
     suppress_tokens: _Tokens = ()
@@ -68,7 +68,8 @@ class Past:
             self._repetition = sampling.repetition_penalty
         self._presence, self._frequency = sampling.presence_penalty, sampling.frequency_penalty
         self._bias = self._bias_of(sampling, like, xp)
-        self._counts = xp.zeros_like(like, dtype=xp.float32)  # of tokens in the answer
+        # How often the answer has each token; as long as the vocabulary, so only where it is asked for.
+        self._counts: Any = xp.zeros_like(like, dtype=xp.float32) if self._presence or self._frequency else None
         self._first, self._prompt = first, len(prompt)
         self._stops = frozenset(stop_tokens)
         self._xp = xp
@@ -85,9 +86,9 @@ class Past:
         self.tokens += tokens
         if self._repetition != 1.0:
             self._seen[self._index(tokens)] = True
-        if self._presence or self._frequency:
-            for token in self.tokens[max(begin, self._prompt) :]:
-                self._counts[token] += 1
+        if self._counts is not None and (new := Counter(self.tokens[max(begin, self._prompt) :])):
+            counted = self._xp.asarray(list(new.values()), dtype=self._xp.float32)
+            self._counts[self._index(list(new))] += counted.to(self._counts) if hasattr(counted, "to") else counted
         if size:
             for end in range(max(begin, size - 1), len(self.tokens)):
                 self._followers[tuple(self.tokens[end - size + 1 : end])].add(self.tokens[end])
@@ -118,9 +119,9 @@ class Past:
         """What is added to the logits (vocabulary,), None for nothing."""
         if not sampling.logit_bias:
             return None
-        bias = xp.zeros_like(like, dtype=xp.float32)
-        for token, value in sampling.logit_bias:
-            bias[token] = value
+        bias, wanted = xp.zeros_like(like, dtype=xp.float32), dict(sampling.logit_bias)
+        values = xp.asarray(list(wanted.values()), dtype=xp.float32)
+        bias[xp.asarray(list(wanted), dtype=xp.int64)] = values.to(bias) if hasattr(values, "to") else values
         return bias
 
     def _banned(self) -> set[int]:

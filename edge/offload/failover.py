@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from cutline.core.request import Mode
+from cutline.core.sampling import GREEDY
 from cutline.edge.generation.events import Corrected
 from cutline.edge.generation.generation import Generation, Prepared
 from cutline.edge.generation.result import Lost, Provenance, Tail
@@ -52,6 +53,7 @@ PATIENCE_SECONDS = 1.0  # that a question waits for workers to come back, where 
 RETRY_SECONDS = 0.25  # that an answer waits for a worker to be asked again, before the drafter goes on alone
 UNFIT = ModelMismatch | AccessDenied | VersionMismatch  # asking such a worker again changes nothing
 STEP = 0.05  # seconds after which is looked again whether one may be asked
+UNSENT = ("min_p", "repetition_penalty", "logit_bias")  # an upstream has no words for the first two, and other tokens
 LOOK_SECONDS = 0.5  # at most, after the answer: the agent may go offline meanwhile
 
 
@@ -135,6 +137,10 @@ class Failover:
         if self.exact or cut != "image" or self.mode in (Mode.DRAFT, Mode.SPLIT):
             what = "an exact answer" if self.exact else f"the cut {cut}" if cut != "image" else f"mode {self.mode}"
             raise InputError(f"{what} needs a worker of the target; an upstream answers in modes cloud and auto")
+        sampling = self.prepared.question.sampling
+        if unsent := [name for name in UNSENT if getattr(sampling, name) != getattr(GREEDY, name)]:
+            names = ", ".join(name.replace("_", "-") for name in unsent)
+            raise InputError(f"{names} needs a worker of the target; an upstream is asked for nothing of the kind")
         if self.workers.offline:
             return False
         session = upstream.session()

@@ -87,7 +87,7 @@ class Workers:
         self.nobody: CutlineError | None = None  # why there are none, where some were to be found
 
     async def open(self) -> None:
-        """Find out which workers there are: those that were given. Raises InputError for keys that do not do."""
+        """Find out which workers there are: those that were given. Raises InputError for keys that do not read."""
         if not self.offline:
             for address in self._known:  # connections belong to the event loop in which they are made
                 self._client(address)

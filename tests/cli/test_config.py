@@ -154,3 +154,11 @@ def test_passwords_in_addresses_stay_unsaid(home: Path) -> None:
         assert ran.exit_code == 0, ran.output
         assert "secret" not in ran.output
         assert "camera" in ran.output
+
+
+def test_a_home_that_is_not_ours_has_no_file(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(self: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "is_file", denied)
+    assert shown("edge")["log"] == ("text", "default")

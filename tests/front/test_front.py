@@ -67,6 +67,24 @@ def test_who_gives_up_on_an_answer_leaves_the_agent_well() -> None:
         agent.answer(request)
 
 
+def test_an_interrupted_stream_gives_up_and_the_agent_goes_on() -> None:
+    """As Ctrl-C does it: the exception comes to who waits, while the agent's thread is in the middle of an answer."""
+    request = cutline.Request.about(CARD, "Describe the card.", mode=cutline.Mode.EDGE)
+    with cutline.BlockingAgent(cutline.Agent(Bundle.open(DRAFTER), threads=1)) as agent:
+        events, portal = agent.stream(request), agent._there()
+        next(events)
+        real = portal.call
+
+        def interrupted(*_: object) -> object:
+            portal.call = real  # type: ignore[method-assign]
+            raise KeyboardInterrupt
+
+        portal.call = interrupted  # type: ignore[method-assign, assignment]
+        with pytest.raises(KeyboardInterrupt):
+            next(events)
+        assert agent.answer(request).text
+
+
 def test_a_worker_that_others_could_reach_wants_keys() -> None:
     with pytest.raises(cutline.InputError, match="can be reached by others"):
         cutline.Worker(Bundle.open(TARGET), listen="0.0.0.0:0")

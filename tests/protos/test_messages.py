@@ -63,7 +63,7 @@ samplings = st.builds(
     top_p=st.floats(0, 1, exclude_min=True),
     min_p=st.floats(0, 1),
     seed=st.integers(0, 2**63 - 1),
-    repetition_penalty=st.none() | st.floats(0, 10, exclude_min=True),
+    repetition_penalty=st.none() | st.floats(0.01, 100),
     presence_penalty=amount,
     frequency_penalty=amount,
     logit_bias=st.lists(st.tuples(st.integers(0, 2**31 - 1), st.floats(-100, 100)), max_size=4).map(tuple),

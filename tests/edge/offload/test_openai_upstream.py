@@ -366,6 +366,11 @@ def test_what_only_a_worker_can_do_is_refused() -> None:
     assert isinstance(hidden, InputError)
     assert "the cut decoder.0 needs a worker of the target" in str(hidden)
     assert not asked, "the picture stays"
+    for sampling in (Sampling(min_p=0.1), Sampling(repetition_penalty=1.0), Sampling(logit_bias=((5, 1.0),))):
+        (refused,) = agent_asks(asked.append, asking(mode=Mode.CLOUD, sampling=sampling))  # type: ignore[arg-type]
+        assert isinstance(refused, InputError)
+        assert "needs a worker of the target; an upstream is asked for nothing of the kind" in str(refused)
+    assert not asked
     with pytest.raises(InputError, match="one or the other"):
         Agent(BUNDLE, worker="127.0.0.1:1", threads=1, upstream=Upstream("https://there", model="big"))
 
