@@ -7,7 +7,7 @@ torch to the last bit, and the same as that of transformers' logits processors.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -67,7 +67,6 @@ class Past:
         if sampling.repetition_penalty is not None:
             self._repetition = sampling.repetition_penalty
         self._presence, self._frequency = sampling.presence_penalty, sampling.frequency_penalty
-        self._bias = self._bias_of(sampling, like, xp)
         # How often the answer has each token; as long as the vocabulary, so only where it is asked for.
         self._counts: Any = xp.zeros_like(like, dtype=xp.float32) if self._presence or self._frequency else None
         self._first, self._prompt = first, len(prompt)
@@ -75,6 +74,10 @@ class Past:
         self._xp = xp
         self._seen = xp.zeros_like(like, dtype=xp.bool)
         self._penalty = xp.full_like(like[:1], self._repetition, dtype=xp.float32)
+        self._bias: Any = None
+        if sampling.logit_bias:
+            self._bias = xp.zeros_like(like, dtype=xp.float32)
+            self._add(self._bias, dict(sampling.logit_bias))
         self._followers = defaultdict[tuple[int, ...], set[int]](set)  # what came after all but one of an n-gram
         self.extend(prompt)
 
@@ -87,8 +90,7 @@ class Past:
         if self._repetition != 1.0:
             self._seen[self._index(tokens)] = True
         if self._counts is not None and (new := Counter(self.tokens[max(begin, self._prompt) :])):
-            counted = self._xp.asarray(list(new.values()), dtype=self._xp.float32)
-            self._counts[self._index(list(new))] += counted.to(self._counts) if hasattr(counted, "to") else counted
+            self._add(self._counts, new)
         if size:
             for end in range(max(begin, size - 1), len(self.tokens)):
                 self._followers[tuple(self.tokens[end - size + 1 : end])].add(self.tokens[end])
@@ -114,16 +116,6 @@ class Past:
             logits = xp.where(masked, -float("inf"), logits)
         return logits
 
-    @staticmethod
-    def _bias_of(sampling: Sampling, like: Any, xp: Any) -> Any:
-        """What is added to the logits (vocabulary,), None for nothing."""
-        if not sampling.logit_bias:
-            return None
-        bias, wanted = xp.zeros_like(like, dtype=xp.float32), dict(sampling.logit_bias)
-        values = xp.asarray(list(wanted.values()), dtype=xp.float32)
-        bias[xp.asarray(list(wanted), dtype=xp.int64)] = values.to(bias) if hasattr(values, "to") else values
-        return bias
-
     def _banned(self) -> set[int]:
         """The tokens that may not come next."""
         penalties, tokens = self._penalties, self.tokens
@@ -139,6 +131,12 @@ class Past:
         if size := penalties.no_repeat_ngram_size:
             banned |= self._followers.get(tuple(tokens[len(tokens) - size + 1 :]), set())
         return banned
+
+    def _add(self, sums: Any, values: Mapping[int, float]) -> None:
+        """Add `values`, by their tokens, to `sums` (vocabulary,)."""
+        added = self._xp.asarray(list(values.values()), dtype=self._xp.float32)
+        # NumPy has one device.
+        sums[self._index(list(values))] += added if self._xp is np else added.to(sums.device)
 
     def _index(self, tokens: Sequence[int]) -> Any:
         return self._xp.asarray(tokens, dtype=self._xp.int64)

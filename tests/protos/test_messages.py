@@ -52,7 +52,6 @@ from cutline.protos.v1 import worker_pb2 as pb
 uint32 = st.integers(0, 2**32 - 1)
 seconds = st.floats(0, 1e6, width=32)
 tokens = st.lists(uint32, max_size=20).map(tuple)
-amounts = st.floats(allow_nan=False)
 
 
 amount = st.floats(-2, 2)
