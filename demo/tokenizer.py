@@ -8,11 +8,11 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from cutline.demo import cards, questions
-from cutline.models.families.smolvlm import SmolVLM
+from cutline.models.families.smolvlm import GLOBAL, SmolVLM
 
 VOCABULARY = 512
 PAD, START, END = "<pad>", "<|im_start|>", "<end_of_utterance>"
-SPECIAL = (PAD, START, END, *SmolVLM.markers)
+SPECIAL = (PAD, START, END, *SmolVLM.markers, GLOBAL)
 
 TEMPLATE = (
     "<|im_start|>{% for message in messages %}{{ message.role | capitalize }}:"

@@ -1,10 +1,11 @@
 """The recipe: `python -m cutline.demo.train --out DIR` trains the demo's target and drafter from nothing.
 
-Three stages a model. First the vision tower alone learns, supervised, which digit and which colour stands in each
+Stages of a model. First the vision tower alone learns, supervised, which digit and which colour stands in each
 quadrant: without it the digits stay at chance. Then the whole model learns to answer single questions, with the first
-loss kept on as a side task. Last come conversations: several turns, two pictures, text before and behind a picture,
-system turns, cards with distractors, and what is no question about a card. All see only scans 0..1199, bent and
-thickened anew on every card.
+loss kept on as a side task. Then come conversations: several turns, two pictures, text before and behind a picture,
+system turns, cards with distractors, and what is no question about a card. The drafter, which is small, needs a fourth
+stage: conversations with more second and third questions, and more of the kinds that it is worst at. All see only
+scans 0..1199, bent and thickened anew on every card.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from cutline.demo.publish import publish
 from cutline.demo.shapes import SHAPES
 from cutline.demo.tokenizer import TEMPLATE, train_tokenizer
 from cutline.demo.training import checkpoint
-from cutline.demo.training.conversations import conversations, picture_kinds
+from cutline.demo.training.conversations import ALL_ALIKE, LATER_TURNS, conversations, picture_kinds
 from cutline.demo.training.lessons import Lesson, Teacher
 from cutline.demo.training.scenes import Kind, draw
 
@@ -44,25 +45,33 @@ class Stage(enum.StrEnum):
     TOWER = "tower"
     ANSWERS = "answers"
     CONVERSATIONS = "conversations"
+    LATER_TURNS = "later turns"
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """Steps of each stage, and its peak learning rate."""
+    """Steps of a stage, and its peak learning rate."""
 
-    steps: dict[Stage, int]
-    rates: dict[Stage, float]
-
-    @classmethod
-    def of(cls, steps: tuple[int, int, int], rates: tuple[float, float, float]) -> Schedule:
-        """From a number a stage, in the order of the stages."""
-        return cls(dict(zip(Stage, steps, strict=True)), dict(zip(Stage, rates, strict=True)))
+    steps: int
+    rate: float
 
 
 SCHEDULES = {
-    "target": Schedule.of((2500, 5000, 2000), (2e-3, 2e-3, 1.2e-3)),
-    "drafter": Schedule.of((1500, 4000, 3600), (3e-3, 3e-3, 2e-3)),
+    "target": {
+        Stage.TOWER: Schedule(2500, 2e-3),
+        Stage.ANSWERS: Schedule(5000, 2e-3),
+        Stage.CONVERSATIONS: Schedule(2000, 1.2e-3),
+    },
+    "drafter": {
+        Stage.TOWER: Schedule(1500, 3e-3),
+        Stage.ANSWERS: Schedule(4000, 3e-3),
+        Stage.CONVERSATIONS: Schedule(3600, 2e-3),
+        Stage.LATER_TURNS: Schedule(8000, 2e-3),
+    },
 }
+
+
+MIXES = {Stage.CONVERSATIONS: ALL_ALIKE, Stage.LATER_TURNS: LATER_TURNS}
 
 
 class Quadrants(nn.Module):
@@ -100,7 +109,7 @@ class Course:
     def __init__(self, role: str, tokenizer: Tokenizer, state: Path) -> None:
         """`state` is the file where it stands is kept; it may be there already."""
         torch.manual_seed(SEED)
-        self._role, self._state, self._schedule = role, state, SCHEDULES[role]
+        self._role, self._state, self._schedules = role, state, SCHEDULES[role]
         self._rng = np.random.default_rng(SEED)
         self._teacher = Teacher(tokenizer)
         self.model = SmolVLMForConditionalGeneration(SHAPES[role].config(tokenizer.get_vocab()))
@@ -113,7 +122,7 @@ class Course:
     def run(self, progress: Progress) -> SmolVLMForConditionalGeneration:
         """Train to the end, or on to it."""
         place = checkpoint.place_of(self._state)
-        stages = list(Stage)
+        stages = list(self._schedules)
         if place is not None:
             checkpoint.set_random_state(self._rng, place.random)
             stages = stages[stages.index(Stage(place.stage)) :]
@@ -125,7 +134,7 @@ class Course:
 
     def _stage(self, stage: Stage, place: checkpoint.CoursePlace | None, progress: Progress) -> None:
         """One stage, from its `place` on where it was begun before."""
-        steps, rate = self._schedule.steps[stage], self._schedule.rates[stage]
+        steps, rate = self._schedules[stage].steps, self._schedules[stage].rate
         learning = self.model.model.vision_model if stage is Stage.TOWER else self.model
         parameters = [*learning.parameters(), *self._quadrants.parameters()]
         optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
@@ -152,7 +161,7 @@ class Course:
 
     def _loss(self, stage: Stage) -> Tensor:
         """What a step is to make less, on a batch of its own."""
-        kinds = picture_kinds(CARDS, self._rng) if stage is Stage.CONVERSATIONS else (Kind.CARD,) * CARDS
+        kinds = picture_kinds(CARDS, self._rng) if stage in MIXES else (Kind.CARD,) * CARDS
         scenes = draw(kinds, cards.Split.TRAIN, self._rng, augment=True)
         batch = scenes.batch
         patches = self.model.model.vision_model(pixel_values=pixel_values(batch)).last_hidden_state
@@ -162,7 +171,7 @@ class Course:
         if stage is Stage.ANSWERS:
             lesson = self._teacher.questions(batch, self._rng)
         else:
-            lesson = self._teacher.conversations(conversations(scenes, self._rng))
+            lesson = self._teacher.conversations(conversations(scenes, MIXES[stage], self._rng))
         answers = torch.stack([answer_loss(self.model, patches, part) for part in lesson.parts()])
         return 0.5 * loss + answers.sum()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import os
 import time
 from collections import deque
@@ -137,13 +138,22 @@ class WorkerClient:
 
         `metadata` goes with it beside what says who asks.
         """
+        return self._begin(itertools.chain((opening,), upload), timeout, metadata)
+
+    def place(self, *, timeout: float | None, metadata: Iterable[tuple[str, str]] = ()) -> WorkerSession:
+        """A place on the worker, which counts it from now on, for a session that `WorkerSession.open` opens later."""
+        return self._begin((), timeout, metadata)
+
+    def _begin(
+        self, first: Iterable[AgentMessage], timeout: float | None, metadata: Iterable[tuple[str, str]]
+    ) -> WorkerSession:
         line, who = self._connection.line, self._keys.metadata()  # once: files that change meanwhile end no session
         try:
             call = line.hold(line.stub.Session(timeout=timeout, metadata=(*who, *metadata)))
         except grpc.aio.UsageError:
             raise WorkerUnavailable(f"the connection to the worker at {self.address} was closed") from None
         beat, refusal = functools.partial(self._beat, line, who), functools.partial(self._refusal, line, who)
-        return WorkerSession(self.address, call, opening, upload, self._keys, beat, refusal)
+        return WorkerSession(self.address, call, first, keys=self._keys, beat=beat, refusal=refusal)
 
     async def _beat(self, line: ChannelStub, who: tuple[tuple[str, str], ...]) -> bool:
         """Have the worker answer at once, with nothing. False where the link is down."""
@@ -180,8 +190,8 @@ class WorkerSession:
         self,
         address: str,
         call: Any,
-        opening: Open,
-        upload: Iterable[ImageChunk | Boundary],
+        first: Iterable[AgentMessage] = (),
+        *,
         keys: AgentKeys = NO_KEYS,
         beat: Callable[[], Awaitable[bool]] | None = None,
         refusal: Callable[[], Awaitable[CutlineError | None]] | None = None,
@@ -200,23 +210,25 @@ class WorkerSession:
         self._refusal = refusal
         self._keys = keys
         self._call = call
-        self._opening = opening
-        self._upload = upload
+        self._first = first
 
     async def __aenter__(self) -> Self:
-        """Send the opening and what crosses the cut."""
-        try:
-            for message in (self._opening, *self._upload):
-                await self._send(message)
-        except BaseException:
-            self._call.cancel()
-            raise
+        """Send the first messages."""
+        await self._send_all(self._first)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.cancel()
+
+    def cancel(self) -> None:
+        """End it, whatever it is about."""
         self._call.cancel()
+
+    async def open(self, opening: Open, upload: Iterable[ImageChunk | Boundary]) -> None:
+        """Open what has had a place alone so far, and send what crosses the cut."""
+        await self._send_all(itertools.chain((opening,), upload))
 
     async def upload(self, piece: ImageChunk | Boundary) -> None:
         """Send a piece of what crosses the cut, where not all of it was there when the session was opened."""
@@ -289,6 +301,14 @@ class WorkerSession:
         if code is grpc.StatusCode.INTERNAL and not self.answered and self._refusal is not None:
             refusal = await self._refusal()
         return refusal or _translated(code, details, self.address, self._keys)
+
+    async def _send_all(self, messages: Iterable[AgentMessage]) -> None:
+        try:
+            for message in messages:
+                await self._send(message)
+        except BaseException:
+            self._call.cancel()
+            raise
 
     async def _send(self, message: AgentMessage) -> None:
         wire = agent_to_wire(message)

@@ -28,7 +28,7 @@ from cutline.errors import (
 )
 from cutline.models.bundle import Manifest
 from cutline.protos.channel.connection import ChannelStub
-from cutline.protos.channel.credentials import NO_KEYS, TENANT_KEY, AgentKeys
+from cutline.protos.channel.credentials import EARLY_KEY, NO_KEYS, TENANT_KEY, AgentKeys
 from cutline.protos.client import WorkerClient, WorkerSession
 from cutline.protos.messages import Confirmed, Description, Draft, Finished, Open, Opened, boundary_chunks, draft_chunks
 from cutline.protos.request_ids import TRACE_KEY
@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 SILENCE_SECONDS = 1.0  # after which the next worker has died, if it answers no heartbeat either
 MOST_NAME = 256  # characters that say for whom a worker asks; it takes no more
+PLACE_SECONDS = 45.0  # that a place without an opening is held for: less than a worker waits for one
 SLOWEST_LINK = 100_000.0  # bytes a second between workers: what was sent may hold a heartbeat up for so long
 
 Word = Confirmed | Finished | CutlineError
@@ -118,57 +119,120 @@ def misfit(found: Description, manifest: Manifest, cut: str) -> CutlineError | N
 
 
 class Onward:
-    """One session's way on: a session on the next worker, opened by the first rows. Use as an async context manager.
+    """One session's way on: a session on the next worker, which the first rows open. Use as an async context manager.
 
-    `heard` gets what that worker confirms, then how it ended. `remaining` says how many seconds it may take; None is
-    for ever. `trace` is the agent's trace context, which goes on with the session.
+    It has its place there from the beginning, so that the worker counts it and does not end before it. `remaining` says
+    how many seconds it may take; None is for ever. `tenant` is who asks, and `trace` the agent's trace context: both go
+    on with the session.
     """
 
     def __init__(
         self,
         worker: NextWorker,
-        request: SessionRequest,
         *,
         wire: Wire,
-        heard: Callable[[Word], object],
         remaining: Callable[[], float | None],
+        tenant: str = "",
         trace: str = "",
     ) -> None:
+        # What agents of one tenant leave at the next worker no other's find, though this one asks for all of them.
+        told = ((TENANT_KEY, onward_name(tenant)) if tenant else None, (TRACE_KEY, trace) if trace else None)
+        self._metadata = ((EARLY_KEY, "1"), *(one for one in told if one is not None))
         self._worker = worker
-        self._request = request
         self._wire = wire
-        self._heard = heard
         self._remaining = remaining
-        self._trace = trace
+        self._request: SessionRequest | None = None
+        self._hears: Callable[[Word], object] | None = None
+        self._unheard: list[Word] = []  # before anybody was there to hear it
+        self._opened = False
         self._session: WorkerSession | None = None
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: list[asyncio.Task[None]] = []  # of that session
+        self._renewing: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._session is not None:
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.wait(self._tasks)
-            await self._session.__aexit__(None, None, None)
+        ending = self._drop()  # before anything is waited for: this may be cancelled again
+        if self._renewing is not None:
+            self._renewing.cancel()
+            ending.append(self._renewing)
+        if ending:
+            await asyncio.wait(ending)
+
+    @property
+    def begun(self) -> bool:
+        """Whether it has its place there."""
+        return self._session is not None
+
+    def begin(self) -> None:
+        """Take the place there. Raises WorkerError where none can be asked for."""
+        self._take_place()
+        self._renewing = asyncio.create_task(self._renew())
+
+    def go(self, request: SessionRequest, heard: Callable[[Word], object]) -> None:
+        """The session is `request`'s; `heard` gets what the next worker confirms, then how it ended."""
+        self._request, self._hears = request, heard
+        for word in self._unheard:
+            heard(word)
 
     async def forward(self, piece: Forward) -> None:
         """Send what came out of a pass: the first opens the session, the others are drafts. Raises InputError."""
-        if self._session is not None:
+        assert self._session is not None
+        if self._opened:
             for draft in draft_chunks(piece.position, piece.tokens, piece.rows, self._wire):
                 await self._session.offer(draft)
             return
-        await self._open(piece)
+        self._opened = True
+        if self._renewing is not None:
+            self._renewing.cancel()
+        await self._session.open(self._opening(piece), boundary_chunks(piece.rows, self._wire))
 
     async def offer(self, draft: Draft) -> None:
         """Pass on a draft as it came, after the first rows: for layers that have no part in a token."""
-        if self._session is not None:
+        if self._opened and self._session is not None:
             await self._session.offer(draft)
 
-    async def _open(self, piece: Forward) -> None:
+    def _take_place(self) -> None:
+        client = self._worker.client
+        line = client.line
+        try:
+            session = self._session = client.place(timeout=self._remaining(), metadata=self._metadata)
+        except InputError as error:
+            raise _own(error) from None
+        except CutlineError as error:
+            raise anonymous(error) from None
+        self._tasks = [asyncio.create_task(one) for one in (self._listen(session), self._watch(session, line))]
+
+    def _drop(self) -> list[asyncio.Task[None]]:
+        """Give the place up; what is returned is about to end."""
+        ending, self._tasks = self._tasks, []
+        for task in ending:
+            task.cancel()
+        if self._session is not None:
+            self._session.cancel()
+        return ending
+
+    async def _renew(self) -> None:
+        """A worker waits for no opening for ever: take the place anew as often as it would end, until there is one."""
+        try:
+            while True:
+                await asyncio.sleep(PLACE_SECONDS)
+                self._drop()
+                self._take_place()
+        except CutlineError as error:
+            self._say(error)
+
+    def _say(self, word: Word) -> None:
+        if self._hears is None:
+            self._unheard.append(word)
+        else:
+            self._hears(word)
+
+    def _opening(self, piece: Forward) -> Open:
         request = self._request
-        opening = Open(
+        assert request is not None
+        return Open(
             model=self._worker.manifest.identity,
             tokens=request.tokens,
             prompt_length=request.prompt_length,
@@ -182,20 +246,6 @@ class Onward:
             alternatives=request.alternatives,
             request_id=request.request_id,
         )
-        upload = boundary_chunks(piece.rows, self._wire)
-        # What agents of one tenant leave at the next worker no other's find, though this one asks for all of them.
-        tenant = ((TENANT_KEY, onward_name(request.tenant)),) if request.tenant else ()
-        trace = ((TRACE_KEY, self._trace),) if self._trace else ()
-        client = self._worker.client
-        line = client.line
-        try:
-            self._session = client.session(opening, upload, timeout=self._remaining(), metadata=(*tenant, *trace))
-        except InputError as error:
-            raise _own(error) from None
-        self._tasks = [
-            asyncio.create_task(one) for one in (self._listen(self._session), self._watch(self._session, line))
-        ]
-        await self._session.__aenter__()
 
     async def _listen(self, session: WorkerSession) -> None:
         vocabulary = self._worker.manifest.decoder.vocabulary
@@ -204,13 +254,13 @@ class Onward:
                 if isinstance(event, Confirmed) and max(event.tokens, default=0) >= vocabulary:
                     raise WorkerFailed(f"the next worker confirmed a token outside the vocabulary of {vocabulary}")
                 if not isinstance(event, Opened):
-                    self._heard(event)
+                    self._say(event)
         except CutlineError as error:
             log.info("the next worker ended a session: %s", error)
-            self._heard(anonymous(error))
+            self._say(anonymous(error))
         except Exception:
             log.exception("listening to the next worker failed")
-            self._heard(WorkerFailed(_TOLD[WorkerFailed]))
+            self._say(WorkerFailed(_TOLD[WorkerFailed]))
 
     async def _watch(self, session: WorkerSession, line: ChannelStub) -> None:
         """Notice that the next worker, or the link to it, has died without a word: have it answer heartbeats.
@@ -232,7 +282,7 @@ class Onward:
                 held_up = time.monotonic() - beaten - patience  # this process, whatever the link did
                 if session.heard == heard and held_up < SILENCE_SECONDS / 4:
                     log.warning("nothing is heard of the next worker any more")
-                    self._heard(WorkerUnavailable(_TOLD[WorkerUnavailable]))
+                    self._say(WorkerUnavailable(_TOLD[WorkerUnavailable]))
                     self._worker.client.leave(line)
                     return
 

@@ -29,6 +29,7 @@ from cutline.core.wire import Wire
 from cutline.errors import CutlineError, InputError, WorkerBusy, WorkerFailed, WorkerUnavailable
 from cutline.models.bundle import Manifest
 from cutline.models.layerline import END
+from cutline.protos.channel.credentials import EARLY_KEY
 from cutline.protos.features import understood
 from cutline.protos.messages import (
     Cancel,
@@ -153,7 +154,9 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
             try:
                 with self._place():
                     placed = True
-                    async with contextlib.aclosing(self._converse(inbox, account, context.time_remaining)) as events:
+                    early = any(key == EARLY_KEY for key, _ in context.invocation_metadata() or ())
+                    talk = self._converse(inbox, account, context.time_remaining, early=early)
+                    async with contextlib.aclosing(talk) as events:
                         async for event in events:
                             self._observer.told(event)
                             account.told(event)
@@ -201,16 +204,23 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
             self._observer.ended(account)
 
     async def _converse(
-        self, inbox: Inbox, account: Account, remaining: Remaining
+        self, inbox: Inbox, account: Account, remaining: Remaining, *, early: bool
     ) -> AsyncGenerator[Opened | Confirmed | Finished]:
-        """The events of one session. Raises CutlineError."""
+        """The events of one session, which the worker before announced `early` or not. Raises CutlineError."""
         events: asyncio.Queue[Event | None] = asyncio.Queue()
         drafts = Drafts(self._context)
         async with contextlib.AsyncExitStack() as stack:
+            onward: Onward | None = None
+            if self._onward is not None:
+                caller, wire = CALLER.get().name, self._engine.wire
+                onward = Onward(self._onward, wire=wire, remaining=remaining, tenant=caller, trace=account.trace)
+                await stack.enter_async_context(onward)
+                if early:  # an agent's is opened first: who only connects takes no places further along
+                    onward.begin()
             arrival = stack.enter_context(contextlib.ExitStack())
             try:
                 async with asyncio.timeout(OPENING_SECONDS):
-                    opening, came_at, upload = await self._read_opening(inbox, account, arrival)
+                    opening, came_at, upload = await self._read_opening(inbox, account, onward, arrival)
                     uploaded_at = inbox.came_at
             except TimeoutError:
                 if account.slowed:
@@ -222,7 +232,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
             request = await self._prepare(opening, upload, remaining)
             del upload  # it may be large, and the engine is done with it before the session is
             tell = functools.partial(_from_engine, asyncio.get_running_loop())
-            onward, passing = self._onward, self._onward is not None and self._onward.takes_tokens
+            passing = self._onward is not None and self._onward.takes_tokens
             ready_at = time.monotonic()
             name = self._engine.open(
                 request, () if passing else drafts.held(), functools.partial(tell, events.put_nowait)
@@ -233,13 +243,9 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
                 drafts.take = functools.partial(self._offer, name, asyncio.Semaphore(DRAFTS_WAITING), tell)
             forwards: asyncio.Queue[Forward] = asyncio.Queue()
             if onward is not None:
-                heard = functools.partial(self._engine.settle, name)
-                there = Onward(
-                    onward, request, wire=self._engine.wire, heard=heard, remaining=remaining, trace=account.trace
-                )
-                await stack.enter_async_context(there)
-                early = drafts if passing else None
-                forwarder = asyncio.create_task(self._forward(there, forwards, early, events))
+                onward.go(request, functools.partial(self._engine.settle, name))
+                passed_on = drafts if passing else None
+                forwarder = asyncio.create_task(self._forward(onward, forwards, passed_on, events))
                 stack.callback(forwarder.cancel)
             while (event := await events.get()) is not None:
                 arrival.close()  # the engine has taken the session, or not
@@ -303,7 +309,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
             yield
 
     async def _read_opening(
-        self, inbox: Inbox, account: Account, arrival: contextlib.ExitStack
+        self, inbox: Inbox, account: Account, onward: Onward | None, arrival: contextlib.ExitStack
     ) -> tuple[Open, float, ReceivedUpload]:
         """The opening, when it arrived, and the images or the boundary that follow it; its place goes to `arrival`.
 
@@ -319,8 +325,9 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         if (busy := self._engine.busy()) is not None:
             self._shares.found_room(caller.tenant, found=False)
             raise busy
-        if self._onward is not None:
+        if self._onward is not None and onward is not None and not onward.begun:  # who has a place there may use it
             await self._onward.check()
+            onward.begin()
         place = arrival.enter_context(self._shares.arrival(caller.tenant))
         async with place.uploading():
             upload = await self._reception.upload(opening, inbox, caller.name)

@@ -23,6 +23,7 @@ MAX_FILE = 1 << 20  # bytes of a certificate, a chain of them, or a system's aut
 _TOKEN_FILE = 4096
 
 TENANT_KEY = "cutline-tenant"  # metadata: for whom of its own an agent asks a worker, or a worker the next one
+EARLY_KEY = "cutline-early"  # of a session that a worker announces to the next one: its opening follows its first pass
 
 _OPTIONS = [
     # A link that died without a word is noticed within half a minute, also while the worker is silent.

@@ -98,8 +98,9 @@ def test_a_death_is_noticed_as_soon_while_tokens_flow(bundle: Bundle, monkeypatc
 
     async def main() -> None:
         async with NextWorker("127.0.0.1:1", manifest, cut="decoder.2") as there:
-            onward = Onward(there, ASKED, wire=Wire.FLOAT32, heard=words.append, remaining=lambda: None)
-            session = WorkerSession("127.0.0.1:1", _Wire(), None, (), beat=beat)  # type: ignore[arg-type]
+            onward = Onward(there, wire=Wire.FLOAT32, remaining=lambda: None)
+            onward.go(ASKED, words.append)
+            session = WorkerSession("127.0.0.1:1", _Wire(), beat=beat)
             watching = asyncio.create_task(onward._watch(session, there.client.line))
             for _ in range(40):
                 await session.offer(Draft(0, tuple(range(20_000))))
@@ -163,8 +164,9 @@ def test_a_session_hears_of_a_death_though_keys_do_not_read(bundle: Bundle, keys
 
     async def main() -> None:
         async with NextWorker("127.0.0.1:1", bundle.manifest, cut="decoder.2", keys=agent) as there:
-            onward = Onward(there, ASKED, wire=Wire.FLOAT32, heard=words.append, remaining=lambda: None)
-            session = WorkerSession("127.0.0.1:1", _Wire(), None, (), beat=never)  # type: ignore[arg-type]
+            onward = Onward(there, wire=Wire.FLOAT32, remaining=lambda: None)
+            onward.go(ASKED, words.append)
+            session = WorkerSession("127.0.0.1:1", _Wire(), beat=never)
             line = there.client.line
             key.unlink()
             await asyncio.wait_for(onward._watch(session, line), SECONDS)

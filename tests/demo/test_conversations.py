@@ -11,7 +11,15 @@ from cutline.demo.bundles import TARGET
 from cutline.demo.cards import EMPTY, Card, Split
 from cutline.demo.questions import WORDINGS, answer_to
 from cutline.demo.training import scenes, wordings
-from cutline.demo.training.conversations import Dialogue, DialogueTurn, conversations, picture_kinds
+from cutline.demo.training.conversations import (
+    ALL_ALIKE,
+    LATER_TURNS,
+    Dialogue,
+    DialogueTurn,
+    Mix,
+    conversations,
+    picture_kinds,
+)
 from cutline.demo.training.lessons import Teacher, transcript
 from cutline.demo.training.scenes import Kind, Scenes, draw
 from cutline.demo.training.wordings import NONE, REFUSAL
@@ -19,10 +27,10 @@ from cutline.models.bundle import Bundle
 from cutline.models.prompt import PromptBuilder
 
 
-def drawn(count: int, seed: int) -> tuple[Scenes, list[Dialogue]]:
+def drawn(count: int, seed: int, mix: Mix = ALL_ALIKE) -> tuple[Scenes, list[Dialogue]]:
     rng = np.random.default_rng(seed)
     pictures = draw(picture_kinds(count, rng), Split.TRAIN, rng)
-    return pictures, conversations(pictures, rng)
+    return pictures, conversations(pictures, mix, rng)
 
 
 def messages_before(conversation: Dialogue, end: int) -> tuple[list[Message], int]:
@@ -68,8 +76,9 @@ def test_parts_of_a_lesson_hold_every_row_and_all_that_is_learnt_of_it() -> None
         assert part.ids.eq(image).sum().item() == 16 * part.pictures.ge(0).sum().item()
 
 
-def test_learnt_answers_are_right() -> None:
-    pictures, talks = drawn(400, seed=3)
+@pytest.mark.parametrize("mix", [ALL_ALIKE, LATER_TURNS])
+def test_learnt_answers_are_right(mix: Mix) -> None:
+    pictures, talks = drawn(400, seed=3, mix=mix)
     kinds = set()
     for talk in talks:
         seen: list[int] = []

@@ -1,7 +1,8 @@
-"""Training goes on where it was stopped, with the same steps as without the stop."""
+"""Training goes on where it was stopped, with the same steps as without the stop; its tokenizer is the bundles'."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from rich.progress import Progress
 
 from cutline.demo import train
+from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.tokenizer import train_tokenizer
 from cutline.demo.train import SEED, Course, Schedule, Stage
 from cutline.demo.training import checkpoint
@@ -25,13 +27,19 @@ def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two steps a stage, of few cards, kept one by one."""
-    monkeypatch.setattr(train, "SCHEDULES", {"drafter": Schedule.of((2, 2, 2), (2e-3, 2e-3, 1e-3))})
+    monkeypatch.setattr(train, "SCHEDULES", {"drafter": dict.fromkeys(Stage, Schedule(2, 1e-3))})
     monkeypatch.setattr(train, "KEPT", 1)
     monkeypatch.setattr(train, "CARDS", 4)
 
 
+def test_the_recipe_makes_the_tokenizer_that_ships() -> None:
+    trained = json.loads(train_tokenizer(SEED).to_str())
+    for bundle in (TARGET, DRAFTER):
+        assert json.loads((bundle / "tokenizer.json").read_text()) == trained
+
+
 @pytest.mark.usefixtures("short")
-@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("steps", [1, 4, 7])
 def test_a_stopped_training_ends_as_one_that_ran_through(
     steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -315,7 +315,7 @@ def test_what_the_link_carries_is_never_reckoned_above_what_it_does() -> None:
             await answers[-1].wait()
             return True
 
-        session = WorkerSession("it", Call(), OPENING, (), beat=beat)
+        session = WorkerSession("it", Call(), (OPENING,), beat=beat)
         async with session:
             assert session.carried == 0.0, "nothing is known to have arrived"
             small = session.given
