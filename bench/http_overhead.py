@@ -22,7 +22,6 @@ import httpx
 import msgspec
 import numpy as np
 
-from cutline.bench.scripted import ScriptedAgent, spoken
 from cutline.core.request import Mode, Request
 from cutline.demo.bundles import DRAFTER
 from cutline.edge.api.requests.schema import ChatRequest
@@ -30,6 +29,7 @@ from cutline.edge.api.server import serve
 from cutline.edge.generation.events import Event, Guessed, Planned
 from cutline.edge.generation.result import Answer
 from cutline.models.bundle import Bundle
+from cutline.testing.agent import ScriptedAgent, spoken
 
 IMAGE_BYTES = 50_000
 PATH = "/v1/chat/completions"

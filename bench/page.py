@@ -19,9 +19,9 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-from cutline.bench.browsing import WIDE, Served, browser, resize, served
 from cutline.demo.publish import EXAMPLES
 from cutline.devices.link import load_link
+from cutline.testing.browser import WIDE, Served, browser, resize, served
 
 SECONDS = 20  # that a question may take
 PAUSE = 0.2  # seconds from the last letter to Enter, as when a person types

@@ -31,7 +31,6 @@ from PIL import Image
 from rich.console import Console
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText
 
-from cutline.bench.seeded import PLAIN_TEMPLATE, QWEN_END, QWEN_TEMPLATE, seeded, write_text
 from cutline.cloud.engine.engine import Engine
 from cutline.cloud.engine.sequence import Event, SessionRequest
 from cutline.cloud.model.model_runner import Target
@@ -50,6 +49,7 @@ from cutline.models.families.smolvlm import FAKE, IMAGE
 from cutline.models.images import Pixels
 from cutline.models.prompt import PromptBuilder
 from cutline.protos.messages import Confirmed, Finished
+from cutline.testing.random_models import PLAIN_TEMPLATE, QWEN_END, QWEN_TEMPLATE, seeded, write_text
 
 Files = dict[str, Any]
 STEPS = 12  # tokens of an answer

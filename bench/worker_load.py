@@ -30,7 +30,6 @@ from transformers import GenerationConfig, LlamaForCausalLM
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 from cutline.bench.plot_file import save_plot
-from cutline.bench.seeded import make_smolvlm_256m
 from cutline.cloud.engine.engine import Engine
 from cutline.cloud.engine.sequence import Event, Session, SessionRequest, SessionRows
 from cutline.cloud.model.model_runner import Target
@@ -39,6 +38,7 @@ from cutline.errors import CutlineError
 from cutline.models.bundle import Bundle, write_manifest
 from cutline.models.export.source import read_source
 from cutline.protos.messages import Confirmed, Draft, Finished
+from cutline.testing.random_models import make_smolvlm_256m
 
 AT = 128  # tokens that a session has behind it: about an image in one tile, and a question
 SESSIONS = 16

@@ -14,10 +14,10 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-from cutline.bench.browsing import Served, browser, resize, served
 from cutline.demo.publish import EXAMPLES
 from cutline.devices.link import load_link
 from cutline.edge.generation.events import Settled
+from cutline.testing.browser import Served, browser, resize, served
 
 OUT = Path(__file__).resolve().parents[1] / "docs/how-to/page.png"
 SIZE = (1280, 900)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import HealthCheck, settings
 
-from cutline.bench.parity import qwen25vl_small
 from cutline.models.bundle import Bundle
+from cutline.testing.comparison import qwen25vl_small
 
 # Other work on the machine makes examples slow, not wrong. In CI, Hypothesis also draws the same ones each time.
 settings.register_profile(

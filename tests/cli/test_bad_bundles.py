@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cutline.bench.manifests import edit_manifest
+from cutline.testing.manifests import edit_manifest
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.errors import (
     BundleError,

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
-from cutline.bench.manifests import edit_manifest
 from cutline.core.wire import Wire
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.edge.generation.conditions import PLAIN
@@ -19,6 +18,7 @@ from cutline.edge.inference.target_prefix import TargetSpan, device_cuts
 from cutline.errors import BundleError
 from cutline.models.bundle import EMBEDDINGS, Bundle, device_files, write_calibration
 from cutline.models.prices import Leak, Price, Prices
+from cutline.testing.manifests import edit_manifest
 
 Run = Callable[..., Any]
 

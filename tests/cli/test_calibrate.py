@@ -13,7 +13,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from cutline.bench.manifests import edit_manifest
 from cutline.cli.calibration.pricing import KEPT, PricedQuestion, PricePoint, price, ways
 from cutline.cli.calibration.samples import AT_ONCE
 from cutline.core.request import Mode, Request
@@ -28,6 +27,7 @@ from cutline.edge.generation.result import Answer, Provenance, Token
 from cutline.errors import BundleError, WorkerUnavailable
 from cutline.models.bundle import JOURNAL, MANIFEST, Bundle, read_manifest, write_calibration, write_manifest
 from cutline.models.prices import Leak, Price, Prices, open_prices
+from cutline.testing.manifests import edit_manifest
 
 Run = Callable[..., Any]
 

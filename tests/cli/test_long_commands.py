@@ -11,7 +11,6 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from cutline.bench.scripted import spoken
 from cutline.cli.calibration.answers import KeptAnswers
 from cutline.cli.terminal import time_left
 from cutline.cli.terminal.time_left import TimeLeft
@@ -19,6 +18,7 @@ from cutline.core.journal import Journal, open_journal
 from cutline.core.request import Mode, Request
 from cutline.edge.generation.result import Answer
 from cutline.errors import WorkerUnavailable
+from cutline.testing.agent import spoken
 
 QUESTIONS = [Request.about(b"\xff\x00picture", text, mode=Mode.CLOUD) for text in ("a", "b", "ü")]
 

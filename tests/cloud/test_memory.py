@@ -15,7 +15,6 @@ import pytest
 import torch
 from PIL import Image
 
-from cutline.bench.parity import Prompt, Whole
 from cutline.cloud.engine.engine import Engine
 from cutline.cloud.engine.image_cache import ImageCache
 from cutline.cloud.engine.sequence import Event
@@ -29,6 +28,7 @@ from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image
 from cutline.protos.digests import as_received, image_digest, rows_digest
 from cutline.protos.messages import Boundary, Confirmed, Finished, ImageChunk, Open, Opened
+from cutline.testing.comparison import Prompt, Whole
 
 STEPS = 6
 CONTEXT = 200

@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cutline.bench.virtual_time import run_virtually
 from cutline.devices.emulator import MSS, LinkEmulator, flight_time
 from cutline.devices.link import LinkProfile
+from cutline.testing.virtual_time import run_virtually
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from transformers import SmolVLMForConditionalGeneration
 
-from cutline.bench.seeded import write_text
 from cutline.demo.publish import write_processor
 from cutline.demo.shapes import SHAPES
 from cutline.demo.tokenizer import END, PAD, START
@@ -18,8 +17,9 @@ from cutline.models.bundle import Bundle, Precision, write_manifest
 from cutline.models.export import export_bundle
 from cutline.models.export.decoder import export_decoder
 from cutline.models.families.smolvlm import FAKE, IMAGE
+from cutline.testing.random_models import write_text
 
-pytest.register_assert_rewrite("cutline.bench.scripted_worker", "cutline.bench.together")
+pytest.register_assert_rewrite("cutline.testing.worker", "cutline.testing.together")
 
 
 @pytest.fixture(scope="session")

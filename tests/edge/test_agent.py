@@ -13,7 +13,6 @@ import msgspec
 import pytest
 from PIL import Image
 
-from cutline.bench.together import asking, check_account, ids, together
 from cutline.core.conversation import question
 from cutline.core.request import Mode, Request
 from cutline.core.sampling import Sampling
@@ -31,6 +30,7 @@ from cutline.errors import (
 from cutline.models.bundle import Bundle
 from cutline.models.prompt import PromptBuilder
 from cutline.protos.client import WorkerClient
+from cutline.testing.together import asking, check_account, ids, together
 
 Draft = Callable[[DrafterConversation, Sequence[int], int], Iterator[Drafted]]
 

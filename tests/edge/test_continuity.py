@@ -15,7 +15,6 @@ import msgspec
 import psutil
 import pytest
 
-from cutline.bench.scripted_worker import never_keeps
 from cutline.cli.process.children import worker_process
 from cutline.cloud.serving.servicer import MAX_PROBES
 from cutline.cloud.worker import Worker
@@ -33,6 +32,7 @@ from cutline.edge.generation.result import Answer, Lost, Provenance, Tail
 from cutline.edge.offload.worker_pool import Workers
 from cutline.models.bundle import Bundle
 from cutline.protos.client import BEAT_BYTES, WorkerClient
+from cutline.testing.worker import never_keeps
 
 DEVICE, BUNDLE = Bundle.open(TARGET, "device"), Bundle.open(DRAFTER)
 ASKED = next(one for one in requests(Split.EVALUATION, 2, seed=11) if one.question.kind == "describe")

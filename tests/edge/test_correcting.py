@@ -8,19 +8,6 @@ from typing import Any
 
 import pytest
 
-from cutline.bench.scripted_worker import (
-    BUNDLE,
-    NOTICE,
-    OWN,
-    TRUTH,
-    ScriptedWorker,
-    ask,
-    asking,
-    drafters_own,
-    ids,
-    never_keeps,
-    serving,
-)
 from cutline.cli.setting import open_planner
 from cutline.core.request import Mode
 from cutline.demo.bundles import TARGET
@@ -35,6 +22,19 @@ from cutline.errors import (
     WorkerUnavailable,
 )
 from cutline.models.bundle import Bundle
+from cutline.testing.worker import (
+    BUNDLE,
+    NOTICE,
+    OWN,
+    TRUTH,
+    ScriptedWorker,
+    ask,
+    asking,
+    drafters_own,
+    ids,
+    never_keeps,
+    serving,
+)
 
 
 @pytest.fixture(autouse=True)

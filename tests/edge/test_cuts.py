@@ -10,7 +10,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from cutline.bench.scripted_worker import keeps_from, never_keeps
 from cutline.cloud.worker import Worker
 from cutline.core.request import Mode, Request
 from cutline.core.sampling import Sampling
@@ -25,6 +24,7 @@ from cutline.edge.inference.drafter import Drafted, DrafterConversation
 from cutline.edge.inference.target_prefix import TargetSpan
 from cutline.errors import CutlineError, InputError, ModelMismatch
 from cutline.models.bundle import Bundle
+from cutline.testing.worker import keeps_from, never_keeps
 
 BUNDLE = Bundle.open(TARGET, "device")
 LINE = BUNDLE.manifest.line

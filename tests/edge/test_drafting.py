@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import pytest
 
-from cutline.bench.scripted_worker import keeps_from
-from cutline.bench.together import asking, check_account, ids, together
 from cutline.core.request import Mode
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
@@ -19,6 +17,8 @@ from cutline.edge.generation.result import Provenance
 from cutline.edge.inference.drafter import Drafted, DrafterConversation
 from cutline.edge.offload.worker_session import CHUNK
 from cutline.models.bundle import Bundle
+from cutline.testing.together import asking, check_account, ids, together
+from cutline.testing.worker import keeps_from
 
 Draft = Callable[[DrafterConversation, Sequence[int], int], Iterator[Drafted]]
 EFFORTS = (0.0, 0.5, 1.0)

@@ -6,7 +6,13 @@ import asyncio
 
 import pytest
 
-from cutline.bench.scripted_worker import (
+from cutline.core.request import Mode
+from cutline.core.sampling import Sampling
+from cutline.edge.agent import Agent
+from cutline.edge.generation.result import Tail
+from cutline.errors import CutlineError, ModelMismatch, PromptError, VersionMismatch
+from cutline.protos import features
+from cutline.testing.worker import (
     BREAK,
     BUNDLE,
     OWN,
@@ -18,12 +24,6 @@ from cutline.bench.scripted_worker import (
     never_keeps,
     serving,
 )
-from cutline.core.request import Mode
-from cutline.core.sampling import Sampling
-from cutline.edge.agent import Agent
-from cutline.edge.generation.result import Tail
-from cutline.errors import CutlineError, ModelMismatch, PromptError, VersionMismatch
-from cutline.protos import features
 
 MODES = [Mode.CLOUD, Mode.DRAFT, Mode.AUTO]
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from cutline.bench.scripted_worker import BUNDLE, TRUTH, ScriptedWorker, asking, never_keeps, serving
 from cutline.core.request import Mode
 from cutline.edge.agent import Agent
 from cutline.edge.api.introspection import state_of
@@ -20,6 +19,7 @@ from cutline.edge.offload.worker_pool import Workers
 from cutline.errors import InputError, WorkerUnavailable
 from cutline.protos.messages import Confirmed, Finished, Opened, Reason, worker_to_wire
 from cutline.protos.v1 import worker_pb2 as pb
+from cutline.testing.worker import BUNDLE, TRUTH, ScriptedWorker, asking, never_keeps, serving
 
 TRIP, PREPARED, QUEUED = 0.25, 0.5, 0.25  # seconds
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from cutline.bench.scripted_worker import BUNDLE, OWN, ScriptedWorker, ask, asking, ids, never_keeps, serving
 from cutline.core.request import Mode
 from cutline.edge.agent import Agent
 from cutline.edge.generation.events import Event, Planned
@@ -18,6 +17,7 @@ from cutline.errors import WorkerUnavailable
 from cutline.protos.client import WorkerClient, WorkerSession
 from cutline.protos.messages import ImageChunk, Open
 from cutline.protos.v1 import worker_pb2 as pb
+from cutline.testing.worker import BUNDLE, OWN, ScriptedWorker, ask, asking, ids, never_keeps, serving
 
 LARGE = 256 << 20  # bytes: more than a link takes from whom nobody reads
 SOON = 0.3  # seconds, after which it does take no more

@@ -12,7 +12,6 @@ import httpx
 import msgspec
 import pytest
 
-from cutline.bench.scripted_worker import keeps_from
 from cutline.cli.setting import open_planner
 from cutline.core.conversation import Message, TextPart
 from cutline.core.request import Mode, Request
@@ -37,6 +36,7 @@ from cutline.models.bundle import Bundle
 from cutline.models.prompt import PromptBuilder
 from cutline.models.vocabulary import Vocabulary
 from cutline.partitioner.setting import GateRates, Setting
+from cutline.testing.worker import keeps_from
 
 BUNDLE = Bundle.open(DRAFTER)
 PREPARER = Preparer(BUNDLE.manifest, PromptBuilder.open(BUNDLE), None, planned=True)

@@ -8,7 +8,6 @@ import socket
 import msgspec
 import pytest
 
-from cutline.bench.together import asking, together
 from cutline.core.request import Mode, Request
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
@@ -23,6 +22,7 @@ from cutline.errors import (
     WorkerUnavailable,
 )
 from cutline.models.bundle import Bundle
+from cutline.testing.together import asking, together
 
 LONGEST = next(request for request in requests(Split.EVALUATION, 2, seed=11) if request.question.kind == "describe")
 

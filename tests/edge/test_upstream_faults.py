@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from cutline.bench.scripted_worker import BUNDLE, REQUEST, never_keeps
 from cutline.core.request import Mode, Request
 from cutline.core.sampling import Sampling
 from cutline.edge.agent import Agent
@@ -22,6 +21,7 @@ from cutline.edge.offload.openai_messages import SAMPLING, Trouble, also_refused
 from cutline.edge.offload.openai_upstream import Upstream
 from cutline.edge.offload.recovery import BACK_SECONDS
 from cutline.errors import AccessDenied, CutlineError, WorkerBusy, WorkerFailed, WorkerUnavailable
+from cutline.testing.worker import BUNDLE, REQUEST, never_keeps
 
 SSE, JSON, HTML = "text/event-stream", "application/json", "text/html; charset=utf-8"
 

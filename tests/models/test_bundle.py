@@ -14,7 +14,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from cutline.bench.manifests import edit_manifest
 from cutline.core.seal import unseal
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.errors import BundleError
@@ -32,6 +31,7 @@ from cutline.models.bundle import (
 )
 from cutline.models.families.smolvlm import SmolVLM
 from cutline.models.layerline import LayerLine
+from cutline.testing.manifests import edit_manifest
 
 BUNDLES = Path(__file__).parent / "bundles"
 

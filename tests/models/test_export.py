@@ -24,7 +24,6 @@ from transformers import (
     SmolVLMForConditionalGeneration,
 )
 
-from cutline.bench.seeded import write_text
 from cutline.cloud.model.loader import load_model
 from cutline.core.conversation import question
 from cutline.errors import BundleError, InputError
@@ -34,6 +33,7 @@ from cutline.models.export.source import read_source
 from cutline.models.families.smolvlm import SmolVLM
 from cutline.models.layerline import LayerLine
 from cutline.models.prompt import PromptBuilder
+from cutline.testing.random_models import write_text
 
 FAMILIES: dict[str, tuple[Any, Any]] = {
     "smolvlm": (SmolVLMConfig, SmolVLMForConditionalGeneration),

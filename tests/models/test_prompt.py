@@ -17,7 +17,6 @@ from tokenizers.models import BPE
 from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from cutline.bench.seeded import QWEN_TEMPLATE
 from cutline.core.conversation import ImagePart, Message, TextPart, question
 from cutline.demo import tokenizer as demo
 from cutline.errors import BundleError, PromptError
@@ -26,6 +25,7 @@ from cutline.models.families.smolvlm import SmolVLM
 from cutline.models.layerline import LayerLine
 from cutline.models.prompt import Prompt, PromptBuilder
 from cutline.models.vocabulary import MARK, StreamDecoder, Vocabulary
+from cutline.testing.random_models import QWEN_TEMPLATE
 
 CALL = "<call me>"  # an added token that is not special, with a character that no byte is written as
 LONG = "é" * 3 + "日本語 🙂"

@@ -18,12 +18,12 @@ import pytest
 import torch
 from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration
 
-from cutline.bench.seeded import write_text
 from cutline.cli.export import export as command
 from cutline.errors import BundleError, InputError, StorageError
 from cutline.models.bundle import Bundle
 from cutline.models.export import export_bundle, make, work
 from cutline.models.export.make import ExportProgress
+from cutline.testing.random_models import write_text
 
 PACKAGE = Path(__file__).resolve().parents[2] / ".dev"
 TARGET_STEPS = [

@@ -22,7 +22,6 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
-from cutline.bench.browsing import WIDE, browser, resize
 from cutline.core.request import Mode, Request
 from cutline.demo.bundles import DRAFTER
 from cutline.edge.api.app import application
@@ -31,6 +30,7 @@ from cutline.edge.generation.result import Answer, Energy, Provenance, Token
 from cutline.edge.offload.status import AgentState, Breaker, WorkerState
 from cutline.errors import CutlineError
 from cutline.models.bundle import Bundle
+from cutline.testing.browser import WIDE, browser, resize
 
 SECONDS = 90  # that the page may take to show what it was told
 WORKER = "10.0.0.2:50051"

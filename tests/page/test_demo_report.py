@@ -6,8 +6,8 @@ from pathlib import Path
 
 from selenium import webdriver
 
-from cutline.bench.browsing import resize
 from cutline.demo.report import render
+from cutline.testing.browser import resize
 from tests.demo.test_report import OUTCOMES, RESULT
 from tests.page.conftest import PHONE
 

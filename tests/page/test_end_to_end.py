@@ -7,13 +7,13 @@ from collections.abc import Iterator
 import pytest
 from selenium import webdriver
 
-from cutline.bench.browsing import Served, served
 from cutline.demo.bundles import TARGET
 from cutline.demo.publish import EXAMPLES
 from cutline.demo.reference import Reference
 from cutline.devices.link import load_link
 from cutline.edge.generation.events import Settled
 from cutline.models.bundle import Bundle
+from cutline.testing.browser import Served, served
 from tests.page.conftest import Page
 
 CARD = EXAMPLES / "card2.png"

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import pytest
 from selenium import webdriver
 
-from cutline.bench.browsing import browser
 from cutline.cli.access.certificates import SERVER, Authority
 from cutline.protos.channel.token_file import token_entry
+from cutline.testing.browser import browser
 from tests.page.conftest import Page
 from tests.page.test_reach import violations
 

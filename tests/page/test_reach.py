@@ -10,10 +10,10 @@ import pytest
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
-from cutline.bench.browsing import WIDE
 from cutline.core.request import Mode
 from cutline.edge.generation.events import Guessed, Planned, Settled
 from cutline.edge.generation.result import Lost, Provenance
+from cutline.testing.browser import WIDE
 from tests.page.conftest import PHONE, WORKER, Page, Scripted, answered, spoken
 
 SAID = spoken("A red seven above a blue three", Provenance.DRAFT)

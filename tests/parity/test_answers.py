@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cutline.bench.parity import Prompt, Whole
-from cutline.bench.seeded import make_qwen25vl_small
 from cutline.cloud.worker import Worker
 from cutline.core.conversation import question
 from cutline.core.request import Mode, Request
@@ -23,6 +21,8 @@ from cutline.models.export import export_bundle
 from cutline.models.images import decode_image
 from cutline.models.layerline import END
 from cutline.models.prompt import PromptBuilder
+from cutline.testing.comparison import Prompt, Whole
+from cutline.testing.random_models import make_qwen25vl_small
 
 WORDS, LENGTH = "How many?", 20
 

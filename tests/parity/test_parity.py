@@ -12,7 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cutline.bench.parity import (
+from cutline.cloud.model.model_runner import Target
+from cutline.demo.bundles import TARGET
+from cutline.models.bundle import Bundle
+from cutline.models.families import COUNTED, Positions
+from cutline.models.families.qwen25vl import Qwen25VL
+from cutline.testing.comparison import (
     PROMPTS,
     TOLERANCE,
     Compared,
@@ -25,11 +30,6 @@ from cutline.bench.parity import (
     seeded_prompts,
     smolvlm_256m,
 )
-from cutline.cloud.model.model_runner import Target
-from cutline.demo.bundles import TARGET
-from cutline.models.bundle import Bundle
-from cutline.models.families import COUNTED, Positions
-from cutline.models.families.qwen25vl import Qwen25VL
 
 
 def check(found: Iterator[Compared], cuts: tuple[str, ...]) -> None:

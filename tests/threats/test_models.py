@@ -16,7 +16,6 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from cutline.bench.manifests import edit_manifest
 from cutline.cloud.model.loader import load_model
 from cutline.core.conversation import question
 from cutline.demo.bundles import DRAFTER, TARGET
@@ -28,6 +27,7 @@ from cutline.errors import BundleError, CutlineError, InputError, PromptError
 from cutline.models.bundle import Bundle, read_manifest, write_manifest
 from cutline.models.export.source import read_source
 from cutline.models.prompt import TEMPLATE, PromptBuilder
+from cutline.testing.manifests import edit_manifest
 
 Ran = Callable[[], bool]
 

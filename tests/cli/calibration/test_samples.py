@@ -8,7 +8,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from cutline.bench.scripted import spoken
 from cutline.cli.calibration.inputs import QuestionSource
 from cutline.cli.calibration.samples import SYSTEMS, Conversation, chosen_groups, conversations, sampled
 from cutline.core.conversation import ImagePart
@@ -17,6 +16,7 @@ from cutline.edge.generation.conditions import GROUPS, PLAIN
 from cutline.edge.generation.gate import calibrate_gate
 from cutline.edge.generation.result import Answer, Provenance
 from cutline.errors import InputError, PromptError, WorkerUnavailable
+from cutline.testing.agent import spoken
 
 STOP = 2
 

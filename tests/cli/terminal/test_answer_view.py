@@ -14,11 +14,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from cutline.bench.scripted import spoken
 from cutline.cli.terminal.answer_view import AnswerView, follow
 from cutline.demo.publish import EXAMPLES
 from cutline.edge.generation.events import Corrected, Event, Guessed, Settled
 from cutline.edge.generation.result import Provenance, Token
+from cutline.testing.agent import spoken
 
 ANSWER = spoken("The", " card", " shows", " a", " 7")
 WORDS = ANSWER.tokens

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from cutline.bench.parity import Prompt, Whole, seeded_prompts
 from cutline.cloud.model.loader import load_model
 from cutline.cloud.model.vision import Tower, Unwanted, whole
 from cutline.demo.bundles import TARGET
 from cutline.models.bundle import Bundle
+from cutline.testing.comparison import Prompt, Whole, seeded_prompts
 
 TOLERANCE = 1e-5  # of the largest value
 

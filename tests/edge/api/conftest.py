@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from cutline.bench.scripted import ScriptedAgent
 from cutline.demo.bundles import DRAFTER
 from cutline.edge.api.server import serve
 from cutline.models.bundle import Bundle
+from cutline.testing.agent import ScriptedAgent
 
 Serving = Callable[..., AbstractAsyncContextManager[str]]
 

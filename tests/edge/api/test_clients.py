@@ -16,8 +16,6 @@ import msgspec
 import openai
 import pytest
 
-from cutline.bench.raw_http import BODY, PATH, connect, request
-from cutline.bench.scripted import ScriptedAgent, spoken, told
 from cutline.cli.terminal.logs import JsonLines
 from cutline.core.conversation import Message, TextPart
 from cutline.core.request import Mode, Request
@@ -29,6 +27,8 @@ from cutline.edge.api.requests.schema import read_request
 from cutline.edge.generation.result import Decision, Gated
 from cutline.errors import WorkerBusy
 from cutline.models.bundle import Bundle
+from cutline.testing.agent import ScriptedAgent, spoken, told
+from cutline.testing.raw_http import BODY, PATH, connect, request
 
 Serving = Callable[..., AbstractAsyncContextManager[str]]
 

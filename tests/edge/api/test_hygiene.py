@@ -13,8 +13,6 @@ import httpx
 import msgspec
 import pytest
 
-from cutline.bench.raw_http import BODY, PATH, STREAMED, connect, get, reply, request
-from cutline.bench.scripted import ScriptedAgent, spoken
 from cutline.cli.access.certificates import SERVER, Authority
 from cutline.core.request import Mode
 from cutline.edge.api import server as server
@@ -23,6 +21,8 @@ from cutline.edge.api.requests import body as bodies
 from cutline.edge.api.server import names_of
 from cutline.edge.generation.events import Planned
 from cutline.protos.channel.credentials import ServerKeys
+from cutline.testing.agent import ScriptedAgent, spoken
+from cutline.testing.raw_http import BODY, PATH, STREAMED, connect, get, reply, request
 
 Serving = Callable[..., AbstractAsyncContextManager[str]]
 

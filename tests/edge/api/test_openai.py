@@ -13,12 +13,12 @@ import msgspec
 import openai
 import pytest
 
-from cutline.bench.scripted import ScriptedAgent, spoken, told
 from cutline.core.conversation import ImagePart, Message, TextPart
 from cutline.core.request import Mode
 from cutline.edge.generation.events import Corrected, Event, Guessed, Planned, Settled
 from cutline.edge.generation.result import Answer, Lost, Provenance, Token
 from cutline.errors import BundleError, ImageError, InputError, WorkerBusy, WorkerUnavailable
+from cutline.testing.agent import ScriptedAgent, spoken, told
 
 Serving = Callable[..., AbstractAsyncContextManager[str]]
 

@@ -20,11 +20,11 @@ from schemathesis.specs.openapi.checks import (
     unsupported_method,
 )
 
-from cutline.bench.scripted import ScriptedAgent, spoken
 from cutline.demo.bundles import DRAFTER
 from cutline.edge.api.app import application
 from cutline.edge.api.openapi import document
 from cutline.models.bundle import Bundle
+from cutline.testing.agent import ScriptedAgent, spoken
 
 AGENT = ScriptedAgent(Bundle.open(DRAFTER).manifest, always=[spoken("Se", "ven", stop=2, logprob=-0.5)])
 APP = application(AGENT)

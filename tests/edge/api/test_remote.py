@@ -8,7 +8,6 @@ import httpx
 import msgspec
 import pytest
 
-from cutline.bench.scripted import ScriptedAgent
 from cutline.core.request import Mode, Request
 from cutline.core.sampling import Sampling
 from cutline.core.wire import Wire
@@ -18,6 +17,7 @@ from cutline.edge.api.errors import STATUS
 from cutline.edge.generation.events import Event, Guessed, Settled
 from cutline.edge.generation.result import Answer, Believed, Energy, Forecast, Likely, Lost, Provenance, Tail, Token
 from cutline.errors import BundleError, CutlineError, ImageError, InputError, PromptError, WorkerBusy, WorkerUnavailable
+from cutline.testing.agent import ScriptedAgent
 
 
 def ask_over(agent: ScriptedAgent, question: Request) -> Answer:

@@ -13,8 +13,6 @@ import httpx
 import msgspec
 import pytest
 
-from cutline.bench.raw_http import BODY, PATH, STREAMED, get
-from cutline.bench.scripted import ScriptedAgent, spoken, told
 from cutline.core.request import Mode
 from cutline.edge.api.access.login import PATH as LOG_IN
 from cutline.edge.api.app import application
@@ -22,6 +20,8 @@ from cutline.edge.api.metrics import AgentMetrics
 from cutline.edge.generation.result import Answer, Decision, Gated, Provenance, Recalled, Tail
 from cutline.edge.offload.status import Breaker, WorkerState
 from cutline.errors import InputError, WorkerUnavailable
+from cutline.testing.agent import ScriptedAgent, spoken, told
+from cutline.testing.raw_http import BODY, PATH, STREAMED, get
 
 Serving = Callable[..., AbstractAsyncContextManager[str]]
 

@@ -11,13 +11,13 @@ from contextlib import AbstractAsyncContextManager
 import httpx
 import pytest
 
-from cutline.bench.raw_http import BODY, PATH, STREAMED, connect, get, request
-from cutline.bench.scripted import ScriptedAgent, spoken, told
 from cutline.core.request import Mode
 from cutline.edge.api import server as server
 from cutline.edge.api import sse
 from cutline.edge.generation.events import Planned, Settled
 from cutline.edge.generation.result import Provenance, Token
+from cutline.testing.agent import ScriptedAgent, spoken, told
+from cutline.testing.raw_http import BODY, PATH, STREAMED, connect, get, request
 
 Serving = Callable[..., AbstractAsyncContextManager[str]]
 

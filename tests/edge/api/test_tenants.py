@@ -13,13 +13,13 @@ import msgspec
 import pytest
 from prometheus_client import Gauge
 
-from cutline.bench.raw_http import BODY, PATH, connect, reply, request
-from cutline.bench.scripted import ScriptedAgent, spoken
 from cutline.core.request import is_request_id
 from cutline.edge.api.access import limits as guarding
 from cutline.edge.api.errors import Refused
 from cutline.edge.api.requests import body as bodies
 from cutline.protos.channel.token_file import Quota, Tokens, token_entry
+from cutline.testing.agent import ScriptedAgent, spoken
+from cutline.testing.raw_http import BODY, PATH, connect, reply, request
 
 Serving = Callable[..., AbstractAsyncContextManager[str]]
 

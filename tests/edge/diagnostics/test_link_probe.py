@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cutline.bench.virtual_time import run_virtually
 from cutline.devices.emulator import LinkEmulator
 from cutline.devices.link import LinkProfile
 from cutline.edge.diagnostics.link_probe import measure_link, rate, round_trip
@@ -23,6 +22,7 @@ from cutline.protos.channel.credentials import AgentKeys
 from cutline.protos.client import WorkerClient
 from cutline.protos.v1 import worker_pb2 as pb
 from cutline.protos.v1 import worker_pb2_grpc
+from cutline.testing.virtual_time import run_virtually
 
 CLOSE = 0.2  # a measured figure may be off by this share
 

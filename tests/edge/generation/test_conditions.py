@@ -10,7 +10,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cutline.bench.scripted_worker import BUNDLE, REQUEST, TRUTH, ScriptedWorker, ids, keeps_from, serving
 from cutline.core.conversation import ImagePart, Message, Role, TextPart
 from cutline.core.request import Mode, Request
 from cutline.core.sampling import Sampling
@@ -19,6 +18,7 @@ from cutline.edge.generation.conditions import CALIBRATED, GROUPS, PLAIN, Order,
 from cutline.edge.generation.gate import Gate
 from cutline.edge.generation.result import Answer, Decision
 from cutline.edge.generation.semantic_cache import SemanticCache
+from cutline.testing.worker import BUNDLE, REQUEST, TRUTH, ScriptedWorker, ids, keeps_from, serving
 
 GREEDY = Sampling()
 PICTURE, TEXT = ImagePart(), TextPart("Read.")

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import binom
 
-from cutline.bench.manifests import edit_manifest
 from cutline.demo.bundles import DRAFTER
 from cutline.edge.generation.conditions import GROUPS, PLAIN
 from cutline.edge.generation.gate import (
@@ -33,6 +32,7 @@ from cutline.edge.generation.gate import (
 from cutline.edge.inference.drafter import Drafted
 from cutline.errors import BundleError
 from cutline.models.bundle import MANIFEST, Bundle, write_manifest
+from cutline.testing.manifests import edit_manifest
 
 STOP = 9
 

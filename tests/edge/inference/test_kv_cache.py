@@ -16,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from cutline.bench.parity import Whole, seeded_prompts
 from cutline.core.request import Request
 from cutline.core.sampling import Sampling
 from cutline.demo.bundles import DRAFTER
@@ -31,6 +30,7 @@ from cutline.edge.inference.vision_encoder import VisionSpan
 from cutline.models.bundle import Bundle
 from cutline.models.images import Pixels
 from cutline.models.prompt import PromptBuilder
+from cutline.testing.comparison import Whole, seeded_prompts
 
 DRAFTS = Bundle.open(DRAFTER)
 IMAGE, TOKENS = 3, 16  # of the seeded model: its image token, and how many an image has

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from cutline.bench.parity import Whole, seeded_prompts
 from cutline.edge.inference.vision_encoder import VisionSpan
 from cutline.errors import BundleError
 from cutline.models.bundle import Bundle, write_manifest
+from cutline.testing.comparison import Whole, seeded_prompts
 
 
 @pytest.mark.parametrize("count", [1, 3])

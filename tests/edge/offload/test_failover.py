@@ -11,24 +11,6 @@ import grpc
 import msgspec
 import pytest
 
-from cutline.bench.scripted_worker import (
-    BREAK,
-    BUNDLE,
-    END,
-    HANG,
-    NOTICE,
-    OWN,
-    SKIP,
-    STALL,
-    TRUTH,
-    ScriptedWorker,
-    ask,
-    asking,
-    drafters_own,
-    ids,
-    never_keeps,
-    serving,
-)
 from cutline.core.request import Mode
 from cutline.edge.agent import Agent
 from cutline.edge.generation.events import Event, Guessed, Settled
@@ -48,6 +30,24 @@ from cutline.errors import (
 )
 from cutline.protos.channel.credentials import AgentKeys
 from cutline.protos.v1 import worker_pb2_grpc
+from cutline.testing.worker import (
+    BREAK,
+    BUNDLE,
+    END,
+    HANG,
+    NOTICE,
+    OWN,
+    SKIP,
+    STALL,
+    TRUTH,
+    ScriptedWorker,
+    ask,
+    asking,
+    drafters_own,
+    ids,
+    never_keeps,
+    serving,
+)
 
 
 @pytest.fixture(autouse=True)

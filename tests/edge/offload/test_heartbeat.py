@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cutline.bench.virtual_time import hold, run_virtually
 from cutline.edge.offload.heartbeat import (
     CONNECTING,
     FIRST_UPLINK,
@@ -18,6 +17,7 @@ from cutline.edge.offload.heartbeat import (
     WorkerSilent,
     patience,
 )
+from cutline.testing.virtual_time import hold, run_virtually
 
 NOTICE = 0.4
 

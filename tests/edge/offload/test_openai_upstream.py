@@ -15,7 +15,6 @@ import httpx
 import pytest
 from PIL import Image
 
-from cutline.bench.scripted_worker import keeps_from
 from cutline.core.conversation import ImagePart, Message, TextPart
 from cutline.core.request import Mode, Request
 from cutline.core.sampling import Sampling
@@ -34,6 +33,7 @@ from cutline.errors import AccessDenied, CutlineError, InputError, WorkerBusy, W
 from cutline.models.bundle import Bundle
 from cutline.models.prompt import PromptBuilder
 from cutline.models.vocabulary import Vocabulary
+from cutline.testing.worker import keeps_from
 
 BUNDLE = Bundle.open(DRAFTER)
 VOCABULARY = Vocabulary.open(BUNDLE)

@@ -8,8 +8,6 @@ from dataclasses import replace
 
 import pytest
 
-from cutline.bench.scripted_fleet import ScriptedFleet, Time
-from cutline.bench.scripted_worker import BUNDLE, DESCRIPTION, TRUTH, ScriptedWorker, asking, ids, never_keeps, serving
 from cutline.core.request import Mode
 from cutline.edge.agent import Agent
 from cutline.edge.offload.circuit_breaker import COOL_MOST
@@ -20,6 +18,8 @@ from cutline.edge.offload.worker_pool import Workers
 from cutline.errors import AccessDenied, CutlineError, InputError, WorkerBusy, WorkerFailed, WorkerUnavailable
 from cutline.protos.client import WorkerClient
 from cutline.protos.messages import Description
+from cutline.testing.fleet import ScriptedFleet, Time
+from cutline.testing.worker import BUNDLE, DESCRIPTION, TRUTH, ScriptedWorker, asking, ids, never_keeps, serving
 
 A, B = "127.0.0.1:1001", "127.0.0.1:1002"
 GONE = WorkerUnavailable("gone")

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cutline.bench.virtual_time import hold, run_virtually
 from cutline.edge.offload.stall_detector import LEAST_NOTICES, StallDetector, patience
 from cutline.errors import WorkerUnavailable
+from cutline.testing.virtual_time import hold, run_virtually
 
 NOTICE = 0.05
 

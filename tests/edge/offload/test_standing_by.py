@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from cutline.bench.scripted_fleet import ScriptedFleet, Time
-from cutline.bench.scripted_worker import DESCRIPTION, TRUTH, ScriptedWorker, ask, asking, ids, never_keeps
 from cutline.core.request import Mode
 from cutline.edge.agent import Agent
 from cutline.edge.generation.events import Event
 from cutline.errors import CutlineError, ModelMismatch, WorkerFailed, WorkerUnavailable
 from cutline.protos.messages import Description
 from cutline.protos.v1 import worker_pb2 as pb
+from cutline.testing.fleet import ScriptedFleet, Time
+from cutline.testing.worker import DESCRIPTION, TRUTH, ScriptedWorker, ask, asking, ids, never_keeps
 
 A, B, C = "127.0.0.1:1001", "127.0.0.1:1002", "127.0.0.1:1003"
 

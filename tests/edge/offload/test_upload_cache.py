@@ -12,7 +12,6 @@ import grpc
 import numpy as np
 import pytest
 
-from cutline.bench.scripted_worker import DESCRIPTION
 from cutline.core.conversation import ImagePart, Message, TextPart
 from cutline.core.request import Mode, Request
 from cutline.core.wire import Wire
@@ -40,6 +39,7 @@ from cutline.protos.messages import (
     worker_to_wire,
 )
 from cutline.protos.v1 import worker_pb2_grpc
+from cutline.testing.worker import DESCRIPTION
 
 DRAFTS, BUNDLE = Bundle.open(DRAFTER), Bundle.open(TARGET)
 FAMILY, STOP = BUNDLE.manifest.family, BUNDLE.manifest.stop_tokens[0]

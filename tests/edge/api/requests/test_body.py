@@ -11,11 +11,11 @@ import httpx
 import msgspec
 import pytest
 
-from cutline.bench.raw_http import BODY, PATH
-from cutline.bench.scripted import ScriptedAgent, spoken
 from cutline.edge.api.requests import body
 from cutline.edge.api.requests.body import SHARE, Turns
 from cutline.edge.api.requests.scanner import Scanner
+from cutline.testing.agent import ScriptedAgent, spoken
+from cutline.testing.raw_http import BODY, PATH
 
 Serving = Callable[..., AbstractAsyncContextManager[str]]
 

@@ -11,12 +11,12 @@ import httpx
 import msgspec
 import pytest
 
-from cutline.bench.raw_http import connect, request
-from cutline.bench.scripted import ScriptedAgent, spoken
 from cutline.core.request import MAX_IMAGE_BYTES
 from cutline.edge.api import server as server
 from cutline.edge.api.requests.images import pictures
 from cutline.errors import ImageError
+from cutline.testing.agent import ScriptedAgent, spoken
+from cutline.testing.raw_http import connect, request
 
 Serving = Callable[..., AbstractAsyncContextManager[str]]
 

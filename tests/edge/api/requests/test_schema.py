@@ -15,7 +15,6 @@ import msgspec
 import pytest
 from PIL import Image
 
-from cutline.bench.scripted import ScriptedAgent, spoken
 from cutline.core.conversation import Message, TextPart
 from cutline.core.request import Mode
 from cutline.core.sampling import Sampling
@@ -31,6 +30,7 @@ from cutline.edge.api.requests import schema as requests_module
 from cutline.edge.api.requests.schema import ChatRequest, read_request
 from cutline.edge.generation.result import Answer
 from cutline.models.bundle import Bundle
+from cutline.testing.agent import ScriptedAgent, spoken
 
 REQUEST = next(requests(Split.EVALUATION, 1, seed=4))
 PATH = "/v1/chat/completions"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
-from cutline.bench.scripted_worker import DESCRIPTION
 from cutline.edge.offload.worker_pool import Workers
 from cutline.errors import CutlineError
 from cutline.protos.client import WorkerClient
 from cutline.protos.messages import Description
+from cutline.testing.worker import DESCRIPTION
 
 
 class Time:

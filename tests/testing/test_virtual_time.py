@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from cutline.bench.virtual_time import hold, run_virtually
+from cutline.testing.virtual_time import hold, run_virtually
 
 
 def test_waits_take_their_virtual_seconds_and_end_in_their_order() -> None:

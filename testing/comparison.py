@@ -1,0 +1,291 @@
+"""A split model against the whole one: what crosses a cut, logits and answers, by transformers' own model.
+
+A device's graphs compute what crosses a cut from images and tokens; a worker's target goes on from that, one prompt
+alone and four in one ragged pass, and answers greedily. Both are compared with the model run whole: the boundary with
+its hidden states, the logits of every token of the prompt with its logits (largest difference as a share of the largest
+value), the answer with `generate`. All in fp32, in one process.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from cutline.cloud.engine.sequence import Session, SessionRequest, SessionRows
+from cutline.cloud.model.loader import load_model
+from cutline.cloud.model.model_runner import Target
+from cutline.core.sampling import Sampling
+from cutline.edge.inference.decoder import Decoder, DecoderState
+from cutline.edge.inference.vision_encoder import VisionSpan
+from cutline.models.bundle import Bundle, Manifest
+from cutline.models.export import export_bundle
+from cutline.models.families import Grid
+from cutline.models.images import Pixels
+from cutline.testing.random_models import make_qwen25vl_small, make_smolvlm_256m
+
+TOLERANCE = 1e-3
+THREADS = 2  # of a session of ONNX Runtime; torch takes what OMP_NUM_THREADS says
+PROMPTS = (  # sizes of the images in each
+    ((180, 100),),
+    ((200, 140), (60, 120)),
+    (),
+    (),
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prompt:
+    """Seeded tokens, and the images that the image tokens among them stand for."""
+
+    ids: tuple[int, ...]
+    images: tuple[Pixels, ...]
+
+    @property
+    def grids(self) -> tuple[Grid, ...]:
+        """What the images became."""
+        return tuple(image.grid for image in self.images)
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """The largest errors at one cut with `batch` prompts in a pass, and whether all answers are the same."""
+
+    cut: str
+    batch: int
+    boundary: float
+    logits: float
+    same: bool
+
+    @property
+    def holds(self) -> bool:
+        """Whether split is unsplit here."""
+        return self.boundary <= TOLERANCE and self.logits <= TOLERANCE and self.same
+
+
+def seeded_prompts(manifest: Manifest) -> list[Prompt]:
+    """One for each of `PROMPTS`, of different lengths."""
+    dice = np.random.default_rng(0)
+    words = [token for token in range(manifest.decoder.vocabulary) if token != manifest.image_token]
+
+    def text(length: int) -> list[int]:
+        return [int(token) for token in dice.choice(words, length)]
+
+    prompts = []
+    for sizes in PROMPTS:
+        images, ids = [], text(int(dice.integers(2, 9)))
+        for width, height in sizes:
+            noise = dice.integers(0, 256, (height, width, 3), np.uint8)
+            images.append(manifest.family.preprocess(Image.fromarray(noise)))
+            ids += [manifest.image_token] * manifest.family.tokens(images[-1].grid) + text(3)
+        prompts.append(Prompt((*ids, *text(5)), tuple(images)))
+    return prompts
+
+
+class Whole:
+    """transformers' own model, never cut."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._manifest = bundle.manifest
+        self._model = load_model(bundle)
+        self._model.generation_config.eos_token_id = None  # an answer is as long as it is asked for
+
+    @torch.inference_mode()
+    def run(self, prompt: Prompt) -> tuple[dict[str, NDArray[np.float32]], torch.Tensor]:
+        """What crosses each cut but `image`, and the logits (n, vocabulary)."""
+        states: dict[str, NDArray[np.float32]] = {}
+
+        def keep(cut: str) -> Callable[[Any, Any], None]:
+            def hook(_: Any, given: tuple[torch.Tensor, ...]) -> None:
+                states[cut] = given[0].flatten(0, -2).numpy()
+
+            return hook
+
+        hooks = [module.register_forward_pre_hook(keep(cut)) for cut, module in self._behind()]
+        logits: torch.Tensor = self._model(**self._given(prompt)).logits[0]
+        for hook in hooks:
+            hook.remove()
+        states["decoder.0"] = states["decoder.0"][np.array(prompt.ids) == self._manifest.image_token]
+        return states, logits
+
+    @torch.inference_mode()
+    def answer(self, prompt: Prompt, steps: int) -> list[int]:
+        """So many tokens, greedily."""
+        made = self._model.generate(**self._given(prompt), do_sample=False, max_new_tokens=steps)
+        answer: list[int] = made[0, len(prompt.ids) :].tolist()
+        return answer
+
+    def _behind(self) -> Iterator[tuple[str, Any]]:
+        """For each cut the module that takes what crosses it; at decoder.0 with the text around it."""
+        parts, model = self._manifest.family.parts, self._model.model
+        decoder = model.get_submodule(parts.decoder)
+        yield from ((f"vision.{index}", layer) for index, layer in enumerate(model.get_submodule(parts.tower)))
+        yield "connector", model.get_submodule(parts.connector[0])
+        yield from ((f"decoder.{index}", layer) for index, layer in enumerate(decoder.layers))
+        yield "head", decoder.norm
+
+    def _given(self, prompt: Prompt) -> dict[str, torch.Tensor]:
+        ids = np.array([prompt.ids])
+        arrays = {"input_ids": ids, **self._manifest.family.as_given(prompt.images)}
+        if "mm_token_type_ids" in inspect.signature(self._model.forward).parameters:  # of which 1 is an image
+            arrays["mm_token_type_ids"] = (ids == self._manifest.image_token).astype(np.int32)
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+class ImageRows:
+    """What crosses each cut up to the decoder, by the device's graphs; computed once."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+        self._made: dict[tuple[str, Prompt], NDArray[np.float32]] = {}
+        self._last: tuple[str, VisionSpan] | None = None
+
+    def of(self, prompt: Prompt, cut: str) -> NDArray[np.float32]:
+        """The boundary (n, width) of a prompt's images, or at `image` their pixels."""
+        if (cut, prompt) not in self._made:
+            rows = np.concatenate([image.values for image in prompt.images] or [np.empty((0, 1), np.float32)])
+            if cut != "image":
+                rows = self._span(cut)(rows, prompt.grids)
+            self._made[cut, prompt] = rows
+        return self._made[cut, prompt]
+
+    def _span(self, cut: str) -> VisionSpan:
+        if self._last is None or self._last[0] != cut:
+            self._last = cut, VisionSpan.open(self._bundle, cut, threads=THREADS)
+        return self._last[1]
+
+
+class Device:
+    """The layers `[image, cut)` in the device's graphs."""
+
+    def __init__(self, bundle: Bundle, cut: str, rows: ImageRows) -> None:
+        self.cut = cut
+        self.deep = cut in bundle.manifest.line.deep_cuts
+        self.manifest = bundle.manifest
+        self._rows = rows
+        self._prefix = Decoder.open_prefix(bundle, cut, threads=THREADS) if self.deep else None
+
+    def begin(self, prompt: Prompt) -> tuple[NDArray[np.float32], DecoderState | None]:
+        """What crosses the cut for a prompt, and the state of the decoder's layers here, if there are any."""
+        rows = self._rows.of(prompt, "decoder.0" if self.deep else self.cut)
+        if self._prefix is None:
+            return rows, None
+        image_tokens = np.array(prompt.ids) == self.manifest.image_token
+        embedded = self._prefix.embed(prompt.ids)
+        embedded[image_tokens] = rows
+        state = self._prefix.new_state(self.manifest.family.positions(image_tokens, prompt.grids))
+        return state.extend(embedded), state
+
+    def go_on(self, state: DecoderState | None, token: int) -> NDArray[np.float32] | None:
+        """What crosses the cut for one more token, if anything does."""
+        return None if state is None or self._prefix is None else state.extend(self._prefix.embed([token]))
+
+
+def compare(device: Device, target: Target, prompts: Sequence[Prompt], expected: Sequence[Expected]) -> Compared:
+    """Run `prompts` together, cut where `device` ends, against what is `expected` of each."""
+    begun = [device.begin(prompt) for prompt in prompts]
+    sessions = [
+        _session(device, prompt, slot, boundary)
+        for slot, (prompt, (boundary, _)) in enumerate(zip(prompts, begun, strict=True))
+    ]
+    batch = [
+        SessionRows(session, 0, prompt.ids, len(prompt.ids) - 1, boundary if device.deep else None)
+        for session, prompt, (boundary, _) in zip(sessions, prompts, begun, strict=True)
+    ]
+    images = [
+        target.encode(boundary, device.cut, session.request.grids) if prompt.images and not device.deep else None
+        for session, prompt, (boundary, _) in zip(sessions, prompts, begun, strict=True)
+    ]
+    logits = target.run(batch, images)
+    wrong = max(_error(found.numpy(), right.logits.numpy()) for found, right in zip(logits, expected, strict=True))
+    crossed = [
+        _error(boundary, right.states[device.cut])
+        for prompt, (boundary, _), right in zip(prompts, begun, expected, strict=True)
+        if device.cut in right.states and (prompt.images or device.deep)
+    ]
+    answers = [[int(found[-1].argmax())] for found in logits]
+    for _ in range(len(expected[0].answer) - 1):
+        batch = [
+            SessionRows(session, len(prompt.ids) + len(answer) - 1, (answer[-1],), 0, device.go_on(state, answer[-1]))
+            for session, prompt, answer, (_, state) in zip(sessions, prompts, answers, begun, strict=True)
+        ]
+        for answer, found in zip(answers, target.run(batch, [None] * len(batch)), strict=True):
+            answer.append(int(found[-1].argmax()))
+    same = answers == [right.answer for right in expected]
+    return Compared(device.cut, len(prompts), max(crossed, default=0.0), wrong, same)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Expected:
+    """What the whole model makes of a prompt."""
+
+    states: dict[str, NDArray[np.float32]]
+    logits: torch.Tensor
+    answer: list[int]
+
+
+def expect(whole: Whole, prompts: Sequence[Prompt], steps: int) -> list[Expected]:
+    """Of each of `prompts`, with `steps` tokens of its answer."""
+    return [Expected(*whole.run(prompt), whole.answer(prompt, steps)) for prompt in prompts]
+
+
+def compare_cuts(bundle: Bundle, cuts: Sequence[str], *, steps: int, alone: int = 1) -> Iterator[Compared]:
+    """Each cut with the first `alone` of the prompts by themselves, then with all of them in one pass."""
+    prompts = seeded_prompts(bundle.manifest)
+    expected = expect(Whole(bundle), prompts, steps)
+    context = max(len(prompt.ids) for prompt in prompts) + steps
+    target = Target(bundle, slots=len(prompts), context=context)
+    rows = ImageRows(bundle)
+    for cut in cuts:
+        device = Device(bundle, cut, rows)
+        for index in range(alone):
+            yield compare(device, target, prompts[index : index + 1], expected[index : index + 1])
+        yield compare(device, target, prompts, expected)
+
+
+def _session(device: Device, prompt: Prompt, slot: int, boundary: NDArray[np.float32]) -> Session:
+    image_tokens = np.array(prompt.ids) == device.manifest.image_token
+    request = SessionRequest(
+        tokens=prompt.ids,
+        prompt_length=len(prompt.ids),
+        max_tokens=1,
+        sampling=Sampling(),
+        effort=1.0,
+        cut=device.cut,
+        deep=device.deep,
+        boundary=boundary,
+        grids=prompt.grids,
+        positions=device.manifest.family.positions(image_tokens, prompt.grids),
+    )
+    return Session("parity", request, slot, lambda event: None, limit=len(prompt.ids) + 1)
+
+
+def _error(found: NDArray[np.float32], right: NDArray[np.float32]) -> float:
+    """The largest difference, as a share of the largest value; infinite if the shapes differ."""
+    return float(np.abs(found - right).max() / np.abs(right).max()) if found.shape == right.shape else float("inf")
+
+
+def smolvlm_256m(place: Path, *, depth: tuple[int, int] = (12, 30)) -> Bundle:
+    """A target of SmolVLM-256M's shape, with so many layers of tower and decoder."""
+    make_smolvlm_256m(place / "hf", dtype=torch.float32, longest_edge=512, depth=depth)
+    return _exported(place)
+
+
+def qwen25vl_small(place: Path) -> Bundle:
+    """A target of Qwen2.5-VL's shape, reduced."""
+    make_qwen25vl_small(place / "hf")
+    return _exported(place)
+
+
+def _exported(place: Path) -> Bundle:
+    out = place / "bundle"
+    return export_bundle(
+        place / "hf", out, role="target", precision="fp32", name="seeded", progress=lambda progress: None
+    )
