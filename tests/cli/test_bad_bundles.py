@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from cutline.testing.manifests import edit_manifest
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.errors import (
     BundleError,
     ModelMismatch,
 )
 from cutline.models.bundle import MANIFEST, Bundle, span_file, write_manifest
+from cutline.testing.manifests import edit_manifest
 
 Run = Callable[..., Any]
 NOBODY = "127.0.0.1:1"

@@ -10,85 +10,21 @@ import itertools
 import queue
 import random
 import threading
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import cast
 
-import numpy as np
 import pytest
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from cutline.cloud.engine import cost_model
 from cutline.cloud.engine import engine as engine_module
 from cutline.cloud.engine.engine import Engine
-from cutline.cloud.engine.sequence import Event, Forward, SessionRequest, SessionRows
+from cutline.cloud.engine.sequence import Event, Forward, SessionRequest
 from cutline.cloud.model.model_runner import Target
 from cutline.core.sampling import Sampling
 from cutline.errors import CutlineError, InputError, WorkerFailed
 from cutline.protos.messages import Confirmed, Draft, Finished, Opened
-
-VOCABULARY = 32
-STOP = 0
-POISON = 31  # a token that breaks the pass it is in, on the last engine
-CONTEXT = 60
-
-
-def row_after(prefix: Sequence[int]) -> float:
-    return float(zlib.crc32(bytes(prefix)) % (1 << 20))
-
-
-def rows_of(tokens: Sequence[int], start: int) -> NDArray[np.float32]:
-    made = [row_after(tokens[: end + 1]) for end in range(start, len(tokens))]
-    return np.array(made, np.float32).reshape(-1, 1)
-
-
-def next_token(row: float) -> int:
-    return int(row) % (VOCABULARY - 1)
-
-
-def plain_answer(prompt: Sequence[int], max_tokens: int) -> list[int]:
-    whole = list(prompt)
-    while len(whole) < min(len(prompt) + max_tokens, CONTEXT):
-        whole.append(next_token(row_after(whole)))
-        if whole[-1] == STOP:
-            break
-    return whole[len(prompt) :]
-
-
-class FakeSpan:
-    """Makes rows of the tokens in a slot, or passes on those that come; with the head, logits of them."""
-
-    context = CONTEXT
-    decodes = True
-
-    def __init__(self, slots: int, *, chooses: bool) -> None:
-        self.slots = slots
-        self.chooses = chooses
-        self._tokens = [[POISON] * CONTEXT for _ in range(slots)]
-
-    def resume(self, slot: int, source: int, count: int) -> None:
-        self._tokens[slot] = self._tokens[source][:count] + [POISON] * (CONTEXT - count)
-
-    def run(self, batch: Sequence[SessionRows], images: Sequence[Tensor | None], **how: Any) -> list[Tensor]:
-        assert len({rows.session.slot for rows in batch}) == len(batch) == len(images)
-        if self.chooses and any(POISON in rows.tokens for rows in batch):
-            raise RuntimeError("a bad pass")
-        return [self._made(rows) for rows in batch]
-
-    def _made(self, rows: SessionRows) -> Tensor:
-        if rows.boundary is None:
-            cache, end = self._tokens[rows.session.slot], rows.start + len(rows.tokens)
-            cache[rows.start : end] = rows.tokens
-            made = rows_of(cache[:end], rows.start)
-        else:
-            made = rows.boundary
-        if not self.chooses:
-            return torch.from_numpy(made)
-        chosen = [next_token(row) for row in made[-rows.wanted :, 0]]
-        return torch.nn.functional.one_hot(torch.tensor(chosen, dtype=torch.long), VOCABULARY).float()
+from cutline.testing.target import POISON, STOP, ScriptedTarget, plain_answer, rows_of
 
 
 class Way:
@@ -137,7 +73,7 @@ class Way:
 
 @contextlib.contextmanager
 def running(count: int, slots: int) -> Iterator[list[Engine]]:
-    spans = [FakeSpan(slots, chooses=index == count - 1) for index in range(count)]
+    spans = [ScriptedTarget(slots, chooses=index == count - 1) for index in range(count)]
     engines = [Engine(cast(Target, span), (STOP,)) for span in spans]
     for engine in engines:
         engine.start()
@@ -241,7 +177,7 @@ def test_a_session_that_breaks_the_last_engine_ends_alone() -> None:
 def test_a_session_that_flies_is_not_said_to_wait_for_drafts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its next worker takes its time; nobody is to blame for that here."""
     monkeypatch.setattr(engine_module, "IDLE_SECONDS", 0.05)
-    span = FakeSpan(1, chooses=False)
+    span = ScriptedTarget(1, chooses=False)
     engine = Engine(cast(Target, span), (STOP,))
     engine.start()
     inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()

@@ -8,61 +8,32 @@ from __future__ import annotations
 
 import queue
 import time
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import cast
 
-import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from cutline.cloud.engine import engine as engine_module
 from cutline.cloud.engine.engine import Engine
-from cutline.cloud.engine.sequence import Event, SessionRequest, SessionRows
+from cutline.cloud.engine.sequence import Event, SessionRequest
 from cutline.cloud.model.model_runner import Target
 from cutline.core.sampling import Sampling
 from cutline.errors import CutlineError, WorkerBusy, WorkerForgot
 from cutline.models.sampling import agreeing
 from cutline.protos.messages import Confirmed, Draft, Finished, Opened
+from cutline.testing.target import STOP, VOCABULARY, ScriptedTarget, plain_answer
 
-VOCABULARY, STOP, CONTEXT, SLOTS = 32, 0, 80, 3
+SLOTS = 3
 MOST = 24  # tokens of an answer
 PATIENCE = 10.0  # seconds for what must come
 
 
 def truth(prompt: Sequence[int]) -> tuple[int, ...]:
     """The scripted model's whole answer."""
-    whole = list(prompt)
-    while len(whole) < len(prompt) + MOST:
-        whole.append(zlib.crc32(bytes(whole)) % VOCABULARY)
-        if whole[-1] == STOP:
-            break
-    return tuple(whole[len(prompt) :])
-
-
-class ScriptedTarget:
-    """Slots that keep what was written into them, and logits that follow from that alone."""
-
-    decodes = chooses = True
-    slots, context, width = SLOTS, CONTEXT, 4
-
-    def __init__(self) -> None:
-        self._cache = [[0] * CONTEXT for _ in range(SLOTS)]
-
-    def resume(self, slot: int, source: int, count: int) -> None:
-        self._cache[slot] = self._cache[source][:count] + [0] * (CONTEXT - count)
-
-    def run(self, batch: Sequence[SessionRows], images: Sequence[Any], **how: Any) -> list[torch.Tensor]:
-        made = []
-        for rows in batch:
-            cache, end = self._cache[rows.session.slot], rows.start + len(rows.tokens)
-            cache[rows.start : end] = rows.tokens
-            lengths = range(end - rows.wanted + 1, end + 1)
-            chosen = [zlib.crc32(bytes(cache[:length])) % VOCABULARY for length in lengths]
-            made.append(torch.nn.functional.one_hot(torch.tensor(chosen, dtype=torch.long), VOCABULARY).float())
-        return made
+    return tuple(plain_answer(prompt, MOST))
 
 
 @dataclass(eq=False)
@@ -97,7 +68,7 @@ class Sessions(RuleBasedStateMachine):
     @initialize()
     def start(self) -> None:
         self.safe = engine_module.SAFE_SECONDS
-        self.engine = Engine(cast(Target, ScriptedTarget()), (STOP,))
+        self.engine = Engine(cast(Target, ScriptedTarget(SLOTS)), (STOP,))
         self.engine.start()
         self.open: list[Conversation] = []
         self.broken: list[Conversation] = []  # which may be replayed

@@ -46,13 +46,21 @@ def test_nothing_is_loaded_before_it_is_used() -> None:
     assert used == "False\n"
 
 
-def test_every_example_runs() -> None:
+@pytest.mark.parametrize(
+    ("page", "said"),
+    [
+        (PAGE, ["exact: True", "effort is 2"]),
+        (
+            PAGE.with_name("testing.md"),
+            ["statuses: [429, 200] asked: 2", "lost: 1 exact: True", "waited: 3600 seconds"],
+        ),
+    ],
+)
+def test_every_example_runs(page: Path, said: list[str]) -> None:
     """One after another, as a reader would paste them into one program."""
-    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
-    assert len(blocks) >= 6
-    said = run("\n".join(blocks))
-    assert "exact: True" in said
-    assert "effort is 2" in said
+    printed = run("\n".join(re.findall(r"```python\n(.*?)```", page.read_text(), re.S)))
+    for line in said:
+        assert line in printed
 
 
 def test_who_gives_up_on_an_answer_leaves_the_agent_well() -> None:

@@ -7,7 +7,6 @@ import queue
 import random
 import threading
 import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
@@ -23,79 +22,11 @@ from cutline.cloud.engine.engine import Engine
 from cutline.cloud.engine.kv_slots import Slots
 from cutline.cloud.engine.sequence import Event, Session, SessionRequest, SessionRows
 from cutline.cloud.model.model_runner import PassAborted, Target
-from cutline.cloud.model.vision import Steps, Unwanted
+from cutline.cloud.model.vision import Unwanted
 from cutline.core.sampling import Sampling
 from cutline.errors import CutlineError, InputError, WorkerBusy, WorkerFailed
 from cutline.protos.messages import Confirmed, Draft, Finished, Opened, Reason
-
-VOCABULARY = 64
-STOP = 0
-POISON = 63  # a token that breaks the pass it is in
-HOLLOW = 64  # a token of a prompt, after which there are no logits to choose from
-CONTEXT = 60
-
-
-def next_token(prefix: Sequence[int]) -> int:
-    """The scripted model; it never says POISON."""
-    return zlib.crc32(bytes(prefix)) % (VOCABULARY - 1)
-
-
-def plain_answer(prompt: Sequence[int], max_tokens: int) -> list[int]:
-    whole = list(prompt)
-    while len(whole) < min(len(prompt) + max_tokens, CONTEXT):
-        whole.append(next_token(whole))
-        if whole[-1] == STOP:
-            break
-    return whole[len(prompt) :]
-
-
-class FakeTarget:
-    """Slots that keep what was written into them, also by sessions before, and logits that follow from that alone."""
-
-    decodes = chooses = True
-
-    def __init__(self, slots: int) -> None:
-        self.slots = slots
-        self.context = CONTEXT
-        self.width = 4
-        self.together = 0  # sessions in the largest pass
-        self.lone_only = False  # fail passes of several sessions
-        self.encoded: list[int] = []
-        self.on_step: Callable[[], object] = lambda: None
-        self._cache = [[POISON] * CONTEXT for _ in range(slots)]
-
-    def steps(self, tiles: Any, cut: str, grids: Any, *, aborted: Callable[[], bool]) -> Steps:
-        self.aborted = aborted
-        self.encoded.append(len(tiles))
-        if len(tiles) == 0:
-            raise RuntimeError("no tiles")
-        for _ in range(len(tiles)):
-            self.on_step()
-            yield
-        return torch.zeros(1, self.width).expand(len(tiles), self.width)
-
-    def resume(self, slot: int, source: int, count: int) -> None:
-        self._cache[slot] = self._cache[source][:count] + [POISON] * (CONTEXT - count)
-
-    def run(
-        self,
-        batch: Sequence[SessionRows],
-        images: Sequence[Tensor | None],
-        *,
-        aborted: Callable[[], bool] = lambda: False,
-    ) -> list[Tensor]:
-        assert len({rows.session.slot for rows in batch}) == len(batch) == len(images)
-        self.together = max(self.together, len(batch))
-        if any(POISON in rows.tokens for rows in batch) or (self.lone_only and len(batch) > 1):
-            raise RuntimeError("a bad pass")
-        logits = []
-        for rows in batch:
-            cache, end = self._cache[rows.session.slot], rows.start + len(rows.tokens)
-            cache[rows.start : end] = rows.tokens
-            chosen = [next_token(cache[:length]) for length in range(end - rows.wanted + 1, end + 1)]
-            of = torch.nn.functional.one_hot(torch.tensor(chosen, dtype=torch.long), VOCABULARY).float()
-            logits.append(of[:, :0] if HOLLOW in rows.tokens else of)
-        return logits
+from cutline.testing.target import HOLLOW, POISON, STOP, VOCABULARY, ScriptedTarget, plain_answer
 
 
 class Listener:
@@ -133,7 +64,7 @@ def request(prompt: Sequence[int], *, effort: float = 1.0, max_tokens: int = 30,
 
 
 @contextlib.contextmanager
-def running(target: FakeTarget, on_broken: Callable[[], object] = lambda: None) -> Iterator[Engine]:
+def running(target: ScriptedTarget, on_broken: Callable[[], object] = lambda: None) -> Iterator[Engine]:
     engine = Engine(cast(Target, target), (STOP,))
     engine.start(on_broken)
     try:
@@ -162,7 +93,7 @@ PROMPTS = [[1 + number, *range(5, 6 + number % 7)] for number in range(12)]
 
 @pytest.mark.parametrize("prompt", [prompt for prompt in PROMPTS if plain_answer(prompt, 30)[-1:] != [STOP]][:2])
 def test_one_session_is_told_everything_in_order(prompt: list[int]) -> None:
-    with running(FakeTarget(1)) as engine:
+    with running(ScriptedTarget(1)) as engine:
         name, listener = opened(engine, request(prompt, max_tokens=9))
         finished = listener.end()
         assert engine.sessions == 0
@@ -180,7 +111,7 @@ def test_one_session_is_told_everything_in_order(prompt: list[int]) -> None:
 def test_drafts_that_came_before_the_session_opened_count_in_its_first_pass() -> None:
     prompt = PROMPTS[1]
     answer = plain_answer(prompt, 6)
-    with running(FakeTarget(1)) as engine:
+    with running(ScriptedTarget(1)) as engine:
         early = (Draft(len(prompt), tuple(answer[:2])), Draft(len(prompt) + 2, tuple(answer[2:])))
         _, listener = opened(engine, request(prompt, max_tokens=6), *early)
         listener.end()
@@ -193,7 +124,7 @@ def test_drafts_that_came_before_the_session_opened_count_in_its_first_pass() ->
 def test_stop_tokens_and_context_end_an_answer() -> None:
     stopping = next([a] for a in range(1, 60) if plain_answer([a], 30)[-1] == STOP)
     endless = next([a] * 20 for a in range(1, 60) if plain_answer([a] * 20, 99)[-1] != STOP)
-    with running(FakeTarget(2)) as engine:
+    with running(ScriptedTarget(2)) as engine:
         ends = []
         for prompt in (stopping, endless):
             _, listener = opened(engine, request(prompt, max_tokens=99))
@@ -204,7 +135,7 @@ def test_stop_tokens_and_context_end_an_answer() -> None:
 
 def test_many_sessions_with_drafts_from_many_threads_keep_their_answers() -> None:
     """Right, wrong, early and late drafts, sessions that come and go, more sessions in all than slots."""
-    target = FakeTarget(4)
+    target = ScriptedTarget(4)
     room = threading.Semaphore(4)
     wrong: list[str] = []
 
@@ -236,7 +167,7 @@ def test_many_sessions_with_drafts_from_many_threads_keep_their_answers() -> Non
 
 
 def test_a_session_that_breaks_a_pass_ends_alone(caplog: pytest.LogCaptureFixture) -> None:
-    target = FakeTarget(4)
+    target = ScriptedTarget(4)
     with running(target) as engine:
         waiting = [wait_at_first_token(engine, prompt) for prompt in PROMPTS[:3]]
         bad, fails = wait_at_first_token(engine, PROMPTS[3])
@@ -258,7 +189,7 @@ def test_a_session_that_breaks_a_pass_ends_alone(caplog: pytest.LogCaptureFixtur
 
 
 def test_a_prompt_or_image_that_breaks_its_pass_ends_alone() -> None:
-    with running(FakeTarget(2)) as engine:
+    with running(ScriptedTarget(2)) as engine:
         waiting, listener = wait_at_first_token(engine, PROMPTS[0])
         for broken in (
             request([1, POISON]),
@@ -279,7 +210,7 @@ def test_a_prompt_or_image_that_breaks_its_pass_ends_alone() -> None:
 
 
 def test_a_pass_that_fails_only_together_harms_nobody() -> None:
-    target = FakeTarget(3)
+    target = ScriptedTarget(3)
     target.lone_only = True
     with running(target) as engine:
         listeners = [opened(engine, request(prompt))[1] for prompt in PROMPTS[:3]]
@@ -289,7 +220,7 @@ def test_a_pass_that_fails_only_together_harms_nobody() -> None:
 
 
 def test_tokens_that_cannot_be_chosen_end_their_session_alone() -> None:
-    with running(FakeTarget(3)) as engine:
+    with running(ScriptedTarget(3)) as engine:
         asked = [request(PROMPTS[0]), request([1, HOLLOW]), request(PROMPTS[1])]
         listeners = [opened(engine, one)[1] for one in asked]
         ends = [listener.end() for listener in listeners]
@@ -305,7 +236,7 @@ def test_a_session_that_cannot_be_told_ends_alone() -> None:
             self.inbox.put(event)
 
     deaf = Deaf()
-    with running(FakeTarget(2)) as engine:
+    with running(ScriptedTarget(2)) as engine:
         engine.open(request(PROMPTS[0]), (), deaf.hear)
         _, listener = opened(engine, request(PROMPTS[1]))
         assert isinstance(deaf.end(), WorkerFailed)
@@ -315,7 +246,7 @@ def test_a_session_that_cannot_be_told_ends_alone() -> None:
 
 
 def test_a_broken_engine_says_so_to_all_who_are_there_and_all_who_come(caplog: pytest.LogCaptureFixture) -> None:
-    target, broken = FakeTarget(3), threading.Event()
+    target, broken = ScriptedTarget(3), threading.Event()
     with running(target, broken.set) as engine:
         waiting = [wait_at_first_token(engine, prompt)[1] for prompt in PROMPTS[:2]]
 
@@ -339,7 +270,7 @@ def test_a_broken_engine_says_so_to_all_who_are_there_and_all_who_come(caplog: p
 LONG = list(range(5, 25))
 
 
-class Resuming(FakeTarget):
+class Resuming(ScriptedTarget):
     """Breaks where a session would go on from those of another."""
 
     def __init__(self, error: Exception) -> None:
@@ -383,7 +314,7 @@ def test_a_draft_that_cannot_be_taken_ends_its_session_alone(monkeypatch: pytest
         real(session, position, draft, rows)
 
     monkeypatch.setattr(Session, "offer", offer)
-    with running(FakeTarget(2)) as engine:
+    with running(ScriptedTarget(2)) as engine:
         name, broken = wait_at_first_token(engine, PROMPTS[0])
         other, _ = wait_at_first_token(engine, PROMPTS[1])
         engine.offer(name, Draft(2, (POISON,)))
@@ -393,7 +324,7 @@ def test_a_draft_that_cannot_be_taken_ends_its_session_alone(monkeypatch: pytest
         assert isinstance(third.end(), Finished)
 
 
-class Counting(FakeTarget):
+class Counting(ScriptedTarget):
     """Notes of each pass how many rows of which slot it had."""
 
     def __init__(self, slots: int) -> None:
@@ -431,7 +362,7 @@ def test_a_storm_of_prompts_starves_nobody(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_session_is_told_how_long_it_waited_for_a_pass_to_end() -> None:
-    target, began, go_on, times = FakeTarget(2), threading.Event(), threading.Event(), list[float]()
+    target, began, go_on, times = ScriptedTarget(2), threading.Event(), threading.Event(), list[float]()
     run = target.run
 
     def held(batch: Sequence[SessionRows], images: Sequence[Tensor | None], **how: Any) -> list[Tensor]:
@@ -456,7 +387,7 @@ def test_a_session_is_told_how_long_it_waited_for_a_pass_to_end() -> None:
 
 def test_a_session_that_waits_too_long_for_a_draft_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "IDLE_SECONDS", 0.1)
-    with running(FakeTarget(1)) as engine:
+    with running(ScriptedTarget(1)) as engine:
         _, listener = wait_at_first_token(engine, PROMPTS[0])
         end = listener.end()
         assert isinstance(end, InputError)
@@ -466,7 +397,7 @@ def test_a_session_that_waits_too_long_for_a_draft_is_ended(monkeypatch: pytest.
 
 def test_a_slow_pass_is_not_the_agents_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "IDLE_SECONDS", 0.0)
-    target = FakeTarget(1)
+    target = ScriptedTarget(1)
     run = target.run
 
     def slow(batch: Sequence[SessionRows], images: Sequence[Tensor | None], **how: Any) -> list[Tensor]:
@@ -484,7 +415,7 @@ def test_a_slow_pass_is_not_the_agents_fault(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_flood_of_commands_does_not_keep_others_from_their_passes() -> None:
     """A peer that asks again as soon as it is refused: there is always one more command in the queue."""
-    with running(FakeTarget(1)) as engine:
+    with running(ScriptedTarget(1)) as engine:
         name, listener = wait_at_first_token(engine, PROMPTS[0])
         served = threading.Event()
 
@@ -512,7 +443,7 @@ def test_the_clock_of_a_pass_stops_when_its_tokens_are_here() -> None:
             time.sleep(0.02)
             return self.as_subclass(torch.Tensor).argmax(*given, **named)
 
-    target = FakeTarget(1)
+    target = ScriptedTarget(1)
     run = target.run
     target.run = lambda batch, images, **how: [of.as_subclass(Queued) for of in run(batch, images)]  # type: ignore[method-assign]
     with running(target) as engine:
@@ -528,7 +459,7 @@ def picture(tiles: int, **more: Any) -> SessionRequest:
 
 def test_answers_go_on_while_an_image_is_encoded() -> None:
     """A picture without end: another session is answered from beginning to end meanwhile."""
-    target = FakeTarget(2)
+    target = ScriptedTarget(2)
     with running(target) as engine:
         name, _ = opened(engine, picture(10**9))
         _, listener = opened(engine, request([7]))
@@ -540,7 +471,7 @@ def test_answers_go_on_while_an_image_is_encoded() -> None:
 def test_a_small_image_does_not_wait_for_a_large_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor for ever one that came before others: after its turn they have theirs."""
     monkeypatch.setattr(pictures_module, "FAIR_SECONDS", 0.0)
-    with running(FakeTarget(3)) as engine:
+    with running(ScriptedTarget(3)) as engine:
         name, _ = opened(engine, picture(10**9))
         _, small = opened(engine, picture(3))
         assert isinstance(small.end(), Finished)
@@ -549,7 +480,7 @@ def test_a_small_image_does_not_wait_for_a_large_one(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("how", ["closed", "late", "stopped"])
 def test_an_image_that_nobody_waits_for_is_given_up(how: str) -> None:
-    target, steps, begun = FakeTarget(1), 0, threading.Event()
+    target, steps, begun = ScriptedTarget(1), 0, threading.Event()
 
     def step() -> None:
         nonlocal steps
@@ -574,7 +505,7 @@ def test_an_image_that_nobody_waits_for_is_given_up(how: str) -> None:
 
 @pytest.mark.parametrize("stopped", [False, True])
 def test_an_image_is_given_up_in_the_middle_of_a_step(stopped: bool) -> None:
-    target, begun = FakeTarget(1), threading.Event()
+    target, begun = ScriptedTarget(1), threading.Event()
 
     def endless() -> None:
         begun.set()
@@ -597,7 +528,7 @@ def test_an_image_is_given_up_in_the_middle_of_a_step(stopped: bool) -> None:
 @pytest.mark.parametrize("stopped", [False, True])
 def test_a_pass_that_nobody_waits_for_is_given_up(stopped: bool) -> None:
     """While it runs: its one session is closed, or the engine is to stop."""
-    target, begun = FakeTarget(1), threading.Event()
+    target, begun = ScriptedTarget(1), threading.Event()
     run = target.run
 
     def endless(
@@ -624,7 +555,7 @@ def test_a_pass_that_nobody_waits_for_is_given_up(stopped: bool) -> None:
 
 def test_an_engine_that_hangs_is_given_up_by_others() -> None:
     """All who are there hear it, and all who come; what the engine says once it goes on again hurts nobody."""
-    target, hangs, go_on, broken = FakeTarget(3), threading.Event(), threading.Event(), threading.Event()
+    target, hangs, go_on, broken = ScriptedTarget(3), threading.Event(), threading.Event(), threading.Event()
     run = target.run
 
     def hanging(batch: Sequence[SessionRows], images: Sequence[Tensor | None], **how: Any) -> list[Tensor]:
@@ -650,7 +581,7 @@ def test_an_engine_that_hangs_is_given_up_by_others() -> None:
 
 
 def test_images_are_encoded_once() -> None:
-    target = FakeTarget(1)
+    target = ScriptedTarget(1)
     with running(target) as engine:
         _, listener = opened(engine, request([1, 2], boundary=np.zeros((3, 3, 4, 4), np.float32)))
         assert isinstance(listener.end(), Finished)
@@ -658,7 +589,7 @@ def test_images_are_encoded_once() -> None:
 
 
 def test_a_full_worker_refuses_and_a_closed_session_makes_room() -> None:
-    with running(FakeTarget(2)) as engine:
+    with running(ScriptedTarget(2)) as engine:
         assert engine.max_sessions == 2
         assert engine.busy() is None
         names = [wait_at_first_token(engine, prompt)[0] for prompt in PROMPTS[:2]]
@@ -683,14 +614,14 @@ def test_who_is_counted_no_more_has_left_its_slot(monkeypatch: pytest.MonkeyPatc
 
     given = Slots.give
     monkeypatch.setattr(Slots, "give", give)
-    with running(FakeTarget(1)) as engine:
+    with running(ScriptedTarget(1)) as engine:
         _, listener = opened(engine, request(PROMPTS[0]))
         assert isinstance(listener.end(), Finished)
     assert counted == [1]
 
 
 def test_commands_for_sessions_that_are_not_there_do_nothing() -> None:
-    with running(FakeTarget(1)) as engine:
+    with running(ScriptedTarget(1)) as engine:
         engine.offer("nobody", Draft(3, (1, 2)))
         engine.close("nobody")
         name, listener = opened(engine, request(PROMPTS[0]))
@@ -705,7 +636,7 @@ def test_commands_for_sessions_that_are_not_there_do_nothing() -> None:
 
 
 def test_stop_ends_the_thread_with_sessions_waiting() -> None:
-    with running(FakeTarget(2)) as engine:
+    with running(ScriptedTarget(2)) as engine:
         wait_at_first_token(engine, PROMPTS[0])
         thread = next(thread for thread in threading.enumerate() if thread.name == "engine")
     assert not thread.is_alive()
@@ -713,7 +644,7 @@ def test_stop_ends_the_thread_with_sessions_waiting() -> None:
 
 def test_sessions_share_passes() -> None:
     """Offered while a pass runs, drafts of several sessions go into the next one together."""
-    target = FakeTarget(4)
+    target = ScriptedTarget(4)
     gate = threading.Event()
     run = target.run
 
