@@ -249,7 +249,7 @@ async def _rounds(
 def _carried_out(way: Choice | str, one: Asking) -> Choice | str:
     """What is asked for in place of a plan: one for all of mode auto where the gate keeps the answer."""
     if isinstance(way, Choice) and way.mode == "auto" and one.kept:
-        return Choice(mode="auto", cut="image", drafting=way.drafting)
+        return Choice(mode=Mode.AUTO, cut="image", drafting=way.drafting)
     return way
 
 

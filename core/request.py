@@ -20,6 +20,7 @@ MAX_ALTERNATIVES = 20  # a token
 MAX_TIMEOUT = 600.0  # seconds
 MAX_STOPS = 4
 MAX_STOP = 100  # characters
+DRAFT_CHUNK = 16  # drafted tokens a message: the worker verifies the first while the next are drafted
 MAX_NOISE = 10.0  # of a row's root mean square: beyond it nothing is left that an answer could come from
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from cutline.core.request import Mode
 from cutline.core.wire import Wire, bytes_per_row, data_bytes
 from cutline.devices.profile import DeviceProfile
 from cutline.models.bundle import Manifest
@@ -121,7 +122,9 @@ def terms_of(setting: Setting, asked: Asked, space: Space) -> Terms:
     every = space.choices(setting.target.line, upstream=upstream)
     choices = [one for one in every if one.mode != "auto" or setting.gate is not None]
     rows = [_row(known, setting, asked, choice) for choice in choices]
-    columns = {name: np.array([row[name] for row in rows]) for name in _row(known, setting, asked, Choice(mode="edge"))}
+    columns = {
+        name: np.array([row[name] for row in rows]) for name in _row(known, setting, asked, Choice(mode=Mode.EDGE))
+    }
     drafter_sizes = request_sizes(setting.drafter, asked.grids, asked.prompt_tokens)
     return Terms(
         upstream=upstream,
@@ -198,7 +201,7 @@ def _passed_tokens(setting: Setting, asked: Asked) -> int:
 
 def _row(known: _Known, setting: Setting, asked: Asked, choice: Choice) -> dict[str, float]:
     """The terms of one choice."""
-    asks, gated, spans = choice.cut is not None, choice.mode == "auto", known.spans
+    asks, gated, spans = choice.cut is not None, choice.mode == Mode.AUTO, known.spans
     more = (known.passed_tokens if gated else asked.answer_tokens) - 1
     cut = known.places["image"] if choice.cut is None else known.places[choice.cut]
     deep, uploads = choice.cut in setting.target.line.deep_cuts, choice.cut == "image"
@@ -223,7 +226,7 @@ def _row(known: _Known, setting: Setting, asked: Asked, choice: Choice) -> dict[
     return {
         "place": len(known.places) if choice.cut is None else cut,
         "asks": asks,
-        "drafts": choice.mode == "draft",
+        "drafts": choice.mode == Mode.DRAFT,
         "gated": gated,
         "deep": deep,
         "length": length,
@@ -289,11 +292,11 @@ def _agreement(setting: Setting, choice: Choice) -> float:
         of_target = 1.0
     else:
         of_target = (setting.prices or {}).get((choice.cut, choice.wire or Wire.FLOAT32), math.nan)
-    return gate.kept * gate.agreed + (1 - gate.kept) * of_target if gate and choice.mode == "auto" else of_target
+    return gate.kept * gate.agreed + (1 - gate.kept) * of_target if gate and choice.mode == Mode.AUTO else of_target
 
 
 def _is_exact(setting: Setting, choice: Choice) -> bool:
-    asks_target = choice.mode in ("cloud", "split", "draft") and not isinstance(setting.cloud, Speed)
+    asks_target = choice.mode in (Mode.CLOUD, Mode.SPLIT, Mode.DRAFT) and not isinstance(setting.cloud, Speed)
     return asks_target and _keeps_the_law(setting, choice)
 
 

@@ -8,6 +8,7 @@ from itertools import combinations, pairwise
 import msgspec
 import numpy as np
 
+from cutline.core.request import Mode
 from cutline.models.bundle import Precision
 from cutline.partitioner.cost import Bools, memory_bytes
 from cutline.partitioner.plan import Choice, Plan
@@ -207,7 +208,7 @@ def _alike(search: Search, one: int | None, other: int | None) -> bool:
 
 def _plain_upload(search: Search) -> Plan | None:
     """Mode `cloud`, if it was searched."""
-    index = next((index for index, one in enumerate(search.terms.choices) if one.mode == "cloud"), None)
+    index = next((index for index, one in enumerate(search.terms.choices) if one.mode == Mode.CLOUD), None)
     return None if index is None else search[index]
 
 
@@ -221,9 +222,9 @@ def _phrase(search: Search, choice: Choice, asked: Asked) -> str:
         where = f"uploading the {_size(asked.image_bytes)} image"
     else:
         where = f"cutting at {choice.cut} in {choice.wire}"
-    if choice.mode == "auto":
+    if choice.mode == Mode.AUTO:
         return f"answering alone and {where} for the {1 - search.terms.kept:.0%} that the gate passes on"
-    return f"{where} and drafting" if choice.mode == "draft" else where
+    return f"{where} and drafting" if choice.mode == Mode.DRAFT else where
 
 
 def _quantized(setting: Setting, precision: Precision) -> Setting:

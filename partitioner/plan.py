@@ -11,13 +11,11 @@ from typing import Literal
 
 import msgspec
 
+from cutline.core.request import DRAFT_CHUNK, Mode
 from cutline.core.wire import Wire
 from cutline.devices.link import LinkProfile
 from cutline.models.layerline import LayerLine
 
-CHUNK = 16  # tokens that the agent drafts at a time
-
-Mode = Literal["edge", "cloud", "split", "draft", "auto"]
 Objective = Literal["latency", "energy", "cloud-cost"]
 
 # What a latency is made of, in the order in which it passes.
@@ -125,10 +123,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 class Space:
     """The choices that are searched."""
 
-    modes: tuple[Mode, ...] = ("edge", "cloud", "split", "draft", "auto")
+    modes: tuple[Mode, ...] = tuple(Mode)
     cuts: tuple[str, ...]
     wires: tuple[Wire, ...] = tuple(Wire)
-    lengths: tuple[int, ...] = (CHUNK,)
+    lengths: tuple[int, ...] = (DRAFT_CHUNK,)
     efforts: tuple[float, ...] = (1.0, 0.5, 0.0)
 
     def choices(self, line: LayerLine, *, upstream: bool = False) -> Iterator[Choice]:
@@ -136,18 +134,17 @@ class Space:
 
         An `upstream` takes the picture alone, and no drafts.
         """
-        if "edge" in self.modes:
-            yield Choice(mode="edge")
+        if Mode.EDGE in self.modes:
+            yield Choice(mode=Mode.EDGE)
         if upstream:
-            asking: tuple[Mode, ...] = ("cloud", "auto")
-            yield from (Choice(mode=mode, cut="image") for mode in asking if mode in self.modes)
+            yield from (Choice(mode=mode, cut="image") for mode in (Mode.CLOUD, Mode.AUTO) if mode in self.modes)
             return
         for cut in self.cuts:
             for wire in (None,) if cut == "image" else self.wires:
-                plain: Mode = "cloud" if cut == "image" else "split"
+                plain = Mode.CLOUD if cut == "image" else Mode.SPLIT
                 if plain in self.modes:
                     yield Choice(mode=plain, cut=cut, wire=wire)
-                for mode in ("draft", "auto"):
+                for mode in (Mode.DRAFT, Mode.AUTO):
                     if mode in self.modes:
                         for drafting in self._drafting(deep=cut in line.deep_cuts):
                             yield Choice(mode=mode, cut=cut, wire=wire, drafting=drafting)

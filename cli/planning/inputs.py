@@ -10,6 +10,7 @@ from typing import get_args
 import msgspec
 
 from cutline.cli.planning.models import PlannedModels
+from cutline.core.request import Mode
 from cutline.demo.bundles import DRAFTER
 from cutline.devices.link import MAX_MBPS, MAX_RTT_MS, MIN_MBPS, load_link
 from cutline.devices.measurement.workload import photograph
@@ -19,7 +20,7 @@ from cutline.errors import ImageError, InputError
 from cutline.errors.extras import missing
 from cutline.models.bundle import Manifest
 from cutline.models.images import MAX_BYTES, decode_image
-from cutline.partitioner.plan import Conditions, Mode, Objective, Space
+from cutline.partitioner.plan import Conditions, Objective, Space
 from cutline.partitioner.roofline import Speed
 from cutline.partitioner.setting import Asked, Setting
 
@@ -81,10 +82,9 @@ def space_of(target: Manifest, mode: str | None) -> Space:
     cuts = ("image", *(cut for cut in device_cuts(target) if cut != "image"))
     if mode is None:
         return Space(cuts=cuts)
-    known: tuple[Mode, ...] = get_args(Mode)
-    if (one := next((name for name in known if name == mode), None)) is None:
-        raise InputError(f"there is no mode {mode!r}; choose {', '.join(known)}")
-    return Space(modes=(one,), cuts=cuts)
+    if mode not in tuple(Mode):
+        raise InputError(f"there is no mode {mode!r}; choose {', '.join(Mode)}")
+    return Space(modes=(Mode(mode),), cuts=cuts)
 
 
 def known_objective(option: str, name: str) -> Objective:

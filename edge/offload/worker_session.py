@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TypeVar
 
+from cutline.core.request import DRAFT_CHUNK
 from cutline.edge.generation.generation import Belief, Generation, Prepared
 from cutline.edge.inference.drafter import Drafted, DrafterConversation
 from cutline.edge.inference.target_prefix import Crossing
@@ -37,7 +38,6 @@ from cutline.protos.messages import (
 )
 from cutline.protos.request_ids import TRACE_KEY
 
-CHUNK = 16  # drafted tokens a message: the worker verifies the first while the next are drafted
 MEASURABLE = 16 << 10  # bytes of an upload that say how fast the link is
 
 Result = TypeVar("Result")
@@ -322,7 +322,7 @@ class Exchange:
     def _draft(self, answer: tuple[int, ...]) -> tuple[int, ...]:
         """Tokens that may follow `answer`, none without a drafter; fewer when something else is settled meanwhile."""
         tokens = list(answer)
-        for token in self.models.draft(answer, min(CHUNK, self.prepared.limit - len(answer))):
+        for token in self.models.draft(answer, min(DRAFT_CHUNK, self.prepared.limit - len(answer))):
             tokens.append(token)
             if self.over or agreeing(tokens, self.progress.tokens) < len(self.progress.tokens):
                 break

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cutline.core.request import Mode, Request
+from cutline.core.request import Request
 from cutline.edge.generation.result import Believed, Forecast, RunnerUp
-from cutline.edge.planning.estimators import Serving
+from cutline.partitioner.estimators import Serving
 from cutline.partitioner.plan import Conditions, Plan
 from cutline.partitioner.setting import Asked
 
@@ -33,7 +33,7 @@ class Chosen:
         """The plan as an answer tells it that took `measured` seconds; `hindsight` is uncorrected."""
         plan, now, serving = self.plan, self.conditions, self.serving
         return Forecast(
-            mode=Mode(plan.mode),
+            mode=plan.mode,
             cut=plan.cut,
             wire=plan.wire,
             effort=None if plan.drafting is None else plan.drafting.effort,
@@ -60,4 +60,4 @@ class Chosen:
 
 
 def _runner_up(plan: Plan) -> RunnerUp:
-    return RunnerUp(mode=Mode(plan.mode), cut=plan.cut, wire=plan.wire, predicted_ms=plan.latency_ms)
+    return RunnerUp(mode=plan.mode, cut=plan.cut, wire=plan.wire, predicted_ms=plan.latency_ms)

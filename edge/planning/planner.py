@@ -25,7 +25,6 @@ from cutline.devices.machine.power import Sensors
 from cutline.edge.generation.conditions import group_of
 from cutline.edge.generation.generation import Generation, Prepared
 from cutline.edge.inference.target_prefix import device_cuts
-from cutline.edge.planning.estimators import Average, LinkEstimate, Live, Observation, Opening, Reply, Serving
 from cutline.edge.planning.plan_result import Chosen
 from cutline.edge.planning.thermal import Thermal
 from cutline.errors import InputError
@@ -34,9 +33,9 @@ from cutline.models.costs import layer_costs, request_sizes
 from cutline.models.layerline import END
 from cutline.partitioner.acceptance import FIRST_RATE, FIRST_SEEN
 from cutline.partitioner.cost import Terms, served, terms_of
+from cutline.partitioner.estimators import Average, LinkEstimate, Live, Observation, Opening, Reply, Serving
 from cutline.partitioner.explain import conflict, refusal, summary
 from cutline.partitioner.plan import Conditions, Limits, Plan, Space
-from cutline.partitioner.plan import Mode as PlanMode
 from cutline.partitioner.predict import predict
 from cutline.partitioner.roofline import Speed
 from cutline.partitioner.search import Search, replan, search
@@ -127,7 +126,7 @@ class Planner:
         return Chosen(
             question=msgspec.structs.replace(
                 question,
-                mode=Mode(plan.mode),
+                mode=plan.mode,
                 cut=plan.cut or "image",
                 wire=plan.wire or Wire.FLOAT32,
                 exact=False,  # what bounds a plan does not bound what is carried out
@@ -172,7 +171,7 @@ class Planner:
         Returns the seconds that would have been predicted, uncorrected, had all been known.
         """
         asked_cloud = bool(progress.sent) if self.upstream else progress.opened is not None
-        gated = chosen.plan.mode == "auto"
+        gated = chosen.plan.mode is Mode.AUTO
         right, tried = progress.record()
         uploads = progress.opened is not None and chosen.plan.cut == "image"
         uploaded = sum(size for _, size in progress.sent[1:]) if uploads else None
@@ -276,11 +275,11 @@ class Planner:
 
         But before an upstream, where no cut gives the target's answer to a picture that stays.
         """
-        modes: tuple[PlanMode, ...] = ("edge", "cloud", "auto") if self.upstream else ("draft", "auto")
+        modes: tuple[Mode, ...] = (Mode.EDGE, Mode.CLOUD, Mode.AUTO) if self.upstream else (Mode.DRAFT, Mode.AUTO)
         if question.mode is Mode.SPLIT:
-            modes = ("split",)
+            modes = (Mode.SPLIT,)
         elif question.effort == 1.0 and not self.upstream:  # without drafts the worker decodes alone
-            modes = ("cloud", "split", *modes)
+            modes = (Mode.CLOUD, Mode.SPLIT, *modes)
         return Space(
             modes=modes,
             cuts=self._cuts,

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from cutline.core.conversation import question
-from cutline.core.request import Mode, Request
+from cutline.core.request import DRAFT_CHUNK, Mode, Request
 from cutline.core.sampling import Sampling
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
@@ -22,7 +22,6 @@ from cutline.demo.reference import Reference
 from cutline.demo.requests import requests
 from cutline.edge.agent import Agent
 from cutline.edge.inference.drafter import Drafted, DrafterConversation
-from cutline.edge.offload.worker_session import CHUNK
 from cutline.errors import (
     PromptError,
     WorkerBusy,
@@ -162,7 +161,7 @@ def test_a_drafter_that_breaks_ends_the_question_at_once(
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("limit", [1, 2, 3, CHUNK + 1])
+@pytest.mark.parametrize("limit", [1, 2, 3, DRAFT_CHUNK + 1])
 def test_a_limit_cuts_every_mode_alike(target: Bundle, drafter: Bundle, limit: int) -> None:
     async def run() -> None:
         async with together(target, drafter) as agent:

@@ -8,14 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import pytest
 
-from cutline.core.request import Mode
+from cutline.core.request import DRAFT_CHUNK, Mode
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.edge.agent import Agent
 from cutline.edge.generation.result import Provenance
 from cutline.edge.inference.drafter import Drafted, DrafterConversation
-from cutline.edge.offload.worker_session import CHUNK
 from cutline.models.bundle import Bundle
 from cutline.testing.together import asking, check_account, ids, together
 from cutline.testing.worker import keeps_from
@@ -127,7 +126,7 @@ def test_pure_speculation_costs_one_round_when_every_draft_is_right(
             assert ids(answer) == truth
             # The worker may choose the first tokens before the first draft is there.
             assert answer.rounds <= 2
-            assert answer.accepted >= len(truth) - CHUNK
+            assert answer.accepted >= len(truth) - DRAFT_CHUNK
 
     asyncio.run(run())
 

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from cutline.cloud.engine.sequence import Session, SessionRequest
+from cutline.core.request import DRAFT_CHUNK, Mode
 from cutline.core.sampling import Sampling
 from cutline.partitioner.answering import FRAME_BYTES
 from cutline.partitioner.cost import CONFIRMED_BYTES, Terms, terms_of
-from cutline.partitioner.plan import CHUNK, PARTS, Conditions, Mode, Space
+from cutline.partitioner.plan import PARTS, Conditions, Space
 from cutline.partitioner.predict import predict
 from cutline.partitioner.setting import GateRates
 from cutline.protos.messages import Confirmed
@@ -53,7 +54,7 @@ class Played:
         self.session = Session("it", request, 0, self._confirmed, tokens + 1)
         self.ended = False
         self.clock = 0.0
-        row, fixed = np.polyfit(np.arange(1, CHUNK + 2), terms.passes[: CHUNK + 1], 1)
+        row, fixed = np.polyfit(np.arange(1, DRAFT_CHUNK + 2), terms.passes[: DRAFT_CHUNK + 1], 1)
         self.row_share = float(np.clip(row / fixed, 0.01, 1)) if fixed > 0 else 1.0
 
     def at(self, when: float, what: Callable[[float], None]) -> None:
@@ -76,7 +77,7 @@ class Played:
         self.busy = False
         if self.believed[: len(self.settled)] != self.settled:
             self.believed = list(self.settled)
-        count = min(CHUNK, len(self.answer) - len(self.believed))
+        count = min(DRAFT_CHUNK, len(self.answer) - len(self.believed))
         if not count or self.believed[-1:] == [STOP]:
             return
         self.busy = True
@@ -181,12 +182,12 @@ def test_what_the_gate_passes_on_is_longer_and_harder(made: Any, longer: float, 
     gate = GateRates(kept=0.6, agreed=1.0, longer=longer, harder=harder)
     setting = made.setting(edge=1e10, cloud=1e11, width=256, gate=gate)
     for tokens, acceptance in itertools.product((4, 12), (0.7, 0.9)):
-        terms = terms_of(setting, made.asked(answer_tokens=tokens), Space(cuts=("image",), modes=("auto",)))
+        terms = terms_of(setting, made.asked(answer_tokens=tokens), Space(cuts=("image",), modes=(Mode.AUTO,)))
         now = Conditions(rtt=0.02, uplink=1e6, downlink=1e7, acceptance=acceptance)
         assert predicted(terms, 0, now) == pytest.approx(played(terms, 0, now, times=40), rel=0.12), now
 
 
 def test_without_drafts_the_formulas_are_exact(made: Any) -> None:
-    terms = terms_of(made.setting(), made.asked(), Space(cuts=("image",), modes=("cloud",)))
+    terms = terms_of(made.setting(), made.asked(), Space(cuts=("image",), modes=(Mode.CLOUD,)))
     now = Conditions(rtt=0.05, uplink=1e6, downlink=1e7)
     assert predicted(terms, 0, now) + CONFIRMED_BYTES / 1e7 == pytest.approx(played(terms, 0, now, times=1))

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cutline.core.request import DRAFT_CHUNK, Mode
 from cutline.core.wire import Wire, bytes_per_row
-from cutline.edge.offload import worker_session
 from cutline.partitioner import cost
-from cutline.partitioner.plan import CHUNK, Choice, Drafting, Space
+from cutline.partitioner.plan import Choice, Drafting, Space
 from cutline.protos import tensors
 from cutline.protos.messages import (
     Confirmed,
@@ -48,7 +48,6 @@ def opening(cut: str, tokens: tuple[int, ...], draft: tuple[int, ...], *, deep: 
 
 
 def test_the_agent_drafts_and_cuts_messages_as_the_planner_thinks() -> None:
-    assert worker_session.CHUNK == CHUNK
     assert tensors.CHUNK == cost.MESSAGE_BYTES
 
 
@@ -57,7 +56,7 @@ def test_the_agent_drafts_and_cuts_messages_as_the_planner_thinks() -> None:
 def test_what_goes_up(made: Any, data: st.DataObject) -> None:
     setting = made.setting()
     asked = data.draw(made.questions)
-    space = Space(cuts=setting.target.line.layers, lengths=(CHUNK,))
+    space = Space(cuts=setting.target.line.layers, lengths=(DRAFT_CHUNK,))
     terms = cost.terms_of(setting, asked, space)
     index = data.draw(st.sampled_from([index for index, asks in enumerate(terms.asks) if asks]))
     choice = terms.choices[index]
@@ -83,10 +82,10 @@ def test_what_goes_up(made: Any, data: st.DataObject) -> None:
 def test_what_a_draft_takes(made: Any, wire: Wire) -> None:
     setting = made.setting()
     terms = cost.terms_of(setting, made.asked(answer_tokens=40), Space(cuts=("decoder.0", "decoder.1"), wires=(wire,)))
-    tokens = tuple(range(200, 200 + CHUNK + 1))
+    tokens = tuple(range(200, 200 + DRAFT_CHUNK + 1))
     for cut in ("decoder.0", "decoder.1"):
-        index = terms.choices.index(Choice(mode="draft", cut=cut, wire=wire, drafting=Drafting(CHUNK, 1.0)))
-        rows = np.zeros((CHUNK + 1, 64), np.float32) if cut == "decoder.1" else None
+        index = terms.choices.index(Choice(mode=Mode.DRAFT, cut=cut, wire=wire, drafting=Drafting(DRAFT_CHUNK, 1.0)))
+        rows = np.zeros((DRAFT_CHUNK + 1, 64), np.float32) if cut == "decoder.1" else None
         sent = size(Draft(60, tokens, rows, wire))
         assert terms.step_upload[index] == pytest.approx(sent, abs=8)
         if rows is not None:

@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cutline.core.request import DRAFT_CHUNK, Mode
 from cutline.core.wire import Wire
 from cutline.errors import InputError
 from cutline.models.costs import layer_costs, request_sizes
 from cutline.partitioner.cost import AGENT_BYTES, memory_bytes
-from cutline.partitioner.plan import CHUNK, PARTS, Choice, Conditions, Drafting, Limits, Objective, Plan
+from cutline.partitioner.plan import PARTS, Choice, Conditions, Drafting, Limits, Objective, Plan
 from cutline.partitioner.search import Search, replan, search
 from cutline.partitioner.setting import Setting
 
@@ -118,13 +119,13 @@ def test_what_leaks_is_what_was_measured(made: Any, data: st.DataObject) -> None
 def test_every_mode_cut_format_and_effort_is_searched_once(made: Any) -> None:
     setting = made.setting()
     layers, deep = setting.target.line.layers, setting.target.line.deep_cuts
-    expected = {Choice(mode="edge"), Choice(mode="cloud", cut="image")}
+    expected = {Choice(mode=Mode.EDGE), Choice(mode=Mode.CLOUD, cut="image")}
     for cut, wire in itertools.product(layers, Wire):
         form = None if cut == "image" else wire
         if form:
-            expected.add(Choice(mode="split", cut=cut, wire=form))
+            expected.add(Choice(mode=Mode.SPLIT, cut=cut, wire=form))
         for mode, effort in itertools.product(("draft", "auto"), (1.0,) if cut in deep else (1.0, 0.5, 0.0)):
-            expected.add(Choice(mode=mode, cut=cut, wire=form, drafting=Drafting(CHUNK, effort)))  # type: ignore[arg-type]
+            expected.add(Choice(mode=mode, cut=cut, wire=form, drafting=Drafting(DRAFT_CHUNK, effort)))  # type: ignore[arg-type]
     now = Conditions(rtt=0.05, uplink=1e6, downlink=1e6)
     choices = search(setting, made.asked(), made.space(setting), now, limits=Limits()).terms.choices
     assert len(choices) == len(expected)
@@ -231,7 +232,7 @@ def test_prices_say_which_narrow_formats_agree_enough(made: Any) -> None:
     found_ = search(
         setting,
         made.asked(),
-        replace(made.space(setting), modes=("split",)),
+        replace(made.space(setting), modes=(Mode.SPLIT,)),
         now,
         limits=Limits(agreement=0.95, min_cut="connector"),
     )
@@ -259,14 +260,16 @@ def test_memory_is_weights_and_caches_of_what_runs_on_the_device(made: Any, data
     cut = data.draw(st.sampled_from(names))
     layers = layer_costs(setting.target)[: names.index(cut)]
     extra = sum(4 * layer.parameters + tokens * layer.kv_bytes_per_token for layer in layers)
-    cloud, split = memory_bytes(setting, asked, [Choice(mode="cloud", cut="image"), Choice(mode="split", cut=cut)])
+    cloud, split = memory_bytes(
+        setting, asked, [Choice(mode=Mode.CLOUD, cut="image"), Choice(mode=Mode.SPLIT, cut=cut)]
+    )
     assert split - cloud == pytest.approx(extra)
 
 
 def test_the_drafter_is_held_in_every_mode(made: Any) -> None:
     setting, asked = made.setting(), made.asked(prompt_tokens=40, answer_tokens=12)
     drafter = sum(4 * layer.parameters + 52 * layer.kv_bytes_per_token for layer in layer_costs(setting.drafter))
-    choices = [Choice(mode="edge"), Choice(mode="cloud", cut="image"), Choice(mode="split", cut="image")]
+    choices = [Choice(mode=Mode.EDGE), Choice(mode=Mode.CLOUD, cut="image"), Choice(mode=Mode.SPLIT, cut="image")]
     assert memory_bytes(setting, asked, choices) == pytest.approx(AGENT_BYTES + drafter)
 
 
@@ -285,7 +288,7 @@ def test_nothing_to_choose_from(made: Any) -> None:
     setting = made.setting(gate=None)
     now = Conditions(rtt=0.05, uplink=1e6, downlink=1e6)
     with pytest.raises(InputError, match="nothing to choose from"):
-        search(setting, made.asked(), replace(made.space(setting), modes=("auto",)), now, limits=Limits())
+        search(setting, made.asked(), replace(made.space(setting), modes=(Mode.AUTO,)), now, limits=Limits())
 
 
 def test_sizes_of_a_request_follow_from_the_family(made: Any) -> None:

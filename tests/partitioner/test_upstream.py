@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cutline.core.request import Mode
 from cutline.models.costs import request_sizes
 from cutline.partitioner.cost import AGENT_BYTES, EVENT_BYTES, memory_bytes, served, terms_of
 from cutline.partitioner.explain import refusal, summary
@@ -173,7 +174,7 @@ def test_nobody_verifies_what_was_drafted(made: Any) -> None:
 
 def test_memory_is_the_drafters(made: Any) -> None:
     setting = replace(made.setting(), cloud=Speed(1.0, 0.02))
-    choices = [Choice(mode="edge"), Choice(mode="cloud", cut="image"), Choice(mode="auto", cut="image")]
+    choices = [Choice(mode=Mode.EDGE), Choice(mode=Mode.CLOUD, cut="image"), Choice(mode=Mode.AUTO, cut="image")]
     memory = memory_bytes(setting, made.asked(), choices)
     assert set(memory) == {memory[0]}
     assert memory[0] > AGENT_BYTES
@@ -193,8 +194,8 @@ def test_the_sentence_tells_what_else_there_was(made: Any) -> None:
     _, gated = told(made, Speed(3.0, 0.02), agreement=0.9)
     assert gated == (
         "Answering alone and uploading the 9 kB image to the upstream for the 30% that the gate passes on is quickest: "
-        f"{plans['auto'].latency_ms:.0f} ms, {0.3 * 3000:.0f} of them for the upstream's first word, "
-        f"against {plans['cloud'].latency_ms:.0f} ms for uploading the 9 kB image to the upstream"
+        f"{plans[Mode.AUTO].latency_ms:.0f} ms, {0.3 * 3000:.0f} of them for the upstream's first word, "
+        f"against {plans[Mode.CLOUD].latency_ms:.0f} ms for uploading the 9 kB image to the upstream"
     )
     plan, alone = told(made, Speed(3.0, 0.02))
     assert plan is not None

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cutline.core.conversation import question
-from cutline.core.request import Mode, Request
+from cutline.core.request import DRAFT_CHUNK, Mode, Request
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
@@ -23,7 +23,7 @@ from cutline.edge.generation.result import Provenance
 from cutline.edge.inference import target_prefix
 from cutline.edge.inference.drafter import Drafted, DrafterConversation
 from cutline.edge.inference.target_prefix import TargetSpan
-from cutline.edge.offload.worker_session import CHUNK, DeviceModels, Exchange
+from cutline.edge.offload.worker_session import DeviceModels, Exchange
 from cutline.errors import WorkerBusy, WorkerFailed
 from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image
@@ -229,7 +229,7 @@ def test_rows_are_right_whatever_was_drafted(cut: str, wrong: int | None, latenc
     worker = ScriptedWorker(cut, latency=latency)
     progress = exchange(cut, worker, drafting=ScriptedDrafting(wrong))
     check(progress, worker)
-    assert all(len(draft.tokens) <= CHUNK + 1 for draft in worker.drafts)
+    assert all(len(draft.tokens) <= DRAFT_CHUNK + 1 for draft in worker.drafts)
     assert progress.drafted <= sum(len(draft.tokens) for draft in worker.drafts)
     if wrong == 1:  # every round settles the token that was chosen for a wrong one
         assert progress.rounds == len(TRUTH)

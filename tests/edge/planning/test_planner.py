@@ -156,7 +156,7 @@ def test_the_first_plan_is_the_best_of_all_that_may_be_chosen() -> None:
     every = search(
         setting,
         replace(chosen.asked, prompt_tokens=chosen.asked.prompt_tokens),
-        Space(modes=("cloud", "split", "draft", "auto"), cuts=CUTS),
+        Space(modes=(Mode.CLOUD, Mode.SPLIT, Mode.DRAFT, Mode.AUTO), cuts=CUTS),
         chosen.conditions,
         limits=Limits(agreement=0.9),
     )
@@ -191,7 +191,7 @@ def test_the_sizes_of_all_images_count() -> None:
     assert two.asked.image_bytes > one.asked.image_bytes > none.asked.image_bytes == 0
     assert two.plan.latency_ms > one.plan.latency_ms > none.plan.latency_ms > 0.0
     # A question without an image has nothing to gain by a cut before the decoder: its words are all that crosses.
-    space = Space(modes=("split",), cuts=("vision.0", "decoder.0"), wires=(Wire.FLOAT32,))
+    space = Space(modes=(Mode.SPLIT,), cuts=("vision.0", "decoder.0"), wires=(Wire.FLOAT32,))
     terms = terms_of(demo(), none.asked, space)
     assert terms.upload.max() < 400
     assert terms.edge_prefill.max() < 1e-3

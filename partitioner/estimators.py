@@ -1,4 +1,4 @@
-"""What the agent knows of link, worker and drafter from its own traffic: estimates that move with what is observed.
+"""What is learnt of link, worker and drafter from traffic: estimates that move with what is observed.
 
 All are pure: `after` an observation there is a new estimate. Each begins at a prior, older observations fade as others
 come, and `aged` lets all of them fade towards the prior while none do.
@@ -19,13 +19,13 @@ from cutline.partitioner.roofline import Speed
 Floats = NDArray[np.float64]
 
 NOISE, SHARE = 2e-3, 0.1  # a measured time is off by so many seconds, and by such a share of itself, now and then ...
-ODD = 0.05  # ... but in this share of cases by anything
-CHANGED = 0.03  # chance that what is measured has become something else since the last observation
+OUTLIER_PROBABILITY = 0.05  # ... but in this share of cases by anything
+CHANGE_PROBABILITY = 0.03  # chance that what is measured has become something else since the last observation
 MEMORY = 0.85  # what an observation counts for, once there is another
 HALF_LIFE, QUEUE_HALF_LIFE = 300.0, 20.0  # seconds in which half of what was learnt stops to count
 VAGUE = 3.0  # halvings or doublings that the guess of an upstream's speed may well be off by
 KINDS = 64  # of requests whose answers' lengths are remembered
-MOST = 4.0  # that a prediction is corrected by, up or down
+MAX_CORRECTION = 4.0  # that a prediction is corrected by, up or down
 
 _RATIO, _STEPS = 1.1, 120  # of a guess's values: to a hundred thousandth of the prior and a hundred thousandfold
 _FACTORS = _RATIO ** np.arange(-_STEPS, _STEPS + 1.0)
@@ -60,7 +60,7 @@ class Guess:
 
     def after(self, expected: Floats, seconds: float) -> Self:
         """The guess once something took `seconds` that takes `expected` (n,) if each of the values is right."""
-        likely = self.aged(1 - CHANGED).likely * _fitting(expected, seconds)
+        likely = self.aged(1 - CHANGE_PROBABILITY).likely * _fitting(expected, seconds)
         return replace(self, likely=likely / likely.sum())
 
     def together(self, other: Self, expected: Floats, seconds: float) -> tuple[Self, Self]:
@@ -68,7 +68,7 @@ class Guess:
 
         Of what was not foreseen each takes the share that it is the likelier to be wrong by.
         """
-        before = self.aged(1 - CHANGED).likely[:, None] * other.aged(1 - CHANGED).likely
+        before = self.aged(1 - CHANGE_PROBABILITY).likely[:, None] * other.aged(1 - CHANGE_PROBABILITY).likely
         likely = before * _fitting(expected, seconds)
         likely /= likely.sum()
         return replace(self, likely=likely.sum(axis=1)), replace(other, likely=likely.sum(axis=0))
@@ -85,7 +85,7 @@ def _fitting(expected: Floats, seconds: float) -> Floats:
     off = np.maximum(np.abs(seconds - expected) - NOISE / 2, 0.0)
     fits = np.exp(-((off / spread) ** 2) / 2) / spread
     odd = 1 / (10 * max(seconds, NOISE))
-    likely: Floats = (1 - ODD) * fits + ODD * odd
+    likely: Floats = (1 - OUTLIER_PROBABILITY) * fits + OUTLIER_PROBABILITY * odd
     return likely
 
 
@@ -290,6 +290,6 @@ class Live:
     def corrected(self, mode: str, measured: float, predicted: float) -> Self:
         """All of it once a latency was measured that was predicted, uncorrected, with all that was known afterwards."""
         ratio = (measured + NOISE) / (predicted + NOISE)  # what is off by no more than noise is right
-        log = math.log(min(max(ratio, 1 / MOST), MOST))
+        log = math.log(min(max(ratio, 1 / MAX_CORRECTION), MAX_CORRECTION))
         before = self.corrections.get(mode, Average.of(0.0, 2.0))
         return replace(self, corrections={**self.corrections, mode: before.after(log)})

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cutline.edge.planning.estimators import (
+from cutline.partitioner.estimators import (
     HALF_LIFE,
     KINDS,
-    MOST,
+    MAX_CORRECTION,
     NOISE,
     Average,
     Guess,
@@ -167,7 +167,7 @@ def test_a_correction_converges_when_predictions_are_off_by_a_factor(factor: flo
         assert min(factor, 1.0) - 1e-3 <= now <= max(factor, 1.0) + 1e-3, "never beyond"
         assert abs(math.log(now)) >= abs(math.log(before)) - 1e-6, "nor back"
         before = now
-    assert before == pytest.approx(min(max(factor, 1 / MOST), MOST), rel=0.03)
+    assert before == pytest.approx(min(max(factor, 1 / MAX_CORRECTION), MAX_CORRECTION), rel=0.03)
     assert known.correction("split") == 1.0
     assert known.aged(20 * HALF_LIFE).correction(mode) == pytest.approx(1.0, abs=0.01)
 
