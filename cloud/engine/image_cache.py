@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import hmac
 import secrets
-import threading
-from collections import OrderedDict
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from cutline.cloud.telemetry.observer import NOBODY, Observer
+from cutline.core.lru_cache import LruCache
 from cutline.models.families import Grid
 
 
@@ -46,9 +45,7 @@ class ImageCache:
         self._room = room
         self._observer = observer
         self._secret = secrets.token_bytes(32)
-        self._kept: OrderedDict[bytes, Kept] = OrderedDict()
-        self._held = 0
-        self._lock = threading.Lock()
+        self._kept: LruCache[bytes, Kept] = LruCache(room)
 
     @property
     def keeps(self) -> bool:
@@ -58,7 +55,7 @@ class ImageCache:
     @property
     def held(self) -> int:
         """Bytes that are taken."""
-        return self._held
+        return self._kept.size
 
     def key(self, tenant: str, digest: bytes) -> bytes:
         """Under which the image of this digest is kept for `tenant`, and for nobody else."""
@@ -67,24 +64,11 @@ class ImageCache:
 
     def find(self, key: bytes) -> Kept | None:
         """The image under `key`, if it is still here; whoever has it may use it even if it goes meanwhile."""
-        with self._lock:
-            kept = self._kept.get(key)
-            if kept is not None:
-                self._kept.move_to_end(key)
+        kept = self._kept.get(key)
         self._observer.recalled(found=kept is not None)
         return kept
 
     def put(self, key: bytes, kept: Kept) -> None:
         """Keep an image, in the place of those that were wanted longest ago; one larger than all the room is not."""
-        if kept.rows.nbytes > self._room:
-            return
-        with self._lock:
-            if (before := self._kept.pop(key, None)) is not None:
-                self._held -= before.rows.nbytes
-            self._kept[key] = kept
-            self._held += kept.rows.nbytes
-            while self._held > self._room:
-                _, oldest = self._kept.popitem(last=False)
-                self._held -= oldest.rows.nbytes
-            held = self._held
-        self._observer.keeping(held)
+        self._kept.put(key, kept, kept.rows.nbytes)
+        self._observer.keeping(self._kept.size)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from cutline.core.lru_cache import LruCache
 from cutline.core.request import Request
 from cutline.edge.generation.generation import Prepared
-from cutline.edge.inference.kv_cache import LruCache
 from cutline.edge.inference.target_prefix import check_cut
 from cutline.edge.inference.token_merging import shorten
 from cutline.errors import ImageError, InputError, PromptError

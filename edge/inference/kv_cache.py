@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cutline.core.lru_cache import LruCache
 from cutline.edge.inference.decoder import Decoder
 from cutline.edge.inference.vision_encoder import VisionSpan
 from cutline.models.families.family import Positions
@@ -28,8 +27,6 @@ Rows = NDArray[np.float32]  # (n, width)
 Key = (
     int | tuple[Hashable, int]
 )  # what a place of a prompt stands for: a token, or an image's name and which of its rows
-Name = TypeVar("Name", bound=Hashable)
-Value = TypeVar("Value")
 
 
 def keys_of(prompt: Sequence[int], image_token: int, images: Sequence[tuple[Hashable, int]]) -> list[Key]:
@@ -152,44 +149,6 @@ class PrefixCache:
             if history.keys:
                 self._kept.append(history)
         del self._kept[:-KEPT]
-
-
-class LruCache(Generic[Name, Value]):
-    """The values that were used last, of `room` in all by the size that comes with each. For any threads."""
-
-    def __init__(self, room: int) -> None:
-        self._room = room
-        self._held: OrderedDict[Name, tuple[Value, int]] = OrderedDict()
-        self._size = 0
-        self._turn = threading.Lock()
-
-    def get(self, key: Name) -> Value | None:
-        """The value of `key`, if it is there."""
-        with self._turn:
-            if key not in self._held:
-                return None
-            self._held.move_to_end(key)
-            return self._held[key][0]
-
-    def put(self, key: Name, value: Value, size: int) -> None:
-        """Hold `value`, unless it is larger than all the room."""
-        with self._turn:
-            self._drop(key)
-            if size > self._room:
-                return
-            self._held[key] = value, size
-            self._size += size
-            while self._size > self._room:
-                self._drop(next(iter(self._held)))
-
-    def drop(self, unwanted: Callable[[Name], bool] = lambda key: True) -> None:
-        """Forget the values of all `unwanted` keys; of every key, if nothing is said."""
-        with self._turn:
-            for key in list(filter(unwanted, self._held)):
-                self._drop(key)
-
-    def _drop(self, key: Name) -> None:
-        self._size -= self._held.pop(key, (None, 0))[1]
 
 
 class ImageRows:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cutline.core.lru_cache import LruCache
 from cutline.core.wire import Wire
 from cutline.edge.generation.generation import Prepared
-from cutline.edge.inference.kv_cache import LruCache, Rows
+from cutline.edge.inference.kv_cache import Rows
 from cutline.edge.inference.target_prefix import Crossing
 from cutline.models.families import AnyFamily
 from cutline.protos.digests import as_received, image_digest, rows_digest

@@ -11,13 +11,13 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Collection
 from dataclasses import replace
 
 import msgspec
 import numpy as np
 
+from cutline.core.lru_cache import LruCache
 from cutline.core.request import Mode, Request
 from cutline.core.wire import Wire
 from cutline.devices.link import LinkProfile
@@ -77,7 +77,7 @@ class Planner:
         # Without a figure for a device that is held back there is nothing to do about it.
         self._slowed = 1.0 if sustained is None else min(sustained, 1.0)
         self._thermal = None if sustained is None else Thermal(throttled or Sensors().throttled, clock=clock)
-        self._searches: OrderedDict[tuple[object, ...], tuple[Asked, Search]] = OrderedDict()
+        self._searches: LruCache[tuple[object, ...], tuple[Asked, Search]] = LruCache(KINDS)
         self._turn = threading.Lock()
         self._live = Live(
             at=clock(),
@@ -255,16 +255,10 @@ class Planner:
         """Every choice for a request like this one of its `group`, with the terms of this one's upload."""
         alike = replace(asked, prompt_tokens=_coarse(asked.prompt_tokens, 4), image_bytes=0)
         key = (alike, space, group)
-        with self._turn:
-            if (kept := self._searches.get(key)) is not None:
-                self._searches.move_to_end(key)
-        if kept is None:
+        if (kept := self._searches.get(key)) is None:
             alike = replace(alike, image_bytes=asked.image_bytes)
             kept = alike, search(self._setting_of(group), alike, space, self._link, limits=Limits())
-            with self._turn:
-                self._searches[key] = kept
-                if len(self._searches) > KINDS:
-                    self._searches.popitem(last=False)
+            self._searches.put(key, kept)
         then, found = kept
         more = np.where(found.terms.place == 0, float(asked.image_bytes - then.image_bytes), 0.0)
         more *= 4 / 3 if self.upstream else 1.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -24,7 +23,7 @@ from cutline.demo.requests import requests
 from cutline.edge.generation.preprocess import Preparer
 from cutline.edge.inference import kv_cache, target_prefix
 from cutline.edge.inference.drafter import Drafted, Drafter
-from cutline.edge.inference.kv_cache import KEPT, LruCache, keys_of
+from cutline.edge.inference.kv_cache import KEPT, keys_of
 from cutline.edge.inference.target_prefix import TargetSpan
 from cutline.edge.inference.vision_encoder import VisionSpan
 from cutline.models.bundle import Bundle
@@ -264,29 +263,3 @@ def test_a_boundary_is_opened_again_without_computing_it_again(qwen: Bundle, run
 
 def test_the_keys_of_images_are_their_rows() -> None:
     assert keys_of([1, 3, 3, 5, 3], 3, [("a", 2), ("b", 1)]) == [1, ("a", 0), ("a", 1), 5, ("b", 0)]
-
-
-@given(
-    room=st.integers(1, 6),
-    steps=st.lists(st.tuples(st.sampled_from("gpd"), st.integers(0, 4), st.integers(1, 7)), max_size=40),
-)
-def test_the_values_used_last_are_held(room: int, steps: list[tuple[str, int, int]]) -> None:
-    """Against a plain list of them."""
-    held: LruCache[int, int] = LruCache(room)
-    model: OrderedDict[int, int] = OrderedDict()
-    for what, key, size in steps:
-        if what == "g":
-            assert held.get(key) == model.get(key)
-            if key in model:
-                model.move_to_end(key)
-        elif what == "d":
-            held.drop(lambda one, least=key: one >= least)  # type: ignore[misc]
-            model = OrderedDict((one, size) for one, size in model.items() if one < key)
-        else:
-            held.put(key, size, size)
-            model.pop(key, None)
-            if size <= room:
-                model[key] = size
-            while sum(model.values()) > room:
-                model.popitem(last=False)
-    assert {key: held.get(key) for key in range(5)} == {key: model.get(key) for key in range(5)}

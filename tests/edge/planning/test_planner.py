@@ -383,4 +383,4 @@ def test_many_kinds_of_requests_do_not_fill_the_memory() -> None:
     for index in range(150):
         other = replace(asked, prompt=asked.prompt * (1 + index % 40), limit=1 + index)
         planner.plan(replace(other, question=msgspec.structs.replace(asked.question, effort=1 - index / 300)), ready=())
-    assert len(planner._searches) <= 64
+    assert planner._searches.size <= 64
