@@ -1,4 +1,4 @@
-"""When to try again what failed: after a while, which doubles each time."""
+"""Exponential backoff: when to retry what failed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ FIRST_WAIT, LAST_WAIT = 1.0, 30.0  # seconds
 
 
 class Backoff:
-    """How long to leave alone what failed: `first` seconds, then twice as long each time, up to LAST_WAIT."""
+    """Waits `first` seconds after the first failure, then twice as long after each further one, up to LAST_WAIT."""
 
     def __init__(self, *, first: float = FIRST_WAIT, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -18,19 +18,19 @@ class Backoff:
 
     @property
     def tried(self) -> bool:
-        """Whether it is needed: the last try failed."""
+        """Whether the last try failed."""
         return self._again is not None
 
     @property
     def left(self) -> float:
-        """Seconds until the next try; 0 where nothing is wrong."""
+        """Seconds until the next try; 0 if the last one worked."""
         return 0.0 if self._again is None else max(0.0, self._again - self._clock())
 
     def failed(self) -> None:
-        """Begin to wait, longer than the last time."""
+        """A try failed: wait, longer than the last time."""
         self._again = self._clock() + self._wait
         self._wait = min(2 * self._wait, LAST_WAIT)
 
     def worked(self) -> None:
-        """Nothing to wait for."""
+        """A try worked: start over with the first wait."""
         self._again, self._wait = None, self._first

@@ -1,4 +1,4 @@
-"""A conversation: turns of words and of places for images."""
+"""A conversation: messages of text and image placeholders."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True, slots=True)
 class TextPart:
-    """Words of a message, taken as plain text whatever they hold."""
+    """Text of a message. Special tokens in it are plain text too."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class ImagePart:
-    """The place of an image in a message; the images themselves come in the same order, beside the messages."""
+    """An image's placeholder in a message. The images are kept beside the messages, in the same order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +30,12 @@ class Message:
     parts: tuple[TextPart | ImagePart, ...]
 
     def __post_init__(self) -> None:
-        if self.role not in get_args(Role):  # it may come from a request, and templates copy it unguarded
+        if self.role not in get_args(Role):  # a request may send any text, and templates copy it unescaped
             raise PromptError(f"a message's role must be one of {', '.join(get_args(Role))}")
 
     @property
     def text(self) -> str:
-        """All its words."""
+        """The text parts, joined."""
         return "".join(part.text for part in self.parts if isinstance(part, TextPart))
 
 

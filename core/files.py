@@ -1,7 +1,7 @@
-"""Files as they are written and read everywhere: whole or not at all, and bounded.
+"""Atomic writes and bounded reads of files.
 
-A file is written beside its place, synced, and then takes that place in one step: whoever reads sees what was there
-before or all that is there now, also after a crash. A write that fails leaves what was there.
+A file is written as a draft beside the old one, synced, and renamed over it. A reader sees the old content or the new
+one, also after a crash. A write that fails leaves the old content.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from pathlib import Path
 from cutline.errors import CutlineError, InputError, StorageError
 
 PRIVATE = 0o600
-_ANYBODY = 0o666  # which the umask narrows
+_PUBLIC = 0o666  # narrowed by the umask
 _DRAFT = re.compile(r"\..*\.[0-9a-f]{8}\.draft")
-_LONGEST_NAME = 200  # bytes that a draft's name takes of its file's; 255 is what a name may have
+_MAX_NAME_BYTES = 200  # of a file's name in the name of its draft, which may have 255 bytes
 
-# What is wrong with the place that was given, rather than with the disk.
-_PLACES = frozenset(
+# Errors of the path that was given, rather than of the disk.
+_PATH_ERRORS = frozenset(
     {
         errno.EACCES,
         errno.EEXIST,
@@ -41,39 +41,39 @@ _PLACES = frozenset(
 
 
 def write_file(file: Path, content: bytes, *, private: bool = False) -> None:
-    """Make `file` hold `content`; a new `private` one can be read by its owner alone. What is there keeps its mode.
+    """Write `content` to `file`. A new `private` file is readable by its owner alone; an existing one keeps its mode.
 
-    Raises InputError where nothing can be written at that place, StorageError where there is no room for it.
+    Raises InputError if the path cannot be written, StorageError if the disk is full or fails.
     """
     with storing(file):
-        replace_file(file, content, mode=PRIVATE if private else _ANYBODY)
+        replace_file(file, content, mode=PRIVATE if private else _PUBLIC)
 
 
-def replace_file(file: Path, content: bytes, *, mode: int = _ANYBODY) -> None:
-    """The same for who knows what to do about an OSError."""
+def replace_file(file: Path, content: bytes, *, mode: int = _PUBLIC) -> None:
+    """Write as `write_file` does, with `mode` for a new file. Raises OSError."""
     try:
         before = file.stat()
     except FileNotFoundError:
         before = None
-    if before is not None and not stat.S_ISREG(before.st_mode):  # a terminal, a pipe, /dev/null: nothing to replace
-        # By the name that was given: /dev/stdout leads to a pipe by a link whose target is no path.
+    if before is not None and not stat.S_ISREG(before.st_mode):  # a terminal, a pipe, /dev/null cannot be replaced
+        # Opened by the name that was given: /dev/stdout may be a link to a pipe, which has no path.
         with file.open("wb", buffering=0) as opened:
             write_all(opened.fileno(), content)
         return
-    place = Path(os.path.realpath(file))  # a link stays one
-    draft = _draft(place, content, mode, like=before)
+    target = Path(os.path.realpath(file))  # a symbolic link stays one
+    draft = _draft(target, content, mode, like=before)
     try:
-        draft.replace(place)
+        draft.replace(target)
     except OSError:
         draft.unlink(missing_ok=True)
         raise
-    sync_folder(place.parent)
+    sync_folder(target.parent)
 
 
 def write_new(contents: Mapping[Path, bytes]) -> None:
-    """Write new files that their owner alone may read: all of them, or none. Nothing is ever written over.
+    """Write new files that only their owner may read: all of them, or none. Overwrites nothing.
 
-    Raises InputError where one is there or cannot be, StorageError where there is no room.
+    Raises InputError if a file exists or its path cannot be written, StorageError if the disk is full or fails.
     """
     made, drafts = list[Path](), dict[Path, Path]()
     try:
@@ -82,7 +82,7 @@ def write_new(contents: Mapping[Path, bytes]) -> None:
                 drafts[file] = _draft(file, content, PRIVATE)
         for file, draft in drafts.items():
             with storing(file):
-                os.link(draft, file)  # fails where there is one
+                os.link(draft, file)  # fails if the file exists
             made.append(file)
         for folder in {file.parent for file in contents}:
             with storing(folder):
@@ -97,11 +97,11 @@ def write_new(contents: Mapping[Path, bytes]) -> None:
 
 
 def extend_file(file: Path, lines: str) -> None:
-    """Put `lines` at the end of a file that its owner alone may read, or make it with them. Raises as `write_file`.
+    """Append `lines` to a file that only its owner may read; make the file if there is none. Raises as `write_file`.
 
-    Of several processes that do so at once each adds its own.
+    Several processes may do so at once.
     """
-    with storing(file), _held(file.parent):
+    with storing(file), _locked(file.parent):
         try:
             before = file.read_bytes()
         except FileNotFoundError:
@@ -112,7 +112,7 @@ def extend_file(file: Path, lines: str) -> None:
 
 
 def open_regular(file: Path) -> BufferedReader:
-    """Open a regular file to read. Raises OSError, also for a pipe or a device: neither is waited for."""
+    """Open a regular file to read. Raises OSError, also for a pipe or a device, without waiting for it."""
     descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -121,7 +121,7 @@ def open_regular(file: Path) -> BufferedReader:
 
 
 def read_regular(file: Path, *, limit: int) -> bytes:
-    """The content of a regular file of `limit` bytes at most. Raises OSError, also for what is longer, or no file."""
+    """The content of a regular file of at most `limit` bytes. Raises OSError, also for a longer or irregular file."""
     with open_regular(file) as opened:
         content = opened.read(limit + 1)
     if len(content) > limit:
@@ -130,19 +130,19 @@ def read_regular(file: Path, *, limit: int) -> bytes:
 
 
 def is_draft(name: str) -> bool:
-    """Whether a file of this name is one that a process left which ended while it wrote."""
+    """Whether this is the name of a draft, such as a process leaves behind that is killed while it writes."""
     return _DRAFT.fullmatch(name) is not None
 
 
 def remove_drafts(folder: Path) -> None:
-    """Remove them from a folder in which nobody else writes now. Raises OSError."""
+    """Remove the drafts from a folder in which no other process writes. Raises OSError."""
     for file in folder.iterdir():
         if is_draft(file.name):
             file.unlink()
 
 
 def sync_folder(folder: Path) -> None:
-    """Make names in a folder last. Raises OSError."""
+    """Sync the entries of a folder to disk. Raises OSError."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -151,7 +151,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync_files(folder: Path) -> None:
-    """Make all files in a folder last, whoever wrote them. Raises OSError."""
+    """Sync a folder and all files in it to disk. Raises OSError."""
     for file in folder.iterdir():
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
@@ -160,17 +160,17 @@ def sync_files(folder: Path) -> None:
 
 @contextlib.contextmanager
 def storing(file: Path) -> Iterator[None]:
-    """Say what an OSError within means for who wanted `file` to be written.
+    """Turn an OSError of writing `file` into one of Cutline's errors.
 
-    Raises InputError for a place that cannot be, StorageError where there is no room or the disk fails.
+    Raises InputError if the path cannot be written, StorageError if the disk is full or fails.
     """
     try:
         yield
     except OSError as error:
         if error.errno == errno.EEXIST:
-            said = f"{file} is there already; move it away first, for nothing is written over"
-            raise InputError(said) from None
-        if error.errno in _PLACES:
+            message = f"{file} is there already; move it away first, for nothing is written over"
+            raise InputError(message) from None
+        if error.errno in _PATH_ERRORS:
             raise InputError(f"cannot write {file}: {error.strerror}") from None
         raise StorageError(
             f"cannot write {file}: {error.strerror or error}; what was there is as it was, make room and try again"
@@ -178,14 +178,14 @@ def storing(file: Path) -> Iterator[None]:
 
 
 def _draft(file: Path, content: bytes, mode: int, *, like: os.stat_result | None = None) -> Path:
-    """`content` in a synced file beside `file`, with mode and owner of what is there. Raises OSError, leaving none."""
-    name = os.fsdecode(os.fsencode(file.name)[:_LONGEST_NAME])
+    """Write `content` to a synced draft beside `file`, with mode and owner of `like`. Raises OSError, leaving none."""
+    name = os.fsdecode(os.fsencode(file.name)[:_MAX_NAME_BYTES])
     draft = file.with_name(f".{name}.{secrets.token_hex(4)}.draft")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         if like is not None:
-            mine = os.fstat(descriptor)
-            if (mine.st_uid, mine.st_gid) != (like.st_uid, like.st_gid):  # such as a service's file, written by root
+            made = os.fstat(descriptor)
+            if (made.st_uid, made.st_gid) != (like.st_uid, like.st_gid):  # such as a service's file, written by root
                 os.fchown(descriptor, like.st_uid, like.st_gid)
             os.fchmod(descriptor, stat.S_IMODE(like.st_mode))
         write_all(descriptor, content)
@@ -199,15 +199,15 @@ def _draft(file: Path, content: bytes, mode: int, *, like: os.stat_result | None
 
 
 def write_all(descriptor: int, content: bytes) -> None:
-    """Write all of `content`, also where the system takes less at once. Raises OSError."""
+    """Write all of `content`, in several calls if the system takes less at once. Raises OSError."""
     rest = memoryview(content)
     while rest:
         rest = rest[os.write(descriptor, rest) :]
 
 
 @contextlib.contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """Alone among the processes that change files in a folder by reading them first."""
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock, which serializes processes that read a file in it, change it and write it back."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -1,7 +1,7 @@
-"""A journal of long work: each result is kept when it is there, and taken up by the next attempt.
+"""A journal of long work: it stores each result, so that an attempt after a crash resumes where the last one stopped.
 
-A file of lines of JSON. The first names what the work is made from, each other one a key and its result. A line that a
-kill cut short is dropped, and so is a whole journal of other work.
+The file holds lines of JSON: first a header that names the inputs of the work, then a key and its result a line. A line
+that a kill cut short is dropped. So is a journal of other inputs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import msgspec
 from cutline.core.files import PRIVATE, storing, write_all
 from cutline.errors import InputError
 
-SYNC_SECONDS = 1.0  # of results that a power cut may cost; a kill costs none that `put` has returned from
+SYNC_SECONDS = 1.0  # between syncs: a power cut may cost so much work; a kill costs nothing that `put` has stored
 
 
 class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -33,10 +33,10 @@ class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Journal:
-    """The results in an opened journal's file. Use `open_journal`."""
+    """The results in an open journal file. `open_journal` makes one."""
 
     def __init__(self, path: Path, descriptor: int, results: dict[str, msgspec.Raw]) -> None:
-        self.found = len(results)  # of an earlier attempt
+        self.found = len(results)  # by an earlier attempt
         self._path = path
         self._descriptor = descriptor
         self._results = results
@@ -44,17 +44,17 @@ class Journal:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The keys of all results, the oldest first."""
+        """The keys of all results, oldest first."""
         return tuple(self._results)
 
     def get(self, key: str) -> bytes | None:
-        """The result under this key, as JSON, None where there is none yet."""
+        """The result of `key` as JSON, or None if there is none yet."""
         return None if (found := self._results.get(key)) is None else bytes(found)
 
     def put(self, key: str, result: Any) -> None:
-        """Keep what msgspec encodes of `result`; on return it outlives this process.
+        """Store `result`, encoded by msgspec. Once this returns, the result survives a kill of the process.
 
-        Raises StorageError where there is no room; all results before are kept.
+        Raises StorageError if the disk is full or fails; earlier results stay.
         """
         line = _Line(key, msgspec.Raw(msgspec.json.encode(result)))
         with storing(self._path):
@@ -70,15 +70,15 @@ class Journal:
         self._results[key] = line.result
 
     def finish(self) -> None:
-        """Remove it: what was made of the results is where it belongs."""
+        """Remove the file, once the work is done."""
         self._path.unlink(missing_ok=True)
 
 
 @contextmanager
 def open_journal(path: Path, *, inputs: str) -> Iterator[Journal]:
-    """The journal in a file, of work that is made from what `inputs` says; it is ours alone until it is left.
+    """Open, or make, the journal at `path` of work on `inputs`, and hold its lock until the context ends.
 
-    Raises InputError where another process works on it, or no file can be there, StorageError where there is no room.
+    Raises InputError if another process holds it or the path cannot be written, StorageError if the disk is full.
     """
     with storing(path):
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -105,7 +105,7 @@ def open_journal(path: Path, *, inputs: str) -> Iterator[Journal]:
 
 
 def _read(descriptor: int, inputs: str) -> tuple[dict[str, msgspec.Raw], int]:
-    """The results in a file, and how many bytes of it are whole lines of this work; none of another's."""
+    """The results in a file, and the bytes of its intact lines; nothing and 0 if its header names other inputs."""
     results, whole = dict[str, msgspec.Raw](), 0
     with os.fdopen(os.dup(descriptor), "rb") as file:
         for line in file:
@@ -116,9 +116,9 @@ def _read(descriptor: int, inputs: str) -> tuple[dict[str, msgspec.Raw], int]:
                     if msgspec.json.decode(line, type=_Header).inputs != inputs:
                         return {}, 0
                 else:
-                    one = msgspec.json.decode(line, type=_Line)
-                    results[one.key] = one.result.copy()
+                    entry = msgspec.json.decode(line, type=_Line)
+                    results[entry.key] = entry.result.copy()
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-                break  # a disk's fault: what stands before it still counts
+                break  # a damaged line: those before it still count
             whole += len(line)
     return results, whole

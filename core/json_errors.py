@@ -1,4 +1,4 @@
-"""What msgspec raises on JSON that does not read; besides its own errors, those of text and of nesting without end."""
+"""What msgspec raises on malformed JSON: its own errors, and those of bad UTF-8 and of too deep nesting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A cache of the values that were used last, for any threads."""
+"""A thread-safe cache that evicts the least recently used values."""
 
 from __future__ import annotations
 
@@ -8,37 +8,37 @@ from typing import Generic, TypeVar
 
 import cachetools
 
-Name = TypeVar("Name", bound=Hashable)
+Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 
 
-class LruCache(Generic[Name, Value]):
-    """The values that were used last, of `room` in all by the size that comes with each."""
+class LruCache(Generic[Key, Value]):
+    """Maps keys to values. The sizes given with the values add up to `capacity` at most."""
 
-    def __init__(self, room: int) -> None:
-        self._held: cachetools.LRUCache[Name, tuple[Value, int]] = cachetools.LRUCache(room, lambda pair: pair[1])
-        self._turn = threading.Lock()
+    def __init__(self, capacity: int) -> None:
+        self._entries: cachetools.LRUCache[Key, tuple[Value, int]] = cachetools.LRUCache(capacity, lambda pair: pair[1])
+        self._lock = threading.Lock()
 
     @property
     def size(self) -> int:
-        """Of all values that are held."""
-        return int(self._held.currsize)
+        """The sizes of all cached values, added up."""
+        return int(self._entries.currsize)
 
-    def get(self, key: Name) -> Value | None:
-        """The value of `key`, if it is there."""
-        with self._turn:
-            pair = self._held.get(key)
+    def get(self, key: Key) -> Value | None:
+        """The value of `key`, or None if it is not cached."""
+        with self._lock:
+            pair = self._entries.get(key)
         return None if pair is None else pair[0]
 
-    def put(self, key: Name, value: Value, size: int = 1) -> None:
-        """Hold `value`, unless it is larger than all the room."""
-        with self._turn:
-            self._held.pop(key, None)
-            if size <= self._held.maxsize:
-                self._held[key] = value, size
+    def put(self, key: Key, value: Value, size: int = 1) -> None:
+        """Cache `value`, unless it is larger than the capacity."""
+        with self._lock:
+            self._entries.pop(key, None)
+            if size <= self._entries.maxsize:
+                self._entries[key] = value, size
 
-    def drop(self, unwanted: Callable[[Name], bool] = lambda key: True) -> None:
-        """Forget the values of all `unwanted` keys; of every key, if nothing is said."""
-        with self._turn:
-            for key in list(filter(unwanted, self._held)):
-                del self._held[key]
+    def drop(self, unwanted: Callable[[Key], bool] = lambda key: True) -> None:
+        """Remove the values of all `unwanted` keys; by default of every key."""
+        with self._lock:
+            for key in list(filter(unwanted, self._entries)):
+                del self._entries[key]

@@ -1,4 +1,4 @@
-"""Ranges of fields, said once: in a struct's types, where whatever is made from JSON is held to them already."""
+"""Checks a struct's numbers against the ranges in its types. msgspec checks them in JSON only."""
 
 from __future__ import annotations
 
@@ -12,46 +12,45 @@ from msgspec.inspect import FloatType, IntType, StructType, Type, UnionType
 
 from cutline.errors import InputError
 
-Bounded = IntType | FloatType  # by `ge`, `gt` and `le`
+Number = IntType | FloatType  # with bounds `ge`, `gt` and `le`
 
 
 def check_ranges(struct: msgspec.Struct) -> None:
-    """That every number of a struct is within the range of its type. Raises InputError, which says the range."""
-    for name, kind in _bounded(type(struct)):
+    """Check that every number of a struct is in the range of its type. Raises InputError, which names the range."""
+    for name, number in _number_fields(type(struct)):
         value = getattr(struct, name)
-        if value is not None and not _holds(kind, value):
-            raise InputError(f"{name.replace('_', '-')} is {value}; give {_words(kind)}")
+        if value is not None and not _contains(number, value):
+            raise InputError(f"{name.replace('_', '-')} is {value}; give {_range_text(number)}")
 
 
 @functools.cache
-def _bounded(struct: type[msgspec.Struct]) -> tuple[tuple[str, Bounded], ...]:
+def _number_fields(struct: type[msgspec.Struct]) -> tuple[tuple[str, Number], ...]:
     described = msgspec.inspect.type_info(struct)
     assert isinstance(described, StructType)
-    return tuple((field.name, kind) for field in described.fields for kind in _numbers(field.type))
+    return tuple((field.name, number) for field in described.fields for number in _numbers(field.type))
 
 
-def _numbers(kind: Type) -> Iterator[Bounded]:
-    match kind:
+def _numbers(described: Type) -> Iterator[Number]:
+    match described:
         case msgspec.inspect.Metadata(inner):
             yield from _numbers(inner)
-        case UnionType(kinds):
-            for one in kinds:
-                yield from _numbers(one)
+        case UnionType(members):
+            for member in members:
+                yield from _numbers(member)
         case IntType() | FloatType():
-            yield kind
+            yield described
 
 
-def _holds(kind: Bounded, value: Any) -> bool:
-    low = -math.inf if kind.ge is None else kind.ge
-    high = math.inf if kind.le is None else kind.le
-    return bool(low <= value <= high and (kind.gt is None or value > kind.gt))  # no range has NaN in it
+def _contains(number: Number, value: Any) -> bool:
+    low = -math.inf if number.ge is None else number.ge
+    high = math.inf if number.le is None else number.le
+    return bool(low <= value <= high and (number.gt is None or value > number.gt))  # False for NaN
 
 
-def _words(kind: Bounded) -> str:
-    """A range for people."""
-    low = f"more than {kind.gt:g}" if kind.gt is not None else f"{kind.ge or 0:g}"
-    if kind.le is None:
-        return low if kind.gt is not None else f"{low} or more"
-    if isinstance(kind, IntType) and kind.le > 10**6 and math.log2(kind.le + 1).is_integer():
-        return f"{low} or more, below 2**{math.log2(kind.le + 1):.0f}"
-    return f"{low} to {kind.le:g}" if kind.gt is None else f"{low}, and {kind.le:g} at most"
+def _range_text(number: Number) -> str:
+    low = f"more than {number.gt:g}" if number.gt is not None else f"{number.ge or 0:g}"
+    if number.le is None:
+        return low if number.gt is not None else f"{low} or more"
+    if isinstance(number, IntType) and number.le > 10**6 and math.log2(number.le + 1).is_integer():
+        return f"{low} or more, below 2**{math.log2(number.le + 1):.0f}"
+    return f"{low} to {number.le:g}" if number.gt is None else f"{low}, and {number.le:g} at most"

@@ -1,4 +1,4 @@
-"""What is asked of an agent, and how it is to be answered."""
+"""A request to an agent: the conversation, and how to answer it."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ MAX_ALTERNATIVES = 20  # a token
 MAX_TIMEOUT = 600.0  # seconds
 MAX_STOPS = 4
 MAX_STOP = 100  # characters
-DRAFT_CHUNK = 16  # drafted tokens a message: the worker verifies the first while the next are drafted
-MAX_NOISE = 10.0  # of a row's root mean square: beyond it nothing is left that an answer could come from
+DRAFT_CHUNK = 16  # drafted tokens a message: the worker verifies the first chunk while the next one is drafted
+MAX_NOISE = 10.0  # times a row's root mean square: more leaves nothing to answer from
 
 
 _Kind = TypeVar("_Kind", bound=enum.StrEnum)
 
 MAX_ID = 128  # characters
-_ID = re.compile(rf"[A-Za-z0-9._:@/+=-]{{1,{MAX_ID}}}")  # nothing that a log would have to escape
+_ID = re.compile(rf"[A-Za-z0-9._:@/+=-]{{1,{MAX_ID}}}")  # no character that a log would have to escape
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -35,19 +35,21 @@ class Mode(enum.StrEnum):
     """How an answer is made."""
 
     EDGE = "edge"  # the drafter alone
-    CLOUD = "cloud"  # the worker alone, which gets the image
-    SPLIT = "split"  # the target alone, its layers before the cut run here
-    DRAFT = "draft"  # drafted here, verified by the worker, which decodes on meanwhile
-    AUTO = "auto"  # planned; without profiles, the drafter's answer if the gate keeps it, else verified by the worker
+    CLOUD = "cloud"  # the worker alone, from the image
+    SPLIT = "split"  # the target alone: the device runs its layers before the cut, the worker the rest
+    DRAFT = "draft"  # drafted on the device, verified by the worker, which decodes on meanwhile
+    AUTO = "auto"  # planned; without profiles: the drafter's answer if the gate accepts it, else as `draft`
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """A conversation that ends in a question, the `images` (files' bytes) in it, and how to answer it.
+    """A conversation that ends in a question, its `images` (contents of files), and how to answer it.
 
-    The images come in the order of the messages' image parts. `logprobs` asks how likely each token was, and of so
-    many alternatives. `correct_seconds`: an answer that the agent finished alone, its worker lost, may still be
-    verified for so long. What is kept of a question is kept for its `tenant` alone, who asks where that is known. The
-    five from `exact` on bound what mode `auto` may plan; no other mode plans, nor does `auto` where a cut is given.
+    The images are in the order of the messages' image parts. `logprobs` asks for the log probability of each token and
+    of so many alternatives. If the worker is lost and the agent finishes alone, the answer may still be verified within
+    `correct_seconds`. Whatever is cached of a request is for its `tenant` alone ("" if unknown). The five fields from
+    `exact` on bound what mode `auto` plans; other modes do not plan, nor does `auto` if a cut is given.
+
+    Raises InputError for a field out of its range, PromptError for a conversation that cannot be answered.
     """
 
     messages: tuple[Message, ...]
@@ -57,21 +59,21 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int = 64
     effort: float = 1.0
     cut: str = "image"  # the first layer of the target that the worker runs
-    wire: Wire = Wire.FLOAT32  # of the boundary, at any later cut than `image`
-    keep_image_tokens: float = 1.0  # the share of them that enters the decoder, at a cut from `decoder.0` on
-    noise: float = 0.0  # on each row of the boundary: its standard deviation, as a share of the row's root mean square
+    wire: Wire = Wire.FLOAT32  # format of the boundary, for a cut after `image`
+    keep_image_tokens: float = 1.0  # share of the image tokens that enters the decoder, for a cut from `decoder.0` on
+    noise: float = 0.0  # added to each boundary row: standard deviation, as a share of the row's root mean square
     timeout: float = 60.0  # seconds
-    stop: tuple[str, ...] = ()  # words before which the answer ends
+    stop: tuple[str, ...] = ()  # texts before which the answer ends
     logprobs: int | None = None
     correct_seconds: float = 0.0
-    exact: bool = False  # every token is the target's own
-    image_must_stay: bool = False  # neither the picture nor its bare patches leave the device
-    max_latency_ms: float | None = None  # also of an answer that the gate passes on
-    min_agreement: float | None = None  # share of answers that are the target's own, as measured; None is 0.9
-    max_leak: float | None = None  # share of a picture's variance that an attacker recovers, as measured
+    exact: bool = False  # every token must be the target's own
+    image_must_stay: bool = False  # neither the image nor its embedded patches may leave the device
+    max_latency_ms: float | None = None  # also for an answer that the gate escalates
+    min_agreement: float | None = None  # measured share of answers that equal the target's; None is 0.9
+    max_leak: float | None = None  # measured share of an image's variance that an attacker recovers
     tenant: str = ""
-    request_id: str = ""  # names it in the logs of all who work on it
-    trace: str = ""  # the W3C trace context that it belongs to, which workers get too
+    request_id: str = ""  # its name in the logs of agent and workers
+    trace: str = ""  # its W3C trace context, which is passed on to workers
 
     @classmethod
     def about(cls, image: bytes, text: str, **options: Any) -> Request:
@@ -80,29 +82,29 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def text(self) -> str:
-        """The words of the question."""
+        """The text of the question."""
         return self.messages[-1].text if self.messages else ""
 
     @property
     def bounded(self) -> bool:
-        """Whether it bounds what may be planned."""
+        """Whether any field bounds what mode `auto` plans."""
         bounds = self.max_latency_ms, self.min_agreement, self.max_leak
         return self.exact or self.image_must_stay or any(bound is not None for bound in bounds)
 
     def __post_init__(self) -> None:
-        # Both may be given by name.
+        # Both may be given as plain text.
         msgspec.structs.force_setattr(self, "mode", _named(Mode, self.mode, "mode"))
         msgspec.structs.force_setattr(self, "wire", _named(Wire, self.wire, "wire format"))
         self._check_conversation()
         check_request_id(self.request_id)
-        words = "".join((*(message.text for message in self.messages), *self.stop))
-        if _SURROGATE.search(words):  # no message could carry them
+        text = "".join((*(message.text for message in self.messages), *self.stop))
+        if _SURROGATE.search(text):  # UTF-8 cannot encode them
             raise PromptError("the question has code points that are not characters; take them out")
         if not 0.0 <= self.effort <= 1.0:
             raise InputError(f"effort is {self.effort}; give 0 (the worker only verifies) to 1 (full race)")
         if self.max_tokens < 1:
             raise InputError(f"max-tokens is {self.max_tokens}; give 1 or more")
-        if len(self.stop) > MAX_STOPS or not all(0 < len(one) <= MAX_STOP for one in self.stop):
+        if len(self.stop) > MAX_STOPS or not all(0 < len(text) <= MAX_STOP for text in self.stop):
             raise InputError(f"stop takes {MAX_STOPS} texts at most, of 1 to {MAX_STOP} characters each")
         if self.logprobs is not None and not 0 <= self.logprobs <= MAX_ALTERNATIVES:
             raise InputError(f"logprobs is {self.logprobs}; give 0 to {MAX_ALTERNATIVES} alternatives a token")
@@ -135,7 +137,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
             raise InputError(f"timeout is {self.timeout}; give more than 0 and at most {MAX_TIMEOUT:.0f} seconds")
 
     def _check_conversation(self) -> None:
-        """That the messages end in a question and have a place for every image."""
+        """Check that the messages end in a question and have a placeholder for every image."""
         if not self.text.strip():
             raise PromptError("the question is empty; ask something about the image")
         if (role := self.messages[-1].role) != "user":
@@ -156,12 +158,12 @@ def _named(kind: type[_Kind], name: str, what: str) -> _Kind:
 
 
 def is_request_id(text: str) -> bool:
-    """Whether `text` may name a request."""
+    """Whether `text` is a valid request id."""
     return _ID.fullmatch(text) is not None
 
 
 def check_request_id(text: str) -> str:
-    """`text`, which names a request, or none where it is empty. Raises InputError."""
+    """Return `text` if it is a valid request id or empty. Raises InputError."""
     if text and not is_request_id(text):
         raise InputError(f"a request's id has 1 to {MAX_ID} letters, digits or any of ._:@/+=-; this one does not")
     return text

@@ -1,4 +1,4 @@
-"""How tokens are chosen, as a request says it: its ranges and what each field means stand here, and nowhere else."""
+"""The sampling options of a request: their ranges and meanings are defined here alone."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ LogitBias = Annotated[
 
 
 class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How tokens are chosen. Without any of it the likeliest is, of logits as the model's own settings leave them.
+    """How tokens are sampled. The defaults take the likeliest token after the model's own logits processors.
 
-    Each field is a function of the logits and the tokens before. Raises InputError on what is out of its range.
+    Each option is a function of the logits and the tokens before. Raises InputError for a value out of its range.
     """
 
     temperature: Temperature = 0.0
@@ -56,38 +56,38 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             raise InputError("logit-bias takes the ids of tokens, and for each a number from -100 to 100")
         if len(self.logit_bias) > MAX_BIASES:
             raise InputError(f"logit-bias has {len(self.logit_bias)} tokens; give {MAX_BIASES} at most")
-        # Below a hundredth nothing but the best token is drawn, and further down the division overflows.
+        # Below 0.01 only the best token is ever drawn, and far below the division overflows.
         if 0.0 < self.temperature < 0.01:
             raise InputError(f"temperature is {self.temperature}; give 0 (greedy), or 0.01 to 100")
 
     def check_tokens(self, vocabulary: int) -> None:
-        """That it names none but the tokens of so many. Raises InputError."""
-        if (most := max((token for token, _ in self.logit_bias), default=0)) >= vocabulary:
-            raise InputError(f"logit-bias names the token {most}; this model has {vocabulary}")
+        """Check that all tokens it names are in a vocabulary of this size. Raises InputError."""
+        if (highest := max((token for token, _ in self.logit_bias), default=0)) >= vocabulary:
+            raise InputError(f"logit-bias names the token {highest}; this model has {vocabulary}")
 
     @property
     def greedy(self) -> bool:
-        """Whether the likeliest token is taken of those logits that are left."""
+        """Whether the likeliest token is taken, without noise."""
         return self.temperature == 0.0
 
     @property
     def penalises(self) -> bool:
-        """Whether it changes logits by the tokens before, or by their ids."""
+        """Whether penalties or biases change the logits."""
         neutral = self.presence_penalty == 0.0 and self.frequency_penalty == 0.0 and not self.logit_bias
         return self.repetition_penalty is not None or not neutral
 
     @property
     def conditions(self) -> Sampling:
-        """Without what makes a drafter foresee the target no better or worse: a seed, and what greedy leaves out."""
-        kept = msgspec.structs.replace(self, seed=0)
-        return msgspec.structs.replace(kept, top_k=0, top_p=1.0, min_p=0.0) if self.greedy else kept
+        """The options that the acceptance rate of drafts depends on: not the seed, nor truncation if greedy."""
+        unseeded = msgspec.structs.replace(self, seed=0)
+        return msgspec.structs.replace(unseeded, top_k=0, top_p=1.0, min_p=0.0) if self.greedy else unseeded
 
 
 GREEDY = Sampling()
 
 
 def chosen_seed(given: int | None, temperature: float) -> int:
-    """The seed of an answer: the one that was given, or where that is None or -1 a new one, if any noise is drawn."""
+    """The seed of an answer: the `given` one. For None or -1 a random one, or 0 if no noise is drawn."""
     if given is not None and given != -1:
         return given
     return int.from_bytes(os.urandom(8)) >> 1 if temperature > 0.0 else 0

@@ -1,4 +1,4 @@
-"""JSON that carries its own digest, so that a byte that was changed is noticed, by a disk or by hand."""
+"""JSON that holds a digest of itself, so that any changed byte is noticed, be it by a disk or by hand."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ _REST = b"{\n"
 
 
 def seal(document: bytes) -> bytes:
-    """A JSON object, indented by two spaces and not empty, with the digest of all of it as its first key."""
+    """A non-empty JSON object, indented by two spaces, with the digest of its content added as the first key."""
     assert document.startswith(_REST)
     rest = document.removeprefix(_REST)
     return b'{\n  "sha256": "' + hashlib.sha256(rest).hexdigest().encode() + b'",\n' + rest
 
 
 def is_sealed(document: bytes) -> bool:
-    """Whether it begins with a digest, right or wrong."""
+    """Whether a document begins with a digest, right or wrong."""
     return _SEAL.match(document) is not None
 
 
 def unseal(document: bytes) -> bytes:
-    """The object without its digest. Raises ValueError where it has none, or is not what the digest was made of."""
+    """The object without its digest. Raises ValueError if it has none, or one that does not match."""
     if (found := _SEAL.match(document)) is None:
         raise ValueError("it has no digest of its own")
     rest = document[found.end() :]

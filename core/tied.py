@@ -1,8 +1,8 @@
-"""Processes that end when the one does that started them, however that ends.
+"""Processes that are killed when their parent ends, however it ends.
 
-`python -m cutline.core.tied PID MODULE ARGUMENT…` becomes `python -m MODULE ARGUMENT…`, tied to process PID. A worker
-must not go on unseen where nobody is left to end it, with memory or a GPU that others believe to be free. It is killed,
-for one that hangs heeds nothing less.
+`python -m cutline.core.tied PID MODULE ARGUMENT…` becomes `python -m MODULE ARGUMENT…`, tied to process PID. An
+orphaned worker would hold memory or a GPU that others believe to be free. It gets SIGKILL: one that hangs ignores
+SIGTERM.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ import os
 import signal
 import sys
 
-_PR_SET_PDEATHSIG = 1  # prctl(2); what it sets outlives an exec
+_PR_SET_PDEATHSIG = 1  # prctl(2); the setting survives an exec
 
 
 def tied_command(module: str, *arguments: str) -> list[str]:
-    """The command of a process that runs `module` and ends when the thread does that starts it, or all of us."""
+    """The command of a process that runs `module`, and is killed when the thread that starts it ends."""
     return [sys.executable, "-m", __name__, str(os.getpid()), module, *arguments]
 
 
 def tie() -> None:
-    """Have this process killed when the thread that started it ends. Raises OSError where the system cannot."""
+    """Have this process killed when the thread that started it ends. Raises OSError if the system cannot do so."""
     prctl = getattr(ctypes.CDLL(None, use_errno=True), "prctl", None)
     if prctl is None or prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "a process cannot be tied to another on this system")
@@ -34,7 +34,7 @@ def main() -> None:
         tie()
     except OSError as error:
         sys.exit(f"cutline: {error.strerror}")
-    if os.getppid() != int(parent):  # it died before
+    if os.getppid() != int(parent):  # it ended before `tie`
         sys.exit("cutline: whoever started this process is gone")
     os.execv(sys.executable, [sys.executable, "-m", *command])  # noqa: S606 (no shell is wanted)
 

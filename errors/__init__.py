@@ -1,20 +1,20 @@
-"""Everything that Cutline raises on purpose. Each class has the exit code that the command line ends with.
+"""Everything that Cutline raises on purpose. Each class has the exit code of the command line.
 
     CutlineError                exit 1
     ├── InputError              exit 2   what the person gave cannot be used
-    │   ├── ImageError                   not an image, too big, too small, of a kind not taken
+    │   ├── ImageError                   not an image, too big, too small, or of an unsupported kind
     │   ├── PromptError                  empty question, or longer than the model's context
-    │   └── ProfileError                 a device or link profile that does not read
+    │   └── ProfileError                 a device or link profile cannot be read
     ├── BundleError             exit 3   a bundle is missing, corrupt, or not what its manifest says
-    ├── StorageError        exit 12  a file could not be written: no room, or the disk fails; what was there is kept
+    ├── StorageError        exit 12  a file could not be written: the disk is full or fails; old content is kept
     └── WorkerError
         ├── WorkerUnavailable   exit 4   nobody answers at the address, or the link broke
         ├── ModelMismatch       exit 5   the worker serves another model than the agent was made for
         ├── WorkerBusy          exit 6   the worker refused early: no room; try again later
         ├── WorkerFailed        exit 7   the worker broke while it served this session
-        ├── WorkerForgot        exit 10  the worker let go of what a session stood on: open it anew, whole
-        ├── AccessDenied        exit 9   the worker does not take this agent: no token or certificate, or a wrong one
-        └── VersionMismatch     exit 11  the worker is of another version, and one of the two lacks what it takes
+        ├── WorkerForgot        exit 10  the worker evicted what a session builds on: open the session again, in full
+        ├── AccessDenied        exit 9   the worker refuses this agent: no token or certificate, or a wrong one
+        └── VersionMismatch     exit 11  agent and worker are of different versions, and one lacks a feature
 
 Ctrl-C ends with 130 and output that nobody reads with 141, as shells expect.
 A message is one line: what was wrong, and what to do about it.
@@ -26,7 +26,7 @@ from typing import ClassVar
 
 
 class CutlineError(Exception):
-    """Root of the tree; raised itself only for what another process reports and this version has no class for."""
+    """Root of the tree; raised itself only for an error of another process that this version has no class for."""
 
     exit_code: ClassVar[int] = 1
 
@@ -38,7 +38,7 @@ class InputError(CutlineError):
 
 
 class ImageError(InputError):
-    """The image cannot be read or is of a kind not taken."""
+    """The image cannot be read or is of an unsupported kind."""
 
 
 class PromptError(InputError):
@@ -46,7 +46,7 @@ class PromptError(InputError):
 
 
 class ProfileError(InputError):
-    """A device or link profile does not read; names the file and the key."""
+    """A device or link profile cannot be read; the message names the file and the key."""
 
 
 class BundleError(CutlineError):
@@ -56,7 +56,7 @@ class BundleError(CutlineError):
 
 
 class StorageError(CutlineError):
-    """A file could not be written, for want of room or by a fault of the disk; what was there is as it was."""
+    """A file could not be written: the disk is full or fails. The old content is kept."""
 
     exit_code = 12
 
@@ -98,18 +98,18 @@ class WorkerFailed(WorkerError):
 
 
 class WorkerForgot(WorkerError):
-    """The worker let go of what the session stood on, and takes it again if everything is sent anew."""
+    """The worker evicted what the session builds on; it accepts the session if everything is sent again."""
 
     exit_code = 10
 
 
 class AccessDenied(WorkerError):
-    """The worker does not take this agent: it has no token or certificate, or a wrong one."""
+    """The worker refuses this agent: it has no token or certificate, or a wrong one."""
 
     exit_code = 9
 
 
 class VersionMismatch(WorkerError):
-    """The worker is of another version than this agent, and one of the two lacks what the other needs."""
+    """Agent and worker are of different versions, and one of them lacks a feature that the other needs."""
 
     exit_code = 11

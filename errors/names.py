@@ -1,11 +1,11 @@
-"""Names that the system gives, as text."""
+"""File names as printable text."""
 
 from __future__ import annotations
 
 
 def printable(name: str) -> str:
-    r"""A file's name as text that can be written anywhere: a byte that is no UTF-8 stands as `\xff`.
+    r"""A file's name with each byte that is not UTF-8 escaped, as `\xff`.
 
-    Python stands for such bytes with code points that are no characters, which neither JSON nor a pipe takes.
+    Python decodes such a byte to a lone surrogate, which neither JSON nor a pipe can encode.
     """
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
