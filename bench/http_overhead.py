@@ -25,7 +25,7 @@ import numpy as np
 from cutline.core.request import Mode, Request
 from cutline.demo.bundles import DRAFTER
 from cutline.edge.api.requests.schema import ChatRequest
-from cutline.edge.api.server import serve
+from cutline.edge.api.server import ServerOptions, serve
 from cutline.edge.generation.events import Event, Guessed, Planned
 from cutline.edge.generation.result import Answer
 from cutline.models.bundle import Bundle
@@ -66,7 +66,7 @@ def main() -> None:
 
 def _serve(ready: Connection) -> None:
     agent = Stamped(Bundle.open(DRAFTER).manifest)
-    asyncio.run(serve(agent, listen="127.0.0.1:0", announce=ready.send, stop=asyncio.Event()))
+    asyncio.run(serve(agent, ServerOptions(listen="127.0.0.1:0"), announce=ready.send, stop=asyncio.Event()))
 
 
 def _measure(url: str, count: int) -> dict[str, object]:

@@ -5,16 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 import typer
 
 from cutline.cli import options
-from cutline.cli.fields import with_fields
-from cutline.core.sampling import GREEDY, Sampling, chosen_seed
+from cutline.cli.fields import Without, with_options
+from cutline.cli.options import AgentOptions, WorkerKeys
+from cutline.core.request import Mode, Request
+from cutline.core.sampling import Sampling, chosen_seed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
-    from cutline.core.request import Request
     from cutline.edge.agent import Agent
     from cutline.edge.generation.events import Event
     from cutline.edge.generation.result import Answer
@@ -22,107 +24,65 @@ if TYPE_CHECKING:
 EPILOG = "Example: cutline ask card.png 'Read the digits.' --mode auto --worker 127.0.0.1:50051"
 
 
-@with_fields(Sampling, "sampling", but=frozenset({"seed", "logit_bias"}))
-def ask(
-    image: Annotated[
-        Path, typer.Argument(help="An image file: JPEG, PNG, WebP, GIF, BMP, AVIF or, with the extra heic, HEIC.")
-    ],
-    question: Annotated[str, typer.Argument(help="What to ask about it.")],
-    mode: Annotated[
-        str,
-        typer.Option(
-            help="edge: the drafter alone; cloud: the worker alone; split: the target, cut; "
-            "draft: drafted here, verified by the worker; auto: the gate decides, or with profiles the planner."
-        ),
-    ] = "auto",
-    worker: options.Workers = None,
-    directory: options.Directory = None,
-    agent: Annotated[
-        str | None, typer.Option(help="URL of a running agent to ask, instead of answering here.", show_default=False)
-    ] = None,
-    bundle: options.Bundle = None,
-    sampling: Sampling = GREEDY,
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            help="The same seed gives the same answer; without one, or with -1, it is drawn.", show_default=False
-        ),
-    ] = None,
-    logit_bias: Annotated[
-        list[str] | None,
-        typer.Option(help="TOKEN:NUMBER, added to the logits of a token; give one a token.", show_default=False),
-    ] = None,
-    max_tokens: Annotated[int, typer.Option(help="Tokens of the answer at most.")] = 64,
-    effort: Annotated[float, typer.Option(help="0: the worker only verifies; 1: it decodes whenever it can.")] = 1.0,
+class AnswerOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How the question is to be answered: fields of a request, under their own names."""
+
+    max_tokens: Annotated[int, "Tokens of the answer at most."] = 64
+    effort: Annotated[float, "0: the worker only verifies; 1: it decodes whenever it can."] = 1.0
     cut: Annotated[
-        str,
-        typer.Option(
-            help="First layer of the target that the worker runs: image, vision.0, ..., decoder.0, ..., head."
-        ),
-    ] = "image",
-    wire: Annotated[
-        str, typer.Option(help="Format of what crosses a later cut: fp32, fp16, bf16, int8, int4.")
-    ] = "fp32",
+        str, "First layer of the target that the worker runs: image, vision.0, ..., decoder.0, ..., head."
+    ] = "image"
+    wire: Annotated[str, "Format of what crosses a later cut: fp32, fp16, bf16, int8, int4."] = "fp32"
     keep_image_tokens: Annotated[
-        float,
-        typer.Option(help="Share of the image tokens that enter the decoder, from decoder.0 on; the rest is merged."),
-    ] = 1.0,
+        float, "Share of the image tokens that enter the decoder, from decoder.0 on; the rest is merged."
+    ] = 1.0
     noise: Annotated[
-        float,
-        typer.Option(
-            help="Gaussian noise on what crosses a later cut than image, as a share of each row's root mean square."
-        ),
-    ] = 0.0,
-    target: options.Target = None,
-    edge_profile: options.EdgeProfile = None,
-    cloud_profile: options.CloudProfile = None,
-    link: options.Link = None,
-    exact: Annotated[
-        bool, typer.Option("--exact", help="With mode auto, plan only what gives the target's own tokens.")
-    ] = False,
-    image_must_stay: Annotated[
-        bool,
-        typer.Option("--image-must-stay", help="Likewise: neither the picture nor its bare patches leave the device."),
-    ] = False,
-    max_latency_ms: Annotated[
-        float | None,
-        typer.Option(help="Likewise: what may be predicted, also if the gate passes it on.", show_default=False),
-    ] = None,
+        float, "Gaussian noise on what crosses a later cut than image, as a share of each row's root mean square."
+    ] = 0.0
+    exact: Annotated[bool, "With mode auto, plan only what gives the target's own tokens."] = False
+    image_must_stay: Annotated[bool, "Likewise: neither the picture nor its bare patches leave the device."] = False
+    max_latency_ms: Annotated[float | None, "Likewise: what may be predicted, also if the gate passes it on."] = None
     min_agreement: Annotated[
         float | None,
-        typer.Option(
-            help="Likewise: share of answers that must be the target's own, where that was measured; without it, 0.9.",
-            show_default=False,
-        ),
-    ] = None,
+        "Likewise: share of answers that must be the target's own, where that was measured; without it, 0.9.",
+    ] = None
     max_leak: Annotated[
         float | None,
+        "Likewise: share of the picture that an attacker may recover, as measured; what nobody measured leaks all.",
+    ] = None
+    timeout: Annotated[float, "Seconds to wait for the worker."] = 60.0
+    correct_seconds: Annotated[
+        float,
         typer.Option(
-            help="Likewise: share of the picture that an attacker may recover, as measured; what nobody measured "
-            "leaks all.",
-            show_default=False,
+            "--correct", help="Seconds to look for a worker that verifies what this device had to finish alone."
         ),
-    ] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait for the worker.")] = 60.0,
-    correct: Annotated[
-        float, typer.Option(help="Seconds to look for a worker that verifies what this device had to finish alone.")
-    ] = 0.0,
-    threads: options.Threads = None,
-    provider: options.Provider = None,
-    ca: options.Ca = None,
-    cert: options.Cert = None,
-    key: options.Key = None,
-    token_file: options.TokenFile = None,
-    notice: options.Notice = 2.0,
-    upstream: options.Upstream = None,
-    upstream_model: options.UpstreamModel = "default",
-    upstream_key_file: options.UpstreamKeyFile = None,
-    offline: options.Offline = False,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", help="In a pipe too, tell on stderr what the answer cost.")
-    ] = False,
-    as_json: options.Json = False,
-) -> None:
+    ] = 0.0
+
+
+class AskOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What `cutline ask` is given."""
+
+    image: Annotated[
+        Path, typer.Argument(help="An image file: JPEG, PNG, WebP, GIF, BMP, AVIF or, with the extra heic, HEIC.")
+    ]
+    question: Annotated[str, typer.Argument(help="What to ask about it.")]
+    mode: Annotated[
+        str,
+        "edge: the drafter alone; cloud: the worker alone; split: the target, cut; draft: drafted here, verified by "
+        "the worker; auto: the gate decides, or with profiles the planner.",
+    ] = "auto"
+    agent: Annotated[str | None, "URL of a running agent to ask, instead of answering here."] = None
+    opening: AgentOptions
+    sampling: Annotated[Sampling, Without({"seed", "logit_bias"})]
+    seed: Annotated[int | None, "The same seed gives the same answer; without one, or with -1, it is drawn."] = None
+    logit_bias: Annotated[list[str] | None, "TOKEN:NUMBER, added to the logits of a token; give one a token."] = None
+    answering: AnswerOptions
+    verbose: Annotated[bool, "In a pipe too, tell on stderr what the answer cost."] = False
+    as_json: options.Json = False
+
+
+@with_options
+def ask(given: AskOptions) -> None:
     """Ask a question about an image.
 
     On a terminal the answer is shown as it comes; in a pipe it stands alone, and what it cost is told with --verbose.
@@ -134,77 +94,49 @@ def ask(
     import asyncio
     import sys
 
-    import msgspec
+    from cutline.cli.setting import agent_opener, open_keys
+    from cutline.errors import InputError
 
-    from cutline.cli.setting import AgentOptions, agent_opener, open_keys
-    from cutline.core.request import Request
-    from cutline.edge.offload.heartbeat import NOTICE
-    from cutline.errors import ImageError, InputError
-    from cutline.models.images import MAX_BYTES
-
-    try:
-        with image.open("rb") as file:
-            picture = file.read(MAX_BYTES + 1)  # the one byte more is enough to refuse it
-    except OSError as error:
-        raise ImageError(f"cannot read {image}: {error.strerror}") from None
-    asked = Request.about(
-        picture,
-        question,
-        mode=mode,
-        sampling=msgspec.structs.replace(
-            sampling, seed=chosen_seed(seed, sampling.temperature), logit_bias=tuple(map(_bias, logit_bias or ()))
-        ),
-        max_tokens=max_tokens,
-        effort=effort,
-        cut=cut,
-        wire=wire,
-        keep_image_tokens=keep_image_tokens,
-        noise=noise,
-        timeout=timeout,
-        correct_seconds=correct,
-        exact=exact,
-        image_must_stay=image_must_stay,
-        max_latency_ms=max_latency_ms,
-        min_agreement=min_agreement,
-        max_leak=max_leak,
-    )
-    profiles, keys = (edge_profile, cloud_profile, link), open_keys(ca, cert, key, token_file)
-    theirs = bundle, worker, directory, target, threads, provider, upstream, upstream_key_file, offline, *profiles
-    if agent is not None and (any(theirs) or upstream_model != "default" or notice != NOTICE):
-        raise InputError(
-            "--agent asks a running agent, which has its own --bundle, --worker, --directory, --target, --threads, "
-            "--provider, --notice, --upstream and what goes with it, --offline and profiles"
-        )
+    asked, opening = _asked(given), given.opening
     terminal = sys.stdout.isatty()
-    shown = terminal and not as_json
-    if agent is None:
-        given = AgentOptions(
-            bundle=bundle,
-            target=target,
-            workers=worker or (),
-            directory=directory,
-            profiles=profiles,
-            threads=threads,
-            provider=provider,
-            keys=keys,
-            notice=notice,
-            offline=offline,
-            upstream=upstream,
-            upstream_model=upstream_model,
-            upstream_key_file=upstream_key_file,
-        )
-        opener = agent_opener(given, cuts=cut != "image" or mode == "split")
+    shown = terminal and not given.as_json
+    if given.agent is None:
+        opener = agent_opener(opening, cuts=asked.cut != "image" or asked.mode is Mode.SPLIT)
         answer = asyncio.run(_shown_here(asked, opener) if shown else _answer_here(asked, opener))
     else:
         from cutline.edge.api.client import ask_agent, stream_agent
 
-        answer = asyncio.run(_shown(stream_agent(agent, asked, keys)) if shown else ask_agent(agent, asked, keys))
-    if as_json:
+        keys = open_keys(opening.keys)
+        if msgspec.structs.replace(opening, keys=WorkerKeys(), worker=opening.worker or None) != AgentOptions():
+            raise InputError(
+                "--agent asks a running agent, which has its own --bundle, --worker, --directory, --target, --threads, "
+                "--provider, --notice, --upstream and what goes with it, --offline and profiles"
+            )
+        url = given.agent
+        answer = asyncio.run(_shown(stream_agent(url, asked, keys)) if shown else ask_agent(url, asked, keys))
+    if given.as_json:
         sys.stdout.buffer.write(msgspec.json.encode(answer) + b"\n")
         return
     if not terminal:
         print(answer.text)
-    _tell(answer, verbose=verbose or terminal)
+    _tell(answer, verbose=given.verbose or terminal)
+
+
+def _asked(given: AskOptions) -> Request:
+    """The request. Raises InputError, ImageError."""
+    from cutline.errors import ImageError
+    from cutline.models.images import MAX_BYTES
+
+    try:
+        with given.image.open("rb") as file:
+            picture = file.read(MAX_BYTES + 1)  # the one byte more is enough to refuse it
+    except OSError as error:
+        raise ImageError(f"cannot read {given.image}: {error.strerror}") from None
+    seed, biases = chosen_seed(given.seed, given.sampling.temperature), tuple(map(_bias, given.logit_bias or ()))
+    sampling = msgspec.structs.replace(given.sampling, seed=seed, logit_bias=biases)
+    return Request.about(
+        picture, given.question, mode=given.mode, sampling=sampling, **msgspec.structs.asdict(given.answering)
+    )
 
 
 def _bias(text: str) -> tuple[int, float]:

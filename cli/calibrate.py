@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+import msgspec
 
 from cutline.cli import options
+from cutline.cli.fields import with_options
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -24,64 +25,48 @@ EPILOG = "Example: cutline calibrate --bundle my-drafter --target my-target --da
 QUESTIONS_A_CARD = 6
 
 
-def calibrate(
-    bundle: options.Bundle = None,
+class CalibrateOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What `cutline calibrate` is given."""
+
+    bundle: options.Bundle = None
     target: Annotated[
-        Path | None,
-        typer.Option(
-            help="The target's bundle, run here unless there is a --worker; without it, the demo's.",
-            show_default=False,
-        ),
-    ] = None,
-    worker: options.Worker = None,
-    ca: options.Ca = None,
-    cert: options.Cert = None,
-    key: options.Key = None,
-    token_file: options.TokenFile = None,
+        Path | None, "The target's bundle, run here unless there is a --worker; without it, the demo's."
+    ] = None
+    worker: options.Worker = None
+    keys: options.WorkerKeys
     data: Annotated[
         Path | None,
-        typer.Option(
-            help='Lines of {"image": FILE, "question": TEXT}, with an "answer" where it is known; without it, the '
-            "demo's.",
-            show_default=False,
-        ),
-    ] = None,
+        'Lines of {"image": FILE, "question": TEXT}, with an "answer" where it is known; without it, the demo\'s.',
+    ] = None
     groups: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Groups of requests to calibrate, by words of their names with commas between, such as 'one picture, "
-            "first question'; give it again for more. Without it all; the others stay as they are.",
-            show_default=False,
-        ),
-    ] = None,
-    samples: Annotated[int, typer.Option(help="Questions to ask in each group, if there are as many.")] = 600,
+        "Groups of requests to calibrate, by words of their names with commas between, such as 'one picture, first "
+        "question'; give it again for more. Without it all; the others stay as they are.",
+    ] = None
+    samples: Annotated[int, "Questions to ask in each group, if there are as many."] = 600
     system: Annotated[
         list[str] | None,
-        typer.Option(
-            help="A system turn that requests will have, in place of some ordinary ones; give it again for more.",
-            show_default=False,
-        ),
-    ] = None,
-    risk: Annotated[float, typer.Option(help="Kept answers may differ from the target's in this share.")] = 0.05,
+        "A system turn that requests will have, in place of some ordinary ones; give it again for more.",
+    ] = None
+    risk: Annotated[float, "Kept answers may differ from the target's in this share."] = 0.05
     reserve: Annotated[
         float,
-        typer.Option(
-            help="The part of --risk that is held back for requests that differ from the calibration's: thresholds are "
-            "found for the rest."
-        ),
-    ] = 0.0,
-    confidence: Annotated[float, typer.Option(help="How sure that must be.")] = 0.9,
-    cards: Annotated[int, typer.Option(help="Cards of the demo's calibration split, six questions each.")] = 300,
+        "The part of --risk that is held back for requests that differ from the calibration's: thresholds are found "
+        "for the rest.",
+    ] = 0.0
+    confidence: Annotated[float, "How sure that must be."] = 0.9
+    cards: Annotated[int, "Cards of the demo's calibration split, six questions each."] = 300
     price_cards: Annotated[
-        int, typer.Option(help="How many of them prices are measured on (of --data six lines each); 0 measures none.")
-    ] = 10,
-    price_cuts: Annotated[
-        str | None, typer.Option(help="Cuts to measure, with commas between; without it all.", show_default=False)
-    ] = None,
-    threads: options.Threads = None,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait for an answer.")] = 600.0,
-    as_json: options.Json = False,
-) -> None:
+        int, "How many of them prices are measured on (of --data six lines each); 0 measures none."
+    ] = 10
+    price_cuts: Annotated[str | None, "Cuts to measure, with commas between; without it all."] = None
+    threads: options.Threads = None
+    timeout: Annotated[float, "Seconds to wait for an answer."] = 600.0
+    as_json: options.Json = False
+
+
+@with_options
+def calibrate(given: CalibrateOptions) -> None:
     """Learn when a drafter's answer may stand without asking the target, and what each cut of the target costs.
 
     Asks the drafter and the target the same questions, as each group of requests has them: the picture or the text
@@ -100,7 +85,6 @@ def calibrate(
     from contextlib import ExitStack
     from functools import partial
 
-    import msgspec
     from rich.console import Console
 
     from cutline.cli.calibration.answers import KeptAnswers, check_timeout
@@ -116,31 +100,33 @@ def calibrate(
     from cutline.errors import InputError, ModelMismatch
     from cutline.models.bundle import JOURNAL, write_calibration
 
-    if not (0 < risk < 1 and 0 < confidence < 1):
+    if not (0 < given.risk < 1 and 0 < given.confidence < 1):
         raise InputError("--risk and --confidence are shares between 0 and 1")
-    if not 0 <= reserve < risk:
-        raise InputError(f"--reserve is {reserve}; give a share from 0 to less than --risk, {risk}")
-    if cards < 1:
-        raise InputError(f"--cards is {cards}; give 1 or more")
-    if samples < 1:
-        raise InputError(f"--samples is {samples}; give 1 or more")
-    wanted = chosen_groups(groups or ())
-    if price_cards < 0:
-        raise InputError(f"--price-cards is {price_cards}; give 0 or more")
-    check_timeout(timeout)
-    drafter, keys = open_drafter(bundle), open_keys(ca, cert, key, token_file)
-    priced = open_target_for(target, bundle) if price_cards else None
+    if not 0 <= given.reserve < given.risk:
+        raise InputError(f"--reserve is {given.reserve}; give a share from 0 to less than --risk, {given.risk}")
+    if given.cards < 1:
+        raise InputError(f"--cards is {given.cards}; give 1 or more")
+    if given.samples < 1:
+        raise InputError(f"--samples is {given.samples}; give 1 or more")
+    wanted = chosen_groups(given.groups or ())
+    if given.price_cards < 0:
+        raise InputError(f"--price-cards is {given.price_cards}; give 0 or more")
+    check_timeout(given.timeout)
+    drafter, keys = open_drafter(given.bundle), open_keys(given.keys)
+    priced = open_target_for(given.target, given.bundle) if given.price_cards else None
     for opened, option in ((drafter, "--bundle"), *([(priced, "--target")] if priced else [])):
         if not os.access(opened.path, os.W_OK):
-            raise InputError(f"{opened.path} cannot be written to; copy the bundle and give the copy as {option}")
+            raise InputError(f"{opened.path} cannot be written to; copy the given.bundle and give the copy as {option}")
     if priced is not None and priced.manifest.identity != drafter.manifest.target:
-        raise ModelMismatch(f"{drafter.path} drafts for another target than {priced.path}; give its own as --target")
-    cuts = _priced_cuts(priced, price_cuts) if priced else ()
-    asked = list(demo_sources(cards) if data is None else file_sources(data))
+        raise ModelMismatch(
+            f"{drafter.path} drafts for another given.target than {priced.path}; give its own as --target"
+        )
+    cuts = _priced_cuts(priced, given.price_cuts) if priced else ()
+    asked = list(demo_sources(given.cards) if given.data is None else file_sources(given.data))
     if not asked:
         raise InputError("there is nothing to calibrate on: give at least one question")
-    talks = list(conversations(asked, wanted, count=samples, systems=system or SYSTEMS))
-    sources = asked[: price_cards * QUESTIONS_A_CARD]
+    talks = list(conversations(asked, wanted, count=given.samples, systems=given.system or SYSTEMS))
+    sources = asked[: given.price_cards * QUESTIONS_A_CARD]
     console = Console(stderr=True)
     with ExitStack() as stack:
         # The gate changes no answer that is asked for, so what was kept for another --risk is as good.
@@ -148,15 +134,14 @@ def calibrate(
         journal = stack.enter_context(open_journal(drafter.path / JOURNAL, inputs=inputs))
         if journal.found:
             console.print(f"going on with {journal.found} answers of an earlier attempt", highlight=False)
-        if worker is None:
-            worker = stack.enter_context(worker_process(open_target(target).path))
+        worker = given.worker or stack.enter_context(worker_process(open_target(given.target).path))
         progress = stack.enter_context(TimeLeft(console))
-        count = thread_count(threads)
+        count = thread_count(given.threads)
         # Nobody waits for these answers, and one that is lost ends it all: a busy machine is given time.
         open_agent = partial(Agent, drafter, worker=worker, keys=keys, threads=count, notice=MAX_NOTICE, fresh=True)
 
         def kept(agent: Agent, part: str) -> KeptAnswers:
-            return KeptAnswers(agent.answer, journal, part=part, timeout=timeout)
+            return KeptAnswers(agent.answer, journal, part=part, timeout=given.timeout)
 
         async def run() -> tuple[Samples, Prices | None]:
             async with open_agent() as agent:
@@ -177,14 +162,16 @@ def calibrate(
             return found, prices
 
         found, prices = asyncio.run(run())
-        calibrated = calibrate_gate(found.found, wanted, risk=risk, reserve=reserve, confidence=confidence)
+        calibrated = calibrate_gate(
+            found.found, wanted, risk=given.risk, reserve=given.reserve, confidence=given.confidence
+        )
         gate = Gate({**_others(drafter, wanted), **calibrated.groups})
         save_gate(drafter, gate)
         if priced is not None and prices is not None:
             prices = _with_leaks(priced, prices)
             write_calibration(priced, prices)
         journal.finish()
-    if as_json:
+    if given.as_json:
         sys.stdout.buffer.write(msgspec.json.encode(msgspec.to_builtins(gate) | {"prices": prices}) + b"\n")
         return
     console.print(f"{drafter.path}: the gate, by groups of requests", highlight=False, soft_wrap=True)
@@ -197,7 +184,7 @@ def calibrate(
             f"{priced.path}: {alike} of {len(prices.prices)} ways to cut it changed no answer to {prices.questions} "
             "questions; `cutline bundle show` has the prices"
         )
-    elif price_cards:
+    elif given.price_cards:
         console.print("No prices were measured: give the target's bundle as --target for them.")
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 import typer
 
 from cutline.cli import options
 from cutline.cli.config import Config
+from cutline.cli.fields import with_options
 from cutline.core.wire import Wire
 from cutline.errors import InputError, WorkerFailed
 from cutline.errors.extras import missing
@@ -20,22 +22,16 @@ if TYPE_CHECKING:
 EPILOG = "Example: cutline cloud --bundle my-target --listen 127.0.0.1:50051 --device cuda --insecure"
 
 
-def cloud(
-    config: Config = None,
-    bundle: options.Bundle = None,
-    listen: options.Listen = "127.0.0.1:50051",
-    device: Annotated[str, typer.Option(help="Where torch runs the target: cpu, cuda, cuda:1.")] = "cpu",
-    dtype: Annotated[
-        str | None,
-        typer.Option(help="Compute in bf16 or fp32; without it, as the weights are stored.", show_default=False),
-    ] = None,
+class CloudOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What `cutline cloud` is given."""
+
+    bundle: options.Bundle = None
+    listen: options.Listen = "127.0.0.1:50051"
+    device: Annotated[str, "Where torch runs the target: cpu, cuda, cuda:1."] = "cpu"
+    dtype: Annotated[str | None, "Compute in bf16 or fp32; without it, as the weights are stored."] = None
     max_sessions: Annotated[
-        int | None,
-        typer.Option(
-            help="Sessions served at once; more are refused. Without it, as many as memory has room for.",
-            show_default=False,
-        ),
-    ] = None,
+        int | None, "Sessions served at once; more are refused. Without it, as many as memory has room for."
+    ] = None
     image_cache: Annotated[
         int | None,
         typer.Option(
@@ -43,60 +39,36 @@ def cloud(
             help="Bytes for images that are kept for other sessions. Without it, a twentieth of what is free.",
             show_default=False,
         ),
-    ] = None,
+    ] = None
     context: Annotated[
-        int | None,
-        typer.Option(
-            help="Tokens a session may hold. Without it the model's own limit, or what memory has room for.",
-            show_default=False,
-        ),
-    ] = None,
-    layers: Annotated[
-        str, typer.Option(help="START:END, the layers to run: from START on, up to but without END.")
-    ] = "image:end",
+        int | None, "Tokens a session may hold. Without it the model's own limit, or what memory has room for."
+    ] = None
+    layers: Annotated[str, "START:END, the layers to run: from START on, up to but without END."] = "image:end"
     next_worker: Annotated[
         str | None,
         typer.Option("--next", help="HOST:PORT of the worker that has the layers from END on.", show_default=False),
-    ] = None,
-    wires: Annotated[str, typer.Option(help="Formats in which boundary rows are taken.")] = ",".join(Wire),
-    metrics: Annotated[
-        str | None,
-        typer.Option(help="HOST:PORT to show metrics at, in Prometheus' format.", show_default=False),
-    ] = None,
+    ] = None
+    wires: Annotated[str, "Formats in which boundary rows are taken."] = ",".join(Wire)
+    metrics: Annotated[str | None, "HOST:PORT to show metrics at, in Prometheus' format."] = None
     tensor_parallel: Annotated[
         int,
         typer.Option(min=1, help="Devices of that kind which share every layer of a target too big for one."),
-    ] = 1,
+    ] = 1
     compiled: Annotated[
         bool,
         typer.Option("--compile", help="Compile the decoder's layers at start, by torch.compile: a minute or so."),
-    ] = False,
-    threads: options.Threads = None,
-    tls_cert: options.TlsCert = None,
-    tls_key: options.TlsKey = None,
-    client_ca: Annotated[
-        Path | None,
-        typer.Option(help="Certificates in PEM of who vouches for callers: each must show one.", show_default=False),
-    ] = None,
-    revoked: options.Revoked = None,
-    tokens: Annotated[
-        Path | None,
-        typer.Option(help="TOML file of who may come with which token, and of their limits.", show_default=False),
-    ] = None,
-    ca: options.Ca = None,
-    cert: options.Cert = None,
-    key: options.Key = None,
-    token_file: options.TokenFile = None,
-    drain: Annotated[float, typer.Option(help="Seconds that open sessions get once the worker is to stop.")] = 10.0,
-    log: options.Log = "text",
-    audit: Annotated[
-        Path | None, typer.Option(help="File that gets a line a call: who, what, how it ended.", show_default=False)
-    ] = None,
-    otel: Annotated[
-        bool, typer.Option("--otel", help="Send a span a session to the collector of OTEL_EXPORTER_OTLP_ENDPOINT.")
-    ] = False,
-    insecure: options.Insecure = False,
-) -> None:
+    ] = False
+    threads: options.Threads = None
+    admission: options.Admission
+    onward: options.WorkerKeys
+    drain: Annotated[float, "Seconds that open sessions get once the worker is to stop."] = 10.0
+    log: options.Log = "text"
+    audit: Annotated[Path | None, "File that gets a line a call: who, what, how it ended."] = None
+    otel: Annotated[bool, "Send a span a session to the collector of OTEL_EXPORTER_OTLP_ENDPOINT."] = False
+
+
+@with_options
+def cloud(*, config: Config = None, given: CloudOptions) -> None:
     """Run a cloud worker: it serves the target of a bundle until it is stopped.
 
     With --layers it loads and runs some of the layers; the worker at --next goes on from there, and must run already.
@@ -112,10 +84,9 @@ def cloud(
     from cutline.cli.process.signals import Signals, leave
     from cutline.cli.setting import (
         check_free,
-        check_listen,
         check_metrics,
+        open_admission,
         open_keys,
-        open_server_keys,
         open_target,
         thread_count,
     )
@@ -124,25 +95,19 @@ def cloud(
     from cutline.protos.channel.address import parse_address
 
     # All that can be wrong with what is given comes before torch, whose import takes its time.
-    keys, onward = open_server_keys(tls_cert, tls_key, client_ca, revoked), open_keys(ca, cert, key, token_file)
-    needs = "--tls-cert, --tls-key, and --tokens or --client-ca"
-    secured = keys is not None and (tokens is not None or client_ca is not None)
-    check_listen(listen, secured=secured, insecure=insecure, needs=needs)
-    check_sizes(max_sessions=max_sessions, context=context, dtype=dtype, drain=drain)
-    check_devices(device, tensor_parallel)
-    if compiled and tensor_parallel > 1:
-        raise InputError("layers that several devices share are not compiled; leave out --compile or --tensor-parallel")
-    if metrics is not None:
-        check_metrics(metrics, secured=client_ca is not None)
-        check_free(metrics, "show metrics")
-    cores = thread_count(threads)
-    write_logs(log, audit)
-    taken = formats_of(wires)
-    opened = open_target(bundle)
-    span = span_of(layers, opened.manifest.line, next_worker)
-    if next_worker is not None:
-        parse_address(next_worker)
-    check_free(listen, "listen")
+    keys, onward = open_admission(given.admission, given.listen), open_keys(given.onward)
+    check(given)
+    if given.metrics is not None:
+        check_metrics(given.metrics, secured=given.admission.client_ca is not None)
+        check_free(given.metrics, "show metrics")
+    cores, ranks = thread_count(given.threads), given.tensor_parallel
+    write_logs(given.log, given.audit)
+    taken = formats_of(given.wires)
+    opened = open_target(given.bundle)
+    span = span_of(given, opened.manifest.line)
+    if given.next_worker is not None:
+        parse_address(given.next_worker)
+    check_free(given.listen, "listen")
 
     with Signals() as signals:
         try:
@@ -157,10 +122,10 @@ def cloud(
         except ModuleNotFoundError as error:
             raise missing(f"a worker needs {error.name}", "cloud") from None
 
-        for rank in range(tensor_parallel):
-            check_device(device if tensor_parallel == 1 else device_of(device, rank))
-        torch.set_num_threads(cores if threads else max(1, cores // tensor_parallel))
-        access = Access(keys=keys, tokens=tokens, onward=onward)
+        for rank in range(ranks):
+            check_device(given.device if ranks == 1 else device_of(given.device, rank))
+        torch.set_num_threads(cores if given.threads else max(1, cores // ranks))
+        access = Access(keys=keys, tokens=given.admission.tokens, onward=onward)
 
         async def run() -> None:
             stop, broken = asyncio.Event(), False
@@ -173,29 +138,29 @@ def cloud(
             observers: list[Observer] = [SessionLog(), Audit()]
             shown = None
             async with AsyncExitStack() as stack:
-                if metrics is not None:
+                if given.metrics is not None:
                     observers.append(counts := WorkerMetrics())
-                    shown = stack.enter_context(show(counts, metrics, access.keys))
-                if otel:
+                    shown = stack.enter_context(show(counts, given.metrics, access.keys))
+                if given.otel:
                     observers.append(tracing := _tracing())
                     stack.callback(tracing.close)
                 address = await stack.enter_async_context(
                     serve(
                         opened,
-                        listen=listen,
-                        slots=max_sessions,
-                        images=image_cache,
-                        context=context,
-                        device=device,
+                        listen=given.listen,
+                        slots=given.max_sessions,
+                        images=given.image_cache,
+                        context=given.context,
+                        device=given.device,
                         layers=span,
-                        next_worker=next_worker,
+                        next_worker=given.next_worker,
                         wires=taken,
-                        dtype={"bf16": torch.bfloat16, "fp32": torch.float32}.get(dtype or ""),
+                        dtype={"bf16": torch.bfloat16, "fp32": torch.float32}.get(given.dtype or ""),
                         observer=Observers(*observers),
                         access=access,
-                        drain=drain,
-                        tensor_parallel=tensor_parallel,
-                        compiled=compiled,
+                        drain=given.drain,
+                        tensor_parallel=ranks,
+                        compiled=given.compiled,
                         on_broken=broke,
                     )
                 )
@@ -211,23 +176,23 @@ def cloud(
         asyncio.run(run())
 
 
-def check_sizes(*, max_sessions: int | None, context: int | None, dtype: str | None, drain: float) -> None:
-    """That these options of `cutline cloud` mean something. Raises InputError."""
-    if (max_sessions is not None and max_sessions < 1) or (context is not None and context < 2):
-        raise InputError("--max-sessions must be 1 or more, --context 2 or more")
-    if dtype not in (None, "bf16", "fp32"):
-        raise InputError(f"--dtype is bf16 or fp32, not {dtype}")
-    if not 0 <= drain <= 3600:
-        raise InputError(f"--drain is {drain:g}; give 0 to 3600 seconds")
-
-
-def check_devices(device: str, tensor_parallel: int) -> None:
-    """That these options of `cutline cloud` name devices, here or not. Raises InputError."""
+def check(given: CloudOptions) -> None:
+    """That sizes mean something, and that devices have names, here or not. Raises InputError."""
     from cutline.cloud.model.device_names import check_name, device_of
 
-    check_name(device)
-    if tensor_parallel > 1:
-        device_of(device, 0)
+    if (given.max_sessions is not None and given.max_sessions < 1) or (given.context is not None and given.context < 2):
+        raise InputError("--max-sessions must be 1 or more, --context 2 or more")
+    if given.dtype not in (None, "bf16", "fp32"):
+        raise InputError(f"--dtype is bf16 or fp32, not {given.dtype}")
+    if not 0 <= given.drain <= 3600:
+        raise InputError(f"--drain is {given.drain:g}; give 0 to 3600 seconds")
+    check_name(given.device)
+    if given.tensor_parallel > 1:
+        device_of(given.device, 0)
+        if given.compiled:
+            raise InputError(
+                "layers that several devices share are not compiled; leave out --compile or --tensor-parallel"
+            )
 
 
 def _tracing() -> Tracing:
@@ -240,8 +205,9 @@ def _tracing() -> Tracing:
     return Tracing.to_collector()
 
 
-def span_of(layers: str, line: LayerLine, next_worker: str | None) -> tuple[str, str]:
-    """Start and end of `layers`; either may be left out. Raises InputError."""
+def span_of(given: CloudOptions, line: LayerLine) -> tuple[str, str]:
+    """Start and end of --layers; either may be left out. Raises InputError."""
+    layers, next_worker = given.layers, given.next_worker
     start, colon, end = layers.partition(":")
     start, end = start or line.layers[0], end or END
     if not colon or start not in line.layers or end not in (*line.layers, END):

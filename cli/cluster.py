@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
+import msgspec
 import typer
 
 from cutline.cli import options
 from cutline.cli.config import Config
+from cutline.cli.fields import made, with_options
 from cutline.errors import CutlineError, InputError
 from cutline.errors.extras import missing
 
@@ -17,7 +19,10 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
+    from cutline.cloud.cluster.autoscaler import ScalingLimits
     from cutline.protos.directory import Listing
+
+S = TypeVar("S", bound=msgspec.Struct)
 
 app = typer.Typer(help="Run several workers as one, and see how they are.", no_args_is_help=True)
 
@@ -29,51 +34,43 @@ _FILES = (
 )
 
 
-@app.command(epilog="Example: cutline cluster up --workers 2 --max-workers 6 --gpus-per-worker 1 --bundle my-target")
-def up(
-    config: Config = None,
-    bundle: options.Bundle = None,
-    listen: Annotated[
-        str, typer.Option(help="HOST:PORT for the directory to listen at; port 0 takes any free one.")
-    ] = "127.0.0.1:50050",
-    workers: Annotated[int, typer.Option(help="Workers that there are at least.")] = 1,
-    max_workers: Annotated[
-        int | None, typer.Option(help="Workers that there are at most; without it, no more.", show_default=False)
-    ] = None,
-    gpus_per_worker: Annotated[
-        float, typer.Option(help="GPUs that each gets of its node; 0.5 is two workers a GPU.")
-    ] = 0.0,
-    threads: Annotated[int, typer.Option(help="Threads of each worker, and cores that it gets of its node.")] = 1,
+class ClusterOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What `cutline cluster up` is given."""
+
+    bundle: options.Bundle = None
+    listen: Annotated[str, "HOST:PORT for the directory to listen at; port 0 takes any free one."] = "127.0.0.1:50050"
+    workers: Annotated[int, "Workers that there are at least."] = 1
+    max_workers: Annotated[int | None, "Workers that there are at most; without it, no more."] = None
+    gpus_per_worker: Annotated[float, "GPUs that each gets of its node; 0.5 is two workers a GPU."] = 0.0
+    threads: Annotated[int, "Threads of each worker, and cores that it gets of its node."] = 1
     address: Annotated[
-        str | None,
-        typer.Option(
-            help="A Ray that runs: auto, HOST:PORT or ray://HOST:PORT; without it one is started here.",
-            show_default=False,
-        ),
-    ] = None,
+        str | None, "A Ray that runs: auto, HOST:PORT or ray://HOST:PORT; without it one is started here."
+    ] = None
     metrics: Annotated[
-        str | None,
-        typer.Option(
-            help="HOST:PORT to list at where each worker shows metrics, for Prometheus' HTTP service discovery.",
-            show_default=False,
-        ),
-    ] = None,
-    drain: Annotated[float, typer.Option(help="Seconds that sessions get to end in before a worker stops.")] = 30.0,
-    tls_cert: options.TlsCert = None,
-    tls_key: options.TlsKey = None,
-    client_ca: options.ClientCa = None,
-    revoked: options.Revoked = None,
-    tokens: options.Tokens = None,
-    ca: options.Ca = None,
-    cert: options.Cert = None,
-    key: options.Key = None,
-    token_file: options.TokenFile = None,
-    insecure: options.Insecure = False,
+        str | None, "HOST:PORT to list at where each worker shows metrics, for Prometheus' HTTP service discovery."
+    ] = None
+    drain: Annotated[float, "Seconds that sessions get to end in before a worker stops."] = 30.0
+    admission: options.Admission
+    looked_at_by: options.WorkerKeys
     worker_options: Annotated[
         list[str] | None,
         typer.Argument(metavar="[-- OPTION...]", help="More options of `cutline cloud`, for every worker."),
-    ] = None,
-) -> None:
+    ] = None
+
+    @property
+    def limits(self) -> ScalingLimits:
+        """How many workers there are. Raises InputError."""
+        from cutline.cloud.cluster.autoscaler import ScalingLimits
+
+        most = self.workers if self.max_workers is None else self.max_workers
+        if not 1 <= self.workers <= most:
+            raise InputError("--workers must be 1 or more, and --max-workers no fewer")
+        return ScalingLimits(least=self.workers, most=most)
+
+
+@app.command(epilog="Example: cutline cluster up --workers 2 --max-workers 6 --gpus-per-worker 1 --bundle my-target")
+@with_options
+def up(*, config: Config = None, given: ClusterOptions) -> None:
     """Keep several workers, and a directory of them for agents, until stopped.
 
     Ray places the workers on nodes; Cutline and the bundle must be there at the same paths. A worker that dies is
@@ -89,33 +86,28 @@ def up(
     import threading
 
     from cutline.cli.process.signals import Signals, leave
-    from cutline.cli.setting import check_listen, check_metrics, open_keys, open_server_keys
+    from cutline.cli.setting import check_metrics, open_admission, open_keys
     from cutline.cli.terminal.logs import printable
-    from cutline.cloud.cluster.autoscaler import ScalingLimits
     from cutline.cloud.cluster.ray_env import prepare
     from cutline.cloud.cluster.status import changes, hopeless
     from cutline.errors import WorkerUnavailable
     from cutline.protos.channel.address import parse_address
     from cutline.protos.directory import Standing
 
-    server_keys = open_server_keys(_there(tls_cert), _there(tls_key), _there(client_ca), _there(revoked))
-    secured = server_keys is not None and (tokens is not None or client_ca is not None)
-    needs = "--tls-cert, --tls-key, and --tokens or --client-ca"
-    check_listen(listen, secured=secured, insecure=insecure, needs=needs)
+    given = _there(given)
+    address, metrics, admission = given.address, given.metrics, given.admission
+    server_keys = open_admission(admission, given.listen)
     if metrics is not None:
-        for shown in (metrics, listen):  # the workers are where the directory is, or beside it
-            check_metrics(shown, secured=server_keys is not None and client_ca is not None)
-    host, _ = parse_address(listen)
+        for shown in (metrics, given.listen):  # the workers are where the directory is, or beside it
+            check_metrics(shown, secured=server_keys is not None and admission.client_ca is not None)
+    host, _ = parse_address(given.listen)
     if address is None and host in ("0.0.0.0", "[::]"):  # noqa: S104 (it is refused)
         raise InputError(f"agents are told where the workers are, and {host} is no such place; give this machine's own")
-    most = workers if max_workers is None else max_workers
-    if not 1 <= workers <= most:
-        raise InputError("--workers must be 1 or more, and --max-workers no fewer")
-    if threads < 1 or gpus_per_worker < 0 or drain < 0:
+    limits = given.limits
+    if given.threads < 1 or given.gpus_per_worker < 0 or given.drain < 0:
         raise InputError("--threads must be 1 or more, --gpus-per-worker and --drain 0 or more")
-    given = worker_options or []
-    checked = _checked(given)
-    _check_workers(checked, bundle, drain=drain, here=address is None)
+    more = _checked(given.worker_options or [])
+    _check_workers(more, given)
     prepare(address)
     try:
         from cutline.cloud.cluster.discovery import discovery
@@ -125,20 +117,20 @@ def up(
         raise missing(f"a cluster needs {error.name}", "cluster") from None
 
     order = ClusterSpec(
-        listen=listen,
+        listen=given.listen,
         options=(
-            *(("--bundle", str(_there(bundle))) if bundle else ()),
-            *("--drain", str(drain)),
-            *(("--device", "cuda") if gpus_per_worker and "--device" not in given else ()),
-            *checked,
+            *(("--bundle", str(given.bundle)) if given.bundle else ()),
+            *("--drain", str(given.drain)),
+            *(("--device", "cuda") if given.gpus_per_worker and "--device" not in more else ()),
+            *more,
         ),
-        limits=ScalingLimits(least=workers, most=most),
-        threads=threads,
-        gpus=gpus_per_worker,
-        drain=drain,
+        limits=limits,
+        threads=given.threads,
+        gpus=given.gpus_per_worker,
+        drain=given.drain,
         server_keys=server_keys,
-        tokens=_there(tokens),
-        keys=open_keys(_there(ca), _there(cert), _there(key), _there(token_file)),
+        tokens=admission.tokens,
+        keys=open_keys(given.looked_at_by),
         metrics=metrics is not None,
     )
     stop = threading.Event()
@@ -172,15 +164,14 @@ def up(
 
 
 @app.command(epilog="Example: cutline cluster restart 127.0.0.1:50050 --rolling")
+@with_options
 def restart(
+    *,
     address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="Where the directory of a cluster listens.")],
     rolling: Annotated[
         bool, typer.Option("--rolling", help="One worker after the other; there is no other way.")
     ] = False,
-    ca: options.Ca = None,
-    cert: options.Cert = None,
-    key: options.Key = None,
-    token_file: options.TokenFile = None,
+    known_by: options.WorkerKeys,
 ) -> None:
     """Replace the workers of a cluster that run now, as after an upgrade or with a bundle that changed.
 
@@ -199,7 +190,7 @@ def restart(
 
     if not rolling:
         raise InputError("give --rolling: one worker after the other; to stop all at once, stop `cluster up`")
-    keys = open_keys(ca, cert, key, token_file)
+    keys = open_keys(known_by)
 
     async def replace() -> int:
         async with DirectoryClient(address, keys) as directory:
@@ -218,12 +209,11 @@ def restart(
 
 
 @app.command(epilog="Example: cutline cluster status 127.0.0.1:50050 --json")
+@with_options
 def status(
+    *,
     address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="Where the directory of a cluster listens.")],
-    ca: options.Ca = None,
-    cert: options.Cert = None,
-    key: options.Key = None,
-    token_file: options.TokenFile = None,
+    known_by: options.WorkerKeys,
     as_json: options.Json = False,
 ) -> None:
     """Show the workers of a cluster: where they are, how they stand, what they have to do."""
@@ -237,7 +227,7 @@ def status(
     from cutline.cli.terminal.tables import show_table
     from cutline.protos.directory import DirectoryClient
 
-    keys = open_keys(ca, cert, key, token_file)
+    keys = open_keys(known_by)
 
     async def ask() -> Listing:
         async with DirectoryClient(address, keys) as directory:
@@ -250,9 +240,12 @@ def status(
         show_table(Console(), _table(address, listing))
 
 
-def _there(path: Path | None) -> Path | None:
-    """`path` for who works in another folder; links stay links, for certificates are renewed by them."""
-    return None if path is None else path.absolute()
+def _there(given: S) -> S:
+    """Options for who works in another folder; links stay links, for certificates are renewed by them."""
+    values = msgspec.structs.asdict(given).items()
+    files = {name: one.absolute() for name, one in values if isinstance(one, Path)}
+    groups = {name: _there(one) for name, one in values if isinstance(one, msgspec.Struct)}
+    return msgspec.structs.replace(given, **files, **groups)
 
 
 def _checked(given: Sequence[str]) -> tuple[str, ...]:
@@ -272,24 +265,22 @@ def _checked(given: Sequence[str]) -> tuple[str, ...]:
     return tuple(checked)
 
 
-def _check_workers(given: Sequence[str], bundle: Path | None, *, drain: float, here: bool) -> None:
-    """That workers take the options `given`: else each would end with that, one after another, and the cluster wait.
+def _check_workers(more: Sequence[str], given: ClusterOptions) -> None:
+    """That workers take `more` options: else each would end with that, one after another, and the cluster wait.
 
-    What is in the bundle is looked at where they run `here`; elsewhere it need not be on this machine. Raises
+    What is in the bundle is looked at where they run here; elsewhere it need not be on this machine. Raises
     InputError, BundleError.
     """
-    from cutline.cli.cloud import check_devices, check_sizes, cloud, formats_of, span_of
+    from cutline.cli.cloud import CloudOptions, check, cloud, formats_of, span_of
     from cutline.cli.setting import open_target
 
     alone = typer.Typer(add_completion=False)
     alone.command("cloud")(cloud)
-    options = typer.main.get_command(alone).make_context("cutline cloud", list(given)).params
-    sizes = {name: options[name] for name in ("max_sessions", "context", "dtype")}
-    check_sizes(drain=drain, **sizes)
-    check_devices(options["device"], options["tensor_parallel"])
-    formats_of(options["wires"])
-    if here:
-        span_of(options["layers"], open_target(bundle).manifest.line, options["next_worker"])
+    theirs = made(CloudOptions, typer.main.get_command(alone).make_context("cutline cloud", list(more)).params)
+    check(msgspec.structs.replace(theirs, drain=given.drain))
+    formats_of(theirs.wires)
+    if given.address is None:
+        span_of(theirs, open_target(given.bundle).manifest.line)
 
 
 def _table(address: str, listing: Listing) -> Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cutline.cli import options
+from cutline.cli.fields import with_options
 
 if TYPE_CHECKING:
     from cutline.edge.diagnostics.doctor import Diagnosis
@@ -14,15 +15,14 @@ EPILOG = "Example: cutline doctor --bundle my-drafter --worker 192.0.2.7:50051 -
 STYLES = {"ok": "green", "advice": "yellow", "problem": "red"}
 
 
+@with_options
 def doctor(
+    *,
     bundle: options.Bundle = None,
     target: options.Target = None,
     worker: options.Worker = None,
     provider: options.Provider = None,
-    ca: options.Ca = None,
-    cert: options.Cert = None,
-    key: options.Key = None,
-    token_file: options.TokenFile = None,
+    keys: options.WorkerKeys,
     as_json: options.Json = False,
 ) -> int:
     """Look at this device before a model is loaded: what it is, what works, what fits, and what to do.
@@ -45,7 +45,6 @@ def doctor(
 
     if worker is not None:
         parse_address(worker)
-    keys = open_keys(ca, cert, key, token_file)
     cut = target or (TARGET if bundle is None else None)
     with Console(stderr=True).status("looking") as status:
         facts = asyncio.run(
@@ -53,7 +52,7 @@ def doctor(
                 bundle or DRAFTER,
                 target=cut,
                 worker=worker,
-                keys=keys,
+                keys=open_keys(keys),
                 provider=provider or "cpu",
                 tell=lambda step: status.update(f"looking at {step}"),
             )

@@ -1,61 +1,91 @@
-"""Options made from the fields of a struct, so that what a request may say is written once."""
+"""Options made from the fields of structs, so that what several commands may be given is written once."""
 
 from __future__ import annotations
 
 import functools
 import inspect
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 import typer
 
 R = TypeVar("R")
+S = TypeVar("S", bound=msgspec.Struct)
 
 
-def with_fields(struct: type[msgspec.Struct], parameter: str, *, but: frozenset[str]) -> Callable[[Any], Any]:
-    """A decorator of commands: their `parameter`, a `struct`, becomes an option for each field that is not in `but`.
+class Without(frozenset[str]):
+    """Annotates a struct: the names of its fields that are no options, and keep their defaults."""
 
-    A field's type says the option's, and its description the help.
+
+EVERY = Without()
+
+
+def with_options(command: Callable[..., R]) -> Callable[..., R]:
+    """A decorator of commands: in place of a parameter that is a struct come options, one for each field.
+
+    A struct in a struct is taken apart likewise. A field's type says the option's. A text that annotates it is the
+    help, as is a description of msgspec's; what is typer's own goes as it is.
     """
+    hints = get_type_hints(command, include_extras=True)
+    parameters: list[inspect.Parameter] = []
+    for one in inspect.signature(command).parameters.values():
+        parameters += _parameters(one.name, hints[one.name], one.default)
 
-    def decorate(command: Callable[..., R]) -> Callable[..., R]:
-        signature, hints = inspect.signature(command, eval_str=True), get_type_hints(command, include_extras=True)
-        made = _options(struct, but)
+    @functools.wraps(command)
+    def wrapped(**given: Any) -> R:
+        return command(**_values(hints, given))
 
-        @functools.wraps(command)
-        def wrapped(*args: Any, **given: Any) -> R:
-            given[parameter] = struct(**{one.name: given.pop(one.name) for one in made})
-            return command(*args, **given)
-
-        parameters: list[inspect.Parameter] = []
-        for one in signature.parameters.values():
-            parameters += made if one.name == parameter else [one.replace(annotation=hints[one.name])]
-        wrapped.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-        wrapped.__annotations__ = {one.name: one.annotation for one in parameters} | {"return": None}
-        return wrapped
-
-    return decorate
+    wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {one.name: one.annotation for one in parameters} | {"return": hints.get("return")}
+    return wrapped
 
 
-def _options(struct: type[msgspec.Struct], but: frozenset[str]) -> list[inspect.Parameter]:
+def made(struct: type[S], given: Mapping[str, Any], but: Without = EVERY) -> S:
+    """A `struct` of what its options were `given`, by their names; others have their defaults."""
+    return struct(**_values({name: hint for name, hint, _ in _fields(struct, but)}, given))
+
+
+def _values(hints: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    structs = {name: struct for name, hint in hints.items() if (struct := _struct(hint)) is not None}
+    return {name: given[name] for name in hints if name in given} | {
+        name: made(struct, given, but) for name, (struct, but) in structs.items()
+    }
+
+
+def _parameters(name: str, hint: Any, default: Any) -> Iterator[inspect.Parameter]:
+    if (struct := _struct(hint)) is None:
+        annotation = _option(name, hint, default)
+        yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+    else:
+        for field in _fields(*struct):
+            yield from _parameters(*field)
+
+
+def _struct(hint: Any) -> tuple[type[msgspec.Struct], Without] | None:
+    """The struct that a parameter is, and what of it are no options."""
+    plain = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    if not (isinstance(plain, type) and issubclass(plain, msgspec.Struct)):
+        return None
+    return plain, next((one for one in getattr(hint, "__metadata__", ()) if isinstance(one, Without)), EVERY)
+
+
+def _fields(struct: type[msgspec.Struct], but: Without) -> Iterator[tuple[str, Any, Any]]:
+    """Name, type and default of what are options."""
     hints = get_type_hints(struct, include_extras=True)
-    return [
-        inspect.Parameter(
-            field.name,
-            inspect.Parameter.POSITIONAL_OR_KEYWORD,
-            default=field.default,
-            annotation=Annotated[_plain(hints[field.name]), _option(hints[field.name], field.default)],
-        )
-        for field in msgspec.structs.fields(struct)
-        if field.name not in but
-    ]
+    for field in msgspec.structs.fields(struct):
+        if field.name not in but:
+            default = inspect.Parameter.empty if field.default is msgspec.NODEFAULT else field.default
+            yield field.name, hints[field.name], default
 
 
-def _option(hint: Any, default: Any) -> Any:
-    described = [one.description for one in _metas(hint) if one.description]
-    return typer.Option(help=" ".join(described), show_default=default is not None)
+def _option(name: str, hint: Any, default: Any) -> Any:
+    """A type that typer takes."""
+    if not (texts := list(_texts(hint))):
+        return hint
+    names = [f"--{name.replace('_', '-')}"] if default is False else []  # without a --no-
+    return Annotated[_plain(hint), typer.Option(*names, help=" ".join(texts), show_default=default is not None)]
 
 
 def _plain(hint: Any) -> Any:
@@ -67,6 +97,12 @@ def _plain(hint: Any) -> Any:
     return hint
 
 
-def _metas(hint: Any) -> list[msgspec.Meta]:
-    inner = [meta for one in get_args(hint) for meta in _metas(one)] if get_origin(hint) is not Annotated else []
-    return inner + [one for one in getattr(hint, "__metadata__", ()) if isinstance(one, msgspec.Meta)]
+def _texts(hint: Any) -> Iterator[str]:
+    if get_origin(hint) is not Annotated:
+        for one in get_args(hint):
+            yield from _texts(one)
+    for one in getattr(hint, "__metadata__", ()):
+        if isinstance(one, str):
+            yield one
+        elif isinstance(one, msgspec.Meta) and one.description:
+            yield one.description

@@ -7,19 +7,20 @@ from typing import Annotated
 import typer
 
 from cutline.cli import options
+from cutline.cli.fields import Without, with_options
 
 EPILOG = "Example: cutline health 127.0.0.1:50051 --ca ca.crt"
 
 SECONDS = 2.0  # for an answer; a port that nobody listens at is known at once
 
 
+@with_options
 def health(
+    *,
     address: Annotated[
         str, typer.Argument(metavar="HOST:PORT", help="Where a worker or a directory listens.")
     ] = "127.0.0.1:50051",
-    ca: options.Ca = None,
-    cert: options.Cert = None,
-    key: options.Key = None,
+    known_by: Annotated[options.WorkerKeys, Without({"token_file"})],
 ) -> None:
     """Ask a worker or a directory whether it serves: exit code 0 if it does, 4 if it is away, 7 if it takes nobody.
 
@@ -40,7 +41,7 @@ def health(
 
     from cutline.protos.channel.credentials import link_fault, open_channel
 
-    keys = open_keys(ca, cert, key, None)
+    keys = open_keys(known_by)
 
     def _fault(error: grpc.aio.AioRpcError) -> str:
         match error.code():

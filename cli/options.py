@@ -1,110 +1,105 @@
-"""Options that several commands share."""
+"""Options that several commands share, in groups that belong together."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 
-Bundle = Annotated[Path | None, typer.Option(help="The bundle's folder; without it, the demo's.", show_default=False)]
-Worker = Annotated[str | None, typer.Option(help="HOST:PORT of a worker.", show_default=False)]
-Workers = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--worker",
-        help="HOST:PORT of a worker; repeatable, the cheapest first: one is asked after another fails.",
-        show_default=False,
-    ),
-]
-Directory = Annotated[
-    str | None,
-    typer.Option(help="HOST:PORT of a cluster's directory, which says what workers there are.", show_default=False),
-]
-Upstream = Annotated[
-    str | None,
-    typer.Option(
-        help="URL of an OpenAI-compatible server that answers in place of a worker, as https://api.example.com/v1; its "
-        "key is taken from CUTLINE_UPSTREAM_KEY.",
-        show_default=False,
-    ),
-]
-UpstreamModel = Annotated[str, typer.Option(help="The model that the upstream is asked for.")]
-UpstreamKeyFile = Annotated[
-    Path | None, typer.Option(help="File that holds the upstream's key, in place of the variable.", show_default=False)
-]
-Memory = Annotated[
-    float,
-    typer.Option(
-        help="Seconds for which an answer is given again to the same question about a near-identical image; 0 is never."
-    ),
-]
-Fresh = Annotated[
-    bool,
-    typer.Option("--fresh", help="Use nothing of a question for the next: no pictures that a worker keeps, no states."),
-]
-Log = Annotated[str, typer.Option(help="How the log is written to stderr: text or json, a line an event.")]
-Offline = Annotated[bool, typer.Option("--offline", help="Connect to no worker, whatever is asked.")]
-Notice = Annotated[float, typer.Option(help="Seconds of silence after which a worker, or the link to it, is given up.")]
-Listen = Annotated[str, typer.Option(help="HOST:PORT to listen at; port 0 takes any free one.")]
-Target = Annotated[
-    Path | None,
-    typer.Option(help="The target's bundle, for cuts; without --bundle and it, the demo's.", show_default=False),
-]
-Threads = Annotated[
-    int | None, typer.Option(help="Threads of the model; without it, the cores this process has.", show_default=False)
-]
-Provider = Annotated[
-    str | None,
-    typer.Option(help="ONNX Runtime's execution provider: cpu, cuda, coreml, ...; without it cpu.", show_default=False),
-]
-EdgeProfile = Annotated[
-    str | None,
-    typer.Option(
-        help="Profile of this device, to plan mode auto with: a name, or a TOML file of `cutline profile`.",
-        show_default=False,
-    ),
-]
-CloudProfile = Annotated[
-    str | None, typer.Option(help="Profile of the worker's machine, likewise.", show_default=False)
-]
-Link = Annotated[
-    str | None,
-    typer.Option(
-        help="Name of a link profile, or a TOML file: what the link is taken for at first.", show_default=False
-    ),
-]
+Bundle = Annotated[Path | None, "The bundle's folder; without it, the demo's."]
+Worker = Annotated[str | None, "HOST:PORT of a worker."]
+Log = Annotated[str, "How the log is written to stderr: text or json, a line an event."]
+Listen = Annotated[str, "HOST:PORT to listen at; port 0 takes any free one."]
+Target = Annotated[Path | None, "The target's bundle, for cuts; without --bundle and it, the demo's."]
+Threads = Annotated[int | None, "Threads of the model; without it, the cores this process has."]
+Provider = Annotated[str | None, "ONNX Runtime's execution provider: cpu, cuda, coreml, ...; without it cpu."]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")]
-Insecure = Annotated[
-    bool, typer.Option("--insecure", help="Serve whoever asks, in plain text: on this machine's own addresses alone.")
-]
-TlsCert = Annotated[
-    Path | None, typer.Option(help="Certificate to be known by, in PEM, of `cutline keys init`.", show_default=False)
-]
-TlsKey = Annotated[Path | None, typer.Option(help="Its private key.", show_default=False)]
-ClientCa = Annotated[
-    Path | None,
-    typer.Option(help="Certificates in PEM of who vouches for callers: each must show one.", show_default=False),
-]
-Revoked = Annotated[
-    Path | None,
-    typer.Option(
-        help="TOML file of `cutline keys revoke`: certificates that are not taken any more.", show_default=False
-    ),
-]
-Tokens = Annotated[
-    Path | None,
-    typer.Option(help="TOML file of who may come with which token, and of their limits.", show_default=False),
-]
-Ca = Annotated[
-    Path | None,
-    typer.Option(help="Certificates in PEM of who vouches for the worker, to reach it by TLS.", show_default=False),
-]
-Cert = Annotated[
-    Path | None, typer.Option(help="This device's own certificate, for a worker that asks for one.", show_default=False)
-]
-Key = Annotated[Path | None, typer.Option(help="Its private key.", show_default=False)]
-TokenFile = Annotated[
-    Path | None,
-    typer.Option(help="File that holds the token for the worker; without it, CUTLINE_TOKEN.", show_default=False),
-]
+Insecure = Annotated[bool, "Serve whoever asks, in plain text: on this machine's own addresses alone."]
+
+
+class WorkerKeys(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker is known by, and what it knows the one by who asks it."""
+
+    ca: Annotated[Path | None, "Certificates in PEM of who vouches for the worker, to reach it by TLS."] = None
+    cert: Annotated[Path | None, "This device's own certificate, for a worker that asks for one."] = None
+    key: Annotated[Path | None, "Its private key."] = None
+    token_file: Annotated[Path | None, "File that holds the token for the worker; without it, CUTLINE_TOKEN."] = None
+
+
+class ServerTls(msgspec.Struct, frozen=True, kw_only=True):
+    """What a server is known by."""
+
+    tls_cert: Annotated[Path | None, "Certificate to be known by, in PEM, of `cutline keys init`."] = None
+    tls_key: Annotated[Path | None, "Its private key."] = None
+
+
+class Admission(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker, or a directory of workers, is known by, and whom it serves."""
+
+    tls: ServerTls = ServerTls()
+    client_ca: Annotated[Path | None, "Certificates in PEM of who vouches for callers: each must show one."] = None
+    revoked: Annotated[Path | None, "TOML file of `cutline keys revoke`: certificates that are not taken any more."] = (
+        None
+    )
+    tokens: Annotated[Path | None, "TOML file of who may come with which token, and of their limits."] = None
+    insecure: Insecure = False
+
+
+class Profiles(msgspec.Struct, frozen=True, kw_only=True):
+    """What mode auto is planned with."""
+
+    edge_profile: Annotated[
+        str | None, "Profile of this device, to plan mode auto with: a name, or a TOML file of `cutline profile`."
+    ] = None
+    cloud_profile: Annotated[str | None, "Profile of the worker's machine, likewise."] = None
+    link: Annotated[str | None, "Name of a link profile, or a TOML file: what the link is taken for at first."] = None
+
+    @property
+    def given(self) -> bool:
+        """Whether there is any."""
+        return self != Profiles()
+
+
+class UpstreamOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """The server that answers in place of a worker."""
+
+    upstream: Annotated[
+        str | None,
+        "URL of an OpenAI-compatible server that answers in place of a worker, as https://api.example.com/v1; its "
+        "key is taken from CUTLINE_UPSTREAM_KEY.",
+    ] = None
+    upstream_model: Annotated[str, "The model that the upstream is asked for."] = "default"
+    upstream_key_file: Annotated[Path | None, "File that holds the upstream's key, in place of the variable."] = None
+
+
+class AgentOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What an agent is opened with."""
+
+    bundle: Bundle = None
+    worker: Annotated[
+        list[str] | None,
+        "HOST:PORT of a worker; repeatable, the cheapest first: one is asked after another fails.",
+    ] = None
+    directory: Annotated[str | None, "HOST:PORT of a cluster's directory, which says what workers there are."] = None
+    target: Target = None
+    threads: Threads = None
+    provider: Provider = None
+    profiles: Profiles = Profiles()
+    keys: WorkerKeys = WorkerKeys()
+    notice: Annotated[float, "Seconds of silence after which a worker, or the link to it, is given up."] = 2.0
+    server: UpstreamOptions = UpstreamOptions()
+    offline: Annotated[bool, "Connect to no worker, whatever is asked."] = False
+
+
+class Reuse(msgspec.Struct, frozen=True, kw_only=True):
+    """What of one question is used for the next."""
+
+    memory: Annotated[
+        float,
+        "Seconds for which an answer is given again to the same question about a near-identical image; 0 is never.",
+    ] = 0.0
+    fresh: Annotated[bool, "Use nothing of a question for the next: no pictures that a worker keeps, no states."] = (
+        False
+    )

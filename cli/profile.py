@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 import typer
 
 from cutline.cli import options
+from cutline.cli.fields import with_options
 
 if TYPE_CHECKING:
     from cutline.devices.link import LinkProfile
     from cutline.devices.machine.power import Sensors
     from cutline.devices.measurement.rates import MeasuredMachine
-    from cutline.devices.profile import Compute, DeviceProfile, DrafterTable, LayerTable
+    from cutline.devices.profile import DeviceProfile
 
 EPILOG = "Example: cutline profile --out my-board.toml; cutline profile link 127.0.0.1:50051 --out my-link.toml"
 LINK_EPILOG = "Example: cutline profile link 127.0.0.1:50051 --out my-link.toml"
@@ -32,21 +34,26 @@ Out = Annotated[
 app = typer.Typer()
 
 
+class Measured(msgspec.Struct, frozen=True, kw_only=True):
+    """What is measured, and on what."""
+
+    bundle: options.Bundle = None
+    target: options.Target = None
+    device: Annotated[str, "Where torch runs, with --as cloud: cpu, cuda, cuda:1."] = "cpu"
+    provider: options.Provider = None
+    image: Annotated[Path | None, "An image to time the preparation of; without it, one of 1024x768."] = None
+    threads: options.Threads = None
+
+
 @app.callback(epilog=EPILOG, invoke_without_command=True, subcommand_metavar="[link HOST:PORT]")
+@with_options
 def profile(
+    *,
     context: typer.Context,
     role: Annotated[
         str, typer.Option("--as", help="edge: ONNX Runtime, as agents run; cloud: torch, as workers run.")
     ] = "edge",
-    bundle: options.Bundle = None,
-    target: options.Target = None,
-    device: Annotated[str, typer.Option(help="Where torch runs, with --as cloud: cpu, cuda, cuda:1.")] = "cpu",
-    provider: options.Provider = None,
-    image: Annotated[
-        Path | None,
-        typer.Option(help="An image to time the preparation of; without it, one of 1024x768.", show_default=False),
-    ] = None,
-    threads: options.Threads = None,
+    given: Measured,
     out: Out = None,
     as_json: options.Json = False,
 ) -> None:
@@ -64,28 +71,19 @@ def profile(
     seconds = DRAFTER_SECONDS * (role == "edge") + TARGET_SECONDS + MESSAGE_SECONDS + REST_SECONDS + WORK_SECONDS
     with _telling(seconds) as tell:
         if role == "edge":
-            if device != "cpu":
+            if given.device != "cpu":
                 raise InputError("--device is torch's, of --as cloud; for an agent's GPU give --provider")
-            measured = _as_agent(bundle, target, provider, image, threads, tell, name=_name(out))
+            measured = _as_agent(given, tell, name=_name(out))
         elif role == "cloud":
-            if bundle is not None or provider is not None or image is not None:
+            if given.bundle is not None or given.provider is not None or given.image is not None:
                 raise InputError("a worker has neither --bundle, --provider nor --image; give --target and --device")
-            measured = _as_worker(target, device, threads, tell, name=_name(out))
+            measured = _as_worker(given, tell, name=_name(out))
         else:
             raise InputError(f"--as is {role}; choose edge or cloud")
     _write(measured, out, as_json)
 
 
-def _as_agent(
-    bundle: Path | None,
-    target: Path | None,
-    provider: str | None,
-    image: Path | None,
-    threads: int | None,
-    tell: Tell,
-    *,
-    name: str,
-) -> DeviceProfile:
+def _as_agent(given: Measured, tell: Tell, *, name: str) -> DeviceProfile:
     from cutline.cli.setting import open_drafter, open_target_for, thread_count
     from cutline.devices.machine.power import Sensors
     from cutline.devices.measurement.rates import matmul_rate, measure_cpu, steady_work
@@ -94,37 +92,32 @@ def _as_agent(
     from cutline.edge.inference.runtime import check_provider
     from cutline.errors import ImageError
 
-    runs_on, cores = provider or CPU, thread_count(threads)
+    runs_on, cores = given.provider or CPU, thread_count(given.threads)
     check_provider(runs_on)
     try:
-        picture = None if image is None else image.read_bytes()
+        picture = None if given.image is None else given.image.read_bytes()
     except OSError as error:
-        raise ImageError(f"cannot read {image}: {error.strerror}") from None
-    drafter, cut = open_drafter(bundle), open_target_for(target, bundle)
-    prepared = image_seconds(drafter.manifest, picture)
+        raise ImageError(f"cannot read {given.image}: {error.strerror}") from None
+    drafter, cut = open_drafter(given.bundle), open_target_for(given.target, given.bundle)
+    preprocess, shrink = image_seconds(drafter.manifest, picture)
     tables = []
     if cut is not None:
         tables.append(target_table(cut, threads=cores, seconds=TARGET_SECONDS, provider=runs_on, tell=tell))
     drafts = drafter_table(drafter, threads=cores, seconds=DRAFTER_SECONDS, provider=runs_on, tell=tell)
     tell("this machine")
     others = {} if runs_on == CPU else {runs_on: Compute(fp32=matmul_rate("fp32", threads=cores, provider=runs_on))}
-    return _profile(
-        name,
-        measure_cpu(threads=cores),
-        steady_work(threads=cores),
-        Sensors(),
-        tell,
-        cores=cores,
-        prepared=prepared,
-        tables=tables,
-        drafters=[drafts],
+    machine, work = measure_cpu(threads=cores), steady_work(threads=cores)
+    return msgspec.structs.replace(
+        _profile(name, machine, work, Sensors(), tell, cores=cores),
         accelerators=others,
+        preprocess_seconds=preprocess,
+        shrink_seconds=shrink,
+        tables=tuple(tables),
+        drafters=(drafts,),
     )
 
 
-def _as_worker(target: Path | None, device: str, threads: int | None, tell: Tell, *, name: str) -> DeviceProfile:
-    import msgspec
-
+def _as_worker(given: Measured, tell: Tell, *, name: str) -> DeviceProfile:
     from cutline.cli.setting import open_target, thread_count
     from cutline.devices.machine.power import Sensors
     from cutline.errors.extras import missing
@@ -137,15 +130,14 @@ def _as_worker(target: Path | None, device: str, threads: int | None, tell: Tell
     except ModuleNotFoundError as error:
         raise missing(f"--as cloud needs {error.name}", "cloud") from None
 
+    device, cores = given.device, thread_count(given.threads)
     check_device(device)
-    cores = thread_count(threads)
     torch.set_num_threads(cores)
-    table = target_table(open_target(target), device=device, seconds=TARGET_SECONDS, tell=tell)
+    table = target_table(open_target(given.target), device=device, seconds=TARGET_SECONDS, tell=tell)
     tell("this machine")
     machine, work = measure_device(device, threads=cores), steady_work(device)
-    kind = device.partition(":")[0]
-    measured = _profile(name, machine, work, Sensors(gpu_name(device)), tell, cores=cores, tables=[table])
-    return msgspec.structs.replace(measured, provider=kind)
+    measured = _profile(name, machine, work, Sensors(gpu_name(device)), tell, cores=cores)
+    return msgspec.structs.replace(measured, provider=device.partition(":")[0], tables=(table,))
 
 
 def _profile(
@@ -156,10 +148,6 @@ def _profile(
     tell: Tell,
     *,
     cores: int,
-    prepared: tuple[float, float] | None = None,
-    tables: Sequence[LayerTable] = (),
-    drafters: Sequence[DrafterTable] = (),
-    accelerators: Mapping[str, Compute] | None = None,
 ) -> DeviceProfile:
     """Watch the machine's messages, then itself at rest and at `work`, and put together what was measured."""
     import asyncio
@@ -176,7 +164,6 @@ def _profile(
     steady = watch_work(work, sensors, rest=REST_SECONDS, seconds=WORK_SECONDS)
     source = sensors.power_source()
     sensed = {"power": steady.loaded_watts, "temperature": steady.celsius, "throttling": steady.throttled}
-    preprocess, shrink = prepared or (None, None)
     return DeviceProfile(
         name=name,
         source="measured",
@@ -186,10 +173,7 @@ def _profile(
         disk_free_bytes=disk_free(Path.cwd()),
         memory_bandwidth=machine.bandwidth,
         compute=machine.compute,
-        accelerators=dict(accelerators or {}),
         overhead_seconds=machine.overhead,
-        preprocess_seconds=preprocess,
-        shrink_seconds=shrink,
         message_seconds=significant(message),
         idle_watts=steady.idle_watts,
         loaded_watts=steady.loaded_watts,
@@ -200,8 +184,6 @@ def _profile(
         documents={} if source is None else {"idle_power": source, "loaded_power": source},
         missing=tuple(sensor for sensor, said in sensed.items() if said is None),
         versions=_versions(),
-        tables=tuple(tables),
-        drafters=tuple(drafters),
     )
 
 
@@ -222,13 +204,12 @@ def _versions() -> dict[str, str]:
 
 
 @app.command(epilog=LINK_EPILOG)
+@with_options
 def link(
+    *,
     worker: Annotated[str, typer.Argument(metavar="HOST:PORT", help="The worker at the other end.")],
     seconds: Annotated[float, typer.Option(help="How long to measure, about.")] = 10.0,
-    ca: options.Ca = None,
-    cert: options.Cert = None,
-    key: options.Key = None,
-    token_file: options.TokenFile = None,
+    known_by: options.WorkerKeys,
     out: Out = None,
     as_json: options.Json = False,
 ) -> None:
@@ -242,7 +223,7 @@ def link(
     if not 1.0 <= seconds <= 300.0:
         raise InputError(f"--seconds is {seconds:g}; give 1 to 300")
     _check_out(out)
-    keys = open_keys(ca, cert, key, token_file)
+    keys = open_keys(known_by)
     with _telling(seconds) as tell:
         tell(f"the link to {worker}")
         measured = asyncio.run(measure_link(worker, keys, name=_name(out), seconds=seconds))
@@ -278,8 +259,6 @@ def _telling(seconds: float) -> Iterator[Tell]:
 
 def _write(measured: DeviceProfile | LinkProfile, out: Path | None, as_json: bool) -> None:
     import sys
-
-    import msgspec
 
     from cutline.core.files import write_file
     from cutline.devices.link import LinkProfile

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cutline.cli.options import Admission, AgentOptions, Profiles, Reuse, ServerTls, UpstreamOptions, WorkerKeys
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.devices.machine.cores import usable_cores
 from cutline.devices.profile import CPU
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from cutline.edge.offload.openai_upstream import Upstream
     from cutline.edge.planning.planner import Planner
     from cutline.protos.channel.credentials import AgentKeys, ServerKeys
+
+
+NOTHING_SAID = Reuse()
 
 
 def open_drafter(path: Path | None) -> Bundle:
@@ -44,14 +47,7 @@ def open_target_for(path: Path | None, drafter: Path | None) -> Bundle | None:
 
 
 def open_planner(
-    edge: str | None,
-    cloud: str | None,
-    link: str | None,
-    drafter: Bundle,
-    target: Bundle | None,
-    *,
-    provider: str = CPU,
-    upstream: bool = False,
+    given: Profiles, drafter: Bundle, target: Bundle | None, *, provider: str = CPU, upstream: bool = False
 ) -> Planner | None:
     """The planner of an agent with these profiles, before workers or an `upstream`; None where none is given.
 
@@ -59,8 +55,9 @@ def open_planner(
 
     Raises InputError, BundleError.
     """
-    if edge is None and cloud is None and link is None:
+    if not given.given:
         return None
+    edge, cloud, link = given.edge_profile, given.cloud_profile, given.link
     if upstream:
         return _upstream_planner(edge, cloud, link, drafter, provider)
     if edge is None or cloud is None or link is None:
@@ -89,28 +86,7 @@ def _upstream_planner(edge: str | None, cloud: str | None, link: str | None, dra
     return Planner(upstream_setting(drafter, edge=edge, provider=provider), load_link(link))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AgentOptions:
-    """What several commands are given to open an agent with; `profiles` are of the device, the worker and the link."""
-
-    bundle: Path | None
-    target: Path | None
-    workers: Sequence[str]
-    directory: str | None
-    profiles: tuple[str | None, str | None, str | None]
-    threads: int | None
-    provider: str | None
-    keys: AgentKeys
-    notice: float
-    offline: bool
-    upstream: str | None = None
-    upstream_model: str = ""
-    upstream_key_file: Path | None = None
-    memory: float = 0.0
-    fresh: bool = False
-
-
-def agent_opener(given: AgentOptions, *, cuts: bool) -> Callable[[], Agent]:
+def agent_opener(given: AgentOptions, reuse: Reuse = NOTHING_SAID, *, cuts: bool) -> Callable[[], Agent]:
     """What makes the agent, on the event loop that is to run it; `cuts` says that it may cut without a plan, too.
 
     All that can be wrong with what was given is raised here: InputError, BundleError.
@@ -119,38 +95,38 @@ def agent_opener(given: AgentOptions, *, cuts: bool) -> Callable[[], Agent]:
     from cutline.edge.agent import Agent
     from cutline.edge.generation.energy import EnergyMeter
 
+    keys, server, device = open_keys(given.keys), given.server, given.profiles.edge_profile
+    provider = CPU if given.provider is None else given.provider
     drafter = open_drafter(given.bundle)
-    target = open_target_for(given.target, given.bundle) if cuts or any(given.profiles) else None
-    planner = open_planner(
-        *given.profiles, drafter, target, provider=given.provider or CPU, upstream=given.upstream is not None
-    )
+    target = open_target_for(given.target, given.bundle) if cuts or given.profiles.given else None
+    planner = open_planner(given.profiles, drafter, target, provider=provider, upstream=server.upstream is not None)
     threads = thread_count(given.threads)
-    meter = EnergyMeter() if given.profiles[0] is None else EnergyMeter(load_profile(given.profiles[0]))
+    meter = EnergyMeter() if device is None else EnergyMeter(load_profile(device))
     key = _upstream_key(given)
-    if not 0 <= given.memory < math.inf:
-        raise InputError(f"--memory is {given.memory:g}; give seconds, or 0 for none")
-    if given.fresh and given.memory > 0:
+    if not 0 <= reuse.memory < math.inf:
+        raise InputError(f"--memory is {reuse.memory:g}; give seconds, or 0 for none")
+    if reuse.fresh and reuse.memory > 0:
         raise InputError("--fresh uses nothing of a question for the next, which --memory does; give one or the other")
-    if given.directory is not None and given.workers:
+    if given.directory is not None and given.worker:
         raise InputError("--directory says which workers there are; give that or --worker")
     return lambda: Agent(
         drafter,
-        worker=given.workers if given.directory is None else _listed_in(given.directory, drafter, given),
+        worker=given.worker or () if given.directory is None else _listed_in(given.directory, drafter, given, keys),
         threads=threads,
         target=target,
-        provider=CPU if given.provider is None else given.provider,
+        provider=provider,
         planner=planner,
-        keys=given.keys,
+        keys=keys,
         notice=given.notice,
         offline=given.offline,
         meter=meter,
-        upstream=_upstream(given, key),
-        memory=_memory(given.memory),
-        fresh=given.fresh,
+        upstream=_upstream(server, key),
+        memory=_memory(reuse.memory),
+        fresh=reuse.fresh,
     )
 
 
-def _upstream(given: AgentOptions, key: str | None) -> Upstream | None:
+def _upstream(given: UpstreamOptions, key: str | None) -> Upstream | None:
     if given.upstream is None:
         return None
     from cutline.edge.offload.openai_upstream import Upstream
@@ -160,16 +136,17 @@ def _upstream(given: AgentOptions, key: str | None) -> Upstream | None:
 
 def _upstream_key(given: AgentOptions) -> str | None:
     """The key of the upstream, if one is named. Raises InputError for what cannot be an upstream, too."""
-    if given.upstream is None:
-        if given.upstream_key_file is not None:
+    url, file = given.server.upstream, given.server.upstream_key_file
+    if url is None:
+        if file is not None:
             raise InputError("--upstream-key-file is the key of an upstream; give --upstream too")
         return None
-    if given.workers or given.directory is not None:
+    if given.worker or given.directory is not None:
         raise InputError("an upstream answers in place of workers; give --upstream, or --worker or --directory")
     from cutline.edge.offload.openai_upstream import check_url, open_key
 
-    check_url(given.upstream)
-    return open_key(given.upstream_key_file)
+    check_url(url)
+    return open_key(file)
 
 
 def _memory(seconds: float) -> SemanticCache | None:
@@ -180,12 +157,12 @@ def _memory(seconds: float) -> SemanticCache | None:
     return SemanticCache(seconds)
 
 
-def _listed_in(directory: str, drafter: Bundle, given: AgentOptions) -> ListedWorkers:
+def _listed_in(directory: str, drafter: Bundle, given: AgentOptions, keys: AgentKeys) -> ListedWorkers:
     from cutline.edge.offload.discovery import ListedWorkers
 
     if drafter.manifest.target is None:
         raise BundleError(f"{drafter.path} drafts for no target, so no worker can be found for it")
-    return ListedWorkers(directory, model=drafter.manifest.target, keys=given.keys, offline=given.offline)
+    return ListedWorkers(directory, model=drafter.manifest.target, keys=keys, offline=given.offline)
 
 
 def thread_count(given: int | None) -> int:
@@ -195,24 +172,23 @@ def thread_count(given: int | None) -> int:
     return given or usable_cores()
 
 
-def open_keys(ca: Path | None, cert: Path | None, key: Path | None, token_file: Path | None) -> AgentKeys:
+def open_keys(given: WorkerKeys) -> AgentKeys:
     """What is given to know workers by and to be known by; the token may stand in CUTLINE_TOKEN. Raises InputError."""
     from cutline.protos.channel.credentials import AgentKeys, check_token
 
-    token = os.environ.get("CUTLINE_TOKEN", "") if token_file is None else ""
+    token = os.environ.get("CUTLINE_TOKEN", "") if given.token_file is None else ""
     if token:
         check_token(token, "CUTLINE_TOKEN")
-    keys = AgentKeys(ca=ca, certificate=cert, key=key, token=token, token_file=token_file)
+    keys = AgentKeys(ca=given.ca, certificate=given.cert, key=given.key, token=token, token_file=given.token_file)
     keys.check()
     return keys
 
 
-def open_server_keys(
-    cert: Path | None, key: Path | None, client_ca: Path | None = None, revoked: Path | None = None
-) -> ServerKeys | None:
+def open_server_keys(given: ServerTls, client_ca: Path | None = None, revoked: Path | None = None) -> ServerKeys | None:
     """What a server is to be known by, None where nothing is given. Raises InputError."""
     from cutline.protos.channel.credentials import ServerKeys
 
+    cert, key = given.tls_cert, given.tls_key
     if (cert is None) != (key is None):
         raise InputError("--tls-cert and --tls-key go together; give both")
     if client_ca is not None and cert is None:
@@ -222,6 +198,15 @@ def open_server_keys(
     if cert is None or key is None:
         return None
     return ServerKeys(certificate=cert, key=key, client_ca=client_ca, revoked=revoked)
+
+
+def open_admission(given: Admission, listen: str) -> ServerKeys | None:
+    """What who listens at `listen` (HOST:PORT) for a worker's callers is to be known by. Raises InputError."""
+    keys = open_server_keys(given.tls, given.client_ca, given.revoked)
+    secured = keys is not None and (given.tokens is not None or given.client_ca is not None)
+    needs = "--tls-cert, --tls-key, and --tokens or --client-ca"
+    check_listen(listen, secured=secured, insecure=given.insecure, needs=needs)
+    return keys
 
 
 def check_listen(listen: str, *, insecure: bool, secured: bool = False, needs: str = "TLS and tokens") -> None:

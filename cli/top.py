@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cutline.cli import options
+from cutline.cli.fields import with_options
 from cutline.errors import InputError
 from cutline.errors.extras import missing
 
@@ -19,17 +20,13 @@ if TYPE_CHECKING:
 EPILOG = "Example: cutline top 127.0.0.1:9090 --json --once"
 
 
+@with_options
 def top(
     address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="Where a worker shows metrics: its --metrics.")],
     interval: Annotated[float, typer.Option(help="Seconds between two readings.")] = 1.0,
-    ca: Annotated[
-        Path | None,
-        typer.Option(help="Certificates in PEM of who vouches for the worker, to read HTTPS.", show_default=False),
-    ] = None,
-    cert: Annotated[
-        Path | None, typer.Option(help="A certificate that its --client-ca vouches for.", show_default=False)
-    ] = None,
-    key: options.Key = None,
+    ca: Annotated[Path | None, "Certificates in PEM of who vouches for the worker, to read HTTPS."] = None,
+    cert: Annotated[Path | None, "A certificate that its --client-ca vouches for."] = None,
+    key: Annotated[Path | None, "Its private key."] = None,
     once: Annotated[bool, typer.Option("--once", help="Read once: means of all the time since the start.")] = False,
     as_json: options.Json = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""A class name means one thing in the whole house."""
+"""A class name means one thing in the whole house, a folder can be looked over, and no function takes too much."""
 
 from __future__ import annotations
 
@@ -11,6 +11,16 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("cli", "cloud", "core", "demo", "devices", "edge", "errors", "models", "partitioner", "protos")
 MOST_MODULES = 12  # in a folder; `__init__` says what they are and is none. Of commands there are as many as there are.
+
+
+MOST_PARAMETERS = 8
+# These are about to be taken apart.
+OVER = {
+    ("cloud/model/model_runner.py", "__init__"),
+    ("cloud/serving/server.py", "serve"),
+    ("cloud/serving/servicer.py", "__init__"),
+    ("edge/agent.py", "__init__"),
+}
 
 
 def modules(*rooms: str) -> list[Path]:
@@ -35,3 +45,15 @@ def test_a_folder_can_be_looked_over(room: str) -> None:
         if folder.is_dir()
     }
     assert {str(folder): count for folder, count in counts.items() if count > MOST_MODULES} == {}
+
+
+def test_no_function_takes_more_than_one_can_keep_in_mind() -> None:
+    found = set()
+    for file in modules(*ROOMS, "bench", "front", "scripts"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                given = node.args
+                every = [*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg]
+                if sum(one is not None and one.arg not in ("self", "cls") for one in every) > MOST_PARAMETERS:
+                    found.add((str(file.relative_to(ROOT)), node.name))
+    assert found == OVER

@@ -20,8 +20,6 @@ from cutline.demo.requests import CardRequest
 from cutline.edge.agent import Agent
 from cutline.edge.offload.heartbeat import patience
 from cutline.errors import CutlineError
-from cutline.models.bundle import Bundle
-from cutline.protos.channel.credentials import NO_KEYS, AgentKeys
 
 MOST_SECONDS = 30.0  # for an answer, whatever happens
 WELL_SECONDS = 40.0  # until a worker is asked again
@@ -77,7 +75,7 @@ class Asker:
 
 
 class Lane:
-    """An agent that asks the worker behind `links[0]`, and the one at the address `spare` if that fails.
+    """An `agent` that asks the worker behind `links[0]`, and the one at the address `spare` if that fails.
 
     Where there is a second link, the first worker goes on over that to the next. The links fail, and so do `workers`,
     the processes behind them, where they are known. Use as an async context manager.
@@ -87,14 +85,12 @@ class Lane:
         self,
         setup: Setup,
         asker: Asker,
+        agent: Agent,
         *,
-        drafter: Bundle,
-        target: Bundle,
         links: Sequence[FaultyLink],
         workers: Sequence[WorkerProcess],
         spare: str | None,
         notice: float,
-        keys: AgentKeys = NO_KEYS,
     ) -> None:
         self.setup = setup
         self.notice = notice
@@ -102,8 +98,7 @@ class Lane:
         self._links = links
         self._workers = workers
         self._spare = spare
-        addresses = [links[0].address, *([spare] if spare else [])]
-        self.agent = Agent(drafter, worker=addresses, threads=1, target=target, keys=keys, notice=notice)
+        self.agent = agent
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:

@@ -21,6 +21,7 @@ from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.reference import Reference
 from cutline.demo.requests import requests
+from cutline.edge.agent import Agent
 from cutline.edge.generation.gate import Gate, open_gate, save_gate
 from cutline.models.bundle import Bundle
 from cutline.protos.channel.credentials import NO_KEYS, AgentKeys
@@ -78,17 +79,17 @@ async def rig(
             return await stack.enter_async_context(FaultyLink(processes[name].address, pace=PACE))
 
         async def laid(name: str, setup: Setup, links: list[FaultyLink], *fail: str, spare: str | None) -> None:
-            lane = Lane(
-                setup,
-                asking,
-                drafter=drafter,
+            other = None if spare is None else processes[spare].address
+            agent = Agent(
+                drafter,
+                worker=[links[0].address, *([other] if other else [])],
+                threads=1,
                 target=Bundle.open(TARGET, "device"),
-                links=links,
-                workers=[processes[one] for one in fail],
-                spare=None if spare is None else processes[spare].address,
-                notice=notice,
                 keys=own if setup is Setup.TLS else NO_KEYS,
+                notice=notice,
             )
+            failing = [processes[one] for one in fail]
+            lane = Lane(setup, asking, agent, links=links, workers=failing, spare=other, notice=notice)
             lanes[name] = await stack.enter_async_context(lane)
 
         starting = [started(setup) for setup in setups if setup in (Setup.ALONE, Setup.STANDBY)]

@@ -8,6 +8,7 @@ import ssl
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -130,41 +131,45 @@ class _Server(uvicorn.Server):
         yield
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerOptions:
+    """Where an agent is asked, and by whom: over HTTPS with `keys`, with `tokens` by who has one, or the `link`.
+
+    `listen` is HOST:PORT. Images are fetched from the hosts of `allow_urls` alone; `most` questions may be in work
+    at once.
+    """
+
+    listen: str
+    allow_urls: Sequence[str] = ()
+    most: int = MOST
+    keys: ServerKeys | None = None
+    tokens: Tokens | None = None
+    link: LoginCode | None = None
+
+
 async def serve(
-    agent: ServedAgent,
-    *,
-    listen: str,
-    announce: Callable[[str], None],
-    stop: asyncio.Event,
-    allow_urls: Sequence[str] = (),
-    most: int = MOST,
-    keys: ServerKeys | None = None,
-    tokens: Tokens | None = None,
-    link: LoginCode | None = None,
+    agent: ServedAgent, given: ServerOptions, *, announce: Callable[[str], None], stop: asyncio.Event
 ) -> None:
     """Serve until `stop` is set; `announce` hears the address once requests are taken. Raises InputError.
 
-    With `keys` that is HTTPS, with `tokens` for who has one, or comes by the `link`.
-
-    Images are fetched from the hosts of `allow_urls` alone; `most` questions may be in work at once. Those that have no
-    answer `STOP_SECONDS` after that get an error.
+    Questions that have no answer `STOP_SECONDS` after that get an error.
     """
-    host, port = parse_address(listen)
-    if most < 1:
-        raise InputError(f"{most} requests at once are none; give 1 or more")
-    listening = _listen(host, port, listen)
+    (host, port), tokens = parse_address(given.listen), given.tokens
+    if given.most < 1:
+        raise InputError(f"{given.most} requests at once are none; give 1 or more")
+    listening = _listen(host, port, given.listen)
     try:
         async with AsyncExitStack() as stack:
             app = application(
                 agent,
                 hosts=names_of(host) if tokens is None else None,  # a page that misled a browser has no token
-                most=most,
-                fetcher=await stack.enter_async_context(_fetcher(allow_urls)) if allow_urls else None,
+                most=given.most,
+                fetcher=await stack.enter_async_context(_fetcher(given.allow_urls)) if given.allow_urls else None,
                 limits=(lambda tenant: UNLIMITED) if tokens is None else tokens.limits,
                 shared=tokens is not None or not is_loopback(host),
-                entrance=(lambda app: app) if tokens is None else partial(Entrance, tokens=tokens, link=link),
+                entrance=(lambda app: app) if tokens is None else partial(Entrance, tokens=tokens, link=given.link),
             )
-            context = None if keys is None else await stack.enter_async_context(tls(keys))
+            context = None if given.keys is None else await stack.enter_async_context(tls(given.keys))
             config = uvicorn.Config(
                 app,
                 http=partial(_accepted, _Door(), context),  # type: ignore[arg-type] # it is only called

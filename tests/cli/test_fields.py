@@ -12,12 +12,28 @@ from hypothesis import strategies as st
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from cutline.cli.fields import with_fields
+from cutline.cli.fields import Without, with_options
 from cutline.cli.main import app
 from cutline.core.sampling import Sampling
 from cutline.errors import InputError
 
 runner = CliRunner()
+
+
+class Inner(msgspec.Struct, frozen=True, kw_only=True):
+    """What several have in common."""
+
+    file_name: Annotated[str | None, "Which file."] = None
+    many: Annotated[list[str] | None, "More of them."] = None
+    own: Annotated[int, typer.Option("--other-name", min=0, help="Typer's own.")] = 1
+
+
+class Outer(msgspec.Struct, frozen=True, kw_only=True):
+    """A struct in a struct, and what must be given."""
+
+    needed: Annotated[str, "Without a default."]
+    inner: Inner
+    on: Annotated[bool, "A flag without its contrary."] = False
 
 
 class Made(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,8 +50,8 @@ def ran(*arguments: str) -> Made:
     tried = typer.Typer()
 
     @tried.command()
-    @with_fields(Made, "made", but=frozenset({"hidden"}))
-    def command(made: Made = Made(), other: Annotated[int, typer.Option()] = 1) -> None:  # noqa: B008 (it is replaced)
+    @with_options
+    def command(made: Annotated[Made, Without({"hidden"})], other: Annotated[int, typer.Option()] = 1) -> None:
         assert other == 1
         seen.append(made)
 
@@ -49,6 +65,35 @@ def test_what_is_given_arrives_and_what_is_not_is_the_default(share: float, coun
     given_limit = [] if limit is None else [f"--limit={limit!r}"]
     assert ran(f"--share={share!r}", f"--count={count}", *given_limit) == Made(share=share, count=count, limit=limit)
     assert ran() == Made()
+
+
+def test_structs_in_structs_are_options_of_one_command() -> None:
+    seen: list[Outer] = []
+    tried = typer.Typer()
+
+    @tried.command()
+    @with_options
+    def command(*, given: Outer) -> None:
+        seen.append(given)
+
+    given = ["--needed", "x", "--file-name", "f", "--many", "a", "--many", "b", "--other-name", "4", "--on"]
+    assert runner.invoke(tried, given).exit_code == 0
+    assert runner.invoke(tried, ["--needed", "y"]).exit_code == 0
+    assert seen == [
+        Outer(needed="x", inner=Inner(file_name="f", many=["a", "b"], own=4), on=True),
+        Outer(needed="y", inner=Inner()),
+    ]
+    for refused in ([], ["--needed", "x", "--no-on"], ["--needed", "x", "--other-name", "-1"]):
+        assert runner.invoke(tried, refused).exit_code == 2
+    helped: Any = get_command(tried)
+    assert [(one.name, one.help) for one in helped.params if one.name != "many"] == [
+        ("needed", "Without a default."),
+        ("file_name", "Which file."),
+        ("own", "Typer's own."),
+        ("on", "A flag without its contrary."),
+    ]
+    command(needed="z")
+    assert seen[-1] == Outer(needed="z", inner=Inner()), "what a caller in Python leaves out has its default"
 
 
 def test_every_field_of_a_requests_sampling_is_an_option_of_ask() -> None:

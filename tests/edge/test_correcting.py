@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from cutline.cli.options import Profiles
 from cutline.cli.setting import open_planner
 from cutline.core.request import Mode
 from cutline.demo.bundles import TARGET
@@ -75,7 +76,9 @@ def test_what_a_plan_alone_keeps_to_is_not_corrected(bound: dict[str, Any]) -> N
 
     async def run() -> None:
         async with serving(worker) as address:
-            planner = open_planner("raspberry-pi-5", "l4", "4g", BUNDLE, target)
+            planner = open_planner(
+                Profiles(edge_profile="raspberry-pi-5", cloud_profile="l4", link="4g"), BUNDLE, target
+            )
             async with Agent(BUNDLE, worker=address, threads=1, notice=NOTICE, target=target, planner=planner) as agent:
                 assert agent._meeting is not None
                 await agent._meeting

@@ -12,6 +12,7 @@ import httpx
 import msgspec
 import pytest
 
+from cutline.cli.options import Profiles
 from cutline.cli.setting import open_planner
 from cutline.core.conversation import Message, TextPart
 from cutline.core.request import Mode, Request
@@ -347,14 +348,18 @@ def test_an_agent_says_that_it_plans_and_whom_it_asks() -> None:
 
 def test_a_planner_is_for_workers_or_for_an_upstream() -> None:
     upstream = Upstream("https://there/v1", model="big")
-    of_worker = open_planner("raspberry-pi-5", "l4", "4g", BUNDLE, Bundle.open(TARGET))
-    of_upstream = open_planner("raspberry-pi-5", None, "4g", BUNDLE, None, upstream=True)
+    of_worker = open_planner(
+        Profiles(edge_profile="raspberry-pi-5", cloud_profile="l4", link="4g"), BUNDLE, Bundle.open(TARGET)
+    )
+    of_upstream = open_planner(Profiles(edge_profile="raspberry-pi-5", link="4g"), BUNDLE, None, upstream=True)
     with pytest.raises(InputError, match="by its own planner"):
         Agent(BUNDLE, worker=None, threads=1, upstream=upstream, planner=of_worker)
     with pytest.raises(InputError, match="by its own planner"):
         Agent(BUNDLE, worker="127.0.0.1:1", target=Bundle.open(TARGET), threads=1, planner=of_upstream)
     with pytest.raises(InputError, match="--cloud-profile is a worker's"):
-        open_planner("raspberry-pi-5", "l4", "4g", BUNDLE, None, upstream=True)
+        open_planner(
+            Profiles(edge_profile="raspberry-pi-5", cloud_profile="l4", link="4g"), BUNDLE, None, upstream=True
+        )
     with pytest.raises(InputError, match="--edge-profile and --link"):
-        open_planner("raspberry-pi-5", None, None, BUNDLE, None, upstream=True)
-    assert open_planner(None, None, None, BUNDLE, None, upstream=True) is None
+        open_planner(Profiles(edge_profile="raspberry-pi-5"), BUNDLE, None, upstream=True)
+    assert open_planner(Profiles(), BUNDLE, None, upstream=True) is None

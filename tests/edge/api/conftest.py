@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cutline.demo.bundles import DRAFTER
-from cutline.edge.api.server import serve
+from cutline.edge.api.server import ServerOptions, serve
 from cutline.models.bundle import Bundle
 from cutline.testing.agent import ScriptedAgent
 
@@ -28,9 +28,9 @@ def serving(agent: ScriptedAgent) -> Serving:
     @asynccontextmanager
     async def run(**options: Any) -> AsyncIterator[str]:
         listening: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        options = {"listen": "127.0.0.1:0"} | options
+        given = ServerOptions(**{"listen": "127.0.0.1:0"} | options)
         stop = asyncio.Event()
-        server = asyncio.create_task(serve(agent, announce=listening.set_result, stop=stop, **options))
+        server = asyncio.create_task(serve(agent, given, announce=listening.set_result, stop=stop))
         both: list[asyncio.Future[Any]] = [server, listening]
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         if server.done():
