@@ -69,7 +69,7 @@ def test_what_is_given_arrives_and_what_is_not_is_the_default(share: float, coun
 
 def test_structs_in_structs_are_options_of_one_command() -> None:
     seen: list[Outer] = []
-    tried = typer.Typer()
+    tried = typer.Typer(add_completion=False)
 
     @tried.command()
     @with_options
