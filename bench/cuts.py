@@ -33,7 +33,7 @@ from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.devices.emulator import LinkEmulator
 from cutline.devices.link import load_link
-from cutline.edge.agent import Agent
+from cutline.edge.agent import Agent, AgentSettings
 from cutline.edge.generation.result import Answer
 from cutline.edge.inference.target_prefix import device_cuts
 from cutline.models.bundle import Bundle
@@ -112,7 +112,7 @@ async def over(
     answers: dict[tuple[str, str], list[Answer]] = {(manner, cut): [] for manner in MANNERS for cut in cuts}
     async with (
         LinkEmulator(load_link(link), target=parse_address(worker)) as emulator,
-        Agent(drafter, worker=emulator.address, threads=1, target=target, fresh=True) as agent,
+        Agent(drafter, worker=emulator.address, threads=1, target=target, settings=AgentSettings(fresh=True)) as agent,
     ):
         for manner, cut in answers:  # opens the connection and loads the models
             await agent.answer(put(asked[0], manner, cut))
@@ -140,7 +140,7 @@ async def price(
     """What each wire format changes at every cut, without a link between."""
     track = progress.add_task("prices", total=len(asked) * sum(1 for _ in ways(cuts)))
     return await measure(
-        partial(Agent, drafter, worker=worker, threads=1, target=target, fresh=True),
+        partial(Agent, drafter, worker=worker, threads=1, target=target, settings=AgentSettings(fresh=True)),
         cuts=cuts,
         asked=asked,
         kept=lambda agent: agent,

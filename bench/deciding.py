@@ -67,7 +67,7 @@ def prepared(drafter: Bundle) -> Prepared:
     pixels = drafter.manifest.family.preprocess(image)
     prompt = PromptBuilder.open(drafter).build([question(request.question.text)], [pixels.grid]).ids
     asked = Request.about(request.image, request.question.text)
-    return Prepared(question=asked, images=(image,), pixels=(pixels,), prompt=prompt, asked=prompt, limit=64)
+    return Prepared(request=asked, images=(image,), pixels=(pixels,), prompt=prompt, asked=prompt, limit=64)
 
 
 def answered() -> Generation:

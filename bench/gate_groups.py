@@ -26,7 +26,7 @@ from cutline.cli.setting import open_drafter, open_target
 from cutline.core.request import Mode
 from cutline.demo.cards import Split
 from cutline.demo.questions import KINDS
-from cutline.edge.agent import MAX_NOTICE, Agent
+from cutline.edge.agent import MAX_NOTICE, Agent, AgentSettings
 from cutline.edge.generation.conditions import GROUPS, group_of
 from cutline.edge.generation.result import Answer, Decision
 from cutline.errors import PromptError
@@ -79,7 +79,7 @@ def table(rows: Sequence[Row]) -> str:
 async def measure(drafter: Bundle, worker: str, asked: Sequence[Conversation], progress: Progress) -> list[Row]:
     """The rows of all groups, by what a worker of the target says."""
     answers: dict[str, list[tuple[Answer, Answer]]] = {group: [] for group in GROUPS}
-    async with Agent(drafter, worker=worker, threads=1, notice=MAX_NOTICE, fresh=True) as agent:
+    async with Agent(drafter, worker=worker, threads=1, notice=MAX_NOTICE, settings=AgentSettings(fresh=True)) as agent:
         for conversation in progress.track(asked, description="asking"):
             try:
                 async for question, theirs in exchanges(agent, conversation):

@@ -22,7 +22,7 @@ from cutline.demo.bundles import TARGET
 from cutline.demo.cards import Split
 from cutline.demo.reference import Reference
 from cutline.demo.requests import CardRequest, requests
-from cutline.edge.agent import Agent
+from cutline.edge.agent import Agent, AgentSettings
 from cutline.edge.generation.result import Answer
 from cutline.models.bundle import Bundle
 
@@ -54,7 +54,7 @@ async def count(
     reference = Reference(Bundle.open(TARGET))
     greedy: Counter[tuple[Mode, float]] = Counter()
     sampled: Counter[tuple[Mode, float]] = Counter()
-    async with Agent(open_drafter(None), worker=worker, threads=1, fresh=True) as agent:
+    async with Agent(open_drafter(None), worker=worker, threads=1, settings=AgentSettings(fresh=True)) as agent:
         for seed, request in enumerate(track(asked, "asking")):
             truth = reference.answer(request.image, request.question.text)
             drawn: tuple[int, ...] = ()

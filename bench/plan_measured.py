@@ -31,7 +31,7 @@ from cutline.demo.cards import Split
 from cutline.demo.requests import CardRequest, requests
 from cutline.devices.emulator import LinkEmulator
 from cutline.devices.link import load_link
-from cutline.edge.agent import Agent
+from cutline.edge.agent import Agent, AgentSettings
 from cutline.edge.api.client import ask_over
 from cutline.edge.generation.conditions import PLAIN
 from cutline.edge.generation.gate import Group, open_gate
@@ -103,7 +103,7 @@ def _looker(drafter: Bundle, worker: str) -> Callable[[CardRequest, Mapping[bool
     model, prompts = Drafter.open(drafter, threads=1), PromptBuilder.open(drafter)
 
     async def truth(asked: Request) -> list[int]:
-        async with Agent(drafter, worker=worker, threads=1, fresh=True) as agent:
+        async with Agent(drafter, worker=worker, threads=1, settings=AgentSettings(fresh=True)) as agent:
             return [token.id for token in (await agent.answer(asked)).tokens]
 
     def look(request: CardRequest, weights: Mapping[bool, float]) -> Asking:

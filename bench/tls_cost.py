@@ -35,7 +35,7 @@ from cutline.demo.cards import Split
 from cutline.demo.requests import CardRequest, requests
 from cutline.devices.emulator import LinkEmulator
 from cutline.devices.link import LinkProfile, load_link
-from cutline.edge.agent import Agent
+from cutline.edge.agent import Agent, AgentSettings
 from cutline.models.bundle import Bundle
 from cutline.protos.channel.address import parse_address
 from cutline.protos.channel.credentials import NO_KEYS, AgentKeys
@@ -165,7 +165,7 @@ async def measure(
 
 
 def _agent(worker: str, way: Way) -> Agent:
-    return Agent(Bundle.open(DRAFTER), worker=worker, threads=1, keys=way.keys, fresh=True)
+    return Agent(Bundle.open(DRAFTER), worker=worker, threads=1, keys=way.keys, settings=AgentSettings(fresh=True))
 
 
 def _question(request: CardRequest, mode: Mode) -> Request:

@@ -95,7 +95,7 @@ def calibrate(given: CalibrateOptions) -> None:
     from cutline.cli.setting import open_drafter, open_keys, open_target, open_target_for, thread_count
     from cutline.cli.terminal.time_left import TimeLeft
     from cutline.core.journal import open_journal
-    from cutline.edge.agent import MAX_NOTICE, Agent
+    from cutline.edge.agent import MAX_NOTICE, Agent, AgentSettings
     from cutline.edge.generation.gate import Gate, calibrate_gate, save_gate
     from cutline.errors import InputError, ModelMismatch
     from cutline.models.bundle import JOURNAL, write_calibration
@@ -138,7 +138,10 @@ def calibrate(given: CalibrateOptions) -> None:
         progress = stack.enter_context(TimeLeft(console))
         count = thread_count(given.threads)
         # Nobody waits for these answers, and one that is lost ends it all: a busy machine is given time.
-        open_agent = partial(Agent, drafter, worker=worker, keys=keys, threads=count, notice=MAX_NOTICE, fresh=True)
+        settings = AgentSettings(fresh=True)
+        open_agent = partial(
+            Agent, drafter, worker=worker, keys=keys, threads=count, notice=MAX_NOTICE, settings=settings
+        )
 
         def kept(agent: Agent, part: str) -> KeptAnswers:
             return KeptAnswers(agent.answer, journal, part=part, timeout=given.timeout)

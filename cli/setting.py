@@ -19,8 +19,8 @@ from cutline.protos.channel.address import is_loopback, parse_address
 if TYPE_CHECKING:
     from cutline.edge.agent import Agent
     from cutline.edge.generation.semantic_cache import SemanticCache
+    from cutline.edge.offload.backends.openai_upstream import Upstream
     from cutline.edge.offload.discovery import ListedWorkers
-    from cutline.edge.offload.openai_upstream import Upstream
     from cutline.edge.planning.planner import Planner
     from cutline.protos.channel.credentials import AgentKeys, ServerKeys
 
@@ -92,7 +92,7 @@ def agent_opener(given: AgentOptions, reuse: Reuse = NOTHING_SAID, *, cuts: bool
     All that can be wrong with what was given is raised here: InputError, BundleError.
     """
     from cutline.devices.profile import load_profile
-    from cutline.edge.agent import Agent
+    from cutline.edge.agent import Agent, AgentSettings
     from cutline.edge.generation.energy import EnergyMeter
 
     keys, server, device = open_keys(given.keys), given.server, given.profiles.edge_profile
@@ -114,22 +114,24 @@ def agent_opener(given: AgentOptions, reuse: Reuse = NOTHING_SAID, *, cuts: bool
         worker=given.worker or () if given.directory is None else _listed_in(given.directory, drafter, given, keys),
         threads=threads,
         target=target,
-        provider=provider,
         planner=planner,
         keys=keys,
         notice=given.notice,
-        offline=given.offline,
-        meter=meter,
-        upstream=_upstream(server, key),
-        memory=_memory(reuse.memory),
-        fresh=reuse.fresh,
+        settings=AgentSettings(
+            upstream=_upstream(server, key),
+            offline=given.offline,
+            memory=_memory(reuse.memory),
+            fresh=reuse.fresh,
+            meter=meter,
+            provider=provider,
+        ),
     )
 
 
 def _upstream(given: UpstreamOptions, key: str | None) -> Upstream | None:
     if given.upstream is None:
         return None
-    from cutline.edge.offload.openai_upstream import Upstream
+    from cutline.edge.offload.backends.openai_upstream import Upstream
 
     return Upstream(given.upstream, model=given.upstream_model, key=key)
 
@@ -143,7 +145,7 @@ def _upstream_key(given: AgentOptions) -> str | None:
         return None
     if given.worker or given.directory is not None:
         raise InputError("an upstream answers in place of workers; give --upstream, or --worker or --directory")
-    from cutline.edge.offload.openai_upstream import check_url, open_key
+    from cutline.edge.offload.backends.openai_upstream import check_url, open_key
 
     check_url(url)
     return open_key(file)

@@ -22,6 +22,7 @@ import msgspec
 from cutline.core.files import is_draft, open_regular, read_regular, replace_file, storing, sync_files, sync_folder
 from cutline.core.json_errors import UNREADABLE
 from cutline.core.seal import is_sealed, seal, unseal
+from cutline.core.wire import Wire
 from cutline.errors import BundleError
 from cutline.models.families import AnyFamily
 from cutline.models.layerline import Count, LayerLine, Layers
@@ -99,6 +100,15 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     files: dict[str, str]
     penalties: Penalties = NO_PENALTIES
     calibration: dict[str, Any] | None = None
+
+    def is_exact_at(self, cut: str | None, wire: Wire | None) -> bool:
+        """Whether what crosses `cut` in a format is what the unsplit target has there.
+
+        That is float32, and of the target's own weights: those of the decoder are quantized in bundles that are. None
+        stands for no cut, and for no boundary.
+        """
+        quantized = self.precision != "fp32" and cut in self.line.deep_cuts
+        return wire in (None, Wire.FLOAT32) and not quantized
 
 
 class Bundle:

@@ -288,7 +288,7 @@ def _agreement(setting: Setting, choice: Choice) -> float:
     gate = setting.gate
     if choice.cut is None:
         return 0.0 if gate is None else gate.kept * gate.agreed
-    if _keeps_the_law(setting, choice):
+    if setting.target.is_exact_at(choice.cut, choice.wire):
         of_target = 1.0
     else:
         of_target = (setting.prices or {}).get((choice.cut, choice.wire or Wire.FLOAT32), math.nan)
@@ -297,13 +297,7 @@ def _agreement(setting: Setting, choice: Choice) -> float:
 
 def _is_exact(setting: Setting, choice: Choice) -> bool:
     asks_target = choice.mode in (Mode.CLOUD, Mode.SPLIT, Mode.DRAFT) and not isinstance(setting.cloud, Speed)
-    return asks_target and _keeps_the_law(setting, choice)
-
-
-def _keeps_the_law(setting: Setting, choice: Choice) -> bool:
-    """Whether what reaches the worker is what the unsplit target would have: float32, and the device's layers too."""
-    quantized = setting.target.precision != "fp32" and choice.cut in setting.target.line.deep_cuts
-    return choice.wire in (None, Wire.FLOAT32) and not quantized
+    return asks_target and setting.target.is_exact_at(choice.cut, choice.wire)
 
 
 def _leak(setting: Setting, choice: Choice) -> float:

@@ -1,7 +1,8 @@
-"""A question as the models take it, an answer in the making, and what the agent believes of it."""
+"""A request as the models take it, an answer in the making, and what the agent believes of it."""
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,7 @@ from cutline.protos.messages import Confirmed, Likelihood, Opened
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A question as the models take it, with its images in order.
+    """A request as the models take it, with its images in order.
 
     `images` are as small as they may be for the same pixels; an image that has one of `files` is a preview, and that is
     what goes to a worker. `reduced` of them are JPEGs that were decoded at half their size. `asked` is the target's
@@ -29,12 +30,12 @@ class Prepared:
     questions.
     """
 
-    question: Request
+    request: Request
     images: tuple[Image.Image, ...]
     pixels: tuple[Pixels, ...]
     prompt: tuple[int, ...]
     asked: tuple[int, ...]
-    limit: int  # answer tokens at most
+    limit: int  # answer tokens at most, by the request and the contexts of the models here
     names: tuple[bytes, ...] | None = None  # hashes of the images' files and whose they are
     fresh: bool = False
     files: tuple[bytes | None, ...] = ()
@@ -45,22 +46,21 @@ class Prepared:
         """The names under which something of the images is kept, None where nothing is."""
         return None if self.fresh else self.names
 
-    def is_complete(self, answer: Sequence[int], stop_tokens: Collection[int]) -> bool:
-        """Whether nothing follows the tokens of `answer`."""
-        return len(answer) >= self.limit or (bool(answer) and answer[-1] in stop_tokens)
-
 
 @dataclass(slots=True)
 class Generation:
     """An answer in the making. `tokens` are settled: the target's own, or in mode `edge` the drafter's.
 
-    `transcript` has them as text, and ends the answer where the question says so; `tell` hears of them, in whatever
-    thread settles them.
+    `transcript` has them as text, and ends the answer where the request says so; one of the `stop_tokens` ends it, too,
+    and there are at most `limit` tokens: fewer than were asked for where the context of who appends them holds no more.
+    `tell` hears of them, in whatever thread settles them. Only backends append to it.
     """
 
     began: float
     transcript: Transcript
     tell: Callable[[Event], object] = lambda event: None
+    stop_tokens: Collection[int] = ()
+    limit: int = sys.maxsize
     tokens: list[int] = field(default_factory=list)
     sources: list[Provenance] = field(default_factory=list)
     likelihoods: list[Likelihood | None] = field(default_factory=list)  # None where they are not known
@@ -82,6 +82,23 @@ class Generation:
     def over(self) -> bool:
         """Whether the answer has ended before one of the words that it was to stop at."""
         return self.transcript.stopped
+
+    @property
+    def ended(self) -> bool:
+        """Whether the answer has come to its own end, and not to a limit."""
+        return self.over or self._ends(self.tokens)
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is appended any more."""
+        return self.over or self.completed_by(self.tokens)
+
+    def completed_by(self, tokens: Sequence[int]) -> bool:
+        """Whether nothing would follow if the answer were `tokens`."""
+        return len(tokens) >= self.limit or self._ends(tokens)
+
+    def _ends(self, tokens: Sequence[int]) -> bool:
+        return bool(tokens) and tokens[-1] in self.stop_tokens
 
     def settle(
         self, tokens: Sequence[int], sources: Sequence[Provenance], likelihoods: Sequence[Likelihood | None] = ()
@@ -112,14 +129,14 @@ class Generation:
 
     def anew(self, count: int) -> Generation:
         """One that has the first `count` tokens of this one, tells nobody of more, and keeps its time to itself."""
-        progress = Generation(self.began, self.transcript.empty())
-        progress.settle(self.tokens[:count], self.sources[:count], self.likelihoods[:count])
-        return progress
+        other = Generation(self.began, self.transcript.empty(), stop_tokens=self.stop_tokens, limit=self.limit)
+        other.settle(self.tokens[:count], self.sources[:count], self.likelihoods[:count])
+        return other
 
     def take(self, other: Generation) -> None:
         """Go over to the tokens of another one that was made `anew` from this, and its session; add what it cost."""
         self.tokens, self.sources, self.likelihoods = other.tokens, other.sources, other.likelihoods
-        self.transcript = other.transcript
+        self.transcript, self.limit = other.transcript, other.limit
         self.sent, self.opened, self.reused_images = other.sent, other.opened, other.reused_images
         self.drafted += other.drafted
         self.rounds += other.rounds
@@ -136,13 +153,16 @@ class Generation:
                 outcomes.setdefault(index, index < right)
         return sum(outcomes.values()), len(outcomes)
 
-    def confirm(self, confirmed: Confirmed, prepared: Prepared, vocabulary: int) -> None:
-        """Take what the worker confirmed; what is settled already is passed over. Raises WorkerFailed."""
-        known = len(self.tokens) - (confirmed.position - len(prepared.asked))
+    def confirm(self, confirmed: Confirmed, *, start: int, vocabulary: int) -> None:
+        """Take what the worker confirmed; what is settled already is passed over. Raises WorkerFailed.
+
+        `start` is the position of the answer's first token, `vocabulary` the number of tokens that there are.
+        """
+        known = len(self.tokens) - (confirmed.position - start)
         if known < 0:
             raise WorkerFailed(f"the worker skipped {-known} tokens")
-        if len(self.tokens) - known + len(confirmed.tokens) > prepared.limit:
-            raise WorkerFailed(f"the worker confirmed more than the {prepared.limit} tokens it was asked for")
+        if len(self.tokens) - known + len(confirmed.tokens) > self.limit:
+            raise WorkerFailed(f"the worker confirmed more than the {self.limit} tokens it was asked for")
         if max(confirmed.tokens, default=0) >= vocabulary:
             raise WorkerFailed(f"the worker confirmed a token outside the vocabulary of {vocabulary}")
         sources = [

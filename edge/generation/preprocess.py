@@ -86,7 +86,7 @@ class Preparer:
         if grids != expected:  # a PNG had said behind its pixels that it is turned
             prompt = self._prompt(asked, grids)
         return Prepared(
-            question=asked,
+            request=asked,
             images=tuple(one.picture for one in seen),
             pixels=tuple(one.pixels for one in seen),
             names=names,

@@ -1,1 +1,1 @@
-"""Who answers in the cloud: workers and upstreams, which of them to ask, and what happens when one fails."""
+"""Who answers, and what happens when one fails: the router, its backends, and the workers that may be asked."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cutline.core.request import Request
+from cutline.edge.generation.execution import Execution
 from cutline.edge.generation.result import Believed, Forecast, RunnerUp
 from cutline.partitioner.estimators import Serving
 from cutline.partitioner.plan import Conditions, Plan
@@ -13,12 +13,12 @@ from cutline.partitioner.setting import Asked
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chosen:
-    """A plan for one request: `question` is what to carry out, `plan` what that was predicted to cost, corrected.
+    """A plan for one request: `execution` is how to carry it out, `plan` what that was predicted to cost, corrected.
 
     `next` is the best one of another kind; `serving` what is believed of an upstream, where one is asked.
     """
 
-    question: Request
+    execution: Execution
     plan: Plan
     next: Plan | None
     correction: float

@@ -23,6 +23,7 @@ from cutline.core.wire import Wire
 from cutline.devices.link import LinkProfile
 from cutline.devices.machine.power import Sensors
 from cutline.edge.generation.conditions import group_of
+from cutline.edge.generation.execution import Execution
 from cutline.edge.generation.generation import Generation, Prepared
 from cutline.edge.inference.target_prefix import device_cuts
 from cutline.edge.planning.plan_result import Chosen
@@ -102,7 +103,7 @@ class Planner:
         """
         with self._turn:
             live = self._live = self._live.aged(self._clock())
-        question, throttled = prepared.question, self._is_throttled()
+        question, throttled = prepared.request, self._is_throttled()
         kind = hash((question.tenant, prepared.prompt))  # the same words are often asked again, and nobody's are kept
         asked, group = self._asked(prepared, live, kind, known("image", FLOAT32)), group_of(question)
         found = self._searched(asked, self._space(question), group)
@@ -124,17 +125,7 @@ class Planner:
         if live.serving is not None and not live.serving.answered:
             aside += "; how long the upstream takes is a guess until it has answered"
         return Chosen(
-            question=msgspec.structs.replace(
-                question,
-                mode=plan.mode,
-                cut=plan.cut or "image",
-                wire=plan.wire or Wire.FLOAT32,
-                exact=False,  # what bounds a plan does not bound what is carried out
-                image_must_stay=False,
-                max_latency_ms=None,
-                min_agreement=None,
-                max_leak=None,
-            ),
+            execution=Execution(mode=plan.mode, cut=plan.cut or "image", wire=plan.wire or FLOAT32),
             plan=plan,
             next=found.runner_up,
             correction=live.correction(plan.mode),
@@ -176,7 +167,7 @@ class Planner:
         uploads = progress.opened is not None and chosen.plan.cut == "image"
         uploaded = sum(size for _, size in progress.sent[1:]) if uploads else None
         pixels = self._pixels(prepared, progress.reused_images)
-        group = group_of(prepared.question)
+        group = group_of(prepared.request)
         seen = Observation(
             kind=chosen.kind,
             tokens=max(1, len(progress.tokens)),
@@ -218,7 +209,7 @@ class Planner:
 
     def _asked(self, prepared: Prepared, live: Live, kind: int, known: int) -> Asked:
         """The request's sizes, as far as they are known before it is answered; `known` images need not be sent."""
-        files = sum(map(len, prepared.question.images[known:]))
+        files = sum(map(len, prepared.request.images[known:]))
         small = files if self.upstream else round(live.density.value * self._pixels(prepared, known))
         return Asked(
             grids=tuple(one.grid for one in prepared.pixels),
@@ -362,9 +353,7 @@ def _alone(plan: Plan) -> Space:
 def _cuts(target: Manifest, *, priced: bool) -> tuple[str, ...]:
     """The cuts that may be chosen: quantized layers on the device only where it was measured what they change."""
     cuts = ("image", *(cut for cut in device_cuts(target) if cut != "image"))
-    if priced or target.precision == "fp32":
-        return cuts
-    return tuple(cut for cut in cuts if cut not in target.line.deep_cuts)
+    return tuple(cut for cut in cuts if priced or target.is_exact_at(cut, FLOAT32))
 
 
 def _coarse(count: float, bits: int) -> int:

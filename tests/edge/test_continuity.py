@@ -62,7 +62,7 @@ def truth() -> tuple[int, ...]:
 
 @pytest.fixture(autouse=True)
 def no_gate(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cutline.edge.agent.open_gate", never_keeps)
+    monkeypatch.setattr("cutline.edge.offload.backends.backends.open_gate", never_keeps)
 
 
 def asking(mode: Mode, **options: Any) -> Request:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -207,12 +208,12 @@ def test_a_worker_that_was_restarted_gets_everything_anew(whole: Whole) -> None:
         ):
             for reused in (0, 1):
                 assert (await agent.answer(asked)).reused_images == reused
-            uploads = agent._uploads
+            contact = agent._backends.contact
         async with (
             serve(BUNDLE, listen=address, slots=2, context=256, device="cpu"),
             Agent(DRAFTS, worker=address, threads=1) as agent,
         ):
-            agent._uploads = uploads
+            agent._backends.contact = replace(contact, workers=agent.workers)
             answer = await agent.answer(asked)
             assert ids(answer) == whole.answer(asked.messages, asked.images)
             assert (answer.reused_images, answer.lost) == (0, ())

@@ -12,10 +12,10 @@ from cutline.cli.options import Profiles
 from cutline.cli.setting import open_planner
 from cutline.core.request import Mode
 from cutline.demo.bundles import TARGET
-from cutline.edge.agent import Agent
+from cutline.edge.agent import Agent, AgentSettings
 from cutline.edge.generation.events import Corrected, Event, Settled
 from cutline.edge.generation.result import Lost, Provenance, Tail
-from cutline.edge.offload.failover import TRIES
+from cutline.edge.offload.router import TRIES
 from cutline.errors import (
     InputError,
     WorkerFailed,
@@ -40,7 +40,7 @@ from cutline.testing.worker import (
 
 @pytest.fixture(autouse=True)
 def no_gate(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cutline.edge.agent.open_gate", never_keeps)
+    monkeypatch.setattr("cutline.edge.offload.backends.backends.open_gate", never_keeps)
 
 
 @pytest.mark.parametrize("mode", [Mode.DRAFT, Mode.CLOUD])
@@ -80,8 +80,8 @@ def test_what_a_plan_alone_keeps_to_is_not_corrected(bound: dict[str, Any]) -> N
                 Profiles(edge_profile="raspberry-pi-5", cloud_profile="l4", link="4g"), BUNDLE, target
             )
             async with Agent(BUNDLE, worker=address, threads=1, notice=NOTICE, target=target, planner=planner) as agent:
-                assert agent._meeting is not None
-                await agent._meeting
+                assert agent._planning.meeting is not None
+                await agent._planning.meeting
                 agent.workers.report(address, WorkerFailed("broke"))
                 answer = await agent.answer(asking(Mode.AUTO, correct_seconds=2.0, **bound))
                 assert (answer.tail, answer.bytes_up, answer.worker) == (Tail.UNVERIFIED, 0, None)
@@ -102,7 +102,7 @@ def test_what_no_worker_takes_is_not_corrected_for_ever() -> None:
 
 def test_nobody_is_waited_for_offline_and_what_was_corrected_was_there_before() -> None:
     began = time.monotonic()
-    answer, *_ = ask([ScriptedWorker()], asking(Mode.AUTO, correct_seconds=120.0), offline=True)
+    answer, *_ = ask([ScriptedWorker()], asking(Mode.AUTO, correct_seconds=120.0), settings=AgentSettings(offline=True))
     assert answer.tail is Tail.UNVERIFIED
 
     def during(agent: Agent, event: Event) -> None:
@@ -140,12 +140,12 @@ def test_correcting_ends_in_time() -> None:
 def test_offline_nobody_is_asked() -> None:
     worker = ScriptedWorker()
     for mode in (Mode.AUTO, Mode.DRAFT):
-        answer, *_ = ask([worker], asking(mode), offline=True)
+        answer, *_ = ask([worker], asking(mode), settings=AgentSettings(offline=True))
         assert (ids(answer), answer.alone_from, answer.lost, answer.bytes_up) == (OWN, 0, (), 0)
     for mode in (Mode.CLOUD, Mode.SPLIT):
         asked = asking(mode, cut="decoder.1" if mode is Mode.SPLIT else "image")
         with pytest.raises(WorkerUnavailable, match="offline"):
-            ask([worker], asked, offline=True, target=Bundle.open(TARGET, "device"))
+            ask([worker], asked, settings=AgentSettings(offline=True), target=Bundle.open(TARGET, "device"))
     assert not worker.openings
     assert not worker.heartbeats
 

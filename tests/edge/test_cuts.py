@@ -75,7 +75,7 @@ def ids(answer: Answer) -> tuple[int, ...]:
 def test_with_noise_an_answer_is_not_called_exact(
     cut: str, mode: Mode, worker: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cutline.edge.agent.open_gate", never_keeps)
+    monkeypatch.setattr("cutline.edge.offload.backends.backends.open_gate", never_keeps)
     one = LONGEST
     answers = ask(
         worker,
@@ -117,7 +117,7 @@ def wrong_in_places(every: int) -> Callable[[DrafterConversation, Sequence[int],
 def test_a_cut_changes_no_token(
     cut: str, mode: Mode, worker: str, truth: Truth, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cutline.edge.agent.open_gate", never_keeps)
+    monkeypatch.setattr("cutline.edge.offload.backends.backends.open_gate", never_keeps)
     truths = [truth(one.image, one.question.text) for one in ASKED]
     answers = ask(worker, [Request.about(one.image, one.question.text, mode=mode, cut=cut) for one in ASKED])
     assert [ids(answer) for answer in answers] == truths
@@ -135,7 +135,7 @@ def test_wrong_drafts_change_no_token(
     cut: str, every: int, worker: str, truth: Truth, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(DrafterConversation, "draft", wrong_in_places(every))
-    monkeypatch.setattr("cutline.edge.agent.open_gate", never_keeps)
+    monkeypatch.setattr("cutline.edge.offload.backends.backends.open_gate", never_keeps)
     truths = [truth(one.image, one.question.text) for one in ASKED[:3]]
     for mode in (Mode.DRAFT, Mode.AUTO):
         asked = [Request.about(one.image, one.question.text, mode=mode, cut=cut) for one in ASKED[:3]]
@@ -165,7 +165,7 @@ def test_a_round_verifies_a_whole_draft_also_inside_the_decoder(worker: str, tru
 def test_a_draft_that_is_right_is_verified_in_one_round(
     worker: str, truth: Truth, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cutline.edge.agent.open_gate", never_keeps)
+    monkeypatch.setattr("cutline.edge.offload.backends.backends.open_gate", never_keeps)
     right = truth(LONGEST.image, LONGEST.question.text)
 
     def foreseen(self: DrafterConversation, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
@@ -236,7 +236,7 @@ def test_sampled_drafts_are_right_though_the_targets_prompt_is_shorter(
 
 
 def test_a_kept_answer_cuts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cutline.edge.agent.open_gate", keeps_from(0.0))
+    monkeypatch.setattr("cutline.edge.offload.backends.backends.open_gate", keeps_from(0.0))
     (answer,) = ask(None, [Request.about(ASKED[0].image, "Which?", mode=Mode.AUTO, cut="decoder.2")])
     assert (answer.cut, answer.wire, answer.worker, answer.rounds, answer.exact) == (None, None, None, 0, False)
 
@@ -249,7 +249,7 @@ def test_quantized_layers_are_not_called_exact(cut: str, worker: str) -> None:
     async def run() -> Answer:
         # Its identity is another, as that of a bundle exported so would be; the worker's is what the drafter says.
         async with Agent(drafter, worker=worker, threads=1, target=BUNDLE) as agent:
-            agent._target_bundle = quantized
+            agent._backends.models.target = quantized.manifest
             return await agent.answer(Request.about(ASKED[0].image, "Which?", mode=Mode.SPLIT, cut=cut))
 
     assert asyncio.run(run()).exact == (cut == "decoder.0")

@@ -132,7 +132,7 @@ def test_pure_speculation_costs_one_round_when_every_draft_is_right(
 
 
 def test_what_the_gate_keeps_never_leaves_the_device(drafter: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cutline.edge.agent.open_gate", keeps_from(0.0))
+    monkeypatch.setattr("cutline.edge.offload.backends.backends.open_gate", keeps_from(0.0))
 
     async def run() -> None:
         async with Agent(drafter, worker="127.0.0.1:1", threads=1) as agent:
@@ -156,13 +156,13 @@ def test_what_the_gate_keeps_never_leaves_the_device(drafter: Bundle, monkeypatc
 def test_what_it_does_not_keep_is_verified_whole_in_one_round(
     target: Bundle, drafter: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cutline.edge.agent.open_gate", keeps_from(2.0))
+    monkeypatch.setattr("cutline.edge.offload.backends.backends.open_gate", keeps_from(2.0))
 
     async def run() -> None:
         async with together(target, drafter) as agent:
             for request in ASKED[:6]:
                 monkeypatch.undo()
-                monkeypatch.setattr("cutline.edge.agent.open_gate", keeps_from(2.0))
+                monkeypatch.setattr("cutline.edge.offload.backends.backends.open_gate", keeps_from(2.0))
                 truth = ids(await agent.answer(asking(request, Mode.CLOUD)))
                 monkeypatch.setattr(DrafterConversation, "draft", foreseen(truth))
                 answer = await agent.answer(asking(request, Mode.AUTO))
@@ -178,7 +178,7 @@ def test_what_it_does_not_keep_is_verified_whole_in_one_round(
 def test_an_escalation_goes_on_drafting_from_where_it_was_wrong(
     target: Bundle, drafter: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cutline.edge.agent.open_gate", keeps_from(2.0))
+    monkeypatch.setattr("cutline.edge.offload.backends.backends.open_gate", keeps_from(2.0))
 
     async def run() -> None:
         async with together(target, drafter) as agent:

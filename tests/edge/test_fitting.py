@@ -30,7 +30,7 @@ MODES = [Mode.CLOUD, Mode.DRAFT, Mode.AUTO]
 
 @pytest.fixture(autouse=True)
 def no_gate(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cutline.edge.agent.open_gate", never_keeps)
+    monkeypatch.setattr("cutline.edge.offload.backends.backends.open_gate", never_keeps)
 
 
 @pytest.fixture

@@ -14,13 +14,19 @@ from cutline.core.request import Mode
 from cutline.edge.agent import Agent
 from cutline.edge.api.introspection import state_of
 from cutline.edge.api.metrics import Totals
-from cutline.edge.offload.failover import Failover
+from cutline.edge.generation.detokenizer import Transcript
+from cutline.edge.generation.generation import Generation
+from cutline.edge.generation.result import Decision
+from cutline.edge.offload.route import Route
 from cutline.edge.offload.worker_pool import Workers
+from cutline.edge.request_planner import RequestPlanner
 from cutline.errors import InputError, WorkerUnavailable
+from cutline.models.vocabulary import Vocabulary
 from cutline.protos.messages import Confirmed, Finished, Opened, Reason, worker_to_wire
 from cutline.protos.v1 import worker_pb2 as pb
 from cutline.testing.worker import BUNDLE, TRUTH, ScriptedWorker, asking, never_keeps, serving
 
+VOCABULARY = Vocabulary.open(BUNDLE)
 TRIP, PREPARED, QUEUED = 0.25, 0.5, 0.25  # seconds
 
 
@@ -38,7 +44,7 @@ class FarWorker(ScriptedWorker):
 
 
 def test_the_link_is_known_from_the_first_session_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cutline.edge.agent.open_gate", never_keeps)
+    monkeypatch.setattr("cutline.edge.offload.backends.backends.open_gate", never_keeps)
 
     async def run() -> None:
         async with serving(FarWorker()) as address, Agent(BUNDLE, worker=address, threads=1) as agent:
@@ -56,13 +62,17 @@ def test_the_link_is_known_from_the_first_session_on(monkeypatch: pytest.MonkeyP
 
 
 def test_silence_is_that_of_the_worker_which_was_lost() -> None:
-    asking_: Any = Failover.__new__(Failover)
-    asking_.progress, asking_._loss = SimpleNamespace(tokens=[]), None
-    asking_.sessions = [SimpleNamespace(address="a", heard=time.monotonic() - 5.0)]
-    asking_._lose("b", WorkerUnavailable("there was no session"))
-    assert asking_._loss.silent_ms == 0.0
-    asking_._lose("a", WorkerUnavailable("silent"))
-    assert asking_._loss.silent_ms >= 5000.0
+    route, progress = (
+        Route(0.0, never_keeps(BUNDLE).said("any", Decision.PASSED)),
+        Generation(0.0, Transcript(VOCABULARY)),
+    )
+    session: Any = SimpleNamespace(address="a", heard=time.monotonic() - 5.0)
+    route.sessions.append(session)
+    for worker in ("b", "a"):
+        route.lose(worker, WorkerUnavailable("nothing was heard"), 0)
+        route.tell_lost(progress, None)
+    assert route.lost[0].silent_ms == 0.0
+    assert route.lost[1].silent_ms >= 5000.0
 
 
 class Locked(Workers):
@@ -75,10 +85,10 @@ class Locked(Workers):
 def test_keys_that_no_longer_read_are_left_for_a_session_to_tell() -> None:
     async def run() -> None:
         planner: Any = SimpleNamespace(upstream=False)
-        agent = Agent(BUNDLE, worker=Locked(("127.0.0.1:1",)), threads=1)
-        agent._planner = planner
-        async with agent:
-            assert agent._meeting is not None
-            await agent._meeting
+        async with Agent(BUNDLE, worker=Locked(("127.0.0.1:1",)), threads=1) as agent:
+            planning = RequestPlanner(planner, agent._backends)
+            planning.open()
+            assert planning.meeting is not None
+            await planning.meeting
 
     asyncio.run(run())

@@ -75,7 +75,7 @@ def test_who_gives_up_a_blocked_write_is_cancelled() -> None:
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the image, a large one is sent; and no gate keeps an answer."""
     monkeypatch.setattr(type(BUNDLE.manifest.family), "shrink", lambda *_: os.urandom(LARGE))
-    monkeypatch.setattr("cutline.edge.agent.open_gate", never_keeps)
+    monkeypatch.setattr("cutline.edge.offload.backends.backends.open_gate", never_keeps)
 
 
 @pytest.mark.usefixtures("large")

@@ -19,7 +19,7 @@ from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.devices.emulator import LinkEmulator
 from cutline.devices.link import load_link
-from cutline.edge.agent import Agent
+from cutline.edge.agent import Agent, AgentSettings
 from cutline.edge.generation.generation import Prepared
 from cutline.edge.generation.result import Answer, Provenance
 from cutline.edge.planning.plan_inputs import setting_of
@@ -115,7 +115,7 @@ def test_only_cuts_are_planned_at_which_the_worker_can_begin() -> None:
     target, drafter = Bundle.open(TARGET), Bundle.open(DRAFTER)
     planner = planning()
     asked = Request.about(REQUESTS[0].image, "Describe the card.", exact=True)
-    assert planner.plan(prepared(exact=True), ready=CUTS).question.cut not in CUTS[7:]
+    assert planner.plan(prepared(exact=True), ready=CUTS).execution.cut not in CUTS[7:]
 
     async def run() -> None:
         async with (
@@ -132,11 +132,11 @@ def test_only_cuts_are_planned_at_which_the_worker_can_begin() -> None:
 
     asyncio.run(run())
     planner.meet("magic", "head")
-    assert planner.plan(prepared(exact=True), ready=CUTS).question.cut in CUTS[7:], (
+    assert planner.plan(prepared(exact=True), ready=CUTS).execution.cut in CUTS[7:], (
         "what makes no sense changes nothing"
     )
     planner.meet("image", "end")
-    assert planner.plan(prepared(exact=True), ready=CUTS).question.cut not in CUTS[7:]
+    assert planner.plan(prepared(exact=True), ready=CUTS).execution.cut not in CUTS[7:]
 
 
 def test_a_planner_is_only_loaded_where_it_is_wanted() -> None:
@@ -208,7 +208,12 @@ def test_with_no_worker_reachable_auto_answers_here_and_only_an_exact_question_i
         target = Bundle.open(TARGET)
         for offline in (True, False):
             async with Agent(
-                Bundle.open(DRAFTER), worker="127.0.0.1:1", threads=1, target=target, planner=planner, offline=offline
+                Bundle.open(DRAFTER),
+                worker="127.0.0.1:1",
+                threads=1,
+                target=target,
+                planner=planner,
+                settings=AgentSettings(offline=offline),
             ) as agent:
                 edge = await agent.answer(msgspec.structs.replace(asked, mode=Mode.EDGE))
                 for bound in ({}, {"image_must_stay": True}, {"max_latency_ms": 500.0}):

@@ -22,13 +22,13 @@ from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.devices.link import LinkProfile
 from cutline.devices.profile import DeviceProfile, DrafterTable
-from cutline.edge.agent import Agent
+from cutline.edge.agent import Agent, AgentSettings
 from cutline.edge.generation.conditions import PLAIN
 from cutline.edge.generation.detokenizer import Transcript
 from cutline.edge.generation.generation import Generation, Prepared
 from cutline.edge.generation.preprocess import Preparer
 from cutline.edge.generation.result import Answer, Provenance
-from cutline.edge.offload.openai_upstream import Upstream
+from cutline.edge.offload.backends.openai_upstream import Upstream
 from cutline.edge.planning.plan_inputs import upstream_setting
 from cutline.edge.planning.plan_result import Chosen
 from cutline.edge.planning.planner import Planner
@@ -117,7 +117,7 @@ class World:
         latency = 0.004 + drafted
         progress = Generation(0.0, Transcript(VOCABULARY), tokens=[9] * self.tokens)
         if chosen.plan.mode != "edge":
-            size = 250 + 4 * len(asked.question.images[0]) // 3
+            size = 250 + 4 * len(asked.request.images[0]) // 3
             wait = size / self.uplink + 0.040 + self.first
             progress.sent, progress.connecting = [(5.0, size)], self.connecting
             progress.first, progress.last = 5.0 + wait, 5.0 + wait + (self.tokens - 1) * self.token
@@ -166,7 +166,7 @@ def test_pictures_of_several_sizes_tell_a_slow_link_from_a_slow_server() -> None
     world.answers(30, min_agreement=1.0)
     for padding in (0, 100_000, 300_000):
         asked = prepared(padding, min_agreement=1.0)
-        upload = (250 + 4 * len(asked.question.images[0]) / 3) / world.uplink
+        upload = (250 + 4 * len(asked.request.images[0]) / 3) / world.uplink
         plan = world.planner.plan(asked, ready=()).plan
         assert plan.latency_ms / 1e3 == pytest.approx(0.044 + upload + 0.5 + 11 * 0.02, rel=0.25)
 
@@ -191,14 +191,14 @@ def test_a_quick_upstream_is_asked_straight_and_a_slow_one_behind_the_gate() -> 
         world.answers(6, min_agreement=1.0)
         chosen = world.plan()
         assert chosen.plan.mode == wanted, chosen.why
-        assert (chosen.question.mode, chosen.question.cut) == (Mode(wanted), "image")
+        assert (chosen.execution.mode, chosen.execution.cut) == (Mode(wanted), "image")
 
 
 def test_a_latency_that_the_device_alone_can_keep_to() -> None:
     world = World(first=5.0)
     world.answers(6, min_agreement=1.0)
     chosen = world.plan(max_latency_ms=1500.0)
-    assert (chosen.plan.mode, chosen.plan.cut, chosen.question.mode) == ("edge", None, Mode.EDGE)
+    assert (chosen.plan.mode, chosen.plan.cut, chosen.execution.mode) == ("edge", None, Mode.EDGE)
     assert chosen.plan.slowest_ms <= 1500.0
     assert "no plan keeps to 1.5e+03 ms and 0.9 of the answers" in chosen.why
     told = chosen.forecast(hindsight=0.1, measured=0.1, cold=False)
@@ -270,11 +270,13 @@ def in_agent(work: Callable[[Agent], Any], *, seconds: float, edge: DeviceProfil
         transport = httpx.MockTransport(lambda request: httpx.Response(200, stream=Late(seconds)))
         upstream = Upstream("https://there/v1", model="big", transport=transport)
         planner = Planner(device(edge=edge), link(rtt_ms=1.0, uplink_mbps=1000.0, downlink_mbps=1000.0))
-        async with Agent(BUNDLE, worker=None, threads=1, upstream=upstream, planner=planner) as agent:
+        async with Agent(
+            BUNDLE, worker=None, threads=1, settings=AgentSettings(upstream=upstream), planner=planner
+        ) as agent:
             return await work(agent)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cutline.edge.agent.open_gate", keeps_from(gate))
+        patch.setattr("cutline.edge.offload.backends.backends.open_gate", keeps_from(gate))
         return asyncio.run(run())
 
 
@@ -353,7 +355,7 @@ def test_a_planner_is_for_workers_or_for_an_upstream() -> None:
     )
     of_upstream = open_planner(Profiles(edge_profile="raspberry-pi-5", link="4g"), BUNDLE, None, upstream=True)
     with pytest.raises(InputError, match="by its own planner"):
-        Agent(BUNDLE, worker=None, threads=1, upstream=upstream, planner=of_worker)
+        Agent(BUNDLE, worker=None, threads=1, settings=AgentSettings(upstream=upstream), planner=of_worker)
     with pytest.raises(InputError, match="by its own planner"):
         Agent(BUNDLE, worker="127.0.0.1:1", target=Bundle.open(TARGET), threads=1, planner=of_upstream)
     with pytest.raises(InputError, match="--cloud-profile is a worker's"):

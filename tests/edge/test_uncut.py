@@ -48,8 +48,8 @@ def test_a_split_without_a_cut_is_planned_where_there_are_profiles(bundles: tupl
         async with Agent(bundles[0], worker="127.0.0.1:1", threads=1, target=bundles[1], planner=planner) as agent:
             prepared: Prepared = agent._preparer.prepare(Request.about(CARD, "Read the digits.", mode=Mode.SPLIT))
             chosen = planner.plan(prepared, ready=())
-            assert chosen.question.mode is Mode.SPLIT
-            assert chosen.question.cut != "image"
+            assert chosen.execution.mode is Mode.SPLIT
+            assert chosen.execution.cut != "image"
             assert chosen.plan.mode == "split"
 
     asyncio.run(run())

@@ -14,11 +14,18 @@ import pytest
 
 from cutline.core.request import Mode, Request
 from cutline.core.sampling import Sampling
-from cutline.edge.agent import Agent
+from cutline.edge.agent import Agent, AgentSettings
 from cutline.edge.generation.events import Corrected
 from cutline.edge.generation.result import Answer
-from cutline.edge.offload.openai_messages import SAMPLING, Trouble, also_refused, failure_of, reason_of, refusal_of
-from cutline.edge.offload.openai_upstream import Upstream
+from cutline.edge.offload.backends.openai_messages import (
+    SAMPLING,
+    Trouble,
+    also_refused,
+    failure_of,
+    reason_of,
+    refusal_of,
+)
+from cutline.edge.offload.backends.openai_upstream import Upstream
 from cutline.edge.offload.recovery import BACK_SECONDS
 from cutline.errors import AccessDenied, CutlineError, WorkerBusy, WorkerFailed, WorkerUnavailable
 from cutline.testing.worker import BUNDLE, REQUEST, never_keeps
@@ -28,7 +35,7 @@ SSE, JSON, HTML = "text/event-stream", "application/json", "text/html; charset=u
 
 @pytest.fixture(autouse=True)
 def no_gate(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cutline.edge.agent.open_gate", never_keeps)
+    monkeypatch.setattr("cutline.edge.offload.backends.backends.open_gate", never_keeps)
 
 
 def event(said: object) -> bytes:
@@ -117,7 +124,7 @@ def asked_of(server: Server, *questions: Request, key: str | None = None) -> lis
         async with server.serving() as url:
             upstream = Upstream(url, model="big", key=key)
             found = list[Answer | CutlineError]()
-            async with Agent(BUNDLE, worker=None, threads=1, upstream=upstream) as agent:
+            async with Agent(BUNDLE, worker=None, threads=1, settings=AgentSettings(upstream=upstream)) as agent:
                 for question in questions:
                     try:
                         found.append(await agent.answer(question))
@@ -199,7 +206,7 @@ def test_half_an_answer_is_none_and_the_drafters_own_stands_for_it(server: Serve
     async def run() -> None:
         async with server.serving() as url:
             upstream = Upstream(url, model="big")
-            async with Agent(BUNDLE, worker=None, threads=1, upstream=upstream) as agent:
+            async with Agent(BUNDLE, worker=None, threads=1, settings=AgentSettings(upstream=upstream)) as agent:
                 async for event in agent.stream(asking(Mode.AUTO)):
                     told.append(event)
 
@@ -321,7 +328,10 @@ def test_a_server_that_is_away_costs_once_and_is_asked_again_once_it_answers() -
         async with server.serving() as url:
             port = int(url.rpartition(":")[2].removesuffix("/v1"))
         upstream = Upstream(url, model="big", clock=Time())
-        async with Agent(BUNDLE, worker=None, threads=1, upstream=upstream) as agent, asyncio.timeout(60):
+        async with (
+            Agent(BUNDLE, worker=None, threads=1, settings=AgentSettings(upstream=upstream)) as agent,
+            asyncio.timeout(60),
+        ):
             with pytest.raises(WorkerUnavailable, match="no server answers") as raised:
                 await agent.answer(asking(Mode.CLOUD))
             assert raised.value.retry_seconds == BACK_SECONDS

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 
 from cutline.demo.bundles import DRAFTER
-from cutline.edge.agent import Agent
+from cutline.edge.agent import Agent, AgentSettings
 from cutline.edge.api.app import application
 from cutline.models.bundle import Bundle
 
@@ -31,7 +31,7 @@ def test_no_image_is_fetched() -> None:
     body = {"messages": [{"role": "user", "content": parts}], "cutline": {"mode": "edge"}}
 
     async def run() -> None:
-        async with Agent(Bundle.open(DRAFTER), worker=None, threads=1, offline=True) as agent:
+        async with Agent(Bundle.open(DRAFTER), worker=None, threads=1, settings=AgentSettings(offline=True)) as agent:
             app = httpx.ASGITransport(application(agent, fetcher=elsewhere))
             async with httpx.AsyncClient(transport=app, base_url="http://agent") as client:
                 refused = await client.post("/v1/chat/completions", json=body)

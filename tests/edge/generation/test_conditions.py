@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cutline.core.conversation import ImagePart, Message, Role, TextPart
 from cutline.core.request import Mode, Request
 from cutline.core.sampling import Sampling
-from cutline.edge.agent import Agent
+from cutline.edge.agent import Agent, AgentSettings
 from cutline.edge.generation.conditions import CALIBRATED, GROUPS, PLAIN, Order, conditions_of, group_of
 from cutline.edge.generation.gate import Gate
 from cutline.edge.generation.result import Answer, Decision
@@ -102,10 +102,10 @@ def answers(questions: Sequence[Request], gate: Gate, memory: SemanticCache | No
 
     async def run() -> list[Answer]:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("cutline.edge.agent.open_gate", lambda bundle: gate)
+            patch.setattr("cutline.edge.offload.backends.backends.open_gate", lambda bundle: gate)
             async with (
                 serving(ScriptedWorker()) as address,
-                Agent(BUNDLE, worker=address, threads=1, memory=memory) as agent,
+                Agent(BUNDLE, worker=address, threads=1, settings=AgentSettings(memory=memory)) as agent,
             ):
                 return [await agent.answer(question) for question in questions]
 

@@ -11,13 +11,14 @@ import pytest
 from PIL import Image
 
 from cutline.core.conversation import ImagePart, Message, TextPart
-from cutline.core.request import Request
+from cutline.core.request import Mode, Request
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.edge.generation import preprocess
+from cutline.edge.generation.execution import Execution
 from cutline.edge.generation.preprocess import Preparer
-from cutline.edge.offload.upload_cache import Uploads
+from cutline.edge.offload.backends.upload_cache import Uploads
 from cutline.errors import InputError, PromptError
 from cutline.models.bundle import Bundle
 from cutline.models.families.smolvlm import SmolVLM
@@ -146,7 +147,7 @@ def test_a_large_photograph_is_reduced_and_travels_as_what_the_model_sees() -> N
     file = saved(Image.linear_gradient("L").resize((6000, 4000)).convert("RGB"), "JPEG")
     found = preparer().prepare(Request.about(file, "What?"))
     assert found.reduced == 1
-    (sent,) = Uploads().pack("worker", found, None, FAMILY).files
+    (sent,) = Uploads().pack("worker", found, Execution(mode=Mode.CLOUD), None, FAMILY).files
     there = FAMILY.preprocess(decode_image(sent, TRAVELLING))
     assert np.array_equal(there.values, found.pixels[0].values)
 

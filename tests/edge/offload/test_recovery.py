@@ -11,9 +11,9 @@ import pytest
 from cutline.core.request import Mode
 from cutline.edge.agent import Agent
 from cutline.edge.offload.circuit_breaker import COOL_MOST
-from cutline.edge.offload.failover import PATIENCE_SECONDS
 from cutline.edge.offload.heartbeat import WorkerSilent
 from cutline.edge.offload.recovery import BACK_SECONDS, PROBE_SECONDS, Recovery
+from cutline.edge.offload.router import PATIENCE_SECONDS
 from cutline.edge.offload.worker_pool import Workers
 from cutline.errors import AccessDenied, CutlineError, InputError, WorkerBusy, WorkerFailed, WorkerUnavailable
 from cutline.protos.client import WorkerClient
@@ -173,7 +173,7 @@ def test_a_probe_that_cannot_go_on_is_logged(caplog: pytest.LogCaptureFixture) -
 
 def test_a_worker_that_was_started_again_is_found_by_its_port(monkeypatch: pytest.MonkeyPatch) -> None:
     """Real connections: the agent's clock stands still, so nothing but an answered probe can end the rest."""
-    monkeypatch.setattr("cutline.edge.agent.open_gate", never_keeps)
+    monkeypatch.setattr("cutline.edge.offload.backends.backends.open_gate", never_keeps)
     time = Time()
 
     async def run() -> None:
@@ -197,7 +197,7 @@ def test_a_worker_that_was_started_again_is_found_by_its_port(monkeypatch: pytes
 def test_while_nobody_is_there_a_question_for_the_target_is_refused_at_once_with_a_time_to_come_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("cutline.edge.agent.open_gate", never_keeps)
+    monkeypatch.setattr("cutline.edge.offload.backends.backends.open_gate", never_keeps)
     opened = list[str]()
 
     class Counted(Workers):

@@ -121,7 +121,7 @@ class Patient(ScriptedWorker):
 
 
 def test_going_on_elsewhere_takes_nothing_but_an_opening(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cutline.edge.agent.open_gate", never_keeps)
+    monkeypatch.setattr("cutline.edge.offload.backends.backends.open_gate", never_keeps)
     first, second = Patient((6, "break")), ScriptedWorker()
 
     def during(agent: Agent, event: Event) -> None:

@@ -107,8 +107,9 @@ class World:
         """Plan a request and carry it out; the gate keeps nothing."""
         asked = prepared(**options)
         chosen = self.planner.plan(asked, ready=CUTS)
-        plan, question = chosen.plan, chosen.question
-        space = Space(modes=(plan.mode,), cuts=(question.cut,), wires=(question.wire,), efforts=(question.effort,))
+        plan, way = chosen.plan, chosen.execution
+        effort = 1.0 if plan.drafting is None else plan.drafting.effort
+        space = Space(modes=(plan.mode,), cuts=(way.cut,), wires=(way.wire,), efforts=(effort,))
         setting = self.setting
         if setting.gate is not None:
             setting = replace(setting, gate=replace(setting.gate, kept=0.0))
@@ -148,7 +149,7 @@ class Ticks:
 
 
 def test_the_first_plan_is_the_best_of_all_that_may_be_chosen() -> None:
-    setting, asked = demo(), prepared()
+    setting = demo()
     chosen = world(setting).plan()
     assert chosen.conditions.rtt == pytest.approx(0.04)
     assert chosen.conditions.uplink == pytest.approx(10 * 125_000)
@@ -162,9 +163,7 @@ def test_the_first_plan_is_the_best_of_all_that_may_be_chosen() -> None:
     )
     best = min(plan.latency_ms for plan in every if plan.agreement is not None and plan.agreement >= 0.9)
     assert chosen.plan.latency_ms == pytest.approx(best, rel=0.04), "but for loaded graphs and alike prompts"
-    question = chosen.question
-    assert (question.mode, question.cut) == (chosen.plan.mode, chosen.plan.cut)
-    assert (question.text, question.images[0]) == (asked.question.text, asked.question.images[0])
+    assert (chosen.execution.mode, chosen.execution.cut) == (chosen.plan.mode, chosen.plan.cut)
     assert str(round(chosen.plan.latency_ms)) in chosen.why
 
 
@@ -208,7 +207,7 @@ def test_what_the_worker_keeps_costs_nothing_to_send(known: tuple[str, ...], cut
 
     anew = here.planner.plan(several(0), ready=CUTS)
     chosen = here.planner.plan(several(0), ready=CUTS, known=keeps)
-    assert chosen.question.cut == cut
+    assert chosen.execution.cut == cut
     assert chosen.plan.bytes_up < anew.plan.bytes_up / 3
     assert chosen.plan.latency_ms < anew.plan.latency_ms / 2
     # The second of two images is still to be sent, and small as it is rather both as files than its rows.
@@ -221,7 +220,7 @@ def test_hindsight_knows_what_was_not_sent() -> None:
     here, asked = world(uplink_mbps=0.02), several(0)
     for cut in ("image", "vision.1"):
         chosen = here.planner.plan(asked, ready=CUTS, known=lambda at, wire, only=cut: int(at == only))  # type: ignore[misc]
-        assert chosen.question.cut == cut
+        assert chosen.execution.cut == cut
         progress = Generation(0.0, Transcript(Vocabulary.open(Bundle.open(DRAFTER))), tokens=[9] * 4, cold=True)
         progress.sent, progress.reused_images = [(5.0, 300)], 1
         progress.opened = (5.2, Opened("it", kept=True))
@@ -295,13 +294,13 @@ def test_the_gates_live_record_counts() -> None:
 
 LIMITS: list[tuple[dict[str, Any], Callable[[Chosen], bool]]] = [
     ({"exact": True}, lambda one: one.plan.exact and one.plan.mode != "auto"),
-    ({"image_must_stay": True}, lambda one: CUTS.index(one.question.cut) > CUTS.index("vision.0")),
-    ({"exact": True, "image_must_stay": True}, lambda one: one.plan.exact and one.question.cut != "image"),
+    ({"image_must_stay": True}, lambda one: CUTS.index(one.execution.cut) > CUTS.index("vision.0")),
+    ({"exact": True, "image_must_stay": True}, lambda one: one.plan.exact and one.execution.cut != "image"),
     ({"max_latency_ms": 500.0}, lambda one: one.plan.slowest_ms <= 500.0),
     ({"min_agreement": 1.0}, lambda one: one.plan.agreement == 1.0),
-    ({"max_leak": 0.5}, lambda one: (one.question.cut, one.plan.leak) == ("decoder.0", 0.25)),
+    ({"max_leak": 0.5}, lambda one: (one.execution.cut, one.plan.leak) == ("decoder.0", 0.25)),
     ({"sampling": Sampling(temperature=0.7)}, lambda one: one.plan.mode != "auto"),
-    ({"effort": 0.5}, lambda one: one.plan.mode in ("draft", "auto") and one.question.effort in (0.5, 1.0)),
+    ({"effort": 0.5}, lambda one: one.plan.drafting is not None and one.plan.drafting.effort == 0.5),
 ]
 
 
@@ -321,21 +320,21 @@ def test_limits_that_no_plan_keeps_to() -> None:
 
 def test_formats_whose_price_is_not_known_are_not_tried() -> None:
     slow: dict[str, Any] = {"uplink_mbps": 0.05, "rtt_ms": 5.0}
-    assert world(demo(gate=None), **slow).plan().question.wire is not Wire.FLOAT32
-    assert world(demo(gate=None, prices=None), **slow).plan().question.wire is Wire.FLOAT32
+    assert world(demo(gate=None), **slow).plan().execution.wire is not Wire.FLOAT32
+    assert world(demo(gate=None, prices=None), **slow).plan().execution.wire is Wire.FLOAT32
     target = msgspec.structs.replace(Bundle.open(TARGET).manifest, precision="int8")
     unpriced = world(demo(gate=None, prices=None, target=target, cloud=machine("worker", 1e9)), **slow).plan()
-    assert unpriced.question.cut not in target.line.deep_cuts
+    assert unpriced.execution.cut not in target.line.deep_cuts
     bad = {(cut, wire): 1.0 if wire is Wire.FLOAT32 else 0.5 for cut in CUTS for wire in Wire}
-    assert world(demo(gate=None, prices=bad), **slow).plan().question.wire is Wire.FLOAT32
-    assert world(demo(gate=None, prices=bad), **slow).plan(min_agreement=0.4).question.wire is not Wire.FLOAT32
+    assert world(demo(gate=None, prices=bad), **slow).plan().execution.wire is Wire.FLOAT32
+    assert world(demo(gate=None, prices=bad), **slow).plan(min_agreement=0.4).execution.wire is not Wire.FLOAT32
 
 
 def test_graphs_that_are_loaded_decide_between_plans_that_are_alike() -> None:
     here = world(exact := demo(gate=None))
     assert exact.gate is None
     best = here.planner.plan(prepared(), ready=CUTS)
-    others = [cut for cut in CUTS if cut != best.question.cut]
+    others = [cut for cut in CUTS if cut != best.execution.cut]
     kept = here.planner.plan(prepared(), ready=others)
     assert kept.plan.latency_ms <= best.plan.latency_ms * 1.03 + 1e-6
 
@@ -382,5 +381,5 @@ def test_many_kinds_of_requests_do_not_fill_the_memory() -> None:
     asked = prepared()
     for index in range(150):
         other = replace(asked, prompt=asked.prompt * (1 + index % 40), limit=1 + index)
-        planner.plan(replace(other, question=msgspec.structs.replace(asked.question, effort=1 - index / 300)), ready=())
+        planner.plan(replace(other, request=msgspec.structs.replace(asked.request, effort=1 - index / 300)), ready=())
     assert planner._searches.size <= 64

@@ -16,7 +16,7 @@ from cutline.edge.agent import Agent
 from cutline.edge.generation.events import Event, Guessed, Settled
 from cutline.edge.generation.result import Lost, Tail
 from cutline.edge.offload.circuit_breaker import COOL_FIRST
-from cutline.edge.offload.failover import RETRY_SECONDS, TRIES
+from cutline.edge.offload.router import RETRY_SECONDS, TRIES
 from cutline.edge.offload.status import Breaker
 from cutline.errors import (
     AccessDenied,
@@ -52,7 +52,7 @@ from cutline.testing.worker import (
 
 @pytest.fixture(autouse=True)
 def no_gate(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cutline.edge.agent.open_gate", never_keeps)
+    monkeypatch.setattr("cutline.edge.offload.backends.backends.open_gate", never_keeps)
 
 
 FATES = [HANG, END, BREAK, SKIP, WorkerFailed("broke"), WorkerUnavailable("drains"), WorkerForgot("anew")]
@@ -235,13 +235,13 @@ def test_a_trial_that_never_came_to_a_session_lets_another_try() -> None:
     async def run() -> None:
         async with serving(worker) as address, Agent(BUNDLE, worker=address, threads=1, notice=NOTICE) as agent:
 
-            def fail(prepared: object) -> None:
+            def fail(*_: object) -> None:
                 raise InputError("no such cut")
 
             agent.workers.report(address, WorkerFailed("broke"))
             await asyncio.sleep(COOL_FIRST)
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(agent, "_cross", fail)
+                patch.setattr(agent._backends.models, "_cross", fail)
                 with pytest.raises(InputError, match="no such cut"):
                     await agent.answer(asking(Mode.DRAFT))
             assert not worker.openings

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from cutline.core.lru_cache import LruCache
 from cutline.core.wire import Wire
+from cutline.edge.generation.execution import Execution
 from cutline.edge.generation.generation import Prepared
 from cutline.edge.inference.kv_cache import Rows
 from cutline.edge.inference.target_prefix import Crossing
@@ -49,26 +50,28 @@ class Uploads:
     def __init__(self) -> None:
         self._digests: LruCache[UploadKey, bytes] = LruCache(REMEMBERED)
 
-    def pack(self, worker: str, prepared: Prepared, crossing: Crossing | None, family: AnyFamily) -> Upload:
+    def pack(
+        self, worker: str, prepared: Prepared, execution: Execution, crossing: Crossing | None, family: AnyFamily
+    ) -> Upload:
         """What goes to the worker at this address: files, or where there is a `crossing` what that computes.
 
         Raises InputError where the format cannot hold it.
         """
-        question, everything = prepared.question, range(len(prepared.images))
+        cut, wire, everything = execution.cut, execution.wire, range(len(prepared.images))
         if crossing is not None and crossing.deep:
             return Upload()
-        if crossing is not None and question.keep_image_tokens < 1.0:
+        if crossing is not None and prepared.request.keep_image_tokens < 1.0:
             return Upload(rows=tuple(map(crossing.image, everything)))
-        ways = self._ways(worker, prepared, question.cut, question.wire)
+        ways = self._ways(worker, prepared, cut, wire)
         known = self._known(ways)
         if crossing is None:
             files = [_packed(prepared, index, family) for index in everything[len(known) :]]
             digests = (*known, *map(image_digest, files)) if prepared.kept is not None else ()
             return Upload(digests, len(known), files=tuple(files), ways=ways)
         rows = [crossing.image(index) for index in everything[len(known) :]]
-        theirs = (as_received(one, question.wire) for one in rows)
+        theirs = (as_received(one, wire) for one in rows)
         grids = (one.grid for one in prepared.pixels[len(known) :])
-        fresh = (rows_digest(question.cut, question.wire, *pair) for pair in zip(grids, theirs, strict=True))
+        fresh = (rows_digest(cut, wire, *pair) for pair in zip(grids, theirs, strict=True))
         digests = (*known, *fresh) if prepared.kept is not None else ()
         return Upload(digests, len(known), rows=tuple(rows), ways=ways)
 
@@ -87,7 +90,7 @@ class Uploads:
 
     def _ways(self, worker: str, prepared: Prepared, cut: str, wire: Wire) -> tuple[UploadKey, ...]:
         format_ = None if cut == "image" else wire
-        noise = prepared.question.noise
+        noise = prepared.request.noise
         return tuple(UploadKey(worker, name, cut, format_, noise) for name in prepared.kept or ())
 
     def _known(self, ways: Sequence[UploadKey]) -> list[bytes]:
@@ -102,4 +105,4 @@ class Uploads:
 def _packed(prepared: Prepared, index: int, family: AnyFamily) -> bytes:
     """The file in which an image travels."""
     packed = prepared.files[index] if prepared.files else None
-    return family.shrink(prepared.question.images[index], prepared.images[index]) if packed is None else packed
+    return family.shrink(prepared.request.images[index], prepared.images[index]) if packed is None else packed

@@ -18,12 +18,14 @@ from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.edge.generation.detokenizer import Transcript
+from cutline.edge.generation.execution import Execution
 from cutline.edge.generation.generation import Generation, Prepared
 from cutline.edge.generation.result import Provenance
 from cutline.edge.inference import target_prefix
 from cutline.edge.inference.drafter import Drafted, DrafterConversation
 from cutline.edge.inference.target_prefix import TargetSpan
-from cutline.edge.offload.worker_session import DeviceModels, Exchange
+from cutline.edge.offload.backends.device_models import DeviceWork
+from cutline.edge.offload.backends.worker_session import Exchange
 from cutline.errors import WorkerBusy, WorkerFailed
 from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image
@@ -199,7 +201,8 @@ def exchange(
     mode = Mode.CLOUD if cut == "image" else Mode.SPLIT if drafting is None else Mode.DRAFT
     asked = Request.about(REQUEST.image, "Describe the card.", mode=mode, cut=cut, request_id="req-7", trace=TRACE)
     prepared = Prepared(asked, (PICTURE,), (PIXELS,), PROMPT, PROMPT, 64)
-    progress = Generation(0.0, Transcript(Vocabulary.open(Bundle.open(DRAFTER))))
+    transcript = Transcript(Vocabulary.open(Bundle.open(DRAFTER)))
+    progress = Generation(0.0, transcript, stop_tokens=MANIFEST.stop_tokens, limit=64)
 
     async def run() -> None:
         crossing = None
@@ -208,8 +211,9 @@ def exchange(
         given: Any = drafting
         client: Any = worker
         async with asyncio.timeout(30):
-            models = DeviceModels(crossing, given)
-            await Exchange(MANIFEST, prepared, progress, models).run(client, "model", draft, seconds=30)
+            work = DeviceWork(lambda: None, lambda: given, crossing=crossing, drafting=given)
+            way = Execution.unplanned(asked)
+            await Exchange(MANIFEST, prepared, way, progress, work).run(client, "model", draft, seconds=30)
 
     asyncio.run(run())
     return progress

@@ -21,17 +21,17 @@ from cutline.core.sampling import Sampling
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
-from cutline.edge.agent import Agent
+from cutline.edge.agent import Agent, AgentSettings
 from cutline.edge.generation.detokenizer import Transcript
 from cutline.edge.generation.events import Settled
+from cutline.edge.generation.execution import Execution
 from cutline.edge.generation.generation import Generation
-from cutline.edge.generation.preprocess import Preparer
 from cutline.edge.generation.result import Answer, Provenance
 from cutline.edge.generation.semantic_cache import SemanticCache
-from cutline.edge.offload.openai_upstream import KEY, Upstream, UpstreamSession, open_key
+from cutline.edge.offload.backends.openai_upstream import KEY, Upstream, open_key
+from cutline.edge.offload.backends.upstream_backend import UpstreamBackend
 from cutline.errors import AccessDenied, CutlineError, InputError, WorkerBusy, WorkerFailed, WorkerUnavailable
 from cutline.models.bundle import Bundle
-from cutline.models.prompt import PromptBuilder
 from cutline.models.vocabulary import Vocabulary
 from cutline.testing.worker import keeps_from
 
@@ -50,16 +50,20 @@ def events(*texts: str, finish: str | None = "stop") -> bytes:
     return b"".join(b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks) + b"data: [DONE]\n\n"
 
 
-def answered(handler: Handler, question: Request, *, key: str | None = None) -> tuple[Generation, UpstreamSession]:
+def before(upstream: Upstream, question: Request) -> UpstreamBackend:
+    """A question before an upstream."""
+    return UpstreamBackend(upstream, question, Execution.unplanned(question), VOCABULARY, stop=STOP, seconds=60.0)
+
+
+def answered(handler: Handler, question: Request, *, key: str | None = None) -> tuple[Generation, UpstreamBackend]:
     """What an answer becomes when `handler` is the server."""
-    preparer = Preparer(BUNDLE.manifest, PromptBuilder.open(BUNDLE), None, planned=False)
     progress = Generation(time.perf_counter(), Transcript(VOCABULARY, question.stop))
     upstream = Upstream("https://there/v1", model="big", key=key, transport=httpx.MockTransport(handler))
 
-    session = UpstreamSession(upstream)
+    session = before(upstream, question)
 
     async def run() -> None:
-        await session.answer(preparer.prepare(question), progress, VOCABULARY, STOP)
+        await session.extend(progress)
         await upstream.close()
 
     asyncio.run(run())
@@ -157,7 +161,7 @@ def test_its_answer_ends_when_the_agent_goes_offline() -> None:
     async def run() -> None:
         transport = httpx.MockTransport(lambda request: httpx.Response(200, stream=Slow()))
         upstream = Upstream("https://there/v1", model="big", transport=transport)
-        async with Agent(BUNDLE, worker=None, threads=1, upstream=upstream) as agent:
+        async with Agent(BUNDLE, worker=None, threads=1, settings=AgentSettings(upstream=upstream)) as agent:
             told = list[object]()
             async for event in agent.stream(asking(mode=Mode.CLOUD)):
                 if isinstance(event, Settled):
@@ -209,27 +213,24 @@ def test_a_link_that_breaks_keeps_what_came() -> None:
             yield events("The card", finish=None).partition(b"data: [DONE]")[0]
             raise httpx.ReadError("gone")
 
-    preparer = Preparer(BUNDLE.manifest, PromptBuilder.open(BUNDLE), None, planned=False)
     progress = Generation(time.perf_counter(), Transcript(VOCABULARY))
     transport = httpx.MockTransport(lambda request: httpx.Response(200, stream=Breaking()))
 
     async def run() -> None:
         upstream = Upstream("https://there/v1", model="big", transport=transport)
         with pytest.raises(WorkerUnavailable):
-            await UpstreamSession(upstream).answer(preparer.prepare(asking()), progress, VOCABULARY, STOP)
+            await before(upstream, asking()).extend(progress)
 
     asyncio.run(run())
     assert progress.transcript.text == "The card"
 
 
 def test_nobody_there_is_said_in_one_line() -> None:
-    preparer = Preparer(BUNDLE.manifest, PromptBuilder.open(BUNDLE), None, planned=False)
-
     async def run() -> None:
         upstream = Upstream("http://127.0.0.1:1/v1", model="big")
         progress = Generation(time.perf_counter(), Transcript(VOCABULARY))
         with pytest.raises(WorkerUnavailable, match="no server answers"):
-            await UpstreamSession(upstream).answer(preparer.prepare(asking()), progress, VOCABULARY, STOP)
+            await before(upstream, asking()).extend(progress)
         await upstream.close()
 
     asyncio.run(run())
@@ -251,11 +252,10 @@ def test_what_a_connection_takes_is_seen_where_one_is_made() -> None:
     async def run() -> list[Generation]:
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         upstream = Upstream(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", model="big")
-        preparer = Preparer(BUNDLE.manifest, PromptBuilder.open(BUNDLE), None, planned=False)
         seen = []
         for _ in range(2):
             seen.append(progress := Generation(time.perf_counter(), Transcript(VOCABULARY)))
-            await UpstreamSession(upstream).answer(preparer.prepare(asking()), progress, VOCABULARY, STOP)
+            await before(upstream, asking()).extend(progress)
         await upstream.close()
         server.close()
         await server.wait_closed()
@@ -314,7 +314,11 @@ def agent_asks(
         upstream = Upstream("https://there/v1", model="big", transport=httpx.MockTransport(handler))
         answers: list[Answer | CutlineError] = []
         async with Agent(
-            BUNDLE, worker=None, threads=1, target=Bundle.open(TARGET), upstream=upstream, memory=memory
+            BUNDLE,
+            worker=None,
+            threads=1,
+            target=Bundle.open(TARGET),
+            settings=AgentSettings(upstream=upstream, memory=memory),
         ) as agent:
             for question in questions:
                 try:
@@ -324,7 +328,7 @@ def agent_asks(
         return answers
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cutline.edge.agent.open_gate", keeps_from(gate))
+        patch.setattr("cutline.edge.offload.backends.backends.open_gate", keeps_from(gate))
         return asyncio.run(run())
 
 
@@ -372,7 +376,12 @@ def test_what_only_a_worker_can_do_is_refused() -> None:
         assert "needs a worker of the target; an upstream is asked for nothing of the kind" in str(refused)
     assert not asked
     with pytest.raises(InputError, match="one or the other"):
-        Agent(BUNDLE, worker="127.0.0.1:1", threads=1, upstream=Upstream("https://there", model="big"))
+        Agent(
+            BUNDLE,
+            worker="127.0.0.1:1",
+            threads=1,
+            settings=AgentSettings(upstream=Upstream("https://there", model="big")),
+        )
 
 
 def test_an_answer_in_memory_is_given_again() -> None:

@@ -1,23 +1,20 @@
-"""A question before a worker: what crosses the cut goes up, drafts follow, and what comes back is settled."""
+"""A request before a worker: what crosses the cut goes up, drafts follow, and what comes back is settled."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import threading
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
-from typing import TypeVar
 
 from cutline.core.request import DRAFT_CHUNK
+from cutline.edge.generation.execution import Execution
 from cutline.edge.generation.generation import Belief, Generation, Prepared
-from cutline.edge.inference.drafter import Drafted, DrafterConversation
 from cutline.edge.inference.target_prefix import Crossing
+from cutline.edge.offload.backends.device_models import DeviceWork
+from cutline.edge.offload.backends.upload_cache import Upload, Uploads
 from cutline.edge.offload.heartbeat import FIRST_UPLINK, NOTICE, Heartbeat
 from cutline.edge.offload.stall_detector import StallDetector
-from cutline.edge.offload.upload_cache import Upload, Uploads
 from cutline.errors import VersionMismatch, WorkerError
 from cutline.models.bundle import Manifest
 from cutline.models.sampling import agreeing
@@ -40,60 +37,12 @@ from cutline.protos.request_ids import TRACE_KEY
 
 MEASURABLE = 16 << 10  # bytes of an upload that say how fast the link is
 
-Result = TypeVar("Result")
-
-
-@dataclass(slots=True, eq=False)
-class DeviceModels:
-    """What models of this device may do for one question, one thread at a time, whatever became of who wanted it.
-
-    `crossing` computes what crosses the cut, where something other than the image does; `drafting` drafts, and the
-    token that it drafted last for each place of the answer is in `drafted`.
-    """
-
-    crossing: Crossing | None = None
-    drafting: DrafterConversation | None = None
-    drafted: dict[int, Drafted] = field(default_factory=dict)
-    over: threading.Event = field(default_factory=threading.Event)  # nobody waits for it any more
-    _turn: threading.Lock = field(default_factory=threading.Lock)
-
-    async def run(self, work: Callable[..., Result], *given: object) -> Result:
-        """Have `work` done in a thread, when all that was begun before has ended."""
-        return await asyncio.to_thread(self._in_turn, work, *given)
-
-    @contextlib.asynccontextmanager
-    async def until_ended(self) -> AsyncIterator[None]:
-        """Where this is cancelled, drafting stops at the next token, and has stopped when this is left."""
-        try:
-            yield
-        except asyncio.CancelledError:
-            self.over.set()
-            await self.run(_nothing)
-            raise
-
-    def _in_turn(self, work: Callable[..., Result], *given: object) -> Result:
-        with self._turn:
-            return work(*given)
-
-    def draft(self, answer: Sequence[int], limit: int) -> Iterator[int]:
-        """Tokens that may follow `answer`, as `DrafterConversation.draft` gives them; none without a drafter."""
-        if self.drafting is not None and not self.over.is_set():
-            for place, one in enumerate(islice(self.drafting.draft(answer, limit), limit), start=len(answer)):
-                self.drafted[place] = one
-                yield one.token
-                if self.over.is_set():
-                    return
-
-
-def _nothing() -> None:
-    """What is done when its turn has come."""
-
 
 @dataclass(slots=True, eq=False)
 class Exchange:
-    """One question before one worker of a target whose drafter is `manifest`'s, from the tokens settled so far on.
+    """One request before one worker of a target whose drafter is `manifest`'s, from the tokens settled so far on.
 
-    What is sent is the image, or where `models` have a crossing what crosses the cut; and drafts, if they have a
+    What is sent is the image, or where the device's `work` has a crossing what crosses the cut; and drafts, if it has a
     drafting. `uploads` knows what the worker keeps. A worker of which nothing is heard for `notice` seconds is given
     up; its link is taken to carry `uplink` bytes a second; it understands `features`. One that says nothing of the
     answer is given up only where there are `others`, see `StallDetector`.
@@ -101,8 +50,9 @@ class Exchange:
 
     manifest: Manifest
     prepared: Prepared
-    progress: Generation
-    models: DeviceModels
+    execution: Execution
+    generation: Generation
+    work: DeviceWork
     uploads: Uploads = field(default_factory=Uploads)
     notice: float = NOTICE
     uplink: float = FIRST_UPLINK
@@ -126,19 +76,19 @@ class Exchange:
         Raises InputError, WorkerError: VersionMismatch before anything goes up, and others when that took so many
         `seconds`.
         """
-        progress, family = self.progress, self.manifest.family
-        self.belief = Belief((*progress.tokens, *draft), len(progress.tokens) + len(draft))
-        progress.rounds += 1
-        progress.drafted += len(draft)
+        generation, family = self.generation, self.manifest.family
+        self.belief = Belief((*generation.tokens, *draft), len(generation.tokens) + len(draft))
+        generation.rounds += 1
+        generation.drafted += len(draft)
         if draft:
-            progress.drafts.append((len(progress.tokens), self.belief.tokens))
-        pack = self.uploads.pack, client.address, self.prepared, self.models.crossing, family
-        self.upload = await self.models.run(*pack)
-        progress.parts.lap("edge")
-        progress.sent, progress.opened, progress.reused_images = [], None, 0
+            generation.drafts.append((len(generation.tokens), self.belief.tokens))
+        pack = self.uploads.pack, client.address, self.prepared, self.execution, self.work.crossing, family
+        self.upload = await self.work.run(*pack)
+        generation.parts.lap("edge")
+        generation.sent, generation.opened, generation.reused_images = [], None, 0
         connected = client.connected
-        question = self.prepared.question
-        told = (TENANT_KEY, question.tenant), (TRACE_KEY, question.trace)
+        request = self.prepared.request
+        told = (TENANT_KEY, request.tenant), (TRACE_KEY, request.trace)
         metadata = tuple((key, value) for key, value in told if value)
         opening = self._opening(model, draft)
         if lacks := lacking(opening, self.features):
@@ -153,53 +103,53 @@ class Exchange:
             await _first_of(self._converse(session, draft), self.heartbeat.run(), self.turn.watch())
         finally:
             self.over = True
-            progress.parts.waited(self._told(session), rest="link")
+            generation.parts.waited(self._told(session), rest="link")
 
     async def _converse(self, session: WorkerSession, draft: tuple[int, ...]) -> None:
         began = time.perf_counter()
         async with session:
-            self.progress.sent.append((began, session.given))
+            self.generation.sent.append((began, session.given))
             await _first_of(self._settle(session), self._send(session, draft))
 
     def _told(self, session: WorkerSession) -> dict[str, float]:
         """Seconds of the session by what the worker said it did with them."""
         parts = dict[str, float]()
-        if self.progress.opened is not None:
-            opened = self.progress.opened[1]
+        if self.generation.opened is not None:
+            opened = self.generation.opened[1]
             parts = {"upload": opened.upload_seconds, "queue": opened.queue_seconds, "cloud": opened.prepare_seconds}
         if session.finished is not None:
             parts["cloud"] = parts.get("cloud", 0.0) + session.finished.cloud_seconds
         return parts
 
     def _opening(self, model: str, draft: tuple[int, ...]) -> Open:
-        prepared, question = self.prepared, self.prepared.question
+        prepared, request = self.prepared, self.prepared.request
         return Open(
             model=model,
-            tokens=(*prepared.asked, *self.progress.tokens),
+            tokens=(*prepared.asked, *self.generation.tokens),
             prompt_length=len(prepared.asked),
-            max_tokens=prepared.limit,
-            cut=question.cut,
+            max_tokens=self.generation.limit,
+            cut=self.execution.cut,
             images=len(self.upload.files),
             grids=tuple(one.grid for one in prepared.pixels),
             digests=self.upload.digests,
             known=self.upload.known,
-            sampling=question.sampling,
+            sampling=request.sampling,
             # Without drafts to verify, a worker that may not decode alone would do nothing.
-            effort=1.0 if self.models.drafting is None else question.effort,
+            effort=1.0 if self.work.drafting is None else request.effort,
             draft=draft,
-            likelihoods=question.logprobs is not None,
-            alternatives=question.logprobs or 0,
-            request_id=question.request_id,
+            likelihoods=request.logprobs is not None,
+            alternatives=request.logprobs or 0,
+            request_id=request.request_id,
         )
 
     async def _settle(self, session: WorkerSession) -> None:
         """Settle what the worker confirms, until the answer is complete."""
         events = session.events()
-        while not self.progress.over:
+        while not self.generation.over:
             try:
                 event = await anext(events, None)
             except WorkerError:
-                if self.prepared.is_complete(self.progress.tokens, self.manifest.stop_tokens):
+                if self.generation.complete:
                     return  # it was lost after its last token
                 raise
             match event:
@@ -207,7 +157,8 @@ class Exchange:
                     self._open(session, event)
                     self._take_turns()
                 case Confirmed():
-                    self.progress.confirm(event, self.prepared, self.manifest.decoder.vocabulary)
+                    start, vocabulary = len(self.prepared.asked), self.manifest.decoder.vocabulary
+                    self.generation.confirm(event, start=start, vocabulary=vocabulary)
                     self._take_turns()
                     self.news.set()
                 case None:
@@ -215,26 +166,26 @@ class Exchange:
 
     def _open(self, session: WorkerSession, opened: Opened) -> None:
         now = time.perf_counter()
-        self.progress.opened = now, opened
-        self.progress.reused_images = self.upload.known
+        self.generation.opened = now, opened
+        self.generation.reused_images = self.upload.known
         if self.heartbeat is not None and self.heartbeat.connected:
             theirs = opened.upload_seconds + opened.prepare_seconds + opened.queue_seconds
-            self.trip = max(0.0, now - self.progress.sent[0][0] - theirs)
+            self.trip = max(0.0, now - self.generation.sent[0][0] - theirs)
         self.queue = opened.queue_seconds
         if opened.kept:
             self.uploads.keep(self.upload)
         session.prove(self.uploaded)
-        size = sum(size for _, size in self.progress.sent[1:])
+        size = sum(size for _, size in self.generation.sent[1:])
         if size >= MEASURABLE and opened.upload_seconds > 0.0:
             self.measured = size / opened.upload_seconds
 
     def _take_turns(self) -> None:
         """After a word of the worker: whether it can go on, or waits for what this agent sends next."""
         assert self.turn is not None
-        crossing, settled = self.models.crossing, len(self.progress.tokens)
-        verifies = self.models.drafting is not None and self.prepared.question.effort < 1.0
+        crossing, settled = self.work.crossing, len(self.generation.tokens)
+        verifies = self.work.drafting is not None and self.prepared.request.effort < 1.0
         waits = settled > 0 and (verifies or (crossing is not None and crossing.deep))
-        sent = self.belief.sent if self.belief.after(self.progress.tokens) is self.belief else 0
+        sent = self.belief.sent if self.belief.after(self.generation.tokens) is self.belief else 0
         if waits and sent <= settled:
             self.turn.ours()
         else:
@@ -242,7 +193,7 @@ class Exchange:
 
     async def _send(self, session: WorkerSession, draft: tuple[int, ...]) -> None:
         """Send what crosses the cut; then, where more than that is to be sent, keep ahead of the worker for ever."""
-        crossing = self.models.crossing
+        crossing = self.work.crossing
         if crossing is None:
             await self._send_image(session)
         else:
@@ -250,7 +201,7 @@ class Exchange:
         self.uploaded = session.given
         if self.turn is not None:
             self.turn.theirs()
-        if self.models.drafting is not None or (crossing is not None and crossing.deep):
+        if self.work.drafting is not None or (crossing is not None and crossing.deep):
             await self._keep_ahead(session)
 
     async def _send_image(self, session: WorkerSession) -> None:
@@ -260,12 +211,12 @@ class Exchange:
 
     async def _send_boundary(self, session: WorkerSession, crossing: Crossing, draft: tuple[int, ...]) -> None:
         """Send the opening boundary: inside the decoder each part of it as soon as it is computed."""
-        tokens = (*self.progress.tokens, *draft)
+        tokens = (*self.generation.tokens, *draft)
         left = len(self.prepared.asked) + len(tokens) if crossing.deep else sum(map(len, self.upload.rows))
         parts = crossing.opening(tokens) if crossing.deep else iter(self.upload.rows)
-        while (rows := await self.models.run(next, parts, None)) is not None:
+        while (rows := await self.work.run(next, parts, None)) is not None:
             left -= len(rows)
-            for chunk in boundary_chunks(rows, self.prepared.question.wire, more=left > 0):
+            for chunk in boundary_chunks(rows, self.execution.wire, more=left > 0):
                 await self._upload(session, chunk)
 
     async def _upload(self, session: WorkerSession, piece: ImageChunk | Boundary) -> None:
@@ -273,7 +224,7 @@ class Exchange:
         if self.heartbeat is not None:
             await self.heartbeat.before(len(piece.data) if isinstance(piece, ImageChunk) else piece.rows.nbytes)
         await session.upload(piece)
-        self.progress.sent.append((at, session.given - before))
+        self.generation.sent.append((at, session.given - before))
 
     async def _keep_ahead(self, session: WorkerSession) -> None:
         """Send what the worker goes on from: drafts past what is sent, and anew from where one proved wrong.
@@ -281,24 +232,25 @@ class Exchange:
         At a cut inside the decoder that begins with the row of the token that the worker chose last, and without a
         drafting it is that row alone.
         """
-        start, wire, crossing = len(self.prepared.asked), self.prepared.question.wire, self.models.crossing
+        start, wire, crossing = len(self.prepared.asked), self.execution.wire, self.work.crossing
         while True:
-            if (belief := self.belief.after(self.progress.tokens)) is not self.belief:
+            if (belief := self.belief.after(self.generation.tokens)) is not self.belief:
                 self.belief = belief
                 self._guess(belief.tokens)
-            draft = () if self._is_over(belief) else await self.models.run(self._draft, belief.tokens)
+            ends = self.generation.completed_by(belief.tokens)  # if the belief is right
+            draft = () if ends else await self.work.run(self._draft, belief.tokens)
             grown = belief.grown(draft)
-            if grown.after(self.progress.tokens) is not grown:
+            if grown.after(self.generation.tokens) is not grown:
                 continue
-            if self._is_over(belief) or grown.sent == belief.sent:  # nothing to send before something is settled
+            if ends or grown.sent == belief.sent:  # nothing to send before something is settled
                 self.news.clear()
                 await self.news.wait()
                 continue
             pieces: Sequence[Draft]
             if crossing is not None and crossing.deep:
                 tokens = grown.tokens[belief.sent :]
-                rows = await self.models.run(crossing.again, belief.sent, tokens)
-                if grown.after(self.progress.tokens) is not grown:
+                rows = await self.work.run(crossing.again, belief.sent, tokens)
+                if grown.after(self.generation.tokens) is not grown:
                     continue
                 pieces = list(draft_chunks(start + belief.sent, tokens, rows, wire))
             else:
@@ -310,28 +262,24 @@ class Exchange:
             if self.turn is not None and self.turn.since is None:
                 self.turn.theirs()
             if draft:
-                self.progress.drafts.append((len(belief.tokens), grown.tokens))
-            self.progress.rounds += int(belief.replying)
-            self.progress.drafted += len(draft)
+                self.generation.drafts.append((len(belief.tokens), grown.tokens))
+            self.generation.rounds += int(belief.replying)
+            self.generation.drafted += len(draft)
             self.belief = grown
-
-    def _is_over(self, belief: Belief) -> bool:
-        """Whether the answer would be complete if the belief is right."""
-        return self.prepared.is_complete(belief.tokens, self.manifest.stop_tokens)
 
     def _draft(self, answer: tuple[int, ...]) -> tuple[int, ...]:
         """Tokens that may follow `answer`, none without a drafter; fewer when something else is settled meanwhile."""
         tokens = list(answer)
-        for token in self.models.draft(answer, min(DRAFT_CHUNK, self.prepared.limit - len(answer))):
+        for token in self.work.draft(answer, min(DRAFT_CHUNK, self.generation.limit - len(answer))):
             tokens.append(token)
-            if self.over or agreeing(tokens, self.progress.tokens) < len(self.progress.tokens):
+            if self.over or agreeing(tokens, self.generation.tokens) < len(self.generation.tokens):
                 break
             self._guess(tokens)
         return tuple(tokens[len(answer) :])
 
     def _guess(self, tokens: Sequence[int]) -> None:
-        if self.models.drafting is not None:
-            self.progress.guess(tokens)
+        if self.work.drafting is not None:
+            self.generation.guess(tokens)
 
 
 async def _first_of(*coroutines: Coroutine[object, object, None]) -> None:

@@ -18,7 +18,7 @@ from cutline.core.wire import Wire
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
-from cutline.edge.agent import Agent
+from cutline.edge.agent import Agent, AgentSettings
 from cutline.edge.generation import preprocess
 from cutline.edge.generation.result import Answer
 from cutline.edge.inference.vision_encoder import VisionSpan
@@ -221,7 +221,7 @@ def test_of_a_fresh_question_nothing_is_kept_and_its_noise_is_the_same_all_the_s
     monkeypatch.setattr(preprocess, "decode_image", read)
     monkeypatch.setattr(KeepingWorker, "_received", received)
     worker = KeepingWorker()
-    talk(worker, *[asking(0, **way)] * 2, fresh=True)
+    talk(worker, *[asking(0, **way)] * 2, settings=AgentSettings(fresh=True))
     assert [(one.known, one.digests) for one in worker.openings] == [(0, ()), (0, ())]
     assert len(decoded) == 2
     assert len(runs) == (2 if way else 0)
@@ -267,7 +267,7 @@ def test_what_one_worker_keeps_another_does_not_have() -> None:
 
     async def run() -> None:
         async with before(workers[0]) as one, before(workers[1]) as other:
-            other._uploads = one._uploads
+            other._backends.contact = replace(one._backends.contact, workers=other.workers)
             for _ in range(2):
                 for agent in (one, other):
                     await agent.answer(asking(0))

@@ -1,0 +1,96 @@
+"""All backends of an agent, and who of them can be asked what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from cutline.core.request import Mode, Request
+from cutline.edge.generation.execution import Execution
+from cutline.edge.generation.gate import Gate, open_gate
+from cutline.edge.generation.generation import Prepared
+from cutline.edge.offload.backends.device_models import DeviceModels, DeviceWork
+from cutline.edge.offload.backends.worker_backend import WorkerBackend, WorkerContact
+from cutline.errors import InputError
+from cutline.models.bundle import Bundle
+from cutline.models.vocabulary import Vocabulary
+from cutline.protos.client import WorkerClient
+
+if TYPE_CHECKING:  # an agent without one loads no HTTP client
+    from cutline.edge.offload.backends.openai_upstream import Upstream
+    from cutline.edge.offload.backends.upstream_backend import UpstreamBackend
+
+
+@dataclass(eq=False, kw_only=True)
+class Backends:
+    """Who answers an agent's requests: its own `models`, workers by their `contact`, or an `upstream` in their place.
+
+    `vocabulary` is that of the `drafter`.
+    """
+
+    drafter: Bundle
+    models: DeviceModels
+    contact: WorkerContact
+    upstream: Upstream | None
+    vocabulary: Vocabulary
+
+    @cached_property
+    def gate(self) -> Gate:
+        """What may keep the drafter's answers: none of them where it is not calibrated. Raises BundleError."""
+        return Gate({}) if self.drafter.manifest.calibration is None else open_gate(self.drafter)
+
+    @property
+    def remote(self) -> bool:
+        """Whether anybody but this device was named."""
+        workers = self.contact.workers
+        return bool(workers.addresses or workers.nobody or self.upstream)
+
+    @property
+    def reachable(self) -> bool:
+        """Whether there is such a one that may be asked now."""
+        if self.upstream is None:
+            return self.contact.workers.reachable
+        return self.upstream.reachable and not self.contact.workers.offline
+
+    def check_gate(self) -> None:
+        """Raises BundleError for a drafter that is not calibrated, where nobody else was named, either."""
+        if self.drafter.manifest.calibration is None and not self.remote:
+            open_gate(self.drafter)
+
+    def check(self, request: Request) -> None:
+        """Raises InputError where nobody was named for such a request, BundleError where nobody is for the drafter."""
+        if not (self.remote or self.contact.workers.offline) and request.mode is not Mode.AUTO:
+            raise InputError(f"mode {request.mode} needs a worker; give --worker HOST:PORT, or use --mode edge")
+        if self.upstream is None:
+            self.contact.check()
+
+    def worker_backend(
+        self,
+        client: WorkerClient,
+        prepared: Prepared,
+        execution: Execution,
+        work: DeviceWork,
+        *,
+        drafts: bool,
+        seconds: float,
+    ) -> WorkerBackend:
+        """The worker of `client` for a request, which the drafter drafts for or not."""
+        return WorkerBackend(
+            client=client,
+            contact=self.contact,
+            prepared=prepared,
+            execution=execution,
+            work=work,
+            exact=execution.is_exact(prepared.request, self.models.target),
+            drafts=drafts,
+            seconds=seconds,
+        )
+
+    def upstream_backend(self, request: Request, execution: Execution, *, seconds: float) -> UpstreamBackend:
+        """The upstream for a request. Raises InputError for one that it cannot be asked."""
+        from cutline.edge.offload.backends.upstream_backend import UpstreamBackend
+
+        assert self.upstream is not None
+        stop = self.drafter.manifest.stop_tokens[0]
+        return UpstreamBackend(self.upstream, request, execution, self.vocabulary, stop=stop, seconds=seconds)

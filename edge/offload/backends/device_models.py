@@ -1,0 +1,139 @@
+"""The models of this device, and what they do for one request."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from typing import TypeVar
+
+from cutline.devices.profile import CPU
+from cutline.edge.generation.execution import Execution
+from cutline.edge.generation.generation import Prepared
+from cutline.edge.inference.boundary_noise import Noise, new_secret
+from cutline.edge.inference.drafter import Drafted, Drafter, DrafterConversation
+from cutline.edge.inference.target_prefix import Crossing, LoadedSpans
+from cutline.models.bundle import Bundle, Manifest
+from cutline.models.sampling import agreeing
+
+Returned = TypeVar("Returned")
+
+
+class DeviceModels:
+    """A `drafter`'s bundle, loaded, and where there is a `target` its first layers, loaded up to each cut when used."""
+
+    def __init__(self, drafter: Bundle, target: Bundle | None, *, threads: int, provider: str = CPU) -> None:
+        self.target: Manifest | None = None if target is None else target.manifest
+        self._spans = None if target is None else LoadedSpans(target, threads=threads, provider=provider)
+        self._drafter = Drafter.open(drafter, threads=threads, provider=provider)
+        self._secret = new_secret()
+
+    @property
+    def ready(self) -> frozenset[str]:
+        """The cuts whose graphs are loaded."""
+        return frozenset() if self._spans is None else self._spans.cuts
+
+    def work(self, prepared: Prepared, execution: Execution) -> DeviceWork:
+        """What they do for a request that is carried out so. Nothing is begun yet."""
+        return DeviceWork(partial(self._cross, prepared, execution), partial(self._converse, prepared))
+
+    def _cross(self, prepared: Prepared, execution: Execution) -> Crossing | None:
+        """What crosses the cut, or None for the image. Raises InputError, BundleError."""
+        request = prepared.request
+        if execution.cut == "image" or self._spans is None:
+            return None
+        return self._spans.open(execution.cut).converse(
+            prepared.prompt,
+            prepared.pixels,
+            names=prepared.names,
+            fresh=prepared.fresh,
+            keep=request.keep_image_tokens,
+            noise=Noise.at(execution.cut, request.noise, self._secret) if request.noise else None,
+            tenant=request.tenant,
+        )
+
+    def _converse(self, prepared: Prepared) -> DrafterConversation:
+        request = prepared.request
+        return self._drafter.converse(
+            prepared.prompt,
+            prepared.pixels,
+            request.sampling,
+            names=prepared.kept,
+            start=len(prepared.asked),
+            alternatives=request.logprobs,
+            tenant=request.tenant,
+        )
+
+
+@dataclass(slots=True, eq=False)
+class DeviceWork:
+    """What models of this device do for one request, one thread at a time, whatever became of who wanted it.
+
+    `cross` gives what computes what crosses the cut, `converse` what drafts: the `crossing`, where something other than
+    the image crosses, and the `drafting` once they are begun. The answer is `believed` to be these tokens, as far as
+    the drafter got; what it drafted last for each place is in `drafted`.
+    """
+
+    cross: Callable[[], Crossing | None]
+    converse: Callable[[], DrafterConversation]
+    crossing: Crossing | None = None
+    drafting: DrafterConversation | None = None
+    believed: tuple[int, ...] = ()
+    drafted: dict[int, Drafted] = field(default_factory=dict)
+    _crossed: bool = False
+    _over: threading.Event = field(default_factory=threading.Event)  # nobody waits for it any more
+    _turn: threading.Lock = field(default_factory=threading.Lock)
+
+    async def run(self, work: Callable[..., Returned], *given: object) -> Returned:
+        """Have `work` done in a thread, when all that was begun before has ended."""
+        return await asyncio.to_thread(self._in_turn, work, *given)
+
+    @contextlib.asynccontextmanager
+    async def until_ended(self) -> AsyncIterator[None]:
+        """Where this is cancelled, drafting stops at the next token, and has stopped when this is left.
+
+        What was begun ends here, so that the next request finds it. A thread may hold on to its work for longer.
+        """
+        try:
+            yield
+        except asyncio.CancelledError:
+            self._over.set()
+            await self.run(_nothing)
+            raise
+        finally:
+            self.crossing = self.drafting = None
+
+    def begin_crossing(self) -> None:
+        """Begin to compute what crosses the cut; in a thread. Raises InputError, BundleError."""
+        if not self._crossed:
+            self.crossing, self._crossed = self.cross(), True
+
+    def begin_drafting(self) -> None:
+        """Begin to draft, where that is not begun."""
+        if self.drafting is None:
+            self.drafting = self.converse()
+
+    def rest(self, answer: Sequence[int]) -> tuple[int, ...]:
+        """What is believed to follow `answer`."""
+        return self.believed[len(answer) :] if agreeing(self.believed, answer) == len(answer) else ()
+
+    def draft(self, answer: Sequence[int], limit: int) -> Iterator[int]:
+        """Tokens that may follow `answer`, as `DrafterConversation.draft` gives them; none where none is begun."""
+        if (drafting := self.drafting) is not None and not self._over.is_set():
+            for place, one in enumerate(islice(drafting.draft(answer, limit), limit), start=len(answer)):
+                self.drafted[place] = one
+                yield one.token
+                if self._over.is_set():
+                    return
+
+    def _in_turn(self, work: Callable[..., Returned], *given: object) -> Returned:
+        with self._turn:
+            return work(*given)
+
+
+def _nothing() -> None:
+    """What is done when its turn has come."""
