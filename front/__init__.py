@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from cutline.core.request import Mode, Request
     from cutline.core.sampling import Sampling
     from cutline.core.wire import Wire
-    from cutline.edge.agent import Agent
+    from cutline.edge.agent import Agent, AgentSettings
     from cutline.edge.blocking import BlockingAgent
     from cutline.edge.generation.events import Corrected, Event, Guessed, Planned, Settled
     from cutline.edge.generation.result import Answer, Lost, Provenance, Token
@@ -45,7 +45,7 @@ _HOMES = {
     "core.request": ("Mode", "Request"),
     "core.sampling": ("Sampling",),
     "core.wire": ("Wire",),
-    "edge.agent": ("Agent",),
+    "edge.agent": ("Agent", "AgentSettings"),
     "edge.blocking": ("BlockingAgent",),
     "edge.generation.events": ("Corrected", "Event", "Guessed", "Planned", "Settled"),
     "edge.generation.result": ("Answer", "Lost", "Provenance", "Token"),
@@ -76,6 +76,7 @@ __all__ = [
     "AccessDenied",
     "Agent",
     "AgentKeys",
+    "AgentSettings",
     "Answer",
     "BlockingAgent",
     "Bundle",

@@ -1,8 +1,8 @@
 """The tokens after the first: drafts that are verified, a worker that decodes on meanwhile, or round trips.
 
 What the worker does follows `cloud/engine/cost_model.py` and `cloud/engine/sequence.py`, what the agent does
-`edge/offload/worker_session.py`; docs/explanation/planning.md derives the formulas. A faster link never makes any of
-them larger.
+`edge/offload/backends/worker_session.py`; docs/explanation/planning.md derives the formulas. A faster link never makes
+any of them larger.
 """
 
 from __future__ import annotations
