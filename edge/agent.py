@@ -17,8 +17,7 @@ from cutline.edge.generation.conditions import group_of
 from cutline.edge.generation.detokenizer import Transcript
 from cutline.edge.generation.energy import EnergyMeter
 from cutline.edge.generation.events import Event, Settled
-from cutline.edge.generation.execution import Execution
-from cutline.edge.generation.generation import Generation, Prepared
+from cutline.edge.generation.generation import Execution, Generation, Prepared
 from cutline.edge.generation.preprocess import Preparer
 from cutline.edge.generation.result import Answer, Decision
 from cutline.edge.inference.target_prefix import device_cuts
@@ -144,7 +143,7 @@ class Agent:
 
     async def answer(self, question: Request) -> Answer:
         """Answer a request. Raises InputError, BundleError, WorkerError."""
-        return await self._answer(question, lambda event: None)
+        return await self._metered(question, lambda event: None)
 
     async def stream(self, question: Request) -> AsyncGenerator[Event]:
         """What happens while a request is answered, its `Answer` last. Raises as `answer` does, at any point.
@@ -157,7 +156,7 @@ class Agent:
         def tell(event: Event) -> None:  # in any thread
             loop.call_soon_threadsafe(events.put_nowait, event)
 
-        answering = asyncio.create_task(self._answer(question, tell))
+        answering = asyncio.create_task(self._metered(question, tell))
         answering.add_done_callback(lambda _: events.put_nowait(None))
         try:
             while (event := await events.get()) is not None:
@@ -167,14 +166,14 @@ class Agent:
             answering.cancel()
             await asyncio.wait([answering])
 
-    async def _answer(self, request: Request, tell: Tell) -> Answer:
+    async def _metered(self, request: Request, tell: Tell) -> Answer:
         if not request.request_id:
             request = msgspec.structs.replace(request, request_id=new_request_id())
         with self._meter.reading() as reading:
-            answer = await self._made(request, tell)
+            answer = await self._answer(request, tell)
             return msgspec.structs.replace(answer, energy=self._meter.energy(reading))
 
-    async def _made(self, request: Request, tell: Tell) -> Answer:
+    async def _answer(self, request: Request, tell: Tell) -> Answer:
         """Prepare, plan, route, report."""
         generation = self._begun(request, tell)
         prepared = await self._prepare(request, generation)

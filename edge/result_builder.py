@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from cutline.edge.generation.events import Planned
-from cutline.edge.generation.execution import Execution
-from cutline.edge.generation.generation import Generation, Prepared
+from cutline.edge.generation.generation import Execution, Generation, Prepared
 from cutline.edge.generation.result import Answer, Forecast, Gated, Provenance, Recalled, Tail
 from cutline.edge.offload.route import Route
 

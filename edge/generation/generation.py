@@ -1,4 +1,4 @@
-"""A request as the models take it, an answer in the making, and what the agent believes of it."""
+"""A request as the models take it and how it is carried out, an answer in the making, and what is believed of it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from dataclasses import dataclass, field, replace
 
 from PIL import Image
 
-from cutline.core.request import Request
+from cutline.core.request import Mode, Request
+from cutline.core.wire import Wire
 from cutline.edge.generation.detokenizer import Transcript
 from cutline.edge.generation.events import Event, Guessed, Settled
 from cutline.edge.generation.result import Gated, Provenance, Token
 from cutline.edge.generation.timing import Stopwatch
 from cutline.errors import WorkerFailed
+from cutline.models.bundle import Manifest
 from cutline.models.images import Pixels
 from cutline.models.sampling import agreeing
 from cutline.protos.messages import Confirmed, Likelihood, Opened
@@ -45,6 +47,29 @@ class Prepared:
     def kept(self) -> tuple[bytes, ...] | None:
         """The names under which something of the images is kept, None where nothing is."""
         return None if self.fresh else self.names
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Execution:
+    """How a request is carried out, as it says itself or as it was planned: mode, cut, and a boundary's format.
+
+    A `bounded` one was to be planned by a request's bounds and could not be: nothing of it may go to a worker.
+    """
+
+    mode: Mode
+    cut: str = "image"
+    wire: Wire = Wire.FLOAT32
+    bounded: bool = False
+
+    @classmethod
+    def unplanned(cls, request: Request) -> Execution:
+        """As the request says."""
+        return cls(mode=request.mode, cut=request.cut, wire=request.wire, bounded=request.bounded)
+
+    def is_exact(self, request: Request, target: Manifest | None) -> bool:
+        """Whether a worker's answer is the target's own, to the bit of a token; layers before a cut are of `target`."""
+        changed = request.keep_image_tokens < 1.0 or request.noise > 0.0
+        return self.cut == "image" or (target is not None and target.is_exact_at(self.cut, self.wire) and not changed)
 
 
 @dataclass(slots=True)

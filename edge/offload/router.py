@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
 from cutline.core.request import Mode
 from cutline.edge.generation.conditions import group_of
 from cutline.edge.generation.events import Corrected
-from cutline.edge.generation.execution import Execution
-from cutline.edge.generation.generation import Generation, Prepared
+from cutline.edge.generation.generation import Execution, Generation, Prepared
 from cutline.edge.generation.result import Decision, Tail
 from cutline.edge.offload.backends.backend import REFUSALS, NoRoom
 from cutline.edge.offload.backends.backends import Backends
@@ -150,14 +150,22 @@ class Router:
         """A worker to ask, while another stands by."""
         self._tried[client.address] += 1
         self._standing_by = self._workers.stand_by(but={client.address, *_spent(self._tried)})
-        backend = self._worker_backend(client, end - time.monotonic())
-        backend.others = partial(self._may_ask_another, client.address)
-        return backend
+        others = partial(self._may_ask_another, client.address)
+        return self._worker_backend(client, end - time.monotonic(), others)
 
-    def _worker_backend(self, client: WorkerClient, seconds: float) -> WorkerBackend:
-        drafts = self._execution.mode in (Mode.DRAFT, Mode.AUTO)
-        return self._backends.worker_backend(
-            client, self._prepared, self._execution, self._work, drafts=drafts, seconds=seconds
+    def _worker_backend(
+        self, client: WorkerClient, seconds: float, others: Callable[[], bool] = lambda: False
+    ) -> WorkerBackend:
+        return WorkerBackend(
+            client=client,
+            contact=self._backends.contact,
+            prepared=self._prepared,
+            execution=self._execution,
+            work=self._work,
+            exact=self._execution.is_exact(self._request, self._backends.models.target),
+            drafts=self._execution.mode in (Mode.DRAFT, Mode.AUTO),
+            seconds=seconds,
+            others=others,
         )
 
     async def _client(self, end: float) -> WorkerClient | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cutline.edge.generation.execution import Execution
+from cutline.edge.generation.generation import Execution
 from cutline.edge.generation.result import Believed, Forecast, RunnerUp
 from cutline.partitioner.estimators import Serving
 from cutline.partitioner.plan import Conditions, Plan

@@ -23,8 +23,7 @@ from cutline.core.wire import Wire
 from cutline.devices.link import LinkProfile
 from cutline.devices.machine.power import Sensors
 from cutline.edge.generation.conditions import group_of
-from cutline.edge.generation.execution import Execution
-from cutline.edge.generation.generation import Generation, Prepared
+from cutline.edge.generation.generation import Execution, Generation, Prepared
 from cutline.edge.inference.target_prefix import device_cuts
 from cutline.edge.planning.plan_result import Chosen
 from cutline.edge.planning.thermal import Thermal

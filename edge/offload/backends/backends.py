@@ -7,15 +7,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from cutline.core.request import Mode, Request
-from cutline.edge.generation.execution import Execution
 from cutline.edge.generation.gate import Gate, open_gate
-from cutline.edge.generation.generation import Prepared
-from cutline.edge.offload.backends.device_models import DeviceModels, DeviceWork
-from cutline.edge.offload.backends.worker_backend import WorkerBackend, WorkerContact
+from cutline.edge.generation.generation import Execution
+from cutline.edge.offload.backends.device_models import DeviceModels
+from cutline.edge.offload.backends.worker_backend import WorkerContact
 from cutline.errors import InputError
 from cutline.models.bundle import Bundle
 from cutline.models.vocabulary import Vocabulary
-from cutline.protos.client import WorkerClient
 
 if TYPE_CHECKING:  # an agent without one loads no HTTP client
     from cutline.edge.offload.backends.openai_upstream import Upstream
@@ -64,28 +62,6 @@ class Backends:
             raise InputError(f"mode {request.mode} needs a worker; give --worker HOST:PORT, or use --mode edge")
         if self.upstream is None:
             self.contact.check()
-
-    def worker_backend(
-        self,
-        client: WorkerClient,
-        prepared: Prepared,
-        execution: Execution,
-        work: DeviceWork,
-        *,
-        drafts: bool,
-        seconds: float,
-    ) -> WorkerBackend:
-        """The worker of `client` for a request, which the drafter drafts for or not."""
-        return WorkerBackend(
-            client=client,
-            contact=self.contact,
-            prepared=prepared,
-            execution=execution,
-            work=work,
-            exact=execution.is_exact(prepared.request, self.models.target),
-            drafts=drafts,
-            seconds=seconds,
-        )
 
     def upstream_backend(self, request: Request, execution: Execution, *, seconds: float) -> UpstreamBackend:
         """The upstream for a request. Raises InputError for one that it cannot be asked."""

@@ -12,8 +12,7 @@ from itertools import islice
 from typing import TypeVar
 
 from cutline.devices.profile import CPU
-from cutline.edge.generation.execution import Execution
-from cutline.edge.generation.generation import Prepared
+from cutline.edge.generation.generation import Execution, Prepared
 from cutline.edge.inference.boundary_noise import Noise, new_secret
 from cutline.edge.inference.drafter import Drafted, Drafter, DrafterConversation
 from cutline.edge.inference.target_prefix import Crossing, LoadedSpans

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from cutline.core.lru_cache import LruCache
 from cutline.core.wire import Wire
-from cutline.edge.generation.execution import Execution
-from cutline.edge.generation.generation import Prepared
+from cutline.edge.generation.generation import Execution, Prepared
 from cutline.edge.inference.kv_cache import Rows
 from cutline.edge.inference.target_prefix import Crossing
 from cutline.models.families import AnyFamily

@@ -16,8 +16,7 @@ import msgspec
 
 from cutline.core.request import Mode, Request
 from cutline.core.sampling import GREEDY
-from cutline.edge.generation.execution import Execution
-from cutline.edge.generation.generation import Generation
+from cutline.edge.generation.generation import Execution, Generation
 from cutline.edge.generation.result import Provenance
 from cutline.edge.offload.backends.openai_messages import (
     Completion,

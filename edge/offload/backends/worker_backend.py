@@ -7,8 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from cutline.edge.generation.execution import Execution
-from cutline.edge.generation.generation import Generation, Prepared
+from cutline.edge.generation.generation import Execution, Generation, Prepared
 from cutline.edge.offload.backends.backend import NoRoom
 from cutline.edge.offload.backends.device_models import DeviceWork
 from cutline.edge.offload.backends.upload_cache import Uploads
@@ -62,7 +61,7 @@ class WorkerBackend:
     exact: bool
     drafts: bool
     seconds: float
-    others: Callable[[], bool] = lambda: False
+    others: Callable[[], bool]
     session: WorkerSession | None = None
 
     @property

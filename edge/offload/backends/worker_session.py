@@ -8,8 +8,7 @@ from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, field
 
 from cutline.core.request import DRAFT_CHUNK
-from cutline.edge.generation.execution import Execution
-from cutline.edge.generation.generation import Belief, Generation, Prepared
+from cutline.edge.generation.generation import Belief, Execution, Generation, Prepared
 from cutline.edge.inference.target_prefix import Crossing
 from cutline.edge.offload.backends.device_models import DeviceWork
 from cutline.edge.offload.backends.upload_cache import Upload, Uploads

@@ -16,7 +16,7 @@ from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.edge.generation import preprocess
-from cutline.edge.generation.execution import Execution
+from cutline.edge.generation.generation import Execution
 from cutline.edge.generation.preprocess import Preparer
 from cutline.edge.offload.backends.upload_cache import Uploads
 from cutline.errors import InputError, PromptError

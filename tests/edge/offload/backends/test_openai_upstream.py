@@ -24,8 +24,7 @@ from cutline.demo.requests import requests
 from cutline.edge.agent import Agent, AgentSettings
 from cutline.edge.generation.detokenizer import Transcript
 from cutline.edge.generation.events import Settled
-from cutline.edge.generation.execution import Execution
-from cutline.edge.generation.generation import Generation
+from cutline.edge.generation.generation import Execution, Generation
 from cutline.edge.generation.result import Answer, Provenance
 from cutline.edge.generation.semantic_cache import SemanticCache
 from cutline.edge.offload.backends.openai_upstream import KEY, Upstream, open_key

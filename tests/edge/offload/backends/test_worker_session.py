@@ -18,8 +18,7 @@ from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.edge.generation.detokenizer import Transcript
-from cutline.edge.generation.execution import Execution
-from cutline.edge.generation.generation import Generation, Prepared
+from cutline.edge.generation.generation import Execution, Generation, Prepared
 from cutline.edge.generation.result import Provenance
 from cutline.edge.inference import target_prefix
 from cutline.edge.inference.drafter import Drafted, DrafterConversation
