@@ -228,6 +228,7 @@ class Router:
         if self._request.mode is not Mode.AUTO:
             raise self._why()
         alone = self._leave_to_drafter(self._generation.anew(0))
+        self._route.worker = None  # nothing of it is left
         await self._route.follow(self._drafter, alone)
         alone.finish()
         self._generation.tell(Corrected(0, tuple(alone.transcript.tokens)))
