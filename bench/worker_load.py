@@ -266,7 +266,7 @@ def _silent(slot: int, context: int) -> Session:
     request = SessionRequest(
         tokens=(0,), prompt_length=1, max_tokens=context, sampling=Sampling(), effort=1.0, cut="decoder.0"
     )
-    return Session("load", request, slot, lambda event: None, context)
+    return Session("load", request, slot, context)
 
 
 @contextmanager

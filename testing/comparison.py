@@ -264,7 +264,7 @@ def _session(device: Device, prompt: Prompt, slot: int, boundary: NDArray[np.flo
         grids=prompt.grids,
         positions=device.manifest.family.positions(image_tokens, prompt.grids),
     )
-    return Session("parity", request, slot, lambda event: None, limit=len(prompt.ids) + 1)
+    return Session("parity", request, slot, limit=len(prompt.ids) + 1)
 
 
 def _error(found: NDArray[np.float32], right: NDArray[np.float32]) -> float:

@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 import torch
 
 from cutline.cloud.engine.cost_model import FAIR_SECONDS
 from cutline.cloud.engine.image_cache import ImageCache, Kept
+from cutline.cloud.engine.listeners import Listeners
 from cutline.cloud.engine.sequence import Session, SessionRequest
-from cutline.cloud.engine.watchdog import EngineProgress
 from cutline.cloud.model.model_runner import Target
 from cutline.cloud.model.vision import Steps, Unwanted
+from cutline.cloud.telemetry.watchdog import EngineProgress
 
 FADING = 0.9  # of what a slow step says of those to come, with each
 
 
-class Pictures:
+class ImageFeatures:
     """Image rows by session, as long as prompts are run; images are kept on `image_cache`. One thread may call.
 
-    Images are encoded in the order in which sessions came. But those of one session that took so long that others
-    should have their turn go behind them, so that no picture holds up everybody.
+    Images are encoded in the order in which sessions came, as long as anybody waits for them. But those of one session
+    that took so long that others should have their turn go behind them, so that no picture holds up everybody.
     """
 
-    def __init__(self, target: Target, image_cache: ImageCache) -> None:
+    def __init__(self, target: Target, image_cache: ImageCache, listeners: Listeners, progress: EngineProgress) -> None:
         self._target = target
         self._image_cache = image_cache
-        self._rows: dict[str, torch.Tensor] = {}
-        self._under_way: dict[str, Steps] = {}  # by session, the next first
+        self._listeners = listeners
+        self._progress = progress
+        self._rows: dict[Session, torch.Tensor] = {}
+        self._under_way: dict[Session, Steps] = {}  # the next first
         self._usual: float | None = None  # seconds that a step does not usually exceed, None where none was seen
         self._taken = 0.0  # seconds of the first one's turn
 
@@ -37,51 +39,51 @@ class Pictures:
         return len(self._rows)
 
     @property
-    def next(self) -> str | None:
+    def next(self) -> Session | None:
         """The session whose images are encoded next, None where all are."""
         return next(iter(self._under_way), None)
 
-    def begin(self, session: Session, aborted: Callable[[], bool]) -> None:
-        """Have the images of a session encoded, if it has any, as long as it is not `aborted`."""
+    def add(self, session: Session) -> None:
+        """Have the images of a session encoded, if it has any."""
         if session.request.pictured:
-            self._under_way[session.name] = self._encoding(session.request, aborted)
+            self._under_way[session] = self._encoding(session)
 
     def awaits(self, session: Session) -> bool:
         """Whether rows of its images are yet to be made."""
-        return session.name in self._under_way
+        return session in self._under_way
 
-    def encode(self, progress: EngineProgress, enough: Callable[[], bool]) -> None:
-        """Encode the `next` session's images step by step, until it is `enough` or they are done.
+    def encode(self, *, until: float) -> None:
+        """Encode the `next` session's images step by step, `until` a time on the monotonic clock, or to their end.
 
         Raises what a step raises; its session has then to be forgotten.
         """
-        name, work = next(iter(self._under_way.items()))
+        session, work = next(iter(self._under_way.items()))
         began = before = time.monotonic()
-        while not enough():
+        while before <= until and self._listeners.awaits([session]):
             try:
-                with progress.at(self._usual):
+                with self._progress.at(self._usual):
                     next(work)
             except StopIteration as end:
-                self.forget(name)
-                self._rows[name] = end.value
+                self.forget(session)
+                self._rows[session] = end.value
                 return
             except Unwanted:
-                self._under_way[name] = _unmade()
+                self._under_way[session] = _unmade()
                 return
             now = time.monotonic()
             self._usual, before = max(now - before, (self._usual or 0.0) * FADING), now
         self._taken += time.monotonic() - began
         if self._taken > FAIR_SECONDS:
-            self._under_way[name], self._taken = self._under_way.pop(name), 0.0
+            self._under_way[session], self._taken = self._under_way.pop(session), 0.0
 
     def of(self, session: Session) -> torch.Tensor | None:
         """The rows (n, width) of all the session's images, while its prompt is run; None if it has none."""
-        return self._rows.get(session.name)
+        return self._rows.get(session)
 
-    def forget(self, session: str) -> None:
+    def forget(self, session: Session) -> None:
         """Its prompt was run, or it ended."""
         self._rows.pop(session, None)
-        if session == self.next:
+        if session is self.next:
             self._taken = 0.0
         self._under_way.pop(session, None)
 
@@ -93,8 +95,13 @@ class Pictures:
             and all(one.key is not None and (encoded or one.kept is not None) for one in request.pictures)
         )
 
-    def _encoding(self, request: SessionRequest, aborted: Callable[[], bool]) -> Steps:
-        """Rows of the images of a request: those that are kept, and of the others what the tower makes; it is kept."""
+    def _encoding(self, session: Session) -> Steps:
+        """Rows of the images of a session: those that are kept, and of the others what the tower makes; it is kept."""
+        request = session.request
+
+        def aborted() -> bool:
+            return not self._listeners.awaits([session])
+
         boundary, cut, pictures = request.boundary, request.cut, request.pictures
         if any(picture.key is None for picture in pictures) or not pictures or not self._target.decodes:
             assert boundary is not None

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from cutline.cloud.engine.cost_model import PassCost
+from cutline.cloud.engine.image_features import ImageFeatures
+from cutline.cloud.engine.listeners import Listeners
 from cutline.cloud.engine.sampler import choose_all
 from cutline.cloud.engine.sequence import SessionRows
-from cutline.cloud.engine.watchdog import EngineProgress
 from cutline.cloud.model.model_runner import PassAborted, Target
 from cutline.cloud.model.tensor_parallel import RankLost
 from cutline.cloud.telemetry.observer import Observer
+from cutline.cloud.telemetry.watchdog import EngineProgress
 
 REST_SECONDS = 30.0  # without a pass, after which weights may have been put out of memory
 FATAL = (torch.AcceleratorError, RankLost)  # nothing runs on the device, or on all, after these, for any session
@@ -44,29 +46,39 @@ class Broken:
 
 
 class Passes:
-    """Of a `target`, by one thread, whose `progress` says what pass it is at."""
+    """Of a `target`, by one thread, whose `progress` says what pass it is at; prompts take their rows from `images`."""
 
     def __init__(
-        self, target: Target, stop_tokens: Collection[int], progress: EngineProgress, observer: Observer
+        self,
+        target: Target,
+        stop_tokens: Collection[int],
+        images: ImageFeatures,
+        listeners: Listeners,
+        progress: EngineProgress,
+        observer: Observer,
     ) -> None:
         self.cost = PassCost()
         self._target = target
-        self._stop_tokens = stop_tokens
+        self._stop_tokens = frozenset(stop_tokens)
+        self._images = images
+        self._listeners = listeners
         self._progress = progress
         self._observer = observer
         self._fresh_until = -math.inf  # on the monotonic clock: how long what passes took tells of the next one
 
-    def run(
-        self, batch: Sequence[SessionRows], images: Sequence[Tensor | None], aborted: Callable[[], bool]
-    ) -> Iterator[Passed | Broken]:
-        """One pass of `batch`, of which nothing comes if it is `aborted`; `images` as Target.run takes them.
+    def run(self, batch: Sequence[SessionRows]) -> Iterator[Passed | Broken]:
+        """One pass of `batch`, if there is any; nothing comes of it once nobody waits for any of it.
 
         A session that breaks it is found by running each alone. Raises FATAL.
         """
+        if not batch:
+            return
+        sessions = [rows.session for rows in batch]
+        images = [self._images.of(session) for session in sessions]
         began, count = time.perf_counter(), sum(len(rows.tokens) for rows in batch)
         try:
             with self._progress.at(self.cost.usual(count) if time.monotonic() < self._fresh_until else None):
-                made = self._target.run(batch, images, aborted=aborted)
+                made = self._target.run(batch, images, aborted=lambda: not self._listeners.awaits(sessions))
                 chosen: list[list[int] | None] = [None] * len(batch)
                 if self._target.chooses:
                     pairs = zip(batch, made, strict=True)
@@ -79,8 +91,8 @@ class Passes:
             if len(batch) == 1:
                 yield Broken(batch[0], error)
             else:
-                for rows, image in zip(batch, images, strict=True):
-                    yield from self.run([rows], [image], aborted)
+                for rows in batch:
+                    yield from self.run([rows])
             return
         finally:
             self._fresh_until = time.monotonic() + REST_SECONDS

@@ -1,29 +1,73 @@
-"""Which session has a slot, and which rows the next pass has: decided from the sessions as they stand."""
+"""Which rows the next pass has: decided from the sessions as they stand."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
-from cutline.cloud.engine.commands import OpenSession
 from cutline.cloud.engine.cost_model import PassCost, drafted_rows, prompt_rows, turn
-from cutline.cloud.engine.kv_slots import Content, Slots
-from cutline.cloud.engine.sequence import DeepSession, Session, SessionRows
-from cutline.cloud.model.model_runner import Target
+from cutline.cloud.engine.image_features import ImageFeatures
+from cutline.cloud.engine.passes import Passes
+from cutline.cloud.engine.sequence import Session, SessionRows
+from cutline.cloud.engine.session_table import SessionTable, late
+from cutline.errors import InputError
+
+IDLE_SECONDS = 60.0  # a session that only verifies may wait this long for a draft
+RECENT_SECONDS = 1.0  # within which a session that was confirmed something will be again
+
+
+class Scheduler:
+    """Decides by what `passes` cost; sessions whose images are still encoded have no rows yet."""
+
+    def __init__(self, table: SessionTable, images: ImageFeatures, passes: Passes, *, decodes: bool) -> None:
+        self._table = table
+        self._images = images
+        self._passes = passes
+        self._decodes = decodes
+
+    def schedule(self) -> list[SessionRows]:
+        """The rows of the next pass, none if all wait. Who is out of time, or waits too long for a draft, is ended."""
+        now, cost = time.monotonic(), self._passes.cost
+        for session in self._table:
+            if session.late(now):
+                self._table.emit(session, late())
+        wanted = rows_by_session(
+            [session for session in self._table if not self._images.awaits(session)], cost, now - RECENT_SECONDS
+        )
+        idle = [session for session, rows in wanted.items() if rows is None]
+        for session in idle:
+            if session.confirmed_at <= now - IDLE_SECONDS:
+                self._table.emit(session, InputError(f"nothing was drafted for {IDLE_SECONDS:.0f} seconds"))
+        self._table.idle_since = min((session.confirmed_at for session in idle), default=math.inf)
+        batch = batched([rows for rows in wanted.values() if rows is not None], cost, decodes=self._decodes)
+        for rows in batch:
+            self._table.begin(rows.session, now)
+        return batch
+
+    def patience(self) -> float | None:
+        """Seconds until a session has waited too long, now that all wait; None if there are none.
+
+        That is its deadline, or IDLE_SECONDS where it waits for a draft.
+        """
+        sessions = list(self._table)
+        ends = [one.confirmed_at + IDLE_SECONDS for one in sessions if one.in_flight is None]
+        ends += [one.request.deadline for one in sessions if one.request.deadline is not None]
+        return max(0.0, min(ends) - time.monotonic()) if ends else None
 
 
 def rows_by_session(sessions: Iterable[Session], cost: PassCost, recent: float) -> dict[Session, SessionRows | None]:
-    """What each session that is not flying wants to run, None if it waits for a draft.
+    """What each session that has nothing in flight wants to run, None if it waits for a draft.
 
     Those that were confirmed something after `recent` share a pass's fixed cost, so each verifies fewer drafts.
     """
-    landed = [session for session in sessions if session.flying is None]
+    landed = [session for session in sessions if session.in_flight is None]
     most = drafted_rows(len(landed), cost)
     share = min(1.0, cost.row_share * max(1, sum(session.confirmed_at >= recent for session in landed)))
     return {session: session.rows_to_run(share, most) for session in landed}
 
 
-def schedule(wanted: Iterable[SessionRows], cost: PassCost, *, decodes: bool) -> list[SessionRows]:
+def batched(wanted: Iterable[SessionRows], cost: PassCost, *, decodes: bool) -> list[SessionRows]:
     """The next pass, of what is `wanted`: all of whoever is answered, and of prompts as much as there is room for.
 
     Prompts are run in pieces, so that nobody's answer waits long for another's prompt; `turn` says whose comes first.
@@ -39,51 +83,3 @@ def schedule(wanted: Iterable[SessionRows], cost: PassCost, *, decodes: bool) ->
             batch.append(rows.first(room))
             room -= len(batch[-1].tokens)
     return batch
-
-
-def patience_of(sessions: Collection[Session], idle: float) -> float | None:
-    """Seconds until one of `sessions`, which all wait, has waited too long; None if there are none.
-
-    That is its deadline, or so many seconds `idle` where it waits for a draft.
-    """
-    ends = [one.confirmed_at + idle for one in sessions if one.flying is None]
-    ends += [one.request.deadline for one in sessions if one.request.deadline is not None]
-    return max(0.0, min(ends) - time.monotonic()) if ends else None
-
-
-def seated(command: OpenSession, target: Target, slots: Slots, others: Iterable[Session]) -> Session | None:
-    """The session in a slot of its own, with the rows that it goes on from; None where all are taken."""
-    request = command.request
-    come = Content.of(request) if target.chooses else None  # another worker needs all rows from this one
-    place = slots.take(come, {one.slot: one.cached for one in others})
-    if place is None:
-        return None
-    try:
-        known = request.pictured and all(picture.last < place.reused for picture in request.pictures)
-        if known and request.pictures:
-            request = request.unladen()  # its images lie within what is reused
-        limit = min(request.prompt_length + request.max_tokens, target.context)
-        kind = DeepSession if request.deep else Session
-        session = kind(
-            command.name,
-            request,
-            place.slot,
-            command.deliver,
-            limit,
-            cached=place.reused,
-            asked_at=command.asked_at,
-        )
-        if place.reused:
-            target.resume(place.slot, place.source, place.reused)
-        for draft in command.drafts:
-            session.offer(draft.position, draft.tokens, draft.rows)
-    except Exception:
-        slots.give(place.slot, ())
-        raise
-    return session
-
-
-def longest_idle(sessions: Iterable[Session], before: float) -> Session | None:
-    """Which of `sessions` has waited longest for a draft, since `before` at the least; None if none has."""
-    waiting = (one for one in sessions if one.confirmed_at <= before and one.flying is None)
-    return min((one for one in waiting if one.rows_to_run(1.0) is None), key=lambda one: one.confirmed_at, default=None)

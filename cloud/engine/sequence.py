@@ -15,7 +15,7 @@ from cutline.errors import CutlineError, WorkerFailed
 from cutline.models.families import COUNTED, Grid, Positions
 from cutline.models.penalties import NO_PENALTIES, Past, Penalties
 from cutline.models.sampling import agreeing
-from cutline.protos.messages import Confirmed, Finished, Likelihood, Opened, Reason
+from cutline.protos.messages import Confirmed, Draft, Finished, Likelihood, Opened, Reason
 
 BoundaryRows = NDArray[np.float32]  # (n, width)
 
@@ -82,18 +82,21 @@ Event = Opened | Confirmed | Finished | CutlineError | Forward
 
 @dataclass(slots=True, eq=False)
 class Session:
-    """State of one session; only the engine's thread touches it. `tokens[:cached]` are in the KV cache."""
+    """State of one session; only the engine's thread touches it. `tokens[:cached]` are in the KV cache.
+
+    What changes it returns the event that says so; whoever calls emits it.
+    """
 
     name: str
     request: SessionRequest
     slot: int
-    deliver: Callable[[Event], None]
     limit: int  # tokens, the prompt included, at which the answer ends
     asked_at: float = 0.0  # on the monotonic clock
     tokens: list[int] = field(init=False)
     cached: int = 0
     draft: tuple[int, ...] = ()
-    flying: int | None = None  # drafted tokens that the next worker verifies now; None where nothing is under way
+    waiting: list[tuple[Draft, Callable[[], object]]] = field(default_factory=list)  # until nothing is in flight
+    in_flight: int | None = None  # drafted tokens that the next worker verifies now; None where nothing is under way
     alone: int = 0  # tokens decoded without a draft, after the first
     acceptance: Acceptance = field(default_factory=Acceptance)
     begun: bool = False  # whether anything of it was run
@@ -103,13 +106,14 @@ class Session:
     confirmed_at: float = 0.0  # on the monotonic clock, by the last pass; until the first one, when it was opened
     pieces: list[BoundaryRows] = field(default_factory=list)  # of a prompt, for the next worker
     past: Past | None = None  # of the tokens that logits came for, where the model has penalties
+    reason: Reason | None = None  # why the answer is complete; None while it goes on
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.tokens)
         self.offer(len(self.tokens), self.request.draft)
 
     def offer(self, position: int, draft: Sequence[int], rows: BoundaryRows | None = None) -> None:
-        """Take a draft of tokens from `position` on, if it agrees with what is confirmed; not while one is flying.
+        """Take a draft of tokens from `position` on, if it agrees with what is confirmed; not while one is in flight.
 
         It replaces what was drafted from there on; one that begins past all that is known here is of no use. It has
         `rows` at a deep cut alone: see `DeepSession`.
@@ -126,6 +130,13 @@ class Session:
         if draft:
             self.draft = tuple(draft[: self.limit - len(self.tokens)])
 
+    def take_waiting(self) -> None:
+        """Take the drafts that wait, and say so of each, unless one is in flight."""
+        while self.waiting and self.in_flight is None:
+            draft, taken = self.waiting.pop(0)
+            self.offer(draft.position, draft.tokens, draft.rows)
+            taken()
+
     def rows_to_run(self, row_share: float, most: int = MOST_DRAFTED_ROWS) -> SessionRows | None:
         """What the next pass should run for this session, or None if it waits for a draft; of that `most` tokens."""
         new = self.tokens[self.cached :]
@@ -136,6 +147,10 @@ class Session:
         if worth == 0 and not self.opening and not self._may_decode_alone():
             return None
         return SessionRows(self, self.cached, (*new, *self.draft[:worth]), drafted=worth)
+
+    def late(self, now: float) -> bool:
+        """Whether it is out of time."""
+        return self.request.deadline is not None and self.request.deadline <= now
 
     @property
     def opening(self) -> bool:
@@ -169,12 +184,12 @@ class Session:
         drafted: int,
         stop_tokens: frozenset[int],
         likelihoods: Sequence[Likelihood] = (),
-    ) -> Reason | None:
+    ) -> Confirmed:
         """Take the target's tokens after a pass; `chosen[i]` follows the i-th of `drafted` verified tokens.
 
-        `likelihoods` are those of `chosen`, of as many as are confirmed, if they were asked for. Delivers what is
-        confirmed and returns why the answer ended, or None if it goes on. Rejected drafts need no clean-up: their rows
-        lie beyond `cached` and the next pass overwrites them.
+        `likelihoods` are those of `chosen`, of as many as are confirmed, if they were asked for. `reason` says whether
+        the answer is complete now. Rejected drafts need no clean-up: their rows lie beyond `cached` and the next pass
+        overwrites them.
         """
         position = len(self.tokens)
         right = agreeing(self.draft[:drafted], chosen)
@@ -186,37 +201,40 @@ class Session:
         self.draft = self.draft[matched:] if matched == len(new) else ()
         self.cached = position + right
         self.tokens += new
-        self.deliver(Confirmed(position, tuple(new), matched, tuple(likelihoods[: len(new)])))
         if stop is not None and len(new) == stop:
-            return Reason.STOP
-        return Reason.LENGTH if len(self.tokens) >= self.limit else None
+            self.reason = Reason.STOP
+        elif len(self.tokens) >= self.limit:
+            self.reason = Reason.LENGTH
+        return Confirmed(position, tuple(new), matched, tuple(likelihoods[: len(new)]))
 
-    def fly(self, rows: SessionRows, made: BoundaryRows) -> None:
-        """Send what a pass of `rows` made to the next worker, which confirms."""
-        self.flying = rows.drafted
+    def forward(self, rows: SessionRows, made: BoundaryRows) -> Forward:
+        """What a pass of `rows` made, for the next worker, which confirms: from now on it is in flight."""
+        self.in_flight = rows.drafted
         start = rows.start - sum(map(len, self.pieces))
         tokens = (*self.tokens[start : rows.start], *rows.tokens)
-        self.deliver(Forward(start, tokens, np.concatenate([*self.pieces, made])))
-        self.pieces = []
+        pieces, self.pieces = [*self.pieces, made], []
+        return Forward(start, tokens, np.concatenate(pieces))
 
-    def settle(self, confirmed: Confirmed, stop_tokens: frozenset[int]) -> None:
+    def confirm_in_flight(self, confirmed: Confirmed, stop_tokens: frozenset[int]) -> Confirmed:
         """Take what the next worker confirmed of the tokens under way, in one message or in several.
 
-        Raises WorkerFailed on what cannot follow them. Once the answer is complete nothing flies any more, and
-        nothing is run: the next worker says so itself.
+        Raises WorkerFailed on what cannot follow them. Once the answer is complete it stays in flight, and nothing
+        is run: the next worker says so itself.
         """
-        chosen, drafted = confirmed.tokens, self.flying
+        chosen, drafted = confirmed.tokens, self.in_flight
         if drafted is None or confirmed.position != len(self.tokens) or not chosen:
             raise WorkerFailed("the next worker confirmed what it was not sent")
         right = agreeing(self.draft[:drafted], chosen)
         if right < len(chosen) - 1:
             raise WorkerFailed("the next worker confirmed tokens after one that it had rejected")
-        reason = self.confirm(chosen, drafted, stop_tokens, confirmed.likelihoods)
-        self.flying = None if right < len(chosen) and reason is None else drafted - right
+        own = self.confirm(chosen, drafted, stop_tokens, confirmed.likelihoods)
+        self.in_flight = None if right < len(chosen) and self.reason is None else drafted - right
+        return own
 
-    def finished(self, reason: Reason) -> Finished:
-        """The session's last message."""
-        return Finished(reason, self.passes, self.verified, self.seconds)
+    def finished(self) -> Finished:
+        """The last event of a session whose answer is complete."""
+        assert self.reason is not None
+        return Finished(self.reason, self.passes, self.verified, self.seconds)
 
 
 @dataclass(slots=True, eq=False)
@@ -286,15 +304,15 @@ class DeepSession(Session):
         drafted: int,
         stop_tokens: frozenset[int],
         likelihoods: Sequence[Likelihood] = (),
-    ) -> Reason | None:
+    ) -> Confirmed:
         """As of any session; the rows are used up, but for those of a draft that goes on as the target does."""
         before, right = self.cached, agreeing(self.draft, chosen)
         if right < min(len(self.draft), len(chosen)):
             self.held = min(self.held, len(self.tokens) + right)
             self.rows = self.rows[:0]
-        reason = Session.confirm(self, chosen, drafted, stop_tokens, likelihoods)
+        confirmed = Session.confirm(self, chosen, drafted, stop_tokens, likelihoods)
         self.rows = self.rows[self.cached - before :]
-        return reason
+        return confirmed
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,6 @@ from cutline.cloud.access.quota import Shares
 from cutline.cloud.access.tls import server_credentials
 from cutline.cloud.engine.engine import Engine
 from cutline.cloud.engine.image_cache import ImageCache
-from cutline.cloud.engine.watchdog import Watchdog
 from cutline.cloud.model.device import compute_dtype
 from cutline.cloud.model.memory import MOST_SLOTS
 from cutline.cloud.model.model_runner import Target
@@ -32,8 +31,9 @@ from cutline.cloud.serving.ranks import Ranks
 from cutline.cloud.serving.readiness import Lookout
 from cutline.cloud.serving.servicer import WorkerServicer
 from cutline.cloud.telemetry.observer import NOBODY, Observer
+from cutline.cloud.telemetry.watchdog import Watchdog
 from cutline.core.wire import Wire
-from cutline.errors import InputError, WorkerFailed, WorkerUnavailable
+from cutline.errors import InputError, WorkerFailed
 from cutline.models.bundle import Bundle
 from cutline.models.layerline import END
 from cutline.protos.channel.address import parse_address
@@ -233,7 +233,6 @@ async def _running(
         await worker.drain(drain)
         if not await asyncio.to_thread(engine.stop):
             log.warning("the engine's step does not end; it is left behind")
-            engine.abandon(WorkerUnavailable("the worker was stopped; ask another one"))
             if ranks is not None:
                 ranks.kill()
         await server.stop(grace=GRACE_SECONDS)

@@ -243,7 +243,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
                 drafts.take = functools.partial(self._offer, name, asyncio.Semaphore(DRAFTS_WAITING), tell)
             forwards: asyncio.Queue[Forward] = asyncio.Queue()
             if onward is not None:
-                onward.go(request, functools.partial(self._engine.settle, name))
+                onward.go(request, functools.partial(self._engine.relay, name))
                 passed_on = drafts if passing else None
                 forwarder = asyncio.create_task(self._forward(onward, forwards, passed_on, events))
                 stack.callback(forwarder.cancel)

@@ -51,7 +51,7 @@ def plain_answer(tokens: Sequence[int], limit: int, stop: frozenset[int] = STOP)
     return whole[len(tokens) :]
 
 
-def opened(tokens: Sequence[int], limit: int, draft: Sequence[int], events: list[Event]) -> DeepSession:
+def opened(tokens: Sequence[int], limit: int, draft: Sequence[int]) -> DeepSession:
     request = SessionRequest(
         tokens=tuple(tokens),
         prompt_length=len(tokens),
@@ -63,11 +63,13 @@ def opened(tokens: Sequence[int], limit: int, draft: Sequence[int], events: list
         deep=True,
         boundary=rows_of([*tokens, *draft], 0),
     )
-    return DeepSession("s", request, 0, events.append, limit)
+    return DeepSession("s", request, 0, limit)
 
 
-def step(session: Session, stop: frozenset[int] = STOP, most: int = 128) -> tuple[bool, Reason | None]:
-    """One pass: whether there was anything to run, and why the answer ended."""
+def step(
+    session: Session, events: list[Event], stop: frozenset[int] = STOP, most: int = 128
+) -> tuple[bool, Reason | None]:
+    """One pass, whose event goes to `events`: whether there was anything to run, and why the answer ended."""
     rows = session.rows_to_run(0.1, most)
     if rows is None:
         return False, None
@@ -75,7 +77,8 @@ def step(session: Session, stop: frozenset[int] = STOP, most: int = 128) -> tupl
     assert len(rows.boundary) == len(rows.tokens) >= rows.wanted
     chosen = [next_token(row) for row in rows.boundary[-rows.wanted :, 0]]
     session.ran(rows, 0.1, 0.0)
-    return True, session.confirm(chosen, rows.drafted, stop)
+    events.append(session.confirm(chosen, rows.drafted, stop))
+    return True, session.reason
 
 
 guesses = st.lists(st.one_of(st.none(), st.integers(0, VOCABULARY - 1)), max_size=6)  # None is a right one
@@ -102,7 +105,7 @@ class Conversation(RuleBasedStateMachine):
         self.events: list[Event] = []
         self.link: deque[Draft] = deque()
         self.believed = self._guessed(prompt, draft)
-        self.session = opened(prompt, self.limit, self.believed[len(prompt) :], self.events)
+        self.session = opened(prompt, self.limit, self.believed[len(prompt) :])
         self.reason: Reason | None = None
         self.heard = 0  # events
         self.known = list(prompt)
@@ -150,7 +153,7 @@ class Conversation(RuleBasedStateMachine):
     @rule()
     def run(self) -> None:
         before = len(self.session.tokens)
-        ran, self.reason = step(self.session, self.stop, self.most)
+        ran, self.reason = step(self.session, self.events, self.stop, self.most)
         assert ran == (len(self.session.tokens) > before)
 
     @rule()
@@ -210,13 +213,13 @@ def long_prompt() -> list[int]:
 
 def test_it_waits_for_the_row_of_the_token_it_chose_last() -> None:
     prompt, events = long_prompt(), list[Event]()
-    session = opened(prompt, 22, (), events)
+    session = opened(prompt, 22, ())
     answer = plain_answer(prompt, 22)
-    assert step(session) == (True, None)
-    assert step(session) == (False, None)
+    assert step(session, events) == (True, None)
+    assert step(session, events) == (False, None)
     whole = [*prompt, *answer[:1]]
     session.offer(2, answer[:1], rows_of(whole, 2))
-    assert step(session) == (True, None)
+    assert step(session, events) == (True, None)
     assert events == [Confirmed(2, (answer[0],), 0), Confirmed(3, (answer[1],), 0)]
     assert session.verified == 0
 
@@ -224,8 +227,8 @@ def test_it_waits_for_the_row_of_the_token_it_chose_last() -> None:
 def test_a_whole_right_draft_takes_one_pass() -> None:
     prompt, events = long_prompt(), list[Event]()
     answer = plain_answer(prompt, 22)
-    session = opened(prompt, 22, answer[:12], events)
-    step(session)
+    session = opened(prompt, 22, answer[:12])
+    step(session, events)
     assert events == [Confirmed(2, tuple(answer[:13]), 12)]
     assert session.verified == 12
 
@@ -234,8 +237,8 @@ def test_a_long_draft_takes_passes_of_few_rows() -> None:
     """However much is drafted: the rows that a pass leaves are there for the next one."""
     prompt, events = long_prompt(), list[Event]()
     answer = plain_answer(prompt, 22)
-    session = opened(prompt, 22, answer[:14], events)
-    while step(session, most=5) == (True, None):
+    session = opened(prompt, 22, answer[:14])
+    while step(session, events, most=5) == (True, None):
         pass
     assert events == [
         Confirmed(2, tuple(answer[:6]), 6),
@@ -249,15 +252,15 @@ def test_rows_after_a_rejection_are_forgotten() -> None:
     prompt, events = long_prompt(), list[Event]()
     answer = plain_answer(prompt, 22)
     wrong = [answer[0], (answer[1] + 1) % VOCABULARY]
-    session = opened(prompt, 22, wrong, events)
-    step(session)
+    session = opened(prompt, 22, wrong)
+    step(session, events)
     assert events == [Confirmed(2, tuple(answer[:2]), 1)]
     late = [*prompt, *wrong, *answer[2:5]]
     session.offer(4, answer[2:5], rows_of(late, 4))
-    assert step(session) == (False, None)
+    assert step(session, events) == (False, None)
     right = [*prompt, *answer[:5]]
     session.offer(3, answer[1:5], rows_of(right, 3))
-    step(session)
+    step(session, events)
     assert events[1:] == [Confirmed(4, tuple(answer[2:6]), 3)]
 
 
@@ -265,11 +268,11 @@ def test_rows_after_a_rejection_are_forgotten() -> None:
 def test_a_draft_past_the_limit_is_cut(room: int) -> None:
     prompt, events = long_prompt(), list[Event]()
     answer = plain_answer(prompt, 22)
-    session = opened(prompt, 2 + room, (), events)
-    step(session)
+    session = opened(prompt, 2 + room, ())
+    step(session, events)
     session.offer(2, answer, rows_of([*prompt, *answer], 2))
     if room > 1:
-        assert step(session)[1] is Reason.LENGTH
+        assert step(session, events)[1] is Reason.LENGTH
     assert session.tokens == prompt + answer[:room]
 
 
@@ -278,12 +281,12 @@ def test_a_draft_past_the_limit_is_cut(room: int) -> None:
 def test_drafts_that_nobody_honest_sends_break_nothing(data: st.DataObject) -> None:
     """Its answer may be nonsense then; it stays a session that runs as many rows as it says."""
     prompt, events = long_prompt(), list[Event]()
-    session = opened(prompt, 22, (), events)
+    session = opened(prompt, 22, ())
     for _ in range(12):
         position = data.draw(st.integers(0, 40))
         draft = data.draw(st.lists(st.integers(0, VOCABULARY - 1), max_size=8))
         session.offer(position, draft, np.zeros((len(draft), 1), np.float32))
-        if data.draw(st.booleans()) and step(session, NO_STOP)[1] is not None:
+        if data.draw(st.booleans()) and step(session, events, NO_STOP)[1] is not None:
             break
         assert session.cached <= len(session.tokens) <= 22
         assert session.cached + len(session.rows) in (len(session.tokens) - 1, len(session.tokens) + len(session.draft))
@@ -299,7 +302,7 @@ class Flight:
         self.events: list[Event] = []
         self.piece = piece
         if deep:
-            self.session: Session = opened(self.prompt, limit, draft, self.events)
+            self.session: Session = opened(self.prompt, limit, draft)
         else:
             request = SessionRequest(
                 tokens=tuple(self.prompt),
@@ -309,7 +312,7 @@ class Flight:
                 effort=1.0,
                 draft=tuple(draft),
             )
-            self.session = Session("s", request, 0, self.events.append, limit)
+            self.session = Session("s", request, 0, limit)
         self.cache: list[int] = []
         self.head_events: list[Event] = []
         self.head: DeepSession | None = None
@@ -322,16 +325,14 @@ class Flight:
         self.cache[rows.start :] = rows.tokens
         made = rows_of(self.cache, rows.start) if rows.boundary is None else rows.boundary
         self.session.ran(rows, 0.1, 0.0)
-        self.session.fly(rows, made)
-        forward = self.events[-1]
-        assert isinstance(forward, Forward)
-        assert self.session.flying is not None
+        forward = self.session.forward(rows, made)
+        assert self.session.in_flight is not None
         return forward
 
     def land(self, forward: Forward) -> None:
         """The head takes the rows in pieces, a pass for each, and the session what it confirms."""
         if self.head is None:
-            self.head = opened(forward.tokens[:2], self.limit, (), self.head_events)
+            self.head = opened(forward.tokens[:2], self.limit, ())
             self.head.draft, self.head.rows = forward.tokens[2:], forward.rows
             self._pass()
             return
@@ -344,18 +345,18 @@ class Flight:
         assert self.head is not None
         ran = True
         while ran and self.head_reason is None:
-            ran, self.head_reason = step(self.head)
+            ran, self.head_reason = step(self.head, self.head_events)
             if ran:
                 word = self.head_events[-1]
                 assert isinstance(word, Confirmed)
-                self.session.settle(word, STOP)
+                self.session.confirm_in_flight(word, STOP)
 
 
 @pytest.mark.parametrize("deep", [False, True])
 @pytest.mark.parametrize("piece", [1, 2, 3, 99])
 @pytest.mark.parametrize("wrong", [None, 0, 1, 3, 6])
 @pytest.mark.parametrize("most", [2, 128])
-def test_what_a_next_worker_confirms_settles_what_flies(deep: bool, piece: int, wrong: int | None, most: int) -> None:
+def test_a_next_worker_confirms_what_is_in_flight(deep: bool, piece: int, wrong: int | None, most: int) -> None:
     flight = Flight(deep=deep, draft=(), piece=piece, most=most)
     flight.land(flight.fly())
     answer = flight.answer
@@ -368,8 +369,8 @@ def test_what_a_next_worker_confirms_settles_what_flies(deep: bool, piece: int, 
         flight.land(forward)
         assert flight.session.tokens == flight.prompt + answer[: len(flight.session.tokens) - 2]
         if len(flight.session.tokens) < flight.limit:
-            assert flight.session.flying is None
-    assert flight.session.flying is not None  # nothing more is run: the next worker says that it has finished
+            assert flight.session.in_flight is None
+    assert flight.session.in_flight is not None  # nothing more is run: the next worker says that it has finished
 
 
 def test_a_next_worker_that_confirms_what_it_was_not_sent() -> None:
@@ -378,7 +379,7 @@ def test_a_next_worker_that_confirms_what_it_was_not_sent() -> None:
         flight = Flight(deep=False, draft=answer[:3])
         flight.fly()
         with pytest.raises(WorkerFailed, match="confirmed"):
-            flight.session.settle(Confirmed(position, tuple(tokens), 0), STOP)
+            flight.session.confirm_in_flight(Confirmed(position, tuple(tokens), 0), STOP)
     flight = Flight(deep=False, draft=())
     with pytest.raises(WorkerFailed, match="not sent"):
-        flight.session.settle(Confirmed(2, tuple(answer[:1]), 0), STOP)
+        flight.session.confirm_in_flight(Confirmed(2, tuple(answer[:1]), 0), STOP)

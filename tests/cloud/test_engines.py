@@ -16,8 +16,7 @@ from typing import cast
 
 import pytest
 
-from cutline.cloud.engine import cost_model
-from cutline.cloud.engine import engine as engine_module
+from cutline.cloud.engine import cost_model, scheduler
 from cutline.cloud.engine.engine import Engine
 from cutline.cloud.engine.sequence import Event, Forward, SessionRequest
 from cutline.cloud.model.model_runner import Target
@@ -58,7 +57,7 @@ class Way:
         elif self._before is None:
             self.inbox.put(event)
         elif not isinstance(event, Opened):
-            self._engines[self._index - 1].settle(self._before.name, event)
+            self._engines[self._index - 1].relay(self._before.name, event)
 
     def _forward(self, piece: Forward) -> None:
         if self._next is None:
@@ -176,7 +175,7 @@ def test_a_session_that_breaks_the_last_engine_ends_alone() -> None:
 
 def test_a_session_that_flies_is_not_said_to_wait_for_drafts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its next worker takes its time; nobody is to blame for that here."""
-    monkeypatch.setattr(engine_module, "IDLE_SECONDS", 0.05)
+    monkeypatch.setattr(scheduler, "IDLE_SECONDS", 0.05)
     span = ScriptedTarget(1, chooses=False)
     engine = Engine(cast(Target, span), (STOP,))
     engine.start()
@@ -189,10 +188,10 @@ def test_a_session_that_flies_is_not_said_to_wait_for_drafts(monkeypatch: pytest
         assert isinstance(inbox.get(timeout=30), Forward)
         with pytest.raises(queue.Empty):
             inbox.get(timeout=0.2)
-        engine.settle(name, Confirmed(2, (answer[0],), 0))
+        engine.relay(name, Confirmed(2, (answer[0],), 0))
         assert inbox.get(timeout=30) == Confirmed(2, (answer[0],), 0)
         assert isinstance(inbox.get(timeout=30), InputError)  # now it waits for a draft, and none comes
-        engine.settle(name, Confirmed(3, (answer[1],), 0))
+        engine.relay(name, Confirmed(3, (answer[1],), 0))
         assert engine.sessions == 0
     finally:
         engine.stop()

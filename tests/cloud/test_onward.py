@@ -208,7 +208,7 @@ def test_a_next_worker_that_would_evict_takes_a_session(
     bundle: Bundle, asking: Any, case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its own engine decides, as where an agent asks it itself."""
-    monkeypatch.setattr("cutline.cloud.engine.engine.SAFE_SECONDS", 600.0)
+    monkeypatch.setattr("cutline.cloud.engine.session_table.SAFE_SECONDS", 600.0)
 
     async def main() -> None:
         async with (
@@ -221,7 +221,7 @@ def test_a_next_worker_that_would_evict_takes_a_session(
                 await idle.follow(session, stop=1)
                 with pytest.raises(WorkerBusy):
                     await asking(case, "image").ask(client)
-                monkeypatch.setattr("cutline.cloud.engine.engine.SAFE_SECONDS", 0.0)
+                monkeypatch.setattr("cutline.cloud.engine.session_table.SAFE_SECONDS", 0.0)
                 one = asking(case, "image")
                 await one.ask(client)
                 assert tuple(one.tokens) == case[2]

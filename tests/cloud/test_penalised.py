@@ -171,7 +171,7 @@ def test_a_pass_that_broke_leaves_nothing_behind() -> None:
         effort=1.0,
         penalties=Penalties(repetition_penalty=2.0),
     )
-    session = Session("s", asked, 0, lambda event: None, 20)
+    session = Session("s", asked, 0, 20)
     logits = torch.from_numpy(np.random.default_rng(0).normal(0, 2, (4, 8)).astype(np.float32))
     alone = choose_all(SessionRows(session, 0, (1, 2), 0), logits[:1], ())
     drafted = tuple(choose_all(SessionRows(session, 0, (1, 2, *alone), 1), logits[:2], ())[:1])

@@ -15,8 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cutline.cloud.engine import cost_model, sampler
-from cutline.cloud.engine import engine as engine_module
+from cutline.cloud.engine import cost_model, sampler, session_table
 from cutline.cloud.engine.cost_model import FAIR_SECONDS
 from cutline.cloud.engine.engine import Engine
 from cutline.cloud.engine.sampler import likelihoods
@@ -116,7 +115,7 @@ class Listener:
 
 
 def test_who_waited_longest_loses_its_place_to_a_newcomer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "SAFE_SECONDS", 0.1)
+    monkeypatch.setattr(session_table, "SAFE_SECONDS", 0.1)
     target, watching = CountingTarget(3), Watching()
     with running(target, watching) as engine:
         first, second = (Listener(engine, request([1, one])).opened() for one in (1, 2))
@@ -130,7 +129,7 @@ def test_who_waited_longest_loses_its_place_to_a_newcomer(monkeypatch: pytest.Mo
         assert isinstance(lost, WorkerForgot)
         assert "open the session anew" in str(lost)
         # Those that are left waited less than that, however slow this machine is: nobody else goes.
-        monkeypatch.setattr(engine_module, "SAFE_SECONDS", 600.0)
+        monkeypatch.setattr(session_table, "SAFE_SECONDS", 600.0)
         refused = Listener(engine, request([1, 5])).next()
         assert isinstance(refused, WorkerBusy)
         assert isinstance(engine.busy(), WorkerBusy)
@@ -140,7 +139,7 @@ def test_who_waited_longest_loses_its_place_to_a_newcomer(monkeypatch: pytest.Mo
 
 
 def test_who_is_answered_never_loses_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "SAFE_SECONDS", 0.0)
+    monkeypatch.setattr(session_table, "SAFE_SECONDS", 0.0)
     target = CountingTarget(2)
     with running(target) as engine:
         target.go_on.clear()
@@ -287,7 +286,7 @@ def test_nothing_is_sampled_after_a_draft_is_rejected(monkeypatch: pytest.Monkey
     if wrong is not None:
         drafted[wrong] = (drafted[wrong] + 1) % VOCABULARY
     asked = replace(request([1, 2, 3, 4]), sampling=sampling)
-    session = Session("s", asked, 0, lambda event: None, CONTEXT)
+    session = Session("s", asked, 0, CONTEXT)
     places = list[int]()
 
     def counted(row: Tensor, of: Sampling, position: int, **more: Any) -> int:
@@ -354,7 +353,7 @@ def test_a_thousand_sessions_that_wait_cost_a_few_objects_each_and_no_thread() -
         assert engine.sessions == 1000
         assert threading.active_count() <= threads  # one of an earlier test may have ended
         assert (len(gc.get_objects()) - before) / 999 < 20
-        assert len(engine._pictures) == len(engine._waiting) == 0
+        assert len(engine._images) == 0
         # And whoever comes among them is answered at once.
         began = time.monotonic()
         time.sleep(1.1)  # from when on one of them may go

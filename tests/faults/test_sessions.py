@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from cutline.cloud.engine import engine as engine_module
+from cutline.cloud.engine import session_table
 from cutline.cloud.engine.engine import Engine
 from cutline.cloud.engine.sequence import Event, SessionRequest
 from cutline.cloud.model.model_runner import Target
@@ -67,21 +67,21 @@ class Sessions(RuleBasedStateMachine):
 
     @initialize()
     def start(self) -> None:
-        self.safe = engine_module.SAFE_SECONDS
+        self.safe = session_table.SAFE_SECONDS
         self.engine = Engine(cast(Target, ScriptedTarget(SLOTS)), (STOP,))
         self.engine.start()
         self.open: list[Conversation] = []
         self.broken: list[Conversation] = []  # which may be replayed
 
     def teardown(self) -> None:
-        engine_module.SAFE_SECONDS = self.safe
+        session_table.SAFE_SECONDS = self.safe
         if hasattr(self, "engine"):
             for one in self.open:
                 self.engine.close(one.name)
             end = time.monotonic() + PATIENCE
-            while (self.engine.sessions or self.engine._slots.free < SLOTS) and time.monotonic() < end:
+            while (self.engine.sessions or self.engine._table.free < SLOTS) and time.monotonic() < end:
                 time.sleep(0.001)
-            assert (self.engine.sessions, self.engine._slots.free) == (0, SLOTS), "nothing is left"
+            assert (self.engine.sessions, self.engine._table.free) == (0, SLOTS), "nothing is left"
             self.engine.stop()
 
     def begin(self, prompt: tuple[int, ...], confirmed: Sequence[int], draft: Sequence[int], effort: float) -> None:
@@ -174,11 +174,11 @@ class Sessions(RuleBasedStateMachine):
     @rule(prompt=prompts)
     def evicts(self, prompt: tuple[int, ...]) -> None:
         """Where all slots are taken, a newcomer gets that of one which only waits for a draft, if there is one."""
-        engine_module.SAFE_SECONDS = 0.0
+        session_table.SAFE_SECONDS = 0.0
         try:
             self.begin(prompt, (), (), 0.0)
         finally:
-            engine_module.SAFE_SECONDS = self.safe
+            session_table.SAFE_SECONDS = self.safe
 
     @invariant()
     def what_ended_is_gone(self) -> None:

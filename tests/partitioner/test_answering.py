@@ -51,7 +51,7 @@ class Played:
             sampling=Sampling(),
             effort=float(terms.effort[index]) if self.drafting else 1.0,
         )
-        self.session = Session("it", request, 0, self._confirmed, tokens + 1)
+        self.session = Session("it", request, 0, tokens + 1)
         self.ended = False
         self.clock = 0.0
         row, fixed = np.polyfit(np.arange(1, DRAFT_CHUNK + 2), terms.passes[: DRAFT_CHUNK + 1], 1)
@@ -130,11 +130,11 @@ class Played:
         self.clock = when
         begun = len(self.session.tokens) - 1
         chosen = (self.answer[begun:] + [STOP] * drafted)[: drafted + 1]
-        self.ended = self.session.confirm(chosen, drafted, frozenset([STOP])) is not None
+        self._confirmed(self.session.confirm(chosen, drafted, frozenset([STOP])))
+        self.ended = self.session.reason is not None
         self._pass(when)
 
-    def _confirmed(self, event: Any) -> None:
-        assert isinstance(event, Confirmed)
+    def _confirmed(self, event: Confirmed) -> None:
         there = self.clock + self.now.rtt / 2 + self.terms.overheads.message / 2 + CONFIRMED_BYTES / self.now.downlink
         self.at(there, lambda then: self._settle(then, event))
 

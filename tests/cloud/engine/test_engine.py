@@ -15,9 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cutline.cloud.engine import cost_model
-from cutline.cloud.engine import engine as engine_module
-from cutline.cloud.engine import image_features as pictures_module
+from cutline.cloud.engine import cost_model, image_features, scheduler
 from cutline.cloud.engine.engine import Engine
 from cutline.cloud.engine.kv_slots import Slots
 from cutline.cloud.engine.sequence import Event, Session, SessionRequest, SessionRows
@@ -386,7 +384,7 @@ def test_a_session_is_told_how_long_it_waited_for_a_pass_to_end() -> None:
 
 
 def test_a_session_that_waits_too_long_for_a_draft_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "IDLE_SECONDS", 0.1)
+    monkeypatch.setattr(scheduler, "IDLE_SECONDS", 0.1)
     with running(ScriptedTarget(1)) as engine:
         _, listener = wait_at_first_token(engine, PROMPTS[0])
         end = listener.end()
@@ -396,7 +394,7 @@ def test_a_session_that_waits_too_long_for_a_draft_is_ended(monkeypatch: pytest.
 
 
 def test_a_slow_pass_is_not_the_agents_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "IDLE_SECONDS", 0.0)
+    monkeypatch.setattr(scheduler, "IDLE_SECONDS", 0.0)
     target = ScriptedTarget(1)
     run = target.run
 
@@ -470,7 +468,7 @@ def test_answers_go_on_while_an_image_is_encoded() -> None:
 
 def test_a_small_image_does_not_wait_for_a_large_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor for ever one that came before others: after its turn they have theirs."""
-    monkeypatch.setattr(pictures_module, "FAIR_SECONDS", 0.0)
+    monkeypatch.setattr(image_features, "FAIR_SECONDS", 0.0)
     with running(ScriptedTarget(3)) as engine:
         name, _ = opened(engine, picture(10**9))
         _, small = opened(engine, picture(3))

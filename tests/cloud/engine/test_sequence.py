@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from cutline.cloud.engine.sequence import Event, Session, SessionRequest
+from cutline.cloud.engine.sequence import Session, SessionRequest
 from cutline.core.sampling import Sampling
 from cutline.protos.messages import Confirmed, Finished, Reason
 
@@ -53,11 +53,11 @@ class Run:
             effort=effort,
             draft=tuple(draft),
         )
-        self.events: list[Event] = []
+        self.events: list[Confirmed] = []
         self.cache: dict[int, int] = {}
         self.reason: Reason | None = None
         self.drafted = 0
-        self.session = Session("s", request, 0, self.events.append, limit)
+        self.session = Session("s", request, 0, limit)
 
     def step(self, row_share: float) -> Confirmed | None:
         """One pass, or None if the session waits. Logits come from the cache alone, as on a real model."""
@@ -70,14 +70,13 @@ class Run:
         prefixes = [[self.cache[p] for p in range(length)] for length in range(end - rows.wanted + 1, end + 1)]
         self.drafted = rows.drafted
         self.session.ran(rows, 0.5, 0.0)
-        self.reason = self.session.confirm([next_token(prefix) for prefix in prefixes], rows.drafted, STOP)
-        event = self.events[-1]
-        assert isinstance(event, Confirmed)
-        return event
+        self.events.append(self.session.confirm([next_token(prefix) for prefix in prefixes], rows.drafted, STOP))
+        self.reason = self.session.reason
+        return self.events[-1]
 
     @property
     def confirmed(self) -> list[int]:
-        return [token for event in self.events if isinstance(event, Confirmed) for token in event.tokens]
+        return [token for event in self.events for token in event.tokens]
 
 
 wrongs = st.dictionaries(st.integers(0, 9), st.integers(0, VOCABULARY - 1), max_size=2)
@@ -225,7 +224,7 @@ def test_with_full_effort_it_never_waits() -> None:
     while run.reason is None:
         assert run.step(0.1) is not None
     assert run.confirmed == plain_answer(prompt, 42)[0]
-    assert run.session.finished(run.reason) == Finished(Reason.LENGTH, 40, 0, 20.0)
+    assert run.session.finished() == Finished(Reason.LENGTH, 40, 0, 20.0)
 
 
 @given(st.floats(0.05, 0.95))

@@ -50,7 +50,7 @@ def session(tokens: tuple[int, ...], slot: int, cut: str = "image") -> Session:
     request = SessionRequest(
         tokens=tokens, prompt_length=len(tokens), max_tokens=40, sampling=Sampling(), effort=1.0, cut=cut
     )
-    return Session("s", request, slot, lambda event: None, 10_000)
+    return Session("s", request, slot, 10_000)
 
 
 def test_logits_are_those_of_transformers_and_no_pass_is_compiled_for(

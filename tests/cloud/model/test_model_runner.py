@@ -94,7 +94,7 @@ class Answering:
 
 
 def blank(request: SessionRequest, slot: int) -> Session:
-    return Session("s", request, slot, lambda event: None, 10_000)
+    return Session("s", request, slot, 10_000)
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -68,7 +68,7 @@ def conversation(manifest: Manifest, dice: np.random.Generator, slot: int, cut: 
         grids=grids,
         positions=manifest.family.positions(np.array(tokens) == manifest.image_token, grids),
     )
-    return Session("s", request, slot, lambda event: None, CONTEXT)
+    return Session("s", request, slot, CONTEXT)
 
 
 def pictured(target: Target, session: Session) -> torch.Tensor | None:

@@ -8,7 +8,7 @@ import threading
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cutline.cloud.engine.watchdog import LEAST_SECONDS, MOST_SECONDS, TICK, TIMES, EngineWork, Watchdog, patience
+from cutline.cloud.telemetry.watchdog import LEAST_SECONDS, MOST_SECONDS, TICK, TIMES, EngineWork, Watchdog, patience
 
 
 def never(seconds: float) -> None:
