@@ -2,11 +2,15 @@
 
 The stubs are committed, so that an install needs no compiler. They are written through the symlinks of .dev, which
 gives them the imports `cutline.protos.v1...` that the package has.
+
+Stubs ask for a grpcio and a protobuf no older than the compiler's own. So it is an old one, and stands apart, in
+build/, for it would have everything else be as old; the lower bounds in pyproject.toml follow it.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -14,6 +18,19 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PROTOS = ROOT / "protos"
+COMPILER = "grpcio-tools==1.76.0"  # asks for grpcio 1.76.0 and protobuf 6.31.1
+
+
+def compiler() -> Path:
+    """The folder of the compiler, which is installed if it is not there."""
+    folder = ROOT / "build" / COMPILER.replace("==", "-")
+    if not folder.is_dir():
+        with tempfile.TemporaryDirectory(dir=ROOT) as made:
+            install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", f"--target={made}/tools"]
+            subprocess.run([*install, COMPILER], check=True)
+            folder.parent.mkdir(exist_ok=True)
+            Path(made, "tools").replace(folder)
+    return folder
 
 
 def generate(out: Path) -> None:
@@ -21,7 +38,7 @@ def generate(out: Path) -> None:
     sources = sorted(str(path.relative_to(ROOT)) for path in PROTOS.rglob("*.proto"))
     outs = [f"--{kind}_out={out}" for kind in ("python", "pyi", "grpc_python")]
     command = [sys.executable, "-m", "grpc_tools.protoc", "-Icutline/protos=protos", *outs, *sources]
-    subprocess.run(command, cwd=ROOT, check=True)
+    subprocess.run(command, cwd=ROOT, check=True, env=os.environ | {"PYTHONPATH": str(compiler())})
 
 
 def stale() -> list[str]:

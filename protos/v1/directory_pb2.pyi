@@ -13,7 +13,7 @@ class ListRequest(_message.Message):
     ALL_FIELD_NUMBER: _ClassVar[int]
     model: str
     all: bool
-    def __init__(self, model: _Optional[str] = ..., all: _Optional[bool] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., all: bool = ...) -> None: ...
 
 class RestartRequest(_message.Message):
     __slots__ = ()

@@ -5,7 +5,7 @@ import warnings
 
 from cutline.protos.v1 import directory_pb2 as cutline_dot_protos_dot_v1_dot_directory__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.76.0'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -25,7 +25,7 @@ if _version_not_supported:
     )
 
 
-class DirectoryStub:
+class DirectoryStub(object):
     """Missing associated documentation comment in .proto file."""
 
     def __init__(self, channel):
@@ -46,7 +46,7 @@ class DirectoryStub:
                 _registered_method=True)
 
 
-class DirectoryServicer:
+class DirectoryServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def List(self, request, context):
@@ -84,7 +84,7 @@ def add_DirectoryServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class Directory:
+class Directory(object):
     """Missing associated documentation comment in .proto file."""
 
     @staticmethod

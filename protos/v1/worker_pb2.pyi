@@ -43,7 +43,7 @@ class Description(_message.Message):
     wires: _containers.RepeatedScalarFieldContainer[Tensor.Type]
     features: _containers.RepeatedScalarFieldContainer[str]
     blocked: str
-    def __init__(self, model: _Optional[str] = ..., name: _Optional[str] = ..., version: _Optional[str] = ..., vision_layers: _Optional[int] = ..., decoder_layers: _Optional[int] = ..., context: _Optional[int] = ..., sessions: _Optional[int] = ..., max_sessions: _Optional[int] = ..., start: _Optional[str] = ..., end: _Optional[str] = ..., queue_seconds: _Optional[float] = ..., draining: _Optional[bool] = ..., wires: _Optional[_Iterable[_Union[Tensor.Type, str]]] = ..., features: _Optional[_Iterable[str]] = ..., blocked: _Optional[str] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., name: _Optional[str] = ..., version: _Optional[str] = ..., vision_layers: _Optional[int] = ..., decoder_layers: _Optional[int] = ..., context: _Optional[int] = ..., sessions: _Optional[int] = ..., max_sessions: _Optional[int] = ..., start: _Optional[str] = ..., end: _Optional[str] = ..., queue_seconds: _Optional[float] = ..., draining: bool = ..., wires: _Optional[_Iterable[_Union[Tensor.Type, str]]] = ..., features: _Optional[_Iterable[str]] = ..., blocked: _Optional[str] = ...) -> None: ...
 
 class ProbeRequest(_message.Message):
     __slots__ = ("data", "answer")
@@ -107,7 +107,7 @@ class Open(_message.Message):
     alternatives: int
     request_id: str
     requires: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, model: _Optional[str] = ..., tokens: _Optional[_Iterable[int]] = ..., prompt_length: _Optional[int] = ..., cut: _Optional[str] = ..., images: _Optional[int] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., effort: _Optional[float] = ..., draft: _Optional[_Iterable[int]] = ..., grids: _Optional[_Iterable[_Union[Grid, _Mapping]]] = ..., digests: _Optional[_Iterable[bytes]] = ..., known: _Optional[int] = ..., likelihoods: _Optional[bool] = ..., alternatives: _Optional[int] = ..., request_id: _Optional[str] = ..., requires: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., tokens: _Optional[_Iterable[int]] = ..., prompt_length: _Optional[int] = ..., cut: _Optional[str] = ..., images: _Optional[int] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., effort: _Optional[float] = ..., draft: _Optional[_Iterable[int]] = ..., grids: _Optional[_Iterable[_Union[Grid, _Mapping]]] = ..., digests: _Optional[_Iterable[bytes]] = ..., known: _Optional[int] = ..., likelihoods: bool = ..., alternatives: _Optional[int] = ..., request_id: _Optional[str] = ..., requires: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Grid(_message.Message):
     __slots__ = ("rows", "cols")
@@ -153,7 +153,7 @@ class ImageChunk(_message.Message):
     LAST_FIELD_NUMBER: _ClassVar[int]
     data: bytes
     last: bool
-    def __init__(self, data: _Optional[bytes] = ..., last: _Optional[bool] = ...) -> None: ...
+    def __init__(self, data: _Optional[bytes] = ..., last: bool = ...) -> None: ...
 
 class Boundary(_message.Message):
     __slots__ = ("rows", "last")
@@ -161,7 +161,7 @@ class Boundary(_message.Message):
     LAST_FIELD_NUMBER: _ClassVar[int]
     rows: Tensor
     last: bool
-    def __init__(self, rows: _Optional[_Union[Tensor, _Mapping]] = ..., last: _Optional[bool] = ...) -> None: ...
+    def __init__(self, rows: _Optional[_Union[Tensor, _Mapping]] = ..., last: bool = ...) -> None: ...
 
 class Tensor(_message.Message):
     __slots__ = ("type", "shape", "data", "scales")
@@ -229,7 +229,7 @@ class Opened(_message.Message):
     queue_seconds: float
     kept: bool
     reused: int
-    def __init__(self, session: _Optional[str] = ..., upload_seconds: _Optional[float] = ..., prepare_seconds: _Optional[float] = ..., queue_seconds: _Optional[float] = ..., kept: _Optional[bool] = ..., reused: _Optional[int] = ...) -> None: ...
+    def __init__(self, session: _Optional[str] = ..., upload_seconds: _Optional[float] = ..., prepare_seconds: _Optional[float] = ..., queue_seconds: _Optional[float] = ..., kept: bool = ..., reused: _Optional[int] = ...) -> None: ...
 
 class Confirmed(_message.Message):
     __slots__ = ("position", "tokens", "accepted", "likelihoods")
