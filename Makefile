@@ -7,7 +7,7 @@ ARGS ?=
 # An unpinned torch may bring gigabytes of CUDA along.
 TORCH := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),torch==2.13.0,torch>=2.13)
 
-.PHONY: install demo test proof lint format stubs docs docs-serve site audit wheel-check arm64 clean
+.PHONY: install demo test test-lowest proof lint format stubs docs docs-serve site audit wheel-check arm64 clean
 
 install: .venv/installed
 
@@ -27,6 +27,10 @@ demo: install
 # In the order of names, for else the slowest files, of a few tests each, would come last.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+# The oldest versions that pyproject.toml allows, of what a device installs; with EXTRAS=cloud,keys,otel those, too.
+test-lowest:
+	TORCH='$(TORCH)' scripts/lowest.sh $(PYTHON) $(EXTRAS)
 
 # What takes a minute a test, and is no part of every run.
 proof: install
