@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -71,7 +72,8 @@ def test_openais_client_is_answered() -> None:
         stop, given = asyncio.Event(), ServerOptions(listen="127.0.0.1:0")
         async with Agent(Bundle.open(DRAFTER), worker=(), threads=1) as agent:
             server = asyncio.create_task(serve(agent, given, announce=listening.set_result, stop=stop))
-            await asyncio.wait([server, listening], return_when=asyncio.FIRST_COMPLETED)
+            either: list[asyncio.Future[Any]] = [server, listening]
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             url = "data:image/png;base64," + base64.b64encode(CARD.read_bytes()).decode()
             content = [
                 {"type": "image_url", "image_url": {"url": url}},
