@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import openai
 import pytest
 
@@ -56,6 +57,11 @@ def test_a_device_answers_a_question_alone() -> None:
     ran = started(PROGRAM, "ask", str(CARD), "Describe the card.", "--mode", "edge")
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.strip() == ANSWER
+
+
+def test_what_is_made_of_a_request_is_checked_like_one() -> None:
+    with pytest.raises(cutline.InputError, match="temperature"):
+        msgspec.structs.replace(cutline.Sampling(), temperature=-1.0)
 
 
 def test_settings_are_read_and_shown(tmp_path: Path) -> None:
