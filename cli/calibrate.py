@@ -118,9 +118,7 @@ def calibrate(given: CalibrateOptions) -> None:
         if not os.access(opened.path, os.W_OK):
             raise InputError(f"{opened.path} cannot be written to; copy the bundle and give the copy as {option}")
     if priced is not None and priced.manifest.identity != drafter.manifest.target:
-        raise ModelMismatch(
-            f"{drafter.path} drafts for another target than {priced.path}; give its own as --target"
-        )
+        raise ModelMismatch(f"{drafter.path} drafts for another target than {priced.path}; give its own as --target")
     cuts = _priced_cuts(priced, given.price_cuts) if priced else ()
     asked = list(demo_sources(given.cards) if given.data is None else file_sources(given.data))
     if not asked:
