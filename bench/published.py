@@ -33,7 +33,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextTo
 
 from cutline.cloud.engine.engine import Engine
 from cutline.cloud.engine.sequence import Event, SessionRequest
-from cutline.cloud.model.model_runner import Target
+from cutline.cloud.model.model_runner import Capacity, Target
 from cutline.core.conversation import question
 from cutline.core.sampling import Sampling
 from cutline.edge.inference.drafter import Drafter
@@ -307,7 +307,9 @@ def _answers(
 ) -> dict[str, tuple[int, ...]]:
     """What a worker's engine answers to each, as far as its answer is the `right` one, and one step more."""
     context = len(sessions["cloud"].tokens) + STEPS
-    engine = Engine(Target(bundle, slots=1, context=context, dtype=torch.float32), bundle.manifest.stop_tokens)
+    engine = Engine(
+        Target(bundle, Capacity(slots=1, context=context), dtype=torch.float32), bundle.manifest.stop_tokens
+    )
     engine.start()
     answers: dict[str, tuple[int, ...]] = {}
     try:

@@ -18,7 +18,8 @@ import torch
 from rich.console import Console
 
 from cutline.bench.worker_load import DTYPES, SESSIONS, pass_works, unexported
-from cutline.cloud.model.model_runner import Target
+from cutline.cloud.model.model_runner import Capacity, Target
+from cutline.models.layerline import END
 
 KINDS = {
     "1": "1 session",
@@ -41,7 +42,13 @@ def main() -> None:
         for name, dtype in DTYPES.items():
             began = time.thread_time()
             compiled, plain, copy = (
-                Target(bundle, slots=SESSIONS, context=512, start="decoder.0", dtype=dtype, compiled=chosen)
+                Target(
+                    bundle,
+                    Capacity(slots=SESSIONS, context=512),
+                    layers=("decoder.0", END),
+                    dtype=dtype,
+                    compiled=chosen,
+                )
                 for chosen in (True, False, False)
             )
             console.print(f"[bold]{name}[/], loaded and compiled in {time.thread_time() - began:.0f} s")

@@ -32,11 +32,12 @@ from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from cutline.bench.plot_file import save_plot
 from cutline.cloud.engine.engine import Engine
 from cutline.cloud.engine.sequence import Event, Session, SessionRequest, SessionRows
-from cutline.cloud.model.model_runner import Target
+from cutline.cloud.model.model_runner import Capacity, Target
 from cutline.core.sampling import Sampling
 from cutline.errors import CutlineError
 from cutline.models.bundle import Bundle, write_manifest
 from cutline.models.export.source import read_source
+from cutline.models.layerline import END
 from cutline.protos.messages import Confirmed, Draft, Finished
 from cutline.testing.random_models import make_smolvlm_256m
 
@@ -60,7 +61,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         bundle = unexported(Path(place))
         targets = {
-            name: Target(bundle, slots=max(COUNTS), context=512, start="decoder.0", dtype=dtype)
+            name: Target(bundle, Capacity(slots=max(COUNTS), context=512), layers=("decoder.0", END), dtype=dtype)
             for name, dtype in DTYPES.items()
         }
         curves = passes(targets, args.rounds, console)

@@ -115,7 +115,7 @@ def cloud(*, config: Config = None, given: CloudOptions) -> None:
 
             from cutline.cloud.access.audit import Audit
             from cutline.cloud.model.device import check_device
-            from cutline.cloud.serving.server import Access, serve
+            from cutline.cloud.serving.server import Access, WorkerOptions, serve
             from cutline.cloud.telemetry.metrics import WorkerMetrics, show
             from cutline.cloud.telemetry.observer import Observer, Observers
             from cutline.cloud.telemetry.request_log import SessionLog
@@ -147,20 +147,22 @@ def cloud(*, config: Config = None, given: CloudOptions) -> None:
                 address = await stack.enter_async_context(
                     serve(
                         opened,
-                        listen=given.listen,
-                        slots=given.max_sessions,
-                        images=given.image_cache,
-                        context=given.context,
-                        device=given.device,
-                        layers=span,
-                        next_worker=given.next_worker,
-                        wires=taken,
-                        dtype={"bf16": torch.bfloat16, "fp32": torch.float32}.get(given.dtype or ""),
+                        WorkerOptions(
+                            listen=given.listen,
+                            slots=given.max_sessions,
+                            images=given.image_cache,
+                            context=given.context,
+                            device=given.device,
+                            layers=span,
+                            next_worker=given.next_worker,
+                            wires=taken,
+                            dtype={"bf16": torch.bfloat16, "fp32": torch.float32}.get(given.dtype or ""),
+                            drain=given.drain,
+                            tensor_parallel=ranks,
+                            compiled=given.compiled,
+                        ),
                         observer=Observers(*observers),
                         access=access,
-                        drain=given.drain,
-                        tensor_parallel=ranks,
-                        compiled=given.compiled,
                         on_broken=broke,
                     )
                 )

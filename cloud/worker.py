@@ -8,7 +8,7 @@ from typing import Self
 
 from anyio.from_thread import start_blocking_portal
 
-from cutline.cloud.serving.server import ANYBODY, Access, serve
+from cutline.cloud.serving.server import ANYBODY, Access, WorkerOptions, serve
 from cutline.errors import InputError
 from cutline.models.bundle import Bundle
 from cutline.models.layerline import END
@@ -44,12 +44,14 @@ class Worker:
             raise InputError(f"{listen} can be reached by others; give access with keys, or listen at 127.0.0.1")
         self._serving = serve(
             bundle,
-            listen=listen,
-            slots=max_sessions,
-            context=context,
-            device=device,
-            layers=layers,
-            next_worker=next_worker,
+            WorkerOptions(
+                listen=listen,
+                slots=max_sessions,
+                context=context,
+                device=device,
+                layers=layers,
+                next_worker=next_worker,
+            ),
             access=access,
         )
         self._stack, self._thread = AsyncExitStack(), ExitStack()

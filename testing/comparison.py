@@ -21,7 +21,7 @@ from PIL import Image
 
 from cutline.cloud.engine.sequence import Session, SessionRequest, SessionRows
 from cutline.cloud.model.loader import load_model
-from cutline.cloud.model.model_runner import Target
+from cutline.cloud.model.model_runner import Capacity, Target
 from cutline.core.sampling import Sampling
 from cutline.edge.inference.decoder import Decoder, DecoderState
 from cutline.edge.inference.vision_encoder import VisionSpan
@@ -241,7 +241,7 @@ def compare_cuts(bundle: Bundle, cuts: Sequence[str], *, steps: int, alone: int 
     prompts = seeded_prompts(bundle.manifest)
     expected = expect(Whole(bundle), prompts, steps)
     context = max(len(prompt.ids) for prompt in prompts) + steps
-    target = Target(bundle, slots=len(prompts), context=context)
+    target = Target(bundle, Capacity(slots=len(prompts), context=context))
     rows = ImageRows(bundle)
     for cut in cuts:
         device = Device(bundle, cut, rows)

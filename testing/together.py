@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from cutline.cloud.serving.server import serve
+from cutline.cloud.serving.server import WorkerOptions, serve
 from cutline.core.request import Mode, Request
 from cutline.core.sampling import Sampling
 from cutline.demo.requests import CardRequest
@@ -20,7 +20,7 @@ async def together(target: Bundle, drafter: Bundle, *, slots: int = 8) -> AsyncI
     """An agent and its worker, in this process."""
     context = drafter.manifest.decoder.context
     async with (
-        serve(target, listen="127.0.0.1:0", slots=slots, context=context, device="cpu") as address,
+        serve(target, WorkerOptions(slots=slots, context=context)) as address,
         Agent(drafter, worker=address, threads=1) as agent,
     ):
         yield agent

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -37,27 +38,34 @@ class PassAborted(Exception):
     """Nobody waits for this pass any more. What it wrote is not known to anybody, and will be written again."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capacity:
+    """Room for `slots` sessions of `context` tokens, and `images` bytes for images to keep.
+
+    Without `slots` there are as many as fit into the memory that is free once the weights are there, and without
+    `images` they get a share of it. Where sessions of `context` tokens are too long for what is free, they hold less if
+    one may `shorten` them.
+    """
+
+    context: int
+    slots: int | None = None
+    images: int | None = None
+    shorten: bool = False
+
+
 class Target:
-    """The layers `[start, end)` of a bundle's target, with room for `slots` sessions of `context` tokens.
+    """The `layers` (start, end) of a bundle's target, with room as `capacity` says.
 
-    Without `slots` there are as many as fit into the memory that is free once the weights are there; `image_room` bytes
-    of it are for images to keep, without `images` a share. Where sessions of `context` tokens are too long for what is
-    free, they hold less if the target may `shorten` them; its `context` tells.
-
-    Used by one thread at a time.
+    What there came to be its `slots`, `context` and `image_room` tell. Used by one thread at a time.
     """
 
     def __init__(
         self,
         bundle: Bundle,
+        capacity: Capacity,
         *,
-        slots: int | None = None,
-        images: int | None = None,
-        context: int,
-        shorten: bool = False,
+        layers: tuple[str, str] = ("image", END),
         device: str = "cpu",
-        start: str = "image",
-        end: str = END,
         dtype: torch.dtype | None = None,
         group: RankGroup | None = None,
         compiled: bool = False,
@@ -69,7 +77,7 @@ class Target:
         cannot.
         """
         assert not compiled or group is None
-        line, spec = bundle.manifest.line, bundle.manifest.decoder
+        line, spec, (start, end) = bundle.manifest.line, bundle.manifest.decoder, layers
         names, ranks = line.layers[line.place(start) : line.place(end)], 1 if group is None else group.count
         model = load_model(bundle, names, dtype=dtype, mesh=None if group is None else group.mesh).to(device)
         self.model = model  # transformers' own
@@ -97,12 +105,14 @@ class Target:
         if group is not None:
             group.wait()  # weights that are still read would count as free memory
         free = free_memory(device) if group is None else group.least(free_memory(device))
-        if shorten:
-            context = context_that_fits(context, asked=slots, token=token, free=free)
-        self.context = context
-        self.slots = slots_that_fit(slots, slot=token * context, free=free)
+        self.context = context = (
+            context_that_fits(capacity.context, asked=capacity.slots, token=token, free=free)
+            if capacity.shorten
+            else capacity.context
+        )
+        self.slots = slots_that_fit(capacity.slots, slot=token * context, free=free)
         # Where layers end before the decoder, nothing is kept: the next worker wants the rows.
-        self.image_room = image_room(images, free=free) if self.decodes else 0
+        self.image_room = image_room(capacity.images, free=free) if self.decodes else 0
         self._cache = SlotCache(
             (len(self._layers), self.slots, spec.kv_heads // ranks, context, spec.head_dim),
             first=self._layers.start,

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from cutline.cloud.model.batch import NobodysRows
-from cutline.cloud.model.model_runner import Target
+from cutline.cloud.model.model_runner import Capacity, Target
 from cutline.devices.measurement.rates import MeasuredMachine, median_seconds, memory_bandwidth, significant
 from cutline.devices.measurement.workload import one_tile, row_counts
 from cutline.devices.profile import Compute, LayerTable
@@ -78,7 +78,9 @@ def target_table(bundle: Bundle, *, device: str, seconds: float, tell: Tell) -> 
     manifest = bundle.manifest
     counts, behind = row_counts(manifest.decoder.context)
     tell("target: loading")
-    target = Target(bundle, slots=max(SESSIONS), context=max(counts[-1], behind + max(counts[:-1])), device=device)
+    target = Target(
+        bundle, Capacity(slots=max(SESSIONS), context=max(counts[-1], behind + max(counts[:-1]))), device=device
+    )
     axes = manifest.family.axes
     layers, tile = _layers(target, manifest), one_tile(manifest)
     patches = manifest.family.patches(tile.grid)

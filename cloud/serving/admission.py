@@ -51,28 +51,27 @@ class _Named:
 _Prepared = tuple[NDArray[np.float32] | None, tuple[_Named, ...], tuple[Grid, ...]]
 
 
-class Reception:
-    """Takes sessions for the layers `[start, end)` of the model in `manifest`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedSpan:
+    """What a worker serves of a model: the `layers` (start, end), in sessions of `context` tokens at most.
 
-    `context` is how many tokens a session may hold, `wires` are the formats in which boundary rows may come, and on
-    `image_cache` are images from before.
+    Boundary rows may come in the formats `wires`.
     """
 
-    def __init__(
-        self,
-        manifest: Manifest,
-        *,
-        context: int,
-        start: str = "image",
-        end: str = END,
-        wires: Collection[Wire] = tuple(Wire),
-        image_cache: ImageCache | None = None,
-    ) -> None:
-        line = manifest.line
+    context: int
+    layers: tuple[str, str] = ("image", END)
+    wires: Collection[Wire] = tuple(Wire)
+
+
+class Reception:
+    """Takes sessions for a `span` of the model in `manifest`; on `image_cache` are images from before."""
+
+    def __init__(self, manifest: Manifest, span: ServedSpan, *, image_cache: ImageCache | None = None) -> None:
+        line, (start, end) = manifest.line, span.layers
         self._manifest = manifest
-        self._context = context
+        self._context = span.context
         self._cuts = line.layers[line.place(start) : line.place(end)]
-        self._wires = wires
+        self._wires = span.wires
         self._image_cache = image_cache or ImageCache(0)
 
     def check(self, opening: Open) -> None:

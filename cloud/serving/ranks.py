@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from cutline.cloud.model.device_names import device_of
-from cutline.cloud.model.model_runner import Target
+from cutline.cloud.model.model_runner import Capacity, Target
 from cutline.cloud.model.tensor_parallel import RankGroup, RankLost, check_ranks
 from cutline.cloud.serving.rendezvous import rendezvous
 from cutline.core.tied import tie
@@ -65,9 +65,7 @@ class Ranks:
         count: int,
         *,
         layers: tuple[str, str],
-        slots: int | None,
-        context: int,
-        shorten: bool = False,
+        capacity: Capacity,
         device: str,
         dtype: torch.dtype | None,
     ) -> None:
@@ -81,9 +79,9 @@ class Ranks:
                 bundle=str(bundle.path),
                 start=f"decoder.{first}",
                 end=line.layers[line.place(f"decoder.{last - 1}") + 1],
-                context=context,
-                shorten=shorten,
-                slots=slots,
+                context=capacity.context,
+                shorten=capacity.shorten,
+                slots=capacity.slots,
                 device=device_of(device, rank),
                 dtype=None if dtype is None else str(dtype).removeprefix("torch."),
                 threads=torch.get_num_threads(),
@@ -200,12 +198,9 @@ def _follow(part: _Part) -> None:
         tie()  # a rank that hangs must not outlive the first one
     target = Target(
         Bundle.open(Path(part.bundle)),
-        slots=part.slots,
-        context=part.context,
-        shorten=part.shorten,
+        Capacity(context=part.context, slots=part.slots, shorten=part.shorten),
+        layers=(part.start, part.end),
         device=part.device,
-        start=part.start,
-        end=part.end,
         dtype=None if part.dtype is None else getattr(torch, part.dtype),
         group=group,
     )

@@ -25,7 +25,8 @@ from cutline.cloud.engine.engine import Engine
 from cutline.cloud.engine.image_cache import ImageCache
 from cutline.cloud.model.device import compute_dtype
 from cutline.cloud.model.memory import MOST_SLOTS
-from cutline.cloud.model.model_runner import Target
+from cutline.cloud.model.model_runner import Capacity, Target
+from cutline.cloud.serving.admission import ServedSpan
 from cutline.cloud.serving.pipeline import NextWorker
 from cutline.cloud.serving.ranks import Ranks
 from cutline.cloud.serving.readiness import Lookout
@@ -63,6 +64,32 @@ class Access:
 ANYBODY = Access()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerOptions:
+    """What a worker serves, where, and how its model runs.
+
+    It serves the `layers` (start, end) of a target at `listen` (HOST:PORT, port 0 for any free one). Layers that end
+    before the head need the worker at the address `next_worker` for the rest. Boundary rows are taken in the formats
+    `wires`. Sessions hold `context` tokens, or without it as many as the model and the next worker can and memory has
+    room for; `slots` and `images` are those of Capacity. torch computes on `device`, as `compute_dtype` has it if asked
+    for `dtype`, with layers `compiled` or not; `tensor_parallel` devices share every layer of the decoder, see `Ranks`.
+    Once it is to end it takes no new sessions, and open ones get `drain` seconds.
+    """
+
+    listen: str = "127.0.0.1:0"
+    layers: tuple[str, str] = ("image", END)
+    next_worker: str | None = None
+    wires: Collection[Wire] = tuple(Wire)
+    slots: int | None = None
+    images: int | None = None
+    context: int | None = None
+    device: str = "cpu"
+    dtype: torch.dtype | None = None
+    compiled: bool = False
+    tensor_parallel: int = 1
+    drain: float = GRACE_SECONDS
+
+
 _OPTIONS = [
     # Two workers on one port would share its calls at random; a second one must fail instead.
     ("grpc.so_reuseport", 0),
@@ -76,39 +103,23 @@ _OPTIONS = [
 @contextlib.asynccontextmanager
 async def serve(
     bundle: Bundle,
+    serving: WorkerOptions,
     *,
-    listen: str,
-    slots: int | None,
-    images: int | None = None,
-    context: int | None = None,
-    device: str,
-    dtype: torch.dtype | None = None,
-    layers: tuple[str, str] = ("image", END),
-    next_worker: str | None = None,
-    wires: Collection[Wire] = tuple(Wire),
-    observer: Observer = NOBODY,
     access: Access = ANYBODY,
-    drain: float = GRACE_SECONDS,
-    tensor_parallel: int = 1,
-    compiled: bool = False,
+    observer: Observer = NOBODY,
     on_broken: Callable[[], object] = lambda: None,
 ) -> AsyncIterator[str]:
-    """Serve `layers` (start, end) of a bundle's target at `listen` (HOST:PORT, port 0 for any free one).
+    """Serve a bundle's target as `serving` says, to whom `access` lets in; gives the address that it has.
 
-    Gives the address it has. Layers that end before the head need the worker at the address `next_worker` for the rest.
-    Sessions hold `context` tokens, or without it as many as the model and the next worker can and memory has room for.
-    Boundary rows are taken in the formats `wires`; `observer` is told what happens. `slots`, `images` and `compiled`
-    are those of Target, `dtype` is what `compute_dtype` is asked for. `access` says who may come. At the end no new
-    sessions are taken, and open ones get `drain` seconds. `tensor_parallel` devices share every layer of the decoder,
-    see `Ranks`; `on_broken` is called once no session can be served any more. Raises InputError if the address is taken
-    or none of this machine's, if memory has no room, if keys do not read, if layers cannot be compiled, or if the next
-    worker cannot go on there, then also ModelMismatch, AccessDenied and WorkerUnavailable.
+    `observer` is told what happens, and `on_broken` is called once no session can be served any more. Raises InputError
+    if the address is taken or none of this machine's, if memory has no room, if keys do not read, if layers cannot be
+    compiled, or if the next worker cannot go on there, then also ModelMismatch, AccessDenied and WorkerUnavailable.
     """
     # gRPC itself would serve at 443 where no port is given, and at another port where it is over 65535.
-    host, _ = parse_address(listen)
-    manifest, (start, end) = bundle.manifest, layers
+    host, _ = parse_address(serving.listen)
+    manifest = bundle.manifest
     callers = Callers.of(access.keys, access.tokens)
-    calls = (slots or MOST_SLOTS) + MAX_CALLS
+    calls = (serving.slots or MOST_SLOTS) + MAX_CALLS
     connections = Connections(most_connections())
     server = grpc.aio.server(
         interceptors=[AuthInterceptor(callers, Audit(), calls=calls, connections=connections)],
@@ -118,43 +129,34 @@ async def serve(
     # Before the model is loaded, which takes its time.
     try:
         if access.keys is None:
-            port = server.add_insecure_port(listen)
+            port = server.add_insecure_port(serving.listen)
         else:
-            port = server.add_secure_port(listen, server_credentials(access.keys))
+            port = server.add_secure_port(serving.listen, server_credentials(access.keys))
     except RuntimeError:
-        raise InputError(f"cannot listen at {listen}: taken, or not an address of this machine") from None
+        raise InputError(f"cannot listen at {serving.listen}: taken, or not an address of this machine") from None
     most = manifest.decoder.context
     async with contextlib.AsyncExitStack() as stack:
         onward = None
-        if next_worker is not None:
-            onward = await stack.enter_async_context(NextWorker(next_worker, manifest, cut=end, keys=access.onward))
+        if serving.next_worker is not None:
+            further = NextWorker(serving.next_worker, manifest, cut=serving.layers[1], keys=access.onward)
+            onward = await stack.enter_async_context(further)
             most = min(most, (await onward.describe()).context)
-        hold, shorten = min(context or most, most), context is None
-        dtype, ranks = compute_dtype(bundle, dtype, device), None
-        if tensor_parallel > 1:
-            ranks = Ranks(
-                bundle,
-                tensor_parallel,
-                layers=layers,
-                slots=slots,
-                context=hold,
-                shorten=shorten,
-                device=device,
-                dtype=dtype,
-            )
+        hold = min(serving.context or most, most)
+        capacity = Capacity(context=hold, slots=serving.slots, images=serving.images, shorten=serving.context is None)
+        layers, device = serving.layers, serving.device
+        dtype, ranks = compute_dtype(bundle, serving.dtype, device), None
+        if serving.tensor_parallel > 1:
+            count = serving.tensor_parallel
+            ranks = Ranks(bundle, count, layers=layers, capacity=capacity, device=device, dtype=dtype)
             stack.enter_context(ranks)
         target = Target(
             bundle,
-            slots=slots,
-            images=images,
-            context=hold,
-            shorten=shorten,
+            capacity,
+            layers=layers,
             device=device if ranks is None else ranks.device,
-            start=start,
-            end=end,
             dtype=dtype,
             group=None if ranks is None else ranks.group,
-            compiled=compiled,
+            compiled=serving.compiled,
         )
         if target.context < hold:
             log.warning(
@@ -168,10 +170,7 @@ async def serve(
         worker = WorkerServicer(
             engine,
             manifest,
-            context=target.context,
-            start=start,
-            end=end,
-            wires=wires,
+            ServedSpan(context=target.context, layers=layers, wires=serving.wires),
             onward=onward,
             observer=observer,
             shares=Shares(callers.limits, places=engine.max_sessions),
@@ -185,7 +184,7 @@ async def serve(
         watchdog = Watchdog(lambda: engine.progress.work, hangs)
         watchdog.start()
         stack.callback(watchdog.stop)
-        running = _running(server, engine, worker, ranks, drain=drain, on_broken=on_broken)
+        running = _running(server, engine, worker, ranks, drain=serving.drain, on_broken=on_broken)
         checks = await stack.enter_async_context(running)
         if onward is not None:
             await stack.enter_async_context(_looking_on(onward, worker, checks, observer))

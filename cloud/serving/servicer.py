@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from typing import Any
 
 from cutline.cloud.access.auth import CALLER
@@ -19,16 +19,14 @@ from cutline.cloud.access.quota import UNLIMITED, Shares
 from cutline.cloud.access.traffic import TrafficMeter
 from cutline.cloud.engine.engine import Engine
 from cutline.cloud.engine.sequence import Event, Forward, SessionRequest
-from cutline.cloud.serving.admission import ReceivedUpload, Reception
+from cutline.cloud.serving.admission import ReceivedUpload, Reception, ServedSpan
 from cutline.cloud.serving.drafts import Drafts
 from cutline.cloud.serving.inbox import Inbox
 from cutline.cloud.serving.pipeline import NextWorker, Onward
 from cutline.cloud.telemetry.observer import NOBODY, Observer
 from cutline.cloud.telemetry.session_stats import Account, trace_of
-from cutline.core.wire import Wire
 from cutline.errors import CutlineError, InputError, WorkerBusy, WorkerFailed, WorkerUnavailable
 from cutline.models.bundle import Manifest
-from cutline.models.layerline import END
 from cutline.protos.channel.credentials import EARLY_KEY
 from cutline.protos.features import understood
 from cutline.protos.messages import (
@@ -58,32 +56,25 @@ Remaining = Callable[[], float | None]  # seconds until a call's deadline
 
 
 class WorkerServicer(worker_pb2_grpc.WorkerServicer):
-    """Serves the layers `[start, end)` of one bundle's target through `engine`; `onward` has those after them.
+    """Serves a `span` of one bundle's target through `engine`; `onward` has the layers after it.
 
-    `context` is how many tokens a session may hold, `wires` are the formats in which boundary rows may come, `shares`
-    says what each tenant may have; without it that is everything.
+    `shares` says what each tenant may have; without it that is everything.
     """
 
     def __init__(
         self,
         engine: Engine,
         manifest: Manifest,
+        span: ServedSpan,
         *,
-        context: int,
-        start: str = "image",
-        end: str = END,
-        wires: Collection[Wire] = tuple(Wire),
         onward: NextWorker | None = None,
         observer: Observer = NOBODY,
         shares: Shares | None = None,
     ) -> None:
         self._engine = engine
         self._manifest = manifest
-        self._context = context
-        self._start, self._end, self._wires = start, end, tuple(wires)
-        self._reception = Reception(
-            manifest, context=context, start=start, end=end, wires=wires, image_cache=engine.image_cache
-        )
+        self._span = span
+        self._reception = Reception(manifest, span, image_cache=engine.image_cache)
         self._onward = onward
         self._observer = observer
         self._version = package_version()
@@ -100,22 +91,22 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
 
     async def Describe(self, request: pb.DescribeRequest, context: Any) -> pb.Description:
         """What this worker serves."""
-        manifest = self._manifest
+        manifest, (start, end) = self._manifest, self._span.layers
         description = Description(
             model=manifest.identity,
             name=manifest.name,
             version=self._version,
             vision_layers=manifest.line.vision,
             decoder_layers=manifest.line.decoder,
-            context=self._context,
+            context=self._span.context,
             sessions=self._engine.sessions,
             max_sessions=self._engine.max_sessions,
-            start=self._start,
-            end=self._end,
+            start=start,
+            end=end,
             queue_seconds=self._engine.queue_seconds,
             draining=self._draining,
             blocked=self.blocked,
-            wires=self._wires,
+            wires=tuple(self._span.wires),
             features=understood(),
         )
         return description_to_wire(description)
@@ -208,7 +199,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
     ) -> AsyncGenerator[Opened | Confirmed | Finished]:
         """The events of one session, which the worker before announced `early` or not. Raises CutlineError."""
         events: asyncio.Queue[Event | None] = asyncio.Queue()
-        drafts = Drafts(self._context)
+        drafts = Drafts(self._span.context)
         async with contextlib.AsyncExitStack() as stack:
             onward: Onward | None = None
             if self._onward is not None:

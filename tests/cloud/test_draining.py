@@ -11,7 +11,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from cutline.cloud.serving.server import serve
+from cutline.cloud.serving.server import WorkerOptions, serve
 from cutline.cloud.telemetry.observer import Observer
 from cutline.cloud.telemetry.session_stats import Account
 from cutline.core.wire import Wire
@@ -50,13 +50,8 @@ def test_open_sessions_end_and_new_ones_are_refused(bundle: Bundle, case: Case) 
         async with asyncio.timeout(120), contextlib.AsyncExitStack() as stack:
             worker = serve(
                 bundle,
-                listen="127.0.0.1:0",
-                slots=2,
-                context=256,
-                device="cpu",
-                wires=(Wire.FLOAT32, Wire.INT8),
+                WorkerOptions(slots=2, context=256, wires=(Wire.FLOAT32, Wire.INT8), drain=600.0),
                 observer=observer,
-                drain=600.0,
             )
             address = await worker.__aenter__()
             client = await stack.enter_async_context(WorkerClient(address))
@@ -90,7 +85,7 @@ def test_open_sessions_end_and_new_ones_are_refused(bundle: Bundle, case: Case) 
 def test_sessions_that_do_not_end_are_told_to_move(bundle: Bundle, case: Case) -> None:
     async def main() -> None:
         async with asyncio.timeout(120), contextlib.AsyncExitStack() as stack:
-            worker = serve(bundle, listen="127.0.0.1:0", slots=2, context=256, device="cpu", drain=0.3)
+            worker = serve(bundle, WorkerOptions(slots=2, context=256, drain=0.3))
             client = await stack.enter_async_context(WorkerClient(await worker.__aenter__()))
             _, events = await stack.enter_async_context(held(client, case))
             ending = asyncio.create_task(worker.__aexit__(None, None, None))

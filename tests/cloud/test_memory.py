@@ -18,8 +18,8 @@ from PIL import Image
 from cutline.cloud.engine.engine import Engine
 from cutline.cloud.engine.image_cache import ImageCache
 from cutline.cloud.engine.sequence import Event
-from cutline.cloud.model.model_runner import Target
-from cutline.cloud.serving.admission import Reception
+from cutline.cloud.model.model_runner import Capacity, Target
+from cutline.cloud.serving.admission import Reception, ServedSpan
 from cutline.cloud.serving.inbox import Inbox
 from cutline.core.wire import Wire
 from cutline.demo.bundles import TARGET
@@ -58,7 +58,7 @@ class Worker:
 
     def __init__(self, bundle: Bundle, *, slots: int = 3, room: int = 1 << 20) -> None:
         self.bundle = bundle
-        self.target = Target(bundle, slots=slots, context=CONTEXT, dtype=torch.float32)
+        self.target = Target(bundle, Capacity(slots=slots, context=CONTEXT), dtype=torch.float32)
         self.encoded: list[int] = []  # images, each time the tower ran
         steps = self.target.steps
 
@@ -69,7 +69,7 @@ class Worker:
         self.target.steps = counted  # type: ignore[method-assign]
         self.image_cache = ImageCache(room)
         self.engine = Engine(self.target, (), image_cache=self.image_cache)
-        self.reception = Reception(bundle.manifest, context=CONTEXT, image_cache=self.image_cache)
+        self.reception = Reception(bundle.manifest, ServedSpan(context=CONTEXT), image_cache=self.image_cache)
         self.whole = Whole(bundle)
         self.pictures = [noise(seed, bundle) for seed in range(3)]
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from cutline.cloud.access.auth import Callers
 from cutline.cloud.engine.sequence import SessionRequest
 from cutline.cloud.serving import pipeline
 from cutline.cloud.serving.pipeline import NextWorker, Onward, Word, onward_name
-from cutline.cloud.serving.server import ANYBODY, Access, serve
+from cutline.cloud.serving.server import ANYBODY, Access, WorkerOptions, serve
 from cutline.core.sampling import Sampling
 from cutline.core.wire import Wire
 from cutline.errors import WorkerBusy, WorkerFailed, WorkerUnavailable
@@ -34,11 +35,11 @@ ASKED = SessionRequest(tokens=(1,), prompt_length=1, max_tokens=1, sampling=Samp
 @contextlib.asynccontextmanager
 async def first_and_last(bundle: Bundle, *, slots: int = 2, first: Access = ANYBODY) -> AsyncIterator[tuple[str, str]]:
     """The addresses of two workers, of which the first goes on at the second."""
-    common: dict[str, Any] = {"listen": "127.0.0.1:0", "slots": slots, "context": 256, "device": "cpu"}
+    common = WorkerOptions(slots=slots, context=256)
     async with (
         asyncio.timeout(2 * SECONDS),
-        serve(bundle, **common, layers=("decoder.2", "end")) as there,
-        serve(bundle, **common, layers=("image", "decoder.2"), next_worker=there, access=first) as here,
+        serve(bundle, replace(common, layers=("decoder.2", "end"))) as there,
+        serve(bundle, replace(common, layers=("image", "decoder.2"), next_worker=there), access=first) as here,
     ):
         yield here, there
 
@@ -135,9 +136,9 @@ def test_files_that_do_not_read_leave_a_connection_as_it_is(bundle: Bundle, keys
     key, whole = agent.key, agent.key.read_bytes()
 
     async def main() -> None:
-        options: dict[str, Any] = {"listen": "127.0.0.1:0", "slots": 1, "context": 64, "device": "cpu"}
+        options = WorkerOptions(slots=1, context=64)
         async with (
-            serve(bundle, **options, access=Access(keys=server)) as address,
+            serve(bundle, options, access=Access(keys=server)) as address,
             NextWorker(address, bundle.manifest, cut="decoder.2", keys=agent) as there,
         ):
             await there.check()

@@ -15,8 +15,8 @@ import torch
 from cutline.cloud.engine.engine import Engine
 from cutline.cloud.engine.sampler import choose_all
 from cutline.cloud.engine.sequence import Event, Session, SessionRequest, SessionRows
-from cutline.cloud.model.model_runner import Target
-from cutline.cloud.serving.admission import ReceivedUpload, Reception
+from cutline.cloud.model.model_runner import Capacity, Target
+from cutline.cloud.serving.admission import ReceivedUpload, Reception, ServedSpan
 from cutline.core.sampling import Sampling
 from cutline.errors import CutlineError
 from cutline.models.bundle import Bundle
@@ -37,7 +37,9 @@ MODELS = [
 
 @pytest.fixture(scope="module")
 def engine(bundle: Bundle) -> Iterator[Engine]:
-    engine = Engine(Target(bundle, slots=4, context=bundle.manifest.decoder.context), bundle.manifest.stop_tokens)
+    engine = Engine(
+        Target(bundle, Capacity(slots=4, context=bundle.manifest.decoder.context)), bundle.manifest.stop_tokens
+    )
     engine.start()
     yield engine
     engine.stop()
@@ -155,7 +157,7 @@ def test_a_worker_takes_its_models_penalties(bundle: Bundle, case: Case) -> None
     opening, image, _ = case
     penalties = Penalties(repetition_penalty=1.05)
     manifest = msgspec.structs.replace(bundle.manifest, penalties=penalties)
-    reception = Reception(manifest, context=manifest.decoder.context)
+    reception = Reception(manifest, ServedSpan(context=manifest.decoder.context))
     made = reception.request(replace(opening, model=manifest.identity), ReceivedUpload("", (), files=(image,)))
     assert made.penalties == penalties
     assert decode_image(image).size  # it was read

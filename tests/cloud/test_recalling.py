@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from cutline.cloud.serving.server import serve
+from cutline.cloud.serving.server import WorkerOptions, serve
 from cutline.cloud.telemetry.metrics import WorkerMetrics
+from cutline.cloud.telemetry.observer import NOBODY, Observer
 from cutline.errors import InputError, WorkerForgot
 from cutline.models.bundle import Bundle
 from cutline.protos.client import WorkerClient
@@ -25,23 +26,16 @@ SECONDS = 60  # that any one exchange may take
 
 
 @contextlib.asynccontextmanager
-async def workers(bundle: Bundle, *cuts: str, **first: Any) -> AsyncIterator[WorkerClient]:
-    """The first of workers that divide the layers at `cuts`; `first` is for it."""
+async def workers(bundle: Bundle, *cuts: str, observer: Observer = NOBODY) -> AsyncIterator[WorkerClient]:
+    """The first of workers that divide the layers at `cuts`; `observer` is told of it."""
     places = ["image", *cuts, "end"]
     async with asyncio.timeout(SECONDS), contextlib.AsyncExitStack() as stack:
         address = None
         for start, end in list(itertools.pairwise(places))[::-1]:
-            more = first if start == "image" else {}
             worker = serve(
                 bundle,
-                listen="127.0.0.1:0",
-                slots=3,
-                context=256,
-                device="cpu",
-                dtype=torch.float32,
-                layers=(start, end),
-                next_worker=address,
-                **more,
+                WorkerOptions(slots=3, context=256, dtype=torch.float32, layers=(start, end), next_worker=address),
+                observer=observer if start == "image" else NOBODY,
             )
             address = await stack.enter_async_context(worker)
         assert address is not None

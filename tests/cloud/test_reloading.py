@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from cutline.cli.access.certificates import DEVICE, SERVER, Authority, Pair, pair_of
 from cutline.cloud.access.auth import Callers
-from cutline.cloud.serving.server import Access, serve
+from cutline.cloud.serving.server import Access, WorkerOptions, serve
 from cutline.cloud.telemetry.metrics import WorkerMetrics, show
 from cutline.errors import AccessDenied, InputError, WorkerUnavailable
 from cutline.models.bundle import Bundle
@@ -68,7 +68,7 @@ def run(bundle: Bundle, main: Callable[[str], Awaitable[None]], access: Access) 
     async def limited() -> None:
         async with (
             asyncio.timeout(SECONDS),
-            serve(bundle, listen="127.0.0.1:0", slots=2, context=256, device="cpu", access=access) as address,
+            serve(bundle, WorkerOptions(slots=2, context=256), access=access) as address,
         ):
             await main(address)
 

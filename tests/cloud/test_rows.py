@@ -14,7 +14,7 @@ import pytest
 from cutline.cloud.engine import cost_model
 from cutline.cloud.engine.engine import Engine
 from cutline.cloud.serving import servicer
-from cutline.cloud.serving.server import serve
+from cutline.cloud.serving.server import WorkerOptions, serve
 from cutline.core.wire import Wire
 from cutline.demo.bundles import TARGET
 from cutline.errors import InputError
@@ -44,7 +44,7 @@ def on_worker(bundle: Bundle, run: Callable[[WorkerClient], Awaitable[None]], *,
     async def main() -> None:
         async with (
             asyncio.timeout(2 * SECONDS),
-            serve(bundle, listen="127.0.0.1:0", slots=slots, context=256, device="cpu", **more) as address,
+            serve(bundle, WorkerOptions(slots=slots, context=256, **more)) as address,
             WorkerClient(address) as client,
         ):
             await run(client)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from cutline.cloud.serving.server import serve
+from cutline.cloud.serving.server import WorkerOptions, serve
 from cutline.models.bundle import Bundle
 from cutline.protos.client import WorkerClient
 from cutline.protos.messages import Open, Opened, image_chunks
@@ -18,7 +18,7 @@ def test_times_are_the_workers_and_follow_each_other(bundle: Bundle, cases: list
 
     async def run() -> None:
         async with (
-            serve(bundle, listen="127.0.0.1:0", slots=2, context=256, device="cpu") as address,
+            serve(bundle, WorkerOptions(slots=2, context=256)) as address,
             WorkerClient(address) as client,
         ):
             before = client.connected

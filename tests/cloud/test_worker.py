@@ -24,7 +24,7 @@ from PIL import Image
 from cutline.cloud.model.model_runner import Target
 from cutline.cloud.serving import admission as opening_module
 from cutline.cloud.serving import inbox, server, servicer
-from cutline.cloud.serving.server import SERVICE, serve
+from cutline.cloud.serving.server import SERVICE, WorkerOptions, serve
 from cutline.core.sampling import Sampling
 from cutline.errors import CutlineError, InputError, ModelMismatch, WorkerBusy, WorkerFailed, WorkerUnavailable
 from cutline.models.bundle import Bundle
@@ -107,7 +107,7 @@ def on_worker(bundle: Bundle, run: Callable[[Client], Awaitable[None]], *, slots
 
     async def main() -> None:
         async with (
-            serve(bundle, listen="127.0.0.1:0", slots=slots, context=context, device="cpu") as address,
+            serve(bundle, WorkerOptions(slots=slots, context=context)) as address,
             grpc.aio.insecure_channel(address) as channel,
         ):
             await run(Client(channel))
@@ -174,7 +174,7 @@ def test_health_and_reflection_answer(bundle: Bundle) -> None:
 @pytest.mark.parametrize("listen", ["", "here", "127.0.0.1", ":0", "127.0.0.1:x", "127.0.0.1:99999", "8.8.8.8:0"])
 def test_an_address_that_cannot_be_listened_at_is_refused(bundle: Bundle, listen: str) -> None:
     async def run() -> None:
-        async with serve(bundle, listen=listen, slots=1, context=64, device="cpu"):
+        async with serve(bundle, WorkerOptions(listen=listen, slots=1, context=64)):
             pass
 
     with pytest.raises(InputError, match=r"cannot listen at|HOST:PORT"):
@@ -183,10 +183,10 @@ def test_an_address_that_cannot_be_listened_at_is_refused(bundle: Bundle, listen
 
 def test_a_port_is_one_workers(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     async def run() -> None:
-        async with serve(bundle, listen="127.0.0.1:0", slots=1, context=64, device="cpu") as address:
+        async with serve(bundle, WorkerOptions(slots=1, context=64)) as address:
             monkeypatch.setattr(server, "Target", None)  # a taken port is told of before a model is loaded
             with pytest.raises(InputError, match="taken"):
-                async with serve(bundle, listen=address, slots=1, context=64, device="cpu"):
+                async with serve(bundle, WorkerOptions(listen=address, slots=1, context=64)):
                     pass
 
     asyncio.run(run())
@@ -552,7 +552,7 @@ def test_probes_whose_answers_nobody_reads_are_few(bundle: Bundle, case: Case, m
 
     async def main() -> None:
         async with (
-            serve(bundle, listen="127.0.0.1:0", slots=1, context=256, device="cpu") as address,
+            serve(bundle, WorkerOptions(slots=1, context=256)) as address,
             grpc.aio.insecure_channel(address) as channel,
             asyncio.timeout(SECONDS),
         ):
@@ -727,7 +727,7 @@ def test_an_agent_that_leaves_frees_its_slot(
 
 def test_an_agent_whose_connection_breaks_frees_its_slot(bundle: Bundle, case: Case) -> None:
     async def main() -> None:
-        async with serve(bundle, listen="127.0.0.1:0", slots=1, context=256, device="cpu") as address:
+        async with serve(bundle, WorkerOptions(slots=1, context=256)) as address:
             async with grpc.aio.insecure_channel(address) as broken:
                 await waiting(Client(broken), case)
             async with grpc.aio.insecure_channel(address) as channel:
@@ -740,9 +740,7 @@ def test_an_agent_whose_connection_breaks_frees_its_slot(bundle: Bundle, case: C
 def test_a_worker_that_stops_ends_its_sessions(bundle: Bundle, case: Case) -> None:
     async def main() -> None:
         async with contextlib.AsyncExitStack() as stack:
-            address = await stack.enter_async_context(
-                serve(bundle, listen="127.0.0.1:0", slots=1, context=256, device="cpu")
-            )
+            address = await stack.enter_async_context(serve(bundle, WorkerOptions(slots=1, context=256)))
             async with grpc.aio.insecure_channel(address) as channel:
                 talk = await waiting(Client(channel), case)
                 await stack.aclose()

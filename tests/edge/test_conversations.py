@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cutline.cloud.model.loader import load_model
-from cutline.cloud.serving.server import serve
+from cutline.cloud.serving.server import WorkerOptions, serve
 from cutline.core.conversation import ImagePart, Message, TextPart
 from cutline.core.request import Mode, Request
 from cutline.core.wire import Wire
@@ -79,7 +79,7 @@ def whole() -> Whole:
 @asynccontextmanager
 async def together() -> AsyncIterator[Agent]:
     async with (
-        serve(BUNDLE, listen="127.0.0.1:0", slots=4, context=256, device="cpu") as address,
+        serve(BUNDLE, WorkerOptions(slots=4, context=256)) as address,
         Agent(DRAFTS, worker=address, threads=1, target=BUNDLE) as agent,
     ):
         yield agent
@@ -203,14 +203,14 @@ def test_a_worker_that_was_restarted_gets_everything_anew(whole: Whole) -> None:
     async def run() -> None:
         asked = Request.about(FILES[0], "Read the digits.", mode=Mode.CLOUD)
         async with (
-            serve(BUNDLE, listen="127.0.0.1:0", slots=2, context=256, device="cpu") as address,
+            serve(BUNDLE, WorkerOptions(slots=2, context=256)) as address,
             Agent(DRAFTS, worker=address, threads=1) as agent,
         ):
             for reused in (0, 1):
                 assert (await agent.answer(asked)).reused_images == reused
             contact = agent._backends.contact
         async with (
-            serve(BUNDLE, listen=address, slots=2, context=256, device="cpu"),
+            serve(BUNDLE, WorkerOptions(listen=address, slots=2, context=256)),
             Agent(DRAFTS, worker=address, threads=1) as agent,
         ):
             agent._backends.contact = replace(contact, workers=agent.workers)

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from cutline.cloud.serving.server import serve
+from cutline.cloud.serving.server import WorkerOptions, serve
 from cutline.core.conversation import question as ask_about
 from cutline.core.request import Mode, Request
 from cutline.demo.bundles import DRAFTER, TARGET
@@ -81,7 +81,7 @@ def test_planned_answers_of_a_real_worker_over_a_link() -> None:
 
     async def run() -> None:
         async with (
-            serve(target, listen="127.0.0.1:0", slots=4, context=256, device="cpu") as address,
+            serve(target, WorkerOptions(slots=4, context=256)) as address,
             LinkEmulator(here, target=parse_address(address)) as emulated,
             Agent(drafter, worker=emulated.address, threads=1, target=target, planner=planner) as agent,
         ):
@@ -119,9 +119,7 @@ def test_only_cuts_are_planned_at_which_the_worker_can_begin() -> None:
 
     async def run() -> None:
         async with (
-            serve(
-                target, listen="127.0.0.1:0", slots=2, context=256, device="cpu", layers=("decoder.1", "end")
-            ) as address,
+            serve(target, WorkerOptions(slots=2, context=256, layers=("decoder.1", "end"))) as address,
             Agent(drafter, worker=address, threads=1, target=target, planner=planner) as agent,
         ):
             answer = await agent.answer(asked)

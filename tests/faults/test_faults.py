@@ -7,8 +7,8 @@ import contextlib
 import dataclasses
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
@@ -21,7 +21,7 @@ from cutline.bench.faults.rig import asker, rig, ungated
 from cutline.bench.faults.storm import late, leaked, warm
 from cutline.bench.flatness import RULES, trend
 from cutline.cloud.serving.pipeline import SILENCE_SECONDS
-from cutline.cloud.serving.server import serve
+from cutline.cloud.serving.server import WorkerOptions, serve
 from cutline.core.request import Mode
 from cutline.demo.bundles import TARGET
 from cutline.edge.agent import Agent
@@ -84,12 +84,12 @@ def test_a_chain_whose_inner_link_dies_is_given_up_for_another_worker(
 ) -> None:
     async def run() -> None:
         whole, target = Bundle.open(TARGET), Bundle.open(TARGET, "device")
-        options: dict[str, Any] = {"listen": "127.0.0.1:0", "slots": 2, "context": 256, "device": "cpu"}
+        options = WorkerOptions(slots=2, context=256)
         async with (
-            serve(whole, **options) as spare,
-            serve(whole, layers=("decoder.2", "end"), **options) as second,
+            serve(whole, options) as spare,
+            serve(whole, replace(options, layers=("decoder.2", "end"))) as second,
             FaultyLink(second, pace=5_000.0) as link,
-            serve(whole, layers=("image", "decoder.2"), next_worker=link.address, **options) as first,
+            serve(whole, replace(options, layers=("image", "decoder.2"), next_worker=link.address)) as first,
             Agent(drafter, worker=[first, spare], threads=1, target=target, notice=NOTICE) as agent,
         ):
             question = asking.question(0, **way)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cutline.cloud.model.model_runner import Target
+from cutline.cloud.model.model_runner import Capacity, Target
 from cutline.demo.bundles import TARGET
 from cutline.models.bundle import Bundle
 from cutline.models.families import COUNTED, Positions
@@ -73,7 +73,7 @@ def test_prompts_are_of_all_kinds(qwen: Bundle) -> None:
 def test_what_is_not_the_same_is_found_out(qwen: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = seeded_prompts(qwen.manifest)[:1]
     expected = expect(Whole(qwen), prompts, 4)
-    target = Target(qwen, slots=1, context=200)
+    target = Target(qwen, Capacity(slots=1, context=200))
     device = Device(qwen, "vision.3", ImageRows(qwen))
     assert compare(device, target, prompts, expected).holds
 
@@ -90,4 +90,4 @@ def test_what_is_not_the_same_is_found_out(qwen: Bundle, monkeypatch: pytest.Mon
     step = Qwen25VL.step
     with monkeypatch.context() as patch:  # a tower without windows
         patch.setattr(Qwen25VL, "step", unbounded)
-        assert compare(device, Target(qwen, slots=1, context=200), prompts, expected).logits > TOLERANCE
+        assert compare(device, Target(qwen, Capacity(slots=1, context=200)), prompts, expected).logits > TOLERANCE

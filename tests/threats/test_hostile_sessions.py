@@ -20,7 +20,7 @@ from PIL import Image
 
 from cutline.cloud.model.model_runner import Target
 from cutline.cloud.serving import admission as opening_module
-from cutline.cloud.serving.server import Access, serve
+from cutline.cloud.serving.server import Access, WorkerOptions, serve
 from cutline.errors import CutlineError, InputError, VersionMismatch, WorkerFailed, WorkerForgot
 from cutline.models.bundle import Bundle
 from cutline.protos.channel.credentials import TENANT_KEY, AgentKeys
@@ -262,7 +262,7 @@ def test_what_a_library_says_stays_in_the_log(
 
     async def main() -> None:
         async with (
-            serve(bundle, listen="127.0.0.1:0", slots=1, context=256, device="cpu") as address,
+            serve(bundle, WorkerOptions(slots=1, context=256)) as address,
             grpc.aio.insecure_channel(address) as channel,
         ):
             call = channel.stream_stream(
@@ -301,9 +301,7 @@ def test_another_tenants_images_are_not_there(bundle: Bundle, honest: Any, meanw
         return events[0]
 
     async def main() -> None:
-        async with serve(
-            bundle, listen="127.0.0.1:0", slots=4, context=256, device="cpu", access=Access(tokens=tokens)
-        ) as address:
+        async with serve(bundle, WorkerOptions(slots=4, context=256), access=Access(tokens=tokens)) as address:
             first = await opened(address, "one", named, honest.image)
             assert (first.kept, first.reused) == (True, 0)
             assert (await opened(address, "one", known)).reused > 0

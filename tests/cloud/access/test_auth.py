@@ -29,7 +29,7 @@ from cutline.cli.access.certificates import DEVICE, SERVER, Authority, pair_of
 from cutline.cloud.access import auth, quota
 from cutline.cloud.access.auth import CALLER, Caller, Callers, may_call
 from cutline.cloud.serving import inbox, server, servicer
-from cutline.cloud.serving.server import Access, serve
+from cutline.cloud.serving.server import Access, WorkerOptions, serve
 from cutline.errors import AccessDenied, InputError, WorkerBusy, WorkerUnavailable
 from cutline.models.bundle import Bundle
 from cutline.protos.channel import credentials
@@ -73,9 +73,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Fleet:
 
 @contextlib.asynccontextmanager
 async def worker(bundle: Bundle, **access: Any) -> AsyncIterator[str]:
-    async with serve(
-        bundle, listen="127.0.0.1:0", slots=2, context=256, device="cpu", access=Access(**access)
-    ) as address:
+    async with serve(bundle, WorkerOptions(slots=2, context=256), access=Access(**access)) as address:
         yield address
 
 

@@ -19,7 +19,7 @@ from cutline.cli.access.certificates import DEVICE, SERVER, Authority, Pair, pai
 from cutline.cloud.cluster import supervisor
 from cutline.cloud.cluster.members import Endpoints
 from cutline.cloud.cluster.supervisor import Supervisor
-from cutline.cloud.serving.server import Access, serve
+from cutline.cloud.serving.server import Access, WorkerOptions, serve
 from cutline.demo.bundles import TARGET
 from cutline.errors import WorkerFailed
 from cutline.models.bundle import Bundle
@@ -92,9 +92,7 @@ async def looked_after(
 ) -> AsyncIterator[Supervisor]:
     """A worker of this process, and a supervisor that takes it for another that is its own."""
     monkeypatch.setattr(supervisor, "MISSES", 2)
-    async with serve(
-        Bundle.open(TARGET), listen="127.0.0.1:0", slots=1, context=64, device="cpu", access=access
-    ) as address:
+    async with serve(Bundle.open(TARGET), WorkerOptions(slots=1, context=64), access=access) as address:
         fake = folder / "python"
         fake.write_text(f"#!/bin/sh\necho 'worker listens at {address}'\nexec sleep 60\n")
         fake.chmod(0o700)

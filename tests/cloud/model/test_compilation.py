@@ -19,7 +19,7 @@ from cutline.cli.main import app
 from cutline.cloud.engine.engine import Engine
 from cutline.cloud.engine.sequence import Event, Session, SessionRequest, SessionRows
 from cutline.cloud.model.compilation import MOST_LAYERS, block_size, pieces
-from cutline.cloud.model.model_runner import Target
+from cutline.cloud.model.model_runner import Capacity, Target
 from cutline.core.sampling import Sampling
 from cutline.errors import CutlineError, InputError
 from cutline.models.bundle import Bundle
@@ -42,7 +42,7 @@ def compiled(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))
         patch.setattr("cutline.cloud.model.compilation.MOST_LAYERS", 2)
-        yield Target(bundle, slots=SLOTS, context=bundle.manifest.decoder.context, compiled=True)
+        yield Target(bundle, Capacity(slots=SLOTS, context=bundle.manifest.decoder.context), compiled=True)
     torch.compiler.reset()
 
 
@@ -134,7 +134,7 @@ def test_without_a_compiler_nothing_starts(bundle: Bundle, tmp_path: Path, monke
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
     with pytest.raises(InputError, match=r"install a C\+\+ compiler such as g\+\+, or leave out --compile"):
-        Target(bundle, slots=1, context=64, compiled=True)
+        Target(bundle, Capacity(slots=1, context=64), compiled=True)
 
 
 def test_layers_that_devices_share_are_not_compiled() -> None:

@@ -23,8 +23,8 @@ from cutline.cloud.model.memory import (
     slot_bytes,
     slots_that_fit,
 )
-from cutline.cloud.model.model_runner import Target
-from cutline.cloud.serving.server import serve
+from cutline.cloud.model.model_runner import Capacity, Target
+from cutline.cloud.serving.server import WorkerOptions, serve
 from cutline.errors import InputError
 from cutline.models.bundle import Bundle
 from cutline.protos.client import WorkerClient
@@ -32,7 +32,7 @@ from cutline.protos.client import WorkerClient
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_slot_is_counted_as_large_as_it_is(bundle: Bundle, dtype: torch.dtype) -> None:
-    target = Target(bundle, slots=3, context=48, dtype=dtype)
+    target = Target(bundle, Capacity(slots=3, context=48), dtype=dtype)
     cache, spec = target._cache, bundle.manifest.decoder
     held = sum(part.untyped_storage().nbytes() for part in (cache.keys, cache.values))
     counted = slot_bytes(
@@ -79,7 +79,7 @@ def test_a_worker_that_is_told_no_context_has_the_models_own_as_memory_permits(
 
     async def described() -> int:
         async with (
-            serve(of_context(bundle, 5000), listen="127.0.0.1:0", slots=None, device="cpu") as address,
+            serve(of_context(bundle, 5000), WorkerOptions()) as address,
             WorkerClient(address) as client,
         ):
             return (await client.describe()).context
@@ -92,11 +92,11 @@ def test_a_worker_that_is_told_no_context_has_the_models_own_as_memory_permits(
 def test_too_little_memory_is_one_clear_line(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(target_module, "free_memory", lambda device: 1000)
     with pytest.raises(InputError, match=r"1 session needs .* MiB of keys and values, .* give a smaller --context$"):
-        Target(bundle, context=256)
+        Target(bundle, Capacity(context=256))
     monkeypatch.setattr(target_module, "free_memory", lambda device: 50 << 20)
-    assert 1 < Target(bundle, context=256).slots <= MOST_SLOTS
+    assert 1 < Target(bundle, Capacity(context=256)).slots <= MOST_SLOTS
     with pytest.raises(InputError, match=r"give --max-sessions [0-9]+ or a smaller --context"):
-        Target(bundle, slots=10_000, context=256)
+        Target(bundle, Capacity(slots=10_000, context=256))
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells how much memory a process has")
@@ -107,9 +107,9 @@ def test_slots_take_memory_once_they_are_used(bundle: Bundle) -> None:
         lines = Path("/proc/self/status").read_text("ascii").splitlines()
         return 1024 * int(next(line for line in lines if line.startswith("VmRSS")).split()[1])
 
-    Target(bundle, slots=1, context=256)  # whatever the first one needs
+    Target(bundle, Capacity(slots=1, context=256))  # whatever the first one needs
     before = resident()
-    target = Target(bundle, slots=400, context=256, dtype=torch.float32)
+    target = Target(bundle, Capacity(slots=400, context=256), dtype=torch.float32)
     held = target._cache.keys.nbytes + target._cache.values.nbytes
     assert held > 300 << 20
     assert resident() - before < held / 4
@@ -127,5 +127,5 @@ def test_room_for_images_is_a_share_or_what_was_asked_for() -> None:
 
 
 def test_a_target_computes_in_the_type_it_was_told(bundle: Bundle) -> None:
-    target = Target(bundle, slots=1, context=64, dtype=torch.bfloat16)
+    target = Target(bundle, Capacity(slots=1, context=64), dtype=torch.bfloat16)
     assert target.model.dtype == target._cache.keys.dtype == torch.bfloat16

@@ -16,7 +16,7 @@ from cutline.cloud.engine import cost_model
 from cutline.cloud.engine.engine import Engine
 from cutline.cloud.engine.sequence import Event, Session, SessionRequest, SessionRows
 from cutline.cloud.model.loader import load_model
-from cutline.cloud.model.model_runner import Target
+from cutline.cloud.model.model_runner import Capacity, Target
 from cutline.core.sampling import Sampling
 from cutline.demo.bundles import TARGET
 from cutline.errors import CutlineError
@@ -34,7 +34,7 @@ Case = tuple[Open, bytes, tuple[int, ...]]
 
 @pytest.fixture(scope="module")
 def target(bundle: Bundle) -> Target:
-    return Target(bundle, slots=SLOTS, context=bundle.manifest.decoder.context)
+    return Target(bundle, Capacity(slots=SLOTS, context=bundle.manifest.decoder.context))
 
 
 @pytest.fixture
@@ -292,7 +292,7 @@ def test_a_span_makes_the_rows_of_the_cut_where_it_ends(
     bundle: Bundle, unsplit: Any, cases: list[Case], start: str, end: str
 ) -> None:
     """Two sessions, in chunks."""
-    span = Target(bundle, slots=2, context=256, start=start, end=end)
+    span = Target(bundle, Capacity(slots=2, context=256), layers=(start, end))
     sessions, expected = [], []
     for slot, case in enumerate(cases[:2]):
         opening, image, answer = case
@@ -321,7 +321,7 @@ def test_a_span_before_the_decoder_makes_the_images_rows(
     if LINE.place(start) >= LINE.place(end):
         return
     tiles = np.concatenate([pixels(bundle, case[1]) for case in cases[:3]])
-    span = Target(bundle, slots=1, context=64, start=start, end=end)
+    span = Target(bundle, Capacity(slots=1, context=64), layers=(start, end))
     made = span.encode(tiles if start == "image" else unsplit.boundary(tiles, start), start, ())
     # Behind the tower some values are near 200, where seven of float32's steps are more than the tolerance.
     np.testing.assert_allclose(made.numpy(), unsplit.boundary(tiles, end), atol=TOLERANCE, rtol=1e-6)
@@ -352,7 +352,7 @@ def test_a_span_has_its_own_weights_and_slots_alone(bundle: Bundle, unsplit: Any
 def test_slots_are_those_of_the_spans_layers(bundle: Bundle) -> None:
     """What a device has resident of the cache is counted by storage."""
     sizes = [
-        Target(bundle, slots=2, context=64, start=start, end=end)._cache.keys.untyped_storage().nbytes()
+        Target(bundle, Capacity(slots=2, context=64), layers=(start, end))._cache.keys.untyped_storage().nbytes()
         for start, end in (("image", "end"), ("decoder.1", "end"), ("image", "decoder.1"), ("image", "decoder.0"))
     ]
     assert sizes == [sizes[0], sizes[0] * 3 // 4, sizes[0] // 4, 0]
@@ -397,7 +397,7 @@ def test_image_tokens_in_drafts_and_answers_are_tokens_like_any_other(
 def test_an_answer_ends_where_the_context_does(bundle: Bundle, case: Case) -> None:
     opening, _, answer = case
     context = len(opening.tokens) + len(answer) // 2
-    engine = Engine(Target(bundle, slots=1, context=context), bundle.manifest.stop_tokens)
+    engine = Engine(Target(bundle, Capacity(slots=1, context=context)), bundle.manifest.stop_tokens)
     engine.start()
     try:
         for draft in ((), answer):

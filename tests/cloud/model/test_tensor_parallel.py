@@ -24,7 +24,7 @@ from PIL import Image
 
 from cutline.cloud.engine.sequence import Session, SessionRequest, SessionRows
 from cutline.cloud.model.device_names import device_of
-from cutline.cloud.model.model_runner import Target
+from cutline.cloud.model.model_runner import Capacity, Target
 from cutline.cloud.model.tensor_parallel import PATIENCE, RankLost
 from cutline.cloud.serving.ranks import Ranks
 from cutline.core.sampling import Sampling
@@ -87,9 +87,17 @@ def same(found: list[torch.Tensor], right: list[torch.Tensor]) -> None:
         assert torch.equal(one.argmax(-1), other.argmax(-1))
 
 
-def ranks(bundle: Bundle, count: int = 2, **changes: Any) -> Ranks:
-    options: dict[str, Any] = {"slots": SLOTS, "context": CONTEXT, "layers": ("image", "end"), "device": "cpu"}
-    return Ranks(bundle, count, **options | {"dtype": None} | changes)
+def ranks(
+    bundle: Bundle,
+    count: int = 2,
+    *,
+    layers: tuple[str, str] = ("image", "end"),
+    slots: int = SLOTS,
+    device: str = "cpu",
+) -> Ranks:
+    return Ranks(
+        bundle, count, layers=layers, capacity=Capacity(slots=slots, context=CONTEXT), device=device, dtype=None
+    )
 
 
 @pytest.mark.parametrize("model", ["bundle", "qwen"])
@@ -100,10 +108,10 @@ def test_two_ranks_make_the_logits_of_one(model: str, request: pytest.FixtureReq
     """
     bundle: Bundle = request.getfixturevalue(model)
     manifest, dice = bundle.manifest, np.random.default_rng(0)
-    one = Target(bundle, slots=SLOTS, context=CONTEXT)
+    one = Target(bundle, Capacity(slots=SLOTS, context=CONTEXT))
     both = ranks(bundle)
     with both:
-        two = Target(bundle, slots=SLOTS, context=CONTEXT, group=both.group)
+        two = Target(bundle, Capacity(slots=SLOTS, context=CONTEXT), group=both.group)
         whole, part = (target._cache.keys.nbytes for target in (one, two))
         assert whole == 2 * part
         cuts = ("image", "image", manifest.line.deep_cuts[0], manifest.line.deep_cuts[-2])
@@ -137,9 +145,9 @@ def test_two_ranks_make_the_logits_of_one(model: str, request: pytest.FixtureReq
 
 def test_a_span_inside_the_decoder_is_divided_likewise(bundle: Bundle) -> None:
     dice, layers = np.random.default_rng(1), ("decoder.1", "decoder.3")
-    one = Target(bundle, slots=1, context=CONTEXT, start=layers[0], end=layers[1])
+    one = Target(bundle, Capacity(slots=1, context=CONTEXT), layers=(layers[0], layers[1]))
     with ranks(bundle, layers=layers, slots=1) as both:
-        two = Target(bundle, slots=1, context=CONTEXT, start=layers[0], end=layers[1], group=both.group)
+        two = Target(bundle, Capacity(slots=1, context=CONTEXT), layers=(layers[0], layers[1]), group=both.group)
         session = conversation(bundle.manifest, dice, 0, "decoder.1")
         for start, end in ((0, 20), (20, 21), (21, 30)):
             batch = [SessionRows(session, start, session.request.tokens[start:end], 0, deep_rows(session, start, end))]
@@ -170,7 +178,7 @@ def test_layers_and_devices_that_cannot_be_shared_are_refused(bundle: Bundle) ->
 
 def test_all_ranks_refuse_what_one_has_no_room_for(bundle: Bundle, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InputError, match="sessions need"), ranks(bundle, slots=10**9) as both:
-        Target(bundle, slots=10**9, context=CONTEXT, group=both.group)
+        Target(bundle, Capacity(slots=10**9, context=CONTEXT), group=both.group)
     assert "sessions need" in capfd.readouterr().err
 
 
@@ -252,7 +260,7 @@ def test_a_worker_ends_where_a_rank_hangs(asking: Any, cases: list[Case], worker
 def test_a_rank_that_hangs_is_noticed_where_a_pass_is_told(bundle: Bundle) -> None:
     """Whether it waited for that, so that the first word of it still goes out, or not yet."""
     with ranks(bundle) as both, ThreadPoolExecutor(1) as other:
-        target = Target(bundle, slots=SLOTS, context=CONTEXT, group=both.group)
+        target = Target(bundle, Capacity(slots=SLOTS, context=CONTEXT), group=both.group)
         session = conversation(bundle.manifest, np.random.default_rng(0), 0, "decoder.1")
         rows = [SessionRows(session, 0, session.request.tokens, 0, deep_rows(session, 0, len(session.request.tokens)))]
         target.run(rows, [None])

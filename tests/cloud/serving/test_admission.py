@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from cutline.cloud.serving import admission as room
-from cutline.cloud.serving.admission import ReceivedUpload, Reception
+from cutline.cloud.serving.admission import ReceivedUpload, Reception, ServedSpan
 from cutline.demo.bundles import TARGET
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
@@ -32,7 +32,7 @@ def test_pictures_that_the_prompt_has_no_tokens_for_are_not_decoded(monkeypatch:
     monkeypatch.setattr(room, "decode_image", counted)
     tokens = (1, *(manifest.image_token,) * manifest.family.tokens((0, 0)), 5)
     opening = Open(model=manifest.identity, tokens=tokens, prompt_length=len(tokens), max_tokens=4, images=16)
-    reception = Reception(manifest, context=256)
+    reception = Reception(manifest, ServedSpan(context=256))
     assert reception.request(opening, ReceivedUpload("", (), (file,))).grids == ((0, 0),)
     decoded.clear()
     with pytest.raises(InputError, match="the prompt holds 16 image tokens, but the images sent give 32"):
@@ -54,7 +54,7 @@ def test_no_picture_more_is_decoded_once_nobody_waits_for_them(monkeypatch: pyte
     tokens = (1, *(manifest.image_token,) * 4 * manifest.family.tokens((0, 0)), 5)
     opening = Open(model=manifest.identity, tokens=tokens, prompt_length=len(tokens), max_tokens=4, images=4)
     with pytest.raises(WorkerUnavailable, match="nobody waits"):
-        Reception(manifest, context=256).request(
+        Reception(manifest, ServedSpan(context=256)).request(
             opening, ReceivedUpload("", (), (file,) * 4), wanted=lambda: len(decoded) < 2
         )
     assert len(decoded) == 2
@@ -68,4 +68,4 @@ def test_a_worker_reads_only_what_agents_send(kind: str) -> None:
     tokens = (1, *(manifest.image_token,) * manifest.family.tokens((0, 0)), 5)
     opening = Open(model=manifest.identity, tokens=tokens, prompt_length=len(tokens), max_tokens=4, images=1)
     with pytest.raises(ImageError, match="not a readable image"):
-        Reception(manifest, context=256).request(opening, ReceivedUpload("", (), (file.getvalue(),)))
+        Reception(manifest, ServedSpan(context=256)).request(opening, ReceivedUpload("", (), (file.getvalue(),)))

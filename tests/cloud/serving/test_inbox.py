@@ -11,7 +11,7 @@ import pytest
 from cutline.cloud.serving import inbox as inbox_module
 from cutline.cloud.serving.drafts import Drafts
 from cutline.cloud.serving.inbox import Inbox
-from cutline.cloud.serving.server import serve
+from cutline.cloud.serving.server import WorkerOptions, serve
 from cutline.errors import WorkerFailed
 from cutline.models.bundle import Bundle
 from cutline.protos.client import WorkerClient
@@ -47,7 +47,7 @@ def test_a_draft_that_cannot_be_read_for_no_foreseen_reason_ends_its_session(
     monkeypatch.setattr(inbox_module, "agent_from_wire", reading)
 
     async def main() -> None:
-        worker = serve(bundle, listen="127.0.0.1:0", slots=1, context=256, device="cpu")
+        worker = serve(bundle, WorkerOptions(slots=1, context=256))
         async with asyncio.timeout(3 * SECONDS), worker as address, WorkerClient(address) as client:
             one = asking(case, "image", believed=case[2], ahead=4, effort=0.0)
             with pytest.raises(WorkerFailed, match="log says more"):

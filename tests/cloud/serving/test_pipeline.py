@@ -15,7 +15,7 @@ from cutline.cloud.engine.sequence import Session, SessionRows
 from cutline.cloud.model.model_runner import Target
 from cutline.cloud.serving import inbox, server
 from cutline.cloud.serving.pipeline import Onward, misfit
-from cutline.cloud.serving.server import serve
+from cutline.cloud.serving.server import WorkerOptions, serve
 from cutline.cloud.telemetry.observer import NOBODY, Observer
 from cutline.cloud.telemetry.session_stats import Account
 from cutline.core.sampling import Sampling
@@ -47,14 +47,14 @@ async def chain(
             address = await stack.enter_async_context(
                 serve(
                     bundle,
-                    listen="127.0.0.1:0",
-                    slots=slots[index] if slots else SLOTS,
-                    context=256,
-                    device="cpu",
-                    layers=(places[index], places[index + 1]),
-                    next_worker=address,
+                    WorkerOptions(
+                        slots=slots[index] if slots else SLOTS,
+                        context=256,
+                        layers=(places[index], places[index + 1]),
+                        next_worker=address,
+                        **more,
+                    ),
                     observer=observer,
-                    **more,
                 )
             )
             clients.insert(0, await stack.enter_async_context(WorkerClient(address)))
@@ -299,10 +299,10 @@ def test_a_chain_that_lost_its_end_says_so_and_names_no_address(bundle: Bundle, 
     async def main() -> None:
         async with contextlib.AsyncExitStack() as stack:
             end = await stack.enter_async_context(contextlib.AsyncExitStack())
-            common: dict[str, Any] = {"listen": "127.0.0.1:0", "slots": 2, "context": 256, "device": "cpu"}
-            last = await end.enter_async_context(serve(bundle, **common, layers=("decoder.2", "end")))
+            common = WorkerOptions(slots=2, context=256)
+            last = await end.enter_async_context(serve(bundle, replace(common, layers=("decoder.2", "end"))))
             first = await stack.enter_async_context(
-                serve(bundle, **common, layers=("image", "decoder.2"), next_worker=last)
+                serve(bundle, replace(common, layers=("image", "decoder.2"), next_worker=last))
             )
             client = await stack.enter_async_context(WorkerClient(first))
             running = asking(case, "image", effort=0.0)
@@ -330,15 +330,15 @@ def test_spans_that_do_not_meet_are_refused_at_the_start(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, first: tuple[str, str], last: tuple[str, str]
 ) -> None:
     async def main() -> None:
-        common: dict[str, Any] = {"listen": "127.0.0.1:0", "slots": 1, "context": 64, "device": "cpu"}
+        common = WorkerOptions(slots=1, context=64)
         async with contextlib.AsyncExitStack() as stack:
             address = None
             if last[1] != "end":
-                address = await stack.enter_async_context(serve(bundle, **common, layers=(last[1], "end")))
-            there = await stack.enter_async_context(serve(bundle, **common, layers=last, next_worker=address))
+                address = await stack.enter_async_context(serve(bundle, replace(common, layers=(last[1], "end"))))
+            there = await stack.enter_async_context(serve(bundle, replace(common, layers=last, next_worker=address)))
             monkeypatch.setattr(server, "Target", None)  # nothing is loaded in vain
             with pytest.raises(InputError, match=rf"{there}, has the layers {last[0]}:{last[1]}, .* end at {first[1]}"):
-                await stack.enter_async_context(serve(bundle, **common, layers=first, next_worker=there))
+                await stack.enter_async_context(serve(bundle, replace(common, layers=first, next_worker=there)))
 
     asyncio.run(main())
 
@@ -346,13 +346,7 @@ def test_spans_that_do_not_meet_are_refused_at_the_start(
 def test_nobody_to_go_on_is_refused_at_the_start(bundle: Bundle) -> None:
     async def main() -> None:
         async with serve(
-            bundle,
-            listen="127.0.0.1:0",
-            slots=1,
-            context=64,
-            device="cpu",
-            layers=("image", "head"),
-            next_worker="127.0.0.1:1",
+            bundle, WorkerOptions(slots=1, context=64, layers=("image", "head"), next_worker="127.0.0.1:1")
         ):
             pass
 

@@ -15,8 +15,9 @@ from prometheus_client import generate_latest
 from cutline.cloud.serving import pipeline, readiness
 from cutline.cloud.serving.pipeline import GAP
 from cutline.cloud.serving.readiness import FAULT, MISSES, Lookout
-from cutline.cloud.serving.server import serve
+from cutline.cloud.serving.server import WorkerOptions, serve
 from cutline.cloud.telemetry.metrics import WorkerMetrics
+from cutline.cloud.telemetry.observer import NOBODY, Observer
 from cutline.errors import CutlineError, WorkerUnavailable
 from cutline.models.bundle import Bundle
 from cutline.protos.client import WorkerClient
@@ -81,12 +82,16 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextlib.asynccontextmanager
 async def stage(
-    bundle: Bundle, start: str, end: str, *, listen: str = "127.0.0.1:0", after: str | None = None, **more: Any
+    bundle: Bundle,
+    start: str,
+    end: str,
+    *,
+    listen: str = "127.0.0.1:0",
+    after: str | None = None,
+    observer: Observer = NOBODY,
 ) -> AsyncIterator[str]:
-    layers = (start, end)
-    async with serve(
-        bundle, listen=listen, slots=2, context=64, device="cpu", layers=layers, next_worker=after, **more
-    ) as address:
+    options = WorkerOptions(listen=listen, slots=2, context=64, layers=(start, end), next_worker=after)
+    async with serve(bundle, options, observer=observer) as address:
         yield address
 
 

@@ -20,7 +20,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from cutline.cli.access.certificates import DEVICE, SERVER, Authority, pair_of
-from cutline.cloud.serving.server import serve
+from cutline.cloud.serving.server import WorkerOptions, serve
 from cutline.cloud.telemetry import metrics as metrics_module
 from cutline.cloud.telemetry.metrics import WorkerMetrics, show
 from cutline.cloud.telemetry.scrape import figures, read_counts
@@ -41,7 +41,7 @@ def test_what_is_counted_is_what_sessions_were_told(bundle: Bundle, asking: Any,
     async def main() -> tuple[list[Any], list[Any], str, str]:
         async with (
             asyncio.timeout(60),
-            serve(bundle, listen="127.0.0.1:0", slots=4, context=256, device="cpu", observer=metrics) as address,
+            serve(bundle, WorkerOptions(slots=4, context=256), observer=metrics) as address,
             WorkerClient(address) as client,
         ):
             with show(metrics, "127.0.0.1:0") as shown:
@@ -92,7 +92,7 @@ def test_sessions_that_agents_leave_are_counted_among_those_that_ended(bundle: B
         return metrics.registry.get_sample_value("cutline_sessions_ended_total", {"status": status}) or 0.0
 
     async def main() -> None:
-        worker = serve(bundle, listen="127.0.0.1:0", slots=2, context=256, device="cpu", observer=metrics)
+        worker = serve(bundle, WorkerOptions(slots=2, context=256), observer=metrics)
         async with asyncio.timeout(60), worker as address, WorkerClient(address) as client:
             await asking(case, "image").ask(client, stop=2)
             asked = asking(case, "image", effort=0.0)

@@ -18,7 +18,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from cutline.cli.terminal.logs import JsonLines, TextLines
 from cutline.cloud.access.audit import Audit
-from cutline.cloud.serving.server import serve
+from cutline.cloud.serving.server import WorkerOptions, serve
 from cutline.cloud.telemetry.observer import Observers
 from cutline.cloud.telemetry.request_log import SessionLog
 from cutline.cloud.telemetry.session_stats import Account
@@ -42,7 +42,7 @@ def test_a_session_is_a_span_a_line_and_an_entry(bundle: Bundle, case: Case, cap
     async def main() -> None:
         observer = Observers(SessionLog(), Audit(), tracing)
         async with (
-            serve(bundle, listen="127.0.0.1:0", slots=1, context=256, device="cpu", observer=observer) as address,
+            serve(bundle, WorkerOptions(slots=1, context=256), observer=observer) as address,
             WorkerClient(address) as client,
         ):
             named = replace(opening, request_id="req-7")
