@@ -1,4 +1,4 @@
-"""What a server shows of itself, and asks of its callers: certificates, read anew when their files change."""
+"""TLS credentials of a gRPC server, reloaded when their files change."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from cutline.protos.channel.reloading import Renewed
 
 
 def server_credentials(keys: ServerKeys) -> Any:
-    """For a gRPC server's port. Raises InputError for files that do not read."""
+    """Credentials for a gRPC server's port. Raises InputError for files that cannot be read."""
     configuration = Renewed("the certificate", keys.files, functools.partial(_configuration, keys))
-    # gRPC asks at every handshake, on a thread of its own; open connections keep what they were made with. TLS 1.2 is
-    # the least that it speaks.
+    # gRPC calls `changed` at every handshake, on a thread of its own. Open connections keep their certificate. gRPC
+    # speaks TLS 1.2 and later only.
     return grpc.dynamic_ssl_server_credentials(
         configuration.now(), configuration.changed, require_client_authentication=bool(keys.client_ca)
     )

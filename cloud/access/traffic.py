@@ -1,4 +1,4 @@
-"""What goes over a session's stream, counted; and a tenant that sends more than it may is read more slowly."""
+"""Counts the bytes of a session's stream, and slows down reading from a tenant that is over its upload rate."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from cutline.protos.v1 import worker_pb2 as pb
 
 
 class TrafficMeter:
-    """Counts messages of sessions: for their accounts, their tenants' `shares`, and an `observer`."""
+    """Counts the bytes of sessions' messages for their accounts, their tenants' `shares`, and an `observer`."""
 
     def __init__(self, shares: Shares, observer: Observer) -> None:
         self._shares = shares
         self._observer = observer
 
     async def up(self, messages: AsyncIterator[pb.AgentMessage], account: Account) -> AsyncIterator[pb.AgentMessage]:
-        """The caller's `messages`."""
-        tenant, coming = CALLER.get().tenant, aiter(messages)
+        """The caller's `messages`, counted and slowed down."""
+        tenant, incoming = CALLER.get().tenant, aiter(messages)
         ahead: asyncio.Future[pb.AgentMessage | None] | None = None
         try:
-            while (message := await (ahead or anext(coming, None))) is not None:
+            while (message := await (ahead or anext(incoming, None))) is not None:
                 ahead = None
                 size = message.ByteSize()
                 account.bytes_up += size
                 self._observer.carried(up=size)
                 self._shares.charge(tenant, size)
-                # gRPC stops an agent whose messages are not read.
+                # An unread message makes gRPC's flow control stop the agent.
                 if not _cancels(message) and (wait := self._shares.over(tenant)):
                     account.slowed += wait
-                    ahead = asyncio.ensure_future(anext(coming, None))
+                    ahead = asyncio.ensure_future(anext(incoming, None))
                     await _pause(wait, ahead)
                 yield message
         finally:
@@ -42,7 +42,7 @@ class TrafficMeter:
                 ahead.cancel()
 
     def down(self, message: pb.WorkerMessage, account: Account) -> pb.WorkerMessage:
-        """A message to the caller."""
+        """A `message` to the caller, counted."""
         size = message.ByteSize()
         account.bytes_down += size
         self._observer.carried(down=size)
@@ -54,7 +54,7 @@ def _cancels(message: pb.AgentMessage | None) -> bool:
 
 
 async def _pause(seconds: float, ahead: asyncio.Future[pb.AgentMessage | None]) -> None:
-    """Wait so long, unless what comes `ahead` cancels the session."""
+    """Wait for `seconds`, or until the next message `ahead` cancels the session."""
     ends = time.monotonic() + seconds
     await asyncio.wait([ahead], timeout=seconds)
     if not ahead.done() or ahead.exception() is not None or not _cancels(ahead.result()):

@@ -1,1 +1,1 @@
-"""Several workers as one: placed on nodes by Ray, kept and scaled by a controller, told to agents by a directory."""
+"""Clusters of workers: Ray places them, a controller restarts and scales them, a directory lists them for agents."""

@@ -1,4 +1,4 @@
-"""How many workers there should be, from how long sessions wait and how many places are taken. Pure functions."""
+"""The wanted number of workers, from sessions' waiting times and the share of taken places. Pure functions."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerLoad:
-    """What a worker that takes sessions says of itself."""
+    """The load that a ready worker reports."""
 
-    queue_seconds: float  # that sessions lately waited for their first pass
+    queue_seconds: float  # recent wait of sessions for their first pass
     sessions: int
     max_sessions: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScalingLimits:
-    """Between `least` and `most` workers, and when to have another number of them.
+    """The range of workers, `least` to `most`, and when to scale.
 
-    More when sessions wait over `grow_queue` seconds, or over `grow_fill` of all places are taken, for `grow_after`
-    seconds. Fewer when they wait under `shrink_queue` and would take under `shrink_fill` of the places of one worker
-    less, for `shrink_after` seconds. In between nothing changes: that gap keeps one change from calling for the other.
-    Where there was no room for one more, the next is tried `room_after` seconds later.
+    Up: for `grow_after` seconds sessions waited over `grow_queue` seconds, or took over `grow_fill` of all places.
+    Down: for `shrink_after` seconds they waited under `shrink_queue`, and would take under `shrink_fill` of the places
+    of one worker less. The gap between the two prevents oscillation. If no node had room for one more worker, scaling
+    up pauses for `room_after` seconds.
     """
 
     least: int
@@ -38,9 +38,9 @@ class ScalingLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
-    """How many workers are `wanted`, and since when (`since`) loads press for more (1), fewer (-1) or neither (0).
+    """How many workers are `wanted`; `pressure` for more (1), fewer (-1) or neither (0) has lasted since `since`.
 
-    There are no more before `barred`.
+    There is no scaling up before the time `barred`.
     """
 
     wanted: int
@@ -52,10 +52,10 @@ class Scale:
 def scale(
     state: Scale, loads: Sequence[WorkerLoad], limits: ScalingLimits, now: float, *, starting: bool, homeless: bool
 ) -> Scale:
-    """The scale after hearing `loads`, one of each worker that takes sessions, at the time `now` (seconds).
+    """The scale after the `loads` of all ready workers at the time `now` (seconds).
 
-    While some are `starting`, nothing is judged: they have no say yet. If some are `homeless`, for no node has room for
-    them, fewer are wanted.
+    It does not change while workers are `starting`, as their load is unknown. If some are `homeless`, which means that
+    no node has room for them, one fewer is wanted.
     """
     wanted = min(max(state.wanted, limits.least), limits.most)
     if homeless:
@@ -85,6 +85,6 @@ def _pressure(loads: Sequence[WorkerLoad], wanted: int, limits: ScalingLimits) -
     taken, places = sum(load.sessions for load in loads), sum(load.max_sessions for load in loads)
     if wait > limits.grow_queue or taken > limits.grow_fill * places:
         return 1
-    left = min(count, wanted - 1)  # of one fewer, those go first that serve nobody
+    left = min(count, wanted - 1)  # scaling down removes a worker without sessions first
     fits = taken < limits.shrink_fill * places * left / count
     return -1 if wait < limits.shrink_queue and fits else 0

@@ -1,7 +1,6 @@
-"""The controller: keeps as many workers as are needed, starts again what dies, and knows who is ready.
+"""The controller of a cluster: starts, restarts, scales and drains workers, and lists the ready ones.
 
-What to do is decided by the pure functions of `members` and `scaling`; this is the loop that does it. How a worker is
-started, on whose machine, is the business of a `Launch`.
+The pure functions of `members` and `autoscaler` decide, this loop acts. A `Launch` starts a worker on a node.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from cutline.cloud.cluster.members import (
     replaced,
     serves,
     started,
-    told,
+    updated,
 )
 from cutline.errors import WorkerError
 from cutline.protos.directory import Listing, Standing
@@ -41,26 +40,26 @@ log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.25
 LOOK_SECONDS = 1.0
-LEAVE_SECONDS = 4.0  # longer than agents wait before they ask the directory again
+LEAVE_SECONDS = 4.0  # longer than agents wait between two calls of the directory
 
 
 class Supervised(Protocol):
-    """A worker with its supervisor, on whatever machine."""
+    """A worker with its supervisor, on any machine."""
 
     async def start(self) -> Endpoints:
-        """Start it, and say where it is. Raises WorkerError."""
+        """Start it; returns its endpoints. Raises WorkerError."""
         ...
 
     async def look(self, after: float) -> Description:
-        """How it is in `after` seconds. Raises WorkerError as soon as it is no more, or no use any more."""
+        """Its description in `after` seconds. Raises WorkerError as soon as it has ended or is broken."""
         ...
 
     async def stop(self) -> None:
-        """Have it end what is open and go. Raises WorkerError."""
+        """Have it drain and end. Raises WorkerError."""
         ...
 
     async def kill(self) -> None:
-        """Leave nothing of it behind; of no effect where nothing is."""
+        """Kill it, if it still runs."""
         ...
 
 
@@ -68,10 +67,10 @@ Launch = Callable[[Node], Supervised]
 
 
 class Controller:
-    """Keeps between `limits.least` and `limits.most` workers on the `nodes`, each of which takes `need` of its node.
+    """Runs `limits.least` to `limits.most` workers on the `nodes`; each needs `need` of its node.
 
-    A worker that is one too many leaves the directory `leave` seconds before it refuses sessions. Use as an async
-    context manager: at the end the workers drain.
+    A surplus worker leaves the directory `leave` seconds before it refuses sessions. Use it as an async context
+    manager: at the end the workers drain.
     """
 
     def __init__(
@@ -95,30 +94,30 @@ class Controller:
         self._supervising: dict[str, asyncio.Task[None]] = {}
         self._epoch = secrets.token_hex(8)
         self._version = 0
-        self._told: tuple[object, ...] = ()
+        self._listed: tuple[object, ...] = ()
 
     async def __aenter__(self) -> Controller:
-        self._keeping = asyncio.create_task(self._keep())
+        self._loop = asyncio.create_task(self._run_loop())
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._keeping.cancel()
-        await asyncio.wait([self._keeping])
+        self._loop.cancel()
+        await asyncio.wait([self._loop])
         self._scale = Scale(wanted=0)
-        self._become(levelled(tuple(self._members.values()), 0, time.time()), leave=0.0)
+        self._update(levelled(tuple(self._members.values()), 0, time.time()), leave=0.0)
         while self._tasks:
             await asyncio.wait(self._tasks)
 
     def listing(self, *, model: str = "", everyone: bool = False) -> Listing:
-        """The members as the directory tells of them: those that are ready, or everyone."""
+        """The workers as the directory lists them: the ready ones of `model` ("" for any), or `everyone`."""
         now = tuple(
             (member.name, member.endpoints, member.standing, serves(member)) for member in self._members.values()
         )
-        if now != self._told:
-            self._told = now
+        if now != self._listed:
+            self._listed = now
             self._version += 1
         found = [listed(member) for member in self._members.values() if everyone or serves(member)]
-        workers = tuple(one for one in found if model in ("", one.model))
+        workers = tuple(worker for worker in found if model in ("", worker.model))
         return Listing(
             epoch=self._epoch,
             version=self._version,
@@ -128,15 +127,15 @@ class Controller:
         )
 
     def restart(self) -> None:
-        """Have every worker that runs now replaced, one after the other: see `replaced`."""
+        """Replace every worker that runs now, one after the other: see `replaced`."""
         log.info("the workers that run are to be replaced")
         self._members = {name: outdated(member) for name, member in self._members.items()}
 
-    async def _keep(self) -> None:
+    async def _run_loop(self) -> None:
         while True:
             try:
                 await self._step()
-            except Exception:  # of whoever knows the nodes or launches there: it may be well again soon
+            except Exception:  # of `nodes` or `launch`; the next step may succeed
                 log.exception("a step of the controller failed")
             await asyncio.sleep(TICK_SECONDS)
 
@@ -152,44 +151,44 @@ class Controller:
             starting=restarting or any(member.standing is Standing.STARTING for member in members),
             homeless=not restarting and any(member.homeless for member in members),
         )
-        self._become(replaced(members, self._scale.wanted, now), leave=self._leave)
+        self._update(replaced(members, self._scale.wanted, now), leave=self._leave)
         if due(self._members.values(), now):
-            # Who knows them may take long over it, or be away; who asks the directory does not wait for that.
-            self._start_those_due(await asyncio.to_thread(self._nodes), now)
+            # In a thread, as `nodes` may block for long, and the directory must answer meanwhile.
+            self._start_due(await asyncio.to_thread(self._nodes), now)
 
-    def _become(self, members: Sequence[Member], *, leave: float) -> None:
-        """Have these members, and let those go that drain now."""
+    def _update(self, members: Sequence[Member], *, leave: float) -> None:
+        """Replace the members, and stop the workers of those that drain from now on."""
         before, self._members = self._members, {member.name: member for member in members}
         for member in members:
-            was = before.get(member.name, member)
-            if member.standing is Standing.DRAINING and was.standing is not Standing.DRAINING:
+            previous = before.get(member.name, member)
+            if member.standing is Standing.DRAINING and previous.standing is not Standing.DRAINING:
                 log.info("%s drains", member.name)
-                if was.standing is Standing.STARTING:  # nothing is open there, and it may never come to start
+                if previous.standing is Standing.STARTING:  # it has no sessions, and may never finish its start
                     self._supervising[member.name].cancel()
                 else:
-                    self._run(self._let_go(self._workers[member.name], leave))
+                    self._run(self._stop(self._workers[member.name], leave))
 
-    def _start_those_due(self, nodes: Sequence[Node], now: float) -> None:
+    def _start_due(self, nodes: Sequence[Node], now: float) -> None:
         for member in due(self._members.values(), now):
             node = place(nodes, self._members.values(), self._need, avoid=member.node if member.failures else "")
             if node is None:
                 self._members[member.name] = homeless(member, now)
                 continue
-            self._workers[member.name] = one = self._launch(node)
+            self._workers[member.name] = worker = self._launch(node)
             self._members[member.name] = started(member, node.name, now)
-            self._supervising[member.name] = self._run(self._supervise(member.name, one))
+            self._supervising[member.name] = self._run(self._supervise(member.name, worker))
 
-    async def _supervise(self, name: str, one: Supervised) -> None:
-        """Have one worker from its start to its end."""
+    async def _supervise(self, name: str, worker: Supervised) -> None:
+        """Start a worker and watch it until it ends."""
         why = "it could not be supervised; the log says more"
         try:
-            endpoints = await one.start()
+            endpoints = await worker.start()
             after = 0.0
             while True:
-                now = await one.look(after)
+                description = await worker.look(after)
                 after = LOOK_SECONDS
                 before = self._members[name]
-                self._members[name] = told(before, endpoints, now, time.time())
+                self._members[name] = updated(before, endpoints, description, time.time())
                 if before.standing is Standing.STARTING:
                     log.info("%s is ready at %s", name, endpoints.address)
         except WorkerError as error:
@@ -199,7 +198,7 @@ class Controller:
         finally:
             del self._workers[name], self._supervising[name]
             self._end(name, why)
-            await one.kill()
+            await worker.kill()
 
     def _end(self, name: str, why: str) -> None:
         member = ended(self._members[name], why, time.time())
@@ -210,10 +209,10 @@ class Controller:
             log.warning("%s: %s", name, why)
             self._members[name] = member
 
-    async def _let_go(self, one: Supervised, leave: float) -> None:
+    async def _stop(self, worker: Supervised, leave: float) -> None:
         await asyncio.sleep(leave)
-        with contextlib.suppress(WorkerError):  # it is gone already, and who supervises it sees that
-            await one.stop()
+        with contextlib.suppress(WorkerError):  # it has ended already, which `_supervise` sees
+            await worker.stop()
 
     def _run(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)

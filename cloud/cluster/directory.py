@@ -1,4 +1,4 @@
-"""The Directory service: tells agents which workers are ready."""
+"""The Directory service, which lists the ready workers for agents."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MAX_CALLS = 1024
 _OPTIONS = [
     # A second directory on one port must fail instead of sharing its calls at random.
     ("grpc.so_reuseport", 0),
-    # A request is a hash.
+    # A request holds little more than a hash.
     ("grpc.max_receive_message_length", 4 << 10),
     ("grpc.max_metadata_size", 16 << 10),
     ("grpc.max_concurrent_streams", 16),
@@ -39,26 +39,26 @@ _OPTIONS = [
 
 
 class Lists(Protocol):
-    """Who knows the workers."""
+    """The source of a directory's listings."""
 
     def listing(self, *, model: str, everyone: bool) -> Listing:
-        """Those of `model`, or of any; with `everyone` also those that take no sessions."""
+        """The workers of `model` ("" for any); with `everyone` also those that take no sessions."""
         ...
 
     def restart(self) -> None:
-        """Have all replaced that run now."""
+        """Replace all workers that run now."""
         ...
 
 
 class DirectoryServicer(directory_pb2_grpc.DirectoryServicer):
-    """Tells what `source` knows to everybody who may call; who `is_operator` may give orders too."""
+    """Serves the listings of `source` to every authenticated caller; one that `is_operator` may restart workers."""
 
     def __init__(self, source: Lists, is_operator: Callable[[Any], bool]) -> None:
         self._source = source
         self._is_operator = is_operator
 
     async def List(self, request: pb.ListRequest, context: Any) -> pb.Listing:
-        """The workers now."""
+        """The current workers."""
         return listing_to_wire(self._source.listing(model=request.model, everyone=request.all))
 
     async def Restart(self, request: pb.RestartRequest, context: Any) -> pb.RestartAnswer:
@@ -79,10 +79,10 @@ async def serve(
     tokens: Path | None = None,
     operator: AgentKeys = NO_KEYS,
 ) -> AsyncIterator[str]:
-    """Serve a directory at `listen` (HOST:PORT, port 0 for any free one); gives its address.
+    """Serve a directory at `listen` (HOST:PORT, port 0 for any free one); yields its address.
 
-    To whom a worker with these `keys` and this file of `tokens` would serve; without both, to everybody. Orders are
-    taken of who has the keys of the `operator`. Raises InputError.
+    It authenticates callers as a worker with these `keys` and `tokens` does; without both it serves everybody. Who
+    calls with the keys of the `operator` may restart workers. Raises InputError.
     """
     host, _ = parse_address(listen)
     callers, connections = Callers.of(keys, tokens), Connections(most_connections())
@@ -101,7 +101,7 @@ async def serve(
 
     def is_operator(context: Any) -> bool:
         try:
-            return callers.are_those(operator, context.invocation_metadata() or (), context.auth_context())
+            return callers.match(operator, context.invocation_metadata() or (), context.auth_context())
         except InputError as error:
             log.warning("who may give orders is not known: %s", error)
             return False

@@ -1,4 +1,4 @@
-"""Where the workers of a cluster show metrics: told to Prometheus, which asks for it over HTTP."""
+"""Prometheus' HTTP service discovery for the metrics of a cluster's workers."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from cutline.protos.directory import Listing
 
 
 def targets(listing: Listing) -> list[dict[str, Any]]:
-    """The workers that show metrics, in the form of Prometheus' HTTP service discovery: a group for each.
+    """The workers that show metrics, in the form of Prometheus' HTTP service discovery: one group each.
 
-    A scraped series gets the label `worker`, its place's name; the labels of `__meta_cutline_` are for relabelling.
+    A scraped series gets the label `worker`, the member's name. The labels `__meta_cutline_…` are for relabelling.
     """
     return [
         {
-            "targets": [one.metrics],
+            "targets": [worker.metrics],
             "labels": {
-                "worker": one.name,
-                "__meta_cutline_address": one.address,
-                "__meta_cutline_standing": one.standing,
-                "__meta_cutline_model": one.model,
+                "worker": worker.name,
+                "__meta_cutline_address": worker.address,
+                "__meta_cutline_standing": worker.standing,
+                "__meta_cutline_model": worker.model,
             },
         }
-        for one in listing.workers
-        if one.metrics
+        for worker in listing.workers
+        if worker.metrics
     ]
 
 
 def discovery(listing: Callable[[], Listing]) -> Callable[..., Iterable[bytes]]:
-    """A WSGI application that answers whatever is asked with the `targets` of the listing now."""
+    """A WSGI application that answers every request with the `targets` of the current listing."""
 
     def answer(environ: dict[str, Any], start: Callable[..., object]) -> Iterable[bytes]:
         del environ

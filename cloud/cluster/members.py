@@ -1,6 +1,6 @@
-"""The members of a cluster, and what becomes of them: placed, ready, dead, rested, started again. Pure functions.
+"""The members of a cluster and their transitions: started, ready, draining, resting after a failure. Pure functions.
 
-A member is a place for one worker. It keeps its name when its worker dies and another is started for it.
+A member is a slot for one worker. It keeps its name when its worker dies and a new one is started.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from cutline.cloud.cluster.autoscaler import WorkerLoad
 from cutline.protos.directory import ListedWorker, Standing
 from cutline.protos.messages import Description
 
-FIRST_REST = 0.5  # seconds before a worker that died is started again; each failure after the first doubles them
+FIRST_REST = 0.5  # seconds before a worker that died is restarted; each further failure doubles them
 LONGEST_REST = 60.0
-STEADY_SECONDS = 60.0  # who served so long did not fail for the reasons of its start
+STEADY_SECONDS = 60.0  # a worker that served so long did not fail because of its start: its failures count from 1 again
 
 _LIVE = (Standing.STARTING, Standing.READY)
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A machine of the cluster and what Ray may give away of it; `name` is Ray's."""
+    """A machine of the cluster and the resources that Ray may allocate on it; `name` is Ray's node id."""
 
     name: str
     address: str
@@ -32,7 +32,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What a worker takes of its node."""
+    """The resources of a node that one worker takes."""
 
     cpus: float
     gpus: float = 0.0
@@ -40,7 +40,7 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class Endpoints:
-    """Where a worker listens, and where it shows metrics, "" if it shows none."""
+    """The address where a worker listens, and that of its metrics, "" if it has none."""
 
     address: str
     metrics: str = ""
@@ -48,10 +48,10 @@ class Endpoints:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """One place. `since` is when its standing began; it rests `until` then, both in seconds of Unix time.
+    """One slot. Its standing began at `since`, and a rest ends at `until`, both in seconds of Unix time.
 
-    It is `homeless` while it rests because no node had room for its worker, and `outdated` while a worker runs there
-    that a restart has to replace.
+    It is `homeless` while it rests because no node had room for its worker, and `outdated` while a restart has yet to
+    replace its worker.
     """
 
     name: str
@@ -68,16 +68,16 @@ class Member:
 
 
 def place(nodes: Sequence[Node], members: Iterable[Member], need: Need, *, avoid: str = "") -> Node | None:
-    """The node for one more worker: of those with room the one with the fewest, not `avoid` if another has room too.
+    """The node for one more worker, None if no node has room.
 
-    None where none has room. Where several are alike, the first.
+    Of the nodes with room it is the first one with the fewest workers, but `avoid` only if no other has room.
     """
     hosts = [member.node for member in members if member.standing is not Standing.RESTING]
     best: tuple[bool, int] | None = None
     chosen: Node | None = None
     for node in nodes:
         count = hosts.count(node.name)
-        # Shares of a device add up with rounding errors.
+        # The slack is for rounding errors of fractional GPUs.
         if (count + 1) * need.cpus > node.cpus + 1e-6 or (count + 1) * need.gpus > node.gpus + 1e-6:
             continue
         rank = (node.name == avoid, count)
@@ -87,10 +87,10 @@ def place(nodes: Sequence[Node], members: Iterable[Member], need: Need, *, avoid
 
 
 def levelled(members: Sequence[Member], wanted: int, now: float) -> tuple[Member, ...]:
-    """`members` with as many as `wanted` that do not drain.
+    """`members` with `wanted` of them that do not drain.
 
-    New ones rest, until now. Who is too many: first those that no node has room for, then others that rest, then those
-    that start, then those with the fewest sessions; the ones that rest are gone at once, the others drain.
+    A new member's rest ends now. Surplus ones are chosen in this order: homeless, resting, starting, fewest sessions.
+    Resting ones are removed at once, the others drain.
     """
     staying = [member for member in members if member.standing is not Standing.DRAINING]
     if len(staying) < wanted:
@@ -107,15 +107,15 @@ def levelled(members: Sequence[Member], wanted: int, now: float) -> tuple[Member
 
 
 def outdated(member: Member) -> Member:
-    """Its worker, if it has one, is to be replaced."""
+    """Mark its worker, if it has one, to be replaced."""
     return replace(member, outdated=member.standing is not Standing.RESTING)
 
 
 def replaced(members: Sequence[Member], wanted: int, now: float) -> tuple[Member, ...]:
-    """`members` after a step of a restart, which replaces the outdated one after the other; else as `levelled`.
+    """`members` after a step of a restart, which replaces outdated workers one by one; without one as `levelled`.
 
-    One more than `wanted` is started. Once all that are new are ready the outdated one with the fewest sessions drains,
-    and the next step comes when it has left. Where no node has room for one more it drains before, to make room.
+    First one more than `wanted` is started. Once all new workers are ready, the outdated one with the fewest sessions
+    drains, and when it has left the next step begins. If no node has room for one more, it drains first.
     """
     staying = [member for member in members if member.standing is not Standing.DRAINING]
     old = [member for member in staying if member.outdated]
@@ -136,17 +136,17 @@ def _worth(member: Member) -> tuple[bool, int, int]:
 
 
 def due(members: Iterable[Member], now: float) -> tuple[Member, ...]:
-    """Those that have rested."""
+    """The members whose rest is over."""
     return tuple(member for member in members if member.standing is Standing.RESTING and member.until <= now)
 
 
 def started(member: Member, node: str, now: float) -> Member:
-    """It is being started on `node`."""
+    """The member after a start on `node` began."""
     return replace(member, standing=Standing.STARTING, since=now, node=node, why="", homeless=False)
 
 
-def told(member: Member, endpoints: Endpoints, described: Description, now: float) -> Member:
-    """Its worker says how it is: a first time, again, or that it drains."""
+def updated(member: Member, endpoints: Endpoints, described: Description, now: float) -> Member:
+    """The member after its worker described itself: it is ready, or draining if the worker drains."""
     member = replace(member, endpoints=endpoints, described=described)
     if described.draining:
         return draining(member, now)
@@ -154,12 +154,12 @@ def told(member: Member, endpoints: Endpoints, described: Description, now: floa
 
 
 def draining(member: Member, now: float) -> Member:
-    """It takes no new sessions from now on."""
+    """The member draining from now on, if it has a worker."""
     return replace(member, standing=Standing.DRAINING, since=now) if member.standing in _LIVE else member
 
 
 def ended(member: Member, why: str, now: float) -> Member | None:
-    """Its worker is no more: it rests before another is started, unless it was to leave."""
+    """The member after its worker ended because of `why`: it rests before the next start. None if it was draining."""
     if member.standing is Standing.DRAINING:
         return None
     steady = member.standing is Standing.READY and now - member.since > STEADY_SECONDS
@@ -177,31 +177,31 @@ def ended(member: Member, why: str, now: float) -> Member | None:
 
 
 def homeless(member: Member, now: float) -> Member:
-    """No node has room for it: it looks again after a while."""
+    """The member after no node had room for it: it rests for FIRST_REST."""
     return replace(member, until=now + FIRST_REST, why="no node has room for it", homeless=True)
 
 
 def rest_seconds(failures: int) -> float:
-    """How long to wait before a start after so many `failures` (1 or more) in a row."""
+    """Seconds to wait before a start after so many `failures` (1 or more) in a row."""
     return min(LONGEST_REST, FIRST_REST * 2.0 ** min(failures - 1, 16))
 
 
 def loads(members: Iterable[Member]) -> tuple[WorkerLoad, ...]:
-    """The loads of those that take sessions."""
+    """The loads of the members that take sessions."""
     return tuple(
-        WorkerLoad(queue_seconds=told.queue_seconds, sessions=told.sessions, max_sessions=told.max_sessions)
+        WorkerLoad(queue_seconds=worker.queue_seconds, sessions=worker.sessions, max_sessions=worker.max_sessions)
         for member in members
-        if serves(member) and (told := member.described) is not None
+        if serves(member) and (worker := member.described) is not None
     )
 
 
 def serves(member: Member) -> bool:
-    """Whether it takes sessions: its worker is ready, and so is all of the chain after it."""
+    """Whether it takes sessions: its worker is ready, and so are all workers of the chain behind it."""
     return member.standing is Standing.READY and member.described is not None and not member.described.blocked
 
 
 def listed(member: Member) -> ListedWorker:
-    """A member as the directory tells of it."""
+    """A member as the directory lists it."""
     plain = ListedWorker(
         name=member.name,
         address=member.endpoints.address,
@@ -211,14 +211,14 @@ def listed(member: Member) -> ListedWorker:
         failures=member.failures,
         why=member.why or (member.described.blocked if member.described is not None else ""),
     )
-    if (told := member.described) is None:
+    if (worker := member.described) is None:
         return plain
     return replace(
         plain,
-        model=told.model,
-        start=told.start,
-        end=told.end,
-        queue_seconds=told.queue_seconds,
-        sessions=told.sessions,
-        max_sessions=told.max_sessions,
+        model=worker.model,
+        start=worker.start,
+        end=worker.end,
+        queue_seconds=worker.queue_seconds,
+        sessions=worker.sessions,
+        max_sessions=worker.max_sessions,
     )

@@ -1,6 +1,6 @@
-"""Ray's part: an actor for every worker on its node, and one for the controller. No session's data goes through Ray.
+"""The cluster on Ray: one actor for each worker, on its node, and one for the controller. No session data goes via Ray.
 
-`environment.prepare` comes before an import of this module.
+Call `ray_env.prepare` before importing this module.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ from cutline.protos.channel.credentials import NO_KEYS, AgentKeys, ServerKeys
 from cutline.protos.directory import Listing
 from cutline.protos.messages import Description
 
-PLACE_SECONDS = 60.0  # for Ray to start an actor on a node that was said to have room
-ANSWER_SECONDS = 60.0  # for an actor's word: longer than all that it waits for itself
-KILL_SECONDS = 5.0  # for an actor to kill its worker, which takes a moment, before the actor is killed itself
-KNOCK_SECONDS = 1.0  # for Ray's controller to take a connection
-GONE_SECONDS = 3.0  # after which nobody brings back the controller of a Ray that was started here
-AWAY_SECONDS = 45.0  # for that of another Ray, which may be restarted; after a minute Ray ends what it started
-_STORE_BYTES = 80 << 20  # of Ray's own store, which holds next to nothing here: about the least it takes
+PLACE_SECONDS = 60.0  # for Ray to start an actor on a node that it said has room
+ANSWER_SECONDS = 60.0  # for an actor's answer: longer than any timeout within the actor
+KILL_SECONDS = 5.0  # for an actor to kill its worker, before the actor itself is killed
+CONNECT_SECONDS = 1.0  # for a connection to Ray's controller
+LOCAL_HEAD_SECONDS = 3.0  # without a connection: nobody restarts the controller of a Ray that was started here
+REMOTE_HEAD_SECONDS = 45.0  # the same for another Ray, which may be restarted; after 60 s Ray ends its actors
+_STORE_BYTES = 80 << 20  # of Ray's object store, which holds next to nothing here: about Ray's minimum
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterSpec:
-    """What a cluster is to be.
+    """The specification of a cluster.
 
-    The directory is at `listen`. `options` are those of each worker's `cutline cloud` but for --listen and --threads;
-    it gets `threads` cores and `gpus` GPUs of its node, and `drain` seconds to end what is open. Directory and workers
-    serve by `server_keys` and `tokens`, the workers are looked at by `keys`; all these are files of the nodes. With
-    `metrics` each worker shows them, at any free port.
+    The directory listens at `listen`. Each worker runs `cutline cloud` with `options` plus --listen and --threads, on
+    `threads` cores and `gpus` GPUs of its node, and has `drain` seconds to end open sessions. Directory and workers
+    authenticate callers by `server_keys` and `tokens`; supervisors call workers with `keys`. All these are files on the
+    nodes. With `metrics` each worker serves metrics at any free port.
     """
 
     listen: str
@@ -65,11 +65,11 @@ class ClusterSpec:
 
 @contextlib.contextmanager
 def connected(address: str | None) -> Iterator[None]:
-    """Be a client of the Ray at `address`, or of one that is started on this machine alone, until the end.
+    """Connect to the Ray at `address`, or start one on this machine for None; disconnect at the end.
 
-    Raises WorkerUnavailable if there is none.
+    Raises WorkerUnavailable if that fails.
     """
-    here: dict[str, Any] = {
+    local: dict[str, Any] = {
         "address": "local",
         "include_dashboard": False,
         "object_store_memory": _STORE_BYTES,
@@ -80,7 +80,7 @@ def connected(address: str | None) -> Iterator[None]:
             log_to_driver=False,
             logging_level=logging.CRITICAL,
             namespace="cutline",
-            **(here if address is None else {"address": address}),
+            **(local if address is None else {"address": address}),
         )
     except (RayError, ConnectionError, RuntimeError, ValueError) as error:
         where = "can be started here" if address is None else f"answers at {address}"
@@ -92,13 +92,13 @@ def connected(address: str | None) -> Iterator[None]:
 
 
 class HeadGone(WorkerUnavailable):
-    """Ray's own controller is gone, and nobody brings it back."""
+    """Ray's own controller is gone for good."""
 
 
 class Head:
-    """Ray's own controller at `address`, which places workers and is needed by none that serves.
+    """Ray's own controller at `address`. It starts workers; those that run do without it.
 
-    One that takes no connection for `patience` seconds is gone.
+    It counts as gone if it accepts no connection for `patience` seconds.
     """
 
     def __init__(self, address: str, *, patience: float) -> None:
@@ -108,17 +108,17 @@ class Head:
 
     @classmethod
     def of(cls, address: str | None) -> Head | None:
-        """That of the Ray that this process is a client of, at `address`; None where it is out of reach."""
+        """The controller of the connected Ray at `address`; None if only a proxy is in reach."""
         if address is not None and address.startswith("ray://"):
             return None
         found: str = ray.get_runtime_context().gcs_address
-        return cls(found, patience=GONE_SECONDS if address is None else AWAY_SECONDS)
+        return cls(found, patience=LOCAL_HEAD_SECONDS if address is None else REMOTE_HEAD_SECONDS)
 
     def check(self) -> None:
         """Raises HeadGone."""
         host, port = parse_address(self._address)
         try:
-            with socket.create_connection((host.strip("[]"), port), timeout=KNOCK_SECONDS):
+            with socket.create_connection((host.strip("[]"), port), timeout=CONNECT_SECONDS):
                 self._seen = time.monotonic()
         except OSError as error:
             if (gone := time.monotonic() - self._seen) > self._patience:
@@ -129,32 +129,32 @@ class Head:
 
 
 class Cluster:
-    """A controller as an actor of Ray, and what it tells. Raises InputError if the directory cannot be had so."""
+    """A client of the controller's actor, which it starts. Raises InputError if the directory cannot be served."""
 
-    def __init__(self, order: ClusterSpec) -> None:
+    def __init__(self, spec: ClusterSpec) -> None:
         nodes = _nodes()
-        host, _ = parse_address(order.listen)
+        host, _ = parse_address(spec.listen)
         if is_loopback(host) and len({node.address for node in nodes}) > 1:
             raise InputError(
                 f"{host} is of one machine, and this cluster has several; --listen at an address of its own"
             )
-        self._drain = order.drain
+        self._drain = spec.drain
         controller: Any = ray.remote(_ControllerActor)
-        self._actor = controller.options(num_cpus=0, **_home(nodes, host)).remote(order)
+        self._actor = controller.options(num_cpus=0, **_home(nodes, host)).remote(spec)
         self.address: str = self._ask(self._actor.open.remote(), PLACE_SECONDS)
 
     def listing(self) -> Listing:
-        """All its workers. Raises WorkerFailed if the controller is no more."""
+        """All its workers. Raises WorkerFailed if the controller is gone."""
         found: Listing = self._ask(self._actor.listing.remote(everyone=True), ANSWER_SECONDS)
         return found
 
     def close(self) -> None:
-        """Have the workers drain, and end."""
+        """Drain the workers and end the cluster."""
         self._ask(self._actor.close.remote(), self._drain + END_SECONDS + ANSWER_SECONDS)
 
-    def _ask(self, asked: Any, seconds: float) -> Any:
+    def _ask(self, call: Any, seconds: float) -> Any:
         try:
-            return ray.get(asked, timeout=seconds)
+            return ray.get(call, timeout=seconds)
         except RayTaskError as error:
             raise _cause(error) from None
         except (RayError, GetTimeoutError) as error:
@@ -162,26 +162,26 @@ class Cluster:
 
 
 class _ControllerActor:
-    """A controller and its directory, on the node that has the directory's address."""
+    """The actor of a controller and its directory, on the node with the directory's address."""
 
-    def __init__(self, order: ClusterSpec) -> None:
+    def __init__(self, spec: ClusterSpec) -> None:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-        self._order = order
+        self._spec = spec
         self._stack = contextlib.AsyncExitStack()
         self._controller = Controller(
-            self._launch, _nodes, limits=order.limits, need=Need(cpus=order.threads, gpus=order.gpus)
+            self._launch, _nodes, limits=spec.limits, need=Need(cpus=spec.threads, gpus=spec.gpus)
         )
 
     async def open(self) -> str:
-        """The directory's address. Raises InputError."""
-        order = self._order
+        """Start controller and directory; returns the directory's address. Raises InputError."""
+        spec = self._spec
         address = await self._stack.enter_async_context(
             serve(
                 self._controller,
-                listen=order.listen,
-                keys=order.server_keys,
-                tokens=order.tokens,
-                operator=order.keys,
+                listen=spec.listen,
+                keys=spec.server_keys,
+                tokens=spec.tokens,
+                operator=spec.keys,
             )
         )
         await self._stack.enter_async_context(self._controller)
@@ -194,39 +194,39 @@ class _ControllerActor:
         await self._stack.aclose()
 
     def _launch(self, node: Node) -> _Remote:
-        order = self._order
-        host, _ = parse_address(order.listen)
+        spec = self._spec
+        host, _ = parse_address(spec.listen)
         if not (is_loopback(host) or is_loopback(node.address)):
-            host = node.address  # a Ray of this machine alone knows no other than loopback
-        metrics = ("--metrics", f"{host}:0") if order.metrics else ()
-        options = ("--listen", f"{host}:0", *metrics, *_security(order), *order.options)
+            host = node.address  # in a Ray of this machine alone it is loopback
+        metrics = ("--metrics", f"{host}:0") if spec.metrics else ()
+        options = ("--listen", f"{host}:0", *metrics, *_security(spec), *spec.options)
         return _Remote(
             ray.remote(_SupervisorActor)
             .options(
-                num_cpus=order.threads,
-                num_gpus=order.gpus,
+                num_cpus=spec.threads,
+                num_gpus=spec.gpus,
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node.name, soft=False),
             )
-            .remote(options, keys=order.keys, threads=order.threads, drain=order.drain)
+            .remote(options, keys=spec.keys, threads=spec.threads, drain=spec.drain)
         )
 
 
-def _security(order: ClusterSpec) -> tuple[str, ...]:
-    """The options by which a worker serves whom the directory serves."""
-    server = order.server_keys
+def _security(spec: ClusterSpec) -> tuple[str, ...]:
+    """The options by which a worker authenticates callers as the directory does."""
+    server = spec.server_keys
     files = {
         "--tls-cert": server and server.certificate,
         "--tls-key": server and server.key,
         "--client-ca": server and server.client_ca,
         "--revoked": server and server.revoked,
-        "--tokens": order.tokens,
+        "--tokens": spec.tokens,
     }
     given = tuple(text for option, file in files.items() if file is not None for text in (option, str(file)))
     return given or ("--insecure",)
 
 
 class _SupervisorActor(Supervisor):
-    """A supervisor on its worker's node."""
+    """The actor of a supervisor, on its worker's node."""
 
     def __init__(self, options: tuple[str, ...], *, keys: AgentKeys, threads: int, drain: float) -> None:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -234,7 +234,7 @@ class _SupervisorActor(Supervisor):
 
 
 class _Remote:
-    """A supervisor's actor as the controller sees it."""
+    """The controller's client of a supervisor's actor."""
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
@@ -249,16 +249,16 @@ class _Remote:
         await _answer(self._actor.stop.remote(), None)
 
     async def kill(self) -> None:
-        with contextlib.suppress(WorkerError):  # it is gone already, and its worker with it
+        with contextlib.suppress(WorkerError):  # the actor is gone already, and its worker with it
             await _answer(self._actor.kill.remote(), KILL_SECONDS)
-        with contextlib.suppress(TimeoutError):  # without Ray's controller the actor ends with this cluster
+        with contextlib.suppress(TimeoutError):  # Ray's controller is gone: the actor ends with this cluster
             await asyncio.wait_for(asyncio.to_thread(ray.kill, self._actor), KILL_SECONDS)
 
 
-async def _answer(asked: Awaitable[T], seconds: float | None) -> T:
-    """What an actor answers. Raises what it raised, or WorkerUnavailable if it is gone."""
+async def _answer(call: Awaitable[T], seconds: float | None) -> T:
+    """The answer of an actor. Raises what the actor raised, or WorkerUnavailable if it is gone."""
     try:
-        return await asyncio.wait_for(asked, seconds)
+        return await asyncio.wait_for(call, seconds)
     except RayTaskError as error:
         raise _cause(error) from None
     except RayError as error:
@@ -268,18 +268,21 @@ async def _answer(asked: Awaitable[T], seconds: float | None) -> T:
 
 
 def _nodes() -> tuple[Node, ...]:
-    """The machines that take part now."""
+    """The live nodes of the cluster."""
     return tuple(
         Node(
-            one["NodeID"], one["NodeManagerAddress"], one["Resources"].get("CPU", 0.0), one["Resources"].get("GPU", 0.0)
+            node["NodeID"],
+            node["NodeManagerAddress"],
+            node["Resources"].get("CPU", 0.0),
+            node["Resources"].get("GPU", 0.0),
         )
-        for one in ray.nodes()  # type: ignore[no-untyped-call]
-        if one["Alive"]
+        for node in ray.nodes()  # type: ignore[no-untyped-call]
+        if node["Alive"]
     )
 
 
 def _home(nodes: Sequence[Node], host: str) -> dict[str, Any]:
-    """Where Ray is to put the controller: on the node of this address, else on that of this process, else anywhere."""
+    """Ray's options to place the controller on the node with address `host`, else on this process's node."""
     names = [node.name for node in nodes if node.address == host] or [ray.get_runtime_context().get_node_id()]
     return {"scheduling_strategy": NodeAffinitySchedulingStrategy(names[0], soft=False)}
 

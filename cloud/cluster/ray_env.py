@@ -1,7 +1,7 @@
-"""What Ray reads from the environment, once, when it is imported: so this comes first, and imports nothing of it.
+"""Sets Ray's environment variables. Ray reads them once, on import, so this module does not import Ray.
 
-Ray runs whatever its clients send, so nobody else may reach it: one that is started here asks for a random token and
-is on this machine alone, and one that runs already must be used with a token too.
+Ray runs any code that its clients send, so strangers must not reach it. A Ray that is started here listens on loopback
+and requires a random token; one that runs already must require a token too.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from cutline.errors import InputError
 
 
 def prepare(address: str | None) -> None:
-    """Set the environment for a Ray that runs at `address`, or is to be started here.
+    """Set the environment for the Ray at `address`, or for None for one to be started here.
 
-    Raises InputError for one that would be used without a token: it obeys everybody who reaches its ports.
+    Raises InputError if the Ray at `address` would be used without a token: it obeys everybody who reaches its ports.
     """
     switch_off()
     if address is None:
-        # On Linux Ray takes 127.0.0.1 for "this machine", looks up its address and listens at all of them; as on
-        # systems for which it has no clusters, it stays on loopback.
+        # On Linux Ray replaces 127.0.0.1 by the machine's address and listens on all interfaces. On systems where it
+        # supports no clusters it stays on loopback; this variable makes it do the same here.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-        # Ray would end all that it started a minute after its controller; what is open may take longer to end in order.
-        os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"] = "3600"  # noqa: SIM112 (so Ray has it)
-        # Ray would have workers give way to everything else on the machine.
-        os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (so Ray has it)
+        # Ray would end its actors a minute after its controller died; open sessions may take longer to drain.
+        os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"] = "3600"  # noqa: SIM112 (Ray's spelling)
+        # Ray would run workers at the lowest priority.
+        os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (Ray's spelling)
     elif os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
         raise InputError(
             f"the Ray at {address} may obey everybody who reaches it; start it with RAY_AUTH_MODE=token, and set that "

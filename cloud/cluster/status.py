@@ -1,4 +1,4 @@
-"""What an operator is told of a cluster while it runs. Pure functions of listings."""
+"""Messages about a running cluster for its operator. Pure functions of listings."""
 
 from __future__ import annotations
 
@@ -8,25 +8,26 @@ from cutline.protos.directory import Listing, Standing
 
 
 def changes(before: Listing | None, now: Listing) -> Iterator[str]:
-    """A line for everything that is otherwise than `before`."""
+    """One line for each change since the listing `before`."""
     if before is not None and before.wanted != now.wanted:
         yield f"{now.wanted} workers are wanted, after {before.wanted}"
-    known = {one.name: one for one in before.workers} if before is not None else {}
-    for one in now.workers:
-        was = known.pop(one.name, None)
-        if was is None or (was.standing, was.address, was.why) != (one.standing, one.address, one.why):
-            where = f" at {one.address}" if one.address else ""
-            yield f"{one.name} is {one.standing}{where}" + (f": {one.why}" if one.why else "")
+    known = {worker.name: worker for worker in before.workers} if before is not None else {}
+    for worker in now.workers:
+        old = known.pop(worker.name, None)
+        if old is None or (old.standing, old.address, old.why) != (worker.standing, worker.address, worker.why):
+            where = f" at {worker.address}" if worker.address else ""
+            yield f"{worker.name} is {worker.standing}{where}" + (f": {worker.why}" if worker.why else "")
     for name in known:
         yield f"{name} has left"
 
 
 def failing(listing: Listing) -> str | None:
-    """Why workers that are to follow others do not start, once one has failed at it three times in a row."""
-    return next((one.why for one in listing.workers if one.standing is Standing.RESTING and one.failures >= 3), None)
+    """Why a worker does not start, once one has failed three times in a row; else None."""
+    resting = (worker for worker in listing.workers if worker.standing is Standing.RESTING)
+    return next((worker.why for worker in resting if worker.failures >= 3), None)
 
 
 def hopeless(listing: Listing) -> str | None:
-    """Why none starts, if all that are wanted failed at it and none was ever ready."""
-    failed = [one for one in listing.workers if one.standing is Standing.RESTING and one.failures]
+    """Why no worker starts, if all of them failed; else None."""
+    failed = [worker for worker in listing.workers if worker.standing is Standing.RESTING and worker.failures]
     return failed[0].why if failed and len(failed) == len(listing.workers) else None

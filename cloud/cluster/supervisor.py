@@ -1,4 +1,4 @@
-"""A supervisor: starts one worker as a process of its own, watches it, and ends it."""
+"""A supervisor: starts one worker as a child process, watches it, and ends it."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from cutline.protos.messages import Description
 
 log = logging.getLogger(__name__)
 
-START_SECONDS = 600.0  # loading many gigabytes of weights from a slow disk
+START_SECONDS = 600.0  # enough to load many gigabytes of weights from a slow disk
 LOOK_SECONDS = 5.0
-MISSES = 3  # looks in a row without an answer: a worker on a busy machine may be late, one that hangs stays so
-END_SECONDS = 5.0  # for a worker that has nothing open any more
+MISSES = 3  # failed checks in a row: a worker on a busy machine may miss one, one that hangs misses all
+END_SECONDS = 5.0  # for a worker without open sessions to end
 _LINE = 1 << 16  # bytes
 
 
 class Supervisor:
-    """Has the worker that `cutline cloud` with these `options` is; it uses `threads` threads.
+    """Runs `cutline cloud` with these `options` on `threads` threads, and calls it with `keys`.
 
-    It is looked at by `keys`. It may take `drain` seconds to end what is open.
+    The worker has `drain` seconds to end open sessions.
     """
 
     def __init__(self, options: Sequence[str], *, keys: AgentKeys = NO_KEYS, threads: int, drain: float) -> None:
@@ -44,15 +44,15 @@ class Supervisor:
         self._process: asyncio.subprocess.Process | None = None
         self._client: WorkerClient | None = None
         self._health: Connection | None = None
-        self._described: Description | None = None  # the last that was told
+        self._described: Description | None = None  # the latest
         self._reading: asyncio.Task[None] | None = None
         self._last = "it said nothing"
         self._missed = 0
         self._stopped = False
 
     async def start(self) -> Endpoints:
-        """Start the worker and say where it is. Raises WorkerUnavailable with what it said last."""
-        # A signal of the terminal reaches it as little as Ray's own processes: who has it says when to stop.
+        """Start the worker; returns its endpoints. Raises WorkerUnavailable with its last line on stderr."""
+        # In a session of its own, so that Ctrl-C in the terminal does not reach it: `stop` ends it.
         self._process = process = await asyncio.create_subprocess_exec(
             *tied_command("cutline.cli", "cloud", "--threads", str(self._threads), *self._options),
             stdin=asyncio.subprocess.DEVNULL,
@@ -78,20 +78,20 @@ class Supervisor:
         self._client = WorkerClient(address, self._keys)
         self._health = Connection(address, self._keys, health_pb2_grpc.HealthStub)
         metrics = ""
-        if "--metrics" in self._options:  # of which it says where at once
+        if "--metrics" in self._options:  # the worker prints their address in the next line
             with contextlib.suppress(TimeoutError):
                 line = await asyncio.wait_for(_line(process.stdout), LOOK_SECONDS)
                 metrics = line.split()[-1] if line.startswith("metrics at ") else ""
         return Endpoints(address, metrics)
 
     async def look(self, after: float) -> Description:
-        """How it is in `after` seconds. Raises WorkerUnavailable once it ends, WorkerFailed if it answers no more."""
+        """Its description in `after` seconds. Raises WorkerUnavailable once it ends, WorkerFailed if it hangs."""
         assert self._process is not None
         while True:
             await self._raise_if_ended(after)
             try:
                 described = await self._describe()
-                # Else its health says that it takes nothing, too, and starting it again would mend nothing.
+                # In these states its health is bad on purpose, and a restart would not help.
                 if not (self._stopped or described.draining or described.blocked):
                     await self._check_health()
             except (WorkerError, InputError) as error:
@@ -104,7 +104,7 @@ class Supervisor:
                 return described
 
     async def stop(self) -> None:
-        """Tell it to end what is open and go, and kill it if that takes too long."""
+        """Have it drain and end; kill it if that takes too long."""
         self._stopped = True
         if (process := self._process) is None:
             return
@@ -117,7 +117,7 @@ class Supervisor:
             await process.wait()
 
     async def kill(self) -> None:
-        """Leave nothing of it behind, even if it hangs."""
+        """Kill it, even if it hangs."""
         self._stopped = True
         if (process := self._process) is not None:
             _signal(process, signal.SIGKILL)
@@ -127,9 +127,9 @@ class Supervisor:
                 await connection.close()
 
     async def _describe(self) -> Description:
-        """What it says of itself, or said last where the fault may be none of its own. Raises WorkerError, InputError.
+        """Its description, or the latest one after a failure that is not its own. Raises WorkerError, InputError.
 
-        It may know this supervisor no more or have no call free, or a file of the keys is just being written.
+        Such a failure is a refused token, a busy worker, or a key file that is just being written.
         """
         assert self._client is not None
         try:
@@ -150,21 +150,21 @@ class Supervisor:
             raise WorkerUnavailable(f"it ended with code {code}: {self._last}")
 
     async def _check_health(self) -> None:
-        """Raises WorkerFailed where the worker runs, and can serve no session any more."""
+        """Raises WorkerFailed if the worker's health check fails."""
         assert self._health is not None
         request = health_pb2.HealthCheckRequest(service="")
         try:
             line = self._health.line
             answer = await line.hold(line.stub.Check(request, timeout=LOOK_SECONDS))
         except grpc.aio.AioRpcError as error:
-            if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:  # that is an answer, too
+            if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:  # it answers, so it does not hang
                 return
             raise WorkerFailed(f"its health is not known: {error.code().name}") from None
         if answer.status != health_pb2.HealthCheckResponse.SERVING:
             raise WorkerFailed("it says that it serves no sessions")
 
     async def _read(self, stderr: asyncio.StreamReader) -> None:
-        """Pass on what the worker logs, and remember the last of it."""
+        """Copy the worker's stderr to this process's, and remember its last line."""
         while line := await _line(stderr):
             sys.stderr.write(line)
             self._last = line.strip().removeprefix("cutline: ") or self._last
@@ -173,7 +173,7 @@ class Supervisor:
 async def _line(stream: asyncio.StreamReader) -> str:
     try:
         return (await stream.readline()).decode(errors="replace")
-    except ValueError:  # longer than the stream holds; it has dropped it
+    except ValueError:  # longer than the stream's limit, which dropped it
         return "(a line too long to show)\n"
 
 

@@ -1,1 +1,1 @@
-"""What a worker shows of itself: metrics, logs and traces, and never a word of a session's content."""
+"""A worker's metrics, logs and traces, which never contain any of a session's content."""

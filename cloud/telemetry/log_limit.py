@@ -1,19 +1,19 @@
-"""Lines that strangers and floods bring about: of many a second of one kind, one is written, and says how many."""
+"""A rate limit for log lines that callers can cause: one line a second, with a count of the events."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
 
-PAUSE_SECONDS = 1.0  # between two lines of a kind
+PAUSE_SECONDS = 1.0  # between two lines
 
 Write = Callable[[Mapping[str, object]], object]
 
 
-class Sparing:
-    """Hands the fields of a line to `write`, with the `count` of those that came since the one before.
+class LimitedLog:
+    """Calls `write` with the fields of the latest event and the `count` of events since the last line.
 
-    The first of a kind is written at once. For one event loop.
+    The first event is written at once. For one event loop.
     """
 
     def __init__(self, write: Write) -> None:
@@ -22,15 +22,15 @@ class Sparing:
         self._count = 0  # since the last line
         self._pause: asyncio.TimerHandle | None = None
 
-    def tell(self, fields: Mapping[str, object]) -> None:
-        """One more happened, with these `fields`."""
+    def add(self, fields: Mapping[str, object]) -> None:
+        """Log an event with these `fields`, at once or with the next line."""
         self._count, self._last = self._count + 1, fields
         if self._pause is None:
-            self._tell()
+            self._flush()
 
-    def _tell(self) -> None:
+    def _flush(self) -> None:
         self._pause = None
         if self._count:
             self._write({**self._last, "count": self._count})
             self._count = 0
-            self._pause = asyncio.get_running_loop().call_later(PAUSE_SECONDS, self._tell)
+            self._pause = asyncio.get_running_loop().call_later(PAUSE_SECONDS, self._flush)

@@ -1,4 +1,4 @@
-"""What a worker does, counted for operators in Prometheus' format, and shown over HTTP."""
+"""A worker's Prometheus metrics, and the HTTP server that shows them."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from cutline.protos.channel.revocation import Revoked
 from cutline.protos.messages import Confirmed, Finished, Opened
 from cutline.protos.version import package_version
 
-MOST_READERS = 16  # at once
-READER_SECONDS = 10.0  # for a reading, its handshake included
-MOST_TENANTS = 100  # with figures of their own: who comes after them is counted among `other`
+MAX_CONNECTIONS = 16
+CONNECTION_SECONDS = 10.0  # longest connection, with its handshake
+MAX_TENANTS = 100  # with counters of their own; further tenants are counted as `other`
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _ROWS = tuple(2**power for power in range(11))
 
 
 class WorkerMetrics(Observer):
-    """Counts in a `registry` of its own."""
+    """An observer that counts in a `registry` of its own."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
@@ -122,14 +122,14 @@ class WorkerMetrics(Observer):
             self._refused.labels(self._tenant(account.tenant), account.status).inc()
 
     def _tenant(self, name: str) -> str:
-        """What figures call a tenant: certificates may name any number of them."""
-        if name not in self._tenants and len(self._tenants) >= MOST_TENANTS:
+        """The label of a tenant. Their number is limited, as certificates may name any number of tenants."""
+        if name not in self._tenants and len(self._tenants) >= MAX_TENANTS:
             return "other"
         self._tenants.add(name)
         return name
 
     def beyond(self, *, ready: bool, seconds: float) -> None:
-        if self._next is None:  # a worker without one shows none
+        if self._next is None:  # a worker without a next one shows no such metric
             self._next = (
                 Gauge("cutline_next_worker_ready", "Whether sessions can go on there", registry=self.registry),
                 Gauge("cutline_next_worker_seconds", "The last look at it", registry=self.registry),
@@ -143,16 +143,16 @@ class WorkerMetrics(Observer):
 
 
 def show(metrics: WorkerMetrics, listen: str, keys: ServerKeys | None = None) -> contextlib.AbstractContextManager[str]:
-    """Show `metrics` at `listen`, as `shown` does. Raises InputError."""
+    """Serve `metrics` at `listen`, as `shown` does. Raises InputError."""
     return shown(make_wsgi_app(metrics.registry), listen, keys)
 
 
 @contextlib.contextmanager
 def shown(app: Any, listen: str, keys: ServerKeys | None = None) -> Iterator[str]:
-    """Serve a WSGI `app` for operators at `listen` (HOST:PORT, port 0 for any free one); gives the address.
+    """Serve a WSGI `app` for operators at `listen` (HOST:PORT, port 0 for any free one); yields the address.
 
-    On this machine's addresses that is HTTP; elsewhere HTTPS by `keys`, to who has a certificate of their `client_ca`
-    that is not revoked. Files that change count for connections made after that. Raises InputError.
+    On loopback it speaks HTTP. Elsewhere it speaks HTTPS with `keys`, and requires an unrevoked certificate of their
+    `client_ca`. A changed file applies to later connections. Raises InputError.
     """
     host, port = parse_address(listen)
     tls = revoked = None
@@ -176,7 +176,7 @@ def shown(app: Any, listen: str, keys: ServerKeys | None = None) -> Iterator[str
 
 
 def _named(app: Any, host: str) -> Any:
-    """`app` for who asks by this machine's names: a page that misled a browser has another (DNS rebinding)."""
+    """`app` for requests whose Host is this machine; others come from DNS rebinding in a browser."""
     names = {"localhost", "127.0.0.1", "[::1]", host.lower()}
 
     def guarded(environ: dict[str, Any], start: Any) -> Any:
@@ -191,11 +191,11 @@ def _named(app: Any, host: str) -> Any:
 
 class _Quiet(WSGIRequestHandler):
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (its name there)
-        del format, args  # who reads metrics does so all the time
+        del format, args  # metrics are read all the time
 
 
 class _Server(socketserver.ThreadingMixIn, WSGIServer):
-    """A thread for each of few connections, in which TLS begins, too: a silent one keeps none from the others."""
+    """Serves MAX_CONNECTIONS, each in a thread that also does the TLS handshake: a silent client blocks no other."""
 
     daemon_threads = True
 
@@ -205,27 +205,27 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._tls = tls
         self._revoked = revoked
-        self._room = threading.BoundedSemaphore(MOST_READERS)
+        self._free = threading.BoundedSemaphore(MAX_CONNECTIONS)
         super().__init__((host, port), _Quiet)
         self.set_app(app)
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Whether there is room for a connection."""
         del request, client_address
-        return self._room.acquire(blocking=False)
+        return self._free.acquire(blocking=False)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Serve a connection and end it."""
+        """Serve a connection, then free its place."""
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._room.release()
+            self._free.release()
 
     def finish_request(self, request: Any, client_address: Any) -> None:
-        """Serve a connection, for so many seconds at most."""
+        """Serve a connection, for CONNECTION_SECONDS at most."""
         if self._tls is not None:
             request = self._tls.now().wrap_socket(request, server_side=True, do_handshake_on_connect=False)
-        limit = threading.Timer(READER_SECONDS, _end, [request])
+        limit = threading.Timer(CONNECTION_SECONDS, _end, [request])
         limit.daemon = True
         limit.start()
         with request:
@@ -239,9 +239,9 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
                 limit.cancel()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Nothing: who cannot read is no concern of the worker's."""
+        """Ignore failed connections: they do not concern the worker."""
 
 
 def _end(connection: socket.socket) -> None:
     with contextlib.suppress(OSError):  # it has ended by itself
-        socket.socket.shutdown(connection, socket.SHUT_RDWR)  # that of TLS would wait for an answer
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)  # TLS's own shutdown would wait for an answer

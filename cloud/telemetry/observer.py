@@ -1,4 +1,4 @@
-"""Who looks on at a worker: told what happens, where it happens, and never asked anything."""
+"""The observer interface of a worker: callbacks for what happens in it."""
 
 from __future__ import annotations
 
@@ -9,68 +9,68 @@ from cutline.protos.messages import Confirmed, Finished, Opened
 
 
 class Observer:
-    """Looks away: one that counts overrides what it wants. Called by the engine's thread and the event loop."""
+    """Does nothing; subclasses override the events they need. Called by the engine's thread and the event loop."""
 
     def serving(self, slots: int, in_use: Callable[[], int]) -> None:
-        """A worker has room for so many sessions; `in_use` says, whenever it is asked, for how many it is taken."""
+        """The worker serves, with so many `slots`; `in_use` returns the number of taken ones at any time."""
 
     def divided(self, pids: Sequence[int]) -> None:
-        """A worker has several ranks, the processes `pids` from rank 0 on."""
+        """The worker has several ranks; `pids` are their processes in order of rank."""
 
     def hung(self) -> None:
-        """A step of the engine does not end: no session is served any more."""
+        """A step of the engine hangs: no session is served any more."""
 
     def passed(self, rows: int, seconds: float) -> None:
-        """A pass of so many `rows` took `seconds`."""
+        """A forward pass of `rows` rows took `seconds`."""
 
     def waited(self, seconds: float) -> None:
-        """A session's first pass begins, so many `seconds` after the engine was asked for it."""
+        """A session's first pass begins, after `seconds` in the engine's queue."""
 
     def verified(self, drafted: int, right: int) -> None:
-        """Of so many `drafted` tokens that a session had in a pass, the first `right` proved so."""
+        """A pass verified `drafted` tokens of a session and accepted the first `right`."""
 
     def recalled(self, *, found: bool) -> None:
-        """An image was looked for among those that are kept."""
+        """An image was looked up in the image cache."""
 
     def keeping(self, held: int) -> None:
-        """Images that are kept take so many bytes."""
+        """The image cache holds so many bytes."""
 
     def reused(self, tokens: int) -> None:
-        """A session began after so many tokens that an earlier one had left."""
+        """A session reused the KV cache of so many tokens."""
 
     def evicted(self) -> None:
         """A session that waited for a draft lost its slot to another."""
 
     def talking(self, change: int) -> None:
-        """So many more agents have a session's stream open."""
+        """The number of open session streams changed by `change`."""
 
     def told(self, event: Opened | Confirmed | Finished) -> None:
-        """An agent was told of its session."""
+        """An event of a session was sent to its agent."""
 
     def ended(self, account: Account) -> None:
-        """A session's stream ended; nothing is added to its `account` any more."""
+        """A session's stream ended; its `account` is final."""
 
     def beyond(self, *, ready: bool, seconds: float) -> None:
-        """The next worker of the chain was looked at, in so many `seconds`: sessions can go on there, or not."""
+        """The next worker of the chain was checked in `seconds`, and is `ready` for sessions or not."""
 
     def carried(self, *, up: int = 0, down: int = 0) -> None:
-        """Bytes of messages came `up` from an agent or went `down` to it."""
+        """Bytes of messages came `up` from an agent, or went `down` to one."""
 
 
 NOBODY = Observer()
 
 
 class Observers(Observer):
-    """Several that look on at the same worker: each is told everything."""
+    """Several observers of one worker: each gets every event."""
 
     def __init__(self, *observers: Observer) -> None:
         for name in (name for name in vars(Observer) if not name.startswith("_")):
-            setattr(self, name, _each([getattr(one, name) for one in observers]))
+            setattr(self, name, _call_each([getattr(observer, name) for observer in observers]))
 
 
-def _each(hear: Sequence[Callable[..., None]]) -> Callable[..., None]:
-    def tell(*given: object, **named: object) -> None:
-        for one in hear:
-            one(*given, **named)
+def _call_each(callbacks: Sequence[Callable[..., None]]) -> Callable[..., None]:
+    def emit(*args: object, **kwargs: object) -> None:
+        for callback in callbacks:
+            callback(*args, **kwargs)
 
-    return tell
+    return emit

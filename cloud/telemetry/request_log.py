@@ -1,10 +1,10 @@
-"""A line in the log for every session that ended: its figures, never its content."""
+"""A log line for every session that ended: its statistics, never its content."""
 
 from __future__ import annotations
 
 import logging
 
-from cutline.cloud.telemetry.log_limit import Sparing
+from cutline.cloud.telemetry.log_limit import LimitedLog
 from cutline.cloud.telemetry.observer import Observer
 from cutline.cloud.telemetry.session_stats import Account
 
@@ -12,13 +12,13 @@ log = logging.getLogger(__name__)
 
 
 class SessionLog(Observer):
-    """Writes a line a session; of those that were never opened one a second, which says how many there were."""
+    """Writes one line a session; of sessions that were never opened, at most one line a second."""
 
     def __init__(self) -> None:
-        self._unopened = Sparing(lambda fields: log.info("session", extra={"fields": fields}))
+        self._unopened = LimitedLog(lambda fields: log.info("session", extra={"fields": fields}))
 
     def ended(self, account: Account) -> None:
         if account.opened is None:
-            self._unopened.tell(account.fields())
+            self._unopened.add(account.fields())
         else:
             log.info("session", extra={"fields": account.fields()})

@@ -1,4 +1,4 @@
-"""A worker's metrics read back: what they count, and what happened between two readings. No torch is needed for it."""
+"""Reads a worker's metrics back, and computes figures from one or two readings. Needs no torch."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from cutline.errors import WorkerFailed
 
 
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
-    """What an operator looks at. Rates are of the time since an earlier reading, else since the worker's start.
+    """Figures of a worker for operators. Rates cover the time since an earlier reading, else since the worker's start.
 
-    A mean or share of nothing is None.
+    A mean or share is None if there is nothing to divide by.
     """
 
     sessions_open: int
@@ -50,10 +50,10 @@ def read_counts(text: str) -> Counts:
 
 
 def figures(counts: Counts, before: Counts | None = None, *, seconds: float | None = None) -> Figures:
-    """What `counts` say of the `seconds` since `before`, or of all the time there was."""
+    """The figures of the `seconds` between the readings `before` and `counts`, or since the worker's start."""
     past = before or {}
     if any(counts.get(name, 0) < value for name, value in past.items() if name[0].endswith(("_total", "_count"))):
-        past = {}  # the worker was started anew
+        past = {}  # the worker was restarted
 
     def new(name: str, label: str = "") -> float:
         return counts.get((name, label), 0.0) - past.get((name, label), 0.0)

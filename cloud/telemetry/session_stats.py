@@ -1,4 +1,4 @@
-"""What one session cost and how it went: figures for logs, traces and audits, and never a word of its content."""
+"""Statistics of one session for logs, traces and audits, without any of its content."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from cutline.protos.status import status_of
 
 @dataclass(slots=True)
 class Account:
-    """The figures of one session of `tenant`. `trace` is the agent's own trace context, as it came.
+    """The statistics of one session of `tenant`. `trace` is the agent's trace context, unchanged.
 
-    Seconds are counted from the stream's beginning; those that are None were never reached.
+    Seconds count from the beginning of the stream; None stands for an event that has not happened.
     """
 
     tenant: str
     trace: str = ""
-    began: float = field(default_factory=time.time)  # on the clock that people read
+    began: float = field(default_factory=time.time)  # Unix time
     session: str = ""
     request_id: str = ""
     cut: str = ""
@@ -36,18 +36,18 @@ class Account:
     finished: Finished | None = None
     bytes_up: int = 0
     bytes_down: int = 0
-    slowed: float = 0.0  # seconds that messages were held up, for their tenant sent more than it may
+    slowed: float = 0.0  # seconds that reading paused because its tenant was over its upload rate
     seconds: float = 0.0
-    status: str = "CANCELLED"  # unless something else is known
+    status: str = "CANCELLED"  # until another status is known
     _clock: float = field(default_factory=time.monotonic)
 
     def asked(self, opening: Open) -> None:
-        """The agent has said what it wants."""
+        """Note the agent's `opening` message."""
         self.request_id = opening.request_id
         self.cut, self.images, self.prompt_tokens = opening.cut, opening.images, opening.prompt_length
 
     def told(self, event: Opened | Confirmed | Finished) -> None:
-        """The agent hears `event`."""
+        """Note an `event` that is sent to the agent."""
         match event:
             case Opened():
                 self.opened, self.session, self.opened_seconds = event, event.session, self._now()
@@ -59,19 +59,19 @@ class Account:
                 self.finished, self.status = event, "OK"
 
     def failed(self, error: CutlineError) -> None:
-        """The session ends with `error`."""
+        """Note that the session ends with `error`."""
         self.status = status_of(error).name
 
     def close(self) -> None:
-        """Nothing more comes."""
+        """Note the end of the stream."""
         self.seconds = self._now()
 
     def _now(self) -> float:
         return time.monotonic() - self._clock
 
     def fields(self) -> dict[str, Any]:
-        """What a log line says of it."""
-        said: dict[str, Any] = {
+        """The fields of a log line."""
+        fields: dict[str, Any] = {
             "session": self.session,
             "request": self.request_id,
             "tenant": self.tenant,
@@ -86,24 +86,24 @@ class Account:
             "seconds": round(self.seconds, 4),
         }
         if self.opened is not None:
-            said |= {
+            fields |= {
                 "upload_seconds": round(self.opened.upload_seconds, 4),
                 "prepare_seconds": round(self.opened.prepare_seconds, 4),
                 "queue_seconds": round(self.opened.queue_seconds, 4),
                 "reused_tokens": self.opened.reused,
             }
         if self.first_seconds is not None:
-            said["first_token_seconds"] = round(self.first_seconds, 4)
+            fields["first_token_seconds"] = round(self.first_seconds, 4)
         if self.finished is not None:
-            said |= {
+            fields |= {
                 "passes": self.finished.passes,
                 "verified": self.finished.verified,
                 "cloud_seconds": round(self.finished.cloud_seconds, 4),
             }
-        return said
+        return fields
 
 
 def trace_of(metadata: Iterable[tuple[str, str | bytes]] | None) -> str:
-    """The trace context that came with a call, as W3C has it; "" if none did, or one that is not."""
+    """The W3C trace context in a call's metadata; "" if there is none or it is malformed."""
     given = next((str(value) for key, value in metadata or () if key == TRACE_KEY), "")
     return "" if trace_id(given) is None else given

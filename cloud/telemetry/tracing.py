@@ -1,4 +1,4 @@
-"""A span of OpenTelemetry for every session, under the agent's own trace where it sent one. Loaded when asked for."""
+"""OpenTelemetry spans of sessions, within the agent's own trace if it sent one. Imported only if tracing is on."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from cutline.cloud.telemetry.observer import Observer
 from cutline.cloud.telemetry.session_stats import Account
 
 _NANO = 1_000_000_000
-_OURS = frozenset({"INTERNAL", "UNKNOWN"})  # statuses that are the worker's own fault
+_WORKER_FAULTS = frozenset({"INTERNAL", "UNKNOWN"})  # statuses that are the worker's own fault
 
 
 class Tracing(Observer):
-    """Gives each session's span to `processor`. Close it to send what waits."""
+    """An observer that hands each session's span to `processor`. Close it to flush the spans."""
 
     def __init__(self, processor: SpanProcessor) -> None:
         resource = Resource.create({SERVICE_NAME: "cutline-worker"})
@@ -27,15 +27,15 @@ class Tracing(Observer):
 
     @classmethod
     def to_collector(cls) -> Tracing:
-        """To the collector that OpenTelemetry's environment variables name."""
+        """Send spans to the collector that OpenTelemetry's environment variables name."""
         return cls(BatchSpanProcessor(OTLPSpanExporter()))
 
     def close(self) -> None:
-        """Send what waits, and no more."""
+        """Flush the spans that wait, and stop."""
         self._provider.shutdown()
 
     def ended(self, account: Account) -> None:
-        """The session's span, from first to last; the worker counted it as it went."""
+        """Emit the session's span, built from its account."""
 
         def at(seconds: float) -> int:
             return round((account.began + seconds) * _NANO)
@@ -58,6 +58,6 @@ class Tracing(Observer):
         if account.finished is not None:
             passes = {"passes": account.finished.passes, "cloud_seconds": account.finished.cloud_seconds}
             span.add_event("passes", attributes=passes, timestamp=at(account.seconds))
-        if account.status in _OURS:
+        if account.status in _WORKER_FAULTS:
             span.set_status(Status(StatusCode.ERROR, account.status))
         span.end(end_time=at(account.seconds))

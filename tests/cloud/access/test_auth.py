@@ -159,7 +159,7 @@ def test_every_method_of_every_service_is_denied_to_strangers_but_health(bundle:
 def test_only_so_many_without_a_name_watch_at_once(
     bundle: Bundle, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(auth, "OPEN_CALLS", 2)
+    monkeypatch.setattr(auth, "MAX_OPEN_CALLS", 2)
 
     async def main() -> None:
         async with worker(bundle, tokens=fleet.tokens) as address, grpc.aio.insecure_channel(address) as channel:
@@ -199,7 +199,7 @@ def test_calls_whose_message_never_comes_hold_no_place(
 ) -> None:
     """A stranger's are refused at once, a tenant's after a while; of health's those that wait longest give way."""
     monkeypatch.setattr(auth, "REQUEST_SECONDS", 0.3)
-    monkeypatch.setattr(auth, "OPEN_CALLS", 2)
+    monkeypatch.setattr(auth, "MAX_OPEN_CALLS", 2)
     known = (("authorization", f"Bearer {TOKEN}"),)
 
     async def main() -> None:

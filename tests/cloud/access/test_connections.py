@@ -22,7 +22,7 @@ from cutline.cloud.access.connections import (
     parse_peer,
     to_close,
 )
-from cutline.cloud.telemetry.log_limit import Sparing
+from cutline.cloud.telemetry.log_limit import LimitedLog
 from cutline.errors import WorkerBusy, WorkerUnavailable
 from cutline.protos.client import WorkerClient
 from cutline.protos.messages import Open, agent_to_wire
@@ -161,7 +161,7 @@ async def give_up_for_ever(client: WorkerClient) -> None:
 def test_calls_that_are_taken_back_cost_who_makes_them(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(auth, "GIVEN_UP_A_SECOND", 1.0)
+    monkeypatch.setattr(auth, "MAX_CANCELLED_A_SECOND", 1.0)
     ended = list[str]()
 
     async def run() -> None:
@@ -189,9 +189,9 @@ def test_of_many_lines_of_a_kind_one_is_written(monkeypatch: pytest.MonkeyPatch)
     written = list[dict[str, object]]()
 
     async def run() -> None:
-        lines = Sparing(lambda fields: written.append(dict(fields)))
+        lines = LimitedLog(lambda fields: written.append(dict(fields)))
         for number in range(100):
-            lines.tell({"number": number})
+            lines.add({"number": number})
         async with asyncio.timeout(SECONDS):
             while len(written) < 2:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)

@@ -16,10 +16,10 @@ from cutline.cloud.access.quota import (
     WAITING_SECONDS,
     WINDOW_SECONDS,
     Arrival,
+    RateUsage,
     Shares,
-    Used,
-    giving_way,
-    may_have,
+    to_evict,
+    within_share,
 )
 from cutline.errors import WorkerBusy
 from cutline.protos.channel.token_file import Quota
@@ -41,7 +41,7 @@ class Clock:
 )
 def test_a_rate_holds_over_every_stretch_of_time(rate: float, tries: list[tuple[float, float]]) -> None:
     """Who adds only while no wait is said gets the rate, a window's worth, and the last piece, over any stretch."""
-    used, now, taken = Used(), 0.0, list[tuple[float, float]]()
+    used, now, taken = RateUsage(), 0.0, list[tuple[float, float]]()
     for pause, amount in tries:
         now += pause
         if used.wait(rate, now) == 0.0:
@@ -63,7 +63,7 @@ def test_a_rate_holds_over_every_stretch_of_time(rate: float, tries: list[tuple[
     st.sampled_from(TENANTS),
 )
 def test_who_waits_gets_a_share(held: dict[str, int], waiting: set[str], places: int, tenant: str) -> None:
-    allowed = may_have(held, waiting, places, tenant)
+    allowed = within_share(held, waiting, places, tenant)
     if not waiting - {tenant}:
         assert allowed, "with nobody waiting all places may be one's"
     elif not held.get(tenant):
@@ -201,7 +201,7 @@ def test_what_is_prepared_does_not_give_way() -> None:
             clock.now += 10 * SLOW_SECONDS
             with pytest.raises(WorkerBusy, match="being opened"), shares.arrival("b"):
                 pass
-            assert {one.gave_way, other.gave_way} == {False}
+            assert {one.evicted, other.evicted} == {False}
 
     asyncio.run(main())
 
@@ -220,7 +220,7 @@ def test_giving_way_comes_to_an_end(holders: Sequence[str], comers: Sequence[str
     arrivals: list[Arrival] = [Slow(one, 0.0) for one in holders]
     for tenant in comers:
         held = Counter(one.tenant for one in arrivals)
-        one = giving_way(arrivals, tenant, 1.0)
+        one = to_evict(arrivals, tenant, 1.0)
         if one is None:
             assert max(held.values(), default=0) <= held[tenant] + 1
             continue

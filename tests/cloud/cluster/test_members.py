@@ -20,7 +20,7 @@ from cutline.cloud.cluster.members import (
     place,
     rest_seconds,
     started,
-    told,
+    updated,
 )
 from cutline.protos.directory import Standing
 from cutline.protos.messages import Description
@@ -159,7 +159,7 @@ class Members(RuleBasedStateMachine):
     @rule(data=st.data(), leaves=st.booleans())
     def hear(self, data: st.DataObject, leaves: bool) -> None:
         member = data.draw(st.sampled_from([one for one in self.members if one.standing is not Standing.RESTING]))
-        after = told(member, Endpoints("192.0.2.1:1"), replace(WELL, draining=leaves), self.now)
+        after = updated(member, Endpoints("192.0.2.1:1"), replace(WELL, draining=leaves), self.now)
         draining = leaves or member.standing is Standing.DRAINING
         assert after.standing is (Standing.DRAINING if draining else Standing.READY)
         self.become(member.name, after)

@@ -145,7 +145,7 @@ def test_silent_connections_keep_nobody_from_metrics(tmp_path: Path, monkeypatch
     known = client_context(AgentKeys(ca=ca, certificate=reader.certificate, key=reader.key))
     stranger = client_context(AgentKeys(ca=ca))
     keys = ServerKeys(certificate=server.certificate, key=server.key, client_ca=ca)
-    monkeypatch.setattr(metrics_module, "MOST_READERS", 2)
+    monkeypatch.setattr(metrics_module, "MAX_CONNECTIONS", 2)
     with show(WorkerMetrics(), "0.0.0.0:0", keys) as address:
         at = ("127.0.0.1", int(address.rpartition(":")[2]))
         url = f"https://127.0.0.1:{at[1]}/metrics"
@@ -158,7 +158,7 @@ def test_silent_connections_keep_nobody_from_metrics(tmp_path: Path, monkeypatch
                 shut, _, _ = select.select([second, third], [], [], 5)
                 assert shut
                 assert shut[0].recv(1) == b""
-    monkeypatch.setattr(metrics_module, "READER_SECONDS", 0.1)
+    monkeypatch.setattr(metrics_module, "CONNECTION_SECONDS", 0.1)
     with show(WorkerMetrics(), "0.0.0.0:0", keys) as address:
         at = ("127.0.0.1", int(address.rpartition(":")[2]))
         with socket.create_connection(at, 5) as silent:
@@ -207,7 +207,7 @@ def test_a_rank_that_is_stopped_or_gone_is_not_up() -> None:
 
 
 def test_refusals_are_counted_by_tenant_and_those_of_many_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics_module, "MOST_TENANTS", 2)
+    monkeypatch.setattr(metrics_module, "MAX_TENANTS", 2)
     metrics = WorkerMetrics()
     for tenant in ("a", "b", "c", "d", "a"):
         account = Account(tenant)
