@@ -1,4 +1,4 @@
-"""The agent's side of the protocol: a channel to one worker, and sessions on it that count what they cost."""
+"""The agent's side of the protocol: a client of one worker, and its sessions."""
 
 from __future__ import annotations
 
@@ -39,20 +39,19 @@ from cutline.protos.v1 import worker_pb2_grpc
 CONNECT_SECONDS = 5.0
 PROBE_SECONDS = 60.0
 REFUSAL_SECONDS = 1.0
-TICK = 1e-3  # seconds: nothing is measured finer
-BEAT_BYTES = 60  # of a heartbeat, up: it has no message, but gRPC's frames around one; as measured
+TICK = 1e-3  # seconds: the resolution of measured times
+BEAT_BYTES = 60  # sent for a heartbeat: gRPC's frames around an empty message, as measured
 
-# What gRPC says where a connection has more streams than the worker allows: HTTP/2's REFUSED_STREAM, of RFC 9113.
+# gRPC's error if a connection has more streams than the worker allows: HTTP/2's REFUSED_STREAM, RFC 9113.
 _REFUSED_STREAM = "RST_STREAM with error code 7"
-# And where the worker has as many calls as it takes.
+# gRPC's error if the worker has its maximum of calls.
 _REFUSED_CALL = "Concurrent RPC limit exceeded"
 
 
 class WorkerClient:
-    """A connection to the worker at `address` (HOST:PORT), by `keys`. Use it from one event loop.
+    """A client of the worker at `address` (HOST:PORT), with `keys`. For one event loop.
 
-    Raises InputError for an address of another form, which gRPC would read as a name, a path or a scheme, for keys that
-    do not read, and without any for an address that is not this machine's own.
+    Raises InputError for an address of another form, keys that cannot be read, or another machine without `ca`.
     """
 
     def __init__(self, address: str, keys: AgentKeys = NO_KEYS) -> None:
@@ -72,33 +71,33 @@ class WorkerClient:
 
     @property
     def connected(self) -> bool:
-        """Whether the connection stands, so that a session need not wait for one."""
+        """Whether it is connected, so that a session starts at once."""
         return self._connection.line.ready
 
     @property
     def connection(self) -> Hashable:
-        """Which connection there is: another after each that broke."""
+        """Identifies the current connection; the value changes with each reconnect."""
         line = self._connection.line
         return line, line.connections
 
     @property
     def line(self) -> ChannelStub:
-        """What a new session goes over."""
+        """The channel for a new session."""
         return self._connection.line
 
     def leave(self, line: ChannelStub) -> None:
-        """Have new sessions go over another line than this; those on it may end there."""
+        """Use another channel than `line` for new sessions; open ones stay on it."""
         self._connection.leave(line)
 
     async def close(self, *, grace: float = 0.0) -> None:
-        """Close the connection; sessions still open on it fail, after `grace` seconds.
+        """Close the connection; sessions that are still open after `grace` seconds fail.
 
-        It may be closed at once while another call of this waits.
+        A second call may cut the grace of a first one short.
         """
         await self._connection.close(grace=grace)
 
     async def describe(self) -> Description:
-        """What the worker serves. Raises WorkerError."""
+        """The worker's description of itself. Raises WorkerError."""
         try:
             line, who = self._connection.line, self._keys.metadata()
             described = await line.hold(line.stub.Describe(pb.DescribeRequest(), timeout=CONNECT_SECONDS, metadata=who))
@@ -106,7 +105,7 @@ class WorkerClient:
             raise _translated(error.code(), error.details(), self.address, self._keys) from None
         except grpc.aio.UsageError:
             raise WorkerUnavailable(f"the connection to the worker at {self.address} was closed") from None
-        except asyncio.CancelledError:  # likewise, while it was asked
+        except asyncio.CancelledError:  # the connection was closed during the call
             if given_up():
                 raise
             raise WorkerUnavailable(f"the connection to the worker at {self.address} was closed") from None
@@ -134,20 +133,20 @@ class WorkerClient:
         timeout: float | None,
         metadata: Iterable[tuple[str, str]] = (),
     ) -> WorkerSession:
-        """A session opened with `opening` and what crosses its cut; it fails when not finished in `timeout` seconds.
+        """A session with this `opening` and `upload`. It fails unless it finishes within `timeout` seconds.
 
-        `metadata` goes with it beside what says who asks.
+        `metadata` is sent in addition to the credentials.
         """
         return self._begin(itertools.chain((opening,), upload), timeout, metadata)
 
     def place(self, *, timeout: float | None, metadata: Iterable[tuple[str, str]] = ()) -> WorkerSession:
-        """A place on the worker, which counts it from now on, for a session that `WorkerSession.open` opens later."""
+        """Reserve a place on the worker for a session that `WorkerSession.open` opens later."""
         return self._begin((), timeout, metadata)
 
     def _begin(
         self, first: Iterable[AgentMessage], timeout: float | None, metadata: Iterable[tuple[str, str]]
     ) -> WorkerSession:
-        line, who = self._connection.line, self._keys.metadata()  # once: files that change meanwhile end no session
+        line, who = self._connection.line, self._keys.metadata()  # once, so that changed files do not end a session
         try:
             call = line.hold(line.stub.Session(timeout=timeout, metadata=(*who, *metadata)))
         except grpc.aio.UsageError:
@@ -156,7 +155,7 @@ class WorkerClient:
         return WorkerSession(self.address, call, first, keys=self._keys, beat=beat, refusal=refusal)
 
     async def _beat(self, line: ChannelStub, who: tuple[tuple[str, str], ...]) -> bool:
-        """Have the worker answer at once, with nothing. False where the link is down."""
+        """Send an empty probe; returns False if the link is down."""
         try:
             await line.hold(line.stub.Probe(pb.ProbeRequest(), metadata=who))
         except grpc.aio.AioRpcError as error:
@@ -166,7 +165,7 @@ class WorkerClient:
         return True
 
     async def _refusal(self, line: ChannelStub, who: tuple[tuple[str, str], ...]) -> CutlineError | None:
-        """What the worker says to a call that asks for nothing, if that is a refusal and comes at once."""
+        """The worker's refusal of an empty probe; None if it answers, or is slow."""
         try:
             await line.hold(line.stub.Probe(pb.ProbeRequest(), timeout=REFUSAL_SECONDS, metadata=who))
         except grpc.aio.AioRpcError as error:
@@ -174,16 +173,16 @@ class WorkerClient:
             return found if isinstance(found, AccessDenied | WorkerBusy) else None
         except grpc.aio.UsageError:  # the connection was closed
             return None
-        except asyncio.CancelledError:  # or is closed meanwhile
+        except asyncio.CancelledError:  # the connection was closed during the call
             if given_up():
                 raise
         return None
 
 
 class WorkerSession:
-    """One session. `bytes_up` and `bytes_down` count its messages. Whatever goes wrong with it, `events` says.
+    """One session. `bytes_up` and `bytes_down` count its messages. Its errors are raised by `events`.
 
-    `heard` is when the worker's last word came, on the monotonic clock, at first when the session was begun.
+    `heard` is the monotonic time of the worker's last message, or of the session's start before any.
     """
 
     def __init__(
@@ -201,11 +200,11 @@ class WorkerSession:
         self.bytes_down = 0
         self.finished: Finished | None = None
         self.heard = time.monotonic()
-        self.answered = False  # whether anything was heard
-        self.given = 0  # bytes of messages that were to go up, sent or not
-        self.carried = 0.0  # bytes a second that the link up has carried at least
-        self._proven = 0  # bytes of these that have arrived
-        self._under_way = deque[tuple[float, int]]()  # when the others were given, and up to which byte
+        self.answered = False  # whether the worker has sent anything
+        self.given = 0  # bytes of messages handed to gRPC, sent or not
+        self.carried = 0.0  # a lower bound of the uplink's rate, bytes a second
+        self._proven = 0  # bytes of `given` that have arrived for certain
+        self._in_flight = deque[tuple[float, int]]()  # time and last byte of each message that may not have arrived
         self._beat = beat
         self._refusal = refusal
         self._keys = keys
@@ -223,31 +222,31 @@ class WorkerSession:
         self.cancel()
 
     def cancel(self) -> None:
-        """End it, whatever it is about."""
+        """End the session at once."""
         self._call.cancel()
 
     async def open(self, opening: Open, upload: Iterable[ImageChunk | Boundary]) -> None:
-        """Open what has had a place alone so far, and send what crosses the cut."""
+        """Open the session of a reserved place, and send its upload."""
         await self._send_all(itertools.chain((opening,), upload))
 
     async def upload(self, piece: ImageChunk | Boundary) -> None:
-        """Send a piece of what crosses the cut, where not all of it was there when the session was opened."""
+        """Send a further piece of the upload, after the session was opened with only part of it."""
         await self._send(piece)
 
     async def offer(self, draft: Draft) -> None:
-        """Send a draft; of no effect once the session has ended. Raises InputError on rows its format cannot hold."""
+        """Send a draft; does nothing once the session has ended. Raises InputError on rows its format cannot hold."""
         await self._send(draft)
 
     @property
     def unproven(self) -> int:
-        """Bytes that may still be on their way up."""
+        """Bytes that may still be in flight to the worker."""
         return self.given - self._proven
 
     def prove(self, given: int) -> None:
-        """Take it that the first `given` bytes have arrived."""
+        """Note that the first `given` bytes have arrived."""
         first = None
-        while self._under_way and self._under_way[0][1] <= given:
-            at, _ = self._under_way.popleft()
+        while self._in_flight and self._in_flight[0][1] <= given:
+            at, _ = self._in_flight.popleft()
             first = at if first is None else first
         if first is not None:
             seconds = max(time.monotonic() - first, TICK)
@@ -255,7 +254,7 @@ class WorkerSession:
             self._proven = given
 
     async def beat(self) -> bool:
-        """A heartbeat, by the session's connection: whether the worker has answered it, once it has or cannot."""
+        """Send a heartbeat over the session's connection and wait; returns whether the worker answered."""
         if self._beat is None:
             return True
         given = self.given
@@ -270,7 +269,7 @@ class WorkerSession:
         self.heard, self.answered = time.monotonic(), True
 
     async def events(self) -> AsyncIterator[Opened | Confirmed | Finished]:
-        """What the worker sends, Finished last. Raises WorkerError, or InputError if the worker refuses the session."""
+        """The worker's events, Finished last. Raises WorkerError, or InputError if the worker refuses the session."""
         while self.finished is None:
             try:
                 message = await self._call.read()
@@ -296,7 +295,7 @@ class WorkerSession:
 
     async def _why(self, code: grpc.StatusCode, details: str | None) -> CutlineError:
         """The exception for a call that ended early."""
-        # Where a worker refuses a call while its first messages are written, gRPC tells of the failed write alone.
+        # If a worker refuses a call while its first messages are written, gRPC reports only the failed write.
         refusal = None
         if code is grpc.StatusCode.INTERNAL and not self.answered and self._refusal is not None:
             refusal = await self._refusal()
@@ -313,13 +312,13 @@ class WorkerSession:
     async def _send(self, message: AgentMessage) -> None:
         wire = agent_to_wire(message)
         self.given += wire.ByteSize()
-        self._under_way.append((time.monotonic(), self.given))
+        self._in_flight.append((time.monotonic(), self.given))
         try:
             await self._call.write(wire)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            # The session has ended, well or not. Reading tells which; the error of a late write does not.
+            # The session has ended. Whether it failed is seen when reading, not from the error of a late write.
             return
-        except asyncio.CancelledError:  # likewise where the connection was closed
+        except asyncio.CancelledError:  # the connection was closed
             if given_up():
                 raise
             return
@@ -327,7 +326,7 @@ class WorkerSession:
 
 
 def _translated(code: grpc.StatusCode, details: str | None, address: str, keys: AgentKeys) -> CutlineError:
-    """The exception for a call that ended early. What gRPC says of a broken link is for machines; say it for people."""
+    """The exception for a call that ended early, with a message for people in place of gRPC's."""
     match code:
         case grpc.StatusCode.OK:
             return WorkerUnavailable(f"the worker at {address} ended the session before the answer")
@@ -340,6 +339,6 @@ def _translated(code: grpc.StatusCode, details: str | None, address: str, keys: 
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return WorkerUnavailable(f"the worker at {address} did not answer in time")
         case grpc.StatusCode.INTERNAL:
-            # A worker says why it failed before it ends; this is gRPC's own word for a link that broke under a write.
+            # A worker that fails sends a message first; without one this status is gRPC's, for a link that broke.
             return WorkerUnavailable(f"the link to the worker at {address} broke")
     return exception_of(code, details or "")

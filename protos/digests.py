@@ -1,7 +1,7 @@
-"""The names under which a worker keeps images from one session to the next: hashes of what crossed the cut.
+"""Digests of images as they cross the cut, the keys of a worker's image cache.
 
-Agent and worker both work them out, each from what it sent or received, so that nobody can have a worker keep an image
-under another one's name.
+Agent and worker compute them independently, from what was sent and received, so that no client can make a worker cache
+an image under the digest of another.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ Rows = NDArray[np.float32]  # (n, width)
 
 
 def image_digest(data: bytes) -> bytes:
-    """Of an image file as it is sent, at the cut `image`: SHA-256 over the word `image`, a zero byte and the file."""
+    """The digest of an image file, for the cut `image`: SHA-256 over the text `image`, a zero byte and the file."""
     return hashlib.sha256(b"image\0" + data).digest()
 
 
 def rows_digest(cut: str, wire: Wire, grid: tuple[int, int], rows: Rows) -> bytes:
-    """Of the boundary of one image that became `grid`, as received: whatever the messages that it came in.
+    """The digest of the boundary `rows` of one image with this `grid`, as received, however they were split up.
 
-    SHA-256 over the cut's name, the format's, both sides of the grid as decimals, each with a zero byte behind it, and
-    then the values as little-endian float32, row by row.
+    It is SHA-256 over the names of cut and format and the two sides of the grid in decimal, each followed by a zero
+    byte, and then the values as little-endian float32, row by row.
     """
     head = "".join(f"{part}\0" for part in (cut, wire, *grid))
     digest = hashlib.sha256(head.encode())
@@ -36,7 +36,7 @@ def rows_digest(cut: str, wire: Wire, grid: tuple[int, int], rows: Rows) -> byte
 
 
 def as_received(rows: Rows, wire: Wire) -> Rows:
-    """What a receiver makes of `rows` that travel as `wire`. Raises InputError if the format cannot hold them."""
+    """`rows` encoded as `wire` and decoded again. Raises InputError if the format cannot hold them."""
     if wire is Wire.FLOAT32:
         return rows
     pieces = [decode_tensor(encode_tensor(piece.rows, wire)) for piece in boundary_chunks(rows, wire)]

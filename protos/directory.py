@@ -1,4 +1,4 @@
-"""What a directory tells of workers, as plain frozen types, and the client that asks one."""
+"""A directory's listings as plain frozen types, and its client."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from cutline.protos.v1 import directory_pb2 as pb
 from cutline.protos.v1 import directory_pb2_grpc
 
 ASK_SECONDS = 5.0
-MAX_WORKERS = 4096  # in one listing, which stays under the 1 MiB of a message
+MAX_WORKERS = 4096  # in a listing, so that a message stays under 1 MiB
 
 
 class Standing(enum.StrEnum):
-    """How a worker stands with its cluster; see the .proto."""
+    """The state of a worker in its cluster; see the .proto."""
 
     STARTING = "starting"
     READY = "ready"
@@ -52,7 +52,7 @@ class ListedWorker:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
-    """The workers of a cluster at one moment. A `version` is of one `epoch`, which ends with the directory's run."""
+    """The workers of a cluster at one moment. `version` counts within an `epoch`, which is one run of the directory."""
 
     epoch: str
     version: int
@@ -62,9 +62,9 @@ class Listing:
 
 
 class DirectoryClient:
-    """A connection to the directory at `address` (HOST:PORT), known and made known by `keys`.
+    """A client of the directory at `address` (HOST:PORT), with `keys`.
 
-    Raises InputError for an address of another form, or one that these keys do not reach.
+    Raises InputError for an address of another form, or another machine without `ca`.
     """
 
     def __init__(self, address: str, keys: AgentKeys = NO_KEYS) -> None:
@@ -85,20 +85,20 @@ class DirectoryClient:
         await self._connection.close()
 
     async def list(self, *, model: str = "", everyone: bool = False) -> Listing:
-        """The workers of `model`, or of any; with `everyone` also those that take no sessions. Raises WorkerError."""
+        """The workers of `model` ("" for any); with `everyone` also those that take no sessions. Raises WorkerError."""
         try:
             request = pb.ListRequest(model=model, all=everyone)
             line, who = self._connection.line, self._keys.metadata()
-            told = await line.hold(line.stub.List(request, timeout=ASK_SECONDS, metadata=who))
+            message = await line.hold(line.stub.List(request, timeout=ASK_SECONDS, metadata=who))
         except grpc.aio.AioRpcError as error:
             raise self._translated(error) from None
         try:
-            return listing_from_wire(told)
+            return listing_from_wire(message)
         except InputError as error:
             raise WorkerFailed(f"the directory at {self.address} does not keep to the protocol: {error}") from None
 
     async def restart(self) -> None:
-        """Have every worker that runs now replaced, one after the other. Raises WorkerError."""
+        """Replace every worker that runs now, one after the other. Raises WorkerError."""
         try:
             line, who = self._connection.line, self._keys.metadata()
             await line.hold(line.stub.Restart(pb.RestartRequest(), timeout=ASK_SECONDS, metadata=who))
@@ -113,8 +113,8 @@ class DirectoryClient:
                 return WorkerUnavailable(f"the directory at {self.address} did not answer in time")
             case grpc.StatusCode.UNIMPLEMENTED:
                 return WorkerFailed(f"what answers at {self.address} is no directory of a cluster")
-        told = exception_of(error.code(), error.details() or "")
-        return told if isinstance(told, WorkerError) else WorkerFailed(f"the directory at {self.address}: {told}")
+        cause = exception_of(error.code(), error.details() or "")
+        return cause if isinstance(cause, WorkerError) else WorkerFailed(f"the directory at {self.address}: {cause}")
 
 
 def listing_to_wire(listing: Listing) -> pb.Listing:
@@ -153,7 +153,7 @@ def _listed(messages: Sequence[pb.Listed]) -> tuple[ListedWorker, ...]:
 def _listed_from_wire(one: pb.Listed) -> ListedWorker:
     try:
         standing = Standing[pb.Listed.Standing.Name(one.standing)]
-    except (KeyError, ValueError):  # this version knows no such standing: one that takes no sessions
+    except (KeyError, ValueError):  # a later version's: taken for one that takes no sessions
         standing = Standing.RESTING
     if not (0 <= one.queue_seconds < math.inf and math.isfinite(one.since)):
         raise InputError("it tells times that are none")

@@ -1,8 +1,8 @@
-"""What a worker has to understand beyond the protocol's first fields, by name.
+"""Names of protocol features that were added after the first version.
 
-proto3 drops a field that a peer does not know, without a word: a worker would leave out what an agent asked for, and
-call its answer exact. So a field of an opening that came later and changes an answer is a feature. A worker describes
-those that it understands, and an opening says those that it needs.
+proto3 silently drops a field that a peer does not know: a worker would ignore an option and still call its answer
+exact. So each later field of an opening that changes an answer is a feature. A worker lists the features that it
+understands, and an opening those that it requires.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any
 
 from cutline.protos.v1 import worker_pb2 as pb
 
-FIRST_SAMPLING = 4  # the last field of `Sampling` in the protocol's first version; every later one changes an answer
+FIRST_SAMPLING = 4  # number of the last field of `Sampling` in the first version; every later one changes an answer
 
-# The fields of `Open`, and of the messages in it, that came after the protocol's first version, as "Message.field".
-# Each has its feature's name, or None where a worker that overlooks it gives the same answer.
+# The fields of `Open` and of its sub-messages that were added after the first version, as "Message.field". Each maps to
+# its feature, or to None if a worker that ignores the field gives the same answer.
 LATER: Mapping[str, str | None] = {
     "Open.requires": None,
     "Open.request_id": None,
@@ -33,7 +33,7 @@ def understood() -> tuple[str, ...]:
 
 
 def required(message: Any) -> tuple[str, ...]:
-    """The features without which a peer would overlook something in a protobuf `message`."""
+    """The features that a peer needs to understand all of a protobuf `message`."""
     found = set[str]()
     for field, value in message.ListFields():
         feature = LATER.get(f"{message.DESCRIPTOR.name}.{field.name}")
@@ -46,5 +46,5 @@ def required(message: Any) -> tuple[str, ...]:
 
 
 def missing(needed: Collection[str], has: Collection[str]) -> tuple[str, ...]:
-    """Those of the features `needed` that are not among what a peer `has`."""
+    """The features `needed` that a peer with the features `has` lacks."""
     return tuple(sorted(set(needed) - set(has)))

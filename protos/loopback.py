@@ -1,7 +1,7 @@
-"""What the protocol costs a machine, whatever the link: sessions between a client and a worker that are both on it.
+"""Measures the protocol's own cost on a machine, with a client and a worker that are both on it.
 
-Around its models a machine runs Python and gRPC: threads that wake up, messages that are packed and read. All of that
-scales with how fast it does such work, and this is a sample of it.
+Besides its models a machine runs Python and gRPC, which wake threads and pack messages. A session over loopback is a
+sample of how fast it does so.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from cutline.protos.v1 import worker_pb2 as pb
 from cutline.protos.v1 import worker_pb2_grpc
 
 MESSAGES = 16  # a session
-LEAST = 5  # sessions
+MIN_SESSIONS = 5
 
 
 async def message_seconds(*, budget: float) -> float:
-    """Seconds of one message there and back, both ends here: the middle of the sessions within `budget` seconds."""
+    """Seconds of one round trip over loopback: the median of the sessions within `budget` seconds."""
     server = grpc.aio.server()
     worker_pb2_grpc.add_WorkerServicer_to_server(_Echo(), server)
     port = server.add_insecure_port("127.0.0.1:0")
@@ -42,7 +42,7 @@ async def message_seconds(*, budget: float) -> float:
     try:
         async with WorkerClient(f"127.0.0.1:{port}") as client:
             await _session(client)  # connects
-            while len(times) < LEAST or time.monotonic() < end:
+            while len(times) < MIN_SESSIONS or time.monotonic() < end:
                 times.append(await _session(client) / MESSAGES)
     finally:
         await server.stop(None)
@@ -50,7 +50,7 @@ async def message_seconds(*, budget: float) -> float:
 
 
 async def _session(client: WorkerClient) -> float:
-    """Seconds of MESSAGES messages, each sent when the one before was answered."""
+    """Seconds of MESSAGES round trips in a row."""
     opening = Open(model="", tokens=(0,), prompt_length=1, max_tokens=MESSAGES)
     began = ended = 0.0
     async with client.session(opening, (), timeout=60.0) as session:
@@ -67,7 +67,7 @@ async def _session(client: WorkerClient) -> float:
 
 
 class _Echo(worker_pb2_grpc.WorkerServicer):
-    """A worker without a model: it confirms what is drafted."""
+    """A worker without a model that confirms every draft."""
 
     async def Session(
         self, request_iterator: AsyncIterator[pb.AgentMessage], context: Any

@@ -1,7 +1,7 @@
-"""Every message between agent and worker as a plain frozen type, and the way to the wire and back.
+"""The messages between agent and worker as plain frozen types, and their conversion to and from the wire.
 
-`to_wire` and `from_wire` are the only code that touches generated stubs. `from_wire` raises InputError on a message
-that no well-behaved peer sends.
+Only `…_to_wire` and `…_from_wire` touch generated stubs. `…_from_wire` raises InputError on a message that breaks the
+protocol.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ DIGEST_BYTES = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Description:
-    """What a worker serves; see the .proto for each field."""
+    """A worker's description of itself; see the .proto for each field."""
 
     model: str
     name: str
@@ -53,11 +53,11 @@ class Description:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Open:
-    """Opens a session: `tokens` (the prompt and what is confirmed already), then `images` images follow.
+    """Opens a session with `tokens`, the prompt and what is already confirmed; `images` images follow.
 
-    `digests` name the images as they cross the cut; the first `known` of them do not follow, for the worker kept them.
-    With `likelihoods` it tells how likely each token was, and of the likeliest `alternatives`. `request_id` names the
-    request in the logs of all who work on it.
+    `digests` name the images as they cross the cut; the worker has the first `known` of them cached, so they are not
+    sent. `likelihoods` asks for the log probability of each token and of the likeliest `alternatives`. `request_id`
+    names the request in all logs.
     """
 
     model: str
@@ -87,7 +87,7 @@ class ImageChunk:
 
 @dataclass(frozen=True, slots=True)
 class Boundary:
-    """A piece of the boundary: whole `rows` (n, width), which travel as `wire` and arrive as float32."""
+    """A piece of the boundary: whole `rows` (n, width), encoded as `wire` and decoded as float32."""
 
     rows: NDArray[Any]
     last: bool
@@ -96,9 +96,9 @@ class Boundary:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """Tokens that the drafter believes stand from `position` on.
+    """Drafted tokens from `position` on.
 
-    At a cut inside the decoder `rows` (n, width) has the boundary row of each; they travel as `wire` and arrive as
+    For a cut inside the decoder `rows` (n, width) has the boundary row of each, encoded as `wire` and decoded as
     float32.
     """
 
@@ -117,9 +117,9 @@ class Cancel:
 class Opened:
     """The session is open; `session` is its random name in the logs.
 
-    The seconds are the worker's own: from the opening's arrival to that of all that crosses the cut, of preparing that,
-    and of waiting for the pass that was running. `kept` says that images are kept under their digests, `reused` how
-    many of the prompt's tokens an earlier session had left here.
+    The seconds are on the worker's clock: from the arrival of the opening to the end of the upload, of preparing the
+    upload, and of waiting for the running pass. `kept` says that the images are cached under their digests, `reused`
+    how many of the prompt's tokens were in the KV cache of an earlier session.
     """
 
     session: str
@@ -132,7 +132,7 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Likelihood:
-    """How likely a token was: its `logprob` (natural, at temperature 1), and (token, logprob) of the likeliest."""
+    """The log probability of a token (natural, at temperature 1), and (token, logprob) of the likeliest tokens."""
 
     logprob: float
     alternatives: tuple[tuple[int, float], ...] = ()
@@ -142,7 +142,7 @@ class Likelihood:
 class Confirmed:
     """The target's own tokens from `position` on; the first `accepted` of them confirm a draft.
 
-    `likelihoods` has one a token, if they were asked for.
+    `likelihoods` has one for each token, if the opening asked for them.
     """
 
     position: int
@@ -182,9 +182,9 @@ def image_chunks(data: bytes) -> Iterator[ImageChunk]:
 
 
 def boundary_chunks(rows: NDArray[Any], wire: Wire, *, more: bool = False) -> Iterator[Boundary]:
-    """A boundary (n, width) in pieces of whole rows small enough for the wire. Raises InputError if a row is not.
+    """A boundary (n, width) in pieces of whole rows small enough for a message. Raises InputError if one row is not.
 
-    `more` says that further rows follow these.
+    `more` says that further rows will follow.
     """
     step = _rows_a_message(wire, rows.shape[1])
     for start in range(0, len(rows), step):
@@ -192,7 +192,10 @@ def boundary_chunks(rows: NDArray[Any], wire: Wire, *, more: bool = False) -> It
 
 
 def draft_chunks(position: int, tokens: Sequence[int], rows: NDArray[Any], wire: Wire) -> Iterator[Draft]:
-    """A draft with its boundary `rows` (n, width) in pieces small enough for the wire. Raises InputError likewise."""
+    """A draft with its boundary `rows` (n, width) in pieces small enough for a message.
+
+    Raises InputError if a single row is not.
+    """
     step = _rows_a_message(wire, rows.shape[1])
     for start in range(0, len(rows), step):
         piece = slice(start, start + step)
@@ -207,7 +210,7 @@ def _rows_a_message(wire: Wire, width: int) -> int:
 
 
 def agent_to_wire(message: AgentMessage) -> pb.AgentMessage:
-    """An agent's message for the wire. Raises InputError on boundary rows that their format cannot hold."""
+    """An agent's message, encoded. Raises InputError on boundary rows that their format cannot hold."""
     match message:
         case Open():
             opening = pb.Open(
@@ -241,7 +244,7 @@ def agent_to_wire(message: AgentMessage) -> pb.AgentMessage:
 
 
 def agent_from_wire(message: pb.AgentMessage) -> AgentMessage:
-    """An agent's message from the wire. Raises InputError, and VersionMismatch for what a newer agent sends."""
+    """An agent's message, decoded. Raises InputError, or VersionMismatch on a message of a newer version."""
     match message.WhichOneof("kind"):
         case "open":
             return _open(message.open)
@@ -260,7 +263,7 @@ def agent_from_wire(message: pb.AgentMessage) -> AgentMessage:
 
 
 def _unknown(message: Any, newer: str) -> CutlineError:
-    """What is wrong with a message of no known kind: it is of a later version, or has nothing in it."""
+    """The error for a message of no known kind: it is of a later version, or empty."""
     what = "a message of no known kind"
     return VersionMismatch(f"{what}; {newer}") if message.ByteSize() else InputError(what)
 
@@ -298,22 +301,22 @@ def _open(opening: pb.Open) -> Open:
 
 
 def _sampling_to_wire(sampling: Sampling) -> pb.Sampling:
-    """Every field has its namesake on the wire."""
-    said = {name: value for name, value in msgspec.structs.asdict(sampling).items() if value is not None}
-    bias = [pb.Bias(token=token, value=value) for token, value in said.pop("logit_bias")]
-    return pb.Sampling(logit_bias=bias, **said)
+    """Sampling options, encoded. The fields have the same names on the wire."""
+    options = {name: value for name, value in msgspec.structs.asdict(sampling).items() if value is not None}
+    bias = [pb.Bias(token=token, value=value) for token, value in options.pop("logit_bias")]
+    return pb.Sampling(logit_bias=bias, **options)
 
 
 def _sampling(sampling: pb.Sampling) -> Sampling:
-    """Raises InputError on what is out of its range."""
+    """Sampling options, decoded. Raises InputError for a value out of its range."""
     if len(sampling.logit_bias) > MAX_BIASES:
         raise InputError(f"logit-bias has {len(sampling.logit_bias)} tokens; give {MAX_BIASES} at most")
-    said = {
+    options = {
         field.name: getattr(sampling, field.name)
         for field in sampling.DESCRIPTOR.fields
         if not field.has_presence or sampling.HasField(field.name)
     }
-    return Sampling(**said | {"logit_bias": tuple((one.token, one.value) for one in sampling.logit_bias)})
+    return Sampling(**options | {"logit_bias": tuple((one.token, one.value) for one in sampling.logit_bias)})
 
 
 def _draft(draft: pb.Draft) -> Draft:
@@ -340,13 +343,13 @@ def _tokens(tokens: Any) -> tuple[int, ...]:
 
 
 def worker_to_wire(message: WorkerMessage) -> pb.WorkerMessage:
-    """A worker's message for the wire."""
+    """A worker's message, encoded."""
     match message:
         case Opened():
             return pb.WorkerMessage(opened=pb.Opened(**_fields(message)))
         case Confirmed(position, tokens, accepted, likelihoods):
-            told = [_likelihood_to_wire(one) for one in likelihoods]
-            confirmed = pb.Confirmed(position=position, tokens=tokens, accepted=accepted, likelihoods=told)
+            wired = [_likelihood_to_wire(likelihood) for likelihood in likelihoods]
+            confirmed = pb.Confirmed(position=position, tokens=tokens, accepted=accepted, likelihoods=wired)
             return pb.WorkerMessage(confirmed=confirmed)
         case Finished(reason, passes, verified, cloud_seconds):
             finished = pb.Finished(reason=reason.value, passes=passes, verified=verified, cloud_seconds=cloud_seconds)
@@ -361,16 +364,16 @@ def _fields(message: Any) -> dict[str, Any]:
     return {name: getattr(message, name) for name in message.__slots__}
 
 
-def _likelihood_to_wire(one: Likelihood) -> pb.Likelihood:
+def _likelihood_to_wire(likelihood: Likelihood) -> pb.Likelihood:
     return pb.Likelihood(
-        logprob=one.logprob,
-        tokens=[token for token, _ in one.alternatives],
-        logprobs=[logprob for _, logprob in one.alternatives],
+        logprob=likelihood.logprob,
+        tokens=[token for token, _ in likelihood.alternatives],
+        logprobs=[logprob for _, logprob in likelihood.alternatives],
     )
 
 
 def worker_from_wire(message: pb.WorkerMessage) -> WorkerMessage:
-    """A worker's message from the wire. Raises InputError, and VersionMismatch for what a newer worker sends."""
+    """A worker's message, decoded. Raises InputError, or VersionMismatch on a message of a newer version."""
     match message.WhichOneof("kind"):
         case "opened":
             opened = message.opened
@@ -407,20 +410,20 @@ def _check_times(*seconds: float) -> None:
         raise InputError("the worker tells times that are none")
 
 
-def _likelihood(one: pb.Likelihood) -> Likelihood:
-    told = (one.logprob, *one.logprobs)
-    if len(one.tokens) != len(one.logprobs) or not all(-math.inf < logprob <= 0 for logprob in told):
+def _likelihood(message: pb.Likelihood) -> Likelihood:
+    logprobs = (message.logprob, *message.logprobs)
+    if len(message.tokens) != len(message.logprobs) or not all(-math.inf < logprob <= 0 for logprob in logprobs):
         raise InputError("the worker tells likelihoods that are none")
-    return Likelihood(one.logprob, tuple(zip(one.tokens, one.logprobs, strict=True)))
+    return Likelihood(message.logprob, tuple(zip(message.tokens, message.logprobs, strict=True)))
 
 
 def description_to_wire(description: Description) -> pb.Description:
-    """A worker's description for the wire."""
+    """A worker's description, encoded."""
     return pb.Description(**_fields(description) | {"wires": [wire.name for wire in description.wires]})
 
 
 def description_from_wire(message: pb.Description) -> Description:
-    """A worker's description from the wire. Raises InputError."""
+    """A worker's description, decoded. Raises InputError."""
     _check_times(message.queue_seconds)
     wires = tuple(wire for wire in Wire if pb.Tensor.Type.Value(wire.name) in message.wires)
     read = {"wires": wires, "features": tuple(message.features)}
@@ -428,5 +431,5 @@ def description_from_wire(message: pb.Description) -> Description:
 
 
 def lacking(opening: Open, features: Collection[str]) -> tuple[str, ...]:
-    """The features without which a worker that has these would overlook some of `opening`."""
+    """The features that `opening` requires and a worker with these `features` lacks."""
     return missing(agent_to_wire(opening).open.requires, features)

@@ -45,11 +45,11 @@ _TABLE: tuple[tuple[type[CutlineError], grpc.StatusCode], ...] = (
 
 
 def status_of(error: CutlineError) -> grpc.StatusCode:
-    """The status that tells a peer of `error`."""
+    """The status that `error` is sent as."""
     return next((code for kind, code in _TABLE if isinstance(error, kind)), grpc.StatusCode.INTERNAL)
 
 
 def exception_of(code: grpc.StatusCode, details: str) -> CutlineError:
-    """The exception that a peer's status stands for; codes outside the table are a worker's failure."""
+    """The exception for a peer's status; a code outside the table is a WorkerFailed."""
     kind = next((kind for kind, known in _TABLE if known == code), WorkerFailed)
     return kind(details)

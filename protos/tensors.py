@@ -1,7 +1,7 @@
-"""Tensors on the wire, in one of five formats. Nothing that arrives is trusted.
+"""Tensors on the wire, in one of five formats. Received tensors are validated.
 
-docs/reference/wire.md has the formats' prices. A row is what lies along the last dimension. Each row is encoded by
-itself: the same whatever rows travel beside it.
+docs/reference/wire.md has what each format costs. A row runs along the last dimension. Each row is encoded
+independently of the rows beside it.
 """
 
 from __future__ import annotations
@@ -24,43 +24,44 @@ _LEVELS = {Wire.INT8: 127, Wire.INT4: 7}  # steps from zero to the largest value
 _TYPES = {pb.Tensor.Type.Value(wire.name): wire for wire in Wire}
 
 _SCALE = np.dtype("<f4")
-_LEAST_SCALE = np.finfo(np.float32).smallest_normal  # below it a scale loses digits, and at 0 it divides nothing
-_LARGEST_BFLOAT16 = 255 * 2.0**120
+_MIN_SCALE = np.finfo(np.float32).smallest_normal  # a smaller scale loses digits, and one of 0 would divide by 0
+_MAX_BFLOAT16 = 255 * 2.0**120
 # The largest magnitude that may be sent. A scale times its levels rounds, so it gets bfloat16's distance to infinity.
-_LARGEST = dict.fromkeys(Wire, _LARGEST_BFLOAT16) | {
+_MAX_MAGNITUDE = dict.fromkeys(Wire, _MAX_BFLOAT16) | {
     Wire.FLOAT32: float(np.finfo(np.float32).max),
     Wire.FLOAT16: float(np.finfo(np.float16).max),
 }
 
 
 def wire_of(tensor: pb.Tensor) -> Wire:
-    """The format of `tensor`. Raises InputError where it says none, VersionMismatch on one of a later version."""
+    """The format of `tensor`. Raises InputError if it has none, VersionMismatch for one of a later version."""
     wire = _TYPES.get(tensor.type)
     if wire is None:
-        kind = VersionMismatch if tensor.type else InputError  # a later version's, or none
+        kind = VersionMismatch if tensor.type else InputError
         raise kind(f"tensor type {tensor.type} is not taken; send one of {', '.join(Wire)}")
     return wire
 
 
 def encode_tensor(values: NDArray[Any], wire: Wire = Wire.FLOAT32) -> pb.Tensor:
-    """`values` (float32 or float16, of one dimension or more) for the wire.
+    """Encode `values` (float32 or float16, of one dimension or more) as `wire`.
 
-    Raises InputError on a value that is not finite or would not be in `wire`: to saturate would change an answer
-    without a word. Raises TypeError on types that float32 cannot hold.
+    Raises InputError on a value that is not finite, or too large for the format: saturating would silently change an
+    answer. Raises TypeError on types that float32 cannot hold.
     """
     values = values.astype(np.float32, order="C", casting="safe", copy=False)
     rows = values.reshape(-1, values.shape[-1])
     peaks = np.abs(rows).max(axis=1, keepdims=True)
-    if not (peaks <= _LARGEST[wire]).all():
+    if not (peaks <= _MAX_MAGNITUDE[wire]).all():
         raise InputError(_too_large(float(peaks.max()), wire))
     data, scales = _write(rows, peaks, wire)
     return pb.Tensor(type=wire.name, shape=values.shape, data=data, scales=scales)
 
 
 def decode_tensor(tensor: pb.Tensor) -> Floats:
-    """The values in `tensor`, perhaps read-only: of a known format, finite, exactly as long as its shape says.
+    """The values of `tensor`, which may be read-only.
 
-    Takes at most CHUNK bytes, which become at most 8 * CHUNK bytes of values. Raises InputError.
+    Raises InputError unless the format is known, all values are finite, and the data has at most CHUNK bytes and the
+    length of its shape. The result takes at most 8 * CHUNK bytes.
     """
     wire = wire_of(tensor)
     size = len(tensor.data) + len(tensor.scales)
@@ -89,16 +90,16 @@ def _write(rows: Floats, peaks: Floats, wire: Wire) -> tuple[bytes, bytes]:
             return rows.astype("<f2").tobytes(), b""
         case Wire.BFLOAT16:
             bits = rows.view(np.uint32)
-            half = 0x7FFF + (bits >> 16 & 1)  # to nearest, a tie to even
+            half = 0x7FFF + (bits >> 16 & 1)  # rounds to nearest, ties to even
             return (bits + half >> 16).astype("<u2").tobytes(), b""
         case Wire.INT8 | Wire.INT4:
-            steps = np.maximum(peaks / np.float32(_LEVELS[wire]), _LEAST_SCALE)
+            steps = np.maximum(peaks / np.float32(_LEVELS[wire]), _MIN_SCALE)
             levels = np.rint(rows / steps).astype(np.int8)
             return (levels if wire is Wire.INT8 else _packed(levels)).tobytes(), steps.astype(_SCALE).tobytes()
 
 
 def _read(tensor: pb.Tensor, wire: Wire, count: int, width: int) -> Floats:
-    """The values in the bytes of `tensor`, whose lengths are right. They may not be finite. Raises InputError."""
+    """The values of `tensor`, whose lengths are checked already. They may be infinite or NaN. Raises InputError."""
     match wire:
         case Wire.FLOAT32:
             return np.frombuffer(tensor.data, "<f4").astype(np.float32, copy=False)
@@ -111,7 +112,7 @@ def _read(tensor: pb.Tensor, wire: Wire, count: int, width: int) -> Floats:
             if not ((steps >= 0) & (steps < np.inf)).all():
                 raise InputError("a tensor has scales that are negative or not finite")
             levels = np.frombuffer(tensor.data, np.int8).reshape(count, -1)
-            with np.errstate(over="ignore"):  # a scale may be finite and what it makes not: the caller looks
+            with np.errstate(over="ignore"):  # a finite scale may overflow the values; the caller checks
                 return (levels if wire is Wire.INT8 else _unpacked(levels, width)) * steps
 
 
@@ -119,11 +120,11 @@ def _too_large(peak: float, wire: Wire) -> str:
     if not math.isfinite(peak):
         return "a tensor to send holds values that are not finite; the model that computed it is broken"
     wider = Wire.BFLOAT16 if wire is Wire.FLOAT16 else Wire.FLOAT32
-    return f"a value of magnitude {peak:.6g} is too large for {wire} ({_LARGEST[wire]:.6g} at most); send {wider}"
+    return f"a value of magnitude {peak:.6g} is too large for {wire} ({_MAX_MAGNITUDE[wire]:.6g} at most); send {wider}"
 
 
 def _packed(levels: NDArray[np.int8]) -> NDArray[np.int8]:
-    """Two 4-bit values a byte, the first in its low half; a row of odd width ends in a half of zero."""
+    """`levels` packed two to a byte, the first in the low half; a row of odd width is padded with zero."""
     even: NDArray[np.int8] = np.pad(levels, ((0, 0), (0, levels.shape[1] % 2)))
     return even[:, 0::2] & 0xF | even[:, 1::2] << 4
 

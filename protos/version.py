@@ -1,4 +1,4 @@
-"""The version of this package, as workers and agents tell each other and their operators."""
+"""The version of this package."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 
 def package_version() -> str:
-    """What is installed; `unknown` where it is run from a folder, never installed."""
+    """The installed version; `unknown` if the package runs from a folder without being installed."""
     try:
         return version("cutline")
     except PackageNotFoundError:

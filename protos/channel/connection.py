@@ -1,4 +1,4 @@
-"""A connection that outlives the files it was made with: gRPC keeps a channel's keys, also where it connects anew."""
+"""Connections that reload their keys: a gRPC channel uses the keys it was made with also when it reconnects."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from cutline.protos.channel.reloading import Renewed
 
 
 class ChannelStub:
-    """A channel, and the `stub` of a service on it. `connections` rises with each connection that it makes."""
+    """A channel, and the `stub` of a service on it. `connections` counts the connections that it has made."""
 
     def __init__(self, channel: Any, stub: Callable[[Any], Any]) -> None:
         self.channel = channel
         self.stub = stub(channel)
-        self.idle = asyncio.Event()  # no call is under way
+        self.idle = asyncio.Event()  # set while no call is in flight
         self.idle.set()
         self.connections = 0
         self._calls = set[Any]()
 
     @property
     def ready(self) -> bool:
-        """Whether the connection stands."""
+        """Whether the channel is connected."""
         return self.channel.get_state() is grpc.ChannelConnectivity.READY
 
     def hold(self, call: Any) -> Any:
-        """The `call`, until whose end this line is in use."""
-        if not self.ready:  # gRPC connects anew for a call alone
+        """Track `call` until it ends; returns it."""
+        if not self.ready:  # gRPC reconnects only for a call
             self.connections += 1
         self._calls.add(call)
         self.idle.clear()
@@ -45,9 +45,9 @@ class ChannelStub:
 
 
 class Connection:
-    """The way to a service at `address` by `keys`: a line, and for new calls another once the keys' files have changed.
+    """A connection to the service at `address` by `keys`. It opens a new channel for new calls once key files change.
 
-    Raises InputError for keys that do not read. Use it from one event loop.
+    Raises InputError for keys that cannot be read. For one event loop.
     """
 
     def __init__(self, address: str, keys: AgentKeys, stub: Callable[[Any], Any]) -> None:
@@ -55,54 +55,53 @@ class Connection:
             f"the certificate for {address}", keys.files, lambda: ChannelStub(open_channel(address, keys), stub)
         )
         self._line = self._lines.now()
-        self._partings: dict[asyncio.Task[None], ChannelStub] = {}
+        self._closing: dict[asyncio.Task[None], ChannelStub] = {}
         self._closed = False
 
     @property
     def line(self) -> ChannelStub:
-        """The line for a new call."""
+        """The channel for a new call."""
         if not self._closed:
-            self._take(self._lines.changed())
+            self._switch(self._lines.changed())
         return self._line
 
     def leave(self, line: ChannelStub) -> None:
-        """Have new calls go over another line than this, over which nothing is heard; not if the keys do not read."""
+        """Use a new channel instead of the dead `line` for new calls, unless the keys cannot be read."""
         if line is self.line and not self._closed:
-            self._take(self._lines.anew())
+            self._switch(self._lines.reload())
 
-    def _take(self, line: ChannelStub | None) -> None:
+    def _switch(self, line: ChannelStub | None) -> None:
         if line is not None:
-            parting = asyncio.create_task(_part(self._line))
-            self._partings[parting] = self._line
-            parting.add_done_callback(self._partings.pop)
+            closing = asyncio.create_task(_close_when_idle(self._line))
+            self._closing[closing] = self._line
+            closing.add_done_callback(self._closing.pop)
             self._line = line
 
     async def close(self, *, grace: float = 0.0) -> None:
-        """Close all lines; what is under way on them fails, after `grace` seconds.
+        """Close all channels; calls that are still in flight after `grace` seconds fail.
 
-        It may be closed at once while another call of this waits: gRPC's own wait cannot be cut short.
+        A second call may cut the grace of a first one short, which gRPC's own grace does not allow.
         """
         self._closed = True
-        partings = dict(self._partings)
+        closing = dict(self._closing)
         if grace:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(grace):
-                    for line in (self._line, *partings.values()):
+                    for line in (self._line, *closing.values()):
                         await line.idle.wait()
-        for parting in partings:
-            parting.cancel()
-        for line in (self._line, *partings.values()):
+        for task in closing:
+            task.cancel()
+        for line in (self._line, *closing.values()):
             await line.channel.close()
 
 
 def given_up() -> bool:
-    """Whether it is this task that is cancelled, and not the call that it waits for."""
+    """Whether the current task was cancelled, rather than the gRPC call that it awaits."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
 
-async def _part(line: ChannelStub) -> None:
-    """Close a line once it is in use no more."""
-    while not line.idle.is_set():  # what follows a call, as asking why it was refused, may begin by then
+async def _close_when_idle(line: ChannelStub) -> None:
+    while not line.idle.is_set():  # again, as the end of a call may start another, such as one that asks for the reason
         await line.idle.wait()
     await line.channel.close()

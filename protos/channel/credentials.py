@@ -1,4 +1,4 @@
-"""How agents and workers know each other: the files they are given, and the one place where a channel is made."""
+"""Credentials of agents and servers: tokens, certificates, and the gRPC channels made from them."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ from cutline.errors import InputError
 from cutline.protos.channel.address import is_loopback, parse_address
 from cutline.protos.channel.keepalive import CLIENT
 
-MAX_FILE = 1 << 20  # bytes of a certificate, a chain of them, or a system's authorities
-_TOKEN_FILE = 4096
+MAX_FILE = 1 << 20  # bytes of a certificate, a chain, or a system's authorities
+_MAX_TOKEN_FILE = 4096  # bytes
 
-TENANT_KEY = "cutline-tenant"  # metadata: for whom of its own an agent asks a worker, or a worker the next one
-EARLY_KEY = "cutline-early"  # of a session that a worker announces to the next one: its opening follows its first pass
+TENANT_KEY = "cutline-tenant"  # metadata key: the caller's sub-tenant, from an agent or from a worker to the next one
+EARLY_KEY = "cutline-early"  # metadata key: a worker announces a session to the next one, and opens it after its pass
 
 _OPTIONS = [
-    # A link that died without a word is noticed within half a minute, also while the worker is silent.
+    # A dead link is noticed within half a minute, also while the worker is silent.
     *CLIENT,
-    # After a failed try the next one comes soon: a device cannot wait out the default of two minutes. Where packets
-    # vanish a try is given up sooner than after 20 s, for TCP itself repeats its first packet ever more seldom.
+    # A failed connection is retried soon: a device cannot wait for the default of two minutes. If packets are lost, an
+    # attempt ends before its default of 20 s, as TCP repeats its first packet at growing intervals.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 5_000),
     ("grpc.max_reconnect_backoff_ms", 500),
-    # A new channel must not be given the connection of one that was given up because that connection is dead.
+    # A new channel must not share the dead connection of the channel that it replaces.
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.max_receive_message_length", (1 << 20) + (1 << 16)),
-    # An agent and its worker may share a machine with a proxy meant for browsers.
+    # A proxy in the environment is meant for browsers, not for the worker on a local address.
     ("grpc.enable_http_proxy", 0),
 ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentKeys:
-    """What an agent has to know a worker by, and to be known by.
+    """An agent's credentials.
 
-    `ca` is a file of the authorities that may vouch for the worker: without it traffic is plain text, which stays on
-    this machine. `certificate` and `key` are the agent's own, of `token` and `token_file` one is given.
+    `ca` is a file of the authorities that it trusts to sign a worker's certificate. Without it traffic is plain text,
+    which is allowed on loopback only. `certificate` and `key` are the agent's own. Give `token` or `token_file`.
     """
 
     ca: Path | None = None
@@ -56,7 +56,7 @@ class AgentKeys:
     token_file: Path | None = None
 
     def check(self) -> None:
-        """Raises InputError for files that do not read, or options that do not go together."""
+        """Raises InputError for files that cannot be read, or options that do not fit together."""
         if (self.certificate is None) != (self.key is None):
             raise InputError("--cert and --key go together; give both")
         if self.certificate is not None and self.ca is None:
@@ -67,11 +67,11 @@ class AgentKeys:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Those of TLS."""
+        """The files of TLS."""
         return tuple(file for file in (self.ca, self.certificate, self.key) if file is not None)
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What goes with every call. A token file is read anew each time, so a new token needs no restart.
+        """The metadata of every call. The token file is read each time, so a new token needs no restart.
 
         Raises InputError.
         """
@@ -84,9 +84,9 @@ NO_KEYS = AgentKeys()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerKeys:
-    """Files of a server's `certificate` and its `key`; with `client_ca` every caller must show one that it signed.
+    """A server's `certificate` and `key`. With `client_ca` every caller needs a certificate that it signed.
 
-    That may not stand in the list `revoked`, if there is one.
+    Certificates in the list `revoked` are refused.
     """
 
     certificate: Path
@@ -96,15 +96,15 @@ class ServerKeys:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Those of TLS itself."""
+        """The files of TLS, without `revoked`."""
         return tuple(file for file in (self.certificate, self.key, self.client_ca) if file is not None)
 
 
 def open_channel(address: str, keys: AgentKeys) -> Any:
-    """A channel to the worker at `address`; plain text goes to this machine's addresses alone. Raises InputError."""
+    """A channel to the worker at `address`. Raises InputError, also for plain text to another machine."""
     host, _ = parse_address(address)
     if keys.ca is not None:
-        # TLS 1.2 is the least that gRPC speaks. The worker's name or address must stand in its certificate.
+        # gRPC speaks TLS 1.2 or later. The worker's name or address must be in its certificate.
         return grpc.aio.secure_channel(address, _credentials(keys), options=_OPTIONS)
     if not is_loopback(host):
         raise InputError(f"traffic to {host} would be plain text; give --ca, the file of who vouches for the worker")
@@ -112,31 +112,31 @@ def open_channel(address: str, keys: AgentKeys) -> Any:
 
 
 def read_token(path: Path) -> str:
-    """The token in a file that not everybody may read. Raises InputError."""
-    token = read_private(path, what="token file", limit=_TOKEN_FILE).decode("ascii", "replace").strip()
+    """The token in a private file. Raises InputError."""
+    token = read_private(path, what="token file", limit=_MAX_TOKEN_FILE).decode("ascii", "replace").strip()
     return check_token(token, f"the token file {path}")
 
 
 def check_token(token: str, where: str) -> str:
-    """A token that can go as metadata. Raises InputError, which does not repeat it."""
+    """Check that a token can be sent as metadata; returns it. Raises InputError, which does not quote the token."""
     if not token or not all("!" <= character <= "~" for character in token):
         raise InputError(f"{where} holds no token; make one with `cutline keys token`")
     return token
 
 
 def read_private(path: Path, *, what: str, limit: int = MAX_FILE) -> bytes:
-    """The content of a file that not everybody may read. Raises InputError."""
+    """The content of a file. Raises InputError, also if everybody on this machine may read it."""
     return _read(path, what, limit, secret=True)
 
 
 def read_public(path: Path, *, what: str) -> bytes:
-    """The content of a file that is no secret. Raises InputError."""
+    """The content of a file that need not be secret. Raises InputError."""
     return _read(path, what, MAX_FILE, secret=False)
 
 
 def _read(path: Path, what: str, limit: int, *, secret: bool) -> bytes:
     try:
-        # The file that is open is the one that is looked at. A pipe would be waited for, before it can be seen as one.
+        # `fstat` checks the very file that is read. Without O_NONBLOCK opening a pipe would block.
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             mode = os.fstat(file.fileno()).st_mode
             if not stat.S_ISREG(mode):
@@ -155,7 +155,7 @@ FileVersion = tuple[int, int, int]
 
 
 def file_version(path: Path) -> FileVersion | None:
-    """What changes when a file does; None where there is none."""
+    """A value that changes when the file at `path` does; None if there is no file."""
     try:
         found = path.stat()
     except OSError:
@@ -174,16 +174,16 @@ def _credentials(keys: AgentKeys) -> Any:
 
 
 def read_pair(certificate: Path, key: Path) -> tuple[bytes, bytes]:
-    """A certificate, with those between it and its authority, and its key. Raises InputError if they do not match."""
+    """The contents of a certificate chain and its key. Raises InputError if they do not match."""
     return load_pair(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), certificate, key)
 
 
 def load_pair(context: ssl.SSLContext, certificate: Path, key: Path) -> tuple[bytes, bytes]:
-    """Likewise, and have `context` show them."""
+    """Load a certificate chain and its key into `context`; returns their contents. Raises InputError."""
     pair = read_public(certificate, what="certificate"), read_private(key, what="key")
     try:
         with _in_memory(pair[0]) as shown, _in_memory(pair[1]) as secret:
-            # An empty passphrase, for otherwise the terminal is asked for one.
+            # With no passphrase at all OpenSSL would prompt for one in the terminal.
             context.load_cert_chain(shown, secret, password="")
     except (ssl.SSLError, ValueError):
         raise InputError(
@@ -194,8 +194,8 @@ def load_pair(context: ssl.SSLContext, certificate: Path, key: Path) -> tuple[by
 
 @contextlib.contextmanager
 def _in_memory(content: bytes) -> Iterator[str]:
-    """A path of `content`: OpenSSL reads files alone, and one on the disk may be another by then."""
-    # Where the system has no files in memory, one that stands in no folder.
+    """A path to `content`, as OpenSSL reads files only, and the original may have changed since it was checked."""
+    # On systems without memfd an unlinked temporary file.
     with os.fdopen(os.memfd_create("pem"), "wb") if hasattr(os, "memfd_create") else tempfile.TemporaryFile() as file:
         file.write(content)
         file.flush()
@@ -204,7 +204,7 @@ def _in_memory(content: bytes) -> Iterator[str]:
 
 
 def client_context(keys: AgentKeys) -> ssl.SSLContext:
-    """TLS by `keys`, which have a `ca`, for what does not go by gRPC. Raises InputError."""
+    """A TLS context of `keys`, which must have a `ca`, for clients other than gRPC's. Raises InputError."""
     assert keys.ca is not None
     authorities = read_public(keys.ca, what="file of authorities")
     check_authorities(authorities, keys.ca)
@@ -216,7 +216,10 @@ def client_context(keys: AgentKeys) -> ssl.SSLContext:
 
 
 def server_context(keys: ServerKeys) -> ssl.SSLContext:
-    """Likewise of a server; who calls shows a certificate of `client_ca`, if there is one. Raises InputError."""
+    """A TLS context for servers other than gRPC's. It requires client certificates if there is a `client_ca`.
+
+    Raises InputError.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2  # older ones are broken
     load_pair(context, keys.certificate, keys.key)
@@ -229,7 +232,7 @@ def server_context(keys: ServerKeys) -> ssl.SSLContext:
 
 
 def check_authorities(pem: bytes, path: Path) -> None:
-    """That a file holds certificates. Raises InputError."""
+    """Check that the content of a file is certificates in PEM. Raises InputError."""
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=pem.decode("ascii"))
     except (ssl.SSLError, ValueError):
@@ -237,24 +240,24 @@ def check_authorities(pem: bytes, path: Path) -> None:
 
 
 def _own_fault(certificate: Path) -> str | None:
-    """What is wrong with an agent's own certificate by the clock: a server that sees it hangs up without a word."""
+    """Why an agent's own certificate is out of date, as text, or None. A server gives no reason when it refuses one."""
     try:
-        from cryptography import x509  # of the extra `keys`; without it the link's fault is told as gRPC tells it
+        from cryptography import x509  # of the extra `keys`; without it the error stays as gRPC reports it
     except ModuleNotFoundError:
         return None
     try:
-        shown = x509.load_pem_x509_certificate(certificate.read_bytes())
+        loaded = x509.load_pem_x509_certificate(certificate.read_bytes())
     except (OSError, ValueError):
         return None
     now = datetime.now(UTC)
-    if shown.not_valid_after_utc < now:
+    if loaded.not_valid_after_utc < now:
         return f"{certificate} has expired; renew it, and see that this machine's clock is right"
-    if shown.not_valid_before_utc > now:
+    if loaded.not_valid_before_utc > now:
         return f"{certificate} is not valid yet; see that this machine's clock is right"
     return None
 
 
-# What gRPC says of a handshake that failed, for machines, and what it means.
+# Texts in gRPC's errors of failed handshakes, and what they mean.
 _HANDSHAKES = (
     ("certificate has expired", "its certificate has expired; renew it, and see that this machine's clock is right"),
     ("certificate is not yet valid", "its certificate is not valid yet; see that this machine's clock is right"),
@@ -266,10 +269,10 @@ _HANDSHAKES = (
 
 
 def link_fault(details: str, address: str, keys: AgentKeys) -> str:
-    """What a person should read where gRPC found no worker, of all that may be behind it."""
-    for said, means in _HANDSHAKES:
-        if said in details:
-            return f"no trusted worker at {address}: {means}"
+    """The message for a failed connection, from gRPC's `details` and what is known of `keys`."""
+    for text, meaning in _HANDSHAKES:
+        if text in details:
+            return f"no trusted worker at {address}: {meaning}"
     if keys.certificate is not None and (why := _own_fault(keys.certificate)) is not None:
         return f"no worker at {address} takes this agent: {why}"
     if "Socket closed" in details and "failed to connect" in details:

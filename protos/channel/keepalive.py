@@ -1,24 +1,24 @@
-"""How both ends of a gRPC connection find out that the other is gone: one table, since each has to suit the other.
+"""Keepalive options of gRPC clients and servers, in one table because they must fit together.
 
-An end pings when nothing came for a while, and hangs up when no answer comes. A server takes pings that come too often
-for an attack and ends the connection; by default also those of a client that has no call under way.
+Each end pings after a silence, and closes the connection if there is no answer. A server takes too frequent pings for
+an attack and closes the connection; by default also any ping of a client without a call in flight.
 """
 
 from __future__ import annotations
 
-PING_SECONDS = 20  # without a word from the other end
+PING_SECONDS = 20  # of silence before a ping
 ANSWER_SECONDS = 10
-LEAST_SECONDS = 5  # between a client's pings, for a server to take them: less than it waits, and than its clock may err
+MIN_PING_SECONDS = 5  # that a server demands between a client's pings: well under PING_SECONDS, as clocks drift
 
 Options = tuple[tuple[str, int], ...]
 
 _BOTH: Options = (
     ("grpc.keepalive_time_ms", PING_SECONDS * 1000),
     ("grpc.keepalive_timeout_ms", ANSWER_SECONDS * 1000),
-    # gRPC waits a minute for the answer to a ping unless this says otherwise, too.
+    # Without this one too, gRPC waits a minute for the answer to a ping.
     ("grpc.http2.ping_timeout_ms", ANSWER_SECONDS * 1000),
-    # A client pings between its calls as well. To a server this says two things: so does it, and it lets its clients.
+    # On a client: ping between calls too. On a server: do so, and accept such pings.
     ("grpc.keepalive_permit_without_calls", 1),
 )
 CLIENT: Options = _BOTH
-SERVER: Options = (*_BOTH, ("grpc.http2.min_ping_interval_without_data_ms", LEAST_SECONDS * 1000))
+SERVER: Options = (*_BOTH, ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_SECONDS * 1000))

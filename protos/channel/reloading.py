@@ -1,4 +1,4 @@
-"""What is made of files that may change while a server or an agent runs."""
+"""Values that are reloaded when the files they come from change."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ _T = TypeVar("_T")
 
 
 class Renewed(Generic[_T]):
-    """What `read` makes of `files`, and makes anew once one of them has changed; the log calls it `what`.
+    """The result of `read`, which reads `files`, and is called again once one of them changed. Logs name it `what`.
 
-    Files that then do not read change nothing: perhaps one of a pair is not written yet. Raises InputError if they do
-    not read at first.
+    If a changed file cannot be read, the old value stays: perhaps one of a pair is not written yet. Raises InputError
+    if the first read fails. For any threads.
     """
 
     def __init__(self, what: str, files: tuple[Path, ...], read: Callable[[], _T]) -> None:
         self._what = what
         self._files = files
         self._read = read
-        self._versions = self._look()
-        self._made = read()
+        self._versions = self._file_versions()
+        self._value = read()
 
     def now(self) -> _T:
-        """What the files make now."""
+        """The current value."""
         self.changed()
-        return self._made
+        return self._value
 
     def changed(self) -> _T | None:
-        """What they make now if that is another than before, else None. Any thread may ask."""
-        return None if self._look() == self._versions else self.anew()
+        """The new value if the files have changed and can be read, else None."""
+        return None if self._file_versions() == self._versions else self.reload()
 
-    def anew(self) -> _T | None:
-        """What they make now, changed or not, unless they do not read."""
-        self._versions = self._look()  # before they are read: what changes meanwhile is read again
+    def reload(self) -> _T | None:
+        """Read the files, changed or not; returns the new value, or None if they cannot be read."""
+        self._versions = self._file_versions()  # taken before reading, so that a change meanwhile is read later
         try:
-            self._made = made = self._read()
+            self._value = value = self._read()
         except InputError as error:
             log.error("%s; what was read before still counts", error)
             return None
         log.info("%s was read anew", self._what)
-        return made
+        return value
 
-    def _look(self) -> object:
+    def _file_versions(self) -> object:
         return tuple(file_version(file) for file in self._files)

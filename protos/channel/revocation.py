@@ -1,13 +1,13 @@
-"""The list of certificates that are not taken any more, of `cutline keys revoke`. Workers and directories read it.
+"""The list of revoked certificates, which `cutline keys revoke` writes. Workers and directories read it.
 
     [[revoked]]
     name = "camera1"     # whose it was
-    sha256 = "..."       # of what the authority signed, its tbsCertificate, in hexadecimal
+    sha256 = "..."       # of the signed part of the certificate, its tbsCertificate, in hexadecimal
 
-It is read anew when it changes. One that does not read then changes nothing: who is shut out stays so.
+It is reloaded when it changes. If it cannot be read then, the old list stays in force.
 
-Not the whole certificate is hashed, as fingerprints are: who has one with an ECDSA signature can write down another
-signature that is as good, and so have another fingerprint. What was signed nobody can change.
+The hash covers only the signed part. A fingerprint of the whole certificate could be changed by its holder: an ECDSA
+signature can be turned into another valid one.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ class _Content(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Revoked:
-    """The list at `path`. Raises InputError if it does not read when it is opened."""
+    """The list at `path`. Raises InputError if it cannot be read at first."""
 
     def __init__(self, path: Path) -> None:
         self._names = Renewed("the list of revoked certificates", (path,), lambda: _read(path))
 
     def check(self, certificate: bytes | None) -> None:
-        """Raises AccessDenied for a `certificate` (DER) that is revoked, is none, or was not shown."""
+        """Raises AccessDenied for a `certificate` (DER) that is revoked, malformed, or missing."""
         signed = None if certificate is None else signed_part(certificate)
         if signed is None:
             raise AccessDenied("no certificate was shown that could be looked up among those that are revoked")
@@ -51,22 +51,22 @@ class Revoked:
             raise AccessDenied(f"the certificate of {name} was revoked; its operator may make another")
 
     def has(self, signed: bytes) -> bool:
-        """Whether the certificate of which that was `signed` is revoked."""
+        """Whether the certificate with this `signed` part is revoked."""
         return signed_hash(signed) in self._names.now()
 
 
 def signed_hash(signed: bytes) -> str:
-    """What the list has of a certificate, of which that was `signed`."""
+    """The hash in the list of the certificate with this `signed` part."""
     return hashlib.sha256(signed).hexdigest()
 
 
 def revoked_entry(name: str, signed: bytes) -> str:
-    """The lines that revoke the certificate of `name`, to put at the end of a list. Raises InputError."""
+    """The lines to append to a list to revoke the certificate of `name`. Raises InputError."""
     return f'\n[[revoked]]\nname = "{check_tenant(name)}"\nsha256 = "{signed_hash(signed)}"\n'
 
 
 def signed_part(certificate: bytes) -> bytes | None:
-    """What the authority signed of a certificate (DER), the first thing in it; None if there is nothing of the kind."""
+    """The signed part of a certificate (DER), its first element; None if it is malformed."""
     if (whole := _element(certificate, 0)) is None or (signed := _element(certificate, whole[0])) is None:
         return None
     start, end = whole[0], signed[1]
@@ -74,18 +74,18 @@ def signed_part(certificate: bytes) -> bytes | None:
 
 
 def _element(data: bytes, at: int) -> tuple[int, int] | None:
-    """Where the content of the sequence that begins `at` begins and ends: X.690, section 10.1."""
+    """Start and end of the content of the DER sequence that begins `at` (X.690, section 10.1); None if malformed."""
     head = data[at : at + 2]
     if len(head) < 2 or head[0] != _SEQUENCE:
         return None
-    more = max(0, head[1] - 0x80)  # bytes that its length takes
+    more = max(0, head[1] - 0x80)  # bytes of a long-form length
     begin = at + 2 + more
     length = int.from_bytes(data[at + 2 : begin], "big") if more else head[1]
     return (begin, begin + length) if head[1] != 0x80 and begin + length <= len(data) else None
 
 
 def _read(path: Path) -> dict[str, str]:
-    """Names by hashes. Raises InputError."""
+    """The names in the list by hash. Raises InputError."""
     try:
         content = msgspec.toml.decode(read_public(path, what="list of revoked certificates"), type=_Content)
     except UNREADABLE as error:

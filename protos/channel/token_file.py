@@ -1,16 +1,16 @@
-"""The tokens file: who may come with which token, and how much each tenant may have. Workers and agents read it.
+"""The tokens file: the tokens of tenants and their quotas. Workers and agents read it.
 
     [[token]]
     tenant = "warehouse"
-    sha256 = "..."               # of the token, in hexadecimal; the token itself stands nowhere
+    sha256 = "..."               # of the token, in hexadecimal; the token itself is not stored
 
-    [tenant.warehouse]           # may be left out, and so may each of its keys
+    [tenant.warehouse]           # optional, and so is each of its keys
     sessions = 4                 # at once
     openings_per_minute = 60
-    upload_mb_per_second = 8.0   # a worker's file alone
+    upload_mb_per_second = 8.0   # in a worker's file only
 
-It is read anew when it changes. One that does not read then changes nothing: the last good one stays, and the log says
-so. A token is 256 random bits, so its hash needs neither salt nor slowness.
+It is reloaded when it changes. If it cannot be read then, the last good version stays and an error is logged. A token
+is 256 random bits, so its hash needs neither salt nor a slow function.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from cutline.errors import InputError
 from cutline.protos.channel.reloading import Renewed
 
 MAX_BYTES = 1 << 20  # of the file: some 8,000 tokens
-MAX_TOKEN = 512  # characters; a longer one is none, and is not hashed
+MAX_TOKEN = 512  # characters; a longer text is not a token, and is not hashed
 _TENANT = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z"
 SHA256 = r"^[0-9a-f]{64}\Z"
 
-_OF_WORKERS = frozenset({"upload_mb_per_second"})  # keys that an agent would not hold anybody to
+_WORKER_KEYS = frozenset({"upload_mb_per_second"})  # keys that an agent does not enforce
 
 _Positive = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
 
 
 class Quota(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What one tenant may have of a worker, or of an agent, whose sessions are questions in work.
+    """The quota of one tenant on a worker, or on an agent, whose sessions are the requests in progress.
 
-    Without `sessions` it is all that others do not wait for.
+    Without `sessions` a tenant may use all places that no other tenant waits for.
     """
 
     sessions: Annotated[int, msgspec.Meta(ge=1)] | None = None
     openings_per_minute: _Positive = 6000.0
-    upload_mb_per_second: _Positive = 512.0  # a link of 4 Gbit/s, which may be measured
+    upload_mb_per_second: _Positive = 512.0  # 4 Gbit/s, so that fast links can be measured
 
 
 class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -59,14 +59,14 @@ class _Content(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Tokens:
-    """The tokens file at `path`, of an agent or a worker. Raises InputError if it does not read when it is opened."""
+    """The tokens file at `path`, of an agent or a worker. Raises InputError if it cannot be read at first."""
 
     def __init__(self, path: Path, *, agent: bool = False) -> None:
-        foreign = _OF_WORKERS if agent else frozenset[str]()
+        foreign = _WORKER_KEYS if agent else frozenset[str]()
         self._content = Renewed("the tokens file", (path,), lambda: _read(path, foreign))
 
     def tenant(self, token: str) -> str | None:
-        """Whose `token` it is, None if it is nobody's. Takes as long for any: every entry is compared, and whole."""
+        """The tenant of `token`, None if it is unknown. Takes equal time for any: it compares every entry in full."""
         given = token_hash(token) if len(token) <= MAX_TOKEN else ""
         found = None
         for entry in self._content.now().token:
@@ -75,17 +75,17 @@ class Tokens:
         return found
 
     def limits(self, tenant: str) -> Quota:
-        """What `tenant` may have."""
+        """The quota of `tenant`."""
         return self._content.now().tenant.get(tenant, Quota())
 
 
 def token_hash(token: str) -> str:
-    """What the tokens file has of a token."""
+    """The hash of a token in the tokens file."""
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def token_entry(tenant: str, token: str) -> str:
-    """The lines that let `token` in as `tenant`, to put at the end of a tokens file. Raises InputError."""
+    """The lines to append to a tokens file to accept `token` as `tenant`. Raises InputError."""
     return f'\n[[token]]\ntenant = "{check_tenant(tenant)}"\nsha256 = "{token_hash(token)}"\n'
 
 
@@ -97,7 +97,7 @@ def check_tenant(name: str) -> str:
 
 
 def is_tenant(name: str) -> bool:
-    """Whether a tenant may have this name."""
+    """Whether `name` is a valid name of a tenant."""
     return re.fullmatch(_TENANT, name) is not None
 
 

@@ -10,7 +10,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from cutline.protos.channel import credentials
-from cutline.protos.channel.keepalive import CLIENT, LEAST_SECONDS, PING_SECONDS, SERVER, Options
+from cutline.protos.channel.keepalive import CLIENT, MIN_PING_SECONDS, PING_SECONDS, SERVER, Options
 
 FASTER = 40  # times: what takes 140 seconds takes 3.5
 UNBOUND = ("grpc.http2.max_pings_without_data", 0)  # else gRPC pings but once a minute after the second
@@ -46,7 +46,7 @@ def test_a_server_that_takes_no_pings_between_calls_would_end_it() -> None:
 
 
 def test_a_client_pings_less_often_than_a_server_takes() -> None:
-    assert PING_SECONDS >= 2 * LEAST_SECONDS
+    assert PING_SECONDS >= 2 * MIN_PING_SECONDS
     assert dict(CLIENT)["grpc.keepalive_time_ms"] > dict(SERVER)["grpc.http2.min_ping_interval_without_data_ms"]
     assert dict(CLIENT)[PERMIT] == dict(SERVER)[PERMIT] == 1
 
