@@ -1,10 +1,10 @@
-"""A bundle: one folder that holds a model ready to run, and a manifest that says what is in it.
+"""A bundle: one folder with a model ready to run, and a manifest that describes it.
 
-The manifest lists every file with its SHA-256, and carries a digest of itself; `Bundle.open` checks all of them and
-takes no file beside them, so what runs is what was made.
+The manifest lists every file with its SHA-256, and holds a digest of itself. `Bundle.open` verifies all of them and
+refuses a folder with other files, so what runs is what was exported.
 
-Bundles of format 1 had no digest and no identity in the manifest, and their calibration in a file. They open as before,
-and become ones of today's format when their manifest is next written.
+The manifest of format 1 had neither digest nor identity, and its calibration was in a file. Such bundles still open,
+and are converted when their manifest is next written.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from cutline.models.layerline import Count, LayerLine, Layers
 from cutline.models.penalties import NO_PENALTIES, Penalties
 
 MANIFEST = "manifest.json"
-SPAN_WEIGHTS = "image-spans.data"  # of all ONNX graphs that begin at the image
-PREFIX_WEIGHTS = "decoder-spans.data"  # of all that begin at decoder.0
+SPAN_WEIGHTS = "image-spans.data"  # weights of the ONNX graphs that begin at the image
+PREFIX_WEIGHTS = "decoder-spans.data"  # weights of those that begin at decoder.0
 EMBEDDINGS = "embeddings.safetensors"
 FORMAT = 2
-_MANIFEST_BYTES = 1 << 24
-_FIRST = 1  # the format before
-JOURNAL = ".calibration.jsonl"  # of a calibration that is not finished; no part of the bundle
-_FIRST_CALIBRATION = "calibration.json"  # a file of its own in that
-_WORKERS = ("config.json", ".safetensors", ".safetensors.index.json")  # how the files end that a worker reads
+_MAX_MANIFEST_BYTES = 1 << 24
+_FIRST_FORMAT = 1
+JOURNAL = ".calibration.jsonl"  # of an unfinished calibration; not part of the bundle
+_FIRST_CALIBRATION = "calibration.json"  # the calibration's file in the first format
+_WORKER_SUFFIXES = ("config.json", ".safetensors", ".safetensors.index.json")  # of the files that only a worker reads
 
 Role = Literal["drafter", "target"]
 Precision = Literal["fp32", "int8", "int4"]
@@ -48,20 +48,20 @@ Parameters = Annotated[int, msgspec.Meta(ge=0, le=10**15)]
 
 
 class _Head(msgspec.Struct):
-    """What is read of a manifest before it is known how the rest reads."""
+    """The part of a manifest that tells how to read the rest."""
 
     format: int
 
 
 class VisionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The vision tower's sizes: `width` of its rows, attention `heads`."""
+    """The vision tower's sizes: the `width` of its rows and its attention `heads`."""
 
     width: Count
     heads: Count
 
 
 class DecoderSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The decoder's sizes: `width` of the residual stream, attention heads, tokens of `context`, ..."""
+    """The decoder's sizes: `width` is that of the residual stream, `context` the most tokens it holds."""
 
     width: Count
     layers: Layers
@@ -73,15 +73,15 @@ class DecoderSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
-    """What a bundle holds.
+    """The description of a bundle.
 
     `parameters` counts the weights that a row is multiplied with in each of `line.layers`: the patch embedding at
-    `image`, the last norm and the projection to the vocabulary at `head`, the table of embeddings nowhere. `files` maps
-    each file's name to its SHA-256; `target` is a drafter's target's identity. `penalties` are a part of the law of
-    every answer; a drafter has those of its target.
+    `image`, the last norm and the projection to the vocabulary at `head`; the table of embeddings counts nowhere.
+    `files` maps each file's name to its SHA-256. `target` is the identity of a drafter's target. `penalties` are part
+    of the law of every answer; a drafter has those of its target.
 
-    `identity` is the model's own: a hash of all the rest but `calibration`, made once, when the bundle was. A drafter's
-    calibration is its gate, a target's are its prices; it may be measured anew.
+    `identity` identifies the model: a hash of all other fields but `calibration`, computed when the bundle is made. The
+    calibration is a drafter's gate or a target's prices, and may be measured again.
     """
 
     format: int
@@ -112,7 +112,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 class Bundle:
-    """An opened bundle: `path` of its folder and its `manifest`, every file of `part` verified."""
+    """An opened bundle: the `path` of its folder, and its `manifest`. Every file of `part` is verified."""
 
     def __init__(self, path: Path, manifest: Manifest, part: Part = "whole") -> None:
         self.path = path
@@ -124,7 +124,7 @@ class Bundle:
     def open(cls, path: Path | str, part: Part = "whole") -> Bundle:
         """Read the manifest and verify every file in the folder. Raises BundleError.
 
-        With `part` "device" what only a worker reads may be absent, is not verified, and cannot be had from the bundle.
+        With `part` "device" the files that only a worker reads may be missing; they are neither verified nor available.
         """
         path = Path(path)
         manifest = read_manifest(path)
@@ -135,13 +135,13 @@ class Bundle:
                     raise BundleError(f"{name} in {path} is not the file that the manifest names (hash differs)")
         with _reading("the folder", path):
             found = {file.name for file in path.iterdir() if not is_draft(file.name)}
-        # A library that is given the folder may look for files that were never verified.
+        # A library that gets the folder could load other files, which were not verified.
         if unlisted := found - {MANIFEST, JOURNAL, _FIRST_CALIBRATION, *manifest.files}:
             raise BundleError(f"{min(unlisted)} in {path} is not in the manifest; remove it")
         return bundle
 
     def file(self, name: str) -> Path:
-        """The path of a file of this part, surely inside the folder. Raises BundleError."""
+        """The path of a file of this part, checked to be inside the folder. Raises BundleError."""
         if name not in self.names:
             raise BundleError(f"{self.path} is a {self.manifest.role} bundle without {name}")
         with _reading(name, self.path):
@@ -154,10 +154,10 @@ class Bundle:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """The manifest of the bundle at `path`; no model's file of it is verified. Raises BundleError."""
+    """The manifest of the bundle at `path`, without verifying the files it lists. Raises BundleError."""
     try:
         with _reading(MANIFEST, path):
-            content = read_regular(path / MANIFEST, limit=_MANIFEST_BYTES)
+            content = read_regular(path / MANIFEST, limit=_MAX_MANIFEST_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         raise BundleError(f"no bundle at {path}: it has no {MANIFEST}; make one with `cutline export`") from None
     try:
@@ -179,16 +179,18 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def _decoded(content: bytes, path: Path) -> Manifest:
-    """A manifest of any format that there was, as one of today's. Raises BundleError, UNREADABLE and ValueError."""
+    """A manifest of any format, converted to the current one. Raises BundleError, UNREADABLE and ValueError."""
     sealed = is_sealed(content)
     if sealed:
         content = unseal(content)
     made = msgspec.json.decode(content, type=_Head).format
-    if made not in (_FIRST, FORMAT):
-        raise BundleError(f"{path} has bundle format {made}, this version reads {_FIRST} to {FORMAT}; export it again")
+    if made not in (_FIRST_FORMAT, FORMAT):
+        raise BundleError(
+            f"{path} has bundle format {made}, this version reads {_FIRST_FORMAT} to {FORMAT}; export it again"
+        )
     manifest = msgspec.json.decode(content, type=Manifest)
-    if made == _FIRST:
-        return _as_today(manifest, identity=_first_identity(content), path=path)
+    if made == _FIRST_FORMAT:
+        return _converted(manifest, identity=_first_identity(content), path=path)
     if not sealed:
         raise ValueError("it has no digest of its own")
     if not manifest.identity:
@@ -196,13 +198,13 @@ def _decoded(content: bytes, path: Path) -> Manifest:
     return manifest
 
 
-def _as_today(manifest: Manifest, *, identity: str, path: Path) -> Manifest:
-    """A manifest of the first format, with the calibration that then lay in a file beside it. Raises BundleError."""
+def _converted(manifest: Manifest, *, identity: str, path: Path) -> Manifest:
+    """A manifest of the first format, with the calibration from its own file. Raises BundleError."""
     files, calibration = dict(manifest.files), None
     if (digest := files.pop(_FIRST_CALIBRATION, None)) is not None:
         try:
             with _reading(_FIRST_CALIBRATION, path):
-                content = read_regular(path / _FIRST_CALIBRATION, limit=_MANIFEST_BYTES)
+                content = read_regular(path / _FIRST_CALIBRATION, limit=_MAX_MANIFEST_BYTES)
         except FileNotFoundError:
             raise BundleError(f"{_FIRST_CALIBRATION} is missing from {path}; export the bundle again") from None
         if hashlib.sha256(content).hexdigest() != digest:
@@ -217,26 +219,26 @@ def _as_today(manifest: Manifest, *, identity: str, path: Path) -> Manifest:
 
 
 def _first_identity(content: bytes) -> str:
-    """The identity of a bundle of the first format, from its manifest: what it has had ever since it was made.
+    """The identity of a bundle of the first format: a hash of its manifest on one line, without the calibration file.
 
-    Its fields as they stand there, the calibration left out of its files, in one line. Nothing here may change.
+    Must not change, as drafters refer to their targets by it.
     """
-    said = msgspec.json.decode(content, type=dict[str, Any])
-    said["files"] = {name: digest for name, digest in sorted(said["files"].items()) if name != _FIRST_CALIBRATION}
-    return hashlib.sha256(msgspec.json.encode(said)).hexdigest()
+    fields = msgspec.json.decode(content, type=dict[str, Any])
+    fields["files"] = {name: digest for name, digest in sorted(fields["files"].items()) if name != _FIRST_CALIBRATION}
+    return hashlib.sha256(msgspec.json.encode(fields)).hexdigest()
 
 
 def part_at(path: Path) -> Part:
-    """Which part of a bundle lies at `path`: "device" where any of what only a worker reads is absent."""
+    """Which part of a bundle is at `path`: "device" if any file that only a worker reads is missing."""
     manifest = read_manifest(path)
     others = manifest.files.keys() - device_files(manifest)
     return "whole" if all((path / name).is_file() for name in others) else "device"
 
 
 def copy_bundle(bundle: Bundle, out: Path) -> Bundle:
-    """Copy the part that `bundle` was opened for to `out`, where nothing is yet, and verify the copy.
+    """Copy the opened part of `bundle` to `out`, which must not exist, and verify the copy.
 
-    The identity stays the same. Raises BundleError, and OSError where it cannot be written.
+    The identity stays the same. Raises BundleError, and OSError if the copy cannot be written.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
@@ -258,13 +260,13 @@ def span_file(cut: str, start: str = "image") -> str:
 
 
 def device_files(manifest: Manifest) -> frozenset[str]:
-    """The files of a bundle that a device reads: all but a target's own weights and config, which are for torch."""
-    ours = (name for name in manifest.files if name == EMBEDDINGS or not name.endswith(_WORKERS))
-    return frozenset(ours)
+    """The files of a bundle that a device reads: all but a target's weights and config for torch."""
+    names = (name for name in manifest.files if name == EMBEDDINGS or not name.endswith(_WORKER_SUFFIXES))
+    return frozenset(names)
 
 
 def write_manifest(path: Path, manifest: Manifest) -> Manifest:
-    """Hash every file in the folder `path` (flat) and write the manifest last; returns it with `files` and `identity`.
+    """Hash every file in the flat folder `path`, then write the manifest; returns it with `files` and `identity`.
 
     Raises OSError.
     """
@@ -272,18 +274,17 @@ def write_manifest(path: Path, manifest: Manifest) -> Manifest:
     names = sorted(file.name for file in path.iterdir() if file.is_file() and file.name not in others)
     files = {name: sha256_of(path / name) for name in names if not is_draft(name)}
     manifest = msgspec.structs.replace(manifest, format=FORMAT, files=files)
-    lasting = msgspec.structs.replace(manifest, identity="", calibration=None)
-    identity = hashlib.sha256(msgspec.json.encode(lasting, order="deterministic")).hexdigest()
+    hashed = msgspec.structs.replace(manifest, identity="", calibration=None)
+    identity = hashlib.sha256(msgspec.json.encode(hashed, order="deterministic")).hexdigest()
     manifest = msgspec.structs.replace(manifest, identity=identity)
     _write(path, manifest)
     return manifest
 
 
 def write_calibration(bundle: Bundle, calibration: msgspec.Struct) -> None:
-    """Put `calibration` into an opened bundle, in place of one that is there; nothing else changes, as it was verified.
+    """Write `calibration` into the manifest of an opened bundle, in place of an older one; nothing else changes.
 
-    It is one step: what was there stays until all of it is there. Raises InputError where the bundle cannot be written,
-    StorageError where there is no room.
+    The write is atomic. Raises InputError if the bundle cannot be written, StorageError if the disk is full or fails.
     """
     with storing(bundle.path / MANIFEST):
         _write(bundle.path, msgspec.structs.replace(bundle.manifest, calibration=msgspec.to_builtins(calibration)))
@@ -296,17 +297,17 @@ def _write(path: Path, manifest: Manifest) -> None:
 
 @contextmanager
 def _reading(name: str, path: Path) -> Iterator[None]:
-    """Raises BundleError for what cannot be read, but for what is not there."""
+    """Raises BundleError for a file that cannot be read; errors of a missing one pass through."""
     try:
         yield
     except (FileNotFoundError, NotADirectoryError):
         raise
-    except (OSError, RuntimeError) as error:  # the latter for a link to itself
+    except (OSError, RuntimeError) as error:  # RuntimeError is raised for a link to itself
         why = error.strerror if isinstance(error, OSError) else "it is a link to itself"
         raise BundleError(f"{name} in {path} cannot be read: {why}") from None
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a regular file, as manifests hold it. Raises OSError."""
+    """The SHA-256 of a regular file in hexadecimal. Raises OSError."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,10 +1,10 @@
-"""What every layer of a model takes: weights, arithmetic, cache, and what crosses a cut before it.
+"""The cost of every layer of a model: weights, operations, cache, and the boundary before it.
 
     2 · parameters · rows + 4 · rows · context · attends     floating-point operations
 
-A multiplication and an addition for each weight and row; in attention as many for each pair of a row and one that it
-sees, once for the scores and once for the values, over `attends` values (heads times their size). Norms, activations
-and softmax are left out: they are some percent of it.
+That is one multiplication and one addition for each weight and row. Attention has as many for each pair of a row and
+one that it sees, for scores and for values, over `attends` values (heads times their size). Norms, activations and
+softmax are left out; they add a few percent.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from cutline.models.families import Grid
 
 Unit = Literal["patch", "image token", "token", "answer"]  # what a row of a layer stands for
 
-_UNITS: dict[str, Unit] = {"connector": "image token", "decoder": "token", "head": "answer"}  # patches elsewhere
+_UNITS: dict[str, Unit] = {"connector": "image token", "decoder": "token", "head": "answer"}  # elsewhere "patch"
 
-VALUE_BYTES = 4  # of a value of rows and of the key-value cache: float32, as devices have it whatever their weights
+VALUE_BYTES = 4  # of a value in rows and KV cache: devices use float32, whatever the type of their weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """Rows of one request: patches in the tower, how many of them each one sees, image tokens, tokens of the prompt."""
+    """Numbers of rows of one request: `patches` in the tower, each of which sees `seen`, image and prompt tokens."""
 
     images: int = 1
     patches: int
@@ -36,20 +36,20 @@ class Sizes:
 
     @property
     def tiles(self) -> int:
-        """How many times the tower runs: for each tile, or each image of a family that has none."""
+        """How many times the tower runs: once a tile, or once an image in a family without tiles."""
         return round(self.patches / self.seen) if self.seen else 0
 
     def rows(self, unit: Unit) -> int:
-        """How many `unit` a prefill has; of the head's rows only the last is wanted."""
+        """The number of `unit` rows in a prefill; the head computes only the last row."""
         return {"patch": self.patches, "image token": self.image_tokens, "token": self.tokens, "answer": 1}[unit]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerCost:
-    """One layer. `unit` is what its rows are, `attends` the width of its attention (0 without one).
+    """The cost of one layer. `unit` is what its rows stand for, `attends` the width of its attention, or 0.
 
-    `crosses` is what a row of the boundary before it stands for, None before `image`, where a picture file crosses;
-    `width` is that of such a row.
+    `crosses` is what the rows of the boundary before it stand for, and `width` is their width. It is None before
+    `image`, where an image file crosses.
     """
 
     name: str
@@ -61,11 +61,11 @@ class LayerCost:
     width: int
 
     def flops(self, rows: int, context: float) -> float:
-        """Operations for `rows` rows that see `context` rows each, themselves included."""
+        """Operations for `rows` rows, each of which sees `context` rows including itself."""
         return 2.0 * self.parameters * rows + 4.0 * rows * context * self.attends
 
     def prefill_flops(self, sizes: Sizes) -> float:
-        """Operations for a request up to its first token. A prompt's rows see half of it on average."""
+        """Operations of a prefill. A row of the prompt sees half of the prompt on average."""
         context = sizes.seen if self.unit == "patch" else (sizes.tokens + 1) / 2
         return self.flops(sizes.rows(self.unit), context)
 
@@ -74,16 +74,16 @@ class LayerCost:
         return self.flops(1, context) if self.unit in ("token", "answer") else 0.0
 
     def boundary(self, sizes: Sizes) -> tuple[int, int] | None:
-        """Rows and width of what crosses the cut before this layer for a whole prompt; None at `image`."""
+        """Rows and width of the boundary before this layer for a whole prompt; None at `image`."""
         return None if self.crosses is None else (sizes.rows(self.crosses), self.width)
 
     def boundary_bytes(self, sizes: Sizes, wire: Wire) -> int | None:
-        """Bytes of that boundary, its messages' own not counted; None at `image`."""
+        """Bytes of that boundary without the overhead of messages; None at `image`."""
         return None if self.crosses is None else sizes.rows(self.crosses) * bytes_per_row(wire, self.width)
 
 
 def layer_costs(manifest: Manifest, *, value_bytes: int = VALUE_BYTES) -> tuple[LayerCost, ...]:
-    """The cost of each layer of the model's line, in order, with `value_bytes` a value of its cache."""
+    """The cost of each layer on the model's line, in order; `value_bytes` is the size of a value in its KV cache."""
     vision, decoder = manifest.vision, manifest.decoder
     cache = 2 * decoder.kv_heads * decoder.head_dim * value_bytes
 
@@ -106,12 +106,12 @@ def layer_costs(manifest: Manifest, *, value_bytes: int = VALUE_BYTES) -> tuple[
 
 
 def request_sizes(manifest: Manifest, grids: Sequence[Grid], tokens: int) -> Sizes:
-    """The sizes of a request of images that became `grids`, with a prompt of `tokens`, image tokens included."""
+    """The sizes of a request with images of these `grids` and a prompt of `tokens`, image tokens included."""
     family = manifest.family
     patches = [family.patches(grid) for grid in grids]
-    # Families that cut an image into tiles attend within each; (0, 0) is their one tile. Others see the whole image.
+    # A family with tiles, where (0, 0) is a single tile, attends within each tile; others attend over the whole image.
     tiled = family.takes((0, 0))
-    seen = family.patches((0, 0)) if tiled else round(sum(one * one for one in patches) / max(1, sum(patches)))
+    seen = family.patches((0, 0)) if tiled else round(sum(count**2 for count in patches) / max(1, sum(patches)))
     return Sizes(
         images=len(grids),
         patches=sum(patches),

@@ -1,9 +1,9 @@
-"""The memory that decoding images may take: one budget for the whole process, whoever sends them.
+"""A process-wide budget of the memory for decoding images.
 
     with DECODING.hold(read_header(file).memory):
-        ...  # decode, and keep what is small
+        ...  # decode, and keep only what is small
 
-What a picture takes is known from its header: what would take too much is refused there, what fits waits its turn.
+The memory of an image is known from its header. `read_header` refuses one that needs too much; the others wait here.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from contextlib import contextmanager
 
 from cutline.models.images import MAX_MEMORY
 
-LARGE = 8 << 20  # bytes: worth to be given back at once
+LARGE = 8 << 20  # bytes: from this size on memory is returned to the system at once
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt
 
 
 class MemoryBudget:
-    """So many bytes, of which each who decodes holds some for as long as it takes. For any threads."""
+    """A budget of `capacity` bytes, of which threads hold parts while they decode. For any threads."""
 
-    def __init__(self, room: int) -> None:
+    def __init__(self, capacity: int) -> None:
         self.held = 0
-        self._room = room
+        self._capacity = capacity
         self._turn = threading.Lock()
         self._changed = threading.Condition()
 
     @contextmanager
     def hold(self, size: int) -> Iterator[None]:
-        """Wait until `size` bytes are left, and hold them meanwhile. Who holds some must not ask for more.
+        """Wait until `size` bytes are free, and hold them within this context. A thread must not nest two of these.
 
-        When they are let go nothing may refer to the picture any more: its memory then goes back to the system.
+        At the end no reference to the decoded image may be left, so that its memory can be returned to the system.
         """
-        size = min(size, self._room)
+        size = min(size, self._capacity)
         if size >= LARGE:
             _glibc()
-        with self._turn, self._changed:  # one waits at a time, so that small ones do not starve a large one
-            self._changed.wait_for(lambda: self.held + size <= self._room)
+        with self._turn, self._changed:  # one thread waits at a time, so that small requests do not starve a large one
+            self._changed.wait_for(lambda: self.held + size <= self._capacity)
             self.held += size
         try:
             yield
@@ -55,14 +55,14 @@ DECODING = MemoryBudget(MAX_MEMORY)
 
 
 def give_back() -> None:
-    """Return freed memory to the system. glibc keeps it for later otherwise; other allocators have no such call."""
+    """Return freed memory to the system, which glibc does not do by itself. Does nothing with other allocators."""
     if (libc := _glibc()) is not None:
         libc.malloc_trim(0)
 
 
 @functools.cache
 def _glibc() -> ctypes.CDLL | None:
-    """The allocator, told to map large blocks one by one: a thread's own heap does not shrink at its end."""
+    """glibc, set to map large blocks separately, as a thread's own heap does not shrink; None for another libc."""
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "malloc_trim"):
         return None

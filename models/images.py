@@ -1,9 +1,9 @@
-"""Images, from a stranger's bytes to the pixels that a vision tower takes.
+"""Decodes untrusted image files.
 
     bytes ── decode_image ──► RGB picture ── Family.preprocess ──► Pixels for the tower
-      └────────── Family.shrink ◄──┘   fewer bytes that give the same Pixels: what the edge uploads
+      └────────── Family.shrink ◄──┘   fewer bytes with the same Pixels, for the upload
 
-This module decodes; how a picture becomes pixels is each family's own arithmetic (`cutline.models.families`).
+How a picture becomes Pixels is each family's own arithmetic (`cutline.models.families`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import (
-    AvifImagePlugin,  # noqa: F401 - like the next, registers its format: for one that is not, Pillow loads all it has
+    AvifImagePlugin,  # noqa: F401 - registers its format, as the next; for an unknown one Pillow imports every plugin
     Image,
     ImageOps,
     WebPImagePlugin,  # noqa: F401
@@ -28,34 +28,34 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from cutline.errors import ImageError
 
-TRAVELLING = ("JPEG", "PNG", "WEBP")  # what goes to a worker, which reads no more than that
+TRAVELLING = ("JPEG", "PNG", "WEBP")  # the formats that a worker reads
 FORMATS = (*TRAVELLING, "AVIF", "BMP", "GIF", "HEIF")
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK")
 MAX_BYTES = 32 * 1024 * 1024
 MAX_PIXELS = 4096 * 4096
-REDUCTION = 2  # on a side, of a JPEG with more pixels than that: its decoder skips what is not wanted
-MAX_MEMORY = 16 * MAX_PIXELS  # bytes that decoding may take: a WebP of the most pixels does
+REDUCTION = 2  # of each side of a larger JPEG, whose decoder can skip detail
+MAX_MEMORY = 16 * MAX_PIXELS  # bytes for decoding one image, enough for a WebP of MAX_PIXELS
 MIN_SIDE = 8
 MAX_ASPECT = 20
-MAX_SCANS = 64  # at MAX_PIXELS, fewer at more: encoders write about ten, and one of 14 bytes can cost 15 ms there
+MAX_SCANS = 64  # of a JPEG of MAX_PIXELS, fewer if larger: encoders write ten; a scan of 14 bytes can take 15 ms
 MAX_SEGMENTS = 4096
 
-_JPEG = b"\xff\xd8"  # how one begins
+_JPEG = b"\xff\xd8"  # its first bytes
 _JPEG_MARKER = re.compile(rb"\xff([\xc0-\xcf\xd8-\xfe])")
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 _HEIC = re.compile(rb"(?s).{4}ftyp(?:he[iv][cxms]|(?:mif1|msf1).{0,48}?heic)")
-_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # in EXIF: width and height change places
-_LOADED = {"WEBP": 16, "AVIF": 16, "HEIF": 16}  # bytes that a pixel takes while it is decoded, as measured; else 4
-_STRIP = 1 << 20  # pixels that are converted at a time
+_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # EXIF's tag, and its values that swap width and height
+_DECODE_BYTES = {"WEBP": 16, "AVIF": 16, "HEIF": 16}  # memory a pixel while decoding, as measured; for others 4
+_STRIP = 1 << 20  # pixels converted at a time
 
 Size = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pixels:
-    """What the tower takes of one image: `values` float32 (n, ...), tiles or patches as its family has them.
+    """The tower's input for one image: `values` float32 (n, ...), which are tiles or patches by family.
 
-    `grid` counts rows and columns of these, as the prompt wants it.
+    `grid` has their rows and columns, from which the prompt is built.
     """
 
     values: NDArray[np.float32]
@@ -66,8 +66,8 @@ class Pixels:
 class Header:
     """What is known of an image before it is decoded.
 
-    `size` (width, height) is what it becomes, upright; a PNG may tell only behind its pixels that it is turned. A JPEG
-    that is `reduced` is decoded at half its width and height. `memory` bytes are needed to decode it.
+    `size` (width, height) is that of the decoded image, upright, except for a PNG with its orientation after the
+    pixels. A JPEG that is `reduced` is decoded at half its width and height. Decoding takes `memory` bytes.
     """
 
     format: str
@@ -77,31 +77,29 @@ class Header:
 
     @property
     def travels(self) -> bool:
-        """Whether a worker reads the file as it is."""
+        """Whether a worker can read the file unchanged."""
         return self.format in TRAVELLING and not self.reduced
 
 
 def read_header(data: bytes, formats: tuple[str, ...] = FORMATS) -> Header:
-    """What a file of one of the `formats` will be and take. Nothing is decoded. Raises ImageError as `decode_image`."""
+    """The header of a file of one of the `formats`, without decoding. Raises ImageError as `decode_image` does."""
     with warnings.catch_warnings():
-        # Pillow warns of bombs and broken metadata; what matters of that is raised here.
+        # Pillow warns of decompression bombs and broken metadata; what matters is raised as an ImageError.
         warnings.filterwarnings("ignore", module=r"PIL\.")
         return _read(data, formats)
 
 
 def decode_image(data: bytes, formats: tuple[str, ...] = FORMATS) -> Image.Image:
-    """The picture in a file of one of the `formats` as plain RGB, upright, transparency laid on white.
+    """The image in a file of one of the `formats` as RGB, upright, with transparency on white.
 
-    Of a GIF it is the first; HEIC needs the plugin of the extra `heic`. `data` is hostile: its size, dimensions, kind,
-    number of JPEG scans and what decoding takes are checked before anything is decoded. Raises ImageError, whose text
-    never repeats anything of Pillow's.
+    Of a GIF it is the first frame; HEIC needs the extra `heic`. `data` is untrusted: its size, dimensions, kind, number
+    of JPEG scans and memory are checked before decoding. Raises ImageError, whose text has nothing of Pillow's.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
         header = _read(data, formats)
-        opened = _open(
-            data, formats
-        )  # anew: Pillow keeps what metadata it found before the pixels, and may look behind
+        # Opened again, as Pillow caches the metadata that `_read` found before the pixels, and there may be more after.
+        opened = _open(data, formats)
         if header.reduced:
             opened.draft(None, (opened.width // REDUCTION, opened.height // REDUCTION))
         return _load(opened)
@@ -112,10 +110,10 @@ def _read(data: bytes, formats: tuple[str, ...]) -> Header:
         raise ImageError("the image is empty; give a JPEG, PNG or WebP file")
     if len(data) > MAX_BYTES:
         raise ImageError(f"the image file is over {MAX_BYTES >> 20} MiB; save it smaller")
-    # Pillow reads every segment on opening, so these are counted before.
+    # Counted before opening, as Pillow then reads every segment.
     scans = _scans(data) if data.startswith(_JPEG) else 0
     opened = _open(data, formats)
-    jpeg = isinstance(opened, JpegImageFile)  # a phone's may be MPO, one with further pictures behind it
+    jpeg = isinstance(opened, JpegImageFile)  # also MPO, a phone's JPEG with further images appended
     if (fault := size_fault(opened.size, jpeg=jpeg) or _kind_fault(opened, data)) is not None:
         raise ImageError(fault)
     width, height = opened.size
@@ -132,8 +130,8 @@ def _read(data: bytes, formats: tuple[str, ...]) -> Header:
 
 
 def _open(data: bytes, formats: tuple[str, ...]) -> Image.Image:
-    """Read the header alone."""
-    known = [one for one in formats if one != "HEIF"]
+    """Open a file, which reads its header only. Raises ImageError."""
+    known = [name for name in formats if name != "HEIF"]
     if "HEIF" in formats and _HEIC.match(data[:128]):
         if not _reads_heic():
             raise ImageError("HEIC needs Cutline's extra `heic` where the agent runs; or save it as JPEG")
@@ -149,7 +147,7 @@ def _open(data: bytes, formats: tuple[str, ...]) -> Image.Image:
 
 @functools.cache
 def _reads_heic() -> bool:
-    """Whether the plugin is there; it is loaded with the first such picture."""
+    """Whether the HEIC plugin is installed; it is loaded on the first call."""
     if importlib.util.find_spec("pillow_heif") is None:
         return False
     import pillow_heif
@@ -159,7 +157,7 @@ def _reads_heic() -> bool:
 
 
 def _orientation(opened: Image.Image) -> int:
-    """As the header has it. A PNG's own method would decode it first, to look behind its pixels too."""
+    """The orientation in the header. PNG's own `getexif` would decode the image, to find metadata after the pixels."""
     try:
         return int(Image.Image.getexif(opened).get(_ORIENTATION, 1))
     except Exception:  # broken metadata may raise anything
@@ -167,14 +165,14 @@ def _orientation(opened: Image.Image) -> int:
 
 
 def _memory(opened: Image.Image, pixels: int, scans: int) -> int:
-    """Bytes that it takes to make `pixels` of a file."""
-    loaded = _LOADED.get(opened.format or "", 4) * pixels
+    """Bytes of memory for decoding a file to so many `pixels`."""
+    loaded = _DECODE_BYTES.get(opened.format or "", 4) * pixels
     if isinstance(opened, JpegImageFile) and (scans > 1 or "progressive" in opened.info):
-        # All coefficients are held until the last scan is read: two bytes each, fewer of a channel that is halved.
+        # All coefficients are held until the last scan: two bytes each, with fewer of them in a subsampled channel.
         shares = [across * down for _, across, down, _ in opened.layer]
         most = max(layer[1] for layer in opened.layer) * max(layer[2] for layer in opened.layer)
         loaded += 2 * opened.width * opened.height * sum(shares) // most
-    return max(loaded, 8 * pixels)  # of which half is the result, beside what it is converted or turned from
+    return max(loaded, 8 * pixels)  # the result, and the image from which it is converted or rotated
 
 
 def _load(opened: Image.Image) -> Image.Image:
@@ -183,12 +181,12 @@ def _load(opened: Image.Image) -> Image.Image:
         image = _plain(opened)
     except Exception:  # a decoder may raise anything on bytes made to break it
         raise _damaged() from None
-    image.info.clear()  # profiles and comments would ride along into what is uploaded
+    image.info.clear()  # else profiles and comments would be uploaded too
     return image
 
 
 def _plain(opened: Image.Image) -> Image.Image:
-    """The picture as RGB on white, strip by strip: whole, each step would take as much memory again."""
+    """The image as RGB on white, converted in strips: at once each step would need memory for another image."""
     clear = "A" in opened.getbands() or opened.info.get("transparency") is not None
     width, height = opened.size
     image, rows = Image.new("RGB", opened.size), max(1, _STRIP // width)
@@ -202,7 +200,7 @@ def _plain(opened: Image.Image) -> Image.Image:
 
 
 def size_fault(size: Size, *, jpeg: bool = False) -> str | None:
-    """What is wrong with an image of `size` (width, height), in words; None if it is taken."""
+    """Why an image of `size` (width, height) is refused, as text; None if it is accepted."""
     short, long = sorted(size)
     named = f"the image is {size[0]}x{size[1]} pixels"
     if short * long > MAX_PIXELS * (REDUCTION**2 if jpeg else 1):
@@ -215,7 +213,7 @@ def size_fault(size: Size, *, jpeg: bool = False) -> str | None:
 
 
 def _kind_fault(opened: Image.Image, data: bytes) -> str | None:
-    if opened.format == "PNG" and data[24] == 16:  # the header's bit depth: Pillow would drop the low bits unasked
+    if opened.format == "PNG" and data[24] == 16:  # the header's bit depth; Pillow would silently drop the low bits
         return "the image has 16 bits a channel; save it with 8"
     if opened.mode not in MODES:
         return f"the image is {opened.mode}; save it as RGB"
@@ -225,7 +223,7 @@ def _kind_fault(opened: Image.Image, data: bytes) -> str | None:
 
 
 def _scans(data: bytes) -> int:
-    """The scans of a JPEG. Walks its markers as libjpeg does, up to the end of the first image. Raises ImageError."""
+    """The number of scans of a JPEG's first image, found by its markers as libjpeg does. Raises ImageError."""
     scans, position = 0, 2
     for _ in range(MAX_SEGMENTS):
         found = _JPEG_MARKER.search(data, position)
@@ -253,7 +251,7 @@ def _megapixels(*, jpeg: bool) -> int:
 def normalised(
     tiles: NDArray[np.uint8], mean: tuple[float, float, float], std: tuple[float, float, float]
 ) -> NDArray[np.float32]:
-    """Bytes (n, 3, height, width) to the tower's range. A channel has 256 values, worked out once and looked up."""
+    """Bytes (n, 3, height, width) normalised as float32, by a table of the 256 values of each channel."""
     scaled = (np.arange(256) * (1 / 255)).astype(np.float32)
     values = np.empty(tiles.shape, np.float32)
     for channel, (middle, spread) in enumerate(zip(mean, std, strict=True)):
@@ -264,16 +262,14 @@ def normalised(
 def lossless(image: Image.Image) -> bytes:
     """The image as a lossless WebP file."""
     out = BytesIO()
-    options: dict[str, Any] = {
-        "lossless": True,
-        "quality": 0,
-    }  # the quickest effort; more gains 2% at ten times the time
+    # The least effort: more saves 2% in ten times the time.
+    options: dict[str, Any] = {"lossless": True, "quality": 0}
     image.save(out, "WEBP", **options)
     return out.getvalue()
 
 
 def as_png(image: Image.Image) -> bytes:
-    """The image as a PNG file: larger than `lossless`, of any width, and read by everybody."""
+    """The image as a PNG file, which is larger than `lossless`, of any width, and readable everywhere."""
     out = BytesIO()
     image.save(out, "PNG")
     return out.getvalue()

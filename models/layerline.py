@@ -1,4 +1,4 @@
-"""The layer line: a model as one ordered line of layers, `image → vision.0..n → connector → decoder.0..m → head`."""
+"""The layer line: a model as one sequence of layers, `image → vision.0..n → connector → decoder.0..m → head`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Annotated
 
 import msgspec
 
-# Checked where a manifest is read, so that no number in it makes a reader take all the memory there is.
+# Bounds on the numbers in a manifest, so that none makes its reader use up all memory.
 Count = Annotated[int, msgspec.Meta(ge=1, le=10**7)]
 Layers = Annotated[int, msgspec.Meta(ge=1, le=1000)]
 
-END = "end"  # where a span ends that has the head
+END = "end"  # the end of a span with the head
 
 
 class LayerLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -27,16 +27,16 @@ class LayerLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return ("image", *vision, "connector", *decoder, "head")
 
     def decoder_layer(self, cut: str) -> int:
-        """The first decoder layer that the cloud runs at `cut`: 0 at a cut before them, their number from `head` on."""
+        """The first decoder layer that the cloud runs at `cut`: 0 before the decoder, all layers from `head` on."""
         return min(max(0, self.place(cut) - self.place("decoder.0")), self.decoder)
 
     def place(self, cut: str) -> int:
-        """How many layers stand before `cut`, which may be END. Raises ValueError for another name."""
+        """The number of layers before `cut`, which may be END. Raises ValueError for an unknown name."""
         return (*self.layers, END).index(cut)
 
     @property
     def deep_cuts(self) -> tuple[str, ...]:
-        """The cuts inside the decoder, `decoder.1` to `head`: there every token crosses as a boundary row."""
+        """The cuts inside the decoder, `decoder.1` to `head`, where every token crosses as a boundary row."""
         return self.layers[self.place("decoder.0") + 1 :]
 
     @property

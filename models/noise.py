@@ -1,8 +1,8 @@
-"""Gumbel noise by counter: the same bits for the same `(seed, position)`, whether NumPy or torch computes them.
+"""Counter-based Gumbel noise: the same bits for the same `(seed, position)` in NumPy and torch.
 
-Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) in signed 64-bit integers,
-which both libraries have, then a logarithm made of additions, multiplications and divisions alone: each of those
-is rounded the same everywhere, while two libraries' own `log` differ in the last bit.
+It is Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) in signed 64-bit integers,
+which both libraries have, followed by a logarithm of additions, multiplications and divisions only. Those are rounded
+the same everywhere, while the libraries' own `log` differ in the last bit.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def gumbel(seed: int, position: int, size: int, *, xp: Any = np) -> Any:
 
 
 def _uniform(seed: int, position: int, size: int, xp: Any) -> Any:
-    """Uniforms strictly between 0 and 1: (size,) float64, the multiples of 2**-32 plus a half."""
+    """Uniforms (size,) float64 strictly between 0 and 1: odd multiples of 2**-33."""
     blocks = -(-size // 4)
     counter = [
         xp.arange(blocks, dtype=xp.int64),
@@ -42,9 +42,9 @@ def _uniform(seed: int, position: int, size: int, xp: Any) -> Any:
 
 
 def _philox(counter: list[Any], key: list[int]) -> list[Any]:
-    """Ten rounds over four words a block; every word is 32 bits wide, held in an int64."""
+    """Ten rounds of Philox over blocks of four words; a word is 32 bits, held in an int64."""
     for _ in range(_ROUNDS):
-        # The product of two 32-bit words may wrap the sign bit: the bits are right, and masking drops the sign.
+        # The product of two 32-bit words may overflow into the sign bit. The bits are right; masking drops the sign.
         first, second = counter[0] * _MULTIPLIERS[0], counter[2] * _MULTIPLIERS[1]
         counter = [
             (second >> 32 & _WORD) ^ counter[1] ^ key[0],
@@ -61,7 +61,7 @@ def _gumbel_of(uniform: Any, xp: Any) -> Any:
 
 
 def _log(x: Any, xp: Any) -> Any:
-    """Natural logarithm of positive float64, from exactly rounded operations only; relative error below 1e-14."""
+    """Natural logarithm of positive float64, by exactly rounded operations; its relative error is below 1e-14."""
     mantissa, exponent = xp.frexp(x)
     small = mantissa < _SQRT_HALF
     mantissa = xp.where(small, mantissa * 2.0, mantissa)

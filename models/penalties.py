@@ -1,7 +1,7 @@
-"""What is changed of logits before a token is chosen: by a request's sampling, and by the model's own settings.
+"""Penalties and biases on logits, from a request's sampling and from the model's own settings.
 
-They are a part of the law of the next token: a function of the logits and the tokens before, the same in NumPy and
-torch to the last bit, and the same as that of transformers' logits processors.
+They are part of the law of the next token: a function of the logits and the tokens before, bit for bit the same in
+NumPy and torch, and equal to transformers' logits processors.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _Tokens = tuple[_Token, ...]
 
 
 class Penalties(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
-    """What is taken from the logits of every answer of a model, by the names that `generation_config.json` has for it.
+    """A model's own penalties, named as in `generation_config.json`. The defaults are no penalty.
 
-    `repetition_penalty` lowers every token of prompt and answer, image tokens among them. No `no_repeat_ngram_size`
-    tokens come twice in that order, and no sequence of `bad_words_ids` is completed. `suppress_tokens` never come,
-    `begin_suppress_tokens` not as the first. No answer ends before `min_new_tokens`, or before it has `min_length`
-    tokens with its prompt. Zero and none are no penalty.
+    `repetition_penalty` lowers every token of prompt and answer, image tokens too. No n-gram of `no_repeat_ngram_size`
+    tokens occurs twice, and no sequence of `bad_words_ids` is completed. `suppress_tokens` never occur, and
+    `begin_suppress_tokens` not as the first token. No answer ends before `min_new_tokens`, or before prompt and answer
+    together have `min_length` tokens.
     """
 
     repetition_penalty: Annotated[float, msgspec.Meta(ge=0.01, le=100)] = 1.0
@@ -42,12 +42,12 @@ NO_PENALTIES = Penalties()
 
 
 class Past:
-    """The tokens of one prompt and its answer as far as it is, and what becomes of the logits after them.
+    """The tokens of a prompt and its answer so far, and the penalties and biases that follow from them.
 
-    That is by the model's own `penalties` and the request's `sampling`, in the order that transformers has.
+    They come from the model's `penalties` and the request's `sampling`, in transformers' order.
 
-    `first` is the position of the answer's first token, `stop_tokens` are those that end an answer, and the logits to
-    come are like `like` (vocabulary,), an array of `xp` (numpy or torch). Not for two threads at once.
+    `first` is the position of the answer's first token; `stop_tokens` end an answer. `like` (vocabulary,), an array of
+    `xp` (numpy or torch), has the shape and device of the logits. For one thread at a time.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Past:
         if sampling.repetition_penalty is not None:
             self._repetition = sampling.repetition_penalty
         self._presence, self._frequency = sampling.presence_penalty, sampling.frequency_penalty
-        # How often the answer has each token; as long as the vocabulary, so only where it is asked for.
+        # The count of each token in the answer; as it is as long as the vocabulary, only if it is needed.
         self._counts: Any = xp.zeros_like(like, dtype=xp.float32) if self._presence or self._frequency else None
         self._first, self._prompt = first, len(prompt)
         self._stops = frozenset(stop_tokens)
@@ -78,11 +78,13 @@ class Past:
         if sampling.logit_bias:
             self._bias = xp.zeros_like(like, dtype=xp.float32)
             self._add(self._bias, dict(sampling.logit_bias))
-        self._followers = defaultdict[tuple[int, ...], set[int]](set)  # what came after all but one of an n-gram
+        self._followers = defaultdict[tuple[int, ...], set[int]](
+            set
+        )  # tokens that followed the first n - 1 of an n-gram
         self.extend(prompt)
 
     def extend(self, tokens: Sequence[int]) -> None:
-        """Go on with `tokens`."""
+        """Append `tokens`."""
         if not tokens:
             return
         size, begin = self._penalties.no_repeat_ngram_size, len(self.tokens)
@@ -96,16 +98,16 @@ class Past:
                 self._followers[tuple(self.tokens[end - size + 1 : end])].add(self.tokens[end])
 
     def penalised(self, logits: Any) -> Any:
-        """The logits (vocabulary,) of the next token, in float32; those given stay as they are."""
+        """The `logits` (vocabulary,) of the next token with penalties and biases, as a new float32 array."""
         xp = self._xp
         logits = xp.asarray(logits, dtype=xp.float32)
         if self._bias is not None:
             logits = logits + self._bias
         if self._repetition != 1.0:
-            # Divided by an array: by a number, a GPU would multiply with the reciprocal, which rounds otherwise.
+            # Divided by an array: for a number a GPU would multiply by the reciprocal, which rounds differently.
             lowered = xp.where(logits < 0, logits * self._penalty, logits / self._penalty)
             logits = xp.where(self._seen, lowered, logits)
-        # One product and one difference a line: a library that fused them would round once instead of twice.
+        # As separate operations, so that both libraries round twice; a fused one would round once.
         if self._frequency:
             logits = logits - self._counts * xp.full_like(logits[:1], self._frequency)
         if self._presence:
@@ -117,7 +119,7 @@ class Past:
         return logits
 
     def _banned(self) -> set[int]:
-        """The tokens that may not come next."""
+        """The tokens that must not come next."""
         penalties, tokens = self._penalties, self.tokens
         banned = set(penalties.suppress_tokens)
         answered = len(tokens) - self._prompt
@@ -133,9 +135,9 @@ class Past:
         return banned
 
     def _add(self, sums: Any, values: Mapping[int, float]) -> None:
-        """Add `values`, by their tokens, to `sums` (vocabulary,)."""
+        """Add the `values` of tokens to `sums` (vocabulary,)."""
         added = self._xp.asarray(list(values.values()), dtype=self._xp.float32)
-        # NumPy has one device.
+        # NumPy arrays have no device to move to.
         sums[self._index(list(values))] += added if self._xp is np else added.to(sums.device)
 
     def _index(self, tokens: Sequence[int]) -> Any:

@@ -1,7 +1,7 @@
-"""What a cut and a wire format were measured to cost: bytes up, and answers that are no longer the target's own.
+"""Measured prices of cuts and wire formats: bytes sent, and answers that differ from the target's own.
 
-`cutline calibrate` asks the same questions at every cut in every format and writes what it found into the target's
-bundle. Answers are greedy, and bytes are those of sessions of mode `split`, or `cloud` at `image`.
+`cutline calibrate` asks the same questions at every cut in every format and writes the results into the target's
+bundle. Answers are greedy. Sessions have mode `split`, or `cloud` at the cut `image`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
 class Price(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One way to ask: a cut, a wire format, and the share of image tokens that enters the decoder.
+    """The price of one cut, wire format, and share of image tokens that enters the decoder.
 
-    `bytes_up` is a mean over the questions. Of them the share `answers` has exactly the target's tokens; `tokens` is
-    the share of the target's tokens that stand at the same place in the answer; `right` is the share of right answers,
-    where those were known.
+    `bytes_up` is the mean of the questions. `answers` is the share of them with exactly the target's tokens, `tokens`
+    the share of the target's tokens at the same position of the answer, and `right` the share of correct answers, if
+    those are known.
     """
 
     cut: str
@@ -35,9 +35,9 @@ class Price(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 class Leak(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What an attacker who learnt to invert a boundary recovered of pictures that he had not seen.
+    """How much of unseen images an attacker recovered who was trained to invert a boundary.
 
-    `recovered` is the share of the pictures' variance around their mean: 0 is a blind guess, 1 the picture itself.
+    `recovered` is the explained share of the images' variance: 0 is a blind guess, 1 the image itself.
     """
 
     cut: str
@@ -46,9 +46,9 @@ class Leak(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 
 class Prices(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """All that was measured on `questions` questions, as a target's bundle holds it.
+    """The calibration of a target's bundle, measured on `questions` questions.
 
-    `leaks` were measured apart, on pictures of one kind and with one attack.
+    `leaks` were measured separately, on images of one kind and with one attack.
     """
 
     questions: Annotated[int, msgspec.Meta(ge=1)]
@@ -58,16 +58,16 @@ class Prices(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     @property
     def agreement(self) -> dict[tuple[str, Wire], float]:
         """The share of answers that are exactly the target's, by cut and format, with all image tokens kept."""
-        return {(one.cut, one.wire): one.answers for one in self.prices if one.keep_image_tokens == 1.0}
+        return {(price.cut, price.wire): price.answers for price in self.prices if price.keep_image_tokens == 1.0}
 
     @property
     def recovered(self) -> dict[tuple[str, Wire], float]:
-        """What was recovered of pictures, by cut and format."""
-        return {(one.cut, one.wire): one.recovered for one in self.leaks}
+        """The recovered share of images by cut and format."""
+        return {(leak.cut, leak.wire): leak.recovered for leak in self.leaks}
 
 
 def open_prices(bundle: Bundle) -> Prices | None:
-    """The prices in a target's bundle; None when they were not measured. Raises BundleError."""
+    """The prices in a target's bundle; None if they were not measured. Raises BundleError."""
     if bundle.manifest.calibration is None:
         return None
     try:

@@ -1,7 +1,6 @@
-"""From a conversation to token ids: the bundle's chat template, its image markers and its vocabulary.
+"""Builds prompts: from a conversation to token ids, by the bundle's chat template, image markers and vocabulary.
 
-The template is the bundle's own, never a request's, and still runs with nothing to load, a bounded number of steps and
-a bounded output.
+The template is the bundle's own, never a request's. It still runs in a sandbox, with bounded steps and output.
 """
 
 from __future__ import annotations
@@ -18,15 +17,15 @@ from cutline.models.vocabulary import Vocabulary
 
 TEMPLATE = "chat_template.jinja"
 MAX_TEMPLATE = 16 * 1024  # bytes
-MAX_STEPS = 20_000  # of the template's interpreter; a conversation of 500 messages takes them
-FEW_PARTS = 100  # of messages: no more than these leave a template that does what it should most of its steps
+MAX_STEPS = 20_000  # of the template's interpreter; a conversation of 500 messages takes about that many
+FEW_PARTS = 100  # of messages: if so few exceed MAX_STEPS, the template is at fault, not the conversation
 MAX_TEXT = 100_000  # characters in all messages
 MAX_RENDERED = 256 * 1024  # characters, image markers not yet expanded
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What the decoder is fed: `ids`, and the positions in them where the rows of the images go, in order."""
+    """The decoder's input: token `ids`, and the positions in them of the images' rows, in order."""
 
     ids: tuple[int, ...]
     image_positions: tuple[int, ...]
@@ -36,7 +35,7 @@ class PromptBuilder:
     """Builds the prompts of one bundle; `vocabulary` is the bundle's."""
 
     def __init__(self, manifest: Manifest, vocabulary: Vocabulary, template: str) -> None:
-        """Raises BundleError where template or vocabulary do not fit the family or the manifest."""
+        """Raises BundleError if template or vocabulary do not fit the family or the manifest."""
         family = manifest.family
         missing = [marker for marker in family.markers if marker not in vocabulary.added]
         if missing:
@@ -47,7 +46,7 @@ class PromptBuilder:
             raise BundleError(f"eos_token_id {min(ordinary)} of {manifest.name} is no special token of its tokenizer")
         self._manifest = manifest
         self.vocabulary = vocabulary
-        # Blocks are trimmed as transformers does, so that one template means one text.
+        # Blocks are trimmed as in transformers, so that a template renders to the same text.
         self._environment = Environment(trim_blocks=True, lstrip_blocks=True, fuel=MAX_STEPS, debug=False)
         try:
             self._environment.add_template("chat", template)
@@ -61,7 +60,7 @@ class PromptBuilder:
 
     @classmethod
     def read(cls, manifest: Manifest, vocabulary: Vocabulary, template: bytes) -> PromptBuilder:
-        """The builder of the model in `manifest`, by the content of its chat template's file. Raises BundleError."""
+        """The builder of the model in `manifest`, with the content of its chat template file. Raises BundleError."""
         if len(template) > MAX_TEMPLATE:
             raise BundleError(f"the chat template of {manifest.name} is over {MAX_TEMPLATE >> 10} KiB")
         try:
@@ -71,10 +70,10 @@ class PromptBuilder:
         return cls(manifest, vocabulary, text)
 
     def build(self, messages: Sequence[Message], grids: Sequence[tuple[int, int]]) -> Prompt:
-        """The prompt that asks for the next answer; `grids` holds (rows, cols) for each image, as `Pixels.grid`.
+        """The prompt for the next answer; `grids` holds (rows, cols) of each image, as `Pixels.grid`.
 
-        Raises PromptError for an empty question, a number of images that differs from the messages' image parts, an
-        impossible grid, and a prompt that leaves no room for one token of an answer in the model's context.
+        Raises PromptError for an empty question, a number of images other than that of the image parts, an impossible
+        grid, or a prompt that leaves no room for an answer in the model's context.
         """
         self._check(messages, grids)
         family = self._manifest.family
@@ -113,7 +112,7 @@ class PromptBuilder:
             rendered = self._environment.render_template("chat", messages=context, add_generation_prompt=True)
         except TemplateError as error:
             parts = sum(len(message.parts) for message in messages)
-            if error.kind == "OutOfFuel" and parts > FEW_PARTS:  # with few, it is the template that does too much
+            if error.kind == "OutOfFuel" and parts > FEW_PARTS:  # with fewer the template is at fault
                 raise PromptError(f"{len(messages)} messages are too many; start a new conversation") from None
             raise BundleError(f"the chat template of {self._manifest.name} does not render ({error.kind})") from None
         if len(rendered) > MAX_RENDERED:

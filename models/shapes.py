@@ -1,6 +1,6 @@
-"""Shapes: how large the parts of a model are, by name or from a file, to plan for it before there is a bundle.
+"""Shapes: the sizes of a model's parts, to plan for a model without its bundle.
 
-Those of some published models are in `shapes.toml` beside this module, each with where its sizes are from.
+`shapes.toml` beside this module has those of some published models, with their sources.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SUFFIX = ".toml"
 
 
 class Shape(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A model's sizes. `parameters` has the weights of one layer of each kind, `source` who published the model.
+    """A model's sizes. `parameters` counts the weights of one layer of each kind, `source` says who published it.
 
     `dtype` is the type of its weights on a worker.
     """
@@ -47,7 +47,7 @@ class Shape(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         cuts = dict.fromkeys(self.line.image_cuts[1:], "image") | dict.fromkeys(self.line.deep_cuts, "decoder.0")
         return Manifest(
             format=FORMAT,
-            identity=f"shape {name}",  # no bundle's, so that nothing which was measured of one counts
+            identity=f"shape {name}",  # not a bundle's, so that no measurements of a bundle apply
             name=name,
             role=role,
             precision=precision,
@@ -70,7 +70,7 @@ def known_shapes() -> dict[str, Shape]:
 
 
 def load_shape(name_or_path: str) -> Shape | None:
-    """The shape of a known name, or the one in a TOML file; None for anything else. Raises InputError."""
+    """The shape of a known name or in a TOML file; None for anything else. Raises InputError."""
     if (known := known_shapes().get(name_or_path)) is not None:
         return known
     path = Path(name_or_path)
@@ -84,5 +84,5 @@ def load_shape(name_or_path: str) -> Shape | None:
         return msgspec.toml.decode(content, type=Shape)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:  # not TOML, or no shape
+    except (ValueError, RecursionError) as error:  # not TOML, or not a shape
         raise InputError(f"{path} is no shape of a model: {error}") from None

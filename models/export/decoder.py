@@ -1,16 +1,16 @@
-"""Exporting the decoder as ONNX by onnxruntime-genai's model builder, with inputs made for binding in place.
+"""Exports the decoder as ONNX with onnxruntime-genai's model builder, with inputs that can be bound in place.
 
     inputs_embeds                (1, n, width) float32   the rows to append
     past_key_values.L.key/value  (1, kv_heads, past, head_dim) float32
-    seqlens_k                    (1,) int32              tokens in the cache afterwards, less one
-    total_sequence_length        () int32                tokens in the cache afterwards
+    seqlens_k                    (1,) int32              tokens in the cache after the run, minus one
+    total_sequence_length        () int32                tokens in the cache after the run
     cos, sin                     (n, head_dim / 2)       of a family with several axes of positions: `Family.rotations`
     wanted                       (k,) int64              which of the n rows get logits
     -> logits                    (1, k, vocabulary) float32
-    -> present.L.key/value       as past: may be the same memory, if that holds the whole context
+    -> present.L.key/value       as past; may share its memory if that holds the whole context
 
 The builder's own graph takes an attention mask, whose shape changes at every step, and computes logits of every row.
-It is always that of a Llama, which may have biases: no family's decoder differs in more than how positions are turned.
+The graph is that of a Llama, maybe with biases: the families' decoders differ only in their rotary embeddings.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from cutline.models.families import AnyFamily
 
 _ROTATIONS = ("cos", "sin")
 _TYPES = {"fp32": onnx_ir.DataType.FLOAT, "int8": onnx_ir.DataType.INT8, "int4": onnx_ir.DataType.INT4}
-# Of the logits' spread. A wrong graph is off by 1.4, that of unrelated logits.
+# As shares of the logits' standard deviation. A wrong graph has 1.4, the difference of unrelated logits.
 TOLERANCES = {"fp32": 1e-4, "int8": 0.25, "int4": 0.9}
 
 
 def export_decoder(model: Any, family: AnyFamily, spec: DecoderSpec, path: Path, precision: Precision) -> float:
-    """Write the decoder of `model`, which is in fp32, to `path`; returns its error.
+    """Write the decoder of the fp32 `model` to `path`; returns its error.
 
-    The error is the root mean square difference from torch's logits on seeded rows, as a share of their spread.
-    Raises BundleError when it is beyond the precision's tolerance.
+    The error is the root mean square difference from torch's logits on seeded rows, as a share of their standard
+    deviation. Raises BundleError if it exceeds the precision's tolerance.
     """
     graph = build(model, family, spec, path, precision, head=True)
     _choose_rows(graph)
@@ -59,9 +59,9 @@ def export_decoder(model: Any, family: AnyFamily, spec: DecoderSpec, path: Path,
 def build(
     model: Any, family: AnyFamily, spec: DecoderSpec, path: Path, precision: Precision, *, head: bool
 ) -> onnx.ModelProto:
-    """The graph of the decoder of `model`, and of its `head` as well; its weights are written to `path` with `.data`.
+    """The graph of the decoder of `model`, with or without the `head`; its weights are written to `path` plus `.data`.
 
-    What the builder leaves at `path` itself is the graph that it made.
+    The builder's own graph is left at `path`.
     """
     with quiet():
         _build(model, family, spec, path, precision, head=head)
@@ -73,19 +73,19 @@ def build(
 
 
 def _build(model: Any, family: AnyFamily, spec: DecoderSpec, path: Path, precision: Precision, *, head: bool) -> None:
-    from onnxruntime_genai.models.builders.llama import LlamaModel  # here, because it configures logging
+    from onnxruntime_genai.models.builders.llama import LlamaModel  # not at the top, as the import configures logging
 
     own = model.model.get_submodule(family.parts.decoder)
 
     class Turned(LlamaModel):  # type: ignore[misc]
-        """Queries and keys are turned as transformers turns them, whatever that comes from."""
+        """Takes the rotary tables from transformers' own module, whatever the rope type."""
 
         def make_rotary_embedding_caches_from_scratch(self) -> tuple[torch.Tensor, torch.Tensor]:
             cos, sin = own.rotary_emb(own.norm.weight, torch.arange(spec.context)[None])
             return cos[0].detach(), sin[0].detach()
 
     class Unfused(LlamaModel):  # type: ignore[misc]
-        """Queries and keys stand alone and are turned before attention, not in it."""
+        """Rotates queries and keys before attention, as nodes of their own."""
 
         def is_fused_rope_supported(self) -> bool:
             return False
@@ -102,19 +102,19 @@ def _build(model: Any, family: AnyFamily, spec: DecoderSpec, path: Path, precisi
         "exclude_embeds": True,
         "exclude_lm_head": not head,
         "shared_embeddings": False,
-        "accuracy_level": 4,  # int8 arithmetic; level 0 is some 80 times slower with int8 weights
+        "accuracy_level": 4,  # int8 arithmetic; level 0 is about 80 times slower with int8 weights
     }
     kind = Turned if family.axes == 1 else Unfused
     with tempfile.TemporaryDirectory() as cache:
         builder = kind(config, onnx_ir.DataType.FLOAT, _TYPES[precision], "cpu", cache, options)
-        builder.load_weights = lambda _: decoder  # the weights at hand, instead of a folder with a tokenizer
+        builder.load_weights = lambda _: decoder  # by default it loads them from a folder with a tokenizer
         builder.make_model("")
         builder.save_model(str(path.parent))
 
 
 def _llama(text: Any, family: AnyFamily, spec: DecoderSpec) -> LlamaConfig:
-    """The config of the Llama that a decoder of the config `text` is."""
-    alike = ("hidden_act", "intermediate_size", "rms_norm_eps", "bos_token_id", "eos_token_id", "pad_token_id")
+    """The config of the Llama that equals a decoder of the config `text`."""
+    copied = ("hidden_act", "intermediate_size", "rms_norm_eps", "bos_token_id", "eos_token_id", "pad_token_id")
     return LlamaConfig(
         architectures=["LlamaForCausalLM"],
         hidden_size=spec.width,
@@ -123,16 +123,16 @@ def _llama(text: Any, family: AnyFamily, spec: DecoderSpec) -> LlamaConfig:
         num_key_value_heads=spec.kv_heads,
         head_dim=spec.head_dim,
         vocab_size=spec.vocabulary,
-        # As many rotations the graph holds: of those that come from outside, no more than the builder asks for.
+        # The size of the graph's rotary table. If rotations are inputs, the table is dropped: the builder's minimum.
         max_position_embeddings=spec.context if family.axes == 1 else 2,
-        # By which the builder would make a table of its own.
+        # For the builder's own table, which `Turned` replaces.
         rope_parameters={"rope_type": "default", "rope_theta": text.rope_parameters["rope_theta"]},
-        **{name: getattr(text, name) for name in alike},
+        **{name: getattr(text, name) for name in copied},
     )
 
 
 def _bind_rotations(model: onnx.ModelProto, spec: DecoderSpec) -> None:
-    """Take what turns the rows from outside, row by row, instead of looking it up by their positions."""
+    """Make the rotations inputs, one for each row, in place of a table indexed by position."""
     graph = model.graph
     for node in graph.node:
         if node.op_type == "RotaryEmbedding":
@@ -151,13 +151,13 @@ def _bind_rotations(model: onnx.ModelProto, spec: DecoderSpec) -> None:
 
 
 def _bind_lengths(model: onnx.ModelProto) -> None:
-    """Replace the mask by the lengths computed from it."""
+    """Make the sequence lengths inputs, in place of the mask that they are computed from."""
     graph = model.graph
     lengths = {"seqlens_k": 5, "total_sequence_length": 6}  # inputs of GroupQueryAttention
     for node in graph.node:
         if node.op_type == "GroupQueryAttention":
-            for name, place in lengths.items():
-                node.input[place] = name
+            for name, index in lengths.items():
+                node.input[index] = name
     inputs = [value for value in graph.input if value.name != "attention_mask"]
     inputs += [
         helper.make_tensor_value_info("seqlens_k", TensorProto.INT32, ["batch_size"]),
@@ -167,12 +167,12 @@ def _bind_lengths(model: onnx.ModelProto) -> None:
     del graph.node[:], graph.input[:]
     graph.node.extend(kept)
     graph.input.extend(inputs)
-    del graph.value_info[:]  # shapes of values in between, some of them gone
-    model.producer_version = ""  # the builder's holds the commit of whatever git repository it ran in
+    del graph.value_info[:]  # has shapes of removed values
+    model.producer_version = ""  # the builder writes the commit of the git repository it runs in
 
 
 def needed(nodes: Iterable[onnx.NodeProto], outputs: Collection[str]) -> list[onnx.NodeProto]:
-    """Those of `nodes`, which stand in order, that `outputs` come from."""
+    """Those of the topologically sorted `nodes` that `outputs` depend on."""
     used, kept = set(outputs), []
     for node in reversed(list(nodes)):
         if used.intersection(node.output):
@@ -182,7 +182,7 @@ def needed(nodes: Iterable[onnx.NodeProto], outputs: Collection[str]) -> list[on
 
 
 def _choose_rows(model: onnx.ModelProto) -> None:
-    """Take logits of the rows in `wanted` alone."""
+    """Compute logits of the rows in `wanted` only."""
     graph = model.graph
     head = next(index for index, node in enumerate(graph.node) if "logits" in node.output)
     chosen = helper.make_node(
@@ -196,7 +196,7 @@ def _choose_rows(model: onnx.ModelProto) -> None:
 
 
 def _difference(model: Any, family: AnyFamily, spec: DecoderSpec, path: Path) -> float:
-    """Of the logits of a prompt of seeded tokens."""
+    """The error of the graph's logits on a prompt of seeded tokens."""
     rows, positions = seeded_prompt(model, family, spec)
     decoder = model.model.get_submodule(family.parts.decoder)
     with torch.inference_mode():
@@ -210,7 +210,7 @@ def _difference(model: Any, family: AnyFamily, spec: DecoderSpec, path: Path) ->
 
 
 def seeded_prompt(model: Any, family: AnyFamily, spec: DecoderSpec) -> tuple[torch.Tensor, NDArray[np.int64]]:
-    """Rows (1, n, width) of some tokens, and positions (axes, n) that differ on every axis."""
+    """Rows (1, n, width) of seeded tokens, and positions (axes, n) that differ on every axis."""
     length = min(48, spec.context)
     ids = torch.randint(spec.vocabulary, (1, length), generator=torch.Generator().manual_seed(2))
     with torch.inference_mode():
@@ -221,9 +221,9 @@ def seeded_prompt(model: Any, family: AnyFamily, spec: DecoderSpec) -> tuple[tor
 def whole_feed(
     rows: NDArray[np.float32], positions: NDArray[np.int64], family: AnyFamily, spec: DecoderSpec, layers: int
 ) -> dict[str, NDArray[Any]]:
-    """What a graph of `layers` layers takes of a whole prompt, and a past that is empty.
+    """The inputs of a graph of `layers` layers for a whole prompt with an empty cache.
 
-    `rows` (1, n, width) stand at `positions` (axes, n).
+    `rows` (1, n, width) are at `positions` (axes, n).
     """
     length = rows.shape[1]
     feed: dict[str, NDArray[Any]] = {
@@ -237,5 +237,5 @@ def whole_feed(
 
 
 def spread_of(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
-    """The root mean square difference, as a share of the spread of what is expected."""
+    """The root mean square difference, as a share of the standard deviation of `expected`."""
     return float(np.sqrt(np.mean((found - expected) ** 2)) / expected.std())

@@ -1,4 +1,4 @@
-"""The files of a Hugging Face folder, read as they are: what is wrong with one is told in a line that names it."""
+"""Reads files of a Hugging Face folder, with errors of one line that name the file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def content_of(path: Path) -> bytes | None:
-    """The bytes of the file at `path`, None where there is none. Raises InputError where they are not the file's."""
+    """The content of the file at `path`, None if there is none. Raises InputError if it is empty or a pointer."""
     try:
         content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
@@ -30,14 +30,14 @@ def content_of(path: Path) -> bytes | None:
 
 
 def refuse_pointer(path: Path) -> None:
-    """Raises InputError where Git left a pointer to a large file in its place."""
+    """Raises InputError if the file is a Git LFS pointer."""
     with path.open("rb") as file:
         if file.read(len(_POINTER)) == _POINTER:
             raise InputError(f"{path} is a pointer of Git LFS and not the file itself; fetch it (git lfs pull)")
 
 
 def settings_of(path: Path) -> Settings | None:
-    """The object in the JSON file at `path`, None where there is no file; what is null in it is not written.
+    """The object in the JSON file at `path` without its null values; None if there is no file.
 
     Raises InputError.
     """
@@ -45,12 +45,12 @@ def settings_of(path: Path) -> Settings | None:
     if content is None:
         return None
     try:
-        said = msgspec.json.decode(content, type=Settings)
+        settings = msgspec.json.decode(content, type=Settings)
     except UNREADABLE as error:
         raise InputError(f"{path} does not read as a JSON object ({error})") from None
-    return {key: value for key, value in said.items() if value is not None}
+    return {key: value for key, value in settings.items() if value is not None}
 
 
 def first_line(error: Exception) -> str:
-    """What an error of a library says, on one line and not too long."""
+    """The first paragraph of a library's error, on one line of at most 160 characters."""
     return " ".join(str(error).partition("\n\n")[0].split())[:160] or type(error).__name__

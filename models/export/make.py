@@ -1,4 +1,4 @@
-"""Making one bundle: read the folder, export or copy the model, check it, and move it into place when it is whole."""
+"""Exports one bundle: read the folder, export or copy the model, check it, and move it into place once complete."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ BLOCK = 1 << 24  # bytes of a weights file that are copied at a time
 
 @dataclass(frozen=True, slots=True)
 class ExportProgress:
-    """How far an export is: `share` of its step `number` of `steps` is done; number 0 comes before them.
+    """The progress of an export: `share` of step `number` of `steps` is done. Number 0 is the preparation.
 
-    A step that is `finished` has a `note` of how it went; one that is `reused` was finished by an earlier attempt.
+    A `finished` step has a `note` about its result; a `reused` one was finished by an earlier attempt.
     """
 
     step: str
@@ -44,8 +44,8 @@ class ExportProgress:
     note: str = ""
 
 
-Tell = Callable[[float], None]  # the share of a step that is done
-Make = Callable[[Tell, Path], str]  # writes a step's files into the folder; returns its note
+OnShare = Callable[[float], None]  # called with the share of a step that is done
+Make = Callable[[OnShare, Path], str]  # writes a step's files into the folder; returns its note
 
 
 def export_bundle(
@@ -58,17 +58,16 @@ def export_bundle(
     target: Bundle | None = None,
     progress: Callable[[ExportProgress], None],
 ) -> Bundle:
-    """Make the bundle `out` from the Hugging Face folder `hf`, replacing a bundle that is there.
+    """Make the bundle `out` from the Hugging Face folder `hf`, in place of an older bundle.
 
-    A target keeps its weights as they are: `precision` is that of the graphs in which a device runs its first decoder
-    layers, as it is that of a drafter's decoder. A drafter and its `target` must have the same tokenizer, chat
-    template, image processing, image token and stop tokens; its context may be longer but not shorter, so that it reads
-    all that its target can answer.
+    `precision` is that of a drafter's decoder, or of a target's graphs for a device; a target's own weights keep
+    theirs. A drafter and its `target` must have the same tokenizer, chat template, image processing, image token and
+    stop tokens. A drafter's context must be at least as long, so that it can read every prompt of its target.
 
-    When it fails or is killed, the steps that are finished stay beside `out`, and the same call goes on from there.
+    If this fails or is killed, finished steps stay beside `out`, and the same call resumes after them.
 
-    Raises InputError when the folder, precision, target or `out` cannot be used, BundleError when what was exported
-    does not compute what torch does, StorageError where there is no room.
+    Raises InputError if the folder, precision, target or `out` cannot be used, BundleError if an exported graph does
+    not compute what torch does, StorageError if the disk is full or fails.
     """
     if role == "target" and target is not None:
         raise InputError("a target has no target of its own")
@@ -76,27 +75,27 @@ def export_bundle(
         raise InputError(f"{out} exists and is not a bundle; choose another folder")
     drafts_for = target.manifest.identity if target else None
 
-    # Before the folder is read: what changes in it later is then found out by the next attempt.
+    # Taken before the folder is read, so that the next attempt notices a change made meanwhile.
     made_from = fingerprint(hf, role=role, precision=precision, target=drafts_for)
     progress(ExportProgress("reading the model", 0, 0))
     source = read_source(hf, dtype=torch.float32)
     manifest = source.manifest(name=name, role=role, precision=precision, target=drafts_for)
     if target is not None:
         _check_target(source, target)
-        # What is drafted is the target's answer, whatever another model takes from its own.
+        # A drafter predicts its target's answer, so the target's penalties apply.
         manifest = structs.replace(manifest, penalties=target.manifest.penalties)
     _try_question(hf, manifest, source)
     with storing(out), work_beside(out.resolve(), made_from) as work:
         _make(work, _steps(source, role, precision), progress)
         manifest = write_manifest(work.folder, manifest)
-        # Whatever opening it would refuse is refused here, before it takes its place.
+        # Refuses before the move what opening the bundle would refuse.
         PromptBuilder.open(Bundle.open(work.folder))
         work.place(out.resolve())
     return Bundle(out, manifest)
 
 
 def _try_question(hf: Path, manifest: Manifest, source: SourceModel) -> None:
-    """Ask about an image, as far as a prompt: before anything is exported, as whoever opens the bundle will."""
+    """Build the prompt of a question about an image, to refuse before the export what could not be asked later."""
     try:
         vocabulary = Vocabulary.read(source.companions[TOKENIZER])
         prompts = PromptBuilder.read(manifest, vocabulary, source.companions[TEMPLATE])
@@ -106,20 +105,20 @@ def _try_question(hf: Path, manifest: Manifest, source: SourceModel) -> None:
 
 
 def _make(work: ExportWork, steps: dict[str, Make], progress: Callable[[ExportProgress], None]) -> None:
-    """Take every step that is not finished yet."""
+    """Run the steps that are not finished yet."""
     for number, (name, make) in enumerate(steps.items(), start=1):
         step = ExportProgress(name, number, len(steps))
 
-        def tell(share: float, step: ExportProgress = step) -> None:
+        def on_share(share: float, step: ExportProgress = step) -> None:
             progress(replace(step, share=share))
 
-        tell(0.0)
-        note = work.step(name, partial(make, tell))
+        on_share(0.0)
+        note = work.step(name, partial(make, on_share))
         progress(replace(step, share=1.0, finished=True, reused=note is None, note=note or ""))
 
 
 def _steps(source: SourceModel, role: Role, precision: Precision) -> dict[str, Make]:
-    """What a bundle is made of, the manifest left out: its steps by name, in order."""
+    """The steps of an export by name, in order, without the manifest."""
     line = source.line
     steps: dict[str, Make] = {}
     if role == "target":
@@ -140,14 +139,14 @@ def _check_target(source: SourceModel, target: Bundle) -> None:
     theirs = target.manifest
     if theirs.role != "target":
         raise InputError(f"{target.path} holds a {theirs.role}; a drafter's target must be a target")
-    alike = {
+    same = {
         **{name: target.file(name).read_bytes() == content for name, content in source.companions.items()},
         "image processing": source.family == theirs.family,
         "image token": source.image_token == theirs.image_token,
         "set of stop tokens": source.stop_tokens == theirs.stop_tokens,
     }
-    for what, same in alike.items():
-        if not same:
+    for what, equal in same.items():
+        if not equal:
             raise InputError(
                 f"the {what} of {source.path} is not that of its target {target.path}; they must be the same"
             )
@@ -158,52 +157,52 @@ def _check_target(source: SourceModel, target: Bundle) -> None:
         )
 
 
-def _copy(file: Path, tell: Tell, folder: Path) -> str:
+def _copy(file: Path, on_share: OnShare, folder: Path) -> str:
     size = file.stat().st_size
     with file.open("rb") as source, (folder / file.name).open("wb") as copy:
         while block := source.read(BLOCK):
             copy.write(block)
-            tell(copy.tell() / max(size, 1))
+            on_share(copy.tell() / max(size, 1))
     return f"{size / 1e6:.1f} MB"
 
 
 @contextmanager
 def _exporting(what: str) -> Iterator[None]:
-    """Raises BundleError where a library fails at it."""
+    """Raises BundleError if a library fails within."""
     try:
         yield
     except (CutlineError, OSError):
         raise
-    except Exception as error:  # the exporters raise whatever a model that they were not made for leads to
+    except Exception as error:  # exporters may raise anything on a model that they do not support
         raise BundleError(f"the {what} cannot be exported ({type(error).__name__}: {first_line(error)})") from error
 
 
-def _export_vision(source: SourceModel, cuts: Sequence[str], tell: Tell, folder: Path) -> str:
+def _export_vision(source: SourceModel, cuts: Sequence[str], on_share: OnShare, folder: Path) -> str:
     with _exporting("vision tower"):
         error = export_vision(source.model, source.family, folder, cuts)
     return f"differs from torch by {error:.1e} at most"
 
 
-def _export_decoder(source: SourceModel, precision: Precision, tell: Tell, folder: Path) -> str:
+def _export_decoder(source: SourceModel, precision: Precision, on_share: OnShare, folder: Path) -> str:
     with _exporting("decoder"):
         error = export_decoder(source.model, source.family, source.decoder, folder / "decoder.onnx", precision)
     return f"logits differ from torch's by {error:.1e} of their spread"
 
 
-def _export_prefixes(source: SourceModel, precision: Precision, tell: Tell, folder: Path) -> str:
+def _export_prefixes(source: SourceModel, precision: Precision, on_share: OnShare, folder: Path) -> str:
     with _exporting("decoder"):
         error = export_prefixes(source.model, source.family, source.line, source.decoder, folder, precision)
     return f"boundaries differ from torch's by {error:.1e} of their spread"
 
 
-def _write_embeddings(source: SourceModel, tell: Tell, folder: Path) -> str:
+def _write_embeddings(source: SourceModel, on_share: OnShare, folder: Path) -> str:
     weights = source.model.get_input_embeddings().weight.detach()
     save_file({"embeddings": weights.contiguous()}, folder / EMBEDDINGS)
-    (folder / EMBEDDINGS).chmod(0o644)  # as any other file; safetensors makes it for its owner alone
+    (folder / EMBEDDINGS).chmod(0o644)  # safetensors makes files that only their owner may read
     return f"{len(weights)} tokens"
 
 
-def _write_companions(source: SourceModel, tell: Tell, folder: Path) -> str:
+def _write_companions(source: SourceModel, on_share: OnShare, folder: Path) -> str:
     for name, content in source.companions.items():
         (folder / name).write_bytes(content)
     return ", ".join(source.companions)

@@ -1,12 +1,11 @@
-"""Exporting the decoder's first layers as ONNX graphs, one a cut inside it: each runs `[decoder.0, cut)`.
+"""Exports the decoder's first layers as ONNX graphs, one for each cut inside it, which runs `[decoder.0, cut)`.
 
     inputs_embeds, past_key_values.L.key/value, seqlens_k, total_sequence_length, maybe cos and sin: see
                                  cutline.models.export.decoder
-    -> boundary                  (1, n, width) float32   the residual stream: at `head` before the last norm
-    -> present.L.key/value       of the layers before the cut alone
+    -> boundary                  (1, n, width) float32   the residual stream; at `head`, before the last norm
+    -> present.L.key/value       of the layers before the cut
 
-The graphs share one file of weights, the head not among them, and a session over one of them loads only what its own
-layers need.
+The graphs share one file of weights, without the head's. A session of a graph loads only the weights of its own layers.
 """
 
 from __future__ import annotations
@@ -35,11 +34,10 @@ def export_prefixes(
 ) -> float:
     """Write the graphs of every cut inside the decoder and their weights to `folder`; returns the largest error.
 
-    `model` is in fp32. The error is the root mean square difference from transformers'
-    hidden states at the same cut, on seeded rows, as a share of their spread. Raises BundleError when one is beyond the
-    precision's tolerance.
+    `model` is in fp32. The error is the root mean square difference from transformers' hidden states at the same cut,
+    on seeded rows, as a share of their standard deviation. Raises BundleError if one exceeds the precision's tolerance.
     """
-    path = folder / PREFIX_WEIGHTS.removesuffix(".data")  # as the builder names the file of weights
+    path = folder / PREFIX_WEIGHTS.removesuffix(".data")  # the builder appends it for the file of weights
     whole = build(model, family, spec, path, precision, head=False)
     path.unlink()
     for cut in line.deep_cuts:
@@ -48,7 +46,7 @@ def export_prefixes(
 
 
 def _prefix(whole: onnx.ModelProto, layers: int, width: int) -> onnx.ModelProto:
-    """The graph of the first `layers` layers, ending in the sum that the next norm begins with."""
+    """The graph of the first `layers` layers, up to the residual sum before the next norm."""
     graph = whole.graph
     norms = [node for node in graph.node if node.op_type == "SkipSimplifiedLayerNormalization"]
     after = norms[2 * layers - 1]  # two a layer: after its attention, and after its MLP
@@ -94,7 +92,7 @@ def _largest_error(
 
 
 def _hidden_states(decoder: Any, rows: torch.Tensor, positions: torch.Tensor) -> list[NDArray[np.float32]]:
-    """The residual stream before every layer, and behind the last one (transformers' own list has it normed)."""
+    """The residual stream before every layer and after the last one, which transformers' own list has normalised."""
     states: list[NDArray[np.float32]] = []
     hooks = [
         layer.register_forward_pre_hook(lambda _, given: states.append(given[0].numpy()))

@@ -1,4 +1,4 @@
-"""Keeping the exporters' chatter off the terminal, without losing it when they fail."""
+"""Suppresses the exporters' output, and adds it to the exception if they fail."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Hold back what is printed, warned or logged below an error; an exception carries what was said as a note."""
-    said = io.StringIO()
-    # With a handler in place, onnxruntime's quantizer does not configure the root logger when it is imported.
-    handler = logging.StreamHandler(said)
+    """Capture prints, warnings, and logs below an error; an exception gets the captured text as a note."""
+    captured = io.StringIO()
+    # onnxruntime's quantizer configures the root logger on import unless that has a handler.
+    handler = logging.StreamHandler(captured)
     logging.getLogger().addHandler(handler)
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)  # torch's loggers have handlers of their own
     try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), warnings.catch_warnings():
+        with contextlib.redirect_stdout(captured), contextlib.redirect_stderr(captured), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     except Exception as error:
-        error.add_note(said.getvalue())
+        error.add_note(captured.getvalue())
         raise
     finally:
         logging.disable(disabled)

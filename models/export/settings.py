@@ -1,9 +1,9 @@
-"""Every setting of a model's configuration files: what becomes of it here.
+"""Every setting of a model's configuration files, and how an export treats it.
 
-A setting is honoured; or it changes no answer; or only some of its values run here, and a folder with another is
-refused by the setting's name and value. Whether a model with all of them answers as transformers does is tested; that
-no setting is missing from the tables, against the names that transformers' own classes have, as well. What is in none
-of them transformers does not read either. A value of null is as if it were not written.
+A setting is honoured, or changes no answer, or is limited: only some of its values are supported, and the export of a
+folder with another value fails with an error that names both. Tests check that a model with all of them answers as in
+transformers, and that the tables have all settings of transformers' classes. transformers does not read other settings
+either. A null value counts as missing.
 
 docs/reference/models.md has these tables, written by scripts/models.py.
 """
@@ -19,17 +19,17 @@ from cutline.errors import InputError
 from cutline.models.penalties import Penalties
 
 Fate = Literal["honoured", "changes nothing", "limited"]
-MOST_LAYERS = 1000  # of a tower, or a decoder; no published model has a fifth of them
-_COUNTS = frozenset({"num_hidden_layers", "depth"})
-_MOST = 2**31 - 1
-_LONGEST = 80  # characters of a value that an error shows
+MAX_LAYERS = 1000  # of a tower or a decoder; published models have fewer than 200
+_LAYER_COUNTS = frozenset({"num_hidden_layers", "depth"})
+_MAX_SIZE = 2**31 - 1
+_MAX_SHOWN = 80  # characters of a value in an error
 
 
 @dataclass(frozen=True, slots=True)
 class SettingFate:
-    """What becomes of a setting: its `fate`, and `how` in words. Of a limited one only the values in `taken` run.
+    """How a setting is treated: its `fate`, and `how` in words. Only the values in `taken` of a limited one run.
 
-    One that is a `size` is a number from 1 on, and not without end.
+    A `size` is a number, which must be 1 or more and is bounded.
     """
 
     fate: Fate
@@ -201,7 +201,7 @@ TABLES: Mapping[str, Mapping[str, SettingFate]] = {
 
 
 def check(folder: Path, where: str, said: Mapping[str, Any]) -> None:
-    """Raises InputError for the first of the settings `said` in `where`, of `TABLES`, whose value does not run here."""
+    """Raises InputError for the first of the settings `said` in `where`, a key of TABLES, that is not supported."""
     table = TABLES[where]
     for name, value in said.items():
         setting = table.get(name)
@@ -214,7 +214,7 @@ def check(folder: Path, where: str, said: Mapping[str, Any]) -> None:
 
 
 def check_flat(folder: Path, said: Mapping[str, Any]) -> None:
-    """Likewise of sizes that stand in config.json itself, as older folders have them: before a model is made of them.
+    """Check sizes at the top level of config.json, where older folders have them, before a model is made of them.
 
     Raises InputError.
     """
@@ -224,23 +224,23 @@ def check_flat(folder: Path, said: Mapping[str, Any]) -> None:
 
 
 def _check_size(folder: Path, where: str, name: str, value: Any) -> None:
-    most = MOST_LAYERS if name in _COUNTS else _MOST
-    if isinstance(value, int | float) and not 1 <= value <= most:
-        raise InputError(f"{folder} has {name} {shown(value)} in {where}; supported: numbers from 1 to {most}")
+    limit = MAX_LAYERS if name in _LAYER_COUNTS else _MAX_SIZE
+    if isinstance(value, int | float) and not 1 <= value <= limit:
+        raise InputError(f"{folder} has {name} {shown(value)} in {where}; supported: numbers from 1 to {limit}")
 
 
 def shown(value: Any) -> str:
-    """A value for an error: on one line, and not too long."""
-    if isinstance(value, dict) and "quant_method" in value:  # which tells the most
+    """A value as text for an error, on one line and shortened."""
+    if isinstance(value, dict) and "quant_method" in value:  # put first, as the most useful part
         value = {"quant_method": value["quant_method"], **value}
     text = repr(value)
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
 
 
 def _is_taken(value: Any, taken: tuple[Any, ...]) -> bool:
-    """Whether a limited setting's value is one of those `taken`, or none at all."""
+    """Whether a limited setting's value is one of those `taken`, or None."""
     if value is None:
         return True
     if isinstance(value, float) and not isinstance(value, bool):
-        return any(isinstance(one, int | float) and abs(value - one) <= 1e-9 for one in taken)
-    return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in taken)
+        return any(isinstance(known, int | float) and abs(value - known) <= 1e-9 for known in taken)
+    return any(value == known and isinstance(value, bool) == isinstance(known, bool) for known in taken)

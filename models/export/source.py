@@ -1,4 +1,4 @@
-"""Reading a local Hugging Face folder: which models are taken, and what the manifest says about them."""
+"""Reads a local Hugging Face folder, checks that its model is supported, and derives the manifest."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from cutline.models.vocabulary import TOKENIZER
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 PROCESSOR, IMAGES, TOKENS = "processor_config.json", "preprocessor_config.json", "tokenizer_config.json"
-HEAD = 16  # values that a head's width is a multiple of: ONNX Runtime attends with no others
+HEAD_MULTIPLE = 16  # a head's width must be a multiple of it: ONNX Runtime's attention has no others
 
 
 @dataclass(frozen=True, slots=True)
 class SourceModel:
     """A transformers model read from `path`.
 
-    `companions` maps the names of the files that a bundle holds beside its model to their content.
+    `companions` maps the names of the bundle's other files, such as the tokenizer, to their content.
     """
 
     path: Path
@@ -47,7 +47,7 @@ class SourceModel:
     penalties: Penalties
 
     def manifest(self, *, name: str, role: Role, precision: Precision, target: str | None) -> Manifest:
-        """The manifest of a bundle of it, before there are files; a drafter is made for the `target` of an identity."""
+        """The manifest of its bundle, with no files yet; `target` is the identity of a drafter's target."""
         return Manifest(
             format=FORMAT,
             name=name,
@@ -67,7 +67,7 @@ class SourceModel:
 
 
 def read_source(path: Path, *, dtype: torch.dtype | None = None) -> SourceModel:
-    """Read the folder `path`; weights as `dtype`, or as they are stored. Raises InputError."""
+    """Read the folder `path`, with weights as `dtype` or as they are stored. Raises InputError."""
     kind = _kind(path)
     said = {name: settings_of(path / name) or {} for name in (GENERATION, PROCESSOR, IMAGES, TOKENS)}
     for name, settings in said.items():
@@ -78,7 +78,7 @@ def read_source(path: Path, *, dtype: torch.dtype | None = None) -> SourceModel:
     _penalties(path, said[GENERATION], (), config.text_config.vocab_size)  # refused before weights are read
     model = _read_weights(path, dtype)
     text, vision = config.text_config, config.vision_config
-    generation = model.generation_config.to_dict()  # without a file of its own, from config.json
+    generation = model.generation_config.to_dict()  # from config.json if generation_config.json is missing
     check(path, GENERATION, generation)
     stops = _stop_tokens(path, generation)
     return SourceModel(
@@ -110,7 +110,7 @@ def _taken() -> str:
 
 
 def _kind(path: Path) -> type[AnyFamily]:
-    """The family that config.json names, before anything else of the folder is looked at."""
+    """The family that config.json names. Raises InputError for an unsupported model, before anything else is read."""
     said = settings_of(path / CONFIG)
     if said is None:
         raise InputError(f"{path} is not a Hugging Face folder that can be exported: it has no {CONFIG}{_hint(path)}")
@@ -133,7 +133,7 @@ def _kind(path: Path) -> type[AnyFamily]:
 
 
 def _hint(path: Path) -> str:
-    """What else a folder without a config.json says of its family."""
+    """A hint for a folder without a config.json: a class that another of its files names."""
     for name in (PROCESSOR, IMAGES, TOKENS):
         said = settings_of(path / name) or {}
         for key in ("processor_class", "image_processor_type", "tokenizer_class"):
@@ -143,21 +143,21 @@ def _hint(path: Path) -> str:
 
 
 def _config(path: Path) -> PreTrainedConfig:
-    """The config as transformers reads it, with its classes' defaults for what is not written."""
+    """The config as transformers reads it, with defaults for missing settings. Raises InputError."""
     try:
         with quiet():
-            # Without a word on it transformers asks whoever sits there whether code from the folder may run.
+            # By default transformers would ask in the terminal whether code from the folder may run.
             config: PreTrainedConfig = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
             check(path, f"{CONFIG}, text_config", config.text_config.to_dict())
             check(path, f"{CONFIG}, vision_config", config.vision_config.to_dict())
     except InputError:
         raise
-    except Exception as error:  # a config may have any value anywhere, and transformers raises whatever that leads to
+    except Exception as error:  # a config may have any value anywhere, and transformers may raise anything on it
         raise InputError(f"{path / CONFIG} does not read ({first_line(error)})") from None
     text = config.text_config
-    if (head := _head(text)) % HEAD:
+    if (head := _head(text)) % HEAD_MULTIPLE:
         sizes = f"hidden_size {text.hidden_size}, num_attention_heads {text.num_attention_heads}"
-        raise InputError(f"{path} has head_dim {head} ({sizes}) in {CONFIG}; supported: a multiple of {HEAD}")
+        raise InputError(f"{path} has head_dim {head} ({sizes}) in {CONFIG}; supported: a multiple of {HEAD_MULTIPLE}")
     return config
 
 
@@ -178,31 +178,35 @@ def _read_weights(path: Path, dtype: torch.dtype | None) -> Any:
                 use_safetensors=True,  # the other format is pickle, which runs code
                 output_loading_info=True,
             )
-    except Exception as error:  # as of a config: weights of other shapes, or files that are none
+    except Exception as error:  # transformers may raise anything on weights of other shapes, or on broken files
         raise InputError(f"the weights of {path} do not load ({first_line(error)})") from None
     model, loading = loaded
-    # transformers fills a weight that is missing with random numbers and a warning.
+    # transformers fills missing weights with random numbers, and only warns.
     if missing := sorted(loading["missing_keys"]):
         raise InputError(f"the weights of {path} lack {len(missing)} tensors, {missing[0]} among them")
     return model.eval()
 
 
 def _stop_tokens(path: Path, generation: Settings) -> tuple[int, ...]:
-    """From generation_config.json where there is one, else from config.json."""
+    """The stop tokens of generation_config.json, or of config.json without one. Raises InputError."""
     ends = generation.get("eos_token_id")
     listed = ends if isinstance(ends, list) else [ends]
-    if not listed or not all(isinstance(one, int) and one >= 0 for one in listed):
+    if not listed or not all(isinstance(token, int) and token >= 0 for token in listed):
         named = f"{CONFIG} and {GENERATION} in {path}"
         raise InputError(f"{named} have the eos_token_id {shown(ends)}, where a token or several are needed")
     return tuple(sorted(set(listed)))
 
 
 def _penalties(path: Path, generation: Settings, stops: tuple[int, ...], vocabulary: int) -> Penalties:
-    """Those of generation_config.json; a forbidden word that is a stop token is none, as in transformers."""
-    said: dict[str, Any] = {}
-    least = generation.get("min_new_tokens")
+    """The penalties of generation_config.json. As in transformers, a stop token cannot be a forbidden word.
+
+    Raises InputError.
+    """
+    fields: dict[str, Any] = {}
+    min_new = generation.get("min_new_tokens")
     for name in Penalties.__struct_fields__:
-        value = None if name == "min_length" and least is not None else generation.get(name)  # as transformers has it
+        # As in transformers, `min_new_tokens` overrides `min_length`.
+        value = None if name == "min_length" and min_new is not None else generation.get(name)
         if value is None:
             continue
         try:
@@ -215,16 +219,16 @@ def _penalties(path: Path, generation: Settings, stops: tuple[int, ...], vocabul
             raise InputError(
                 f"{path} has {name} {shown(value)} in {GENERATION}, and a vocabulary of {vocabulary} tokens"
             )
-        said[name] = read
-    words = tuple(word for word in said.pop("bad_words_ids", ()) if word not in {(stop,) for stop in stops})
-    made = Penalties(**said, bad_words_ids=words)
-    return NO_PENALTIES if made == NO_PENALTIES else made  # of which there is one, which a manifest leaves out
+        fields[name] = read
+    words = tuple(word for word in fields.pop("bad_words_ids", ()) if word not in {(stop,) for stop in stops})
+    penalties = Penalties(**fields, bad_words_ids=words)
+    return NO_PENALTIES if penalties == NO_PENALTIES else penalties  # a manifest omits that very object
 
 
 def _tokens_in(setting: object) -> Iterator[int]:
-    """The tokens that a setting names, in words or one by one; of a number none."""
-    for one in setting if isinstance(setting, tuple) else ():
-        yield from _tokens_in(one) if isinstance(one, tuple) else (one,)
+    """The tokens in a setting, a nested tuple of ids; a number has none."""
+    for item in setting if isinstance(setting, tuple) else ():
+        yield from _tokens_in(item) if isinstance(item, tuple) else (item,)
 
 
 def _tokenizer(path: Path) -> bytes:
@@ -235,10 +239,10 @@ def _tokenizer(path: Path) -> bytes:
 
 
 def _template(path: Path, said: dict[str, Settings]) -> bytes:
-    """The chat template, from the first of the places in which transformers' processors look for it."""
+    """The chat template, from the first file that has it, in transformers' order. Raises InputError."""
     older = settings_of(path / "chat_template.json") or {}
-    places = {PROCESSOR: said[PROCESSOR], "chat_template.json": older, TEMPLATE: None, TOKENS: said[TOKENS]}
-    for name, settings in places.items():
+    files = {PROCESSOR: said[PROCESSOR], "chat_template.json": older, TEMPLATE: None, TOKENS: said[TOKENS]}
+    for name, settings in files.items():
         if settings is None:
             if (content := content_of(path / name)) is not None:
                 return content
@@ -250,7 +254,7 @@ def _template(path: Path, said: dict[str, Settings]) -> bytes:
 
 
 def _parameters(model: Any, family: AnyFamily) -> tuple[int, ...]:
-    """Weights of every layer on the line, in its order."""
+    """The number of weights of every layer on the line, in order."""
     parts = family.parts
     decoder = model.model.get_submodule(parts.decoder)
     layers = (
@@ -264,7 +268,7 @@ def _parameters(model: Any, family: AnyFamily) -> tuple[int, ...]:
 
 
 def _family(path: Path, kind: type[AnyFamily], config: PreTrainedConfig, said: dict[str, Settings]) -> AnyFamily:
-    """The model's family, of its config and its image processor. Raises InputError."""
+    """The model's family, from its config and its image processor. Raises InputError."""
     more = said[TOKENS].get("extra_special_tokens")
     named = {**(more if isinstance(more, dict) else {}), **said[TOKENS]}
     for name, token in kind.named.items():
@@ -281,7 +285,7 @@ def _family(path: Path, kind: type[AnyFamily], config: PreTrainedConfig, said: d
 
 
 def _processor(path: Path, kind: type[AnyFamily]) -> Settings:
-    """All settings of the image processor that transformers makes of the folder, its class's own among them."""
+    """All settings of the folder's image processor, with the defaults of its class. Raises InputError."""
     said = (settings_of(path / PROCESSOR) or {}).get("image_processor") or settings_of(path / IMAGES)
     if said is None:
         raise InputError(f"{path} has no image processor: neither {IMAGES} nor an image_processor in {PROCESSOR}")
@@ -292,18 +296,18 @@ def _processor(path: Path, kind: type[AnyFamily]) -> Settings:
             made = AutoImageProcessor.from_pretrained(
                 path, backend="pil", local_files_only=True, trust_remote_code=False
             )
-    except Exception as error:  # as of a config
+    except Exception as error:  # as for a config
         named = f"image_processor_type {shown(said.get('image_processor_type'))}"
         raise InputError(f"the image processor in {path} does not read: {named} ({first_line(error)})") from None
     if (name := type(made).__name__.removesuffix("Pil")) not in kind.processors:
         supported = " or ".join(kind.processors)
         raise InputError(f"{path} has an image_processor_type {name!r}; supported: {supported}")
-    # What is null is not written: its class's own counts.
+    # For a null value the default of the class counts.
     settings: Settings = {
         name: getattr(type(made), name, None) if value is None else value for name, value in made.to_dict().items()
     }
     check(path, IMAGES, settings)
     if (resample := settings["resample"]) != kind.resample:
-        value = int(resample) if isinstance(resample, int) else resample  # a filter of Pillow's is its number
+        value = int(resample) if isinstance(resample, int) else resample  # one of Pillow's enum
         raise InputError(f"{path} has resample {shown(value)} in {IMAGES}; supported: {int(kind.resample)}")
     return settings

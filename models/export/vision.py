@@ -1,9 +1,9 @@
-"""Exporting the vision tower and connector as ONNX graphs, one a cut: each runs `[image, cut)`.
+"""Exports the vision tower and connector as ONNX graphs, one for each cut, which runs `[image, cut)`.
 
-    pixels, and what the family's tower takes beside them (`Family.runs`) -> boundary (rows, width) float32
+    pixels, and the tower's other inputs (`Family.runs`) -> boundary (rows, width) float32
 
-A graph runs one tile, or one image of a family that does not cut images into tiles. The graphs share one file of
-weights, and a session over one of them loads only what its own span needs.
+A graph runs one tile, or one image in a family without tiles. The graphs share one file of weights. A session of a
+graph loads only the weights of its own span.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from cutline.models.export.quiet import quiet
 from cutline.models.families import AnyFamily
 from cutline.models.images import Pixels
 
-TOLERANCE = 1e-4  # of the largest value
-SEEDS = (1, 2)  # of the images that an export is compared on
+TOLERANCE = 1e-4  # as a share of the largest value
+SEEDS = (1, 2)  # of the images on which an export is compared
 
 
 class TowerGraph(nn.Module):
     """The tower and connector of a family's `model`, as one graph of plain tensors."""
 
     def __init__(self, family: AnyFamily, model: Any, beside: Sequence[str]) -> None:
-        """`beside` names what is given after the pixels."""
+        """`beside` names the inputs after the pixels."""
         super().__init__()
         self._family = family
         self._beside = beside
@@ -59,11 +59,11 @@ def export_vision(model: Any, family: AnyFamily, folder: Path, cuts: Sequence[st
     """Write the graphs of `cuts` (of `LayerLine.image_cuts`) and their weights to `folder`; returns the error.
 
     `model` is in fp32. The error is the largest difference of the last boundary from transformers' own image features,
-    as a share of the largest value. Raises BundleError when it is beyond `TOLERANCE`.
+    as a share of the largest value. Raises BundleError if it exceeds TOLERANCE.
     """
     pixels, beside = _run(family, family.example(SEEDS[0]))
     tower = TowerGraph(family, model.model, list(beside)).eval()
-    # What a tower takes beside pixels depends on the image's size, and so does its number of rows.
+    # A tower with further inputs takes whole images, so the number of rows varies.
     any_size = {0: torch.export.Dim.DYNAMIC}
     with quiet():
         program = torch.onnx.export(
@@ -72,22 +72,22 @@ def export_vision(model: Any, family: AnyFamily, folder: Path, cuts: Sequence[st
             input_names=["pixels", *beside],
             output_names=[*(f"vision.{index}" for index in range(len(tower.layers))), "connector", "decoder.0"],
             dynamic_shapes=(any_size, (any_size,) * len(beside)) if beside else None,
-            opset_version=23,  # the first with an operator for attention, which thus stays one node
+            opset_version=23,  # the first with an attention operator, so attention stays one node
             dynamo=True,
         )
-    assert program is not None  # as it is when dynamo is False
+    assert program is not None  # only without dynamo it is None
     whole = _without_notes(_fused(program.model_proto))
-    # Saving moves the weights out of the graph and leaves what points to them, which every span then keeps.
+    # Saving moves the weights out of the graph and leaves references, which the graphs of all spans share.
     convert_model_to_external_data(whole, location=SPAN_WEIGHTS, size_threshold=1024)
     onnx.save_model(whole, folder / span_file("decoder.0"))
-    (folder / SPAN_WEIGHTS).chmod(0o644)  # as any other file; onnx makes it for its owner alone
+    (folder / SPAN_WEIGHTS).chmod(0o644)  # onnx makes files that only their owner may read
     for cut in cuts:
         onnx.save_model(Extractor(whole).extract_model(["pixels", *beside], [cut]), folder / span_file(cut))
     return max(_difference(model, family, seed, folder / span_file("decoder.0")) for seed in SEEDS)
 
 
 def _run(family: AnyFamily, image: Pixels) -> tuple[Tensor, dict[str, Tensor]]:
-    """What a graph takes at once."""
+    """The inputs of one run of a graph."""
     ((values, beside),) = family.runs(image.values, [image.grid])
     return torch.from_numpy(values), {name: torch.from_numpy(array) for name, array in beside.items()}
 
@@ -108,9 +108,9 @@ def _difference(model: Any, family: AnyFamily, seed: int, path: Path) -> float:
 
 
 def _fused(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Let ONNX Runtime's own operator attend wherever nothing is masked.
+    """Replace unmasked attention by ONNX Runtime's own operator.
 
-    On a CPU it takes half the time of the standard's, and memory by the rows instead of by their square.
+    On a CPU it takes half the time of the standard one, and memory linear in the rows instead of quadratic.
     """
     graph = model.graph
     shapes = {value.name: [size.dim_value for size in value.type.tensor_type.shape.dim] for value in graph.value_info}
@@ -139,7 +139,7 @@ def _fused(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _without_notes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Drop what torch notes at every node and value: the lines of code it came from, with their folders."""
+    """Drop torch's metadata of nodes and values, which has source lines with their local paths."""
     graph = model.graph
     del graph.value_info[:], graph.metadata_props[:]
     for notes in (graph.node, graph.input, graph.output, graph.initializer):

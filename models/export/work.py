@@ -1,11 +1,11 @@
-"""The work folder of an export: what is finished in it survives an interruption, a kill included.
+"""The work folder of an export, in which finished steps survive an interruption, also a kill.
 
-It lies beside the bundle that is made, as `.NAME.partial`:
+It is a sibling of the new bundle, named `.NAME.partial`:
 
-    lock            held while somebody works here
-    journal.jsonl   the steps that are finished, with the hashes of the files each of them made
-    bundle/         those files, and what an interrupted step left
-    replaced/       the bundle that stood in the new one's place, until that is there
+    lock            locked by the running export
+    journal.jsonl   the finished steps, with the hashes of the files that each made
+    bundle/         those files, and remains of an interrupted step
+    replaced/       the old bundle, until the new one is in place
 """
 
 from __future__ import annotations
@@ -26,15 +26,22 @@ from cutline.core.journal import Journal, open_journal
 from cutline.errors import InputError
 from cutline.models.bundle import sha256_of
 
-Files = dict[str, str]  # SHA-256 by name, of what a step made
+Files = dict[str, str]  # SHA-256 by name of the files that a step made
 
 REPLACED = "replaced"
 CODE = Path(__file__).parent.parent  # cutline.models
-MAKERS = ("cutline", "onnx", "onnxruntime-genai", "onnxscript", "torch", "transformers")  # whose versions show in files
+MAKERS = (
+    "cutline",
+    "onnx",
+    "onnxruntime-genai",
+    "onnxscript",
+    "torch",
+    "transformers",
+)  # packages that shape the files
 
 
 class ExportWork:
-    """An export in the making, in the folder `home`, which is ours alone while we are here."""
+    """An unfinished export in the folder `home`, whose lock is held."""
 
     def __init__(self, home: Path, journal: Journal) -> None:
         self.folder = home / "bundle"
@@ -44,14 +51,14 @@ class ExportWork:
         self.folder.mkdir(exist_ok=True)
         for name in journal.names:
             files = msgspec.json.decode(journal.get(name) or b"{}", type=Files)
-            if _stands(self.folder, files):
+            if _unchanged(self.folder, files):
                 self._steps[name] = files
-        for name in self._names() - self._finished():  # of a step that was interrupted, or of another source
+        for name in self._names() - self._finished():  # of an interrupted step, or another source
             left = self.folder / name
             shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
 
     def step(self, name: str, make: Callable[[Path], str]) -> str | None:
-        """Have `make` write its files into the folder, and return what it does; None if they are there from before."""
+        """Have `make` write its files into the folder; returns its result, or None if an earlier attempt did it."""
         if name in self._steps:
             return None
         note = make(self.folder)
@@ -62,7 +69,7 @@ class ExportWork:
         return note
 
     def place(self, out: Path) -> None:
-        """Move the folder to `out`, in place of a bundle that is there."""
+        """Move the folder to `out`, in place of an older bundle."""
         sync_files(self.folder)
         replaced = self._home / REPLACED
         if out.exists():
@@ -73,7 +80,7 @@ class ExportWork:
         shutil.rmtree(self._home, ignore_errors=True)
 
     def leave(self) -> None:
-        """Remove the work folder if nothing is in it that another attempt could go on from."""
+        """Remove the work folder, unless another attempt can resume from it."""
         if not self._steps:
             shutil.rmtree(self._home, ignore_errors=True)
 
@@ -86,10 +93,10 @@ class ExportWork:
 
 @contextmanager
 def work_beside(out: Path, source: str) -> Iterator[ExportWork]:
-    """The work folder beside `out`, for what is made from `source`; what another source left there is dropped.
+    """The work folder beside `out` for an export of `source`; remains of another source are dropped.
 
-    It stays when it is left with steps finished and not placed. Raises InputError when somebody else works there, and
-    when a link there leads elsewhere.
+    The folder stays if steps are finished but the bundle is not in place. Raises InputError if another process holds
+    the lock, or if there is a symbolic link in the folder.
     """
     home = out.with_name(f".{out.name}.partial")
     with _locked(home, out):
@@ -106,28 +113,28 @@ def work_beside(out: Path, source: str) -> Iterator[ExportWork]:
 
 
 def fingerprint(folder: Path, **options: str | None) -> str:
-    """Of what an export is made from: a folder's files by name, size and time, options, and the makers of its files."""
+    """A hash of an export's inputs: the folder's files by name, size and time, the options, and all code involved."""
     stats = [(path.name, path.stat()) for path in sorted(folder.glob("*")) if path.is_file()]
     files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
-    code = [sha256_of(path) for path in sorted(CODE.rglob("*.py"))]  # may change without a new version
+    code = [sha256_of(path) for path in sorted(CODE.rglob("*.py"))]  # which may change without a new version
     facts = (str(folder.resolve()), files, options, {maker: version(maker) for maker in MAKERS}, code)
     return hashlib.sha256(msgspec.json.encode(facts, order="deterministic")).hexdigest()
 
 
-def _stands(folder: Path, files: Files) -> bool:
-    """Whether the files of a step are what they were."""
+def _unchanged(folder: Path, files: Files) -> bool:
+    """Whether the files of a step have their old hashes."""
     return all((folder / file).is_file() and sha256_of(folder / file) == digest for file, digest in files.items())
 
 
 def _refuse_link(path: Path) -> None:
-    """Where anyone may make files, a link could have us empty a folder of somebody else's."""
+    """Raises InputError for a link, which could make an export delete files of another folder."""
     if path.is_symlink():
         raise InputError(f"{path} is a link, where an export keeps its own files; remove it")
 
 
 @contextmanager
 def _locked(home: Path, out: Path) -> Iterator[None]:
-    """`home` made, and held against other processes: the system lets go of it even when this one is killed."""
+    """Make the folder `home` and lock it against other processes; a kill releases the lock. Raises InputError."""
     path = home / "lock"
     while True:
         _refuse_link(home)
@@ -136,7 +143,7 @@ def _locked(home: Path, out: Path) -> Iterator[None]:
         try:
             lock = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+b")
         except FileNotFoundError:
-            continue  # whoever held it has just finished and removed it
+            continue  # the process that held it has just finished and removed it
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,9 +1,9 @@
-"""What every family of models answers for: how its images become pixels, and its prompts and tower rows from those.
+"""The interface of a family of models: image preprocessing, prompt expansion, positions, and the vision tower.
 
-A family is a frozen struct that stands in the manifest: its fields are one model's sizes, its methods the family's own
-arithmetic. Nothing outside `cutline.models.families` knows a family by name.
+A family is a frozen struct in the manifest: its fields are the sizes of one model, its methods the arithmetic that all
+models of the family share. Nothing outside `cutline.models.families` knows a family by name.
 
-A family never imports torch. What it says of a model in torch, it says with the modules and tensors that it is given.
+A family never imports torch; it works on the modules and tensors that it is given.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from cutline.models.images import Pixels, Size, lossless, read_header, size_faul
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=10**7)]
 Spread = Annotated[float, msgspec.Meta(gt=0)]
-Grid = tuple[int, int]  # rows and columns of what an image was cut into, as `Pixels.grid`
+Grid = tuple[int, int]  # rows and columns of an image's tiles or patches, as `Pixels.grid`
 Arrays = dict[str, NDArray[Any]]
 Attend = Callable[..., Any]  # torch's scaled_dot_product_attention
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Where in a transformers model the layers of its line are: names of submodules of `model.model`.
+    """The names of the submodules of a transformers `model.model` that hold the layers of its line.
 
-    `image` and `connector` may be several modules; `tower` and `layers` hold one a layer. `decoder` has the embeddings,
-    `layers`, the last norm and the rotary embedding; the head is `model.lm_head`.
+    `image` and `connector` may be several modules; `tower` is a list with one module for each layer. `decoder` has the
+    embeddings, `layers`, the last norm and the rotary embedding; the head is `model.lm_head`.
     """
 
     image: tuple[str, ...]
@@ -44,49 +44,49 @@ class Parts:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Positions:
-    """Where the rotary embedding of a decoder sees each token: those of `prompt` (axes, n), and all that follow."""
+    """The rotary positions of a sequence's tokens: those of the `prompt` (axes, n); later ones follow from them."""
 
     prompt: NDArray[np.int64]
 
     def at(self, first: int, last: int) -> NDArray[np.int64]:
-        """Those (axes, last - first) of the tokens `[first, last)`; after the prompt all axes count on as one."""
+        """Positions (axes, last - first) of the tokens `[first, last)`; after the prompt all axes count up together."""
         length = self.prompt.shape[1]
         ahead = int(self.prompt.max(initial=-1)) + 1 - length
         after = np.arange(max(first, length), max(last, length)) + ahead
         return np.hstack([self.prompt[:, first:last], np.tile(after, (len(self.prompt), 1))])
 
 
-COUNTED = Positions(np.empty((1, 0), np.int64))  # one after the other from 0 on
+COUNTED = Positions(np.empty((1, 0), np.int64))  # counts up from 0
 
 
 class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind"):
     """The base of all families."""
 
-    kinds: ClassVar[tuple[str, ...]]  # what transformers calls the models of this family
-    answering: ClassVar[tuple[str, ...]]  # its classes of them that answer, of which a folder has one
-    processors: ClassVar[tuple[str, ...]]  # its classes that turn images into what `preprocess` gives
+    kinds: ClassVar[tuple[str, ...]]  # transformers' `model_type`s of this family
+    answering: ClassVar[tuple[str, ...]]  # transformers' classes of models that generate text
+    processors: ClassVar[tuple[str, ...]]  # transformers' image processors that equal `preprocess`
     resample: ClassVar[Image.Resampling]  # the filter of `resize`
     parts: ClassVar[Parts]
-    image_marker: ClassVar[str]  # stands for one image in a rendered template, and is repeated for each of its tokens
-    markers: ClassVar[tuple[str, ...]]  # the special tokens that a tokenizer of this family must have
-    named: ClassVar[Mapping[str, str]]  # what a tokenizer's settings may call them, and others that `expand` writes
-    axes: ClassVar[int] = 1  # of a token's position; with several the decoder's graph takes its rotations from outside
+    image_marker: ClassVar[str]  # stands for an image in a rendered template; repeated for each of its tokens
+    markers: ClassVar[tuple[str, ...]]  # special tokens that a tokenizer of this family must have
+    named: ClassVar[Mapping[str, str]]  # settings of a tokenizer that name tokens, and the values that they must have
+    axes: ClassVar[int] = 1  # of a token's position; with several the rotations are inputs of the decoder's graph
 
     @classmethod
     @abstractmethod
     def of(cls, config: Any, processor: Mapping[str, Any]) -> Self:
-        """The family of a transformers `config`, with all settings of its image processor and of what is around that.
+        """The family of a transformers `config`, and of all settings of its processor and image processor.
 
-        Raises ValueError, which says what does not run here, by the name of the setting and its value.
+        Raises ValueError with the name and value of a setting that is not supported.
         """
 
     @abstractmethod
     def preprocess(self, image: Image.Image) -> Pixels:
-        """An RGB image as the tower's pixels, the same bits as transformers' own processor gives."""
+        """An RGB image as the tower's pixels, bit for bit as transformers' own processor gives them."""
 
     @abstractmethod
     def grid(self, size: Size) -> Grid:
-        """What `preprocess` cuts an image of `size` (width, height) into."""
+        """The grid into which `preprocess` cuts an image of `size` (width, height)."""
 
     @abstractmethod
     def fitted(self, size: Size) -> Size:
@@ -94,55 +94,54 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
 
     @abstractmethod
     def is_settled(self, size: Size) -> bool:
-        """Whether an image of a size that came from `fitted` is left as it is when it comes again."""
+        """Whether `fitted` leaves `size`, one of its results, unchanged."""
 
     @abstractmethod
     def takes(self, grid: Grid) -> bool:
-        """Whether any image could become `grid`."""
+        """Whether `grid` is that of some image."""
 
     @abstractmethod
     def tokens(self, grid: Grid) -> int:
-        """Image tokens of an image, which is also how many rows the connector gives."""
+        """The number of image tokens of an image, which are as many rows after the connector."""
 
     @abstractmethod
     def patches(self, grid: Grid) -> int:
-        """Rows of an image within the tower."""
+        """The number of rows of an image within the tower."""
 
     @abstractmethod
     def expand(self, grid: Grid) -> str:
-        """The text that one `image_marker` of a rendered template stands for."""
+        """The text that replaces the `image_marker` of an image in a rendered template."""
 
     @abstractmethod
     def positions(self, image_tokens: NDArray[np.bool_], grids: Sequence[Grid]) -> Positions:
-        """The positions of a prompt whose `image_tokens` (n,) stand for the images that became `grids`.
+        """The positions of a prompt in which `image_tokens` (n,) marks the tokens of images with these `grids`.
 
-        Raises InputError where they do not fit each other and the positions depend on that.
+        Raises InputError if the two do not fit and the positions depend on it.
         """
 
     def rotations(self, positions: NDArray[np.int64]) -> Arrays:
-        """What the decoder's graph takes beside rows at `positions` (axes, n): nothing where it turns them itself."""
+        """The rotations at `positions` (axes, n) as inputs of the decoder's graph; none if the graph has a table."""
         del positions
         return {}
 
     def as_ids(self, positions: Any) -> Any:
-        """`positions` (axes, n), array or tensor, as transformers' decoder takes those of a batch of one."""
+        """`positions` (axes, n), array or tensor, as `position_ids` of transformers' decoder for a batch of one."""
         return positions if self.axes == 1 else positions[:, None]
 
     @abstractmethod
     def runs(self, rows: Any, grids: Sequence[Grid]) -> list[tuple[Any, Arrays]]:
-        """What the tower can run at once, of pixels or boundary rows of the images that became `grids`.
+        """Pixels or boundary `rows` (array or tensor) of images with these `grids`, in pieces for one run of the tower.
 
-        `rows` is an array or a tensor. Each piece of it comes with what the tower takes beside it, by the names of the
-        graph's inputs.
+        Each piece comes with the tower's other inputs by name.
         """
 
     def slices(self, rows: Any, grids: Sequence[Grid]) -> list[tuple[Any, Arrays]]:
-        """As `runs`, in the smallest pieces that the tower can run: what a piece becomes depends on it alone."""
+        """As `runs`, in the smallest pieces that are independent of each other."""
         return self.runs(rows, grids)
 
     @abstractmethod
     def enter(self, modules: Sequence[Any], pixels: Any, beside: dict[str, Any]) -> Any:
-        """Rows (n, width) of a piece of pixels, by the modules of `parts.image`; tensors all."""
+        """Rows (n, width) of a piece of `pixels`, by the modules of `parts.image`; all are tensors."""
 
     @abstractmethod
     def step(self, module: Any, index: int, rows: Any, beside: dict[str, Any], attend: Attend) -> Any:
@@ -154,17 +153,16 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
 
     @abstractmethod
     def as_given(self, images: Sequence[Pixels]) -> Arrays:
-        """The images of one prompt as transformers' own models take them, by the names of their arguments."""
+        """The images of one prompt as keyword arguments of transformers' own models."""
 
     @abstractmethod
     def example(self, seed: int) -> Pixels:
-        """Noise as small as it may be for the tower to do all that it does with any image."""
+        """A noise image, as small as possible while every part of the tower's arithmetic is used."""
 
     def settle(self, image: Image.Image) -> Image.Image:
-        """The smallest picture of which `preprocess` makes exactly the Pixels of `image`: fitted already, or itself.
+        """The smallest image with the same Pixels as `image`: the fitted one, or `image` itself.
 
-        The fitted one counts only where it has no more pixels, where `decode_image` takes its size, and where fitting
-        it again changes nothing.
+        The fitted one must have no more pixels, a size that `decode_image` accepts, and be unchanged by fitting again.
         """
         first = self.fitted(image.size)
         larger = math.prod(first) > math.prod(image.size)
@@ -173,10 +171,10 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
         return self.resize(image, first)
 
     def shrink(self, data: bytes, image: Image.Image) -> bytes:
-        """The fewest bytes that a worker turns into exactly the Pixels of `image`.
+        """The smallest file with exactly the Pixels of `image`, which is `decode_image(data)` or its `settle`.
 
-        `image` is `decode_image(data)`, or what `settle` makes of it. The choice is between `data`, where it travels as
-        it is, and the settled image in lossless WebP (smaller than PNG on cards and photographs alike).
+        It is `data`, if a worker can read that, or the settled image as lossless WebP, which is smaller than PNG for
+        cards and photographs.
         """
         settled = self.settle(image)
         if not read_header(data).travels:
@@ -185,12 +183,12 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
 
     @classmethod
     def resize(cls, image: Image.Image, size: Size) -> Image.Image:
-        """`image` at `size`, by the family's filter."""
+        """`image` resized with the family's filter."""
         return image.resize(size, cls.resample)
 
     @classmethod
     def _checked(cls, **fields: Any) -> Self:
-        """The family of these fields. Raises ValueError for one out of its bounds."""
+        """A family with these fields. Raises ValueError for a field out of its bounds."""
         try:
             return msgspec.convert(fields | {"kind": cls.__struct_config__.tag}, cls)
         except msgspec.ValidationError as error:
@@ -198,7 +196,7 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
 
 
 def channels(name: str, value: Any) -> tuple[float, ...]:
-    """A setting of an image processor that has a number for each of three channels, or one for all of them."""
+    """The three channels of an image processor's setting, which may be one number for all. Raises ValueError."""
     each = (value,) * 3 if isinstance(value, int | float) else tuple(value)
     if len(each) != 3:
         raise ValueError(f"{name} {value!r}, where three numbers are supported")

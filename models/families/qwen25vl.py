@@ -1,8 +1,8 @@
-"""Qwen2.5-VL: images in their own proportions, a tower that attends within windows, positions on three axes.
+"""Qwen2.5-VL: images in their own proportions, a tower with window attention, positions on three axes.
 
-The arithmetic is that of Qwen2-VL's image processor (transformers, PIL backend): both sides to a multiple of a merged
-patch, the area between two limits, rescale, normalise, patches by fours as the connector merges them. Between the first
-layer and the connector rows stand window by window; before and behind it they stand as the image has them.
+The arithmetic is that of Qwen2-VL's image processor (transformers, PIL backend): resize both sides to a multiple of an
+image token's side, keep the area between two limits, rescale, normalise, and group the patches that the connector
+merges. Within the tower rows are in window order; before and after it they are in the order of the image.
 """
 
 from __future__ import annotations
@@ -24,17 +24,16 @@ from cutline.models.images import MAX_ASPECT, MAX_PIXELS, Pixels, Size, normalis
 IMAGE, START, END = "<|image_pad|>", "<|vision_start|>", "<|vision_end|>"
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
-Area = Annotated[int, msgspec.Meta(ge=1, le=MAX_PIXELS)]  # an image larger than that is not taken either
+Area = Annotated[int, msgspec.Meta(ge=1, le=MAX_PIXELS)]  # pixels; larger images are refused anyway
 Index = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class Qwen25VL(Family, frozen=True, forbid_unknown_fields=True, tag="qwen2.5-vl"):
-    """Patches of `patch` x `patch` pixels, `frames` times the same; `merge` x `merge` of them are one image token.
+    """Patches of `patch` x `patch` pixels, repeated over `frames`; `merge` x `merge` patches are one image token.
 
-    An image is resized to at least `min_pixels` and at most `max_pixels`. The tower's layers attend within windows of
-    `window` pixels, those in `full` everywhere; it turns its heads of width `tower_head` with base `tower_theta`. The
-    decoder turns its own with base `theta`, `sections` of their frequencies by the position in time, height and width.
-    A grid counts patches.
+    An image is resized to between `min_pixels` and `max_pixels`. The tower's layers attend within windows of `window`
+    pixels a side, except those in `full`; its rotary embedding has base `tower_theta` over heads of `tower_head`. The
+    decoder's has base `theta`, with `sections` of the frequencies for time, height and width. A grid counts patches.
     """
 
     patch: Count
@@ -65,7 +64,7 @@ class Qwen25VL(Family, frozen=True, forbid_unknown_fields=True, tag="qwen2.5-vl"
 
     @classmethod
     def of(cls, config: Any, processor: Mapping[str, Any]) -> Qwen25VL:
-        """A folder's model, whose patches are those of its image processor."""
+        """See `Family.of`; tower and image processor must have the same patches."""
         vision, text = config.vision_config, config.text_config
         if others := set(text.layer_types) - {"full_attention"}:
             raise ValueError(f"layer_types {min(others)!r} (use_sliding_window), where 'full_attention' is supported")
@@ -108,7 +107,7 @@ class Qwen25VL(Family, frozen=True, forbid_unknown_fields=True, tag="qwen2.5-vl"
         )
 
     def preprocess(self, image: Image.Image) -> Pixels:
-        """Patches (rows * cols, 3 * frames * patch * patch), the `merge` x `merge` of an image token together."""
+        """Patches (rows * cols, 3 * frames * patch * patch), grouped by image token."""
         fitted = self.resize(image, self.fitted(image.size))
         pixels = normalised(np.asarray(fitted).transpose(2, 0, 1)[None], self.mean, self.std)[0]
         rows, cols = grid = self.grid(image.size)
@@ -119,7 +118,7 @@ class Qwen25VL(Family, frozen=True, forbid_unknown_fields=True, tag="qwen2.5-vl"
 
     @property
     def factor(self) -> int:
-        """Pixels on a side of an image token."""
+        """Pixels along a side of an image token."""
         return self.patch * self.merge
 
     def grid(self, size: Size) -> Grid:
@@ -128,7 +127,7 @@ class Qwen25VL(Family, frozen=True, forbid_unknown_fields=True, tag="qwen2.5-vl"
         return height // self.patch, width // self.patch
 
     def fitted(self, size: Size) -> Size:
-        """Both sides a multiple of `factor`, as near to the proportions of `size` as that allows."""
+        """`size` with both sides a multiple of `factor`, and the proportions nearly kept."""
         width, height = size
         across, down = (round(side / self.factor) * self.factor for side in size)
         if across * down > self.max_pixels:
@@ -140,38 +139,38 @@ class Qwen25VL(Family, frozen=True, forbid_unknown_fields=True, tag="qwen2.5-vl"
         return across, down
 
     def is_settled(self, size: Size) -> bool:
-        """False only where the limits of the area are too near to each other, or too small for thin images."""
+        """False only if the limits of the area are too close to each other, or too small for thin images."""
         return self.fitted(size) == size
 
     @property
     def largest(self) -> int:
-        """The most pixels that an image is resized to. Rounding may lead past `max_pixels` where that is small."""
+        """An upper bound of the pixels after resizing. Rounding may exceed a small `max_pixels`."""
         least, factor = self.min_pixels, self.factor
-        sides = math.sqrt(least) * (math.sqrt(MAX_ASPECT) + 1 / math.sqrt(MAX_ASPECT))  # of the thinnest, together
+        sides = math.sqrt(least) * (math.sqrt(MAX_ASPECT) + 1 / math.sqrt(MAX_ASPECT))  # both sides of the thinnest
         stretched = math.ceil(least + factor * sides + factor**2)
         thin = math.ceil(factor * max(factor, math.sqrt(MAX_ASPECT * self.max_pixels)))
         return max(self.max_pixels, stretched, thin)
 
     def takes(self, grid: Grid) -> bool:
-        """Whether `grid` is of whole image tokens and within the limits of the area."""
+        """Whether `grid` has whole image tokens and is within the limits of the area."""
         rows, cols = grid
         whole = rows % self.merge == cols % self.merge == 0 and min(rows, cols) >= self.merge
         return whole and rows * cols * self.patch**2 <= self.largest
 
     def tokens(self, grid: Grid) -> int:
-        """One for each `merge` x `merge` patches."""
+        """One image token for each `merge` x `merge` patches."""
         return self.patches(grid) // self.merge**2
 
     def patches(self, grid: Grid) -> int:
-        """All of them."""
+        """The area of the grid."""
         return grid[0] * grid[1]
 
     def expand(self, grid: Grid) -> str:
-        """The marker again and again; the template puts its frame around it."""
+        """The marker, repeated; the template itself puts start and end around it."""
         return IMAGE * self.tokens(grid)
 
     def positions(self, image_tokens: NDArray[np.bool_], grids: Sequence[Grid]) -> Positions:
-        """Text counts on all axes at once; an image stays in time and counts its rows and columns."""
+        """Text counts up on all axes together; an image has one time, and counts its rows and columns."""
         held, made = image_tokens.sum(), sum(map(self.tokens, grids))
         if held != made:
             raise InputError(f"the prompt holds {held} image tokens, its images have {made}; this model takes them all")
@@ -190,26 +189,26 @@ class Qwen25VL(Family, frozen=True, forbid_unknown_fields=True, tag="qwen2.5-vl"
         return Positions(np.hstack(parts))
 
     def rotations(self, positions: NDArray[np.int64]) -> Arrays:
-        """`cos` and `sin` (n, half a head): each section of the frequencies by its own axis."""
+        """`cos` and `sin` (n, half a head), with one axis for each section of the frequencies."""
         half = sum(self.sections)
         axis = np.repeat(np.arange(3), self.sections)
         angles = positions[axis].T.astype(np.float32) * _frequencies(self.theta, half)
         return {"cos": np.cos(angles), "sin": np.sin(angles)}
 
     def runs(self, rows: Any, grids: Sequence[Grid]) -> list[tuple[Any, Arrays]]:
-        """Image by image: each is seen by itself."""
+        """One piece for each image, as images do not attend to each other."""
         counts = [self.patches(grid) for grid in grids]
         ends = list(accumulate(counts))
         pieces = (rows[end - count : end] for end, count in zip(ends, counts, strict=True))
         return [(piece, self.beside(grid)) for piece, grid in zip(pieces, grids, strict=True)]
 
     def beside(self, grid: Grid) -> Arrays:
-        """What the tower takes beside the patches of one image; rows stand window by window if not said otherwise.
+        """The tower's other inputs for one image. Rows are in window order.
 
-        `order` (m,): which image token, as the image has them, stands at each place; `back` (m,) the inverse.
-        `cos`, `sin` (n, tower_head): the rotation of each row, the first half of the sines negated.
-        `slots` (windows, s): the row in each slot of each window, -1 in those that are empty; `places` (n,): the slot
-        of each row, all windows counted through.
+        `order` (m,) has the image token, in image order, for each index in window order; `back` (m,) is its inverse.
+        `cos`, `sin` (n, tower_head) rotate each row; the first half of the sines is negated. `slots` (windows, s) has
+        the row in each slot of each window, -1 in empty ones; `places` (n,) has the slot of each row, counted through
+        all windows.
         """
         order, lengths = self.windows(grid)
         by_token = self.places(grid).reshape(len(order), -1, 2)[order].reshape(-1, 2)
@@ -232,7 +231,7 @@ class Qwen25VL(Family, frozen=True, forbid_unknown_fields=True, tag="qwen2.5-vl"
         }
 
     def windows(self, grid: Grid) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The image tokens (m,) of a grid in the order of their windows, and how many patches each window has."""
+        """The image tokens (m,) of a grid in window order, and the number of patches (windows,) in each window."""
         rows, cols = grid[0] // self.merge, grid[1] // self.merge
         side = self.window // self.factor
         row, col = np.divmod(np.arange(rows * cols), cols)
@@ -246,13 +245,13 @@ class Qwen25VL(Family, frozen=True, forbid_unknown_fields=True, tag="qwen2.5-vl"
         return np.indices(grid).reshape(sides).transpose(1, 3, 2, 4, 0).reshape(-1, 2)
 
     def enter(self, modules: Sequence[Any], pixels: Any, beside: dict[str, Any]) -> Any:
-        """The patches embedded, and put window by window."""
+        """The embedded patches, in window order."""
         (embedding,) = modules
-        weight = embedding.proj.weight.flatten(1)  # a convolution over exactly one patch is a product
+        weight = embedding.proj.weight.flatten(1)  # a convolution over exactly one patch is a matrix product
         return self._by_token(pixels @ weight.transpose(0, 1))[beside["order"]].flatten(0, 1)
 
     def step(self, module: Any, index: int, rows: Any, beside: dict[str, Any], attend: Attend) -> Any:
-        """transformers' own layer, but for attention: all windows side by side, each filled up to the same length."""
+        """As transformers' layer, with attention over all windows as one batch, padded to the same length."""
         attention = module.attn
         split = attention.qkv(module.norm1(rows)).unflatten(1, (3, attention.num_heads, self.tower_head))
         query, key, value = split.transpose(0, 2).unbind(1)  # (heads, n, tower_head)
@@ -263,32 +262,32 @@ class Qwen25VL(Family, frozen=True, forbid_unknown_fields=True, tag="qwen2.5-vl"
             slots = beside["slots"]
             filled = slots.clamp(min=0)
             windows = [each[:, filled].transpose(0, 1) for each in (query, key, value)]  # (windows, heads, s, ...)
-            seen = (slots >= 0)[:, None, None].expand(-1, -1, slots.shape[1], -1)  # ONNX Runtime spreads none of these
+            seen = (slots >= 0)[:, None, None].expand(-1, -1, slots.shape[1], -1)  # ONNX Runtime does not broadcast it
             attended = attend(*windows, attn_mask=seen, scale=attention.scaling)
             attended = attended.transpose(0, 1).flatten(1, 2)[:, beside["places"]]
         rows = rows + attention.proj(attended.transpose(0, 1).flatten(1))
         return rows + module.mlp(module.norm2(rows))
 
     def leave(self, modules: Sequence[Any], rows: Any, beside: dict[str, Any]) -> Any:
-        """Patches merged into image tokens, and these put as the image has them."""
+        """The patches merged into image tokens, in image order."""
         (merger,) = modules
         return merger(rows)[beside["back"]]
 
     def as_given(self, images: Sequence[Pixels]) -> Arrays:
-        """All patches, and the grids with a single step of time."""
+        """All patches, and the grids with a time axis of 1."""
         if not images:
             return {}
         grids = np.array([(1, *image.grid) for image in images])
         return {"pixel_values": np.concatenate([image.values for image in images]), "image_grid_thw": grids}
 
     def example(self, seed: int) -> Pixels:
-        """Two windows by two, only the first of them whole."""
+        """Two by two windows, of which only the first is full."""
         side = self.window // self.patch + self.merge
         noise = np.random.default_rng(seed).uniform(-1, 1, (side * side, 3 * self.frames * self.patch**2))
         return Pixels(noise.astype(np.float32), (side, side))
 
     def _turned(self, heads: Any, beside: dict[str, Any]) -> Any:
-        """As transformers does it in float32, whatever the heads (n, tower_head) are in."""
+        """The `heads` (n, tower_head) rotated, in float32 as transformers does it."""
         full = heads.float()
         return full * beside["cos"] + full.roll(self.tower_head // 2, -1) * beside["sin"]
 
@@ -300,7 +299,7 @@ class Qwen25VL(Family, frozen=True, forbid_unknown_fields=True, tag="qwen2.5-vl"
 
 
 def _sections(text: Any) -> tuple[int, ...]:
-    """How many frequencies turn by each axis. Raises ValueError."""
+    """How many frequencies belong to each axis. Raises ValueError."""
     rope = text.rope_parameters
     if (kind := rope["rope_type"]) != "default":
         raise ValueError(f"rope_type {kind!r} in its rope_scaling, where 'default' or 'mrope' is supported")
@@ -314,11 +313,11 @@ def _sections(text: Any) -> tuple[int, ...]:
 
 
 def _count(first: int, length: int) -> NDArray[np.int64]:
-    """Positions of text (3, length)."""
+    """Positions (3, length) of text."""
     return np.tile(np.arange(first, first + length), (3, 1))
 
 
 def _frequencies(theta: float, count: int) -> NDArray[np.float32]:
-    """Of a rotary embedding, in the order in which transformers rounds them."""
+    """Frequencies of a rotary embedding, rounded in the same order as in transformers."""
     exponents = np.arange(count, dtype=np.float32) / np.float32(count)
     return np.asarray(1 / np.power(np.float32(theta), exponents), np.float32)

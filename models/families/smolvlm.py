@@ -1,8 +1,8 @@
 """SmolVLM, and Idefics3 before it: square tiles, pixel shuffle, a Llama decoder.
 
 The arithmetic is that of SmolVLM's image processor (transformers, PIL backend): fit the longest edge, stretch to whole
-tiles, rescale, normalise. How many tiles an image makes follows from its shape, never from its size in pixels: at most
-`grid_limit` squared and one more.
+tiles, rescale, normalise. The number of tiles depends on an image's shape, not on its size in pixels; it is at most
+`grid_limit` squared plus one.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from cutline.models.families.family import Arrays, Attend, Count, Family, Grid, 
 from cutline.models.images import Pixels, Size, normalised
 
 IMAGE, FAKE, GLOBAL = "<image>", "<fake_token_around_image>", "<global-img>"
-ROTATIONS = ("default", "linear", "llama3", "yarn")  # by the position alone: others change as a text grows longer
-LARGEST = 4096  # a larger longest edge transformers cuts down to it, and the other one otherwise
+ROTATIONS = ("default", "linear", "llama3", "yarn")  # the rope types that do not depend on the length of the text
+MAX_LONGEST_EDGE = 4096  # transformers scales a larger one down to it, and rounds the other edge differently
 
 
 class SmolVLM(Family, frozen=True, forbid_unknown_fields=True, tag="smolvlm"):
-    """Tiles of `tile` x `tile` pixels, each of `patch` x `patch` patches and `tile_tokens` image tokens.
+    """Tiles of `tile` x `tile` pixels, with patches of `patch` x `patch` pixels and `tile_tokens` image tokens.
 
-    `longest_edge` is the size an image is first resized to, at most 4096 as in every published SmolVLM; `split` says
-    whether it is then cut into tiles. A grid counts tiles and is (0, 0) for an image in one piece.
+    An image's longest edge is first resized to `longest_edge`, at most 4096 as in every published SmolVLM; `split` says
+    whether it is then cut into tiles. A grid counts tiles, and is (0, 0) for an image that is not cut.
     """
 
     tile: Count
@@ -38,7 +38,7 @@ class SmolVLM(Family, frozen=True, forbid_unknown_fields=True, tag="smolvlm"):
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[Spread, Spread, Spread] = (0.5, 0.5, 0.5)
 
-    kinds: ClassVar[tuple[str, ...]] = ("smolvlm", "idefics3")  # of which the second is the older name
+    kinds: ClassVar[tuple[str, ...]] = ("smolvlm", "idefics3")  # the second is the older name
     parts: ClassVar[Parts] = Parts(
         image=("vision_model.embeddings",),
         tower="vision_model.encoder.layers",
@@ -46,7 +46,7 @@ class SmolVLM(Family, frozen=True, forbid_unknown_fields=True, tag="smolvlm"):
         decoder="text_model",
     )
     image_marker: ClassVar[str] = IMAGE
-    markers: ClassVar[tuple[str, ...]] = (IMAGE, FAKE)  # GLOBAL is plain text in the larger and older ones
+    markers: ClassVar[tuple[str, ...]] = (IMAGE, FAKE)  # GLOBAL is plain text in larger and older models
     named: ClassVar[Mapping[str, str]] = {"image_token": IMAGE, "fake_image_token": FAKE, "global_image_token": GLOBAL}
     answering: ClassVar[tuple[str, ...]] = ("SmolVLMForConditionalGeneration", "Idefics3ForConditionalGeneration")
     processors: ClassVar[tuple[str, ...]] = ("SmolVLMImageProcessor", "Idefics3ImageProcessor")
@@ -54,13 +54,13 @@ class SmolVLM(Family, frozen=True, forbid_unknown_fields=True, tag="smolvlm"):
 
     @classmethod
     def of(cls, config: Any, processor: Mapping[str, Any]) -> SmolVLM:
-        """A folder's model, whose tiles the tower takes as they are."""
+        """See `Family.of`; tower and image processor must have the same tiles."""
         vision, text = config.vision_config, config.text_config
         if text.model_type != "llama":
             raise ValueError(f"a decoder of the kind {text.model_type} (text_config), where llama is supported")
         if (kind := text.rope_parameters["rope_type"]) not in ROTATIONS:
             raise ValueError(f"rope_type {kind!r} in its text_config; supported: {', '.join(ROTATIONS)}")
-        # What a tile has beyond its last whole patch the tower does not see: of 384 pixels 27 patches of 14 leave 6.
+        # The tower ignores pixels after the last whole patch: of 384 pixels, 27 patches of 14 leave 6.
         tile, patch, shuffled = vision.image_size, vision.patch_size, config.scale_factor
         if not isinstance(tile, int) or not isinstance(patch, int) or tile // patch % shuffled:
             raise ValueError(
@@ -72,8 +72,10 @@ class SmolVLM(Family, frozen=True, forbid_unknown_fields=True, tag="smolvlm"):
         if (said := processor.get("image_seq_len", tokens)) != tokens:
             raise ValueError(f"image_seq_len {said!r} in its processor, and a tower that gives {tokens} a tile")
         longest = processor["size"].get("longest_edge")
-        if not isinstance(longest, int) or not 1 <= longest <= LARGEST:
-            raise ValueError(f"size {dict(processor['size'])!r}, where a longest_edge of 1 to {LARGEST} is supported")
+        if not isinstance(longest, int) or not 1 <= longest <= MAX_LONGEST_EDGE:
+            raise ValueError(
+                f"size {dict(processor['size'])!r}, where a longest_edge of 1 to {MAX_LONGEST_EDGE} is supported"
+            )
         return cls._checked(
             tile=tile,
             patch=patch,
@@ -85,7 +87,7 @@ class SmolVLM(Family, frozen=True, forbid_unknown_fields=True, tag="smolvlm"):
         )
 
     def preprocess(self, image: Image.Image) -> Pixels:
-        """Tiles (n, 3, tile, tile), row by row; where there are several, the whole image comes last."""
+        """Tiles (n, 3, tile, tile), row by row; after several tiles the whole image comes last."""
         first, second = self._sizes(image.size)
         stretched = self.resize(self.resize(image, first), second)
         if second == (self.tile, self.tile):
@@ -95,26 +97,26 @@ class SmolVLM(Family, frozen=True, forbid_unknown_fields=True, tag="smolvlm"):
         return Pixels(self._normalised(tiles), self.grid(image.size))
 
     def grid(self, size: Size) -> Grid:
-        """Rows and columns of tiles; (0, 0) for one piece."""
+        """Rows and columns of tiles; (0, 0) for an image that is not cut."""
         _, (width, height) = self._sizes(size)
         rows, cols = height // self.tile, width // self.tile
         return (0, 0) if rows == cols == 1 else (rows, cols)
 
     @property
     def grid_limit(self) -> int:
-        """The most rows, and the most columns, that an image is split into; 0 where it never is."""
+        """The most rows, and the most columns, of tiles; 0 if images are never cut."""
         return math.ceil(_even(self.longest_edge) / self.tile) if self.split else 0
 
     def fitted(self, size: Size) -> Size:
-        """The longest edge at `longest_edge`, the other one even and in proportion."""
+        """`size` with its longest edge at `longest_edge`, and the other one in proportion and even."""
         width, height = size
-        ratio = width / height  # divided by or multiplied with exactly as the original does: the rounding shows
+        ratio = width / height  # the divisions and products are those of the original, as their rounding matters
         if width >= height:
             return self.longest_edge, max(_even(int(self.longest_edge / ratio)), 1)
         return max(_even(int(self.longest_edge * ratio)), 1), self.longest_edge
 
     def is_settled(self, size: Size) -> bool:
-        """False for a square image and an odd `longest_edge`, which is made even when it comes again."""
+        """False for a square image and an odd `longest_edge`, which a second fitting makes even."""
         return self.fitted(size) == size
 
     def takes(self, grid: Grid) -> bool:
@@ -122,7 +124,7 @@ class SmolVLM(Family, frozen=True, forbid_unknown_fields=True, tag="smolvlm"):
         return grid == (0, 0) or all(1 <= side <= self.grid_limit for side in grid)
 
     def tokens(self, grid: Grid) -> int:
-        """`tile_tokens` of every tile."""
+        """`tile_tokens` for every tile."""
         return self.tile_tokens * _count(grid)
 
     def patches(self, grid: Grid) -> int:
@@ -130,7 +132,7 @@ class SmolVLM(Family, frozen=True, forbid_unknown_fields=True, tag="smolvlm"):
         return (self.tile // self.patch) ** 2 * _count(grid)
 
     def expand(self, grid: Grid) -> str:
-        """A line per row of tiles, then the whole image after an empty line; the whole alone for (0, 0)."""
+        """One line for each row of tiles, an empty line, then the whole image; only the latter for (0, 0)."""
         rows, cols = grid
         tile = IMAGE * self.tile_tokens
         whole = f"{FAKE}{GLOBAL}{tile}{FAKE}"
@@ -142,30 +144,30 @@ class SmolVLM(Family, frozen=True, forbid_unknown_fields=True, tag="smolvlm"):
         return "".join(f"{line}\n" for line in lines) + "\n" + whole
 
     def positions(self, image_tokens: NDArray[np.bool_], grids: Sequence[Grid]) -> Positions:
-        """One after the other, whatever the tokens stand for."""
+        """Positions count up from 0, for text and images alike."""
         del grids
         return Positions(np.arange(len(image_tokens))[None])
 
     def runs(self, rows: Any, grids: Sequence[Grid]) -> list[tuple[Any, Arrays]]:
-        """All at once: every tile is by itself, and all are alike."""
+        """One piece: tiles are independent and of equal size."""
         del grids
         return [(rows, {})]
 
     def slices(self, rows: Any, grids: Sequence[Grid]) -> list[tuple[Any, Arrays]]:
-        """Tile by tile, whether they are pixels (n, 3, tile, tile) or rows (n, width) of their patches."""
+        """One piece for each tile, of pixels (n, 3, tile, tile) or of its patches' rows (n, width)."""
         del grids
         size = 1 if rows.ndim == 4 else (self.tile // self.patch) ** 2
         return [(rows[first : first + size], {}) for first in range(0, len(rows), size)]
 
     def enter(self, modules: Sequence[Any], pixels: Any, beside: dict[str, Any]) -> Any:
-        """Whole tiles (n, 3, tile, tile) need no padding mask: the place of every patch is fixed."""
+        """Rows of whole tiles (n, 3, tile, tile), which need no padding mask: patch positions are fixed."""
         del beside
         (embeddings,) = modules
         patches = embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2)
         return (patches + embeddings.position_embedding.weight).flatten(0, 1)
 
     def step(self, module: Any, index: int, rows: Any, beside: dict[str, Any], attend: Attend) -> Any:
-        """transformers' own layer, on the patches of every tile."""
+        """transformers' own layer, with tiles as the batch."""
         del index, beside, attend
         return module(self._by_tile(rows), None).flatten(0, 1)
 
@@ -188,7 +190,7 @@ class SmolVLM(Family, frozen=True, forbid_unknown_fields=True, tag="smolvlm"):
         return rows.unflatten(0, (-1, (self.tile // self.patch) ** 2))
 
     def _sizes(self, size: Size) -> tuple[Size, Size]:
-        """The two sizes that `preprocess` resizes to: the longest edge fitted, then whole tiles."""
+        """The two sizes to which `preprocess` resizes: the fitted one, then one of whole tiles."""
         first = self.fitted(size)
         return first, _whole_tiles(first, self.tile) if self.split else (self.tile, self.tile)
 
@@ -197,12 +199,12 @@ class SmolVLM(Family, frozen=True, forbid_unknown_fields=True, tag="smolvlm"):
 
 
 def _count(grid: Grid) -> int:
-    """Tiles of an image, the whole one included."""
+    """The number of tiles of an image, with the one of the whole image."""
     return grid[0] * grid[1] + 1
 
 
 def _whole_tiles(size: Size, tile: int) -> Size:
-    """`size` with each edge raised to a multiple of `tile`, the shorter one after the longer."""
+    """`size` with each edge raised to a multiple of `tile`; the shorter edge follows from the longer one."""
     width, height = size
     ratio = width / height
     if width >= height:
