@@ -1,1 +1,1 @@
-"""Which parts of an answer run where: pure functions over frozen data."""
+"""Decides which parts of an answer run where: pure functions over frozen data."""

@@ -1,7 +1,7 @@
-"""What each choice costs whatever the link: the terms from which `predict` makes a latency once the link is known.
+"""The terms of each choice's cost that do not depend on the link; `predict` combines them with the link's conditions.
 
-Everything that depends on models, machines and question alone is worked out here, once, and kept as arrays with one
-entry a choice. docs/explanation/planning.md has the formulas.
+They depend on models, machines and question only, are computed once, and are arrays with one entry for each choice.
+docs/explanation/planning.md has the formulas.
 """
 
 from __future__ import annotations
@@ -27,36 +27,36 @@ from cutline.partitioner.spans import Floats, Spans, spans_of
 Bools = NDArray[np.bool_]
 Integers = NDArray[np.int64]
 
-# Bytes of messages of the session protocol, beside tokens and rows; a test compares them with the messages themselves.
+# Bytes of the session protocol's messages without tokens and rows; a test compares them with real messages.
 OPEN_BYTES = 110
 DIGEST_BYTES = 34  # of an image, in the opening
 FILE_BYTES = 8  # of a piece of a file
 ROWS_BYTES = 20  # of a piece of a boundary, or of a draft's rows
 DRAFT_BYTES = 6
 CONFIRMED_BYTES = 9
-CLOSING_BYTES = 52  # what the worker says first and last
-MESSAGE_BYTES = 1 << 20  # of rows or of a file in one message
+CLOSING_BYTES = 52  # of the worker's first and last message
+MESSAGE_BYTES = 1 << 20  # the most bytes of rows or of a file in one message
 
-# Likewise of what an upstream is sent and sends, in JSON.
+# Bytes of an upstream's requests and responses, in JSON.
 REQUEST_BYTES = 150
-PICTURE_BYTES = 75  # around the picture itself, which is in base64
-WORD_BYTES = 4  # of the prompt's text, by its tokens
-EVENT_BYTES = 200  # of a token
+PICTURE_BYTES = 75  # of an image, without its base64
+WORD_BYTES = 4  # of the prompt's text, for each token
+EVENT_BYTES = 200  # for each token of the answer
 
-AGENT_BYTES = 110e6  # memory of an agent before it loads a model: Python and its libraries
-PREPROCESS = 5e-6  # seconds a patch to decode and resize a picture, where a profile has no measurement of it
+AGENT_BYTES = 110e6  # memory of an agent without models: Python and its libraries
+PREPROCESS_SECONDS = 5e-6  # a patch, to decode and resize an image, if the profile has no measurement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """The terms of `n` choices. Arrays are (n,), in seconds and bytes, 0 where a choice has no such thing.
+    """The terms of `n` choices. Arrays are (n,), in seconds and bytes, and 0 if a term does not apply to a choice.
 
-    `passes[i]` are a worker's seconds for a pass of i + 1 rows through the whole decoder, `one_pass` those of one row
-    from the choice's own cut on, `draft_pass` those of a draft and the token before it; `edge_step` and `step_upload`
-    are for as many. `answer_tokens` are those of a mean answer, `passed_tokens` of one that the gate passes on, and
-    `harder` is `GateRates.harder`. `extra_pass` is what verifying a gated answer's `first_verified` tokens adds to
-    a prefill. `place` is the cut's on the layer line, behind all layers where no worker is asked; `agreement` and
-    `leak` are NaN where they were not measured. An `upstream` in place of a worker verifies no drafts.
+    `passes[i]` is a worker's pass of i + 1 rows through the whole decoder. `one_pass` is one row from the choice's cut
+    on, `draft_pass` a draft and the token before it; `edge_step` and `step_upload` are for as many rows.
+    `answer_tokens` is the mean length of an answer, `passed_tokens` that of one that the gate escalates, and `harder`
+    is `GateRates.harder`. `extra_pass` is what verifying an escalated answer's `first_verified` tokens adds to the
+    prefill. `place` is the index of the cut on the layer line, or the number of layers without a worker. `agreement`
+    and `leak` are NaN if they were not measured. An `upstream` in place of a worker verifies no drafts.
     """
 
     upstream: bool
@@ -97,7 +97,7 @@ class Terms:
 
     @property
     def tokens(self) -> Integers:
-        """Tokens (n,) of an answer for which the worker is asked."""
+        """Tokens (n,) of an answer that the worker gives."""
         return np.where(self.gated, self.passed_tokens, self.answer_tokens)
 
     @property
@@ -107,20 +107,20 @@ class Terms:
 
     @property
     def token_down(self) -> float:
-        """Bytes that come down with each token."""
+        """Bytes received with each token."""
         return EVENT_BYTES if self.upstream else CONFIRMED_BYTES + 1.0
 
     @property
     def feared(self) -> Floats:
-        """The leak (n,) that a limit counts: everything, where nobody measured it."""
+        """The leak (n,) for a limit; 1 if it was not measured."""
         return np.where(np.isnan(self.leak), 1.0, self.leak)
 
 
 def terms_of(setting: Setting, asked: Asked, space: Space) -> Terms:
-    """The terms of every choice in `space`; without a gate in `setting`, none of mode `auto`."""
+    """The terms of every choice in `space`; choices of mode `auto` only if `setting` has a gate."""
     known, upstream = _known(setting, asked, space), isinstance(setting.cloud, Speed)
     every = space.choices(setting.target.line, upstream=upstream)
-    choices = [one for one in every if one.mode != "auto" or setting.gate is not None]
+    choices = [choice for choice in every if choice.mode != "auto" or setting.gate is not None]
     rows = [_row(known, setting, asked, choice) for choice in choices]
     columns = {
         name: np.array([row[name] for row in rows]) for name in _row(known, setting, asked, Choice(mode=Mode.EDGE))
@@ -146,14 +146,14 @@ def terms_of(setting: Setting, asked: Asked, space: Space) -> Terms:
 
 
 def served(terms: Terms, speed: Speed) -> Terms:
-    """The terms of a setting whose upstream has this `speed`."""
+    """The terms with another `speed` of the upstream."""
     asked = terms.asks.astype(float)
     return replace(terms, cloud_prefill=speed.first * asked, one_pass=speed.token * asked)
 
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """What the rows of all choices need."""
+    """What the terms of all choices share."""
 
     sizes: Sizes
     context: float
@@ -169,14 +169,14 @@ class _Known:
 def _known(setting: Setting, asked: Asked, space: Space) -> _Known:
     target, names = setting.target, setting.target.line.layers
     passed = _passed_tokens(setting, asked)
-    most = max(asked.answer_tokens, passed) - 1
+    longest = max(asked.answer_tokens, passed) - 1
     sizes = request_sizes(target, asked.grids, asked.prompt_tokens)
     context = asked.prompt_tokens + asked.answer_tokens / 2
     edge = Machine.of(setting.edge, target, "edge")
-    there = setting.cloud
-    cloud = there if isinstance(there, Speed) else Machine.of(there, target, "cloud", dtype=setting.cloud_dtype)
-    spans = spans_of(edge, cloud, sizes, context=context, longest=max(*space.lengths, most) + 1)
-    scheduling = 0.0 if isinstance(there, Speed) else setting.overheads.scheduling
+    remote = setting.cloud
+    cloud = remote if isinstance(remote, Speed) else Machine.of(remote, target, "cloud", dtype=setting.cloud_dtype)
+    spans = spans_of(edge, cloud, sizes, context=context, longest=max(*space.lengths, longest) + 1)
+    scheduling = 0.0 if isinstance(remote, Speed) else setting.overheads.scheduling
     passes = spans.cloud_passes[:, names.index("decoder.0")] + scheduling
     return _Known(
         sizes,
@@ -192,7 +192,7 @@ def _known(setting: Setting, asked: Asked, space: Space) -> _Known:
 
 
 def _passed_tokens(setting: Setting, asked: Asked) -> int:
-    """Tokens of an answer that the gate passes on, within the model's context."""
+    """The mean tokens of an answer that the gate escalates, within the model's context."""
     if setting.gate is None:
         return asked.answer_tokens
     room = setting.target.decoder.context - asked.prompt_tokens
@@ -218,7 +218,7 @@ def _row(known: _Known, setting: Setting, asked: Asked, choice: Choice) -> dict[
     opening += file + FILE_BYTES * math.ceil(file / MESSAGE_BYTES)
     opening += crossing + ROWS_BYTES * math.ceil(crossing / MESSAGE_BYTES)
     prepares = packing = 0.0
-    if isinstance(setting.cloud, Speed):  # it gets the picture's file as it is, in text, and its seconds are all in all
+    if isinstance(setting.cloud, Speed):  # it gets the image file in base64, and its speed includes all its work
         opening = upstream_bytes(asked, known.sizes)
     elif uploads:
         prepares, packing = preprocess_seconds(setting.cloud, known.sizes), pack_seconds(setting, known.sizes)
@@ -249,7 +249,7 @@ def _row(known: _Known, setting: Setting, asked: Asked, choice: Choice) -> dict[
 
 
 def upstream_bytes(asked: Asked, sizes: Sizes) -> int:
-    """Bytes of a request to an upstream."""
+    """The bytes of a request to an upstream."""
     pictures = math.ceil(asked.image_bytes / 3) * 4 + PICTURE_BYTES * len(asked.grids)
     return REQUEST_BYTES + pictures + WORD_BYTES * max(0, asked.prompt_tokens - sizes.image_tokens)
 
@@ -257,33 +257,33 @@ def upstream_bytes(asked: Asked, sizes: Sizes) -> int:
 def preprocess_seconds(profile: DeviceProfile, sizes: Sizes) -> float:
     """Seconds from image files to the tower's pixels."""
     known = profile.preprocess_seconds
-    return PREPROCESS * sizes.patches if known is None else known * sizes.images
+    return PREPROCESS_SECONDS * sizes.patches if known is None else known * sizes.images
 
 
 def pack_seconds(setting: Setting, sizes: Sizes) -> float:
-    """Seconds to make the pictures small before they are uploaded."""
+    """Seconds to shrink the images before the upload."""
     if setting.edge.shrink_seconds is not None:
         return setting.edge.shrink_seconds * sizes.images
     return preprocess_seconds(setting.edge, sizes) * setting.overheads.packing
 
 
 def memory_bytes(setting: Setting, asked: Asked, choices: Sequence[Choice]) -> Floats:
-    """Bytes that the agent holds for each choice: itself, its span of the target, the drafter, and their caches.
+    """The agent's memory in bytes for each choice: itself, its span of the target, the drafter, and their caches.
 
-    An agent loads its drafter for every mode, also for those in which nothing is drafted.
+    An agent loads its drafter for every mode, also for modes without drafts.
     """
     tokens, names = asked.prompt_tokens + asked.answer_tokens, setting.target.line.layers
     layers = memory_of(layer_costs(setting.target), setting.target.precision, tokens)
     held = np.concatenate([[0.0], np.cumsum(layers)])
     drafter = sum(memory_of(layer_costs(setting.drafter), setting.drafter.precision, tokens))
-    span = [0.0 if one.cut is None else held[names.index(one.cut)] for one in choices]
+    span = [0.0 if choice.cut is None else held[names.index(choice.cut)] for choice in choices]
     return np.array(span) + drafter + AGENT_BYTES
 
 
 def _agreement(setting: Setting, choice: Choice) -> float:
-    """Share of answers with the target's own tokens, or an upstream's; NaN where nobody measured it.
+    """The share of answers with exactly the target's tokens, or an upstream's; NaN if it was not measured.
 
-    Of mode `edge` it is a lower bound.
+    For mode `edge` it is a lower bound.
     """
     gate = setting.gate
     if choice.cut is None:
@@ -301,9 +301,9 @@ def _is_exact(setting: Setting, choice: Choice) -> bool:
 
 
 def _leak(setting: Setting, choice: Choice) -> float:
-    """Share of a picture's variance that was recovered from what the worker gets, if it is asked; NaN if not measured.
+    """The share of an image's variance that is recovered from what the worker gets; NaN if it was not measured.
 
-    A format that was not measured counts as the next wider one that was: it is made of no more than that is.
+    A format that was not measured counts as the next wider one that was, as it contains no more.
     """
     if choice.cut is None:
         return 0.0
@@ -318,5 +318,5 @@ def _leak(setting: Setting, choice: Choice) -> float:
 
 
 def _token_bytes(manifest: Manifest) -> int:
-    """Bytes of a token's id in a message, which has seven bits in each."""
+    """Bytes of the largest token id as a varint, with seven bits a byte."""
     return max(1, math.ceil((manifest.decoder.vocabulary - 1).bit_length() / 7))

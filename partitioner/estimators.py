@@ -1,7 +1,7 @@
-"""What is learnt of link, worker and drafter from traffic: estimates that move with what is observed.
+"""Online estimators of link, worker and drafter, learnt from traffic.
 
-All are pure: `after` an observation there is a new estimate. Each begins at a prior, older observations fade as others
-come, and `aged` lets all of them fade towards the prior while none do.
+All are immutable: `after` returns the estimate after an observation, and `aged` the one after some time without any.
+Each begins at a prior. Older observations count less with each new one, and with time.
 """
 
 from __future__ import annotations
@@ -18,28 +18,29 @@ from cutline.partitioner.roofline import Speed
 
 Floats = NDArray[np.float64]
 
-NOISE, SHARE = 2e-3, 0.1  # a measured time is off by so many seconds, and by such a share of itself, now and then ...
-OUTLIER_PROBABILITY = 0.05  # ... but in this share of cases by anything
-CHANGE_PROBABILITY = 0.03  # chance that what is measured has become something else since the last observation
-MEMORY = 0.85  # what an observation counts for, once there is another
-HALF_LIFE, QUEUE_HALF_LIFE = 300.0, 20.0  # seconds in which half of what was learnt stops to count
-VAGUE = 3.0  # halvings or doublings that the guess of an upstream's speed may well be off by
-KINDS = 64  # of requests whose answers' lengths are remembered
-MAX_CORRECTION = 4.0  # that a prediction is corrected by, up or down
+NOISE, SHARE = 2e-3, 0.1  # spread of a measured time: the larger of so many seconds and such a share of itself
+OUTLIER_PROBABILITY = 0.05  # of a measured time with any other error
+CHANGE_PROBABILITY = 0.03  # that the measured quantity has changed since the last observation
+MEMORY = 0.85  # weight of older observations after each new one
+HALF_LIFE, QUEUE_HALF_LIFE = 300.0, 20.0  # seconds after which observations count half
+UPSTREAM_OCTAVES = 3.0  # halvings or doublings by which the prior of an upstream's speed may well be wrong
+MAX_KINDS = 64  # of requests for which the length of answers is estimated
+MAX_CORRECTION = 4.0  # factor by which a prediction is corrected, up or down
 
-_RATIO, _STEPS = 1.1, 120  # of a guess's values: to a hundred thousandth of the prior and a hundred thousandfold
+_RATIO, _STEPS = 1.1, 120  # of a guess's grid of values, which spans a factor of 10⁵ on both sides of the prior
 _FACTORS = _RATIO ** np.arange(-_STEPS, _STEPS + 1.0)
 _OCTAVES = np.log2(_FACTORS)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Guess:
-    """A figure above 0 that shows in noisy times: how likely each of `values` (n,) is, which rise by one ratio.
+    """A distribution of a positive quantity that is observed by noisy times.
 
-    `prior` (n,) is how likely they were before anything was seen.
+    `likely` (n,) are the probabilities of `values` (n,), a geometric grid, and `prior` (n,) those before any
+    observation.
 
-    An average would not do: a time that is too short to measure says no more than that it is short, a far longer one
-    may be a hiccup or the link's new speed, and the next ones tell which.
+    An average would not do: a time below the noise only says that it is short, and a far longer one may be a hiccup or
+    a lasting change, which only later observations show.
     """
 
     values: Floats
@@ -48,25 +49,25 @@ class Guess:
 
     @classmethod
     def around(cls, value: float, octaves: float = 1.0) -> Self:
-        """What is believed of a figure that is said to be `value`: most within so many halvings and doublings."""
-        prior = 1 / (1 + (_OCTAVES / octaves) ** 2)  # yet nothing is impossible
+        """The prior of a quantity given as `value`, with most of it within so many halvings and doublings."""
+        prior = 1 / (1 + (_OCTAVES / octaves) ** 2)  # heavy-tailed, so that no value is impossible
         prior /= prior.sum()
         return cls(value * _FACTORS, prior, prior)
 
     @property
     def value(self) -> float:
-        """The figure, as the mean of its logarithm."""
+        """The estimate: the mean of the logarithm."""
         return float(np.exp(self.likely @ np.log(self.values)))
 
     def after(self, expected: Floats, seconds: float) -> Self:
-        """The guess once something took `seconds` that takes `expected` (n,) if each of the values is right."""
+        """The distribution after a time of `seconds` was observed; `expected` (n,) is the time for each value."""
         likely = self.aged(1 - CHANGE_PROBABILITY).likely * _fitting(expected, seconds)
         return replace(self, likely=likely / likely.sum())
 
     def together(self, other: Self, expected: Floats, seconds: float) -> tuple[Self, Self]:
-        """Both guesses once something took `seconds` that takes `expected` (n, m) by each two of their values.
+        """Both distributions after `seconds` was observed; `expected` (n, m) is the time for each pair of values.
 
-        Of what was not foreseen each takes the share that it is the likelier to be wrong by.
+        A deviation is attributed to each as far as it is uncertain.
         """
         before = self.aged(1 - CHANGE_PROBABILITY).likely[:, None] * other.aged(1 - CHANGE_PROBABILITY).likely
         likely = before * _fitting(expected, seconds)
@@ -74,24 +75,24 @@ class Guess:
         return replace(self, likely=likely.sum(axis=1)), replace(other, likely=likely.sum(axis=0))
 
     def aged(self, kept: float) -> Self:
-        """The guess when only the share `kept` of what was learnt still counts."""
+        """The distribution with what was learnt weighted by `kept`, and the prior by the rest."""
         return replace(self, likely=kept * self.likely + (1 - kept) * self.prior)
 
 
 def _fitting(expected: Floats, seconds: float) -> Floats:
-    """How well each of the `expected` times explains that something took `seconds`."""
+    """The likelihood of an observed time of `seconds` for each of the `expected` times."""
     spread = np.maximum(NOISE, SHARE * expected)
-    # What noise explains alone says nothing, however often it is seen.
+    # A deviation within half the noise does not count, however often it is observed.
     off = np.maximum(np.abs(seconds - expected) - NOISE / 2, 0.0)
     fits = np.exp(-((off / spread) ** 2) / 2) / spread
-    odd = 1 / (10 * max(seconds, NOISE))
-    likely: Floats = (1 - OUTLIER_PROBABILITY) * fits + OUTLIER_PROBABILITY * odd
+    outlier = 1 / (10 * max(seconds, NOISE))
+    likely: Floats = (1 - OUTLIER_PROBABILITY) * fits + OUTLIER_PROBABILITY * outlier
     return likely
 
 
 @dataclass(frozen=True, slots=True)
 class Average:
-    """A mean that forgets. It stands for `count` observations; the prior is what it began as."""
+    """A mean with exponential decay, worth `count` observations. `prior` is its first value and count."""
 
     value: float
     count: float
@@ -103,23 +104,23 @@ class Average:
         return cls(value, count, (value, count))
 
     def after(self, seen: float, times: float = 1.0) -> Self:
-        """The mean once `seen` was observed, as the mean of so many `times`; above 0."""
+        """The mean after an observation of `seen`, which counts as `times` > 0 observations."""
         count = self.count * MEMORY + times
         return replace(self, value=self.value + (seen - self.value) * times / count, count=count)
 
     def aged(self, kept: float) -> Self:
-        """The mean when only the share `kept` of what was learnt still counts."""
+        """The mean with what was learnt weighted by `kept`, and the prior by the rest."""
         value, count = self.prior
         return replace(self, value=value + (self.value - value) * kept, count=count + (self.count - count) * kept)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opening:
-    """How the opening of a session went.
+    """The measured timing of a session's opening.
 
-    `sent` are (seconds since the first, bytes) of its messages as they were given to the connection, `answered` the
-    seconds from the first until the worker's word came. The others are what the worker says: seconds in which the rest
-    arrived after the first message, of preparing it, and of waiting for a pass.
+    `sent` are (seconds since the first, bytes) of its messages as they were handed to the connection. `answered` is the
+    time from the first message until the worker's answer. The others are reported by the worker: seconds from the
+    arrival of the first message to that of the last, of preparing the upload, and of waiting for a pass.
     """
 
     sent: Sequence[tuple[float, int]]
@@ -129,7 +130,7 @@ class Opening:
     queue: float
 
     def arriving(self, byte: Floats) -> Floats:
-        """Seconds from the first message's arrival to the last one's where a byte takes `byte` (n,)."""
+        """Seconds from the arrival of the first message to that of the last if a byte takes `byte` (n,) seconds."""
         first = arrived = self.sent[0][1] * byte
         for at, size in self.sent[1:]:
             arrived = np.maximum(arrived, at) + size * byte
@@ -138,34 +139,34 @@ class Opening:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LinkEstimate:
-    """The way to the worker: seconds of a round trip and of a byte up. The downlink carries too little to be seen."""
+    """The link to the worker: seconds of a round trip and of a byte sent. Too little comes down to measure that way."""
 
     trip: Guess
     byte: Guess
 
     @classmethod
     def around(cls, rtt: float, uplink: float) -> Self:
-        """What is believed of a link whose profile says so, in seconds and bytes a second."""
+        """The prior from a link's profile: `rtt` in seconds, `uplink` in bytes a second."""
         return cls(Guess.around(max(rtt, 1e-4)), Guess.around(1 / uplink))
 
     def after(self, opening: Opening, *, overhead: float) -> Self:
-        """The link after a session was opened over it, which takes `overhead` seconds besides."""
+        """The link after a session's `opening` over it, of which `overhead` seconds are not the link's."""
         byte = self.byte.after(opening.arriving(self.byte.values), opening.upload)
         alone = opening.answered - opening.upload - opening.prepare - opening.queue
         alone -= overhead + opening.sent[0][1] * byte.value
         return replace(self, byte=byte, trip=self.trip.after(self.trip.values, max(alone, 0.0)))
 
     def aged(self, kept: float) -> Self:
-        """The link when only the share `kept` of what was learnt still counts."""
+        """The link with what was learnt weighted by `kept`."""
         return replace(self, trip=self.trip.aged(kept), byte=self.byte.aged(kept))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """How an upstream replied to `size` bytes.
+    """The measured timing of an upstream's reply to a request of `size` bytes.
 
-    The `first` words came so many seconds after these were sent, the last ones `later` than that. `trip` is what making
-    a connection took, None where there was one.
+    `first` is the seconds until the first token, `later` those from the first to the last. `trip` is the time to
+    connect, None if the connection was open.
     """
 
     size: int
@@ -176,7 +177,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Serving:
-    """An upstream's seconds until its first token, and for each one more; mere guesses until it has `answered`."""
+    """An upstream's seconds until its first token, and for each further one; only priors until it has `answered`."""
 
     first: Guess
     token: Guess
@@ -184,14 +185,14 @@ class Serving:
 
     @classmethod
     def around(cls, speed: Speed) -> Self:
-        """What is believed of one whose speed nobody knows better."""
-        return cls(Guess.around(speed.first, VAGUE), Guess.around(speed.token, VAGUE))
+        """A vague prior around `speed`."""
+        return cls(Guess.around(speed.first, UPSTREAM_OCTAVES), Guess.around(speed.token, UPSTREAM_OCTAVES))
 
     def after(self, reply: Reply, link: LinkEstimate, *, tokens: int, overhead: float) -> tuple[Self, LinkEstimate]:
-        """It, and the link, after a reply of so many `tokens`, which takes `overhead` seconds besides.
+        """The upstream and the link after a `reply` of so many `tokens`, of which `overhead` seconds are neither's.
 
-        Waiting for the first words is upload, round trip and the server's own work in one: requests of other sizes tell
-        them apart.
+        The time to the first token is upload, round trip and the server's work together; requests of different sizes
+        tell them apart.
         """
         trip = link.trip if reply.trip is None else link.trip.after(link.trip.values, reply.trip)
         expected = self.first.values[:, None] + reply.size * link.byte.values
@@ -201,18 +202,18 @@ class Serving:
         return replace(self, first=first, token=token, answered=True), LinkEstimate(trip, byte)
 
     def aged(self, kept: float) -> Self:
-        """It when only the share `kept` of what was learnt still counts."""
+        """The upstream with what was learnt weighted by `kept`."""
         return replace(self, first=self.first.aged(kept), token=self.token.aged(kept))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
-    """What one answer showed.
+    """What was measured of one answer.
 
-    `kind` is that of the request; lengths of answers are kept apart by it, and by its `group` what the gate keeps. Of
-    `tried` drafted tokens `right` were the target's own. `kept` says whether the gate kept the answer, None where it
-    was not asked; `opening` is None where no session was opened or the connection was not up before, as is `reply`, an
-    upstream's. `density`: bytes of the uploaded picture by its pixels.
+    The length of answers is estimated for each `kind` of request, and the share that the gate keeps for each `group`.
+    Of `tried` drafted tokens, `right` were the target's own. `kept` says whether the gate kept the answer, None if it
+    did not decide. `opening`, and an upstream's `reply`, are None if there was none or the connection was new.
+    `density` is the bytes of the uploaded image by its pixels.
     """
 
     kind: Hashable
@@ -228,33 +229,33 @@ class Observation:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Live:
-    """All of it. `at` is when, on the agent's clock; `tokens` are those of answers, `lengths` by the kind of request.
+    """All estimates at the time `at` on the agent's clock. `tokens` is the length of answers, `lengths` that by kind.
 
-    `kept` is the share that the gate keeps, by group; `corrections` are logarithms, by mode, of measured by predicted
-    latency.
+    `kept` is the share of answers that the gate keeps, by group. `corrections` are logarithms of measured by predicted
+    latency, by mode.
     """
 
     at: float
     link: LinkEstimate
     acceptance: Average
     kept: Mapping[str, Average]
-    serving: Serving | None = None  # where an upstream is asked
+    serving: Serving | None = None  # of an upstream
     queue: Average = field(default_factory=lambda: Average.of(0.0, 1.0))
     tokens: Average = field(default_factory=lambda: Average.of(16.0, 1.0))
     lengths: Mapping[Hashable, Average] = field(default_factory=dict)
-    density: Average = field(default_factory=lambda: Average.of(1.0, 0.1))  # a photograph's without loss
+    density: Average = field(default_factory=lambda: Average.of(1.0, 0.1))  # that of a photograph as lossless WebP
     corrections: Mapping[str, Average] = field(default_factory=dict)
 
     def correction(self, mode: str) -> float:
-        """What predictions of a mode are multiplied with."""
+        """The factor on predictions of a mode."""
         return math.exp(self.corrections[mode].value) if mode in self.corrections else 1.0
 
     def expected_tokens(self, kind: Hashable) -> float:
-        """How long an answer to a request of this kind will be."""
+        """The expected length of an answer to a request of this kind."""
         return self.lengths.get(kind, self.tokens).value
 
     def aged(self, now: float) -> Self:
-        """All of it at the time `now`."""
+        """The estimates at the later time `now`, without new observations."""
         passed = max(0.0, now - self.at)
         kept, queued = 0.5 ** (passed / HALF_LIFE), 0.5 ** (passed / QUEUE_HALF_LIFE)
         return replace(
@@ -263,14 +264,14 @@ class Live:
             link=self.link.aged(kept),
             serving=None if self.serving is None else self.serving.aged(kept),
             queue=self.queue.aged(queued),
-            kept={group: one.aged(kept) for group, one in self.kept.items()},
-            corrections={mode: one.aged(kept) for mode, one in self.corrections.items()},
+            kept={group: share.aged(kept) for group, share in self.kept.items()},
+            corrections={mode: factor.aged(kept) for mode, factor in self.corrections.items()},
         )
 
     def after(self, seen: Observation, *, overhead: float) -> Self:
-        """All of it after an answer; a session's opening takes `overhead` seconds besides link and worker."""
+        """The estimates after an answer; of an opening `overhead` seconds are neither the link's nor the worker's."""
         length = self.lengths.get(seen.kind, Average.of(self.tokens.value, 0.5)).after(seen.tokens)
-        others = [(kind, one) for kind, one in self.lengths.items() if kind != seen.kind][-KINDS:]
+        others = [(kind, known) for kind, known in self.lengths.items() if kind != seen.kind][-MAX_KINDS:]
         found = replace(self, tokens=self.tokens.after(seen.tokens), lengths=dict([*others, (seen.kind, length)]))
         if seen.tried:
             found = replace(found, acceptance=self.acceptance.after(seen.right / seen.tried, seen.tried))
@@ -288,8 +289,8 @@ class Live:
         return found
 
     def corrected(self, mode: str, measured: float, predicted: float) -> Self:
-        """All of it once a latency was measured that was predicted, uncorrected, with all that was known afterwards."""
-        ratio = (measured + NOISE) / (predicted + NOISE)  # what is off by no more than noise is right
+        """The estimates after a `measured` latency; `predicted` is uncorrected, from the estimates after the answer."""
+        ratio = (measured + NOISE) / (predicted + NOISE)  # near 1 for a difference within the noise
         log = math.log(min(max(ratio, 1 / MAX_CORRECTION), MAX_CORRECTION))
         before = self.corrections.get(mode, Average.of(0.0, 2.0))
         return replace(self, corrections={**self.corrections, mode: before.after(log)})

@@ -1,4 +1,4 @@
-"""Why a plan is the best, in a sentence; where another one would be; what did not fit, and what no plan can keep to."""
+"""Explains a plan: why it is best, at which uplinks another one is, what did not fit, and which limits conflict."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from cutline.partitioner.search import Search, cost, replan, within
 from cutline.partitioner.setting import Asked, Setting
 
 MBIT = 125_000  # bytes a second in one Mbit/s
-SLOWEST, FASTEST = 0.01 * MBIT, 10_000 * MBIT  # uplinks between which crossovers are looked for
-_STEPS = 60  # of the walk between them
-_WELL = 1.005  # a crossover's uplink is known as well as this ratio
+MIN_UPLINK, MAX_UPLINK = 0.01 * MBIT, 10_000 * MBIT  # the range of the search for crossovers
+_STEPS = 60  # of the search between them
+_PRECISION = 1.005  # ratio within which a crossover's uplink is found
 
 _PARTS = {
     "prepare": "preparing the image",
@@ -37,7 +37,7 @@ _UPSTREAM_PARTS = {"cloud prefill": "the upstream's first word", "decode": "the 
 
 @dataclass(frozen=True, slots=True)
 class UplinkRange:
-    """The choice (an index of the search) that is best at uplinks from `low` to `high`, in bytes a second."""
+    """The index of the choice that is best at uplinks from `low` to `high`, in bytes a second; None if none is."""
 
     low: float
     high: float
@@ -45,25 +45,22 @@ class UplinkRange:
 
 
 def why(search: Search, asked: Asked) -> str:
-    """One sentence: what is best, what takes most of its time, and at which uplinks another plan would be best.
-
-    There must be a best plan.
-    """
+    """One sentence on a search with a best plan: the plan, its largest part, and the uplinks where another is best."""
     return f"{summary(search, asked)}; {_elsewhere(search, asked)}."
 
 
 def summary(search: Search, asked: Asked) -> str:
-    """The same without other uplinks, which take many plannings to find, and without a full stop."""
+    """The sentence of `why` without other uplinks, which take many searches to find, and without a full stop."""
     plan = search.plan
     assert plan is not None
-    part, most = max(plan.parts_ms.items(), key=lambda one: one[1])
+    part, largest = max(plan.parts_ms.items(), key=lambda item: item[1])
     spent = (_PARTS | _UPSTREAM_PARTS if search.terms.upstream else _PARTS)[part]
     praise = {
         "latency": "is quickest",
         "energy": f"takes least energy, {plan.energy_j or 0:.3g} J",
         "cloud-cost": f"takes least of the cloud, {plan.cloud_ms:.3g} ms",
     }[search.objective]
-    sentence = f"{_phrase(search, plan, asked)} {praise}: {plan.latency_ms:.0f} ms, {most:.0f} of them for {spent}"
+    sentence = f"{_phrase(search, plan, asked)} {praise}: {plan.latency_ms:.0f} ms, {largest:.0f} of them for {spent}"
     if search.limits.leak is not None and plan.cut is not None:
         sentence += f", with a leak of {search.terms.feared[search.best or 0]:.3g}"
     plain = _plain_upload(search)
@@ -76,30 +73,28 @@ def summary(search: Search, asked: Asked) -> str:
 
 
 def crossovers(search: Search) -> tuple[UplinkRange, ...]:
-    """The best choice by uplink, all else as it is: stretches in rising order, each beginning where the last one ends.
+    """The best choice by uplink, all else equal: adjacent ranges in rising order.
 
-    A stretch between two steps of the walk (a quarter apart) may be missed.
+    A range that lies between two steps of the search (a quarter apart) may be missed.
     """
-    now = min(max(search.conditions.uplink, SLOWEST), FASTEST)
-    rates = sorted({*np.geomspace(SLOWEST, FASTEST, _STEPS).tolist(), now})
-    stretches = [UplinkRange(rates[0], rates[0], _best_at(search, rates[0]))]
+    now = min(max(search.conditions.uplink, MIN_UPLINK), MAX_UPLINK)
+    rates = sorted({*np.geomspace(MIN_UPLINK, MAX_UPLINK, _STEPS).tolist(), now})
+    ranges = [UplinkRange(rates[0], rates[0], _best_at(search, rates[0]))]
     for low, high in pairwise(rates):
         best = _best_at(search, high)
-        if _alike(search, best, stretches[-1].best):
-            stretches[-1] = UplinkRange(stretches[-1].low, high, stretches[-1].best)
+        if _same(search, best, ranges[-1].best):
+            ranges[-1] = UplinkRange(ranges[-1].low, high, ranges[-1].best)
             continue
-        while high / low > _WELL:
+        while high / low > _PRECISION:
             middle = (low * high) ** 0.5
-            low, high = (
-                (middle, high) if _alike(search, _best_at(search, middle), stretches[-1].best) else (low, middle)
-            )
-        stretches[-1] = UplinkRange(stretches[-1].low, high, stretches[-1].best)
-        stretches.append(UplinkRange(high, high, best))
-    return tuple(stretches)
+            low, high = (middle, high) if _same(search, _best_at(search, middle), ranges[-1].best) else (low, middle)
+        ranges[-1] = UplinkRange(ranges[-1].low, high, ranges[-1].best)
+        ranges.append(UplinkRange(high, high, best))
+    return tuple(ranges)
 
 
 def misfit(search: Search, setting: Setting, asked: Asked) -> str | None:
-    """What would be best if memory did not count, where that is another plan, and whether fewer bits a weight fit."""
+    """Which better plan the memory limit excludes, if any, and whether it would fit with quantized weights."""
     limit = search.limits.memory
     if limit is None:
         return None
@@ -116,7 +111,7 @@ def misfit(search: Search, setting: Setting, asked: Asked) -> str | None:
 
 
 def refusal(search: Search) -> str:
-    """Which limits no plan keeps to, and the plan that comes nearest. There must be no plan within the limits."""
+    """Which limits no plan meets, and the nearest plan, for a search without a plan within the limits."""
     kept = within(search.terms, search.found, search.line, search.limits)
     nearest = search[_nearest(search, kept)]
     facts = [
@@ -132,7 +127,7 @@ def refusal(search: Search) -> str:
 
 
 def conflict(search: Search) -> str:
-    """The fewest limits that no plan keeps to together. There must be no plan within the limits."""
+    """The smallest set of limits that no plan meets, for a search without a plan within the limits."""
     kept = within(search.terms, search.found, search.line, search.limits)
     names = tuple(kept)
     binding = next(
@@ -145,7 +140,7 @@ def conflict(search: Search) -> str:
 
 
 def _limit(search: Search, name: str) -> str:
-    """A limit in words."""
+    """A limit as text."""
     limits, whose = search.limits, "the upstream's or the target's" if search.terms.upstream else "the target's"
     return {
         "latency": f"{(limits.latency or 0) * 1e3:.3g} ms",
@@ -161,7 +156,7 @@ def _limit(search: Search, name: str) -> str:
 
 
 def _nearest(search: Search, kept: dict[str, Bools]) -> int:
-    """The choice that keeps to most of what can only be kept or not, and misses the figures by the least factor."""
+    """The choice that meets most of the yes-or-no limits, and then exceeds the numeric ones by the least factor."""
     figures = {
         "latency": search.found.slowest,
         "energy": search.found.energy,
@@ -170,45 +165,46 @@ def _nearest(search: Search, kept: dict[str, Bools]) -> int:
         "leak": search.terms.feared,
     }
     missed, excess = np.zeros(len(search)), np.ones(len(search))
-    for name, within_it in kept.items():
+    for name, met in kept.items():
         if name in figures:
             excess = np.maximum(excess, figures[name] / max(getattr(search.limits, name), 1e-12))
         else:
-            missed += ~within_it
+            missed += ~met
     return int(np.lexsort((cost(search.found, search.objective), excess, missed))[0])
 
 
 def _elsewhere(search: Search, asked: Asked) -> str:
-    """Which plans are best at slower and at faster uplinks."""
-    stretches = crossovers(search)
-    now = min(max(search.conditions.uplink, SLOWEST), FASTEST)
-    here = next(index for index, one in enumerate(stretches) if one.low <= now <= one.high)
-    said = []
-    for index, word, rate in ((here - 1, "below", stretches[here].low), (here + 1, "above", stretches[here].high)):
-        if 0 <= index < len(stretches):
-            best = stretches[index].best
+    """Which plans are best at slower and faster uplinks."""
+    ranges = crossovers(search)
+    now = min(max(search.conditions.uplink, MIN_UPLINK), MAX_UPLINK)
+    here = next(index for index, known in enumerate(ranges) if known.low <= now <= known.high)
+    phrases = []
+    for index, word, rate in ((here - 1, "below", ranges[here].low), (here + 1, "above", ranges[here].high)):
+        if 0 <= index < len(ranges):
+            best = ranges[index].best
             other = "no plan keeps to the limits"
             if best is not None:
                 other = f"{_phrase(search, search.terms.choices[best], asked)} is"
-            said.append(f"{word} {rate / MBIT:.3g} Mbit/s up {other}")
-    return ", ".join(said) or "so it is at every other uplink"
+            phrases.append(f"{word} {rate / MBIT:.3g} Mbit/s up {other}")
+    return ", ".join(phrases) or "so it is at every other uplink"
 
 
 def _best_at(search: Search, uplink: float) -> int | None:
     return replan(search, msgspec.structs.replace(search.conditions, uplink=uplink)).best
 
 
-def _alike(search: Search, one: int | None, other: int | None) -> bool:
-    """Whether two choices differ in nothing that the sentence tells."""
-    if one is None or other is None:
-        return one is other
-    ours, theirs = search.terms.choices[one], search.terms.choices[other]
-    return (ours.mode, ours.cut, ours.wire) == (theirs.mode, theirs.cut, theirs.wire)
+def _same(search: Search, first: int | None, second: int | None) -> bool:
+    """Whether two choices have the same mode, cut and format, which is all that the sentence has of them."""
+    if first is None or second is None:
+        return first is second
+    a, b = search.terms.choices[first], search.terms.choices[second]
+    return (a.mode, a.cut, a.wire) == (b.mode, b.cut, b.wire)
 
 
 def _plain_upload(search: Search) -> Plan | None:
-    """Mode `cloud`, if it was searched."""
-    index = next((index for index, one in enumerate(search.terms.choices) if one.mode == Mode.CLOUD), None)
+    """The plan of mode `cloud`, if it is among the choices."""
+    modes = [choice.mode for choice in search.terms.choices]
+    index = modes.index(Mode.CLOUD) if Mode.CLOUD in modes else None
     return None if index is None else search[index]
 
 
@@ -228,17 +224,17 @@ def _phrase(search: Search, choice: Choice, asked: Asked) -> str:
 
 
 def _quantized(setting: Setting, precision: Precision) -> Setting:
-    """The setting with both models' weights of no more bits than `precision`."""
+    """The setting with the weights of both models in at most the bits of `precision`."""
     order = ("fp32", "int8", "int4")
     target, drafter = (
-        msgspec.structs.replace(one, precision=max(one.precision, precision, key=order.index))
-        for one in (setting.target, setting.drafter)
+        msgspec.structs.replace(model, precision=max(model.precision, precision, key=order.index))
+        for model in (setting.target, setting.drafter)
     )
     return replace(setting, target=target, drafter=drafter)
 
 
 def _size(size: float) -> str:
-    """Three digits and a prefix, as in 8.65 kB."""
+    """A size as text with three digits, such as 8.65 kB."""
     for prefix in ("", "k", "M"):
         if size < 999.5:
             return f"{size:.3g} {prefix}B"

@@ -1,4 +1,4 @@
-"""The words of planning: what may be chosen, under which conditions and limits, and what a plan is predicted to cost.
+"""The types of planning: choices, conditions, limits, and plans with their predicted cost.
 
 Times are in seconds, sizes in bytes, rates in bytes a second, energy in joules, unless a name says otherwise.
 """
@@ -18,19 +18,19 @@ from cutline.models.layerline import LayerLine
 
 Objective = Literal["latency", "energy", "cloud-cost"]
 
-# What a latency is made of, in the order in which it passes.
+# The parts of a latency, in the order of time.
 PARTS = ("prepare", "edge", "drafter", "upload", "round trips", "queue", "cloud prefill", "decode", "download")
 
 
 class Drafting(msgspec.Struct, frozen=True):
-    """How tokens are drafted: `length` of them a message at most, and the `effort` (0..1) that the worker may spend."""
+    """How to draft: at most `length` tokens a message, and the worker's `effort` (0..1) in decoding by itself."""
 
     length: int
     effort: float
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
-    """What the agent can be told. `cut` is None where no worker is asked, `wire` where no boundary crosses."""
+    """What an agent can choose. `cut` is None if no worker is used, `wire` is None if no boundary is sent."""
 
     mode: Mode
     cut: str | None = None
@@ -49,13 +49,12 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Plan(Choice, frozen=True, kw_only=True):
-    """A choice and what it is predicted to cost: means a request, over answers that the gate keeps or does not.
+    """A choice and its predicted cost: means a request, over answers that the gate keeps and that it escalates.
 
-    `slowest_ms` is the latency of a request that the gate passes on. `energy_j` is the device's, None if its profile
-    has no power. `agreement` is the share of answers with the target's own tokens, None if it was not measured (an
-    upstream's own count as such, since nothing better is to be had there); `exact` says that all have, by the law.
-    `leak` is the share of a picture's variance that an attacker recovered from what the worker gets: 1 of the picture
-    itself, None if it was not measured. `parts_ms` add up to `latency_ms`.
+    `slowest_ms` is the latency of an escalated request. `energy_j` is the device's, None if its profile has no power.
+    `agreement` is the share of answers with exactly the target's tokens, or an upstream's, None if it was not measured;
+    `exact` says that the law makes it 1. `leak` is the share of an image's variance that an attacker recovers from what
+    the worker gets: 1 for the image itself, None if it was not measured. `parts_ms` add up to `latency_ms`.
     """
 
     latency_ms: float
@@ -74,9 +73,9 @@ class Plan(Choice, frozen=True, kw_only=True):
 
 
 class Conditions(msgspec.Struct, frozen=True, kw_only=True):
-    """What changes from request to request: the link, the worker's queue, and how often a drafted token is right.
+    """What changes from request to request: the link, the worker's queue, and the acceptance rate of drafts.
 
-    `queue` is how long rows wait on the worker for a pass that takes them.
+    `queue` is the time that rows wait on the worker for a pass.
     """
 
     rtt: float
@@ -88,7 +87,7 @@ class Conditions(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def over(cls, link: LinkProfile, *, queue: float = 0.0, acceptance: float = 0.8) -> Conditions:
-        """The conditions of a link; jitter strays to both sides and is left out."""
+        """The conditions of a link. Its jitter is left out, as it averages to 0."""
         return cls(
             rtt=link.rtt_ms / 1e3,
             uplink=link.uplink_mbps * 125_000,
@@ -100,12 +99,11 @@ class Conditions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """What a plan must keep to; None asks for nothing.
+    """Limits on a plan; None is no limit.
 
-    `latency` bounds `Plan.slowest_ms`. `image_must_stay` refuses cuts at `image` and at `vision.0`, whose boundary is
-    the picture times a matrix. `agreement` is the least share of answers with the target's tokens; a wire format whose
-    share was not measured is let through unless `exact` asks for the law. `leak` bounds `Plan.leak`; what was not
-    measured counts as 1.
+    `latency` bounds `Plan.slowest_ms`. `image_must_stay` excludes cuts at `image` and at `vision.0`, whose boundary is
+    the image times a matrix. `agreement` is the least share of answers with the target's tokens; a choice whose share
+    was not measured passes, unless `exact` demands the law. `leak` bounds `Plan.leak`, where not measured counts as 1.
     """
 
     latency: float | None = None
@@ -121,7 +119,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Space:
-    """The choices that are searched."""
+    """The search space."""
 
     modes: tuple[Mode, ...] = tuple(Mode)
     cuts: tuple[str, ...]
@@ -130,9 +128,9 @@ class Space:
     efforts: tuple[float, ...] = (1.0, 0.5, 0.0)
 
     def choices(self, line: LayerLine, *, upstream: bool = False) -> Iterator[Choice]:
-        """Every choice once: alone, then with the picture uploaded, then cut by cut.
+        """Every choice once: the device alone, then with the image uploaded, then cut by cut.
 
-        An `upstream` takes the picture alone, and no drafts.
+        An `upstream` takes only the image, and no drafts.
         """
         if Mode.EDGE in self.modes:
             yield Choice(mode=Mode.EDGE)
@@ -150,7 +148,7 @@ class Space:
                             yield Choice(mode=mode, cut=cut, wire=wire, drafting=drafting)
 
     def _drafting(self, *, deep: bool) -> Iterator[Drafting]:
-        # Inside the decoder a worker cannot go on without the device's row, so effort has nothing to say.
+        # Inside the decoder a worker cannot decode without the device's row, so the effort has no effect.
         for length in self.lengths:
             for effort in (1.0,) if deep else self.efforts:
                 yield Drafting(length, effort)

@@ -1,4 +1,4 @@
-"""From terms and conditions to what every choice costs: closed forms over arrays, quick enough to plan each request."""
+"""Predicts the cost of every choice from terms and conditions, by closed forms over arrays, for each request anew."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from cutline.partitioner.cost import CLOSING_BYTES, CONFIRMED_BYTES, Terms
 from cutline.partitioner.plan import PARTS, Conditions, Plan
 from cutline.partitioner.spans import Floats
 
-STREAM_BYTES = 160  # the headers of a session, on a connection that has had others
+STREAM_BYTES = 160  # of a session's headers, on a connection that had sessions before
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """What `n` choices cost a request on average; `parts` (len(PARTS), n) in seconds add up to `latency` (n,).
+    """The mean cost of a request for `n` choices; `parts` (len(PARTS), n) in seconds add up to `latency` (n,).
 
-    `slowest` is the latency of a request that the gate passes on; `energy` is NaN where the device's power is unknown.
+    `slowest` is the latency of a request that the gate escalates; `energy` is NaN if the device's power is unknown.
     """
 
     parts: Floats
@@ -33,10 +33,10 @@ class Prediction:
 
 
 def predict(terms: Terms, now: Conditions) -> Prediction:
-    """What every choice costs under the conditions of `now`."""
+    """The cost of every choice under the conditions `now`."""
     more, after = terms.answer_tokens - 1, answering(terms, now)
     asks = terms.asks.astype(float)
-    asked = np.where(terms.gated, 1 - terms.kept, asks)  # share of requests for which the worker is asked
+    asked = np.where(terms.gated, 1 - terms.kept, asks)  # share of requests that the worker gets
     drafted_whole = np.where(terms.gated | ~terms.asks, terms.drafter.first + more * terms.drafter.token, 0.0)
     sent, lost = sending(terms.upload + STREAM_BYTES, 2, now)
     closing = (CLOSING_BYTES + CONFIRMED_BYTES + 3 * FRAME_BYTES) / now.downlink
@@ -59,12 +59,12 @@ def predict(terms: Terms, now: Conditions) -> Prediction:
     parts[PARTS.index("prepare")] += terms.prepare
     parts[PARTS.index("drafter")] += drafted_whole
     latency: Floats = parts.sum(axis=0)
-    # Alone the agent shows every token at once; the gate needs the whole answer first.
-    settled = np.where(terms.gated, drafted_whole, np.where(terms.asks, 0.0, terms.drafter.first))
+    # The device alone shows each token at once; the gate needs the whole answer first.
+    shown = np.where(terms.gated, drafted_whole, np.where(terms.asks, 0.0, terms.drafter.first))
     return Prediction(
         parts=parts,
         latency=latency,
-        ttft=terms.prepare + settled + asked * first,
+        ttft=terms.prepare + shown + asked * first,
         slowest=slowest,
         energy=_energy(terms, latency, terms.prepare + drafted_whole + asked * (of_asked["edge"] + after.drafted)),
         bytes_up=asked * (terms.upload + after.messages * terms.step_upload),
@@ -75,7 +75,7 @@ def predict(terms: Terms, now: Conditions) -> Prediction:
 
 
 def corrected(found: Prediction, factors: Floats) -> Prediction:
-    """A prediction with its latencies multiplied with `factors` (n,), choice by choice."""
+    """A prediction with its latencies multiplied by `factors` (n,)."""
     return replace(
         found,
         parts=found.parts * factors,
@@ -86,7 +86,7 @@ def corrected(found: Prediction, factors: Floats) -> Prediction:
 
 
 def plan_of(terms: Terms, found: Prediction, index: int) -> Plan:
-    """The choice of an index and what it costs."""
+    """The plan of the choice with this `index`."""
     choice, energy = terms.choices[index], found.energy[index]
     agreement, leak = terms.agreement[index], terms.leak[index]
     return Plan(
@@ -111,7 +111,7 @@ def plan_of(terms: Terms, found: Prediction, index: int) -> Plan:
 
 
 def _energy(terms: Terms, latency: Floats, busy: Floats) -> Floats:
-    """Joules of the device: idle all the time, and what load adds while it works."""
+    """Joules of the device: idle power all the time, plus the power of load while it is busy."""
     if terms.loaded_watts is None:
         return np.full(len(latency), np.nan)
     load = max(terms.loaded_watts - terms.idle_watts, 0.0)

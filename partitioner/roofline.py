@@ -1,9 +1,9 @@
-"""How long a machine takes for a layer: measured where its profile has this model, else by the roofline.
+"""The time of a layer on a machine: measured if its profile has this model, else by the roofline.
 
     max(operations / rate, bytes / bandwidth) + overhead        Williams, Waterman and Patterson 2009
 
-A datasheet's rates are peaks that no program reaches; the shares below, which are assumptions, stand for one that does
-well. A measured profile's rates are taken as they are.
+A datasheet's rates are peaks that no program reaches; the assumed shares below are those of a good program. Measured
+rates are used unchanged.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from cutline.devices.profile import Compute, DeviceProfile, LayerTable, Runtime,
 from cutline.models.bundle import Manifest, Precision
 from cutline.models.costs import VALUE_BYTES, LayerCost, Sizes, layer_costs
 
-DATASHEET_RATE = 0.4  # of a datasheet's operations a second
-DATASHEET_BANDWIDTH = 0.7  # and of its bytes a second
-OVERHEAD = 50e-6  # seconds a layer, where a profile has none: some ten kernels to launch
+DATASHEET_RATE = 0.4  # share of a datasheet's operations a second that is reached
+DATASHEET_BANDWIDTH = 0.7  # share of its bytes a second
+OVERHEAD_SECONDS = 50e-6  # a layer, if the profile has none: about ten kernel launches
 
-# Bytes of a weight; int8 and int4 with a float32 scale for each block of 32.
+# Bytes of a weight; int8 and int4 have a float32 scale for each block of 32.
 WEIGHT_BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1 + 4 / 32, "int4": 0.5 + 4 / 32}
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """A model on a machine: seconds of each of its `layers` as `runtime` runs them.
+    """A model on a machine, to predict the seconds of each of its `layers`.
 
-    `dtypes` are those of the layers, each the type of the weights; `table` is None where nothing was measured.
+    `dtypes` are the types of the layers' weights; `table` is None if nothing was measured.
     """
 
     profile: DeviceProfile
@@ -39,7 +39,7 @@ class Machine:
 
     @classmethod
     def of(cls, profile: DeviceProfile, manifest: Manifest, runtime: Runtime, *, dtype: str = "fp32") -> Machine:
-        """A model on a machine. `dtype` is that of a worker's weights; on a device the manifest knows them."""
+        """A model on a machine. `dtype` is that of a worker's weights; a device's follow from the manifest."""
         table = profile.layer_table(manifest.identity, runtime)
         values = value_bytes(dtype) if runtime == "cloud" else VALUE_BYTES
         layers = layer_costs(manifest, value_bytes=values)
@@ -48,14 +48,14 @@ class Machine:
 
     @property
     def pass_seconds(self) -> float:
-        """What a pass costs beyond its layers."""
+        """Seconds of a pass in addition to its layers."""
         return self.table.pass_seconds if self.table else 0.0
 
     def prefill(self, sizes: Sizes) -> tuple[float, ...]:
-        """Seconds of each layer for a whole prompt; of the head for its last row."""
+        """Seconds of each layer for a whole prompt; the head runs the last row only."""
         tiles = sizes.tiles
         return tuple(
-            # A device runs a tile at a time, and a worker's tiles fill it as well: a tower's time grows with them.
+            # The tower's time is linear in its tiles: a device runs one at a time, and one already saturates a worker.
             self._seconds(index, sizes.seen, sizes.seen, tokens=sizes.image_tokens / max(1, tiles)) * tiles
             if layer.unit in ("patch", "image token")
             else self._seconds(index, sizes.rows(layer.unit), (sizes.tokens + 1) / 2)
@@ -63,14 +63,14 @@ class Machine:
         )
 
     def step(self, rows: int, context: float) -> tuple[float, ...]:
-        """Seconds of each layer for `rows` more tokens behind `context`; 0 before the decoder."""
+        """Seconds of each layer for `rows` more tokens after `context`; 0 before the decoder."""
         return tuple(
             0.0 if layer.unit in ("patch", "image token") else self._seconds(index, rows, context)
             for index, layer in enumerate(self.layers)
         )
 
     def _seconds(self, index: int, rows: int, context: float, *, tokens: float | None = None) -> float:
-        """Seconds of a layer for `rows` rows; `tokens` is how many a connector makes of them."""
+        """Seconds of a layer for `rows` rows; `tokens` is the number that a connector merges them into."""
         layer = self.layers[index]
         if self.table is not None and layer.name in self.table.layers:
             return interpolated(self.table.layers[layer.name], rows)
@@ -79,37 +79,37 @@ class Machine:
 
 
 def edge_dtype(layer: str, precision: Precision) -> str:
-    """The type of a layer's weights on a device: a bundle's precision is its decoder's, the tower is float32."""
+    """The type of a layer's weights on a device: the bundle's precision in the decoder, float32 in the tower."""
     return precision if layer.startswith("decoder.") or layer == "head" else "fp32"
 
 
 def value_bytes(dtype: str) -> int:
-    """Bytes of a value of rows and caches beside weights of `dtype`: a worker's half floats are its values' too."""
+    """Bytes of a value in rows and caches with weights of `dtype`: a worker uses half floats for both."""
     return 2 if dtype in ("fp16", "bf16") else VALUE_BYTES
 
 
 def roofline(profile: DeviceProfile, layer: LayerCost, dtype: str, rows: int, context: float) -> float:
-    """Seconds of `rows` rows through a layer that see `context` rows each."""
+    """Seconds of a layer for `rows` rows that each see `context` rows."""
     ideal = profile.source == "datasheet"
     rate = rate_of(profile.compute, dtype) * (DATASHEET_RATE if ideal else 1.0)
     bandwidth = profile.memory_bandwidth * (DATASHEET_BANDWIDTH if ideal else 1.0)
     touched = layer.parameters * WEIGHT_BYTES[dtype] + layer.kv_bytes_per_token * context
-    touched += 2 * value_bytes(dtype) * rows * layer.width  # its rows in and out
-    overhead = OVERHEAD if profile.overhead_seconds is None else profile.overhead_seconds
+    touched += 2 * value_bytes(dtype) * rows * layer.width  # rows in and out
+    overhead = OVERHEAD_SECONDS if profile.overhead_seconds is None else profile.overhead_seconds
     return max(layer.flops(rows, context) / rate, touched / bandwidth) + overhead
 
 
 def rate_of(compute: Compute, dtype: str) -> float:
-    """Operations a second with weights of `dtype`: as fp32 where the profile does not say.
+    """Operations a second with weights of `dtype`; the rate of fp32 if the profile has no other.
 
-    Weights of four bits are multiplied as int8. Nothing is taken from the rate of another narrow type: a GPU of fp16
-    alone multiplies bf16 no faster than fp32, and a rate of its matrix units says nothing of fp32.
+    int4 weights are multiplied as int8. The rate of another narrow type is not used: a GPU with only fp16 multiplies
+    bf16 no faster than fp32, and the rate of its matrix units does not apply to fp32.
     """
     return compute.known.get("int8" if dtype == "int4" else dtype, compute.fp32)
 
 
 def interpolated(samples: Samples, rows: float) -> float:
-    """Seconds for `rows`: linear between samples, the first one's below it, in proportion to the last beyond."""
+    """Seconds for `rows`: linear between samples, constant before the first, and proportional after the last."""
     counts, seconds = zip(*samples, strict=True)
     if rows > counts[-1]:
         return float(seconds[-1] * rows / counts[-1])
@@ -118,14 +118,14 @@ def interpolated(samples: Samples, rows: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Seconds of a drafter, or of an upstream: until its first token, and for each one more."""
+    """Seconds of a drafter or an upstream: until the first token, and for each further one."""
 
     first: float
     token: float
 
 
 def drafter_speed(profile: DeviceProfile, manifest: Manifest, sizes: Sizes, *, context: float) -> Speed:
-    """How fast a drafter drafts: measured where the profile has it, else by the roofline."""
+    """The speed of a drafter: measured if the profile has it, else by the roofline."""
     table = profile.drafter_table(manifest.identity)
     if table is not None:
         vision = table.vision_seconds * sizes.tiles
@@ -135,7 +135,7 @@ def drafter_speed(profile: DeviceProfile, manifest: Manifest, sizes: Sizes, *, c
 
 
 def memory_of(layers: Sequence[LayerCost], precision: Precision, tokens: int) -> list[float]:
-    """Bytes that a device holds of each of `layers`: its weights, and a cache of `tokens`."""
+    """A device's memory in bytes for each of `layers`: its weights, and a KV cache of `tokens`."""
     return [
         layer.parameters * WEIGHT_BYTES[edge_dtype(layer.name, precision)] + layer.kv_bytes_per_token * tokens
         for layer in layers

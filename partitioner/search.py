@@ -1,7 +1,7 @@
-"""The best plan: exact search over all choices, the Pareto front, and planning anew when the link has changed.
+"""Finds the best plan by exact search over all choices, and the Pareto front.
 
-`search` works out the terms of every choice once; `replan` then takes other conditions in less than a millisecond, so
-that an agent can plan each request for the link as it is.
+`search` computes the terms of every choice once. `replan` then applies other conditions in less than a millisecond, so
+that an agent can plan each request for the current link.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from cutline.partitioner.spans import Floats
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Search:
-    """Every choice with what it costs, and which of them keep to the limits; `best` is None where none does.
+    """The plans of all choices, simple ones first, and which of them are within the limits.
 
-    It holds the plans of all choices, simple ones first.
+    `best` is None if none is.
     """
 
     line: LayerLine
@@ -52,7 +52,7 @@ class Search:
 
     @property
     def runner_up(self) -> Plan | None:
-        """The best plan within the limits of another mode or cut than the best one."""
+        """The best plan within the limits whose mode or cut differs from the best one's."""
         if self.best is None:
             return None
         taken = self.terms.choices[self.best]
@@ -64,16 +64,16 @@ class Search:
         return None
 
     def ranked(self) -> Iterator[Plan]:
-        """The plans that keep to the limits, best first; of two that are as good, the simpler one."""
+        """The plans within the limits, best first; of equal ones the simpler first."""
         costs = np.where(self.allowed, cost(self.found, self.objective), np.inf)
         for index in np.argsort(costs, kind="stable")[: np.count_nonzero(self.allowed)]:
             yield self[int(index)]
 
     def front(self) -> tuple[int, ...]:
-        """Indices of the Pareto front: plans within the limits that no other one of them beats.
+        """Indices of the Pareto front: the plans within the limits that no other one dominates.
 
-        One beats another if it is no worse in latency, energy (where it is known), bytes up and cloud seconds, and
-        better in one of them.
+        A plan dominates another if it is no worse in latency, energy (if known), bytes up and cloud seconds, and better
+        in one of them.
         """
         found, indices = self.found, np.flatnonzero(self.allowed)
         figures = [found.latency, found.bytes_up, found.cloud]
@@ -94,7 +94,10 @@ def search(
     limits: Limits,
     objective: Objective = "latency",
 ) -> Search:
-    """Work out every choice in `space` and find the best. Raises InputError without choices, or figures of energy."""
+    """Predict every choice in `space` and find the best.
+
+    Raises InputError if there are no choices, or energy matters and the profile has no power.
+    """
     terms = terms_of(setting, asked, space)
     if not terms.choices:
         raise InputError("there is nothing to choose from: no mode and cut fit together")
@@ -104,12 +107,12 @@ def search(
 
 
 def replan(before: Search, conditions: Conditions, *, correction: Floats | None = None) -> Search:
-    """The same search under other conditions; `correction` (n,), learnt from measured times, multiplies its own."""
+    """The same search under other conditions; the factors `correction` (n,), if given, multiply the latencies."""
     return _found(before.terms, before.line, conditions, before.limits, before.objective, correction)
 
 
 def within(terms: Terms, found: Prediction, line: LayerLine, limits: Limits) -> dict[str, Bools]:
-    """Which choices keep to each of the limits that are set, by the limit's name."""
+    """Which choices meet each of the limits that are set, by the limit's name."""
     kept: dict[str, Bools] = {}
     bounds = {"latency": found.slowest, "energy": found.energy, "bytes_up": found.bytes_up, "memory": terms.memory}
     for name, figures in bounds.items():
@@ -123,14 +126,14 @@ def within(terms: Terms, found: Prediction, line: LayerLine, limits: Limits) -> 
     if limits.exact:
         kept["exact"] = terms.exact
     if limits.agreement > 0:
-        kept["agreement"] = ~(terms.agreement < limits.agreement)  # one that was not measured is let through
+        kept["agreement"] = ~(terms.agreement < limits.agreement)  # True for NaN, which is not measured
     if limits.leak is not None:
         kept["leak"] = terms.feared <= limits.leak
     return kept
 
 
 def cost(found: Prediction, objective: Objective) -> Floats:
-    """What the objective wants least of."""
+    """The quantity that the objective minimises."""
     return {"latency": found.latency, "energy": found.energy, "cloud-cost": found.cloud}[objective]
 
 

@@ -1,4 +1,4 @@
-"""Who answers what: models, machines, a question's sizes, and what was measured of them together."""
+"""The inputs of planning: models, machines, the sizes of a question, and measurements."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from cutline.models.bundle import Manifest
 from cutline.models.families import Grid
 from cutline.partitioner.roofline import Speed
 
-Prices = Mapping[tuple[str, Wire], float]  # share of answers with the target's own tokens, by cut and format
-Leaks = Mapping[tuple[str, Wire], float]  # share of a picture's variance that an attacker recovered, likewise
+Prices = Mapping[tuple[str, Wire], float]  # share of answers with exactly the target's tokens, by cut and format
+Leaks = Mapping[tuple[str, Wire], float]  # share of an image's variance that an attacker recovers, by cut and format
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """One question: what its images became (`grids`), the bytes to upload them, tokens of the prompt and the answer."""
+    """The sizes of one question: its images' `grids` and bytes to upload, and the tokens of prompt and answer."""
 
     grids: tuple[Grid, ...]
     image_bytes: int
@@ -27,10 +27,10 @@ class Asked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateRates:
-    """What a calibrated gate does: the share of answers it keeps, the share of those with the target's tokens.
+    """The rates of a calibrated gate: the share of answers it keeps, and the share of those with the target's tokens.
 
-    The answers that it passes on are `longer` times as long as all are on average, and `harder` times as many of their
-    tokens are drafted wrong.
+    The answers that it escalates are `longer` times as long as the average, and have `harder` times as many wrong
+    drafted tokens.
     """
 
     kept: float
@@ -39,17 +39,17 @@ class GateRates:
     harder: float = 1.0
 
 
-MESSAGE = 115e-6  # seconds of a message on the core that the overheads were measured on (a profile's `message`)
-DEVICE_SHARE = {"request": 1.0, "session": 0.1, "closing": 0.2, "message": 0.35, "scheduling": 0.0}  # of overheads
+REFERENCE_MESSAGE_SECONDS = 115e-6  # a profile's `message` on the machine where the overheads were measured
+DEVICE_SHARE = {"request": 1.0, "session": 0.1, "closing": 0.2, "message": 0.35, "scheduling": 0.0}  # of each overhead
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overheads:
-    """Seconds that neither models nor link take, measured with the demo's models on one x86 core each.
+    """Seconds spent neither in models nor on the link, measured with the demo's models on one x86 core each.
 
-    `request`: the prompt and the answer's text, on the device. `packing`: the picture into a file to upload, as a share
-    of preparing it, where a profile has not measured that. `session` and `closing`: beginning and ending one, on both
-    sides. `message`: one more message, there and back. `scheduling`: a worker's, of each pass.
+    `request` is for the prompt and the answer's text, on the device. `packing` is for making an image file to upload,
+    as a share of preprocessing, if the profile has no measurement. `session` and `closing` are for beginning and ending
+    a session, on both sides. `message` is for one further round trip, `scheduling` for each pass of a worker.
     """
 
     request: float = 1.6e-3
@@ -61,7 +61,7 @@ class Overheads:
 
     @classmethod
     def between(cls, edge: DeviceProfile, cloud: DeviceProfile) -> Overheads:
-        """Those of two machines: each one's share grows with the seconds that a message takes on it."""
+        """The overheads of two machines, each one's share scaled by the time of a message on it."""
         here, there, known = _slowness(edge), _slowness(cloud), cls()
         both = {name: share * here + (1 - share) * there for name, share in DEVICE_SHARE.items()}
         return replace(known, **{name: getattr(known, name) * slower for name, slower in both.items()})
@@ -69,13 +69,12 @@ class Overheads:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """Two models on two machines, and what is known of them together.
+    """Two models on two machines, and what was measured of them together.
 
-    `cloud` is the worker's machine, or the speed of an upstream that answers in its place: another server, which takes
-    the whole picture, verifies nothing and has a model of its own. The target then only counts layers, and any of the
-    drafter's family will do. `gate` is what the gate does with the requests that are planned for, None where it keeps
-    none of them, and `gates` the same by groups of requests. `prices` and `leaks` are None where none were measured;
-    `cloud_dtype` is that of the worker's weights.
+    `cloud` is the worker's machine, or the speed of an upstream in its place: a server with a model of its own, which
+    takes the whole image and verifies no drafts. The target then only counts layers, and may be any of the drafter's
+    family. `gate` has the gate's rates for the requests to plan, None if it keeps none, and `gates` its rates by group
+    of requests. `prices` and `leaks` are None if they were not measured. `cloud_dtype` is that of the worker's weights.
     """
 
     drafter: Manifest
@@ -91,5 +90,5 @@ class Setting:
 
 
 def _slowness(profile: DeviceProfile) -> float:
-    """How many times longer than on the core that overheads were measured on; 1 where a profile does not say."""
-    return 1.0 if profile.message_seconds is None else profile.message_seconds / MESSAGE
+    """A machine's time of a message relative to the reference; 1 if its profile has none."""
+    return 1.0 if profile.message_seconds is None else profile.message_seconds / REFERENCE_MESSAGE_SECONDS
