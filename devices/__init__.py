@@ -1,4 +1,4 @@
-"""What devices and links can do: profiles, the cores that a process has, and a link made to happen."""
+"""Devices and links: profiles, the resources of this machine, measurements, and an emulator of links."""
 
 from cutline.core.telemetry import switch_off
 

@@ -1,14 +1,14 @@
-"""A link profile made to happen: a TCP proxy between a port on this machine and the worker behind the "link".
+"""Emulates a link profile: a TCP proxy between a port on this machine and the worker behind the "link".
 
-Every connection through the proxy shares one wire up and one wire down. A chunk of bytes
+All connections through the proxy share one wire up and one wire down. A chunk of bytes
 
 1. waits for its turn on the wire, which carries one chunk at a time at the profile's rate (`_Wire`),
-2. flies for half the round trip, give or take the jitter, once more for every loss (`flight_time`),
-3. is written out when its moment has come, and never before the bytes that were sent ahead of it.
+2. is in flight for half the round trip, plus or minus jitter, and a round trip more for every loss (`flight_time`),
+3. is written out at its arrival time, but never before the bytes that were sent ahead of it.
 
-Chunks in flight are many, so the round trip does not limit the rate; their number is bounded, so a receiver that does
-not read makes the sender wait. Opening a connection costs one round trip, as TCP's handshake does: the proxy accepts
-at once, which is all that a program on this machine can see, and keeps the first bytes back for so long.
+Many chunks are in flight at once, so the round trip does not limit the rate. Their number is bounded, so a receiver
+that does not read makes the sender wait. A connection costs one round trip, as TCP's handshake does: the proxy accepts
+at once, and holds the first bytes back for so long.
 
 Not emulated: TCP's slow start and congestion control (a transfer has the whole rate from its first byte), packet
 headers, and reordering, which TCP hides. Loss delays bytes but does not lower the rate.
@@ -32,33 +32,33 @@ MSS = 1460  # payload bytes of one TCP segment on Ethernet
 _CHUNK_S = 0.002  # wire time of a chunk: short, so that connections take turns often
 _CHUNK_MAX = 65536  # bytes: larger ones gain no speed
 _AHEAD_S = 0.02  # how far ahead of the clock a wire is booked, so that a late wake-up leaves no gap on it
-_EARLY_S = 0.0005  # event loops on epoll wake up to 1 ms late: aim half of that early and be right on average
+_EARLY_S = 0.0005  # event loops on epoll wake up to 1 ms late: aiming half of that early is right on average
 
-_Flying = asyncio.Queue[tuple[float, bytes]]  # (moment of arrival, bytes), in order; no bytes: the sender's end
+_InFlight = asyncio.Queue[tuple[float, bytes]]  # (time of arrival, bytes), in order; empty bytes mark the sender's end
 
 
 def flight_time(profile: LinkProfile, rng: np.random.Generator, *, size: int) -> float:
-    """Seconds that a chunk of `size` bytes is in the air, from its last bit's departure to its arrival; never negative.
+    """Seconds from the departure of a chunk's last bit to its arrival, for a chunk of `size` bytes; never negative.
 
-    Half the round trip, off by at most half the jitter (uniform), and one whole round trip more each time one of the
-    chunk's segments is lost. One round trip is what selective acknowledgement and fast retransmission cost in the
-    middle of a stream (RFC 2018, RFC 8985): half for the receiver to report the gap, half for the segment to come
-    again. A loss at the very end of a burst costs TCP more (a probe after two round trips); that is left out, as is
-    the 200 ms minimum of the retransmission timer, which only TCP without those two meets often.
+    It is half the round trip, plus or minus up to half the jitter (uniform), and one round trip more for each loss of
+    one of the chunk's segments. That is the cost of selective acknowledgement and fast retransmission in the middle of
+    a stream (RFC 2018, RFC 8985): half for the receiver to report the gap, half to send the segment again. A loss at
+    the very end of a burst costs TCP more (a probe after two round trips); that is left out, as is the 200 ms minimum
+    of the retransmission timer, which rarely matters with those two.
     """
     seconds = (profile.rtt_ms + profile.jitter_ms * (rng.random() - 0.5)) / 2000
     lost = 1 - (1 - profile.loss) ** math.ceil(size / MSS)
     while rng.random() < lost:
         seconds += profile.rtt_ms / 1000
-        lost = profile.loss  # only the lost segment is sent again
+        lost = profile.loss  # only the lost segment is repeated
     return seconds
 
 
 class LinkEmulator:
     """The link as an async context manager: connect to `address` instead of to `target`, a (host, port).
 
-    `seed` fixes each connection's jitter and losses; scheduled outages count from entering the context. While `target`
-    cannot be reached, the link resets each connection after its handshake. Raises OSError where `port` is taken.
+    `seed` fixes each connection's jitter and losses. Scheduled outages count from entering the context. While `target`
+    cannot be reached, the link resets each connection after its handshake. Raises OSError if `port` is taken.
 
         async with LinkEmulator(load_link("4g"), target=("127.0.0.1", 50051)) as link:
             channel = grpc.aio.insecure_channel(link.address)
@@ -101,7 +101,7 @@ class LinkEmulator:
 
     @property
     def address(self) -> str:
-        """What to connect to, as `host:port`."""
+        """The link's address, as `host:port`."""
         return f"{self._listen[0]}:{self.port}"
 
     @property
@@ -119,7 +119,7 @@ class LinkEmulator:
         self._take_down("cut")
 
     def restore(self) -> None:
-        """Bring the link up again after `cut`; what waited goes on. A scheduled outage still holds."""
+        """Bring the link up again after `cut`; waiting bytes go on. A scheduled outage still holds."""
         self._bring_up("cut")
 
     def reset(self) -> None:
@@ -158,33 +158,35 @@ class LinkEmulator:
         self._opened += 1
 
     async def _connect(self, from_device: asyncio.StreamReader, ends: list[asyncio.StreamWriter], number: int) -> None:
-        """One connection's life: handshake, both directions until both have ended, close."""
+        """Run one connection: handshake, both directions until both have ended, close."""
         await self._is_up.wait()
         await asyncio.sleep(self.profile.rtt_ms / 1000)
         try:
             from_worker, to_worker = await asyncio.open_connection(*self.target)
             ends.append(to_worker)
             async with asyncio.TaskGroup() as directions:
-                for way, wire in enumerate((self._up, self._down)):
-                    source, sink = (from_worker, ends[0]) if way else (from_device, to_worker)
-                    flying = _Flying(wire.window(self.profile))
-                    rng = np.random.default_rng([self._seed, number, way])
-                    directions.create_task(self._send(source, wire, flying, rng))
-                    directions.create_task(self._deliver(flying, sink))
+                for direction, wire in enumerate((self._up, self._down)):
+                    source, sink = (from_worker, ends[0]) if direction else (from_device, to_worker)
+                    in_flight = _InFlight(wire.window(self.profile))
+                    rng = np.random.default_rng([self._seed, number, direction])
+                    directions.create_task(self._send(source, wire, in_flight, rng))
+                    directions.create_task(self._deliver(in_flight, sink))
             for end in ends:
                 end.close()
         except* OSError:
-            pass  # one side broke or was not there: the other is then reset, which is how it learns of it
+            pass  # one side broke or could not be reached; `finish` resets the other
 
-    async def _send(self, source: asyncio.StreamReader, wire: _Wire, flying: _Flying, rng: np.random.Generator) -> None:
+    async def _send(
+        self, source: asyncio.StreamReader, wire: _Wire, in_flight: _InFlight, rng: np.random.Generator
+    ) -> None:
         while chunk := await source.read(wire.chunk):
             departure = await wire.carry(len(chunk))
-            await flying.put((departure + flight_time(self.profile, rng, size=len(chunk)), chunk))
-        await flying.put((asyncio.get_running_loop().time() + self.profile.rtt_ms / 2000, b""))
+            await in_flight.put((departure + flight_time(self.profile, rng, size=len(chunk)), chunk))
+        await in_flight.put((asyncio.get_running_loop().time() + self.profile.rtt_ms / 2000, b""))
 
-    async def _deliver(self, flying: _Flying, sink: asyncio.StreamWriter) -> None:
+    async def _deliver(self, in_flight: _InFlight, sink: asyncio.StreamWriter) -> None:
         while True:
-            arrival, chunk = await flying.get()
+            arrival, chunk = await in_flight.get()
             await _until(arrival)
             await self._is_up.wait()
             if not chunk:
@@ -195,23 +197,23 @@ class LinkEmulator:
 
 
 class _Wire:
-    """One direction of the link, which all its connections share, taking turns chunk by chunk."""
+    """One direction of the link, which its connections share chunk by chunk."""
 
     def __init__(self, mbps: float, is_up: asyncio.Event) -> None:
         self.rate = mbps * 125_000  # bytes a second
         self.chunk = min(max(int(self.rate * _CHUNK_S), MSS), _CHUNK_MAX)
         self.carried = 0
         self._is_up = is_up
-        self._turn = asyncio.Lock()  # served in the order of asking
+        self._turn = asyncio.Lock()  # first come, first served
         self._free = 0.0
 
     def window(self, profile: LinkProfile) -> int:
-        """Chunks that one connection may have in flight: enough to keep the wire full over one loss."""
+        """Chunks that one connection may have in flight: enough to keep the wire busy during one loss."""
         seconds = (2 * profile.rtt_ms + profile.jitter_ms) / 1000 + _AHEAD_S
         return 16 + math.ceil(seconds * self.rate / self.chunk)
 
     async def carry(self, size: int) -> float:
-        """Book the wire for `size` bytes; returns the moment at which the last bit has left."""
+        """Book the wire for `size` bytes; returns the time at which the last bit has left."""
         async with self._turn:
             await _until(self._free - _AHEAD_S)
             await self._is_up.wait()
@@ -228,6 +230,6 @@ async def _until(moment: float) -> None:
 
 def _reset_unless_closed(writer: asyncio.StreamWriter) -> None:
     if not writer.transport.is_closing():
-        # Lingering for 0 s makes the close a reset: the other side sees a broken connection, not a finished one.
+        # A linger time of 0 turns the close into a reset, so that the other side sees a broken connection.
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         writer.transport.abort()

@@ -1,4 +1,4 @@
-"""One figure of a profile as a file writes it: value, unit and the document that says so, side by side."""
+"""A figure of a profile as in its file: value, unit and source document."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import msgspec
 
 Quantity = Literal["bytes", "bytes/s", "FLOP/s", "OP/s", "watts", "seconds", "degrees"]
 
-# The first unit of each is the one that a measured figure is written in.
+# Measured figures are written in the first unit of each.
 _UNITS: Mapping[Quantity, Mapping[str, float]] = {
     "bytes": {
         "GB": 1e9, "B": 1, "kB": 1e3, "MB": 1e6, "TB": 1e12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40,
@@ -25,7 +25,7 @@ _UNITS: Mapping[Quantity, Mapping[str, float]] = {
 
 
 class Figure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`value` in `unit`, as `document` says. Measured figures have no document, but their profile a date."""
+    """A `value` in `unit`, from `document`. Measured figures have no document, but their profile has a date."""
 
     value: float
     unit: str
@@ -33,9 +33,9 @@ class Figure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def plain(figure: Figure, quantity: Quantity, *, key: str) -> float:
-    """The figure in the plain unit of `quantity`: bytes, seconds, operations a second, ...
+    """The figure in the base unit of `quantity`, such as bytes, seconds or operations a second.
 
-    Raises ValueError, naming `key`, for a unit that `quantity` does not have and for a value below 0 (degrees apart).
+    Raises ValueError, which names `key`, for a unit of another quantity, and for a value below 0 except in degrees.
     """
     units = _UNITS[quantity]
     if figure.unit not in units:
@@ -46,6 +46,6 @@ def plain(figure: Figure, quantity: Quantity, *, key: str) -> float:
 
 
 def written(value: float, quantity: Quantity, *, document: str | None = None) -> Figure:
-    """The figure of a plain `value` to twelve digits, in the unit that files are written in."""
-    unit, worth = next(iter(_UNITS[quantity].items()))
-    return Figure(float(f"{value / worth:.12g}"), unit, document)
+    """The figure of a `value` in the base unit, to twelve digits and in the unit for files."""
+    unit, factor = next(iter(_UNITS[quantity].items()))
+    return Figure(float(f"{value / factor:.12g}"), unit, document)

@@ -1,4 +1,4 @@
-"""Link profiles: what a network path between a device and a worker can do.
+"""Link profiles: round-trip time, rates and loss of a network path between a device and a worker.
 
 A profile is a small TOML file. Six come with Cutline, in `links/` beside this module; `docs/reference/links.md` says
 where their figures come from.
@@ -18,16 +18,16 @@ from cutline.devices.toml import from_toml, read_text
 from cutline.errors import ProfileError
 
 MAX_RTT_MS = 600_000.0
-MIN_MBPS, MAX_MBPS = 1e-3, 1e6  # beyond these no link is, and arithmetic with them overflows
+MIN_MBPS, MAX_MBPS = 1e-3, 1e6  # no real link is outside, and arithmetic could overflow
 
 
 class LinkProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A path from a device (up) to a worker and back (down). Raises ValueError for figures that no link can have.
+    """A path from a device (up) to a worker and back (down). Raises ValueError for impossible figures.
 
-    `rtt_ms` is the round-trip time of a small message, half of it each way; a single round trip strays from it by at
-    most `jitter_ms`. Rates are in megabits (10^6 bits) a second. `loss` is the share of 1460-byte TCP segments lost.
-    `outages` are (start, duration) in seconds since the link came up, in order, while which nothing gets through.
-    `reference` names the document that the figures come from, and which of them are assumptions.
+    `rtt_ms` is the round-trip time of a small message, half of it in each direction; a single round trip differs from
+    it by at most `jitter_ms`. Rates are in megabits (10^6 bits) a second. `loss` is the share of 1460-byte TCP segments
+    that are lost. `outages` are (start, duration) in seconds since the link came up, in order; nothing gets through
+    during them. `reference` names the source of the figures, and which of them are assumptions.
     """
 
     name: str
@@ -66,12 +66,12 @@ def link_names() -> tuple[str, ...]:
 
 
 def load_link(name_or_path: str | Path) -> LinkProfile:
-    """The profile of a known name, or the one in a TOML file. Raises ProfileError, naming the file and the key."""
+    """The profile of a known name or in a TOML file. Raises ProfileError, which names the file and the key."""
     known = link_names()
     try:
         if name_or_path in known:
             text = (resources.files("cutline.devices") / "links" / f"{name_or_path}.toml").read_text("utf-8")
-        elif name_or_path == "":  # which is a path of this folder
+        elif name_or_path == "":  # as a path it would be the current folder
             raise FileNotFoundError
         else:
             text = read_text(Path(name_or_path))

@@ -1,4 +1,4 @@
-"""Names of what comes with Cutline: which one was meant."""
+"""Suggestions for misspelt names."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """` (did you mean ...?)` with the known name that `name` begins, or that is most like it; empty without one."""
+    """The text ` (did you mean ...?)` with the known name that begins with `name`, or is most similar; else ""."""
     names = sorted(known)
-    begun = [one for one in names if len(name) > 1 and one.startswith(name.lower())]
-    alike = difflib.get_close_matches(name.lower(), names, n=1)
-    return next((f" (did you mean {one}?)" for one in (*begun, *alike)), "")
+    completed = [other for other in names if len(name) > 1 and other.startswith(name.lower())]
+    similar = difflib.get_close_matches(name.lower(), names, n=1)
+    return next((f" (did you mean {other}?)" for other in (*completed, *similar)), "")

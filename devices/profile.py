@@ -1,8 +1,8 @@
-"""Device profiles: what a device or a worker's machine can do, as its datasheets say or as it was measured.
+"""Device profiles: the speed, memory and power of a device or a worker's machine, from datasheets or measured.
 
-A profile is a TOML file. Those that come with Cutline are in `boards/`, `gpus/` and `servers/` beside this module, each
-figure with the document it is from; `cutline profile` measures one of the machine it runs on. In Python every figure is
-in bytes, seconds, watts and operations a second. `docs/reference/profiles.md` describes the file.
+A profile is a TOML file. The shipped ones are in `boards/`, `gpus/` and `servers/` beside this module, each figure with
+its source document; `cutline profile` measures one of the machine it runs on. In Python figures are in bytes, seconds,
+watts and operations a second. `docs/reference/profiles.md` describes the file.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from cutline.devices.toml import from_toml, read_text, to_toml
 from cutline.errors import ProfileError
 
 Source = Literal["measured", "datasheet"]
-Runtime = Literal["edge", "cloud"]  # ONNX Runtime, as the agent runs it; torch, as a worker runs it
-Samples = tuple[tuple[int, float], ...]  # (how many, seconds), how many rising
+Runtime = Literal["edge", "cloud"]  # ONNX Runtime in an agent, torch in a worker
+Samples = tuple[tuple[int, float], ...]  # (count, seconds), by rising count
 
-CPU = "cpu"  # ONNX Runtime's provider of the documented install, and torch's device without a GPU
+CPU = "cpu"  # ONNX Runtime's default provider, and torch's device without a GPU
 CUDA = "cuda"
 
 
 class Compute(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Operations a second of dense matrix products by dtype; None where no figure is known.
+    """Operations a second of dense matrix products by dtype; None if not known.
 
-    fp32 always is: every machine runs it, and in it what is stored in a type that the machine does not multiply.
+    fp32 is always known: every machine has it, and uses it for weights of a type that it cannot multiply.
     """
 
     fp32: float
@@ -47,13 +47,13 @@ class Compute(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 class LayerTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Measured seconds of the layers of one model (`model` is its bundle's identity), as one runtime runs them.
+    """Measured seconds of one model's layers in one runtime; `model` is the identity of its bundle.
 
-    `layers` maps a layer's name to samples (rows, seconds). Of `image`, `vision.*` and `connector` the rows are patches
-    of one tile. Of `decoder.*` and `head` they are tokens of one session: 1, 8 and 64 on top of `context` tokens, and
-    more (a prompt) on top of none. `pass_seconds` is what a pass costs beyond its layers; runtime "edge" has none, as
-    there the first layer of a graph carries it. `sessions` (runtime "cloud") has samples (sessions, seconds) of one
-    whole decoding pass, one token a session. `provider` is what ran them, as in DeviceProfile.
+    `layers` maps a layer's name to samples (rows, seconds). The rows of `image`, `vision.*` and `connector` are patches
+    of one tile. Those of `decoder.*` and `head` are tokens of one session: 1, 8 and 64 after `context` tokens, and more
+    (a prompt) after none. `pass_seconds` is the cost of a pass in addition to its layers; runtime "edge" has 0, as it
+    is included in a graph's first layer. `sessions` (runtime "cloud") has samples (sessions, seconds) of a decoding
+    pass with one token a session. `provider` ran the layers, as in DeviceProfile.
     """
 
     model: str
@@ -78,9 +78,9 @@ class LayerTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
 
 class DrafterTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Measured seconds of a drafter: `vision_seconds` a tile, `prefill` (rows, seconds), `token_seconds` each.
+    """Measured seconds of a drafter: `vision_seconds` a tile, `prefill` (rows, seconds), `token_seconds` a token.
 
-    `provider` is what ran it, as in DeviceProfile.
+    `provider` ran it, as in DeviceProfile.
     """
 
     model: str
@@ -98,19 +98,17 @@ class DrafterTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
 
 class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a machine can do; raises ValueError, naming the key, for figures that no machine can have.
+    """The figures of a machine. Raises ValueError, which names the key, for impossible ones.
 
-    `date` is when it was measured, or the figures were looked up. `compute` has the rates that `provider` reaches: cpu
-    is the processor, on which ONNX Runtime runs by the documented install, cuda a GPU. `accelerators` has the rates of
-    other providers, by their names. `memory_bandwidth` is in bytes a second.
-    `overhead_seconds` is what one call of a kernel or layer costs however small it is. `preprocess_seconds` is for one
-    image, decoded and resized, `shrink_seconds` for making it small before it is uploaded; `message_seconds` for one
-    message of the protocol there and back, both ends on this machine. `sustained` is the speed after a while of work as
-    a share of the first second's, and `throttled` whether the system said that it held the clock back. `cores` are
-    those that a measurement used.
+    `date` is that of the measurement, or of looking the figures up. `compute` has the rates of `provider`: cpu is the
+    processor, cuda a GPU. `accelerators` has the rates of other providers by name. `memory_bandwidth` is in bytes a
+    second. `overhead_seconds` is the least time of one kernel or layer. `preprocess_seconds` is for decoding and
+    resizing one image, `shrink_seconds` for shrinking it for the upload, `message_seconds` for one round trip of the
+    protocol over loopback. `sustained` is the speed after some time under load as a share of that in the first second,
+    and `throttled` whether the system reported throttling. `cores` is the number that a measurement used.
 
-    `documents` maps a key to the document of its figure; `notes` are for people. `missing` names what was looked for
-    and is not there (a sensor, say): such a figure is None, never guessed.
+    `documents` maps a key to the document of its figure; `notes` are for people. `missing` names figures that could not
+    be measured, for example without a sensor; they are None, never guessed.
     """
 
     name: str
@@ -149,7 +147,7 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
             _check(key, getattr(self, key))
         if self.provider in self.accelerators:
             raise ValueError(f"accelerators has {self.provider}, whose rates stand in compute; leave one of them out")
-        every = {"compute": self.compute} | {f"accelerators.{name}": one for name, one in self.accelerators.items()}
+        every = {"compute": self.compute} | {f"accelerators.{name}": rates for name, rates in self.accelerators.items()}
         for path, rates in every.items():
             for dtype, rate in rates.known.items():
                 _check(f"{path}.{dtype}", rate)
@@ -161,9 +159,9 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
                 _check(key, value, zero=True)
 
     def on(self, provider: str) -> DeviceProfile:
-        """The machine as `provider` runs on it: its rates as `compute`, and only what was measured with it.
+        """The profile for `provider`: with its rates as `compute`, and only the tables that were measured with it.
 
-        Raises ProfileError where the profile knows no rates of it.
+        Raises ProfileError if the profile has no rates of it.
         """
         if provider == self.provider:
             compute = self.compute
@@ -185,12 +183,12 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         )
 
     def layer_table(self, model: str, runtime: Runtime) -> LayerTable | None:
-        """The measured table of the model of this identity, if there is one."""
+        """The measured table of the model with this identity, if there is one."""
         found = (table for table in self.tables if (table.model, table.runtime) == (model, runtime))
         return next(found, None)
 
     def drafter_table(self, model: str) -> DrafterTable | None:
-        """The measured seconds of the drafter of this identity, if there are any."""
+        """The measured seconds of the drafter with this identity, if there are any."""
         return next((table for table in self.drafters if table.model == model), None)
 
 
@@ -207,7 +205,7 @@ def _check_samples(key: str, samples: Samples) -> None:
         _check(key, seconds, zero=True)
 
 
-# A file's keys for figures with a unit: the attribute that each becomes, and what it is a quantity of.
+# A file's keys for figures with a unit: the attribute and the quantity of each.
 _FIGURES: dict[str, tuple[str, Quantity]] = {
     "memory": ("memory_bytes", "bytes"),
     "memory_free": ("memory_free_bytes", "bytes"),
@@ -229,11 +227,11 @@ def profile_names() -> tuple[str, ...]:
 
 
 def load_profile(name_or_path: str | Path) -> DeviceProfile:
-    """The profile of a known name, or the one in a TOML file. Raises ProfileError, naming the file and the key."""
+    """The profile of a known name or in a TOML file. Raises ProfileError, which names the file and the key."""
     known = _shipped()
     file = known.get(str(name_or_path), Path(name_or_path))
     try:
-        if name_or_path == "":  # which is a path of this folder
+        if name_or_path == "":  # as a path it would be the current folder
             raise FileNotFoundError
         return parse_profile(read_text(file))
     except FileNotFoundError:
@@ -248,7 +246,7 @@ def load_profile(name_or_path: str | Path) -> DeviceProfile:
 
 
 def parse_profile(text: str) -> DeviceProfile:
-    """The profile in a file's text. Raises ValueError, naming the key."""
+    """The profile in a file's text. Raises ValueError, which names the key."""
     fields: dict[str, Any] = from_toml(text)
     attributes = {attribute for attribute, _ in _FIGURES.values()}
     keys = {*DeviceProfile.__struct_fields__} - attributes - {"documents"} | _FIGURES.keys()
@@ -306,7 +304,7 @@ def profile_to_toml(profile: DeviceProfile) -> str:
 
     head = {key: fields.pop(key) for key in ("name", "source", "date", "provider")}
     del fields["compute"], fields["accelerators"]
-    others = {name: rates(f"accelerators.{name}", one) for name, one in profile.accelerators.items()}
+    others = {name: rates(f"accelerators.{name}", compute) for name, compute in profile.accelerators.items()}
     rest = msgspec.to_builtins({key: value for key, value in fields.items() if value not in ((), {}, None)})
     rated = {"compute": rates("compute", profile.compute), "accelerators": others or None}
     return to_toml(head | figures | rest | rated)
@@ -317,6 +315,6 @@ def _operations(dtype: str) -> Quantity:
 
 
 def _shipped() -> dict[str, Path]:
-    """The files that come with Cutline, by name."""
-    room = Path(str(resources.files("cutline.devices")))
-    return {file.stem: file for folder in ("boards", "gpus", "servers") for file in (room / folder).glob("*.toml")}
+    """The files of the shipped profiles by name."""
+    package = Path(str(resources.files("cutline.devices")))
+    return {file.stem: file for folder in ("boards", "gpus", "servers") for file in (package / folder).glob("*.toml")}

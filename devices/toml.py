@@ -1,4 +1,4 @@
-"""TOML: writing it, which Python's own tomllib does not, and reading what a stranger may have written."""
+"""Writes TOML, which Python's tomllib does not, and reads untrusted TOML."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 _MUST_ESCAPE = re.compile(r'[\\"\x00-\x1f\x7f]')
 
-MAX_BYTES = 1 << 20  # of a file; a measured profile has some 20 KB
+MAX_BYTES = 1 << 20  # of a file; a measured profile has about 20 KB
 
 
 def read_text(file: Path) -> str:
-    """The text of a file. Raises OSError, and ValueError where it is too long or not UTF-8."""
+    """The text of a file. Raises OSError, and ValueError if it is too long or not UTF-8."""
     with file.open("rb") as opened:
         content = opened.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
@@ -33,9 +33,9 @@ def from_toml(text: str) -> dict[str, Any]:
 
 
 def to_toml(table: Mapping[str, Any]) -> str:
-    """A TOML document of `table`. What is None is left out; TOML has no word for it.
+    """A TOML document of `table`, without its None values, which TOML cannot express.
 
-    A table of numbers and strings alone stands in one line, so that a figure's parts stay together.
+    A table of only numbers and strings is written on one line, so that the parts of a figure stay together.
     """
     return "\n".join(_lines(table, "")).lstrip("\n") + "\n"
 
@@ -59,7 +59,7 @@ def _is_section(value: Any) -> bool:
 
 
 def _are_sections(value: Any) -> bool:
-    return isinstance(value, list | tuple) and bool(value) and all(isinstance(one, Mapping) for one in value)
+    return isinstance(value, list | tuple) and bool(value) and all(isinstance(item, Mapping) for item in value)
 
 
 def _inline(value: Any) -> str:

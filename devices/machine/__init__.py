@@ -1,1 +1,1 @@
-"""What this machine has and feels: cores, memory, power and heat."""
+"""This machine's cores, memory, power, temperature and board."""

@@ -1,6 +1,6 @@
-"""Which board this is, and whether its supply and its cooling are enough.
+"""Identifies the board, and checks its power supply and cooling under load.
 
-What tools print is read by functions that take text, as in `cutline.devices.machine.power`.
+The output of tools is parsed by functions that take text, as in `cutline.devices.machine.power`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import msgspec
 
 from cutline.devices.machine.power import Sensors
 
-# What a device tree calls a board, and the profile of it that comes with Cutline. Sizes of memory share one name.
+# Boards' names in the device tree, and their profiles. Boards with different memory have the same name.
 _BOARDS = (
     (r"Raspberry Pi (5|500|Compute Module 5)\b", "raspberry-pi-5"),
     (r"Raspberry Pi (4|400|Compute Module 4)\b", "raspberry-pi-4"),
@@ -27,17 +27,17 @@ _UNDER_VOLTED, _UNDER_VOLTED_BEFORE, _HELD_BACK_BEFORE = 1, 1 << 16, 0b111 << 17
 
 
 class Board(msgspec.Struct, frozen=True, kw_only=True):
-    """A machine by its own name, None where it has none; `profile` is the known board's, if it is one."""
+    """A machine's model name, None if it has none, and the name of the `profile` of a known board."""
 
     model: str | None
     profile: str | None
 
 
 class BoardHealth(msgspec.Struct, frozen=True, kw_only=True):
-    """Power and heat under load; None where no sensor says so.
+    """Power and temperature under load; None without a sensor.
 
-    `under_volted`: the supply gives too little now. The two `..._before` say that it happened since the start.
-    `power_mode` is the name of the budget of power that a Jetson keeps to.
+    `under_volted` says that the supply's voltage is too low now. The two `..._before` say that it happened since boot.
+    `power_mode` is the name of a Jetson's power budget.
     """
 
     watts: float | None = None
@@ -51,21 +51,21 @@ class BoardHealth(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_board(*, root: Path = Path("/")) -> Board:
-    """The board by its device tree, a PC by what its maker wrote into it. `root` is where the files are looked for."""
+    """The board, from its device tree or, for a PC, from DMI. `root` is the root of the file system."""
     for files in (["proc/device-tree/model"], [f"sys/class/dmi/id/{part}" for part in ("sys_vendor", "product_name")]):
-        words = [_line(root / file) for file in files]
-        if named := " ".join(word for word in words if word):
-            return Board(model=named, profile=profile_of(named))
+        lines = [_line(root / file) for file in files]
+        if model := " ".join(line for line in lines if line):
+            return Board(model=model, profile=profile_of(model))
     return Board(model=None, profile=None)
 
 
 def profile_of(model: str) -> str | None:
-    """The profile that comes with Cutline for a board of this name."""
+    """The name of the shipped profile for a board of this model, None if there is none."""
     return next((profile for pattern, profile in _BOARDS if re.search(pattern, model)), None)
 
 
 def pi_troubles(text: str) -> tuple[bool, bool, bool] | None:
-    """Of `vcgencmd get_throttled`: under-voltage now; since the start under-voltage, and a clock held back."""
+    """From `vcgencmd get_throttled`: under-voltage now, under-voltage since boot, and throttling since boot."""
     found = re.search(r"throttled=0x([0-9a-fA-F]+)", text)
     if found is None:
         return None
@@ -74,13 +74,13 @@ def pi_troubles(text: str) -> tuple[bool, bool, bool] | None:
 
 
 def jetson_power_mode(text: str) -> str | None:
-    """The name in `nvpmodel -q`: `NV Power Mode: 15W`."""
+    """The power mode in the output of `nvpmodel -q`, such as `NV Power Mode: 15W`."""
     found = re.search(r"NV Power Mode: *(\S+)", text)
     return found[1] if found else None
 
 
 def read_health(sensors: Sensors, work: Callable[[], object], *, seconds: float) -> BoardHealth:
-    """What the sensors say while `work` is done again and again: an idle machine's low clock says nothing."""
+    """The sensors' readings while `work` is repeated for `seconds`: an idle machine lowers its clock anyway."""
     end = time.monotonic() + seconds
     with sensors.watched() as load:
         while time.monotonic() < end:
@@ -99,7 +99,7 @@ def read_health(sensors: Sensors, work: Callable[[], object], *, seconds: float)
 
 
 def _line(file: Path) -> str:
-    """A file's text on one line; a device tree ends its own with a zero byte."""
+    """A file's text on one line, without the zero byte at the end of device tree files; "" if it cannot be read."""
     try:
         return " ".join(file.read_bytes().replace(b"\0", b" ").decode(errors="replace").split())
     except OSError:

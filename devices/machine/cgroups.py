@@ -1,4 +1,4 @@
-"""The control groups that this process is in: where the kernel keeps what it may take."""
+"""Finds the control groups of this process, which limit its resources."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path, PurePosixPath
 
 
 def group_folders(controller: str, *, root: Path = Path("/")) -> Iterator[tuple[int, Path]]:
-    """The folders of the process's group and of every group around it (each of them binds), with their version.
+    """The folders, with their version, of the process's group and all its ancestors; the limits of each apply.
 
-    Version 2 has one tree for all; of version 1 the tree of `controller`, such as `cpu`. `root` is where `proc` and
-    `sys` are looked for.
+    Version 2 has one tree; of version 1 it is the tree of `controller`, such as `cpu`. `root` is the root of the file
+    system.
     """
     mount = root / "sys/fs/cgroup"
     for line in read(root / "proc/self/cgroup").splitlines():
@@ -22,7 +22,7 @@ def group_folders(controller: str, *, root: Path = Path("/")) -> Iterator[tuple[
 
 
 def read(file: Path) -> str:
-    """What a file of a group says; nothing where there is no such file, as the group then sets no limit."""
+    """The text of a group's file; "" if it is missing, as the group then sets no limit."""
     try:
         return file.read_text()
     except OSError:
@@ -30,6 +30,6 @@ def read(file: Path) -> str:
 
 
 def _upwards(mount: Path, group: str) -> Iterator[Path]:
-    # A container often names a group that only its host can see; the walk still ends at the mount, which is its own.
+    # A container may name a group that only its host can see; the walk still ends at the mount, the container's own.
     inside = PurePosixPath(group).relative_to("/")
     yield from (mount / folder for folder in (inside, *inside.parents))

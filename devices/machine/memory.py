@@ -1,4 +1,4 @@
-"""How much memory this process may still take: the machine's, within its control group's limit."""
+"""Measures the memory that this process may still use, by the machine and by control group limits."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import psutil
 
 from cutline.devices.machine.cgroups import group_folders, read
 
-_NONE = 1 << 60  # bytes: version 1 says that it has no limit with a number near the largest
+_UNLIMITED = 1 << 60  # bytes: cgroup version 1 has a number above this for no limit
 
 
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
-    """Bytes. `free` may be taken without swapping; `limit` is a control group's, and `swap` what there is of it."""
+    """Memory in bytes. `free` can be used without swapping; `limit` is a control group's, `swap` the size of swap."""
 
     total: int
     free: int
@@ -23,7 +23,7 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def measure_memory(*, root: Path = Path("/")) -> Memory:
-    """Memory as it is at this moment. `root` is where the control groups are looked for."""
+    """The current memory. `root` is the root of the file system with the control groups."""
     machine, groups = psutil.virtual_memory(), list(_groups(root))
     return Memory(
         total=machine.total,
@@ -34,7 +34,7 @@ def measure_memory(*, root: Path = Path("/")) -> Memory:
 
 
 def _groups(root: Path) -> Iterator[tuple[int, int]]:
-    """Limit and bytes held, of each control group that has a limit."""
+    """Limit and used bytes of each control group with a limit."""
     for version, folder in group_folders("memory", root=root):
         names = (
             ("memory.max", "memory.current", "inactive_file")
@@ -42,7 +42,7 @@ def _groups(root: Path) -> Iterator[tuple[int, int]]:
             else ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
         )
         limit, held = (read(folder / name).strip() for name in names[:2])
-        if limit.isdigit() and held.isdigit() and int(limit) < _NONE:
-            # What files were read stays in memory only as long as nobody needs it.
+        if limit.isdigit() and held.isdigit() and int(limit) < _UNLIMITED:
+            # Cached files do not count, as the kernel evicts them on demand.
             stat = dict(line.split() for line in read(folder / "memory.stat").splitlines())
             yield int(limit), int(held) - int(stat.get(names[2], 0))

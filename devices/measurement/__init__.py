@@ -1,1 +1,1 @@
-"""A machine measured: rates of matrix products, providers that work, speed that lasts."""
+"""Measurements of a machine: rates of matrix products, working providers, sustained speed."""

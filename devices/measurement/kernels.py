@@ -1,7 +1,7 @@
-"""The smallest graphs that ONNX Runtime can be timed with: one matrix product, written by hand.
+"""Minimal ONNX graphs to time ONNX Runtime with: one matrix product.
 
-A device has no onnx package to make graphs with. What a graph file holds is protocol buffers, and of those a handful
-of fields is enough (onnx.proto3, stable since its version 3).
+They are encoded by hand, as devices have no onnx package. A graph file is a protocol buffer, of which a handful of
+fields is enough (onnx.proto3, stable since its version 3).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ _IR, _OPSET = 8, 13
 
 
 def matmul_graph(dtype: Dtype, *, rows: int, inner: int, columns: int, weights: bytes | None = None) -> bytes:
-    """An ONNX model of `y = a @ b`, `a` (rows, inner) and `b` (inner, columns) being inputs.
+    """An ONNX model of `y = a @ b` with the inputs `a` (rows, inner) and `b` (inner, columns).
 
-    With `weights`, `b` holds these little-endian values, row by row, and is no input.
+    With `weights`, `b` is a constant of these little-endian values, row by row.
     """
     operator, first, second, result = _ELEMENTS[dtype]
     graph = (

@@ -1,7 +1,7 @@
-"""Measuring the machine itself: memory, disk, bandwidth, and rates of matrix products.
+"""Measures the machine: memory, disk, bandwidth, and rates of matrix products.
 
-Times are taken several times over and the middle one counts: a machine that does other things now and then is the
-usual one. Rates of matrix products come from ONNX Runtime, with the threads and options that the agent runs with.
+Each time is the median of several runs, as most machines do other things now and then. Matrix products run in ONNX
+Runtime, with the agent's threads and options.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ import psutil
 from cutline.devices.measurement.kernels import Dtype, matmul_graph
 from cutline.devices.profile import CPU, Compute
 
-LEAST, MOST = 3, 10_000
-_STRETCH = 2e-3  # seconds that are timed at once: a core that is taken away for parts of a millisecond is a slow core
-_COPIED = 64 << 20  # bytes a thread: no cache holds them
-_SIDE = 768  # of the square matrices: large enough for a CPU's best rate, small enough for a Pi
+MIN_RUNS, MAX_RUNS = 3, 10_000
+_MIN_SECONDS = 2e-3  # of one timing: a core that is preempted for a fraction of a millisecond counts as a slower one
+_COPIED_BYTES = 64 << 20  # a thread: too many for any cache
+_SIDE = 768  # of the square matrices: large enough for a CPU's best rate, small enough for a Raspberry Pi
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredMachine:
-    """Bytes of memory, of memory free for a model, and bytes a second of it; rates; seconds of the smallest call."""
+    """Total and free memory in bytes, bandwidth in bytes a second, compute rates, and seconds of the smallest call."""
 
     memory: int
     memory_free: int
@@ -37,7 +37,7 @@ class MeasuredMachine:
 
 
 def measure_cpu(*, threads: int) -> MeasuredMachine:
-    """Measure the processor with so many threads, and its memory as it is at this moment."""
+    """Measure the processor with so many threads, and the current memory."""
     memory = psutil.virtual_memory()
     return MeasuredMachine(
         memory=memory.total,
@@ -54,24 +54,24 @@ def disk_free(folder: Path) -> int:
 
 
 def significant(value: float) -> float:
-    """The value to four digits: no measurement here is better than that."""
+    """The value to four digits, as no measurement is more precise."""
     return float(f"{value:.4g}")
 
 
 def median_seconds(work: Callable[..., object], *given: object, budget: float) -> float:
-    """The middle of the seconds that `work(*given)` takes, called within `budget` seconds after a first call.
+    """The median seconds of `work(*given)`, repeated for `budget` seconds after a first call.
 
-    It is timed LEAST times whatever the budget says, and MOST times at most; what is short, several calls at once.
+    It is timed MIN_RUNS to MAX_RUNS times. For short work one timing covers several calls.
     """
     work(*given)  # the first run of anything allocates and warms up
     times: list[float] = []
     end, calls = time.perf_counter() + budget, 1
-    while len(times) < LEAST or (time.perf_counter() < end and len(times) < MOST):
+    while len(times) < MIN_RUNS or (time.perf_counter() < end and len(times) < MAX_RUNS):
         began = time.perf_counter()
         for _ in range(calls):
             work(*given)
         taken = time.perf_counter() - began
-        if taken < _STRETCH and calls < MOST and not times:
+        if taken < _MIN_SECONDS and calls < MAX_RUNS and not times:
             calls *= 2
         else:
             times.append(taken / calls)
@@ -79,34 +79,34 @@ def median_seconds(work: Callable[..., object], *given: object, budget: float) -
 
 
 def memory_bandwidth(*, threads: int, budget: float = 1.0) -> float:
-    """Bytes a second that `threads` threads together read and write while they copy arrays, as STREAM counts them."""
-    pairs = [(np.ones(_COPIED, np.uint8), np.empty(_COPIED, np.uint8)) for _ in range(threads)]
+    """Bytes a second that `threads` threads read and write together while copying arrays, counted as in STREAM."""
+    pairs = [(np.ones(_COPIED_BYTES, np.uint8), np.empty(_COPIED_BYTES, np.uint8)) for _ in range(threads)]
     with ThreadPoolExecutor(threads) as pool:
         seconds = median_seconds(lambda: list(pool.map(lambda pair: np.copyto(pair[1], pair[0]), pairs)), budget=budget)
-    return significant(2 * _COPIED * threads / seconds)
+    return significant(2 * _COPIED_BYTES * threads / seconds)
 
 
 def matmul_rate(dtype: Dtype, *, threads: int, provider: str = CPU, budget: float = 1.0) -> float:
-    """Operations a second (a multiplication and an addition are two) of a square matrix product.
+    """Operations a second of a square matrix product; a multiplication and an addition count as two.
 
-    `provider` is one of ONNX Runtime's by its short name, which must be there.
+    `provider` is the short name of an available provider of ONNX Runtime.
     """
     return significant(2 * _SIDE**3 / median_seconds(_matmul(dtype, _SIDE, threads, provider), budget=budget))
 
 
 def call_overhead(*, threads: int) -> float:
-    """Seconds that a call of ONNX Runtime takes that computes next to nothing."""
+    """Seconds of a call of ONNX Runtime that computes next to nothing."""
     return median_seconds(_matmul("fp32", 8, threads), budget=0.2)
 
 
 def steady_work(*, threads: int) -> Callable[[], object]:
-    """A matrix product to keep the processor busy with."""
+    """A matrix product that keeps the processor busy."""
     return _matmul("fp32", _SIDE, threads)
 
 
 def _matmul(dtype: Dtype, side: int, threads: int, provider: str = CPU) -> Callable[[], object]:
     """A call of ONNX Runtime that multiplies two square matrices; options as in `edge/inference/runtime.py`."""
-    import onnxruntime as ort  # the rest must run where it does not load: the doctor says why
+    import onnxruntime as ort  # not at the top, as the doctor must run where it does not load
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -114,7 +114,7 @@ def _matmul(dtype: Dtype, side: int, threads: int, provider: str = CPU) -> Calla
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     graph = matmul_graph(dtype, rows=side, inner=side, columns=side)
-    # Full names are the short ones in other letters: cuda is CUDAExecutionProvider.
+    # Short names are lower-case: cuda is CUDAExecutionProvider.
     full = {name.removesuffix("ExecutionProvider").lower(): name for name in ort.get_available_providers()}
     session = ort.InferenceSession(graph, options, providers=[full[provider]], enable_fallback=0)
     kinds = (np.float32, np.float32) if dtype == "fp32" else (np.uint8, np.int8)

@@ -1,4 +1,4 @@
-"""A machine at rest and at work: what it draws, how warm it gets, and whether its speed lasts."""
+"""Measures a machine idle and under load: power, temperature, and whether its speed is sustained."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from cutline.devices.machine.power import Sensors
 from cutline.devices.measurement.rates import significant
 
-_STRETCH = 0.1  # seconds whose speed is counted as one
+_INTERVAL_SECONDS = 0.1  # over which a speed is measured
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Steady:
-    """Watts at rest and at work, degrees and throttling at the end of it; None where no sensor says so.
+    """Watts idle and under load, degrees and throttling at the end of the load; None without a sensor.
 
-    `sustained` is the speed at the end as a share of the speed at the beginning.
+    `sustained` is the speed at the end as a share of that at the beginning.
     """
 
     idle_watts: float | None
@@ -28,7 +28,7 @@ class Steady:
 
 
 def watch_work(work: Callable[[], object], sensors: Sensors, *, rest: float, seconds: float) -> Steady:
-    """Rest for `rest` seconds, then `work` again and again for `seconds`, and watch the sensors all along."""
+    """Watch the sensors for `rest` seconds idle, then for `seconds` of repeated `work`."""
     with sensors.watched() as resting:
         time.sleep(rest)
     work()  # the first run warms up
@@ -44,16 +44,16 @@ def watch_work(work: Callable[[], object], sensors: Sensors, *, rest: float, sec
 
 
 def sustained_share(rates: Sequence[float]) -> float:
-    """The last fifth of the rates against the first, each by its middle one, at most 1: warming up is no speed-up."""
+    """The median of the last fifth of the rates by that of the first, at most 1, as warming up is not a speed-up."""
     part = max(1, len(rates) // 5)
     return significant(min(1.0, statistics.median(rates[-part:]) / statistics.median(rates[:part])))
 
 
 def _rates(work: Callable[[], object], end: float) -> Iterator[float]:
-    """Runs a second of `work`, each short stretch of time by itself."""
+    """The rates of `work`, in runs a second, over each interval until `end`."""
     while (began := time.perf_counter()) < end:
         runs = 0
-        while (passed := time.perf_counter() - began) < _STRETCH:
+        while (passed := time.perf_counter() - began) < _INTERVAL_SECONDS:
             work()
             runs += 1
         yield runs / passed

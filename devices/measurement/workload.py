@@ -1,4 +1,4 @@
-"""What a model is measured with, on a device and on a worker alike: an image, and numbers of rows."""
+"""The workload for measuring a model, the same on device and worker: an image, and numbers of rows."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from cutline.models.bundle import Manifest
 from cutline.models.images import Pixels, decode_image
 
 ROWS = (1, 8, 64)  # of a step: one token, a short draft, a long one
-PROMPT = 256  # rows of a prefill, fewer where the model's context is smaller
-BEHIND = 128  # tokens that a step's rows come after, likewise
+PROMPT = 256  # rows of a prefill, fewer for a model with a smaller context
+BEHIND = 128  # tokens of context before a step's rows, fewer for a model with a smaller context
 
 
 def row_counts(context: int) -> tuple[tuple[int, ...], int]:
-    """How many rows to measure in a context of so many tokens, a prompt's last; how many tokens are behind a step's."""
+    """The numbers of rows to measure for a model's `context`, the prompt's last, and the tokens before a step's."""
     behind, prompt = min(BEHIND, context // 2), min(PROMPT, context)
     return (*(rows for rows in ROWS if rows < prompt and behind + rows <= context), prompt), behind
 
 
 def photograph() -> bytes:
-    """A JPEG of 1024 x 768, as heavy to decode as a photograph: smooth shapes, and noise on them."""
+    """A JPEG of 1024 x 768 with smooth shapes and noise, which takes as long to decode as a photograph."""
     rng = np.random.default_rng(0)
     shapes = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).resize((1024, 768), Image.Resampling.BICUBIC)
     noisy = np.asarray(shapes, np.int16) + rng.integers(-8, 9, (768, 1024, 1), np.int16)
@@ -32,7 +32,7 @@ def photograph() -> bytes:
 
 
 def one_tile(manifest: Manifest) -> Pixels:
-    """Pixels as one tile, of a family that cuts images into tiles; else of the whole photograph."""
+    """The Pixels of one tile; of the whole photograph for a family without tiles."""
     family = manifest.family
     pixels = family.preprocess(decode_image(photograph()))
     return Pixels(pixels.values[:1], (0, 0)) if family.takes((0, 0)) else pixels

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from cutline.partitioner.estimators import (
     HALF_LIFE,
-    KINDS,
     MAX_CORRECTION,
+    MAX_KINDS,
     NOISE,
     Average,
     Guess,
@@ -187,7 +187,7 @@ def test_lengths_are_kept_apart_by_kind_and_not_for_ever() -> None:
     assert 2 < known.expected_tokens("never asked") < 40
     for kind in range(200):
         known = known.after(Observation(kind=kind, tokens=10), overhead=OVERHEAD)
-    assert len(known.lengths) <= KINDS + 1
+    assert len(known.lengths) <= MAX_KINDS + 1
     assert known.expected_tokens("short") == known.tokens.value
 
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cutline.core.wire import Wire
-from cutline.partitioner.explain import FASTEST, MBIT, SLOWEST, crossovers, misfit, refusal, why
+from cutline.partitioner.explain import MAX_UPLINK, MBIT, MIN_UPLINK, crossovers, misfit, refusal, why
 from cutline.partitioner.plan import Conditions, Limits, Objective
 from cutline.partitioner.search import Search, replan, search
 
@@ -40,8 +40,8 @@ def test_within_a_stretch_its_choice_is_the_best(made: Any, data: st.DataObject)
     limits = data.draw(st.sampled_from([Limits(), Limits(exact=True), Limits(latency=0.3, exact=True)]))
     found = search(setting, made.asked(), made.space(setting), NOW, limits=limits)
     stretches = crossovers(found)
-    assert stretches[0].low == SLOWEST
-    assert stretches[-1].high == pytest.approx(FASTEST)
+    assert stretches[0].low == MIN_UPLINK
+    assert stretches[-1].high == pytest.approx(MAX_UPLINK)
     for before, after in itertools.pairwise(stretches):
         assert before.high == after.low
         assert told(found, before.best) != told(found, after.best)

@@ -14,7 +14,7 @@ from cutline.models.costs import layer_costs, request_sizes
 from cutline.partitioner.roofline import (
     DATASHEET_BANDWIDTH,
     DATASHEET_RATE,
-    OVERHEAD,
+    OVERHEAD_SECONDS,
     Machine,
     drafter_speed,
     interpolated,
@@ -60,7 +60,7 @@ def test_a_datasheets_peaks_are_not_believed(made: Any) -> None:
     measured, told = made.profile(), made.profile(source="datasheet", overhead_seconds=None)
     layer = layer_costs(made.manifest("target"))[1]
     busy = roofline(measured, layer, "fp32", 10_000, 64) - 20e-6
-    assert roofline(told, layer, "fp32", 10_000, 64) == pytest.approx(busy / DATASHEET_RATE + OVERHEAD)
+    assert roofline(told, layer, "fp32", 10_000, 64) == pytest.approx(busy / DATASHEET_RATE + OVERHEAD_SECONDS)
     assert 0 < DATASHEET_RATE < DATASHEET_BANDWIDTH < 1
 
 

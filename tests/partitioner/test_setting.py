@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cutline.partitioner.setting import MESSAGE, Overheads
+from cutline.partitioner.setting import REFERENCE_MESSAGE_SECONDS, Overheads
 
 seconds = st.floats(1e-6, 1e-1)
 
@@ -18,7 +18,7 @@ def test_where_profiles_say_nothing_overheads_are_those_that_were_measured(made:
 
 @given(times=st.floats(0.1, 50))
 def test_machines_that_are_equally_slow_take_so_many_times_longer(made: Any, times: float) -> None:
-    slow = made.profile(message_seconds=MESSAGE * times)
+    slow = made.profile(message_seconds=REFERENCE_MESSAGE_SECONDS * times)
     both, known = Overheads.between(slow, slow), Overheads()
     for name in ("request", "session", "closing", "message", "scheduling"):
         assert getattr(both, name) == pytest.approx(getattr(known, name) * times)

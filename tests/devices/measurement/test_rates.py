@@ -14,7 +14,7 @@ from cutline.demo.bundles import TARGET
 from cutline.devices.machine.power import Sensors
 from cutline.devices.measurement.kernels import Dtype, matmul_graph
 from cutline.devices.measurement.rates import (
-    LEAST,
+    MIN_RUNS,
     call_overhead,
     disk_free,
     matmul_rate,
@@ -84,7 +84,7 @@ def test_what_takes_longer_than_the_budget_is_timed_all_the_same() -> None:
         time.sleep(seconds)
 
     assert median_seconds(work, 0.03, budget=0.0) >= 0.03
-    assert len(calls) == LEAST + 1
+    assert len(calls) == MIN_RUNS + 1
 
 
 def test_four_digits_are_kept() -> None:
