@@ -223,8 +223,8 @@ def test_an_agents_certificate_that_changes_counts_for_its_next_call(
             assert agent.key is not None
             agent.key.write_bytes(b"half a k")
             await client.describe()
-            await asyncio.wait([*client._connection._partings, asyncio.create_task(asyncio.sleep(0))])
-            assert not client._connection._partings
+            await asyncio.wait([*client._connection._closing, asyncio.create_task(asyncio.sleep(0))])
+            assert not client._connection._closing
 
     run(bundle, main, Access(keys=fleet.server))
 
