@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 EPILOG = "Example: cutline cloud --bundle my-target --listen 127.0.0.1:50051 --device cuda --insecure"
 
 
+CHANGES = frozenset({"log"})  # while it runs
+
+
 class CloudOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What `cutline cloud` is given."""
 
@@ -68,7 +71,7 @@ class CloudOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @with_options
-def cloud(*, config: Config = None, given: CloudOptions) -> None:
+def cloud(*, running: typer.Context, config: Config = None, given: CloudOptions) -> None:
     """Run a cloud worker: it serves the target of a bundle until it is stopped.
 
     With --layers it loads and runs some of the layers; the worker at --next goes on from there, and must run already.
@@ -79,8 +82,10 @@ def cloud(*, config: Config = None, given: CloudOptions) -> None:
     connection takes a descriptor: raise the limit (`ulimit -n 65536`) where many agents come.
     """
     import asyncio
+    import logging
     from contextlib import AsyncExitStack
 
+    from cutline.cli.process.reload import Reload
     from cutline.cli.process.signals import Signals, leave
     from cutline.cli.setting import (
         check_free,
@@ -90,7 +95,7 @@ def cloud(*, config: Config = None, given: CloudOptions) -> None:
         open_target,
         thread_count,
     )
-    from cutline.cli.terminal.logs import write_logs
+    from cutline.cli.terminal.logs import change_form, write_logs
     from cutline.cloud.model.device_names import device_of
     from cutline.protos.channel.address import parse_address
 
@@ -167,6 +172,8 @@ def cloud(*, config: Config = None, given: CloudOptions) -> None:
                     )
                 )
                 signals.end_by_setting(stop)
+                tell = logging.getLogger(__name__).warning
+                signals.reread_by(Reload(running, CHANGES, lambda to: change_form(to["log"]), tell=tell))
                 print(f"worker of {opened.manifest.name} listens at {address}", flush=True)
                 if shown is not None:
                     print(f"metrics at {shown}", flush=True)

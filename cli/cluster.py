@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
 import typer
@@ -15,7 +15,7 @@ from cutline.errors import CutlineError, InputError
 from cutline.errors.extras import missing
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from rich.table import Table
 
@@ -32,6 +32,9 @@ _FILES = (
     *("--audit", "--ca", "--cert", "--client-ca", "--config", "--key", "--revoked"),
     *("--tls-cert", "--tls-key", "--token-file", "--tokens"),
 )
+
+
+CHANGES = frozenset({"workers", "max-workers"})  # while it runs
 
 
 class ClusterOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,20 +60,10 @@ class ClusterOptions(msgspec.Struct, frozen=True, kw_only=True):
         typer.Argument(metavar="[-- OPTION...]", help="More options of `cutline cloud`, for every worker."),
     ] = None
 
-    @property
-    def limits(self) -> ScalingLimits:
-        """How many workers there are. Raises InputError."""
-        from cutline.cloud.cluster.autoscaler import ScalingLimits
-
-        most = self.workers if self.max_workers is None else self.max_workers
-        if not 1 <= self.workers <= most:
-            raise InputError("--workers must be 1 or more, and --max-workers no fewer")
-        return ScalingLimits(least=self.workers, most=most)
-
 
 @app.command(epilog="Example: cutline cluster up --workers 2 --max-workers 6 --gpus-per-worker 1 --bundle my-target")
 @with_options
-def up(*, config: Config = None, given: ClusterOptions) -> None:
+def up(*, context: typer.Context, config: Config = None, given: ClusterOptions) -> None:
     """Keep several workers, and a directory of them for agents, until stopped.
 
     Ray places the workers on nodes; Cutline and the bundle must be there at the same paths. A worker that dies is
@@ -82,12 +75,16 @@ def up(*, config: Config = None, given: ClusterOptions) -> None:
     gone, workers that run drain likewise, and it ends with exit code 4, to be started again.
     """
     import contextlib
+    import functools
+    import queue
     import sys
     import threading
 
+    from cutline.cli.process.reload import Reload
     from cutline.cli.process.signals import Signals, leave
     from cutline.cli.setting import check_metrics, open_admission, open_keys
     from cutline.cli.terminal.logs import printable
+    from cutline.cloud.cluster.autoscaler import ScalingLimits
     from cutline.cloud.cluster.ray_env import prepare
     from cutline.cloud.cluster.status import changes, hopeless
     from cutline.errors import WorkerUnavailable
@@ -103,7 +100,7 @@ def up(*, config: Config = None, given: ClusterOptions) -> None:
     host, _ = parse_address(given.listen)
     if address is None and host in ("0.0.0.0", "[::]"):  # noqa: S104 (it is refused)
         raise InputError(f"agents are told where the workers are, and {host} is no such place; give this machine's own")
-    limits = given.limits
+    limits = limits_of(given.workers, given.max_workers)
     if given.threads < 1 or given.gpus_per_worker < 0 or given.drain < 0:
         raise InputError("--threads must be 1 or more, --gpus-per-worker and --drain 0 or more")
     more = _checked(given.worker_options or [])
@@ -136,6 +133,13 @@ def up(*, config: Config = None, given: ClusterOptions) -> None:
     stop = threading.Event()
     with connected(address), Signals() as signals:  # after Ray has set its own
         signals.end_by(stop.set)
+        asked = queue.SimpleQueue[ScalingLimits]()
+
+        def change(to: Mapping[str, Any]) -> None:
+            asked.put(limits_of(to["workers"], to["max-workers"]))
+
+        tell = functools.partial(print, "cutline:", file=sys.stderr, flush=True)
+        signals.reread_by(Reload(context, CHANGES, change, tell=tell))
         cluster, head = Cluster(order), Head.of(address)
         try:
             print(f"directory listens at {cluster.address}", flush=True)
@@ -145,6 +149,8 @@ def up(*, config: Config = None, given: ClusterOptions) -> None:
                     print(f"metrics of the workers are listed at {told}", flush=True)
                 seen, served = None, False
                 while not stop.wait(0.5):
+                    while not asked.empty():
+                        cluster.resize(asked.get())
                     listing = cluster.listing()
                     for line in changes(seen, listing):
                         print(printable(line), file=sys.stderr, flush=True)
@@ -238,6 +244,16 @@ def status(
         sys.stdout.buffer.write(msgspec.json.encode(listing) + b"\n")
     else:
         show_table(Console(), _table(address, listing))
+
+
+def limits_of(workers: int, max_workers: int | None) -> ScalingLimits:
+    """How many workers there are. Raises InputError."""
+    from cutline.cloud.cluster.autoscaler import ScalingLimits
+
+    most = workers if max_workers is None else max_workers
+    if not 1 <= workers <= most:
+        raise InputError("--workers must be 1 or more, and --max-workers no fewer")
+    return ScalingLimits(least=workers, most=most)
 
 
 def _there(given: S) -> S:

@@ -65,6 +65,24 @@ def settings(context: typer.Context, arguments: list[str], given: Path | None) -
     return file, found
 
 
+def values(context: typer.Context) -> dict[str, Any]:
+    """What a command runs with, by the keys of its settings: its options, above what `read_config` read last.
+
+    Raises InputError.
+    """
+    found = {}
+    for key, one in _keys(context).items():
+        if getattr(context.get_parameter_source(one.name), "name", "") == "COMMANDLINE":
+            found[key] = context.params[one.name]
+            continue
+        value, _ = one.consume_value(context, {})
+        try:
+            found[key] = None if one.value_is_missing(value) else one.process_value(context, value)
+        except typer.BadParameter as error:
+            raise InputError(f"{key}: {error.message}") from None
+    return found
+
+
 Config = Annotated[
     Path | None,
     typer.Option(

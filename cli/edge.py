@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
+import typer
 
 from cutline.cli import options
 from cutline.cli.config import Config
 from cutline.cli.fields import with_options
+from cutline.errors import InputError
 
 EPILOG = "Example: cutline edge --worker 127.0.0.1:50051 --listen 127.0.0.1:8080 --insecure"
+
+
+CHANGES = frozenset({"log", "requests"})  # while it runs
 
 
 class EdgeOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,7 +41,7 @@ class EdgeOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @with_options
-def edge(*, config: Config = None, given: EdgeOptions) -> None:
+def edge(*, context: typer.Context, config: Config = None, given: EdgeOptions) -> None:
     """Run an edge agent: it answers `POST /v1/chat/completions` until it is stopped.
 
     Prints the address it listens at as its first line. `cutline ask --agent URL` asks it. Ctrl-C or SIGTERM stops it
@@ -46,15 +52,17 @@ def edge(*, config: Config = None, given: EdgeOptions) -> None:
     import asyncio
     import logging
 
+    from cutline.cli.process.reload import Reload
     from cutline.cli.process.signals import Signals, leave
     from cutline.cli.setting import agent_opener, check_listen, open_server_keys
-    from cutline.cli.terminal.logs import write_logs
+    from cutline.cli.terminal.logs import change_form, write_logs
     from cutline.edge.api.access.login import LINK_SECONDS, LoginCode
     from cutline.edge.api.server import ServerOptions, serve
     from cutline.protos.channel.address import is_loopback, parse_address, reached_at
     from cutline.protos.channel.token_file import Tokens
 
     write_logs(given.log)
+    requests = _places(given.requests)
     keys = open_server_keys(given.tls)
     secured = keys is not None and given.api_tokens is not None
     needs = "--tls-cert, --tls-key and --api-tokens"
@@ -65,7 +73,7 @@ def edge(*, config: Config = None, given: EdgeOptions) -> None:
     serving = ServerOptions(
         listen=given.listen,
         allow_urls=given.allow_url or (),
-        most=given.requests,
+        most=lambda: requests,
         keys=keys,
         tokens=tokens,
         link=invitation,
@@ -77,14 +85,28 @@ def edge(*, config: Config = None, given: EdgeOptions) -> None:
             url = f"https://{reached_at(address)}/?code={invitation.code}"
             print(f"for one browser, within {LINK_SECONDS / 60:.0f} minutes: {url}", flush=True)
 
+    def change(to: Mapping[str, Any]) -> None:
+        nonlocal requests
+        places = _places(to["requests"])
+        change_form(to["log"])
+        requests = places
+
     async def run(signals: Signals) -> None:
         stop = asyncio.Event()
         async with open_agent() as agent:
             if (why := agent.state().why) is not None:
                 logging.getLogger(__name__).warning("not ready: %s", why)
             signals.end_by_setting(stop)
+            signals.reread_by(Reload(context, CHANGES, change, tell=logging.getLogger(__name__).warning))
             await serve(agent, serving, announce=announce, stop=stop)
         leave(0)
 
     with Signals() as signals:
         asyncio.run(run(signals))
+
+
+def _places(requests: int) -> int:
+    """How many questions may be in work. Raises InputError."""
+    if requests < 1:
+        raise InputError(f"{requests} requests at once are none; give 1 or more")
+    return requests

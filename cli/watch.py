@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
+import typer
 
 from cutline.cli import options
 from cutline.cli.config import Config
@@ -17,6 +19,9 @@ EPILOG = "Example: cutline watch --source /dev/video0 --ask 'Is the gate open?' 
 
 _SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _BYTES = {"kB": 1e3, "MB": 1e6, "GB": 1e9}
+
+
+CHANGES = frozenset({"max-tokens", "timeout"})  # while it runs
 
 
 class WatchOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,7 +46,7 @@ class WatchOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @with_options
-def watch(*, config: Config = None, given: WatchOptions) -> None:
+def watch(*, context: typer.Context, config: Config = None, given: WatchOptions) -> None:
     """Ask the same question about every frame of cameras, videos and folders, and print answers as JSON lines.
 
     Ctrl-C or SIGTERM stops it in order, with exit code 0; with 130 if nobody read its last line, and a second one at
@@ -49,6 +54,7 @@ def watch(*, config: Config = None, given: WatchOptions) -> None:
     """
     import asyncio
 
+    from cutline.cli.process.reload import Reload
     from cutline.cli.process.signals import Signals
     from cutline.cli.setting import agent_opener
     from cutline.core.request import Mode, Request
@@ -79,6 +85,12 @@ def watch(*, config: Config = None, given: WatchOptions) -> None:
         signals.end_by_setting(stop)
         async with open_agent() as agent:
             watching = Watch(agent, sources, question, write=_write, room=given.queue, spool=kept, tell=_tell)
+
+            def change(to: Mapping[str, Any]) -> None:
+                limits = {"max_tokens": to["max-tokens"], "timeout": to["timeout"]}
+                watching.question = msgspec.structs.replace(watching.question, **limits)
+
+            signals.reread_by(Reload(context, CHANGES, change, tell=_tell))
             try:
                 await watching.run(stop)
             finally:

@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM of a command that runs until it is stopped: the first ends it in order, the second at once."""
+"""Ctrl-C and SIGTERM of a command that runs until it is stopped: the first ends it in order, the second at once.
+
+SIGHUP has it read its settings again, but for one that a terminal started, whose end that signal tells.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from typing import NoReturn, Self
 
 INTERRUPTED = 130  # as shells expect after Ctrl-C
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
+STDIN = 0
 
 
 class Signals:
@@ -31,6 +35,7 @@ class Signals:
 
     def __init__(self) -> None:
         self._first: Callable[[], object] | None = None
+        self._reread: Callable[[], object] = lambda: None  # what comes before there is anything to change
         self._ending = False
         self._thread = threading.Thread(target=self._hear, name="signals", daemon=True)
 
@@ -40,7 +45,8 @@ class Signals:
         # Whichever thread a signal comes to, its number is written there. Some are libraries' own and older than this,
         # as NumPy's, and nothing keeps a signal from them.
         self._woken = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
-        self._handlers = {number: signal.signal(number, lambda *_: None) for number in NUMBERS}
+        heard = NUMBERS if os.isatty(STDIN) else (*NUMBERS, signal.SIGHUP)
+        self._handlers = {number: signal.signal(number, lambda *_: None) for number in heard}
         for number in NUMBERS:
             _once(number)
         self._thread.start()
@@ -60,6 +66,10 @@ class Signals:
     def end_by(self, first: Callable[[], object]) -> None:
         """From now on the first signal calls `first`, from another thread."""
         self._first = first
+
+    def reread_by(self, reread: Callable[[], object]) -> None:
+        """From now on SIGHUP calls `reread`, from another thread."""
+        self._reread = reread
 
     def end_by_setting(self, stop: asyncio.Event) -> None:
         """From now on the first signal sets `stop`, of the event loop that runs."""
@@ -88,6 +98,8 @@ class Signals:
         while heard := os.read(self._reading, 1):
             if heard[0] in NUMBERS:
                 return heard[0]
+            if heard[0] == signal.SIGHUP and not self._ending:
+                self._reread()
         return 0
 
 

@@ -23,9 +23,7 @@ LONGEST_FIELD = 200
 
 def write_logs(form: str, audit: Path | None = None) -> None:
     """Write logs to stderr as one of FORMS, and what is audited to the end of a file as well. Raises InputError."""
-    if form not in FORMS:
-        raise InputError(f"--log is {form}; choose {' or '.join(FORMS)}")
-    formatter = JsonLines() if form == "json" else TextLines("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    formatter = _formatter(form)
     handlers: list[logging.Handler] = [logging.StreamHandler()]
     handlers[0].addFilter(_is_news)
     if audit is not None:
@@ -41,6 +39,20 @@ def write_logs(form: str, audit: Path | None = None) -> None:
         handler.setFormatter(formatter)
     logging.basicConfig(level=logging.INFO, handlers=handlers)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # whose addresses are nobody else's to read
+
+
+def change_form(form: str) -> None:
+    """Have what `write_logs` began go on as another of FORMS. Raises InputError."""
+    formatter = _formatter(form)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler.formatter, JsonLines | TextLines):
+            handler.setFormatter(formatter)
+
+
+def _formatter(form: str) -> logging.Formatter:
+    if form not in FORMS:
+        raise InputError(f"--log is {form}; choose {' or '.join(FORMS)}")
+    return JsonLines() if form == "json" else TextLines("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
 
 class AuditFile(logging.handlers.WatchedFileHandler):

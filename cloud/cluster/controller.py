@@ -84,7 +84,7 @@ class Controller:
     ) -> None:
         self._launch = launch
         self._nodes = nodes
-        self._limits = limits
+        self.limits = limits
         self._need = need
         self._leave = leave
         self._scale = Scale(wanted=limits.least)
@@ -146,7 +146,7 @@ class Controller:
         self._scale = scale(
             self._scale,
             loads(members),
-            self._limits,
+            self.limits,
             now,
             starting=restarting or any(member.standing is Standing.STARTING for member in members),
             homeless=not restarting and any(member.homeless for member in members),

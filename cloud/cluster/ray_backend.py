@@ -148,6 +148,10 @@ class Cluster:
         found: Listing = self._ask(self._actor.listing.remote(everyone=True), ANSWER_SECONDS)
         return found
 
+    def resize(self, limits: ScalingLimits) -> None:
+        """Keep as many workers as these `limits` say, from now on. Raises WorkerFailed if the controller is no more."""
+        self._ask(self._actor.resize.remote(limits), ANSWER_SECONDS)
+
     def close(self) -> None:
         """Drain the workers and end the cluster."""
         self._ask(self._actor.close.remote(), self._drain + END_SECONDS + ANSWER_SECONDS)
@@ -189,6 +193,9 @@ class _ControllerActor:
 
     async def listing(self, *, model: str = "", everyone: bool = False) -> Listing:
         return self._controller.listing(model=model, everyone=everyone)
+
+    async def resize(self, limits: ScalingLimits) -> None:
+        self._controller.limits = limits
 
     async def close(self) -> None:
         await self._stack.aclose()

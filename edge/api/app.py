@@ -70,7 +70,7 @@ def application(
     agent: ServedAgent,
     *,
     hosts: Collection[str] | None = None,
-    most: int = MOST,
+    most: Callable[[], int] = lambda: MOST,
     fetcher: Fetcher | None = None,
     limits: Callable[[str], Quota] = lambda tenant: UNLIMITED,
     shared: bool = False,
@@ -78,10 +78,10 @@ def application(
 ) -> ASGIApp:
     """The agent's HTTP application.
 
-    `hosts` are the names it may be asked by, None for any; `most` questions that need a worker may be in work at once,
-    and as many that the device may answer, and of each tenant what `limits` say; a `fetcher` gets images that stand
-    elsewhere. An agent that is `shared` none who asks may take offline, and one that is offline now stays so. The
-    `entrance` stands before all of it.
+    `hosts` are the names it may be asked by, None for any; as many questions as `most` says that need a worker may be
+    in work at once, and as many that the device may answer, and of each tenant what `limits` say; a `fetcher` gets
+    images that stand elsewhere. An agent that is `shared` none who asks may take offline, and one that is offline now
+    stays so. The `entrance` stands before all of it.
     """
     api = _Api(agent, most=most, limits=limits, fetcher=fetcher, shared=shared)
     routes = [
@@ -107,7 +107,7 @@ class _Api:
         self,
         agent: ServedAgent,
         *,
-        most: int,
+        most: Callable[[], int],
         limits: Callable[[str], Quota],
         fetcher: Fetcher | None,
         shared: bool,

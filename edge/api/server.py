@@ -135,13 +135,13 @@ class _Server(uvicorn.Server):
 class ServerOptions:
     """Where an agent is asked, and by whom: over HTTPS with `keys`, with `tokens` by who has one, or the `link`.
 
-    `listen` is HOST:PORT. Images are fetched from the hosts of `allow_urls` alone; `most` questions may be in work
-    at once.
+    `listen` is HOST:PORT. Images are fetched from the hosts of `allow_urls` alone; as many questions may be in work at
+    once as `most` says.
     """
 
     listen: str
     allow_urls: Sequence[str] = ()
-    most: int = MOST
+    most: Callable[[], int] = lambda: MOST
     keys: ServerKeys | None = None
     tokens: Tokens | None = None
     link: LoginCode | None = None
@@ -155,8 +155,6 @@ async def serve(
     Questions that have no answer `STOP_SECONDS` after that get an error.
     """
     (host, port), tokens = parse_address(given.listen), given.tokens
-    if given.most < 1:
-        raise InputError(f"{given.most} requests at once are none; give 1 or more")
     listening = _listen(host, port, given.listen)
     try:
         async with AsyncExitStack() as stack:

@@ -95,7 +95,7 @@ class Watch:
         self.unread = False  # a line was given up that nobody read
         self._agent = agent
         self._sources = {source.name: source for source in sources}
-        self._question = question
+        self.question = question
         self._write = write
         self._spool = spool
         self._tell = tell
@@ -183,7 +183,7 @@ class Watch:
         """Ask about a frame that has just come, or keep it until a worker is back."""
         if self._spool is not None and frame.id in self._spool:
             return
-        alone = self._question.mode in (Mode.EDGE, Mode.AUTO)  # it may need no worker
+        alone = self.question.mode in (Mode.EDGE, Mode.AUTO)  # it may need no worker
         hopeless = self._spool is not None and self._worker.left > 0 and not alone
         try:
             answer = None if hopeless else await self._ask(frame, stopping)
@@ -210,7 +210,7 @@ class Watch:
 
         Raises CutlineError for what no other frame would change.
         """
-        asked = msgspec.structs.replace(self._question, images=(frame.image,))
+        asked = msgspec.structs.replace(self.question, images=(frame.image,))
         asking = asyncio.create_task(self._answer(asked))
         if not await _ends(asking, stopping):
             await asyncio.gather(asking, return_exceptions=True)

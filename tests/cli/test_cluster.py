@@ -204,11 +204,12 @@ def test_a_cluster_of_its_own_whose_workers_cannot_start(start: Start) -> None:
 
 @pytest.mark.threat("ray")
 @pytest.mark.timeout(600)
-def test_a_cluster_of_its_own_listens_on_loopback_alone(start: Start, run: Run) -> None:
+def test_a_cluster_of_its_own_listens_on_loopback_alone(start: Start, run: Run, tmp_path: Path) -> None:
     """Ray's processes, the directory, the workers and those after them: from outside nobody reaches any of them."""
     pytest.importorskip("ray")
-    loopback = "127.0.0.1:0"
-    up = start("cluster", "up", "--workers", 1, "--insecure", "--listen", loopback, "--metrics", loopback)
+    loopback, settings = "127.0.0.1:0", tmp_path / "cluster.toml"
+    settings.write_text("workers = 1\n")
+    up = start("cluster", "up", "--config", settings, "--insecure", "--listen", loopback, "--metrics", loopback)
     directory, discovery = up.address(), up.line().split()[-1]
     (first,) = wait_for(directory, lambda found: len(found) == 1)
     replaced = worker_at(first)
@@ -231,6 +232,15 @@ def test_a_cluster_of_its_own_listens_on_loopback_alone(start: Start, run: Run) 
     }
     assert {"gcs_server", "raylet"} <= {name for name, _ in listens}
     assert {ip.removeprefix("::ffff:") for _, ip in listens} == {"127.0.0.1"}, listens
+    for text, words in (
+        ("workers = 1\nmax-workers = 3\nthreads = 2\n", "max-workers is 3; threads changed and needs a restart"),
+        ("workers = 0\n", "settings stay as they are: --workers must be 1 or more"),
+    ):
+        settings.write_text(text)
+        up.signal(signal.SIGHUP)
+        while "settings" not in (line := up.told()):
+            assert line, "it ended"
+        assert words in line
     up.signal(signal.SIGTERM)
     assert up.finish().code == 0
 

@@ -105,6 +105,7 @@ def test_units_find_their_settings_which_the_command_takes(unit: Path) -> None:
     found, name = settings(unit), unit.stem.removeprefix("cutline-")
     file = unit.with_name(f"{name}.toml")
     assert found["ExecStart"][0].endswith(f" --config /etc/cutline/{file.name}")
+    assert found["ExecReload"] == ["/bin/kill -HUP $MAINPID"]
     shown = CliRunner().invoke(app, ["config", "show", name, "--config", str(file), "--json"])
     assert shown.exit_code == 0, shown.output
     given = {key: one["value"] for key, one in json.loads(shown.stdout).items() if one["source"] == str(file)}

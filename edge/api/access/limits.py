@@ -109,7 +109,7 @@ class Desk:
 
     def __init__(
         self,
-        most: int,
+        most: Callable[[], int],
         working: Gauge,
         limits: Callable[[str], Quota] = lambda tenant: UNLIMITED,
         clock: Callable[[], float] = time.monotonic,
@@ -130,8 +130,8 @@ class Desk:
     @contextmanager
     def place(self, tenant: str) -> Iterator[RequestPlace]:
         """A place for one request of `tenant`, to be settled when that was read. Raises Refused where there is none."""
-        if self._taken.total() >= 2 * self._most:
-            raise busy(f"the agent has {2 * self._most} requests in work; try again in a second")
+        if self._taken.total() >= 2 * (most := self._most()):
+            raise busy(f"the agent has {2 * most} requests in work; try again in a second")
         limits, now = self._limits(tenant), self._clock()
         if limits.sessions is not None and self._taken[tenant] >= limits.sessions:
             raise busy(f"{limits.sessions} of your requests are in work, as many as you may have; wait for one")
@@ -140,7 +140,7 @@ class Desk:
             raise busy(f"over {limits.openings_per_minute:g} requests a minute came; try again in {wait:.0f} s", wait)
         self._due[tenant] = due + 60.0 / limits.openings_per_minute
         self._count(tenant, 1)
-        place = RequestPlace(self._kinds, self._most)
+        place = RequestPlace(self._kinds, most)
         try:
             yield place
         finally:

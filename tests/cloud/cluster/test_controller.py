@@ -143,6 +143,17 @@ async def test_it_keeps_them_there() -> None:
 
 
 @in_a_loop
+async def test_its_limits_may_change_while_it_runs() -> None:
+    machines = Machines()
+    async with machines.controller(1, 1) as controller:
+        await until(lambda: len(ready(controller)) == 1)
+        controller.limits = replace(controller.limits, least=2, most=2)
+        await until(lambda: len(ready(controller)) == 2)
+        controller.limits = replace(controller.limits, least=1, most=1)
+        await until(lambda: len(ready(controller)) == 1)
+
+
+@in_a_loop
 async def test_what_never_starts_rests_longer_each_time_and_says_why() -> None:
     machines = Machines(1)
     machines.starts = False

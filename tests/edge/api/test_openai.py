@@ -286,7 +286,7 @@ def test_no_more_than_so_many_at_once(agent: ScriptedAgent, client: Client) -> N
     agent.always = [math.inf]
 
     async def run() -> None:
-        async with client(most=2) as one:
+        async with client(most=lambda: 2) as one:
 
             def ask() -> asyncio.Task[Any]:
                 return asyncio.create_task(one.chat.completions.create(model="cutline", messages=ASKED, timeout=20))

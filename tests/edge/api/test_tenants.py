@@ -80,7 +80,9 @@ def test_each_tenant_has_what_its_limits_say(agent: ScriptedAgent, serving: Serv
 
 def test_openings_are_held_to_their_rate() -> None:
     now = 100.0
-    desk = guarding.Desk(8, Gauge("g", "g", registry=None), lambda tenant: Quota(openings_per_minute=12), lambda: now)
+    desk = guarding.Desk(
+        lambda: 8, Gauge("g", "g", registry=None), lambda tenant: Quota(openings_per_minute=12), lambda: now
+    )
 
     def opened(tenant: str) -> bool:
         try:
@@ -109,7 +111,7 @@ def test_while_a_worker_is_waited_for_the_device_goes_on_answering(
 
     async def run() -> None:
         async with (
-            serving(most=2) as url,
+            serving(most=lambda: 2) as url,
             httpx.AsyncClient(base_url=url, trust_env=False, timeout=None) as client,  # noqa: S113 (it waits on purpose)
             asyncio.timeout(60),
         ):
@@ -154,7 +156,7 @@ def test_a_body_that_does_not_come_takes_no_place(
         return reader, writer
 
     async def run() -> None:
-        async with serving(most=1, tokens=holders(tmp_path)) as url:
+        async with serving(most=lambda: 1, tokens=holders(tmp_path)) as url:
             held = [await slow(url) for _ in range(2)]
             async with bearing(url, "other") as client:
                 assert (await client.post(PATH, content=BODY)).status_code == 200

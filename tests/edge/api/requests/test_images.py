@@ -73,7 +73,7 @@ def test_a_client_that_vanishes_takes_the_fetching_along(
     async def run() -> None:
         elsewhere = Elsewhere(slow=True)
         monkeypatch.setattr(server, "_fetcher", lambda urls: elsewhere)
-        async with serving(most=1, allow_urls=["images.test"]) as url:
+        async with serving(most=lambda: 1, allow_urls=["images.test"]) as url:
             _, writer = await connect(url)
             writer.write(request(msgspec.json.encode(asked)))
             await asyncio.wait_for(elsewhere.begun.wait(), 30)
