@@ -17,9 +17,9 @@ from msgspec.structs import replace
 
 from cutline.core.json_errors import UNREADABLE
 from cutline.core.request import Request
+from cutline.edge.api.chat.completions import Answered, ChatChunk
 from cutline.edge.api.errors import Failed, exception_of
 from cutline.edge.api.requests.schema import ChatRequest
-from cutline.edge.api.responses import Answered, ChatChunk
 from cutline.edge.generation.events import Event
 from cutline.edge.generation.result import Answer
 from cutline.errors import CutlineError, InputError, WorkerUnavailable

@@ -1,4 +1,4 @@
-"""Errors as responses, in OpenAI's shape; a client reads the exception back by the name that stands in `type`."""
+"""Errors as responses, as each API's clients read them; ours has the exception back by the name in `type`."""
 
 from __future__ import annotations
 
@@ -60,6 +60,13 @@ class Failed(msgspec.Struct, frozen=True):
     error: Fault
 
 
+class OllamaFailed(msgspec.Struct, frozen=True):
+    """Likewise for Ollama's clients, who read a text."""
+
+    error: str
+    cutline: Fault
+
+
 class Refused(Exception):
     """A request that is answered with an error of another status than its exception has."""
 
@@ -80,6 +87,12 @@ def fault_of(error: Exception) -> Fault:
     if isinstance(error, CutlineError):
         return Fault(str(error), _kind(error).__name__)
     return Fault(BUG, CutlineError.__name__)
+
+
+def body_of(error: Exception, path: str) -> Failed | OllamaFailed:
+    """The error as clients of the API at `path` read it."""
+    fault = fault_of(error)
+    return OllamaFailed(fault.message, fault) if path.startswith("/api/") else Failed(fault)
 
 
 def kind_of(error: Exception) -> str:

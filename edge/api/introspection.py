@@ -10,8 +10,6 @@ from cutline.core.request import Mode
 from cutline.edge.api.metrics import Totals
 from cutline.edge.offload.status import AgentState, Breaker, WorkerState
 
-ALIAS = "cutline"  # a name that every agent's model answers to
-
 
 class Abilities(msgspec.Struct, frozen=True, kw_only=True):
     """What can be asked for now."""

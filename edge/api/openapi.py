@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import cache
 from importlib.metadata import version
 from typing import Any
 
 import msgspec
 
-from cutline.edge.api.errors import STATUS, Failed
+from cutline.edge.api.chat.completions import ChatChunk, ChatCompletion
+from cutline.edge.api.errors import STATUS, Failed, OllamaFailed
 from cutline.edge.api.introspection import Health, Model, Models, Readiness, State, Switches
+from cutline.edge.api.ollama.answers import OllamaAnswer
+from cutline.edge.api.ollama.catalogue import (
+    OllamaLoaded,
+    OllamaModels,
+    OllamaNamed,
+    OllamaShown,
+    OllamaStatus,
+    OllamaVersion,
+)
+from cutline.edge.api.ollama.schema import OllamaChat, OllamaPrompt
 from cutline.edge.api.requests.schema import ChatRequest
-from cutline.edge.api.responses import ChatChunk, ChatCompletion
+from cutline.edge.api.responses.objects import ResponseDeleted, ResponseObject
+from cutline.edge.api.responses.schema import ResponseRequest
 
-_TYPES = (ChatRequest, ChatCompletion, ChatChunk, Failed, Health, Model, Models, Readiness, State, Switches)
+_TYPES = (
+    *(ChatRequest, ChatCompletion, ChatChunk, Failed, Health, Model, Models, Readiness, State, Switches),
+    *(OllamaAnswer, OllamaChat, OllamaFailed, OllamaLoaded, OllamaModels, OllamaNamed, OllamaPrompt, OllamaShown),
+    *(OllamaStatus, OllamaVersion, ResponseDeleted, ResponseObject, ResponseRequest),
+)
 _REFUSALS = {
     400: "What was asked cannot be answered",
     401: "The agent takes who has a token alone",
@@ -39,12 +56,18 @@ _ALWAYS = {401, 403, 421, 431}
 def document() -> dict[str, Any]:
     """The document."""
     _, schemas = msgspec.json.schema_components(_TYPES, ref_template="#/components/schemas/{name}")
-    asked = {400, 404, 408, 413, 415, *STATUS.values()}
+    read = {400, 404, 408, 413, 415, 429}
+    asked = {*read, *STATUS.values()}
     return {
         "openapi": "3.1.0",
         "info": {"title": "Cutline's agent", "version": version("cutline")},
         "paths": {
-            "/v1/chat/completions": {"post": _taking(ChatRequest, _completed(), asked)},
+            "/v1/chat/completions": {"post": _taking(ChatRequest, _events(_ANSWERED, ChatCompletion), asked)},
+            "/v1/responses": {"post": _taking(ResponseRequest, _events("The answer", ResponseObject), asked)},
+            "/v1/responses/{name}": {
+                "get": _giving("A response that is kept", ResponseObject, {404}) | {"parameters": [_NAME]},
+                "delete": _giving("It is kept no more", ResponseDeleted, {404}) | {"parameters": [_NAME]},
+            },
             "/v1/models": {"get": _giving("The models that can be asked", Models)},
             "/v1/models/{model}": {"get": _giving("One model", Model, {404}) | {"parameters": [_MODEL]}},
             "/cutline/state": {
@@ -54,12 +77,22 @@ def document() -> dict[str, Any]:
             "/healthz": {"get": _giving("The agent is alive", Health)},
             "/readyz": {"get": _ready()},
             "/metrics": {"get": _plain("Prometheus' text")},
+            "/api/version": {"get": _giving("The agent's version", OllamaVersion, failed=OllamaFailed)},
+            "/api/tags": {"get": _giving("The models that are here", OllamaModels, failed=OllamaFailed)},
+            "/api/ps": {"get": _giving("The models that are loaded", OllamaLoaded, failed=OllamaFailed)},
+            "/api/show": {"post": _taking(OllamaNamed, _json("All about a model", OllamaShown), read, OllamaFailed)},
+            "/api/pull": {"post": _taking(OllamaNamed, _lines("It is here", OllamaStatus), read, OllamaFailed)},
+            "/api/chat": {"post": _taking(OllamaChat, _lines(_TOLD, OllamaAnswer), asked, OllamaFailed)},
+            "/api/generate": {"post": _taking(OllamaPrompt, _lines(_TOLD, OllamaAnswer), asked, OllamaFailed)},
         },
         "components": {"schemas": schemas},
     }
 
 
+_ANSWERED = "The answer, whose events each hold a ChatChunk, and [DONE]"
+_TOLD = "The answer; unless `stream` is false in lines that each hold a part"
 _MODEL = {"name": "model", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+_NAME = _MODEL | {"name": "name"}
 
 
 def _ref(kind: type) -> dict[str, str]:
@@ -70,26 +103,32 @@ def _json(what: str, kind: type) -> dict[str, Any]:
     return {"description": what, "content": {"application/json": {"schema": _ref(kind)}}}
 
 
-def _completed() -> dict[str, Any]:
-    whole = _json("The answer; with `stream`, events that each hold a ChatChunk, and [DONE]", ChatCompletion)
+def _events(what: str, kind: type) -> dict[str, Any]:
+    whole = _json(f"{what}; with `stream`, in server-sent events", kind)
     whole["content"]["text/event-stream"] = {"schema": {"type": "string"}}
     return whole
 
 
-def _refusals(statuses: set[int]) -> dict[str, Any]:
-    return {str(status): _json(_REFUSALS[status], Failed) for status in sorted(statuses | _ALWAYS)}
+def _lines(what: str, kind: type) -> dict[str, Any]:
+    whole = _json(what, kind)
+    whole["content"]["application/x-ndjson"] = {"schema": {"type": "string"}}
+    return whole
 
 
-def _giving(what: str, kind: type, statuses: set[int] = frozenset()) -> dict[str, Any]:  # type: ignore[assignment]
-    return {"summary": what, "responses": {"200": _json(what, kind), **_refusals(set(statuses))}}
+def _refusals(statuses: set[int], failed: type = Failed) -> dict[str, Any]:
+    return {str(status): _json(_REFUSALS[status], failed) for status in sorted(statuses | _ALWAYS)}
 
 
-def _taking(kind: type, answer: dict[str, Any], statuses: set[int]) -> dict[str, Any]:
+def _giving(what: str, kind: type, statuses: Collection[int] = (), failed: type = Failed) -> dict[str, Any]:
+    return {"summary": what, "responses": {"200": _json(what, kind), **_refusals(set(statuses), failed)}}
+
+
+def _taking(kind: type, answer: dict[str, Any], statuses: set[int], failed: type = Failed) -> dict[str, Any]:
     body = {"required": True, "content": {"application/json": {"schema": _ref(kind)}}}
     return {
         "summary": answer["description"],
         "requestBody": body,
-        "responses": {"200": answer, **_refusals(statuses)},
+        "responses": {"200": answer, **_refusals(statuses, failed)},
     }
 
 

@@ -19,7 +19,8 @@ from cutline.edge.api.access.auth import Entrance
 from cutline.edge.api.access.limits import MAX_HEAD, MOST, UNLIMITED
 from cutline.edge.api.access.login import LoginCode
 from cutline.edge.api.access.tls import Secured, tls
-from cutline.edge.api.app import ServedAgent, application
+from cutline.edge.api.app import application
+from cutline.edge.api.handler import ServedAgent
 from cutline.errors import InputError
 from cutline.protos.channel.address import is_loopback, parse_address
 from cutline.protos.channel.credentials import ServerKeys

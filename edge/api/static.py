@@ -35,6 +35,7 @@ HEADERS = {
     "x-frame-options": "DENY",
     "cache-control": "no-cache",
 }
+RUNNING = "Ollama is running"
 
 
 def pages() -> list[Route]:
@@ -44,9 +45,21 @@ def pages() -> list[Route]:
     for file in (resources.files("cutline.edge.api") / "page").iterdir():
         kind = _TYPES.get(file.name.rpartition(".")[2])
         if kind is not None and file.is_file() and file.name != "log-in.html":  # which strangers get
-            path = "/" if file.name == "index.html" else f"/{file.name}"
-            found.append(Route(path, _shown(file.read_bytes(), kind)))
+            show = _shown(file.read_bytes(), kind)
+            root = file.name == "index.html"
+            found.append(Route("/", _to_people(show)) if root else Route(f"/{file.name}", show))
     return found
+
+
+def _to_people(show: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+    """What shows the page to browsers, and to Ollama's clients what they look for before they ask."""
+
+    async def answer(request: Request) -> Response:
+        if "text/html" in request.headers.get("accept", ""):
+            return await show(request)
+        return Response(RUNNING, media_type="text/plain")
+
+    return answer
 
 
 def _shown(content: bytes, kind: str) -> Callable[[Request], Awaitable[Response]]:

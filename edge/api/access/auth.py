@@ -51,7 +51,7 @@ class Entrance:
         else:
             # To a script of the page's own, a browser would show its own box for what Basic asks.
             by_script = request.headers.get("sec-fetch-dest") == "empty"
-            await refuse(send, 401, UNKNOWN, *(_ASKING[1:] if by_script else _ASKING))
+            await refuse(scope, send, 401, UNKNOWN, *(_ASKING[1:] if by_script else _ASKING))
 
     def _tenant(self, request: Request) -> str | None:
         given = request.headers.getlist("authorization")

@@ -13,7 +13,7 @@ from prometheus_client import Gauge
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cutline.edge.api.errors import Failed, Fault, Refused
+from cutline.edge.api.errors import Fault, Refused, body_of
 from cutline.errors import InputError, WorkerBusy
 from cutline.protos.channel.token_file import Quota
 
@@ -55,7 +55,7 @@ class Guard:
 
         if (fault := self._fault(Headers(scope=scope))) is not None:
             status, message = fault
-            return await refuse(sealed, status, Fault(message, InputError.__name__), CLOSE)
+            return await refuse(scope, sealed, status, Fault(message, InputError.__name__), CLOSE)
         return await self._app(scope, receive, sealed)
 
     def _fault(self, headers: Headers) -> tuple[int, str] | None:
@@ -159,9 +159,9 @@ def busy(message: str, seconds: float = 1.0, *, close: bool = False) -> Refused:
     return Refused(429, fault, headers | {"connection": "close"} if close else headers)
 
 
-async def refuse(send: Send, status: int, fault: Fault, *more: tuple[bytes, bytes]) -> None:
+async def refuse(scope: Scope, send: Send, status: int, fault: Fault, *more: tuple[bytes, bytes]) -> None:
     """Send a fault in place of the response, with `more` headers."""
-    body = msgspec.json.encode(Failed(fault))
+    body = msgspec.json.encode(body_of(Refused(status, fault), scope["path"]))
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *more]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -6,13 +6,21 @@ import base64
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from cutline.core.conversation import ImagePart, Message
 from cutline.core.request import MAX_IMAGE_BYTES, MAX_IMAGES
 from cutline.errors import ImageError, InputError
 
 if TYPE_CHECKING:  # an agent that fetches nothing loads nothing of it
     from cutline.edge.api.requests.image_fetcher import Fetcher
 
-_NOT_BASE64 = "the image's `data:` URL is not base64"
+_NOT_BASE64 = "an image that was sent is not base64"
+
+
+def only_users(messages: Sequence[Message]) -> None:
+    """That images are in the messages of the user alone. Raises InputError."""
+    for message in messages:
+        if message.role != "user" and any(isinstance(part, ImagePart) for part in message.parts):
+            raise InputError(f"a message of the {message.role} has an image; only the user's may")
 
 
 async def pictures(

@@ -16,8 +16,16 @@ from cutline.errors import InputError
 MAX_WORDS = 1 << 20  # bytes of a request beside its pictures: every character of the longest prompt as an escape
 PIECE = 64 << 10  # bytes that are taken in one step
 
-# What a picture begins with. In JSON a quote within a string has a backslash, so this stands for nothing else.
-_BEGIN = re.compile(rb'"url"[ \t\r\n]{0,64}:[ \t\r\n]{0,64}"([Dd][Aa][Tt][Aa]:(?:[^",\\]|\\/){0,100};base64,)')
+RECEIVED = "received:"  # what the names of pictures begin with
+
+_SPACE = rb"[ \t\r\n]{0,64}"
+# What a picture begins with: a `data:` URL, or the bare base64 of Ollama's lists. In JSON a quote within a string has a
+# backslash, so this stands for nothing else.
+_URL = rb'"(?:image_)?url"%b:%b"(?P<url>[Dd][Aa][Tt][Aa]:(?:[^",\\]|\\/){0,100};base64,)' % (_SPACE, _SPACE)
+_LIST = rb'"images"%b:%b\[%b"' % (_SPACE, _SPACE, _SPACE)
+_BEGIN = re.compile(_URL + b"|" + _LIST)
+_NEXT = re.compile(rb'"%b,%b"' % (_SPACE, _SPACE))  # behind a picture of a list: another one
+_PERHAPS_NEXT = re.compile(rb'(?:"%b(?:,%b)?)?' % (_SPACE, _SPACE))  # or what may become that
 _LONGEST = 360  # bytes that match it
 _ESCAPE = re.compile(rb"\\(?:/|u00([2-7][0-9A-Fa-f]))")  # of characters that base64 has
 _LONGEST_ESCAPE = 6
@@ -43,6 +51,7 @@ class Scanner:
         self._pictures: dict[str, bytes | None] = {}
         self._size = 0  # bytes of the pictures
         self._picture: _Picture | None = None  # that is being read
+        self._listed = False  # the last picture stood in a list
 
     def take(self, piece: bytes) -> None:
         """The next piece, which is best no longer than PIECE."""
@@ -56,19 +65,31 @@ class Scanner:
     def _words_of(self, piece: bytes) -> bytes:
         """Take words up to where a picture begins; returns the rest."""
         self._words += piece
-        begin = _BEGIN.search(self._words, self._searched)
-        if begin is None:
-            self._searched = max(self._searched, len(self._words) - _LONGEST)
-            rest = b""
-        else:
+        rest = b""
+        if (begin := self._begin()) is not None:
             rest = bytes(self._words[begin.end() :])
             if len(self._pictures) == MAX_IMAGES:
                 raise _beyond(400, f"over {MAX_IMAGES} images are too many; send {MAX_IMAGES} at most")
             self._picture = _Picture()
-            del self._words[begin.start(1) :]
+            url = begin.start("url") if begin.re is _BEGIN else -1
+            self._listed = url < 0
+            del self._words[begin.end() if self._listed else url :]
         if len(self._words) > MAX_WORDS:
             raise _beyond(413, f"the request is over {MAX_WORDS >> 20} MiB beside its images; send less text")
         return rest
+
+    def _begin(self) -> re.Match[bytes] | None:
+        """Where the next picture begins, if that is there."""
+        if self._listed:
+            if (begin := _NEXT.match(self._words, self._searched)) is not None:
+                return begin
+            if _PERHAPS_NEXT.fullmatch(self._words, self._searched):
+                return None
+            self._listed = False
+        begin = _BEGIN.search(self._words, self._searched)
+        if begin is None:
+            self._searched = max(self._searched, len(self._words) - _LONGEST)
+        return begin
 
     def _picture_of(self, picture: _Picture, piece: bytes) -> bytes:
         """Take a picture up to its end; returns the rest."""
@@ -80,7 +101,7 @@ class Scanner:
             raise _beyond(413, f"the images are over {MAX_IMAGE_BYTES >> 20} MiB together; save them smaller")
         if end < 0:
             return b""
-        name = f"received:{len(self._pictures)}"
+        name = f"{RECEIVED}{len(self._pictures)}"
         self._pictures[name] = picture.content
         self._picture = None
         self._words += name.encode()

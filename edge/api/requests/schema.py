@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator, Sequence
-from itertools import islice
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
 from cutline.core.conversation import ImagePart, Message, Role, TextPart
-from cutline.core.json_errors import UNREADABLE
-from cutline.core.request import MAX_ALTERNATIVES, MAX_NOISE, MAX_STOPS, MAX_TIMEOUT, Mode, Request
+from cutline.core.request import MAX_ALTERNATIVES, MAX_STOPS, Request
 from cutline.core.sampling import (
     MAX_BIASES,
     Bias,
@@ -25,17 +23,14 @@ from cutline.core.sampling import (
     TopP,
     chosen_seed,
 )
-from cutline.core.wire import Wire
-from cutline.edge.api.errors import Fault, Refused, unreadable
-from cutline.edge.api.requests.unserved import NOT_SERVED, asking
+from cutline.edge.api.requests.execution import ExecutionOptions, execution_of
+from cutline.edge.api.requests.fields import read_body, unfit
+from cutline.edge.api.requests.images import only_users
+from cutline.edge.api.requests.unserved import RULES
 from cutline.errors import InputError
 
 T = TypeVar("T")
 TokenId = Annotated[str, msgspec.Meta(pattern="^[0-9]{1,9}$")]
-
-MAX_NAMED = 20  # fields that one refusal names
-MAX_VALUES = 200_000  # in a request: more words than any model here takes, and what reads in a moment
-MAX_PARTS = 1000  # messages, and parts of one
 
 
 class ImageUrl(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -69,41 +64,22 @@ class ChatMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return [ChatText(self.content)] if isinstance(self.content, str) else self.content or []
 
 
-_Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
-_SomeShare = Annotated[float, msgspec.Meta(gt=0, le=1)]
-
-
 class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`include_usage`: the last chunk counts tokens."""
 
     include_usage: bool | None = None
 
 
-class Extension(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How to answer. `guesses`: a stream tells what the drafter believes too."""
+class Extension(ExecutionOptions, frozen=True, forbid_unknown_fields=True):
+    """How to answer, and what OpenAI has no words for of how tokens are chosen.
 
-    mode: Mode = Mode.AUTO
-    effort: _Share = 1.0
-    cut: str = "image"
-    wire: Wire = Wire.FLOAT32
-    keep_image_tokens: _SomeShare = 1.0
+    `guesses`: a stream tells what the drafter believes too.
+    """
+
     top_k: TopK = 0
     min_p: MinP = 0.0
     repetition_penalty: RepetitionPenalty | None = None
-    timeout: Annotated[float, msgspec.Meta(gt=0, le=MAX_TIMEOUT)] = 60.0
-    exact: bool = False
-    image_must_stay: bool = False
-    max_latency_ms: Annotated[float, msgspec.Meta(gt=0, le=1e9)] | None = None
-    min_agreement: _Share | None = None
-    max_leak: _Share | None = None
-    noise: Annotated[float, msgspec.Meta(ge=0, le=MAX_NOISE)] = 0.0
-    correct_seconds: Annotated[float, msgspec.Meta(ge=0, le=MAX_TIMEOUT)] = 0.0
     guesses: bool = False
-
-    @property
-    def needs_worker(self) -> bool:
-        """Whether nothing but a worker can answer so."""
-        return self.exact or self.mode not in (Mode.EDGE, Mode.AUTO)
 
 
 class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -139,22 +115,7 @@ class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             stop=list(question.stop) or None,
             logprobs=question.logprobs is not None,
             top_logprobs=question.logprobs,
-            cutline=Extension(
-                mode=question.mode,
-                effort=question.effort,
-                cut=question.cut,
-                wire=question.wire,
-                keep_image_tokens=question.keep_image_tokens,
-                timeout=question.timeout,
-                exact=question.exact,
-                image_must_stay=question.image_must_stay,
-                max_latency_ms=question.max_latency_ms,
-                min_agreement=question.min_agreement,
-                max_leak=question.max_leak,
-                noise=question.noise,
-                correct_seconds=question.correct_seconds,
-                **more,
-            ),
+            cutline=Extension(**execution_of(question), **more),
             **ours,
         )
 
@@ -169,34 +130,30 @@ class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
         Raises InputError.
         """
-        for message in self.messages:
-            if message.role != "user" and any(isinstance(part, ChatImage) for part in message.parts):
-                raise InputError(f"a message of the {message.role} has an image; only the user's may")
-        how = self.cutline
+        messages = tuple(_turn(message) for message in self.messages)
+        only_users(messages)
         return Request(
-            messages=tuple(_turn(message) for message in self.messages),
+            messages=messages,
             images=tuple(images),
-            mode=how.mode,
             sampling=self._sampling(),
             max_tokens=self._most(),
-            effort=how.effort,
-            cut=how.cut,
-            wire=how.wire,
-            keep_image_tokens=how.keep_image_tokens,
-            timeout=how.timeout,
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
             logprobs=self._alternatives(),
-            correct_seconds=how.correct_seconds,
-            exact=how.exact,
-            image_must_stay=how.image_must_stay,
-            max_latency_ms=how.max_latency_ms,
-            min_agreement=how.min_agreement,
-            max_leak=how.max_leak,
-            noise=how.noise,
             tenant=tenant,
             request_id=request_id,
             trace=trace,
+            **execution_of(self.cutline),
         )
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the answer is told as it happens."""
+        return bool(self.stream)
+
+    @property
+    def needs_worker(self) -> bool:
+        """Whether nothing but a worker can answer."""
+        return self.cutline.needs_worker
 
     def _sampling(self) -> Sampling:
         given = {name: getattr(of, name) for of in (self, self.cutline) for name in of.__struct_fields__}
@@ -223,88 +180,12 @@ _FIELDS, _MORE_FIELDS = frozenset(ChatRequest.__struct_fields__), frozenset(Exte
 
 def read_request(body: bytes) -> ChatRequest:
     """The request in a body of JSON. Raises Refused, which names every field that is unknown or not served."""
-    # Counted before any is read: a body of nothing but commas would take a hundred times its size.
-    if sum(body.count(one) for one in (b"{", b"[", b",")) > MAX_VALUES:
-        raise _unfit(f"the request has over {MAX_VALUES} values; send less")
-    try:
-        raw = _LENIENT.decode(body)
-    except UNREADABLE as error:
-        raise unreadable(error) from None
-    _check_counts(raw)
-    wanted = asking(raw)
-    try:
-        request = msgspec.convert(wanted, ChatRequest)
-    except msgspec.ValidationError as error:
-        unknown = _unknown(msgspec.inspect.type_info(ChatRequest), wanted, "")
-        if names := list(islice(unknown, MAX_NAMED + 1)):
-            raise _unwelcome(names) from None
-        raise unreadable(error) from None
+    request = read_body(body, ChatRequest, RULES)
     try:  # what no type says: 0, or from a hundredth on
         Sampling(temperature=_given(request.temperature, 0.0))
     except InputError as error:
-        raise _unfit(str(error), "temperature") from None
+        raise unfit(str(error), "temperature") from None
     return request
-
-
-_LENIENT = msgspec.json.Decoder(float_hook=float)  # 1e999 is infinite, and what has no such field says so
-
-
-def _check_counts(raw: Any) -> None:
-    """That a request has no more messages, nor any of them more parts, than a request may. Raises Refused."""
-    messages = raw.get("messages") if isinstance(raw, dict) else None
-    if not isinstance(messages, list):
-        return
-    if len(messages) > MAX_PARTS:
-        raise _unfit(f"{len(messages)} messages are too many; send {MAX_PARTS} at most", "messages")
-    for index, one in enumerate(messages):
-        content = one.get("content") if isinstance(one, dict) else None
-        if isinstance(content, list) and len(content) > MAX_PARTS:
-            raise _unfit(f"{len(content)} parts are too many; send {MAX_PARTS} at most", f"messages[{index}].content")
-
-
-def _unfit(message: str, param: str | None = None) -> Refused:
-    return Refused(400, Fault(message, InputError.__name__, param))
-
-
-def _unknown(kind: msgspec.inspect.Type, value: Any, place: str) -> Iterator[str]:
-    """The paths of the fields in `value` that its type does not have."""
-    match kind:
-        case msgspec.inspect.UnionType(types):
-            for one in types:
-                if not isinstance(one, msgspec.inspect.StructType) or one.tag_field is None or _tag(one, value):
-                    yield from _unknown(one, value, place)
-        case msgspec.inspect.ListType(item) if isinstance(value, list):
-            for index, one in enumerate(value[:MAX_PARTS]):
-                yield from _unknown(item, one, f"{place}[{index}]")
-        case msgspec.inspect.StructType() if isinstance(value, dict):
-            fields = {field.encode_name: field.type for field in kind.fields}
-            for name, one in value.items():
-                path = f"{place}.{name}" if place else name
-                if name in fields:
-                    yield from _unknown(fields[name], one, path)
-                elif name != kind.tag_field:
-                    yield path
-
-
-def _tag(kind: msgspec.inspect.StructType, value: Any) -> bool:
-    """Whether `value` says that it is of this type, one of several."""
-    return isinstance(value, dict) and kind.tag_field is not None and value.get(kind.tag_field) == kind.tag
-
-
-def _unwelcome(names: list[str]) -> Refused:
-    known = [name for name in names[:MAX_NAMED] if name in NOT_SERVED]
-    unknown = [name for name in names[:MAX_NAMED] if name not in NOT_SERVED]
-    said = [
-        f"{label} {', '.join(_printable(name) for name in some)}"
-        for label, some in (("what is not served here:", known), ("unknown fields:", unknown))
-        if some
-    ]
-    message = f"the request has {', and '.join(said)}{', ...' if names[MAX_NAMED:] else ''}; leave these out"
-    return Refused(400, Fault(message, InputError.__name__, _printable(names[0]), "unsupported_parameter"))
-
-
-def _printable(name: str) -> str:
-    return "".join(one if one.isprintable() else "?" for one in name[:60])
 
 
 def _given(value: T | None, default: T) -> T:

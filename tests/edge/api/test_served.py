@@ -15,13 +15,13 @@ import pytest
 
 from cutline.core.request import Mode
 from cutline.edge.api.access.login import PATH as LOG_IN
-from cutline.edge.api.app import application
+from cutline.edge.api.app import Later, application
 from cutline.edge.api.metrics import AgentMetrics
 from cutline.edge.generation.result import Answer, Decision, Gated, Provenance, Recalled, Tail
 from cutline.edge.offload.status import Breaker, WorkerState
 from cutline.errors import InputError, WorkerUnavailable
 from cutline.testing.agent import ScriptedAgent, spoken, told
-from cutline.testing.raw_http import BODY, PATH, STREAMED, get
+from cutline.testing.raw_http import BODY, PATH, STREAMED
 
 Serving = Callable[..., AbstractAsyncContextManager[str]]
 
@@ -46,8 +46,9 @@ def test_what_was_started_offline_stays_so(agent: ScriptedAgent, serving: Servin
 
 def test_the_page_runs_nothing_but_itself(serving: Serving) -> None:
     async def run() -> list[httpx.Response]:
-        async with serving() as url:
-            return [await get(url, path) for path in ("/", "/page.css", "/page.js")]
+        html = {"accept": "text/html"}
+        async with serving() as url, httpx.AsyncClient(base_url=url, headers=html, trust_env=False) as browser:
+            return [await browser.get(path) for path in ("/", "/page.css", "/page.js")]
 
     page, css, script = asyncio.run(run())
     assert page.status_code == css.status_code == script.status_code == 200
@@ -143,9 +144,13 @@ def test_every_path_is_in_the_table_of_the_docs(agent: ScriptedAgent) -> None:
     named: Any = application(agent)
     rows = re.findall(r"^\| (`.*?) \|", API.read_text(), re.MULTILINE)
     told = {path for row in rows for path in re.findall(r"(/[\w./{}-]*)`", row)}
-    ours = {route.path.replace(":path", "") for route in named._app._app._app.routes} | {LOG_IN}
+    routes = named._app._app._app.routes
+    later = [route.app for route in routes if isinstance(route.app, Later)]
+    shown = [route.path for route in routes if not isinstance(route.app, Later)]
+    paths = {*shown, *(route.path for one in later for route in one.make())}
+    ours = {path.replace(":path", "") for path in paths} | {LOG_IN}
     served = {path for path in ours if not path.endswith((".js", ".css", ".svg", ".png", ".ico"))}
-    assert {path.replace("{model}", "{id}") for path in served} == told
+    assert {path.replace("{model}", "{id}").replace("{name}", "{id}") for path in served} == told
 
 
 def test_what_is_counted(agent: ScriptedAgent, serving: Serving) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from cutline.core.request import Mode
 from cutline.edge.api import server as server
-from cutline.edge.api import sse
+from cutline.edge.api import streams
 from cutline.edge.generation.events import Planned, Settled
 from cutline.edge.generation.result import Provenance, Token
 from cutline.testing.agent import ScriptedAgent, spoken, told
@@ -44,7 +44,7 @@ def test_a_client_that_vanishes_takes_its_answer_along(agent: ScriptedAgent, ser
 
 
 def test_silence_is_filled(agent: ScriptedAgent, serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sse, "KEEP_ALIVE", 0.05)
+    monkeypatch.setattr(streams, "KEEP_ALIVE", 0.05)
     agent.enqueue(PLANNED, 0.3, *told(spoken("7"))[1:])
 
     async def run() -> str:

@@ -31,6 +31,9 @@ def url_of(picture: bytes) -> str:
 def put_back(value: Any, pictures: dict[str, bytes | None]) -> Any:
     """What was sent, from what was scanned."""
     match value:
+        case {"images": list(names)} if names:
+            listed = [base64.b64encode(pictures[name] or b"").decode() for name in names]
+            return {"images": listed} | {key: put_back(one, pictures) for key, one in value.items() if key != "images"}
         case dict():
             return {key: put_back(one, pictures) for key, one in value.items()}
         case list():
@@ -50,6 +53,12 @@ values = st.recursive(
         st.lists(inner, max_size=4)
         | st.dictionaries(words, inner, max_size=4)
         | st.builds(lambda one: {"image_url": {"url": url_of(one)}}, st.binary(max_size=40))
+        | st.builds(lambda one: {"type": "input_image", "image_url": url_of(one)}, st.binary(max_size=40))
+        | st.builds(
+            lambda some, other: {"images": [base64.b64encode(one).decode() for one in some], "other": other},
+            st.lists(st.binary(max_size=40), max_size=3),
+            inner,
+        )
     ),
     max_leaves=8,
 )
@@ -87,6 +96,25 @@ def test_what_is_not_base64_is_no_picture(payload: str, size: int) -> None:
     assert body.pictures == {"received:0": None}
 
 
+@pytest.mark.parametrize(
+    ("sent", "left"),
+    [
+        (
+            b'{"images": ["QUE=" , "QkI="], "stop": ["QUE="]}',
+            b'{"images": ["received:0" , "received:1"], "stop": ["QUE="]}',
+        ),
+        (b'{"images": ["QUE="], "images": ["QkI="]}', b'{"images": ["received:0"], "images": ["received:1"]}'),
+        (b'{"images": ["QUE="' + b" " * 70 + b',"QkI="]}', b'{"images": ["received:0"' + b" " * 70 + b',"QkI="]}'),
+        (b'{"images": ["QUE=", 7, "QkI="]}', b'{"images": ["received:0", 7, "QkI="]}'),
+        (b'{"images": []}', b'{"images": []}'),
+        (b'{"text": "\\"images\\": [\\"QUE=\\"]"}', b'{"text": "\\"images\\": [\\"QUE=\\"]"}'),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 3, PIECE])
+def test_bare_base64_is_taken_from_lists_of_images_alone(sent: bytes, left: bytes, size: int) -> None:
+    assert scanned(sent, size).json == left
+
+
 @pytest.mark.threat("late")
 @pytest.mark.parametrize(
     "endless",
@@ -96,6 +124,8 @@ def test_what_is_not_base64_is_no_picture(payload: str, size: int) -> None:
         b'{"url":"data:image/png;base63,' + b"A" * (2 << 20),
         b'{"url":"http://x/' + b"A" * (2 << 20),
         b'"url":"data:' * (1 << 18),
+        b'{"images": ["QUFBQUFBQUFB"' + b" " * (2 << 20),
+        b'"images": ' * (1 << 18),
         b'"' * (2 << 20),
         b" " * (2 << 20),
     ],

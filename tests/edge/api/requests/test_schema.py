@@ -26,7 +26,7 @@ from cutline.edge.api import app as app_module
 from cutline.edge.api.app import application
 from cutline.edge.api.errors import Refused
 from cutline.edge.api.requests import body as bodies
-from cutline.edge.api.requests import schema as requests_module
+from cutline.edge.api.requests import fields as requests_module
 from cutline.edge.api.requests.schema import ChatRequest, read_request
 from cutline.edge.generation.result import Answer
 from cutline.models.bundle import Bundle

@@ -141,9 +141,10 @@ class Heading(msgspec.Struct, frozen=True):
     system_fingerprint: str
 
     @classmethod
-    def of(cls, manifest: Manifest, fingerprint: str) -> Heading:
+    def of(cls, manifest: Manifest) -> Heading:
         """A new one for an answer of the drafter `manifest`."""
-        return cls(f"chatcmpl-{secrets.token_hex(12)}", int(time.time()), manifest.name, fingerprint)
+        name = f"chatcmpl-{secrets.token_hex(12)}"
+        return cls(name, int(time.time()), manifest.name, f"fp_{manifest.identity[:12]}")
 
 
 def completion_of(heading: Heading, answer: Answer, *, logprobs: bool, stops: Collection[int]) -> ChatCompletion:

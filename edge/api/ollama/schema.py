@@ -1,0 +1,214 @@
+"""The shape of Ollama's requests, and under `cutline` what they have no words for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import msgspec
+
+from cutline.core.conversation import ImagePart, Message, Role, TextPart
+from cutline.core.request import MAX_STOPS, Request
+from cutline.core.sampling import (
+    FrequencyPenalty,
+    MinP,
+    PresencePenalty,
+    RepetitionPenalty,
+    Sampling,
+    Temperature,
+    TopK,
+    TopP,
+    chosen_seed,
+)
+from cutline.edge.api.ollama.answers import OllamaTeller
+from cutline.edge.api.requests.execution import ExecutionOptions, execution_of
+from cutline.edge.api.requests.fields import Rules, read_body
+from cutline.edge.api.requests.images import only_users
+from cutline.edge.api.requests.scanner import RECEIVED
+from cutline.models.bundle import Manifest
+
+# Options that change no answer here: how a model is run, and what goes with mirostat alone.
+_RUNNING = [
+    "numa",
+    "num_ctx",
+    "num_batch",
+    "num_gpu",
+    "main_gpu",
+    "low_vram",
+    "f16_kv",
+    "logits_all",
+    "vocab_only",
+    "use_mmap",
+    "use_mlock",
+    "embedding_only",
+    "num_thread",
+    "num_keep",
+    "mirostat_eta",
+    "mirostat_tau",
+]
+_OPTIONS = Rules(
+    ignored=dict.fromkeys(_RUNNING, (bool, int, float)),
+    neutral={"mirostat": (0,), "penalize_newline": (True,), "repeat_last_n": (-1,), "tfs_z": (1,), "typical_p": (1,)},
+)
+_IGNORED: dict[str, tuple[type, ...]] = {
+    "keep_alive": (str, int, float),  # the models stay as long as the agent does
+    "shift": (bool,),  # what becomes of a conversation that is too long: here it is refused
+    "truncate": (bool,),
+}
+_NEUTRAL: dict[str, tuple[object, ...]] = {
+    "format": ("",),
+    "logprobs": (False,),
+    "think": (False,),
+    "top_logprobs": (0,),
+}
+_CHAT_RULES = Rules(
+    ignored=_IGNORED,
+    neutral=_NEUTRAL | {"tools": ([],)},
+    inner={
+        "messages": Rules(
+            ignored={"name": (str,)}, neutral={"thinking": ("",), "tool_calls": ([],), "tool_name": ("",)}
+        ),
+        "options": _OPTIONS,
+    },
+)
+_PROMPT_RULES = Rules(
+    ignored=_IGNORED,
+    neutral=_NEUTRAL | {"context": ([],), "raw": (False,), "suffix": ("",), "template": ("",)},
+    inner={"options": _OPTIONS},
+)
+
+
+class OllamaOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How tokens are chosen, and how many. Without any of it the likeliest is, as everywhere here.
+
+    `num_predict` below 1 goes on to the end of the context, as it does where none is given.
+    """
+
+    temperature: Temperature | None = None
+    top_k: TopK | None = None
+    top_p: TopP | None = None
+    min_p: MinP | None = None
+    seed: Annotated[int, msgspec.Meta(ge=-1, le=2**63 - 1)] | None = None
+    num_predict: Annotated[int, msgspec.Meta(ge=-2, le=2**31 - 1)] | None = None
+    stop: str | Annotated[list[str], msgspec.Meta(max_length=MAX_STOPS)] | None = None
+    repeat_penalty: RepetitionPenalty | None = None
+    presence_penalty: PresencePenalty | None = None
+    frequency_penalty: FrequencyPenalty | None = None
+
+    @property
+    def sampling(self) -> Sampling:
+        """How tokens are chosen. Raises InputError."""
+        names = ("temperature", "top_k", "top_p", "min_p", "presence_penalty", "frequency_penalty")
+        said = {name: value for name in names if (value := getattr(self, name)) is not None}
+        seed = chosen_seed(self.seed, said.get("temperature", 0.0))
+        return Sampling(**said, seed=seed, repetition_penalty=self.repeat_penalty)
+
+    def most(self, context: int) -> int:
+        """How many tokens an answer may have in a `context` of so many."""
+        return context if self.num_predict is None or self.num_predict < 1 else self.num_predict
+
+
+class OllamaTurn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A turn of the conversation: images in base64, in a user's turn alone, and words behind them."""
+
+    role: Role
+    content: str | None = None
+    images: list[str] | None = None
+
+    @property
+    def message(self) -> Message:
+        """It as one of a Request."""
+        pictures = (ImagePart() for _ in self.images or ())
+        return Message(self.role, (*pictures, *((TextPart(self.content),) if self.content else ())))
+
+
+class OllamaChat(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A request of `/api/chat`; without messages it asks for the model to be loaded."""
+
+    model: str | None = None
+    messages: list[OllamaTurn] | None = None
+    stream: bool | None = None
+    options: OllamaOptions | None = None
+    cutline: ExecutionOptions = ExecutionOptions()
+
+
+class OllamaPrompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A request of `/api/generate`; without a prompt it asks for the model to be loaded."""
+
+    model: str | None = None
+    prompt: str | None = None
+    system: str | None = None
+    images: list[str] | None = None
+    stream: bool | None = None
+    options: OllamaOptions | None = None
+    cutline: ExecutionOptions = ExecutionOptions()
+
+    @property
+    def turns(self) -> list[OllamaTurn]:
+        """It as a conversation."""
+        asked = [OllamaTurn("user", self.prompt, self.images)] if self.prompt or self.images else []
+        return [OllamaTurn("system", self.system), *asked] if self.system and asked else asked
+
+
+@dataclass(frozen=True, slots=True)
+class OllamaAsked:
+    """What either asks of a model with a `context` of so many tokens."""
+
+    given: OllamaChat | OllamaPrompt
+    turns: Sequence[OllamaTurn]
+    context: int
+
+    @property
+    def model(self) -> str | None:
+        """The name that it asks for."""
+        return self.given.model
+
+    @property
+    def needs_worker(self) -> bool:
+        """Whether nothing but a worker can answer."""
+        return self.given.cutline.needs_worker
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the answer is told as it happens, as it is unless that is declined."""
+        return self.given.stream is not False
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Its images, in order, as URLs or by the names that they were received under."""
+        images = (one for turn in self.turns for one in turn.images or ())
+        return tuple(one if one.startswith(RECEIVED) else f"data:;base64,{one}" for one in images)
+
+    def question(self, images: Sequence[bytes], *, tenant: str = "", request_id: str = "", trace: str = "") -> Request:
+        """The question about the `images` that its `urls` stand for. Raises InputError."""
+        options = self.given.options or OllamaOptions()
+        messages = tuple(turn.message for turn in self.turns)
+        only_users(messages)
+        return Request(
+            messages=messages,
+            images=tuple(images),
+            sampling=options.sampling,
+            max_tokens=options.most(self.context),
+            stop=(options.stop,) if isinstance(options.stop, str) else tuple(options.stop or ()),
+            tenant=tenant,
+            request_id=request_id,
+            trace=trace,
+            **execution_of(self.given.cutline),
+        )
+
+    def teller(self, manifest: Manifest, question: Request | None = None) -> OllamaTeller:
+        """What tells the answer."""
+        return OllamaTeller(self.given.model or manifest.name, chat=isinstance(self.given, OllamaChat))
+
+
+def read_chat(body: bytes, context: int) -> OllamaAsked:
+    """The chat in a body of JSON, for a model with this `context`. Raises Refused."""
+    chat = read_body(body, OllamaChat, _CHAT_RULES)
+    return OllamaAsked(chat, chat.messages or (), context)
+
+
+def read_prompt(body: bytes, context: int) -> OllamaAsked:
+    """Likewise the prompt. Raises Refused."""
+    prompt = read_body(body, OllamaPrompt, _PROMPT_RULES)
+    return OllamaAsked(prompt, prompt.turns, context)

@@ -1,0 +1,230 @@
+"""The shape of requests for responses, and under `cutline` what OpenAI has no words for."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import msgspec
+
+from cutline.core.conversation import ImagePart, Message, Role, TextPart
+from cutline.core.request import Request
+from cutline.core.sampling import MinP, RepetitionPenalty, Sampling, Temperature, TopK, TopP, chosen_seed
+from cutline.edge.api.errors import Fault, Refused
+from cutline.edge.api.requests.execution import ExecutionOptions, execution_of
+from cutline.edge.api.requests.fields import Rules, read_body
+from cutline.edge.api.requests.images import only_users
+from cutline.edge.api.responses.narrator import ResponseTeller
+from cutline.edge.api.responses.objects import ResponseObject
+from cutline.edge.api.responses.store import KeptResponse, ResponseStore
+from cutline.errors import InputError
+from cutline.models.bundle import Manifest
+
+_RULES = Rules(
+    ignored={
+        "prompt_cache_key": (str,),
+        "prompt_cache_retention": (str,),
+        "safety_identifier": (str,),
+        "user": (str,),
+    },
+    neutral={
+        "background": (False,),
+        "conversation": (),
+        "include": ([],),
+        "max_tool_calls": (),
+        "parallel_tool_calls": (True, False),
+        "prompt": (),
+        "reasoning": ({},),
+        "service_tier": ("auto", "default"),
+        "stream_options": ({},),
+        "tool_choice": ("none", "auto"),
+        "tools": ([],),
+        "top_logprobs": (0,),
+        "truncation": ("disabled",),
+    },
+    inner={
+        "input": Rules(  # an answer that is sent back has these
+            ignored={"id": (str,), "status": (str,)},
+            neutral={"phase": ()},
+            inner={"content": Rules(neutral={"annotations": ([],), "logprobs": ([],), "file_id": ()})},
+        ),
+        "text": Rules(neutral={"format": ({"type": "text"},), "verbosity": ("medium",)}),
+    },
+)
+
+
+class InputText(msgspec.Struct, tag_field="type", tag="input_text", frozen=True, forbid_unknown_fields=True):
+    """Words."""
+
+    text: str
+
+
+class SaidText(msgspec.Struct, tag_field="type", tag="output_text", frozen=True, forbid_unknown_fields=True):
+    """Words of an earlier answer."""
+
+    text: str
+
+
+class InputImage(msgspec.Struct, tag_field="type", tag="input_image", frozen=True, forbid_unknown_fields=True):
+    """An image, in a user's message: a `data:` URL, or an address that may be fetched. `detail` changes nothing."""
+
+    image_url: str
+    detail: Literal["auto", "low", "high"] | None = None
+
+
+class InputTurn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A turn of the conversation."""
+
+    role: Role | Literal["developer"]
+    content: str | list[InputText | SaidText | InputImage]
+    type: Literal["message"] = "message"
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """Where its images are."""
+        parts = () if isinstance(self.content, str) else self.content
+        return tuple(part.image_url for part in parts if isinstance(part, InputImage))
+
+    @property
+    def message(self) -> Message:
+        """It as one of a Request."""
+        parts = [InputText(self.content)] if isinstance(self.content, str) else self.content
+        role: Role = "system" if self.role == "developer" else self.role
+        return Message(role, tuple(ImagePart() if isinstance(one, InputImage) else TextPart(one.text) for one in parts))
+
+
+class TextAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the words are formed: plain text is all there is."""
+
+
+class ResponseExtension(ExecutionOptions, frozen=True, forbid_unknown_fields=True):
+    """How to answer, and what OpenAI has no words for of how tokens are chosen."""
+
+    top_k: TopK = 0
+    min_p: MinP = 0.0
+    repetition_penalty: RepetitionPenalty | None = None
+    seed: Annotated[int, msgspec.Meta(ge=-1, le=2**63 - 1)] | None = None
+
+
+class ResponseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A request. Without `max_output_tokens` the answer goes on to the end of the context."""
+
+    input: str | Annotated[list[InputTurn], msgspec.Meta(min_length=1)]
+    model: str | None = None
+    instructions: str | None = None
+    previous_response_id: str | None = None
+    max_output_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    text: TextAsked | None = None
+    metadata: dict[str, str] | None = None
+    store: bool | None = None
+    stream: bool | None = None
+    cutline: ResponseExtension = ResponseExtension()
+
+    @property
+    def turns(self) -> list[InputTurn]:
+        """The conversation that it brings."""
+        return [InputTurn("user", self.input)] if isinstance(self.input, str) else self.input
+
+    @property
+    def sampling(self) -> Sampling:
+        """How tokens are chosen. Raises InputError."""
+        how, temperature = self.cutline, self.temperature or 0.0
+        return Sampling(
+            temperature=temperature,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            top_k=how.top_k,
+            min_p=how.min_p,
+            repetition_penalty=how.repetition_penalty,
+            seed=chosen_seed(how.seed, temperature),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseAsked:
+    """What is asked of a model with a `context` of so many tokens, by a `tenant` whose conversations are in a store."""
+
+    given: ResponseRequest
+    before: KeptResponse | None
+    tenant: str
+    store: ResponseStore
+    context: int
+
+    @property
+    def model(self) -> str | None:
+        """The name that it asks for."""
+        return self.given.model
+
+    @property
+    def needs_worker(self) -> bool:
+        """Whether nothing but a worker can answer."""
+        return self.given.cutline.needs_worker
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the answer is told as it happens."""
+        return bool(self.given.stream)
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Where its own images are, in order."""
+        return tuple(url for turn in self.given.turns for url in turn.images)
+
+    def question(self, images: Sequence[bytes], *, tenant: str = "", request_id: str = "", trace: str = "") -> Request:
+        """The question about the `images` that its `urls` stand for, and those before. Raises InputError."""
+        given, before = self.given, self.before
+        told = [Message("system", (TextPart(given.instructions),))] if given.instructions else []
+        messages = (*told, *(before.messages if before else ()), *(turn.message for turn in given.turns))
+        only_users(messages)
+        return Request(
+            messages=messages,
+            images=(*(before.images if before else ()), *images),
+            sampling=given.sampling,
+            max_tokens=given.max_output_tokens or self.context,
+            tenant=tenant,
+            request_id=request_id,
+            trace=trace,
+            **execution_of(given.cutline),
+        )
+
+    def teller(self, manifest: Manifest, question: Request) -> ResponseTeller:
+        """What tells the answer, and keeps it to go on from, unless that is declined."""
+        given, kept = self.given, self.given.store is not False
+        begun = ResponseObject(
+            id=f"resp_{secrets.token_hex(24)}",
+            created_at=int(time.time()),
+            status="in_progress",
+            model=manifest.name,
+            instructions=given.instructions,
+            max_output_tokens=given.max_output_tokens,
+            metadata=given.metadata or {},
+            previous_response_id=given.previous_response_id,
+            store=kept,
+            temperature=question.sampling.temperature,
+            top_p=question.sampling.top_p,
+        )
+
+        def keep(made: ResponseObject) -> None:
+            said = Message("assistant", (TextPart(made.output[0].content[0].text),))
+            written = 0 if made.usage is None else made.usage.output_tokens
+            # Instructions are of one answer: the next one has its own.
+            turns = question.messages[1:] if given.instructions else question.messages
+            self.store.keep(self.tenant, KeptResponse(made, written, (*turns, said), question.images))
+
+        return ResponseTeller(begun, keep if kept else lambda made: None)
+
+
+def read_response(body: bytes, tenant: str, store: ResponseStore, context: int) -> ResponseAsked:
+    """The request in a body of JSON. Raises Refused, also where what it goes on from is not kept."""
+    given = read_body(body, ResponseRequest, _RULES, turns="input")
+    name = given.previous_response_id
+    before = None if name is None else store.find(tenant, name)
+    if name is not None and before is None:
+        message = f"no response {name[:80]!r} is kept; send the conversation itself"
+        fault = Fault(message, InputError.__name__, "previous_response_id", "previous_response_not_found")
+        raise Refused(400, fault)
+    return ResponseAsked(given, before, tenant, store, context)

@@ -1,0 +1,154 @@
+"""An answer as it happens: what every API's way to tell it has, and the response that tells it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import suppress
+from typing import Any, Protocol
+
+from starlette.types import Receive, Scope, Send
+
+from cutline.edge.generation.events import Event
+from cutline.edge.generation.result import Answer
+from cutline.errors import CutlineError, WorkerUnavailable
+
+KEEP_ALIVE = 10.0  # seconds of silence after which it is said that the answer is still being made
+STOPPED = "the agent was stopped before it had an answer; ask another"
+
+log = logging.getLogger(__name__)
+
+
+class Teller(Protocol):
+    """Tells one answer in the words of an API."""
+
+    @property
+    def media_type(self) -> str:
+        """Of a stream."""
+
+    @property
+    def silence(self) -> bytes:
+        """What a stream tells while there is nothing to tell."""
+
+    @property
+    def last(self) -> bytes:
+        """What ends a stream that told all."""
+
+    def whole(self, answer: Answer) -> object:
+        """The response that is an answer, to be encoded as JSON."""
+
+    def pieces(self, event: Event) -> Iterable[bytes]:
+        """What a stream tells of an event."""
+
+    def broken(self, error: Exception) -> bytes:
+        """What ends a stream that fails."""
+
+
+class AnswerText:
+    """The text of an answer that comes in pieces, which joined have no space around them."""
+
+    def __init__(self) -> None:
+        self._sent = ""
+        self._space = ""  # held back: at the end of an answer there is none
+
+    def more(self, text: str) -> str:
+        """What to send of the text that follows."""
+        text = self._space + text
+        if not self._sent:
+            text = text.lstrip()
+        sent = text.rstrip()
+        self._space = text[len(sent) :]
+        self._sent += sent
+        return sent
+
+    def rest(self, answer: Answer) -> str:
+        """What to send at the end: what a token cut short stands for is not known before."""
+        return answer.text.removeprefix(self._sent) if answer.text.startswith(self._sent) else ""
+
+
+class AnswerStream:
+    """The response that tells `events`, the `first` of which is known, in the words of a `teller`.
+
+    `events` are closed as soon as the client is gone; `over` hears how it ended: the Answer, an exception, or None
+    where nobody waited for it any more.
+    """
+
+    def __init__(
+        self,
+        teller: Teller,
+        first: Event,
+        events: AsyncGenerator[Event],
+        over: Callable[[Answer | Exception | None], object],
+    ) -> None:
+        self._teller = teller
+        self._first = first
+        self._events = events
+        self._over = over
+        self._outcome: Answer | Exception | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        telling = asyncio.create_task(self._tell(send))
+        gone = asyncio.create_task(disconnected(receive))
+        try:
+            await asyncio.wait([telling, gone], return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:  # the server stops, and has waited long enough
+            await end(telling)
+            self._outcome = WorkerUnavailable(STOPPED)
+            await self._break_off(send, self._outcome)
+        finally:
+            await end(telling, gone)
+            await self._events.aclose()
+            self._over(self._outcome)
+        if not telling.cancelled() and (error := telling.exception()) is not None:
+            raise error
+
+    async def _tell(self, send: Send) -> None:
+        headers = [(b"content-type", self._teller.media_type.encode()), (b"cache-control", b"no-store")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        event: Event | None = self._first
+        try:
+            while event is not None:
+                for piece in self._teller.pieces(event):
+                    await _send(send, piece)
+                if isinstance(event, Answer):
+                    self._outcome = event
+                event = await self._next(send)
+            await _send(send, self._teller.last, last=True)
+        except Exception as error:
+            if not isinstance(error, CutlineError):
+                log.exception("an answer that was streamed failed")
+            self._outcome = error
+            await self._break_off(send, error)
+
+    async def _next(self, send: Send) -> Event | None:
+        """The next event, None after the last; while there is none, what says so keeps the connection alive."""
+        waiting = asyncio.ensure_future(anext(self._events, None))
+        try:
+            while not (await asyncio.wait([waiting], timeout=KEEP_ALIVE))[0]:
+                await _send(send, self._teller.silence)
+            return waiting.result()
+        finally:
+            await end(waiting)
+
+    async def _break_off(self, send: Send, error: Exception) -> None:
+        with suppress(OSError, RuntimeError):  # nobody listens, or the end was on its way
+            await _send(send, self._teller.broken(error), last=True)
+
+
+async def disconnected(receive: Receive) -> None:
+    """Until the client is gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def end(*tasks: asyncio.Future[Any]) -> None:
+    """Cancel what still runs, and wait for it."""
+    if left := [task for task in tasks if not task.done()]:
+        for task in left:
+            task.cancel()
+        await asyncio.wait(left)
+
+
+async def _send(send: Send, body: bytes, *, last: bool = False) -> None:
+    await send({"type": "http.response.body", "body": body, "more_body": not last})
