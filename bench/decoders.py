@@ -20,7 +20,7 @@ from PIL import Image
 
 from cutline.core.json_errors import UNREADABLE
 from cutline.core.request import Request
-from cutline.core.seal import seal
+from cutline.core.storage.seal import seal
 from cutline.core.wire import Wire
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.devices.link import load_link

@@ -47,7 +47,7 @@ from cutline.bench.plan_measured import (
 from cutline.bench.slow import pinned
 from cutline.cli.process.children import worker_process
 from cutline.cli.setting import open_drafter, open_target
-from cutline.core.files import write_file
+from cutline.core.storage.files import write_file
 from cutline.core.wire import Wire
 from cutline.devices.link import load_link
 from cutline.edge.planning.plan_inputs import setting_of

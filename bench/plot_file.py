@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from cutline.core.files import write_file
+from cutline.core.storage.files import write_file
 
 
 def save_plot(figure: Figure, path: Path, **options: Any) -> None:

@@ -11,8 +11,11 @@ import typer
 from cutline.cli import options
 from cutline.cli.fields import Without, with_options
 from cutline.cli.options import AgentOptions, WorkerKeys
+from cutline.core.constraint import MAX_BYTES, Constraint, Grammar
 from cutline.core.request import Mode, Request
 from cutline.core.sampling import Sampling, chosen_seed
+from cutline.core.storage.files import read_regular
+from cutline.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -59,6 +62,29 @@ class AnswerOptions(msgspec.Struct, frozen=True, kw_only=True):
     ] = 0.0
 
 
+class FormatOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What the answer has to keep to; one of these at most."""
+
+    json_schema: Annotated[Path | None, "The answer is JSON that keeps to the JSON schema in this file."] = None
+    regex: Annotated[str | None, "The whole answer matches this regular expression."] = None
+    choice: Annotated[list[str] | None, "The answer is one of these texts; give one a text."] = None
+    lark: Annotated[Path | None, "The answer keeps to the Lark grammar in this file, from its rule `start` on."] = None
+
+    @property
+    def constraint(self) -> Constraint | None:
+        """Raises InputError for more than one, and for files that cannot be read."""
+        given = [name for name, value in msgspec.structs.asdict(self).items() if value]
+        if len(given) > 1:
+            raise InputError(f"{' and '.join('--' + name.replace('_', '-') for name in given)} exclude each other")
+        if self.json_schema is not None:
+            return Constraint.of(Grammar.JSON_SCHEMA, _text(self.json_schema))
+        if self.lark is not None:
+            return Constraint.lark(_text(self.lark))
+        if self.regex is not None:
+            return Constraint.regex(self.regex)
+        return Constraint.choice(self.choice) if self.choice else None
+
+
 class AskOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What `cutline ask` is given."""
 
@@ -73,9 +99,10 @@ class AskOptions(msgspec.Struct, frozen=True, kw_only=True):
     ] = "auto"
     agent: Annotated[str | None, "URL of a running agent to ask, instead of answering here."] = None
     opening: AgentOptions
-    sampling: Annotated[Sampling, Without({"seed", "logit_bias"})]
+    sampling: Annotated[Sampling, Without({"seed", "logit_bias", "constraint"})]
     seed: Annotated[int | None, "The same seed gives the same answer; without one, or with -1, it is drawn."] = None
     logit_bias: Annotated[list[str] | None, "TOKEN:NUMBER, added to the logits of a token; give one a token."] = None
+    format: FormatOptions
     answering: AnswerOptions
     verbose: Annotated[bool, "In a pipe too, tell on stderr what the answer cost."] = False
     as_json: options.Json = False
@@ -95,7 +122,6 @@ def ask(given: AskOptions) -> None:
     import sys
 
     from cutline.cli.setting import agent_opener, open_keys
-    from cutline.errors import InputError
 
     asked, opening = _asked(given), given.opening
     terminal = sys.stdout.isatty()
@@ -122,18 +148,29 @@ def ask(given: AskOptions) -> None:
     _tell(answer, verbose=given.verbose or terminal)
 
 
+def _text(file: Path) -> str:
+    """Raises InputError where a file cannot be read, is too large to be a constraint, or is no text."""
+    try:
+        return read_regular(file, limit=MAX_BYTES).decode()
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{file} is no text in UTF-8") from None
+
+
 def _asked(given: AskOptions) -> Request:
     """The request. Raises InputError, ImageError."""
     from cutline.errors import ImageError
-    from cutline.models.images import MAX_BYTES
+    from cutline.models.images import MAX_BYTES as MAX_IMAGE
 
     try:
         with given.image.open("rb") as file:
-            picture = file.read(MAX_BYTES + 1)  # the one byte more is enough to refuse it
+            picture = file.read(MAX_IMAGE + 1)  # the one byte more is enough to refuse it
     except OSError as error:
         raise ImageError(f"cannot read {given.image}: {error.strerror}") from None
     seed, biases = chosen_seed(given.seed, given.sampling.temperature), tuple(map(_bias, given.logit_bias or ()))
-    sampling = msgspec.structs.replace(given.sampling, seed=seed, logit_bias=biases)
+    constraint = given.format.constraint
+    sampling = msgspec.structs.replace(given.sampling, seed=seed, logit_bias=biases, constraint=constraint)
     return Request.about(
         picture, given.question, mode=given.mode, sampling=sampling, **msgspec.structs.asdict(given.answering)
     )

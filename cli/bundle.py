@@ -98,7 +98,7 @@ def copy(
     """Copy a bundle, or the part of it that a device needs; its identity stays the same."""
     from rich.console import Console
 
-    from cutline.core.files import storing
+    from cutline.core.storage.files import storing
     from cutline.errors import InputError
 
     bundle = Bundle.open(folder, part)

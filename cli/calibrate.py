@@ -94,7 +94,7 @@ def calibrate(given: CalibrateOptions) -> None:
     from cutline.cli.process.children import worker_process
     from cutline.cli.setting import open_drafter, open_keys, open_target, open_target_for, thread_count
     from cutline.cli.terminal.time_left import TimeLeft
-    from cutline.core.journal import open_journal
+    from cutline.core.storage.journal import open_journal
     from cutline.edge.agent import MAX_NOTICE, Agent, AgentSettings
     from cutline.edge.generation.gate import Gate, calibrate_gate, save_gate
     from cutline.errors import InputError, ModelMismatch

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-    from cutline.core.journal import Journal
+    from cutline.core.storage.journal import Journal
     from cutline.demo.reference import Reference
     from cutline.demo.requests import CardRequest
     from cutline.demo.results import DemoResult, Outcome
@@ -55,7 +55,7 @@ def demo(
     from cutline.cli.calibration.answers import check_timeout
     from cutline.cli.setting import open_drafter, open_target
     from cutline.cli.terminal.time_left import TimeLeft
-    from cutline.core.journal import open_journal
+    from cutline.core.storage.journal import open_journal
     from cutline.demo.cards import Split
     from cutline.demo.requests import requests
     from cutline.devices.link import load_link
@@ -235,7 +235,7 @@ def _show(console: Console, result: DemoResult, outcomes: Sequence[Outcome]) -> 
 
 
 def _write_report(path: Path, result: DemoResult, outcomes: Sequence[Outcome]) -> None:
-    from cutline.core.files import write_file
+    from cutline.core.storage.files import write_file
     from cutline.demo.report import render
 
     write_file(path, render(result, outcomes).encode())

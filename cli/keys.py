@@ -103,7 +103,7 @@ def revoke(
     That is DIR/revoked.toml, which workers and directories read by --revoked, anew when it changes. On other machines
     put the new list in place of the old one. Calls that are under way are not ended.
     """
-    from cutline.core.files import extend_file
+    from cutline.core.storage.files import extend_file
     from cutline.protos.channel.revocation import Revoked, revoked_entry
 
     owner, signed = _certificates().Authority.open(folder).signed(name)
@@ -128,7 +128,7 @@ def token(
     """Make a token, print it once, and let it in as TENANT: the tokens file gets its hash. A server reads that anew."""
     import secrets
 
-    from cutline.core.files import extend_file, write_new
+    from cutline.core.storage.files import extend_file, write_new
     from cutline.protos.channel.token_file import Tokens, token_entry
 
     made = secrets.token_urlsafe(32)

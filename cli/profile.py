@@ -260,7 +260,7 @@ def _telling(seconds: float) -> Iterator[Tell]:
 def _write(measured: DeviceProfile | LinkProfile, out: Path | None, as_json: bool) -> None:
     import sys
 
-    from cutline.core.files import write_file
+    from cutline.core.storage.files import write_file
     from cutline.devices.link import LinkProfile
     from cutline.devices.profile import profile_to_toml
     from cutline.devices.toml import to_toml

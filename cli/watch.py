@@ -122,7 +122,7 @@ def _write(line: bytes) -> None:
     """Past Python's own buffer, which a thread that hangs in a write would keep from being closed at the end."""
     import sys
 
-    from cutline.core.files import write_all
+    from cutline.core.storage.files import write_all
     from cutline.errors import StorageError
 
     try:

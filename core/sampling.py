@@ -8,6 +8,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from cutline.core.constraint import Constraint
 from cutline.core.ranges import check_ranges
 from cutline.errors import InputError
 
@@ -49,6 +50,7 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     presence_penalty: PresencePenalty = 0.0
     frequency_penalty: FrequencyPenalty = 0.0
     logit_bias: LogitBias = ()
+    constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -74,7 +76,7 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     def penalises(self) -> bool:
         """Whether penalties or biases change the logits."""
         neutral = self.presence_penalty == 0.0 and self.frequency_penalty == 0.0 and not self.logit_bias
-        return self.repetition_penalty is not None or not neutral
+        return self.repetition_penalty is not None or self.constraint is not None or not neutral
 
     @property
     def conditions(self) -> Sampling:

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from cutline.cli.calibrate import calibrate
 from cutline.cli.export import shown_steps
-from cutline.core.files import write_file
+from cutline.core.storage.files import write_file
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.demo.shapes import FAMILY

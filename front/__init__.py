@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cutline.cloud.serving.server import Access
     from cutline.cloud.worker import Worker
+    from cutline.core.constraint import Constraint
     from cutline.core.conversation import ImagePart, Message, TextPart
     from cutline.core.request import Mode, Request
     from cutline.core.sampling import Sampling
@@ -43,6 +44,7 @@ _HOMES = {
     "cloud.worker": ("Worker",),
     "core.conversation": ("ImagePart", "Message", "TextPart"),
     "core.request": ("Mode", "Request"),
+    "core.constraint": ("Constraint",),
     "core.sampling": ("Sampling",),
     "core.wire": ("Wire",),
     "edge.agent": ("Agent", "AgentSettings"),
@@ -81,6 +83,7 @@ __all__ = [
     "BlockingAgent",
     "Bundle",
     "BundleError",
+    "Constraint",
     "Corrected",
     "CutlineError",
     "Event",

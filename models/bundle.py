@@ -19,14 +19,22 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from cutline.core.files import is_draft, open_regular, read_regular, replace_file, storing, sync_files, sync_folder
 from cutline.core.json_errors import UNREADABLE
-from cutline.core.seal import is_sealed, seal, unseal
+from cutline.core.storage.files import (
+    is_draft,
+    open_regular,
+    read_regular,
+    replace_file,
+    storing,
+    sync_files,
+    sync_folder,
+)
+from cutline.core.storage.seal import is_sealed, seal, unseal
 from cutline.core.wire import Wire
 from cutline.errors import BundleError
 from cutline.models.families import AnyFamily
+from cutline.models.law.penalties import NO_PENALTIES, Penalties
 from cutline.models.layerline import Count, LayerLine, Layers
-from cutline.models.penalties import NO_PENALTIES, Penalties
 
 MANIFEST = "manifest.json"
 SPAN_WEIGHTS = "image-spans.data"  # weights of the ONNX graphs that begin at the image

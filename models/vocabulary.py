@@ -86,8 +86,12 @@ class Vocabulary:
             if index % 2:
                 ids.append(self.added[piece])
             else:
-                ids.extend(self._tokenizer.encode(piece.replace(MARK, ""), add_special_tokens=False).ids)
+                ids.extend(self.encode_plain(piece.replace(MARK, "")))
         return tuple(ids)
+
+    def encode_plain(self, text: str) -> tuple[int, ...]:
+        """The ids of a text of which nothing is a special token."""
+        return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def bytes_of(self, token: int) -> bytes:
         """The UTF-8 bytes of a token, which may be part of a character; empty for a special token."""

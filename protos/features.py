@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from cutline.core.constraint import dialect
 from cutline.protos.v1 import worker_pb2 as pb
 
+CONSTRAINT = "sampling.constraint"
 FIRST_SAMPLING = 4  # number of the last field of `Sampling` in the first version; every later one changes an answer
 
 # The fields of `Open` and of its sub-messages that were added after the first version, as "Message.field". Each maps to
@@ -29,7 +31,7 @@ LATER: Mapping[str, str | None] = {
 
 def understood() -> tuple[str, ...]:
     """The features that this version understands."""
-    return tuple(sorted({feature for feature in LATER.values() if feature is not None}))
+    return tuple(sorted({_named(feature) for feature in LATER.values() if feature is not None}))
 
 
 def required(message: Any) -> tuple[str, ...]:
@@ -38,11 +40,16 @@ def required(message: Any) -> tuple[str, ...]:
     for field, value in message.ListFields():
         feature = LATER.get(f"{message.DESCRIPTOR.name}.{field.name}")
         if feature is not None:
-            found.add(feature)
+            found.add(_named(feature))
         if field.message_type is not None:
             for part in value if field.is_repeated else (value,):
                 found.update(required(part))
     return tuple(sorted(found))
+
+
+def _named(feature: str) -> str:
+    """The feature's whole name. A worker that compiles constraints otherwise allows other tokens: it lacks this one."""
+    return f"{feature}.{dialect()}" if feature == CONSTRAINT else feature
 
 
 def missing(needed: Collection[str], has: Collection[str]) -> tuple[str, ...]:

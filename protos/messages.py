@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from cutline.core.constraint import Constraint
 from cutline.core.request import MAX_ALTERNATIVES, check_request_id
 from cutline.core.sampling import GREEDY, MAX_BIASES, Sampling
 from cutline.core.wire import Wire, bytes_per_row
@@ -304,6 +305,8 @@ def _sampling_to_wire(sampling: Sampling) -> pb.Sampling:
     """Sampling options, encoded. The fields have the same names on the wire."""
     options = {name: value for name, value in msgspec.structs.asdict(sampling).items() if value is not None}
     bias = [pb.Bias(token=token, value=value) for token, value in options.pop("logit_bias")]
+    if sampling.constraint is not None:
+        options["constraint"] = pb.Constraint(grammar=sampling.constraint.grammar, text=sampling.constraint.text)
     return pb.Sampling(logit_bias=bias, **options)
 
 
@@ -316,6 +319,8 @@ def _sampling(sampling: pb.Sampling) -> Sampling:
         for field in sampling.DESCRIPTOR.fields
         if not field.has_presence or sampling.HasField(field.name)
     }
+    if (constraint := options.pop("constraint", None)) is not None:
+        options["constraint"] = Constraint.of(constraint.grammar, constraint.text)
     return Sampling(**options | {"logit_bias": tuple((one.token, one.value) for one in sampling.logit_bias)})
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from cutline.core.seal import is_sealed, seal, unseal
+from cutline.core.storage.seal import is_sealed, seal, unseal
 from cutline.models.bundle import MANIFEST
 
 

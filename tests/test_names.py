@@ -19,7 +19,6 @@ OVER = {
     ("cloud/model/model_runner.py", "__init__"),
     ("cloud/serving/server.py", "serve"),
     ("cloud/serving/servicer.py", "__init__"),
-    ("edge/agent.py", "__init__"),
 }
 
 

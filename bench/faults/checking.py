@@ -15,8 +15,8 @@ from cutline.edge.inference.drafter import Drafter
 from cutline.errors import WorkerError
 from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image
+from cutline.models.law.sampling import agreeing
 from cutline.models.prompt import PromptBuilder
-from cutline.models.sampling import agreeing
 
 Tokens = tuple[int, ...]
 

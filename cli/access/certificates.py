@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from cutline.cli.keys import LEAF_DAYS
-from cutline.core.files import write_new
+from cutline.core.storage.files import write_new
 from cutline.errors import InputError
 from cutline.protos.channel.credentials import read_private, read_public
 from cutline.protos.channel.token_file import check_tenant

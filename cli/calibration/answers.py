@@ -9,9 +9,9 @@ from typing import Protocol
 
 import msgspec
 
-from cutline.core.journal import Journal
 from cutline.core.json_errors import UNREADABLE
 from cutline.core.request import MAX_TIMEOUT, Request
+from cutline.core.storage.journal import Journal
 from cutline.edge.generation.result import Answer
 from cutline.errors import InputError
 

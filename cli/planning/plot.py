@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from cutline.core.files import write_file
+from cutline.core.storage.files import write_file
 from cutline.partitioner.explain import MBIT
 from cutline.partitioner.plan import PARTS, Choice
 from cutline.partitioner.search import Search, replan

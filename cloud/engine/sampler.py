@@ -7,8 +7,8 @@ from collections.abc import Collection, Sequence
 import torch
 
 from cutline.cloud.engine.sequence import Session, SessionRows
-from cutline.models.penalties import NO_PENALTIES, Past
-from cutline.models.sampling import choose
+from cutline.models.law.penalties import NO_PENALTIES, Past
+from cutline.models.law.sampling import choose
 from cutline.protos.messages import Likelihood
 
 
@@ -45,6 +45,7 @@ def _past(session: Session, like: torch.Tensor, stop_tokens: Collection[int]) ->
             session.request.penalties,
             session.tokens[:prompt],
             sampling=session.request.sampling,
+            matcher=None if session.request.compiled is None else session.request.compiled.matcher(),
             first=prompt,
             stop_tokens=stop_tokens,
             like=like,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +14,12 @@ from cutline.cloud.engine.image_cache import Picture
 from cutline.core.sampling import Sampling
 from cutline.errors import CutlineError, WorkerFailed
 from cutline.models.families import COUNTED, Grid, Positions
-from cutline.models.penalties import NO_PENALTIES, Past, Penalties
-from cutline.models.sampling import agreeing
+from cutline.models.law.penalties import NO_PENALTIES, Past, Penalties
+from cutline.models.law.sampling import agreeing
 from cutline.protos.messages import Confirmed, Draft, Finished, Likelihood, Opened, Reason
+
+if TYPE_CHECKING:  # its library is loaded where somebody asks for it
+    from cutline.models.law.grammars import CompiledConstraint
 
 BoundaryRows = NDArray[np.float32]  # (n, width)
 
@@ -32,7 +36,7 @@ class SessionRequest:
 
     What one `tenant` leaves on the worker no other finds. `deadline` is on the monotonic clock. With `likelihoods` it
     tells how likely each token was, and of the likeliest `alternatives`. `request_id` names it in logs.
-    `penalties` are the model's own.
+    `penalties` are the model's own, `compiled` is the sampling's constraint.
     """
 
     tokens: tuple[int, ...]
@@ -53,6 +57,7 @@ class SessionRequest:
     alternatives: int = 0
     request_id: str = ""
     penalties: Penalties = NO_PENALTIES
+    compiled: CompiledConstraint | None = None
 
     @property
     def pictured(self) -> bool:

@@ -13,7 +13,7 @@ from cutline.cloud.engine.sequence import Session
 from cutline.cloud.engine.session_table import SessionTable
 from cutline.cloud.telemetry.observer import Observer
 from cutline.errors import CutlineError, WorkerFailed
-from cutline.models.sampling import agreeing
+from cutline.models.law.sampling import agreeing
 from cutline.protos.messages import Confirmed, Finished, Likelihood
 
 

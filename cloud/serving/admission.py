@@ -18,6 +18,7 @@ from cutline.models.bundle import Manifest
 from cutline.models.decode_budget import DECODING
 from cutline.models.families import Grid
 from cutline.models.images import TRAVELLING, Pixels, decode_image, read_header
+from cutline.models.law.grammars import CompiledConstraint, Grammars
 from cutline.models.layerline import END
 from cutline.protos.digests import image_digest, rows_digest
 from cutline.protos.messages import Boundary, Draft, ImageChunk, Open
@@ -64,15 +65,26 @@ class ServedSpan:
 
 
 class Reception:
-    """Takes sessions for a `span` of the model in `manifest`; on `image_cache` are images from before."""
+    """Takes sessions for a `span` of the model in `manifest`; on `image_cache` are images from before.
 
-    def __init__(self, manifest: Manifest, span: ServedSpan, *, image_cache: ImageCache | None = None) -> None:
+    `grammars` compile constraints, where tokens are chosen here.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        span: ServedSpan,
+        *,
+        image_cache: ImageCache | None = None,
+        grammars: Grammars | None = None,
+    ) -> None:
         line, (start, end) = manifest.line, span.layers
         self._manifest = manifest
         self._context = span.context
         self._cuts = line.layers[line.place(start) : line.place(end)]
         self._wires = span.wires
         self._image_cache = image_cache or ImageCache(0)
+        self._grammars = grammars
 
     def check(self, opening: Open) -> None:
         """Raises InputError, or ModelMismatch, for an opening that cannot be served whatever follows it."""
@@ -157,6 +169,7 @@ class Reception:
         Raises WorkerUnavailable, before another image is decoded, once it is not `wanted` any more.
         """
         image_tokens = np.array(opening.tokens[: opening.prompt_length]) == self._manifest.image_token
+        compiled = self._compiled(opening, upload.tenant)
         boundary, images, grids = self._images(opening, upload, wanted)
         return SessionRequest(
             tokens=opening.tokens,
@@ -176,7 +189,17 @@ class Reception:
             alternatives=opening.alternatives,
             request_id=opening.request_id,
             penalties=self._manifest.penalties,
+            compiled=compiled,
         )
+
+    def _compiled(self, opening: Open, tenant: str) -> CompiledConstraint | None:
+        """What the answer keeps to, where tokens are chosen here. Raises InputError, also where it does not so far."""
+        constraint = opening.sampling.constraint
+        if constraint is None or self._grammars is None:
+            return None
+        compiled = self._grammars.compiled(constraint, tenant=tenant)
+        compiled.matcher(opening.tokens[opening.prompt_length :])
+        return compiled
 
     def _images(self, opening: Open, upload: ReceivedUpload, wanted: Callable[[], bool]) -> _Prepared:
         """What is to be encoded, the images one by one if they are named, and their grids. Raises InputError."""

@@ -36,7 +36,9 @@ from cutline.cloud.telemetry.watchdog import Watchdog
 from cutline.core.wire import Wire
 from cutline.errors import InputError, WorkerFailed
 from cutline.models.bundle import Bundle
+from cutline.models.law.grammars import Grammars
 from cutline.models.layerline import END
+from cutline.models.vocabulary import Vocabulary
 from cutline.protos.channel.address import parse_address
 from cutline.protos.channel.credentials import NO_KEYS, AgentKeys, ServerKeys
 from cutline.protos.v1 import worker_pb2, worker_pb2_grpc
@@ -174,6 +176,7 @@ async def serve(
             onward=onward,
             observer=observer,
             shares=Shares(callers.limits, places=engine.max_sessions),
+            grammars=Grammars(functools.partial(Vocabulary.open, bundle), manifest) if target.chooses else None,
         )
         worker_pb2_grpc.add_WorkerServicer_to_server(worker, server)
         if ranks is not None:

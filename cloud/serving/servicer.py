@@ -27,6 +27,7 @@ from cutline.cloud.telemetry.observer import NOBODY, Observer
 from cutline.cloud.telemetry.session_stats import Account, trace_of
 from cutline.errors import CutlineError, InputError, WorkerBusy, WorkerFailed, WorkerUnavailable
 from cutline.models.bundle import Manifest
+from cutline.models.law.grammars import Grammars
 from cutline.protos.channel.credentials import EARLY_KEY
 from cutline.protos.features import understood
 from cutline.protos.messages import (
@@ -58,7 +59,8 @@ Remaining = Callable[[], float | None]  # seconds until a call's deadline
 class WorkerServicer(worker_pb2_grpc.WorkerServicer):
     """Serves a `span` of one bundle's target through `engine`; `onward` has the layers after it.
 
-    `shares` says what each tenant may have; without it that is everything.
+    `shares` says what each tenant may have; without it that is everything. `grammars` compile
+    constraints on a worker that has the head.
     """
 
     def __init__(
@@ -70,11 +72,12 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         onward: NextWorker | None = None,
         observer: Observer = NOBODY,
         shares: Shares | None = None,
+        grammars: Grammars | None = None,
     ) -> None:
         self._engine = engine
         self._manifest = manifest
         self._span = span
-        self._reception = Reception(manifest, span, image_cache=engine.image_cache)
+        self._reception = Reception(manifest, span, image_cache=engine.image_cache, grammars=grammars)
         self._onward = onward
         self._observer = observer
         self._version = package_version()

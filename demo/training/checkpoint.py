@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from cutline.core.files import write_file
+from cutline.core.storage.files import write_file
 
 _PLACE = "place"
 

@@ -54,7 +54,8 @@ class RequestConditions(msgspec.Struct, frozen=True, kw_only=True):
             _QUESTIONS[self.earlier] if self.earlier < len(_QUESTIONS) else "later question",
             _SYSTEM[self.system],
             *([] if self.sampling.greedy else ["sampled"]),
-            *(["penalised"] if self.sampling.penalises else []),
+            *(["penalised"] if msgspec.structs.replace(self.sampling, constraint=None).penalises else []),
+            *(["constrained"] if self.sampling.constraint is not None else []),
         ]
         return ", ".join(words)
 

@@ -22,7 +22,7 @@ from cutline.edge.generation.result import Decision, Gated
 from cutline.edge.inference.drafter import Drafted
 from cutline.errors import BundleError
 from cutline.models.bundle import Bundle, write_calibration
-from cutline.models.sampling import agreeing
+from cutline.models.law.sampling import agreeing
 
 MAX_TOKENS = 64  # of an answer to a calibration request; of longer ones nothing was learnt
 _STEPS = 100  # thresholds tried: a finer walk only gives chance more occasions to stop early

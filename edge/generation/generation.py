@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
@@ -18,8 +19,11 @@ from cutline.edge.generation.timing import Stopwatch
 from cutline.errors import WorkerFailed
 from cutline.models.bundle import Manifest
 from cutline.models.images import Pixels
-from cutline.models.sampling import agreeing
+from cutline.models.law.sampling import agreeing
 from cutline.protos.messages import Confirmed, Likelihood, Opened
+
+if TYPE_CHECKING:  # its library is loaded where somebody asks for it
+    from cutline.models.law.grammars import CompiledConstraint
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +33,7 @@ class Prepared:
     `images` are as small as they may be for the same pixels; an image that has one of `files` is a preview, and that is
     what goes to a worker. `reduced` of them are JPEGs that were decoded at half their size. `asked` is the target's
     prompt: `prompt`, with fewer image tokens where they are merged. Of a `fresh` one nothing is kept for later
-    questions.
+    questions. `compiled` is the constraint that the answer keeps to.
     """
 
     request: Request
@@ -42,6 +46,7 @@ class Prepared:
     fresh: bool = False
     files: tuple[bytes | None, ...] = ()
     reduced: int = 0
+    compiled: CompiledConstraint | None = None
 
     @property
     def kept(self) -> tuple[bytes, ...] | None:

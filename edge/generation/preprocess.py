@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
@@ -20,6 +22,9 @@ from cutline.models.decode_budget import DECODING
 from cutline.models.families import Grid
 from cutline.models.images import MAX_PIXELS, Header, Pixels, decode_image, lossless, read_header
 from cutline.models.prompt import PromptBuilder
+
+if TYPE_CHECKING:  # its library is loaded where somebody asks for it
+    from cutline.models.law.grammars import CompiledConstraint, Grammars
 
 MAX_TOGETHER = 4 * MAX_PIXELS  # of a question's images: they are decoded one by one, and others wait meanwhile
 MAX_PACKED = MAX_PIXELS // 4  # of a picture that is written anew as it is
@@ -60,6 +65,8 @@ class Preparer:
         self._target = target
         self._planned = planned
         self._fresh = fresh
+        self._grammars: Grammars | None = None
+        self._turn = threading.Lock()
         self._pictures: LruCache[bytes, SeenImage] = LruCache(0 if fresh else PICTURES_BYTES)
 
     def prepare(self, asked: Request) -> Prepared:
@@ -72,6 +79,7 @@ class Preparer:
         if asked.keep_image_tokens < 1.0 and manifest.family.axes > 1:
             raise InputError(f"{manifest.name} places image tokens in a plane, where none can be left out")
         asked.sampling.check_tokens(manifest.decoder.vocabulary)
+        compiled = self._compiled(asked)
         names = tuple(_name(asked.tenant, file) for file in asked.images)
         found = [self._pictures.get(name) for name in names]
         files = zip(asked.images, found, strict=True)
@@ -96,7 +104,18 @@ class Preparer:
             limit=min(asked.max_tokens, self._context(asked) - len(prompt)),
             files=tuple(one.file for one in seen),
             reduced=sum(one.reduced for one in headers),
+            compiled=compiled,
         )
+
+    def _compiled(self, asked: Request) -> CompiledConstraint | None:
+        """What the answer keeps to. Raises InputError where it does not compile."""
+        if (constraint := asked.sampling.constraint) is None:
+            return None
+        from cutline.models.law.grammars import Grammars  # its library is loaded where somebody asks for it
+
+        with self._turn:
+            self._grammars = self._grammars or Grammars(lambda: self._prompts.vocabulary, self._manifest)
+        return self._grammars.compiled(constraint, tenant=asked.tenant)
 
     def _prompt(self, asked: Request, grids: Sequence[Grid]) -> tuple[int, ...]:
         """The tokens of a question whose images become `grids`. Raises PromptError where they leave no room."""

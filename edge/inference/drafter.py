@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +17,12 @@ from cutline.edge.inference.vision_encoder import VisionSpan
 from cutline.errors import BundleError
 from cutline.models.bundle import Bundle, Manifest
 from cutline.models.images import Pixels
-from cutline.models.penalties import NO_PENALTIES, Past
-from cutline.models.sampling import agreeing, choose
+from cutline.models.law.penalties import NO_PENALTIES, Past
+from cutline.models.law.sampling import agreeing, choose
 from cutline.protos.messages import Likelihood
+
+if TYPE_CHECKING:  # its library is loaded where somebody asks for it
+    from cutline.models.law.grammars import CompiledConstraint
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,7 @@ class Drafter:
         names: Sequence[bytes] | None = None,
         start: int | None = None,
         alternatives: int | None = None,
+        compiled: CompiledConstraint | None = None,
         tenant: str = "",
     ) -> DrafterConversation:
         """Begin to draft answers to `prompt`, whose image tokens stand for the images in `pixels`.
@@ -66,7 +71,7 @@ class Drafter:
         With `names`, one an image and the same for no two images, a conversation goes on from an earlier one that began
         alike, `tenant`'s as well, and is kept for others; without, it stands alone. `start` is the position of an
         answer's first token in the target's prompt, where that is of another length. With `alternatives` tokens come
-        with their likelihoods, and with those of so many others.
+        with their likelihoods, and with those of so many others. `compiled` is the sampling's constraint.
         """
         manifest, grids = self.manifest, [one.grid for one in pixels]
         counts = [manifest.family.tokens(grid) for grid in grids]
@@ -85,22 +90,33 @@ class Drafter:
             history,
             keys,
             PromptRows(self._decoder, prompt, manifest.image_token, counts, image),
-            sampling,
             manifest,
-            start=start,
-            alternatives=alternatives,
+            Choosing(sampling=sampling, compiled=compiled, start=start, alternatives=alternatives),
         )
         if names is not None:
             self._prefix_cache.keep_after(drafting, history)
         return drafting
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choosing:
+    """How drafted tokens are chosen: by `sampling`, whose constraint is `compiled`.
+
+    `start` is the position at which the law counts the answer's first token: after the prompt, if not given. With
+    `alternatives` tokens come with their likelihoods, and with those of so many others.
+    """
+
+    sampling: Sampling
+    compiled: CompiledConstraint | None = None
+    start: int | None = None
+    alternatives: int | None = None
+
+
 class DrafterConversation:
     """One conversation of the drafter. Not for two threads at once.
 
     `prompt` has a key for each of its tokens, `history` those that the decoder has seen; the prompt's `rows` are asked
-    for when a token is drafted. `start` is the position at which the law counts the answer's first: after the prompt,
-    if not given.
+    for when a token is drafted.
     """
 
     def __init__(
@@ -109,21 +125,18 @@ class DrafterConversation:
         history: History,
         prompt: Sequence[Key],
         rows: PromptRows,
-        sampling: Sampling,
         manifest: Manifest,
-        *,
-        start: int | None = None,
-        alternatives: int | None = None,
+        how: Choosing,
     ) -> None:
         self._decoder = decoder
         self._history = history
         self._prompt = prompt
         self._rows = rows
-        self._sampling = sampling
+        self._sampling, self._compiled = how.sampling, how.compiled
         self._stop_tokens = frozenset(manifest.stop_tokens)
         self._penalties = manifest.penalties
-        self._start = len(prompt) if start is None else start
-        self._alternatives = alternatives
+        self._start = len(prompt) if how.start is None else how.start
+        self._alternatives = how.alternatives
 
     def draft(self, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
         """Tokens that may follow `answer`, up to `limit` of them or the end of the answer.
@@ -156,6 +169,7 @@ class DrafterConversation:
             self._penalties,
             self._rows.prompt,
             sampling=self._sampling,
+            matcher=None if self._compiled is None else self._compiled.matcher(),
             first=self._start,
             stop_tokens=self._stop_tokens,
             like=like,

@@ -16,7 +16,7 @@ from cutline.edge.inference.decoder import Decoder
 from cutline.edge.inference.vision_encoder import VisionSpan
 from cutline.models.families.family import Positions
 from cutline.models.images import Pixels
-from cutline.models.sampling import agreeing
+from cutline.models.law.sampling import agreeing
 
 # A state is as large as its conversation was long: a token of SmolVLM-256M takes 46 KB, a picture's 1100 tokens 51 MB,
 # its whole context 377 MB. Two are a conversation that goes on, and one beside it.

@@ -21,7 +21,7 @@ from cutline.edge.inference.vision_encoder import VisionSpan
 from cutline.errors import BundleError, InputError
 from cutline.models.bundle import Bundle, Manifest, span_file
 from cutline.models.images import Pixels
-from cutline.models.sampling import agreeing
+from cutline.models.law.sampling import agreeing
 
 PREFILL = 128  # rows a run: while they are on their way, the next are computed
 SPANS = 8  # that stay loaded: a plan that wavers between cuts loads none of them anew

@@ -25,7 +25,7 @@ from cutline.edge.offload.backends.worker_backend import WorkerBackend
 from cutline.edge.offload.recovery import BACK_SECONDS
 from cutline.edge.offload.route import Route
 from cutline.errors import CutlineError, InputError, WorkerError, WorkerForgot, WorkerUnavailable
-from cutline.models.sampling import agreeing
+from cutline.models.law.sampling import agreeing
 from cutline.protos.client import WorkerClient
 
 if TYPE_CHECKING:  # an agent without one loads no HTTP client
@@ -140,7 +140,7 @@ class Router:
             client = await self._client(end)
             return None if client is None else self._worker(client, end)
         left = self._request.timeout - (time.perf_counter() - self._generation.began)
-        backend = self._backends.upstream_backend(self._request, self._execution, seconds=left)
+        backend = self._backends.upstream_backend(self._prepared, self._execution, seconds=left)
         if self._workers.offline or self._tried:
             return None
         self._tried[backend.address] += 1

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import msgspec
 
-from cutline.core.files import PRIVATE, read_regular, remove_drafts, replace_file, sync_folder, write_all
 from cutline.core.json_errors import UNREADABLE
+from cutline.core.storage.files import PRIVATE, read_regular, remove_drafts, replace_file, sync_folder, write_all
 from cutline.edge.watch.frames import Frame
 from cutline.errors import InputError
 from cutline.models.images import MAX_BYTES

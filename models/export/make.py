@@ -13,7 +13,7 @@ from msgspec import structs
 from safetensors.torch import save_file
 
 from cutline.core.conversation import question
-from cutline.core.files import storing
+from cutline.core.storage.files import storing
 from cutline.errors import BundleError, CutlineError, InputError, PromptError
 from cutline.models.bundle import EMBEDDINGS, MANIFEST, Bundle, Manifest, Precision, Role, write_manifest
 from cutline.models.export.decoder import export_decoder

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cutline.errors import InputError
-from cutline.models.penalties import Penalties
+from cutline.models.law.penalties import Penalties
 
 Fate = Literal["honoured", "changes nothing", "limited"]
 MAX_LAYERS = 1000  # of a tower or a decoder; published models have fewer than 200

@@ -17,8 +17,8 @@ from cutline.models.export.folder import Settings, content_of, first_line, refus
 from cutline.models.export.quiet import quiet
 from cutline.models.export.settings import check, check_flat, shown
 from cutline.models.families import FAMILIES, AnyFamily
+from cutline.models.law.penalties import NO_PENALTIES, Penalties
 from cutline.models.layerline import LayerLine
-from cutline.models.penalties import NO_PENALTIES, Penalties
 from cutline.models.prompt import TEMPLATE
 from cutline.models.vocabulary import TOKENIZER
 

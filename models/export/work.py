@@ -21,8 +21,8 @@ from pathlib import Path
 
 import msgspec
 
-from cutline.core.files import sync_files, sync_folder
-from cutline.core.journal import Journal, open_journal
+from cutline.core.storage.files import sync_files, sync_folder
+from cutline.core.storage.journal import Journal, open_journal
 from cutline.errors import InputError
 from cutline.models.bundle import sha256_of
 

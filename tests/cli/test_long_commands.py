@@ -14,8 +14,8 @@ from rich.console import Console
 from cutline.cli.calibration.answers import KeptAnswers
 from cutline.cli.terminal import time_left
 from cutline.cli.terminal.time_left import TimeLeft
-from cutline.core.journal import Journal, open_journal
 from cutline.core.request import Mode, Request
+from cutline.core.storage.journal import Journal, open_journal
 from cutline.edge.generation.result import Answer
 from cutline.errors import WorkerUnavailable
 from cutline.testing.agent import spoken

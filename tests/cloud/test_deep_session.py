@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from cutline.cloud.engine.sequence import DeepSession, Event, Forward, Session, SessionRequest
 from cutline.core.sampling import Sampling
 from cutline.errors import WorkerFailed
-from cutline.models.sampling import agreeing
+from cutline.models.law.sampling import agreeing
 from cutline.protos.messages import Confirmed, Draft, Reason
 
 VOCABULARY = 6

@@ -21,8 +21,8 @@ from cutline.core.sampling import Sampling
 from cutline.errors import CutlineError
 from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image
-from cutline.models.penalties import NO_PENALTIES, Past, Penalties
-from cutline.models.sampling import choose
+from cutline.models.law.penalties import NO_PENALTIES, Past, Penalties
+from cutline.models.law.sampling import choose
 from cutline.protos.messages import Confirmed, Finished, Open
 
 Case = tuple[Open, bytes, tuple[int, ...]]

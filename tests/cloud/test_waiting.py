@@ -24,7 +24,7 @@ from cutline.cloud.model.model_runner import Target
 from cutline.cloud.telemetry.observer import Observer
 from cutline.core.sampling import Sampling
 from cutline.errors import CutlineError, WorkerBusy, WorkerForgot, WorkerUnavailable
-from cutline.models.sampling import choose
+from cutline.models.law.sampling import choose
 from cutline.protos.messages import Confirmed, Draft, Finished, Opened
 
 VOCABULARY = 50

@@ -22,7 +22,7 @@ from cutline.cloud.engine.sequence import Event, SessionRequest
 from cutline.cloud.model.model_runner import Target
 from cutline.core.sampling import Sampling
 from cutline.errors import CutlineError, WorkerBusy, WorkerForgot
-from cutline.models.sampling import agreeing
+from cutline.models.law.sampling import agreeing
 from cutline.protos.messages import Confirmed, Draft, Finished, Opened
 from cutline.testing.target import STOP, VOCABULARY, ScriptedTarget, plain_answer
 

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from cutline.core.seal import unseal
+from cutline.core.storage.seal import unseal
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.errors import BundleError
 from cutline.models.bundle import (

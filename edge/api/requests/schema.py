@@ -26,6 +26,7 @@ from cutline.core.sampling import (
 from cutline.edge.api.requests.execution import ExecutionOptions, execution_of
 from cutline.edge.api.requests.fields import read_body, unfit
 from cutline.edge.api.requests.images import only_users
+from cutline.edge.api.requests.response_format import ResponseFormat, format_of
 from cutline.edge.api.requests.unserved import RULES
 from cutline.errors import InputError
 
@@ -96,6 +97,7 @@ class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     logit_bias: Annotated[dict[TokenId, Bias], msgspec.Meta(max_length=MAX_BIASES)] | None = None
     seed: Annotated[int, msgspec.Meta(ge=-1, le=2**63 - 1)] | None = None
     stop: str | Annotated[list[str], msgspec.Meta(max_length=MAX_STOPS)] | None = None
+    response_format: ResponseFormat | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=MAX_ALTERNATIVES)] | None = None
     stream: bool | None = None
@@ -113,6 +115,7 @@ class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             messages=[_message(message, images) for message in question.messages],
             max_tokens=question.max_tokens,
             stop=list(question.stop) or None,
+            response_format=format_of(question.sampling.constraint),
             logprobs=question.logprobs is not None,
             top_logprobs=question.logprobs,
             cutline=Extension(**execution_of(question), **more),
@@ -157,9 +160,11 @@ class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def _sampling(self) -> Sampling:
         given = {name: getattr(of, name) for of in (self, self.cutline) for name in of.__struct_fields__}
-        said = {name: given[name] for name in Sampling.__struct_fields__ if given[name] is not None}
+        said = {name: given[name] for name in Sampling.__struct_fields__ if given.get(name) is not None}
         bias = tuple(sorted((int(token), value) for token, value in (self.logit_bias or {}).items()))
-        return Sampling(**said | {"seed": chosen_seed(self.seed, said.get("temperature", 0.0)), "logit_bias": bias})
+        seed = chosen_seed(self.seed, said.get("temperature", 0.0))
+        constraint = None if self.response_format is None else self.response_format.constraint
+        return Sampling(**said | {"seed": seed, "logit_bias": bias, "constraint": constraint})
 
     def _most(self) -> int:
         given = {one for one in (self.max_tokens, self.max_completion_tokens) if one is not None}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from cutline.core.request import Mode, Request
 from cutline.edge.generation.gate import Gate, open_gate
-from cutline.edge.generation.generation import Execution
+from cutline.edge.generation.generation import Execution, Prepared
 from cutline.edge.offload.backends.device_models import DeviceModels
 from cutline.edge.offload.backends.worker_backend import WorkerContact
 from cutline.errors import InputError
@@ -63,10 +63,10 @@ class Backends:
         if self.upstream is None:
             self.contact.check()
 
-    def upstream_backend(self, request: Request, execution: Execution, *, seconds: float) -> UpstreamBackend:
+    def upstream_backend(self, prepared: Prepared, execution: Execution, *, seconds: float) -> UpstreamBackend:
         """The upstream for a request. Raises InputError for one that it cannot be asked."""
         from cutline.edge.offload.backends.upstream_backend import UpstreamBackend
 
         assert self.upstream is not None
         stop = self.drafter.manifest.stop_tokens[0]
-        return UpstreamBackend(self.upstream, request, execution, self.vocabulary, stop=stop, seconds=seconds)
+        return UpstreamBackend(self.upstream, prepared, execution, self.vocabulary, stop=stop, seconds=seconds)

@@ -17,7 +17,7 @@ from cutline.edge.inference.boundary_noise import Noise, new_secret
 from cutline.edge.inference.drafter import Drafted, Drafter, DrafterConversation
 from cutline.edge.inference.target_prefix import Crossing, LoadedSpans
 from cutline.models.bundle import Bundle, Manifest
-from cutline.models.sampling import agreeing
+from cutline.models.law.sampling import agreeing
 
 Returned = TypeVar("Returned")
 
@@ -64,6 +64,7 @@ class DeviceModels:
             names=prepared.kept,
             start=len(prepared.asked),
             alternatives=request.logprobs,
+            compiled=prepared.compiled,
             tenant=request.tenant,
         )
 

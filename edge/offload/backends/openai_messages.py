@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from cutline.core.constraint import Constraint
 from cutline.core.conversation import ImagePart, Message
 from cutline.core.json_errors import UNREADABLE
 from cutline.core.request import Request
@@ -106,9 +107,18 @@ def body_of(question: Request, model: str, refused: Collection[str] = ()) -> dic
     if question.sampling.temperature > 0:
         body |= {"top_p": question.sampling.top_p, "seed": question.sampling.seed}
     body |= {name: value for name in PENALTIES if (value := getattr(question.sampling, name))}
+    if (constraint := question.sampling.constraint) is not None:
+        body["response_format"] = _format(constraint)
     if question.stop:
         body["stop"] = list(question.stop)
     return {name: value for name, value in body.items() if name not in refused}
+
+
+def _format(constraint: Constraint) -> dict[str, Any]:
+    """How a server is asked to keep to a JSON schema."""
+    if constraint == Constraint.json_object():
+        return {"type": "json_object"}
+    return {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": constraint.value}}
 
 
 def also_refused(trouble: Trouble, refused: frozenset[str]) -> frozenset[str]:

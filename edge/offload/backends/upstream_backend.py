@@ -9,14 +9,15 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import httpx
 import msgspec
 
+from cutline.core.constraint import Grammar
 from cutline.core.request import Mode, Request
 from cutline.core.sampling import GREEDY
-from cutline.edge.generation.generation import Execution, Generation
+from cutline.edge.generation.generation import Execution, Generation, Prepared
 from cutline.edge.generation.result import Provenance
 from cutline.edge.offload.backends.openai_messages import (
     Completion,
@@ -29,6 +30,9 @@ from cutline.edge.offload.backends.openai_messages import (
 from cutline.edge.offload.backends.openai_upstream import Upstream
 from cutline.errors import InputError, WorkerFailed, WorkerUnavailable
 from cutline.models.vocabulary import Vocabulary
+
+if TYPE_CHECKING:  # its library is loaded where somebody asks for it
+    from cutline.models.law.grammars import CompiledConstraint
 
 CONNECT_SECONDS = 5.0
 MAX_LINE = 1 << 20  # bytes of one event
@@ -51,21 +55,21 @@ class UpstreamBackend:
     def __init__(
         self,
         upstream: Upstream,
-        request: Request,
+        prepared: Prepared,
         execution: Execution,
         vocabulary: Vocabulary,
         *,
         stop: int,
         seconds: float,
     ) -> None:
-        _check(request, execution)
+        _check(prepared.request, execution)
         self.address = upstream.url
         self.bytes_up = 0
         self.bytes_down = 0
         self.answered = False
         self.heard = time.monotonic()
         self._upstream = upstream
-        self._request = request
+        self._request, self._compiled = prepared.request, prepared.compiled
         self._vocabulary = vocabulary
         self._stop = stop
         self._end = time.monotonic() + seconds
@@ -99,9 +103,16 @@ class UpstreamBackend:
         finally:
             self._upstream.report(outcome)
             generation.parts.lap("cloud")
+        if reason == "stop" and self._compiled is not None:
+            await self._check_format(self._compiled, self._vocabulary.decode(generation.tokens).strip())
         if reason == "stop" and not generation.over and len(generation.tokens) < self._request.max_tokens:
             generation.settle([self._stop], [Provenance.CLOUD])
         generation.limit = len(generation.tokens)  # it has said all that it will
+
+    async def _check_format(self, compiled: CompiledConstraint, text: str) -> None:
+        """Raises WorkerFailed where a whole answer does not keep to what it was asked to."""
+        if not await asyncio.to_thread(compiled.accepts, text, self._vocabulary):
+            raise WorkerFailed(f"the server at {self.address} does not keep to the response format; ask another one")
 
     async def _ask(self, generation: Generation) -> str | None:
         """Ask until the server takes the request. Gives why its answer ended. Raises WorkerError, HTTPError."""
@@ -235,6 +246,8 @@ def _check(request: Request, execution: Execution) -> None:
     if unsent := [name for name in UNSENT if getattr(sampling, name) != getattr(GREEDY, name)]:
         names = ", ".join(name.replace("_", "-") for name in unsent)
         raise InputError(f"{names} needs a worker of the target; an upstream is asked for nothing of the kind")
+    if sampling.constraint is not None and sampling.constraint.grammar is not Grammar.JSON_SCHEMA:
+        raise InputError(f"an upstream keeps to JSON schemas, not to a {sampling.constraint.grammar}; ask a worker")
 
 
 class _Connecting:

@@ -16,7 +16,7 @@ from cutline.edge.offload.heartbeat import FIRST_UPLINK, NOTICE, Heartbeat
 from cutline.edge.offload.stall_detector import StallDetector
 from cutline.errors import VersionMismatch, WorkerError
 from cutline.models.bundle import Manifest
-from cutline.models.sampling import agreeing
+from cutline.models.law.sampling import agreeing
 from cutline.protos.channel.credentials import TENANT_KEY
 from cutline.protos.client import WorkerClient, WorkerSession
 from cutline.protos.features import understood

@@ -22,7 +22,7 @@ from cutline.demo.bundles import TARGET
 from cutline.errors import CutlineError
 from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image
-from cutline.models.sampling import choose
+from cutline.models.law.sampling import choose
 from cutline.protos.messages import Confirmed, Draft, Finished, Open, Reason
 
 SLOTS = 5

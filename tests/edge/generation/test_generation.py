@@ -10,7 +10,7 @@ from cutline.edge.generation.detokenizer import Transcript
 from cutline.edge.generation.generation import Belief, Generation
 from cutline.edge.generation.result import Provenance
 from cutline.models.bundle import Bundle
-from cutline.models.sampling import agreeing
+from cutline.models.law.sampling import agreeing
 from cutline.models.vocabulary import Vocabulary
 from cutline.protos.messages import Likelihood, Opened
 

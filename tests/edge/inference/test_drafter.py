@@ -22,9 +22,9 @@ from cutline.edge.inference.vision_encoder import VisionSpan
 from cutline.errors import BundleError
 from cutline.models.bundle import Bundle
 from cutline.models.images import Pixels, decode_image
-from cutline.models.penalties import Penalties
+from cutline.models.law.penalties import Penalties
+from cutline.models.law.sampling import choose
 from cutline.models.prompt import PromptBuilder
-from cutline.models.sampling import choose
 
 BUNDLE = Bundle.open(DRAFTER)
 DRAFTER_ = Drafter.open(BUNDLE, threads=1)

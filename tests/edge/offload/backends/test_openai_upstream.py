@@ -24,7 +24,7 @@ from cutline.demo.requests import requests
 from cutline.edge.agent import Agent, AgentSettings
 from cutline.edge.generation.detokenizer import Transcript
 from cutline.edge.generation.events import Settled
-from cutline.edge.generation.generation import Execution, Generation
+from cutline.edge.generation.generation import Execution, Generation, Prepared
 from cutline.edge.generation.result import Answer, Provenance
 from cutline.edge.generation.semantic_cache import SemanticCache
 from cutline.edge.offload.backends.openai_upstream import KEY, Upstream, open_key
@@ -51,7 +51,8 @@ def events(*texts: str, finish: str | None = "stop") -> bytes:
 
 def before(upstream: Upstream, question: Request) -> UpstreamBackend:
     """A question before an upstream."""
-    return UpstreamBackend(upstream, question, Execution.unplanned(question), VOCABULARY, stop=STOP, seconds=60.0)
+    prepared = Prepared(question, (), (), (1,), (1,), question.max_tokens)
+    return UpstreamBackend(upstream, prepared, Execution.unplanned(question), VOCABULARY, stop=STOP, seconds=60.0)
 
 
 def answered(handler: Handler, question: Request, *, key: str | None = None) -> tuple[Generation, UpstreamBackend]:

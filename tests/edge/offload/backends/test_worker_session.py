@@ -28,8 +28,8 @@ from cutline.edge.offload.backends.worker_session import Exchange
 from cutline.errors import WorkerBusy, WorkerFailed
 from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image
+from cutline.models.law.sampling import agreeing
 from cutline.models.prompt import PromptBuilder
-from cutline.models.sampling import agreeing
 from cutline.models.vocabulary import Vocabulary
 from cutline.protos.messages import Boundary, Confirmed, Draft, Finished, ImageChunk, Open, Opened, Reason
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import numpy as np
 
 from cutline.core.sampling import GREEDY, Sampling
+
+if TYPE_CHECKING:  # its library is loaded where somebody asks for it
+    from cutline.models.law.grammars import Matcher
 
 _Token = Annotated[int, msgspec.Meta(ge=0, le=10**7)]
 _Length = Annotated[int, msgspec.Meta(ge=0, le=10**7)]
@@ -44,7 +47,8 @@ NO_PENALTIES = Penalties()
 class Past:
     """The tokens of a prompt and its answer so far, and the penalties and biases that follow from them.
 
-    They come from the model's `penalties` and the request's `sampling`, in transformers' order.
+    They come from the model's `penalties` and the request's `sampling`, in transformers' order. A `matcher`, at the
+    answer's beginning, adds the mask of the answer's constraint.
 
     `first` is the position of the answer's first token; `stop_tokens` end an answer. `like` (vocabulary,), an array of
     `xp` (numpy or torch), has the shape and device of the logits. For one thread at a time.
@@ -56,6 +60,7 @@ class Past:
         prompt: Sequence[int],
         *,
         sampling: Sampling = GREEDY,
+        matcher: Matcher | None = None,
         first: int,
         stop_tokens: Collection[int],
         like: Any,
@@ -70,6 +75,7 @@ class Past:
         # The count of each token in the answer; as it is as long as the vocabulary, only if it is needed.
         self._counts: Any = xp.zeros_like(like, dtype=xp.float32) if self._presence or self._frequency else None
         self._first, self._prompt = first, len(prompt)
+        self._matcher = matcher
         self._stops = frozenset(stop_tokens)
         self._xp = xp
         self._seen = xp.zeros_like(like, dtype=xp.bool)
@@ -88,6 +94,8 @@ class Past:
         if not tokens:
             return
         size, begin = self._penalties.no_repeat_ngram_size, len(self.tokens)
+        if self._matcher is not None:
+            self._matcher.consume(tokens[max(0, self._prompt - begin) :])
         self.tokens += tokens
         if self._repetition != 1.0:
             self._seen[self._index(tokens)] = True
@@ -112,7 +120,15 @@ class Past:
             logits = logits - self._counts * xp.full_like(logits[:1], self._frequency)
         if self._presence:
             logits = xp.where(self._counts > 0, logits - xp.full_like(logits[:1], self._presence), logits)
-        if banned := self._banned():
+        banned = self._banned()
+        if self._matcher is not None:
+            allowed = self._matcher.allowed()
+            left = allowed.copy()
+            left[sorted(banned)] = False
+            # Where nothing is left the constraint has the last word: no answer that breaks it is of any use.
+            masked = xp.asarray(~(left if left.any() else allowed))
+            logits = xp.where(masked if xp is np else masked.to(logits.device), -float("inf"), logits)
+        elif banned:
             masked = xp.zeros_like(logits, dtype=xp.bool)
             masked[self._index(sorted(banned))] = True
             logits = xp.where(masked, -float("inf"), logits)

@@ -14,8 +14,8 @@ from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from cutline.core.sampling import MAX_BIASES, Sampling
 from cutline.errors import InputError
-from cutline.models.noise import _log, _philox, gumbel
-from cutline.models.sampling import _kept, choose
+from cutline.models.law.noise import _log, _philox, gumbel
+from cutline.models.law.sampling import _kept, choose
 
 seeds = st.integers(0, 2**63 - 1)
 positions = st.integers(0, 2**40)

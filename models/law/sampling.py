@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from cutline.core.sampling import Sampling
-from cutline.models.noise import gumbel
+from cutline.models.law.noise import gumbel
 
 
 def choose(logits: Any, sampling: Sampling, position: int, *, xp: Any = np) -> int:

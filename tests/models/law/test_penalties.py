@@ -15,7 +15,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from cutline.core.sampling import Sampling
 from cutline.demo.bundles import TARGET
 from cutline.models.bundle import Bundle, read_manifest, write_manifest
-from cutline.models.penalties import NO_PENALTIES, Past, Penalties
+from cutline.models.law.penalties import NO_PENALTIES, Past, Penalties
 
 VOCABULARY = 12
 STOPS = (1, 2)

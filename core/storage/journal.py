@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from cutline.core.files import PRIVATE, storing, write_all
+from cutline.core.storage.files import PRIVATE, storing, write_all
 from cutline.errors import InputError
 
 SYNC_SECONDS = 1.0  # between syncs: a power cut may cost so much work; a kill costs nothing that `put` has stored

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cutline.core.journal import open_journal
+from cutline.core.storage.journal import open_journal
 from cutline.errors import InputError, StorageError
 
 PACKAGE = Path(__file__).resolve().parents[2] / ".dev"
@@ -62,7 +62,7 @@ def test_a_kill_at_any_byte_costs_the_line_that_it_cut(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from cutline.core.journal import open_journal
+from cutline.core.storage.journal import open_journal
 with open_journal(Path(sys.argv[1]), inputs="one") as journal:
     journal.put("a", 1)
     os.kill(os.getpid(), signal.SIGKILL)

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from cutline.core.files import extend_file, is_draft, remove_drafts, write_file, write_new
+from cutline.core.storage.files import extend_file, is_draft, remove_drafts, write_file, write_new
 from cutline.errors import InputError, StorageError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 STEPS = 40  # that touch the disk, more than any of these writes takes
 
 Before = dict[str, bytes]
@@ -207,7 +207,7 @@ def test_lines_are_never_joined_to_half_a_line(tmp_path: Path) -> None:
 
 # What may be written otherwise, and why that is whole all the same.
 OTHERWISE = {
-    "core/files.py": "here it is done",
+    "core/storage/files.py": "here it is done",
     "cli/terminal/logs.py": "a log is only ever added to",
     "demo/train.py": "a model's own folder, made anew from the start",
     "protos/channel/credentials.py": "in memory, for OpenSSL",

@@ -1,0 +1,200 @@
+"""What an answer has to keep to: a JSON schema, a regular expression, one of some texts, or a grammar.
+
+A constraint changes which tokens may come next, as a function of the tokens before, so it is a part of the law: an
+answer that keeps to one is the same in every mode. What a client may send is bounded here, before anybody compiles it.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import importlib.metadata
+import json
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from cutline.errors import InputError
+
+MAX_BYTES = 64 << 10  # of a constraint
+MAX_DEPTH = 32  # of a schema's nesting
+MAX_CHOICES = 1000  # texts of a choice, or values of an `enum`, in all of a schema
+MAX_COUNT = 1000  # that `minItems`, `maxLength` and the like may ask for, and a regular expression's repetitions
+
+# Keywords of JSON Schema that no mask of next tokens is made for, and those that say how to compile it.
+_REFUSED = frozenset(
+    {
+        "$dynamicRef",
+        "contains",
+        "dependentRequired",
+        "dependentSchemas",
+        "else",
+        "if",
+        "maxContains",
+        "minContains",
+        "not",
+        "propertyNames",
+        "then",
+        "unevaluatedItems",
+        "unevaluatedProperties",
+        "uniqueItems",
+        "x-guidance",
+    }
+)
+_COUNTS = frozenset({"maxItems", "maxLength", "maxProperties", "minItems", "minLength", "minProperties"})
+_NAMED = frozenset({"$defs", "definitions", "patternProperties", "properties"})  # whose keys are names, not keywords
+_VALUES = frozenset({"const", "default", "enum", "examples"})  # which hold values, not schemas
+
+
+class Grammar(enum.StrEnum):
+    """The language that a constraint is written in."""
+
+    JSON_SCHEMA = "json_schema"
+    REGEX = "regex"  # the whole answer matches it
+    CHOICE = "choice"  # a JSON list of texts, of which the answer is one
+    LARK = "lark"
+
+
+class Constraint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What an answer keeps to: `text` in the language `grammar`. Raises InputError on what is too large or unknown.
+
+    JSON is written without spaces, and with the keys of its objects as they came: that is the order in which an answer
+    has them.
+    """
+
+    grammar: Grammar
+    text: Annotated[str, Meta(max_length=MAX_BYTES)]
+
+    def __post_init__(self) -> None:
+        if (size := len(self.text.encode())) > MAX_BYTES:
+            raise InputError(f"the {self.grammar} has {size} bytes; give {MAX_BYTES} at most")
+        if not self.text.strip():
+            raise InputError(f"the {self.grammar} is empty")
+        match self.grammar:
+            case Grammar.JSON_SCHEMA:
+                _check_schema(_read(self.text))
+            case Grammar.CHOICE:
+                _check_choices(_read(self.text))
+            case Grammar.REGEX:
+                _check_regex(self.text)
+            case Grammar.LARK:
+                if "%json" in self.text or "%llguidance" in self.text:
+                    raise InputError("a lark grammar has no %json or %llguidance here; give a JSON schema by itself")
+
+    @classmethod
+    def of(cls, grammar: str, text: str) -> Constraint:
+        """One in a grammar of this name."""
+        if grammar not in tuple(Grammar):
+            raise InputError(f"there is no grammar {grammar[:40]!r}; there are {', '.join(Grammar)}")
+        return cls(grammar=Grammar(grammar), text=text)
+
+    @classmethod
+    def json_schema(cls, schema: Any) -> Constraint:
+        """A JSON value that keeps to this schema: an object, or true."""
+        return cls(grammar=Grammar.JSON_SCHEMA, text=_written(schema))
+
+    @classmethod
+    def json_object(cls) -> Constraint:
+        """Any JSON object."""
+        return cls.json_schema({"type": "object"})
+
+    @classmethod
+    def regex(cls, pattern: str) -> Constraint:
+        """A text that matches `pattern` from its beginning to its end."""
+        return cls(grammar=Grammar.REGEX, text=pattern)
+
+    @classmethod
+    def choice(cls, texts: Sequence[str]) -> Constraint:
+        """One of these texts."""
+        return cls(grammar=Grammar.CHOICE, text=_written(list(texts)))
+
+    @classmethod
+    def lark(cls, grammar: str) -> Constraint:
+        """A text of this grammar, whose first rule is `start`."""
+        return cls(grammar=Grammar.LARK, text=grammar)
+
+    @property
+    def value(self) -> Any:
+        """The schema, or the list of texts, as JSON has it."""
+        return json.loads(self.text)
+
+
+@functools.cache
+def dialect() -> str:
+    """What decides, beside a constraint's text, which tokens it allows: the compiler, its version and our options."""
+    return f"llguidance-{importlib.metadata.version('llguidance')}-1"
+
+
+def _written(value: Any) -> str:
+    try:
+        return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        raise InputError("the constraint is no JSON; give an object of JSON Schema, or a list of texts") from None
+
+
+def _read(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"the constraint's JSON does not read: {str(error)[:100]}") from None
+
+
+def _check_choices(choices: Any) -> None:
+    if not isinstance(choices, list) or not choices or not all(isinstance(one, str) and one for one in choices):
+        raise InputError("a choice is a list of texts, none of them empty")
+    if len(choices) > MAX_CHOICES:
+        raise InputError(f"a choice of {len(choices)} texts is too large; give {MAX_CHOICES} at most")
+
+
+def _check_regex(pattern: str) -> None:
+    """The rest is the compiler's to refuse; repetitions it would unfold are refused before that."""
+    for count in _repetitions(pattern):
+        if count > MAX_COUNT:
+            raise InputError(f"the regex repeats something {count} times; give {MAX_COUNT} at most")
+    for look in ("(?=", "(?!", "(?<=", "(?<!"):
+        if look in pattern:
+            raise InputError(f"the regex looks around itself, by {look}; no mask of next tokens is made for that")
+
+
+def _repetitions(pattern: str) -> Iterator[int]:
+    """Every number that stands in braces."""
+    for piece in pattern.split("{")[1:]:
+        for number in piece.partition("}")[0].split(","):
+            if number.strip().isdecimal():
+                yield int(number) if len(number) < 10 else 10**9
+
+
+def _check_schema(schema: Any) -> None:
+    """That a schema is one, without keywords that are not served, and small. Raises InputError."""
+    if not isinstance(schema, dict | bool) or schema is False:
+        raise InputError("a JSON schema is an object, or true")
+    values = 0
+    left: list[tuple[Any, int]] = [(schema, 1)]
+    while left:
+        one, depth = left.pop()
+        if depth > MAX_DEPTH:
+            raise InputError(f"the JSON schema is nested more than {MAX_DEPTH} deep")
+        if isinstance(one, list):
+            left += ((inner, depth + 1) for inner in one)
+        if not isinstance(one, dict):
+            continue
+        if unserved := sorted(_REFUSED & one.keys()):
+            raise InputError(f"JSON schemas with {', '.join(unserved)} are not served; say it in another way")
+        for key, inner in one.items():
+            if key in _COUNTS and isinstance(inner, int) and inner > MAX_COUNT:
+                raise InputError(f"the JSON schema's {key} is {inner}; give {MAX_COUNT} at most")
+            if key == "pattern" and isinstance(inner, str):
+                _check_regex(inner)
+            if key == "enum" and isinstance(inner, list):
+                values += len(inner)
+            if key in _NAMED and isinstance(inner, dict):
+                if key == "patternProperties":
+                    for pattern in inner:
+                        _check_regex(pattern)
+                left += ((named, depth + 2) for named in inner.values())
+            elif key not in _VALUES:
+                left.append((inner, depth + 1))
+    if values > MAX_CHOICES:
+        raise InputError(f"the JSON schema's enums have {values} values; give {MAX_CHOICES} at most")

@@ -1,0 +1,1 @@
+"""Files: whole or not at all, sealed, and journals that grow line by line."""

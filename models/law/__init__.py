@@ -1,0 +1,1 @@
+"""The law of the next token: noise, sampling, penalties and constraints, the same in NumPy and torch."""
