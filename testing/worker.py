@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import grpc
+import msgspec
 
 from cutline.core.conversation import question
 from cutline.core.request import Mode, Request
@@ -43,7 +44,21 @@ from cutline.protos.messages import (
 from cutline.protos.v1 import worker_pb2 as pb
 from cutline.protos.v1 import worker_pb2_grpc
 
-BUNDLE = Bundle.open(DRAFTER)
+
+def keeps_from(threshold: float) -> Gate:
+    """A gate whose every group keeps answers of this confidence and more."""
+    group = Group(threshold=threshold, risk=0.05, confidence=0.9, requests=100, kept=90, disagreed=1)
+    return Gate(dict.fromkeys(GROUPS, group))
+
+
+def gated(bundle: Bundle, gate: Gate) -> Bundle:
+    """A drafter's bundle as if it had been calibrated to this gate."""
+    calibration = msgspec.to_builtins(gate)
+    return Bundle(bundle.path, msgspec.structs.replace(bundle.manifest, calibration=calibration), bundle.part)
+
+
+NEVER = keeps_from(2.0)  # it waits for the whole draft, and asks the worker every time
+BUNDLE = gated(Bundle.open(DRAFTER), NEVER)
 STOP = BUNDLE.manifest.stop_tokens[0]
 REQUEST = next(one for one in requests(Split.EVALUATION, 2, seed=11) if one.question.kind == "describe")
 NOTICE = 0.3  # seconds
@@ -171,15 +186,6 @@ async def _linger(messages: AsyncIterator[pb.AgentMessage]) -> None:
     with contextlib.suppress(asyncio.CancelledError):
         async for _ in messages:
             pass
-
-
-def keeps_from(threshold: float) -> Callable[[Bundle], Gate]:
-    """What opens a gate whose every group keeps answers of this confidence and more."""
-    group = Group(threshold=threshold, risk=0.05, confidence=0.9, requests=100, kept=90, disagreed=1)
-    return lambda bundle: Gate(dict.fromkeys(GROUPS, group))
-
-
-never_keeps = keeps_from(2.0)  # a gate that waits for the whole draft, and asks the worker every time
 
 
 def asking(mode: Mode, **options: Any) -> Request:

@@ -32,9 +32,9 @@ from cutline.edge.generation.result import Answer, Lost, Provenance, Tail
 from cutline.edge.offload.worker_pool import Workers
 from cutline.models.bundle import Bundle
 from cutline.protos.client import BEAT_BYTES, WorkerClient
-from cutline.testing.worker import never_keeps
+from cutline.testing.worker import NEVER, gated
 
-DEVICE, BUNDLE = Bundle.open(TARGET, "device"), Bundle.open(DRAFTER)
+DEVICE, BUNDLE = Bundle.open(TARGET, "device"), gated(Bundle.open(DRAFTER), NEVER)
 ASKED = next(one for one in requests(Split.EVALUATION, 2, seed=11) if one.question.kind == "describe")
 NOTICE = 0.6
 Whole = Callable[[Mode, dict[str, Any]], Awaitable[tuple[int, ...]]]
@@ -58,11 +58,6 @@ def workers() -> Iterator[tuple[str, str]]:
 @pytest.fixture(scope="module")
 def truth() -> tuple[int, ...]:
     return Reference(Bundle.open(TARGET)).answer(ASKED.image, ASKED.question.text)
-
-
-@pytest.fixture(autouse=True)
-def no_gate(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cutline.edge.offload.backends.backends.open_gate", never_keeps)
 
 
 def asking(mode: Mode, **options: Any) -> Request:

@@ -33,14 +33,8 @@ from cutline.testing.worker import (
     asking,
     drafters_own,
     ids,
-    never_keeps,
     serving,
 )
-
-
-@pytest.fixture(autouse=True)
-def no_gate(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cutline.edge.offload.backends.backends.open_gate", never_keeps)
 
 
 @pytest.mark.parametrize("mode", [Mode.DRAFT, Mode.CLOUD])

@@ -19,12 +19,13 @@ from cutline.demo.cards import Split
 from cutline.demo.reference import Reference
 from cutline.demo.requests import requests
 from cutline.edge.agent import Agent
+from cutline.edge.generation.gate import Gate
 from cutline.edge.generation.result import Answer, Provenance
 from cutline.edge.inference.drafter import Drafted, DrafterConversation
 from cutline.edge.inference.target_prefix import TargetSpan
 from cutline.errors import CutlineError, InputError, ModelMismatch
 from cutline.models.bundle import Bundle
-from cutline.testing.worker import keeps_from, never_keeps
+from cutline.testing.worker import NEVER, gated, keeps_from
 
 BUNDLE = Bundle.open(TARGET, "device")
 LINE = BUNDLE.manifest.line
@@ -55,11 +56,13 @@ def small() -> Iterator[tuple[str, int]]:
         yield address, 40
 
 
-def ask(worker: str | None, questions: Sequence[Request], *, target: Bundle | None = BUNDLE) -> list[Answer]:
+def ask(
+    worker: str | None, questions: Sequence[Request], *, target: Bundle | None = BUNDLE, gate: Gate = NEVER
+) -> list[Answer]:
     """The answers of one agent."""
 
     async def run() -> list[Answer]:
-        async with Agent(Bundle.open(DRAFTER), worker=worker, threads=1, target=target) as agent:
+        async with Agent(gated(Bundle.open(DRAFTER), gate), worker=worker, threads=1, target=target) as agent:
             return [await agent.answer(question) for question in questions]
 
     return asyncio.run(run())
@@ -72,10 +75,7 @@ def ids(answer: Answer) -> tuple[int, ...]:
 @pytest.mark.parametrize(
     ("cut", "mode"), [("vision.1", Mode.SPLIT), ("decoder.0", Mode.AUTO), ("decoder.2", Mode.DRAFT)]
 )
-def test_with_noise_an_answer_is_not_called_exact(
-    cut: str, mode: Mode, worker: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("cutline.edge.offload.backends.backends.open_gate", never_keeps)
+def test_with_noise_an_answer_is_not_called_exact(cut: str, mode: Mode, worker: str) -> None:
     one = LONGEST
     answers = ask(
         worker,
@@ -114,10 +114,7 @@ def wrong_in_places(every: int) -> Callable[[DrafterConversation, Sequence[int],
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("cut", CUTS)
-def test_a_cut_changes_no_token(
-    cut: str, mode: Mode, worker: str, truth: Truth, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("cutline.edge.offload.backends.backends.open_gate", never_keeps)
+def test_a_cut_changes_no_token(cut: str, mode: Mode, worker: str, truth: Truth) -> None:
     truths = [truth(one.image, one.question.text) for one in ASKED]
     answers = ask(worker, [Request.about(one.image, one.question.text, mode=mode, cut=cut) for one in ASKED])
     assert [ids(answer) for answer in answers] == truths
@@ -135,7 +132,6 @@ def test_wrong_drafts_change_no_token(
     cut: str, every: int, worker: str, truth: Truth, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(DrafterConversation, "draft", wrong_in_places(every))
-    monkeypatch.setattr("cutline.edge.offload.backends.backends.open_gate", never_keeps)
     truths = [truth(one.image, one.question.text) for one in ASKED[:3]]
     for mode in (Mode.DRAFT, Mode.AUTO):
         asked = [Request.about(one.image, one.question.text, mode=mode, cut=cut) for one in ASKED[:3]]
@@ -165,7 +161,6 @@ def test_a_round_verifies_a_whole_draft_also_inside_the_decoder(worker: str, tru
 def test_a_draft_that_is_right_is_verified_in_one_round(
     worker: str, truth: Truth, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cutline.edge.offload.backends.backends.open_gate", never_keeps)
     right = truth(LONGEST.image, LONGEST.question.text)
 
     def foreseen(self: DrafterConversation, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
@@ -235,9 +230,9 @@ def test_sampled_drafts_are_right_though_the_targets_prompt_is_shorter(
     assert sum(one.accepted for one in answers[1::2]) > tokens / 2
 
 
-def test_a_kept_answer_cuts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cutline.edge.offload.backends.backends.open_gate", keeps_from(0.0))
-    (answer,) = ask(None, [Request.about(ASKED[0].image, "Which?", mode=Mode.AUTO, cut="decoder.2")])
+def test_a_kept_answer_cuts_nothing() -> None:
+    asked = Request.about(ASKED[0].image, "Which?", mode=Mode.AUTO, cut="decoder.2")
+    (answer,) = ask(None, [asked], gate=keeps_from(0.0))
     assert (answer.cut, answer.wire, answer.worker, answer.rounds, answer.exact) == (None, None, None, 0, False)
 
 

@@ -17,7 +17,7 @@ from cutline.edge.generation.result import Provenance
 from cutline.edge.inference.drafter import Drafted, DrafterConversation
 from cutline.models.bundle import Bundle
 from cutline.testing.together import asking, check_account, ids, together
-from cutline.testing.worker import keeps_from
+from cutline.testing.worker import NEVER, gated, keeps_from
 
 Draft = Callable[[DrafterConversation, Sequence[int], int], Iterator[Drafted]]
 EFFORTS = (0.0, 0.5, 1.0)
@@ -131,11 +131,10 @@ def test_pure_speculation_costs_one_round_when_every_draft_is_right(
     asyncio.run(run())
 
 
-def test_what_the_gate_keeps_never_leaves_the_device(drafter: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cutline.edge.offload.backends.backends.open_gate", keeps_from(0.0))
-
+def test_what_the_gate_keeps_never_leaves_the_device(drafter: Bundle) -> None:
     async def run() -> None:
-        async with Agent(drafter, worker="127.0.0.1:1", threads=1) as agent:
+        drafts = gated(drafter, keeps_from(0.0))
+        async with Agent(drafts, worker="127.0.0.1:1", threads=1) as agent:
             for request in ASKED[:6]:
                 edge = await agent.answer(asking(request, Mode.EDGE))
                 auto = await agent.answer(asking(request, Mode.AUTO))
@@ -156,13 +155,10 @@ def test_what_the_gate_keeps_never_leaves_the_device(drafter: Bundle, monkeypatc
 def test_what_it_does_not_keep_is_verified_whole_in_one_round(
     target: Bundle, drafter: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cutline.edge.offload.backends.backends.open_gate", keeps_from(2.0))
-
     async def run() -> None:
-        async with together(target, drafter) as agent:
+        async with together(target, gated(drafter, NEVER)) as agent:
             for request in ASKED[:6]:
                 monkeypatch.undo()
-                monkeypatch.setattr("cutline.edge.offload.backends.backends.open_gate", keeps_from(2.0))
                 truth = ids(await agent.answer(asking(request, Mode.CLOUD)))
                 monkeypatch.setattr(DrafterConversation, "draft", foreseen(truth))
                 answer = await agent.answer(asking(request, Mode.AUTO))
@@ -178,10 +174,8 @@ def test_what_it_does_not_keep_is_verified_whole_in_one_round(
 def test_an_escalation_goes_on_drafting_from_where_it_was_wrong(
     target: Bundle, drafter: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cutline.edge.offload.backends.backends.open_gate", keeps_from(2.0))
-
     async def run() -> None:
-        async with together(target, drafter) as agent:
+        async with together(target, gated(drafter, NEVER)) as agent:
             truth = ids(await agent.answer(asking(LONGEST, Mode.CLOUD)))
             monkeypatch.setattr(DrafterConversation, "draft", foreseen(truth, wrong=1))
             answer = await agent.answer(asking(LONGEST, Mode.AUTO, effort=0.0))

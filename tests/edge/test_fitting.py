@@ -21,16 +21,10 @@ from cutline.testing.worker import (
     ask,
     asking,
     ids,
-    never_keeps,
     serving,
 )
 
 MODES = [Mode.CLOUD, Mode.DRAFT, Mode.AUTO]
-
-
-@pytest.fixture(autouse=True)
-def no_gate(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cutline.edge.offload.backends.backends.open_gate", never_keeps)
 
 
 @pytest.fixture
@@ -102,6 +96,13 @@ def test_with_older_workers_alone_the_drafter_answers_and_says_so() -> None:
     assert "upgrade it" in answer.lost[0].why
     with pytest.raises(VersionMismatch, match="does not understand top-k"):
         ask([ScriptedWorker()], asking(Mode.CLOUD, sampling=asked.sampling))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_context_of_a_worker_that_was_lost_limits_nobody_else(mode: Mode) -> None:
+    prompt = ask([ScriptedWorker()], asking(Mode.CLOUD))[0].prompt_tokens
+    answer, _, _ = ask([ScriptedWorker((3, BREAK), context=prompt + 7), ScriptedWorker()], asking(mode))
+    assert (ids(answer), len(answer.lost), answer.complete) == (TRUTH, 1, True)
 
 
 @pytest.mark.parametrize("mode", MODES)

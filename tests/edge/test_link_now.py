@@ -24,7 +24,7 @@ from cutline.errors import InputError, WorkerUnavailable
 from cutline.models.vocabulary import Vocabulary
 from cutline.protos.messages import Confirmed, Finished, Opened, Reason, worker_to_wire
 from cutline.protos.v1 import worker_pb2 as pb
-from cutline.testing.worker import BUNDLE, TRUTH, ScriptedWorker, asking, never_keeps, serving
+from cutline.testing.worker import BUNDLE, NEVER, TRUTH, ScriptedWorker, asking, serving
 
 VOCABULARY = Vocabulary.open(BUNDLE)
 TRIP, PREPARED, QUEUED = 0.25, 0.5, 0.25  # seconds
@@ -43,9 +43,7 @@ class FarWorker(ScriptedWorker):
         yield worker_to_wire(Finished(Reason.STOP, 1, 0, 0.0))
 
 
-def test_the_link_is_known_from_the_first_session_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cutline.edge.offload.backends.backends.open_gate", never_keeps)
-
+def test_the_link_is_known_from_the_first_session_on() -> None:
     async def run() -> None:
         async with serving(FarWorker()) as address, Agent(BUNDLE, worker=address, threads=1) as agent:
             assert state_of(agent.state(), Totals(), switchable=True).link is None
@@ -63,7 +61,7 @@ def test_the_link_is_known_from_the_first_session_on(monkeypatch: pytest.MonkeyP
 
 def test_silence_is_that_of_the_worker_which_was_lost() -> None:
     route, progress = (
-        Route(0.0, never_keeps(BUNDLE).said("any", Decision.PASSED)),
+        Route(0.0, NEVER.said("any", Decision.PASSED)),
         Generation(0.0, Transcript(VOCABULARY)),
     )
     session: Any = SimpleNamespace(address="a", heard=time.monotonic() - 5.0)

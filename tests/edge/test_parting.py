@@ -17,7 +17,7 @@ from cutline.errors import WorkerUnavailable
 from cutline.protos.client import WorkerClient, WorkerSession
 from cutline.protos.messages import ImageChunk, Open
 from cutline.protos.v1 import worker_pb2 as pb
-from cutline.testing.worker import BUNDLE, OWN, ScriptedWorker, ask, asking, ids, never_keeps, serving
+from cutline.testing.worker import BUNDLE, OWN, ScriptedWorker, ask, asking, ids, serving
 
 LARGE = 256 << 20  # bytes: more than a link takes from whom nobody reads
 SOON = 0.3  # seconds, after which it does take no more
@@ -73,9 +73,8 @@ def test_who_gives_up_a_blocked_write_is_cancelled() -> None:
 
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the image, a large one is sent; and no gate keeps an answer."""
+    """Whatever the image, a large one is sent."""
     monkeypatch.setattr(type(BUNDLE.manifest.family), "shrink", lambda *_: os.urandom(LARGE))
-    monkeypatch.setattr("cutline.edge.offload.backends.backends.open_gate", never_keeps)
 
 
 @pytest.mark.usefixtures("large")

@@ -37,7 +37,7 @@ from cutline.models.bundle import Bundle
 from cutline.models.prompt import PromptBuilder
 from cutline.models.vocabulary import Vocabulary
 from cutline.partitioner.setting import GateRates, Setting
-from cutline.testing.worker import keeps_from
+from cutline.testing.worker import gated, keeps_from
 
 BUNDLE = Bundle.open(DRAFTER)
 PREPARER = Preparer(BUNDLE.manifest, PromptBuilder.open(BUNDLE), None, planned=True)
@@ -270,14 +270,11 @@ def in_agent(work: Callable[[Agent], Any], *, seconds: float, edge: DeviceProfil
         transport = httpx.MockTransport(lambda request: httpx.Response(200, stream=Late(seconds)))
         upstream = Upstream("https://there/v1", model="big", transport=transport)
         planner = Planner(device(edge=edge), link(rtt_ms=1.0, uplink_mbps=1000.0, downlink_mbps=1000.0))
-        async with Agent(
-            BUNDLE, worker=None, threads=1, settings=AgentSettings(upstream=upstream), planner=planner
-        ) as agent:
+        drafter, settings = gated(BUNDLE, keeps_from(gate)), AgentSettings(upstream=upstream)
+        async with Agent(drafter, threads=1, settings=settings, planner=planner) as agent:
             return await work(agent)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cutline.edge.offload.backends.backends.open_gate", keeps_from(gate))
-        return asyncio.run(run())
+    return asyncio.run(run())
 
 
 @pytest.mark.parametrize(("seconds", "wanted"), [(0.0, Mode.CLOUD), (1.2, Mode.AUTO)])

@@ -28,14 +28,9 @@ from cutline.edge.offload.backends.openai_messages import (
 from cutline.edge.offload.backends.openai_upstream import Upstream
 from cutline.edge.offload.recovery import BACK_SECONDS
 from cutline.errors import AccessDenied, CutlineError, WorkerBusy, WorkerFailed, WorkerUnavailable
-from cutline.testing.worker import BUNDLE, REQUEST, never_keeps
+from cutline.testing.worker import BUNDLE, REQUEST
 
 SSE, JSON, HTML = "text/event-stream", "application/json", "text/html; charset=utf-8"
-
-
-@pytest.fixture(autouse=True)
-def no_gate(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cutline.edge.offload.backends.backends.open_gate", never_keeps)
 
 
 def event(said: object) -> bytes:

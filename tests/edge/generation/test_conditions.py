@@ -18,7 +18,7 @@ from cutline.edge.generation.conditions import CALIBRATED, GROUPS, PLAIN, Order,
 from cutline.edge.generation.gate import Gate
 from cutline.edge.generation.result import Answer, Decision
 from cutline.edge.generation.semantic_cache import SemanticCache
-from cutline.testing.worker import BUNDLE, REQUEST, TRUTH, ScriptedWorker, ids, keeps_from, serving
+from cutline.testing.worker import BUNDLE, REQUEST, TRUTH, ScriptedWorker, gated, ids, keeps_from, serving
 
 GREEDY = Sampling()
 PICTURE, TEXT = ImagePart(), TextPart("Read.")
@@ -101,13 +101,12 @@ def answers(questions: Sequence[Request], gate: Gate, memory: SemanticCache | No
     """What an agent with this gate and a worker that says TRUTH answers."""
 
     async def run() -> list[Answer]:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("cutline.edge.offload.backends.backends.open_gate", lambda bundle: gate)
-            async with (
-                serving(ScriptedWorker()) as address,
-                Agent(BUNDLE, worker=address, threads=1, settings=AgentSettings(memory=memory)) as agent,
-            ):
-                return [await agent.answer(question) for question in questions]
+        settings = AgentSettings(memory=memory)
+        async with (
+            serving(ScriptedWorker()) as address,
+            Agent(gated(BUNDLE, gate), worker=address, threads=1, settings=settings) as agent,
+        ):
+            return [await agent.answer(question) for question in questions]
 
     return asyncio.run(run())
 
@@ -131,7 +130,7 @@ def test_nothing_is_kept_outside_a_group_that_was_calibrated(
     messages: tuple[Message, ...], open_group: str, temperature: float
 ) -> None:
     """The gate would keep whatever the drafter says, but of one group alone."""
-    gate = Gate({open_group: keeps_from(0.0)(BUNDLE).groups[open_group]})
+    gate = Gate({open_group: keeps_from(0.0).groups[open_group]})
     question = asked(messages, sampling=Sampling(temperature=temperature))
     (answer,) = answers([question], gate)
     said = answer.gate
@@ -147,7 +146,7 @@ def test_nothing_is_kept_outside_a_group_that_was_calibrated(
 
 def test_what_the_gate_says_of_each_answer() -> None:
     plain, behind = asked((user(PICTURE, TEXT),)), asked((user(TEXT, PICTURE),))
-    gate = Gate({PLAIN: keeps_from(0.0)(BUNDLE).groups[PLAIN]})
+    gate = Gate({PLAIN: keeps_from(0.0).groups[PLAIN]})
     edge, cloud = (msgspec.structs.replace(plain, mode=mode) for mode in (Mode.EDGE, Mode.CLOUD))
     kept, passed, alone, theirs = answers([plain, behind, edge, cloud], gate)
     said = [one.gate for one in (kept, passed, alone, theirs) if one.gate is not None]
@@ -160,7 +159,7 @@ def test_what_the_gate_says_of_each_answer() -> None:
 
 def test_a_remembered_answer_is_outside_the_promise_and_of_its_own_conditions() -> None:
     plain, behind = asked((user(PICTURE, TEXT),)), asked((user(TEXT, PICTURE),))
-    gate = keeps_from(0.0)(BUNDLE)
+    gate = keeps_from(0.0)
     kept, again, other = answers([plain, plain, behind], gate, SemanticCache(60.0))
     assert kept.gate is not None
     assert again.gate is not None

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cutline.demo.bundles import DRAFTER
+from cutline.core.request import Mode, Request
+from cutline.core.wire import Wire
+from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.edge.generation.detokenizer import Transcript
-from cutline.edge.generation.generation import Belief, Generation
+from cutline.edge.generation.generation import Belief, Execution, Generation
 from cutline.edge.generation.result import Provenance
 from cutline.models.bundle import Bundle
 from cutline.models.law.sampling import agreeing
@@ -91,3 +97,25 @@ def test_the_record_of_drafts_counts_each_place_once(
             if start <= place < len(believed) and list(believed[:place]) == answer[:place]:
                 expected.setdefault(place, believed[place] == answer[place])
     assert (right, tried) == (sum(expected.values()), len(expected))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize(
+    ("cut", "changes", "exact"),
+    [
+        ("image", {}, True),
+        ("vision.1", {}, True),
+        ("decoder.0", {}, True),
+        ("decoder.2", {}, None),  # of the target's own weights, if its bundle has them
+        ("decoder.0", {"wire": Wire.FLOAT16}, False),
+        ("decoder.0", {"keep_image_tokens": 0.5}, False),
+        ("decoder.0", {"noise": 0.1}, False),
+    ],
+)
+def test_an_answer_is_exact_where_nothing_changed_what_crosses(
+    precision: str, cut: str, changes: dict[str, Any], exact: bool | None
+) -> None:
+    manifest = msgspec.structs.replace(Bundle.open(TARGET, "device").manifest, precision=precision)
+    request = Request.about(b"", "Which?", mode=Mode.SPLIT, cut=cut, **changes)
+    found = Execution.unplanned(request).is_exact(request, manifest)
+    assert found == (precision == "fp32" if exact is None else exact)

@@ -19,7 +19,7 @@ from cutline.errors import AccessDenied, CutlineError, InputError, WorkerBusy, W
 from cutline.protos.client import WorkerClient
 from cutline.protos.messages import Description
 from cutline.testing.fleet import ScriptedFleet, Time
-from cutline.testing.worker import BUNDLE, DESCRIPTION, TRUTH, ScriptedWorker, asking, ids, never_keeps, serving
+from cutline.testing.worker import BUNDLE, DESCRIPTION, TRUTH, ScriptedWorker, asking, ids, serving
 
 A, B = "127.0.0.1:1001", "127.0.0.1:1002"
 GONE = WorkerUnavailable("gone")
@@ -171,9 +171,8 @@ def test_a_probe_that_cannot_go_on_is_logged(caplog: pytest.LogCaptureFixture) -
     asyncio.run(run())
 
 
-def test_a_worker_that_was_started_again_is_found_by_its_port(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_was_started_again_is_found_by_its_port() -> None:
     """Real connections: the agent's clock stands still, so nothing but an answered probe can end the rest."""
-    monkeypatch.setattr("cutline.edge.offload.backends.backends.open_gate", never_keeps)
     time = Time()
 
     async def run() -> None:
@@ -194,10 +193,7 @@ def test_a_worker_that_was_started_again_is_found_by_its_port(monkeypatch: pytes
     asyncio.run(run())
 
 
-def test_while_nobody_is_there_a_question_for_the_target_is_refused_at_once_with_a_time_to_come_back(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("cutline.edge.offload.backends.backends.open_gate", never_keeps)
+def test_while_nobody_is_there_a_question_for_the_target_is_refused_at_once_with_a_time_to_come_back() -> None:
     opened = list[str]()
 
     class Counted(Workers):

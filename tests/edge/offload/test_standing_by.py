@@ -15,7 +15,7 @@ from cutline.errors import CutlineError, ModelMismatch, WorkerFailed, WorkerUnav
 from cutline.protos.messages import Description
 from cutline.protos.v1 import worker_pb2 as pb
 from cutline.testing.fleet import ScriptedFleet, Time
-from cutline.testing.worker import DESCRIPTION, TRUTH, ScriptedWorker, ask, asking, ids, never_keeps
+from cutline.testing.worker import DESCRIPTION, TRUTH, ScriptedWorker, ask, asking, ids
 
 A, B, C = "127.0.0.1:1001", "127.0.0.1:1002", "127.0.0.1:1003"
 
@@ -120,8 +120,7 @@ class Patient(ScriptedWorker):
             yield said
 
 
-def test_going_on_elsewhere_takes_nothing_but_an_opening(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cutline.edge.offload.backends.backends.open_gate", never_keeps)
+def test_going_on_elsewhere_takes_nothing_but_an_opening() -> None:
     first, second = Patient((6, "break")), ScriptedWorker()
 
     def during(agent: Agent, event: Event) -> None:

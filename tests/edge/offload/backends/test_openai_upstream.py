@@ -32,7 +32,7 @@ from cutline.edge.offload.backends.upstream_backend import UpstreamBackend
 from cutline.errors import AccessDenied, CutlineError, InputError, WorkerBusy, WorkerFailed, WorkerUnavailable
 from cutline.models.bundle import Bundle
 from cutline.models.vocabulary import Vocabulary
-from cutline.testing.worker import keeps_from
+from cutline.testing.worker import gated, keeps_from
 
 BUNDLE = Bundle.open(DRAFTER)
 VOCABULARY = Vocabulary.open(BUNDLE)
@@ -314,8 +314,7 @@ def agent_asks(
         upstream = Upstream("https://there/v1", model="big", transport=httpx.MockTransport(handler))
         answers: list[Answer | CutlineError] = []
         async with Agent(
-            BUNDLE,
-            worker=None,
+            gated(BUNDLE, keeps_from(gate)),
             threads=1,
             target=Bundle.open(TARGET),
             settings=AgentSettings(upstream=upstream, memory=memory),
@@ -327,9 +326,7 @@ def agent_asks(
                     answers.append(error)
         return answers
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cutline.edge.offload.backends.backends.open_gate", keeps_from(gate))
-        return asyncio.run(run())
+    return asyncio.run(run())
 
 
 def test_an_agent_asks_it_where_the_gate_does_not_keep() -> None:
