@@ -54,7 +54,7 @@ def doctor(
                 worker=worker,
                 keys=open_keys(keys),
                 provider=provider or "cpu",
-                tell=lambda step: status.update(f"looking at {step}"),
+                on_step=lambda step: status.update(f"looking at {step}"),
             )
         )
     diagnosis = diagnose(facts)

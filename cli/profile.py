@@ -102,8 +102,8 @@ def _as_agent(given: Measured, tell: Tell, *, name: str) -> DeviceProfile:
     preprocess, shrink = image_seconds(drafter.manifest, picture)
     tables = []
     if cut is not None:
-        tables.append(target_table(cut, threads=cores, seconds=TARGET_SECONDS, provider=runs_on, tell=tell))
-    drafts = drafter_table(drafter, threads=cores, seconds=DRAFTER_SECONDS, provider=runs_on, tell=tell)
+        tables.append(target_table(cut, threads=cores, seconds=TARGET_SECONDS, provider=runs_on, on_step=tell))
+    drafts = drafter_table(drafter, threads=cores, seconds=DRAFTER_SECONDS, provider=runs_on, on_step=tell)
     tell("this machine")
     others = {} if runs_on == CPU else {runs_on: Compute(fp32=matmul_rate("fp32", threads=cores, provider=runs_on))}
     machine, work = measure_cpu(threads=cores), steady_work(threads=cores)

@@ -69,7 +69,7 @@ def watch(*, context: typer.Context, config: Config = None, given: WatchOptions)
     interval = amount("--every", given.every, _SECONDS)
     limit = amount("--spool-limit", given.spool_limit, _BYTES)
     threshold = given.threshold if given.on_change else None
-    sources = open_sources(given.source, every=interval, threshold=threshold, once=given.once, tell=_tell)
+    sources = open_sources(given.source, every=interval, threshold=threshold, once=given.once, notify=_tell)
     open_agent, agent = agent_opener(given.agent, given.reuse, cuts=False), given.agent
     if question.mode is not Mode.EDGE and not (
         agent.worker or agent.directory or agent.server.upstream or agent.offline
@@ -84,7 +84,7 @@ def watch(*, context: typer.Context, config: Config = None, given: WatchOptions)
         stop = asyncio.Event()
         signals.end_by_setting(stop)
         async with open_agent() as agent:
-            watching = Watch(agent, sources, question, write=_write, room=given.queue, spool=kept, tell=_tell)
+            watching = Watch(agent, sources, question, write=_write, room=given.queue, spool=kept, notify=_tell)
 
             def change(to: Mapping[str, Any]) -> None:
                 limits = {"max_tokens": to["max-tokens"], "timeout": to["timeout"]}

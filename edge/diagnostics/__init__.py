@@ -1,1 +1,1 @@
-"""A device looked at and measured: what is wrong with it, how fast models run on it, and how its link is."""
+"""Diagnoses and measures a device: its faults, the speed of models on it, and its link."""

@@ -1,8 +1,8 @@
-"""Measuring a model on this device: seconds of each layer on ONNX Runtime, of drafting, and of preparing an image.
+"""Measures a model on this device: seconds of each layer on ONNX Runtime, of drafting, and of preparing an image.
 
-A span's graph runs as a whole, so a layer's seconds are the difference between two spans of which one ends a layer
-later. Times jitter and differences of them more: the times of longer and longer spans are first made to rise
-(`rising`), so that no layer takes less than nothing and every span's layers still add up to what the span took.
+A span's graph runs as a whole, so the seconds of a layer are the difference of two spans, one of which ends a layer
+later. As times are noisy, those of longer and longer spans are first made monotonic (`rising`). So no layer takes less
+than 0 seconds, and the layers still add up to their span.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from cutline.edge.inference.vision_encoder import VisionSpan
 from cutline.models.bundle import Bundle, DecoderSpec, Manifest
 from cutline.models.images import decode_image
 
-TOKENS, TOGETHER = 64, 8  # drafted one by one, and so many timed at once
-_SPANS = 9  # measured at most in the tower, and in the decoder: the layers between two of them are alike
+TOKENS, TOGETHER = 64, 8  # tokens drafted one by one, and how many are timed together
+_MAX_SPANS = 9  # measured in the tower, and in the decoder: the layers between two of them are alike
 
-Tell = Callable[[str], None]  # hears what is being measured
+OnStep = Callable[[str], None]  # called with the name of each step
 Times = dict[str, float]  # seconds of the spans [start, cut), by cut
 
 
-def target_table(bundle: Bundle, *, threads: int, seconds: float, provider: str = CPU, tell: Tell) -> LayerTable:
-    """Measure the layers of a target's bundle that its graphs run on a device, in about `seconds` and the loading.
+def target_table(bundle: Bundle, *, threads: int, seconds: float, provider: str = CPU, on_step: OnStep) -> LayerTable:
+    """Measure the layers of a target's bundle that have graphs for a device, in about `seconds` plus loading.
 
     Raises InputError, BundleError.
     """
@@ -47,7 +47,7 @@ def target_table(bundle: Bundle, *, threads: int, seconds: float, provider: str 
 
     towers: Times = {}
     for cut in _there_and_back(shallow):
-        tell(f"target, image to {cut}")
+        on_step(f"target, image to {cut}")
         span = VisionSpan.open(bundle, cut, threads=threads, provider=provider)
         _note(towers, cut, median_seconds(span, tile.values, [tile.grid], budget=budget))
     layers = {name: ((patches, taken),) for name, taken in _by_layer(manifest, "image", towers)}
@@ -55,7 +55,7 @@ def target_table(bundle: Bundle, *, threads: int, seconds: float, provider: str 
     counts, behind = row_counts(manifest.decoder.context)
     prefixes: dict[int, Times] = {rows: {} for rows in counts}
     for cut in _there_and_back(deep):
-        tell(f"target, decoder.0 to {cut}")
+        on_step(f"target, decoder.0 to {cut}")
         prefix = Decoder.open_prefix(bundle, cut, threads=threads, provider=provider)
         for rows, taken in _timed(prefix, counts, behind, budget):
             _note(prefixes[rows], cut, taken)
@@ -74,10 +74,12 @@ def target_table(bundle: Bundle, *, threads: int, seconds: float, provider: str 
     )
 
 
-def drafter_table(bundle: Bundle, *, threads: int, seconds: float, provider: str = CPU, tell: Tell) -> DrafterTable:
-    """Measure a drafter's bundle in about `seconds` and the loading. Raises InputError, BundleError."""
+def drafter_table(
+    bundle: Bundle, *, threads: int, seconds: float, provider: str = CPU, on_step: OnStep
+) -> DrafterTable:
+    """Measure a drafter's bundle in about `seconds` plus loading. Raises InputError, BundleError."""
     manifest = bundle.manifest
-    tell("drafter")
+    on_step("drafter")
     tower = VisionSpan.open(bundle, "decoder.0", threads=threads, provider=provider)
     decoder = Decoder.open(bundle, threads=threads, provider=provider)
     tile = one_tile(manifest)
@@ -106,10 +108,10 @@ def image_seconds(manifest: Manifest, image: bytes | None = None) -> tuple[float
 
 
 def rising(times: Sequence[float]) -> list[float]:
-    """The rising sequence nearest to `times` in the sum of squares (pool adjacent violators)."""
-    blocks: list[tuple[float, int]] = []  # (mean, how many)
-    for one in times:
-        mean, count = one, 1
+    """The monotonic sequence nearest to `times` by least squares (pool adjacent violators)."""
+    blocks: list[tuple[float, int]] = []  # (mean, count)
+    for seconds in times:
+        mean, count = seconds, 1
         while blocks and blocks[-1][0] > mean:
             other, more = blocks.pop()
             mean, count = (mean * count + other * more) / (count + more), count + more
@@ -118,9 +120,9 @@ def rising(times: Sequence[float]) -> list[float]:
 
 
 def _by_layer(manifest: Manifest, start: str, times: Times) -> Iterator[tuple[str, float]]:
-    """Each layer's seconds from those of spans that begin at `start`, their cuts in order.
+    """Each layer's seconds from those of spans that begin at `start`, with their cuts in order.
 
-    Layers between two spans share the difference: what lies between is alike.
+    The layers between two cuts share the difference, as they are alike.
     """
     line = manifest.line
     first, before = line.place(start), 0.0
@@ -131,25 +133,25 @@ def _by_layer(manifest: Manifest, start: str, times: Times) -> Iterator[tuple[st
 
 
 def _there_and_back(cuts: Sequence[str]) -> list[str]:
-    """Each cut twice, far apart: what else the machine did at one time, it may not do at the other."""
+    """Each cut twice and far apart in time, as the machine may be busy with something else once."""
     return [*cuts, *reversed(cuts)]
 
 
 def _note(times: Times, cut: str, taken: float) -> None:
-    """Keep the better of the two times: the machine's own speed is wanted, not its neighbours'."""
+    """Keep the smaller of the two times, which has less of the machine's other work."""
     times[cut] = min(taken, times.get(cut, taken))
 
 
 def _some(cuts: Sequence[str]) -> list[str]:
-    """The first two, the last two, and some between, evenly; all where they are few."""
-    if len(cuts) <= _SPANS:
+    """The first two, the last two, and evenly spaced ones between; all if there are at most _MAX_SPANS."""
+    if len(cuts) <= _MAX_SPANS:
         return list(cuts)
-    between = np.linspace(1, len(cuts) - 2, _SPANS - 2).round().astype(int)
+    between = np.linspace(1, len(cuts) - 2, _MAX_SPANS - 2).round().astype(int)
     return [cuts[0], *(cuts[index] for index in between), cuts[-1]]
 
 
 def _timed(prefix: Decoder, counts: Sequence[int], behind: int, budget: float) -> Iterator[tuple[int, float]]:
-    """Seconds of steps of so many rows behind `behind` others, and of the last count as a prompt on its own."""
+    """Seconds of steps of `counts` rows after `behind` tokens, except the last count, which is a prompt by itself."""
     state, noise = prefix.new_state(), _noise(prefix.spec, counts[-1])
 
     def step(rows: int) -> None:
@@ -163,7 +165,7 @@ def _timed(prefix: Decoder, counts: Sequence[int], behind: int, budget: float) -
 
 
 def _prefill(state: DecoderState, rows: Rows, last_only: bool = False) -> None:
-    """Run a prompt as the agent does: a drafter's at once, wanting its last logits; a target's prefix in parts."""
+    """Run a prompt as the agent does: a drafter's at once, for its last logits; a target's prefix in parts."""
     state.rollback(0)
     part = len(rows) if last_only else PREFILL
     for start in range(0, len(rows), part):
@@ -171,8 +173,9 @@ def _prefill(state: DecoderState, rows: Rows, last_only: bool = False) -> None:
 
 
 def _token_seconds(drafter: Drafter, behind: int) -> float:
-    """Seconds for each token of a draft, its choice included."""
-    token = next(one for one in range(drafter.manifest.decoder.vocabulary) if one not in drafter.manifest.stop_tokens)
+    """Seconds for each token of a draft, with its sampling."""
+    stops = drafter.manifest.stop_tokens
+    token = next(token for token in range(drafter.manifest.decoder.vocabulary) if token not in stops)
     drafting = drafter.converse([token] * behind, (), Sampling())
     answer: list[int] = []
     times: list[float] = []
@@ -181,7 +184,7 @@ def _token_seconds(drafter: Drafter, behind: int) -> float:
     for _ in range(min(TOKENS, room) // together):
         began = time.perf_counter()
         for _ in range(together):
-            answer.append(token)  # whatever was drafted: every token costs the same
+            answer.append(token)  # not the drafted one, as every token costs the same
             next(drafting.draft(answer, 1))
         times.append((time.perf_counter() - began) / together)
     return significant(statistics.median(times[1:]))

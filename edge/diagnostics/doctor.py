@@ -1,6 +1,6 @@
-"""What is wrong with a device, and what to do about it: findings from facts.
+"""Diagnoses a device: derives findings and advice from facts. Pure functions.
 
-`cutline.edge.diagnostics.inspection` gathers the facts; nothing here looks at the machine.
+`cutline.edge.diagnostics.inspection` gathers the facts.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from cutline.edge.diagnostics.facts import BadBundle, BundleFacts, Facts, Served
 from cutline.models.bundle import Precision
 from cutline.partitioner.cost import AGENT_BYTES
 
-UNWELL = 8  # the exit code where there is a problem
-HOT = 80.0  # degrees Celsius: boards hold their clock back from here on
-LEAST_DISK = 100 << 20  # bytes: for logs, and for what an agent learns
+UNWELL = 8  # the exit code if there is a problem
+HOT_CELSIUS = 80.0  # boards throttle their clock from here on
+MIN_DISK_BYTES = 100 << 20  # for logs, spools and new bundles
 _NARROWER: dict[Precision, tuple[Precision, ...]] = {"fp32": ("int8", "int4"), "int8": ("int4",), "int4": ()}
 
 Level = Literal["ok", "advice", "problem"]
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that was looked at (`check`), what it is like, and for all but `ok` what to do."""
+    """The result of one `check`: `what` was found and, unless it is `ok`, what to `do`."""
 
     check: str
     level: Level
@@ -34,7 +34,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
-    """`well` is whether nothing is a problem; advice may be left."""
+    """All findings; `well` says that none is a problem, though there may be advice."""
 
     well: bool
     findings: tuple[Finding, ...]
@@ -42,14 +42,14 @@ class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def diagnose(facts: Facts) -> Diagnosis:
-    """Everything that can be said of a device."""
-    parts = (_machine, _runtime, _cores, _health, _memory, _disk, _bundle, _target, _worker)
-    findings = tuple(finding for part in parts for finding in part(facts))
-    return Diagnosis(well=all(one.level != "problem" for one in findings), findings=findings, facts=facts)
+    """All findings about a device."""
+    checks = (_machine, _runtime, _cores, _health, _memory, _disk, _bundle, _target, _worker)
+    findings = tuple(finding for check in checks for finding in check(facts))
+    return Diagnosis(well=all(finding.level != "problem" for finding in findings), findings=findings, facts=facts)
 
 
 def size(count: float) -> str:
-    """Bytes for people: `5.1 GB`."""
+    """Bytes as text, such as `5.1 GB`."""
     for unit, divisor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= divisor:
             return f"{count / divisor:.1f} {unit}" if count < 100 * divisor else f"{count / divisor:.0f} {unit}"
@@ -140,7 +140,7 @@ def _troubles(health: BoardHealth) -> Iterator[Finding]:
     elif health.under_volted_before:
         what = "the supply gave too little voltage at some time since the start"
         yield Finding(check="power", level="advice", what=what, do=supply)
-    hot = health.celsius is not None and health.celsius >= HOT
+    hot = health.celsius is not None and health.celsius >= HOT_CELSIUS
     if health.throttled:
         yield Finding(
             check="heat",
@@ -184,7 +184,7 @@ def _memory(facts: Facts) -> Iterator[Finding]:
 
 
 def _fit(bundle: BundleFacts, memory: Memory, where: str) -> Finding:
-    """Whether an agent with this drafter fits, else which precision would."""
+    """Whether an agent with this drafter fits into memory, or else which precision would."""
     need = AGENT_BYTES + bundle.needs[bundle.precision]
     what = f"an agent with {bundle.name} needs {size(need)}, {size(memory.free)} free{where}"
     if need <= memory.free:
@@ -198,7 +198,7 @@ def _fit(bundle: BundleFacts, memory: Memory, where: str) -> Finding:
 
 
 def _spans(bundle: BundleFacts, target: BundleFacts, memory: Memory) -> Finding:
-    """How much of the target fits beside the drafter."""
+    """Up to which cut the target fits into memory beside the drafter."""
     beside = AGENT_BYTES + bundle.needs[bundle.precision]
     fitting = [(cut, need) for cut, need in target.cuts if beside + need <= memory.free]
     last, need = target.cuts[-1]
@@ -215,12 +215,12 @@ def _spans(bundle: BundleFacts, target: BundleFacts, memory: Memory) -> Finding:
 
 
 def _disk(facts: Facts) -> Iterator[Finding]:
-    if facts.disk < LEAST_DISK:
+    if facts.disk < MIN_DISK_BYTES:
         yield Finding(
             check="disk",
             level="problem",
             what=f"{size(facts.disk)} free where the bundle is",
-            do=f"remove something: logs, spools and new bundles want {size(LEAST_DISK)} at least",
+            do=f"remove something: logs, spools and new bundles want {size(MIN_DISK_BYTES)} at least",
         )
     else:
         yield Finding(check="disk", level="ok", what=f"{size(facts.disk)} free where the bundle is")

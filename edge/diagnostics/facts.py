@@ -1,4 +1,4 @@
-"""What is known of a device before anything is loaded: the facts that a diagnosis is made from."""
+"""The facts about a device from which a diagnosis is made."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from cutline.partitioner.roofline import memory_of
 
 
 class BundleFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """A bundle. `needs` are the bytes that its layers and a full cache take in each precision.
+    """A bundle. `needs` has the bytes of its layers and a full KV cache in each precision.
 
-    `cuts` are those that the layers before each cut take, in the bundle's own precision.
+    `cuts` has the bytes of the layers before each cut, in the bundle's own precision.
     """
 
     path: str
@@ -40,7 +40,7 @@ class BadBundle(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Served(msgspec.Struct, frozen=True, kw_only=True):
-    """A worker that answers: the model's identity and name, its version of Cutline, its layers and room, the link."""
+    """A worker that answers: identity and name of its model, its version, first layer and sessions, and the link."""
 
     address: str
     model: str
@@ -62,9 +62,9 @@ class Unserved(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """What there is. Memory and disk in bytes; `bits` are those of Python; `cores` of the machine, `usable` of them.
+    """All facts. Sizes are in bytes. `bits` are those of Python; `cores` the machine's, of which `usable` may be used.
 
-    `disk` is free in the bundle's folder. `target` and `worker` are None where none was named.
+    `disk` is the free space in the bundle's folder. `target` and `worker` are None if none was given.
     """
 
     version: str
@@ -97,6 +97,6 @@ def model_of(path: str, manifest: Manifest) -> BundleFacts:
         identity=manifest.identity,
         target=manifest.target,
         calibrated=manifest.calibration is not None,
-        needs={one: round(sum(memory_of(layers, one, context))) for one in get_args(Precision)},
+        needs={precision: round(sum(memory_of(layers, precision, context))) for precision in get_args(Precision)},
         cuts=tuple((cut, round(need)) for cut, need in zip(manifest.line.layers[1:], held, strict=False)),
     )

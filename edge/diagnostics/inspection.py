@@ -1,4 +1,4 @@
-"""Gathering the facts of a device: everything here looks at the machine, the disk or the network."""
+"""Gathers the facts about a device, from the machine, the disk and the network."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _WORK_SECONDS = 1.5  # of load while the sensors are read
 _LINK_SECONDS = 2.0
 _SIDE = 512
 
-Tell = Callable[[str], None]  # hears what is being looked at
+OnStep = Callable[[str], None]  # called with the name of each step
 
 
 async def examine(
@@ -39,20 +39,20 @@ async def examine(
     worker: str | None,
     provider: str,
     keys: AgentKeys = NO_KEYS,
-    tell: Tell = lambda step: None,
+    on_step: OnStep = lambda step: None,
 ) -> Facts:
-    """Look at everything; takes some seconds, and as long as it takes to read the bundles. Raises InputError."""
+    """Gather all facts; takes some seconds, plus the time to read the bundles. Raises InputError."""
     served: Served | Unserved | None = None
     if worker is not None:
-        tell(f"the worker at {worker}")
+        on_step(f"the worker at {worker}")
         served = await _worker(worker, keys)
-    tell("ONNX Runtime")
+    on_step("ONNX Runtime")
     runtime = try_runtime()
-    tell("power and heat")
+    on_step("power and heat")
     product = np.ones((_SIDE, _SIDE), np.float32)
-    with np.errstate(all="ignore"):  # BLAS on some ARM boards raises flags over a product of ones
+    with np.errstate(all="ignore"):  # BLAS on some ARM boards sets error flags for a product of ones
         health = read_health(Sensors(), lambda: product @ product, seconds=_WORK_SECONDS)
-    tell("the bundle")
+    on_step("the bundle")
     return Facts(
         version=_version(),
         board=read_board(),
@@ -102,7 +102,7 @@ async def _worker(address: str, keys: AgentKeys) -> Served | Unserved:
 
 
 def _existing(path: Path) -> Path:
-    """The folder, or the nearest one around it that is there."""
+    """The folder, or its nearest parent that exists."""
     return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
 
 

@@ -1,7 +1,7 @@
-"""Measuring the link to a worker with the protocol's own messages: what a session will get is what is measured.
+"""Measures the link to a worker with the protocol's own messages, so that the results apply to sessions.
 
-A small call takes a round trip, and a call with many bytes one way takes a round trip and the bytes over the rate. So
-the rate is what the larger call took longer, the round trip being measured beside it again and again.
+A small call takes one round trip, and a call with many bytes one round trip plus the bytes by the rate. So the rate
+follows from the difference; the round trip is measured again beside each large call.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from cutline.protos.channel.credentials import NO_KEYS, AgentKeys
 from cutline.protos.client import WorkerClient
 from cutline.protos.tensors import CHUNK
 
-TRIPS, LEAST = 40, 5  # small calls for the round trip, and the fewest of them
-SMALLEST = 16 << 10  # bytes of the first large call
+MAX_TRIPS, MIN_TRIPS = 40, 5  # small calls for the round trip
+FIRST_SIZE = 16 << 10  # bytes of the first large call
 
 Call = Callable[[int], Awaitable[None]]  # sends or receives so many bytes
 
 
 async def measure_link(worker: str, keys: AgentKeys = NO_KEYS, *, name: str, seconds: float) -> LinkProfile:
-    """The link to the worker at HOST:PORT by `keys`, measured for about `seconds`. Raises InputError, WorkerError."""
+    """Measure the link to the worker at HOST:PORT for about `seconds`. Raises InputError, WorkerError."""
     async with WorkerClient(worker, keys) as client:
-        await client.describe()  # connects, and says so early where nobody answers
+        await client.describe()  # connects, and fails early if there is no worker
 
         async def up(size: int) -> None:
             await client.probe(up=size, down=0)
@@ -48,33 +48,33 @@ async def measure_link(worker: str, keys: AgentKeys = NO_KEYS, *, name: str, sec
 
 
 def round_trip(seconds: Sequence[float]) -> tuple[float, float]:
-    """The middle round trip, and how far one strays from it: nine in ten do not stray farther."""
-    middle = statistics.median(seconds)
-    strays = sorted(abs(one - middle) for one in seconds)
-    return middle, min(middle, strays[int(0.9 * (len(strays) - 1))])
+    """The median round trip, and the 90th percentile of the deviations from it, at most the median."""
+    median = statistics.median(seconds)
+    deviations = sorted(abs(trip - median) for trip in seconds)
+    return median, min(median, deviations[int(0.9 * (len(deviations) - 1))])
 
 
 def rate(small: Sequence[float], large: Sequence[float], size: int) -> float:
-    """Bytes a second from the seconds of small calls and of such that carried `size` bytes more.
+    """Bytes a second, from the seconds of small calls and of large calls with `size` more bytes.
 
-    Infinite speed does not exist: where noise hides the difference, a tenth of the small call's time counts.
+    The difference counts as at least a tenth of a small call's time, as noise may hide it.
     """
     base = statistics.median(small)
     return size / max(statistics.median(large) - base, base / 10)
 
 
 async def _trips(call: Call, budget: float) -> list[float]:
-    """Seconds of small calls, one after the other."""
+    """Seconds of small calls in sequence."""
     await _timed(call, 0)
     end, trips = time.monotonic() + budget, list[float]()
-    while len(trips) < LEAST or (len(trips) < TRIPS and time.monotonic() < end):
+    while len(trips) < MIN_TRIPS or (len(trips) < MAX_TRIPS and time.monotonic() < end):
         trips.append(await _timed(call, 0))
     return trips
 
 
 async def _rate(call: Call, rtt: float, budget: float) -> float:
-    """Bytes a second that `call` carries, by calls so large that they take a good part of the budget."""
-    end, size = time.monotonic() + budget, SMALLEST
+    """Bytes a second of `call`, measured by calls large enough to take a good part of the budget."""
+    end, size = time.monotonic() + budget, FIRST_SIZE
     while (taken := await _timed(call, size)) < rtt + budget / 6 and size < CHUNK:
         size *= 2
     small, large = [await _timed(call, 0)], list[float]()

@@ -1,10 +1,10 @@
-"""A decoder on ONNX Runtime: shared weights, and per conversation a key-value cache bound in place.
+"""A decoder on ONNX Runtime: shared weights, and a KV cache for each conversation, bound in place.
 
-Every layer's cache is one array of the whole context, bound as both past and present, so a step copies nothing and
-forgetting is setting a length. A step of one token, the usual one, also reuses its inputs, outputs and bindings.
+Every layer's cache is one array of the whole context, bound as both past and present. So a step copies nothing, and a
+rollback only sets a length. Steps of one token, the usual ones, also reuse inputs, outputs and bindings.
 
-The graph is a drafter's whole decoder, which ends in logits, or the first layers of a target's, which end in the
-boundary at a cut.
+The graph is a drafter's whole decoder with logits as its output, or the first layers of a target's with the boundary at
+a cut.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _LENGTHS = ("seqlens_k", "total_sequence_length")
 
 
 class Decoder:
-    """Weights and session of a decoder, or of its first layers; any number of states, in any threads, share one.
+    """Weights and ONNX session of a decoder, or of its first layers. States share one, in any threads.
 
-    `output` names what the graph ends in: "logits" of the rows that are asked for, or the "boundary" of every row.
+    `output` names the graph's output: "logits" of the requested rows, or the "boundary" of every row.
     """
 
     def __init__(
@@ -48,40 +48,40 @@ class Decoder:
     @classmethod
     def open(cls, bundle: Bundle, *, threads: int, provider: str = CPU) -> Decoder:
         """Load the decoder of a drafter's bundle. Raises InputError, BundleError."""
-        bundle.file("decoder.onnx.data")  # that the manifest lists it is what makes it verified
+        bundle.file("decoder.onnx.data")  # checks that the manifest lists it, so it was verified
         layers = bundle.manifest.decoder.layers
         return cls._load(bundle, "decoder.onnx", {"logits", "wanted"}, layers, threads, provider)
 
     @classmethod
     def open_prefix(cls, bundle: Bundle, cut: str, *, threads: int, provider: str = CPU) -> Decoder:
-        """Load `[decoder.0, cut)` of a target's bundle and no weights beyond it. Raises InputError, BundleError."""
+        """Load `[decoder.0, cut)` of a target's bundle, with its weights only. Raises InputError, BundleError."""
         bundle.file(PREFIX_WEIGHTS)
         layers = bundle.manifest.line.decoder_layer(cut)
         return cls._load(bundle, span_file(cut, "decoder.0"), {"boundary"}, layers, threads, provider)
 
     @classmethod
     def _load(cls, bundle: Bundle, name: str, ends: set[str], layers: int, threads: int, provider: str) -> Decoder:
-        """Load the graph `name`, which ends as `ends` says. Raises InputError, BundleError."""
+        """Load the graph `name`, whose output and input of rows `ends` names. Raises InputError, BundleError."""
         manifest, spec = bundle.manifest, bundle.manifest.decoder
         session = open_session(bundle.file(name), threads=threads, provider=provider)
         inputs = {value.name: value.shape for value in session.get_inputs()}
         caches = {past.format(layer=layer) for layer in range(layers) for _, past, _ in _CACHES}
-        turns = manifest.family.rotations(np.zeros((manifest.family.axes, 1), np.int64))
-        expected = {"inputs_embeds", *_LENGTHS, *caches, *turns} | (ends & {"wanted"})
+        rotations = manifest.family.rotations(np.zeros((manifest.family.axes, 1), np.int64))
+        expected = {"inputs_embeds", *_LENGTHS, *caches, *rotations} | (ends & {"wanted"})
         fits = inputs.keys() == expected and inputs["inputs_embeds"][-1] == spec.width
         if not fits or session.get_outputs()[0].name not in ends:
             raise BundleError(f"{name} in {bundle.path} is not of the sizes in the manifest; export it again")
         return cls(session, _map_embeddings(bundle.file(EMBEDDINGS), spec), manifest, layers=layers)
 
     def embed(self, ids: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float32]:
-        """The rows (n, width) of the tokens `ids` (n,)."""
+        """The embeddings (n, width) of the tokens `ids` (n,). Raises ValueError for ids outside the vocabulary."""
         index = np.asarray(ids, np.int64)
         if index.size and not 0 <= index.min() <= index.max() < self.spec.vocabulary:
             raise ValueError(f"token ids {index.min()}..{index.max()} are not all in 0..{self.spec.vocabulary - 1}")
         return np.asarray(self._embeddings[index])
 
     def new_state(self, positions: Positions | None = None) -> DecoderState:
-        """An empty state for a new conversation, its tokens at `positions`, or counted from 0 on.
+        """An empty state for a new conversation with tokens at `positions`, by default counted from 0.
 
         Its cache takes memory only as far as it is filled.
         """
@@ -89,7 +89,7 @@ class Decoder:
 
 
 class DecoderState:
-    """One conversation: its key-value cache and `position`, the number of tokens in it. Not for two threads at once."""
+    """One conversation: its KV cache, and `position`, the number of tokens in it. For one thread at a time."""
 
     def __init__(self, decoder: Decoder, positions: Positions) -> None:
         self.position = 0
@@ -100,7 +100,7 @@ class DecoderState:
         spec = decoder.spec
         for layer in range(decoder.layers):
             for _, past, present in _CACHES:
-                # Pages of a zeroed array come from the system when they are first written, so most never do.
+                # The system allocates pages of a zeroed array on first write, so most are never allocated.
                 cache = np.zeros((1, spec.kv_heads, spec.context, spec.head_dim), np.float32)
                 value = ort.OrtValue.ortvalue_from_numpy(cache)
                 self._binding.bind_ortvalue_input(past.format(layer=layer), value)
@@ -113,10 +113,10 @@ class DecoderState:
         self._shape_buffers(1, 1)
 
     def extend(self, rows: NDArray[np.float32], *, last_only: bool = False) -> NDArray[np.float32]:
-        """Append `rows` (n, width), n > 0; returns what comes out (n, `Decoder.width`), or (1, ...) of the last row.
+        """Append `rows` (n, width), n > 0; returns the output (n, `Decoder.width`).
 
-        `last_only` is for logits alone. Raises PromptError when the context has no room for them; the state is then as
-        before.
+        With `last_only`, for logits only, the output is (1, `Decoder.width`) of the last row. Raises PromptError if the
+        context has no room for the rows; the state is then unchanged.
         """
         count, width = rows.shape
         if not count or width != self._spec.width:
@@ -131,7 +131,7 @@ class DecoderState:
         self._last[0] = total - 1
         self._total[()] = total
         family = self._decoder.family
-        if family.axes > 1:  # else the graph turns its rows itself, by counting
+        if family.axes > 1:  # else the graph computes the rotations itself
             for name, array in family.rotations(self._positions.at(self.position, total)).items():
                 self._bind_input(name, array)
         self._decoder.session.run_with_iobinding(self._binding)
@@ -140,18 +140,18 @@ class DecoderState:
         return made
 
     def rollback(self, position: int) -> None:
-        """Forget every token from `position` on."""
+        """Drop every token from `position` on. Raises ValueError for a position outside the state."""
         if not 0 <= position <= self.position:
             raise ValueError(f"cannot roll back to {position}: the state holds {self.position} tokens")
         self.position = position
 
     def resume(self, position: int, positions: Positions) -> None:
-        """Forget every token from `position` on, and go on with tokens at `positions`, whose first stand as before."""
+        """Drop every token from `position` on, and continue with `positions`, which are equal before it."""
         self.rollback(position)
         self._positions = positions
 
     def _shape_buffers(self, count: int, wanted: int) -> None:
-        """Make and bind buffers for `count` rows in and `wanted` rows out, unless they are as asked."""
+        """Make and bind buffers for `count` input rows and `wanted` output rows, unless their shapes fit already."""
         if self._shape == (count, wanted):
             return
         self._rows = np.empty((1, count, self._spec.width), np.float32)
@@ -167,7 +167,7 @@ class DecoderState:
 
 
 def _map_embeddings(path: Path, spec: DecoderSpec) -> NDArray[np.float32]:
-    """The tensor of a safetensors file of one, mapped instead of read: an answer touches few of its rows."""
+    """The only tensor of a safetensors file, memory-mapped, as an answer needs few of its rows. Raises BundleError."""
     shape = (spec.vocabulary, spec.width)
     expected = {"dtype": "F32", "shape": list(shape), "data_offsets": [0, 4 * spec.vocabulary * spec.width]}
     try:

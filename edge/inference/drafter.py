@@ -1,4 +1,4 @@
-"""The drafter: the small model on the device, and one conversation's drafting with it."""
+"""The drafter, the small model on the device, and its conversations."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # its library is loaded where somebody asks for it
 
 @dataclass(frozen=True, slots=True)
 class Drafted:
-    """A token that the drafter chose, and the probability (0..1) that it gave it; all of that, if it was asked for."""
+    """A drafted token, the probability (0..1) that the drafter gave it, and its `likelihood` if requested."""
 
     token: int
     probability: float
@@ -35,7 +35,7 @@ class Drafted:
 
 
 class Drafter:
-    """A loaded drafter bundle. Conversations share it; several threads may draft at once, each its own."""
+    """A loaded drafter bundle. Conversations share it, each in its own thread."""
 
     def __init__(self, manifest: Manifest, tower: VisionSpan, decoder: Decoder) -> None:
         self.manifest = manifest
@@ -66,14 +66,14 @@ class Drafter:
         compiled: CompiledConstraint | None = None,
         tenant: str = "",
     ) -> DrafterConversation:
-        """Begin to draft answers to `prompt`, whose image tokens stand for the images in `pixels`.
+        """A conversation that drafts answers to `prompt`, whose image tokens stand for the images in `pixels`.
 
-        With `names`, one an image and the same for no two images, a conversation goes on from an earlier one that began
-        alike, `tenant`'s as well, and is kept for others; without, it stands alone. `start` is the position of an
-        answer's first token in the target's prompt, where that is of another length. With `alternatives` tokens come
-        with their likelihoods, and with those of so many others. `compiled` is the sampling's constraint.
+        `names` are unique names of the images. With them the conversation reuses the cache of an earlier one of
+        `tenant` with a common prefix, and is cached itself. `start` is the position of an answer's first token in the
+        target's prompt, if that has another length. With `alternatives` tokens have likelihoods, with so many others.
+        `compiled` is the sampling's constraint.
         """
-        manifest, grids = self.manifest, [one.grid for one in pixels]
+        manifest, grids = self.manifest, [image.grid for image in pixels]
         counts = [manifest.family.tokens(grid) for grid in grids]
 
         def image(index: int) -> Rows:
@@ -113,10 +113,10 @@ class Choosing:
 
 
 class DrafterConversation:
-    """One conversation of the drafter. Not for two threads at once.
+    """One conversation of the drafter. For one thread at a time.
 
-    `prompt` has a key for each of its tokens, `history` those that the decoder has seen; the prompt's `rows` are asked
-    for when a token is drafted.
+    `prompt` has a key for each of its tokens, `history` those in the decoder's cache. The prompt's `rows` are computed
+    when the first token is drafted.
     """
 
     def __init__(
@@ -139,10 +139,10 @@ class DrafterConversation:
         self._alternatives = how.alternatives
 
     def draft(self, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
-        """Tokens that may follow `answer`, up to `limit` of them or the end of the answer.
+        """Draft the tokens after `answer`, up to `limit` of them or the end of the answer.
 
-        `answer` may differ from what was drafted before: the state goes back to where they part. The caller may
-        stop asking at any token.
+        `answer` may differ from what was drafted before; the cache is rolled back to the common prefix. The caller may
+        stop at any token.
         """
         logits = self._catch_up(answer)
         past = self._past(answer, logits)
@@ -157,12 +157,12 @@ class DrafterConversation:
             logits = _last(self._feed([token], last_only=True))
 
     def logits(self, answer: Sequence[int]) -> NDArray[np.float32]:
-        """What the drafter makes of a given answer: logits (len(answer) + 1, vocabulary), from its first token on."""
+        """The drafter's logits (len(answer) + 1, vocabulary) at each position of a given answer."""
         first = self._catch_up(())[None]
         return np.concatenate([first, self._feed(answer, last_only=False)]) if answer else first
 
     def _past(self, answer: Sequence[int], like: NDArray[np.float32]) -> Past | None:
-        """The tokens up to the end of `answer` as penalties see them; None where there are none."""
+        """The tokens up to the end of `answer` with their penalties; None without penalties."""
         if self._penalties == NO_PENALTIES and not self._sampling.penalises:
             return None
         past = Past(
@@ -178,15 +178,15 @@ class DrafterConversation:
         return past
 
     def _catch_up(self, answer: Sequence[int]) -> NDArray[np.float32]:
-        """Bring the state to the prompt and `answer`; returns the logits (vocabulary,) after them."""
+        """Extend or roll back the cache to the prompt and `answer`; returns the logits (vocabulary,) after them."""
         history, length = self._history, len(self._prompt)
         if not answer:
-            history.rollback(min(len(history.keys), length - 1))  # the last token's logits are what is asked for
-        if (there := len(history.keys)) < length:
-            logits = history.extend(self._rows.after(there), self._prompt[there:], last_only=True)
+            history.rollback(min(len(history.keys), length - 1))  # the last token runs again, for its logits
+        if (cached := len(history.keys)) < length:
+            logits = history.extend(self._rows.after(cached), self._prompt[cached:], last_only=True)
             if not answer:
                 return _last(logits)
-        # Likewise the last token of the answer is fed anew even if the state has it.
+        # The last token of the answer runs again too, for its logits.
         keep = min(agreeing(history.keys[length:], answer), len(answer) - 1)
         history.rollback(length + keep)
         return _last(self._feed(answer[keep:], last_only=True))
@@ -196,18 +196,18 @@ class DrafterConversation:
 
 
 def likelihoods_of(drafted: Sequence[Drafted]) -> list[Likelihood]:
-    """Those of drafted tokens, or none where they were not asked for."""
-    return [one.likelihood for one in drafted if one.likelihood is not None]
+    """The likelihoods of drafted tokens; empty if they were not requested."""
+    return [draft.likelihood for draft in drafted if draft.likelihood is not None]
 
 
 def likelihood_of(logits: NDArray[np.float32], token: int, alternatives: int) -> Likelihood:
-    """How likely `token` was by its logits (vocabulary,), and so many of the likeliest; of equal ones the first."""
+    """The likelihood of `token` by the logits (vocabulary,), with so many of the likeliest; of equal ones the first."""
     logprobs = logits - logits.max().astype(np.float64)
     logprobs -= np.log(np.exp(logprobs).sum())
     least = np.partition(logprobs, -alternatives)[-alternatives] if 0 < alternatives < len(logprobs) else -np.inf
     among = np.flatnonzero(logprobs >= least)
     best = among[np.argsort(-logprobs[among], kind="stable")][:alternatives]
-    return Likelihood(float(logprobs[token]), tuple((int(one), float(logprobs[one])) for one in best))
+    return Likelihood(float(logprobs[token]), tuple((int(other), float(logprobs[other])) for other in best))
 
 
 def _last(logits: NDArray[np.float32]) -> NDArray[np.float32]:

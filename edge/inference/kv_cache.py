@@ -1,4 +1,4 @@
-"""What a device keeps of conversations that ended, for those that begin alike: decoder states, and rows of images."""
+"""Caches across conversations on a device: KV caches by common prefix, and rows of images."""
 
 from __future__ import annotations
 
@@ -18,19 +18,17 @@ from cutline.models.families.family import Positions
 from cutline.models.images import Pixels
 from cutline.models.law.sampling import agreeing
 
-# A state is as large as its conversation was long: a token of SmolVLM-256M takes 46 KB, a picture's 1100 tokens 51 MB,
-# its whole context 377 MB. Two are a conversation that goes on, and one beside it.
-KEPT = 2
-ROWS_BYTES = 32 << 20  # a span: a picture of SmolVLM-256M has 2.5 MB of rows behind its tower
+# The size of a KV cache is that of its conversation: with SmolVLM-256M 46 KB a token, 51 MB for the 1100 tokens of an
+# image, 377 MB for the whole context. Two are enough for a running conversation and one beside it.
+MAX_HISTORIES = 2
+ROWS_BYTES = 32 << 20  # for each span: with SmolVLM-256M an image has 2.5 MB of rows after the tower
 
 Rows = NDArray[np.float32]  # (n, width)
-Key = (
-    int | tuple[Hashable, int]
-)  # what a place of a prompt stands for: a token, or an image's name and which of its rows
+Key = int | tuple[Hashable, int]  # identifies a row of a prompt: a token, or an image's name and the row's index in it
 
 
 def keys_of(prompt: Sequence[int], image_token: int, images: Sequence[tuple[Hashable, int]]) -> list[Key]:
-    """The keys of a prompt whose image tokens stand for `images`, each a name and how many tokens it has."""
+    """The keys of a prompt whose image tokens stand for `images`, given as names and numbers of tokens."""
     rows = [(name, row) for name, count in images for row in range(count)]
     assert len(rows) == sum(token == image_token for token in prompt)
     following = iter(rows)
@@ -39,7 +37,7 @@ def keys_of(prompt: Sequence[int], image_token: int, images: Sequence[tuple[Hash
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PromptRows:
-    """The rows of a prompt as `decoder` takes them: `image` gives those of each image, as many as `counts` says."""
+    """The rows of a prompt for `decoder`; `image` computes those of an image by index, as many as in `counts`."""
 
     decoder: Decoder
     prompt: Sequence[int]
@@ -48,23 +46,22 @@ class PromptRows:
     image: Callable[[int], Rows]
 
     def after(self, first: int) -> Rows:
-        """Those (n, width) from a place of the prompt on; images that end before it are not asked for."""
-        places = np.array(self.prompt) == self.image_token
-        embedded, skipped = self.decoder.embed(self.prompt[first:]), int(places[:first].sum())
+        """The rows (n, width) from index `first` of the prompt on; images that end before it are not computed."""
+        is_image = np.array(self.prompt) == self.image_token
+        embedded, skipped = self.decoder.embed(self.prompt[first:]), int(is_image[:first].sum())
         found = [embedded[:0]]
         for index, count in enumerate(self.counts):
             if skipped < count:
                 found.append(self.image(index)[skipped:])
             skipped = max(0, skipped - count)
-        embedded[places[first:]] = np.concatenate(found)
+        embedded[is_image[first:]] = np.concatenate(found)
         return embedded
 
 
 class History:
-    """A decoder's state, and a key for every token in it. Not for two threads at once.
+    """A decoder's state, with a key for every token in it, of a conversation of `tenant`. For one thread at a time.
 
-    `made` (context, width) has the boundary row of each, where that is what the decoder ends in. It is of a
-    conversation of `tenant`.
+    `made` (context, width) has the boundary row of each token, if the decoder's output is a boundary.
     """
 
     def __init__(self, decoder: Decoder, positions: Positions, tenant: str = "") -> None:
@@ -74,7 +71,7 @@ class History:
         self._state = decoder.new_state(positions)
 
     def extend(self, rows: Rows, keys: Sequence[Key], *, last_only: bool = False) -> Rows:
-        """Append tokens, a row and a key each; returns what comes out, as `DecoderState.extend` does."""
+        """Append tokens, given by rows and keys; returns the output of `DecoderState.extend`."""
         first = self._state.position
         made = self._state.extend(rows, last_only=last_only)
         if len(self.made):
@@ -83,83 +80,82 @@ class History:
         return made
 
     def rollback(self, position: int) -> None:
-        """Forget every token from `position` on."""
+        """Drop every token from `position` on."""
         self._state.rollback(position)
         del self.keys[position:]
 
     def resume(self, position: int, positions: Positions) -> None:
-        """Go on from the first `position` tokens, in a conversation whose tokens stand at `positions`."""
+        """Drop every token from `position` on, for a conversation with `positions`, which are equal before it."""
         self._state.resume(position, positions)
         del self.keys[position:]
 
 
 class PrefixCache:
-    """Histories of conversations that ended, KEPT of them: one that begins alike goes on from there. For any threads.
+    """The latest MAX_HISTORIES histories of ended conversations, to be reused by common prefix. For any threads.
 
-    What conversations of one tenant left is not there for another's.
-    A history is never in two conversations, and comes here when nothing refers to its conversation any more: a thread
-    may still draft in one that a caller has given up.
+    A history is reused by conversations of its own tenant only, and by one at a time. It enters the cache when nothing
+    refers to its conversation any more, as a thread may still draft in one that its caller has abandoned.
     """
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
-        self._kept: list[History] = []  # the one that ended last at the end
+        self._cached: list[History] = []  # in the order of ending
         self._ended: SimpleQueue[History] = SimpleQueue()
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
 
     def begin(self, keys: Sequence[Key], positions: Positions, tenant: str = "") -> History:
-        """A history of `tenant` with a beginning of `keys`, whose tokens stand at `positions`; perhaps an empty one.
+        """A history of `tenant` for a conversation with these `keys` and `positions`, reused if possible.
 
-        What is lost to it must not be more than it gains: a history of which less than half begins alike stays.
+        A history is only reused if the common prefix is at least half of it; else more would be lost than gained.
         """
-        with self._turn:
-            self._tidy()
-            own = [one for one in self._kept if one.tenant == tenant]
-            alike = [agreeing(one.keys, keys) for one in own]
-            best = int(np.argmax(alike)) if alike else None
-            if best is None or 2 * alike[best] < len(own[best].keys):
+        with self._lock:
+            self._collect()
+            own = [history for history in self._cached if history.tenant == tenant]
+            common = [agreeing(history.keys, keys) for history in own]
+            best = int(np.argmax(common)) if common else None
+            if best is None or 2 * common[best] < len(own[best].keys):
                 return History(self._decoder, positions, tenant)
             history = own[best]
-            self._kept.remove(history)
-        history.resume(alike[best], positions)
+            self._cached.remove(history)
+        history.resume(common[best], positions)
         return history
 
     def keep_after(self, conversation: object, history: History) -> None:
-        """Keep `history` once nothing refers to `conversation` any more."""
+        """Cache `history` once nothing refers to `conversation` any more."""
         weakref.finalize(conversation, self._end, history).atexit = False
 
     def clear(self) -> None:
-        """Forget all that is kept."""
-        with self._turn:
-            self._tidy()
-            self._kept.clear()
+        """Empty the cache."""
+        with self._lock:
+            self._collect()
+            self._cached.clear()
 
     def _end(self, history: History) -> None:
-        # Python may call this in the middle of anything, also of what holds the turn: so it never waits.
+        # The garbage collector may call this at any point, also while this thread holds the lock, so it must not wait.
         self._ended.put(history)
-        if self._turn.acquire(blocking=False):
+        if self._lock.acquire(blocking=False):
             try:
-                self._tidy()
+                self._collect()
             finally:
-                self._turn.release()
+                self._lock.release()
 
-    def _tidy(self) -> None:
+    def _collect(self) -> None:
         while not self._ended.empty():
             history = self._ended.get()
             if history.keys:
-                self._kept.append(history)
-        del self._kept[:-KEPT]
+                self._cached.append(history)
+        del self._cached[:-MAX_HISTORIES]
 
 
 class ImageRows:
-    """The boundary rows of images behind a span; those of the last images are kept by name. For any threads."""
+    """The boundary rows of images after a span, with a cache of the latest images by name. For any threads."""
 
     def __init__(self, span: VisionSpan) -> None:
         self._span = span
         self._rows: LruCache[bytes, Rows] = LruCache(ROWS_BYTES)
 
     def of(self, pixels: Pixels, name: bytes | None) -> Rows:
-        """The rows (n, width) of an image; without a name they are not kept."""
+        """The rows (n, width) of an image; without a name they are not cached."""
         rows = None if name is None else self._rows.get(name)
         if rows is None:
             rows = self._span(pixels.values, [pixels.grid])
@@ -169,5 +165,5 @@ class ImageRows:
         return rows
 
     def clear(self) -> None:
-        """Forget all that is kept."""
+        """Empty the cache."""
         self._rows.drop()

@@ -1,4 +1,4 @@
-"""The one place where ONNX Runtime sessions are made, with the reason beside each option."""
+"""Makes all ONNX Runtime sessions, with the reason for each option."""
 
 from __future__ import annotations
 
@@ -23,42 +23,42 @@ _REFUSED = (
 
 
 def providers() -> dict[str, str]:
-    """The execution providers of this machine's ONNX Runtime: a short name such as `cuda`, and its own name."""
+    """The execution providers of this machine's ONNX Runtime: their full names by short names such as `cuda`."""
     return {name.removesuffix(_SUFFIX).lower(): name for name in ort.get_available_providers()}
 
 
 def check_provider(provider: str) -> None:
-    """That this machine's ONNX Runtime has `provider`, a short name. Raises InputError."""
+    """Check that this machine's ONNX Runtime has `provider`, a short name. Raises InputError."""
     if provider not in providers():
         raise InputError(f"this ONNX Runtime has no provider {provider!r}; it has {', '.join(providers())}")
 
 
 def open_session(path: Path, *, threads: int, provider: str = CPU) -> ort.InferenceSession:
-    """A session over the graph at `path`, a verified file of a bundle (`Bundle.file`).
+    """A session of the graph at `path`, a verified file of a bundle (`Bundle.file`).
 
-    Weights that the graph keeps in another file come from the graph's own folder or not at all: ONNX Runtime refuses
-    absolute paths, `..` and links that lead out of it, and the manifest's hashes cover every file of a bundle.
+    External weights can only come from the graph's own folder: ONNX Runtime refuses absolute paths, `..` and links that
+    lead out of it. The manifest's hashes cover every file of a bundle.
 
-    Raises InputError when this machine cannot use `provider`, BundleError when the graph does not load.
+    Raises InputError if this machine cannot use `provider`, BundleError if the graph does not load.
     """
     check_provider(provider)
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads  # its own default counts the machine's cores, not those we may use
-    options.inter_op_num_threads = 1  # the graphs are chains: there is nothing to run side by side
+    options.intra_op_num_threads = threads  # the default is the machine's cores, not those that this process may use
+    options.inter_op_num_threads = 1  # the graphs are chains, without branches to run in parallel
     # Threads that spin while they wait starve a second process on the same cores (30 to 100 times slower, measured).
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # The arena keeps the most that any prompt ever needed, and a memory pattern is kept for every length of prompt.
+    # The arena never shrinks below the largest prompt's need, and there would be a memory pattern for every length.
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
-    options.log_severity_level = 3  # errors; what they say is raised as well
+    options.log_severity_level = 3  # errors only, which are raised as well
     chosen = providers()[provider]
     try:
-        # Its own way out, the CPU, would be taken without a word to the caller.
+        # Its fallback to the CPU would be silent.
         session = ort.InferenceSession(path, options, providers=[chosen], enable_fallback=0)
     except _REFUSED as error:
         reason = " ".join(str(error).split())
         raise BundleError(f"{path} does not load ({reason}); export the bundle again") from None
-    # A provider whose driver is missing is passed over likewise.
+    # Without the provider's driver ONNX Runtime silently skips the provider too.
     if chosen not in session.get_providers():
         raise InputError(f"the provider {provider} does not start on this machine; use another, such as {CPU}")
     return session

@@ -1,7 +1,7 @@
-"""The device's part of a target: `[image, cut)` for every cut, and what crosses the cut in one conversation.
+"""The device's part of a target: the layers `[image, cut)`, and the boundary at the cut in one conversation.
 
-Up to `decoder.0` that is the boundary of the image alone, and the worker embeds the tokens. At a cut inside the decoder
-it is a boundary row of every token: the device embeds them, and keeps keys and values of its own layers.
+Up to `decoder.0` the boundary has the image's rows only, and the worker embeds the tokens. At a cut inside the decoder
+it has a row for every token: the device embeds them, and has the KV cache of its own layers.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from cutline.models.bundle import Bundle, Manifest, span_file
 from cutline.models.images import Pixels
 from cutline.models.law.sampling import agreeing
 
-PREFILL = 128  # rows a run: while they are on their way, the next are computed
-SPANS = 8  # that stay loaded: a plan that wavers between cuts loads none of them anew
+PREFILL = 128  # rows a run: while some are in flight, the next are computed
+MAX_SPANS = 8  # loaded at once, so that a plan that alternates between cuts reloads none of them
 
 
 def device_cuts(manifest: Manifest) -> tuple[str, ...]:
-    """The cuts that a bundle has the graphs for."""
+    """The cuts for which a bundle has graphs."""
     line, files = manifest.line, manifest.files
     shallow = [cut for cut in line.image_cuts if span_file(cut) in files]
     deep = [cut for cut in line.deep_cuts if span_file(cut, "decoder.0") in files]
@@ -36,7 +36,7 @@ def device_cuts(manifest: Manifest) -> tuple[str, ...]:
 
 
 def check_cut(bundle: Bundle, cut: str) -> None:
-    """That a device can run `[image, cut)` of a target's bundle, for a cut after `image`.
+    """Check that a device can run `[image, cut)` of a target's bundle, for a cut after `image`.
 
     Raises InputError, BundleError.
     """
@@ -50,7 +50,7 @@ def check_cut(bundle: Bundle, cut: str) -> None:
 
 
 class TargetSpan:
-    """The layers `[image, cut)` of a target, for any cut but `image`. Conversations share it, in any threads."""
+    """The layers `[image, cut)` of a target, for a cut after `image`. Conversations share it, in any threads."""
 
     def __init__(self, manifest: Manifest, tower: VisionSpan, prefix: Decoder | None) -> None:
         self._manifest = manifest
@@ -60,7 +60,7 @@ class TargetSpan:
 
     @classmethod
     def open(cls, bundle: Bundle, cut: str, *, threads: int, provider: str = CPU) -> TargetSpan:
-        """Load the span that ends at `cut`, and no weights beyond it. Raises InputError, BundleError."""
+        """Load the span that ends at `cut`, with its weights only. Raises InputError, BundleError."""
         check_cut(bundle, cut)
         manifest = bundle.manifest
         if cut in manifest.line.image_cuts:
@@ -82,20 +82,20 @@ class TargetSpan:
         noise: Noise | None = None,
         tenant: str = "",
     ) -> Crossing:
-        """What crosses the cut for `prompt`, whose image tokens stand for the images in `pixels`.
+        """The crossing for `prompt`, whose image tokens stand for the images in `pixels`.
 
-        With `names`, one an image and the same for no two images, what `tenant`'s earlier conversations had computed is
-        not run again, unless this one is `fresh`. `keep` is the share of the image tokens that enters the decoder, at a
-        cut from `decoder.0` on. `noise` is on what crosses, not on what is computed here; it needs names.
+        `names` are unique names of the images. With them rows and KV caches of `tenant`'s earlier conversations are
+        reused, unless this one is `fresh`. `keep` is the share of the image tokens that enters the decoder, for a cut
+        from `decoder.0` on. `noise` is added to what crosses, not to what is computed here; it needs names.
         """
         assert noise is None or names is not None
         manifest, token = self._manifest, self._manifest.image_token
-        kept = None if fresh else names
-        grids = [one.grid for one in pixels]
+        reused = None if fresh else names
+        grids = [image.grid for image in pixels]
         parts = parts_of(prompt, token, [manifest.family.tokens(grid) for grid in grids]) if keep < 1.0 else []
 
         def image(index: int) -> Rows:
-            rows = self._images.of(pixels[index], None if kept is None else kept[index])
+            rows = self._images.of(pixels[index], None if reused is None else reused[index])
             return merge_runs(rows, parts[index], token, keep) if parts else rows
 
         def blurred(index: int) -> Rows:
@@ -109,48 +109,48 @@ class TargetSpan:
         keys = keys_of(short, token, [((name, keep), count) for name, count in zip(known, counts, strict=True)])
         positions = manifest.family.positions(np.array(short) == token, grids)
         history = (
-            History(self._prefix, positions) if kept is None else self._prefix_cache.begin(keys, positions, tenant)
+            History(self._prefix, positions) if reused is None else self._prefix_cache.begin(keys, positions, tenant)
         )
         rows = PromptRows(self._prefix, short, token, counts, image)
         crossing = Crossing(len(pixels), image, Prefixed(keys, rows, history, noise))
-        if kept is not None:
+        if reused is not None:
             self._prefix_cache.keep_after(crossing, history)
         return crossing
 
     def forget(self) -> None:
-        """Let go of all that is kept of conversations that ended."""
+        """Empty the caches of ended conversations."""
         self._images.clear()
         if self._prefix_cache is not None:
             self._prefix_cache.clear()
 
 
 class LoadedSpans:
-    """The spans of a target that were used last, SPANS of them; a conversation keeps its own until it ends.
+    """The MAX_SPANS spans of a target that were used last. A conversation holds its own span until it ends.
 
-    Threads may share it: one loads at a time, and none loads what another has just loaded.
+    For any threads: one loads at a time, so no span is loaded twice.
     """
 
     def __init__(self, bundle: Bundle, *, threads: int, provider: str = CPU) -> None:
         self._bundle = bundle
         self._threads = threads
         self._provider = provider
-        self._spans: dict[str, TargetSpan] = {}  # the one used last at the end
-        self._turn = threading.Lock()
+        self._spans: dict[str, TargetSpan] = {}  # in the order of use
+        self._lock = threading.Lock()
 
     @property
     def cuts(self) -> frozenset[str]:
-        """The cuts whose spans are loaded; does not wait for one that is being loaded."""
+        """The cuts of the loaded spans, without waiting for one that is being loaded."""
         return frozenset(tuple(self._spans))
 
     def open(self, cut: str) -> TargetSpan:
-        """The span that ends at `cut`, loaded if it is not. Raises InputError, BundleError."""
-        with self._turn:
+        """The span that ends at `cut`, loaded if needed. Raises InputError, BundleError."""
+        with self._lock:
             span = self._spans.pop(cut, None)
-            while len(self._spans) >= SPANS:  # before loading, so that no more are ever held
+            while len(self._spans) >= MAX_SPANS:  # before loading, so that there are never more
                 del self._spans[next(iter(self._spans))]
             if span is None:
                 span = TargetSpan.open(self._bundle, cut, threads=self._threads, provider=self._provider)
-            for other in self._spans.values():  # what is kept of conversations is kept for one cut
+            for other in self._spans.values():  # conversations are cached for one cut only
                 other.forget()
             self._spans[cut] = span
             return span
@@ -158,9 +158,9 @@ class LoadedSpans:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prefixed:
-    """A prompt at a cut inside the decoder: a key and a row for each of its tokens, and what the prefix has seen.
+    """A prompt at a cut inside the decoder: keys and rows of its tokens, and the `history` in the prefix's cache.
 
-    `noise` is on all rows that cross.
+    `noise` is added to all rows that cross.
     """
 
     keys: Sequence[Key]
@@ -169,14 +169,14 @@ class Prefixed:
     noise: Noise | None = None
 
     def crossed(self, rows: Rows, end: int) -> Rows:
-        """The rows of the tokens before `end`, the last of which they are, as they cross."""
+        """The `rows` of the last tokens before index `end`, with noise if there is any."""
         return rows if self.noise is None else self.noise.on_tokens(rows, self.history.keys[:end])
 
 
 class Crossing:
-    """What crosses a cut in one conversation. Not for two threads at once.
+    """What crosses a cut in one conversation. For one thread at a time.
 
-    At a cut before the decoder that are the rows of so many `images`, which `image` computes one by one. Inside it the
+    At a cut up to `decoder.0` it is the rows of so many `images`, each computed by `image`. Inside the decoder the
     prompt is `prefixed`, and every token crosses as a row.
     """
 
@@ -191,28 +191,28 @@ class Crossing:
         return self._prefixed is not None
 
     def opening(self, tokens: Sequence[int]) -> Iterator[Rows]:
-        """The boundary that opens a session, in parts as they are computed: the prompt's, with `tokens` behind it.
+        """The boundary of a session's opening, in parts as they are computed: for the prompt and the `tokens` after it.
 
-        What was computed before is not computed again.
+        Rows in the cache are not computed again.
         """
         if self._prefixed is None:
             yield from map(self.image, range(self._images))
             return
         history, rows, keys = self._prefixed.history, self._prefixed.rows, [*self._prefixed.keys, *tokens]
-        there, length = agreeing(history.keys, keys), len(self._prefixed.keys)
-        history.rollback(there)
-        if there:
-            yield self._prefixed.crossed(history.made[:there].copy(), there)
-        left = np.concatenate([rows.after(min(there, length)), rows.decoder.embed(tokens[max(0, there - length) :])])
+        cached, length = agreeing(history.keys, keys), len(self._prefixed.keys)
+        history.rollback(cached)
+        if cached:
+            yield self._prefixed.crossed(history.made[:cached].copy(), cached)
+        left = np.concatenate([rows.after(min(cached, length)), rows.decoder.embed(tokens[max(0, cached - length) :])])
         for start in range(0, len(left), PREFILL):
             part = left[start : start + PREFILL]
-            end = there + start + len(part)
-            yield self._prefixed.crossed(history.extend(part, keys[there + start : end]), end)
+            end = cached + start + len(part)
+            yield self._prefixed.crossed(history.extend(part, keys[cached + start : end]), end)
 
     def again(self, answered: int, tokens: Sequence[int]) -> Rows:
-        """The boundary rows of `tokens`, which follow the first `answered` of the answer; what was there is forgotten.
+        """The boundary rows of `tokens` after the first `answered` tokens of the answer; later ones are rolled back.
 
-        Raises PromptError when the target's context has no room for them.
+        Raises PromptError if the target's context has no room for them.
         """
         assert self._prefixed is not None
         history, start = self._prefixed.history, len(self._prefixed.keys) + answered

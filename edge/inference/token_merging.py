@@ -1,8 +1,8 @@
-"""Fewer image tokens: an image's most similar rows become one, so that less crosses a cut and less is attended to.
+"""Token merging: averages an image's most similar rows, so that fewer cross a cut and enter the decoder.
 
-Bipartite soft matching (Bolya et al., "Token Merging: Your ViT But Faster", 2023): every other row may join the most
-similar of the rows between, the most similar pairs do, and a joint row is the mean of all that it stands for. There it
-happens between a tower's layers, by the similarity of attention keys; here once, after the connector, by that of rows.
+It is bipartite soft matching (Bolya et al., "Token Merging: Your ViT But Faster", 2023): each even row may merge into
+the most similar odd row, the most similar pairs do, and a merged row is the mean of its original rows. The paper merges
+between a tower's layers, by the similarity of attention keys; here it is done once, after the connector, by rows.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ Rows = NDArray[np.float32]  # (n, width)
 
 
 def kept_of(count: int, share: float) -> int:
-    """How many of `count` rows are left of a `share` in (0, 1]."""
+    """How many of `count` rows remain for a `share` in (0, 1]."""
     return math.ceil(count * share)
 
 
 def shorten(prompt: Sequence[int], image_token: int, share: float) -> tuple[int, ...]:
-    """`prompt` with every run of image tokens as long as `merge_runs` leaves its rows."""
+    """`prompt` with every run of image tokens shortened to the number of rows after `merge_runs`."""
     short: list[int] = []
     for token, run in groupby(prompt):
         count = sum(1 for _ in run)
@@ -32,7 +32,7 @@ def shorten(prompt: Sequence[int], image_token: int, share: float) -> tuple[int,
 
 
 def merge_runs(rows: Rows, prompt: Sequence[int], image_token: int, share: float) -> Rows:
-    """The rows (n, width) of the image tokens in `prompt`, each run of them merged by itself to a `share` of it."""
+    """The rows (n, width) of the image tokens in `prompt`, with each run merged separately to a `share` of its rows."""
     parts, first = [rows[:0]], 0
     for count in _runs(prompt, image_token):
         parts.append(merge(rows[first : first + count], kept_of(count, share))[0])
@@ -41,16 +41,16 @@ def merge_runs(rows: Rows, prompt: Sequence[int], image_token: int, share: float
 
 
 def parts_of(prompt: Sequence[int], image_token: int, counts: Sequence[int]) -> list[Sequence[int]]:
-    """The part of a prompt that each image stands in, from its first image token to its last; `counts` has how many."""
-    places = [place for place, token in enumerate(prompt) if token == image_token]
+    """The part of a prompt from the first to the last token of each image; `counts` are their numbers of tokens."""
+    indices = [index for index, token in enumerate(prompt) if token == image_token]
     ends = list(accumulate(counts))
-    return [prompt[places[end - count] : places[end - 1] + 1] for end, count in zip(ends, counts, strict=True)]
+    return [prompt[indices[end - count] : indices[end - 1] + 1] for end, count in zip(ends, counts, strict=True)]
 
 
 def merge(rows: Rows, count: int) -> tuple[Rows, NDArray[np.int64]]:
-    """Merge `rows` (n, width) to `count` of them, 1 to n, in their order; and how many rows each stands for.
+    """Merge `rows` (n, width) to `count` (1 to n) in the same order; returns them and how many rows each averages.
 
-    Deterministic: of pairs that are equally similar the first is merged.
+    It is deterministic: of equally similar pairs the first is merged.
     """
     sizes = np.ones(len(rows), np.int64)
     while len(rows) > count:
@@ -59,7 +59,7 @@ def merge(rows: Rows, count: int) -> tuple[Rows, NDArray[np.int64]]:
 
 
 def _merge_once(rows: Rows, sizes: NDArray[np.int64], surplus: int) -> tuple[Rows, NDArray[np.int64]]:
-    """Merge at most `surplus` of the rows at even places, as many as have one at an odd place to join."""
+    """Merge at most `surplus` of the even rows into odd rows, as far as there are odd rows."""
     unit = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)
     similarity = unit[0::2] @ unit[1::2].T  # (even, odd)
     nearest = similarity.argmax(1)

@@ -1,4 +1,4 @@
-"""The device's part of a model before the decoder: the span from the image to a cut, on ONNX Runtime."""
+"""The vision encoder on ONNX Runtime: a model's span from the image to a cut up to `decoder.0`."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from cutline.models.families import AnyFamily, Grid
 
 
 class VisionSpan:
-    """The layers `[image, cut)` of a bundle, vision tower and maybe connector. No state: threads may share one."""
+    """The layers `[image, cut)` of a bundle: vision tower and maybe connector. Stateless, for any threads."""
 
     def __init__(self, session: ort.InferenceSession, family: AnyFamily) -> None:
         self._session = session
         self._family = family
         shapes = {value.name: value.shape for value in session.get_inputs()}
         self._inputs = shapes.keys()
-        # A graph of fixed sizes takes one tile: a batch is no faster on a CPU, and attention's memory grows with it.
+        # A graph with fixed sizes takes one tile: on a CPU a batch is not faster, and needs more memory for attention.
         self._at_once = shapes["pixels"][0] if isinstance(shapes["pixels"][0], int) else None
         self._width = session.get_outputs()[0].shape[-1]
 
     @classmethod
     def open(cls, bundle: Bundle, cut: str, *, threads: int, provider: str = CPU) -> VisionSpan:
-        """Load the span that ends at `cut`, and no weights beyond it. Raises InputError, BundleError."""
-        bundle.file(SPAN_WEIGHTS)  # that the manifest lists it is what makes it verified
+        """Load the span that ends at `cut`, with its weights only. Raises InputError, BundleError."""
+        bundle.file(SPAN_WEIGHTS)  # checks that the manifest lists it, so it was verified
         session = open_session(bundle.file(span_file(cut)), threads=threads, provider=provider)
         if not _fits(session, bundle.manifest, cut):
             raise BundleError(f"{span_file(cut)} in {bundle.path} is not of the manifest's sizes; export it again")
         return cls(session, bundle.manifest.family)
 
     def __call__(self, pixels: NDArray[np.float32], grids: Sequence[Grid]) -> NDArray[np.float32]:
-        """The boundary (n, width) of `pixels`, the values of all images together, which became `grids`."""
+        """The boundary (n, width) of `pixels`, the values of all images with these `grids`, concatenated."""
         boundaries = [np.empty((0, self._width), np.float32)]
         for values, beside in self._family.runs(pixels, grids):
             given = {name: array for name, array in beside.items() if name in self._inputs}
@@ -49,7 +49,7 @@ class VisionSpan:
 
 
 def _fits(session: ort.InferenceSession, manifest: Manifest, cut: str) -> bool:
-    """Whether what a graph takes and gives is of the manifest's sizes, as far as the graph has them fixed."""
+    """Whether a graph's inputs and output have the manifest's sizes, as far as the graph fixes them."""
     family = manifest.family
     example = family.example(0)
     ((values, beside),) = family.runs(example.values, [example.grid])
@@ -61,7 +61,7 @@ def _fits(session: ort.InferenceSession, manifest: Manifest, cut: str) -> bool:
     pairs = [(value.shape, given[value.name].shape if value.name in given else ()) for value in session.get_inputs()]
     pairs.append((session.get_outputs()[0].shape[-2:], made))
     return "pixels" in {value.name for value in session.get_inputs()} and all(
-        len(said) == len(size)
-        and all(not isinstance(one, int) or one == other for one, other in zip(said, size, strict=True))
-        for said, size in pairs
+        len(shape) == len(size)
+        and all(not isinstance(fixed, int) or fixed == side for fixed, side in zip(shape, size, strict=True))
+        for shape, size in pairs
     )

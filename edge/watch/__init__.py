@@ -1,1 +1,1 @@
-"""Cameras, films and folders: frames that are worth a question, and a spool for when nobody answers."""
+"""Cameras, videos and folders: frames to ask about, and a spool for while no worker answers."""

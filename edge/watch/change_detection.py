@@ -1,4 +1,4 @@
-"""Whether a picture shows something new, so that a still scene costs nothing."""
+"""Change detection, so that a still scene costs nothing."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-WIDTH, HEIGHT = 32, 24  # of a thumbnail: so few pixels average a sensor's noise away
-DEFAULT = 0.01  # share of the whole range; noise stays under a tenth of it, a person across the room is above
+WIDTH, HEIGHT = 32, 24  # of a thumbnail, small enough to average out a sensor's noise
+DEFAULT_THRESHOLD = 0.01  # share of the range: noise is below a tenth of it, a person across the room above it
 
 Thumbnail = NDArray[np.uint8]  # (HEIGHT, WIDTH), grey
 
@@ -23,9 +23,9 @@ def difference(first: Thumbnail, second: Thumbnail) -> float:
 
 
 class Changes:
-    """Passes what differs by `threshold` or more from the last that passed: small steps add up until one does."""
+    """Passes images that differ by `threshold` or more from the last one that passed, so slow changes add up."""
 
-    def __init__(self, threshold: float = DEFAULT) -> None:
+    def __init__(self, threshold: float = DEFAULT_THRESHOLD) -> None:
         self.still = 0  # pictures that did not pass
         self._threshold = threshold
         self._last: Thumbnail | None = None

@@ -1,4 +1,4 @@
-"""Frames that wait to be asked about: few of each source, and of a live one always the newest."""
+"""A bounded queue of frames for each source; a live source's keeps the newest."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable
 from cutline.edge.watch.frames import Frame
 
 
-class Waiting:
-    """At most `room` frames of each source. Sources put frames in from threads; the event loop takes them out."""
+class FrameQueue:
+    """At most `room` frames of each source. Sources' threads put frames in, the event loop takes them out."""
 
     def __init__(self, names: Iterable[str], *, room: int) -> None:
-        self.dropped = Counter[str]()  # frames of each source that were never asked about
+        self.dropped = Counter[str]()  # dropped frames by source
         self._lines: dict[str, deque[Frame]] = {name: deque() for name in names}
         self._room = room
         self._closed = False
@@ -23,7 +23,7 @@ class Waiting:
         self._news = asyncio.Event()
 
     def put(self, frame: Frame, *, live: bool) -> bool:
-        """Put a frame in; where there is no room, drop the oldest if it is `live`, else wait. False once closed."""
+        """Put a frame in; without room, drop the oldest if it is `live`, else wait. Returns False once closed."""
         with self._changed:
             line = self._lines[frame.source]
             while len(line) >= self._room and not live and not self._closed:
@@ -34,32 +34,32 @@ class Waiting:
                 line.popleft()
                 self.dropped[frame.source] += 1
             line.append(frame)
-        self.tell()
+        self.wake()
         return True
 
     def take(self, may: Callable[[Frame], bool] = lambda frame: True) -> Frame | None:
-        """The oldest frame of the source whose turn it is, if it `may` be taken; None if there is none."""
+        """Take the oldest frame of the next source whose oldest frame `may` be taken; None if there is none."""
         with self._changed:
             for name, line in self._lines.items():
                 if line and may(line[0]):
-                    # It goes to the end of the row, so that a busy source does not hide the others.
+                    # Moved to the end (round robin), so that a busy source does not starve the others.
                     self._lines[name] = self._lines.pop(name)
                     self._changed.notify_all()
                     return line.popleft()
         return None
 
     async def news(self) -> None:
-        """Until something was put in, or `tell` was called, since the last time."""
+        """Wait until a frame was put in, or `wake` was called, since the last wait."""
         await self._news.wait()
         self._news.clear()
 
-    def tell(self) -> None:
-        """End a wait for news, from any thread."""
+    def wake(self) -> None:
+        """End a wait for `news`, from any thread."""
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._news.set)
 
     def close(self) -> list[Frame]:
-        """Take no more, and give back what still waits."""
+        """Accept no more frames; returns those that still wait."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

@@ -1,4 +1,4 @@
-"""Frames to ask about, and folders that they come from; those of videos and cameras are in `video.py`."""
+"""Frames to ask about, the interface of their sources, and folders as a source; `video.py` has videos and cameras."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from cutline.errors.names import printable
 from cutline.models.decode_budget import DECODING
 from cutline.models.images import MAX_BYTES, decode_image, read_header
 
-LOOK = 0.5  # seconds between two looks into a folder
+POLL_SECONDS = 0.5  # between two listings of a folder
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".gif", ".heic", ".heif")
-REMEMBERED = 100_000  # files that were taken and are not in their folder any more
+MAX_REMEMBERED = 100_000  # files that were taken and are not in their folder any more
 
-_Stamp = tuple[int, int]  # of a file: time of its last change in nanoseconds, and size
+_Stamp = tuple[int, int]  # a file's modification time in nanoseconds, and its size
 
-Tell = Callable[[str], None]  # hears what a person should know
+Notify = Callable[[str], None]  # called with messages for the user
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frame:
-    """A picture to ask about: `image` is a file's bytes, `taken` seconds since 1970, `number` counts its source's.
+    """An image to ask about: the content `image` of a file, `taken` in Unix time, and its `number` in its source.
 
-    A frame of a file that is read again has the same `id` again.
+    The `id` is the same if the same file is read again.
     """
 
     id: str
@@ -37,26 +37,26 @@ class Frame:
     number: int
     taken: float
     image: bytes
-    file: str | None = None  # its name as text, of an image in a folder
+    file: str | None = None  # the printable name of an image in a folder
 
 
 class FrameSource(Protocol):
-    """Something to take frames from. What is `live` does not wait: what is not taken is gone."""
+    """A source of frames. If it is `live`, frames that are not taken in time are lost."""
 
     name: str
     live: bool
-    unreadable: int  # pictures that are there and cannot be read
+    unreadable: int  # images that exist and cannot be read
 
     @property
     def still(self) -> int:
-        """How many pictures were left out since they showed nothing new."""
+        """The number of images that were skipped because they showed no change."""
 
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
         """Frames until the source ends or `stop` is set; blocks in between. Raises InputError."""
 
 
 class Sifted:
-    """What sources have in common: a `name`, and that they leave out what is not new by their `changes`, if any."""
+    """The base of sources: it has a `name`, and skips images without a change by `changes`, if given."""
 
     def __init__(self, *, name: str, changes: Changes | None) -> None:
         self.name = name
@@ -65,36 +65,36 @@ class Sifted:
 
     @property
     def still(self) -> int:
-        """How many pictures were left out since they showed nothing new."""
+        """The number of images that were skipped because they showed no change."""
         return self._changes.still if self._changes else 0
 
 
 class Folder(Sifted):
-    """The image files in a folder in the order of their names, and then those that come.
+    """The image files in a folder in the order of their names, and then new ones.
 
-    A file is taken when it was the same at two looks, as the one who writes it may not be done; and again when it has
-    changed. One that cannot be read is tried again at every look, and so is the folder. With `once` it ends when there
-    is nothing new. `tell` hears of what cannot be read.
+    A file is taken once it was unchanged for two polls, as it may still be being written, and again when it changes. A
+    file or folder that cannot be read is retried at every poll, and `notify` is called. With `once` the source ends
+    when there is nothing new.
     """
 
     live = False
 
     def __init__(
-        self, path: Path, *, name: str, changes: Changes | None, once: bool, tell: Tell, look: float = LOOK
+        self, path: Path, *, name: str, changes: Changes | None, once: bool, notify: Notify, poll: float = POLL_SECONDS
     ) -> None:
         super().__init__(name=name, changes=changes)
         self._path = path
         self._once = once
-        self._tell = tell
-        self._look = look
-        self._said = ""  # why the folder could not be listed last
-        self._taken = dict[str, _Stamp]()  # also what is away: it comes back as it was, with the disk that it is on
+        self._notify = notify
+        self._poll = poll
+        self._fault = ""  # why the folder could not be listed last
+        self._taken = dict[str, _Stamp]()  # also files that are away now: they may return with the disk they are on
         self._unreadable = set[str]()  # files that could not be read
 
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
-        """What is in the folder, and what comes. Raises InputError if it ends by itself and cannot be listed."""
+        """The folder's frames. Raises InputError for a folder that cannot be listed, with `once` only."""
         before, number = self._stamps(), 0
-        while not stop.wait(self._look):
+        while not stop.wait(self._poll):
             now = self._stamps()
             fresh = [name for name in sorted(now) if self._taken.get(name) != now[name]]
             for name in fresh:
@@ -117,11 +117,11 @@ class Folder(Sifted):
         return Frame(id=known, source=self.name, number=number, taken=stamp[0] / 1e9, image=image, file=printable(name))
 
     def _read(self, name: str) -> bytes | None:
-        """What is in a file, or None for now."""
+        """The content of a file; None if it cannot be read now."""
         try:
             with (self._path / name).open("rb") as opened:
-                image = opened.read(MAX_BYTES + 1)  # the one byte more is enough to refuse it
-        except FileNotFoundError:  # gone again
+                image = opened.read(MAX_BYTES + 1)  # one byte too many is enough to refuse it
+        except FileNotFoundError:  # removed meanwhile
             return None
         except OSError as error:
             self._miss(name, error)
@@ -132,11 +132,11 @@ class Folder(Sifted):
         return image
 
     def _miss(self, name: str, error: OSError) -> None:
-        """Count a file that cannot be read, and say so; once, as it is tried at every look."""
+        """Count a file that cannot be read, and notify; once, as it is retried at every poll."""
         if name not in self._unreadable:
             self._unreadable.add(name)
             self.unreadable += 1
-            self._tell(f"{self.name}: {printable(name)} cannot be read: {error.strerror}; trying again")
+            self._notify(f"{self.name}: {printable(name)} cannot be read: {error.strerror}; trying again")
 
     def _changed(self, image: bytes) -> bool:
         assert self._changes is not None
@@ -144,30 +144,30 @@ class Folder(Sifted):
             with DECODING.hold(read_header(image).memory):
                 shown = thumbnail(decode_image(image))
         except ImageError:
-            return True  # who asks about it is told what is wrong with it
+            return True  # asking about it reports what is wrong
         return self._changes.passes(shown)
 
     def _stamps(self) -> dict[str, _Stamp]:
-        """The stamp of every image file; none where the folder cannot be listed, as it may be mounted again."""
+        """The stamps of all image files; none if the folder cannot be listed, as it may be mounted again later."""
         try:
             names = [file.name for file in self._path.iterdir()]
         except OSError as error:
             if self._once:
                 raise InputError(f"the folder {self.name} cannot be listed: {error.strerror}") from None
-            if self._said != (said := error.strerror or ""):
-                self._tell(f"{self.name}: {said}; trying again")
-                self._said = said
+            if self._fault != (fault := error.strerror or ""):
+                self._notify(f"{self.name}: {fault}; trying again")
+                self._fault = fault
             return {}
-        if self._said:
-            self._tell(f"{self.name} is back")
-            self._said = ""
+        if self._fault:
+            self._notify(f"{self.name} is back")
+            self._fault = ""
         self._unreadable.intersection_update(names)
         found = dict[str, _Stamp]()
         for name in names:
             if Path(name).suffix.lower() in SUFFIXES and not name.startswith("."):
                 try:
                     known = (self._path / name).stat()
-                except FileNotFoundError:  # it went away just now
+                except FileNotFoundError:  # removed meanwhile
                     continue
                 except OSError as error:
                     if name not in self._taken:
@@ -178,14 +178,14 @@ class Folder(Sifted):
         return found
 
     def _forget(self, now: dict[str, _Stamp]) -> None:
-        """Of too many files that are not there `now`, forget those that were taken first."""
-        most = len(now) + REMEMBERED
-        if len(self._taken) > most:
+        """Forget the oldest of the files that are not there `now`, beyond MAX_REMEMBERED."""
+        limit = len(now) + MAX_REMEMBERED
+        if len(self._taken) > limit:
             away = [name for name in self._taken if name not in now]
-            for name in away[: len(self._taken) - most]:
+            for name in away[: len(self._taken) - limit]:
                 del self._taken[name]
 
 
 def frame_id(*known: object) -> str:
-    """A frame's id by what it is known by."""
+    """A frame's id: a hash of whatever identifies it."""
     return hashlib.sha256("\0".join(map(str, known)).encode(errors="surrogateescape")).hexdigest()[:24]

@@ -1,4 +1,4 @@
-"""Sources as people name them: folders, video files, cameras, and addresses whose passwords stay unsaid."""
+"""Opens sources from arguments: folders, video files, cameras, and addresses, whose passwords are hidden."""
 
 from __future__ import annotations
 
@@ -7,43 +7,43 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cutline.edge.watch.change_detection import Changes
-from cutline.edge.watch.frames import Folder, FrameSource, Tell
+from cutline.edge.watch.frames import Folder, FrameSource, Notify
 from cutline.edge.watch.video import Camera, VideoFile, check_video
 from cutline.errors import InputError
 from cutline.errors.names import printable
 
-# Some cameras take name and password in the path, or behind a question mark.
+# Some cameras take name and password in the path or the query.
 _SECRET = re.compile(r"(?i)((?:pass(?:word|wd)?|pwd|user(?:name)?|login|token|auth|key)[^=/&]{0,8}=)[^/&]*")
 
 
 def open_sources(
-    given: Sequence[str], *, every: float, threshold: float | None, once: bool, tell: Tell = lambda line: None
+    given: Sequence[str], *, every: float, threshold: float | None, once: bool, notify: Notify = lambda line: None
 ) -> list[FrameSource]:
-    """The sources that a person named; each with its own name. Raises InputError.
+    """The `given` sources, with unique names. Raises InputError.
 
-    Of a video one frame in `every` seconds is taken; with a `threshold`, of all sources what has changed by so much.
+    A video gives one frame every `every` seconds. With a `threshold` frames need a change of so much.
     """
     names, sources = list[str](), list[FrameSource]()
-    for one in given:
-        name = shown(one)
+    for argument in given:
+        name = shown(argument)
         while name in names:
             name += " (again)"
         names.append(name)
         changes = None if threshold is None else Changes(threshold)
-        sources.append(_open(one, name, every=every, changes=changes, once=once, tell=tell))
+        sources.append(_open(argument, name, every=every, changes=changes, once=once, notify=notify))
     return sources
 
 
-def _open(given: str, name: str, *, every: float, changes: Changes | None, once: bool, tell: Tell) -> FrameSource:
+def _open(given: str, name: str, *, every: float, changes: Changes | None, once: bool, notify: Notify) -> FrameSource:
     path = Path(given)
     if given.lower().startswith(("rtsp://", "rtsps://")):
         check_video()
-        return Camera(given, name=name, every=every, changes=changes, tell=tell)
+        return Camera(given, name=name, every=every, changes=changes, notify=notify)
     if path.is_dir():
-        return Folder(path, name=name, changes=changes, once=once, tell=tell)
+        return Folder(path, name=name, changes=changes, once=once, notify=notify)
     if path.is_char_device():
         check_video()
-        return Camera(given, name=name, every=every, changes=changes, tell=tell, driver="v4l2")
+        return Camera(given, name=name, every=every, changes=changes, notify=notify, driver="v4l2")
     if path.is_file():
         check_video()
         return VideoFile(path, name=name, every=every, changes=changes)
@@ -51,7 +51,7 @@ def _open(given: str, name: str, *, every: float, changes: Changes | None, once:
 
 
 def shown(given: str) -> str:
-    """A source's name as text, without what is secret: of an address all before the last @, and what passwords say."""
+    """A source's printable name without secrets: without what is before the last @ of an address, and passwords."""
     if Path(given).exists():
         return printable(given)
     scheme, secret, rest = re.match(r"(?is)(rtsps?:/*|[a-z][\w+.-]*:/+)?(.*@)?(.*)", printable(given)).groups()  # type: ignore[union-attr]

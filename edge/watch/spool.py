@@ -1,13 +1,13 @@
-"""A folder that keeps frames while no worker answers, and the answers given; it survives a crash at any point.
+"""A spool: a folder of frames that wait while no worker answers, and of the answers. It survives a crash at any point.
 
-    frames/000000000042-ID.frame    a frame that waits: a line of JSON, then the image
-    answers.jsonl                   a line for every answer; whose id stands there is done
-    answers.1.jsonl                 the lines before those
-    question.txt                    what is asked about all of them
-    lock                            held by the process that uses the folder
+    frames/000000000042-ID.frame    a waiting frame: a line of JSON, then the image
+    answers.jsonl                   the journal: one line for each answer
+    answers.1.jsonl                 the older lines of the journal
+    question.txt                    the question about all frames
+    lock                            locked by the process that uses the folder
 
-A frame is done at the moment when its whole line is in the journal. Every file becomes visible whole, by a rename, and
-what was left half done is put right when the folder is opened.
+A frame is done once its whole line is in the journal. Every file appears atomically, by a rename, and half-done work is
+repaired when the folder is opened.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from cutline.edge.watch.frames import Frame
 from cutline.errors import InputError
 from cutline.models.images import MAX_BYTES
 
-_QUESTION_BYTES = 1 << 20
-_FRAME_BYTES = MAX_BYTES + (1 << 16)  # an image that is refused may be a byte longer, and has a line before it
-JOURNAL_BYTES = 8 << 20  # of one journal; there are two
+_MAX_QUESTION_BYTES = 1 << 20
+_MAX_FRAME_BYTES = MAX_BYTES + (1 << 16)  # a refused image may be a byte longer, and there is a line before it
+JOURNAL_BYTES = 8 << 20  # of each of the two journal files
 _ANY_DIGEST = "0" * 64
-_FRAME = re.compile(r"([0-9]{12,})-(.+)\.frame")  # place, id; other files are not of the spool
+_FRAME = re.compile(r"([0-9]{12,})-(.+)\.frame")  # number and id; other files are not the spool's
 
 
 class _Head(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,16 +46,16 @@ class _Head(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Done(msgspec.Struct, frozen=True):
-    """What the spool reads of a line of the journal."""
+    """The part of a line of the journal that the spool reads."""
 
     id: str
 
 
 class Spool:
-    """The spool in a folder, with frames of `limit` bytes at most: where it is full, the oldest make room."""
+    """The spool in a folder, with at most `limit` bytes of frames; a full one drops the oldest."""
 
     def __init__(self, folder: Path, *, question: str, limit: int, journal: int = JOURNAL_BYTES) -> None:
-        """Open it and put it right. Raises InputError if it cannot be used, is in use, or is of another question."""
+        """Open and repair it. Raises InputError if it cannot be used, is in use, or has another question."""
         self._folder = folder
         self._limit = limit
         self._files, self._sizes, self._next = dict[str, Path](), dict[str, int](), 0
@@ -73,7 +73,7 @@ class Spool:
             os.close(self._lock)
             raise InputError(f"--spool {folder} is in use by another process; give each its own") from None
         try:
-            self._belong(question)
+            self._check_question(question)
             self._recover()
         except BaseException as error:
             self.close()
@@ -86,23 +86,23 @@ class Spool:
         return frame_id in self._sizes or frame_id in self._done or frame_id in self._done_before
 
     def __len__(self) -> int:
-        """Frames that wait."""
+        """The number of waiting frames."""
         return len(self._sizes)
 
     @property
     def size(self) -> int:
-        """Bytes of the frames that wait."""
+        """The bytes of the waiting frames."""
         return sum(self._sizes.values())
 
     def has_room(self, frame: Frame) -> bool:
-        """Whether nothing must be dropped for a frame. One that never fits has room: it is itself what is dropped."""
+        """Whether no other frame must be dropped for this one; also true for one that is itself too large."""
         size = len(_head(frame, _ANY_DIGEST)) + len(frame.image)  # without hashing the image
         return size > self._limit or self.size + size <= self._limit
 
     def put(self, frame: Frame) -> list[str]:
-        """Keep a frame, unless it is known; on return it is safe. The sources of frames that had to be dropped for it.
+        """Store a frame durably, unless it is known; returns the sources of the frames that were dropped for it.
 
-        Raises OSError where the disk is full.
+        Raises OSError if the disk is full.
         """
         if frame.id in self:
             return []
@@ -112,9 +112,9 @@ class Spool:
         dropped = []
         while self.size + len(content) > self._limit:
             oldest = next(iter(self._files))
-            kept = self._read(self._files[oldest])
-            self._forget(oldest)
-            dropped.append(kept.source if kept else "")
+            evicted = self._read(self._files[oldest])
+            self._remove(oldest)
+            dropped.append(evicted.source if evicted else "")
         file = self._folder / "frames" / f"{self._next:012d}-{frame.id}.frame"
         replace_file(file, content, mode=PRIVATE)
         self._next += 1
@@ -122,9 +122,9 @@ class Spool:
         return dropped
 
     def oldest(self, after: str | None = None) -> Frame | None:
-        """The frame that waits longest, or the next one `after` a frame of that id; None if none waits.
+        """The oldest waiting frame, or the next one `after` the frame with that id; None if none waits.
 
-        A file that a failing disk has damaged is removed.
+        A damaged file is removed.
         """
         order = list(self._files)
         start = order.index(after) + 1 if after in self._files else 0
@@ -132,33 +132,33 @@ class Spool:
             frame = self._read(self._files[known])
             if frame is not None:
                 return frame
-            self._forget(known)
+            self._remove(known)
         return None
 
     def commit(self, frame_id: str, line: bytes) -> None:
-        """Write a frame's answer, one line of JSON with its `id`, into the journal, unless there is one already.
+        """Append a frame's answer, one line of JSON with its `id`, to the journal, unless it has one; remove the frame.
 
-        On return it is safe, and the frame waits no more. Raises OSError where the disk is full; then call it again.
+        On return the answer is durable. Raises OSError if the disk is full; it may then be called again.
         """
         assert b"\n" not in line
         if frame_id not in self._done and frame_id not in self._done_before:
             self._append(line + b"\n")
             self._done.add(frame_id)
         if frame_id in self._files:
-            self._forget(frame_id)
+            self._remove(frame_id)
         if self._current.exists() and self._current.stat().st_size > self._journal_bytes:
             self._current.replace(self._former)
             self._done, self._done_before = set(), self._done
 
     def close(self) -> None:
-        """Let another process have it."""
+        """Release the lock."""
         os.close(self._lock)
 
-    def _belong(self, question: str) -> None:
+    def _check_question(self, question: str) -> None:
         file = self._folder / "question.txt"
         if not file.exists():
             replace_file(file, question.encode(), mode=PRIVATE)
-        elif read_regular(file, limit=_QUESTION_BYTES) != question.encode():
+        elif read_regular(file, limit=_MAX_QUESTION_BYTES) != question.encode():
             raise InputError(f"--spool {self._folder} is of another question; give each question its own")
 
     def _recover(self) -> None:
@@ -169,18 +169,18 @@ class Spool:
             os.truncate(self._current, whole)
         self._done, self._done_before = set(_ids(self._current)), set(_ids(self._former))
         for file in sorted((self._folder / "frames").iterdir()):
-            ours = _FRAME.fullmatch(file.name)
-            if ours is None:
+            match = _FRAME.fullmatch(file.name)
+            if match is None:
                 continue
-            place, known = ours.groups()
-            self._next = max(self._next, int(place) + 1)
-            if known in self:  # its answer was written, and then the process ended
+            number, known = match.groups()
+            self._next = max(self._next, int(number) + 1)
+            if known in self:  # the process ended after its answer was written
                 file.unlink()
             else:
                 self._files[known], self._sizes[known] = file, file.stat().st_size
 
     def _append(self, content: bytes) -> None:
-        """Make the journal longer, or leave it as it was."""
+        """Append to the journal, or leave it unchanged. Raises OSError."""
         descriptor = os.open(self._current, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             before = os.fstat(descriptor).st_size
@@ -195,13 +195,13 @@ class Spool:
         finally:
             os.close(descriptor)
 
-    def _forget(self, known: str) -> None:
+    def _remove(self, known: str) -> None:
         self._files[known].unlink(missing_ok=True)
         del self._files[known], self._sizes[known]
 
     def _read(self, file: Path) -> Frame | None:
         try:
-            line, _, image = read_regular(file, limit=_FRAME_BYTES).partition(b"\n")
+            line, _, image = read_regular(file, limit=_MAX_FRAME_BYTES).partition(b"\n")
             head = msgspec.json.decode(line, type=_Head)
         except (OSError, *UNREADABLE):
             return None
@@ -211,12 +211,12 @@ class Spool:
 
 
 def _content(frame: Frame) -> bytes:
-    """A frame's file."""
+    """The content of a frame's file."""
     return _head(frame, hashlib.sha256(frame.image).hexdigest()) + frame.image
 
 
 def _head(frame: Frame, sha256: str) -> bytes:
-    """What stands in a frame's file before the image."""
+    """The part of a frame's file before the image."""
     head = _Head(
         id=frame.id,
         source=frame.source,
@@ -235,5 +235,5 @@ def _ids(journal: Path) -> Iterator[str]:
         for line in lines:
             try:
                 yield msgspec.json.decode(line, type=_Done).id
-            except UNREADABLE:  # a line that somebody has edited
+            except UNREADABLE:  # a line that was edited by hand
                 continue

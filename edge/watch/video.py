@@ -1,4 +1,4 @@
-"""Frames of video files and cameras, through PyAV: the extra `cutline[camera]`."""
+"""Video files and cameras as sources of frames, with PyAV (the extra `cutline[camera]`)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from PIL import Image
 
 from cutline.core.backoff import Backoff
 from cutline.edge.watch.change_detection import HEIGHT, WIDTH, Changes
-from cutline.edge.watch.frames import Frame, Sifted, Tell, frame_id
+from cutline.edge.watch.frames import Frame, Notify, Sifted, frame_id
 from cutline.errors import InputError
 from cutline.errors.extras import missing
 
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
     from av import VideoFrame
     from av.container import InputContainer
 
-QUALITY = 95  # of the JPEG that a frame becomes
-MAX_RATIO = 8.0  # of a pixel's sides; television has 32:11 at most, and a header that says more is broken
-OPEN_SECONDS, READ_SECONDS = 10.0, 10.0  # until a camera counts as gone
+QUALITY = 95  # of a frame's JPEG
+MAX_RATIO = 8.0  # of a pixel's sides: television has 32:11 at most; a header with more is broken
+OPEN_SECONDS, READ_SECONDS = 10.0, 10.0  # timeouts of a camera
 
 
 def check_video() -> None:
-    """That videos can be read at all. Raises InputError."""
+    """Check that PyAV is installed. Raises InputError."""
     if importlib.util.find_spec("av") is None:
         raise missing("videos and cameras need PyAV", "camera")
 
 
 class VideoFile(Sifted):
-    """One frame in `every` seconds of a video file, as fast as they are asked about."""
+    """One frame for every `every` seconds of a video file, as fast as they are taken."""
 
     live = False
 
@@ -47,7 +47,7 @@ class VideoFile(Sifted):
         self._every = every
 
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
-        """The video's frames. Raises InputError if it does not read."""
+        """The video's frames. Raises InputError if it cannot be read."""
         import av
 
         due, number = 0.0, 0
@@ -56,7 +56,7 @@ class VideoFile(Sifted):
             with av.open(str(self._path)) as container:
                 for index, frame in enumerate(_decoded(container, stop, live=False)):
                     at = _seconds(frame, index, container)
-                    if at < due - 1e-6:  # times are fractions, which floats round
+                    if at < due - 1e-6:  # the slack is for rounding: times are fractions
                         continue
                     due = at + self._every
                     number += 1
@@ -69,80 +69,87 @@ class VideoFile(Sifted):
 
 
 class Camera(Sifted):
-    """One frame in `every` seconds of a camera: a device, or an rtsp:// address. A camera that fails is tried again.
+    """One frame every `every` seconds of a camera, which is a device or an rtsp:// address. A failed one is retried.
 
-    A frame's time is when its data came. What a decoder still holds when the camera falls silent is left out.
+    The time of a frame is when its data arrived. Frames that the decoder holds back when the camera stops are dropped.
     """
 
     live = True
 
     def __init__(
-        self, address: str, *, name: str, every: float, changes: Changes | None, tell: Tell, driver: str | None = None
+        self,
+        address: str,
+        *,
+        name: str,
+        every: float,
+        changes: Changes | None,
+        notify: Notify,
+        driver: str | None = None,
     ) -> None:
         super().__init__(name=name, changes=changes)
         self._address = address
         self._every = every
-        self._tell = tell
+        self._notify = notify
         self._driver = driver
 
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
         """Frames until `stop` is set."""
         import av
 
-        backoff, number, said = Backoff(), 0, ""
+        backoff, number, reported = Backoff(), 0, ""
         while not stop.is_set():
             try:
-                for frame, came, ratio in self._watched(stop):
-                    if said:
-                        self._tell(f"{self.name} is back")
-                    number, said = number + 1, ""
+                for frame, arrived, ratio in self._watched(stop):
+                    if reported:
+                        self._notify(f"{self.name} is back")
+                    number, reported = number + 1, ""
                     backoff.worked()
                     if _is_new(frame, self._changes):
                         known, image = secrets.token_hex(12), _encoded(frame, ratio)
-                        yield Frame(id=known, source=self.name, number=number, taken=came, image=image)
+                        yield Frame(id=known, source=self.name, number=number, taken=arrived, image=image)
                 fault = "it ended"
             except (av.FFmpegError, OSError) as error:
-                fault = error.strerror or type(error).__name__  # all else of it may repeat the address
-            if not stop.is_set() and fault != said:
-                self._tell(f"{self.name}: {fault}; trying again")
-                said = fault
+                fault = error.strerror or type(error).__name__  # the rest of it may contain the address
+            if not stop.is_set() and fault != reported:
+                self._notify(f"{self.name}: {fault}; trying again")
+                reported = fault
             backoff.failed()
             stop.wait(backoff.left)
 
     def _watched(self, stop: threading.Event) -> Iterator[tuple[VideoFrame, float, float]]:
-        """A frame whenever one is due, when it came, and the ratio of its pixels.
+        """Each frame that is due, the time it arrived, and its pixel ratio.
 
-        All are decoded: later ones build on them, and no buffer may fill.
+        All frames are decoded, as later ones depend on them, and buffers must not fill up.
         """
         import av
 
-        options = {"use_wallclock_as_timestamps": "1"}  # taken as data comes, which a parser may hold until more does
+        options = {"use_wallclock_as_timestamps": "1"}  # set when data arrives; a parser may hold it until more does
         if not self._driver:
-            options["rtsp_transport"] = "tcp"  # over UDP every lost packet tears the picture
+            options["rtsp_transport"] = "tcp"  # over UDP every lost packet damages the image
         due = time.monotonic()
         with av.open(
             self._address, format=self._driver, options=options, timeout=(OPEN_SECONDS, READ_SECONDS)
         ) as container:
             for index, frame in enumerate(_decoded(container, stop, live=True)):
-                if frame.pts is None and index == 0:  # it came at some time while the camera was opened
+                if frame.pts is None and index == 0:  # it arrived at an unknown time while the camera was opened
                     continue
-                came = time.time() if frame.pts is None or frame.time_base is None else frame.pts * frame.time_base
+                arrived = time.time() if frame.pts is None or frame.time_base is None else frame.pts * frame.time_base
                 if (at := time.monotonic()) >= due:
                     due = at + self._every
-                    yield frame, float(came), _pixel_ratio(container)
+                    yield frame, float(arrived), _pixel_ratio(container)
 
 
 def _decoded(container: InputContainer, stop: threading.Event, *, live: bool) -> Iterator[VideoFrame]:
-    """The frames of the first video in it; a damaged one is left out.
+    """The frames of the first video stream, without damaged ones.
 
-    A decoder holds frames back to put them in order. The last of these follow at the end, but not of what is `live`.
+    A decoder holds frames back to reorder them. The last ones follow at the end, except if it is `live`.
     """
     import av
 
     if not container.streams.video:
         raise av.InvalidDataError(0, "there is no video in it")
     stream: Any = container.streams.video[0]
-    stream.thread_type = "NONE"  # threads of its own would take the cores from the models
+    stream.thread_type = "NONE"  # decoder threads would take cores from the models
     for packet in container.demux(stream):
         if stop.is_set() or (live and not packet.size):
             return
@@ -154,7 +161,7 @@ def _decoded(container: InputContainer, stop: threading.Event, *, live: bool) ->
 
 
 def _seconds(frame: VideoFrame, index: int, container: InputContainer) -> float:
-    """When a frame is shown; where the file does not say, by its number."""
+    """The time of a frame in the video; computed from its number if the file has no times."""
     if frame.pts is not None and frame.time_base is not None:
         return float(frame.pts * frame.time_base)
     return float(index / (container.streams.video[0].average_rate or 25))
@@ -168,14 +175,14 @@ def _is_new(frame: VideoFrame, changes: Changes | None) -> bool:
 
 
 def _pixel_ratio(container: InputContainer) -> float:
-    """Width over height of one pixel as it is to be shown."""
+    """The aspect ratio (width by height) of a pixel."""
     stream: Any = container.streams.video[0]
     ratio = float(stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or 1)
     return ratio if 1 / MAX_RATIO <= ratio <= MAX_RATIO else 1.0
 
 
 def _encoded(frame: VideoFrame, ratio: float) -> bytes:
-    """A frame as a JPEG file, as it is to be shown: upright, its pixels square; nothing of it is made smaller."""
+    """A frame as a JPEG file as displayed: upright, with square pixels, and no side made smaller."""
     picture = frame.to_image()
     if ratio != 1.0:
         width, height = picture.size
@@ -187,7 +194,7 @@ def _encoded(frame: VideoFrame, ratio: float) -> bytes:
 
 
 def _turned(picture: Image.Image, frame: VideoFrame) -> Image.Image:
-    """A picture as the display matrix of its frame wants it, to the nearest quarter turn, mirrored or not."""
+    """An image transformed by its frame's display matrix, to the nearest quarter turn and mirroring."""
     found: Any = frame.side_data.get("DISPLAYMATRIX")
     if found is None:
         return picture

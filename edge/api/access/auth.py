@@ -1,4 +1,4 @@
-"""Who may ask an agent that others can reach: the holder of a token, on every path but /healthz."""
+"""Authentication of the agent's HTTP API: a token is needed on every path but /healthz."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from cutline.edge.api.errors import Fault
 from cutline.errors import AccessDenied
 from cutline.protos.channel.token_file import Tokens
 
-OPEN = frozenset({"/healthz"})  # what restarts a dead agent has no token, and learns no more than that it lives
+OPEN = frozenset({"/healthz"})  # a supervisor has no token, and learns only that the agent is alive
 TENANT = "cutline.tenant"
-# The same whether there was a token or not: what nearly was one is nobody's to learn.
+# The same with a wrong token as without one, so that nobody learns more about a token.
 UNKNOWN = Fault(
     "this agent wants a token that it knows; give it with --token-file, or as `Authorization: Bearer TOKEN`",
     AccessDenied.__name__,
@@ -24,10 +24,10 @@ UNKNOWN = Fault(
 
 
 class Entrance:
-    """An application that takes who has one of the `tokens` alone, whatever the path or the method.
+    """Middleware that requires one of the `tokens` on every path and method.
 
-    It finds in its scope whose token that was, under TENANT. A person whose browser has none gets a form to log in, and
-    a `link` is another way in.
+    It puts the token's tenant into the scope under TENANT. A browser without a token gets a login form; a `link` with a
+    code is an alternative to a token.
     """
 
     def __init__(self, app: ASGIApp, tokens: Tokens, link: LoginCode | None = None) -> None:
@@ -36,9 +36,9 @@ class Entrance:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            return  # the agent speaks nothing else
+            return  # the agent has no other protocol
         request = Request(scope, receive)
-        # The path as it was sent: what is not spelt just so is not open.
+        # The raw path: another spelling of an open path is not open.
         if scope.get("raw_path") in _RAW:
             await self._app(scope, receive, send)
         elif (tenant := self._tenant(request)) is not None:
@@ -49,9 +49,9 @@ class Entrance:
         elif (request.method, request.url.path) == ("GET", "/") and "text/html" in request.headers.get("accept", ""):
             await self._log_in.form(request)(scope, receive, send)
         else:
-            # To a script of the page's own, a browser would show its own box for what Basic asks.
+            # For a request of the page's script, Basic would make the browser show its own dialog.
             by_script = request.headers.get("sec-fetch-dest") == "empty"
-            await refuse(scope, send, 401, UNKNOWN, *(_ASKING[1:] if by_script else _ASKING))
+            await refuse(scope, send, 401, UNKNOWN, *(_CHALLENGES[1:] if by_script else _CHALLENGES))
 
     def _tenant(self, request: Request) -> str | None:
         given = request.headers.getlist("authorization")
@@ -64,7 +64,7 @@ class Entrance:
         match scheme.lower():
             case "bearer":
                 return self._log_in.tenant(token)
-            case "basic":  # a browser asks its person for a name, which may be any, and a password: the token
+            case "basic":  # from a browser's dialog: the token is the password, the user name is ignored
                 try:
                     _, _, password = base64.b64decode(token, validate=True).decode("ascii").partition(":")
                 except (binascii.Error, ValueError):
@@ -75,8 +75,8 @@ class Entrance:
 
 
 _RAW = frozenset(path.encode() for path in OPEN)
-# A line each: of two in one line Chromium understands neither.
-_ASKING = (
+# As separate headers: Chromium understands neither if both are in one.
+_CHALLENGES = (
     (b"www-authenticate", b'Basic realm="cutline"'),
     (b"www-authenticate", b'Bearer realm="cutline"'),
     CLOSE,

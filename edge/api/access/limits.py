@@ -1,4 +1,4 @@
-"""What every request passes first, and every response gets: who may ask, how much, and how many at once."""
+"""Checks before every request: origin, headers, quotas, and the number of requests at once."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from cutline.protos.channel.token_file import Quota
 
 MAX_HEAD = 16 << 10  # bytes
 MOST = 8  # requests in work at once that need a worker, and as many that the device may answer by itself
-WINDOW_SECONDS = 10.0  # over which openings a minute are held: so many may come at once
-UNLIMITED = Quota(openings_per_minute=1e9)  # where nobody knows who asks
+WINDOW_SECONDS = 10.0  # over which `openings_per_minute` is measured: a burst may use all of it at once
+UNLIMITED = Quota(openings_per_minute=1e9)  # for anonymous callers
 HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
@@ -32,10 +32,10 @@ CLOSE = (b"connection", b"close")  # of a connection whose body is not read
 
 
 class Guard:
-    """An application behind checks of who asks.
+    """Middleware that checks headers, and refuses pages of other origins.
 
-    A browser sends along what page asks: another page than the agent's own is refused, and so is one that reached this
-    machine under a name that is not among `hosts` (DNS rebinding); None takes any name.
+    A browser's request from another page than the agent's own is refused, and so is one whose Host is not among `hosts`
+    (DNS rebinding). None allows any host.
     """
 
     def __init__(self, app: ASGIApp, hosts: frozenset[str] | None) -> None:
@@ -61,7 +61,7 @@ class Guard:
     def _fault(self, headers: Headers) -> tuple[int, str] | None:
         if sum(len(name) + len(value) for name, value in headers.raw) > MAX_HEAD:
             return 431, f"the request's headers are over {MAX_HEAD >> 10} KiB"
-        if "content-length" in headers and "transfer-encoding" in headers:  # where others may see another end of it
+        if "content-length" in headers and "transfer-encoding" in headers:  # a proxy may see another end
             return 400, "the request has both content-length and transfer-encoding; send one of them"
         host = headers.get("host", "")
         if self._hosts is not None and name_of(host) not in self._hosts:
@@ -79,7 +79,7 @@ def name_of(host: str) -> str:
 
 
 class RequestPlace:
-    """One request's place among the `taken`, of which `most` may need a worker, and `most` may not."""
+    """One request's place, counted in `taken` by whether it needs a worker; of each kind there are `most`."""
 
     def __init__(self, taken: Counter[bool], most: int) -> None:
         self._taken = taken
@@ -87,7 +87,7 @@ class RequestPlace:
         self._needs_worker: bool | None = None  # not known before the request is read
 
     def settle(self, *, needs_worker: bool) -> None:
-        """Say what it is for, once. Raises Refused where as many of that kind are in work as may be."""
+        """Set the request's kind, once. Raises Refused if there are too many of that kind."""
         if self._taken[needs_worker] >= self._most:
             which = "that need a worker" if needs_worker else "of modes auto and edge"
             raise busy(f"the agent has {self._most} requests {which} in work; try again in a second")
@@ -95,16 +95,16 @@ class RequestPlace:
         self._needs_worker = needs_worker
 
     def leave(self) -> None:
-        """Give it back."""
+        """Free the place."""
         if self._needs_worker is not None:
             self._taken[self._needs_worker] -= 1
 
 
 class Desk:
-    """At most so many requests in work, and of each tenant as many and as often as `limits` say.
+    """Limits the requests in progress, in total and by each tenant's quota in `limits`.
 
-    Those that need a worker and those that the device may answer have places of their own, `most` of each: however long
-    a worker is waited for, the device goes on answering.
+    Requests that need a worker and requests that the device may answer have separate places, `most` of each. So the
+    device still answers while other requests wait for a worker.
     """
 
     def __init__(
@@ -120,16 +120,16 @@ class Desk:
         self._clock = clock
         self._taken = Counter[str]()
         self._kinds = Counter[bool]()
-        self._due: dict[str, float] = {}  # when all that a tenant opened has been paid for, at its rate
+        self._due: dict[str, float] = {}  # by tenant, when its requests so far are within its rate
 
     @property
     def busy(self) -> bool:
-        """Whether any request is in work."""
+        """Whether any request is in progress."""
         return self._taken.total() > 0
 
     @contextmanager
     def place(self, tenant: str) -> Iterator[RequestPlace]:
-        """A place for one request of `tenant`, to be settled when that was read. Raises Refused where there is none."""
+        """Hold a place for one request of `tenant`, whose kind is set once it is read. Raises Refused."""
         if self._taken.total() >= 2 * (most := self._most()):
             raise busy(f"the agent has {2 * most} requests in work; try again in a second")
         limits, now = self._limits(tenant), self._clock()
@@ -153,14 +153,14 @@ class Desk:
 
 
 def busy(message: str, seconds: float = 1.0, *, close: bool = False) -> Refused:
-    """The refusal of what there is no room for, for so many `seconds`; `close` ends its connection."""
+    """A refusal with status 429 and a Retry-After of `seconds`; `close` also closes the connection."""
     fault = Fault(message, WorkerBusy.__name__, code="rate_limit_exceeded")
     headers = {"retry-after": str(max(1, math.ceil(seconds)))}
     return Refused(429, fault, headers | {"connection": "close"} if close else headers)
 
 
 async def refuse(scope: Scope, send: Send, status: int, fault: Fault, *more: tuple[bytes, bytes]) -> None:
-    """Send a fault in place of the response, with `more` headers."""
+    """Send a fault as the response, with `more` headers."""
     body = msgspec.json.encode(body_of(Refused(status, fault), scope["path"]))
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *more]
     await send({"type": "http.response.start", "status": status, "headers": headers})

@@ -1,4 +1,4 @@
-"""How a browser gets in: a form for a token, or a link with a code that works once; a cookie keeps it in."""
+"""Login of browsers: a form for a token, or a link with a one-time code; then a cookie."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _CODE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 class LoginCode:
-    """A code that lets one browser in, once, and not for long. It gets a token that is good while the agent runs."""
+    """A one-time code that expires after LINK_SECONDS, to exchange for a token that is valid while the agent runs."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.code = secrets.token_urlsafe(12)
@@ -44,31 +44,31 @@ class LoginCode:
         self._used = False
 
     def redeem(self, code: str) -> str | None:
-        """The token, for the code; None for another, and once that was used or is too old."""
+        """The token for the right `code`; None if it is wrong, used or expired."""
         if self._used or self._clock() > self._until or not _same(code, self.code):
             return None
         self._used = True
         return self._token
 
     def tenant(self, token: str) -> str | None:
-        """Whose `token` it is, if the link gave it."""
+        """The tenant of `token`, if it was given for the code; else None."""
         return TENANT_OF_LINK if self._used and _same(token, self._token) else None
 
 
 class LogIn:
-    """The form, what it is answered with, and the cookie. `link` is a way in without a token."""
+    """The login form and its handler. A `link` accepts a code instead of a token."""
 
     def __init__(self, tokens: Tokens, link: LoginCode | None) -> None:
         self._tokens = tokens
         self._link = link
 
     def tenant(self, token: str) -> str | None:
-        """Whose `token` it is, None if it is nobody's."""
+        """The tenant of `token`, None if it is unknown."""
         found = self._tokens.tenant(token)
         return self._link.tenant(token) if found is None and self._link is not None else found
 
     def form(self, request: Request, *, wrong: bool = False) -> Response:
-        """The page that asks for a token; the code of a link stands in it already, and is used when it is sent."""
+        """The page with the form. A code from a link is filled in, and used only when the form is sent."""
         code = request.query_params.get("code", "")
         shown = _FORM.replace("<!--wrong-->", _WRONG) if wrong else _FORM
         if _CODE.fullmatch(code):
@@ -76,7 +76,7 @@ class LogIn:
         return Response(shown, 401, _HEADERS)
 
     async def enter(self, request: Request) -> Response:
-        """What a form that was sent is answered with."""
+        """The response to a sent form."""
         if not same_origin(request.headers):
             return self.form(request, wrong=True)
         try:
@@ -92,7 +92,7 @@ class LogIn:
         )
         response.set_cookie(
             _cookie(request.scope),
-            base64.urlsafe_b64encode(token.encode()).decode(),  # a token may have what a cookie may not
+            base64.urlsafe_b64encode(token.encode()).decode(),  # a token may have characters that a cookie may not
             max_age=COOKIE_SECONDS,
             secure=request.scope["scheme"] == "https",
             httponly=True,
@@ -102,23 +102,23 @@ class LogIn:
 
 
 def token_in(request: Request) -> str | None:
-    """The token in a request's cookie. Of a request that does something only where the agent's own page sent it."""
-    kept = request.cookies.get(_cookie(request.scope))
-    if kept is None or (request.method not in ("GET", "HEAD") and not same_origin(request.headers)):
+    """The token in a request's cookie; for methods other than GET and HEAD only if the agent's own page sent it."""
+    cookie = request.cookies.get(_cookie(request.scope))
+    if cookie is None or (request.method not in ("GET", "HEAD") and not same_origin(request.headers)):
         return None
     try:
-        return base64.urlsafe_b64decode(kept.encode("ascii")).decode()
+        return base64.urlsafe_b64decode(cookie.encode("ascii")).decode()
     except ValueError:
         return None
 
 
 def same_origin(headers: Headers) -> bool:
-    """Whether a browser says that a page of this very agent asks."""
+    """Whether the Origin header is this agent."""
     return headers.get("origin", "").partition("://")[2].lower() == headers.get("host", "").lower() != ""
 
 
 async def _token(request: Request) -> str:
-    """What stands in the form that was sent, "" where that is no form."""
+    """The token in the sent form, "" if the body is malformed or too long. Raises TimeoutError."""
     body = bytearray()
     async with asyncio.timeout(FORM_SECONDS):
         async for chunk in request.stream():
@@ -133,7 +133,7 @@ async def _token(request: Request) -> str:
 
 
 def _cookie(scope: Scope) -> str:
-    """Its name: with this prefix a browser takes it over TLS alone, and from this very host."""
+    """The cookie's name. With the prefix `__Host-` a browser accepts it over TLS only, and from this host only."""
     return "__Host-cutline" if scope["scheme"] == "https" else "cutline"
 
 
@@ -156,6 +156,6 @@ _HEADERS = {
     "x-frame-options": "DENY",
     "x-content-type-options": "nosniff",
     "cache-control": "no-store",
-    "www-authenticate": 'Bearer realm="cutline"',  # for Basic a browser would show a box of its own before this
+    "www-authenticate": 'Bearer realm="cutline"',  # with Basic a browser would show its own dialog first
     "connection": "close",
 }

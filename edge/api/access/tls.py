@@ -12,16 +12,16 @@ from collections.abc import AsyncIterator, Callable
 from cutline.errors import InputError
 from cutline.protos.channel.credentials import ServerKeys, file_version, load_pair
 
-LOOK_SECONDS = 10.0
+POLL_SECONDS = 10.0  # between checks for a changed certificate
 HANDSHAKE_SECONDS = 10
-PARTING_SECONDS = 2  # that a client may take to say goodbye
+SHUTDOWN_SECONDS = 2  # for a client to answer the TLS shutdown
 
 log = logging.getLogger(__name__)
 
 
 @contextlib.asynccontextmanager
 async def tls(keys: ServerKeys) -> AsyncIterator[ssl.SSLContext]:
-    """What a server needs for TLS. Files that change count for connections made after that. Raises InputError."""
+    """A TLS context for a server. A changed certificate applies to later connections. Raises InputError."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2  # older ones are broken
     _load(context, keys)
@@ -34,9 +34,9 @@ async def tls(keys: ServerKeys) -> AsyncIterator[ssl.SSLContext]:
 
 
 class Secured(SSLProtocol):
-    """The TLS of one connection, which `came` hears of when it is accepted, and `left` when it has ended.
+    """The TLS of one connection; calls `came` when it is accepted, and `left` when it has ended.
 
-    asyncio tells `inner`, who speaks within it, of those alone whose handshake is done.
+    asyncio calls the `inner` protocol only after the handshake.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Secured(SSLProtocol):
             None,  # type: ignore[arg-type] # nobody waits for the handshake
             server_side=True,
             ssl_handshake_timeout=HANDSHAKE_SECONDS,
-            ssl_shutdown_timeout=PARTING_SECONDS,
+            ssl_shutdown_timeout=SHUTDOWN_SECONDS,
         )
         self._came = came
         self._left = left
@@ -71,13 +71,13 @@ class Secured(SSLProtocol):
 async def _renew(context: ssl.SSLContext, keys: ServerKeys) -> None:
     seen = file_version(keys.certificate), file_version(keys.key)
     while True:
-        await asyncio.sleep(LOOK_SECONDS)
+        await asyncio.sleep(POLL_SECONDS)
         versions = file_version(keys.certificate), file_version(keys.key)
         if versions != seen:
             seen = versions
             try:
                 _load(context, keys)
-            except InputError as error:  # perhaps one of the pair is not written yet
+            except InputError as error:  # perhaps one of the two files is not written yet
                 log.error("%s; the certificate from before still counts", error)
             else:
                 log.info("the certificate was read anew")

@@ -40,7 +40,7 @@ def test_a_layer_is_what_the_longer_span_takes_longer(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(VisionSpan, "open", opened)
     monkeypatch.setattr(benchmark, "median_seconds", seconds)
-    table = target_table(bundle, threads=1, seconds=1.0, tell=heard)
+    table = target_table(bundle, threads=1, seconds=1.0, on_step=heard)
     found = {name: samples[0][1] for name, samples in table.layers.items() if not name.startswith("decoder.")}
     assert found == {
         "image": 1.0,
@@ -57,7 +57,7 @@ def test_a_targets_layers_add_up_to_about_the_span_that_they_are() -> None:
     tile = one_tile(bundle.manifest)
     span = VisionSpan.open(bundle, "decoder.0", threads=1)
     line = bundle.manifest.line
-    table = target_table(bundle, threads=1, seconds=1.0, tell=heard)
+    table = target_table(bundle, threads=1, seconds=1.0, on_step=heard)
     whole = median_seconds(span, tile.values, [tile.grid], budget=0.3)
     summed = sum(table.layers[name][0][1] for name in line.layers[: line.place("decoder.0")])
     assert 0.2 < summed / whole < 5  # other programs may have been busy during one of the two
@@ -69,7 +69,7 @@ def test_a_targets_layers_add_up_to_about_the_span_that_they_are() -> None:
 
 def test_a_targets_decoder_layers_are_measured_at_every_number_of_rows() -> None:
     bundle = Bundle.open(TARGET)
-    table = target_table(bundle, threads=1, seconds=1.0, tell=heard)
+    table = target_table(bundle, threads=1, seconds=1.0, on_step=heard)
     counts, behind = row_counts(bundle.manifest.decoder.context)
     assert table.context == behind
     for index in range(bundle.manifest.line.decoder):
@@ -81,7 +81,7 @@ def test_a_targets_decoder_layers_are_measured_at_every_number_of_rows() -> None
 
 def test_a_drafter_is_measured() -> None:
     bundle = Bundle.open(DRAFTER)
-    table = drafter_table(bundle, threads=1, seconds=0.8, tell=heard)
+    table = drafter_table(bundle, threads=1, seconds=0.8, on_step=heard)
     assert table.model == bundle.manifest.identity
     assert table.precision == bundle.manifest.precision
     assert 1e-6 < table.token_seconds < 1.0

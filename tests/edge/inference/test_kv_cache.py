@@ -23,7 +23,7 @@ from cutline.demo.requests import requests
 from cutline.edge.generation.preprocess import Preparer
 from cutline.edge.inference import kv_cache, target_prefix
 from cutline.edge.inference.drafter import Drafted, Drafter
-from cutline.edge.inference.kv_cache import KEPT, keys_of
+from cutline.edge.inference.kv_cache import MAX_HISTORIES, keys_of
 from cutline.edge.inference.target_prefix import TargetSpan
 from cutline.edge.inference.vision_encoder import VisionSpan
 from cutline.models.bundle import Bundle
@@ -180,14 +180,14 @@ def test_a_conversation_in_use_is_nobody_elses(bundle: Bundle, runs: list[int]) 
 
 def test_only_so_many_are_kept(bundle: Bundle, runs: list[int]) -> None:
     drafter = Drafter.open(bundle, threads=1)
-    heads = [[1, *[word] * 12] for word in range(4, 4 + KEPT + 1)]
+    heads = [[1, *[word] * 12] for word in range(4, 4 + MAX_HISTORIES + 1)]
     for head in heads:
         draft(drafter, (head, []), (), 1, named=True)
     gc.collect()
     runs.clear()
     for head in reversed(heads):
         draft(drafter, ([*head, 30], []), (), 1, named=True)
-    assert runs == [-1] * KEPT + [-14]
+    assert runs == [-1] * MAX_HISTORIES + [-14]
 
 
 def test_a_short_beginning_does_not_cost_another_conversation_its_state(bundle: Bundle, runs: list[int]) -> None:

@@ -23,7 +23,7 @@ from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.edge.inference import target_prefix
-from cutline.edge.inference.target_prefix import SPANS, Crossing, LoadedSpans, TargetSpan, device_cuts
+from cutline.edge.inference.target_prefix import MAX_SPANS, Crossing, LoadedSpans, TargetSpan, device_cuts
 from cutline.edge.inference.token_merging import merge_runs, shorten
 from cutline.edge.inference.vision_encoder import VisionSpan
 from cutline.errors import BundleError, InputError, PromptError
@@ -227,14 +227,14 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_the_spans_used_last_stay_loaded(loads: list[str]) -> None:
     held = LoadedSpans(BUNDLE, threads=1)
     first, *others = BUNDLE.manifest.line.layers[1:]
-    assert len(others) > SPANS
+    assert len(others) > MAX_SPANS
     for cut in others:
         for one in (cut, first):
             held.open(one)
             assert one in held.cuts
-            assert len(held.cuts) <= SPANS
+            assert len(held.cuts) <= MAX_SPANS
     assert loads == [others[0], first, *others[1:]]
-    assert held.cuts == {first, *others[1 - SPANS :]}
+    assert held.cuts == {first, *others[1 - MAX_SPANS :]}
 
 
 def test_a_span_is_loaded_once_however_many_ask_for_it_at_once(loads: list[str]) -> None:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageDraw
 
-from cutline.edge.watch.change_detection import DEFAULT, HEIGHT, WIDTH, Changes, difference, thumbnail
+from cutline.edge.watch.change_detection import DEFAULT_THRESHOLD, HEIGHT, WIDTH, Changes, difference, thumbnail
 
 thumbnails = arrays(np.uint8, (HEIGHT, WIDTH))
 
@@ -56,4 +56,4 @@ def test_the_threshold_itself_passes() -> None:
     assert changes.passes(np.zeros((HEIGHT, WIDTH), np.uint8))
     assert not changes.passes(np.full((HEIGHT, WIDTH), 50, np.uint8))
     assert changes.passes(np.full((HEIGHT, WIDTH), 51, np.uint8))
-    assert 0 < DEFAULT < 0.1
+    assert 0 < DEFAULT_THRESHOLD < 0.1

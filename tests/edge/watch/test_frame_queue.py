@@ -4,7 +4,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 
-from cutline.edge.watch.frame_queue import Waiting
+from cutline.edge.watch.frame_queue import FrameQueue
 from cutline.edge.watch.frames import Frame
 
 
@@ -21,7 +21,7 @@ def on_a_loop(test: Callable[[], None]) -> None:
 
 def test_a_live_source_drops_its_oldest_and_counts_them() -> None:
     def test() -> None:
-        waiting = Waiting("ab", room=2)
+        waiting = FrameQueue("ab", room=2)
         assert all(waiting.put(frame("a", number), live=True) for number in range(5))
         waiting.put(frame("b", 9), live=True)
         assert [one and one.id for one in (waiting.take(), waiting.take(), waiting.take())] == ["a3", "b9", "a4"]
@@ -33,7 +33,7 @@ def test_a_live_source_drops_its_oldest_and_counts_them() -> None:
 
 def test_sources_take_turns() -> None:
     def test() -> None:
-        waiting = Waiting("abc", room=10)
+        waiting = FrameQueue("abc", room=10)
         for number in range(3):
             waiting.put(frame("a", number), live=True)
         waiting.put(frame("c", 0), live=True)
@@ -44,7 +44,7 @@ def test_sources_take_turns() -> None:
 
 def test_what_may_not_be_taken_stays() -> None:
     def test() -> None:
-        waiting = Waiting("ab", room=10)
+        waiting = FrameQueue("ab", room=10)
         waiting.put(frame("a", 0), live=True)
         waiting.put(frame("b", 0), live=True)
         taken = waiting.take(lambda one: one.source == "b")
@@ -58,7 +58,7 @@ def test_what_may_not_be_taken_stays() -> None:
 
 def test_a_file_waits_for_room_and_loses_nothing() -> None:
     async def run() -> None:
-        waiting = Waiting("a", room=1)
+        waiting = FrameQueue("a", room=1)
         ended = list[bool]()
 
         def feed() -> None:
@@ -82,7 +82,7 @@ def test_a_file_waits_for_room_and_loses_nothing() -> None:
 
 def test_closing_ends_who_waits_for_room_and_gives_back_what_is_left() -> None:
     async def run() -> None:
-        waiting = Waiting("a", room=1)
+        waiting = FrameQueue("a", room=1)
         ended = list[bool]()
         thread = threading.Thread(
             target=lambda: ended.extend(waiting.put(frame("a", number), live=False) for number in range(2))

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from cutline.edge.watch.change_detection import Changes
-from cutline.edge.watch.frames import Folder, Frame, Tell
+from cutline.edge.watch.frames import Folder, Frame, Notify
 from cutline.edge.watch.sources import open_sources
 from cutline.edge.watch.spool import Spool
 from cutline.errors import InputError
@@ -29,8 +29,10 @@ def picture(level: int) -> bytes:
     return out.getvalue()
 
 
-def folder(path: Path, *, once: bool = False, changes: Changes | None = None, tell: Tell = lambda line: None) -> Folder:
-    return Folder(path, name="here", changes=changes, once=once, tell=tell, look=LOOK)
+def folder(
+    path: Path, *, once: bool = False, changes: Changes | None = None, notify: Notify = lambda line: None
+) -> Folder:
+    return Folder(path, name="here", changes=changes, once=once, notify=notify, poll=LOOK)
 
 
 def taken(path: Path, changes: Changes | None = None) -> list[Frame]:
@@ -176,7 +178,7 @@ def test_a_folder_that_goes_away_for_a_while_is_told_of_and_read_no_second_time(
         put(path / "b.png", b"b")
 
     looks = (lambda: path.rename(away), nothing, back)
-    assert seen(folder(path, tell=told.append), *looks) == ["a.png", "b.png"]
+    assert seen(folder(path, notify=told.append), *looks) == ["a.png", "b.png"]
     assert told == ["here: No such file or directory; trying again", "here is back"]
 
 
@@ -209,7 +211,7 @@ def test_a_file_that_vanishes_while_the_folder_is_listed_takes_no_other_along(
 
 
 def test_what_is_away_is_forgotten_where_it_is_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cutline.edge.watch.frames.REMEMBERED", 2)
+    monkeypatch.setattr("cutline.edge.watch.frames.MAX_REMEMBERED", 2)
     path = tmp_path / "here"
     path.mkdir()
     for name in "abc":
@@ -242,7 +244,7 @@ def test_a_file_that_cannot_be_read_is_told_of_counted_and_tried_again(tmp_path:
     for name in "abc":
         put(tmp_path / f"{name}.png", name.encode())
     unreadable.add("b.png")
-    given = folder(tmp_path, tell=told.append)
+    given = folder(tmp_path, notify=told.append)
     looks = (nothing, lambda: unread.append(given.unreadable), unreadable.clear)
     assert seen(given, *looks) == ["a.png", "c.png", "b.png"]
     assert told == ["here: b.png cannot be read: Input/output error; trying again"]

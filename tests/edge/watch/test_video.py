@@ -119,7 +119,7 @@ def test_a_camera_that_is_away_is_tried_again_and_never_names_its_password(
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]  # nobody listens there from now on
     address = f"rtsp://admin:hunter2@127.0.0.1:{port}/1"
-    camera = Camera(address, name="rtsp://…@cam/1", every=0.1, changes=None, tell=told.append)
+    camera = Camera(address, name="rtsp://…@cam/1", every=0.1, changes=None, notify=told.append)
     stop = threading.Event()
     thread = threading.Thread(target=lambda: list(camera.frames(stop)))
     thread.start()
@@ -137,7 +137,7 @@ def test_a_camera_that_breaks_off_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
     """A film stands in for the camera: it breaks off at its end, and is there again at the next try."""
     monkeypatch.setattr("cutline.edge.watch.video.Backoff", partial(Backoff, first=0.01))
     path = video(tmp_path / "film.mp4", [100] * 3)
-    camera = Camera(str(path), name="cam", every=0.0, changes=None, tell=told.append)
+    camera = Camera(str(path), name="cam", every=0.0, changes=None, notify=told.append)
     stop = threading.Event()
     frames = camera.frames(stop)
     some = [next(frames) for _ in range(7)]
@@ -225,7 +225,7 @@ def test_no_frame_of_a_camera_that_fell_silent_has_a_later_time(
 
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
-        camera = Camera(address, name="cam", every=0.0, changes=None, tell=tell)
+        camera = Camera(address, name="cam", every=0.0, changes=None, notify=tell)
         found = list[Frame]()
         thread = threading.Thread(target=lambda: found.extend(camera.frames(stop)))
         thread.start()

@@ -165,7 +165,7 @@ def run(
             write=ran.write,
             room=room,
             spool=spool,
-            tell=ran.told.append,
+            notify=ran.told.append,
             backoff=partial(Backoff, first=wait),
         )
         beside = asyncio.create_task(meanwhile(stop, asked, ran)) if meanwhile else None
