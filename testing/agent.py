@@ -1,4 +1,4 @@
-"""An agent that answers as it was told, without a model: what HTTP adds is measured with it, and tests ask it."""
+"""A scripted agent without a model, for tests and for measuring the overhead of HTTP."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Step = Event | Exception | float  # a float waits for so many seconds
 
 
 class ScriptedAgent:
-    """Does what was enqueued, once for each question, and `always` when there is nothing left."""
+    """Runs the next enqueued steps for each question, or `always` when none are left."""
 
     def __init__(self, manifest: Manifest, *, always: Sequence[Step] = ()) -> None:
         self.manifest = manifest
         self.always = always
         self.offline = False
         self.asked: list[Request] = []
-        self.given_up = 0  # questions that nobody waited for until the end
+        self.given_up = 0  # questions that were cancelled
         self.now = AgentState(
             ready=True, offline=False, modes=(Mode.EDGE, Mode.AUTO), drafter=manifest.name, target=None
         )
@@ -33,7 +33,7 @@ class ScriptedAgent:
         self._scripts: deque[Sequence[Step]] = deque()
 
     def enqueue(self, *steps: Step) -> None:
-        """What to do with a question that comes after those enqueued before."""
+        """Add the steps for one more question."""
         self._scripts.append(steps)
 
     async def answer(self, question: Request) -> Answer:
@@ -65,7 +65,7 @@ class ScriptedAgent:
         return msgspec.structs.replace(self.now, offline=self.offline)
 
     async def reaches(self, *, asked: int = 0, given_up: int = 0) -> None:
-        """Wait until so many questions were asked and given up."""
+        """Wait until so many questions were asked and cancelled."""
         async with self._changed:
             await self._changed.wait_for(lambda: len(self.asked) >= asked and self.given_up >= given_up)
 
@@ -77,7 +77,7 @@ class ScriptedAgent:
 def spoken(
     *words: str, source: Provenance = Provenance.DRAFT, stop: int | None = None, logprob: float | None = None
 ) -> Answer:
-    """An answer of these words, a token each, and the token `stop` that ends it, if one does."""
+    """An answer of these words, one token each, followed by the token `stop` if given."""
     likely = () if logprob is None else (Likely(7, "seven", logprob - 1.0),)
     tokens = [Token(100 + index, word, source, logprob, likely) for index, word in enumerate(words)]
     if stop is not None:
@@ -105,7 +105,7 @@ def spoken(
 
 
 def told(answer: Answer, *, each: int = 1) -> list[Event]:
-    """The events of an answer, `each` so many tokens at once."""
+    """The events of an answer, with `each` tokens in one event."""
     starts = range(0, len(answer.tokens), each)
     settled = [Settled(start, tuple(answer.tokens[start : start + each])) for start in starts]
     return [Planned(mode=answer.mode, cut="image", wire=None), *settled, answer]

@@ -1,4 +1,4 @@
-"""The agent's page in a headless browser, before a real agent and worker with an emulated link between them."""
+"""The agent's page in a headless browser, with a real agent and worker and an emulated link between them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ START_SECONDS = 60
 
 
 def browser(*flags: str) -> webdriver.Chrome:
-    """A headless Chromium with a made-up camera, and more `flags`, without their dashes."""
+    """A headless Chromium with a fake camera, and further `flags`, given without their dashes."""
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium") or ""
     # Its sandbox needs rights that a container lacks, and /dev/shm may be small there. A page that was left must not
@@ -44,7 +44,7 @@ def browser(*flags: str) -> webdriver.Chrome:
 
 
 def resize(driver: webdriver.Chrome, size: tuple[int, int], **media: str) -> None:
-    """Give it a screen of this size; `media` are features such as prefers_color_scheme."""
+    """Emulate a screen of this size; `media` are features such as prefers_color_scheme."""
     width, height = size
     screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
     features = [{"name": name.replace("_", "-"), "value": value} for name, value in media.items()]
@@ -83,17 +83,17 @@ class Served:
     loop: asyncio.AbstractEventLoop
 
     def cut(self) -> None:
-        """From now on nothing arrives over the link."""
+        """Take the link down."""
         self.loop.call_soon_threadsafe(self.link.cut)
 
     def restore(self) -> None:
-        """What waited arrives."""
+        """Bring the link up again."""
         self.loop.call_soon_threadsafe(self.link.restore)
 
 
 @dataclass(slots=True)
 class _Serving:
-    """A thread that serves until it is told to stop."""
+    """A thread that serves until it is stopped."""
 
     profile: LinkProfile
     worker: str
@@ -120,7 +120,7 @@ class _Serving:
 
 @contextmanager
 def served(profile: LinkProfile) -> Iterator[Served]:
-    """An agent in a thread of this process, and a worker in a process of its own, with this link between them."""
+    """An agent in a thread of this process, a worker in another process, and this link between them."""
     with worker_process(TARGET) as worker:
         serving = _Serving(profile, worker)
         thread = threading.Thread(target=lambda: asyncio.run(serving.run()))

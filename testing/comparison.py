@@ -1,4 +1,4 @@
-"""A split model against the whole one: what crosses a cut, logits and answers, by transformers' own model.
+"""Compares a split model with transformers' own unsplit one: boundaries, logits and answers.
 
 A device's graphs compute what crosses a cut from images and tokens; a worker's target goes on from that, one prompt
 alone and four in one ragged pass, and answers greedily. Both are compared with the model run whole: the boundary with
@@ -32,7 +32,7 @@ from cutline.models.images import Pixels
 from cutline.testing.random_models import make_qwen25vl_small, make_smolvlm_256m
 
 TOLERANCE = 1e-3
-THREADS = 2  # of a session of ONNX Runtime; torch takes what OMP_NUM_THREADS says
+THREADS = 2  # of a session of ONNX Runtime; torch's follow OMP_NUM_THREADS
 PROMPTS = (  # sizes of the images in each
     ((180, 100),),
     ((200, 140), (60, 120)),
@@ -43,20 +43,20 @@ PROMPTS = (  # sizes of the images in each
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prompt:
-    """Seeded tokens, and the images that the image tokens among them stand for."""
+    """Seeded tokens, and the images of the image tokens among them."""
 
     ids: tuple[int, ...]
     images: tuple[Pixels, ...]
 
     @property
     def grids(self) -> tuple[Grid, ...]:
-        """What the images became."""
+        """The grids of the images."""
         return tuple(image.grid for image in self.images)
 
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """The largest errors at one cut with `batch` prompts in a pass, and whether all answers are the same."""
+    """The largest errors at one cut with `batch` prompts in a pass, and whether all answers are equal."""
 
     cut: str
     batch: int
@@ -66,12 +66,12 @@ class Compared:
 
     @property
     def holds(self) -> bool:
-        """Whether split is unsplit here."""
+        """Whether the split model equals the unsplit one."""
         return self.boundary <= TOLERANCE and self.logits <= TOLERANCE and self.same
 
 
 def seeded_prompts(manifest: Manifest) -> list[Prompt]:
-    """One for each of `PROMPTS`, of different lengths."""
+    """One prompt for each of PROMPTS, of different lengths."""
     dice = np.random.default_rng(0)
     words = [token for token in range(manifest.decoder.vocabulary) if token != manifest.image_token]
 
@@ -90,16 +90,16 @@ def seeded_prompts(manifest: Manifest) -> list[Prompt]:
 
 
 class Whole:
-    """transformers' own model, never cut."""
+    """transformers' own, unsplit model."""
 
     def __init__(self, bundle: Bundle) -> None:
         self._manifest = bundle.manifest
         self._model = load_model(bundle)
-        self._model.generation_config.eos_token_id = None  # an answer is as long as it is asked for
+        self._model.generation_config.eos_token_id = None  # so that answers have the requested length
 
     @torch.inference_mode()
     def run(self, prompt: Prompt) -> tuple[dict[str, NDArray[np.float32]], torch.Tensor]:
-        """What crosses each cut but `image`, and the logits (n, vocabulary)."""
+        """The boundary at each cut but `image`, and the logits (n, vocabulary)."""
         states: dict[str, NDArray[np.float32]] = {}
 
         def keep(cut: str) -> Callable[[Any, Any], None]:
@@ -117,13 +117,13 @@ class Whole:
 
     @torch.inference_mode()
     def answer(self, prompt: Prompt, steps: int) -> list[int]:
-        """So many tokens, greedily."""
+        """Decode `steps` tokens greedily."""
         made = self._model.generate(**self._given(prompt), do_sample=False, max_new_tokens=steps)
         answer: list[int] = made[0, len(prompt.ids) :].tolist()
         return answer
 
     def _behind(self) -> Iterator[tuple[str, Any]]:
-        """For each cut the module that takes what crosses it; at decoder.0 with the text around it."""
+        """The module after each cut, whose input is the boundary; at decoder.0 that includes the text."""
         parts, model = self._manifest.family.parts, self._model.model
         decoder = model.get_submodule(parts.decoder)
         yield from ((f"vision.{index}", layer) for index, layer in enumerate(model.get_submodule(parts.tower)))
@@ -140,7 +140,7 @@ class Whole:
 
 
 class ImageRows:
-    """What crosses each cut up to the decoder, by the device's graphs; computed once."""
+    """The boundaries at the cuts up to `decoder.0`, by the device's graphs; each is computed once."""
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
@@ -173,7 +173,7 @@ class Device:
         self._prefix = Decoder.open_prefix(bundle, cut, threads=THREADS) if self.deep else None
 
     def begin(self, prompt: Prompt) -> tuple[NDArray[np.float32], DecoderState | None]:
-        """What crosses the cut for a prompt, and the state of the decoder's layers here, if there are any."""
+        """The boundary for a prompt, and the state of the decoder's layers before the cut, if there are any."""
         rows = self._rows.of(prompt, "decoder.0" if self.deep else self.cut)
         if self._prefix is None:
             return rows, None
@@ -184,12 +184,12 @@ class Device:
         return state.extend(embedded), state
 
     def go_on(self, state: DecoderState | None, token: int) -> NDArray[np.float32] | None:
-        """What crosses the cut for one more token, if anything does."""
+        """The boundary row of one more token; None at a cut up to `decoder.0`."""
         return None if state is None or self._prefix is None else state.extend(self._prefix.embed([token]))
 
 
 def compare(device: Device, target: Target, prompts: Sequence[Prompt], expected: Sequence[Expected]) -> Compared:
-    """Run `prompts` together, cut where `device` ends, against what is `expected` of each."""
+    """Run `prompts` in one batch with the cut where `device` ends, and compare with the `expected` results."""
     begun = [device.begin(prompt) for prompt in prompts]
     sessions = [
         _session(device, prompt, slot, boundary)
@@ -224,7 +224,7 @@ def compare(device: Device, target: Target, prompts: Sequence[Prompt], expected:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Expected:
-    """What the whole model makes of a prompt."""
+    """The whole model's results for a prompt."""
 
     states: dict[str, NDArray[np.float32]]
     logits: torch.Tensor
@@ -232,12 +232,12 @@ class Expected:
 
 
 def expect(whole: Whole, prompts: Sequence[Prompt], steps: int) -> list[Expected]:
-    """Of each of `prompts`, with `steps` tokens of its answer."""
+    """The results for each of `prompts`, with `steps` tokens of its answer."""
     return [Expected(*whole.run(prompt), whole.answer(prompt, steps)) for prompt in prompts]
 
 
 def compare_cuts(bundle: Bundle, cuts: Sequence[str], *, steps: int, alone: int = 1) -> Iterator[Compared]:
-    """Each cut with the first `alone` of the prompts by themselves, then with all of them in one pass."""
+    """Compare each cut with the first `alone` prompts one by one, then with all of them in one pass."""
     prompts = seeded_prompts(bundle.manifest)
     expected = expect(Whole(bundle), prompts, steps)
     context = max(len(prompt.ids) for prompt in prompts) + steps
@@ -268,7 +268,7 @@ def _session(device: Device, prompt: Prompt, slot: int, boundary: NDArray[np.flo
 
 
 def _error(found: NDArray[np.float32], right: NDArray[np.float32]) -> float:
-    """The largest difference, as a share of the largest value; infinite if the shapes differ."""
+    """The largest difference as a share of the largest value; infinite if the shapes differ."""
     return float(np.abs(found - right).max() / np.abs(right).max()) if found.shape == right.shape else float("inf")
 
 

@@ -1,4 +1,4 @@
-"""Workers whose clients say what they are told, without a connection. For tests."""
+"""A pool of workers with scripted clients instead of connections, for tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cutline.testing.worker import DESCRIPTION
 
 
 class Time:
-    """A clock that moves only by what sleeps on it."""
+    """A clock that moves only when something sleeps on it."""
 
     now = 100.0
 
@@ -20,13 +20,13 @@ class Time:
         return self.now
 
     async def sleep(self, seconds: float) -> None:
-        """Let so much pass."""
+        """Advance the clock by so much."""
         self.now += seconds
         await asyncio.sleep(0)
 
 
 class ScriptedClient:
-    """A worker's client, which `says` what it is told when it is asked what the worker serves."""
+    """A worker's client whose `describe` returns, or raises, what it `says`."""
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -37,7 +37,7 @@ class ScriptedClient:
         self.closed = 0
 
     async def describe(self) -> Description:
-        """As it was told."""
+        """Return or raise `says`."""
         self.asked += 1
         if self.says is None:
             await asyncio.Event().wait()
@@ -47,12 +47,12 @@ class ScriptedClient:
         return self.says
 
     async def close(self, *, grace: float = 0.0) -> None:
-        """Count that."""
+        """Count the call."""
         self.closed += 1
 
 
 class ScriptedFleet(Workers):
-    """Workers by such clients, in a time of their own."""
+    """A pool of such workers, with a scripted clock."""
 
     def __init__(self, *addresses: str, time: Time) -> None:
         self.scripts = {address: ScriptedClient(address) for address in addresses}

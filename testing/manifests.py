@@ -1,4 +1,4 @@
-"""Manifests as somebody may have changed them: what is written need not be anything that Cutline would write."""
+"""Changed manifests, which may be such as Cutline would never write."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cutline.models.bundle import MANIFEST
 
 
 def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Have `change` change the manifest of the bundle in `folder`, whose digest is then right again."""
+    """Apply `change` to the manifest of the bundle in `folder`, and correct its digest."""
     file = folder / MANIFEST
     content = file.read_bytes()
     said = msgspec.json.decode(unseal(content) if is_sealed(content) else content)

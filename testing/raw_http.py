@@ -1,4 +1,4 @@
-"""The agent's API by its bytes, also those that no client would send; for tests of it."""
+"""The agent's HTTP API at the level of bytes, also malformed ones, for tests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STREAMED = msgspec.json.encode(msgspec.json.decode(BODY) | {"stream": True})
 
 
 def request(body: bytes, *more: str, length: int | None = None, host: str = "localhost") -> bytes:
-    """A request with a body, and `more` lines in its head; `length` is what it says of the body's."""
+    """A request with a body and `more` header lines; `length` is its content-length, by default the right one."""
     lines = [f"POST {PATH} HTTP/1.1", f"Host: {host}", f"Content-Length: {len(body) if length is None else length}"]
     return "\r\n".join([*lines, *more, "", ""]).encode() + body
 
@@ -29,7 +29,7 @@ async def connect(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 async def reply(url: str, sent: bytes) -> tuple[int, bytes]:
-    """The status and the body that come back for `sent`; the connection must be closed by the server."""
+    """The status and body of the response to `sent`; the server must close the connection."""
     reader, writer = await connect(url)
     writer.write(sent)
     got = b""
@@ -41,6 +41,6 @@ async def reply(url: str, sent: bytes) -> tuple[int, bytes]:
 
 
 async def get(url: str, path: str) -> httpx.Response:
-    """What is served at a path, on a connection of its own."""
+    """The response at a path, on a new connection."""
     async with httpx.AsyncClient(base_url=url, trust_env=False) as client:
         return await client.get(path)

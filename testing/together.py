@@ -27,7 +27,7 @@ async def together(target: Bundle, drafter: Bundle, *, slots: int = 8) -> AsyncI
 
 
 def asking(request: CardRequest, mode: Mode, *, sampling: Sampling | None = None, **options: Any) -> Request:
-    """A request's question in one mode, with what else there is to say of it."""
+    """A request's question in one mode, with further options."""
     max_tokens = int(options.pop("max_tokens", 64))
     return Request.about(
         request.image,
@@ -45,7 +45,7 @@ def ids(answer: Answer) -> tuple[int, ...]:
 
 
 def check_account(answer: Answer) -> None:
-    """What holds of every answer that a worker had a part in."""
+    """Check the invariants of every answer in which a worker took part."""
     assert answer.accepted == sum(token.source is Provenance.DRAFT for token in answer.tokens) <= answer.drafted
     assert not any(token.source is Provenance.EDGE for token in answer.tokens)
     assert answer.text == "".join(token.text for token in answer.tokens).strip()

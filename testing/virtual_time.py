@@ -1,4 +1,4 @@
-"""An event loop whose time passes only while nothing else happens.
+"""An event loop with virtual time, which advances only while nothing is ready to run.
 
 A test of waits and time limits takes no time in it, and other work on the machine disturbs none of its figures.
 """
@@ -17,7 +17,7 @@ _ARRIVAL_S = 0.005  # what was sent over a socket of this machine has come by th
 
 
 class _Idle(selectors.DefaultSelector):
-    """Waits for sockets as ever, and for the clock by moving it."""
+    """Waits for sockets as usual, and for timers by advancing the clock."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,12 +42,12 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return self._idle.now
 
     def hold(self, seconds: float) -> None:
-        """As if the whole process were held up for so long."""
+        """Advance the clock as if the whole process had been suspended for so long."""
         self._idle.now += seconds
 
 
 def run_virtually(main: Coroutine[Any, Any, _T]) -> _T:
-    """What it returns, as `asyncio.run`, where `time.monotonic`, too, tells virtual seconds."""
+    """Run `main` as `asyncio.run` does; `time.monotonic` returns virtual seconds, too."""
     with (
         asyncio.Runner(loop_factory=VirtualLoop) as runner,
         mock.patch.object(time, "monotonic", runner.get_loop().time),
@@ -56,7 +56,7 @@ def run_virtually(main: Coroutine[Any, Any, _T]) -> _T:
 
 
 def hold(seconds: float) -> None:
-    """Hold the running loop up for so many virtual seconds."""
+    """Suspend the running loop for so many virtual seconds."""
     loop = asyncio.get_running_loop()
     assert isinstance(loop, VirtualLoop)
     loop.hold(seconds)

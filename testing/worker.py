@@ -1,4 +1,4 @@
-"""A worker that says a script, behind real gRPC, and fails as it is told; and an agent that asks it. For tests."""
+"""A scripted worker behind real gRPC, with scripted failures, and an agent that uses it, for tests."""
 
 from __future__ import annotations
 
@@ -62,17 +62,17 @@ BUNDLE = gated(Bundle.open(DRAFTER), NEVER)
 STOP = BUNDLE.manifest.stop_tokens[0]
 REQUEST = next(one for one in requests(Split.EVALUATION, 2, seed=11) if one.question.kind == "describe")
 NOTICE = 0.3  # seconds
-HANG = "hang"  # it says nothing any more, to anybody
-STALL = "stall"  # it answers heartbeats, and says no more of the answer
+HANG = "hang"  # it sends nothing any more, on any call
+STALL = "stall"  # it answers heartbeats, but sends no more of the answer
 END = "end"  # the stream ends in order, but early
 BREAK = "break"  # the stream breaks
-SKIP = "skip"  # it goes on at the wrong place
+SKIP = "skip"  # it continues at a wrong position
 
-Fate = tuple[int, CutlineError | str]  # before which token of the answer, and what happens
+Fate = tuple[int, CutlineError | str]  # a failure: before which token of the answer, and what happens
 
 
 def drafters_own(after: Sequence[int] = ()) -> tuple[int, ...]:
-    """What the drafter alone makes of the question, from an answer's first tokens on."""
+    """The drafter's own answer to the question, from the answer's first tokens on."""
     pixels = BUNDLE.manifest.family.preprocess(decode_image(REQUEST.image))
     prompt = PromptBuilder.open(BUNDLE).build([question(REQUEST.question.text)], [pixels.grid]).ids
     drafting = Drafter.open(BUNDLE, threads=1).converse(prompt, [pixels], Sampling())
@@ -98,7 +98,7 @@ DESCRIPTION = Description(
 
 
 class ScriptedWorker(worker_pb2_grpc.WorkerServicer):
-    """Confirms a `script`, a token or two at a time and drafts of it, and meets its `fates`, one a session."""
+    """Confirms a `script`, by one or two tokens and by right drafts, and fails by `fates`, one for each session."""
 
     def __init__(self, *fates: Fate, pause: float = 0.0, script: Sequence[int] = TRUTH, **described: Any) -> None:
         self.fates = list(fates)
