@@ -18,8 +18,18 @@ from cutline.core.json_errors import UNREADABLE
 from cutline.edge.api.access.limits import MOST, UNLIMITED, Guard
 from cutline.edge.api.chat.narrator import teller_of
 from cutline.edge.api.errors import Fault, Refused, unreadable
-from cutline.edge.api.handler import RequestHandler, ServedAgent, as_json, failure
-from cutline.edge.api.introspection import Health, Models, Readiness, Switches, model_of, state_of
+from cutline.edge.api.handler import ALIAS, RequestHandler, ServedAgent, as_json, failure
+from cutline.edge.api.introspection import (
+    GenerationSettings,
+    Health,
+    Model,
+    Models,
+    Props,
+    Readiness,
+    Switches,
+    model_of,
+    state_of,
+)
 from cutline.edge.api.request_log import Named, RequestLog
 from cutline.edge.api.requests.schema import read_request
 from cutline.edge.api.static import pages
@@ -55,6 +65,7 @@ def application(
         Route("/v1/chat/completions", api.complete, methods=["POST"]),
         Route("/v1/models", api.models),
         Route("/v1/models/{model:path}", api.model),
+        Route("/props", api.props),
         Route("/cutline/state", api.state, methods=["GET", "POST"]),
         Route("/healthz", api.healthy),
         Route("/readyz", api.ready),
@@ -91,11 +102,20 @@ class _Api:
         return await self._handler.respond(request, read_request, teller_of)
 
     async def models(self, request: Request) -> Response:
-        return as_json(Models(data=[model_of(self._agent.state(), self._handler.began)]))
+        return as_json(Models(data=[self._model()]))
 
     async def model(self, request: Request) -> Response:
         self._handler.check(request.path_params["model"])
-        return as_json(model_of(self._agent.state(), self._handler.began))
+        return as_json(self._model())
+
+    def _model(self) -> Model:
+        context = self._agent.manifest.decoder.context
+        return model_of(self._agent.state(), self._handler.began, context=context, alias=ALIAS)
+
+    async def props(self, request: Request) -> Response:
+        manifest = self._agent.manifest
+        settings = GenerationSettings(manifest.decoder.context)
+        return as_json(Props(default_generation_settings=settings, model_alias=manifest.name))
 
     async def state(self, request: Request) -> Response:
         if request.method == "POST":

@@ -23,13 +23,53 @@ class Abilities(msgspec.Struct, frozen=True, kw_only=True):
     workers: tuple[WorkerState, ...]
 
 
+class Architecture(msgspec.Struct, frozen=True):
+    """What goes into the model, and what comes out."""
+
+    input_modalities: tuple[Literal["text", "image"], ...] = ("text", "image")
+    output_modalities: tuple[Literal["text"], ...] = ("text",)
+
+
+class Modalities(msgspec.Struct, frozen=True):
+    """What is taken beside words, as llama.cpp's server says it."""
+
+    vision: bool = True
+    audio: bool = False
+
+
+class GenerationSettings(msgspec.Struct, frozen=True):
+    """`n_ctx` is the context, in tokens."""
+
+    n_ctx: int
+
+
+class TemplateAbilities(msgspec.Struct, frozen=True):
+    """What the chat template has words for."""
+
+    supports_tools: bool = False
+
+
+class Props(msgspec.Struct, frozen=True, kw_only=True):
+    """The agent as clients of llama.cpp's server look it up; it calls no tools."""
+
+    default_generation_settings: GenerationSettings
+    modalities: Modalities = Modalities()
+    model_alias: str
+    chat_template_caps: TemplateAbilities = TemplateAbilities()
+
+
 class Model(msgspec.Struct, frozen=True, kw_only=True):
-    """The agent as a model."""
+    """The agent as a model, which answers to `aliases`, too; a prompt and its answer have `max_model_len` tokens."""
 
     id: str
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "cutline"
+    aliases: tuple[str, ...]
+    max_model_len: int
+    architecture: Architecture = Architecture()
+    capabilities: tuple[Literal["completion", "vision"], ...] = ("completion", "vision")
+    meta: GenerationSettings
     cutline: Abilities
 
 
@@ -88,8 +128,8 @@ class Switches(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     offline: bool
 
 
-def model_of(standing: AgentState, created: int) -> Model:
-    """The agent as a model of OpenAI's list."""
+def model_of(standing: AgentState, created: int, *, context: int, alias: str) -> Model:
+    """The agent as a model of OpenAI's list, of a `context` in tokens, and with another name."""
     able = Abilities(
         modes=standing.modes,
         cuts=standing.cuts,
@@ -99,7 +139,14 @@ def model_of(standing: AgentState, created: int) -> Model:
         offline=standing.offline,
         workers=standing.workers,
     )
-    return Model(id=standing.drafter, created=created, cutline=able)
+    return Model(
+        id=standing.drafter,
+        created=created,
+        aliases=(alias,),
+        max_model_len=context,
+        meta=GenerationSettings(context),
+        cutline=able,
+    )
 
 
 def state_of(standing: AgentState, totals: Totals, *, switchable: bool) -> State:

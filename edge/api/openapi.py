@@ -11,7 +11,7 @@ import msgspec
 
 from cutline.edge.api.chat.completions import ChatChunk, ChatCompletion
 from cutline.edge.api.errors import STATUS, Failed, OllamaFailed
-from cutline.edge.api.introspection import Health, Model, Models, Readiness, State, Switches
+from cutline.edge.api.introspection import Health, Model, Models, Props, Readiness, State, Switches
 from cutline.edge.api.ollama.answers import OllamaAnswer
 from cutline.edge.api.ollama.catalogue import (
     OllamaLoaded,
@@ -27,8 +27,9 @@ from cutline.edge.api.responses.objects import ResponseDeleted, ResponseObject
 from cutline.edge.api.responses.schema import ResponseRequest
 
 _TYPES = (
-    *(ChatRequest, ChatCompletion, ChatChunk, Failed, Health, Model, Models, Readiness, State, Switches),
+    *(ChatRequest, ChatCompletion, ChatChunk, Failed, Health, Model, Models, Props),
     *(OllamaAnswer, OllamaChat, OllamaFailed, OllamaLoaded, OllamaModels, OllamaNamed, OllamaPrompt, OllamaShown),
+    *(Readiness, State, Switches),
     *(OllamaStatus, OllamaVersion, ResponseDeleted, ResponseObject, ResponseRequest),
 )
 _REFUSALS = {
@@ -70,6 +71,7 @@ def document() -> dict[str, Any]:
             },
             "/v1/models": {"get": _giving("The models that can be asked", Models)},
             "/v1/models/{model}": {"get": _giving("One model", Model, {404}) | {"parameters": [_MODEL]}},
+            "/props": {"get": _giving("The model, as clients of llama.cpp look it up", Props)},
             "/cutline/state": {
                 "get": _giving("How the agent stands", State),
                 "post": _taking(Switches, _json("How the agent stands now", State), {400, 408, 409, 413, 415, 429}),

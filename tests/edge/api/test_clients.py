@@ -227,3 +227,22 @@ def test_one_id_names_a_request_wherever_it_goes(
     assert [one.get("tokens") for one in lines] == [1, 1, None, None]
     assert [(one.get("gate"), one.get("promised")) for one in lines] == [("kept", 0.02), *[(None, None)] * 3]
     assert [one.get("outcome") for one in lines] == [None, None, "WorkerBusy", "InputError"]
+
+
+def test_the_model_is_looked_up_as_of_llama_cpp(agent: ScriptedAgent, serving: Serving) -> None:
+    """Frigate reads these before it asks."""
+
+    async def run() -> list[Any]:
+        async with serving() as url, httpx.AsyncClient(base_url=url, trust_env=False) as client:
+            return [(await client.get(path)).json() for path in ("/v1/models", "/props?model=cutline")]
+
+    models, props = asyncio.run(run())
+    (model,) = models["data"]
+    context = agent.manifest.decoder.context
+    assert {model["id"], *model["aliases"]} == {agent.manifest.name, "cutline"}
+    assert model["max_model_len"] == model["meta"]["n_ctx"] == context
+    assert model["architecture"]["input_modalities"] == ["text", "image"]
+    assert model["capabilities"] == ["completion", "vision"]
+    assert props["default_generation_settings"]["n_ctx"] == context
+    assert props["modalities"] == {"vision": True, "audio": False}
+    assert not props["chat_template_caps"]["supports_tools"]
