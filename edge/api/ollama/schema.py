@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import msgspec
 
+from cutline.core.constraint import Constraint
 from cutline.core.conversation import ImagePart, Message, Role, TextPart
 from cutline.core.request import MAX_STOPS, Request
 from cutline.core.sampling import (
@@ -129,6 +130,7 @@ class OllamaChat(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     model: str | None = None
     messages: list[OllamaTurn] | None = None
     stream: bool | None = None
+    format: Literal["json"] | dict[str, Any] | None = None
     options: OllamaOptions | None = None
     cutline: ExecutionOptions = ExecutionOptions()
 
@@ -141,6 +143,7 @@ class OllamaPrompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     system: str | None = None
     images: list[str] | None = None
     stream: bool | None = None
+    format: Literal["json"] | dict[str, Any] | None = None
     options: OllamaOptions | None = None
     cutline: ExecutionOptions = ExecutionOptions()
 
@@ -188,7 +191,7 @@ class OllamaAsked:
         return Request(
             messages=messages,
             images=tuple(images),
-            sampling=options.sampling,
+            sampling=msgspec.structs.replace(options.sampling, constraint=_constraint(self.given.format)),
             max_tokens=options.most(self.context),
             stop=(options.stop,) if isinstance(options.stop, str) else tuple(options.stop or ()),
             tenant=tenant,
@@ -212,3 +215,10 @@ def read_prompt(body: bytes, context: int) -> OllamaAsked:
     """Likewise the prompt. Raises Refused."""
     prompt = read_body(body, OllamaPrompt, _PROMPT_RULES)
     return OllamaAsked(prompt, prompt.turns, context)
+
+
+def _constraint(asked: str | dict[str, Any] | None) -> Constraint | None:
+    """What an answer keeps to: any JSON object, or a schema. Raises InputError."""
+    if asked is None:
+        return None
+    return Constraint.json_schema(asked) if isinstance(asked, dict) else Constraint.json_object()

@@ -66,6 +66,14 @@ class LarkFormat(msgspec.Struct, tag_field="type", tag="lark", frozen=True, forb
         return Constraint.lark(self.lark)
 
 
+class NamedSchema(JsonSchema, tag_field="type", tag="json_schema", frozen=True, forbid_unknown_fields=True):
+    """JSON that keeps to a schema, as the Responses API asks for it."""
+
+    @property
+    def constraint(self) -> Constraint:
+        return Constraint.json_schema(self.schema)
+
+
 ResponseFormat = JsonObjectFormat | JsonSchemaFormat | RegexFormat | ChoiceFormat | LarkFormat
 
 

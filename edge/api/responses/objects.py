@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from cutline.edge.api.requests.response_format import JsonObjectFormat, NamedSchema
 from cutline.edge.generation.result import Answer
 
 Status = Literal["in_progress", "completed", "incomplete"]
@@ -65,16 +66,14 @@ class Incomplete(msgspec.Struct, frozen=True):
     reason: Literal["max_output_tokens"] = "max_output_tokens"
 
 
-class TextType(msgspec.Struct, frozen=True):
-    """The one format there is."""
-
-    type: Literal["text"] = "text"
+class TextType(msgspec.Struct, tag_field="type", tag="text", frozen=True):
+    """Words as they come."""
 
 
 class TextSettings(msgspec.Struct, frozen=True):
     """How the words are formed."""
 
-    format: TextType = TextType()
+    format: TextType | JsonObjectFormat | NamedSchema = TextType()
 
 
 class ResponseObject(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,8 +17,9 @@ from cutline.edge.api.errors import Fault, Refused
 from cutline.edge.api.requests.execution import ExecutionOptions, execution_of
 from cutline.edge.api.requests.fields import Rules, read_body
 from cutline.edge.api.requests.images import only_users
+from cutline.edge.api.requests.response_format import JsonObjectFormat, NamedSchema
 from cutline.edge.api.responses.narrator import ResponseTeller
-from cutline.edge.api.responses.objects import ResponseObject
+from cutline.edge.api.responses.objects import ResponseObject, TextSettings, TextType
 from cutline.edge.api.responses.store import KeptResponse, ResponseStore
 from cutline.errors import InputError
 from cutline.models.bundle import Manifest
@@ -97,7 +98,9 @@ class InputTurn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TextAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How the words are formed: plain text is all there is."""
+    """How the words are formed: as they come, or as JSON."""
+
+    format: JsonObjectFormat | NamedSchema | None = None
 
 
 class ResponseExtension(ExecutionOptions, frozen=True, forbid_unknown_fields=True):
@@ -141,7 +144,13 @@ class ResponseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
             min_p=how.min_p,
             repetition_penalty=how.repetition_penalty,
             seed=chosen_seed(how.seed, temperature),
+            constraint=None if self.format is None else self.format.constraint,
         )
+
+    @property
+    def format(self) -> JsonObjectFormat | NamedSchema | None:
+        """What the answer keeps to; None for words as they come."""
+        return None if self.text is None else self.text.format
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +215,7 @@ class ResponseAsked:
             store=kept,
             temperature=question.sampling.temperature,
             top_p=question.sampling.top_p,
+            text=TextSettings(given.format or TextType()),
         )
 
         def keep(made: ResponseObject) -> None:

@@ -302,8 +302,6 @@ def test_cutlines_own_words_are_taken(agent: ScriptedAgent, serving: Serving) ->
     [
         ("chat", {"think": True}, "think"),
         ("chat", {"think": "high"}, "think"),
-        ("chat", {"format": "json"}, "format"),
-        ("generate", {"format": {"type": "object"}}, "format"),
         ("chat", {"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ("chat", {"logprobs": True}, "logprobs"),
         ("generate", {"raw": True}, "raw"),

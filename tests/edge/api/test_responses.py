@@ -239,7 +239,7 @@ def test_what_a_tenant_has_is_nobody_elses(agent: ScriptedAgent, client: Client,
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"text": {"format": {"type": "json_schema", "name": "x", "schema": {}}}}, "not served here: text.format"),
+        ({"text": {"format": {"type": "json_schema", "name": "x", "schema": {"not": {}}}}}, "with not are not served"),
         ({"tools": [{"type": "web_search"}]}, "not served here: tools"),
         ({"reasoning": {"effort": "low"}}, "not served here: reasoning"),
         ({"background": True}, "not served here: background"),

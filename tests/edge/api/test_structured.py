@@ -10,9 +10,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Literal
 
+import ollama
 import openai
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
@@ -32,6 +33,7 @@ ASKED: list[Any] = [
 
 
 class Reading(BaseModel):
+    model_config = ConfigDict(extra="forbid")
     colour: Literal["red", "blue", "green", "yellow"]
     sure: bool
 
@@ -117,5 +119,39 @@ def test_a_hostile_schema_is_refused_with_its_reason() -> None:
         async with client() as one:
             with pytest.raises(openai.BadRequestError, match="with not are not served"):
                 await one.chat.completions.create(model="cutline", messages=ASKED, response_format=wanted)
+
+    asyncio.run(run())
+
+
+def test_the_responses_api_fills_a_pydantic_model_in_too() -> None:
+    content: Any = [{"type": "input_image", "image_url": URL}, {"type": "input_text", "text": "Read the digits."}]
+
+    async def run() -> None:
+        async with client() as one:
+            asked: Any = [{"role": "user", "content": content}]
+            said = await one.responses.parse(model="cutline", input=asked, text_format=Reading)
+            assert isinstance(said.output_parsed, Reading)
+            assert said.text is not None
+            assert said.text.format is not None
+            assert said.text.format.type == "json_schema"
+
+    asyncio.run(run())
+
+
+def test_ollamas_client_gets_json_by_its_format() -> None:
+    async def run() -> None:
+        async with client() as one:
+            host = str(one.base_url).removesuffix("/v1/")
+            asked = [{"role": "user", "content": "Read the digits.", "images": [CARD.image]}]
+            schema = Reading.model_json_schema()
+            async with ollama.AsyncClient(host=host) as theirs:
+                said = await theirs.chat(model="cutline", messages=asked, format=schema)
+                Reading.model_validate_json(said.message.content or "")
+                anything = await theirs.generate(
+                    model="cutline", prompt="Read.", images=[CARD.image], format="json", options={"num_predict": 40}
+                )
+                assert (anything.response or "").startswith("{")
+                with pytest.raises(ollama.ResponseError, match="with not are not served"):
+                    await theirs.chat(model="cutline", messages=asked, format={"not": {}})
 
     asyncio.run(run())
