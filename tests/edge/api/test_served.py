@@ -181,7 +181,7 @@ def test_what_is_counted(agent: ScriptedAgent, serving: Serving) -> None:
         assert line in text, text
 
 
-@pytest.mark.parametrize("options", [{"most": 0}, {"listen": "127.0.0.1"}, {"allow_urls": ["http://host/"]}])
+@pytest.mark.parametrize("options", [{"listen": "127.0.0.1"}, {"allow_urls": ["http://host/"]}])
 def test_what_cannot_be_served(serving: Serving, options: dict[str, Any]) -> None:
     async def run() -> None:
         async with serving(**options):
