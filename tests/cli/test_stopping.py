@@ -84,7 +84,8 @@ def test_two_end_it_even_if_nobody_heard_the_first(number: int) -> None:
             time.sleep(0.01)
         process.send_signal(number)
         out, err = process.communicate(timeout=60)
-    assert (process.returncode, out, err) == (-number, "", "")
+    # On a busy machine it may hear the first before it becomes deaf.
+    assert (process.returncode, out.removeprefix("first\n"), err) == (-number, "", "")
 
 
 def is_caught(pid: int, number: int) -> bool:

@@ -24,7 +24,7 @@ from cutline.core.sampling import Sampling
 from cutline.errors import CutlineError, WorkerBusy, WorkerForgot
 from cutline.models.law.sampling import agreeing
 from cutline.protos.messages import Confirmed, Draft, Finished, Opened
-from cutline.testing.target import STOP, VOCABULARY, ScriptedTarget, plain_answer
+from cutline.testing.target import POISON, STOP, ScriptedTarget, plain_answer
 
 SLOTS = 3
 MOST = 24  # tokens of an answer
@@ -133,7 +133,7 @@ class Sessions(RuleBasedStateMachine):
         known = len(one.confirmed)
         draft = list(truth(one.prompt)[known : known + right])
         if wrong:
-            draft.append((draft[-1] if draft else 7) % (VOCABULARY - 1) + 1)
+            draft.append((draft[-1] if draft else 7) % (POISON - 2) + 1)
         self.engine.offer(one.name, Draft(len(one.prompt) + known, tuple(draft)))
         rest = truth(one.prompt)[known:]
         self.expect(one, known + (agreeing(draft, rest) or min(len(draft), len(rest), 1)))

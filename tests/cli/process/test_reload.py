@@ -91,6 +91,7 @@ with Signals():
 """
 
 
+@pytest.mark.skipif(signal.getsignal(signal.SIGHUP) is signal.SIG_IGN, reason="it was told not to, as by nohup")
 def test_the_end_of_its_terminal_ends_a_command() -> None:
     _, terminal = pty.openpty()
     environment = os.environ | {"PYTHONPATH": str(PACKAGE)}

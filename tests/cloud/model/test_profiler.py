@@ -43,8 +43,8 @@ def test_a_layer_that_is_slow_is_found_to_be(slow: str, module: str, monkeypatch
     clock = SimpleNamespace(perf_counter=lambda: time.thread_time() + sum(waits))
 
     class Slow(Target):
-        def __init__(self, bundle: Bundle, **options: Any) -> None:
-            super().__init__(bundle, **options)
+        def __init__(self, bundle: Bundle, *given: Any, **options: Any) -> None:
+            super().__init__(bundle, *given, **options)
             model = self.model.model
             modules = {
                 "tower": model.vision_model.encoder.layers[1],
