@@ -14,7 +14,7 @@ from cutline.protos import features
 from cutline.protos.messages import Open, agent_from_wire, agent_to_wire, lacking
 from cutline.protos.v1 import worker_pb2 as pb
 
-# The last field of each, in the first version; those of `Bias` and `Constraint` are what later fields of `Sampling` brought.
+# The last field of each, in the first version; those of `Bias` and `Constraint` came with later fields of `Sampling`.
 FIRST = {"Open": 14, "Sampling": 4, "Grid": 2, "Bias": 2, "Constraint": 2}
 OPENING = Open(model="m", tokens=(1, 2), prompt_length=2, max_tokens=8)
 
