@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import enum
 import functools
-import importlib.metadata
 import json
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
@@ -124,7 +123,9 @@ class Constraint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 @functools.cache
 def dialect() -> str:
     """What decides, beside a constraint's text, which tokens it allows: the compiler, its version and our options."""
-    return f"llguidance-{importlib.metadata.version('llguidance')}-1"
+    from importlib.metadata import version  # takes longer to load than all else here, and few ask for it
+
+    return f"llguidance-{version('llguidance')}-1"
 
 
 def _written(value: Any) -> str:

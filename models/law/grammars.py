@@ -171,9 +171,8 @@ def _grammar(constraint: Constraint) -> str:
         case Grammar.REGEX:
             return make.grammar_from_regex(constraint.text)
         case Grammar.CHOICE:
-            texts = " | ".join(
-                json.dumps(text, ensure_ascii=False) for text in constraint.value
-            )  # Lark's escapes are JSON's
+            # A string of Lark is written as JSON's are.
+            texts = " | ".join(json.dumps(text, ensure_ascii=False) for text in constraint.value)
             return make.grammar_from_lark(f"start: {texts}")
         case Grammar.LARK:
             return make.grammar_from_lark(constraint.text)

@@ -27,6 +27,7 @@ from cutline.edge.generation.result import Answer, Provenance, Token
 from cutline.errors import BundleError, WorkerUnavailable
 from cutline.models.bundle import JOURNAL, MANIFEST, Bundle, read_manifest, write_calibration, write_manifest
 from cutline.models.prices import Leak, Price, Prices, open_prices
+from cutline.testing.agent import spoken
 from cutline.testing.manifests import edit_manifest
 
 Run = Callable[..., Any]
@@ -42,22 +43,15 @@ def target(tmp_path: Path) -> Path:
 
 
 def answer(text: str, ids: list[int], sent: int) -> Answer:
-    return Answer(
-        text=text,
+    return msgspec.structs.replace(
+        spoken(text),
         tokens=[Token(token, "", Provenance.CLOUD) for token in ids],
         mode=Mode.SPLIT,
-        latency_ms=1.0,
-        ttft_ms=1.0,
         bytes_up=sent,
-        bytes_down=0,
-        rounds=1,
-        drafted=0,
-        accepted=0,
         exact=False,
         worker="w:1",
         cut="connector",
         wire=Wire.INT4,
-        confidence=None,
         complete=True,
     )
 

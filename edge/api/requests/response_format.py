@@ -17,6 +17,10 @@ class JsonSchema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     description: str | None = None
     strict: bool | None = None
 
+    @property
+    def constraint(self) -> Constraint:
+        return Constraint.json_schema(self.schema)
+
 
 class JsonObjectFormat(msgspec.Struct, tag_field="type", tag="json_object", frozen=True, forbid_unknown_fields=True):
     """Any JSON object."""
@@ -33,7 +37,7 @@ class JsonSchemaFormat(msgspec.Struct, tag_field="type", tag="json_schema", froz
 
     @property
     def constraint(self) -> Constraint:
-        return Constraint.json_schema(self.json_schema.schema)
+        return self.json_schema.constraint
 
 
 class RegexFormat(msgspec.Struct, tag_field="type", tag="regex", frozen=True, forbid_unknown_fields=True):
@@ -68,10 +72,6 @@ class LarkFormat(msgspec.Struct, tag_field="type", tag="lark", frozen=True, forb
 
 class NamedSchema(JsonSchema, tag_field="type", tag="json_schema", frozen=True, forbid_unknown_fields=True):
     """JSON that keeps to a schema, as the Responses API asks for it."""
-
-    @property
-    def constraint(self) -> Constraint:
-        return Constraint.json_schema(self.schema)
 
 
 ResponseFormat = JsonObjectFormat | JsonSchemaFormat | RegexFormat | ChoiceFormat | LarkFormat

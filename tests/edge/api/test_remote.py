@@ -17,7 +17,7 @@ from cutline.edge.api.errors import STATUS
 from cutline.edge.generation.events import Event, Guessed, Settled
 from cutline.edge.generation.result import Answer, Believed, Energy, Forecast, Likely, Lost, Provenance, Tail, Token
 from cutline.errors import BundleError, CutlineError, ImageError, InputError, PromptError, WorkerBusy, WorkerUnavailable
-from cutline.testing.agent import ScriptedAgent
+from cutline.testing.agent import ScriptedAgent, spoken
 
 
 def ask_over(agent: ScriptedAgent, question: Request) -> Answer:
@@ -46,22 +46,11 @@ QUESTION = Request.about(
     effort=0.25,
     timeout=33.0,
 )
-ANSWER = Answer(
-    text="7",
+ANSWER = msgspec.structs.replace(
+    spoken("7", source=Provenance.DRAFT),
     tokens=[Token(12, "7", Provenance.DRAFT), Token(2, "", Provenance.CLOUD)],
-    mode=Mode.DRAFT,
-    latency_ms=12.5,
-    ttft_ms=3.25,
-    bytes_up=100,
-    bytes_down=20,
-    rounds=1,
-    drafted=3,
-    accepted=1,
-    exact=True,
-    worker="127.0.0.1:50051",
     cut="decoder.2",
     wire=Wire.INT8,
-    confidence=None,
     complete=True,
 )
 

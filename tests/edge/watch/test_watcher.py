@@ -30,6 +30,7 @@ from cutline.errors import (
     WorkerFailed,
     WorkerUnavailable,
 )
+from cutline.testing.agent import spoken
 
 WORKER = "192.0.2.7:50051"
 AWAY = WorkerUnavailable(f"no worker answers at {WORKER}")
@@ -104,22 +105,14 @@ class Gating(Fake):
 
 def answered(text: str, *, worker: str | None) -> Answer:
     origins = [Provenance.EDGE] * 2 if worker is None else [Provenance.DRAFT, Provenance.CLOUD, Provenance.DRAFT]
-    return Answer(
-        text=text,
+    return msgspec.structs.replace(
+        spoken(text),
         tokens=[Token(1, "x", origin) for origin in origins],
         mode=Mode.EDGE,
         latency_ms=1.5,
-        ttft_ms=1.0,
-        bytes_up=0,
-        bytes_down=0,
-        rounds=0,
-        drafted=0,
-        accepted=0,
         exact=False,
         worker=worker,
         cut=None,
-        wire=None,
-        confidence=None,
         complete=True,
     )
 
