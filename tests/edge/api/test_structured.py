@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import ollama
@@ -22,6 +23,7 @@ from cutline.edge.api.server import ServerOptions, serve
 from cutline.models.bundle import Bundle
 from cutline.testing.together import together
 
+ROOT = Path(__file__).resolve().parents[3]
 CARD = next(iter(requests(Split.EVALUATION, 1, seed=5)))
 URL = "data:image/png;base64," + base64.b64encode(CARD.image).decode()
 ASKED: list[Any] = [
@@ -155,3 +157,16 @@ def test_ollamas_client_gets_json_by_its_format() -> None:
                     await theirs.chat(model="cutline", messages=asked, format={"not": {}})
 
     asyncio.run(run())
+
+
+def test_the_example_of_the_page_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs/how-to/structured-output.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    monkeypatch.chdir(ROOT)
+
+    async def run() -> None:
+        async with client() as one:
+            await asyncio.to_thread(exec, example.replace("http://127.0.0.1:8080/v1", str(one.base_url)), {})
+
+    asyncio.run(run())
+    assert re.match(r"digits=\[.*\] colour='\w+'", capsys.readouterr().out)
