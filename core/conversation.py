@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from cutline.errors import PromptError
 
 Role = Literal["system", "user", "assistant"]
+Detail = Literal["auto", "low", "high"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +21,12 @@ class TextPart:
 
 @dataclass(frozen=True, slots=True)
 class ImagePart:
-    """An image's placeholder in a message. The images are kept beside the messages, in the same order."""
+    """An image's placeholder in a message. The images are kept beside the messages, in the same order.
+
+    `detail` low has the image made smaller, for models whose image tokens are more for a larger one.
+    """
+
+    detail: Detail = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +44,11 @@ class Message:
     def text(self) -> str:
         """The text parts, joined."""
         return "".join(part.text for part in self.parts if isinstance(part, TextPart))
+
+
+def details_of(messages: Sequence[Message]) -> tuple[Detail, ...]:
+    """The detail that each image of a conversation is wanted in, in order."""
+    return tuple(part.detail for message in messages for part in message.parts if isinstance(part, ImagePart))
 
 
 def question(text: str) -> Message:

@@ -14,7 +14,7 @@ from cutline.core.sampling import Sampling
 from cutline.core.wire import Wire
 from cutline.errors import InputError, PromptError
 
-MAX_IMAGES = 16  # in one conversation
+MAX_IMAGES = 32  # in one conversation
 MAX_IMAGE_BYTES = 32 << 20  # of all its images together
 MAX_ALTERNATIVES = 20  # a token
 MAX_TIMEOUT = 600.0  # seconds
@@ -56,10 +56,11 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     images: tuple[bytes, ...] = ()
     mode: Mode = Mode.AUTO
     sampling: Sampling = Sampling()
-    max_tokens: int = 64
+    max_tokens: int | None = 64  # of the answer; None for as many as fit, until the model or the timeout ends it
     effort: float = 1.0
     cut: str = "image"  # the first layer of the target that the worker runs
     wire: Wire = Wire.FLOAT32  # format of the boundary, for a cut after `image`
+    image_tokens: int | None = None  # of each image at most, for models whose image tokens follow an image's size
     keep_image_tokens: float = 1.0  # share of the image tokens that enters the decoder, for a cut from `decoder.0` on
     noise: float = 0.0  # added to each boundary row: standard deviation, as a share of the row's root mean square
     timeout: float = 60.0  # seconds
@@ -102,7 +103,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
             raise PromptError("the question has code points that are not characters; take them out")
         if not 0.0 <= self.effort <= 1.0:
             raise InputError(f"effort is {self.effort}; give 0 (the worker only verifies) to 1 (full race)")
-        if self.max_tokens < 1:
+        if self.max_tokens is not None and self.max_tokens < 1:
             raise InputError(f"max-tokens is {self.max_tokens}; give 1 or more")
         if len(self.stop) > MAX_STOPS or not all(0 < len(text) <= MAX_STOP for text in self.stop):
             raise InputError(f"stop takes {MAX_STOPS} texts at most, of 1 to {MAX_STOP} characters each")
@@ -113,6 +114,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         match self.mode:
             case Mode.EDGE | Mode.CLOUD if self.cut != "image":
                 raise InputError(f"mode {self.mode} cuts nothing; for the cut {self.cut[:40]} use split, draft or auto")
+        if self.image_tokens is not None and self.image_tokens < 1:
+            raise InputError(f"image-tokens is {self.image_tokens}; give 1 or more")
         if not 0.0 < self.keep_image_tokens <= 1.0:
             raise InputError(f"keep-image-tokens is {self.keep_image_tokens}; give a share above 0, and 1 at most")
         if self.keep_image_tokens < 1.0 and not self.cut.startswith(("decoder.", "head")):

@@ -38,6 +38,7 @@ def account(
         worker=worker,
         confidence=generation.confidence,
         complete=generation.ended,
+        ending=generation.ending,
         plan=forecast,
         gate=route.gate,
         prompt_tokens=len(prepared.prompt),

@@ -88,7 +88,7 @@ class Checker:
         pixels = [self._family.preprocess(decode_image(image)) for image in question.images]
         prompt = self._prompts.build(question.messages, [one.grid for one in pixels]).ids
         drafting = self._drafter.converse(prompt, pixels, question.sampling)
-        return tuple(one.token for one in drafting.draft(tuple(after), question.max_tokens - len(after)))
+        return tuple(one.token for one in drafting.draft(tuple(after), (question.max_tokens or 64) - len(after)))
 
     def find(self, question: Request, heard: Heard, truth: Tokens, *, first: str, spared: bool) -> Found:
         """What is wrong with what was `heard` of a question, whose unbroken answer is `truth`.

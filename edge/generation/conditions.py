@@ -12,7 +12,7 @@ from itertools import groupby, product
 
 import msgspec
 
-from cutline.core.conversation import ImagePart, Message
+from cutline.core.conversation import ImagePart, Message, details_of
 from cutline.core.request import Request
 from cutline.core.sampling import Sampling
 
@@ -36,7 +36,7 @@ class RequestConditions(msgspec.Struct, frozen=True, kw_only=True):
 
     `sampling` is how tokens are chosen, without what changes nothing.
     `system`: there is a system turn, before all others. `pictures` are those of the whole conversation, `earlier` the
-    questions before the one to answer.
+    questions before the one to answer. Pictures are `smaller` where they were asked to be.
     """
 
     sampling: Sampling
@@ -44,12 +44,14 @@ class RequestConditions(msgspec.Struct, frozen=True, kw_only=True):
     system: bool
     pictures: int
     earlier: int
+    smaller: bool = False
 
     @property
     def group(self) -> str:
         """The name of the group, for people: of so few that each can be calibrated, or counted."""
         words = [
             _PICTURES[self.pictures] if self.pictures < len(_PICTURES) else "more pictures",
+            *(["smaller pictures"] if self.smaller else []),
             *([] if self.order is Order.NONE else [str(self.order)]),
             _QUESTIONS[self.earlier] if self.earlier < len(_QUESTIONS) else "later question",
             _SYSTEM[self.system],
@@ -62,7 +64,9 @@ class RequestConditions(msgspec.Struct, frozen=True, kw_only=True):
 
 def group_of(request: Request) -> str:
     """The name of the group that a request belongs to."""
-    return conditions_of(request.messages, request.sampling).group
+    conditions = conditions_of(request.messages, request.sampling)
+    smaller = request.image_tokens is not None or "low" in details_of(request.messages)
+    return msgspec.structs.replace(conditions, smaller=smaller).group
 
 
 def conditions_of(messages: Sequence[Message], sampling: Sampling) -> RequestConditions:

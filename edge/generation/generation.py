@@ -14,7 +14,7 @@ from cutline.core.request import Mode, Request
 from cutline.core.wire import Wire
 from cutline.edge.generation.detokenizer import Transcript
 from cutline.edge.generation.events import Event, Guessed, Settled
-from cutline.edge.generation.result import Gated, Provenance, Token
+from cutline.edge.generation.result import Ending, Gated, Provenance, Token
 from cutline.edge.generation.timing import Stopwatch
 from cutline.errors import WorkerFailed
 from cutline.models.bundle import Manifest
@@ -91,6 +91,7 @@ class Generation:
     tell: Callable[[Event], object] = lambda event: None
     stop_tokens: Collection[int] = ()
     limit: int = sys.maxsize
+    cut_short: Ending | None = None  # before any limit, where something did
     tokens: list[int] = field(default_factory=list)
     sources: list[Provenance] = field(default_factory=list)
     likelihoods: list[Likelihood | None] = field(default_factory=list)  # None where they are not known
@@ -119,9 +120,16 @@ class Generation:
         return self.over or self._ends(self.tokens)
 
     @property
+    def ending(self) -> Ending:
+        """What ended it, once it is complete."""
+        if self.ended:
+            return Ending.STOP
+        return self.cut_short or Ending.LENGTH
+
+    @property
     def complete(self) -> bool:
         """Whether nothing is appended any more."""
-        return self.over or self.completed_by(self.tokens)
+        return self.over or self.cut_short is not None or self.completed_by(self.tokens)
 
     def completed_by(self, tokens: Sequence[int]) -> bool:
         """Whether nothing would follow if the answer were `tokens`."""
@@ -166,7 +174,7 @@ class Generation:
     def take(self, other: Generation) -> None:
         """Go over to the tokens of another one that was made `anew` from this, and its session; add what it cost."""
         self.tokens, self.sources, self.likelihoods = other.tokens, other.sources, other.likelihoods
-        self.transcript, self.limit = other.transcript, other.limit
+        self.transcript, self.limit, self.cut_short = other.transcript, other.limit, other.cut_short
         self.sent, self.opened, self.reused_images = other.sent, other.opened, other.reused_images
         self.drafted += other.drafted
         self.rounds += other.rounds

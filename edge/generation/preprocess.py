@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import msgspec
 from PIL import Image
 
+from cutline.core.conversation import ImagePart, Message, details_of
 from cutline.core.lru_cache import LruCache
 from cutline.core.request import Request
 from cutline.edge.generation.generation import Prepared
@@ -20,7 +23,7 @@ from cutline.errors import ImageError, InputError, PromptError
 from cutline.models.bundle import Bundle, Manifest
 from cutline.models.decode_budget import DECODING
 from cutline.models.families import Grid
-from cutline.models.images import MAX_PIXELS, Header, Pixels, decode_image, lossless, read_header
+from cutline.models.images import MAX_PIXELS, Header, Pixels, Size, decode_image, lossless, read_header
 from cutline.models.prompt import PromptBuilder
 
 if TYPE_CHECKING:  # its library is loaded where somebody asks for it
@@ -28,6 +31,7 @@ if TYPE_CHECKING:  # its library is loaded where somebody asks for it
 
 MAX_TOGETHER = 4 * MAX_PIXELS  # of a question's images: they are decoded one by one, and others wait meanwhile
 MAX_PACKED = MAX_PIXELS // 4  # of a picture that is written anew as it is
+LOW_TOKENS = 324  # of an image in low detail: what 512 by 512 pixels are in tokens of 28 by 28
 PREVIEW = 256  # pixels on a side
 PICTURES_BYTES = 64 << 20  # of images that were asked about before: one of SmolVLM-256M's tiles and a photograph
 
@@ -78,18 +82,21 @@ class Preparer:
             check_cut(self._target, asked.cut)
         if asked.keep_image_tokens < 1.0 and manifest.family.axes > 1:
             raise InputError(f"{manifest.name} places image tokens in a plane, where none can be left out")
+        asked = self._served(asked)
         asked.sampling.check_tokens(manifest.decoder.vocabulary)
         compiled = self._compiled(asked)
-        names = tuple(_name(asked.tenant, file) for file in asked.images)
+        budgets = self._budgets(asked)
+        names = tuple(_name(asked.tenant, *of) for of in zip(asked.images, budgets, strict=True))
         found = [self._pictures.get(name) for name in names]
         files = zip(asked.images, found, strict=True)
         headers = [read_header(file) if seen is None else seen.header for file, seen in files]
         if sum(math.prod(one.size) for one in headers) > MAX_TOGETHER:
             raise InputError(f"the images have over {MAX_TOGETHER // 10**6} megapixels together; make them smaller")
         # Headers say whether there is room for them all, before any is decoded.
-        expected = [manifest.family.grid(one.size) for one in headers]
+        sizes = [self._size(one.size, budget) for one, budget in zip(headers, budgets, strict=True)]
+        expected = [manifest.family.grid(one) for one in sizes]
         prompt = self._prompt(asked, expected)
-        seen = tuple(map(self._see, names, asked.images, headers, found))
+        seen = tuple(map(self._see, names, asked.images, headers, found, budgets))
         grids = [one.pixels.grid for one in seen]
         if grids != expected:  # a PNG had said behind its pixels that it is turned
             prompt = self._prompt(asked, grids)
@@ -101,9 +108,9 @@ class Preparer:
             fresh=self._fresh,
             prompt=prompt,
             asked=shorten(prompt, manifest.image_token, asked.keep_image_tokens),
-            limit=min(asked.max_tokens, self._context(asked) - len(prompt)),
+            limit=min(asked.max_tokens or sys.maxsize, self._context(asked) - len(prompt)),
             files=tuple(one.file for one in seen),
-            reduced=sum(one.reduced for one in headers),
+            reduced=sum(one.reduced or size != one.size for one, size in zip(headers, sizes, strict=True)),
             compiled=compiled,
         )
 
@@ -133,17 +140,43 @@ class Preparer:
             return min(context, self._target.manifest.decoder.context)
         return context
 
-    def _see(self, name: bytes, file: bytes, header: Header, found: SeenImage | None) -> SeenImage:
+    def _served(self, asked: Request) -> Request:
+        """A question without what changes nothing here: a detail, where every image has the tokens of its shape."""
+        if self._manifest.family.scales or "low" not in details_of(asked.messages):
+            return asked
+        return msgspec.structs.replace(asked, messages=tuple(map(_undetailed, asked.messages)))
+
+    def _budgets(self, asked: Request) -> tuple[int | None, ...]:
+        """How many tokens each image may have at most, where it is asked to have few."""
+        if asked.image_tokens is not None:
+            return (asked.image_tokens,) * len(asked.images)
+        return tuple(LOW_TOKENS if detail == "low" else None for detail in details_of(asked.messages))
+
+    def _size(self, size: Size, budget: int | None) -> Size:
+        """The size at which an image is looked at. Raises InputError where it cannot have so few tokens."""
+        if budget is None:
+            return size
+        found = self._manifest.family.within(size, budget)
+        if found is None:
+            raise InputError(
+                f"an image of {size[0]}x{size[1]} pixels cannot have {budget} image tokens or fewer with "
+                f"{self._manifest.name}; give more image_tokens, or none"
+            )
+        return found
+
+    def _see(self, name: bytes, file: bytes, header: Header, found: SeenImage | None, budget: int | None) -> SeenImage:
         if found is not None:
             return found
         with DECODING.hold(header.memory):
-            seen = self._decode(file, header)
+            seen = self._decode(file, header, budget)
         self._pictures.put(name, seen, seen.size)
         return seen
 
-    def _decode(self, file: bytes, header: Header) -> SeenImage:
+    def _decode(self, file: bytes, header: Header, budget: int | None) -> SeenImage:
         """Decode an image, and keep what is small. Raises ImageError."""
         family, picture = self._manifest.family, decode_image(file)
+        if (size := self._size(picture.size, budget)) != picture.size:
+            picture, header = family.resize(picture, size), replace(header, reduced=True)
         settled = family.settle(picture)
         pixels = family.preprocess(settled)
         if settled is not picture:
@@ -159,8 +192,13 @@ class Preparer:
         return SeenImage(header, preview, pixels, packed)
 
 
-def _name(tenant: str, file: bytes) -> bytes:
+def _undetailed(message: Message) -> Message:
+    parts = (ImagePart() if isinstance(part, ImagePart) else part for part in message.parts)
+    return Message(message.role, tuple(parts))
+
+
+def _name(tenant: str, file: bytes, budget: int | None) -> bytes:
     """What an image is kept under, for a tenant alone: whether another has asked about it does not show."""
-    name = hashlib.sha256(f"{tenant}\0".encode())
+    name = hashlib.sha256(f"{tenant}\0{budget or ''}\0".encode())
     name.update(file)
     return name.digest()

@@ -69,6 +69,15 @@ class Tail(enum.StrEnum):
     CORRECTED = "corrected"  # or not, and it was replaced
 
 
+class Ending(enum.StrEnum):
+    """What ended an answer."""
+
+    STOP = "stop"  # the model, or a text that it was to stop at
+    LENGTH = "length"  # as many tokens as were asked for, or as the context holds
+    DEADLINE = "deadline"  # the time for an answer without a number of tokens
+    REPETITION = "repetition"  # the drafter alone, which went round in circles
+
+
 class Energy(msgspec.Struct, frozen=True, kw_only=True):
     """What the device spent on an answer; `estimated` from a profile, or measured by its own sensors."""
 
@@ -190,7 +199,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     cut: str | None  # where the target was cut, if the worker was asked
     wire: Wire | None  # the format in which the boundary travelled, if one did
     confidence: float | None
-    complete: bool  # the model ended it; false when max_tokens or the context did
+    complete: bool  # the model ended it; false when it was cut short
+    ending: Ending | None = None  # None of an agent that does not tell
     plan: Forecast | None = None
     gate: Gated | None = None
     prompt_tokens: int = 0

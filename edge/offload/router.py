@@ -7,9 +7,11 @@ on as it would have. That costs the opening anew, so a session that worked is wo
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -17,7 +19,8 @@ from cutline.core.request import Mode
 from cutline.edge.generation.conditions import group_of
 from cutline.edge.generation.events import Corrected
 from cutline.edge.generation.generation import Execution, Generation, Prepared
-from cutline.edge.generation.result import Decision, Tail
+from cutline.edge.generation.repetition import Repetition
+from cutline.edge.generation.result import Decision, Ending, Tail
 from cutline.edge.offload.backends.backend import REFUSALS, NoRoom
 from cutline.edge.offload.backends.backends import Backends
 from cutline.edge.offload.backends.drafter_backend import DrafterBackend
@@ -35,6 +38,8 @@ TRIES = 3  # of each worker, for one request
 PATIENCE_SECONDS = 1.0  # that a request waits for workers to come back, where none has begun to answer it
 RETRY_SECONDS = 0.25  # that an answer waits for a worker to be asked again, before the drafter goes on alone
 STEP = 0.05  # seconds after which is looked again whether one may be asked
+EARLY_SECONDS = 0.05  # before its time is up that an answer is ended as it is: later its worker would end it as failed
+ALONE_TOKENS = 64  # that the drafter may say, late as it is, in place of workers that were waited for in vain
 LOOK_SECONDS = 0.5  # at most, after the answer: the agent may go offline meanwhile
 
 
@@ -52,7 +57,15 @@ class Router:
         self._execution = execution
         self._generation = generation
         self._work = backends.models.work(prepared, execution)
-        self._drafter = DrafterBackend(self._work)
+        request = prepared.request
+        self._open_ended = request.max_tokens is None
+        # What keeps to a constraint may well repeat itself: a list of objects has the same keys again and again.
+        free = self._open_ended and request.sampling.constraint is None
+        self._drafter = DrafterBackend(
+            self._work,
+            until=generation.began + request.timeout if self._open_ended else math.inf,
+            repetition=Repetition() if free else None,
+        )
         gate = backends.gate.said(group_of(prepared.request), Decision.NOT_ASKED)
         self._route = Route(generation.began, gate)
         self._tried = Counter[str]()
@@ -122,7 +135,8 @@ class Router:
         while not generation.complete and (backend := await self._next(end)) is not None:
             generation.cold |= bool(route.sessions)
             try:
-                await route.follow(backend, generation)
+                async with self._until(end):
+                    await route.follow(backend, generation)
             except (WorkerError, NoRoom) as error:
                 self._failure = error
                 self._lost_since = self._lost_since or time.monotonic()
@@ -133,6 +147,30 @@ class Router:
                     self._standing_by = backend.address
                 else:
                     route.lose(backend.address, error, len(generation.tokens))
+
+    @asynccontextmanager
+    async def _until(self, end: float) -> AsyncIterator[None]:
+        """Where an answer without a number of tokens has begun by the `end` of its time, it ends there as it is."""
+
+        if not self._open_ended:
+            yield
+            return
+        loop, bound = asyncio.get_running_loop(), asyncio.timeout(None)
+
+        def stop() -> None:
+            if self._generation.tokens:
+                bound.reschedule(loop.time())
+
+        timer = loop.call_later(end - EARLY_SECONDS - time.monotonic(), stop)
+        try:
+            async with bound:
+                yield
+        except TimeoutError:
+            if not bound.expired():
+                raise
+            self._generation.cut_short = Ending.DEADLINE
+        finally:
+            timer.cancel()
 
     async def _next(self, end: float) -> WorkerBackend | UpstreamBackend | None:
         """The backend to ask now, None where none is left: each worker several times, an upstream once."""
@@ -248,6 +286,7 @@ class Router:
         """The generation, which the drafter goes on with alone from here."""
         self._route.tell_lost(self._generation, None)
         self._route.alone_from, self._route.tail = len(generation.tokens), Tail.UNVERIFIED
+        self._drafter.least = ALONE_TOKENS
         return generation
 
     def _end_alone(self) -> None:

@@ -70,6 +70,7 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
     image_marker: ClassVar[str]  # stands for an image in a rendered template; repeated for each of its tokens
     markers: ClassVar[tuple[str, ...]]  # special tokens that a tokenizer of this family must have
     named: ClassVar[Mapping[str, str]]  # settings of a tokenizer that name tokens, and the values that they must have
+    scales: ClassVar[bool] = False  # whether a smaller image has fewer image tokens: see `within`
     axes: ClassVar[int] = 1  # of a token's position; with several the rotations are inputs of the decoder's graph
 
     @classmethod
@@ -91,6 +92,14 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
     @abstractmethod
     def fitted(self, size: Size) -> Size:
         """The size (width, height) that `preprocess` first resizes an image to."""
+
+    def within(self, size: Size, tokens: int) -> Size | None:
+        """The largest size of the proportions of `size` with so many image tokens at most; None where none has.
+
+        That is so of all families whose image tokens do not follow an image's size.
+        """
+        del size, tokens
+        return None
 
     @abstractmethod
     def is_settled(self, size: Size) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, product
 from typing import Annotated, Any, ClassVar
 
 import msgspec
@@ -19,7 +19,7 @@ from PIL import Image
 
 from cutline.errors import InputError
 from cutline.models.families.family import Arrays, Attend, Count, Family, Grid, Parts, Positions, Spread, channels
-from cutline.models.images import MAX_ASPECT, MAX_PIXELS, Pixels, Size, normalised
+from cutline.models.images import MAX_ASPECT, MAX_PIXELS, Pixels, Size, normalised, size_fault
 
 IMAGE, START, END = "<|image_pad|>", "<|vision_start|>", "<|vision_end|>"
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -60,6 +60,7 @@ class Qwen25VL(Family, frozen=True, forbid_unknown_fields=True, tag="qwen2.5-vl"
     answering: ClassVar[tuple[str, ...]] = ("Qwen2_5_VLForConditionalGeneration",)
     processors: ClassVar[tuple[str, ...]] = ("Qwen2VLImageProcessor",)
     resample: ClassVar[Image.Resampling] = Image.Resampling.BICUBIC
+    scales: ClassVar[bool] = True
     axes: ClassVar[int] = 3
 
     @classmethod
@@ -137,6 +138,21 @@ class Qwen25VL(Family, frozen=True, forbid_unknown_fields=True, tag="qwen2.5-vl"
             stretch = math.sqrt(self.min_pixels / (height * width))
             across, down = (self._multiple(math.ceil, side * stretch) for side in size)
         return across, down
+
+    def within(self, size: Size, tokens: int) -> Size | None:
+        """See `Family.within`: whole image tokens, which fitting leaves as they are."""
+        if self.tokens(self.grid(size)) <= tokens:
+            return size
+        shrink = math.sqrt(size[0] * size[1] / (tokens * self.factor**2))
+        sides = [{self._multiple(math.floor, side / shrink), self._multiple(math.ceil, side / shrink)} for side in size]
+        fitting = [
+            (across, down)
+            for across, down in product(*sides)
+            if 0 < across * down <= tokens * self.factor**2
+            and self.fitted((across, down)) == (across, down)
+            and size_fault((across, down)) is None
+        ]
+        return max(fitting, key=math.prod, default=None)
 
     def is_settled(self, size: Size) -> bool:
         """False only if the limits of the area are too close to each other, or too small for thin images."""

@@ -144,7 +144,7 @@ def wrong_openings(one: Any, width: int) -> dict[str, tuple[list[Any], str]]:
         "narrow": (sent(opening, rows(count, width - 1)), "wide"),
         "width of nothing": (sent(opening, rows(count, 1)), "wide"),
         "a huge draft": ([replace(opening, draft=(5,) * (1 << 19))], "over 128 MiB"),
-        "too many grids": ([replace(opening, grids=((0, 0),) * 17)], "too many"),
+        "too many grids": ([replace(opening, grids=((0, 0),) * 33)], "too many"),
         "a grid of none": ([replace(opening, grids=((7, 1),))], "grid"),
         "a huge grid": ([replace(opening, grids=((2**32 - 1, 2**32 - 1),))], "grid"),
     }

@@ -41,7 +41,7 @@ def prepared(**options: Any) -> Prepared:
     image = decode_image(request.image)
     pixels = bundle.manifest.family.preprocess(image)
     prompt = PromptBuilder.open(bundle).build([ask_about(question.text)], [pixels.grid]).ids
-    return Prepared(question, (image,), (pixels,), prompt, prompt, min(question.max_tokens, 100))
+    return Prepared(question, (image,), (pixels,), prompt, prompt, min(question.max_tokens or 100, 100))
 
 
 def planning() -> Planner:

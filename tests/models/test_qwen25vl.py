@@ -117,6 +117,27 @@ def test_any_image_becomes_a_grid_that_is_taken(family: Qwen25VL, shape: tuple[i
     )
 
 
+@pytest.mark.parametrize("family", FAMILIES[:2])
+@given(
+    shape=st.tuples(st.integers(8, 2000), st.integers(8, 2000)).filter(lambda size: max(size) <= 20 * min(size)),
+    tokens=st.integers(1, 400),
+)
+def test_an_image_within_so_many_tokens_is_as_large_as_it_may_be(
+    family: Qwen25VL, shape: tuple[int, int], tokens: int
+) -> None:
+    found = family.within(shape, tokens)
+    if found is None:
+        # A thin one has many tokens at the least, and there is a least that the family makes of any.
+        assert tokens < 4 * max(MAX_ASPECT, family.min_pixels / 28**2)
+        return
+    assert family.tokens(family.grid(found)) <= tokens
+    if found != shape:
+        assert family.fitted(found) == found, "a worker, which knows nothing of it, sees the same"
+        across, down = found
+        assert (across // 28 + 1) * (down // 28 + 1) > tokens * 0.99
+        assert across - 28 < shape[0]
+
+
 @pytest.mark.parametrize("grid", [(0, 0), (0, 2), (-2, -2), (1, 2), (2, 3), (200, 2), (2, 10**9), (20, 40)])
 def test_a_grid_that_no_image_becomes_is_not_taken(grid: Grid) -> None:
     assert not SMALL.takes(grid)

@@ -499,6 +499,7 @@ def test_an_answer_that_ended_at_its_most_tokens_need_not_be_verified_to_ask_on(
     lost = Lost(worker=WORKER, why="silent", position=0, silent_ms=1200, next=None)
     page.ask("What is it?")
     most = agent.asked[0].max_tokens
+    assert most is not None
     agent.tell(lost, Settled(0, spoken(" ".join(["tree"] * (most - 1)), Provenance.EDGE)))
     page.shows(".notices", "link lost before the first word; the device went on alone")
     assert "waiting for the link" not in page.text(".notices")

@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from cutline.cloud.worker import Worker
-from cutline.core.conversation import question
+from cutline.core.conversation import ImagePart, Message, TextPart, question
 from cutline.core.request import Mode, Request
 from cutline.edge.agent import Agent
+from cutline.edge.generation import preprocess
 from cutline.edge.generation.result import Answer
 from cutline.errors import InputError
 from cutline.models.bundle import Bundle
@@ -90,6 +91,38 @@ def test_every_mode_and_cut_gives_the_targets_own_tokens(
         assert [token.id for token in answer.tokens] == expected, (mode, cut)
         assert answer.exact
         assert (answer.accepted > LENGTH / 2) == (mode is Mode.DRAFT)
+
+
+def test_fewer_image_tokens_are_those_of_a_smaller_picture(
+    qwen: Bundle, drafter: Bundle, worker: str, image: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In every mode: what is looked at is what travels."""
+    family = qwen.manifest.family
+    assert family.tokens(family.grid((210, 150))) == 40
+    assert family.within((210, 150), 12) == (112, 84)
+    pixels = family.preprocess(family.resize(decode_image(image), (112, 84)))
+    ids = PromptBuilder.open(qwen).build([question(WORDS)], [pixels.grid]).ids
+    expected = Whole(qwen).answer(Prompt(ids, (pixels,)), 8)
+    monkeypatch.setattr(preprocess, "LOW_TOKENS", 12)
+    low = (Message("user", (ImagePart("low"), TextPart(WORDS))),)
+    asked = [
+        *(
+            Request.about(image, WORDS, mode=mode, cut=cut, max_tokens=8, image_tokens=12)
+            for mode, cut in ((Mode.CLOUD, "image"), (Mode.SPLIT, "decoder.0"), (Mode.DRAFT, "vision.3"))
+        ),
+        Request(messages=low, images=(image,), mode=Mode.CLOUD, max_tokens=8),
+        Request.about(image, WORDS, mode=Mode.CLOUD, max_tokens=8),
+    ]
+    *smaller, whole = ask(drafter, qwen, worker, *asked)
+    for answer in smaller:
+        assert [token.id for token in answer.tokens] == expected
+        assert (answer.exact, answer.reduced_images) == (True, 1)
+        assert whole.prompt_tokens - answer.prompt_tokens == 40 - 12
+        assert answer.gate is not None
+        assert "smaller pictures" in answer.gate.group, "for which no gate is calibrated"
+    assert whole.reduced_images == 0
+    with pytest.raises(InputError, match="cannot have 3 image tokens or fewer"):
+        ask(drafter, qwen, worker, Request.about(image, WORDS, mode=Mode.CLOUD, image_tokens=3))
 
 
 def test_a_chain_of_workers_gives_them_too(qwen: Bundle, drafter: Bundle, image: bytes, expected: list[int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import msgspec
@@ -43,7 +44,7 @@ class Narrator:
 
     def __init__(self, manifest: Manifest, question: Request, *, guesses: bool = False, usage: bool = False) -> None:
         self._heading = Heading.of(manifest)
-        self._limit = question.max_tokens
+        self._limit = question.max_tokens or sys.maxsize
         self._stops = frozenset(manifest.stop_tokens)
         self._logprobs = question.logprobs is not None
         self._guesses = guesses

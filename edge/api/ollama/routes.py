@@ -98,9 +98,9 @@ class _Ollama:
         self._handler.check(asked.model or asked.name)
         return asked
 
-    async def _ask(self, request: Request, read: Callable[[bytes, int], OllamaAsked]) -> Response | AnswerStream:
+    async def _ask(self, request: Request, read: Callable[[bytes], OllamaAsked]) -> Response | AnswerStream:
         def asked(body: bytes) -> OllamaAsked | Response:
-            found = read(body, self._manifest.decoder.context)
+            found = read(body)
             if found.turns:
                 return found
             self._handler.check(found.model)

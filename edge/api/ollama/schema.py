@@ -105,9 +105,10 @@ class OllamaOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         seed = chosen_seed(self.seed, said.get("temperature", 0.0))
         return Sampling(**said, seed=seed, repetition_penalty=self.repeat_penalty)
 
-    def most(self, context: int) -> int:
-        """How many tokens an answer may have in a `context` of so many."""
-        return context if self.num_predict is None or self.num_predict < 1 else self.num_predict
+    @property
+    def most(self) -> int | None:
+        """How many tokens an answer may have; None for as many as fit."""
+        return None if self.num_predict is None or self.num_predict < 1 else self.num_predict
 
 
 class OllamaTurn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -156,11 +157,10 @@ class OllamaPrompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
 @dataclass(frozen=True, slots=True)
 class OllamaAsked:
-    """What either asks of a model with a `context` of so many tokens."""
+    """What either asks."""
 
     given: OllamaChat | OllamaPrompt
     turns: Sequence[OllamaTurn]
-    context: int
 
     @property
     def model(self) -> str | None:
@@ -192,7 +192,7 @@ class OllamaAsked:
             messages=messages,
             images=tuple(images),
             sampling=msgspec.structs.replace(options.sampling, constraint=_constraint(self.given.format)),
-            max_tokens=options.most(self.context),
+            max_tokens=options.most,
             stop=(options.stop,) if isinstance(options.stop, str) else tuple(options.stop or ()),
             tenant=tenant,
             request_id=request_id,
@@ -205,16 +205,16 @@ class OllamaAsked:
         return OllamaTeller(self.given.model or manifest.name, chat=isinstance(self.given, OllamaChat))
 
 
-def read_chat(body: bytes, context: int) -> OllamaAsked:
-    """The chat in a body of JSON, for a model with this `context`. Raises Refused."""
+def read_chat(body: bytes) -> OllamaAsked:
+    """The chat in a body of JSON. Raises Refused."""
     chat = read_body(body, OllamaChat, _CHAT_RULES)
-    return OllamaAsked(chat, chat.messages or (), context)
+    return OllamaAsked(chat, chat.messages or ())
 
 
-def read_prompt(body: bytes, context: int) -> OllamaAsked:
+def read_prompt(body: bytes) -> OllamaAsked:
     """Likewise the prompt. Raises Refused."""
     prompt = read_body(body, OllamaPrompt, _PROMPT_RULES)
-    return OllamaAsked(prompt, prompt.turns, context)
+    return OllamaAsked(prompt, prompt.turns)
 
 
 def _constraint(asked: str | dict[str, Any] | None) -> Constraint | None:

@@ -20,6 +20,7 @@ class ExecutionOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     effort: _Share = 1.0
     cut: str = "image"
     wire: Wire = Wire.FLOAT32
+    image_tokens: Annotated[int, msgspec.Meta(ge=1, le=10**6)] | None = None
     keep_image_tokens: _SomeShare = 1.0
     timeout: Annotated[float, msgspec.Meta(gt=0, le=MAX_TIMEOUT)] = 60.0
     exact: bool = False

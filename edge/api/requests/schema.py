@@ -8,7 +8,7 @@ from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
-from cutline.core.conversation import ImagePart, Message, Role, TextPart
+from cutline.core.conversation import Detail, ImagePart, Message, Role, TextPart
 from cutline.core.request import MAX_ALTERNATIVES, MAX_STOPS, Request
 from cutline.core.sampling import (
     MAX_BIASES,
@@ -35,10 +35,12 @@ TokenId = Annotated[str, msgspec.Meta(pattern="^[0-9]{1,9}$")]
 
 
 class ImageUrl(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A base64 `data:` URL, or an address whose host the agent was allowed to fetch from. `detail` changes nothing."""
+    """A base64 `data:` URL, or an address whose host the agent was allowed to fetch from.
+    `detail` low makes it smaller, for models whose image tokens follow an image's size.
+    """
 
     url: str
-    detail: Literal["auto", "low", "high"] | None = None
+    detail: Detail | None = None
 
 
 class ChatText(msgspec.Struct, tag_field="type", tag="text", frozen=True, forbid_unknown_fields=True):
@@ -84,7 +86,10 @@ class Extension(ExecutionOptions, frozen=True, forbid_unknown_fields=True):
 
 
 class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A request. What would change the answer and is not served is refused."""
+    """A request. What would change the answer and is not served is refused.
+
+    Without `max_tokens` the answer goes on to the end of the context.
+    """
 
     messages: Annotated[list[ChatMessage], msgspec.Meta(min_length=1)]
     model: str | None = None
@@ -166,11 +171,11 @@ class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         constraint = None if self.response_format is None else self.response_format.constraint
         return Sampling(**said | {"seed": seed, "logit_bias": bias, "constraint": constraint})
 
-    def _most(self) -> int:
+    def _most(self) -> int | None:
         given = {one for one in (self.max_tokens, self.max_completion_tokens) if one is not None}
         if len(given) > 1:
             raise InputError("max_tokens and max_completion_tokens differ; give one of them")
-        return given.pop() if given else 64
+        return given.pop() if given else None
 
     def _alternatives(self) -> int | None:
         if self.logprobs:
@@ -203,12 +208,19 @@ def _message(message: Message, images: Iterator[bytes]) -> ChatMessage:
         [
             ChatText(part.text)
             if isinstance(part, TextPart)
-            else ChatImage(ImageUrl("data:application/octet-stream;base64," + base64.b64encode(next(images)).decode()))
+            else ChatImage(ImageUrl(_url(next(images)), None if part.detail == "auto" else part.detail))
             for part in message.parts
         ],
     )
 
 
+def _url(image: bytes) -> str:
+    return "data:application/octet-stream;base64," + base64.b64encode(image).decode()
+
+
 def _turn(message: ChatMessage) -> Message:
-    parts = (ImagePart() if isinstance(part, ChatImage) else TextPart(part.text) for part in message.parts)
+    parts = (
+        ImagePart(part.image_url.detail or "auto") if isinstance(part, ChatImage) else TextPart(part.text)
+        for part in message.parts
+    )
     return Message("system" if message.role == "developer" else message.role, tuple(parts))

@@ -32,8 +32,7 @@ class _Responses:
         self._store = ResponseStore()
 
     async def create(self, request: Request) -> Response | AnswerStream:
-        context = self._handler.agent.manifest.decoder.context
-        read = partial(read_response, tenant=tenant_of(request), store=self._store, context=context)
+        read = partial(read_response, tenant=tenant_of(request), store=self._store)
         return await self._handler.respond(request, read, ResponseAsked.teller)
 
     async def kept(self, request: Request) -> Response:

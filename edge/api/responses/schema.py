@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from cutline.core.conversation import ImagePart, Message, Role, TextPart
+from cutline.core.conversation import Detail, ImagePart, Message, Role, TextPart
 from cutline.core.request import Request
 from cutline.core.sampling import MinP, RepetitionPenalty, Sampling, Temperature, TopK, TopP, chosen_seed
 from cutline.edge.api.errors import Fault, Refused
@@ -70,10 +70,10 @@ class SaidText(msgspec.Struct, tag_field="type", tag="output_text", frozen=True,
 
 
 class InputImage(msgspec.Struct, tag_field="type", tag="input_image", frozen=True, forbid_unknown_fields=True):
-    """An image, in a user's message: a `data:` URL, or an address that may be fetched. `detail` changes nothing."""
+    """An image, in a user's message: a `data:` URL, or an address that may be fetched. `detail` as in chats."""
 
     image_url: str
-    detail: Literal["auto", "low", "high"] | None = None
+    detail: Detail | None = None
 
 
 class InputTurn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -94,7 +94,12 @@ class InputTurn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """It as one of a Request."""
         parts = [InputText(self.content)] if isinstance(self.content, str) else self.content
         role: Role = "system" if self.role == "developer" else self.role
-        return Message(role, tuple(ImagePart() if isinstance(one, InputImage) else TextPart(one.text) for one in parts))
+        return Message(
+            role,
+            tuple(
+                ImagePart(one.detail or "auto") if isinstance(one, InputImage) else TextPart(one.text) for one in parts
+            ),
+        )
 
 
 class TextAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -155,13 +160,12 @@ class ResponseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
 
 @dataclass(frozen=True, slots=True)
 class ResponseAsked:
-    """What is asked of a model with a `context` of so many tokens, by a `tenant` whose conversations are in a store."""
+    """What is asked by a `tenant` whose conversations are in a store."""
 
     given: ResponseRequest
     before: KeptResponse | None
     tenant: str
     store: ResponseStore
-    context: int
 
     @property
     def model(self) -> str | None:
@@ -193,7 +197,7 @@ class ResponseAsked:
             messages=messages,
             images=(*(before.images if before else ()), *images),
             sampling=given.sampling,
-            max_tokens=given.max_output_tokens or self.context,
+            max_tokens=given.max_output_tokens,
             tenant=tenant,
             request_id=request_id,
             trace=trace,
@@ -228,7 +232,7 @@ class ResponseAsked:
         return ResponseTeller(begun, keep if kept else lambda made: None)
 
 
-def read_response(body: bytes, tenant: str, store: ResponseStore, context: int) -> ResponseAsked:
+def read_response(body: bytes, tenant: str, store: ResponseStore) -> ResponseAsked:
     """The request in a body of JSON. Raises Refused, also where what it goes on from is not kept."""
     given = read_body(body, ResponseRequest, _RULES, turns="input")
     name = given.previous_response_id
@@ -237,4 +241,4 @@ def read_response(body: bytes, tenant: str, store: ResponseStore, context: int) 
         message = f"no response {name[:80]!r} is kept; send the conversation itself"
         fault = Fault(message, InputError.__name__, "previous_response_id", "previous_response_not_found")
         raise Refused(400, fault)
-    return ResponseAsked(given, before, tenant, store, context)
+    return ResponseAsked(given, before, tenant, store)

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import time
+from collections.abc import Iterator, Sequence
 
-from cutline.edge.generation.gate import confidence_of
+from cutline.edge.generation.gate import MAX_TOKENS, confidence_of
 from cutline.edge.generation.generation import Generation
-from cutline.edge.generation.result import Provenance
+from cutline.edge.generation.repetition import Repetition
+from cutline.edge.generation.result import Ending, Provenance
 from cutline.edge.inference.drafter import Drafted, likelihoods_of
 from cutline.edge.offload.backends.device_models import DeviceWork
 
 
 class DrafterBackend:
-    """The drafter alone, for one request. It goes on from what it believes already, without drafting that again."""
+    """The drafter alone, for one request. It goes on from what it believes already, without drafting that again.
+
+    The answer ends at `until`, by `time.perf_counter`, if it has `least` tokens by then; and where there is a
+    `repetition` to look for, and it is found.
+    """
 
     address: None = None
     session: None = None
     exact = False
 
-    def __init__(self, work: DeviceWork) -> None:
+    least = 1
+
+    def __init__(self, work: DeviceWork, *, until: float = math.inf, repetition: Repetition | None = None) -> None:
         self._work = work
+        self._until = until
+        self._repetition = repetition
 
     @property
     def drafted(self) -> Sequence[Drafted]:
@@ -32,7 +43,7 @@ class DrafterBackend:
         return confidence_of(self.drafted)
 
     async def propose(self, generation: Generation) -> None:
-        """Draft the whole answer and tell of it, without appending any."""
+        """Draft the whole answer and tell of it, without appending any: as much as the gate may keep."""
         await self._work.run(self._propose, generation)
         self._work.believed = tuple(one.token for one in self.drafted)
 
@@ -48,26 +59,39 @@ class DrafterBackend:
     def _propose(self, generation: Generation) -> None:
         work, transcript = self._work, generation.transcript.empty()
         work.begin_drafting()
-        for token in work.draft((), generation.limit):
+        for token in work.draft((), min(generation.limit, MAX_TOKENS)):
             generation.guess([one.token for one in self.drafted])
             transcript.add(token, Provenance.EDGE)
             if transcript.stopped:
                 break
 
     def _extend(self, generation: Generation) -> None:
-        work = self._work
-        work.begin_drafting()
-        for token in work.rest(generation.tokens):
+        self._work.begin_drafting()
+        for token in self._tokens(generation):
             if generation.complete:
                 return
             self._append(generation, token)
-        if not generation.complete:
-            for token in work.draft(tuple(generation.tokens), generation.limit - len(generation.tokens)):
-                self._append(generation, token)
-                if generation.over:
-                    return
+
+    def _tokens(self, generation: Generation) -> Iterator[int]:
+        """Tokens that follow those of a generation, to which each is appended: first what is believed already."""
+        yield from self._work.rest(generation.tokens)
+        left = 0 if generation.complete else generation.limit - len(generation.tokens)
+        drafts = self._work.draft(tuple(generation.tokens), left) if left else ()
+        for token in drafts:
+            yield token
+            if generation.complete:  # before another is drafted
+                return
 
     def _append(self, generation: Generation, token: int) -> None:
         drafted = self._work.drafted.get(len(generation.tokens))
         same = drafted is not None and drafted.token == token
         generation.settle([token], [Provenance.EDGE], [drafted.likelihood if drafted and same else None])
+        if not generation.complete:
+            generation.cut_short = self._cut_short(generation.tokens)
+
+    def _cut_short(self, answer: Sequence[int]) -> Ending | None:
+        """Why an answer ends with these tokens, which neither model nor limit ended."""
+        if self._repetition is not None and self._repetition.in_answer(answer):
+            return Ending.REPETITION
+        late = len(answer) >= self.least and time.perf_counter() >= self._until
+        return Ending.DEADLINE if late else None

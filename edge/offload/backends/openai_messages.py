@@ -100,10 +100,11 @@ def body_of(question: Request, model: str, refused: Collection[str] = ()) -> dic
     body: dict[str, Any] = {
         "model": model,
         "messages": [_message(message, images) for message in question.messages],
-        tokens: question.max_tokens,
         "temperature": question.sampling.temperature,
         "stream": True,
     }
+    if question.max_tokens is not None:
+        body[tokens] = question.max_tokens
     if question.sampling.temperature > 0:
         body |= {"top_p": question.sampling.top_p, "seed": question.sampling.seed}
     body |= {name: value for name in PENALTIES if (value := getattr(question.sampling, name))}
@@ -179,13 +180,17 @@ def _status(code: str) -> int:
 
 def _message(message: Message, images: Iterator[bytes]) -> dict[str, Any]:
     parts = [
-        {"type": "image_url", "image_url": {"url": _url(next(images))}}
+        {"type": "image_url", "image_url": {"url": _url(next(images))} | _detail(part)}
         if isinstance(part, ImagePart)
         else {"type": "text", "text": part.text}
         for part in message.parts
     ]
     plain = all(part["type"] == "text" for part in parts)
     return {"role": message.role, "content": message.text if plain else parts}
+
+
+def _detail(part: ImagePart) -> dict[str, str]:
+    return {} if part.detail == "auto" else {"detail": part.detail}
 
 
 def _readable(file: bytes) -> bytes:

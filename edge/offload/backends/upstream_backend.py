@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Self
@@ -70,6 +71,7 @@ class UpstreamBackend:
         self.heard = time.monotonic()
         self._upstream = upstream
         self._request, self._compiled = prepared.request, prepared.compiled
+        self._most = prepared.request.max_tokens or sys.maxsize
         self._vocabulary = vocabulary
         self._stop = stop
         self._end = time.monotonic() + seconds
@@ -105,7 +107,7 @@ class UpstreamBackend:
             generation.parts.lap("cloud")
         if reason == "stop" and self._compiled is not None:
             await self._check_format(self._compiled, self._vocabulary.decode(generation.tokens).strip())
-        if reason == "stop" and not generation.over and len(generation.tokens) < self._request.max_tokens:
+        if reason == "stop" and not generation.over and len(generation.tokens) < self._most:
             generation.settle([self._stop], [Provenance.CLOUD])
         generation.limit = len(generation.tokens)  # it has said all that it will
 
@@ -161,7 +163,7 @@ class UpstreamBackend:
                 reason = choice.finish_reason or reason
                 if choice.text:
                     self._take(choice.text, generation)
-            if len(generation.tokens) >= self._request.max_tokens or generation.over:
+            if len(generation.tokens) >= self._most or generation.over:
                 return None
             if time.monotonic() > self._end:
                 raise WorkerUnavailable(f"the server at {self.address} did not finish its answer in time")
@@ -171,7 +173,7 @@ class UpstreamBackend:
 
     def _take(self, text: str, generation: Generation) -> None:
         tokens = self._vocabulary.encode(self._vocabulary.guard(text.encode(errors="replace").decode()))
-        tokens = tokens[: self._request.max_tokens - len(generation.tokens)]  # its own count is another
+        tokens = tokens[: self._most - len(generation.tokens)]  # its own count is another
         generation.settle(tokens, [Provenance.CLOUD] * len(tokens))
 
     async def _said(self, response: httpx.Response) -> AsyncIterator[Completion | None]:
@@ -242,6 +244,8 @@ def _check(request: Request, execution: Execution) -> None:
     if request.exact or cut != "image" or request.mode in (Mode.DRAFT, Mode.SPLIT):
         what = "an exact answer" if request.exact else f"the cut {cut}" if cut != "image" else f"mode {request.mode}"
         raise InputError(f"{what} needs a worker of the target; an upstream answers in modes cloud and auto")
+    if request.image_tokens is not None:
+        raise InputError("image-tokens needs a model here; an upstream makes of images what it likes")
     sampling = request.sampling
     if unsent := [name for name in UNSENT if getattr(sampling, name) != getattr(GREEDY, name)]:
         names = ", ".join(name.replace("_", "-") for name in unsent)

@@ -91,7 +91,7 @@ def test_a_conversation_with_images_in_several_turns(agent: ScriptedAgent, clien
     )
     assert asked.images == (ONE, TWO, TWO)
     assert asked.sampling == Sampling(), "greedy, as everywhere where nothing is asked"
-    assert asked.max_tokens == agent.manifest.decoder.context, "to the end of the context"
+    assert asked.max_tokens is None, "to the end of the context"
     assert asked.mode is Mode.AUTO
 
 
@@ -229,7 +229,7 @@ def test_options_choose_tokens(agent: ScriptedAgent, client: Client) -> None:
         frequency_penalty=-0.5,
     )
     assert (chosen.max_tokens, chosen.stop) == (17, ("\n", "."))
-    assert (plain.sampling, plain.max_tokens) == (Sampling(), agent.manifest.decoder.context)
+    assert (plain.sampling, plain.max_tokens) == (Sampling(), None)
     assert [one.sampling.temperature for one in drawn] == [0.8, 0.8]
     assert [(one.sampling.top_k, one.sampling.top_p) for one in drawn] == [(0, 1.0)] * 2, "what is not sent is not done"
     assert drawn[0].sampling.seed != drawn[1].sampling.seed

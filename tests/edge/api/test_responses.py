@@ -100,7 +100,7 @@ def test_words_alone_are_asked_greedily_to_the_end(agent: ScriptedAgent, client:
     assert (got.status, got.incomplete_details.reason) == ("incomplete", "max_output_tokens")
     (asked,) = agent.asked
     assert asked.messages == (Message("user", (TextPart("What?"),)),)
-    assert (asked.sampling, asked.max_tokens) == (Sampling(), agent.manifest.decoder.context)
+    assert (asked.sampling, asked.max_tokens) == (Sampling(), None)
 
 
 @pytest.mark.parametrize("complete", [True, False])

@@ -164,7 +164,7 @@ def test_whatever_came_a_worker_reads_what_travels_and_sees_the_same(
     noise = np.random.default_rng(1).integers(0, 256, (size[1], size[0], 3), np.uint8)
     file = saved(Image.fromarray(noise), kind)
     header = read_header(file)
-    seen = ready._decode(file, header)
+    seen = ready._decode(file, header, None)
     sent = family.shrink(file, seen.picture) if seen.file is None else seen.file
     there = family.preprocess(decode_image(sent, TRAVELLING))
     here = family.preprocess(decode_image(file))
@@ -193,3 +193,13 @@ def test_a_cut_needs_the_target() -> None:
     preparer().prepare(asked)
     with pytest.raises(InputError, match="--target"):
         Preparer(BUNDLE.manifest, PROMPTS, None, planned=False).prepare(asked)
+
+
+def test_a_family_whose_tokens_follow_no_size_takes_a_detail_and_refuses_a_number() -> None:
+    plain = Request.about(FILES[0], "What?")
+    low = Request(messages=(Message("user", (ImagePart("low"), TextPart("What?"))),), images=(FILES[0],))
+    found, expected = preparer().prepare(low), preparer().prepare(plain)
+    assert found.request == plain, "nothing is changed, so nothing is said to be"
+    assert (found.prompt, found.names, found.reduced) == (expected.prompt, expected.names, 0)
+    with pytest.raises(InputError, match=r"cannot have 1 image tokens or fewer with .*; give more image_tokens"):
+        preparer().prepare(Request.about(FILES[0], "What?", image_tokens=1))

@@ -87,7 +87,7 @@ def prepared(index: int = 0, **options: Any) -> Prepared:
     image = decode_image(request.image)
     pixels = bundle.manifest.family.preprocess(image)
     prompt = PromptBuilder.open(bundle).build([ask_about(question.text)], [pixels.grid]).ids
-    return Prepared(question, (image,), (pixels,), prompt, prompt, min(question.max_tokens, 100))
+    return Prepared(question, (image,), (pixels,), prompt, prompt, min(question.max_tokens or 100, 100))
 
 
 @dataclass

@@ -146,7 +146,7 @@ def test_pictures_have_a_size_and_a_number() -> None:
     with pytest.raises(Refused, match="32 MiB together") as found:
         scanned(one + b"A" * (MAX_IMAGE_BYTES // 3 * 4 + PIECE))
     assert found.value.status == 413
-    with pytest.raises(Refused, match="16 at most"):
+    with pytest.raises(Refused, match=f"{MAX_IMAGES} at most"):
         scanned(b"[" + (one + b'AAAA"},') * (MAX_IMAGES + 1))
 
 

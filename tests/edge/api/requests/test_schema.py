@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from cutline.core.conversation import Message, TextPart
-from cutline.core.request import Mode
+from cutline.core.request import MAX_IMAGES, Mode
 from cutline.core.sampling import Sampling
 from cutline.demo.bundles import DRAFTER
 from cutline.demo.cards import Split
@@ -122,7 +122,7 @@ NESTED = b'{"messages": [{"role": "user", "more": ' + b"[" * 100_000
         (body(messages=None), "InputError", 400),
         (body(messages=[]), "InputError", 400),
         (body(messages="What?"), "InputError", 400),
-        (body(messages=message(*[PICTURE] * 17, WORDS)), "InputError", 400),
+        (body(messages=message(*[PICTURE] * (MAX_IMAGES + 1), WORDS)), "InputError", 400),
         (body(messages=[{"role": "system", "content": [WORDS]}]), "PromptError", 400),
         (body(messages=[{"role": "system", "content": [PICTURE]}, *message(WORDS)]), "InputError", 400),
         (body(messages=[{"role": "tool", "content": "7"}, *message(WORDS)]), "InputError", 400),

@@ -51,7 +51,7 @@ def events(*texts: str, finish: str | None = "stop") -> bytes:
 
 def before(upstream: Upstream, question: Request) -> UpstreamBackend:
     """A question before an upstream."""
-    prepared = Prepared(question, (), (), (1,), (1,), question.max_tokens)
+    prepared = Prepared(question, (), (), (1,), (1,), question.max_tokens or 64)
     return UpstreamBackend(upstream, prepared, Execution.unplanned(question), VOCABULARY, stop=STOP, seconds=60.0)
 
 
