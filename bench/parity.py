@@ -10,6 +10,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -17,12 +18,14 @@ from rich.table import Table
 
 from cutline.demo.bundles import TARGET
 from cutline.models.bundle import Bundle
-from cutline.testing.comparison import PROMPTS, compare_cuts, qwen25vl_small, smolvlm_256m
+from cutline.testing.comparison import PROMPTS, compare_cuts, qwen_small, smolvlm_256m
 
 MODELS: dict[str, Callable[[Path], Bundle]] = {
     "demo": lambda place: Bundle.open(TARGET),
     "smolvlm-256m": smolvlm_256m,
-    "qwen2.5-vl": qwen25vl_small,
+    "qwen2-vl": partial(qwen_small, kind="qwen2_vl"),
+    "qwen2.5-vl": qwen_small,
+    "qwen3-vl": partial(qwen_small, kind="qwen3_vl"),
 }
 
 

@@ -44,7 +44,7 @@ from cutline.models.export import export_bundle
 from cutline.models.export.quiet import quiet
 from cutline.models.export.source import SourceModel, read_source
 from cutline.models.families import FAMILIES
-from cutline.models.families.qwen25vl import Qwen25VL
+from cutline.models.families.qwen import QwenVL
 from cutline.models.families.smolvlm import FAKE, IMAGE
 from cutline.models.images import Pixels
 from cutline.models.prompt import PromptBuilder
@@ -93,7 +93,7 @@ def family_of(stem: str, files: Files) -> str | None:
 
 def filled(kind: str, files: Files) -> Files:
     """The files of a set, with what they lack from a whole model of the kind, and its config reduced."""
-    qwen = KINDS[kind] is Qwen25VL
+    qwen = issubclass(KINDS[kind], QwenVL)
     files = dict(files)
     base: dict[str, Any] = {"model_type": kind, "architectures": [KINDS[kind].answering[0]]}
     config = dict(files.get("config.json", base))
@@ -146,7 +146,7 @@ def write_folder(folder: Path, kind: str, files: Files) -> None:
     """A set of a kind that runs, as a folder with weights, a tokenizer and a template."""
     for name, said in files.items():
         (folder / name).write_text(json.dumps(said))
-    qwen = KINDS[kind] is Qwen25VL
+    qwen = issubclass(KINDS[kind], QwenVL)
     with quiet():
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         model = seeded(AutoModelForImageTextToText.from_config, config)
@@ -165,7 +165,7 @@ def _special(files: Files, config: Any, ends: list[int], *, qwen: bool) -> dict[
     found = {one["content"]: int(place) for place, one in listed.items() if place.isdigit() and isinstance(one, dict)}
     wanted = {IMAGE: config.image_token_id}
     if qwen:
-        image, start, end = Qwen25VL.markers
+        image, start, end = QwenVL.markers
         wanted = {image: config.image_token_id, start: config.vision_start_token_id, end: config.vision_end_token_id}
     taken = {place: content for content, place in (found | wanted).items()}
     names = iter([QWEN_END if qwen else "<end_of_utterance>", *(f"<end{number}>" for number in range(9))])

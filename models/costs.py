@@ -49,7 +49,7 @@ class LayerCost:
     """The cost of one layer. `unit` is what its rows stand for, `attends` the width of its attention, or 0.
 
     `crosses` is what the rows of the boundary before it stand for, and `width` is their width. It is None before
-    `image`, where an image file crosses.
+    `image`, where an image file crosses. There are `streams` rows for each, or one as wide as all of them together.
     """
 
     name: str
@@ -59,6 +59,7 @@ class LayerCost:
     kv_bytes_per_token: int
     crosses: Unit | None
     width: int
+    streams: int = 1
 
     def flops(self, rows: int, context: float) -> float:
         """Operations for `rows` rows, each of which sees `context` rows including itself."""
@@ -75,11 +76,12 @@ class LayerCost:
 
     def boundary(self, sizes: Sizes) -> tuple[int, int] | None:
         """Rows and width of the boundary before this layer for a whole prompt; None at `image`."""
-        return None if self.crosses is None else (sizes.rows(self.crosses), self.width)
+        return None if self.crosses is None else (sizes.rows(self.crosses) * self.streams, self.width)
 
     def boundary_bytes(self, sizes: Sizes, wire: Wire) -> int | None:
         """Bytes of that boundary without the overhead of messages; None at `image`."""
-        return None if self.crosses is None else sizes.rows(self.crosses) * bytes_per_row(wire, self.width)
+        found = self.boundary(sizes)
+        return None if found is None else found[0] * bytes_per_row(wire, found[1])
 
 
 def layer_costs(manifest: Manifest, *, value_bytes: int = VALUE_BYTES) -> tuple[LayerCost, ...]:
@@ -92,6 +94,9 @@ def layer_costs(manifest: Manifest, *, value_bytes: int = VALUE_BYTES) -> tuple[
         unit = _UNITS.get(kind, "patch")
         attends = {"vision": vision.width, "decoder": decoder.heads * decoder.head_dim}.get(kind, 0)
         crosses: Unit | None = None if kind == "image" else "patch" if kind in ("vision", "connector") else "token"
+        streams = 1 if crosses is None else manifest.family.streams(manifest.line, name)
+        deep = name in manifest.line.deep_cuts
+        width = 0 if crosses is None else vision.width if crosses == "patch" else decoder.width
         return LayerCost(
             name=name,
             parameters=parameters,
@@ -99,7 +104,8 @@ def layer_costs(manifest: Manifest, *, value_bytes: int = VALUE_BYTES) -> tuple[
             attends=attends,
             kv_bytes_per_token=cache if kind == "decoder" else 0,
             crosses="image token" if name == "decoder.0" else crosses,
-            width=vision.width if crosses == "patch" else 0 if crosses is None else decoder.width,
+            width=width * streams if deep else width,
+            streams=1 if deep else streams,
         )
 
     return tuple(map(cost, manifest.line.layers, manifest.parameters))

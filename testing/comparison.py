@@ -29,7 +29,7 @@ from cutline.models.bundle import Bundle, Manifest
 from cutline.models.export import export_bundle
 from cutline.models.families import Grid
 from cutline.models.images import Pixels
-from cutline.testing.random_models import make_qwen25vl_small, make_smolvlm_256m
+from cutline.testing.random_models import make_qwen_small, make_smolvlm_256m
 
 TOLERANCE = 1e-3
 THREADS = 2  # of a session of ONNX Runtime; torch's follow OMP_NUM_THREADS
@@ -109,11 +109,36 @@ class Whole:
             return hook
 
         hooks = [module.register_forward_pre_hook(keep(cut)) for cut, module in self._behind()]
+        beside: list[torch.Tensor] = []  # what goes into the decoder's first layers
+
+        def keep_beside(_: Any, __: Any, given: dict[str, Any]) -> None:
+            beside.extend(given.get("deepstack_visual_embeds") or ())
+
+        decoder = self._model.model.get_submodule(self._manifest.family.parts.decoder)
+        hooks.append(decoder.register_forward_pre_hook(keep_beside, with_kwargs=True))
         logits: torch.Tensor = self._model(**self._given(prompt)).logits[0]
         for hook in hooks:
             hook.remove()
-        states["decoder.0"] = states["decoder.0"][np.array(prompt.ids) == self._manifest.image_token]
+        places = np.array(prompt.ids) == self._manifest.image_token
+        self._add_streams(states, [stream.numpy() for stream in beside], places)
+        states["decoder.0"] = states["decoder.0"][places]
         return states, logits
+
+    def _add_streams(
+        self, states: dict[str, NDArray[np.float32]], beside: list[NDArray[np.float32]], places: NDArray[np.bool_]
+    ) -> None:
+        """Put behind each of `states` the streams that later layers take beside it."""
+        line, taps = self._manifest.line, self._manifest.family.taps
+        own = dict(states)
+        for cut in states:
+            if cut in line.layers[: line.place("decoder.0")]:
+                made = [line.layers[line.place(f"vision.{tap}") + 1] for tap in taps]
+                streams = [own[after] for after in made if line.place(after) <= line.place(cut)]
+            else:
+                streams = [np.zeros_like(own[cut]) for _ in taps[line.decoder_layer(cut) :]]
+                for whole, rows in zip(streams, beside[line.decoder_layer(cut) :], strict=False):
+                    whole[places] = rows
+            states[cut] = np.concatenate([own[cut], *streams], axis=1)
 
     @torch.inference_mode()
     def answer(self, prompt: Prompt, steps: int) -> list[int]:
@@ -278,9 +303,9 @@ def smolvlm_256m(place: Path, *, depth: tuple[int, int] = (12, 30)) -> Bundle:
     return _exported(place)
 
 
-def qwen25vl_small(place: Path) -> Bundle:
-    """A target of Qwen2.5-VL's shape, reduced."""
-    make_qwen25vl_small(place / "hf")
+def qwen_small(place: Path, *, kind: str = "qwen2_5_vl") -> Bundle:
+    """A target of the shape of a model of Qwen, reduced."""
+    make_qwen_small(place / "hf", kind=kind)
     return _exported(place)
 
 

@@ -14,8 +14,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from torch import nn
 from transformers import (
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
+    CONFIG_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
 )
@@ -23,7 +23,7 @@ from transformers import (
 from cutline.demo.bundles import TARGET
 from cutline.demo.tokenizer import END, PAD, START
 from cutline.models.export.quiet import quiet
-from cutline.models.families.qwen25vl import Qwen25VL
+from cutline.models.families.qwen import QwenVL
 from cutline.models.families.smolvlm import IMAGE
 from cutline.models.prompt import TEMPLATE
 from cutline.models.vocabulary import TOKENIZER
@@ -106,56 +106,68 @@ def make_smolvlm_256m(
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
 
 
-def make_qwen25vl_small(folder: Path) -> None:
-    """A folder like Qwen2.5-VL's, much smaller: windows and whole images in the tower, shared keys, three axes.
+def make_qwen_small(folder: Path, *, kind: str = "qwen2_5_vl") -> None:
+    """A folder like that of a model of Qwen, `qwen2_vl`, `qwen2_5_vl` or `qwen3_vl`, but much smaller.
 
     Its tokenizer is the demo's, with the tokens that the published template writes.
     """
     tokenizer = Tokenizer.from_file(str(TARGET / TOKENIZER))
-    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in (*Qwen25VL.markers, QWEN_END)])
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in (*QwenVL.markers, QWEN_END)])
     words = tokenizer.get_vocab()
     special: dict[str, Any] = {
         "pad_token_id": words[PAD],
         "bos_token_id": words[START],
         "eos_token_id": words[QWEN_END],
     }
-    image, start, end = (words[marker] for marker in Qwen25VL.markers)
-    config = Qwen2_5_VLConfig(
+    image, start, end = (words[marker] for marker in QwenVL.markers)
+    vision, rope = _QWEN_VISION[kind], {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]}
+    text = {
+        "vocab_size": len(words) + 1,  # the token of a video has no text here
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 1024,
+        "rms_norm_eps": 1e-6,
+        "rope_parameters": rope,
+        **special,
+    }
+    if kind == "qwen3_vl":
+        text |= {"head_dim": 48, "rope_parameters": rope | {"mrope_section": [8, 8, 8], "mrope_interleaved": True}}
+    configured: Any = CONFIG_MAPPING[kind]
+    config = configured(
         image_token_id=image,
         video_token_id=len(words),
         vision_start_token_id=start,
         vision_end_token_id=end,
         tie_word_embeddings=False,
-        vision_config={
-            "depth": 6,
-            "hidden_size": 96,
-            "intermediate_size": 160,
-            "num_heads": 4,
-            "patch_size": 14,
-            "spatial_merge_size": 2,
-            "temporal_patch_size": 2,
-            "window_size": 112,
-            "fullatt_block_indexes": [2, 5],
-            "out_hidden_size": 128,
-        },
-        text_config={
-            "vocab_size": len(words) + 1,  # the token of a video has no text here
-            "hidden_size": 128,
-            "intermediate_size": 256,
-            "num_hidden_layers": 8,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 1024,
-            "rms_norm_eps": 1e-6,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]},
-            **special,
-        },
+        vision_config=vision,
+        text_config=text,
     )
-    _save(seeded(Qwen2_5_VLForConditionalGeneration, config), torch.float32, folder)
+    _save(seeded(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)], config), torch.float32, folder)
     tokenizer.save(str(folder / TOKENIZER))
     (folder / TEMPLATE).write_text(QWEN_TEMPLATE)
-    processor = {"min_pixels": 56 * 56, "max_pixels": 64 * 28 * 28, "patch_size": 14, "temporal_patch_size": 2}
+    patch = vision["patch_size"]
+    processor = {
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "min_pixels": 16 * patch**2,
+        "max_pixels": 256 * patch**2,
+        "patch_size": patch,
+        "temporal_patch_size": 2,
+    }
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+
+
+_PATCHES = {"num_heads": 4, "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2}
+_WIDE = {"depth": 6, "hidden_size": 96, "intermediate_size": 160, "out_hidden_size": 128}
+_QWEN_VISION: Mapping[str, dict[str, Any]] = {
+    "qwen2_vl": _PATCHES | {"depth": 5, "embed_dim": 96, "hidden_size": 128, "mlp_ratio": 2},
+    "qwen2_5_vl": _PATCHES | _WIDE | {"window_size": 112, "fullatt_block_indexes": [2, 5]},
+    "qwen3_vl": _PATCHES
+    | _WIDE
+    | {"patch_size": 16, "num_position_embeddings": 64, "deepstack_visual_indexes": [1, 3, 4]},
+}
 
 
 def write_text(folder: Path, special: Mapping[str, int], size: int, *, template: str = PLAIN_TEMPLATE) -> None:

@@ -89,12 +89,15 @@ def block_size(layers: int) -> int:
     return max(size for size in range(1, MOST_LAYERS + 1) if layers % size == 0)
 
 
-def pieces(layers: range, entries: Sequence[int], block: int) -> Iterator[range]:
+def pieces(layers: range, entries: Sequence[int], block: int, *, ends: Sequence[int] = ()) -> Iterator[range]:
     """The layers of a pass in pieces of `block` or fewer, at whose beginnings sessions join it: each of `entries`.
+
+    Before each of `ends` a piece ends too, as far as it is within these layers.
 
     The last one is empty: behind all layers sessions may join, too.
     """
-    stops = sorted({layers.start, *entries, layers.stop})
+    within = (end for end in ends if end in layers)
+    stops = sorted({layers.start, *entries, *within, layers.stop})
     for first, last in itertools.pairwise(stops):
         for at in range(first, last, block):
             yield range(at, min(at + block, last))

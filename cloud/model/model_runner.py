@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from cutline.cloud.model.attention import ATTENTION, Layout, SlotCache, Stretch, sort_key
 from cutline.cloud.model.batch import Rows
@@ -95,6 +96,8 @@ class Target:
         self._image_token = bundle.manifest.image_token
         self._heads = spec.heads // spec.kv_heads
         self._layers = range(line.decoder_layer(start), line.decoder_layer(end))
+        self._width = spec.width
+        self._ends = 1 if end == END else self._family.streams(line, end)  # streams that go on to the next worker
         token = slot_bytes(
             layers=len(self._layers),
             kv_heads=spec.kv_heads // ranks,
@@ -168,14 +171,15 @@ class Target:
         gives them back. Between blocks of layers it looks whether it is `aborted`, unless ranks must stay in step, and
         raises PassAborted.
         """
-        if not self.decodes:
-            return [torch.empty(0, 1) if image is None else image.float().cpu() for image in images]
+        if not self.decodes:  # a row a stream
+            rows = (torch.empty(0, self._ends) if image is None else image.float().cpu() for image in images)
+            return [made.reshape(len(made) * self._ends, -1) for made in rows]
         # Whoever enters at a later layer stands further back, so that those who join are put behind the others.
         entry = {at: self._line.decoder_layer(rows.cut) for at, rows in enumerate(batch)}
         order = sorted(entry, key=lambda at: (entry[at], sort_key(len(batch[at].tokens), batch[at].slot)))
         entries, ordered = [entry[at] for at in order], [batch[at] for at in order]
         stretches = _stretches(ordered)
-        entering = torch.cat([self._entering(batch[at], images[at]) for at in order])
+        entering = self._aligned([self._entering(batch[at], images[at]) for at in order])
         positions = np.hstack([rows.positions for rows in ordered])
         passing = Pass(entries, stretches, positions, entering)
         if self._group is None:
@@ -202,13 +206,15 @@ class Target:
 
     def _through(self, passing: Pass, aborted: Callable[[], bool] = lambda: False) -> Tensor:
         """The rows (n, width) of a pass after the decoder's layers. Raises PassAborted."""
-        stretches, rows = passing.stretches, passing.rows
+        stretches, rows, beside = passing.stretches, passing.rows[:, : self._width], passing.rows[:, self._width :]
         self._cache.note(stretches)
         cos, sin = self._rotary(passing.positions, rows)
         hidden, joined, layout = rows[:0], 0, None
         run = self._compiled or run_layers
         block = BLOCK if self._compiled is None else self._compiled.block
-        for piece in pieces(self._layers, passing.entries, block):
+        # After each of these layers a stream beside the residual one is added to it.
+        adding = range(min(len(self._family.taps), self._layers.stop)) if beside.shape[1] else range(0)
+        for piece in pieces(self._layers, passing.entries, block, ends=[layer + 1 for layer in adding]):
             if aborted():
                 raise PassAborted
             come = bisect_right(passing.entries, piece.start)
@@ -220,7 +226,10 @@ class Target:
                 rotary = cos[..., : len(hidden), :], sin[..., : len(hidden), :]
                 layers = [self._decoder.layers[index] for index in piece]
                 hidden = run(layers, hidden[None], rotary, layout, self._cache)[0]
-        return hidden
+                if piece[-1] in adding:
+                    hidden = hidden + beside[: len(hidden)].unflatten(1, (-1, self._width))[:, piece[-1]]
+        # What later layers, of the next worker, take goes on with it.
+        return torch.cat([hidden, beside[:, self._layers.stop * self._width :]], 1) if self._ends > 1 else hidden
 
     @torch.inference_mode()
     def _warm_up(self, rows: int) -> None:
@@ -235,7 +244,7 @@ class Target:
         return torch.tensor(rows, dtype=self._dtype, device=self._device)
 
     def _entering(self, rows: Rows, image: Tensor | None) -> Tensor:
-        """What enters (n, width): the boundary that came, or embedded tokens with the images among them."""
+        """What enters (n, streams * width): the boundary that came, or embedded tokens with the images among them."""
         if rows.boundary is not None:
             return self._on_device(rows.boundary)
         ids = torch.tensor(rows.tokens, device=self._device)
@@ -244,8 +253,25 @@ class Target:
             # The prompt's image tokens come first; one that was drafted or answered is a token like any other.
             before = rows.before(self._image_token)
             places = (ids == self._image_token).nonzero()[: len(image) - min(before, len(image)), 0]
-            hidden[places] = image[before : before + len(places)].to(hidden)
+            if len(places):
+                hidden = functional.pad(hidden, (0, image.shape[1] - self._width))
+                hidden[places] = image[before : before + len(places)].to(hidden)
         return hidden
+
+    def _aligned(self, parts: Sequence[Tensor]) -> Tensor:
+        """What enters in one tensor: as wide as the residual stream where that is all there is, else with all streams.
+
+        Of those beside it, who enters has the last ones: later layers' alone.
+        """
+        widest = max(part.shape[1] for part in parts)
+        if widest > self._width or self._ends > 1:
+            widest = self._width * (1 + len(self._family.taps))
+
+        def widened(part: Tensor) -> Tensor:
+            missing = part.new_zeros(len(part), widest - part.shape[1])
+            return torch.cat([part[:, : self._width], missing, part[:, self._width :]], 1)
+
+        return torch.cat([part if part.shape[1] == widest else widened(part) for part in parts])
 
     def _rotary(self, positions: NDArray[np.int64], like: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines (1, rows, width) of the rows' `positions` (axes, rows)."""

@@ -1,7 +1,7 @@
 """Tensor parallel: one target on several devices, each of which has its part of every layer of the decoder.
 
 Each device has a process, a rank. Rank 0 is the worker: it has the tower, the embeddings and the head, alone, and tells
-the others each pass in plain tensors: header (kind and three counts), numbers, rows. All of them run the pass through
+the others each pass in plain tensors: header (kind and four counts), numbers, rows. All of them run the pass through
 their part of the layers: some of the heads, with the keys and values of those, and a slice of the MLP. What the parts
 make is summed twice a layer, and so the same everywhere.
 
@@ -36,7 +36,7 @@ from cutline.models.bundle import Bundle
 PATIENCE = timedelta(seconds=60)  # that a rank may keep the others waiting within a pass
 _FOR_EVER = timedelta(days=365)  # for a pass, and for weights to be read; who is gone is noticed at once
 _STOP, _PASS, _RESUME = range(3)
-_HEADER = 4  # numbers
+_HEADER = 5  # numbers
 
 
 class RankLost(WorkerFailed):
@@ -47,8 +47,8 @@ class RankLost(WorkerFailed):
 class Pass:
     """What the decoder's layers need to know of a pass.
 
-    `stretches` of `rows` (n, width), whose places are at `positions` (axes, n), enter at the layers `entries`: in
-    ascending order, one a stretch.
+    `stretches` of `rows` (n, streams * width), whose places are at `positions` (axes, n), enter at the layers
+    `entries`: in ascending order, one a stretch.
     """
 
     entries: Sequence[int]
@@ -123,18 +123,18 @@ class RankGroup:
         with _noticing():
             match told:
                 case Pass(entries, stretches, positions, rows):
-                    self._send(_PASS, len(entries), *positions.shape)
+                    self._send(_PASS, len(entries), *positions.shape, rows.shape[1])
                     lines = [(at, one.count, one.slot, one.start) for at, one in zip(entries, stretches, strict=True)]
                     numbers = torch.tensor([*np.ravel(lines), *positions.flat])
                     dist.broadcast(numbers, 0)
                     dist.broadcast(rows, 0)
                 case Resume(slot, source, count):
-                    self._send(_RESUME, slot, source, count)
+                    self._send(_RESUME, slot, source, count, 0)
                 case None:
-                    self._send(_STOP, 0, 0, 0)
+                    self._send(_STOP, 0, 0, 0, 0)
 
     def hear(self, like: Tensor) -> Pass | Resume | None:
-        """What rank 0 tells; rows as wide as `like` (width,), and like it in type and place."""
+        """What rank 0 tells; rows are like `like` in type and place."""
         header = torch.empty(_HEADER, dtype=torch.int64)
         with _noticing():
             dist.broadcast(header, 0, group=self._control)
@@ -142,11 +142,11 @@ class RankGroup:
             if kind == _STOP:
                 return None
             if kind == _RESUME:
-                return Resume(*counts)
-            sessions, axes, count = counts
+                return Resume(*counts[:3])
+            sessions, axes, count, width = counts
             numbers = torch.empty(4 * sessions + axes * count, dtype=torch.int64)
             dist.broadcast(numbers, 0)
-            rows = like.new_empty(count, len(like))
+            rows = like.new_empty(count, width)
             dist.broadcast(rows, 0)
         lines, positions = np.split(numbers.numpy(), [4 * sessions])
         entries, stretches, first = [], [], 0

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cutline.models.families import AnyFamily, Grid
+from cutline.models.families import AnyFamily, Grid, Ops
 from cutline.models.layerline import LayerLine
 
+OPS = Ops(attend=functional.scaled_dot_product_attention, join=torch.cat)
 Beside = dict[str, Tensor]  # what a tower takes with the rows of an image
 Steps = Generator[None, None, Tensor]  # each does some of the work, and the last has the result
 
@@ -56,9 +57,9 @@ class Tower:
         image, connector = ([model.get_submodule(name) for name in names] for names in (parts.image, parts.connector))
         self.layers = {"image": Layer(partial(family.enter, image))}
         for index, layer in enumerate(model.get_submodule(parts.tower)):
-            step = partial(family.step, layer, index, attend=functional.scaled_dot_product_attention)
+            step = partial(family.step, layer, index, ops=OPS)
             self.layers[f"vision.{index}"] = Layer(step)
-        self.layers["connector"] = Layer(partial(family.leave, connector))
+        self.layers["connector"] = Layer(partial(family.leave, connector, ops=OPS))
         self._family = family
         self._line = line
         self._end = min(line.place(end), line.place("decoder.0"))

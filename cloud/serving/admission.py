@@ -171,6 +171,9 @@ class Reception:
         image_tokens = np.array(opening.tokens[: opening.prompt_length]) == self._manifest.image_token
         compiled = self._compiled(opening, upload.tenant)
         boundary, images, grids = self._images(opening, upload, wanted)
+        if boundary is not None and opening.cut != "image" and not self._is_deep(opening):
+            streams = self._manifest.family.streams(self._manifest.line, opening.cut)  # which came as rows of their own
+            boundary = boundary.reshape(len(boundary) // streams, -1)
         return SessionRequest(
             tokens=opening.tokens,
             prompt_length=opening.prompt_length,
@@ -256,11 +259,11 @@ class Reception:
 
     def _from_rows(self, opening: Open, upload: ReceivedUpload, named: list[_Named]) -> _Prepared:
         assert upload.rows is not None
-        family, at, parts = self._manifest.family, 0, []
+        at, parts = 0, []
         if len(upload.wires) > 1:
             raise InputError("an image that has a digest crosses in one format, not in several")
         for digest, grid in tuple(zip(opening.digests, opening.grids, strict=True))[opening.known :]:
-            count = family.tokens(grid) if opening.cut == "decoder.0" else family.patches(grid)
+            count = self._image_rows(opening.cut, grid)
             rows = upload.rows[at : at + count]
             at += count
             (wire,) = upload.wires
@@ -298,7 +301,7 @@ class Reception:
             return Draft(draft.position, draft.tokens[:room])
         if draft.rows is None:
             raise InputError(f"a draft needs a boundary row a token at {opening.cut}")
-        rows = self._rows(draft.rows, draft.wire, self._manifest.decoder.width)
+        rows = self._rows(draft.rows, draft.wire, self._deep_width(opening.cut))
         return Draft(draft.position, draft.tokens[:room], rows[:room], draft.wire)
 
     def _is_deep(self, opening: Open) -> bool:
@@ -312,15 +315,24 @@ class Reception:
         """Rows and width of the boundary that follows at a cut after `image`. Raises InputError."""
         manifest, family, tokens = self._manifest, self._manifest.family, self._image_tokens(opening)
         if self._is_deep(opening):
-            return len(opening.tokens) + len(opening.draft), manifest.decoder.width
-        given, coming = sum(map(family.tokens, opening.grids)), opening.grids[opening.known :]
+            return len(opening.tokens) + len(opening.draft), self._deep_width(opening.cut)
+        width = (manifest.decoder if opening.cut == "decoder.0" else manifest.vision).width
         if opening.cut == "decoder.0" and not opening.digests:
-            return tokens, manifest.decoder.width  # fewer than the grids say where an agent merged some
-        if given != tokens:
+            # Fewer than the grids say where an agent merged some.
+            return tokens * family.streams(manifest.line, opening.cut), width
+        if (given := sum(map(family.tokens, opening.grids))) != tokens:
             raise InputError(f"the prompt holds {tokens} image tokens, but images of the grids sent have {given}")
-        if opening.cut == "decoder.0":
-            return sum(map(family.tokens, coming)), manifest.decoder.width
-        return sum(map(family.patches, coming)), manifest.vision.width
+        return sum(self._image_rows(opening.cut, grid) for grid in opening.grids[opening.known :]), width
+
+    def _image_rows(self, cut: str, grid: Grid) -> int:
+        """How many rows of an image with this `grid` come at a `cut` up to the decoder: one a stream."""
+        family = self._manifest.family
+        count = family.tokens(grid) if cut == "decoder.0" else family.patches(grid)
+        return count * family.streams(self._manifest.line, cut)
+
+    def _deep_width(self, cut: str) -> int:
+        """How wide the rows are at a `cut` inside the decoder, with all streams side by side."""
+        return self._manifest.decoder.width * self._manifest.family.streams(self._manifest.line, cut)
 
     def _rows(self, rows: BoundaryRows, wire: Wire, width: int) -> BoundaryRows:
         if wire not in self._wires:

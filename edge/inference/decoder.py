@@ -4,7 +4,7 @@ Every layer's cache is one array of the whole context, bound as both past and pr
 rollback only sets a length. Steps of one token, the usual ones, also reuse inputs, outputs and bindings.
 
 The graph is a drafter's whole decoder with logits as its output, or the first layers of a target's with the boundary at
-a cut.
+a cut. Rows have all streams of `Family.taps` side by side; those of text are zeros beside the residual one.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ class Decoder:
         self.family = manifest.family
         self.layers = layers
         self.output: str = session.get_outputs()[0].name
-        self.width = spec.vocabulary if self.output == "logits" else spec.width
+        self.rows_width = spec.width * (1 + len(self.family.taps))
+        beside = max(0, len(self.family.taps) - layers)
+        self.width = spec.vocabulary if self.output == "logits" else spec.width * (1 + beside)
         self.session = session
         self._embeddings = embeddings
 
@@ -68,17 +70,18 @@ class Decoder:
         caches = {past.format(layer=layer) for layer in range(layers) for _, past, _ in _CACHES}
         rotations = manifest.family.rotations(np.zeros((manifest.family.axes, 1), np.int64))
         expected = {"inputs_embeds", *_LENGTHS, *caches, *rotations} | (ends & {"wanted"})
-        fits = inputs.keys() == expected and inputs["inputs_embeds"][-1] == spec.width
+        fits = inputs.keys() == expected and inputs["inputs_embeds"][-1] == spec.width * (1 + len(manifest.family.taps))
         if not fits or session.get_outputs()[0].name not in ends:
             raise BundleError(f"{name} in {bundle.path} is not of the sizes in the manifest; export it again")
         return cls(session, _map_embeddings(bundle.file(EMBEDDINGS), spec), manifest, layers=layers)
 
     def embed(self, ids: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float32]:
-        """The embeddings (n, width) of the tokens `ids` (n,). Raises ValueError for ids outside the vocabulary."""
+        """The rows (n, `rows_width`) of the tokens `ids` (n,). Raises ValueError for ids outside the vocabulary."""
         index = np.asarray(ids, np.int64)
         if index.size and not 0 <= index.min() <= index.max() < self.spec.vocabulary:
             raise ValueError(f"token ids {index.min()}..{index.max()} are not all in 0..{self.spec.vocabulary - 1}")
-        return np.asarray(self._embeddings[index])
+        embedded = np.asarray(self._embeddings[index])
+        return np.pad(embedded, ((0, 0), (0, self.rows_width - self.spec.width)))
 
     def new_state(self, positions: Positions | None = None) -> DecoderState:
         """An empty state for a new conversation with tokens at `positions`, by default counted from 0.
@@ -113,14 +116,14 @@ class DecoderState:
         self._shape_buffers(1, 1)
 
     def extend(self, rows: NDArray[np.float32], *, last_only: bool = False) -> NDArray[np.float32]:
-        """Append `rows` (n, width), n > 0; returns the output (n, `Decoder.width`).
+        """Append `rows` (n, `Decoder.rows_width`), n > 0; returns the output (n, `Decoder.width`).
 
         With `last_only`, for logits only, the output is (1, `Decoder.width`) of the last row. Raises PromptError if the
         context has no room for the rows; the state is then unchanged.
         """
         count, width = rows.shape
-        if not count or width != self._spec.width:
-            raise ValueError(f"rows of shape {rows.shape} are not (n, {self._spec.width}) with n > 0")
+        if not count or width != self._decoder.rows_width:
+            raise ValueError(f"rows of shape {rows.shape} are not (n, {self._decoder.rows_width}) with n > 0")
         total = self.position + count
         if total > self._spec.context:
             raise PromptError(
@@ -154,7 +157,7 @@ class DecoderState:
         """Make and bind buffers for `count` input rows and `wanted` output rows, unless their shapes fit already."""
         if self._shape == (count, wanted):
             return
-        self._rows = np.empty((1, count, self._spec.width), np.float32)
+        self._rows = np.empty((1, count, self._decoder.rows_width), np.float32)
         self._made = np.empty((1, wanted, self._decoder.width), np.float32)
         self._bind_input("inputs_embeds", self._rows)
         if self._decoder.output == "logits":

@@ -52,8 +52,9 @@ def check_cut(bundle: Bundle, cut: str) -> None:
 class TargetSpan:
     """The layers `[image, cut)` of a target, for a cut after `image`. Conversations share it, in any threads."""
 
-    def __init__(self, manifest: Manifest, tower: VisionSpan, prefix: Decoder | None) -> None:
+    def __init__(self, manifest: Manifest, cut: str, tower: VisionSpan, prefix: Decoder | None) -> None:
         self._manifest = manifest
+        self._streams = manifest.family.streams(manifest.line, cut)
         self._images = ImageRows(tower)
         self._prefix = prefix
         self._prefix_cache = None if prefix is None else PrefixCache(prefix)
@@ -64,9 +65,10 @@ class TargetSpan:
         check_cut(bundle, cut)
         manifest = bundle.manifest
         if cut in manifest.line.image_cuts:
-            return cls(manifest, VisionSpan.open(bundle, cut, threads=threads, provider=provider), None)
+            return cls(manifest, cut, VisionSpan.open(bundle, cut, threads=threads, provider=provider), None)
         return cls(
             manifest,
+            cut,
             VisionSpan.open(bundle, "decoder.0", threads=threads, provider=provider),
             Decoder.open_prefix(bundle, cut, threads=threads, provider=provider),
         )
@@ -98,10 +100,14 @@ class TargetSpan:
             rows = self._images.of(pixels[index], None if reused is None else reused[index])
             return merge_runs(rows, parts[index], token, keep) if parts else rows
 
-        def blurred(index: int) -> Rows:
-            return image(index) if noise is None or names is None else noise.on_image(image(index), names[index], keep)
-
         if self._prefix is None or self._prefix_cache is None:
+
+            def blurred(index: int) -> Rows:
+                rows = image(index)
+                if noise is not None and names is not None:
+                    rows = noise.on_image(rows, names[index], keep)
+                return rows.reshape(len(rows) * self._streams, -1)
+
             return Crossing(len(pixels), blurred)
         short = shorten(prompt, token, keep)
         counts = [shorten(part, token, keep).count(token) for part in parts] or [*map(manifest.family.tokens, grids)]
@@ -176,8 +182,8 @@ class Prefixed:
 class Crossing:
     """What crosses a cut in one conversation. For one thread at a time.
 
-    At a cut up to `decoder.0` it is the rows of so many `images`, each computed by `image`. Inside the decoder the
-    prompt is `prefixed`, and every token crosses as a row.
+    At a cut up to `decoder.0` it is the rows of so many `images`, each computed by `image`, with a row a stream. Inside
+    the decoder the prompt is `prefixed`, and every token crosses as a row.
     """
 
     def __init__(self, images: int, image: Callable[[int], Rows], prefixed: Prefixed | None = None) -> None:

@@ -37,7 +37,7 @@ class VisionSpan:
         return cls(session, bundle.manifest.family)
 
     def __call__(self, pixels: NDArray[np.float32], grids: Sequence[Grid]) -> NDArray[np.float32]:
-        """The boundary (n, width) of `pixels`, the values of all images with these `grids`, concatenated."""
+        """The boundary (n, streams * width) of `pixels`, the values of all images with these `grids`, concatenated."""
         boundaries = [np.empty((0, self._width), np.float32)]
         for values, beside in self._family.runs(pixels, grids):
             given = {name: array for name, array in beside.items() if name in self._inputs}
@@ -55,9 +55,10 @@ def _fits(session: ort.InferenceSession, manifest: Manifest, cut: str) -> bool:
     ((values, beside),) = family.runs(example.values, [example.grid])
     given = {"pixels": values, **beside}
     if cut == "decoder.0":
-        made = family.tokens(example.grid), manifest.decoder.width
+        rows, width = family.tokens(example.grid), manifest.decoder.width
     else:
-        made = family.patches(example.grid), manifest.vision.width
+        rows, width = family.patches(example.grid), manifest.vision.width
+    made = rows, width * family.streams(manifest.line, cut)
     pairs = [(value.shape, given[value.name].shape if value.name in given else ()) for value in session.get_inputs()]
     pairs.append((session.get_outputs()[0].shape[-2:], made))
     return "pixels" in {value.name for value in session.get_inputs()} and all(

@@ -1,6 +1,6 @@
 """Exports the decoder as ONNX with onnxruntime-genai's model builder, with inputs that can be bound in place.
 
-    inputs_embeds                (1, n, width) float32   the rows to append
+    inputs_embeds                (1, n, streams * width) float32   the rows to append
     past_key_values.L.key/value  (1, kv_heads, past, head_dim) float32
     seqlens_k                    (1,) int32              tokens in the cache after the run, minus one
     total_sequence_length        () int32                tokens in the cache after the run
@@ -10,13 +10,15 @@
     -> present.L.key/value       as past; may share its memory if that holds the whole context
 
 The builder's own graph takes an attention mask, whose shape changes at every step, and computes logits of every row.
-The graph is that of a Llama, maybe with biases: the families' decoders differ only in their rotary embeddings.
+Streams beside the residual one (`Family.taps`) are split off, and added to it after the first layers.
 """
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Collection, Iterable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,12 @@ from cutline.models.bundle import DecoderSpec, Precision
 from cutline.models.export.quiet import quiet
 from cutline.models.families import AnyFamily
 
+# The classes of onnxruntime-genai's builder, by transformers' kind of decoder. That of a Llama takes biases too.
+BUILDERS = {
+    **dict.fromkeys(("llama", "qwen2", "qwen2_vl_text", "qwen2_5_vl_text"), ("llama", "LlamaModel")),
+    **dict.fromkeys(("qwen3", "qwen3_vl_text"), ("qwen", "Qwen3Model")),
+}
+ROWS = "inputs_embeds"
 _ROTATIONS = ("cos", "sin")
 _TYPES = {"fp32": onnx_ir.DataType.FLOAT, "int8": onnx_ir.DataType.INT8, "int4": onnx_ir.DataType.INT4}
 # As shares of the logits' standard deviation. A wrong graph has 1.4, the difference of unrelated logits.
@@ -69,22 +77,25 @@ def build(
     _bind_lengths(graph)
     if family.axes > 1:
         _bind_rotations(graph, spec)
+    if family.taps:
+        _add_streams(graph, len(family.taps), spec)
     return graph
 
 
 def _build(model: Any, family: AnyFamily, spec: DecoderSpec, path: Path, precision: Precision, *, head: bool) -> None:
-    from onnxruntime_genai.models.builders.llama import LlamaModel  # not at the top, as the import configures logging
-
+    module, name = BUILDERS[model.config.text_config.model_type]
+    # Not at the top, as the import configures logging.
+    base = getattr(import_module(f"onnxruntime_genai.models.builders.{module}"), name)
     own = model.model.get_submodule(family.parts.decoder)
 
-    class Turned(LlamaModel):  # type: ignore[misc]
+    class Turned(base):  # type: ignore[misc, valid-type]
         """Takes the rotary tables from transformers' own module, whatever the rope type."""
 
         def make_rotary_embedding_caches_from_scratch(self) -> tuple[torch.Tensor, torch.Tensor]:
             cos, sin = own.rotary_emb(own.norm.weight, torch.arange(spec.context)[None])
             return cos[0].detach(), sin[0].detach()
 
-    class Unfused(LlamaModel):  # type: ignore[misc]
+    class Unfused(base):  # type: ignore[misc, valid-type]
         """Rotates queries and keys before attention, as nodes of their own."""
 
         def is_fused_rope_supported(self) -> bool:
@@ -150,6 +161,41 @@ def _bind_rotations(model: onnx.ModelProto, spec: DecoderSpec) -> None:
     graph.input.extend(inputs)
 
 
+def _add_streams(model: onnx.ModelProto, count: int, spec: DecoderSpec) -> None:
+    """Split the input rows, and add each of the `count` streams beside the residual one after its layer."""
+    graph = model.graph
+    for node in graph.node:
+        node.input[:] = ["/streams/own" if name == ROWS else name for name in node.input]
+    beside = [stream_name(index) for index in range(count)]
+    sizes = helper.make_tensor("/streams/sizes", TensorProto.INT64, [1 + count], [spec.width] * (1 + count))
+    graph.initializer.append(sizes)
+    split = helper.make_node("Split", [ROWS, sizes.name], ["/streams/own", *beside], name="/streams/Split", axis=-1)
+    norms = residual_norms(graph.node)
+    nodes = [split]
+    for node in graph.node:
+        for index, stream in enumerate(beside):
+            if node is norms[2 * index + 1]:  # which first adds what its layer's MLP made
+                added = f"/streams/Add.{index}"
+                nodes.append(helper.make_node("Add", [node.input[1], stream], [added], name=added))
+                node.input[1] = added
+        nodes.append(node)
+    (rows,) = (value for value in graph.input if value.name == ROWS)
+    rows.type.tensor_type.shape.dim[2].dim_value = (1 + count) * spec.width
+    kept = [copy.deepcopy(node) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
+def stream_name(index: int) -> str:
+    """The value of a graph that holds the stream that is added after layer `index`."""
+    return f"/streams/beside.{index}"
+
+
+def residual_norms(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """The norms that first add to the residual stream: two a layer, after its attention and after its MLP."""
+    return [node for node in nodes if node.op_type == "SkipSimplifiedLayerNormalization"]
+
+
 def _bind_lengths(model: onnx.ModelProto) -> None:
     """Make the sequence lengths inputs, in place of the mask that they are computed from."""
     graph = model.graph
@@ -198,11 +244,8 @@ def _choose_rows(model: onnx.ModelProto) -> None:
 def _difference(model: Any, family: AnyFamily, spec: DecoderSpec, path: Path) -> float:
     """The error of the graph's logits on a prompt of seeded tokens."""
     rows, positions = seeded_prompt(model, family, spec)
-    decoder = model.model.get_submodule(family.parts.decoder)
     with torch.inference_mode():
-        ids = torch.from_numpy(family.as_ids(positions))
-        hidden = decoder(inputs_embeds=rows, position_ids=ids, use_cache=False).last_hidden_state
-        expected = model.lm_head(hidden).numpy()
+        expected = model.lm_head(run_whole(model, family, rows, positions)).numpy()
     feed = whole_feed(rows.numpy(), positions, family, spec, spec.layers) | {"wanted": np.arange(rows.shape[1])}
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
     (logits,) = session.run(["logits"], feed)
@@ -210,12 +253,27 @@ def _difference(model: Any, family: AnyFamily, spec: DecoderSpec, path: Path) ->
 
 
 def seeded_prompt(model: Any, family: AnyFamily, spec: DecoderSpec) -> tuple[torch.Tensor, NDArray[np.int64]]:
-    """Rows (1, n, width) of seeded tokens, and positions (axes, n) that differ on every axis."""
+    """Rows (1, n, streams * width) of seeded tokens, and positions (axes, n) that differ on every axis."""
     length = min(48, spec.context)
-    ids = torch.randint(spec.vocabulary, (1, length), generator=torch.Generator().manual_seed(2))
+    dice = torch.Generator().manual_seed(2)
+    ids = torch.randint(spec.vocabulary, (1, length), generator=dice)
     with torch.inference_mode():
         rows = model.get_input_embeddings()(ids)
-    return rows, np.arange(length) * np.arange(1, family.axes + 1)[:, None]
+        beside = rows.std() * torch.randn(1, length, len(family.taps) * spec.width, generator=dice)
+    return torch.cat([rows, beside], -1), np.arange(length) * np.arange(1, family.axes + 1)[:, None]
+
+
+def run_whole(model: Any, family: AnyFamily, rows: torch.Tensor, positions: NDArray[np.int64]) -> torch.Tensor:
+    """transformers' own decoder: from rows (1, n, streams * width) to hidden states (1, n, width) after its norm."""
+    decoder = model.model.get_submodule(family.parts.decoder)
+    own, *beside = rows.unflatten(-1, (1 + len(family.taps), -1)).unbind(-2)
+    more: dict[str, Any] = {}
+    if beside:
+        everywhere = torch.ones(own.shape[:2], dtype=torch.bool)
+        more = {"visual_pos_masks": everywhere, "deepstack_visual_embeds": [stream[0] for stream in beside]}
+    ids = torch.from_numpy(family.as_ids(positions))
+    made: torch.Tensor = decoder(inputs_embeds=own, position_ids=ids, use_cache=False, **more).last_hidden_state
+    return made
 
 
 def whole_feed(
@@ -223,11 +281,11 @@ def whole_feed(
 ) -> dict[str, NDArray[Any]]:
     """The inputs of a graph of `layers` layers for a whole prompt with an empty cache.
 
-    `rows` (1, n, width) are at `positions` (axes, n).
+    `rows` (1, n, streams * width) are at `positions` (axes, n).
     """
     length = rows.shape[1]
     feed: dict[str, NDArray[Any]] = {
-        "inputs_embeds": rows,
+        ROWS: rows,
         "seqlens_k": np.array([length - 1], np.int32),
         "total_sequence_length": np.array(length, np.int32),
     }

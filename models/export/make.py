@@ -141,7 +141,7 @@ def _check_target(source: SourceModel, target: Bundle) -> None:
         raise InputError(f"{target.path} holds a {theirs.role}; a drafter's target must be a target")
     same = {
         **{name: target.file(name).read_bytes() == content for name, content in source.companions.items()},
-        "image processing": source.family == theirs.family,
+        "image processing": source.family.is_alike(theirs.family),
         "image token": source.image_token == theirs.image_token,
         "set of stop tokens": source.stop_tokens == theirs.stop_tokens,
     }

@@ -2,7 +2,8 @@
 
     inputs_embeds, past_key_values.L.key/value, seqlens_k, total_sequence_length, maybe cos and sin: see
                                  cutline.models.export.decoder
-    -> boundary                  (1, n, width) float32   the residual stream; at `head`, before the last norm
+    -> boundary                  (1, n, streams * width) float32   the residual stream, at `head` before the last norm;
+                                 and the streams that later layers take
     -> present.L.key/value       of the layers before the cut
 
 The graphs share one file of weights, without the head's. A session of a graph loads only the weights of its own layers.
@@ -22,7 +23,17 @@ from onnx import TensorProto, helper
 
 from cutline.errors import BundleError
 from cutline.models.bundle import PREFIX_WEIGHTS, DecoderSpec, Precision, span_file
-from cutline.models.export.decoder import TOLERANCES, build, needed, seeded_prompt, spread_of, whole_feed
+from cutline.models.export.decoder import (
+    TOLERANCES,
+    build,
+    needed,
+    residual_norms,
+    run_whole,
+    seeded_prompt,
+    spread_of,
+    stream_name,
+    whole_feed,
+)
 from cutline.models.families import AnyFamily
 from cutline.models.layerline import LayerLine
 
@@ -41,21 +52,27 @@ def export_prefixes(
     whole = build(model, family, spec, path, precision, head=False)
     path.unlink()
     for cut in line.deep_cuts:
-        onnx.save_model(_prefix(whole, line.decoder_layer(cut), spec.width), folder / span_file(cut, "decoder.0"))
+        onnx.save_model(
+            _prefix(whole, line.decoder_layer(cut), spec.width, len(family.taps)), folder / span_file(cut, "decoder.0")
+        )
     return _largest_error(model, family, line, spec, folder, TOLERANCES[precision])
 
 
-def _prefix(whole: onnx.ModelProto, layers: int, width: int) -> onnx.ModelProto:
+def _prefix(whole: onnx.ModelProto, layers: int, width: int, taps: int) -> onnx.ModelProto:
     """The graph of the first `layers` layers, up to the residual sum before the next norm."""
     graph = whole.graph
-    norms = [node for node in graph.node if node.op_type == "SkipSimplifiedLayerNormalization"]
-    after = norms[2 * layers - 1]  # two a layer: after its attention, and after its MLP
-    boundary = helper.make_node("Add", after.input[:2], [BOUNDARY], name="/boundary/Add")
+    after = residual_norms(graph.node)[2 * layers - 1]
+    beside = [stream_name(index) for index in range(layers, taps)]
+    own = "/boundary/own" if beside else BOUNDARY
+    made = [helper.make_node("Add", after.input[:2], [own], name="/boundary/Add")]
+    if beside:
+        made.append(helper.make_node("Concat", [own, *beside], [BOUNDARY], name="/boundary/Concat", axis=-1))
+    width *= 1 + len(beside)
     outputs = [
         helper.make_tensor_value_info(BOUNDARY, TensorProto.FLOAT, ["batch_size", "sequence_length", width]),
         *(value for value in graph.output if value.name in _caches("present", layers)),
     ]
-    kept = needed([*graph.node, boundary], {value.name for value in outputs})
+    kept = needed([*graph.node, *made], {value.name for value in outputs})
     used = {name for node in kept for name in node.input}
     prefix = helper.make_graph(
         kept,
@@ -75,15 +92,15 @@ def _largest_error(
     model: Any, family: AnyFamily, line: LayerLine, spec: DecoderSpec, folder: Path, allowed: float
 ) -> float:
     rows, positions = seeded_prompt(model, family, spec)
-    decoder = model.model.get_submodule(family.parts.decoder)
     with torch.inference_mode():
-        expected = _hidden_states(decoder, rows, torch.from_numpy(family.as_ids(positions)))
+        expected = _hidden_states(model, family, rows, positions)
     errors = [0.0]
     for cut in line.deep_cuts:
         layers = line.decoder_layer(cut)
         session = ort.InferenceSession(folder / span_file(cut, "decoder.0"), providers=["CPUExecutionProvider"])
         (boundary,) = session.run([BOUNDARY], whole_feed(rows.numpy(), positions, family, spec, layers))
-        errors.append(spread_of(boundary, expected[layers]))
+        beside = rows[..., (1 + layers) * spec.width :].numpy()  # what the layers so far did not take
+        errors.append(spread_of(boundary, np.concatenate([expected[layers], beside], axis=-1)))
         if not errors[-1] <= allowed:
             raise BundleError(
                 f"the exported decoder up to {cut} differs from torch's by {errors[-1]:.1e} (allowed {allowed})"
@@ -91,14 +108,17 @@ def _largest_error(
     return max(errors)
 
 
-def _hidden_states(decoder: Any, rows: torch.Tensor, positions: torch.Tensor) -> list[NDArray[np.float32]]:
+def _hidden_states(
+    model: Any, family: AnyFamily, rows: torch.Tensor, positions: NDArray[np.int64]
+) -> list[NDArray[np.float32]]:
     """The residual stream before every layer and after the last one, which transformers' own list has normalised."""
     states: list[NDArray[np.float32]] = []
+    decoder = model.model.get_submodule(family.parts.decoder)
     hooks = [
         layer.register_forward_pre_hook(lambda _, given: states.append(given[0].numpy()))
         for layer in (*decoder.layers, decoder.norm)
     ]
-    decoder(inputs_embeds=rows, position_ids=positions, use_cache=False)
+    run_whole(model, family, rows, positions)
     for hook in hooks:
         hook.remove()
     return states

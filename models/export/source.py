@@ -77,7 +77,7 @@ def read_source(path: Path, *, dtype: torch.dtype | None = None) -> SourceModel:
     family = _family(path, kind, config, said)
     _penalties(path, said[GENERATION], (), config.text_config.vocab_size)  # refused before weights are read
     model = _read_weights(path, dtype)
-    text, vision = config.text_config, config.vision_config
+    text, tower = config.text_config, family.tower_sizes(config)
     generation = model.generation_config.to_dict()  # from config.json if generation_config.json is missing
     check(path, GENERATION, generation)
     stops = _stop_tokens(path, generation)
@@ -88,9 +88,9 @@ def read_source(path: Path, *, dtype: torch.dtype | None = None) -> SourceModel:
         companions=companions,
         stop_tokens=stops,
         image_token=config.image_token_id,
-        line=LayerLine(vision=vision.num_hidden_layers, decoder=text.num_hidden_layers),
+        line=LayerLine(vision=tower.layers, decoder=text.num_hidden_layers),
         parameters=_parameters(model, family),
-        vision=VisionSpec(width=vision.hidden_size, heads=vision.num_attention_heads),
+        vision=VisionSpec(width=tower.width, heads=tower.heads),
         decoder=DecoderSpec(
             width=text.hidden_size,
             layers=text.num_hidden_layers,

@@ -25,7 +25,7 @@ from torch.nn import functional
 from cutline.errors import BundleError
 from cutline.models.bundle import SPAN_WEIGHTS, span_file
 from cutline.models.export.quiet import quiet
-from cutline.models.families import AnyFamily
+from cutline.models.families import AnyFamily, Ops
 from cutline.models.images import Pixels
 
 TOLERANCE = 1e-4  # as a share of the largest value
@@ -48,11 +48,11 @@ class TowerGraph(nn.Module):
     def forward(self, pixels: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
         """From `pixels` to the boundary at every cut, `vision.0` first and `decoder.0` last."""
         beside = dict(zip(self._beside, given, strict=True))
+        ops = Ops(attend=functional.scaled_dot_product_attention, join=torch.cat)
         boundaries = [self._family.enter(list(self.image), pixels, beside)]
         for index, layer in enumerate(self.layers):
-            attend = functional.scaled_dot_product_attention
-            boundaries.append(self._family.step(layer, index, boundaries[-1], beside, attend))
-        return (*boundaries, self._family.leave(list(self.connector), boundaries[-1], beside))
+            boundaries.append(self._family.step(layer, index, boundaries[-1], beside, ops))
+        return (*boundaries, self._family.leave(list(self.connector), boundaries[-1], beside, ops))
 
 
 def export_vision(model: Any, family: AnyFamily, folder: Path, cuts: Sequence[str]) -> float:
@@ -100,7 +100,10 @@ def _difference(model: Any, family: AnyFamily, seed: int, path: Path) -> float:
     (rows,) = session.run(["decoder.0"], {value.name: given[value.name].numpy() for value in session.get_inputs()})
     with torch.inference_mode():
         images = {name: torch.from_numpy(array) for name, array in family.as_given([image]).items()}
-        expected = torch.cat(list(model.model.get_image_features(**images).pooler_output)).numpy()
+        found = model.model.get_image_features(**images)
+        # One tensor an image, or one for all; and so of each tap.
+        streams = [found.pooler_output, *(getattr(found, "deepstack_features", None) or ())]
+        expected = torch.cat([torch.cat(list(stream)) for stream in streams], dim=1).numpy()
     error = float(np.abs(rows - expected).max() / np.abs(expected).max())
     if not error <= TOLERANCE:
         raise BundleError(f"the exported vision tower differs from torch's by {error:.1e} (allowed {TOLERANCE:.0e})")

@@ -20,12 +20,20 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cutline.models.images import Pixels, Size, lossless, read_header, size_fault
+from cutline.models.layerline import LayerLine
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=10**7)]
 Spread = Annotated[float, msgspec.Meta(gt=0)]
 Grid = tuple[int, int]  # rows and columns of an image's tiles or patches, as `Pixels.grid`
 Arrays = dict[str, NDArray[Any]]
-Attend = Callable[..., Any]  # torch's scaled_dot_product_attention
+
+
+@dataclass(frozen=True, slots=True)
+class Ops:
+    """What a family's arithmetic takes of torch: `scaled_dot_product_attention`, and `cat` of tensors along an axis."""
+
+    attend: Callable[..., Any]
+    join: Callable[[list[Any], int], Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +64,25 @@ class Positions:
         return np.hstack([self.prompt[:, first:last], np.tile(after, (len(self.prompt), 1))])
 
 
+@dataclass(frozen=True, slots=True)
+class TowerSizes:
+    """A vision tower's `layers`, the `width` of its rows and its attention `heads`."""
+
+    layers: int
+    width: int
+    heads: int
+
+
 COUNTED = Positions(np.empty((1, 0), np.int64))  # counts up from 0
 
 
 class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind"):
-    """The base of all families."""
+    """The base of all families.
+
+    A row of a boundary has the residual stream, and behind it in further columns the streams that later layers take
+    beside it: in the tower the rows of the `taps` so far, in the decoder what the connector made of them. On the wire
+    each stream is a row of its own; `streams` counts them.
+    """
 
     kinds: ClassVar[tuple[str, ...]]  # transformers' `model_type`s of this family
     answering: ClassVar[tuple[str, ...]]  # transformers' classes of models that generate text
@@ -80,6 +102,35 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
 
         Raises ValueError with the name and value of a setting that is not supported.
         """
+
+    @classmethod
+    def tower_sizes(cls, config: Any) -> TowerSizes:
+        """The sizes of the tower of a transformers `config`."""
+        vision = config.vision_config
+        return TowerSizes(vision.num_hidden_layers, vision.hidden_size, vision.num_attention_heads)
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        """The tower's layers whose rows go on beside the residual stream.
+
+        The connector makes of each as many rows as there are image tokens. The first one's are added to the residual
+        stream after the decoder's first layer, the second one's after its second layer, and so on.
+        """
+        return ()
+
+    def is_alike(self, other: Family) -> bool:
+        """Whether both make the same pixels, grids, image tokens and positions of the same images.
+
+        Drafter and target must be alike. Their towers and decoders may differ.
+        """
+        return self == other
+
+    def streams(self, line: LayerLine, cut: str) -> int:
+        """How many streams cross a `cut` after `image`: the residual stream, and those that go on beside it."""
+        if cut in line.deep_cuts or cut == "decoder.0":
+            return 1 + max(0, len(self.taps) - line.decoder_layer(cut))
+        layers = line.place(cut) - line.place("vision.0")  # of the tower before the cut
+        return 1 + sum(tap < layers for tap in self.taps)
 
     @abstractmethod
     def preprocess(self, image: Image.Image) -> Pixels:
@@ -153,12 +204,12 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
         """Rows (n, width) of a piece of `pixels`, by the modules of `parts.image`; all are tensors."""
 
     @abstractmethod
-    def step(self, module: Any, index: int, rows: Any, beside: dict[str, Any], attend: Attend) -> Any:
-        """Rows (n, width) after the tower's layer `index`."""
+    def step(self, module: Any, index: int, rows: Any, beside: dict[str, Any], ops: Ops) -> Any:
+        """Rows (n, columns) after the tower's layer `index`: its own, and those of the taps so far."""
 
     @abstractmethod
-    def leave(self, modules: Sequence[Any], rows: Any, beside: dict[str, Any]) -> Any:
-        """Rows (tokens, width) for the decoder, by the modules of `parts.connector`."""
+    def leave(self, modules: Sequence[Any], rows: Any, beside: dict[str, Any], ops: Ops) -> Any:
+        """Rows (tokens, columns) for the decoder, by the modules of `parts.connector`: one stream, and one a tap."""
 
     @abstractmethod
     def as_given(self, images: Sequence[Pixels]) -> Arrays:

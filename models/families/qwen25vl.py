@@ -1,238 +1,51 @@
-"""Qwen2.5-VL: images in their own proportions, a tower with window attention, positions on three axes.
+"""Qwen2.5-VL: a tower with window attention.
 
-The arithmetic is that of Qwen2-VL's image processor (transformers, PIL backend): resize both sides to a multiple of an
-image token's side, keep the area between two limits, rescale, normalise, and group the patches that the connector
-merges. Within the tower rows are in window order; before and after it they are in the order of the image.
+Within the tower rows are in window order; before and after it they are in the order of the image.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import accumulate, product
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from cutline.errors import InputError
-from cutline.models.families.family import Arrays, Attend, Count, Family, Grid, Parts, Positions, Spread, channels
-from cutline.models.images import MAX_ASPECT, MAX_PIXELS, Pixels, Size, normalised, size_fault
-
-IMAGE, START, END = "<|image_pad|>", "<|vision_start|>", "<|vision_end|>"
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-
-Area = Annotated[int, msgspec.Meta(ge=1, le=MAX_PIXELS)]  # pixels; larger images are refused anyway
-Index = Annotated[int, msgspec.Meta(ge=0)]
+from cutline.models.families.family import Arrays, Count, Grid, Ops, Parts
+from cutline.models.families.qwen import Index, QwenVL, embedded, one_number
+from cutline.models.images import Pixels
 
 
-class Qwen25VL(Family, frozen=True, forbid_unknown_fields=True, tag="qwen2.5-vl"):
-    """Patches of `patch` x `patch` pixels, repeated over `frames`; `merge` x `merge` patches are one image token.
+class Qwen25VL(QwenVL, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="qwen2.5-vl"):
+    """The tower's layers attend within windows of `window` pixels a side, except those in `full`."""
 
-    An image is resized to between `min_pixels` and `max_pixels`. The tower's layers attend within windows of `window`
-    pixels a side, except those in `full`; its rotary embedding has base `tower_theta` over heads of `tower_head`. The
-    decoder's has base `theta`, with `sections` of the frequencies for time, height and width. A grid counts patches.
-    """
-
-    patch: Count
-    merge: Count
-    frames: Count
     window: Count
     full: tuple[Index, ...]
-    tower_head: Count
-    tower_theta: Spread
-    min_pixels: Area
-    max_pixels: Area
-    theta: Spread
-    sections: tuple[Count, Count, Count]
-    mean: tuple[float, float, float] = MEAN
-    std: tuple[Spread, Spread, Spread] = STD
 
     kinds: ClassVar[tuple[str, ...]] = ("qwen2_5_vl",)
+    answering: ClassVar[tuple[str, ...]] = ("Qwen2_5_VLForConditionalGeneration",)
     parts: ClassVar[Parts] = Parts(
         image=("visual.patch_embed",), tower="visual.blocks", connector=("visual.merger",), decoder="language_model"
     )
-    image_marker: ClassVar[str] = IMAGE
-    markers: ClassVar[tuple[str, ...]] = (IMAGE, START, END)
-    named: ClassVar[Mapping[str, str]] = {"image_token": IMAGE}
-    answering: ClassVar[tuple[str, ...]] = ("Qwen2_5_VLForConditionalGeneration",)
-    processors: ClassVar[tuple[str, ...]] = ("Qwen2VLImageProcessor",)
-    resample: ClassVar[Image.Resampling] = Image.Resampling.BICUBIC
-    scales: ClassVar[bool] = True
-    axes: ClassVar[int] = 3
 
     @classmethod
     def of(cls, config: Any, processor: Mapping[str, Any]) -> Qwen25VL:
-        """See `Family.of`; tower and image processor must have the same patches."""
-        vision, text = config.vision_config, config.text_config
-        if others := set(text.layer_types) - {"full_attention"}:
-            raise ValueError(f"layer_types {min(others)!r} (use_sliding_window), where 'full_attention' is supported")
-        sides = ("patch_size", "spatial_merge_size", "temporal_patch_size", "window_size")
-        patch, merge, frames, window = (getattr(vision, name) for name in sides)
-        for name, side in zip(sides, (patch, merge, frames, window), strict=True):
-            if not isinstance(side, int):
-                raise ValueError(f"{name} {side!r} in its vision_config, where one number is supported")
-        head, rest = divmod(vision.hidden_size, vision.num_heads)
-        if rest or head % 4:
-            raise ValueError(
-                f"num_heads {vision.num_heads} in its vision_config, which do not divide {vision.hidden_size}"
-            )
-        if window % (patch * merge):
-            raise ValueError(
-                f"window_size {window} in its vision_config, where a multiple of {patch * merge} is supported"
-            )
-        for name, expected in {"patch_size": patch, "merge_size": merge, "temporal_patch_size": frames}.items():
-            if processor[name] != expected:
-                raise ValueError(f"{name} {processor[name]!r} in its image processor, and {expected} in its tower")
-        sections = _sections(text)
-        size = processor["size"]
-        least, most = size.get("shortest_edge"), size.get("longest_edge")
-        if not (isinstance(least, int) and isinstance(most, int) and 1 <= least <= most <= MAX_PIXELS):
-            raise ValueError(f"size {dict(size)!r} (min_pixels, max_pixels), where up to {MAX_PIXELS} are supported")
-        return cls._checked(
-            patch=patch,
-            merge=merge,
-            frames=frames,
-            window=window,
-            full=tuple(vision.fullatt_block_indexes),
-            tower_head=head,
-            tower_theta=vision.rope_parameters["rope_theta"],
-            min_pixels=least,
-            max_pixels=most,
-            theta=text.rope_parameters["rope_theta"],
-            sections=sections,
-            mean=channels("image_mean", processor["image_mean"]),
-            std=channels("image_std", processor["image_std"]),
-        )
-
-    def preprocess(self, image: Image.Image) -> Pixels:
-        """Patches (rows * cols, 3 * frames * patch * patch), grouped by image token."""
-        fitted = self.resize(image, self.fitted(image.size))
-        pixels = normalised(np.asarray(fitted).transpose(2, 0, 1)[None], self.mean, self.std)[0]
-        rows, cols = grid = self.grid(image.size)
-        sides = (rows // self.merge, self.merge, self.patch, cols // self.merge, self.merge, self.patch)
-        patches = pixels.reshape(3, *sides).transpose(1, 4, 2, 5, 0, 3, 6)[:, :, :, :, :, None]
-        repeated = np.repeat(patches, self.frames, axis=5)
-        return Pixels(repeated.reshape(rows * cols, -1), grid)
-
-    @property
-    def factor(self) -> int:
-        """Pixels along a side of an image token."""
-        return self.patch * self.merge
-
-    def grid(self, size: Size) -> Grid:
-        """Rows and columns of patches."""
-        width, height = self.fitted(size)
-        return height // self.patch, width // self.patch
-
-    def fitted(self, size: Size) -> Size:
-        """`size` with both sides a multiple of `factor`, and the proportions nearly kept."""
-        width, height = size
-        across, down = (round(side / self.factor) * self.factor for side in size)
-        if across * down > self.max_pixels:
-            shrink = math.sqrt(height * width / self.max_pixels)
-            across, down = (max(self.factor, self._multiple(math.floor, side / shrink)) for side in size)
-        elif across * down < self.min_pixels:
-            stretch = math.sqrt(self.min_pixels / (height * width))
-            across, down = (self._multiple(math.ceil, side * stretch) for side in size)
-        return across, down
-
-    def within(self, size: Size, tokens: int) -> Size | None:
-        """See `Family.within`: whole image tokens, which fitting leaves as they are."""
-        if self.tokens(self.grid(size)) <= tokens:
-            return size
-        shrink = math.sqrt(size[0] * size[1] / (tokens * self.factor**2))
-        sides = [{self._multiple(math.floor, side / shrink), self._multiple(math.ceil, side / shrink)} for side in size]
-        fitting = [
-            (across, down)
-            for across, down in product(*sides)
-            if 0 < across * down <= tokens * self.factor**2
-            and self.fitted((across, down)) == (across, down)
-            and size_fault((across, down)) is None
-        ]
-        return max(fitting, key=math.prod, default=None)
-
-    def is_settled(self, size: Size) -> bool:
-        """False only if the limits of the area are too close to each other, or too small for thin images."""
-        return self.fitted(size) == size
-
-    @property
-    def largest(self) -> int:
-        """An upper bound of the pixels after resizing. Rounding may exceed a small `max_pixels`."""
-        least, factor = self.min_pixels, self.factor
-        sides = math.sqrt(least) * (math.sqrt(MAX_ASPECT) + 1 / math.sqrt(MAX_ASPECT))  # both sides of the thinnest
-        stretched = math.ceil(least + factor * sides + factor**2)
-        thin = math.ceil(factor * max(factor, math.sqrt(MAX_ASPECT * self.max_pixels)))
-        return max(self.max_pixels, stretched, thin)
-
-    def takes(self, grid: Grid) -> bool:
-        """Whether `grid` has whole image tokens and is within the limits of the area."""
-        rows, cols = grid
-        whole = rows % self.merge == cols % self.merge == 0 and min(rows, cols) >= self.merge
-        return whole and rows * cols * self.patch**2 <= self.largest
-
-    def tokens(self, grid: Grid) -> int:
-        """One image token for each `merge` x `merge` patches."""
-        return self.patches(grid) // self.merge**2
-
-    def patches(self, grid: Grid) -> int:
-        """The area of the grid."""
-        return grid[0] * grid[1]
-
-    def expand(self, grid: Grid) -> str:
-        """The marker, repeated; the template itself puts start and end around it."""
-        return IMAGE * self.tokens(grid)
-
-    def positions(self, image_tokens: NDArray[np.bool_], grids: Sequence[Grid]) -> Positions:
-        """Text counts up on all axes together; an image has one time, and counts its rows and columns."""
-        held, made = image_tokens.sum(), sum(map(self.tokens, grids))
-        if held != made:
-            raise InputError(f"the prompt holds {held} image tokens, its images have {made}; this model takes them all")
-        parts, at, following = [], 0, 0
-        for grid in grids:
-            begins = at + int(image_tokens[at:].argmax())
-            rows, cols = grid[0] // self.merge, grid[1] // self.merge
-            if not image_tokens[begins : begins + rows * cols].all():
-                raise InputError("the image tokens of an image do not stand together")
-            parts.append(_count(following, begins - at))
-            following += begins - at
-            parts.append(following + np.indices((1, rows, cols)).reshape(3, -1))
-            at = begins + rows * cols
-            following += max(rows, cols)
-        parts.append(_count(following, len(image_tokens) - at))
-        return Positions(np.hstack(parts))
-
-    def rotations(self, positions: NDArray[np.int64]) -> Arrays:
-        """`cos` and `sin` (n, half a head), with one axis for each section of the frequencies."""
-        half = sum(self.sections)
-        axis = np.repeat(np.arange(3), self.sections)
-        angles = positions[axis].T.astype(np.float32) * _frequencies(self.theta, half)
-        return {"cos": np.cos(angles), "sin": np.sin(angles)}
-
-    def runs(self, rows: Any, grids: Sequence[Grid]) -> list[tuple[Any, Arrays]]:
-        """One piece for each image, as images do not attend to each other."""
-        counts = [self.patches(grid) for grid in grids]
-        ends = list(accumulate(counts))
-        pieces = (rows[end - count : end] for end, count in zip(ends, counts, strict=True))
-        return [(piece, self.beside(grid)) for piece, grid in zip(pieces, grids, strict=True)]
+        """See `Family.of`."""
+        fields, window = cls.read(config, processor), one_number(config.vision_config, "window_size")
+        if window % (side := fields["patch"] * fields["merge"]):
+            raise ValueError(f"window_size {window} in its vision_config, where a multiple of {side} is supported")
+        return cls._checked(**fields, window=window, full=tuple(config.vision_config.fullatt_block_indexes))
 
     def beside(self, grid: Grid) -> Arrays:
         """The tower's other inputs for one image. Rows are in window order.
 
         `order` (m,) has the image token, in image order, for each index in window order; `back` (m,) is its inverse.
-        `cos`, `sin` (n, tower_head) rotate each row; the first half of the sines is negated. `slots` (windows, s) has
-        the row in each slot of each window, -1 in empty ones; `places` (n,) has the slot of each row, counted through
-        all windows.
+        `cos`, `sin` are as in `QwenVL.turns`. `slots` (windows, s) has the row in each slot of each window, -1 in empty
+        ones; `places` (n,) has the slot of each row, counted through all windows.
         """
         order, lengths = self.windows(grid)
         by_token = self.places(grid).reshape(len(order), -1, 2)[order].reshape(-1, 2)
-        quarter = self.tower_head // 4
-        angles = (by_token[:, :, None].astype(np.float32) * _frequencies(self.tower_theta, quarter)).reshape(
-            -1, 2 * quarter
-        )
-        sin = np.sin(angles)
         size = (self.window // self.patch) ** 2
         inside = np.arange(size) < lengths[:, None]
         slots = np.full(inside.shape, -1)
@@ -240,8 +53,7 @@ class Qwen25VL(Family, frozen=True, forbid_unknown_fields=True, tag="qwen2.5-vl"
         return {
             "order": order,
             "back": np.argsort(order),
-            "cos": np.tile(np.cos(angles), 2),
-            "sin": np.hstack([-sin, sin]),
+            **self.turns(by_token),
             "slots": slots,
             "places": np.flatnonzero(inside),
         }
@@ -254,86 +66,33 @@ class Qwen25VL(Family, frozen=True, forbid_unknown_fields=True, tag="qwen2.5-vl"
         window = row // side * math.ceil(cols / side) + col // side
         return np.argsort(window, kind="stable"), np.bincount(window) * self.merge**2
 
-    def places(self, grid: Grid) -> NDArray[np.int64]:
-        """Row and column (n, 2) of each patch, in the order of `preprocess`."""
-        rows, cols = grid
-        sides = (2, rows // self.merge, self.merge, cols // self.merge, self.merge)
-        return np.indices(grid).reshape(sides).transpose(1, 3, 2, 4, 0).reshape(-1, 2)
-
     def enter(self, modules: Sequence[Any], pixels: Any, beside: dict[str, Any]) -> Any:
         """The embedded patches, in window order."""
         (embedding,) = modules
-        weight = embedding.proj.weight.flatten(1)  # a convolution over exactly one patch is a matrix product
-        return self._by_token(pixels @ weight.transpose(0, 1))[beside["order"]].flatten(0, 1)
+        return self._by_token(embedded(embedding, pixels))[beside["order"]].flatten(0, 1)
 
-    def step(self, module: Any, index: int, rows: Any, beside: dict[str, Any], attend: Attend) -> Any:
+    def step(self, module: Any, index: int, rows: Any, beside: dict[str, Any], ops: Ops) -> Any:
         """As transformers' layer, with attention over all windows as one batch, padded to the same length."""
-        attention = module.attn
-        split = attention.qkv(module.norm1(rows)).unflatten(1, (3, attention.num_heads, self.tower_head))
-        query, key, value = split.transpose(0, 2).unbind(1)  # (heads, n, tower_head)
-        query, key = (self._turned(of, beside).type_as(of) for of in (query, key))
         if index in self.full:
-            attended = attend(query[None], key[None], value[None], scale=attention.scaling)[0]
-        else:
-            slots = beside["slots"]
-            filled = slots.clamp(min=0)
-            windows = [each[:, filled].transpose(0, 1) for each in (query, key, value)]  # (windows, heads, s, ...)
-            seen = (slots >= 0)[:, None, None].expand(-1, -1, slots.shape[1], -1)  # ONNX Runtime does not broadcast it
-            attended = attend(*windows, attn_mask=seen, scale=attention.scaling)
-            attended = attended.transpose(0, 1).flatten(1, 2)[:, beside["places"]]
-        rows = rows + attention.proj(attended.transpose(0, 1).flatten(1))
+            return super().step(module, index, rows, beside, ops)
+        query, key, value = self.attended(module.attn, module.norm1(rows), beside)
+        slots = beside["slots"]
+        filled = slots.clamp(min=0)
+        windows = [each[:, filled].transpose(0, 1) for each in (query, key, value)]  # (windows, heads, s, ...)
+        seen = (slots >= 0)[:, None, None].expand(-1, -1, slots.shape[1], -1)  # ONNX Runtime does not broadcast it
+        attended = ops.attend(*windows, attn_mask=seen, scale=module.attn.scaling)
+        attended = attended.transpose(0, 1).flatten(1, 2)[:, beside["places"]]
+        rows = rows + module.attn.proj(attended.transpose(0, 1).flatten(1))
         return rows + module.mlp(module.norm2(rows))
 
-    def leave(self, modules: Sequence[Any], rows: Any, beside: dict[str, Any]) -> Any:
+    def leave(self, modules: Sequence[Any], rows: Any, beside: dict[str, Any], ops: Ops) -> Any:
         """The patches merged into image tokens, in image order."""
-        (merger,) = modules
-        return merger(rows)[beside["back"]]
-
-    def as_given(self, images: Sequence[Pixels]) -> Arrays:
-        """All patches, and the grids with a time axis of 1."""
-        if not images:
-            return {}
-        grids = np.array([(1, *image.grid) for image in images])
-        return {"pixel_values": np.concatenate([image.values for image in images]), "image_grid_thw": grids}
+        return super().leave(modules, rows, beside, ops)[beside["back"]]
 
     def example(self, seed: int) -> Pixels:
         """Two by two windows, of which only the first is full."""
         side = self.window // self.patch + self.merge
-        noise = np.random.default_rng(seed).uniform(-1, 1, (side * side, 3 * self.frames * self.patch**2))
-        return Pixels(noise.astype(np.float32), (side, side))
-
-    def _turned(self, heads: Any, beside: dict[str, Any]) -> Any:
-        """The `heads` (n, tower_head) rotated, in float32 as transformers does it."""
-        full = heads.float()
-        return full * beside["cos"] + full.roll(self.tower_head // 2, -1) * beside["sin"]
+        return self.noise(seed, (side, side))
 
     def _by_token(self, rows: Any) -> Any:
         return rows.unflatten(0, (-1, self.merge**2))
-
-    def _multiple(self, rounded: Any, side: float) -> int:
-        return int(rounded(side / self.factor)) * self.factor
-
-
-def _sections(text: Any) -> tuple[int, ...]:
-    """How many frequencies belong to each axis. Raises ValueError."""
-    rope = text.rope_parameters
-    if (kind := rope["rope_type"]) != "default":
-        raise ValueError(f"rope_type {kind!r} in its rope_scaling, where 'default' or 'mrope' is supported")
-    sections = rope.get("mrope_section")
-    half = text.hidden_size // text.num_attention_heads // 2
-    if not isinstance(sections, list | tuple) or len(sections) != 3 or sum(sections) != half:
-        raise ValueError(
-            f"mrope_section {sections!r} in its rope_scaling, where three numbers, {half} in all, are supported"
-        )
-    return tuple(sections)
-
-
-def _count(first: int, length: int) -> NDArray[np.int64]:
-    """Positions (3, length) of text."""
-    return np.tile(np.arange(first, first + length), (3, 1))
-
-
-def _frequencies(theta: float, count: int) -> NDArray[np.float32]:
-    """Frequencies of a rotary embedding, rounded in the same order as in transformers."""
-    exponents = np.arange(count, dtype=np.float32) / np.float32(count)
-    return np.asarray(1 / np.power(np.float32(theta), exponents), np.float32)

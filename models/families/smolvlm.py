@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cutline.models.families.family import Arrays, Attend, Count, Family, Grid, Parts, Positions, Spread, channels
+from cutline.models.families.family import Arrays, Count, Family, Grid, Ops, Parts, Positions, Spread, channels
 from cutline.models.images import Pixels, Size, normalised
 
 IMAGE, FAKE, GLOBAL = "<image>", "<fake_token_around_image>", "<global-img>"
@@ -166,14 +166,14 @@ class SmolVLM(Family, frozen=True, forbid_unknown_fields=True, tag="smolvlm"):
         patches = embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2)
         return (patches + embeddings.position_embedding.weight).flatten(0, 1)
 
-    def step(self, module: Any, index: int, rows: Any, beside: dict[str, Any], attend: Attend) -> Any:
+    def step(self, module: Any, index: int, rows: Any, beside: dict[str, Any], ops: Ops) -> Any:
         """transformers' own layer, with tiles as the batch."""
-        del index, beside, attend
+        del index, beside, ops
         return module(self._by_tile(rows), None).flatten(0, 1)
 
-    def leave(self, modules: Sequence[Any], rows: Any, beside: dict[str, Any]) -> Any:
+    def leave(self, modules: Sequence[Any], rows: Any, beside: dict[str, Any], ops: Ops) -> Any:
         """The last norm of the tower, then pixel shuffle and projection."""
-        del beside
+        del beside, ops
         norm, connector = modules
         return connector(norm(self._by_tile(rows))).flatten(0, 1)
 
