@@ -18,14 +18,13 @@ from rich.table import Table
 
 from cutline.demo.bundles import TARGET
 from cutline.models.bundle import Bundle
-from cutline.testing.comparison import PROMPTS, compare_cuts, qwen_small, smolvlm_256m
+from cutline.testing.comparison import PROMPTS, compare_cuts, small_target, smolvlm_256m
+from cutline.testing.small_models import SMALL
 
 MODELS: dict[str, Callable[[Path], Bundle]] = {
     "demo": lambda place: Bundle.open(TARGET),
     "smolvlm-256m": smolvlm_256m,
-    "qwen2-vl": partial(qwen_small, kind="qwen2_vl"),
-    "qwen2.5-vl": qwen_small,
-    "qwen3-vl": partial(qwen_small, kind="qwen3_vl"),
+    **{name: partial(small_target, name) for name in SMALL},
 }
 
 

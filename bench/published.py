@@ -49,7 +49,9 @@ from cutline.models.families.smolvlm import FAKE, IMAGE
 from cutline.models.images import Pixels
 from cutline.models.prompt import PromptBuilder
 from cutline.protos.messages import Confirmed, Finished
-from cutline.testing.random_models import PLAIN_TEMPLATE, QWEN_END, QWEN_TEMPLATE, seeded, write_text
+from cutline.testing.random_models import PLAIN_TEMPLATE, seeded, write_text
+from cutline.testing.small_models import END as QWEN_END
+from cutline.testing.small_models import QWEN_TEMPLATE
 
 Files = dict[str, Any]
 STEPS = 12  # tokens of an answer
@@ -104,11 +106,16 @@ def filled(kind: str, files: Files) -> Files:
         config |= {"vision_config": {"image_size": 512, "patch_size": 16}}
     has_processor = "image_processor" in files.get("processor_config.json", {})
     if "preprocessor_config.json" not in files and not has_processor:
-        files["preprocessor_config.json"] = QWEN_IMAGES if qwen else smolvlm_images(config)
+        files["preprocessor_config.json"] = qwen_images(kind) if qwen else smolvlm_images(config)
     if not qwen:
         files.setdefault(GENERATED, {"eos_token_id": config.get("text_config", {}).get("eos_token_id", 2)})
     files["config.json"] = _reduced_qwen(config) if qwen else _reduced_smolvlm(config)
     return files
+
+
+def qwen_images(kind: str) -> Files:
+    """An image processor for a config that came without one."""
+    return QWEN_IMAGES | ({"patch_size": 16} if kind == "qwen3_vl" else {})
 
 
 def smolvlm_images(config: Mapping[str, Any]) -> Files:
@@ -132,13 +139,16 @@ def _reduced_qwen(config: Files) -> Files:
     text = dict(config["text_config"]) if nested else dict(config)
     width, heads = 4 * HEAD, 4
     text |= {"hidden_size": width, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": heads}
-    text |= {"num_key_value_heads": 2}
+    text |= {"num_key_value_heads": 2, "head_dim": HEAD}
     for name in ("rope_scaling", "rope_parameters"):
         if isinstance(text.get(name), dict) and "mrope_section" in text[name]:
             text[name] = text[name] | {"mrope_section": [2, 3, 3]}
-    vision = dict(config.get("vision_config") or {})
-    sizes = {"depth": 3, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": width}
-    vision |= {**sizes, "fullatt_block_indexes": [1]}
+    vision = dict(config.get("vision_config") or {}) | {"depth": 3, "num_heads": 2}
+    if config.get("model_type") == "qwen2_vl":  # whose tower has another word for its width
+        vision |= {"embed_dim": 32, "hidden_size": width}
+    else:
+        vision |= {"hidden_size": 32, "intermediate_size": 48, "out_hidden_size": width}
+        vision |= {"fullatt_block_indexes": [1], "deepstack_visual_indexes": [0, 2]}
     return (config | {"text_config": text} if nested else text) | {"vision_config": vision}
 
 

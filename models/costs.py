@@ -115,9 +115,8 @@ def request_sizes(manifest: Manifest, grids: Sequence[Grid], tokens: int) -> Siz
     """The sizes of a request with images of these `grids` and a prompt of `tokens`, image tokens included."""
     family = manifest.family
     patches = [family.patches(grid) for grid in grids]
-    # A family with tiles, where (0, 0) is a single tile, attends within each tile; others attend over the whole image.
-    tiled = family.takes((0, 0))
-    seen = family.patches((0, 0)) if tiled else round(sum(count**2 for count in patches) / max(1, sum(patches)))
+    pairs = sum(rows * family.seen(grid) for rows, grid in zip(patches, grids, strict=True))
+    seen = round(pairs / max(1, sum(patches)))
     return Sizes(
         images=len(grids),
         patches=sum(patches),

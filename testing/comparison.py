@@ -29,7 +29,8 @@ from cutline.models.bundle import Bundle, Manifest
 from cutline.models.export import export_bundle
 from cutline.models.families import Grid
 from cutline.models.images import Pixels
-from cutline.testing.random_models import make_qwen_small, make_smolvlm_256m
+from cutline.testing.random_models import make_smolvlm_256m
+from cutline.testing.small_models import SMALL
 
 TOLERANCE = 1e-3
 THREADS = 2  # of a session of ONNX Runtime; torch's follow OMP_NUM_THREADS
@@ -303,9 +304,9 @@ def smolvlm_256m(place: Path, *, depth: tuple[int, int] = (12, 30)) -> Bundle:
     return _exported(place)
 
 
-def qwen_small(place: Path, *, kind: str = "qwen2_5_vl") -> Bundle:
-    """A target of the shape of a model of Qwen, reduced."""
-    make_qwen_small(place / "hf", kind=kind)
+def small_target(name: str, place: Path) -> Bundle:
+    """A target of the small model `name`, a key of SMALL."""
+    SMALL[name].write(place / "hf")
     return _exported(place)
 
 

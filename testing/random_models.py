@@ -14,8 +14,6 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from torch import nn
 from transformers import (
-    CONFIG_MAPPING,
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
 )
@@ -23,31 +21,14 @@ from transformers import (
 from cutline.demo.bundles import TARGET
 from cutline.demo.tokenizer import END, PAD, START
 from cutline.models.export.quiet import quiet
-from cutline.models.families.qwen import QwenVL
 from cutline.models.families.smolvlm import IMAGE
 from cutline.models.prompt import TEMPLATE
 from cutline.models.vocabulary import TOKENIZER
-
-QWEN_END = "<|im_end|>"
 
 # Of SmolVLM, whose special tokens a tokenizer of `write_text` then has.
 PLAIN_TEMPLATE = """{% for message in messages %}<|im_start|>{{ message['role'] }}: \
 {% for part in message['content'] %}{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}\
 {% endfor %}<end_of_utterance>{% endfor %}"""
-
-# That of Qwen2.5-VL, without what it has for videos.
-QWEN_TEMPLATE = """{% set image_count = namespace(value=0) %}{% for message in messages %}\
-{% if loop.first and message['role'] != 'system' %}<|im_start|>system
-You are a helpful assistant.<|im_end|>
-{% endif %}<|im_start|>{{ message['role'] }}
-{% if message['content'] is string %}{{ message['content'] }}<|im_end|>
-{% else %}{% for content in message['content'] %}\
-{% if content['type'] == 'image' or 'image' in content or 'image_url' in content %}\
-{% set image_count.value = image_count.value + 1 %}\
-{% if add_vision_id %}Picture {{ image_count.value }}: {% endif %}<|vision_start|><|image_pad|><|vision_end|>\
-{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>
-{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
-{% endif %}"""
 
 
 def make_smolvlm_256m(
@@ -93,7 +74,7 @@ def make_smolvlm_256m(
             **special,
         },
     )
-    _save(seeded(SmolVLMForConditionalGeneration, config), dtype, folder)
+    save_weights(seeded(SmolVLMForConditionalGeneration, config), dtype, folder)
     for name in (TOKENIZER, TEMPLATE):
         shutil.copyfile(TARGET / name, folder / name)
     processor = {
@@ -104,70 +85,6 @@ def make_smolvlm_256m(
         "image_std": [0.5, 0.5, 0.5],
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
-
-
-def make_qwen_small(folder: Path, *, kind: str = "qwen2_5_vl") -> None:
-    """A folder like that of a model of Qwen, `qwen2_vl`, `qwen2_5_vl` or `qwen3_vl`, but much smaller.
-
-    Its tokenizer is the demo's, with the tokens that the published template writes.
-    """
-    tokenizer = Tokenizer.from_file(str(TARGET / TOKENIZER))
-    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in (*QwenVL.markers, QWEN_END)])
-    words = tokenizer.get_vocab()
-    special: dict[str, Any] = {
-        "pad_token_id": words[PAD],
-        "bos_token_id": words[START],
-        "eos_token_id": words[QWEN_END],
-    }
-    image, start, end = (words[marker] for marker in QwenVL.markers)
-    vision, rope = _QWEN_VISION[kind], {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]}
-    text = {
-        "vocab_size": len(words) + 1,  # the token of a video has no text here
-        "hidden_size": 128,
-        "intermediate_size": 256,
-        "num_hidden_layers": 8,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 1024,
-        "rms_norm_eps": 1e-6,
-        "rope_parameters": rope,
-        **special,
-    }
-    if kind == "qwen3_vl":
-        text |= {"head_dim": 48, "rope_parameters": rope | {"mrope_section": [8, 8, 8], "mrope_interleaved": True}}
-    configured: Any = CONFIG_MAPPING[kind]
-    config = configured(
-        image_token_id=image,
-        video_token_id=len(words),
-        vision_start_token_id=start,
-        vision_end_token_id=end,
-        tie_word_embeddings=False,
-        vision_config=vision,
-        text_config=text,
-    )
-    _save(seeded(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)], config), torch.float32, folder)
-    tokenizer.save(str(folder / TOKENIZER))
-    (folder / TEMPLATE).write_text(QWEN_TEMPLATE)
-    patch = vision["patch_size"]
-    processor = {
-        "image_processor_type": "Qwen2VLImageProcessor",
-        "min_pixels": 16 * patch**2,
-        "max_pixels": 256 * patch**2,
-        "patch_size": patch,
-        "temporal_patch_size": 2,
-    }
-    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
-
-
-_PATCHES = {"num_heads": 4, "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2}
-_WIDE = {"depth": 6, "hidden_size": 96, "intermediate_size": 160, "out_hidden_size": 128}
-_QWEN_VISION: Mapping[str, dict[str, Any]] = {
-    "qwen2_vl": _PATCHES | {"depth": 5, "embed_dim": 96, "hidden_size": 128, "mlp_ratio": 2},
-    "qwen2_5_vl": _PATCHES | _WIDE | {"window_size": 112, "fullatt_block_indexes": [2, 5]},
-    "qwen3_vl": _PATCHES
-    | _WIDE
-    | {"patch_size": 16, "num_position_embeddings": 64, "deepstack_visual_indexes": [1, 3, 4]},
-}
 
 
 def write_text(folder: Path, special: Mapping[str, int], size: int, *, template: str = PLAIN_TEMPLATE) -> None:
@@ -198,6 +115,7 @@ def seeded(kind: Any, config: Any) -> Any:
     return model
 
 
-def _save(model: Any, dtype: torch.dtype, folder: Path) -> None:
+def save_weights(model: Any, dtype: torch.dtype, folder: Path) -> None:
+    """Write a model's configuration and its weights, as `dtype`, to `folder`."""
     with quiet():
         model.to(dtype).save_pretrained(folder)

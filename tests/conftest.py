@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from cutline.models.bundle import Bundle
-from cutline.testing.comparison import qwen_small
+from cutline.testing.comparison import small_target
 
 # Other work on the machine makes examples slow, not wrong. In CI, Hypothesis also draws the same ones each time.
 settings.register_profile(
@@ -29,4 +29,4 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def qwen(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A target of Qwen2.5-VL's shape, reduced, with seeded weights."""
-    return qwen_small(tmp_path_factory.mktemp("qwen"))
+    return small_target("qwen2.5-vl", tmp_path_factory.mktemp("qwen"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,12 @@ def _taken() -> str:
     return f"supported are {', '.join(others)} and {last}"
 
 
+def _nearest(name: str) -> str:
+    """A hint at the supported kind whose name is like `name`, if one is."""
+    near = get_close_matches(name, [kind for family in FAMILIES for kind in family.kinds], n=1)
+    return f"; the nearest is {near[0]}" if near else ""
+
+
 def _kind(path: Path) -> type[AnyFamily]:
     """The family that config.json names. Raises InputError for an unsupported model, before anything else is read."""
     said = settings_of(path / CONFIG)
@@ -118,7 +125,7 @@ def _kind(path: Path) -> type[AnyFamily]:
     kind = next((family for family in FAMILIES if name in family.kinds), None)
     if kind is None:
         named = shown(classes) if name is None and classes else name
-        raise InputError(f"{path} holds a model of the kind {named}; {_taken()}")
+        raise InputError(f"{path} holds a model of the kind {named}; {_taken()}{_nearest(str(name))}")
     if classes and not (isinstance(classes, list) and set(map(str, classes)) <= set(kind.answering)):
         supported = " or ".join(kind.answering)
         raise InputError(f"{path} has architectures {shown(classes)} in {CONFIG}; supported: {supported}")

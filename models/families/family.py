@@ -24,6 +24,10 @@ from cutline.models.layerline import LayerLine
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=10**7)]
 Spread = Annotated[float, msgspec.Meta(gt=0)]
+ROTATIONS = ("default", "linear", "llama3", "yarn")  # the rope types that do not depend on the length of the text
+# "dynamic" depends on it only behind max_position_embeddings, where no text goes.
+BOUNDED_ROTATIONS = (*ROTATIONS, "dynamic")
+
 Grid = tuple[int, int]  # rows and columns of an image's tiles or patches, as `Pixels.grid`
 Arrays = dict[str, NDArray[Any]]
 
@@ -168,6 +172,10 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
     def patches(self, grid: Grid) -> int:
         """The number of rows of an image within the tower."""
 
+    def seen(self, grid: Grid) -> int:
+        """The number of rows that a row of an image sees within the tower: all of them, if not said otherwise."""
+        return self.patches(grid)
+
     @abstractmethod
     def expand(self, grid: Grid) -> str:
         """The text that replaces the `image_marker` of an image in a rendered template."""
@@ -261,3 +269,18 @@ def channels(name: str, value: Any) -> tuple[float, ...]:
     if len(each) != 3:
         raise ValueError(f"{name} {value!r}, where three numbers are supported")
     return each
+
+
+def check_decoder(text: Any, kinds: Sequence[str], rotations: Sequence[str] = ROTATIONS) -> None:
+    """That the decoder of `text`, a text_config, is one of these `kinds`, without windows, and turns in a known way.
+
+    Raises ValueError.
+    """
+    if text.model_type not in kinds:
+        raise ValueError(
+            f"a decoder of the kind {text.model_type} (text_config), where {' or '.join(kinds)} is supported"
+        )
+    if (kind := text.rope_parameters["rope_type"]) not in rotations:
+        raise ValueError(f"rope_type {kind!r} in its text_config; supported: {', '.join(rotations)}")
+    if others := set(getattr(text, "layer_types", None) or ()) - {"full_attention"}:
+        raise ValueError(f"layer_types {min(others)!r} (use_sliding_window), where 'full_attention' is supported")

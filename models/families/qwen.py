@@ -65,6 +65,7 @@ class QwenVL(Family, frozen=True, forbid_unknown_fields=True, kw_only=True):
         vision, text = config.vision_config, config.text_config
         if others := set(getattr(text, "layer_types", None) or ()) - {"full_attention"}:
             raise ValueError(f"layer_types {min(others)!r} (use_sliding_window), where 'full_attention' is supported")
+        sections = _sections(text)  # which first looks at the kind of rotation
         sides = ("patch_size", "spatial_merge_size", "temporal_patch_size")
         patch, merge, frames = (one_number(vision, name) for name in sides)
         width = cls.tower_sizes(config).width
@@ -87,7 +88,7 @@ class QwenVL(Family, frozen=True, forbid_unknown_fields=True, kw_only=True):
             "min_pixels": least,
             "max_pixels": most,
             "theta": text.rope_parameters["rope_theta"],
-            "sections": _sections(text),
+            "sections": sections,
             "mean": channels("image_mean", processor["image_mean"]),
             "std": channels("image_std", processor["image_std"]),
         }

@@ -48,11 +48,7 @@ class Qwen3VL(QwenVL, frozen=True, forbid_unknown_fields=True, kw_only=True, tag
             raise ValueError(
                 f"num_position_embeddings {vision.num_position_embeddings} in its vision_config; supported: a square"
             )
-        fields = cls.read(config, processor)
-        most = max(fields["sections"][1:])
-        if 3 * most - 1 >= sum(fields["sections"]) + 1:
-            raise ValueError(f"mrope_section {fields['sections']!r} in its rope_scaling, which do not take turns")
-        return cls._checked(**fields, table=side, deepstack=taps)
+        return cls._checked(**cls.read(config, processor), table=side, deepstack=taps)
 
     @property
     def taps(self) -> tuple[int, ...]:

@@ -12,31 +12,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-from cutline.models.families.family import Arrays, Count, Family, Grid, Ops, Parts, Positions, Spread, channels
-from cutline.models.images import Pixels, Size, normalised
+from cutline.models.families.family import Arrays, Count, Grid, Ops, Parts, channels, check_decoder
+from cutline.models.families.tiles import TileFamily
+from cutline.models.images import Pixels, Size
 
 IMAGE, FAKE, GLOBAL = "<image>", "<fake_token_around_image>", "<global-img>"
-ROTATIONS = ("default", "linear", "llama3", "yarn")  # the rope types that do not depend on the length of the text
 MAX_LONGEST_EDGE = 4096  # transformers scales a larger one down to it, and rounds the other edge differently
 
 
-class SmolVLM(Family, frozen=True, forbid_unknown_fields=True, tag="smolvlm"):
-    """Tiles of `tile` x `tile` pixels, with patches of `patch` x `patch` pixels and `tile_tokens` image tokens.
+class SmolVLM(TileFamily, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="smolvlm"):
+    """An image's longest edge is first resized to `longest_edge`, at most 4096 as in every published SmolVLM.
 
-    An image's longest edge is first resized to `longest_edge`, at most 4096 as in every published SmolVLM; `split` says
-    whether it is then cut into tiles. A grid counts tiles, and is (0, 0) for an image that is not cut.
+    `split` says whether it is then cut into tiles.
     """
 
-    tile: Count
-    patch: Count
-    tile_tokens: Count
     longest_edge: Count
     split: bool
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[Spread, Spread, Spread] = (0.5, 0.5, 0.5)
 
     kinds: ClassVar[tuple[str, ...]] = ("smolvlm", "idefics3")  # the second is the older name
     parts: ClassVar[Parts] = Parts(
@@ -56,10 +49,7 @@ class SmolVLM(Family, frozen=True, forbid_unknown_fields=True, tag="smolvlm"):
     def of(cls, config: Any, processor: Mapping[str, Any]) -> SmolVLM:
         """See `Family.of`; tower and image processor must have the same tiles."""
         vision, text = config.vision_config, config.text_config
-        if text.model_type != "llama":
-            raise ValueError(f"a decoder of the kind {text.model_type} (text_config), where llama is supported")
-        if (kind := text.rope_parameters["rope_type"]) not in ROTATIONS:
-            raise ValueError(f"rope_type {kind!r} in its text_config; supported: {', '.join(ROTATIONS)}")
+        check_decoder(text, ("llama",))
         # The tower ignores pixels after the last whole patch: of 384 pixels, 27 patches of 14 leave 6.
         tile, patch, shuffled = vision.image_size, vision.patch_size, config.scale_factor
         if not isinstance(tile, int) or not isinstance(patch, int) or tile // patch % shuffled:
@@ -91,10 +81,10 @@ class SmolVLM(Family, frozen=True, forbid_unknown_fields=True, tag="smolvlm"):
         first, second = self._sizes(image.size)
         stretched = self.resize(self.resize(image, first), second)
         if second == (self.tile, self.tile):
-            return Pixels(self._normalised(_tiles(stretched, self.tile)), (0, 0))
+            return Pixels(self.normalised(self.cut(stretched)), (0, 0))
         whole = self.resize(stretched, (self.tile, self.tile))
-        tiles = np.concatenate([_tiles(stretched, self.tile), _tiles(whole, self.tile)])
-        return Pixels(self._normalised(tiles), self.grid(image.size))
+        tiles = np.concatenate([self.cut(stretched), self.cut(whole)])
+        return Pixels(self.normalised(tiles), self.grid(image.size))
 
     def grid(self, size: Size) -> Grid:
         """Rows and columns of tiles; (0, 0) for an image that is not cut."""
@@ -123,14 +113,6 @@ class SmolVLM(Family, frozen=True, forbid_unknown_fields=True, tag="smolvlm"):
         """Whether `grid` is within the limit on both sides."""
         return grid == (0, 0) or all(1 <= side <= self.grid_limit for side in grid)
 
-    def tokens(self, grid: Grid) -> int:
-        """`tile_tokens` for every tile."""
-        return self.tile_tokens * _count(grid)
-
-    def patches(self, grid: Grid) -> int:
-        """All patches of every tile."""
-        return (self.tile // self.patch) ** 2 * _count(grid)
-
     def expand(self, grid: Grid) -> str:
         """One line for each row of tiles, an empty line, then the whole image; only the latter for (0, 0)."""
         rows, cols = grid
@@ -143,22 +125,6 @@ class SmolVLM(Family, frozen=True, forbid_unknown_fields=True, tag="smolvlm"):
         )
         return "".join(f"{line}\n" for line in lines) + "\n" + whole
 
-    def positions(self, image_tokens: NDArray[np.bool_], grids: Sequence[Grid]) -> Positions:
-        """Positions count up from 0, for text and images alike."""
-        del grids
-        return Positions(np.arange(len(image_tokens))[None])
-
-    def runs(self, rows: Any, grids: Sequence[Grid]) -> list[tuple[Any, Arrays]]:
-        """One piece: tiles are independent and of equal size."""
-        del grids
-        return [(rows, {})]
-
-    def slices(self, rows: Any, grids: Sequence[Grid]) -> list[tuple[Any, Arrays]]:
-        """One piece for each tile, of pixels (n, 3, tile, tile) or of its patches' rows (n, width)."""
-        del grids
-        size = 1 if rows.ndim == 4 else (self.tile // self.patch) ** 2
-        return [(rows[first : first + size], {}) for first in range(0, len(rows), size)]
-
     def enter(self, modules: Sequence[Any], pixels: Any, beside: dict[str, Any]) -> Any:
         """Rows of whole tiles (n, 3, tile, tile), which need no padding mask: patch positions are fixed."""
         del beside
@@ -169,38 +135,22 @@ class SmolVLM(Family, frozen=True, forbid_unknown_fields=True, tag="smolvlm"):
     def step(self, module: Any, index: int, rows: Any, beside: dict[str, Any], ops: Ops) -> Any:
         """transformers' own layer, with tiles as the batch."""
         del index, beside, ops
-        return module(self._by_tile(rows), None).flatten(0, 1)
+        return module(self.by_tile(rows), None).flatten(0, 1)
 
     def leave(self, modules: Sequence[Any], rows: Any, beside: dict[str, Any], ops: Ops) -> Any:
         """The last norm of the tower, then pixel shuffle and projection."""
         del beside, ops
         norm, connector = modules
-        return connector(norm(self._by_tile(rows))).flatten(0, 1)
+        return connector(norm(self.by_tile(rows))).flatten(0, 1)
 
     def as_given(self, images: Sequence[Pixels]) -> Arrays:
         """All tiles of a batch of one."""
-        return {"pixel_values": np.concatenate([image.values for image in images])[None]} if images else {}
-
-    def example(self, seed: int) -> Pixels:
-        """One tile."""
-        noise = np.random.default_rng(seed).uniform(-1, 1, (1, 3, self.tile, self.tile))
-        return Pixels(noise.astype(np.float32), (0, 0))
-
-    def _by_tile(self, rows: Any) -> Any:
-        return rows.unflatten(0, (-1, (self.tile // self.patch) ** 2))
+        return {name: array[None] for name, array in super().as_given(images).items()}
 
     def _sizes(self, size: Size) -> tuple[Size, Size]:
         """The two sizes to which `preprocess` resizes: the fitted one, then one of whole tiles."""
         first = self.fitted(size)
         return first, _whole_tiles(first, self.tile) if self.split else (self.tile, self.tile)
-
-    def _normalised(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return normalised(tiles, self.mean, self.std)
-
-
-def _count(grid: Grid) -> int:
-    """The number of tiles of an image, with the one of the whole image."""
-    return grid[0] * grid[1] + 1
 
 
 def _whole_tiles(size: Size, tile: int) -> Size:
@@ -220,10 +170,3 @@ def _even(number: int) -> int:
 
 def _multiple(number: int, of: int) -> int:
     return math.ceil(number / of) * of
-
-
-def _tiles(image: Image.Image, tile: int) -> NDArray[np.uint8]:
-    """The image cut into tiles, row by row: uint8 (n, 3, tile, tile)."""
-    width, height = image.size
-    cut = np.asarray(image).reshape(height // tile, tile, width // tile, tile, 3)
-    return cut.transpose(0, 2, 4, 1, 3).reshape(-1, 3, tile, tile)

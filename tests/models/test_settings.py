@@ -12,11 +12,15 @@ from transformers import (
     Idefics3Config,
     LlamaConfig,
     Qwen2_5_VLConfig,
+    Qwen2VLConfig,
+    Qwen3VLConfig,
     SmolVLMConfig,
 )
 from transformers.models.idefics3.configuration_idefics3 import Idefics3VisionConfig
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
+from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLTextConfig, Qwen2VLVisionConfig
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfig, Qwen3VLVisionConfig
 from transformers.models.smolvlm.configuration_smolvlm import SmolVLMVisionConfig
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
@@ -40,9 +44,18 @@ def fields(*kinds: Any) -> set[str]:
     ("table", "known"),
     [
         (GENERATION, {name for name in vars(GenerationConfig()) if not name.startswith("_") or name == "_commit_hash"}),
-        (CONFIG, fields(SmolVLMConfig, Idefics3Config, Qwen2_5_VLConfig)),
-        (TEXT, fields(LlamaConfig, Qwen2_5_VLTextConfig)),
-        (VISION, fields(SmolVLMVisionConfig, Idefics3VisionConfig, Qwen2_5_VLVisionConfig)),
+        (CONFIG, fields(SmolVLMConfig, Idefics3Config, Qwen2_5_VLConfig, Qwen2VLConfig, Qwen3VLConfig)),
+        (TEXT, fields(LlamaConfig, Qwen2_5_VLTextConfig, Qwen2VLTextConfig, Qwen3VLTextConfig)),
+        (
+            VISION,
+            fields(
+                SmolVLMVisionConfig,
+                Idefics3VisionConfig,
+                Qwen2_5_VLVisionConfig,
+                Qwen2VLVisionConfig,
+                Qwen3VLVisionConfig,
+            ),
+        ),
         (
             IMAGES,
             {

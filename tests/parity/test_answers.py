@@ -23,7 +23,7 @@ from cutline.models.images import decode_image
 from cutline.models.layerline import END
 from cutline.models.prompt import PromptBuilder
 from cutline.testing.comparison import Prompt, Whole
-from cutline.testing.random_models import make_qwen_small
+from cutline.testing.small_models import SMALL
 
 WORDS, LENGTH = "How many?", 20
 
@@ -32,7 +32,7 @@ WORDS, LENGTH = "How many?", 20
 def drafter(qwen: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Of the target's own weights, quantized: it is right most of the time."""
     folder = tmp_path_factory.mktemp("drafter")
-    make_qwen_small(folder / "hf")
+    SMALL["qwen2.5-vl"].write(folder / "hf")
     return export_bundle(
         folder / "hf",
         folder / "out",

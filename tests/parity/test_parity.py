@@ -28,8 +28,10 @@ from cutline.testing.comparison import (
     compare_cuts,
     expect,
     seeded_prompts,
+    small_target,
     smolvlm_256m,
 )
+from cutline.testing.small_models import SMALL
 
 
 def check(found: Iterator[Compared], cuts: tuple[str, ...]) -> None:
@@ -47,9 +49,15 @@ def test_every_cut_of_the_demo() -> None:
     check(compare_cuts(bundle, cuts, steps=16), cuts)
 
 
-def test_every_second_cut_of_a_qwen25vl(qwen: Bundle) -> None:
-    cuts = qwen.manifest.line.layers[::2]
-    check(compare_cuts(qwen, cuts, steps=8), cuts)
+@pytest.mark.parametrize("name", SMALL)
+def test_every_third_cut_of_each_family(name: str, tmp_path: Path) -> None:
+    bundle = small_target(name, tmp_path)
+    layers = bundle.manifest.line.layers
+    taps = [layers.index(f"vision.{tap}") + 1 for tap in bundle.manifest.family.taps]
+    # Those about which rows get other streams are always among them.
+    streams = {*taps, *range(layers.index("decoder.0"), layers.index("decoder.0") + len(taps) + 1)}
+    cuts = tuple(layers[index] for index in sorted({*range(0, len(layers), 3), *streams}))
+    check(compare_cuts(bundle, cuts, steps=8), cuts)
 
 
 @pytest.mark.proof

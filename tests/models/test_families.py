@@ -1,0 +1,101 @@
+"""Every family's small model: its images as transformers' own processor makes them, and what its folder may say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers import AutoImageProcessor
+
+from cutline.errors import InputError
+from cutline.models.export.quiet import quiet
+from cutline.models.export.source import SourceModel, read_source
+from cutline.models.images import decode_image, lossless
+from cutline.testing.small_models import SMALL
+
+# Tiny, odd, thin, of one tile and of many, in the limits of sides and proportions.
+SIZES = [
+    (8, 8),
+    (9, 170),
+    (800, 40),
+    (64, 64),
+    (63, 65),
+    (128, 64),
+    (333, 217),
+    (217, 333),
+    (200, 200),
+    (640, 480),
+    (1023, 771),
+    (64, 1280),
+    (2000, 1500),
+]
+
+
+@pytest.fixture(scope="module", params=SMALL)
+def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> SourceModel:
+    folder = tmp_path_factory.mktemp(request.param)
+    SMALL[request.param].write(folder)
+    return read_source(folder)
+
+
+@pytest.fixture(scope="module")
+def theirs(source: SourceModel) -> Any:
+    with quiet():
+        return AutoImageProcessor.from_pretrained(source.path, backend="pil", local_files_only=True)
+
+
+def noise(size: tuple[int, int]) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(size).integers(0, 256, (size[1], size[0], 3), np.uint8))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_pixels_are_bit_for_bit_those_of_transformers(source: SourceModel, theirs: Any, size: tuple[int, int]) -> None:
+    family, image = source.family, noise(size)
+    pixels = family.preprocess(image)
+    more = {"crop_to_patches": True} if hasattr(theirs, "crop_to_patches") else {}  # as InternVL's processor says
+    expected = np.asarray(theirs(images=[image], return_tensors="np", **more)["pixel_values"])
+    assert pixels.values.dtype == np.float32
+    np.testing.assert_array_equal(pixels.values, expected.astype(np.float32).reshape(pixels.values.shape))
+    assert pixels.grid == family.grid(size)
+    assert family.takes(pixels.grid)
+    assert family.expand(pixels.grid).count(family.image_marker) == family.tokens(pixels.grid)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_an_upload_has_the_same_pixels(source: SourceModel, size: tuple[int, int]) -> None:
+    image = noise(size)
+    file = source.family.shrink(lossless(image), image)
+    here, there = source.family.preprocess(image), source.family.preprocess(decode_image(file))
+    assert here.grid == there.grid
+    np.testing.assert_array_equal(here.values, there.values)
+
+
+def test_a_device_and_a_worker_agree_on_what_a_family_is(source: SourceModel) -> None:
+    family, line = source.family, source.line
+    assert family.is_alike(family)
+    assert family.streams(line, "vision.0") == family.streams(line, "head") == 1
+    assert family.streams(line, "decoder.0") == 1 + len(family.taps)
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "value"),
+    [
+        ("config.json", "quantization_config", {"quant_method": "awq"}),
+        ("preprocessor_config.json", "do_normalize", False),
+        ("preprocessor_config.json", "resample", 0),
+        ("preprocessor_config.json", "image_processor_type", "ViTImageProcessor"),
+    ],
+)
+def test_what_does_not_run_is_named(source: SourceModel, tmp_path: Path, file: str, name: str, value: Any) -> None:
+    for other in source.path.iterdir():
+        (tmp_path / other.name).symlink_to(other)
+    said = json.loads((tmp_path / file).read_text())
+    (tmp_path / file).unlink()
+    (tmp_path / file).write_text(json.dumps(said | {name: value}))
+    with pytest.raises(InputError, match=name) as refused:
+        read_source(tmp_path)
+    assert "\n" not in str(refused.value)
