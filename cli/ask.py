@@ -160,14 +160,9 @@ def _text(file: Path) -> str:
 
 def _asked(given: AskOptions) -> Request:
     """The request. Raises InputError, ImageError."""
-    from cutline.errors import ImageError
-    from cutline.models.images import MAX_BYTES as MAX_IMAGE
+    from cutline.models.images import read_image_file
 
-    try:
-        with given.image.open("rb") as file:
-            picture = file.read(MAX_IMAGE + 1)  # the one byte more is enough to refuse it
-    except OSError as error:
-        raise ImageError(f"cannot read {given.image}: {error.strerror}") from None
+    picture = read_image_file(given.image)
     seed, biases = chosen_seed(given.seed, given.sampling.temperature), tuple(map(_bias, given.logit_bias or ()))
     constraint = given.format.constraint
     sampling = msgspec.structs.replace(given.sampling, seed=seed, logit_bias=biases, constraint=constraint)

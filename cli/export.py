@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cutline.models.bundle import Bundle, Precision, Role
+from cutline.errors import InputError
+from cutline.models.bundle import Bundle, Precision
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from cutline.models.encoders.bundle import EncoderBundle
     from cutline.models.export.make import ExportProgress
 
 EPILOG = "Example: cutline export SmolVLM-256M-Instruct --out drafter --role drafter --precision int4 --target target"
@@ -22,12 +24,16 @@ EPILOG = "Example: cutline export SmolVLM-256M-Instruct --out drafter --role dra
 def export(
     model: Annotated[Path, typer.Argument(help="A Hugging Face folder: config.json, safetensors, tokenizer.json.")],
     out: Annotated[Path, typer.Option(help="The bundle's folder; a bundle that is there is replaced.")],
-    role: Annotated[Role, typer.Option(help="drafter (runs on the device) or target (runs on a worker).")],
+    role: Annotated[
+        Literal["drafter", "target", "encoder"],
+        typer.Option(help="drafter (runs on the device), target (runs on a worker) or encoder (CLIP, SigLIP)."),
+    ],
     precision: Annotated[
         Precision | None,
         typer.Option(
             help="Of the decoder layers that a device runs: fp32, int8 or int4; without it int8 for a drafter, "
-            "fp32 for a target, whose worker always runs its own weights.",
+            "fp32 for a target, whose worker always runs its own weights. Of an encoder's towers: fp32 or int8; "
+            "without it fp32.",
             show_default=False,
         ),
     ] = None,
@@ -46,26 +52,27 @@ def export(
 
     try:
         from cutline.models.export import export_bundle
+        from cutline.models.export.encoders import export_encoder
     except ModuleNotFoundError as error:
         raise missing(f"exporting needs {error.name}", "export") from None
 
     chosen: Precision = precision or ("int8" if role == "drafter" else "fp32")
     console = Console(stderr=True)
     finished: list[ExportProgress] = []
+    said = name or model.resolve().name
+    made: Bundle | EncoderBundle
     with shown_steps(console, finished) as show:
-        bundle = export_bundle(
-            model,
-            out,
-            role=role,
-            precision=chosen,
-            name=name or model.resolve().name,
-            target=None if target is None else Bundle.open(target, "device"),
-            progress=show,
-        )
-    size = sum(file.stat().st_size for file in bundle.path.iterdir()) / 1e6
+        if role == "encoder":
+            if target is not None:
+                raise InputError("an encoder has no target; --target is a drafter's")
+            made = export_encoder(model, out, precision=chosen, name=said, progress=show)
+        else:
+            drafts_for = None if target is None else Bundle.open(target, "device")
+            made = export_bundle(model, out, role=role, precision=chosen, name=said, target=drafts_for, progress=show)
+    size = sum(file.stat().st_size for file in made.path.iterdir()) / 1e6
     reused = sum(step.reused for step in finished)
     console.print(
-        f"{bundle.path}: {role}, {chosen}, {size:.1f} MB, identity {bundle.manifest.identity[:12]}"
+        f"{made.path}: {role}, {chosen}, {size:.1f} MB, identity {made.manifest.identity[:12]}"
         + (f"; {reused} of {len(finished)} steps were finished before" if reused else ""),
         highlight=False,
         soft_wrap=True,

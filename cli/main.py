@@ -13,6 +13,7 @@ from cutline.cli import (
     ask,
     bundle,
     calibrate,
+    classify,
     cloud,
     cluster,
     config_show,
@@ -40,6 +41,7 @@ app = typer.Typer(
 for module, command in (
     (ask, ask.ask),
     (calibrate, calibrate.calibrate),
+    (classify, classify.classify),
     (cloud, cloud.cloud),
     (demo, demo.demo),
     (doctor, doctor.doctor),

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cutline.edge.blocking import BlockingAgent
     from cutline.edge.generation.events import Corrected, Event, Guessed, Planned, Settled
     from cutline.edge.generation.result import Answer, Lost, Provenance, Token
+    from cutline.edge.inference.encoder import Encoder
     from cutline.errors import (
         AccessDenied,
         BundleError,
@@ -51,6 +52,7 @@ _HOMES = {
     "edge.blocking": ("BlockingAgent",),
     "edge.generation.events": ("Corrected", "Event", "Guessed", "Planned", "Settled"),
     "edge.generation.result": ("Answer", "Lost", "Provenance", "Token"),
+    "edge.inference.encoder": ("Encoder",),
     "errors": (
         "AccessDenied",
         "BundleError",
@@ -86,6 +88,7 @@ __all__ = [
     "Constraint",
     "Corrected",
     "CutlineError",
+    "Encoder",
     "Event",
     "Guessed",
     "ImageError",

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -53,12 +53,14 @@ Part = Literal["whole", "device"]
 TokenId = Annotated[int, msgspec.Meta(ge=0, le=10**7)]
 Digest = Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{64})?\Z")]
 Parameters = Annotated[int, msgspec.Meta(ge=0, le=10**15)]
+AnyManifest = TypeVar("AnyManifest", bound=msgspec.Struct)  # with the fields format, identity, files and calibration
 
 
 class _Head(msgspec.Struct):
     """The part of a manifest that tells how to read the rest."""
 
     format: int
+    role: str = ""
 
 
 class VisionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -137,24 +139,14 @@ class Bundle:
         path = Path(path)
         manifest = read_manifest(path)
         bundle = cls(path, manifest, part)
-        for name in sorted(bundle.names):
-            with _reading(name, path):
-                if sha256_of(bundle.file(name)) != manifest.files[name]:
-                    raise BundleError(f"{name} in {path} is not the file that the manifest names (hash differs)")
-        with _reading("the folder", path):
-            found = {file.name for file in path.iterdir() if not is_draft(file.name)}
-        # A library that gets the folder could load other files, which were not verified.
-        if unlisted := found - {MANIFEST, JOURNAL, _FIRST_CALIBRATION, *manifest.files}:
-            raise BundleError(f"{min(unlisted)} in {path} is not in the manifest; remove it")
+        check_files(path, manifest.files, bundle.names, bundle.file)
         return bundle
 
     def file(self, name: str) -> Path:
         """The path of a file of this part, checked to be inside the folder. Raises BundleError."""
         if name not in self.names:
             raise BundleError(f"{self.path} is a {self.manifest.role} bundle without {name}")
-        with _reading(name, self.path):
-            found = (self.path / name).resolve()
-        if not found.is_relative_to(self.path.resolve()) or not found.is_file():
+        if (found := file_inside(self.path, name)) is None:
             if name in self.manifest.files.keys() - device_files(self.manifest):
                 raise BundleError(f"{name} is missing from {self.path}, as from a device's part; copy the whole bundle")
             raise BundleError(f"{name} is missing from {self.path}; export the bundle again")
@@ -163,11 +155,7 @@ class Bundle:
 
 def read_manifest(path: Path) -> Manifest:
     """The manifest of the bundle at `path`, without verifying the files it lists. Raises BundleError."""
-    try:
-        with _reading(MANIFEST, path):
-            content = read_regular(path / MANIFEST, limit=_MAX_MANIFEST_BYTES)
-    except (FileNotFoundError, NotADirectoryError):
-        raise BundleError(f"no bundle at {path}: it has no {MANIFEST}; make one with `cutline export`") from None
+    content = manifest_at(path)
     try:
         manifest = _decoded(content, path)
     except (*UNREADABLE, ValueError) as error:
@@ -186,12 +174,47 @@ def read_manifest(path: Path) -> Manifest:
     return manifest
 
 
+def manifest_at(path: Path) -> bytes:
+    """The content of the manifest of any bundle at `path`. Raises BundleError."""
+    try:
+        with _reading(MANIFEST, path):
+            return read_regular(path / MANIFEST, limit=_MAX_MANIFEST_BYTES)
+    except (FileNotFoundError, NotADirectoryError):
+        raise BundleError(f"no bundle at {path}: it has no {MANIFEST}; make one with `cutline export`") from None
+
+
+def check_files(path: Path, listed: Mapping[str, str], names: Iterable[str], file: Callable[[str], Path]) -> None:
+    """Check that `names` are the files whose hashes are `listed`, and that no others lie beside them.
+
+    `file` gives the path of each. Raises BundleError.
+    """
+    for name in sorted(names):
+        with _reading(name, path):
+            if sha256_of(file(name)) != listed[name]:
+                raise BundleError(f"{name} in {path} is not the file that the manifest names (hash differs)")
+    with _reading("the folder", path):
+        found = {file.name for file in path.iterdir() if not is_draft(file.name)}
+    # A library that gets the folder could load other files, which were not verified.
+    if unlisted := found - {MANIFEST, JOURNAL, _FIRST_CALIBRATION, *listed}:
+        raise BundleError(f"{min(unlisted)} in {path} is not in the manifest; remove it")
+
+
+def file_inside(path: Path, name: str) -> Path | None:
+    """The file of that name in the folder `path`; None if there is none, or if it leads out. Raises BundleError."""
+    with _reading(name, path):
+        found = (path / name).resolve()
+    return found if found.is_relative_to(path.resolve()) and found.is_file() else None
+
+
 def _decoded(content: bytes, path: Path) -> Manifest:
     """A manifest of any format, converted to the current one. Raises BundleError, UNREADABLE and ValueError."""
     sealed = is_sealed(content)
     if sealed:
         content = unseal(content)
-    made = msgspec.json.decode(content, type=_Head).format
+    head = msgspec.json.decode(content, type=_Head)
+    made = head.format
+    if head.role == "encoder":
+        raise BundleError(f"{path} holds an encoder, which answers no question; give a drafter or a target")
     if made not in (_FIRST_FORMAT, FORMAT):
         raise BundleError(
             f"{path} has bundle format {made}, this version reads {_FIRST_FORMAT} to {FORMAT}; export it again"
@@ -273,7 +296,7 @@ def device_files(manifest: Manifest) -> frozenset[str]:
     return frozenset(names)
 
 
-def write_manifest(path: Path, manifest: Manifest) -> Manifest:
+def write_manifest(path: Path, manifest: AnyManifest) -> AnyManifest:
     """Hash every file in the flat folder `path`, then write the manifest; returns it with `files` and `identity`.
 
     Raises OSError.
@@ -294,12 +317,19 @@ def write_calibration(bundle: Bundle, calibration: msgspec.Struct) -> None:
 
     The write is atomic. Raises InputError if the bundle cannot be written, StorageError if the disk is full or fails.
     """
-    with storing(bundle.path / MANIFEST):
-        _write(bundle.path, msgspec.structs.replace(bundle.manifest, calibration=msgspec.to_builtins(calibration)))
-        (bundle.path / _FIRST_CALIBRATION).unlink(missing_ok=True)
+    replace_calibration(
+        bundle.path, msgspec.structs.replace(bundle.manifest, calibration=msgspec.to_builtins(calibration))
+    )
 
 
-def _write(path: Path, manifest: Manifest) -> None:
+def replace_calibration(path: Path, manifest: msgspec.Struct) -> None:
+    """Write a manifest of which only the calibration is new. Raises as `write_calibration`."""
+    with storing(path / MANIFEST):
+        _write(path, manifest)
+        (path / _FIRST_CALIBRATION).unlink(missing_ok=True)
+
+
+def _write(path: Path, manifest: msgspec.Struct) -> None:
     replace_file(path / MANIFEST, seal(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"))
 
 

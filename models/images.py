@@ -14,6 +14,7 @@ import re
 import warnings
 from dataclasses import dataclass
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,15 @@ class Header:
     def travels(self) -> bool:
         """Whether a worker can read the file unchanged."""
         return self.format in TRAVELLING and not self.reduced
+
+
+def read_image_file(path: Path) -> bytes:
+    """The content of an image file, of at most one byte more than is decoded. Raises ImageError."""
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_BYTES + 1)  # the one byte more is enough to refuse it
+    except OSError as error:
+        raise ImageError(f"cannot read {path}: {error.strerror}") from None
 
 
 def read_header(data: bytes, formats: tuple[str, ...] = FORMATS) -> Header:

@@ -11,20 +11,29 @@ from collections.abc import Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 
-from cutline.models.export.settings import TABLES, SettingFate
+from cutline.models.export.encoders.settings import TABLES as ENCODER_TABLES
+from cutline.models.export.encoders.source import CLASSES
+from cutline.models.export.fates import SettingFate
+from cutline.models.export.settings import TABLES, Tables
 from cutline.models.families import FAMILIES
 
 PAGE = Path(__file__).resolve().parent.parent / "docs/reference/models.md"
 BEGIN, END = "<!-- settings: written by `make docs` -->\n", "<!-- end of settings -->\n"
+ENCODERS = "## Every setting of an encoder\n\nOf folders for `--role encoder`; their `model_type` may be {}.\n"
 
 
 def render() -> str:
     """The tables, one a file."""
     kinds = ", ".join(f"`{kind}`" for family in FAMILIES for kind in family.kinds)
-    parts = [f"What `model_type` in `config.json` may be: {kinds}.\n"]
-    for where, table in TABLES.items():
-        parts.append(f"### {where}\n\n| settings | here | how |\n|---|---|---|\n{''.join(lines(table))}")
-    return "\n".join(parts)
+    encoders = ENCODERS.format(", ".join(f"`{kind}`" for kind in CLASSES))
+    parts = [f"What `model_type` in `config.json` may be: {kinds}.\n", *sections(TABLES, "")]
+    return "\n".join([*parts, encoders, *sections(ENCODER_TABLES, "An encoder's ")])
+
+
+def sections(tables: Tables, whose: str) -> Iterator[str]:
+    """A table for each file, under its name."""
+    for where, table in tables.items():
+        yield f"### {whose}{where}\n\n| settings | here | how |\n|---|---|---|\n{''.join(lines(table))}"
 
 
 def lines(table: Mapping[str, SettingFate]) -> Iterator[str]:

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 from hypothesis import HealthCheck, settings
 
 from cutline.models.bundle import Bundle
+<<<<<<< HEAD
 from cutline.testing.comparison import small_target
+=======
+from cutline.models.encoders.bundle import EncoderBundle
+from cutline.testing.comparison import qwen25vl_small
+from cutline.testing.encoders import exported
+from cutline.testing.random_encoders import make_encoder
+>>>>>>> b79efe1 (Dual encoders: CLIP and SigLIP exported, their towers on ONNX Runtime, and cutline classify)
 
 # Other work on the machine makes examples slow, not wrong. In CI, Hypothesis also draws the same ones each time.
 settings.register_profile(
@@ -29,4 +40,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def qwen(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A target of Qwen2.5-VL's shape, reduced, with seeded weights."""
+<<<<<<< HEAD
     return small_target("qwen2.5-vl", tmp_path_factory.mktemp("qwen"))
+=======
+    return qwen25vl_small(tmp_path_factory.mktemp("qwen"))
+
+
+@pytest.fixture(scope="session")
+def encoders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, EncoderBundle]]:
+    """The folder and the bundle of a small dual encoder of some kind, made once."""
+    folder = tmp_path_factory.mktemp("encoders")
+
+    @functools.cache
+    def made(kind: str) -> tuple[Path, EncoderBundle]:
+        return make_encoder(kind, folder / kind), exported(folder / kind, folder / f"{kind}-bundle")
+
+    return made
+>>>>>>> b79efe1 (Dual encoders: CLIP and SigLIP exported, their towers on ONNX Runtime, and cutline classify)

@@ -71,8 +71,7 @@ def export_bundle(
     """
     if role == "target" and target is not None:
         raise InputError("a target has no target of its own")
-    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} exists and is not a bundle; choose another folder")
+    check_out(out)
     drafts_for = target.manifest.identity if target else None
 
     # Taken before the folder is read, so that the next attempt notices a change made meanwhile.
@@ -86,12 +85,18 @@ def export_bundle(
         manifest = structs.replace(manifest, penalties=target.manifest.penalties)
     _try_question(hf, manifest, source)
     with storing(out), work_beside(out.resolve(), made_from) as work:
-        _make(work, _steps(source, role, precision), progress)
+        run_steps(work, _steps(source, role, precision), progress)
         manifest = write_manifest(work.folder, manifest)
         # Refuses before the move what opening the bundle would refuse.
         PromptBuilder.open(Bundle.open(work.folder))
         work.place(out.resolve())
     return Bundle(out, manifest)
+
+
+def check_out(out: Path) -> None:
+    """Check that a bundle may be made at `out`: nothing is there, or an older one. Raises InputError."""
+    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} exists and is not a bundle; choose another folder")
 
 
 def _try_question(hf: Path, manifest: Manifest, source: SourceModel) -> None:
@@ -104,7 +109,7 @@ def _try_question(hf: Path, manifest: Manifest, source: SourceModel) -> None:
         raise InputError(f"{hf} cannot be asked: {error}") from None
 
 
-def _make(work: ExportWork, steps: dict[str, Make], progress: Callable[[ExportProgress], None]) -> None:
+def run_steps(work: ExportWork, steps: dict[str, Make], progress: Callable[[ExportProgress], None]) -> None:
     """Run the steps that are not finished yet."""
     for number, (name, make) in enumerate(steps.items(), start=1):
         step = ExportProgress(name, number, len(steps))
@@ -167,7 +172,7 @@ def _copy(file: Path, on_share: OnShare, folder: Path) -> str:
 
 
 @contextmanager
-def _exporting(what: str) -> Iterator[None]:
+def exporting(what: str) -> Iterator[None]:
     """Raises BundleError if a library fails within."""
     try:
         yield
@@ -178,19 +183,19 @@ def _exporting(what: str) -> Iterator[None]:
 
 
 def _export_vision(source: SourceModel, cuts: Sequence[str], on_share: OnShare, folder: Path) -> str:
-    with _exporting("vision tower"):
+    with exporting("vision tower"):
         error = export_vision(source.model, source.family, folder, cuts)
     return f"differs from torch by {error:.1e} at most"
 
 
 def _export_decoder(source: SourceModel, precision: Precision, on_share: OnShare, folder: Path) -> str:
-    with _exporting("decoder"):
+    with exporting("decoder"):
         error = export_decoder(source.model, source.family, source.decoder, folder / "decoder.onnx", precision)
     return f"logits differ from torch's by {error:.1e} of their spread"
 
 
 def _export_prefixes(source: SourceModel, precision: Precision, on_share: OnShare, folder: Path) -> str:
-    with _exporting("decoder"):
+    with exporting("decoder"):
         error = export_prefixes(source.model, source.family, source.line, source.decoder, folder, precision)
     return f"boundaries differ from torch's by {error:.1e} of their spread"
 

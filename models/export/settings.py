@@ -11,48 +11,21 @@ docs/reference/models.md has these tables, written by scripts/models.py.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from cutline.errors import InputError
+from cutline.models.export.fates import SettingFate
+from cutline.models.export.fates import honoured as _honoured
+from cutline.models.export.fates import idle as _idle
+from cutline.models.export.fates import limited as _limited
+from cutline.models.export.fates import size as _size
 from cutline.models.law.penalties import Penalties
 
-Fate = Literal["honoured", "changes nothing", "limited"]
 MAX_LAYERS = 1000  # of a tower or a decoder; published models have fewer than 200
 _LAYER_COUNTS = frozenset({"num_hidden_layers", "depth"})
 _MAX_SIZE = 2**31 - 1
 _MAX_SHOWN = 80  # characters of a value in an error
-
-
-@dataclass(frozen=True, slots=True)
-class SettingFate:
-    """How a setting is treated: its `fate`, and `how` in words. Only the values in `taken` of a limited one run.
-
-    A `size` is a number, which must be 1 or more and is bounded.
-    """
-
-    fate: Fate
-    how: str
-    taken: tuple[Any, ...] = ()
-    size: bool = False
-
-
-def _honoured(how: str, *names: str) -> dict[str, SettingFate]:
-    return dict.fromkeys(names, SettingFate("honoured", how))
-
-
-def _size(how: str, *names: str) -> dict[str, SettingFate]:
-    return dict.fromkeys(names, SettingFate("honoured", how, size=True))
-
-
-def _idle(why: str, *names: str) -> dict[str, SettingFate]:
-    return dict.fromkeys(names, SettingFate("changes nothing", why))
-
-
-def _limited(taken: tuple[Any, ...], *names: str) -> dict[str, SettingFate]:
-    return dict.fromkeys(names, SettingFate("limited", "other values are refused", taken))
-
 
 GENERATION: Mapping[str, SettingFate] = {
     **_honoured("a part of the law of the next token", *Penalties.__struct_fields__),
@@ -90,7 +63,7 @@ GENERATION: Mapping[str, SettingFate] = {
     **_limited((), "stop_strings", "max_time", "constraints", "force_words_ids", "dola_layers"),
 }
 
-_EVERY_CONFIG: Mapping[str, SettingFate] = {
+EVERY_CONFIG: Mapping[str, SettingFate] = {
     **_honoured("the family", "model_type"),
     **_honoured("the type in which a worker computes, unless it is told another", "dtype", "torch_dtype"),
     **_honoured("the head's weights are the embeddings", "tie_word_embeddings"),
@@ -105,7 +78,7 @@ _EVERY_CONFIG: Mapping[str, SettingFate] = {
 }
 
 CONFIG: Mapping[str, SettingFate] = {
-    **_EVERY_CONFIG,
+    **EVERY_CONFIG,
     **_honoured("the parts of the model, below", "text_config", "vision_config"),
     **_honoured("must be a class of the family that answers", "architectures"),
     **_honoured("the token that stands for a part of an image", "image_token_id"),
@@ -117,7 +90,7 @@ CONFIG: Mapping[str, SettingFate] = {
 }
 
 TEXT: Mapping[str, SettingFate] = {
-    **_EVERY_CONFIG,
+    **EVERY_CONFIG,
     **_idle("the whole model's counts", "architectures"),
     **_size("sizes", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     **_size("sizes", "num_key_value_heads", "max_position_embeddings"),
@@ -138,7 +111,7 @@ TEXT: Mapping[str, SettingFate] = {
 }
 
 VISION: Mapping[str, SettingFate] = {
-    **_EVERY_CONFIG,
+    **EVERY_CONFIG,
     **_idle("the whole model's counts", "architectures"),
     **_size("sizes", "hidden_size", "out_hidden_size", "intermediate_size", "num_hidden_layers", "depth"),
     **_size("sizes", "num_attention_heads", "num_heads", "image_size", "patch_size", "temporal_patch_size"),
@@ -193,7 +166,9 @@ TOKENIZER: Mapping[str, SettingFate] = {
     **_limited((False,), "add_prefix_space", "split_special_tokens", "add_bos_token", "add_eos_token"),
 }
 
-TABLES: Mapping[str, Mapping[str, SettingFate]] = {
+Tables = Mapping[str, Mapping[str, SettingFate]]  # by file, and part of it
+
+TABLES: Tables = {
     "generation_config.json": GENERATION,
     "config.json": CONFIG,
     "config.json, text_config": TEXT,
@@ -204,9 +179,9 @@ TABLES: Mapping[str, Mapping[str, SettingFate]] = {
 }
 
 
-def check(folder: Path, where: str, said: Mapping[str, Any]) -> None:
-    """Raises InputError for the first of the settings `said` in `where`, a key of TABLES, that is not supported."""
-    table = TABLES[where]
+def check(folder: Path, where: str, said: Mapping[str, Any], tables: Tables = TABLES) -> None:
+    """Raises InputError for the first of the settings `said` in `where`, a key of `tables`, that is not supported."""
+    table = tables[where]
     for name, value in said.items():
         setting = table.get(name)
         if setting is not None and setting.fate == "limited" and not _is_taken(value, setting.taken):

@@ -1,0 +1,72 @@
+"""`cutline export --role encoder` and `cutline classify`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from cutline.models.encoders.bundle import EncoderBundle
+from cutline.testing.encoders import OriginalEncoder
+
+Run = Callable[..., Any]
+Made = Callable[[str], tuple[Path, EncoderBundle]]
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[Path]:
+    paths = [tmp_path / f"{angle}.png" for angle in (0, 90)]
+    for path in paths:
+        Image.linear_gradient("L").rotate(int(path.stem)).convert("RGB").save(path)
+    return paths
+
+
+def test_a_folder_becomes_a_bundle_that_classifies_as_transformers(
+    run: Run, encoders: Made, pictures: list[Path], tmp_path: Path
+) -> None:
+    folder, known = encoders("siglip")
+    made = run("export", str(folder), "--out", str(tmp_path / "bundle"), "--role", "encoder", "--name", "siglip")
+    assert made.code == 0, made.err
+    assert "encoder, fp32" in made.err
+    assert EncoderBundle.open(tmp_path / "bundle").manifest.identity == known.manifest.identity
+    texts = ["a photo of a cat", "a gate"]
+    said = run(
+        *("classify", str(pictures[0]), *texts, "--encoder", str(tmp_path / "bundle")),
+        *("--image", str(pictures[1]), "--json", "--threads", "1"),
+    )
+    assert said.code == 0, said.err
+    answer = json.loads(said.out)
+    assert (answer["model"], answer["kind"]) == ("siglip", "sigmoid")
+    expected = OriginalEncoder(folder).probabilities([Image.open(path) for path in pictures], texts)
+    for path, row, found in zip(pictures, expected, answer["images"], strict=True):
+        assert found["image"] == str(path)
+        assert [one["text"] for one in found["scores"]] == texts
+        assert [one["score"] for one in found["scores"]] == pytest.approx(row.tolist(), rel=1e-3)
+
+
+def test_people_see_the_likeliest_text_first(run: Run, encoders: Made, pictures: list[Path]) -> None:
+    _, bundle = encoders("clip")
+    said = run("classify", str(pictures[0]), "cat", "dog", "--template", "a {}", "--encoder", str(bundle.path))
+    assert said.code == 0, said.err
+    scores = [float(line.split()[-2]) for line in said.out.splitlines() if str(pictures[0]) in line]
+    assert len(scores) == 2
+    assert scores == sorted(scores, reverse=True)
+    assert sum(scores) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_what_is_wrong_is_one_line(run: Run, encoders: Made, pictures: list[Path], tmp_path: Path) -> None:
+    folder, bundle = encoders("clip")
+    picture, encoder = str(pictures[0]), ("--encoder", str(bundle.path))
+    assert "cannot read" in run("classify", "nowhere.png", "cat", *encoder).failed(2)
+    assert "no single {}" in run("classify", picture, "cat", *encoder, "--template", "x").failed(2)
+    assert "is empty" in run("classify", picture, " ", *encoder).failed(2)
+    assert "no bundle at" in run("classify", picture, "cat", "--encoder", str(tmp_path / "none")).failed(3)
+    assert "holds an encoder" in run("ask", picture, "What?", "--bundle", str(bundle.path)).failed(3)
+    export = ("export", str(folder), "--out", str(tmp_path / "out"), "--role", "encoder")
+    assert "int4" in run(*export, "--precision", "int4").failed(2)
+    assert "no target" in run(*export, "--target", str(bundle.path)).failed(2)
+    assert not (tmp_path / "out").exists()
