@@ -10,14 +10,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from cutline.models.bundle import Bundle
-<<<<<<< HEAD
-from cutline.testing.comparison import small_target
-=======
 from cutline.models.encoders.bundle import EncoderBundle
-from cutline.testing.comparison import qwen25vl_small
+from cutline.testing.comparison import small_target
 from cutline.testing.encoders import exported
 from cutline.testing.random_encoders import make_encoder
->>>>>>> b79efe1 (Dual encoders: CLIP and SigLIP exported, their towers on ONNX Runtime, and cutline classify)
 
 # Other work on the machine makes examples slow, not wrong. In CI, Hypothesis also draws the same ones each time.
 settings.register_profile(
@@ -40,10 +36,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def qwen(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A target of Qwen2.5-VL's shape, reduced, with seeded weights."""
-<<<<<<< HEAD
     return small_target("qwen2.5-vl", tmp_path_factory.mktemp("qwen"))
-=======
-    return qwen25vl_small(tmp_path_factory.mktemp("qwen"))
 
 
 @pytest.fixture(scope="session")
@@ -56,4 +49,3 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[
         return make_encoder(kind, folder / kind), exported(folder / kind, folder / f"{kind}-bundle")
 
     return made
->>>>>>> b79efe1 (Dual encoders: CLIP and SigLIP exported, their towers on ONNX Runtime, and cutline classify)

@@ -125,12 +125,8 @@ def _kind(path: Path) -> type[AnyFamily]:
     kind = next((family for family in FAMILIES if name in family.kinds), None)
     if kind is None:
         named = shown(classes) if name is None and classes else name
-<<<<<<< HEAD
-        raise InputError(f"{path} holds a model of the kind {named}; {_taken()}{_nearest(str(name))}")
-=======
-        hint = "; export it with --role encoder" if name in ("clip", "siglip") else ""
+        hint = "; export it with --role encoder" if name in ("clip", "siglip") else _nearest(str(name))
         raise InputError(f"{path} holds a model of the kind {named}; {_taken()}{hint}")
->>>>>>> b79efe1 (Dual encoders: CLIP and SigLIP exported, their towers on ONNX Runtime, and cutline classify)
     if classes and not (isinstance(classes, list) and set(map(str, classes)) <= set(kind.answering)):
         supported = " or ".join(kind.answering)
         raise InputError(f"{path} has architectures {shown(classes)} in {CONFIG}; supported: {supported}")
