@@ -32,6 +32,9 @@ class EdgeOptions(msgspec.Struct, frozen=True, kw_only=True):
     allow_url: Annotated[
         list[str] | None, "HOST (or HOST:PORT) that http(s) URLs of images may name; may be given again."
     ] = None
+    allow_origin: Annotated[
+        list[str] | None, "Origin, such as https://app.example, whose pages may ask this agent; may be given again."
+    ] = None
     requests: Annotated[
         int,
         "Questions in work at once that need a worker, and as many that the device may answer; one more is told to "
@@ -73,6 +76,7 @@ def edge(*, context: typer.Context, config: Config = None, given: EdgeOptions) -
     serving = ServerOptions(
         listen=given.listen,
         allow_urls=given.allow_url or (),
+        allow_origins=given.allow_origin or (),
         most=lambda: requests,
         keys=keys,
         tokens=tokens,

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cutline.core.json_errors import UNREADABLE
 from cutline.edge.api.access.limits import MOST, UNLIMITED, Guard
+from cutline.edge.api.access.origins import allowing
 from cutline.edge.api.chat.narrator import teller_of
 from cutline.edge.api.errors import Fault, Refused, unreadable
 from cutline.edge.api.handler import ALIAS, RequestHandler, ServedAgent, as_json, failure
@@ -45,6 +46,7 @@ def application(
     agent: ServedAgent,
     *,
     hosts: Collection[str] | None = None,
+    origins: Collection[str] = (),
     most: Callable[[], int] = lambda: MOST,
     fetcher: Fetcher | None = None,
     limits: Callable[[str], Quota] = lambda tenant: UNLIMITED,
@@ -53,10 +55,10 @@ def application(
 ) -> ASGIApp:
     """The agent's HTTP application.
 
-    `hosts` are the names it may be asked by, None for any; as many questions as `most` says that need a worker may be
-    in work at once, and as many that the device may answer, and of each tenant what `limits` say; a `fetcher` gets
-    images that stand elsewhere. An agent that is `shared` none who asks may take offline, and one that is offline now
-    stays so. The `entrance` stands before all of it.
+    `hosts` are the names it may be asked by, None for any; pages of `origins` may ask it as well as its own. As many
+    questions as `most` says that need a worker may be in work at once, and as many that the device may answer, and of
+    each tenant what `limits` say; a `fetcher` gets images that stand elsewhere. An agent that is `shared` none who asks
+    may take offline, and one that is offline now stays so. The `entrance` stands before all of it.
     """
     handler = RequestHandler(agent, most=most, limits=limits, fetcher=fetcher)
     api = _Api(handler, shared=shared)
@@ -86,7 +88,8 @@ def application(
         },
     )
     app.router.redirect_slashes = False
-    return Named(entrance(RequestLog(Guard(app, None if hosts is None else frozenset(hosts)))))
+    guarded = Guard(app, None if hosts is None else frozenset(hosts), frozenset(origins))
+    return Named(allowing(entrance(RequestLog(guarded)), origins))
 
 
 class _Api:

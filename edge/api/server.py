@@ -18,6 +18,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 from cutline.edge.api.access.auth import Entrance
 from cutline.edge.api.access.limits import MAX_HEAD, MOST, UNLIMITED
 from cutline.edge.api.access.login import LoginCode
+from cutline.edge.api.access.origins import check_origins
 from cutline.edge.api.access.tls import Secured, tls
 from cutline.edge.api.app import application
 from cutline.edge.api.handler import ServedAgent
@@ -137,10 +138,11 @@ class ServerOptions:
     """Where an agent is asked, and by whom: over HTTPS with `keys`, with `tokens` by who has one, or the `link`.
 
     `listen` is HOST:PORT. Images are fetched from the hosts of `allow_urls` alone; as many questions may be in work at
-    once as `most` says.
+    once as `most` says. Pages of `allow_origins` may ask it, beside its own.
     """
 
     listen: str
+    allow_origins: Sequence[str] = ()
     allow_urls: Sequence[str] = ()
     most: Callable[[], int] = lambda: MOST
     keys: ServerKeys | None = None
@@ -162,6 +164,7 @@ async def serve(
             app = application(
                 agent,
                 hosts=names_of(host) if tokens is None else None,  # a page that misled a browser has no token
+                origins=check_origins(given.allow_origins),
                 most=given.most,
                 fetcher=await stack.enter_async_context(_fetcher(given.allow_urls)) if given.allow_urls else None,
                 limits=(lambda tenant: UNLIMITED) if tokens is None else tokens.limits,

@@ -13,6 +13,7 @@ from prometheus_client import Gauge
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cutline.edge.api.access.origins import OPEN
 from cutline.edge.api.errors import Fault, Refused, body_of
 from cutline.errors import InputError, WorkerBusy
 from cutline.protos.channel.token_file import Quota
@@ -34,13 +35,14 @@ CLOSE = (b"connection", b"close")  # of a connection whose body is not read
 class Guard:
     """Middleware that checks headers, and refuses pages of other origins.
 
-    A browser's request from another page than the agent's own is refused, and so is one whose Host is not among `hosts`
-    (DNS rebinding). None allows any host.
+    A browser's request from another page than the agent's own is refused, but for those of `origins` to what is `OPEN`,
+    and so is one whose Host is not among `hosts` (DNS rebinding). None allows any host.
     """
 
-    def __init__(self, app: ASGIApp, hosts: frozenset[str] | None) -> None:
+    def __init__(self, app: ASGIApp, hosts: frozenset[str] | None, origins: frozenset[str] = frozenset()) -> None:
         self._app = app
         self._hosts = hosts
+        self._origins = origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -53,12 +55,12 @@ class Guard:
                     headers.setdefault(name, value)
             await send(message)
 
-        if (fault := self._fault(Headers(scope=scope))) is not None:
+        if (fault := self._fault(Headers(scope=scope), scope["path"])) is not None:
             status, message = fault
             return await refuse(scope, sealed, status, Fault(message, InputError.__name__), CLOSE)
         return await self._app(scope, receive, sealed)
 
-    def _fault(self, headers: Headers) -> tuple[int, str] | None:
+    def _fault(self, headers: Headers, path: str) -> tuple[int, str] | None:
         if sum(len(name) + len(value) for name, value in headers.raw) > MAX_HEAD:
             return 431, f"the request's headers are over {MAX_HEAD >> 10} KiB"
         if "content-length" in headers and "transfer-encoding" in headers:  # a proxy may see another end
@@ -67,7 +69,8 @@ class Guard:
         if self._hosts is not None and name_of(host) not in self._hosts:
             return 421, "the agent is not known by this name; use the address that it printed"
         origin = headers.get("origin")
-        if origin is not None and origin.partition("://")[2].lower() != host.lower():
+        named = origin in self._origins and path.startswith(OPEN)
+        if origin is not None and not named and origin.partition("://")[2].lower() != host.lower():
             return 403, "pages of other servers may not ask this agent"
         return None
 

@@ -68,9 +68,10 @@ class ChatMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`include_usage`: the last chunk counts tokens."""
+    """`include_usage`: the last chunk counts tokens. `include_obfuscation` changes nothing."""
 
     include_usage: bool | None = None
+    include_obfuscation: bool | None = None
 
 
 class Extension(ExecutionOptions, frozen=True, forbid_unknown_fields=True):

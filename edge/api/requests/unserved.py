@@ -11,10 +11,13 @@ from cutline.edge.api.requests.fields import Rules
 
 _OF_MESSAGES = Rules(
     ignored={"name": (str,)},
+    inner={"content": Rules(ignored={"cache_control": (dict,)})},
     neutral={  # a client that sends an answer back sends these with it
         "annotations": ([],),
         "audio": (),
         "function_call": (),
+        "reasoning": ("",),
+        "reasoning_content": ("",),
         "refusal": (),
         "tool_calls": ([],),
     },
@@ -34,28 +37,37 @@ class _ChatRules(Rules):
 
 RULES = _ChatRules(
     ignored={
+        "cache_prompt": (bool,),  # what was computed is kept anyway
         "keep_alive": (str, int, float),  # the models stay as long as the agent does
+        "include_reasoning": (bool,),  # no model here reasons in tokens of their own
         "metadata": (dict,),
         "num_ctx": (int,),  # the context is the model's own
+        "prediction": (dict,),  # the drafter has its own
         "prompt_cache_key": (str,),
         "prompt_cache_retention": (str,),
         "safety_identifier": (str,),
+        "service_tier": (str,),
         "store": (bool,),  # nothing is stored
     },
     neutral={
+        "add_generation_prompt": (True,),
         "audio": (),
+        "chat_template_kwargs": ({}, {"enable_thinking": False}),
+        "continue_final_message": (False,),
+        "echo": (False,),
         "function_call": ("none", "auto"),
         "functions": ([],),
+        "ignore_eos": (False,),
         "modalities": (["text"],),
         "n": (1,),
         "parallel_tool_calls": (True, False),
-        "prediction": (),
-        "reasoning_effort": (),
+        "reasoning_effort": ("none",),
         "response_format": ({"type": "text"},),
-        "service_tier": ("auto", "default"),
+        "skip_special_tokens": (True,),
+        "think": (False,),
         "tool_choice": ("none", "auto"),
         "tools": ([],),
-        "verbosity": (),
+        "verbosity": ("medium",),
         "web_search_options": (),
     },
     inner={"messages": _OF_MESSAGES},

@@ -181,7 +181,17 @@ def test_what_is_counted(agent: ScriptedAgent, serving: Serving) -> None:
         assert line in text, text
 
 
-@pytest.mark.parametrize("options", [{"listen": "127.0.0.1"}, {"allow_urls": ["http://host/"]}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"listen": "127.0.0.1"},
+        {"allow_urls": ["http://host/"]},
+        *(
+            {"allow_origins": [one]}
+            for one in ("*", "null", "app.example", "https://app.example/", "https://*.example")
+        ),
+    ],
+)
 def test_what_cannot_be_served(serving: Serving, options: dict[str, Any]) -> None:
     async def run() -> None:
         async with serving(**options):
