@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +25,8 @@ settings.load_profile("unhurried")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--proof", action="store_true", help="run the tests that take a minute each, too: make proof")
+    words = "run the tests that take a minute each, too, and all rounds of others: make proof"
+    parser.addoption("--proof", action="store_true", help=words)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -33,10 +36,40 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [one for one in items if one not in long]
 
 
+@pytest.fixture
+def rounds(request: pytest.FixtureRequest) -> int:
+    """How many rounds a test makes that is marked as `sampled`."""
+    few, many = request.node.get_closest_marker("sampled").args
+    return int(many if request.config.getoption("--proof") else few)
+
+
+Shared = Callable[[str, Callable[[Path], object]], Path]
+
+
 @pytest.fixture(scope="session")
-def qwen(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
+    """Folders that are made once for all of pytest's processes: by their name, and by what fills them."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # whose own folder lies in that of the whole run
+        base = base.parent
+
+    def made(name: str, fill: Callable[[Path], object]) -> Path:
+        folder, done = base / f"shared-{name}", base / f"shared-{name}.done"
+        with (base / f"shared-{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                folder.mkdir()
+                fill(folder)
+                done.touch()
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def qwen(shared: Shared) -> Bundle:
     """A target of Qwen2.5-VL's shape, reduced, with seeded weights."""
-    return small_target("qwen2.5-vl", tmp_path_factory.mktemp("qwen"))
+    return Bundle.open(shared("qwen", functools.partial(small_target, "qwen2.5-vl")) / "bundle")
 
 
 @pytest.fixture(scope="session")

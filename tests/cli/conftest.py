@@ -18,9 +18,11 @@ import psutil
 import pytest
 
 from cutline.cli.main import main
-from cutline.demo.bundles import DRAFTER
+from cutline.cloud.worker import Worker
+from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
+from cutline.models.bundle import Bundle
 
 PACKAGE = Path(__file__).resolve().parents[2] / ".dev"
 SECONDS = 100  # that a process may take for what should take a few
@@ -164,11 +166,9 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.fixture(scope="session")
 def worker() -> Iterator[str]:
-    """The address of a worker of the demo's target."""
-    given = ("cloud", "--insecure", "--listen", "127.0.0.1:0", "--threads", "1")
-    with started(*given, errors=subprocess.DEVNULL) as process:  # a pipe that nobody reads fills up and stops it
-        yield process.address()
-        assert process.running
+    """The address of a worker of the demo's target, in this process."""
+    with Worker(Bundle.open(TARGET), max_sessions=8) as here:
+        yield here.address
 
 
 @pytest.fixture(scope="session")

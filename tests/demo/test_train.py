@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from rich.progress import Progress
+from tokenizers import Tokenizer
 
 from cutline.demo import train
 from cutline.demo.bundles import DRAFTER, TARGET
@@ -24,16 +26,31 @@ def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
-@pytest.fixture
-def short(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def short() -> Iterator[None]:
     """Two steps a stage, of few cards, kept one by one."""
-    monkeypatch.setattr(train, "SCHEDULES", {"drafter": dict.fromkeys(Stage, Schedule(2, 1e-3))})
-    monkeypatch.setattr(train, "KEPT", 1)
-    monkeypatch.setattr(train, "CARDS", 4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "SCHEDULES", {"drafter": dict.fromkeys(Stage, Schedule(2, 1e-3))})
+        patch.setattr(train, "KEPT", 1)
+        patch.setattr(train, "CARDS", 4)
+        yield
 
 
-def test_the_recipe_makes_the_tokenizer_that_ships() -> None:
-    trained = json.loads(train_tokenizer(SEED).to_str())
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return train_tokenizer(SEED)
+
+
+@pytest.fixture(scope="module")
+def through(short: None, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """The weights that a training without a stop ends with."""
+    return weights(
+        Course("drafter", tokenizer, tmp_path_factory.mktemp("through") / "state").run(Progress(disable=True))
+    )
+
+
+def test_the_recipe_makes_the_tokenizer_that_ships(tokenizer: Tokenizer) -> None:
+    trained = json.loads(tokenizer.to_str())
     for bundle in (TARGET, DRAFTER):
         assert json.loads((bundle / "tokenizer.json").read_text()) == trained
 
@@ -41,11 +58,12 @@ def test_the_recipe_makes_the_tokenizer_that_ships() -> None:
 @pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("steps", [1, 4, 7])
 def test_a_stopped_training_ends_as_one_that_ran_through(
-    steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    steps: int,
+    tokenizer: Tokenizer,
+    through: dict[str, torch.Tensor],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    tokenizer = train_tokenizer(SEED)
-    through = weights(Course("drafter", tokenizer, tmp_path / "through").run(Progress(disable=True)))
-
     left = steps
     whole = Course._loss
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from cutline.models.export import make, vision
+from cutline.models.families import AnyFamily
 
 Configured = Callable[..., dict[str, Any]]
 
@@ -47,3 +52,27 @@ def tiny() -> Configured:
         }
 
     return configured
+
+
+@pytest.fixture(scope="module")
+def towers(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., float]:
+    """`export_vision`, which exports towers of equal weights once."""
+    kept, export = tmp_path_factory.mktemp("towers"), vision.export_vision
+    errors: dict[str, float] = {}
+
+    def exported(model: Any, family: AnyFamily, folder: Path, cuts: Sequence[str]) -> float:
+        sums = [weight.double().sum().item() for weight in model.model.state_dict().values()]
+        name = f"{hash((tuple(sums), tuple(cuts)))}"
+        if name not in errors:
+            (kept / name).mkdir()
+            errors[name] = export(model, family, kept / name, cuts)
+        shutil.copytree(kept / name, folder, dirs_exist_ok=True)
+        return errors[name]
+
+    return exported
+
+
+@pytest.fixture
+def one_tower(towers: Callable[..., float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a test of anything but towers: torch's exporter takes most of an export's time."""
+    monkeypatch.setattr(make, "export_vision", towers)

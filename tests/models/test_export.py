@@ -96,6 +96,7 @@ def copied(hf: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(hf, tmp_path / "copied"))
 
 
+@pytest.mark.usefixtures("one_tower")
 def test_a_target_is_the_folders_own_files(hf: Path, tmp_path: Path) -> None:
     steps: list[make.ExportProgress] = []
     bundle = make_bundle(hf, tmp_path / "deep" / "target", progress=steps.append)
@@ -232,6 +233,7 @@ def test_a_drafter_that_reads_otherwise_than_its_target_is_refused(
         make_bundle(copied, tmp_path / "other", role="drafter", target=target)
 
 
+@pytest.mark.usefixtures("one_tower")
 def test_a_drafter_belongs_to_its_target(drafter: Bundle, target: Bundle, copied: Path, tmp_path: Path) -> None:
     assert drafter.manifest.target == target.manifest.identity
     have_a_context_of(65)(copied)  # longer does no harm
@@ -310,6 +312,7 @@ def test_a_folder_that_cannot_be_exported_is_named(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("one_tower")
 def test_a_targets_own_weights_are_not_quantized(hf: Path, tmp_path: Path) -> None:
     bundle = make_bundle(hf, tmp_path / "out", precision="int8")
     assert bundle.manifest.precision == "int8"
@@ -323,6 +326,7 @@ def test_a_folder_that_is_no_bundle_is_left_alone(hf: Path, tmp_path: Path) -> N
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.usefixtures("one_tower")
 def test_a_bundle_is_replaced_when_the_new_one_is_whole(
     hf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import pytest
@@ -24,6 +25,8 @@ from cutline.models.bundle import Bundle
 from cutline.models.export import export_bundle, make, work
 from cutline.models.export.make import ExportProgress
 from cutline.testing.random_models import write_text
+
+pytestmark = pytest.mark.usefixtures("one_tower")
 
 PACKAGE = Path(__file__).resolve().parents[2] / ".dev"
 TARGET_STEPS = [
@@ -116,16 +119,23 @@ def test_a_stop_at_any_step_loses_no_step_before_it(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
 
 
+# Each in a process of its own, of one that has imported torch already.
 KILLED = """
-import os, signal, sys
+import json, os, signal, sys
 from pathlib import Path
 from cutline.models.export import export_bundle
 
-def watch(progress):
-    if (progress.step, progress.share) >= (sys.argv[3], float(sys.argv[4])) and progress.step == sys.argv[3]:
-        os.kill(os.getpid(), signal.SIGKILL)
+def export(step, share):
+    def watch(progress):
+        if progress.step == step and progress.share >= share:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-export_bundle(Path(sys.argv[1]), Path(sys.argv[2]), role="target", precision="fp32", name="tiny", progress=watch)
+    export_bundle(Path(sys.argv[1]), Path(sys.argv[2]), role="target", precision="fp32", name="tiny", progress=watch)
+
+for line in sys.stdin:
+    if (child := os.fork()) == 0:
+        export(*json.loads(line))
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
@@ -133,13 +143,17 @@ def test_a_kill_in_the_middle_of_a_copy_and_another_later(hf: Path, tmp_path: Pa
     export(hf, tmp_path / "whole")
     out, home = tmp_path / "out", tmp_path / ".out.partial"
     environment = os.environ | {"PYTHONPATH": str(PACKAGE)}
-    for step, share in (("copy of model.safetensors", 1e-9), ("embeddings", 0.0)):
-        command = [sys.executable, "-c", KILLED, str(hf), str(out), step, str(share)]
-        assert subprocess.run(command, env=environment, check=False).returncode == -signal.SIGKILL
-        assert not out.exists()
-        done = TARGET_STEPS[: TARGET_STEPS.index(step)]
-        _, *steps = (home / "journal.jsonl").read_bytes().splitlines()
-        assert [json.loads(line)["key"] for line in steps] == done
+    command = [sys.executable, "-c", KILLED, str(hf), str(out)]
+    with subprocess.Popen(command, env=environment, stdin=PIPE, stdout=PIPE, text=True) as exports:
+        assert exports.stdin is not None
+        assert exports.stdout is not None
+        for step, share in (("copy of model.safetensors", 1e-9), ("embeddings", 0.0)):
+            print(json.dumps([step, share]), file=exports.stdin, flush=True)
+            assert exports.stdout.readline() == f"{-signal.SIGKILL}\n"
+            assert not out.exists()
+            done = TARGET_STEPS[: TARGET_STEPS.index(step)]
+            _, *steps = (home / "journal.jsonl").read_bytes().splitlines()
+            assert [json.loads(line)["key"] for line in steps] == done
     assert reused(export(hf, out)) == TARGET_STEPS[:-2]
     assert content(out) == content(tmp_path / "whole")
     assert not home.exists()

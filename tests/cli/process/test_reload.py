@@ -60,8 +60,10 @@ def test_a_worker_writes_its_log_otherwise(start: Start, settings: Path) -> None
     assert told == "settings were read again: log is json; drain changed and needs a restart"
     settings.unlink()
     assert "settings stay as they are: cannot read" in hung_up(worker)
-    worker.signal(signal.SIGTERM)
-    assert worker.finish().code == 0
+    worker.signal(signal.SIGINT)
+    ran = worker.finish()
+    assert ran.code == 0
+    assert "Traceback" not in ran.err
 
 
 def test_a_watch_asks_otherwise_from_then_on(start: Start, settings: Path, card: Path, tmp_path: Path) -> None:

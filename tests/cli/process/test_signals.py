@@ -95,15 +95,6 @@ def test_what_grpc_logs_stays_out_of_an_error(start: Start, card: Path, black_ho
     start("edge", "--insecure", "--listen", black_hole.address).finish().failed(2)
 
 
-def test_an_idle_worker(start: Start) -> None:
-    worker = start("cloud", "--insecure", "--listen", "127.0.0.1:0", "--threads", "1")
-    worker.address()
-    worker.signal(signal.SIGINT)
-    ran = worker.finish()
-    assert ran.code == 0
-    assert "Traceback" not in ran.err
-
-
 def test_a_worker_with_an_open_session(start: Start, run: Run, card: Path) -> None:
     worker = start("cloud", "--insecure", "--listen", "127.0.0.1:0", "--threads", "1", "--drain", "0.2")
 
@@ -126,17 +117,6 @@ def test_a_worker_that_starts(start: Start, number: int) -> None:
     worker.signal(number)
     ran = worker.finish()
     assert (ran.code, ran.out, ran.err) == (130, "", "cutline: interrupted\n")
-
-
-def test_a_worker_of_which_a_rank_is_gone_ends_for_its_supervisor_to_start_it_again(start: Start) -> None:
-    options = ("--listen", "127.0.0.1:0", "--threads", "1", "--drain", "600", "--tensor-parallel", "2")
-    worker = start("cloud", "--insecure", *options)
-    worker.address()
-    (rank,) = worker.children()
-    rank.kill()
-    ran = worker.finish()
-    assert ran.code == 7
-    assert ran.err.endswith("cutline: the worker broke; its log says more\n")
 
 
 def test_a_second_signal_ends_a_worker_that_drains(start: Start) -> None:

@@ -196,7 +196,8 @@ def worker() -> Iterator[Worker]:
     options = ["--listen", "127.0.0.1:0", "--tensor-parallel", "2", "--insecure"]
     command = [sys.executable, "-m", "cutline.cli", "cloud", *options]
     environment = os.environ | {"OMP_WAIT_POLICY": "passive"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment) as process:
         try:
             assert process.stdout is not None
             address = process.stdout.readline().split()[-1]
@@ -238,9 +239,12 @@ def test_a_worker_ends_with_a_rank_of_its_own(asking: Any, cases: list[Case], wo
                     await anext(events)
 
     asyncio.run(breaks())
-    assert worker.process.wait(30) == WorkerFailed.exit_code
+    _, said = worker.process.communicate(timeout=30)
+    assert worker.process.returncode == WorkerFailed.exit_code, "for its supervisor to start it again"
+    assert said.endswith("cutline: the worker broke; its log says more\n")
 
 
+@pytest.mark.proof
 def test_a_worker_ends_where_a_rank_hangs(asking: Any, cases: list[Case], worker: Worker) -> None:
     """By what a pass usually takes, which is long before gloo's own minute; heartbeats go on meanwhile."""
 

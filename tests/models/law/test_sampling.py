@@ -64,6 +64,7 @@ def test_log_is_the_logarithm(x: float) -> None:
     assert _log(np.array([x]), np)[0] == pytest.approx(np.log(x), rel=1e-13, abs=1e-14)
 
 
+@pytest.mark.sampled(3_000, 20_000)
 @pytest.mark.parametrize(
     "sampling",
     [
@@ -74,7 +75,7 @@ def test_log_is_the_logarithm(x: float) -> None:
         Sampling(temperature=1.2, top_k=9, top_p=0.9, min_p=0.1),
     ],
 )
-def test_tokens_have_the_distribution_of_the_warped_softmax(sampling: Sampling) -> None:
+def test_tokens_have_the_distribution_of_the_warped_softmax(sampling: Sampling, rounds: int) -> None:
     logits = np.random.default_rng(0).normal(0, 1.5, 12).astype(np.float32)
     warped = torch.from_numpy(logits)[None] / sampling.temperature
     if sampling.top_k:
@@ -84,12 +85,11 @@ def test_tokens_have_the_distribution_of_the_warped_softmax(sampling: Sampling) 
     if sampling.min_p:
         warped = MinPLogitsWarper(sampling.min_p)(None, warped)  # type: ignore[arg-type]
     expected = warped.softmax(-1)[0].double().numpy()
-    drawn = 20_000
-    seen = np.bincount([choose(logits, sampling, position) for position in range(drawn)], minlength=12)
+    seen = np.bincount([choose(logits, sampling, position) for position in range(rounds)], minlength=12)
     kept = expected > 0
     assert seen[~kept].sum() == 0
     expected = expected[kept] / expected[kept].sum()
-    assert stats.chisquare(seen[kept], expected * drawn).pvalue > 0.01
+    assert stats.chisquare(seen[kept], expected * rounds).pvalue > 0.01
 
 
 @given(
