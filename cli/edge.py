@@ -35,6 +35,9 @@ class EdgeOptions(msgspec.Struct, frozen=True, kw_only=True):
     allow_origin: Annotated[
         list[str] | None, "Origin, such as https://app.example, whose pages may ask this agent; may be given again."
     ] = None
+    encoder: Annotated[
+        Path | None, "Bundle of a dual encoder, which makes rows of texts and images at `/v1/embeddings`."
+    ] = None
     requests: Annotated[
         int,
         "Questions in work at once that need a worker, and as many that the device may answer; one more is told to "
@@ -57,7 +60,7 @@ def edge(*, context: typer.Context, config: Config = None, given: EdgeOptions) -
 
     from cutline.cli.process.reload import Reload
     from cutline.cli.process.signals import Signals, leave
-    from cutline.cli.setting import agent_opener, check_listen, open_server_keys
+    from cutline.cli.setting import agent_opener, check_listen, open_encoder, open_server_keys
     from cutline.cli.terminal.logs import change_form, write_logs
     from cutline.edge.api.access.login import LINK_SECONDS, LoginCode
     from cutline.edge.api.server import ServerOptions, serve
@@ -81,6 +84,7 @@ def edge(*, context: typer.Context, config: Config = None, given: EdgeOptions) -
         keys=keys,
         tokens=tokens,
         link=invitation,
+        encoder=open_encoder(given.encoder, given.agent),
     )
 
     def announce(address: str) -> None:

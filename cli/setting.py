@@ -19,6 +19,7 @@ from cutline.protos.channel.address import is_loopback, parse_address
 if TYPE_CHECKING:
     from cutline.edge.agent import Agent
     from cutline.edge.generation.semantic_cache import SemanticCache
+    from cutline.edge.inference.encoder import Encoder
     from cutline.edge.offload.backends.openai_upstream import Upstream
     from cutline.edge.offload.discovery import ListedWorkers
     from cutline.edge.planning.planner import Planner
@@ -172,6 +173,17 @@ def thread_count(given: int | None) -> int:
     if given is not None and given < 1:
         raise InputError(f"--threads is {given}; give 1 or more")
     return given or usable_cores()
+
+
+def open_encoder(path: Path | None, given: AgentOptions) -> Encoder | None:
+    """The encoder of the bundle at `path`, None without one, to run as the agent's models do. Raises BundleError."""
+    if path is None:
+        return None
+    from cutline.edge.inference.encoder import Encoder
+
+    return Encoder(
+        path, threads=thread_count(given.threads), provider=CPU if given.provider is None else given.provider
+    )
 
 
 def open_keys(given: WorkerKeys) -> AgentKeys:

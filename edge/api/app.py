@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -16,7 +16,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cutline.core.json_errors import UNREADABLE
 from cutline.edge.api.access.limits import MOST, UNLIMITED, Guard
-from cutline.edge.api.access.origins import allowing
 from cutline.edge.api.chat.narrator import teller_of
 from cutline.edge.api.errors import Fault, Refused, unreadable
 from cutline.edge.api.handler import ALIAS, RequestHandler, ServedAgent, as_json, failure
@@ -38,33 +37,35 @@ from cutline.edge.api.streams import AnswerStream
 from cutline.errors import AccessDenied, InputError
 from cutline.protos.channel.token_file import Quota
 
-if TYPE_CHECKING:  # an agent that fetches nothing loads nothing of it
+if TYPE_CHECKING:  # an agent that fetches or compares nothing loads nothing of it
     from cutline.edge.api.requests.image_fetcher import Fetcher
+    from cutline.edge.inference.encoder import Encoder
 
 
 def application(
     agent: ServedAgent,
     *,
-    hosts: Collection[str] | None = None,
-    origins: Collection[str] = (),
     most: Callable[[], int] = lambda: MOST,
     fetcher: Fetcher | None = None,
     limits: Callable[[str], Quota] = lambda tenant: UNLIMITED,
     shared: bool = False,
-    entrance: Callable[[ASGIApp], ASGIApp] = lambda app: app,
+    entrance: Callable[[ASGIApp], ASGIApp] = lambda app: RequestLog(Guard(app, None)),
+    encoder: Encoder | None = None,
 ) -> ASGIApp:
     """The agent's HTTP application.
 
-    `hosts` are the names it may be asked by, None for any; pages of `origins` may ask it as well as its own. As many
-    questions as `most` says that need a worker may be in work at once, and as many that the device may answer, and of
-    each tenant what `limits` say; a `fetcher` gets images that stand elsewhere. An agent that is `shared` none who asks
-    may take offline, and one that is offline now stays so. The `entrance` stands before all of it.
+    As many questions as `most` says that need a worker may be in work at once, and as many that the device may answer,
+    and of each tenant what `limits` say; a `fetcher` gets images that stand elsewhere. An agent that is `shared` none
+    who asks may take offline, and one that is offline now stays so. The `entrance` stands before all of it, and checks
+    and logs what comes. An `encoder` makes rows of texts and images.
     """
     handler = RequestHandler(agent, most=most, limits=limits, fetcher=fetcher)
     api = _Api(handler, shared=shared)
     responses, ollama = Later(lambda: _responses(handler)), Later(lambda: _ollama(handler))
+    embeddings = Later(lambda: _embeddings(handler, encoder))
     routes = [
         Route("/v1/chat/completions", api.complete, methods=["POST"]),
+        Route("/v1/embeddings", embeddings),
         Route("/v1/models", api.models),
         Route("/v1/models/{model:path}", api.model),
         Route("/props", api.props),
@@ -88,8 +89,7 @@ def application(
         },
     )
     app.router.redirect_slashes = False
-    guarded = Guard(app, None if hosts is None else frozenset(hosts), frozenset(origins))
-    return Named(allowing(entrance(RequestLog(guarded)), origins))
+    return Named(entrance(app))
 
 
 class _Api:
@@ -173,6 +173,12 @@ def _responses(handler: RequestHandler) -> list[Route]:
     from cutline.edge.api.responses.routes import responses
 
     return responses(handler)
+
+
+def _embeddings(handler: RequestHandler, encoder: Encoder | None) -> list[Route]:
+    from cutline.edge.api.embeddings.routes import embeddings
+
+    return embeddings(handler, encoder)
 
 
 def _ollama(handler: RequestHandler) -> list[Route]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
 
 import msgspec
@@ -14,9 +16,9 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.types import Receive
 
-from cutline.core.request import Mode, Request
+from cutline.core.request import Request
 from cutline.edge.api.access.auth import TENANT
-from cutline.edge.api.access.limits import Desk
+from cutline.edge.api.access.limits import Desk, RequestPlace
 from cutline.edge.api.errors import Fault, Refused, body_of, headers_of, kind_of, status_of
 from cutline.edge.api.metrics import CANCELLED, AgentMetrics
 from cutline.edge.api.request_log import note, request_id, trace
@@ -84,6 +86,13 @@ class ApiRequest(Protocol):
 A = TypeVar("A", bound=ApiRequest)
 
 
+@dataclass(slots=True)
+class Attempt:
+    """A request in the making; its `mode`, by which it is counted, is not known before it is read."""
+
+    mode: str | None = None
+
+
 class RequestHandler:
     """Answers questions by an `agent`: at once as many that need a worker as `most` says, and as many others."""
 
@@ -108,6 +117,14 @@ class RequestHandler:
             message = f"this agent has one model, {name}; ask for that, or for {ALIAS}"
             raise Refused(404, Fault(message, InputError.__name__, "model", "model_not_found"))
 
+    def place(self, tenant: str) -> AbstractContextManager[RequestPlace]:
+        """A place for one request of `tenant`, whose kind is set once it is read. Raises Refused."""
+        return self._desk.place(tenant)
+
+    async def pictures(self, urls: Sequence[str], body: Body) -> list[bytes]:
+        """The images behind `urls`: those that came in the `body`, or fetched. Raises InputError."""
+        return await pictures(urls, body.pictures, self._fetcher, offline=lambda: self.agent.offline)
+
     async def respond(
         self,
         request: HttpRequest,
@@ -118,48 +135,62 @@ class RequestHandler:
 
         Else it is told in the words of what `tell` gives for the request, the drafter's manifest and the question.
         """
-        mode: Mode | None = None
+        return await self.attempt(request, partial(self._respond, request, read, tell))
+
+    async def attempt(
+        self, request: HttpRequest, work: Callable[[Attempt], Awaitable[Response | AnswerStream]]
+    ) -> Response | AnswerStream:
+        """What `work` responds to a request; what goes wrong is told, counted and noted."""
+        attempt = Attempt()
         try:
-            with ExitStack() as stack:
-                body = await self.body(request)
-                place = stack.enter_context(self._desk.place(tenant_of(request)))
-                large = len(body.json) > LARGE
-                asked = await _in_thread(large, read, body.json)
-                if isinstance(asked, Response):
-                    return asked
-                self.check(asked.model)
-                place.settle(needs_worker=asked.needs_worker)
-                getting = pictures(asked.urls, body.pictures, self._fetcher, offline=lambda: self.agent.offline)
-                images = await _unless_gone(request.receive, getting)
-                named = {"tenant": tenant_of(request), "request_id": request_id(request), "trace": trace(request)}
-                question = await _in_thread(large, asked.question, images, **named)
-                mode = question.mode
-                teller = tell(asked, self.agent.manifest, question)
-                if asked.streamed:
-                    return await self._stream(request, question, teller, stack)
-                answer = await _unless_gone(request.receive, self.agent.answer(question))
-                self.counts.answered(answer)
-                note(request, answer)
-                return as_json(teller.whole(answer))
+            return await work(attempt)
         except ClientDisconnect:
-            self.counts.failed(mode, CANCELLED)
+            self.counts.failed(attempt.mode, CANCELLED)
             note(request, GONE)
             return Response(status_code=400)  # that nobody reads
         except (Refused, CutlineError) as error:
-            self.counts.failed(mode, status_of(error))
+            self.counts.failed(attempt.mode, status_of(error))
             note(request, kind_of(error))
             return failure(request, error)
         except asyncio.CancelledError:  # the server stops, and has waited long enough
             return failure(request, WorkerUnavailable(STOPPED))
         except Exception:
-            self.counts.failed(mode, 500)
+            self.counts.failed(attempt.mode, 500)
             raise
+
+    async def _respond(
+        self,
+        request: HttpRequest,
+        read: Callable[[bytes], A | Response],
+        tell: Callable[[A, Manifest, Request], Teller],
+        attempt: Attempt,
+    ) -> Response | AnswerStream:
+        with ExitStack() as stack:
+            body = await self.body(request)
+            place = stack.enter_context(self.place(tenant_of(request)))
+            large = len(body.json) > LARGE
+            asked = await in_thread(large, read, body.json)
+            if isinstance(asked, Response):
+                return asked
+            self.check(asked.model)
+            place.settle(needs_worker=asked.needs_worker)
+            images = await unless_gone(request.receive, self.pictures(asked.urls, body))
+            named = {"tenant": tenant_of(request), "request_id": request_id(request), "trace": trace(request)}
+            question = await in_thread(large, asked.question, images, **named)
+            attempt.mode = question.mode
+            teller = tell(asked, self.agent.manifest, question)
+            if asked.streamed:
+                return await self._stream(request, question, teller, stack)
+            answer = await unless_gone(request.receive, self.agent.answer(question))
+            self.counts.answered(answer)
+            note(request, answer)
+            return as_json(teller.whole(answer))
 
     async def _stream(self, request: HttpRequest, question: Request, teller: Teller, stack: ExitStack) -> AnswerStream:
         """The response that tells an answer as it happens, once it has begun to: what is wrong by then has a status."""
         events = self.agent.stream(question)
         try:
-            first = await _unless_gone(request.receive, anext(events))
+            first = await unless_gone(request.receive, anext(events))
         except BaseException:
             await events.aclose()
             raise
@@ -192,12 +223,12 @@ def tenant_of(request: HttpRequest) -> str:
     return str(request.scope.get(TENANT, ""))
 
 
-async def _in_thread(large: bool, work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
+async def in_thread(large: bool, work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
     """What `work` gives, from a thread if it is `large`: others go on meanwhile."""
     return await asyncio.to_thread(work, *given, **named) if large else work(*given, **named)
 
 
-async def _unless_gone(receive: Receive, work: Awaitable[T]) -> T:
+async def unless_gone(receive: Receive, work: Awaitable[T]) -> T:
     """What `work` gives; it is cancelled once the client is gone. Raises ClientDisconnect then."""
     working = asyncio.ensure_future(work)
     gone = asyncio.create_task(disconnected(receive))

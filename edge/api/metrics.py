@@ -5,11 +5,11 @@ from __future__ import annotations
 import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from cutline.core.request import Mode
 from cutline.edge.generation.result import Answer, Decision, Provenance, Tail
 
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0)
 _DECIDED = {Decision.KEPT: "yes", Decision.PASSED: "no"}
+EMBEDDINGS = "embeddings"  # among the modes that requests are counted by
 CANCELLED = 499  # the status that is counted where the client was gone before its answer
 
 
@@ -75,6 +75,9 @@ class AgentMetrics:
         self._alone = Counter(
             "cutline_agent_finished_alone", "Tails by what became of them", ["tail"], registry=registry
         )
+        self._embedded = Counter(
+            "cutline_agent_embedded", "Texts and images that an encoder made rows of", ["kind"], registry=registry
+        )
         self._joules = Counter("cutline_agent_energy_joules", "What answers took, where it is known", registry=registry)
 
     def answered(self, answer: Answer) -> None:
@@ -97,7 +100,14 @@ class AgentMetrics:
         if answer.energy is not None:
             self._joules.inc(answer.energy.joules)
 
-    def failed(self, mode: Mode | None, status: int) -> None:
+    def embedded(self, *, texts: int, images: int, seconds: float) -> None:
+        """Count a request for rows of so many texts and images."""
+        self._requests.labels(EMBEDDINGS, 200).inc()
+        self._latency.labels(EMBEDDINGS).observe(seconds)
+        self._embedded.labels("text").inc(texts)
+        self._embedded.labels("image").inc(images)
+
+    def failed(self, mode: str | None, status: int) -> None:
         """Count a request that had no answer; `mode` is None where the request did not read."""
         self._requests.labels(mode or "none", status).inc()
 

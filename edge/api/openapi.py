@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from cutline.edge.api.chat.completions import ChatChunk, ChatCompletion
+from cutline.edge.api.embeddings.schema import EmbeddingList, EmbeddingRequest
 from cutline.edge.api.errors import STATUS, Failed, OllamaFailed
 from cutline.edge.api.introspection import Health, Model, Models, Props, Readiness, State, Switches
 from cutline.edge.api.ollama.answers import OllamaAnswer
@@ -27,6 +28,7 @@ from cutline.edge.api.responses.objects import ResponseDeleted, ResponseObject
 from cutline.edge.api.responses.schema import ResponseRequest
 
 _TYPES = (
+    *(EmbeddingList, EmbeddingRequest),
     *(ChatRequest, ChatCompletion, ChatChunk, Failed, Health, Model, Models, Props),
     *(OllamaAnswer, OllamaChat, OllamaFailed, OllamaLoaded, OllamaModels, OllamaNamed, OllamaPrompt, OllamaShown),
     *(Readiness, State, Switches),
@@ -58,6 +60,7 @@ def document() -> dict[str, Any]:
     """The document."""
     _, schemas = msgspec.json.schema_components(_TYPES, ref_template="#/components/schemas/{name}")
     read = {400, 404, 408, 413, 415, 429}
+    rows = {*read, 500}
     asked = {*read, *STATUS.values()}
     return {
         "openapi": "3.1.0",
@@ -69,6 +72,7 @@ def document() -> dict[str, Any]:
                 "get": _giving("A response that is kept", ResponseObject, {404}) | {"parameters": [_NAME]},
                 "delete": _giving("It is kept no more", ResponseDeleted, {404}) | {"parameters": [_NAME]},
             },
+            "/v1/embeddings": {"post": _taking(EmbeddingRequest, _json("Rows of the inputs", EmbeddingList), rows)},
             "/v1/models": {"get": _giving("The models that can be asked", Models)},
             "/v1/models/{model}": {"get": _giving("One model", Model, {404}) | {"parameters": [_MODEL]}},
             "/props": {"get": _giving("The model, as clients of llama.cpp look it up", Props)},

@@ -13,15 +13,17 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from cutline.edge.api.access.auth import Entrance
-from cutline.edge.api.access.limits import MAX_HEAD, MOST, UNLIMITED
+from cutline.edge.api.access.limits import MAX_HEAD, MOST, UNLIMITED, Guard
 from cutline.edge.api.access.login import LoginCode
-from cutline.edge.api.access.origins import check_origins
+from cutline.edge.api.access.origins import allowing, check_origins
 from cutline.edge.api.access.tls import Secured, tls
 from cutline.edge.api.app import application
 from cutline.edge.api.handler import ServedAgent
+from cutline.edge.api.request_log import RequestLog
 from cutline.errors import InputError
 from cutline.protos.channel.address import is_loopback, parse_address
 from cutline.protos.channel.credentials import ServerKeys
@@ -29,6 +31,7 @@ from cutline.protos.channel.token_file import Tokens
 
 if TYPE_CHECKING:
     from cutline.edge.api.requests.image_fetcher import Fetcher
+    from cutline.edge.inference.encoder import Encoder
 
 STOP_SECONDS = 2
 HEAD_SECONDS = 10.0  # that a request's head may take, and the wait for the next one
@@ -138,7 +141,8 @@ class ServerOptions:
     """Where an agent is asked, and by whom: over HTTPS with `keys`, with `tokens` by who has one, or the `link`.
 
     `listen` is HOST:PORT. Images are fetched from the hosts of `allow_urls` alone; as many questions may be in work at
-    once as `most` says. Pages of `allow_origins` may ask it, beside its own.
+    once as `most` says. Pages of `allow_origins` may ask it, beside its own. An `encoder` makes rows of
+    texts and images.
     """
 
     listen: str
@@ -148,6 +152,7 @@ class ServerOptions:
     keys: ServerKeys | None = None
     tokens: Tokens | None = None
     link: LoginCode | None = None
+    encoder: Encoder | None = None
 
 
 async def serve(
@@ -163,13 +168,12 @@ async def serve(
         async with AsyncExitStack() as stack:
             app = application(
                 agent,
-                hosts=names_of(host) if tokens is None else None,  # a page that misled a browser has no token
-                origins=check_origins(given.allow_origins),
                 most=given.most,
                 fetcher=await stack.enter_async_context(_fetcher(given.allow_urls)) if given.allow_urls else None,
                 limits=(lambda tenant: UNLIMITED) if tokens is None else tokens.limits,
                 shared=tokens is not None or not is_loopback(host),
-                entrance=(lambda app: app) if tokens is None else partial(Entrance, tokens=tokens, link=given.link),
+                entrance=_entrance(given, host),
+                encoder=given.encoder,
             )
             context = None if given.keys is None else await stack.enter_async_context(tls(given.keys))
             config = uvicorn.Config(
@@ -188,6 +192,22 @@ async def serve(
                 await asyncio.wait(dropped, timeout=STOP_SECONDS)
     finally:
         listening.close()
+
+
+def _entrance(given: ServerOptions, host: str) -> Callable[[ASGIApp], ASGIApp]:
+    """What stands before an application that listens at `host`: who may ask it, and the log of who did.
+
+    Raises InputError.
+    """
+    tokens, origins = given.tokens, check_origins(given.allow_origins)
+    hosts = names_of(host) if tokens is None else None  # a page that misled a browser has no token
+
+    def before(app: ASGIApp) -> ASGIApp:
+        logged = RequestLog(Guard(app, hosts, origins))
+        inside = logged if tokens is None else Entrance(logged, tokens=tokens, link=given.link)
+        return allowing(inside, origins)
+
+    return before
 
 
 def names_of(host: str) -> frozenset[str] | None:
