@@ -21,6 +21,7 @@ from cutline.protos.messages import Confirmed, Draft, Finished, Likelihood, Open
 if TYPE_CHECKING:  # its library is loaded where somebody asks for it
     from cutline.models.law.grammars import CompiledConstraint
 
+FORCED_RATE = 0.98  # how often a token is right that the constraint forces: it could be written with others
 BoundaryRows = NDArray[np.float32]  # (n, width)
 
 
@@ -110,12 +111,14 @@ class Session:
     seconds: float = 0.0
     confirmed_at: float = 0.0  # on the monotonic clock, by the last pass; until the first one, when it was opened
     pieces: list[BoundaryRows] = field(default_factory=list)  # of a prompt, for the next worker
+    forced: tuple[int, ...] = ()  # tokens that the constraint leaves no choice but to follow
     past: Past | None = None  # of the tokens that logits came for, where the model has penalties
     reason: Reason | None = None  # why the answer is complete; None while it goes on
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.tokens)
         self.offer(len(self.tokens), self.request.draft)
+        self.propose()
 
     def offer(self, position: int, draft: Sequence[int], rows: BoundaryRows | None = None) -> None:
         """Take a draft of tokens from `position` on, if it agrees with what is confirmed; not while one is in flight.
@@ -135,6 +138,21 @@ class Session:
         if draft:
             self.draft = tuple(draft[: self.limit - len(self.tokens)])
 
+    def propose(self) -> None:
+        """Find what the constraint forces to follow, which is verified as a draft where there is no other.
+
+        It is how the tokenizer writes the one text that may follow: the target may write it with other tokens.
+        """
+        compiled, past = self.request.compiled, self.past
+        if compiled is None:
+            return
+        if past is None or past.matcher is None or len(past.tokens) > len(self.tokens):
+            matcher = compiled.matcher(self.tokens[self.request.prompt_length :])
+        else:
+            past.extend(self.tokens[len(past.tokens) :])
+            matcher = past.matcher
+        self.forced = matcher.forced()[: self.limit - len(self.tokens)]
+
     def take_waiting(self) -> None:
         """Take the drafts that wait, and say so of each, unless one is in flight."""
         while self.waiting and self.in_flight is None:
@@ -145,13 +163,15 @@ class Session:
     def rows_to_run(self, row_share: float, most: int = MOST_DRAFTED_ROWS) -> SessionRows | None:
         """What the next pass should run for this session, or None if it waits for a draft; of that `most` tokens."""
         new = self.tokens[self.cached :]
-        available = min(len(self.draft), most)
-        worth = rows_worth_verifying(available, self.acceptance.rate, row_share)
+        forced = not self.draft and self._may_decode_alone()
+        draft = self.forced if forced else self.draft
+        rate = FORCED_RATE if forced else self.acceptance.rate
+        worth = rows_worth_verifying(min(len(draft), most), rate, row_share)
         if self.draft and not self._may_decode_alone():
             worth = max(worth, 1)
         if worth == 0 and not self.opening and not self._may_decode_alone():
             return None
-        return SessionRows(self, self.cached, (*new, *self.draft[:worth]), drafted=worth)
+        return SessionRows(self, self.cached, (*new, *draft[:worth]), drafted=worth, forced=forced)
 
     def late(self, now: float) -> bool:
         """Whether it is out of time."""
@@ -170,8 +190,8 @@ class Session:
     def ran(self, rows: SessionRows, seconds: float, now: float) -> None:
         """Count a pass of `rows` that took `seconds` of the session's own."""
         self.passes += 1
-        self.verified += rows.drafted
-        self.alone += int(rows.drafted == 0 and not self.opening)
+        self.verified += 0 if rows.forced else rows.drafted
+        self.alone += int((rows.drafted == 0 or rows.forced) and not self.opening)
         self.seconds += seconds
         self.confirmed_at = now
         if self.request.pictured:
@@ -192,12 +212,14 @@ class Session:
     ) -> Confirmed:
         """Take the target's tokens after a pass; `chosen[i]` follows the i-th of `drafted` verified tokens.
 
+        Those are of the agent's draft, or what the constraint forces where there is none.
+
         `likelihoods` are those of `chosen`, of as many as are confirmed, if they were asked for. `reason` says whether
         the answer is complete now. Rejected drafts need no clean-up: their rows lie beyond `cached` and the next pass
         overwrites them.
         """
         position = len(self.tokens)
-        right = agreeing(self.draft[:drafted], chosen)
+        right = agreeing((self.draft or self.forced)[:drafted], chosen)
         new = list(chosen[: right + 1])
         stop = next((index + 1 for index, token in enumerate(new) if token in stop_tokens), None)
         new = new[: min(stop or len(new), self.limit - position)]
@@ -298,6 +320,9 @@ class DeepSession(Session):
         tokens = (*self.tokens[self.cached :], *draft)
         return SessionRows(self, self.cached, tokens, drafted=len(draft), boundary=self.rows[: len(tokens)])
 
+    def propose(self) -> None:
+        """Nothing: what is forced has no rows here."""
+
     def keep(self, rows: SessionRows, made: BoundaryRows | None) -> None:
         """As of any session; the rows of that part are used up."""
         self.rows = self.rows[len(rows.tokens) :]
@@ -325,7 +350,7 @@ class SessionRows:
     """One session's rows of a pass: `tokens` from position `start` on, the last `drafted` of them unconfirmed.
 
     At a deep cut they come with their `boundary` (n, width). Rows that are `partial` choose nothing: others follow
-    before the session's next token.
+    before the session's next token. Where they are `forced` no agent drafted them.
     """
 
     session: Session
@@ -334,6 +359,7 @@ class SessionRows:
     drafted: int
     boundary: BoundaryRows | None = None
     partial: bool = False
+    forced: bool = False
 
     def first(self, count: int) -> SessionRows:
         """The first `count` of them, or all that there are; drafted ones go with the last of the others."""

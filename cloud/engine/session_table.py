@@ -16,7 +16,7 @@ from cutline.cloud.engine.passes import FATAL
 from cutline.cloud.engine.sequence import DeepSession, Event, Session, SessionRequest
 from cutline.cloud.model.model_runner import Target
 from cutline.cloud.telemetry.observer import Observer
-from cutline.errors import CutlineError, WorkerBusy, WorkerFailed, WorkerForgot, WorkerUnavailable
+from cutline.errors import CutlineError, InputError, WorkerBusy, WorkerFailed, WorkerForgot, WorkerUnavailable
 from cutline.protos.messages import Draft, Finished, Opened
 
 log = logging.getLogger(__name__)
@@ -117,14 +117,18 @@ class SessionTable:
 
     @contextlib.contextmanager
     def isolated(self, session: Session) -> Iterator[None]:
-        """What goes wrong within ends this session alone, but for FATAL errors."""
+        """What goes wrong within ends this session alone, but for FATAL errors.
+
+        What the client asked for and cannot have, such as a constraint that became too complex, it hears as it is.
+        """
         try:
             yield
         except FATAL:
             raise
         except Exception as error:
             self.close(session.name, broken=True)
-            self._listeners.emit(session.name, _failure(session.name, error))
+            told = error if isinstance(error, InputError) else _failure(session.name, error)
+            self._listeners.emit(session.name, told)
 
     def close(self, name: str, *, broken: bool = False) -> None:
         """A session is no more; of no effect if it has ended. From one that is `broken` nobody may go on."""

@@ -76,7 +76,7 @@ class Verifier:
         """A pass gave tokens: those up to the first that is not the drafted one are the target's."""
         session, drafted = passed.rows.session, passed.rows.drafted
         right = agreeing(passed.rows.tokens[-drafted:], chosen) if drafted else 0
-        if drafted:
+        if drafted and not passed.rows.forced:
             self._observer.verified(drafted, right)
         of: list[Likelihood] = []
         if session.request.likelihoods:
@@ -84,6 +84,8 @@ class Verifier:
         self._table.emit(session, session.confirm(chosen, drafted, self._stop_tokens, of))
         if session.reason is not None:
             self._table.emit(session, session.finished())
+        else:
+            session.propose()
 
     def _landed(self, session: Session, event: Confirmed) -> None:
         """What was in flight was confirmed: drafts that waited for that are taken."""

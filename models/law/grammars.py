@@ -76,6 +76,12 @@ class Matcher:
             if not fits:
                 raise InputError("the answer so far does not keep to its constraint; ask for another")
 
+    def forced(self) -> tuple[int, ...]:
+        """Tokens of the text that must come next, as the tokenizer writes it; others may write the same."""
+        if self._ended or self._inner.is_stopped():
+            return ()
+        return tuple(self._inner.compute_ff_tokens())
+
     def _check(self) -> None:
         if self._inner.is_error():
             raise InputError(f"the constraint became too complex to go on: {_reason(self._inner.get_error())}")

@@ -75,7 +75,7 @@ class Past:
         # The count of each token in the answer; as it is as long as the vocabulary, only if it is needed.
         self._counts: Any = xp.zeros_like(like, dtype=xp.float32) if self._presence or self._frequency else None
         self._first, self._prompt = first, len(prompt)
-        self._matcher = matcher
+        self.matcher = matcher
         self._stops = frozenset(stop_tokens)
         self._xp = xp
         self._seen = xp.zeros_like(like, dtype=xp.bool)
@@ -94,8 +94,8 @@ class Past:
         if not tokens:
             return
         size, begin = self._penalties.no_repeat_ngram_size, len(self.tokens)
-        if self._matcher is not None:
-            self._matcher.consume(tokens[max(0, self._prompt - begin) :])
+        if self.matcher is not None:
+            self.matcher.consume(tokens[max(0, self._prompt - begin) :])
         self.tokens += tokens
         if self._repetition != 1.0:
             self._seen[self._index(tokens)] = True
@@ -121,8 +121,8 @@ class Past:
         if self._presence:
             logits = xp.where(self._counts > 0, logits - xp.full_like(logits[:1], self._presence), logits)
         banned = self._banned()
-        if self._matcher is not None:
-            allowed = self._matcher.allowed()
+        if self.matcher is not None:
+            allowed = self.matcher.allowed()
             left = allowed.copy()
             left[sorted(banned)] = False
             # Where nothing is left the constraint has the last word: no answer that breaks it is of any use.

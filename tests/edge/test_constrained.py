@@ -11,6 +11,7 @@ import httpx
 import jsonschema
 import pytest
 
+from cutline.cloud.engine.sequence import Session
 from cutline.core.constraint import Constraint
 from cutline.core.request import Mode
 from cutline.core.sampling import Sampling
@@ -19,10 +20,13 @@ from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.edge.agent import Agent, AgentSettings
 from cutline.edge.generation.result import Answer
+from cutline.edge.inference.drafter import DrafterConversation
 from cutline.edge.offload.backends.openai_upstream import Upstream
 from cutline.errors import InputError, WorkerFailed
 from cutline.models.bundle import Bundle
+from cutline.models.law.grammars import Matcher
 from cutline.protos import features
+from cutline.protos.messages import Finished
 from cutline.testing.together import asking, ids, together
 
 CARD = next(iter(requests(Split.EVALUATION, 1, seed=5)))
@@ -89,6 +93,87 @@ def test_drafts_of_a_constrained_answer_are_confirmed() -> None:
 
     answer = asyncio.run(run())
     assert answer.accepted > len(answer.tokens) / 3
+
+
+@pytest.mark.parametrize("sampled", SAMPLINGS)
+def test_what_the_constraint_forces_takes_no_pass_of_its_own(
+    sampled: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is verified with the token before it, so the answer is as it was: also where others would write the same."""
+    ended: list[Finished] = []
+    finished = Session.finished
+    monkeypatch.setattr(Session, "finished", lambda session: ended.append(finished(session)) or ended[-1])
+    how = Sampling(constraint=Constraint.json_schema(SCHEMA), **sampled)
+
+    async def run() -> Answer:
+        async with together(Bundle.open(TARGET), Bundle.open(DRAFTER)) as agent:
+            return await agent.answer(asking(CARD, Mode.CLOUD, sampling=how))
+
+    ahead = asyncio.run(run())
+    with monkeypatch.context() as without:
+        without.setattr(Matcher, "forced", lambda matcher: ())
+        plain = asyncio.run(run())
+    assert (ids(ahead), ahead.complete, ahead.accepted) == (ids(plain), True, 0)
+    assert ended[1].passes == len(plain.tokens)
+    assert ended[0].passes < len(plain.tokens) / 2
+    assert ended[0].verified == 0, "no agent drafted any of it"
+
+
+@pytest.mark.parametrize("effort", [0.0, 0.3])
+def test_who_lets_the_worker_only_verify_is_not_told_what_is_forced(effort: float) -> None:
+    async def run() -> tuple[Answer, Answer]:
+        async with together(Bundle.open(TARGET), Bundle.open(DRAFTER)) as agent:
+            how = Sampling(constraint=Constraint.json_schema(SCHEMA))
+            drafted = await agent.answer(asking(CARD, Mode.DRAFT, sampling=how, effort=effort))
+            return drafted, await agent.answer(asking(CARD, Mode.CLOUD, sampling=how))
+
+    drafted, alone = asyncio.run(run())
+    assert ids(drafted) == ids(alone)
+
+
+@pytest.mark.parametrize("mode", [Mode.CLOUD, Mode.DRAFT, Mode.EDGE])
+def test_a_constraint_that_becomes_too_complex_is_the_clients(mode: Mode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever finds it out, in the middle of the answer; and the worker goes on."""
+    allowed, consumed = Matcher.allowed, Matcher.consume
+    seen: dict[int, int] = {}
+
+    def consume(matcher: Matcher, tokens: Any) -> None:
+        seen[id(matcher)] = seen.get(id(matcher), 0) + len(tokens)
+        consumed(matcher, tokens)
+
+    def limited(matcher: Matcher) -> Any:
+        if seen.get(id(matcher), 0) > 12:
+            raise InputError("the constraint became too complex to go on: so many states")
+        return allowed(matcher)
+
+    async def run() -> None:
+        async with together(Bundle.open(TARGET), Bundle.open(DRAFTER)) as agent:
+            how = Sampling(constraint=Constraint.json_schema(SCHEMA))
+            with monkeypatch.context() as patched:
+                patched.setattr(Matcher, "consume", consume)
+                patched.setattr(Matcher, "allowed", limited)
+                with pytest.raises(InputError, match="too complex to go on"):
+                    await agent.answer(asking(CARD, mode, sampling=how))
+            assert (await agent.answer(asking(CARD, mode, sampling=how))).complete
+
+    asyncio.run(run())
+
+
+def test_a_draft_ends_where_the_drafter_finds_the_constraint_too_complex(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It drafts further than what is confirmed: the worker, who does not, has the word."""
+
+    def too_complex(*given: Any) -> Any:
+        raise InputError("the constraint became too complex to go on")
+        yield
+
+    async def run() -> None:
+        async with together(Bundle.open(TARGET), Bundle.open(DRAFTER)) as agent:
+            how = Sampling(constraint=Constraint.json_schema(SCHEMA))
+            monkeypatch.setattr(DrafterConversation, "draft", too_complex)
+            answer = await agent.answer(asking(CARD, Mode.DRAFT, sampling=how))
+            assert (answer.exact, answer.complete, answer.drafted) == (True, True, 0)
+
+    asyncio.run(run())
 
 
 def test_a_constrained_answer_is_not_kept_by_the_gate() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Collection, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from cutline.core.request import DRAFT_CHUNK
@@ -14,7 +15,7 @@ from cutline.edge.offload.backends.device_models import DeviceWork
 from cutline.edge.offload.backends.upload_cache import Upload, Uploads
 from cutline.edge.offload.heartbeat import FIRST_UPLINK, NOTICE, Heartbeat
 from cutline.edge.offload.stall_detector import StallDetector
-from cutline.errors import VersionMismatch, WorkerError
+from cutline.errors import InputError, VersionMismatch, WorkerError
 from cutline.models.bundle import Manifest
 from cutline.models.law.sampling import agreeing
 from cutline.protos.channel.credentials import TENANT_KEY
@@ -269,11 +270,13 @@ class Exchange:
     def _draft(self, answer: tuple[int, ...]) -> tuple[int, ...]:
         """Tokens that may follow `answer`, none without a drafter; fewer when something else is settled meanwhile."""
         tokens = list(answer)
-        for token in self.work.draft(answer, min(DRAFT_CHUNK, self.generation.limit - len(answer))):
-            tokens.append(token)
-            if self.over or agreeing(tokens, self.generation.tokens) < len(self.generation.tokens):
-                break
-            self._guess(tokens)
+        # A constraint may become too complex for what was drafted, and not for what will be confirmed.
+        with suppress(InputError):
+            for token in self.work.draft(answer, min(DRAFT_CHUNK, self.generation.limit - len(answer))):
+                tokens.append(token)
+                if self.over or agreeing(tokens, self.generation.tokens) < len(self.generation.tokens):
+                    break
+                self._guess(tokens)
         return tuple(tokens[len(answer) :])
 
     def _guess(self, tokens: Sequence[int]) -> None:
