@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -20,7 +21,7 @@ from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.edge.agent import Agent, AgentSettings
 from cutline.edge.generation.result import Answer
-from cutline.edge.inference.drafter import DrafterConversation
+from cutline.edge.inference.drafter import Drafted, DrafterConversation
 from cutline.edge.offload.backends.openai_upstream import Upstream
 from cutline.errors import InputError, WorkerFailed
 from cutline.models.bundle import Bundle
@@ -102,7 +103,12 @@ def test_what_the_constraint_forces_takes_no_pass_of_its_own(
     """It is verified with the token before it, so the answer is as it was: also where others would write the same."""
     ended: list[Finished] = []
     finished = Session.finished
-    monkeypatch.setattr(Session, "finished", lambda session: ended.append(finished(session)) or ended[-1])
+
+    def note(session: Session) -> Finished:
+        ended.append(finished(session))
+        return ended[-1]
+
+    monkeypatch.setattr(Session, "finished", note)
     how = Sampling(constraint=Constraint.json_schema(SCHEMA), **sampled)
 
     async def run() -> Answer:
@@ -162,9 +168,10 @@ def test_a_constraint_that_becomes_too_complex_is_the_clients(mode: Mode, monkey
 def test_a_draft_ends_where_the_drafter_finds_the_constraint_too_complex(monkeypatch: pytest.MonkeyPatch) -> None:
     """It drafts further than what is confirmed: the worker, who does not, has the word."""
 
-    def too_complex(*given: Any) -> Any:
-        raise InputError("the constraint became too complex to go on")
-        yield
+    def too_complex(*given: Any) -> Iterator[Drafted]:
+        for drafted in [InputError("the constraint became too complex to go on")]:
+            raise drafted
+        yield Drafted(0, 0.0)
 
     async def run() -> None:
         async with together(Bundle.open(TARGET), Bundle.open(DRAFTER)) as agent:
