@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import io
 import queue
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -53,6 +55,12 @@ class Told:
     finished: Finished
 
 
+@functools.cache
+def whole(path: Path) -> Whole:
+    """transformers' model of the bundle there, which nothing changes."""
+    return Whole(Bundle.open(path))
+
+
 class Worker:
     """A worker without its wire, and transformers' answers to the same questions."""
 
@@ -70,7 +78,7 @@ class Worker:
         self.image_cache = ImageCache(room)
         self.engine = Engine(self.target, (), image_cache=self.image_cache)
         self.reception = Reception(bundle.manifest, ServedSpan(context=CONTEXT), image_cache=self.image_cache)
-        self.whole = Whole(bundle)
+        self.whole = whole(bundle.path)
         self.pictures = [noise(seed, bundle) for seed in range(3)]
 
     def image_tokens(self, index: int) -> list[int]:
@@ -145,7 +153,7 @@ def text(worker: Worker, dice: random.Random, length: int) -> list[int]:
     return dice.choices(words, k=length)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.proof) for seed in range(2, 8))])
 def test_conversations_that_share_everything_answer_as_if_they_shared_nothing(worker: Worker, seed: int) -> None:
     """Turns, branches and other people's questions, about the same images and others, in more slots than there are."""
     dice = random.Random(seed)  # noqa: S311

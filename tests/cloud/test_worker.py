@@ -222,7 +222,7 @@ def test_a_session_opened_with_what_was_confirmed_goes_on_to_the_same_answer(bun
     opening, _, answer = case
 
     async def run(client: Client) -> None:
-        for done in range(len(answer)):
+        for done in range(0, len(answer), 3):
             said = await client.converse(asking(case, tokens=opening.tokens + answer[:done]))
             assert next(m.position for m in said if isinstance(m, Confirmed)) == len(opening.tokens) + done
             assert answer[:done] + tokens(said) == answer
@@ -325,7 +325,7 @@ def wrong_data(case: Case, bundle: Bundle) -> dict[str, tuple[list[Wire], str]]:
         "unfinished image": ([opening, ImageChunk(image, last=False)], "0 came"),
         "one of two images": ([two, ImageChunk(image, last=True)], "1 came"),
         "an image too many": ([replace(opening, images=2), *[ImageChunk(image, last=True)] * 2], "image tokens"),
-        "too many images": ([replace(opening, images=17)], "too many"),
+        "too many images": ([replace(opening, images=33)], "too many"),
         "image unannounced": ([replace(opening, images=0), ImageChunk(image, last=True)], "image tokens"),
         "empty image": (with_image(b""), "empty"),
         "not an image": (with_image(b"%PDF-1.7 and so on"), "not a readable image"),
@@ -380,7 +380,7 @@ def wrong_data(case: Case, bundle: Bundle) -> dict[str, tuple[list[Wire], str]]:
 def test_what_is_wrong_is_refused_and_the_worker_goes_on(
     bundle: Bundle, case: Case, kind: Callable[[Case, Bundle], dict[str, tuple[list[Wire], str]]]
 ) -> None:
-    """All of them one after the other on one worker, a good session in between and one open all the while."""
+    """All of them one after the other on one worker, good sessions in between and one open all the while."""
 
     async def run(client: Client) -> None:
         opening, _, answer = case
@@ -388,12 +388,13 @@ def test_what_is_wrong_is_refused_and_the_worker_goes_on(
         await beside.say(*asking(case, effort=0.0))
         assert isinstance(await beside.hear(), Opened)
         assert await beside.hear() == Confirmed(opening.prompt_length, answer[:1], 0)
-        for name, (messages, words) in kind(case, bundle).items():
+        for number, (name, (messages, words)) in enumerate(kind(case, bundle).items()):
             said = await client.converse(messages)
             assert isinstance(said[-1], InputError), name
             assert words in str(said[-1]), name
             assert tokens(said) in ((), answer[:1]), name
-            await answered_rightly(client, case)
+            if number % 5 == 0:
+                await answered_rightly(client, case)
         await beside.say(Draft(opening.prompt_length + 1, answer[1:]))
         rest: list[Any] = []
         while not isinstance(rest[-1] if rest else None, Finished):
