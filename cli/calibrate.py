@@ -34,9 +34,14 @@ class CalibrateOptions(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     worker: options.Worker = None
     keys: options.WorkerKeys
+    encoder: Annotated[
+        Path | None, "An encoder's bundle: find from which score on a frame shows --only-if, and nothing else."
+    ] = None
+    only_if: Annotated[str | None, "With --encoder: what frames are to show, as of `cutline watch --only-if`."] = None
     data: Annotated[
         Path | None,
-        'Lines of {"image": FILE, "question": TEXT}, with an "answer" where it is known; without it, the demo\'s.',
+        'Lines of {"image": FILE, "question": TEXT}, with an "answer" where it is known; without it, the demo\'s. '
+        'With --encoder of {"image": FILE, "shows": true}, or false.',
     ] = None
     groups: Annotated[
         list[str] | None,
@@ -78,6 +83,10 @@ def calibrate(given: CalibrateOptions) -> None:
 
     When it is interrupted, the same command goes on with the answers that it has, which lie in the drafter's bundle
     until the calibration is there.
+
+    With --encoder and --only-if it finds the threshold of `cutline watch --only-if` instead, on labelled frames: the
+    highest that misses no more of what shows it than --risk, as sure as --confidence, and writes it into the encoder's
+    bundle.
     """
     import asyncio
     import os
@@ -102,6 +111,9 @@ def calibrate(given: CalibrateOptions) -> None:
 
     if not (0 < given.risk < 1 and 0 < given.confidence < 1):
         raise InputError("--risk and --confidence are shares between 0 and 1")
+    if given.encoder is not None or given.only_if is not None:
+        _calibrate_scene(given)
+        return
     if not 0 <= given.reserve < given.risk:
         raise InputError(f"--reserve is {given.reserve}; give a share from 0 to less than --risk, {given.risk}")
     if given.cards < 1:
@@ -187,6 +199,28 @@ def calibrate(given: CalibrateOptions) -> None:
         )
     elif given.price_cards:
         console.print("No prices were measured: give the target's bundle as --target for them.")
+
+
+def _calibrate_scene(given: CalibrateOptions) -> None:
+    """Find the threshold of a filter of frames. Raises InputError, BundleError, StorageError."""
+    from rich.console import Console
+
+    from cutline.cli.calibration.scenes import calibrate_frames, show_threshold
+    from cutline.cli.setting import thread_count
+    from cutline.edge.inference.encoder import Encoder
+    from cutline.errors import InputError
+
+    if given.encoder is None or given.only_if is None or given.data is None:
+        raise InputError("a filter of frames is calibrated with all three of --encoder, --only-if and --data")
+    taken = {name: getattr(given, name) for name in ("encoder", "only_if", "data", "risk", "confidence", "threads")}
+    if msgspec.structs.replace(CalibrateOptions(**taken, keys=given.keys), as_json=given.as_json) != given:
+        raise InputError("--encoder takes --only-if, --data, --risk, --confidence, --threads and --json alone")
+    console = Console(stderr=True)
+    encoder = Encoder(given.encoder, threads=thread_count(given.threads))
+    found = calibrate_frames(
+        encoder, given.only_if, given.data, risk=given.risk, confidence=given.confidence, console=console
+    )
+    show_threshold(given.only_if, found, as_json=given.as_json, console=console)
 
 
 def show_gate(console: Console, gate: Gate) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
@@ -14,6 +14,9 @@ from cutline.cli import options
 from cutline.cli.config import Config
 from cutline.cli.fields import with_options
 from cutline.errors import InputError
+
+if TYPE_CHECKING:
+    from cutline.edge.watch.scene_filter import Scene
 
 EPILOG = "Example: cutline watch --source /dev/video0 --ask 'Is the gate open?' --every 5s --on-change --mode edge"
 
@@ -33,6 +36,11 @@ class WatchOptions(msgspec.Struct, frozen=True, kw_only=True):
     ask: Annotated[str, "What to ask about every frame."]
     every: Annotated[str, "Time between two frames of a camera or video: 500ms, 2s, 1m. A folder gives all."] = "2s"
     on_change: Annotated[bool, "Leave out frames that show nothing new."] = False
+    only_if: Annotated[str | None, "Leave out frames that do not show this, by --encoder."] = None
+    encoder: Annotated[Path | None, "With --only-if: bundle of a dual encoder."] = None
+    above: Annotated[
+        float | None, "With --only-if: the least score of a frame; without it, as `cutline calibrate --encoder` found."
+    ] = None
     threshold: Annotated[float, "With --on-change: what is new, as a share of the range from black to white."] = 0.01
     mode: Annotated[str, "edge, cloud, draft or auto, as of `cutline ask`."] = "auto"
     max_tokens: Annotated[int, "Tokens of an answer at most."] = 64
@@ -70,6 +78,10 @@ def watch(*, context: typer.Context, config: Config = None, given: WatchOptions)
     limit = amount("--spool-limit", given.spool_limit, _BYTES)
     threshold = given.threshold if given.on_change else None
     sources = open_sources(given.source, every=interval, threshold=threshold, once=given.once, notify=_tell)
+    if (scene := _scene(given)) is not None:
+        from cutline.edge.watch.scene_filter import FilteredSource
+
+        sources = [FilteredSource(source, scene, notify=_tell) for source in sources]
     open_agent, agent = agent_opener(given.agent, given.reuse, cuts=False), given.agent
     if question.mode is not Mode.EDGE and not (
         agent.worker or agent.directory or agent.server.upstream or agent.offline
@@ -95,7 +107,9 @@ def watch(*, context: typer.Context, config: Config = None, given: WatchOptions)
                 await watching.run(stop)
             finally:
                 left = f", {len(kept)} in the spool" if kept is not None else ""
-                _tell(f"{watching.answered} answered, {watching.still} still, {watching.dropped} dropped{left}")
+                told = [f"{watching.answered} answered", f"{watching.still} still"]
+                told += [f"{watching.filtered} left out"] if scene is not None else []
+                _tell(f"{', '.join(told)}, {watching.dropped} dropped{left}")
         return not watching.unread
 
     try:
@@ -108,6 +122,21 @@ def watch(*, context: typer.Context, config: Config = None, given: WatchOptions)
             kept.close()
     if not read:
         raise KeyboardInterrupt
+
+
+def _scene(given: WatchOptions) -> Scene | None:
+    """What frames are to show; None where all are asked about. Raises InputError, BundleError."""
+    from cutline.cli.setting import open_encoder
+    from cutline.edge.watch.scene_filter import open_scene
+
+    encoder = open_encoder(given.encoder, given.agent)
+    if given.only_if is None or encoder is None:
+        if given.only_if is not None or encoder is not None or given.above is not None:
+            raise InputError("frames are filtered with --only-if TEXT and --encoder BUNDLE; give both")
+        return None
+    if given.above is not None and not -1.0 <= given.above <= 1.0:
+        raise InputError(f"--above is {given.above:g}; give a score between -1 and 1")
+    return open_scene(encoder, given.only_if, given.above)
 
 
 def amount(option: str, given: str, units: dict[str, float]) -> float:

@@ -16,7 +16,7 @@ from cutline.core.json_errors import UNREADABLE
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.errors import InputError
-from cutline.models.images import MAX_BYTES
+from cutline.models.images import read_image_file
 
 MAX_LINE = 1 << 20  # bytes
 
@@ -68,36 +68,40 @@ def demo_sources(cards: int, split: Split = Split.CALIBRATION, *, seed: int = 0)
 
 def file_sources(data: Path) -> Iterator[QuestionSource]:
     """The questions in the file `data`, each of whose images is there. Raises InputError, naming the line."""
+    for place, line in lines_of(data):
+        yield _source(place, line, data.parent)
+
+
+def lines_of(data: Path) -> Iterator[tuple[str, bytes]]:
+    """Where each line of the file `data` stands, and the line. Raises InputError."""
     try:
         with data.open("rb") as file:
             lines = enumerate(iter(partial(file.readline, MAX_LINE + 1), b""), 1)
             for number, line in lines:
+                if len(line) > MAX_LINE:
+                    raise InputError(f"{data} line {number}: it is longer than {MAX_LINE >> 20} MiB")
                 if line.strip():
-                    yield _source(f"{data} line {number}", line, data.parent)
+                    yield f"{data} line {number}", line
     except OSError as error:
         raise InputError(f"cannot read {data}: {error.strerror}") from None
 
 
 def _source(place: str, line: bytes, folder: Path) -> QuestionSource:
-    if len(line) > MAX_LINE:
-        raise InputError(f"{place}: it is longer than {MAX_LINE >> 20} MiB")
     try:
         said = msgspec.json.decode(line, type=QuestionLine)
     except UNREADABLE as error:
         raise InputError(f'{place} is not {{"image": FILE, "question": TEXT}}: {error}') from None
-    path = folder / said.image
+    path = image_at(place, said.image, folder)
+    return QuestionSource(place, said.image, partial(read_image_file, path), said.question, said.answer)
+
+
+def image_at(place: str, name: str, folder: Path) -> Path:
+    """The file that an image's `name` stands for in a line at `place`, beside its file. Raises InputError."""
+    path = folder / name
     try:
         found = path.is_file()  # False also for what can be no path
     except OSError as error:
-        raise InputError(f"{place}: cannot read {said.image[:80]!r}: {error.strerror}") from None
+        raise InputError(f"{place}: cannot read {name[:80]!r}: {error.strerror}") from None
     if not found:
-        raise InputError(f"{place}: there is no file {said.image[:80]!r} in {folder}")
-    return QuestionSource(place, said.image, partial(_read, path), said.question, said.answer)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(MAX_BYTES + 1)  # the one byte more is enough to refuse it
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
+        raise InputError(f"{place}: there is no file {name[:80]!r} in {folder}")
+    return path

@@ -19,10 +19,11 @@ from cutline.devices.profile import CPU
 from cutline.edge.inference.runtime import open_session
 from cutline.errors import BundleError, InputError
 from cutline.models.bundle import SPAN_WEIGHTS
+from cutline.models.decode_budget import DECODING
 from cutline.models.encoders.bundle import TEXT_GRAPH, TEXT_WEIGHTS, EncoderBundle, EncoderManifest
 from cutline.models.encoders.scores import of_unit_length
 from cutline.models.encoders.tokenizer import TOKENIZER, TextTokenizer
-from cutline.models.images import decode_image
+from cutline.models.images import decode_image, read_header
 from cutline.models.layerline import END
 
 KEPT_TEXTS = 1024  # whose rows are kept, as the same texts are compared with image after image
@@ -105,7 +106,8 @@ class Encoder:
         return self._stacked([of_unit_length(session.run(None, {name: rows})[0]) for rows in crossed])
 
     def _pixels(self, image: bytes) -> Rows:
-        return self.manifest.images.preprocess(decode_image(image))
+        with DECODING.hold(read_header(image).memory):
+            return self.manifest.images.preprocess(decode_image(image))
 
     def _text(self, text: str) -> Rows:
         if (kept := self._texts.get(text)) is not None:

@@ -45,7 +45,11 @@ class FrameSource(Protocol):
 
     name: str
     live: bool
-    unreadable: int  # images that exist and cannot be read
+    filtered: int  # images that did not show what they were to show
+
+    @property
+    def unreadable(self) -> int:
+        """The number of images that exist and cannot be read."""
 
     @property
     def still(self) -> int:
@@ -60,7 +64,7 @@ class Sifted:
 
     def __init__(self, *, name: str, changes: Changes | None) -> None:
         self.name = name
-        self.unreadable = 0
+        self.unreadable = self.filtered = 0
         self._changes = changes
 
     @property

@@ -52,7 +52,8 @@ class FrameAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
     `time` is when the frame was taken, `frame` its number in the source. `provenance` has the share of tokens by
     origin; `gate` is the gate's result, None without a gate. `dropped` counts the source's frames that were never asked
-    about so far, `still` those that showed no change; `spooled` says that the frame waited for a worker.
+    about so far, `still` those that showed no change, `filtered` those that did not show what they were to show;
+    `spooled` says that the frame waited for a worker.
     """
 
     id: str
@@ -67,6 +68,7 @@ class FrameAnswer(msgspec.Struct, frozen=True, kw_only=True):
     latency_ms: float | None
     spooled: bool
     still: int
+    filtered: int
     dropped: int
 
 
@@ -115,6 +117,11 @@ class Watch:
     def still(self) -> int:
         """The number of frames that were skipped because they showed no change."""
         return sum(source.still for source in self._sources.values())
+
+    @property
+    def filtered(self) -> int:
+        """The number of frames that were skipped because they did not show what they were to show."""
+        return sum(source.filtered for source in self._sources.values())
 
     async def run(self, stop: asyncio.Event) -> None:
         """Run until all sources have ended or `stop` is set. Raises CutlineError."""
@@ -279,6 +286,7 @@ class Watch:
                 latency_ms=None if isinstance(answer, CutlineError) else answer.latency_ms,
                 spooled=spooled,
                 still=source.still if source else 0,
+                filtered=source.filtered if source else 0,
                 dropped=self._queue.dropped[frame.source] + (source.unreadable if source else 0),
             )
         )

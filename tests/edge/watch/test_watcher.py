@@ -50,7 +50,7 @@ class Listed:
     def __init__(self, given: Sequence[Frame], *, live: bool = False, lasting: bool = False) -> None:
         self.name = given[0].source
         self.live = live
-        self.still = self.unreadable = 0
+        self.still = self.unreadable = self.filtered = 0
         self.taken = threading.Event()  # all of its frames
         self._given = given
         self._lasting = lasting
