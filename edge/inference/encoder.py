@@ -57,9 +57,13 @@ class Encoder:
         """The rows (n, dimensions) of image files, of unit length. Raises ImageError, InputError, BundleError."""
         return self.features_of([self._pixels(image) for image in images], "image")
 
-    def embed_texts(self, texts: Sequence[str]) -> Rows:
-        """The rows (n, dimensions) of texts, of unit length. Raises PromptError, InputError, BundleError."""
-        return self._stacked([self._text(text) for text in texts])
+    def embed_texts(self, texts: Sequence[str], *, fresh: bool = False) -> Rows:
+        """The rows (n, dimensions) of texts, of unit length. Raises PromptError, InputError, BundleError.
+
+        They are kept for the next time, unless they are `fresh`: those of one stranger would tell others, by the time
+        they take, that they were asked for.
+        """
+        return self._stacked([self._text_row(text) if fresh else self._kept_row(text) for text in texts])
 
     def count_tokens(self, text: str) -> int:
         """How many tokens the text tower reads of a text. Raises PromptError."""
@@ -109,15 +113,17 @@ class Encoder:
         with DECODING.hold(read_header(image).memory):
             return self.manifest.images.preprocess(decode_image(image))
 
-    def _text(self, text: str) -> Rows:
-        if (kept := self._texts.get(text)) is not None:
-            return kept
+    def _kept_row(self, text: str) -> Rows:
+        if (row := self._texts.get(text)) is None:
+            row = self._text_row(text)
+            self._texts.put(text, row)
+        return row
+
+    def _text_row(self, text: str) -> Rows:
         ids = self._tokenizer.encode(text)
         self.bundle.file(TEXT_WEIGHTS)  # checks that the manifest lists it, so it was verified
         (features,) = self._session(self.bundle.file(TEXT_GRAPH)).run(None, {"ids": ids})
-        row = of_unit_length(np.asarray(features, np.float32))
-        self._texts.put(text, row)
-        return row
+        return of_unit_length(np.asarray(features, np.float32))
 
     def _stacked(self, rows: Sequence[Rows]) -> Rows:
         made = np.concatenate([np.empty((0, self.manifest.dimensions), np.float32), *rows])

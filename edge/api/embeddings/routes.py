@@ -68,7 +68,7 @@ class _Embeddings:
         for part in asked.parts:
             async with self._turn:
                 if isinstance(part, ChatText):
-                    (row,) = await asyncio.to_thread(encoder.embed_texts, [part.text])
+                    (row,) = await asyncio.to_thread(encoder.embed_texts, [part.text], fresh=True)
                     read += encoder.count_tokens(part.text)
                 else:
                     (row,) = await asyncio.to_thread(encoder.embed_images, [next(images)])

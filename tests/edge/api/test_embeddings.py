@@ -127,6 +127,16 @@ def test_an_agent_without_an_encoder_says_so(serving: Serving) -> None:
     assert "--encoder BUNDLE" in response.json()["error"]["message"]
 
 
+@pytest.mark.threat("caches")
+def test_nothing_of_a_text_is_kept(encoders: Made, serving: Serving) -> None:
+    """Else the time of a second request would tell whether another had asked for the same."""
+    encoder = Encoder(encoders("siglip")[1], threads=1)
+    assert posted(serving, {"input": TEXTS}, encoder=encoder)[0].status_code == 200
+    assert encoder._texts.size == 0
+    encoder.embed_texts(TEXTS)
+    assert encoder._texts.size == len(TEXTS)
+
+
 def test_it_is_held_to_tokens_and_their_quotas(encoder: Encoder, serving: Serving, tmp_path: Path) -> None:
     file = tmp_path / "tokens.toml"
     file.write_text(token_entry("one", "one") + "[tenant.one]\nopenings_per_minute = 6\n")
@@ -145,10 +155,10 @@ def test_as_many_are_in_work_as_may_be(encoder: Encoder, serving: Serving, monke
     held, freed = threading.Event(), threading.Event()
     embed = Encoder.embed_texts
 
-    def waiting(self: Encoder, texts: Any) -> Any:
+    def waiting(self: Encoder, texts: Any, **how: Any) -> Any:
         held.set()
         assert freed.wait(60)
-        return embed(self, texts)
+        return embed(self, texts, **how)
 
     monkeypatch.setattr(Encoder, "embed_texts", waiting)
 
