@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from cutline.cloud.engine.sequence import SessionRequest
 from cutline.models.families import Positions
+from cutline.models.sight import shared_seam
 
 LEAST_COPIED = 16  # rows; fewer are run again with the rest as quickly
 
@@ -50,6 +51,11 @@ def shared(held: Content, come: Content) -> int:
     """How many rows, from the first, are the same for both."""
     if held.tenant != come.tenant:
         return 0
+    return shared_seam(held.positions.blocks, come.positions.blocks, _alike(held, come))
+
+
+def _alike(held: Content, come: Content) -> int:
+    """How many tokens, from the first, are the same in both, and stand for the same images."""
     length = min(len(held.tokens), len(come.tokens))
     differing = held.tokens[:length] != come.tokens[:length]
     length = int(differing.argmax()) if differing.any() else length

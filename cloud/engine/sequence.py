@@ -16,6 +16,7 @@ from cutline.errors import CutlineError, WorkerFailed
 from cutline.models.families import COUNTED, Grid, Positions
 from cutline.models.law.penalties import NO_PENALTIES, Past, Penalties
 from cutline.models.law.sampling import agreeing
+from cutline.models.sight import Block, piece_end
 from cutline.protos.messages import Confirmed, Draft, Finished, Likelihood, Opened, Reason
 
 if TYPE_CHECKING:  # its library is loaded where somebody asks for it
@@ -362,8 +363,14 @@ class SessionRows:
     forced: bool = False
 
     def first(self, count: int) -> SessionRows:
-        """The first `count` of them, or all that there are; drafted ones go with the last of the others."""
+        """The first `count` of them, or all that there are; drafted ones go with the last of the others.
+
+        A block that is longer goes as a whole.
+        """
         if len(self.tokens) <= count or len(self.tokens) == self.drafted + 1:
+            return self
+        count = piece_end(self.blocks, self.start, count) - self.start
+        if len(self.tokens) <= count:
             return self
         count = min(count, len(self.tokens) - self.drafted - 1)
         boundary = None if self.boundary is None else self.boundary[:count]
@@ -383,6 +390,11 @@ class SessionRows:
     def positions(self) -> NDArray[np.int64]:
         """Where the decoder sees the rows: (axes, n)."""
         return self.session.request.positions.at(self.start, self.start + len(self.tokens))
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """Those of the prompt whose rows may see each other both ways."""
+        return self.session.request.positions.blocks
 
     @property
     def wanted(self) -> int:

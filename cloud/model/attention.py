@@ -14,10 +14,13 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 from transformers.modeling_utils import AttentionInterface
+
+from cutline.models.sight import CAUSAL, Block, Sight
 
 ATTENTION = "cutline_slots"
 
@@ -36,6 +39,7 @@ class Stretch:
     last: int
     slot: int
     start: int
+    blocks: tuple[Block, ...] = ()  # of its session's prompt
 
     @property
     def count(self) -> int:
@@ -128,7 +132,7 @@ def cost(group: Sequence[Stretch]) -> int:
 class _Call:
     """The rows `first` to `last` of a pass: `each` rows, at most, of every slot from `slots.start` to `slots.stop`."""
 
-    def __init__(self, group: Sequence[Stretch], context: int, heads: int, like: Tensor) -> None:
+    def __init__(self, group: Sequence[Stretch], context: int, heads: int, like: Tensor, sight: Sight) -> None:
         """`heads` of a query share a head of the keys."""
         self.first, self.last = group[0].first, group[-1].last
         self.slots = slice(group[0].slot, group[-1].slot + 1)
@@ -136,18 +140,23 @@ class _Call:
         self.length = min(context, -(-max(stretch.end for stretch in group) // _STEP) * _STEP)
         count = self.slots.stop - self.slots.start
         # What stands in no stretch repeats a row of it, or is for a slot of nobody here: never read.
-        rows, positions, back = [[0] * self.each for _ in range(count)], [[0] * self.each for _ in range(count)], []
+        rows, back = [[0] * self.each for _ in range(count)], []
+        interval = np.zeros((2, count, self.each, 1), np.int64)
         for stretch in group:
             at = stretch.slot - self.slots.start
+            interval[:, at, : stretch.count, 0] = sight.interval(stretch.blocks, stretch.start, stretch.end)
             for index in range(stretch.count):
                 rows[at][index] = stretch.first - self.first + index
-                positions[at][index] = stretch.start + index
                 back.append(at * self.each + index)
         whole = len(back) == count * self.each
         device = like.device
         self.rows = None if whole else torch.tensor(rows, device=device).flatten()
         self.back = None if whole else torch.tensor(back, device=device)
-        seen = torch.arange(self.length, device=device) <= torch.tensor(positions, device=device)[..., None]
+        first, last = torch.from_numpy(interval).to(device)
+        places = torch.arange(self.length, device=device)
+        seen = places <= last
+        if interval[0].any():
+            seen &= first <= places
         seen = seen[:, None].expand(-1, heads, -1, -1).reshape(count, 1, heads * self.each, self.length)
         self.mask = torch.zeros(seen.shape, dtype=like.dtype, device=device).masked_fill_(~seen, -torch.inf)
 
@@ -174,15 +183,19 @@ class _Call:
 class _Alone:
     """A session of many rows: a call of its own, where the kernel can leave out what is not seen."""
 
-    def __init__(self, stretch: Stretch, device: torch.device) -> None:
+    def __init__(self, stretch: Stretch, device: torch.device, sight: Sight) -> None:
         self.first, self.last = stretch.first, stretch.last
-        self.slot, self.end, self.causal = stretch.slot, stretch.end, stretch.start == 0
-        # None where the kernel makes its own.
-        self.mask = (
-            None
-            if self.causal
-            else torch.ones(stretch.count, self.end, dtype=torch.bool, device=device).tril(stretch.start)
-        )
+        self.slot, self.end = stretch.slot, stretch.end
+        causal = sight.is_causal(stretch.blocks, stretch.start, stretch.end)
+        self.causal = causal and stretch.start == 0
+        self.mask: Tensor | None = None  # where the kernel makes its own
+        if not self.causal and causal:
+            self.mask = torch.ones(stretch.count, self.end, dtype=torch.bool, device=device).tril(stretch.start)
+        elif not self.causal:
+            interval = np.stack(sight.interval(stretch.blocks, stretch.start, stretch.end))[..., None]
+            first, last = torch.from_numpy(interval).to(device)
+            places = torch.arange(self.end, device=device)
+            self.mask = (first <= places) & (places <= last)
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
         """As `_Call.attend`."""
@@ -199,21 +212,35 @@ class _Alone:
 
 
 class Layout:
-    """Where the rows of a pass are written and what they see: made once, and the same in every layer.
+    """Where the rows of a pass are written and what they see: made once, and the same in all layers of one sight.
 
-    `heads` of a query share a head of the keys.
+    `heads` of a query share a head of the keys. `sights` are those of the cache's layers; without them all are causal.
     """
 
-    def __init__(self, stretches: Sequence[Stretch], cache: SlotCache, *, heads: int) -> None:
+    def __init__(
+        self, stretches: Sequence[Stretch], cache: SlotCache, *, heads: int, sights: Sequence[Sight] = ()
+    ) -> None:
         like = cache.keys
         slots = [stretch.slot for stretch in stretches for _ in range(stretch.count)]
         positions = [at for stretch in stretches for at in range(stretch.start, stretch.end)]
         self.slots = torch.tensor(slots, device=like.device)
         self.positions = torch.tensor(positions, device=like.device)
-        self.calls = [
-            _Alone(group[0], like.device) if group[0].count >= FEW else _Call(group, cache.context, heads, like)
-            for group in gather(stretches)
-        ]
+        self._groups, self._sights = gather(stretches), sights
+        self._cache, self._heads = cache, heads
+        self._calls: dict[Sight, list[_Alone | _Call]] = {}
+
+    def calls(self, place: int) -> list[_Alone | _Call]:
+        """Who attends together in the layer at `place` of the cache."""
+        sight = self._sights[place] if self._sights else CAUSAL
+        if sight not in self._calls:
+            like, context, heads = self._cache.keys, self._cache.context, self._heads
+            self._calls[sight] = [
+                _Alone(group[0], like.device, sight)
+                if group[0].count >= FEW
+                else _Call(group, context, heads, like, sight)
+                for group in self._groups
+            ]
+        return self._calls[sight]
 
 
 # What `cutline::attend` is given beside tensors: a compiler takes no other objects.
@@ -250,7 +277,7 @@ def _attended(
     keys[layout.slots, :, layout.positions] = key[0].transpose(0, 1)
     values[layout.slots, :, layout.positions] = value[0].transpose(0, 1)
     rows = query[0].transpose(0, 1)
-    made = [call.attend(rows[call.first : call.last], keys, values, scale) for call in layout.calls]
+    made = [call.attend(rows[call.first : call.last], keys, values, scale) for call in layout.calls(place)]
     return (made[0] if len(made) == 1 else torch.cat(made))[None]
 
 

@@ -8,6 +8,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from cutline.models.sight import Block
+
 
 class Rows(Protocol):
     """Consecutive rows in one slot of the KV cache. A pass takes a batch of them, each of another slot."""
@@ -27,6 +29,10 @@ class Rows(Protocol):
     @property
     def positions(self) -> NDArray[np.int64]:
         """Where the decoder sees them: (axes, n)."""
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """Those of the prompt in the slot whose rows may see each other both ways; they end in whole ones."""
 
     @property
     def cut(self) -> str:
@@ -53,6 +59,7 @@ class NobodysRows:
     tokens: tuple[int, ...]
     wanted: int
     axes: int
+    blocks: tuple[Block, ...] = ()
     cut: str = "image"
     boundary: NDArray[np.float32] | None = None
 

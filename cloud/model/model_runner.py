@@ -5,6 +5,7 @@ A session enters a pass at the layer where its cut is: the rows of one that was 
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from cutline.core.wire import Wire
 from cutline.models.bundle import Bundle
 from cutline.models.families import Grid
 from cutline.models.layerline import END
+from cutline.models.sight import CAUSAL
 
 BLOCK = 4  # layers of a pass between two looks at whether anybody waits for it
 
@@ -97,6 +99,11 @@ class Target:
         self._heads = spec.heads // spec.kv_heads
         self._layers = range(line.decoder_layer(start), line.decoder_layer(end))
         self._width = spec.width
+        sights = [self._family.sight(layer) for layer in self._layers]
+        self._sights = sights if set(sights) != {CAUSAL} else []
+        self._turns = [self._family.rotary(layer) for layer in self._layers]
+        pairs = zip(self._layers[1:], itertools.pairwise(self._turns), strict=False)
+        self._turning = [layer for layer, (before, after) in pairs if before != after]
         self._ends = 1 if end == END else self._family.streams(line, end)  # streams that go on to the next worker
         token = slot_bytes(
             layers=len(self._layers),
@@ -208,21 +215,23 @@ class Target:
         """The rows (n, width) of a pass after the decoder's layers. Raises PassAborted."""
         stretches, rows, beside = passing.stretches, passing.rows[:, : self._width], passing.rows[:, self._width :]
         self._cache.note(stretches)
-        cos, sin = self._rotary(passing.positions, rows)
+        turns = {name: self._rotary(passing.positions, rows, name) for name in set(self._turns)}
         hidden, joined, layout = rows[:0], 0, None
         run = self._compiled or run_layers
         block = BLOCK if self._compiled is None else self._compiled.block
         # After each of these layers a stream beside the residual one is added to it.
         adding = range(min(len(self._family.taps), self._layers.stop)) if beside.shape[1] else range(0)
-        for piece in pieces(self._layers, passing.entries, block, ends=[layer + 1 for layer in adding]):
+        ends = [*(layer + 1 for layer in adding), *self._turning]
+        for piece in pieces(self._layers, passing.entries, block, ends=ends):
             if aborted():
                 raise PassAborted
             come = bisect_right(passing.entries, piece.start)
             if come > joined:
                 coming = rows[len(hidden) : stretches[come - 1].last]
                 hidden, joined = torch.cat([hidden, coming]) if joined else coming, come
-                layout = Layout(stretches[:joined], self._cache, heads=self._heads)
+                layout = Layout(stretches[:joined], self._cache, heads=self._heads, sights=self._sights)
             if layout is not None and piece:
+                cos, sin = turns[self._turns[piece[0] - self._layers.start]]
                 rotary = cos[..., : len(hidden), :], sin[..., : len(hidden), :]
                 layers = [self._decoder.layers[index] for index in piece]
                 hidden = run(layers, hidden[None], rotary, layout, self._cache)[0]
@@ -273,10 +282,10 @@ class Target:
 
         return torch.cat([part if part.shape[1] == widest else widened(part) for part in parts])
 
-    def _rotary(self, positions: NDArray[np.int64], like: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (1, rows, width) of the rows' `positions` (axes, rows)."""
+    def _rotary(self, positions: NDArray[np.int64], like: Tensor, name: str | None) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (1, rows, width) of the rows' `positions` (axes, rows), in layers of this name."""
         ids = torch.from_numpy(self._family.as_ids(positions)).to(self._device)
-        rotary: tuple[Tensor, Tensor] = self._decoder.rotary_emb(like, ids)
+        rotary: tuple[Tensor, Tensor] = self._decoder.rotary_emb(like, ids, *(() if name is None else (name,)))
         return rotary
 
     def _leaving(self, batch: Sequence[Rows], stretches: Sequence[Stretch], hidden: Tensor) -> Sequence[Tensor]:
@@ -298,6 +307,6 @@ class Target:
 def _stretches(batch: Sequence[Rows]) -> list[Stretch]:
     stretches, first = [], 0
     for rows in batch:
-        stretches.append(Stretch(first, first + len(rows.tokens), rows.slot, rows.start))
+        stretches.append(Stretch(first, first + len(rows.tokens), rows.slot, rows.start, rows.blocks))
         first += len(rows.tokens)
     return stretches

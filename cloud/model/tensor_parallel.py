@@ -1,7 +1,7 @@
 """Tensor parallel: one target on several devices, each of which has its part of every layer of the decoder.
 
 Each device has a process, a rank. Rank 0 is the worker: it has the tower, the embeddings and the head, alone, and tells
-the others each pass in plain tensors: header (kind and four counts), numbers, rows. All of them run the pass through
+the others each pass in plain tensors: header (kind and five counts), numbers, rows. All of them run the pass through
 their part of the layers: some of the heads, with the keys and values of those, and a slice of the MLP. What the parts
 make is summed twice a layer, and so the same everywhere.
 
@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,9 @@ from cutline.models.bundle import Bundle
 PATIENCE = timedelta(seconds=60)  # that a rank may keep the others waiting within a pass
 _FOR_EVER = timedelta(days=365)  # for a pass, and for weights to be read; who is gone is noticed at once
 _STOP, _PASS, _RESUME = range(3)
-_HEADER = 5  # numbers
+_WHOLE = ("replicated_with_grad_allreduce",)  # styles of what every rank has: norms of a head's width
+_HEADER = 6  # numbers
+_LINE = 5  # numbers of a stretch: where it enters, rows, slot, start, and how many blocks its prompt has
 
 
 class RankLost(WorkerFailed):
@@ -123,15 +126,19 @@ class RankGroup:
         with _noticing():
             match told:
                 case Pass(entries, stretches, positions, rows):
-                    self._send(_PASS, len(entries), *positions.shape, rows.shape[1])
-                    lines = [(at, one.count, one.slot, one.start) for at, one in zip(entries, stretches, strict=True)]
-                    numbers = torch.tensor([*np.ravel(lines), *positions.flat])
+                    blocks = [edge for one in stretches for block in one.blocks for edge in block]
+                    self._send(_PASS, len(entries), *positions.shape, rows.shape[1], len(blocks))
+                    lines = [
+                        (at, one.count, one.slot, one.start, len(one.blocks))
+                        for at, one in zip(entries, stretches, strict=True)
+                    ]
+                    numbers = torch.tensor([*np.ravel(lines), *positions.flat, *blocks])
                     dist.broadcast(numbers, 0)
                     dist.broadcast(rows, 0)
                 case Resume(slot, source, count):
-                    self._send(_RESUME, slot, source, count, 0)
+                    self._send(_RESUME, slot, source, count, 0, 0)
                 case None:
-                    self._send(_STOP, 0, 0, 0, 0)
+                    self._send(_STOP, 0, 0, 0, 0, 0)
 
     def hear(self, like: Tensor) -> Pass | Resume | None:
         """What rank 0 tells; rows are like `like` in type and place."""
@@ -143,16 +150,18 @@ class RankGroup:
                 return None
             if kind == _RESUME:
                 return Resume(*counts[:3])
-            sessions, axes, count, width = counts
-            numbers = torch.empty(4 * sessions + axes * count, dtype=torch.int64)
+            sessions, axes, count, width, blocks = counts
+            numbers = torch.empty(_LINE * sessions + axes * count + blocks, dtype=torch.int64)
             dist.broadcast(numbers, 0)
             rows = like.new_empty(count, width)
             dist.broadcast(rows, 0)
-        lines, positions = np.split(numbers.numpy(), [4 * sessions])
+        lines, positions, edges = np.split(numbers.numpy(), np.cumsum([_LINE * sessions, axes * count]))
+        pairs = iter(edges.reshape(-1, 2).tolist())
         entries, stretches, first = [], [], 0
-        for entry, length, slot, start in lines.reshape(-1, 4).tolist():
+        for entry, length, slot, start, held in lines.reshape(-1, _LINE).tolist():
             entries.append(entry)
-            stretches.append(Stretch(first, first + length, slot, start))
+            own = tuple((begin, behind) for begin, behind in islice(pairs, held))
+            stretches.append(Stretch(first, first + length, slot, start, own))
             first += length
         return Pass(entries, stretches, positions.reshape(axes, count), rows)
 
@@ -205,7 +214,7 @@ def divide(model: Any, mesh: DeviceMesh) -> None:
     ours = {module for layer in model.model.get_decoder().layers for module in layer.modules()}
     for name, module in model.named_modules():
         style = model.tp_plan.get(re.sub(r"\.\d+\.", ".*.", name))
-        if module not in ours or style is None:
+        if module not in ours or style in (None, *_WHOLE):
             continue
         if style not in ("colwise", "rowwise") or not isinstance(module, nn.Linear):
             raise BundleError(f"{name} cannot be divided among devices as transformers plans it: {style}")

@@ -21,6 +21,7 @@ from PIL import Image
 
 from cutline.models.images import Pixels, Size, lossless, read_header, size_fault
 from cutline.models.layerline import LayerLine
+from cutline.models.sight import CAUSAL, Block, Sight
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=10**7)]
 Spread = Annotated[float, msgspec.Meta(gt=0)]
@@ -56,9 +57,13 @@ class Parts:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Positions:
-    """The rotary positions of a sequence's tokens: those of the `prompt` (axes, n); later ones follow from them."""
+    """The rotary positions of a sequence's tokens: those of the `prompt` (axes, n); later ones follow from them.
+
+    Tokens of each of its `blocks`, which are in order and apart, may see each other both ways.
+    """
 
     prompt: NDArray[np.int64]
+    blocks: tuple[Block, ...] = ()
 
     def at(self, first: int, last: int) -> NDArray[np.int64]:
         """Positions (axes, last - first) of the tokens `[first, last)`; after the prompt all axes count up together."""
@@ -97,6 +102,8 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
     markers: ClassVar[tuple[str, ...]]  # special tokens that a tokenizer of this family must have
     named: ClassVar[Mapping[str, str]]  # settings of a tokenizer that name tokens, and the values that they must have
     scales: ClassVar[bool] = False  # whether a smaller image has fewer image tokens: see `within`
+    image_token: ClassVar[str] = ""  # stands in an expanded prompt for a row of an image, if it is not the marker
+    template: ClassVar[str | None] = None  # the chat template of models that come without one
     axes: ClassVar[int] = 1  # of a token's position; with several the rotations are inputs of the decoder's graph
 
     @classmethod
@@ -186,6 +193,16 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
 
         Raises InputError if the two do not fit and the positions depend on it.
         """
+
+    def sight(self, layer: int) -> Sight:
+        """What rows see in the decoder's layer of this index: all that stands before them, if not said otherwise."""
+        del layer
+        return CAUSAL
+
+    def rotary(self, layer: int) -> str | None:
+        """The name by which transformers' rotary embedding knows the decoder's layer; None if it is one for all."""
+        del layer
+        return None
 
     def rotations(self, positions: NDArray[np.int64]) -> Arrays:
         """The rotations at `positions` (axes, n) as inputs of the decoder's graph; none if the graph has a table."""

@@ -1,0 +1,70 @@
+"""What a row of the decoder sees: an interval of positions, by the kind of layer and the blocks of the prompt.
+
+A row sees those before it and itself; in a layer with a window the last ones of these alone. Rows of a block, such as
+those of one image, may see each other both ways. So a prompt can only be run in pieces, or shared with another one, up
+to a seam: a position where no row before it sees one behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Block = tuple[int, int]  # [begin, end) of a prompt's tokens
+
+
+class Sight(NamedTuple):
+    """What rows see in a layer: the last `window` positions, or all with 0; and what `blocks` do.
+
+    "shut": nothing. "ahead": a row sees its block to the end. "whole": it sees all of its block, whatever the window.
+    """
+
+    window: int = 0
+    blocks: Literal["shut", "ahead", "whole"] = "shut"
+
+    def interval(self, blocks: Sequence[Block], start: int, end: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The first and the last position that each of the rows at `[start, end)` sees."""
+        last = np.arange(start, end)
+        first = np.maximum(last - self.window + 1, 0) if self.window else np.zeros_like(last)
+        for begin, behind in () if self.blocks == "shut" else blocks:
+            inside = slice(max(begin - start, 0), max(behind - start, 0))
+            last[inside] = behind - 1
+            if self.blocks == "whole":
+                first[inside] = np.minimum(first[inside], begin)
+        return first, last
+
+    def is_causal(self, blocks: Sequence[Block], start: int, end: int) -> bool:
+        """Whether each of the rows at `[start, end)` sees all that stands before it and itself, and nothing else."""
+        inside = self.blocks != "shut" and any(begin < end and behind > start for begin, behind in blocks)
+        return not inside and (self.window == 0 or self.window >= end)
+
+
+CAUSAL = Sight()
+
+
+def seam_before(blocks: Sequence[Block], position: int) -> int:
+    """The last seam up to `position`."""
+    return next((begin for begin, behind in blocks if begin < position < behind), position)
+
+
+def piece_end(blocks: Sequence[Block], start: int, most: int) -> int:
+    """Where a piece of a prompt ends that begins at the seam `start`: at a seam, after `most` rows at most.
+
+    A block that is longer goes as a whole.
+    """
+    end = seam_before(blocks, start + most)
+    return end if end > start else next(behind for begin, behind in blocks if begin == start)
+
+
+def shared_seam(blocks: Sequence[Block], others: Sequence[Block], count: int) -> int:
+    """How many of the first `count` rows, whose tokens two prompts share, saw the same in both.
+
+    Each has its own blocks. One that only one of them has, or that goes on behind what is shared, is not shared.
+    """
+    differing = set(blocks) ^ set(others)
+    begins = [begin for begin, _ in differing if begin < count]
+    begins += [begin for begin, behind in {*blocks, *others} if begin < count < behind]
+    return min([count, *begins])
