@@ -273,8 +273,8 @@ def _generated(source: SourceModel, ids: tuple[int, ...], pixels: Pixels) -> tup
     """transformers' own answer, greedy, with all else that the folder's generation config says."""
     given = {key: torch.from_numpy(value) for key, value in source.family.as_given([pixels]).items()}
     tokens = torch.tensor([ids])
-    if source.family.axes > 1:
-        given["mm_token_type_ids"] = (tokens == source.image_token).int()
+    types = source.family.token_types(np.array([ids]) == source.image_token)
+    given |= {key: torch.from_numpy(value) for key, value in types.items()}
     with quiet(), torch.inference_mode():
         made = source.model.generate(
             input_ids=tokens, attention_mask=torch.ones_like(tokens), **given, max_new_tokens=STEPS, do_sample=False

@@ -40,8 +40,8 @@ class PromptBuilder:
         missing = [marker for marker in family.markers if marker not in vocabulary.added]
         if missing:
             raise BundleError(f"the tokenizer of {manifest.name} has no {missing[0]} as a token of its own")
-        if vocabulary.added[family.image_marker] != manifest.image_token:
-            raise BundleError(f"image_token_id {manifest.image_token} of {manifest.name} is not {family.image_marker}")
+        if vocabulary.added[token := family.image_token or family.image_marker] != manifest.image_token:
+            raise BundleError(f"image_token_id {manifest.image_token} of {manifest.name} is not {token}")
         if ordinary := set(manifest.stop_tokens) - set(vocabulary.added.values()):
             raise BundleError(f"eos_token_id {min(ordinary)} of {manifest.name} is no special token of its tokenizer")
         self._manifest = manifest

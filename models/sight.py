@@ -13,6 +13,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+UNSEEN = np.float32(-1e9)  # added to a score, leaves nothing of it
+
 Block = tuple[int, int]  # [begin, end) of a prompt's tokens
 
 
@@ -35,6 +37,12 @@ class Sight(NamedTuple):
             if self.blocks == "whole":
                 first[inside] = np.minimum(first[inside], begin)
         return first, last
+
+    def bias(self, blocks: Sequence[Block], start: int, end: int) -> NDArray[np.float32]:
+        """What is added to the attention scores (1, 1, n, end) of rows at `[start, end)`: 0 for what they see."""
+        first, last = (edge[:, None] for edge in self.interval(blocks, start, end))
+        places = np.arange(end)
+        return np.where((first <= places) & (places <= last), np.float32(0), UNSEEN)[None, None]
 
     def is_causal(self, blocks: Sequence[Block], start: int, end: int) -> bool:
         """Whether each of the rows at `[start, end)` sees all that stands before it and itself, and nothing else."""

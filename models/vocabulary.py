@@ -1,5 +1,7 @@
 """A bundle's tokenizer: text to token ids and back. A user's text can never become a special token.
 
+Two kinds run: byte-level BPE, and BPE like SentencePiece's, with `▁` for a space and bytes for characters it lacks.
+
 `guard` puts MARK after every character of a user's text that could begin an added token such as `<image>`. After the
 template is rendered, `encode` splits at the added tokens that are still intact, which are the template's own, removes
 the marks, and encodes the rest as ordinary text. So a text without special tokens gets the same ids as if the rendered
@@ -9,10 +11,12 @@ prompt were encoded at once; there is no split where the text meets the template
 from __future__ import annotations
 
 import codecs
+import json
 import re
 from collections.abc import Iterable
 
 from tokenizers import AddedToken, Tokenizer, decoders
+from tokenizers.models import BPE
 
 from cutline.errors import BundleError, PromptError
 from cutline.models.bundle import Bundle
@@ -29,23 +33,38 @@ def _byte_characters() -> dict[str, int]:
 
 
 _BYTES = _byte_characters()
+_SPACE = "▁"
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+_PIECES = [
+    {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "},
+    {"type": "ByteFallback"},
+    {"type": "Fuse"},
+]
+_SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
 
 
 class Vocabulary:
-    """A byte-level BPE tokenizer and its added tokens. `added` maps each added token's text to its id."""
+    """A tokenizer and its added tokens. `added` maps the text of each that a user's text must not become to its id.
+
+    Those of white space alone, which Gemma has hundreds of, are text like any other.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         """Raises BundleError for a tokenizer of another kind, or with added tokens that match loosely."""
-        if not isinstance(tokenizer.decoder, decoders.ByteLevel):
-            raise BundleError(f"{TOKENIZER} is not byte-level BPE, the only kind that runs here")
-        tokens = tokenizer.get_added_tokens_decoder()
+        self._bytewise = isinstance(tokenizer.decoder, decoders.ByteLevel)
+        if not self._bytewise and not _is_of_pieces(tokenizer):
+            raise BundleError(
+                f"{TOKENIZER} is neither byte-level BPE nor BPE like SentencePiece's; no other kind runs here"
+            )
+        every = tokenizer.get_added_tokens_decoder()
+        tokens = {index: token for index, token in every.items() if token.content.replace(_SPACE, " ").strip()}
         if not tokens:
             raise BundleError(f"{TOKENIZER} has no special tokens, so no prompt can be told from its text")
         for token in tokens.values():
             if token.lstrip or token.rstrip or token.single_word or token.normalized or len(token.content) < 2:
                 raise BundleError(f"{TOKENIZER} matches {token.content!r} loosely; only exact added tokens run here")
         self.added = {token.content: index for index, token in tokens.items()}
-        self._hidden = frozenset(index for index, token in tokens.items() if token.special)
+        self._hidden = frozenset(index for index, token in every.items() if token.special)
         alternatives = sorted(map(re.escape, self.added), key=len, reverse=True)
         self._whole = re.compile(f"({'|'.join(alternatives)})")
         self._starts = re.compile(f"[{''.join(re.escape(content[0]) for content in self.added)}]")
@@ -98,6 +117,10 @@ class Vocabulary:
         content = None if token in self._hidden else self._tokenizer.id_to_token(token)
         if content is None:
             return b""
+        if not self._bytewise:
+            if (byte := _BYTE.fullmatch(content)) is not None:
+                return bytes.fromhex(byte[1])
+            return content.replace(_SPACE, " ").encode()
         try:
             return bytes(_BYTES[character] for character in content)
         except KeyError:  # an added token, which is not byte-encoded
@@ -106,6 +129,16 @@ class Vocabulary:
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids` without special tokens; invalid bytes become U+FFFD."""
         return b"".join(map(self.bytes_of, ids)).decode(errors="replace")
+
+
+def _is_of_pieces(tokenizer: Tokenizer) -> bool:
+    """Whether it is BPE like SentencePiece's, that puts nothing in front of a text."""
+    decoder, normalizer = tokenizer.decoder, tokenizer.normalizer
+    if decoder is None or normalizer is None or not isinstance(tokenizer.model, BPE):
+        return False
+    # The state of these objects is what tokenizer.json says of them.
+    states = [json.loads(one.__getstate__()) for one in (decoder, normalizer)]
+    return states == [{"type": "Sequence", "decoders": _PIECES}, _SPACES] and tokenizer.model.byte_fallback
 
 
 class StreamDecoder:

@@ -8,7 +8,6 @@ value), the answer with `generate`. All in fp32, in one process.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,10 +157,12 @@ class Whole:
         yield "head", decoder.norm
 
     def _given(self, prompt: Prompt) -> dict[str, torch.Tensor]:
-        ids = np.array([prompt.ids])
-        arrays = {"input_ids": ids, **self._manifest.family.as_given(prompt.images)}
-        if "mm_token_type_ids" in inspect.signature(self._model.forward).parameters:  # of which 1 is an image
-            arrays["mm_token_type_ids"] = (ids == self._manifest.image_token).astype(np.int32)
+        ids, family = np.array([prompt.ids]), self._manifest.family
+        arrays = {
+            "input_ids": ids,
+            **family.as_given(prompt.images),
+            **family.token_types(ids == self._manifest.image_token),
+        }
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 

@@ -6,18 +6,19 @@ Their tokenizer is the demo's, with the tokens that the family's published templ
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Tokenizer, decoders, normalizers
+from tokenizers.models import BPE
 from transformers import CONFIG_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from cutline.demo.bundles import TARGET
 from cutline.demo.tokenizer import PAD, START
-from cutline.models.families import internvl, qwen
+from cutline.models.families import gemma3, internvl, paligemma, qwen
 from cutline.models.prompt import TEMPLATE
 from cutline.models.vocabulary import TOKENIZER
 from cutline.testing.random_models import save_weights, seeded
@@ -47,6 +48,17 @@ INTERNVL_TEMPLATE = """{% for message in messages %}{{'<|im_start|>' + message['
 {% endfor %}{% if add_generation_prompt %}{{'<|im_start|>assistant\n' }}{% endif %}"""
 
 
+# That of Gemma 3, without what it has to say about turns in the wrong order.
+GEMMA_TEMPLATE = """{{ bos_token }}{% if messages[0]['role'] == 'system' %}\
+{% set first = messages[0]['content'][0]['text'] + '\n\n' %}{% set rest = messages[1:] %}{% else %}\
+{% set first = '' %}{% set rest = messages %}{% endif %}{% for message in rest %}\
+{% set role = 'model' if message['role'] == 'assistant' else message['role'] %}\
+{{ '<start_of_turn>' + role + '\n' + (first if loop.first else '') }}{% for item in message['content'] %}\
+{% if item['type'] == 'image' %}{{ '<start_of_image>' }}\
+{% elif item['type'] == 'text' %}{{ item['text'] | trim }}{% endif %}{% endfor %}{{ '<end_of_turn>\n' }}{% endfor %}\
+{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"""
+
+
 @dataclass(frozen=True, slots=True)
 class Small:
     """A model of transformers' `kind`: its `config` by the tokens of a tokenizer that has the `markers`.
@@ -56,24 +68,54 @@ class Small:
 
     kind: str
     markers: tuple[str, ...]
-    template: str
+    template: str | None
     config: Callable[[Words], dict[str, Any]]
     processor: Mapping[str, Any]
+    of_pieces: bool = False
 
     def write(self, folder: Path) -> None:
         """Make the folder."""
-        tokenizer = Tokenizer.from_file(str(TARGET / TOKENIZER))
+        tokenizer = of_pieces(self.markers) if self.of_pieces else Tokenizer.from_file(str(TARGET / TOKENIZER))
         tokenizer.add_special_tokens([AddedToken(token, special=True) for token in (*self.markers, END)])
         words = tokenizer.get_vocab()
-        special = {"pad_token_id": words[PAD], "bos_token_id": words[START], "eos_token_id": words[END]}
+        pad, bos = ("<pad>", "<bos>") if self.of_pieces else (PAD, START)
+        special = {"pad_token_id": words[pad], "bos_token_id": words[bos], "eos_token_id": words[END]}
         said = self.config(words)
         text = {**TEXT, "vocab_size": len(words) + 1, **special, **said.pop("text_config")}
         configured: Any = CONFIG_MAPPING[self.kind]
         config = configured(tie_word_embeddings=False, text_config=text, **said)
         save_weights(seeded(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)], config), torch.float32, folder)
         tokenizer.save(str(folder / TOKENIZER))
-        (folder / TEMPLATE).write_text(self.template)
+        if self.template is not None:
+            (folder / TEMPLATE).write_text(self.template)
+        tokens = {"bos_token": bos, "eos_token": END, "pad_token": pad, "add_bos_token": self.of_pieces}
+        (folder / "tokenizer_config.json").write_text(json.dumps(tokens))
         (folder / "preprocessor_config.json").write_text(json.dumps(self.processor))
+
+
+def of_pieces(special: Sequence[str]) -> Tokenizer:
+    """A tokenizer like Gemma's: pieces of text with `▁` for a space, bytes for other characters, runs of white space.
+
+    It has the `special` tokens of a family, and those about pads, texts and turns.
+    """
+    marks = ("<pad>", "<eos>", "<bos>", "<unk>", *special, "<start_of_turn>", "<end_of_turn>")
+    letters = [chr(code) for code in range(33, 127)]
+    merges = [("t", "h"), ("th", "e"), ("i", "n"), ("▁", "a"), ("▁", "the"), ("o", "u"), ("▁", "▁")]
+    words = [
+        *marks,
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        "▁",
+        "\n",
+        *letters,
+        *("".join(one) for one in merges),
+    ]
+    vocabulary = {word: index for index, word in enumerate(dict.fromkeys(words))}
+    tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=merges, byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.add_tokens([AddedToken(white, normalized=False) for white in ("\n\n", "\n\n\n", "▁▁▁")])
+    tokenizer.add_special_tokens([AddedToken(mark, special=True, normalized=False) for mark in marks])
+    return tokenizer
 
 
 TEXT: Mapping[str, Any] = {
@@ -141,6 +183,60 @@ def _internvl(text: str) -> Small:
     return Small("internvl", markers, INTERNVL_TEMPLATE, config, processor)
 
 
+_SIGLIP = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 96,
+    "intermediate_size": 160,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "image_size": 64,
+    "patch_size": 16,
+    "vision_use_head": False,
+}
+
+
+def _gemma3() -> Small:
+    def config(words: Words) -> dict[str, Any]:
+        return {
+            "image_token_id": words[gemma3.IMAGE],
+            "boi_token_id": words[gemma3.START],
+            "eoi_token_id": words[gemma3.END],
+            "mm_tokens_per_image": 4,
+            "vision_config": _SIGLIP,
+            "text_config": {
+                "head_dim": 48,
+                "query_pre_attn_scalar": 48,
+                "sliding_window": 6,
+                "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"] * 2,
+                "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+            },
+        }
+
+    markers = (gemma3.START, gemma3.IMAGE, gemma3.END)
+    processor = {"image_processor_type": "Gemma3ImageProcessor", "size": {"height": 64, "width": 64}}
+    return Small("gemma3", markers, GEMMA_TEMPLATE, config, processor, of_pieces=True)
+
+
+def _paligemma(text: str, **more: Any) -> Small:
+    def config(words: Words) -> dict[str, Any]:
+        return {
+            "image_token_id": words[paligemma.IMAGE],
+            "projection_dim": 128,
+            "hidden_size": 128,
+            "vision_config": {**_SIGLIP, "projection_dim": 128},
+            "text_config": {
+                "model_type": text,
+                "head_dim": 48,
+                "hidden_activation": "gelu_pytorch_tanh",
+                "rope_theta": 1e4,
+                **more,
+            },
+        }
+
+    processor = {"image_processor_type": "SiglipImageProcessor", "size": {"height": 64, "width": 64}, "resample": 3}
+    return Small("paligemma", (paligemma.IMAGE,), None, config, processor, of_pieces=True)
+
+
 _WIDE = {"depth": 6, "hidden_size": 96, "intermediate_size": 160, "out_hidden_size": 128}
 SMALL: Mapping[str, Small] = {
     "qwen2-vl": _qwen("qwen2_vl", {"depth": 5, "embed_dim": 96, "hidden_size": 128, "mlp_ratio": 2}),
@@ -153,4 +249,6 @@ SMALL: Mapping[str, Small] = {
     ),
     "internvl-qwen2": _internvl("qwen2"),
     "internvl-qwen3": _internvl("qwen3"),
+    "gemma3": _gemma3(),
+    "paligemma": _paligemma("gemma"),
 }

@@ -212,18 +212,22 @@ def divide(model: Any, mesh: DeviceMesh) -> None:
     Raises BundleError where its plan divides a layer in a way that is not known here.
     """
     ours = {module for layer in model.model.get_decoder().layers for module in layer.modules()}
+    divided = 0
     for name, module in model.named_modules():
         style = model.tp_plan.get(re.sub(r"\.\d+\.", ".*.", name))
         if module not in ours or style in (None, *_WHOLE):
             continue
         if style not in ("colwise", "rowwise") or not isinstance(module, nn.Linear):
             raise BundleError(f"{name} cannot be divided among devices as transformers plans it: {style}")
+        divided += 1
         names = ("weight", "bias") if style == "colwise" else ("weight",)
         for parameter in names:
             if (whole := getattr(module, parameter)) is not None:
                 # Of a weight (out, in); the loader reads what the mark leaves to this rank.
                 marked = distribute_tensor(whole, mesh, [Shard(int(style == "rowwise"))], src_data_rank=None)
                 setattr(module, parameter, nn.Parameter(marked, requires_grad=False))
+    if not divided:
+        raise BundleError(f"transformers has no plan of how to divide a {model.config.model_type} among devices")
 
 
 def unwrap_shards(model: nn.Module) -> None:

@@ -23,6 +23,7 @@ from cutline.edge.inference.runtime import open_session
 from cutline.errors import BundleError, PromptError
 from cutline.models.bundle import EMBEDDINGS, PREFIX_WEIGHTS, Bundle, DecoderSpec, Manifest, span_file
 from cutline.models.families.family import Positions
+from cutline.models.sight import Block
 
 _CACHES = tuple((kind, f"past_key_values.{{layer}}.{kind}", f"present.{{layer}}.{kind}") for kind in ("key", "value"))
 _LENGTHS = ("seqlens_k", "total_sequence_length")
@@ -44,6 +45,7 @@ class Decoder:
         self.rows_width = spec.width * (1 + len(self.family.taps))
         beside = max(0, len(self.family.taps) - layers)
         self.width = spec.vocabulary if self.output == "logits" else spec.width * (1 + beside)
+        self.biases = self.family.biases(layers)
         self.session = session
         self._embeddings = embeddings
 
@@ -69,7 +71,8 @@ class Decoder:
         inputs = {value.name: value.shape for value in session.get_inputs()}
         caches = {past.format(layer=layer) for layer in range(layers) for _, past, _ in _CACHES}
         rotations = manifest.family.rotations(np.zeros((manifest.family.axes, 1), np.int64))
-        expected = {"inputs_embeds", *_LENGTHS, *caches, *rotations} | (ends & {"wanted"})
+        biases = manifest.family.biases(layers)
+        expected = {"inputs_embeds", *_LENGTHS, *caches, *rotations, *biases} | (ends & {"wanted"})
         fits = inputs.keys() == expected and inputs["inputs_embeds"][-1] == spec.width * (1 + len(manifest.family.taps))
         if not fits or session.get_outputs()[0].name not in ends:
             raise BundleError(f"{name} in {bundle.path} is not of the sizes in the manifest; export it again")
@@ -115,6 +118,11 @@ class DecoderState:
         self._shape = (0, 0)
         self._shape_buffers(1, 1)
 
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """Those of the prompt, whose rows may see each other both ways."""
+        return self._positions.blocks
+
     def extend(self, rows: NDArray[np.float32], *, last_only: bool = False) -> NDArray[np.float32]:
         """Append `rows` (n, `Decoder.rows_width`), n > 0; returns the output (n, `Decoder.width`).
 
@@ -137,6 +145,8 @@ class DecoderState:
         if family.axes > 1:  # else the graph computes the rotations itself
             for name, array in family.rotations(self._positions.at(self.position, total)).items():
                 self._bind_input(name, array)
+        for name, sight in self._decoder.biases.items():
+            self._bind_input(name, sight.bias(self._positions.blocks, self.position, total))
         self._decoder.session.run_with_iobinding(self._binding)
         self.position = total
         made: NDArray[np.float32] = self._made[0].copy()

@@ -17,6 +17,7 @@ from cutline.edge.inference.vision_encoder import VisionSpan
 from cutline.models.families.family import Positions
 from cutline.models.images import Pixels
 from cutline.models.law.sampling import agreeing
+from cutline.models.sight import Block, shared_seam
 
 # The size of a KV cache is that of its conversation: with SmolVLM-256M 46 KB a token, 51 MB for the 1100 tokens of an
 # image, 377 MB for the whole context. Two are enough for a running conversation and one beside it.
@@ -70,6 +71,11 @@ class History:
         self.made = np.empty((decoder.spec.context if decoder.output == "boundary" else 0, decoder.width), np.float32)
         self._state = decoder.new_state(positions)
 
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """Those of the conversation's prompt, whose rows may see each other both ways."""
+        return self._state.blocks
+
     def extend(self, rows: Rows, keys: Sequence[Key], *, last_only: bool = False) -> Rows:
         """Append tokens, given by rows and keys; returns the output of `DecoderState.extend`."""
         first = self._state.position
@@ -111,7 +117,7 @@ class PrefixCache:
         with self._lock:
             self._collect()
             own = [history for history in self._cached if history.tenant == tenant]
-            common = [agreeing(history.keys, keys) for history in own]
+            common = [shared_seam(history.blocks, positions.blocks, agreeing(history.keys, keys)) for history in own]
             best = int(np.argmax(common)) if common else None
             if best is None or 2 * common[best] < len(own[best].keys):
                 return History(self._decoder, positions, tenant)

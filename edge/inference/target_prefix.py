@@ -22,6 +22,7 @@ from cutline.errors import BundleError, InputError
 from cutline.models.bundle import Bundle, Manifest, span_file
 from cutline.models.images import Pixels
 from cutline.models.law.sampling import agreeing
+from cutline.models.sight import piece_end
 
 PREFILL = 128  # rows a run: while some are in flight, the next are computed
 MAX_SPANS = 8  # loaded at once, so that a plan that alternates between cuts reloads none of them
@@ -210,10 +211,11 @@ class Crossing:
         if cached:
             yield self._prefixed.crossed(history.made[:cached].copy(), cached)
         left = np.concatenate([rows.after(min(cached, length)), rows.decoder.embed(tokens[max(0, cached - length) :])])
-        for start in range(0, len(left), PREFILL):
-            part = left[start : start + PREFILL]
-            end = cached + start + len(part)
-            yield self._prefixed.crossed(history.extend(part, keys[cached + start : end]), end)
+        end = cached
+        while (start := end) < len(keys):
+            end = min(piece_end(history.blocks, start, PREFILL), len(keys))
+            part = left[start - cached : end - cached]
+            yield self._prefixed.crossed(history.extend(part, keys[start:end]), end)
 
     def again(self, answered: int, tokens: Sequence[int]) -> Rows:
         """The boundary rows of `tokens` after the first `answered` tokens of the answer; later ones are rolled back.

@@ -35,13 +35,19 @@ from cutline.errors import BundleError
 from cutline.models.bundle import DecoderSpec, Precision
 from cutline.models.export.quiet import quiet
 from cutline.models.families import AnyFamily
+from cutline.models.families.family import bias_name
+from cutline.models.sight import Block
 
 # The classes of onnxruntime-genai's builder, by transformers' kind of decoder. That of a Llama takes biases too.
 BUILDERS = {
     **dict.fromkeys(("llama", "qwen2", "qwen2_vl_text", "qwen2_5_vl_text"), ("llama", "LlamaModel")),
     **dict.fromkeys(("qwen3", "qwen3_vl_text"), ("qwen", "Qwen3Model")),
+    "gemma": ("gemma", "GemmaModel"),
+    "gemma2": ("gemma", "Gemma2Model"),
+    "gemma3_text": ("gemma", "Gemma3Model"),
 }
 ROWS = "inputs_embeds"
+_BIAS = 10  # among the inputs of GroupQueryAttention
 _ROTATIONS = ("cos", "sin")
 _TYPES = {"fp32": onnx_ir.DataType.FLOAT, "int8": onnx_ir.DataType.INT8, "int4": onnx_ir.DataType.INT4}
 # As shares of the logits' standard deviation. A wrong graph has 1.4, the difference of unrelated logits.
@@ -79,6 +85,8 @@ def build(
         _bind_rotations(graph, spec)
     if family.taps:
         _add_streams(graph, len(family.taps), spec)
+    if family.biases(spec.layers):
+        _bind_biases(graph, family, spec)
     return graph
 
 
@@ -87,12 +95,17 @@ def _build(model: Any, family: AnyFamily, spec: DecoderSpec, path: Path, precisi
     # Not at the top, as the import configures logging.
     base = getattr(import_module(f"onnxruntime_genai.models.builders.{module}"), name)
     own = model.model.get_submodule(family.parts.decoder)
+    # Where there are two tables, the builder makes that of layers without a window first.
+    layers = sorted(range(spec.layers), key=lambda layer: family.sight(layer).window)
+    names = iter(dict.fromkeys(map(family.rotary, layers)))
 
     class Turned(base):  # type: ignore[misc, valid-type]
         """Takes the rotary tables from transformers' own module, whatever the rope type."""
 
         def make_rotary_embedding_caches_from_scratch(self) -> tuple[torch.Tensor, torch.Tensor]:
-            cos, sin = own.rotary_emb(own.norm.weight, torch.arange(spec.context)[None])
+            name = next(names, None)
+            more = () if name is None else (name,)
+            cos, sin = own.rotary_emb(own.norm.weight, torch.arange(spec.context)[None], *more)
             return cos[0].detach(), sin[0].detach()
 
     class Unfused(base):  # type: ignore[misc, valid-type]
@@ -104,7 +117,7 @@ def _build(model: Any, family: AnyFamily, spec: DecoderSpec, path: Path, precisi
         def is_packed_matmul_supported(self) -> bool:
             return False
 
-    config = _llama(model.config.text_config, family, spec)
+    config = _as_llama(model.config.text_config, family, spec)
     with torch.device("meta"):
         decoder = LlamaForCausalLM(config)
     decoder.model, decoder.lm_head = own, model.lm_head
@@ -113,6 +126,7 @@ def _build(model: Any, family: AnyFamily, spec: DecoderSpec, path: Path, precisi
         "exclude_embeds": True,
         "exclude_lm_head": not head,
         "shared_embeddings": False,
+        "window_kv_cache": False,  # a ring of rows cannot be rolled back
         "accuracy_level": 4,  # int8 arithmetic; level 0 is about 80 times slower with int8 weights
     }
     kind = Turned if family.axes == 1 else Unfused
@@ -123,10 +137,14 @@ def _build(model: Any, family: AnyFamily, spec: DecoderSpec, path: Path, precisi
         builder.save_model(str(path.parent))
 
 
-def _llama(text: Any, family: AnyFamily, spec: DecoderSpec) -> LlamaConfig:
-    """The config of the Llama that equals a decoder of the config `text`."""
-    copied = ("hidden_act", "intermediate_size", "rms_norm_eps", "bos_token_id", "eos_token_id", "pad_token_id")
-    return LlamaConfig(
+def _as_llama(text: Any, family: AnyFamily, spec: DecoderSpec) -> LlamaConfig:
+    """The config of a decoder of the config `text` as the builder reads it, whatever its kind."""
+    copied = ("intermediate_size", "rms_norm_eps", "bos_token_id", "eos_token_id", "pad_token_id")
+    gemma = ("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping", "layer_types")
+    named = (*copied, *(name for name in gemma if text.model_type in ("gemma2", "gemma3_text")))
+    turning = text.rope_parameters.get("full_attention", text.rope_parameters)
+    made: Any = LlamaConfig  # which takes settings of any name
+    config: LlamaConfig = made(
         architectures=["LlamaForCausalLM"],
         hidden_size=spec.width,
         num_hidden_layers=spec.layers,
@@ -136,10 +154,13 @@ def _llama(text: Any, family: AnyFamily, spec: DecoderSpec) -> LlamaConfig:
         vocab_size=spec.vocabulary,
         # The size of the graph's rotary table. If rotations are inputs, the table is dropped: the builder's minimum.
         max_position_embeddings=spec.context if family.axes == 1 else 2,
-        # For the builder's own table, which `Turned` replaces.
-        rope_parameters={"rope_type": "default", "rope_theta": text.rope_parameters["rope_theta"]},
-        **{name: getattr(text, name) for name in copied},
+        hidden_act=getattr(text, "hidden_activation", None) or text.hidden_act,
+        # For the builder's own tables, which `Turned` replaces.
+        rope_parameters={"rope_type": "default", "rope_theta": turning["rope_theta"]},
+        rope_local_base_freq=turning["rope_theta"],
+        **{name: getattr(text, name) for name in named},
     )
+    return config
 
 
 def _bind_rotations(model: onnx.ModelProto, spec: DecoderSpec) -> None:
@@ -159,6 +180,22 @@ def _bind_rotations(model: onnx.ModelProto, spec: DecoderSpec) -> None:
     del graph.initializer[:], graph.input[:]
     graph.initializer.extend(weights)
     graph.input.extend(inputs)
+
+
+def _bind_biases(model: onnx.ModelProto, family: AnyFamily, spec: DecoderSpec) -> None:
+    """Have each layer's attention see what an input says, in place of all that stands before a row, or a window."""
+    graph = model.graph
+    attention = [node for node in graph.node if node.op_type == "GroupQueryAttention"]
+    for layer, node in enumerate(attention):
+        node.input.extend([""] * (_BIAS + 1 - len(node.input)))
+        node.input[_BIAS] = bias_name(family.sight(layer))
+        kept = [attribute for attribute in node.attribute if attribute.name not in ("local_window_size", "causal")]
+        del node.attribute[:]
+        node.attribute.extend([*kept, helper.make_attribute("causal", 0)])
+    graph.input.extend(
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 1, "sequence_length", "total_length"])
+        for name in family.biases(spec.layers)
+    )
 
 
 def _add_streams(model: onnx.ModelProto, count: int, spec: DecoderSpec) -> None:
@@ -271,9 +308,24 @@ def run_whole(model: Any, family: AnyFamily, rows: torch.Tensor, positions: NDAr
     if beside:
         everywhere = torch.ones(own.shape[:2], dtype=torch.bool)
         more = {"visual_pos_masks": everywhere, "deepstack_visual_embeds": [stream[0] for stream in beside]}
+    if masks := _masks(family, len(decoder.layers), own.shape[1]):
+        more["attention_mask"] = masks if None not in masks else masks[None]
     ids = torch.from_numpy(family.as_ids(positions))
     made: torch.Tensor = decoder(inputs_embeds=own, position_ids=ids, use_cache=False, **more).last_hidden_state
     return made
+
+
+def _masks(family: AnyFamily, layers: int, length: int) -> dict[str | None, torch.Tensor]:
+    """What rows of a seeded prompt see, by the name that layers of a sight have; none where all are causal."""
+    if not family.biases(layers):
+        return {}
+    biases = ((family.rotary(layer), family.sight(layer).bias(_blocks(length), 0, length)) for layer in range(layers))
+    return {name: torch.from_numpy(bias) for name, bias in biases}
+
+
+def _blocks(length: int) -> tuple[Block, ...]:
+    """A block in the middle of a seeded prompt."""
+    return ((length // 4, length // 2),)
 
 
 def whole_feed(
@@ -291,7 +343,8 @@ def whole_feed(
     }
     empty = np.empty((1, spec.kv_heads, 0, spec.head_dim), np.float32)
     past = {f"past_key_values.{layer}.{kind}": empty for layer in range(layers) for kind in ("key", "value")}
-    return feed | past | family.rotations(positions)
+    biases = {name: sight.bias(_blocks(length), 0, length) for name, sight in family.biases(layers).items()}
+    return feed | past | family.rotations(positions) | biases
 
 
 def spread_of(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from msgspec import structs
 from safetensors.torch import save_file
+from torch import nn
 
 from cutline.core.conversation import question
 from cutline.core.storage.files import storing
@@ -201,7 +202,11 @@ def _export_prefixes(source: SourceModel, precision: Precision, on_share: OnShar
 
 
 def _write_embeddings(source: SourceModel, on_share: OnShare, folder: Path) -> str:
-    weights = source.model.get_input_embeddings().weight.detach()
+    table = source.model.get_input_embeddings()
+    weights = table.weight.detach()
+    if type(table) is not nn.Embedding:  # it scales what it looks up
+        with torch.inference_mode():
+            weights = table(torch.arange(len(weights)))
     save_file({"embeddings": weights.contiguous()}, folder / EMBEDDINGS)
     (folder / EMBEDDINGS).chmod(0o644)  # safetensors makes files that only their owner may read
     return f"{len(weights)} tokens"

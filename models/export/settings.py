@@ -163,7 +163,8 @@ TOKENIZER: Mapping[str, SettingFate] = {
         "of decoding, which is byte for byte", "clean_up_tokenization_spaces", "errors", "spaces_between_special_tokens"
     ),
     **_idle("notes", "processor_class", "auto_map", "name_or_path", "special_tokens_map_file", "is_local"),
-    **_limited((False,), "add_prefix_space", "split_special_tokens", "add_bos_token", "add_eos_token"),
+    **_honoured("written by the chat template, or refused", "add_bos_token"),
+    **_limited((False,), "add_prefix_space", "split_special_tokens", "add_eos_token"),
 }
 
 Tables = Mapping[str, Mapping[str, SettingFate]]  # by file, and part of it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -73,7 +74,7 @@ def read_source(path: Path, *, dtype: torch.dtype | None = None) -> SourceModel:
     said = {name: settings_of(path / name) or {} for name in (GENERATION, PROCESSOR, IMAGES, TOKENS)}
     for name, settings in said.items():
         check(path, name, settings)
-    companions = {TOKENIZER: _tokenizer(path), TEMPLATE: _template(path, said)}
+    companions = {TOKENIZER: _tokenizer(path), TEMPLATE: _template(path, kind, said)}
     config = _config(path)
     family = _family(path, kind, config, said)
     _penalties(path, said[GENERATION], (), config.text_config.vocab_size)  # refused before weights are read
@@ -246,8 +247,27 @@ def _tokenizer(path: Path) -> bytes:
     return content
 
 
-def _template(path: Path, said: dict[str, Settings]) -> bytes:
-    """The chat template, from the first file that has it, in transformers' order. Raises InputError."""
+def _template(path: Path, kind: type[AnyFamily], said: dict[str, Settings]) -> bytes:
+    """The chat template, with the tokens that it names, and that of a prompt's beginning if there must be one.
+
+    Raises InputError.
+    """
+    template = _found_template(path, kind, said)
+    named = {name: said[TOKENS].get(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
+    tokens = {name: token.get("content") if isinstance(token, dict) else token for name, token in named.items()}
+    begins = str(tokens["bos_token"]).encode()
+    if said[TOKENS].get("add_bos_token") and b"bos_token" not in template and begins not in template:
+        raise InputError(f"{path} has add_bos_token true in {TOKENS}, and a chat template without {begins.decode()}")
+    known = {name: token for name, token in tokens.items() if token is not None and name.encode() in template}
+    settings = "".join(f"{{% set {name} = {json.dumps(token)} %}}" for name, token in known.items())
+    return settings.encode() + template
+
+
+def _found_template(path: Path, kind: type[AnyFamily], said: dict[str, Settings]) -> bytes:
+    """The chat template, from the first file that has it, in transformers' order; else the family's own.
+
+    Raises InputError.
+    """
     older = settings_of(path / "chat_template.json") or {}
     files = {PROCESSOR: said[PROCESSOR], "chat_template.json": older, TEMPLATE: None, TOKENS: said[TOKENS]}
     for name, settings in files.items():
@@ -258,6 +278,8 @@ def _template(path: Path, said: dict[str, Settings]) -> bytes:
             if not isinstance(template, str):
                 raise InputError(f"the chat template in {path / name} does not read: one text is supported")
             return template.encode()
+    if kind.template is not None:
+        return kind.template.encode()
     raise InputError(f"{path} is not a Hugging Face folder that can be exported: it has no {TEMPLATE}")
 
 

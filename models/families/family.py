@@ -24,6 +24,7 @@ from cutline.models.layerline import LayerLine
 from cutline.models.sight import CAUSAL, Block, Sight
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=10**7)]
+Index = Annotated[int, msgspec.Meta(ge=0)]
 Spread = Annotated[float, msgspec.Meta(gt=0)]
 ROTATIONS = ("default", "linear", "llama3", "yarn")  # the rope types that do not depend on the length of the text
 # "dynamic" depends on it only behind max_position_embeddings, where no text goes.
@@ -102,7 +103,8 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
     markers: ClassVar[tuple[str, ...]]  # special tokens that a tokenizer of this family must have
     named: ClassVar[Mapping[str, str]]  # settings of a tokenizer that name tokens, and the values that they must have
     scales: ClassVar[bool] = False  # whether a smaller image has fewer image tokens: see `within`
-    image_token: ClassVar[str] = ""  # stands in an expanded prompt for a row of an image, if it is not the marker
+    image_token: ClassVar[str | None] = None  # stands in an expanded prompt for each row; None for the marker itself
+    apart: ClassVar[frozenset[str]] = frozenset()  # fields of the tower or the decoder alone: see `is_alike`
     template: ClassVar[str | None] = None  # the chat template of models that come without one
     axes: ClassVar[int] = 1  # of a token's position; with several the rotations are inputs of the decoder's graph
 
@@ -132,9 +134,12 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
     def is_alike(self, other: Family) -> bool:
         """Whether both make the same pixels, grids, image tokens and positions of the same images.
 
-        Drafter and target must be alike. Their towers and decoders may differ.
+        Drafter and target must be alike. Their towers and decoders may differ, in the fields that are `apart`.
         """
-        return self == other
+        if type(self) is not type(other):
+            return False
+        ours, theirs = (msgspec.structs.asdict(one) for one in (self, other))
+        return all(value == theirs[name] for name, value in ours.items() if name not in self.apart)
 
     def streams(self, line: LayerLine, cut: str) -> int:
         """How many streams cross a `cut` after `image`: the residual stream, and those that go on beside it."""
@@ -199,6 +204,14 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
         del layer
         return CAUSAL
 
+    def biases(self, layers: int) -> dict[str, Sight]:
+        """The inputs of a graph of the first `layers` that say what rows see: none where all layers are causal.
+
+        One for each sight of them, added to the scores of attention in its layers: (1, 1, n, positions) float32.
+        """
+        sights = list(dict.fromkeys(map(self.sight, range(layers))))
+        return {} if sights == [CAUSAL] else {bias_name(sight): sight for sight in sights}
+
     def rotary(self, layer: int) -> str | None:
         """The name by which transformers' rotary embedding knows the decoder's layer; None if it is one for all."""
         del layer
@@ -240,6 +253,11 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
     def as_given(self, images: Sequence[Pixels]) -> Arrays:
         """The images of one prompt as keyword arguments of transformers' own models."""
 
+    def token_types(self, image_tokens: NDArray[np.bool_]) -> Arrays:
+        """Where the image tokens of a prompt are (1, n), as keyword arguments of transformers' own models."""
+        del image_tokens
+        return {}
+
     @abstractmethod
     def example(self, seed: int) -> Pixels:
         """A noise image, as small as possible while every part of the tower's arithmetic is used."""
@@ -278,6 +296,11 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
             return msgspec.convert(fields | {"kind": cls.__struct_config__.tag}, cls)
         except msgspec.ValidationError as error:
             raise ValueError(f"sizes that do not run here: {error}") from None
+
+
+def bias_name(sight: Sight) -> str:
+    """The input of a decoder's graph that says what rows see in layers of a `sight`."""
+    return f"bias.{sight.window}.{sight.blocks}"
 
 
 def channels(name: str, value: Any) -> tuple[float, ...]:

@@ -25,7 +25,6 @@ IMAGE, START, END = "<|image_pad|>", "<|vision_start|>", "<|vision_end|>"
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 Area = Annotated[int, msgspec.Meta(ge=1, le=MAX_PIXELS)]  # pixels; larger images are refused anyway
-Index = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class QwenVL(Family, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -54,6 +53,7 @@ class QwenVL(Family, frozen=True, forbid_unknown_fields=True, kw_only=True):
     processors: ClassVar[tuple[str, ...]] = ("Qwen2VLImageProcessor",)
     resample: ClassVar[Image.Resampling] = Image.Resampling.BICUBIC
     scales: ClassVar[bool] = True
+    apart: ClassVar[frozenset[str]] = frozenset({"tower_head", "tower_theta", "theta", "sections"})
     axes: ClassVar[int] = 3
 
     @classmethod
@@ -92,11 +92,6 @@ class QwenVL(Family, frozen=True, forbid_unknown_fields=True, kw_only=True):
             "mean": channels("image_mean", processor["image_mean"]),
             "std": channels("image_std", processor["image_std"]),
         }
-
-    def is_alike(self, other: Family) -> bool:
-        """Whether both are of one family and differ in nothing but the tower's and the decoder's heads."""
-        same = ("patch", "merge", "frames", "min_pixels", "max_pixels", "mean", "std")
-        return type(self) is type(other) and all(getattr(self, name) == getattr(other, name) for name in same)
 
     def preprocess(self, image: Image.Image) -> Pixels:
         """Patches (rows * cols, 3 * frames * patch * patch), grouped by image token."""
@@ -261,6 +256,10 @@ class QwenVL(Family, frozen=True, forbid_unknown_fields=True, kw_only=True):
             return {}
         grids = np.array([(1, *image.grid) for image in images])
         return {"pixel_values": np.concatenate([image.values for image in images]), "image_grid_thw": grids}
+
+    def token_types(self, image_tokens: NDArray[np.bool_]) -> Arrays:
+        """1 for image tokens, of which the positions are worked out."""
+        return {"mm_token_type_ids": image_tokens.astype(np.int32)}
 
     def example(self, seed: int) -> Pixels:
         """Two by three image tokens."""

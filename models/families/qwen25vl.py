@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from cutline.models.families.family import Arrays, Count, Grid, Ops, Parts
-from cutline.models.families.qwen import Index, QwenVL, embedded, one_number
+from cutline.models.families.family import Arrays, Count, Grid, Index, Ops, Parts
+from cutline.models.families.qwen import QwenVL, embedded, one_number
 from cutline.models.images import Pixels
 
 
@@ -24,6 +24,7 @@ class Qwen25VL(QwenVL, frozen=True, forbid_unknown_fields=True, kw_only=True, ta
     full: tuple[Index, ...]
 
     kinds: ClassVar[tuple[str, ...]] = ("qwen2_5_vl",)
+    apart: ClassVar[frozenset[str]] = QwenVL.apart | {"window", "full"}
     answering: ClassVar[tuple[str, ...]] = ("Qwen2_5_VLForConditionalGeneration",)
     parts: ClassVar[Parts] = Parts(
         image=("visual.patch_embed",), tower="visual.blocks", connector=("visual.merger",), decoder="language_model"

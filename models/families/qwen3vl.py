@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from cutline.models.families.family import Arrays, Count, Grid, Ops, Parts
-from cutline.models.families.qwen import Index, QwenVL, embedded
+from cutline.models.families.family import Arrays, Count, Grid, Index, Ops, Parts
+from cutline.models.families.qwen import QwenVL, embedded
 
 
 class Qwen3VL(QwenVL, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="qwen3-vl"):
@@ -24,6 +24,7 @@ class Qwen3VL(QwenVL, frozen=True, forbid_unknown_fields=True, kw_only=True, tag
     deepstack: tuple[Index, ...]
 
     kinds: ClassVar[tuple[str, ...]] = ("qwen3_vl",)
+    apart: ClassVar[frozenset[str]] = QwenVL.apart | {"table", "deepstack"}
     answering: ClassVar[tuple[str, ...]] = ("Qwen3VLForConditionalGeneration",)
     parts: ClassVar[Parts] = Parts(
         image=("visual.patch_embed", "visual.pos_embed"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,8 @@ class TileFamily(Family, frozen=True, forbid_unknown_fields=True, kw_only=True):
     A grid counts tiles. An image that is cut is seen once more as a whole, in a tile of its own, the last one; the grid
     of one that is not cut is (0, 0).
     """
+
+    apart: ClassVar[frozenset[str]] = frozenset({"patch"})
 
     tile: Count
     patch: Count
