@@ -112,6 +112,10 @@ def seeded(kind: Any, config: Any) -> Any:
                     module.bias.normal_(0, 0.3)
             elif isinstance(module, nn.Embedding):
                 module.weight.normal_(0, 1)
+            else:  # matrices and tables that are nobody's but the module's own
+                for own in module.parameters(recurse=False):
+                    if own.ndim > 1:
+                        own.normal_(0, 1.5 / own.shape[0] ** 0.5 if own.ndim == 2 else 1)
     return model
 
 

@@ -110,7 +110,7 @@ def of_pieces(special: Sequence[str]) -> Tokenizer:
         *("".join(one) for one in merges),
     ]
     vocabulary = {word: index for index, word in enumerate(dict.fromkeys(words))}
-    tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=merges, byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
+    tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=merges, byte_fallback=True, fuse_unk=True))
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     tokenizer.add_tokens([AddedToken(white, normalized=False) for white in ("\n\n", "\n\n\n", "▁▁▁")])
@@ -251,4 +251,11 @@ SMALL: Mapping[str, Small] = {
     "internvl-qwen3": _internvl("qwen3"),
     "gemma3": _gemma3(),
     "paligemma": _paligemma("gemma"),
+    "paligemma2": _paligemma(
+        "gemma2",
+        query_pre_attn_scalar=48,
+        sliding_window=8,
+        attn_logit_softcapping=50.0,
+        final_logit_softcapping=30.0,
+    ),
 }

@@ -160,7 +160,7 @@ class _Call:
         seen = seen[:, None].expand(-1, heads, -1, -1).reshape(count, 1, heads * self.each, self.length)
         self.mask = torch.zeros(seen.shape, dtype=like.dtype, device=device).masked_fill_(~seen, -torch.inf)
 
-    def attend(self, query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, scale: float, softcap: float) -> Tensor:
         """(last - first, heads, width) of `query` alike; keys and values (slots, kv_heads, context, width).
 
         Heads that share their keys become rows of one head: a kernel reads the keys once for all of them.
@@ -168,12 +168,13 @@ class _Call:
         count, (_, heads, width), shared = self.slots.stop - self.slots.start, query.shape, keys.shape[1]
         query = query if self.rows is None else query[self.rows]
         query = query.view(count, self.each, shared, heads // shared, width).permute(0, 2, 3, 1, 4)
-        attended = functional.scaled_dot_product_attention(
+        attended = _attention(
             query.reshape(count, shared, -1, width),
             keys[self.slots, :, : self.length],
             values[self.slots, :, : self.length],
-            attn_mask=self.mask,
+            mask=self.mask,
             scale=scale,
+            softcap=softcap,
         )
         attended = attended.view(count, shared, heads // shared, self.each, width).permute(0, 3, 1, 2, 4)
         attended = attended.reshape(-1, heads, width)
@@ -197,18 +198,44 @@ class _Alone:
             places = torch.arange(self.end, device=device)
             self.mask = (first <= places) & (places <= last)
 
-    def attend(self, query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, scale: float, softcap: float) -> Tensor:
         """As `_Call.attend`."""
-        attended = functional.scaled_dot_product_attention(
+        attended = _attention(
             query.transpose(0, 1)[None],
             keys[None, self.slot, :, : self.end],
             values[None, self.slot, :, : self.end],
-            attn_mask=self.mask,
-            is_causal=self.causal,
+            mask=self.mask,
+            causal=self.causal,
             scale=scale,
-            enable_gqa=True,
+            softcap=softcap,
         )
         return attended[0].transpose(0, 1)
+
+
+def _attention(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    *,
+    mask: Tensor | None,
+    causal: bool = False,
+    scale: float,
+    softcap: float,
+) -> Tensor:
+    """Attention (n, heads, rows, width); keys may have fewer heads. Scores stay below `softcap`, unless that is 0."""
+    if not softcap:
+        shared = query.shape[1] != keys.shape[1]
+        made: Tensor = functional.scaled_dot_product_attention(
+            query, keys, values, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=shared
+        )
+        return made
+    keys, values = (each.repeat_interleave(query.shape[1] // each.shape[1], dim=1) for each in (keys, values))
+    scores = softcap * torch.tanh(query @ keys.transpose(-1, -2) * scale / softcap)
+    if causal:
+        mask = torch.ones(query.shape[2], keys.shape[2], dtype=torch.bool, device=query.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype is torch.bool else scores + mask
+    return scores.softmax(-1, dtype=torch.float32).to(values.dtype) @ values
 
 
 class Layout:
@@ -256,6 +283,7 @@ def _attend(
     *,
     layout: Layout,
     slot_cache: SlotCache,
+    softcap: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention of ragged rows: `query` (1, heads, rows, width), `key` and `value` alike; transformers' signature.
@@ -264,35 +292,48 @@ def _attend(
     """
     del mask
     if torch.compiler.is_compiling():
-        made: Tensor = torch.ops.cutline.attend(query, key, value, module.place, module.scaling)
+        made: Tensor = torch.ops.cutline.attend(query, key, value, module.place, module.scaling, softcap or 0.0)
         return made, None
-    return _attended(query, key, value, module.layer_idx - slot_cache.first, module.scaling, layout, slot_cache), None
+    place = module.layer_idx - slot_cache.first
+    made = _attended(query, key, value, place, (module.scaling, softcap or 0.0), layout, slot_cache)
+    return made, None
 
 
 def _attended(
-    query: Tensor, key: Tensor, value: Tensor, place: int, scale: float, layout: Layout, cache: SlotCache
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    place: int,
+    scores: tuple[float, float],
+    layout: Layout,
+    cache: SlotCache,
 ) -> Tensor:
-    """Rows (1, rows, heads, width) in the layer at `place` of the cache, which gets what is new first."""
+    """Rows (1, rows, heads, width) in the layer at `place` of the cache, which gets what is new first.
+
+    `scores` are multiplied by the first and stay below the second, unless that is 0.
+    """
     keys, values = cache.keys[place], cache.values[place]
     keys[layout.slots, :, layout.positions] = key[0].transpose(0, 1)
     values[layout.slots, :, layout.positions] = value[0].transpose(0, 1)
     rows = query[0].transpose(0, 1)
-    made = [call.attend(rows[call.first : call.last], keys, values, scale) for call in layout.calls(place)]
+    made = [call.attend(rows[call.first : call.last], keys, values, *scores) for call in layout.calls(place)]
     return (made[0] if len(made) == 1 else torch.cat(made))[None]
 
 
 # A compiler does not look into it. That it writes into the cache need not be said: in a pass nothing else reads that.
-torch.library.define("cutline::attend", "(Tensor query, Tensor key, Tensor value, Tensor place, float scale) -> Tensor")
+torch.library.define(
+    "cutline::attend", "(Tensor query, Tensor key, Tensor value, Tensor place, float scale, float softcap) -> Tensor"
+)
 
 
 @torch.library.impl("cutline::attend", "default")
-def _attend_compiled(query: Tensor, key: Tensor, value: Tensor, place: Tensor, scale: float) -> Tensor:
-    return _attended(query, key, value, int(place), scale, *PASSING.get()).contiguous()
+def _attend_compiled(query: Tensor, key: Tensor, value: Tensor, place: Tensor, scale: float, softcap: float) -> Tensor:
+    return _attended(query, key, value, int(place), (scale, softcap), *PASSING.get()).contiguous()
 
 
 @torch.library.register_fake("cutline::attend")  # type: ignore[untyped-decorator]
-def _attend_shape(query: Tensor, key: Tensor, value: Tensor, place: Tensor, scale: float) -> Tensor:
-    del key, value, place, scale
+def _attend_shape(query: Tensor, key: Tensor, value: Tensor, place: Tensor, scale: float, softcap: float) -> Tensor:
+    del key, value, place, scale, softcap
     return query.new_empty(1, query.shape[2], query.shape[1], query.shape[3])
 
 

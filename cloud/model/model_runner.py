@@ -300,6 +300,8 @@ class Target:
         if not wanted:  # pieces of prompts alone
             return [hidden[:0].float() for _ in batch]
         logits = self._head(self._decoder.norm(hidden[wanted])).float()
+        if (cap := getattr(self._decoder.config, "final_logit_softcapping", None)) is not None:
+            logits = cap * torch.tanh(logits / cap)
         parts: Sequence[Tensor] = logits.split([rows.wanted for rows in batch])
         return parts
 

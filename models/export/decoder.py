@@ -47,6 +47,7 @@ BUILDERS = {
     "gemma3_text": ("gemma", "Gemma3Model"),
 }
 ROWS = "inputs_embeds"
+_WINDOWED = ("local_window_size", "sliding_window_cache", "causal")  # what a bias takes the place of
 _BIAS = 10  # among the inputs of GroupQueryAttention
 _ROTATIONS = ("cos", "sin")
 _TYPES = {"fp32": onnx_ir.DataType.FLOAT, "int8": onnx_ir.DataType.INT8, "int4": onnx_ir.DataType.INT4}
@@ -140,7 +141,13 @@ def _build(model: Any, family: AnyFamily, spec: DecoderSpec, path: Path, precisi
 def _as_llama(text: Any, family: AnyFamily, spec: DecoderSpec) -> LlamaConfig:
     """The config of a decoder of the config `text` as the builder reads it, whatever its kind."""
     copied = ("intermediate_size", "rms_norm_eps", "bos_token_id", "eos_token_id", "pad_token_id")
-    gemma = ("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping", "layer_types")
+    gemma = (
+        "query_pre_attn_scalar",
+        "attn_logit_softcapping",
+        "final_logit_softcapping",
+        "layer_types",
+        "sliding_window",
+    )
     named = (*copied, *(name for name in gemma if text.model_type in ("gemma2", "gemma3_text")))
     turning = text.rope_parameters.get("full_attention", text.rope_parameters)
     made: Any = LlamaConfig  # which takes settings of any name
@@ -189,7 +196,7 @@ def _bind_biases(model: onnx.ModelProto, family: AnyFamily, spec: DecoderSpec) -
     for layer, node in enumerate(attention):
         node.input.extend([""] * (_BIAS + 1 - len(node.input)))
         node.input[_BIAS] = bias_name(family.sight(layer))
-        kept = [attribute for attribute in node.attribute if attribute.name not in ("local_window_size", "causal")]
+        kept = [attribute for attribute in node.attribute if attribute.name not in _WINDOWED]
         del node.attribute[:]
         node.attribute.extend([*kept, helper.make_attribute("causal", 0)])
     graph.input.extend(
@@ -267,7 +274,7 @@ def needed(nodes: Iterable[onnx.NodeProto], outputs: Collection[str]) -> list[on
 def _choose_rows(model: onnx.ModelProto) -> None:
     """Compute logits of the rows in `wanted` only."""
     graph = model.graph
-    head = next(index for index, node in enumerate(graph.node) if "logits" in node.output)
+    head = next(index for index, node in enumerate(graph.node) if node.name.startswith("/lm_head/"))
     chosen = helper.make_node(
         "Gather", [graph.node[head].input[0], "wanted"], ["/lm_head/wanted"], name="/lm_head/Gather", axis=1
     )
@@ -282,7 +289,9 @@ def _difference(model: Any, family: AnyFamily, spec: DecoderSpec, path: Path) ->
     """The error of the graph's logits on a prompt of seeded tokens."""
     rows, positions = seeded_prompt(model, family, spec)
     with torch.inference_mode():
-        expected = model.lm_head(run_whole(model, family, rows, positions)).numpy()
+        logits = model.lm_head(run_whole(model, family, rows, positions))
+        cap = getattr(model.config.text_config, "final_logit_softcapping", None)
+        expected = (logits if cap is None else cap * torch.tanh(logits / cap)).numpy()
     feed = whole_feed(rows.numpy(), positions, family, spec, spec.layers) | {"wanted": np.arange(rows.shape[1])}
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
     (logits,) = session.run(["logits"], feed)
@@ -308,19 +317,19 @@ def run_whole(model: Any, family: AnyFamily, rows: torch.Tensor, positions: NDAr
     if beside:
         everywhere = torch.ones(own.shape[:2], dtype=torch.bool)
         more = {"visual_pos_masks": everywhere, "deepstack_visual_embeds": [stream[0] for stream in beside]}
-    if masks := _masks(family, len(decoder.layers), own.shape[1]):
-        more["attention_mask"] = masks if None not in masks else masks[None]
+    if family.biases(len(decoder.layers)):
+        more["attention_mask"] = _masks(decoder, family, own.shape[1])
     ids = torch.from_numpy(family.as_ids(positions))
     made: torch.Tensor = decoder(inputs_embeds=own, position_ids=ids, use_cache=False, **more).last_hidden_state
     return made
 
 
-def _masks(family: AnyFamily, layers: int, length: int) -> dict[str | None, torch.Tensor]:
-    """What rows of a seeded prompt see, by the name that layers of a sight have; none where all are causal."""
-    if not family.biases(layers):
-        return {}
-    biases = ((family.rotary(layer), family.sight(layer).bias(_blocks(length), 0, length)) for layer in range(layers))
-    return {name: torch.from_numpy(bias) for name, bias in biases}
+def _masks(decoder: Any, family: AnyFamily, length: int) -> Any:
+    """What rows of a seeded prompt see, by the type of the layer where transformers has types."""
+    layers = range(len(decoder.layers))
+    biases = [torch.from_numpy(family.sight(layer).bias(_blocks(length), 0, length)) for layer in layers]
+    types = getattr(decoder.config, "layer_types", None)
+    return biases[0] if types is None else dict(zip(types, biases, strict=True))
 
 
 def _blocks(length: int) -> tuple[Block, ...]:
