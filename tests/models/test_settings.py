@@ -8,19 +8,32 @@ from typing import Any
 
 import pytest
 from transformers import (
+    Gemma2Config,
+    Gemma3Config,
+    Gemma3TextConfig,
+    GemmaConfig,
     GenerationConfig,
     Idefics3Config,
+    InternVLConfig,
+    InternVLVisionConfig,
     LlamaConfig,
+    PaliGemmaConfig,
     Qwen2_5_VLConfig,
+    Qwen2Config,
     Qwen2VLConfig,
+    Qwen3Config,
     Qwen3VLConfig,
+    SiglipVisionConfig,
     SmolVLMConfig,
 )
+from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.idefics3.configuration_idefics3 import Idefics3VisionConfig
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
 from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLTextConfig, Qwen2VLVisionConfig
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfig, Qwen3VLVisionConfig
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.smolvlm.configuration_smolvlm import SmolVLMVisionConfig
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
@@ -28,6 +41,43 @@ from cutline.errors import InputError
 from cutline.models.export import settings
 from cutline.models.export.settings import CONFIG, GENERATION, IMAGES, TABLES, TEXT, VISION, check
 
+MODELS = (
+    SmolVLMConfig,
+    Idefics3Config,
+    Qwen2_5_VLConfig,
+    Qwen2VLConfig,
+    Qwen3VLConfig,
+    InternVLConfig,
+    Gemma3Config,
+    PaliGemmaConfig,
+)
+DECODERS = (
+    LlamaConfig,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen2_5_VLTextConfig,
+    Qwen2VLTextConfig,
+    Qwen3VLTextConfig,
+    GemmaConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
+)
+TOWERS = (
+    SmolVLMVisionConfig,
+    Idefics3VisionConfig,
+    Qwen2_5_VLVisionConfig,
+    Qwen2VLVisionConfig,
+    Qwen3VLVisionConfig,
+    InternVLVisionConfig,
+    SiglipVisionConfig,
+)
+PROCESSORS = (
+    SmolVLMImageProcessorPil,
+    Qwen2VLImageProcessorPil,
+    GotOcr2ImageProcessorPil,
+    Gemma3ImageProcessorPil,
+    SiglipImageProcessorPil,
+)
 LIMITED = [
     (where, name, setting.taken)
     for where, table in TABLES.items()
@@ -44,23 +94,14 @@ def fields(*kinds: Any) -> set[str]:
     ("table", "known"),
     [
         (GENERATION, {name for name in vars(GenerationConfig()) if not name.startswith("_") or name == "_commit_hash"}),
-        (CONFIG, fields(SmolVLMConfig, Idefics3Config, Qwen2_5_VLConfig, Qwen2VLConfig, Qwen3VLConfig)),
-        (TEXT, fields(LlamaConfig, Qwen2_5_VLTextConfig, Qwen2VLTextConfig, Qwen3VLTextConfig)),
-        (
-            VISION,
-            fields(
-                SmolVLMVisionConfig,
-                Idefics3VisionConfig,
-                Qwen2_5_VLVisionConfig,
-                Qwen2VLVisionConfig,
-                Qwen3VLVisionConfig,
-            ),
-        ),
+        (CONFIG, fields(*MODELS)),
+        (TEXT, fields(*DECODERS)),
+        (VISION, fields(*TOWERS)),
         (
             IMAGES,
             {
                 name
-                for kind in (SmolVLMImageProcessorPil, Qwen2VLImageProcessorPil)
+                for kind in PROCESSORS
                 for base in kind.valid_kwargs.__mro__
                 for name in getattr(base, "__annotations__", {})
             },
