@@ -22,15 +22,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
 import torch
 from PIL import Image
 from rich.console import Console
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText
+from transformers import AutoImageProcessor
 
+from cutline.bench.published_models import KINDS, Files, filled, write_folder
 from cutline.cloud.engine.engine import Engine
 from cutline.cloud.engine.sequence import Event, SessionRequest
 from cutline.cloud.model.model_runner import Capacity, Target
@@ -43,30 +43,12 @@ from cutline.models.bundle import Bundle, Manifest, write_manifest
 from cutline.models.export import export_bundle
 from cutline.models.export.quiet import quiet
 from cutline.models.export.source import SourceModel, read_source
-from cutline.models.families import FAMILIES
-from cutline.models.families.qwen import QwenVL
-from cutline.models.families.smolvlm import FAKE, IMAGE
 from cutline.models.images import Pixels
 from cutline.models.prompt import PromptBuilder
 from cutline.protos.messages import Confirmed, Finished
-from cutline.testing.random_models import PLAIN_TEMPLATE, seeded, write_text
-from cutline.testing.small_models import END as QWEN_END
-from cutline.testing.small_models import QWEN_TEMPLATE
 
-Files = dict[str, Any]
 STEPS = 12  # tokens of an answer
 SIZE = (90, 70)  # of the picture
-HEAD = 16  # a head's width
-KINDS = {kind: family for family in FAMILIES for kind in family.kinds}
-GENERATED = "generation_config.json"
-SMOLVLM_IMAGES = {
-    "image_processor_type": "SmolVLMImageProcessor",
-    "do_image_splitting": True,
-    "max_image_size": {"longest_edge": 512},
-    "size": {"longest_edge": 2048},
-}
-QWEN_IMAGES = {"image_processor_type": "Qwen2VLImageProcessor", "min_pixels": 3136, "max_pixels": 12845056}
-QWEN_ROPE = {"type": "mrope", "mrope_section": [16, 24, 24]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,101 +73,6 @@ def family_of(stem: str, files: Files) -> str | None:
     config = files.get("config.json")
     said = config.get("model_type") if isinstance(config, dict) else stem if config is None else None
     return said if said in KINDS else None
-
-
-def filled(kind: str, files: Files) -> Files:
-    """The files of a set, with what they lack from a whole model of the kind, and its config reduced."""
-    qwen = issubclass(KINDS[kind], QwenVL)
-    files = dict(files)
-    base: dict[str, Any] = {"model_type": kind, "architectures": [KINDS[kind].answering[0]]}
-    config = dict(files.get("config.json", base))
-    if config == base and qwen:
-        config |= {"rope_scaling": QWEN_ROPE, "hidden_size": 2048, "num_attention_heads": 16, "eos_token_id": 151645}
-    elif config == base:
-        config |= {"image_token_id": 49190, "scale_factor": 4, "text_config": {"vocab_size": 49280, "pad_token_id": 2}}
-        config |= {"vision_config": {"image_size": 512, "patch_size": 16}}
-    has_processor = "image_processor" in files.get("processor_config.json", {})
-    if "preprocessor_config.json" not in files and not has_processor:
-        files["preprocessor_config.json"] = qwen_images(kind) if qwen else smolvlm_images(config)
-    if not qwen:
-        files.setdefault(GENERATED, {"eos_token_id": config.get("text_config", {}).get("eos_token_id", 2)})
-    files["config.json"] = _reduced_qwen(config) if qwen else _reduced_smolvlm(config)
-    return files
-
-
-def qwen_images(kind: str) -> Files:
-    """An image processor for a config that came without one."""
-    return QWEN_IMAGES | ({"patch_size": 16} if kind == "qwen3_vl" else {})
-
-
-def smolvlm_images(config: Mapping[str, Any]) -> Files:
-    """An image processor for a config that came without one."""
-    tile = config.get("vision_config", {}).get("image_size", 224)
-    return SMOLVLM_IMAGES | {"max_image_size": {"longest_edge": tile}, "size": {"longest_edge": 2 * tile}}
-
-
-def _reduced_smolvlm(config: Files) -> Files:
-    text, vision = dict(config.get("text_config", {})), dict(config.get("vision_config", {}))
-    heads = text.get("num_attention_heads", 32)
-    heads = max(1, min(4, heads // (text.get("num_key_value_heads") or heads)))
-    text |= {"hidden_size": heads * HEAD, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": HEAD}
-    text |= {"num_attention_heads": heads, "num_key_value_heads": 1}
-    vision |= {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
-    return config | {"text_config": text, "vision_config": vision}
-
-
-def _reduced_qwen(config: Files) -> Files:
-    nested = isinstance(config.get("text_config"), dict)
-    text = dict(config["text_config"]) if nested else dict(config)
-    width, heads = 4 * HEAD, 4
-    text |= {"hidden_size": width, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": heads}
-    text |= {"num_key_value_heads": 2, "head_dim": HEAD}
-    for name in ("rope_scaling", "rope_parameters"):
-        if isinstance(text.get(name), dict) and "mrope_section" in text[name]:
-            text[name] = text[name] | {"mrope_section": [2, 3, 3]}
-    vision = dict(config.get("vision_config") or {}) | {"depth": 3, "num_heads": 2}
-    if config.get("model_type") == "qwen2_vl":  # whose tower has another word for its width
-        vision |= {"embed_dim": 32, "hidden_size": width}
-    else:
-        vision |= {"hidden_size": 32, "intermediate_size": 48, "out_hidden_size": width}
-        vision |= {"fullatt_block_indexes": [1], "deepstack_visual_indexes": [0, 2]}
-    return (config | {"text_config": text} if nested else text) | {"vision_config": vision}
-
-
-def write_folder(folder: Path, kind: str, files: Files) -> None:
-    """A set of a kind that runs, as a folder with weights, a tokenizer and a template."""
-    for name, said in files.items():
-        (folder / name).write_text(json.dumps(said))
-    qwen = issubclass(KINDS[kind], QwenVL)
-    with quiet():
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        model = seeded(AutoModelForImageTextToText.from_config, config)
-        with tempfile.TemporaryDirectory() as place:
-            model.save_pretrained(place)
-            for file in Path(place).glob("*.safetensors"):
-                (folder / file.name).write_bytes(file.read_bytes())
-    ends = files.get(GENERATED, {}).get("eos_token_id") or model.generation_config.eos_token_id or 2
-    special = _special(files, config, ends if isinstance(ends, list) else [ends], qwen=qwen)
-    write_text(folder, special, config.text_config.vocab_size, template=QWEN_TEMPLATE if qwen else PLAIN_TEMPLATE)
-
-
-def _special(files: Files, config: Any, ends: list[int], *, qwen: bool) -> dict[str, int]:
-    """The special tokens that the files name, and those that the template writes."""
-    listed = files.get("tokenizer_config.json", {}).get("added_tokens_decoder", {})
-    found = {one["content"]: int(place) for place, one in listed.items() if place.isdigit() and isinstance(one, dict)}
-    wanted = {IMAGE: config.image_token_id}
-    if qwen:
-        image, start, end = QwenVL.markers
-        wanted = {image: config.image_token_id, start: config.vision_start_token_id, end: config.vision_end_token_id}
-    taken = {place: content for content, place in (found | wanted).items()}
-    names = iter([QWEN_END if qwen else "<end_of_utterance>", *(f"<end{number}>" for number in range(9))])
-    for place in ends:
-        if place not in taken:
-            taken[place] = next(name for name in names if name not in taken.values())
-    for name in ("<|im_start|>", QWEN_END) if qwen else ("<|im_start|>", FAKE, "<end_of_utterance>"):
-        if name not in taken.values():
-            taken[next(place for place in range(3, 99) if place not in taken)] = name
-    return {content: place for place, content in taken.items()}
 
 
 def outcome(name: str, kind: str | None, files: Files, *, graphs: bool) -> Outcome:
@@ -229,6 +116,8 @@ def _names_family(said: str, files: Files) -> bool:
 def _compared(name: str, folder: Path, *, graphs: bool) -> Outcome:
     source = read_source(folder, dtype=torch.float32)
     manifest = source.manifest(name="set", role="target", precision="fp32", target=None)
+    for file, content in source.companions.items():
+        (folder / file).write_bytes(content)
     noise = np.random.default_rng(0).integers(0, 256, (SIZE[1], SIZE[0], 3), np.uint8)
     picture = Image.fromarray(noise)
     pixels = source.family.preprocess(picture)
@@ -261,8 +150,9 @@ def _bundle(folder: Path, manifest: Manifest) -> Bundle:
 def _other_pixels(folder: Path, picture: Image.Image, pixels: Pixels) -> str | None:
     with quiet():
         theirs = AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
-        made = theirs([[picture]] if pixels.values.ndim == 4 else [picture], return_tensors="np")["pixel_values"]
-    values = made[0] if pixels.values.ndim == 4 else made
+        more = {"crop_to_patches": True} if hasattr(theirs, "crop_to_patches") else {}  # as InternVL's processor says
+        made = np.asarray(theirs(images=[picture], return_tensors="np", **more)["pixel_values"])
+    values = made[0] if made.ndim > pixels.values.ndim else made
     if values.shape != pixels.values.shape:
         return f"pixels of the shape {pixels.values.shape}, where transformers gives {values.shape}"
     error = float(np.abs(values - pixels.values).max())

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from torch import nn
 from transformers import (
@@ -87,17 +87,34 @@ def make_smolvlm_256m(
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
 
 
-def write_text(folder: Path, special: Mapping[str, int], size: int, *, template: str = PLAIN_TEMPLATE) -> None:
-    """A tokenizer of `size` tokens, the `special` ones at their places and a byte at each other one; and a template."""
+def write_text(
+    folder: Path,
+    special: Mapping[str, int],
+    size: int,
+    *,
+    template: str | None = PLAIN_TEMPLATE,
+    of_pieces: bool = False,
+) -> None:
+    """A tokenizer of `size` tokens, the `special` ones at their places and a byte at each other one; and a template.
+
+    It is byte-level, or like SentencePiece's: of pieces.
+    """
     words, free = dict(special), (place for place in range(size) if place not in special.values())
     letters = sorted(pre_tokenizers.ByteLevel.alphabet(), key=ord)
+    if of_pieces:
+        letters = [*(f"<0x{byte:02X}>" for byte in range(256)), "▁", "\n", *map(chr, range(33, 127))]
     words |= zip(chain(letters, (f"word{number}" for number in range(size))), free, strict=False)
-    tokenizer = Tokenizer(BPE(vocab=words, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer = Tokenizer(BPE(vocab=words, merges=[], byte_fallback=of_pieces))
+    if of_pieces:
+        tokenizer.normalizer = normalizers.Replace(" ", "▁")
+        tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(content, special=True, normalized=False) for content in special])
     tokenizer.save(str(folder / TOKENIZER))
-    (folder / TEMPLATE).write_text(template)
+    if template is not None:
+        (folder / TEMPLATE).write_text(template)
 
 
 def seeded(kind: Any, config: Any) -> Any:

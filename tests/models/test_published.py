@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from cutline.bench.published import QWEN_IMAGES, filled, outcome, write_folder
+from cutline.bench.published import outcome
+from cutline.bench.published_models import QWEN_IMAGES, filled, write_folder
 from cutline.errors import InputError
 from cutline.models.export.source import read_source
 

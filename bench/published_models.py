@@ -1,0 +1,243 @@
+"""Whole models from published configuration files: reduced widths, seeded weights, and what else a set lacks."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from cutline.models.export.quiet import quiet
+from cutline.models.families import FAMILIES, gemma3, internvl, qwen, smolvlm
+from cutline.models.families.gemma3 import Gemma3
+from cutline.models.families.internvl import InternVL
+from cutline.models.families.paligemma import PaliGemma
+from cutline.models.families.qwen import QwenVL
+from cutline.models.families.smolvlm import SmolVLM
+from cutline.testing.random_models import PLAIN_TEMPLATE, seeded, write_text
+from cutline.testing.small_models import GEMMA_TEMPLATE, INTERNVL_TEMPLATE, QWEN_TEMPLATE
+
+Files = dict[str, Any]
+HEAD = 16  # a head's width
+WIDTH = 4 * HEAD  # of a decoder
+KINDS = {kind: family for family in FAMILIES for kind in family.kinds}
+GENERATED = "generation_config.json"
+QWEN_IMAGES = {"image_processor_type": "Qwen2VLImageProcessor", "min_pixels": 3136, "max_pixels": 12845056}
+_QWEN_ROPE = {"type": "mrope", "mrope_section": [16, 24, 24]}
+_SQUARE = {"hidden_size": 2048, "num_attention_heads": 16}
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What a set of a family lacks: a `config` where there is none, an image processor, and a template.
+
+    `reduce` makes the config small. The template writes the tokens `written`, and ends turns with the last of them;
+    `markers` are tokens by the setting of the config that has their id.
+    """
+
+    config: Files
+    images: Callable[[Files], Files]
+    reduce: Callable[[Files], Files]
+    template: str | None
+    markers: Mapping[str, str]
+    written: tuple[str, ...]
+    of_pieces: bool = False
+
+
+def _smolvlm_images(config: Files) -> Files:
+    tile = config.get("vision_config", {}).get("image_size", 224)
+    return {
+        "image_processor_type": "SmolVLMImageProcessor",
+        "do_image_splitting": True,
+        "max_image_size": {"longest_edge": tile},
+        "size": {"longest_edge": 2 * tile},
+    }
+
+
+def _reduced_smolvlm(config: Files) -> Files:
+    text, vision = dict(config.get("text_config", {})), dict(config.get("vision_config", {}))
+    heads = text.get("num_attention_heads", 32)
+    heads = max(1, min(4, heads // (text.get("num_key_value_heads") or heads)))
+    text |= {"hidden_size": heads * HEAD, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": HEAD}
+    text |= {"num_attention_heads": heads, "num_key_value_heads": 1}
+    vision |= {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return config | {"text_config": text, "vision_config": vision}
+
+
+def _qwen_images(config: Files) -> Files:
+    return QWEN_IMAGES | ({"patch_size": 16} if config.get("model_type") == "qwen3_vl" else {})
+
+
+def _reduced_qwen(config: Files) -> Files:
+    nested = isinstance(config.get("text_config"), dict)
+    text = _decoder(config["text_config"] if nested else config)
+    for name in ("rope_scaling", "rope_parameters"):
+        if isinstance(text.get(name), dict) and "mrope_section" in text[name]:
+            text[name] = text[name] | {"mrope_section": [2, 3, 3]}
+    vision = dict(config.get("vision_config") or {}) | {"depth": 3, "num_heads": 2}
+    if config.get("model_type") == "qwen2_vl":  # whose tower has another word for its width
+        vision |= {"embed_dim": 32, "hidden_size": WIDTH}
+    else:
+        vision |= {"hidden_size": 32, "intermediate_size": 48, "out_hidden_size": WIDTH}
+        vision |= {"fullatt_block_indexes": [1], "deepstack_visual_indexes": [0, 2]}
+    return (config | {"text_config": text} if nested else text) | {"vision_config": vision}
+
+
+def _decoder(said: Files, *, layers: int = 2) -> Files:
+    sizes = {"hidden_size": WIDTH, "intermediate_size": 96, "num_hidden_layers": layers, "num_attention_heads": 4}
+    return said | sizes | {"num_key_value_heads": 2, "head_dim": HEAD}
+
+
+def _tower(said: Files) -> Files:
+    return said | {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def _internvl_images(config: Files) -> Files:
+    side = config.get("vision_config", {}).get("image_size", 448)
+    side = side[0] if isinstance(side, list) else side
+    return {"image_processor_type": "GotOcr2ImageProcessor", "size": {"height": side, "width": side}}
+
+
+def _reduced_internvl(config: Files) -> Files:
+    text = _decoder(config.get("text_config", {}))
+    return config | {"text_config": text, "vision_config": _tower(config.get("vision_config", {}))}
+
+
+def _gemma_images(config: Files) -> Files:
+    side = config.get("vision_config", {}).get("image_size", 224)
+    return {"image_processor_type": "Gemma3ImageProcessor", "size": {"height": side, "width": side}}
+
+
+def _reduced_gemma(config: Files) -> Files:
+    text = _decoder(config.get("text_config", {}), layers=3) | {"sliding_window": 40}
+    text["layer_types"] = ["sliding_attention", "full_attention", "sliding_attention"]
+    return config | {"text_config": text, "vision_config": _tower(config.get("vision_config", {}))}
+
+
+def _paligemma_images(config: Files) -> Files:
+    return _gemma_images(config) | {"image_processor_type": "SiglipImageProcessor", "resample": 3}
+
+
+def _reduced_paligemma(config: Files) -> Files:
+    text = _decoder(config.get("text_config", {}))
+    vision = _tower(config.get("vision_config", {})) | {"projection_dim": WIDTH}
+    return config | {"text_config": text, "vision_config": vision, "hidden_size": WIDTH, "projection_dim": WIDTH}
+
+
+_SMOLVLM = Completion(
+    {
+        "image_token_id": 49190,
+        "scale_factor": 4,
+        "text_config": {"vocab_size": 49280, "pad_token_id": 2},
+        "vision_config": {"image_size": 512, "patch_size": 16},
+    },
+    _smolvlm_images,
+    _reduced_smolvlm,
+    PLAIN_TEMPLATE,
+    {"image_token_id": smolvlm.IMAGE},
+    ("<|im_start|>", smolvlm.FAKE, "<end_of_utterance>"),
+)
+_QWEN = Completion(
+    {"rope_scaling": _QWEN_ROPE, "eos_token_id": 151645, **_SQUARE},
+    _qwen_images,
+    _reduced_qwen,
+    QWEN_TEMPLATE,
+    {"image_token_id": qwen.IMAGE, "vision_start_token_id": qwen.START, "vision_end_token_id": qwen.END},
+    ("<|im_start|>", "<|im_end|>"),
+)
+_INTERNVL = Completion(
+    {"image_token_id": 151667, "text_config": {"model_type": "qwen2", "eos_token_id": 151645}},
+    _internvl_images,
+    _reduced_internvl,
+    INTERNVL_TEMPLATE,
+    {"image_token_id": internvl.IMAGE},
+    (internvl.START, internvl.END, "<|im_start|>", "<|im_end|>"),
+)
+_GEMMA = Completion(
+    {"eos_token_id": [1, 106], "vision_config": {"image_size": 224, "patch_size": 14}, "mm_tokens_per_image": 256},
+    _gemma_images,
+    _reduced_gemma,
+    GEMMA_TEMPLATE,
+    {"image_token_id": gemma3.IMAGE, "boi_token_id": gemma3.START, "eoi_token_id": gemma3.END},
+    ("<bos>", "<start_of_turn>", "<end_of_turn>"),
+    of_pieces=True,
+)
+_PALIGEMMA = Completion(
+    {"eos_token_id": 1, "vision_config": {"image_size": 224, "patch_size": 14}, "text_config": {"vocab_size": 257216}},
+    _paligemma_images,
+    _reduced_paligemma,
+    None,
+    {"image_token_id": "<image>"},
+    ("<bos>", "<eos>"),
+    of_pieces=True,
+)
+COMPLETIONS: Mapping[type, Completion] = {
+    SmolVLM: _SMOLVLM,
+    QwenVL: _QWEN,
+    InternVL: _INTERNVL,
+    Gemma3: _GEMMA,
+    PaliGemma: _PALIGEMMA,
+}
+
+
+def completion_of(kind: str) -> Completion:
+    """What sets of transformers' `kind` are completed with."""
+    return next(COMPLETIONS[base] for base in KINDS[kind].__mro__ if base in COMPLETIONS)
+
+
+def filled(kind: str, files: Files) -> Files:
+    """The files of a set, with what they lack from a whole model of the kind, and its config reduced."""
+    completion, files = completion_of(kind), dict(files)
+    base: Files = {"model_type": kind, "architectures": [KINDS[kind].answering[0]]}
+    config = dict(files.get("config.json", base))
+    if config == base:
+        config |= completion.config
+        side = files.get("preprocessor_config.json", {}).get("size", {})
+        if completion.of_pieces and isinstance(side, dict) and "height" in side:  # whose tower sees what is given
+            config["vision_config"] = config["vision_config"] | {"image_size": side["height"]}
+    has_processor = "image_processor" in files.get("processor_config.json", {})
+    if "preprocessor_config.json" not in files and not has_processor:
+        files["preprocessor_config.json"] = completion.images(config)
+    text = config.get("text_config")
+    if isinstance(text, dict) and "eos_token_id" not in config:
+        files.setdefault(GENERATED, {"eos_token_id": text.get("eos_token_id", 2)})
+    files["config.json"] = completion.reduce(config)
+    return files
+
+
+def write_folder(folder: Path, kind: str, files: Files) -> None:
+    """A set of a kind that runs, as a folder with weights, a tokenizer and a template."""
+    for name, said in files.items():
+        (folder / name).write_text(json.dumps(said))
+    completion = completion_of(kind)
+    with quiet():
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        model = seeded(AutoModelForImageTextToText.from_config, config)
+        with tempfile.TemporaryDirectory() as place:
+            model.save_pretrained(place)
+            for file in Path(place).glob("*.safetensors"):
+                (folder / file.name).write_bytes(file.read_bytes())
+    ends = files.get(GENERATED, {}).get("eos_token_id") or model.generation_config.eos_token_id or 2
+    special = _special(files, config, ends if isinstance(ends, list) else [ends], completion)
+    size, template = config.text_config.vocab_size, completion.template
+    write_text(folder, special, size, template=template, of_pieces=completion.of_pieces)
+
+
+def _special(files: Files, config: Any, ends: list[int], completion: Completion) -> dict[str, int]:
+    """The special tokens that the files name, and those that the template writes."""
+    listed = files.get("tokenizer_config.json", {}).get("added_tokens_decoder", {})
+    found = {one["content"]: int(place) for place, one in listed.items() if place.isdigit() and isinstance(one, dict)}
+    wanted = {token: getattr(config, name) for name, token in completion.markers.items()}
+    taken = {place: content for content, place in (found | wanted).items()}
+    names = iter([completion.written[-1], *(f"<end{number}>" for number in range(9))])
+    for place in ends:
+        if place not in taken:
+            taken[place] = next(name for name in names if name not in taken.values())
+    for name in completion.written:
+        if name not in taken.values():
+            taken[next(place for place in range(3, 99) if place not in taken)] = name
+    return {content: place for place, content in taken.items()}
