@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -143,3 +144,38 @@ def test_image_tokens_that_have_places_are_all_kept(qwen: Bundle, drafter: Bundl
     fewer = Request.about(image, WORDS, mode=Mode.SPLIT, cut="decoder.0", keep_image_tokens=0.5)
     with pytest.raises(InputError, match="image tokens"):
         ask(drafter, qwen, worker, fewer)
+
+
+@pytest.mark.parametrize("name", ["qwen3-vl", "internvl-qwen3", "gemma3", "paligemma2"])
+def test_every_family_answers_so_through_agent_and_worker(name: str, image: bytes, tmp_path: Path) -> None:
+    """Two questions that begin alike, of which rows are only shared where they saw the same; in every mode."""
+    hf = tmp_path / "hf"
+    SMALL[name].write(hf)
+    target = export_bundle(hf, tmp_path / "t", role="target", precision="fp32", name="t", progress=lambda _: None)
+    drafter = export_bundle(
+        hf, tmp_path / "d", role="drafter", precision="int8", name="d", target=target, progress=lambda _: None
+    )
+    manifest, whole, prompts = target.manifest, Whole(target), PromptBuilder.open(target)
+    pixels = manifest.family.preprocess(decode_image(image))
+    asked, expected = [], []
+    for words in ("How many are there?", "How many are red?"):
+        ids = prompts.build([question(words)], [pixels.grid]).ids
+        right = whole.answer(Prompt(ids, (pixels,)), 10)
+        stop = next((index + 1 for index, token in enumerate(right) if token in manifest.stop_tokens), 10)
+        for mode, cut in (
+            (Mode.CLOUD, "image"),
+            (Mode.SPLIT, "vision.2"),
+            (Mode.SPLIT, "decoder.0"),
+            (Mode.SPLIT, "decoder.2"),
+            (Mode.SPLIT, "head"),
+            (Mode.DRAFT, "image"),
+            (Mode.DRAFT, "decoder.1"),
+        ):
+            effort = float(mode is not Mode.DRAFT)
+            asked.append(Request.about(image, words, mode=mode, cut=cut, max_tokens=10, effort=effort))
+            expected.append(right[:stop])
+    with Worker(target) as here:
+        answers = ask(drafter, target, here.address, *asked)
+    for one, answer, right in zip(asked, answers, expected, strict=True):
+        assert [token.id for token in answer.tokens] == right, (one.mode, one.cut)
+        assert answer.exact

@@ -12,17 +12,20 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from cutline.cloud.model.attention import FEW, Layout, SlotCache, Stretch, _attend, cost, gather, sort_key
+from cutline.models.sight import CAUSAL, Block, Sight
 
 SLOTS, HEADS, SHARED, CONTEXT, WIDTH = 12, 6, 2, 64, 8
 MODULE = SimpleNamespace(layer_idx=3, scaling=0.3)
 
 
-def stretches_of(sessions: dict[int, tuple[int, int]]) -> list[Stretch]:
-    """Of `sessions`, (start, count) by slot, as a pass lays them out."""
+def stretches_of(
+    sessions: dict[int, tuple[int, int]], blocks: dict[int, tuple[Block, ...]] | None = None
+) -> list[Stretch]:
+    """Of `sessions`, (start, count) by slot, as a pass lays them out, with the `blocks` of some."""
     stretches: list[Stretch] = []
     for slot in sorted(sessions, key=lambda slot: sort_key(sessions[slot][1], slot)):
         first, (start, count) = (stretches[-1].last if stretches else 0), sessions[slot]
-        stretches.append(Stretch(first, first + count, slot, start))
+        stretches.append(Stretch(first, first + count, slot, start, (blocks or {}).get(slot, ())))
     return stretches
 
 
@@ -33,26 +36,52 @@ def random_cache(dtype: torch.dtype) -> SlotCache:
     return cache
 
 
-def attended(cache: SlotCache, stretches: list[Stretch], *given: torch.Tensor) -> torch.Tensor:
-    layout = Layout(stretches, cache, heads=HEADS // SHARED)
+def attended(
+    cache: SlotCache,
+    stretches: list[Stretch],
+    *given: torch.Tensor,
+    sight: Sight = CAUSAL,
+    softcap: float | None = None,
+) -> torch.Tensor:
+    layout = Layout(stretches, cache, heads=HEADS // SHARED, sights=[sight])
     query, key, value = given
-    return _attend(MODULE, query, key, value, None, layout=layout, slot_cache=cache)[0][0].transpose(0, 1)
+    made = _attend(MODULE, query, key, value, None, layout=layout, slot_cache=cache, softcap=softcap)
+    return made[0][0].transpose(0, 1)
 
 
 def rows_of(total: int, heads: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.randn(1, heads, total, WIDTH, dtype=dtype)
 
 
-def by_hand(cache: SlotCache, stretch: Stretch, query: torch.Tensor) -> torch.Tensor:
+def sees(sight: Sight, blocks: tuple[Block, ...], row: int, place: int) -> bool:
+    """Whether the row at one position sees another, by the words of `Sight`."""
+    together = sight.blocks != "shut" and any(begin <= row < end and begin <= place < end for begin, end in blocks)
+    near = sight.window == 0 or place > row - sight.window
+    if together and sight.blocks == "whole":
+        return True
+    return near and (place <= row or together)
+
+
+def by_hand(
+    cache: SlotCache,
+    stretch: Stretch,
+    query: torch.Tensor,
+    *,
+    sight: Sight = CAUSAL,
+    softcap: float | None = None,
+) -> torch.Tensor:
     """Softmax written out, one row and one head at a time, of what stands in the cache."""
     made = torch.empty(HEADS, stretch.count, WIDTH, dtype=torch.float64)
     for row in range(stretch.count):
-        seen = stretch.start + row + 1
+        at = stretch.start + row
+        seen = torch.tensor([place for place in range(stretch.end) if sees(sight, stretch.blocks, at, place)])
         for head in range(HEADS):
             keys, values = (
-                held[0, stretch.slot, head // (HEADS // SHARED), :seen].double() for held in (cache.keys, cache.values)
+                held[0, stretch.slot, head // (HEADS // SHARED), seen].double() for held in (cache.keys, cache.values)
             )
             scores = keys @ query[0, head, stretch.first + row].double() * MODULE.scaling
+            if softcap is not None:
+                scores = softcap * (scores / softcap).tanh()
             made[head, row] = scores.softmax(0) @ values
     return made
 
@@ -75,6 +104,31 @@ def test_every_row_attends_as_it_would_alone(sessions: dict[int, tuple[int, int]
         assert torch.equal(cache.keys[0, stretch.slot, :, written], key[0, :, rows])
         assert torch.equal(cache.values[0, stretch.slot, :, written], value[0, :, rows])
         torch.testing.assert_close(got[:, rows].double(), by_hand(cache, stretch, query), atol=1e-5, rtol=0)
+
+
+SIGHTS = [Sight(window, blocks) for window in (0, 1, 5) for blocks in ("shut", "ahead", "whole")]
+
+
+@pytest.mark.parametrize("sight", SIGHTS)
+@pytest.mark.parametrize("softcap", [None, 0.7])
+@settings(max_examples=12, deadline=None)
+@given(sessions=SESSIONS, lengths=st.lists(st.integers(1, 20), min_size=3, max_size=3))
+def test_every_row_sees_what_layers_of_its_kind_see(
+    sight: Sight, softcap: float | None, sessions: dict[int, tuple[int, int]], lengths: list[int]
+) -> None:
+    """A session's rows begin and end at seams of its prompt, as the scheduler has it."""
+    torch.manual_seed(0)
+    blocks = {}
+    for slot, (start, count) in sessions.items():
+        edges = [start // 2, start, start + min(count, lengths[slot % 3]), start + count]
+        pairs = ((0, edges[0]), (edges[0], edges[1]), (edges[1], edges[2]), (edges[2], edges[3]))
+        blocks[slot] = tuple((begin, end) for begin, end in pairs[slot % 2 :: 2] if begin < end)
+    cache, stretches = random_cache(torch.float32), stretches_of(sessions, blocks)
+    given_rows = [rows_of(stretches[-1].last, heads, torch.float32) for heads in (HEADS, SHARED, SHARED)]
+    got = attended(cache, stretches, *given_rows, sight=sight, softcap=softcap)
+    for stretch in stretches:
+        right = by_hand(cache, stretch, given_rows[0], sight=sight, softcap=softcap)
+        torch.testing.assert_close(got[:, stretch.first : stretch.last].double(), right, atol=1e-5, rtol=0)
 
 
 def test_a_neighbours_broken_numbers_stay_its_own() -> None:
