@@ -25,8 +25,9 @@ EVERY = Without()
 def with_options(command: Callable[..., R]) -> Callable[..., R]:
     """A decorator of commands: in place of a parameter that is a struct come options, one for each field.
 
-    A struct in a struct is taken apart likewise. A field's type says the option's. A text that annotates it is the
-    help, as is a description of msgspec's; what is typer's own goes as it is.
+    A struct in a struct is taken apart likewise. A field's type says the option's; one for a tuple of any length may be
+    given many times. A text that annotates it is the help, as is a description of msgspec's; what is typer's own goes
+    as it is.
     """
     hints = get_type_hints(command, include_extras=True)
     parameters: list[inspect.Parameter] = []
@@ -49,7 +50,8 @@ def made(struct: type[S], given: Mapping[str, Any], but: Without = EVERY) -> S:
 
 def _values(hints: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     structs = {name: struct for name, hint in hints.items() if (struct := _struct(hint)) is not None}
-    return {name: given[name] for name in hints if name in given} | {
+    lists = {name for name, hint in hints.items() if get_origin(_bare(hint)) is tuple}
+    return {name: tuple(given[name]) if name in lists else given[name] for name in hints if name in given} | {
         name: made(struct, given, but) for name, (struct, but) in structs.items()
     }
 
@@ -65,7 +67,7 @@ def _parameters(name: str, hint: Any, default: Any) -> Iterator[inspect.Paramete
 
 def _struct(hint: Any) -> tuple[type[msgspec.Struct], Without] | None:
     """The struct that a parameter is, and what of it are no options."""
-    plain = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    plain = _bare(hint)
     if not (isinstance(plain, type) and issubclass(plain, msgspec.Struct)):
         return None
     return plain, next((one for one in getattr(hint, "__metadata__", ()) if isinstance(one, Without)), EVERY)
@@ -88,10 +90,17 @@ def _option(name: str, hint: Any, default: Any) -> Any:
     return Annotated[_plain(hint), typer.Option(*names, help=" ".join(texts), show_default=default is not None)]
 
 
+def _bare(hint: Any) -> Any:
+    """A type without what annotates it as a whole."""
+    return get_args(hint)[0] if get_origin(hint) is Annotated else hint
+
+
 def _plain(hint: Any) -> Any:
-    """A type without what annotates it."""
+    """A type without what annotates it, and a list for a tuple, as typer knows it."""
     if get_origin(hint) is Annotated:
         return _plain(get_args(hint)[0])
+    if get_origin(hint) is tuple:
+        return types.GenericAlias(list, (_plain(get_args(hint)[0]),))
     if get_origin(hint) in (Union, types.UnionType):
         return Union[tuple(_plain(one) for one in get_args(hint))]  # noqa: UP007 (made at run time)
     return hint

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from typing import Annotated
 
 import msgspec
@@ -12,7 +13,7 @@ from cutline.core.constraint import Constraint
 from cutline.core.ranges import check_ranges
 from cutline.errors import InputError
 
-MAX_BIASES = 1024  # tokens that one request may make likelier or less likely
+MAX_NAMED = 1024  # tokens that one request may name, to make them likelier or less likely, or to end its answer at
 
 Temperature = Annotated[float, Meta(ge=0, le=100, description="0 is greedy.")]
 TopK = Annotated[int, Meta(ge=0, le=2**31 - 1, description="Keep this many best tokens; 0 keeps all.")]
@@ -29,10 +30,21 @@ FrequencyPenalty = Annotated[
     float, Meta(ge=-2, le=2, description="Likewise, as many times as the answer has them already.")
 ]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
+TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 LogitBias = Annotated[
-    tuple[tuple[Annotated[int, Meta(ge=0, le=2**31 - 1)], Bias], ...],
-    Meta(max_length=MAX_BIASES, description="Is added to the logits of tokens, by their ids."),
+    tuple[tuple[TokenId, Bias], ...],
+    Meta(max_length=MAX_NAMED, description="Is added to the logits of tokens, by their ids."),
 ]
+StopTokenIds = Annotated[
+    tuple[TokenId, ...],
+    Meta(max_length=MAX_NAMED, description="Tokens that end the answer, by their ids, beside the model's own."),
+]
+
+
+def check_named(option: str, count: int) -> None:
+    """Check how many tokens an option names. Raises InputError."""
+    if count > MAX_NAMED:
+        raise InputError(f"{option.replace('_', '-')} has {count} tokens; give {MAX_NAMED} at most")
 
 
 class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -51,21 +63,30 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     frequency_penalty: FrequencyPenalty = 0.0
     logit_bias: LogitBias = ()
     constraint: Constraint | None = None
+    stop_token_ids: StopTokenIds = ()
 
     def __post_init__(self) -> None:
         check_ranges(self)
         if not all(-100 <= value <= 100 and 0 <= token < 2**31 for token, value in self.logit_bias):
             raise InputError("logit-bias takes the ids of tokens, and for each a number from -100 to 100")
-        if len(self.logit_bias) > MAX_BIASES:
-            raise InputError(f"logit-bias has {len(self.logit_bias)} tokens; give {MAX_BIASES} at most")
+        if not all(0 <= token < 2**31 for token in self.stop_token_ids):
+            raise InputError("stop-token-ids takes the ids of tokens, numbers from 0 on")
+        for name in ("logit_bias", "stop_token_ids"):
+            check_named(name, len(getattr(self, name)))
         # Below 0.01 only the best token is ever drawn, and far below the division overflows.
         if 0.0 < self.temperature < 0.01:
             raise InputError(f"temperature is {self.temperature}; give 0 (greedy), or 0.01 to 100")
 
     def check_tokens(self, vocabulary: int) -> None:
         """Check that all tokens it names are in a vocabulary of this size. Raises InputError."""
-        if (highest := max((token for token, _ in self.logit_bias), default=0)) >= vocabulary:
-            raise InputError(f"logit-bias names the token {highest}; this model has {vocabulary}")
+        named = {"logit-bias": [token for token, _ in self.logit_bias], "stop-token-ids": self.stop_token_ids}
+        for option, tokens in named.items():
+            if (highest := max(tokens, default=0)) >= vocabulary:
+                raise InputError(f"{option} names the token {highest}; this model has {vocabulary}")
+
+    def stops(self, own: Collection[int]) -> frozenset[int]:
+        """The tokens that end an answer of a model whose `own` stop tokens these are."""
+        return frozenset(own).union(self.stop_token_ids)
 
     @property
     def greedy(self) -> bool:
@@ -83,6 +104,18 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         """The options that the acceptance rate of drafts depends on: not the seed, nor truncation if greedy."""
         unseeded = msgspec.structs.replace(self, seed=0)
         return msgspec.structs.replace(unseeded, top_k=0, top_p=1.0, min_p=0.0) if self.greedy else unseeded
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What sets it apart from the likeliest tokens of the model's own logits, in words for people."""
+        bare = msgspec.structs.replace(self, constraint=None)
+        kinds = {
+            "sampled": not self.greedy,
+            "penalised": bare.penalises,
+            "constrained": self.constraint is not None,
+            "stopped": bool(self.stop_token_ids),
+        }
+        return tuple(kind for kind, holds in kinds.items() if holds)
 
 
 GREEDY = Sampling()

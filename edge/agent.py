@@ -187,7 +187,7 @@ class Agent:
 
     def _begun(self, request: Request, tell: Tell) -> Generation:
         transcript = Transcript(self._backends.vocabulary, request.stop)
-        return Generation(time.perf_counter(), transcript, tell, self.manifest.stop_tokens)
+        return Generation(time.perf_counter(), transcript, tell, request.sampling.stops(self.manifest.stop_tokens))
 
     async def _prepare(self, request: Request, generation: Generation) -> Prepared:
         prepared = await asyncio.to_thread(self._preparer.prepare, request)

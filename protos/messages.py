@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from cutline.core.constraint import Constraint
 from cutline.core.request import MAX_ALTERNATIVES, check_request_id
-from cutline.core.sampling import GREEDY, MAX_BIASES, Sampling
+from cutline.core.sampling import GREEDY, Sampling, check_named
 from cutline.core.wire import Wire, bytes_per_row
 from cutline.errors import CutlineError, InputError, VersionMismatch, WorkerBusy
 from cutline.protos.features import missing, required, understood
@@ -312,16 +312,17 @@ def _sampling_to_wire(sampling: Sampling) -> pb.Sampling:
 
 def _sampling(sampling: pb.Sampling) -> Sampling:
     """Sampling options, decoded. Raises InputError for a value out of its range."""
-    if len(sampling.logit_bias) > MAX_BIASES:
-        raise InputError(f"logit-bias has {len(sampling.logit_bias)} tokens; give {MAX_BIASES} at most")
-    options = {
-        field.name: getattr(sampling, field.name)
-        for field in sampling.DESCRIPTOR.fields
-        if not field.has_presence or sampling.HasField(field.name)
-    }
+    options: dict[str, Any] = {}
+    for field in sampling.DESCRIPTOR.fields:
+        value = getattr(sampling, field.name)
+        if field.is_repeated:
+            check_named(field.name, len(value))  # before they are many objects
+            options[field.name] = tuple((one.token, one.value) if isinstance(one, pb.Bias) else one for one in value)
+        elif not field.has_presence or sampling.HasField(field.name):
+            options[field.name] = value
     if (constraint := options.pop("constraint", None)) is not None:
         options["constraint"] = Constraint.of(constraint.grammar, constraint.text)
-    return Sampling(**options | {"logit_bias": tuple((one.token, one.value) for one in sampling.logit_bias)})
+    return Sampling(**options)
 
 
 def _draft(draft: pb.Draft) -> Draft:

@@ -222,7 +222,8 @@ class Session:
         position = len(self.tokens)
         right = agreeing((self.draft or self.forced)[:drafted], chosen)
         new = list(chosen[: right + 1])
-        stop = next((index + 1 for index, token in enumerate(new) if token in stop_tokens), None)
+        stops = self.request.sampling.stops(stop_tokens)
+        stop = next((index + 1 for index, token in enumerate(new) if token in stops), None)
         new = new[: min(stop or len(new), self.limit - position)]
         matched = agreeing(self.draft, new)
         self.acceptance = self.acceptance.after(matched, min(matched + 1, len(new), len(self.draft)))

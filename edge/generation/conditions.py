@@ -55,9 +55,7 @@ class RequestConditions(msgspec.Struct, frozen=True, kw_only=True):
             *([] if self.order is Order.NONE else [str(self.order)]),
             _QUESTIONS[self.earlier] if self.earlier < len(_QUESTIONS) else "later question",
             _SYSTEM[self.system],
-            *([] if self.sampling.greedy else ["sampled"]),
-            *(["penalised"] if msgspec.structs.replace(self.sampling, constraint=None).penalises else []),
-            *(["constrained"] if self.sampling.constraint is not None else []),
+            *self.sampling.kinds,
         ]
         return ", ".join(words)
 

@@ -133,7 +133,7 @@ class DrafterConversation:
         self._prompt = prompt
         self._rows = rows
         self._sampling, self._compiled = how.sampling, how.compiled
-        self._stop_tokens = frozenset(manifest.stop_tokens)
+        self._stop_tokens = how.sampling.stops(manifest.stop_tokens)
         self._penalties = manifest.penalties
         self._start = len(prompt) if how.start is None else how.start
         self._alternatives = how.alternatives

@@ -50,8 +50,9 @@ class Past:
     They come from the model's `penalties` and the request's `sampling`, in transformers' order. A `matcher`, at the
     answer's beginning, adds the mask of the answer's constraint.
 
-    `first` is the position of the answer's first token; `stop_tokens` end an answer. `like` (vocabulary,), an array of
-    `xp` (numpy or torch), has the shape and device of the logits. For one thread at a time.
+    `first` is the position of the answer's first token; the model's `stop_tokens` end an answer, as the request's do.
+    `like` (vocabulary,), an array of `xp` (numpy or torch), has the shape and device of the logits. For one thread at a
+    time.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Past:
         self._counts: Any = xp.zeros_like(like, dtype=xp.float32) if self._presence or self._frequency else None
         self._first, self._prompt = first, len(prompt)
         self.matcher = matcher
-        self._stops = frozenset(stop_tokens)
+        self._stops = sampling.stops(stop_tokens)
         self._xp = xp
         self._seen = xp.zeros_like(like, dtype=xp.bool)
         self._penalty = xp.full_like(like[:1], self._repetition, dtype=xp.float32)

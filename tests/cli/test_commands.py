@@ -131,6 +131,10 @@ def test_a_cut_changes_no_token(run: Run, start: Start, card: Path, worker: str)
             check_contract(answer, mode)
             assert [token["id"] for token in answer["tokens"]] == [token["id"] for token in whole["tokens"]]
             assert (answer["cut"], answer["wire"], answer["exact"]) == (cut, "fp32", True)
+    named = whole["tokens"][2]["id"], whole["tokens"][4]["id"]
+    for way in (("--worker", worker), ("--agent", url)):
+        short = ask(*way, *(word for one in named for word in ("--stop-token-ids", str(one))), mode="draft")
+        assert [token["id"] for token in short["tokens"]] == [token["id"] for token in whole["tokens"][:3]]
     merged = ask("--agent", url, "--cut", "decoder.2", "--keep-image-tokens", "0.5", mode="split")
     assert not merged["exact"]
 

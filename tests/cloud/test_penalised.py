@@ -137,6 +137,23 @@ def test_a_requests_penalties_are_those_of_generate(
     assert answered(engine, replace(asked, tokens=half)) == expected
 
 
+def test_an_answer_ends_at_the_tokens_that_a_request_names(
+    bundle: Bundle, engine: Engine, unsplit: Any, case: Case
+) -> None:
+    """As `generate`'s does that is given them as ends; not before the model lets any answer end."""
+    plain, stops = case[2][:LENGTH], bundle.manifest.stop_tokens
+    for named, penalties in ((plain[4], NO_PENALTIES), (plain[0], Penalties(min_new_tokens=6))):
+        expected = generated(unsplit, case, penalties, (*stops, named))
+        if penalties == NO_PENALTIES:
+            assert expected == plain[: plain.index(named) + 1] != plain
+        else:
+            assert named not in expected[: penalties.min_new_tokens]
+        asked = request(unsplit, case, penalties, sampling=Sampling(stop_token_ids=(named,)))
+        for draft in ((), expected, plain, (*expected, 5, 6)):
+            assert answered(engine, replace(asked, draft=draft)) == expected
+        assert answered(engine, replace(asked, tokens=(*asked.tokens, *expected[:2]))) == expected
+
+
 def test_sampled_answers_are_what_the_law_says_of_penalised_logits(
     bundle: Bundle, engine: Engine, unsplit: Any, case: Case
 ) -> None:

@@ -289,6 +289,8 @@ def wrong_tokens(case: Case, bundle: Bundle) -> dict[str, tuple[list[Wire], str]
         "temperature not a number": ([*asking(case, sampling=hostile(temperature=float("nan")))], "temperature"),
         "top-p": ([*asking(case, sampling=hostile(top_p=0.0))], "top-p"),
         "penalty": ([*asking(case, sampling=hostile(repetition_penalty=0.0))], "repetition-penalty"),
+        "tokens to stop at": ([*asking(case, sampling=hostile(stop_token_ids=(1,) * 2000))], "stop-token-ids"),
+        "token to stop at": ([*asking(case, sampling=Sampling(stop_token_ids=(10**6,)))], "stop-token-ids"),
         "biases": ([*asking(case, sampling=hostile(logit_bias=((1, 1.0),) * 2000))], "logit-bias"),
         "bias": ([*asking(case, sampling=Sampling(logit_bias=((10**6, 1.0),)))], "logit-bias"),
         "seed": ([*asking(case, sampling=hostile(seed=2**63))], "seed"),

@@ -21,6 +21,7 @@ from cutline.demo.cards import Split
 from cutline.demo.reference import Reference
 from cutline.demo.requests import requests
 from cutline.edge.agent import Agent
+from cutline.edge.generation.result import Ending
 from cutline.edge.inference.drafter import Drafted, DrafterConversation
 from cutline.errors import (
     PromptError,
@@ -130,6 +131,28 @@ def test_sampled_answers_are_identical_in_every_mode(target: Bundle, drafter: Bu
                 auto = await agent.answer(asking(request, Mode.AUTO, sampling=sampling))
                 assert auto.exact, "the gate was calibrated for plain greedy answers alone"
                 assert ids(auto) == ids(cloud)
+
+    asyncio.run(run())
+
+
+def test_an_answer_ends_at_the_tokens_that_a_request_names_in_every_mode(target: Bundle, drafter: Bundle) -> None:
+    """Before the model's own end, and the token itself is the last one, as that is."""
+
+    async def run() -> None:
+        async with together(target, drafter) as agent:
+            whole = await agent.answer(asking(LONGEST, Mode.CLOUD))
+            for place in (0, 3, len(ids(whole)) - 2):
+                named = ids(whole)[place]
+                expected = ids(whole)[: ids(whole).index(named) + 1]
+                sampling = Sampling(stop_token_ids=(named, 422))
+                for mode, effort in ((Mode.CLOUD, 1.0), (Mode.DRAFT, 0.0), (Mode.DRAFT, 1.0), (Mode.AUTO, 0.0)):
+                    answer = await agent.answer(asking(LONGEST, mode, sampling=sampling, effort=effort))
+                    assert (ids(answer), answer.ending, answer.exact) == (expected, Ending.STOP, True), (mode, effort)
+                    assert answer.text == "".join(token.text for token in whole.tokens[: len(expected)])
+            alone = await agent.answer(asking(LONGEST, Mode.EDGE))
+            named = ids(alone)[2]
+            short = await agent.answer(asking(LONGEST, Mode.EDGE, sampling=Sampling(stop_token_ids=(named,))))
+            assert (ids(short), short.ending) == (ids(alone)[: ids(alone).index(named) + 1], Ending.STOP)
 
     asyncio.run(run())
 

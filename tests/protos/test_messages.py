@@ -66,6 +66,7 @@ samplings = st.builds(
     presence_penalty=amount,
     frequency_penalty=amount,
     logit_bias=st.lists(st.tuples(st.integers(0, 2**31 - 1), st.floats(-100, 100)), max_size=4).map(tuple),
+    stop_token_ids=st.lists(st.integers(0, 2**31 - 1), max_size=4).map(tuple),
 )
 
 

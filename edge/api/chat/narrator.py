@@ -45,7 +45,8 @@ class Narrator:
     def __init__(self, manifest: Manifest, question: Request, *, guesses: bool = False, usage: bool = False) -> None:
         self._heading = Heading.of(manifest)
         self._limit = question.max_tokens or sys.maxsize
-        self._stops = frozenset(manifest.stop_tokens)
+        self._stops = frozenset(manifest.stop_tokens)  # which are no words
+        self._ends = question.sampling.stops(manifest.stop_tokens)
         self._logprobs = question.logprobs is not None
         self._guesses = guesses
         self._usage = usage
@@ -114,7 +115,7 @@ class Narrator:
 
     def _ended(self) -> FinishReason:
         """Why an answer ended of which only the tokens are known yet."""
-        return "length" if self._settled >= self._limit and self._last not in self._stops else "stop"
+        return "length" if self._settled >= self._limit and self._last not in self._ends else "stop"
 
     def _chunk(
         self, content: str | None, told: Told | msgspec.UnsetType, logprobs: Logprobs | None = None

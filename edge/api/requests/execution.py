@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import msgspec
 
 from cutline.core.request import MAX_NOISE, MAX_TIMEOUT, Mode
+from cutline.core.sampling import MinP, RepetitionPenalty, Sampling, StopTokenIds, TopK
 from cutline.core.wire import Wire
 
 _Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -37,6 +38,23 @@ class ExecutionOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.exact or self.mode not in (Mode.EDGE, Mode.AUTO)
 
 
+class SamplingExtension(ExecutionOptions, frozen=True, forbid_unknown_fields=True):
+    """How to answer, and what OpenAI has no words for of how tokens are chosen: fields of Sampling."""
+
+    top_k: TopK = 0
+    min_p: MinP = 0.0
+    repetition_penalty: RepetitionPenalty | None = None
+    stop_token_ids: StopTokenIds = ()
+
+
 def execution_of(source: object) -> dict[str, Any]:
     """The fields of an ExecutionOptions that `source` has, which may be a Request."""
     return {name: getattr(source, name) for name in ExecutionOptions.__struct_fields__}
+
+
+def sampling_of(source: SamplingExtension) -> dict[str, Any]:
+    """The fields of a Sampling that a SamplingExtension has."""
+    return {name: getattr(source, name) for name in _MORE_SAMPLING}
+
+
+_MORE_SAMPLING = [name for name in Sampling.__struct_fields__ if name in SamplingExtension.__struct_fields__]

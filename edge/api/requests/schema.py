@@ -11,19 +11,16 @@ import msgspec
 from cutline.core.conversation import Detail, ImagePart, Message, Role, TextPart
 from cutline.core.request import MAX_ALTERNATIVES, MAX_STOPS, Request
 from cutline.core.sampling import (
-    MAX_BIASES,
+    MAX_NAMED,
     Bias,
     FrequencyPenalty,
-    MinP,
     PresencePenalty,
-    RepetitionPenalty,
     Sampling,
     Temperature,
-    TopK,
     TopP,
     chosen_seed,
 )
-from cutline.edge.api.requests.execution import ExecutionOptions, execution_of
+from cutline.edge.api.requests.execution import SamplingExtension, execution_of
 from cutline.edge.api.requests.fields import read_body, unfit
 from cutline.edge.api.requests.images import only_users
 from cutline.edge.api.requests.response_format import ResponseFormat, format_of
@@ -74,15 +71,9 @@ class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     include_obfuscation: bool | None = None
 
 
-class Extension(ExecutionOptions, frozen=True, forbid_unknown_fields=True):
-    """How to answer, and what OpenAI has no words for of how tokens are chosen.
+class Extension(SamplingExtension, frozen=True, forbid_unknown_fields=True):
+    """How to answer. `guesses`: a stream tells what the drafter believes too."""
 
-    `guesses`: a stream tells what the drafter believes too.
-    """
-
-    top_k: TopK = 0
-    min_p: MinP = 0.0
-    repetition_penalty: RepetitionPenalty | None = None
     guesses: bool = False
 
 
@@ -100,7 +91,7 @@ class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     top_p: TopP | None = None
     presence_penalty: PresencePenalty | None = None
     frequency_penalty: FrequencyPenalty | None = None
-    logit_bias: Annotated[dict[TokenId, Bias], msgspec.Meta(max_length=MAX_BIASES)] | None = None
+    logit_bias: Annotated[dict[TokenId, Bias], msgspec.Meta(max_length=MAX_NAMED)] | None = None
     seed: Annotated[int, msgspec.Meta(ge=-1, le=2**63 - 1)] | None = None
     stop: str | Annotated[list[str], msgspec.Meta(max_length=MAX_STOPS)] | None = None
     response_format: ResponseFormat | None = None

@@ -12,9 +12,9 @@ import msgspec
 
 from cutline.core.conversation import Detail, ImagePart, Message, Role, TextPart
 from cutline.core.request import Request
-from cutline.core.sampling import MinP, RepetitionPenalty, Sampling, Temperature, TopK, TopP, chosen_seed
+from cutline.core.sampling import Sampling, Temperature, TopP, chosen_seed
 from cutline.edge.api.errors import Fault, Refused
-from cutline.edge.api.requests.execution import ExecutionOptions, execution_of
+from cutline.edge.api.requests.execution import SamplingExtension, execution_of, sampling_of
 from cutline.edge.api.requests.fields import Rules, read_body
 from cutline.edge.api.requests.images import only_users
 from cutline.edge.api.requests.response_format import JsonObjectFormat, NamedSchema
@@ -108,12 +108,9 @@ class TextAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format: JsonObjectFormat | NamedSchema | None = None
 
 
-class ResponseExtension(ExecutionOptions, frozen=True, forbid_unknown_fields=True):
-    """How to answer, and what OpenAI has no words for of how tokens are chosen."""
+class ResponseExtension(SamplingExtension, frozen=True, forbid_unknown_fields=True):
+    """How to answer. The same `seed` gives the same answer."""
 
-    top_k: TopK = 0
-    min_p: MinP = 0.0
-    repetition_penalty: RepetitionPenalty | None = None
     seed: Annotated[int, msgspec.Meta(ge=-1, le=2**63 - 1)] | None = None
 
 
@@ -143,11 +140,9 @@ class ResponseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
         """How tokens are chosen. Raises InputError."""
         how, temperature = self.cutline, self.temperature or 0.0
         return Sampling(
+            **sampling_of(how),
             temperature=temperature,
             top_p=1.0 if self.top_p is None else self.top_p,
-            top_k=how.top_k,
-            min_p=how.min_p,
-            repetition_penalty=how.repetition_penalty,
             seed=chosen_seed(how.seed, temperature),
             constraint=None if self.format is None else self.format.constraint,
         )

@@ -21,6 +21,7 @@ from cutline.core.sampling import GREEDY
 from cutline.edge.generation.generation import Execution, Generation, Prepared
 from cutline.edge.generation.result import Provenance
 from cutline.edge.offload.backends.openai_messages import (
+    PENALTIES,
     Completion,
     body_of,
     completion_of,
@@ -40,7 +41,8 @@ MAX_LINE = 1 << 20  # bytes of one event
 MAX_WHOLE = 8 << 20  # of an answer that is not streamed
 MAX_REFUSAL = 64 << 10  # of what a server says to a request that it does not take
 ENDING = 0.05  # seconds that the end of a body may come after its last event: a connection is used again if it does
-UNSENT = ("min_p", "repetition_penalty", "logit_bias")  # there are no words for the first two, and other tokens there
+# What an upstream is asked for, or may choose itself. For the rest there are no words, or its tokens are others.
+SENT = frozenset({"temperature", "top_k", "top_p", "seed", *PENALTIES, "constraint"})
 
 
 class UpstreamBackend:
@@ -247,7 +249,8 @@ def _check(request: Request, execution: Execution) -> None:
     if request.image_tokens is not None:
         raise InputError("image-tokens needs a model here; an upstream makes of images what it likes")
     sampling = request.sampling
-    if unsent := [name for name in UNSENT if getattr(sampling, name) != getattr(GREEDY, name)]:
+    unsent = [name for name in sampling.__struct_fields__ if name not in SENT]
+    if unsent := [name for name in unsent if getattr(sampling, name) != getattr(GREEDY, name)]:
         names = ", ".join(name.replace("_", "-") for name in unsent)
         raise InputError(f"{names} needs a worker of the target; an upstream is asked for nothing of the kind")
     if sampling.constraint is not None and sampling.constraint.grammar is not Grammar.JSON_SCHEMA:

@@ -176,12 +176,16 @@ def test_sampled_answers_are_those_of_one_worker(bundle: Bundle, asking: Any, ca
     assert answers[0] == answers[1] == answers[2] != list(case[2])[:12]
 
 
-def test_an_answer_that_reaches_its_limit_ends_there(bundle: Bundle, asking: Any, case: Case) -> None:
+def test_an_answer_ends_at_its_limit_and_at_a_token_to_stop_at(bundle: Bundle, asking: Any, case: Case) -> None:
     async def run(clients: list[WorkerClient]) -> None:
         for believed in ((), case[2]):
             one = asking(case, "image", believed=believed, ahead=99, draft=believed, max_tokens=7)
             await one.ask(clients[0])
             assert tuple(one.tokens) == case[2][:7]
+            ends = Sampling(stop_token_ids=(case[2][4],))
+            one = asking(case, "image", believed=believed, ahead=99, draft=believed, sampling=ends)
+            await one.ask(clients[0])
+            assert tuple(one.tokens) == case[2][: case[2].index(case[2][4]) + 1]
 
     on_chain(bundle, ("decoder.2",), run)
 

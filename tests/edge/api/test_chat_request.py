@@ -38,6 +38,7 @@ def questions(draw: st.DrawFn) -> Request:
         presence_penalty=draw(st.sampled_from([0.0, -2.0])),
         frequency_penalty=draw(st.sampled_from([0.0, 2.0])),
         logit_bias=draw(st.sampled_from([(), ((3, 1.5), (90, -100.0))])),
+        stop_token_ids=draw(st.sampled_from([(), (3, 90)])),
     )
     how: dict[str, Any] = draw(
         st.sampled_from(

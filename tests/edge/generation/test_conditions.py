@@ -81,6 +81,7 @@ samplings = st.builds(
     min_p=st.sampled_from([0.0, 0.1]),
     frequency_penalty=st.sampled_from([0.0, 0.0, 0.5]),
     seed=st.integers(0, 9),
+    stop_token_ids=st.sampled_from([(), (), (7,)]),
 )
 
 
@@ -91,7 +92,7 @@ def test_every_conversation_has_a_group_and_a_sampled_one_has_none_that_is_calib
     found = conditions_of(messages, sampling)
     assert found.group
     assert (found.group in GROUPS) == (found in CALIBRATED)
-    if sampling.temperature > 0.0 or sampling.frequency_penalty:
+    if sampling.temperature > 0.0 or sampling.frequency_penalty or sampling.stop_token_ids:
         assert found.group not in GROUPS
     else:  # of greedy choice neither the seed nor the tokens to keep change anything
         assert found == conditions_of(messages, GREEDY)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from cutline.core.sampling import MAX_BIASES, Sampling
+from cutline.core.sampling import MAX_NAMED, Sampling
 from cutline.errors import InputError
 from cutline.models.law.noise import _log, _philox, gumbel
 from cutline.models.law.sampling import _kept, choose
@@ -134,7 +134,9 @@ def test_greedy_is_argmax_and_the_best_token_is_always_kept() -> None:
         {"logit_bias": ((1, 101.0),)},
         {"logit_bias": ((-1, 1.0),)},
         {"logit_bias": ((1, float("nan")),)},
-        {"logit_bias": ((1, 1.0),) * (MAX_BIASES + 1)},
+        {"logit_bias": ((1, 1.0),) * (MAX_NAMED + 1)},
+        {"stop_token_ids": (-1,)},
+        {"stop_token_ids": (1,) * (MAX_NAMED + 1)},
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(wrong: dict[str, Any]) -> None:
@@ -162,3 +164,5 @@ def test_a_bias_of_a_token_that_is_not_there_is_refused() -> None:
     sampling.check_tokens(13)
     with pytest.raises(InputError, match="names the token 12; this model has 12"):
         sampling.check_tokens(12)
+    with pytest.raises(InputError, match="stop-token-ids names the token 12; this model has 12"):
+        Sampling(stop_token_ids=(3, 12)).check_tokens(12)

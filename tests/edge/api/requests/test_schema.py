@@ -364,7 +364,7 @@ def test_penalties_and_biases_are_a_part_of_the_sampling() -> None:
         presence_penalty=0.5,
         frequency_penalty=-0.25,
         logit_bias={"7": 2, "5": -100},
-        cutline={"min_p": 0.1, "repetition_penalty": 1.1},
+        cutline={"min_p": 0.1, "repetition_penalty": 1.1, "stop_token_ids": [7, 5]},
     )
     question = read_request(msgspec.json.encode(asked)).question([REQUEST.image])
     assert question.sampling == Sampling(
@@ -373,6 +373,7 @@ def test_penalties_and_biases_are_a_part_of_the_sampling() -> None:
         logit_bias=((5, -100.0), (7, 2.0)),
         min_p=0.1,
         repetition_penalty=1.1,
+        stop_token_ids=(7, 5),
     )
     neutral = body(presence_penalty=0, frequency_penalty=0.0, logit_bias={})
     assert read_request(msgspec.json.encode(neutral)).question([REQUEST.image]).sampling == Sampling()

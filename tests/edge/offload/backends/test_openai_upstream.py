@@ -367,7 +367,12 @@ def test_what_only_a_worker_can_do_is_refused() -> None:
     assert isinstance(hidden, InputError)
     assert "the cut decoder.0 needs a worker of the target" in str(hidden)
     assert not asked, "the picture stays"
-    for sampling in (Sampling(min_p=0.1), Sampling(repetition_penalty=1.0), Sampling(logit_bias=((5, 1.0),))):
+    for sampling in (
+        Sampling(min_p=0.1),
+        Sampling(repetition_penalty=1.0),
+        Sampling(logit_bias=((5, 1.0),)),
+        Sampling(stop_token_ids=(5,)),
+    ):
         (refused,) = agent_asks(asked.append, asking(mode=Mode.CLOUD, sampling=sampling))  # type: ignore[arg-type]
         assert isinstance(refused, InputError)
         assert "needs a worker of the target; an upstream is asked for nothing of the kind" in str(refused)
