@@ -32,7 +32,7 @@ from cutline.core.storage.files import (
 from cutline.core.storage.seal import is_sealed, seal, unseal
 from cutline.core.wire import Wire
 from cutline.errors import BundleError
-from cutline.models.families import AnyFamily
+from cutline.models.families import DecodedFamily, family_from
 from cutline.models.law.penalties import NO_PENALTIES, Penalties
 from cutline.models.layerline import Count, LayerLine, Layers
 
@@ -99,7 +99,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     name: str
     role: Role
     precision: Precision
-    family: AnyFamily
+    family: DecodedFamily
     line: LayerLine
     parameters: tuple[Parameters, ...]
     vision: VisionSpec
@@ -219,7 +219,10 @@ def _decoded(content: bytes, path: Path) -> Manifest:
         raise BundleError(
             f"{path} has bundle format {made}, this version reads {_FIRST_FORMAT} to {FORMAT}; export it again"
         )
-    manifest = msgspec.json.decode(content, type=Manifest)
+    fields = msgspec.json.decode(content, type=dict[str, Any])
+    if not isinstance(fields.get("family"), dict):
+        raise ValueError("it has no family")
+    manifest = msgspec.convert(fields | {"family": family_from(fields["family"])}, Manifest)
     if made == _FIRST_FORMAT:
         return _converted(manifest, identity=_first_identity(content), path=path)
     if not sealed:

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
 from cutline.errors import InputError
 from cutline.models.bundle import FORMAT, DecoderSpec, Manifest, Parameters, Precision, Role, VisionSpec, span_file
-from cutline.models.families import AnyFamily
+from cutline.models.families import DecodedFamily, family_from
 from cutline.models.layerline import LayerLine
 
 _MAX_BYTES = 1 << 20
@@ -29,7 +29,7 @@ class Shape(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     source: str
     dtype: Literal["fp32", "fp16", "bf16"] = "bf16"
-    family: AnyFamily
+    family: DecodedFamily
     line: LayerLine
     parameters: Mapping[str, Parameters]
     vision: VisionSpec
@@ -66,7 +66,16 @@ class Shape(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 def known_shapes() -> dict[str, Shape]:
     """The shapes that come with Cutline, by name."""
     content = (resources.files("cutline.models") / "shapes.toml").read_bytes()
-    return msgspec.toml.decode(content, type=dict[str, Shape])
+    shapes = msgspec.toml.decode(content, type=dict[str, dict[str, Any]])
+    return {name: _shape(fields) for name, fields in shapes.items()}
+
+
+def _shape(fields: dict[str, Any]) -> Shape:
+    """A shape of what its file says. Raises ValueError."""
+    family = fields.get("family")
+    if not isinstance(family, dict):
+        raise ValueError("it has no `family`")
+    return msgspec.convert(fields | {"family": family_from(family)}, Shape)
 
 
 def load_shape(name_or_path: str) -> Shape | None:
@@ -81,7 +90,7 @@ def load_shape(name_or_path: str) -> Shape | None:
             content = file.read(_MAX_BYTES + 1)
         if len(content) > _MAX_BYTES:
             raise ValueError("it is larger than 1 MiB")
-        return msgspec.toml.decode(content, type=Shape)
+        return _shape(msgspec.toml.decode(content, type=dict[str, Any]))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:  # not TOML, or not a shape

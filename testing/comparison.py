@@ -8,7 +8,7 @@ value), the answer with `generate`. All in fp32, in one process.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from cutline.models.export import export_bundle
 from cutline.models.families import Grid
 from cutline.models.images import Pixels
 from cutline.testing.random_models import make_smolvlm_256m
-from cutline.testing.small_models import SMALL
+from cutline.testing.small_models import SMALL, Small
 
 TOLERANCE = 1e-3
 THREADS = 2  # of a session of ONNX Runtime; torch's follow OMP_NUM_THREADS
@@ -305,9 +305,9 @@ def smolvlm_256m(place: Path, *, depth: tuple[int, int] = (12, 30)) -> Bundle:
     return _exported(place)
 
 
-def small_target(name: str, place: Path) -> Bundle:
-    """A target of the small model `name`, a key of SMALL."""
-    SMALL[name].write(place / "hf")
+def small_target(name: str, place: Path, *, models: Mapping[str, Small] = SMALL) -> Bundle:
+    """A target of the small model `name`, a key of `models`."""
+    models[name].write(place / "hf")
     return _exported(place)
 
 

@@ -183,7 +183,7 @@ def _internvl(text: str) -> Small:
     return Small("internvl", markers, INTERNVL_TEMPLATE, config, processor)
 
 
-_SIGLIP = {
+SIGLIP = {
     "model_type": "siglip_vision_model",
     "hidden_size": 96,
     "intermediate_size": 160,
@@ -202,7 +202,7 @@ def _gemma3() -> Small:
             "boi_token_id": words[gemma3.START],
             "eoi_token_id": words[gemma3.END],
             "mm_tokens_per_image": 4,
-            "vision_config": _SIGLIP,
+            "vision_config": SIGLIP,
             "text_config": {
                 "head_dim": 48,
                 "query_pre_attn_scalar": 48,
@@ -223,7 +223,7 @@ def _paligemma(text: str, **more: Any) -> Small:
             "image_token_id": words[paligemma.IMAGE],
             "projection_dim": 128,
             "hidden_size": 128,
-            "vision_config": {**_SIGLIP, "projection_dim": 128},
+            "vision_config": {**SIGLIP, "projection_dim": 128},
             "text_config": {
                 "model_type": text,
                 "head_dim": 48,

@@ -283,19 +283,19 @@ def _attend(
     *,
     layout: Layout,
     slot_cache: SlotCache,
-    softcap: float | None = None,
-    **_: Any,
+    **more: Any,
 ) -> tuple[Tensor, None]:
     """Attention of ragged rows: `query` (1, heads, rows, width), `key` and `value` alike; transformers' signature.
 
     The cache is not named `cache`: layers of transformers 5.24 take their own by that name, and pass none on.
     """
     del mask
+    softcap = more.get("softcap") or 0.0  # of Gemma 2
     if torch.compiler.is_compiling():
-        made: Tensor = torch.ops.cutline.attend(query, key, value, module.place, module.scaling, softcap or 0.0)
+        made: Tensor = torch.ops.cutline.attend(query, key, value, module.place, module.scaling, softcap)
         return made, None
     place = module.layer_idx - slot_cache.first
-    made = _attended(query, key, value, place, (module.scaling, softcap or 0.0), layout, slot_cache)
+    made = _attended(query, key, value, place, (module.scaling, softcap), layout, slot_cache)
     return made, None
 
 

@@ -16,7 +16,7 @@ from cutline.cloud.model import vision
 from cutline.cloud.model.tensor_parallel import divide, unwrap_shards
 from cutline.errors import BundleError
 from cutline.models.bundle import Bundle
-from cutline.models.families import AnyFamily
+from cutline.models.families import Family
 
 
 def load_model(
@@ -56,7 +56,7 @@ def load_model(
     return model.eval().requires_grad_(False)
 
 
-def _part(whole: Any, family: AnyFamily, layers: Sequence[str], mesh: DeviceMesh | None) -> Any:
+def _part(whole: Any, family: Family, layers: Sequence[str], mesh: DeviceMesh | None) -> Any:
     """The class `whole` without the modules that `layers` do not need: no weights are read for what is not there.
 
     With a `mesh`, what is left of the decoder's layers is divided.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cutline.models.families import AnyFamily, Grid, Ops
+from cutline.models.families import Family, Grid, Ops
 from cutline.models.layerline import LayerLine
 
 OPS = Ops(attend=functional.scaled_dot_product_attention, join=torch.cat)
@@ -18,7 +18,7 @@ Beside = dict[str, Tensor]  # what a tower takes with the rows of an image
 Steps = Generator[None, None, Tensor]  # each does some of the work, and the last has the result
 
 
-def prune(model: Any, family: AnyFamily, layers: Sequence[str]) -> None:
+def prune(model: Any, family: Family, layers: Sequence[str]) -> None:
     """Leave in a transformers `model` what `layers`, names on its line, need of the tower and the connector."""
     parts = family.parts
     tower = {f"vision.{index}": (f"{parts.tower}.{index}",) for index in range(len(model.get_submodule(parts.tower)))}
@@ -52,7 +52,7 @@ class Layer(nn.Module):
 class Tower:
     """The layers `[start, end)` of a transformers `model`, as far as they stand before the decoder."""
 
-    def __init__(self, model: Any, family: AnyFamily, line: LayerLine, *, end: str) -> None:
+    def __init__(self, model: Any, family: Family, line: LayerLine, *, end: str) -> None:
         parts = family.parts
         image, connector = ([model.get_submodule(name) for name in names] for names in (parts.image, parts.connector))
         self.layers = {"image": Layer(partial(family.enter, image))}

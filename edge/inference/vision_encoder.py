@@ -12,13 +12,13 @@ from cutline.devices.profile import CPU
 from cutline.edge.inference.runtime import open_session
 from cutline.errors import BundleError
 from cutline.models.bundle import SPAN_WEIGHTS, Bundle, Manifest, span_file
-from cutline.models.families import AnyFamily, Grid
+from cutline.models.families import Family, Grid
 
 
 class VisionSpan:
     """The layers `[image, cut)` of a bundle: vision tower and maybe connector. Stateless, for any threads."""
 
-    def __init__(self, session: ort.InferenceSession, family: AnyFamily) -> None:
+    def __init__(self, session: ort.InferenceSession, family: Family) -> None:
         self._session = session
         self._family = family
         shapes = {value.name: value.shape for value in session.get_inputs()}

@@ -34,7 +34,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from cutline.errors import BundleError
 from cutline.models.bundle import DecoderSpec, Precision
 from cutline.models.export.quiet import quiet
-from cutline.models.families import AnyFamily
+from cutline.models.families import Family
 from cutline.models.families.family import bias_name
 from cutline.models.sight import Block
 
@@ -55,7 +55,7 @@ _TYPES = {"fp32": onnx_ir.DataType.FLOAT, "int8": onnx_ir.DataType.INT8, "int4":
 TOLERANCES = {"fp32": 1e-4, "int8": 0.25, "int4": 0.9}
 
 
-def export_decoder(model: Any, family: AnyFamily, spec: DecoderSpec, path: Path, precision: Precision) -> float:
+def export_decoder(model: Any, family: Family, spec: DecoderSpec, path: Path, precision: Precision) -> float:
     """Write the decoder of the fp32 `model` to `path`; returns its error.
 
     The error is the root mean square difference from torch's logits on seeded rows, as a share of their standard
@@ -72,7 +72,7 @@ def export_decoder(model: Any, family: AnyFamily, spec: DecoderSpec, path: Path,
 
 
 def build(
-    model: Any, family: AnyFamily, spec: DecoderSpec, path: Path, precision: Precision, *, head: bool
+    model: Any, family: Family, spec: DecoderSpec, path: Path, precision: Precision, *, head: bool
 ) -> onnx.ModelProto:
     """The graph of the decoder of `model`, with or without the `head`; its weights are written to `path` plus `.data`.
 
@@ -91,7 +91,7 @@ def build(
     return graph
 
 
-def _build(model: Any, family: AnyFamily, spec: DecoderSpec, path: Path, precision: Precision, *, head: bool) -> None:
+def _build(model: Any, family: Family, spec: DecoderSpec, path: Path, precision: Precision, *, head: bool) -> None:
     module, name = BUILDERS[model.config.text_config.model_type]
     # Not at the top, as the import configures logging.
     base = getattr(import_module(f"onnxruntime_genai.models.builders.{module}"), name)
@@ -138,7 +138,7 @@ def _build(model: Any, family: AnyFamily, spec: DecoderSpec, path: Path, precisi
         builder.save_model(str(path.parent))
 
 
-def _as_llama(text: Any, family: AnyFamily, spec: DecoderSpec) -> LlamaConfig:
+def _as_llama(text: Any, family: Family, spec: DecoderSpec) -> LlamaConfig:
     """The config of a decoder of the config `text` as the builder reads it, whatever its kind."""
     copied = ("intermediate_size", "rms_norm_eps", "bos_token_id", "eos_token_id", "pad_token_id")
     gemma = (
@@ -189,7 +189,7 @@ def _bind_rotations(model: onnx.ModelProto, spec: DecoderSpec) -> None:
     graph.input.extend(inputs)
 
 
-def _bind_biases(model: onnx.ModelProto, family: AnyFamily, spec: DecoderSpec) -> None:
+def _bind_biases(model: onnx.ModelProto, family: Family, spec: DecoderSpec) -> None:
     """Have each layer's attention see what an input says, in place of all that stands before a row, or a window."""
     graph = model.graph
     attention = [node for node in graph.node if node.op_type == "GroupQueryAttention"]
@@ -285,7 +285,7 @@ def _choose_rows(model: onnx.ModelProto) -> None:
     logits.type.tensor_type.shape.dim[1].dim_param = "wanted_rows"
 
 
-def _difference(model: Any, family: AnyFamily, spec: DecoderSpec, path: Path) -> float:
+def _difference(model: Any, family: Family, spec: DecoderSpec, path: Path) -> float:
     """The error of the graph's logits on a prompt of seeded tokens."""
     rows, positions = seeded_prompt(model, family, spec)
     with torch.inference_mode():
@@ -298,7 +298,7 @@ def _difference(model: Any, family: AnyFamily, spec: DecoderSpec, path: Path) ->
     return spread_of(logits, expected)
 
 
-def seeded_prompt(model: Any, family: AnyFamily, spec: DecoderSpec) -> tuple[torch.Tensor, NDArray[np.int64]]:
+def seeded_prompt(model: Any, family: Family, spec: DecoderSpec) -> tuple[torch.Tensor, NDArray[np.int64]]:
     """Rows (1, n, streams * width) of seeded tokens, and positions (axes, n) that differ on every axis."""
     length = min(48, spec.context)
     dice = torch.Generator().manual_seed(2)
@@ -309,7 +309,7 @@ def seeded_prompt(model: Any, family: AnyFamily, spec: DecoderSpec) -> tuple[tor
     return torch.cat([rows, beside], -1), np.arange(length) * np.arange(1, family.axes + 1)[:, None]
 
 
-def run_whole(model: Any, family: AnyFamily, rows: torch.Tensor, positions: NDArray[np.int64]) -> torch.Tensor:
+def run_whole(model: Any, family: Family, rows: torch.Tensor, positions: NDArray[np.int64]) -> torch.Tensor:
     """transformers' own decoder: from rows (1, n, streams * width) to hidden states (1, n, width) after its norm."""
     decoder = model.model.get_submodule(family.parts.decoder)
     own, *beside = rows.unflatten(-1, (1 + len(family.taps), -1)).unbind(-2)
@@ -324,7 +324,7 @@ def run_whole(model: Any, family: AnyFamily, rows: torch.Tensor, positions: NDAr
     return made
 
 
-def _masks(decoder: Any, family: AnyFamily, length: int) -> Any:
+def _masks(decoder: Any, family: Family, length: int) -> Any:
     """What rows of a seeded prompt see, by the type of the layer where transformers has types."""
     layers = range(len(decoder.layers))
     biases = [torch.from_numpy(family.sight(layer).bias(_blocks(length), 0, length)) for layer in layers]
@@ -338,7 +338,7 @@ def _blocks(length: int) -> tuple[Block, ...]:
 
 
 def whole_feed(
-    rows: NDArray[np.float32], positions: NDArray[np.int64], family: AnyFamily, spec: DecoderSpec, layers: int
+    rows: NDArray[np.float32], positions: NDArray[np.int64], family: Family, spec: DecoderSpec, layers: int
 ) -> dict[str, NDArray[Any]]:
     """The inputs of a graph of `layers` layers for a whole prompt with an empty cache.
 

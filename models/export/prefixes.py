@@ -34,14 +34,14 @@ from cutline.models.export.decoder import (
     stream_name,
     whole_feed,
 )
-from cutline.models.families import AnyFamily
+from cutline.models.families import Family
 from cutline.models.layerline import LayerLine
 
 BOUNDARY = "boundary"
 
 
 def export_prefixes(
-    model: Any, family: AnyFamily, line: LayerLine, spec: DecoderSpec, folder: Path, precision: Precision
+    model: Any, family: Family, line: LayerLine, spec: DecoderSpec, folder: Path, precision: Precision
 ) -> float:
     """Write the graphs of every cut inside the decoder and their weights to `folder`; returns the largest error.
 
@@ -89,7 +89,7 @@ def _caches(kind: str, layers: int) -> set[str]:
 
 
 def _largest_error(
-    model: Any, family: AnyFamily, line: LayerLine, spec: DecoderSpec, folder: Path, allowed: float
+    model: Any, family: Family, line: LayerLine, spec: DecoderSpec, folder: Path, allowed: float
 ) -> float:
     rows, positions = seeded_prompt(model, family, spec)
     with torch.inference_mode():
@@ -109,7 +109,7 @@ def _largest_error(
 
 
 def _hidden_states(
-    model: Any, family: AnyFamily, rows: torch.Tensor, positions: NDArray[np.int64]
+    model: Any, family: Family, rows: torch.Tensor, positions: NDArray[np.int64]
 ) -> list[NDArray[np.float32]]:
     """The residual stream before every layer and after the last one, which transformers' own list has normalised."""
     states: list[NDArray[np.float32]] = []

@@ -18,7 +18,7 @@ from cutline.models.bundle import FORMAT, DecoderSpec, Manifest, Precision, Role
 from cutline.models.export.folder import Settings, content_of, first_line, refuse_pointer, settings_of
 from cutline.models.export.quiet import quiet
 from cutline.models.export.settings import check, check_flat, shown
-from cutline.models.families import FAMILIES, AnyFamily
+from cutline.models.families import Family, every_family
 from cutline.models.law.penalties import NO_PENALTIES, Penalties
 from cutline.models.layerline import LayerLine
 from cutline.models.prompt import TEMPLATE
@@ -37,7 +37,7 @@ class SourceModel:
     """
 
     path: Path
-    family: AnyFamily
+    family: Family
     model: Any
     companions: dict[str, bytes]
     stop_tokens: tuple[int, ...]
@@ -106,24 +106,32 @@ def read_source(path: Path, *, dtype: torch.dtype | None = None) -> SourceModel:
     )
 
 
+def _families() -> tuple[type[Family], ...]:
+    """All families that are installed. Raises InputError for one that does not load."""
+    try:
+        return every_family()
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
 def _taken() -> str:
-    *others, last = (kind for family in FAMILIES for kind in family.kinds)
+    *others, last = (kind for family in _families() for kind in family.kinds)
     return f"supported are {', '.join(others)} and {last}"
 
 
 def _nearest(name: str) -> str:
     """A hint at the supported kind whose name is like `name`, if one is."""
-    near = get_close_matches(name, [kind for family in FAMILIES for kind in family.kinds], n=1)
+    near = get_close_matches(name, [kind for family in _families() for kind in family.kinds], n=1)
     return f"; the nearest is {near[0]}" if near else ""
 
 
-def _kind(path: Path) -> type[AnyFamily]:
+def _kind(path: Path) -> type[Family]:
     """The family that config.json names. Raises InputError for an unsupported model, before anything else is read."""
     said = settings_of(path / CONFIG)
     if said is None:
         raise InputError(f"{path} is not a Hugging Face folder that can be exported: it has no {CONFIG}{_hint(path)}")
     name, classes = said.get("model_type"), said.get("architectures", [])
-    kind = next((family for family in FAMILIES if name in family.kinds), None)
+    kind = next((family for family in _families() if name in family.kinds), None)
     if kind is None:
         named = shown(classes) if name is None and classes else name
         hint = "; export it with --role encoder" if name in ("clip", "siglip") else _nearest(str(name))
@@ -247,7 +255,7 @@ def _tokenizer(path: Path) -> bytes:
     return content
 
 
-def _template(path: Path, kind: type[AnyFamily], said: dict[str, Settings]) -> bytes:
+def _template(path: Path, kind: type[Family], said: dict[str, Settings]) -> bytes:
     """The chat template, with the tokens that it names, and that of a prompt's beginning if there must be one.
 
     Raises InputError.
@@ -263,7 +271,7 @@ def _template(path: Path, kind: type[AnyFamily], said: dict[str, Settings]) -> b
     return settings.encode() + template
 
 
-def _found_template(path: Path, kind: type[AnyFamily], said: dict[str, Settings]) -> bytes:
+def _found_template(path: Path, kind: type[Family], said: dict[str, Settings]) -> bytes:
     """The chat template, from the first file that has it, in transformers' order; else the family's own.
 
     Raises InputError.
@@ -283,7 +291,7 @@ def _found_template(path: Path, kind: type[AnyFamily], said: dict[str, Settings]
     raise InputError(f"{path} is not a Hugging Face folder that can be exported: it has no {TEMPLATE}")
 
 
-def _parameters(model: Any, family: AnyFamily) -> tuple[int, ...]:
+def _parameters(model: Any, family: Family) -> tuple[int, ...]:
     """The number of weights of every layer on the line, in order."""
     parts = family.parts
     decoder = model.model.get_submodule(parts.decoder)
@@ -297,7 +305,7 @@ def _parameters(model: Any, family: AnyFamily) -> tuple[int, ...]:
     return tuple(sum(weight.numel() for module in layer for weight in module.parameters()) for layer in layers)
 
 
-def _family(path: Path, kind: type[AnyFamily], config: PreTrainedConfig, said: dict[str, Settings]) -> AnyFamily:
+def _family(path: Path, kind: type[Family], config: PreTrainedConfig, said: dict[str, Settings]) -> Family:
     """The model's family, from its config and its image processor. Raises InputError."""
     more = said[TOKENS].get("extra_special_tokens")
     named = {**(more if isinstance(more, dict) else {}), **said[TOKENS]}
@@ -314,7 +322,7 @@ def _family(path: Path, kind: type[AnyFamily], config: PreTrainedConfig, said: d
         raise InputError(f"{path / CONFIG} or its image processor does not read ({error!r})") from None
 
 
-def _processor(path: Path, kind: type[AnyFamily]) -> Settings:
+def _processor(path: Path, kind: type[Family]) -> Settings:
     """All settings of the folder's image processor, with the defaults of its class. Raises InputError."""
     said = (settings_of(path / PROCESSOR) or {}).get("image_processor") or settings_of(path / IMAGES)
     if said is None:

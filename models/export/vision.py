@@ -25,7 +25,7 @@ from torch.nn import functional
 from cutline.errors import BundleError
 from cutline.models.bundle import SPAN_WEIGHTS, span_file
 from cutline.models.export.quiet import quiet
-from cutline.models.families import AnyFamily, Ops
+from cutline.models.families import Family, Ops
 from cutline.models.images import Pixels
 
 TOLERANCE = 1e-4  # as a share of the largest value
@@ -35,7 +35,7 @@ SEEDS = (1, 2)  # of the images on which an export is compared
 class TowerGraph(nn.Module):
     """The tower and connector of a family's `model`, as one graph of plain tensors."""
 
-    def __init__(self, family: AnyFamily, model: Any, beside: Sequence[str]) -> None:
+    def __init__(self, family: Family, model: Any, beside: Sequence[str]) -> None:
         """`beside` names the inputs after the pixels."""
         super().__init__()
         self._family = family
@@ -55,7 +55,7 @@ class TowerGraph(nn.Module):
         return (*boundaries, self._family.leave(list(self.connector), boundaries[-1], beside, ops))
 
 
-def export_vision(model: Any, family: AnyFamily, folder: Path, cuts: Sequence[str]) -> float:
+def export_vision(model: Any, family: Family, folder: Path, cuts: Sequence[str]) -> float:
     """Write the graphs of `cuts` (of `LayerLine.image_cuts`) and their weights to `folder`; returns the error.
 
     `model` is in fp32. The error is the largest difference of the last boundary from transformers' own image features,
@@ -86,13 +86,13 @@ def export_vision(model: Any, family: AnyFamily, folder: Path, cuts: Sequence[st
     return max(_difference(model, family, seed, folder / span_file("decoder.0")) for seed in SEEDS)
 
 
-def _run(family: AnyFamily, image: Pixels) -> tuple[Tensor, dict[str, Tensor]]:
+def _run(family: Family, image: Pixels) -> tuple[Tensor, dict[str, Tensor]]:
     """The inputs of one run of a graph."""
     ((values, beside),) = family.runs(image.values, [image.grid])
     return torch.from_numpy(values), {name: torch.from_numpy(array) for name, array in beside.items()}
 
 
-def _difference(model: Any, family: AnyFamily, seed: int, path: Path) -> float:
+def _difference(model: Any, family: Family, seed: int, path: Path) -> float:
     image = family.example(seed)
     pixels, beside = _run(family, image)
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])

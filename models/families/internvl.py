@@ -53,6 +53,9 @@ class InternVL(TileFamily, frozen=True, forbid_unknown_fields=True, kw_only=True
         """See `Family.of`; tower and image processor must have the same tiles."""
         vision = config.vision_config
         check_decoder(config.text_config, ("qwen2", "qwen3", "llama"), BOUNDED_ROTATIONS)
+        taken = config.vision_feature_layer, config.vision_feature_select_strategy
+        if taken != (-1, "default"):
+            raise ValueError(f"vision_feature_layer {taken[0]!r} and strategy {taken[1]!r}; supported: -1 and default")
         sides = {name: set(getattr(vision, name)) for name in ("image_size", "patch_size")}
         for name, side in sides.items():
             if len(side) != 1:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cutline.models.export import make, vision
-from cutline.models.families import AnyFamily
+from cutline.models.families import Family
 
 Configured = Callable[..., dict[str, Any]]
 
@@ -60,7 +60,7 @@ def towers(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., float]:
     kept, export = tmp_path_factory.mktemp("towers"), vision.export_vision
     errors: dict[str, float] = {}
 
-    def exported(model: Any, family: AnyFamily, folder: Path, cuts: Sequence[str]) -> float:
+    def exported(model: Any, family: Family, folder: Path, cuts: Sequence[str]) -> float:
         sums = [weight.double().sum().item() for weight in model.model.state_dict().values()]
         name = f"{hash((tuple(sums), tuple(cuts)))}"
         if name not in errors:

@@ -287,7 +287,7 @@ def loose() -> str:
         ({"image_token": 4}, "", "image_token_id 4 of test is not <image>"),
         ({"stop_tokens": (2, 300)}, "", "eos_token_id 300"),
         ({}, "{}", "does not read as a tokenizer"),
-        ({}, '{"model": {"type": "BPE", "vocab": {}, "merges": []}}', "not byte-level"),
+        ({}, '{"model": {"type": "BPE", "vocab": {}, "merges": []}}', "neither byte-level"),
         ({}, Tokenizer(BPE()).to_str().replace('"decoder":null', BYTE_LEVEL), "no special tokens"),
     ],
 )

@@ -10,7 +10,7 @@ from cutline.core.wire import Wire
 from cutline.edge.generation.generation import Execution, Prepared
 from cutline.edge.inference.kv_cache import Rows
 from cutline.edge.inference.target_prefix import Crossing
-from cutline.models.families import AnyFamily
+from cutline.models.families import Family
 from cutline.protos.digests import as_received, image_digest, rows_digest
 
 REMEMBERED = 1000  # images of all workers together, some 300 bytes each
@@ -50,7 +50,7 @@ class Uploads:
         self._digests: LruCache[UploadKey, bytes] = LruCache(REMEMBERED)
 
     def pack(
-        self, worker: str, prepared: Prepared, execution: Execution, crossing: Crossing | None, family: AnyFamily
+        self, worker: str, prepared: Prepared, execution: Execution, crossing: Crossing | None, family: Family
     ) -> Upload:
         """What goes to the worker at this address: files, or where there is a `crossing` what that computes.
 
@@ -101,7 +101,7 @@ class Uploads:
         return found
 
 
-def _packed(prepared: Prepared, index: int, family: AnyFamily) -> bytes:
+def _packed(prepared: Prepared, index: int, family: Family) -> bytes:
     """The file in which an image travels."""
     packed = prepared.files[index] if prepared.files else None
     return family.shrink(prepared.request.images[index], prepared.images[index]) if packed is None else packed
