@@ -9,7 +9,9 @@ import msgspec
 import typer
 
 from cutline.cli import options
+from cutline.cli.terminal.tables import amount
 from cutline.models.bundle import Bundle, Part, copy_bundle, part_at
+from cutline.models.encoders.bundle import is_encoder
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -80,6 +82,11 @@ def show(folder: Folder, as_json: options.Json = False) -> None:
 
     from rich.console import Console
 
+    if is_encoder(folder):
+        from cutline.cli.encoder_view import show_encoder
+
+        show_encoder(folder, as_json=as_json)
+        return
     seen = _look(Bundle.open(folder, part_at(folder)))
     if as_json:
         sys.stdout.buffer.write(msgspec.json.encode(seen) + b"\n")
@@ -109,7 +116,7 @@ def copy(
     with storing(out):
         copied = copy_bundle(bundle, out)
     size = sum(file.stat().st_size for file in out.iterdir())
-    line = f"{out}: {part}, {_amount(size, 'B')}, identity {copied.manifest.identity[:12]}"
+    line = f"{out}: {part}, {amount(size, 'B')}, identity {copied.manifest.identity[:12]}"
     Console(stderr=True).print(line, highlight=False, soft_wrap=True)
 
 
@@ -185,11 +192,11 @@ def _show(console: Console, seen: BundleView) -> None:
     width, height = seen.image_size
     lines = [
         f"{manifest.name}: {manifest.role}, {manifest.precision}, family {manifest.family.__struct_config__.tag}, "
-        f"{_amount(seen.parameters)} parameters, context of {manifest.decoder.context} tokens",
+        f"{amount(seen.parameters)} parameters, context of {manifest.decoder.context} tokens",
         f"identity {seen.identity}",
         f"a question of 32 words about an image of {width} by {height} pixels: {seen.image_tokens} of its "
-        f"{seen.prompt_tokens} tokens are the image's; {_amount(seen.flops)} operations to its first token, "
-        f"{_amount(seen.flops_per_token)} for one more, {_amount(seen.kv_bytes_per_token, 'B')} of cache a token",
+        f"{seen.prompt_tokens} tokens are the image's; {amount(seen.flops)} operations to its first token, "
+        f"{amount(seen.flops_per_token)} for one more, {amount(seen.kv_bytes_per_token, 'B')} of cache a token",
     ]
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
@@ -197,7 +204,7 @@ def _show(console: Console, seen: BundleView) -> None:
         show_table(console, _cut_table(seen.cuts))
     files = _table("file", "size", title="Files" if seen.part == "whole" else "Files, the device's part alone")
     for name, size in seen.files.items():
-        files.add_row(name, _amount(size, "B"))
+        files.add_row(name, amount(size, "B"))
     show_table(console, files)
     calibration = seen.calibration
     if calibration is None:
@@ -220,13 +227,13 @@ def _cut_table(cuts: list[Cut]) -> Table:
         crossing = ["a picture", "", ""]
         if cut.boundary is not None and cut.bytes is not None:
             rows, width = cut.boundary
-            crossing = [f"{rows} x {width}", _amount(cut.bytes["fp32"], "B"), _amount(cut.bytes["int4"], "B")]
+            crossing = [f"{rows} x {width}", amount(cut.bytes["fp32"], "B"), amount(cut.bytes["int4"], "B")]
         table.add_row(
             cut.name if cut.here else f"{cut.name} (no graphs)",
             *crossing,
-            " | ".join(map(_amount, cut.parameters)),
-            " | ".join(map(_amount, cut.flops)),
-            _amount(cut.kv_bytes_per_token, "B"),
+            " | ".join(map(amount, cut.parameters)),
+            " | ".join(map(amount, cut.flops)),
+            amount(cut.kv_bytes_per_token, "B"),
         )
     return table
 
@@ -241,7 +248,7 @@ def price_table(prices: Prices) -> Table:
     for price in prices.prices:
         kept = price.keep_image_tokens
         name = price.cut if kept == 1.0 else f"{price.cut}, {kept:.0%} of image tokens"
-        rows.setdefault(name, {})[price.wire] = f"{_amount(price.bytes_up, 'B')}, {price.answers:.1%}"
+        rows.setdefault(name, {})[price.wire] = f"{amount(price.bytes_up, 'B')}, {price.answers:.1%}"
     for name, cells in rows.items():
         table.add_row(name, *(cells.get(wire, "") for wire in Wire))
     return table
@@ -267,12 +274,3 @@ def _table(first: str, *others: str, title: str | None = None) -> Table:
     for heading in others:
         table.add_column(heading, justify="right")
     return table
-
-
-def _amount(number: float, unit: str = "") -> str:
-    """Three digits and a prefix: 1234567 is 1.23 M."""
-    for prefix in ("", "k", "M", "G", "T", "P"):
-        if number < 999.5 or prefix == "P":
-            break
-        number /= 1000
-    return f"{number:.3g} {prefix}{unit}".strip()

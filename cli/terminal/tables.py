@@ -37,3 +37,12 @@ def _show_list(console: Console, table: Table) -> None:
             if value:
                 line = Text.assemble(("  " + heading.ljust(indent), "dim"), value)
                 console.print(line, highlight=False, soft_wrap=True)
+
+
+def amount(number: float, unit: str = "") -> str:
+    """Three digits and a prefix: 1234567 is 1.23 M."""
+    for prefix in ("", "k", "M", "G", "T", "P"):
+        if number < 999.5 or prefix == "P":
+            break
+        number /= 1000
+    return f"{number:.3g} {prefix}{unit}".strip()

@@ -114,6 +114,14 @@ class EncoderBundle:
         return EncoderBundle(self.path, manifest)
 
 
+def is_encoder(path: Path) -> bool:
+    """Whether the bundle at `path` is an encoder's; a broken one is none. Raises BundleError if there is no bundle."""
+    try:
+        return msgspec.json.decode(unseal(manifest_at(path)), type=_Head).role == "encoder"
+    except (*UNREADABLE, ValueError):
+        return False
+
+
 def read_encoder_manifest(path: Path) -> EncoderManifest:
     """The manifest of the encoder's bundle at `path`, without verifying the files it lists. Raises BundleError."""
     content = manifest_at(path)

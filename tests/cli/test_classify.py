@@ -70,3 +70,17 @@ def test_what_is_wrong_is_one_line(run: Run, encoders: Made, pictures: list[Path
     assert "int4" in run(*export, "--precision", "int4").failed(2)
     assert "no target" in run(*export, "--target", str(bundle.path)).failed(2)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_bundle_shows_what_is_in_it(run: Run, encoders: Made) -> None:
+    _, bundle = encoders("siglip")
+    seen = json.loads(run("bundle", "show", str(bundle.path), "--json").out)
+    assert seen["identity"] == bundle.manifest.identity
+    assert seen["boundary"] == [16, 48]
+    assert seen["bytes"] == 16 * 48 * 4
+    assert seen["cuts"] == ["vision.0", "vision.1", "vision.2", "head"]
+    assert seen["files"] == {path.name: path.stat().st_size for path in bundle.path.iterdir()}
+    told = run("bundle", "show", str(bundle.path)).out
+    assert "siglip: encoder, fp32, family siglip, rows of 48 numbers" in told
+    assert "image-to-end.onnx" in told
+    assert "holds an encoder" in run("bundle", "copy", str(bundle.path), str(bundle.path) + "-copy").failed(3)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,22 +140,26 @@ def _with_precision(model: onnx.ModelProto, precision: Precision) -> onnx.ModelP
     return quantized
 
 
-def _image_errors(model: Any, folder: Path, line: Sequence[str], precision: Precision) -> list[float]:
+def _image_errors(model: Any, folder: Path, line: Sequence[str], precision: Precision) -> Iterator[float]:
+    """The errors of the uncut graph and of each pair that meets at a cut: one at a time, as each has all weights."""
     side = model.config.vision_config.image_size
+    images = [np.random.default_rng(seed).uniform(-1, 1, (1, 3, side, side)).astype(np.float32) for seed in SEEDS]
+    with torch.inference_mode():
+        expected = [model.get_image_features(torch.from_numpy(pixels)).pooler_output.numpy() for pixels in images]
     whole = _session(folder / span_file(END))
-    pairs = {cut: (_session(folder / span_file(cut)), _session(folder / span_file(END, cut))) for cut in line[1:]}
-    errors = []
-    for seed in SEEDS:
-        pixels = np.random.default_rng(seed).uniform(-1, 1, (1, 3, side, side)).astype(np.float32)
-        with torch.inference_mode():
-            expected = model.get_image_features(torch.from_numpy(pixels)).pooler_output.numpy()
-        (features,) = whole.run([FEATURES], {"pixels": pixels})
-        errors.append(_error(features, expected, precision, "image tower"))
-        for cut, (front, rear) in pairs.items():
-            (rows,) = front.run([cut], {"pixels": pixels})
-            (features,) = rear.run([FEATURES], {cut: rows})
-            errors.append(_error(features, expected, precision, f"image tower at {cut}"))
-    return errors
+    for pixels, features in zip(images, expected, strict=True):
+        (found,) = whole.run([FEATURES], {"pixels": pixels})
+        yield _error(found, features, precision, "image tower")
+    del whole
+    for cut in line[1:]:
+        front = _session(folder / span_file(cut))
+        crossed = [front.run([cut], {"pixels": pixels})[0] for pixels in images]
+        del front
+        rear = _session(folder / span_file(END, cut))
+        for rows, features in zip(crossed, expected, strict=True):
+            (found,) = rear.run([FEATURES], {cut: rows})
+            yield _error(found, features, precision, f"image tower at {cut}")
+        del rear
 
 
 def _text_errors(model: Any, folder: Path, rules: TextRules, precision: Precision) -> list[float]:
