@@ -67,18 +67,26 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
 
 
 @pytest.fixture(scope="session")
-def qwen(shared: Shared) -> Bundle:
-    """A target of Qwen2.5-VL's shape, reduced, with seeded weights."""
-    return Bundle.open(shared("qwen", functools.partial(small_target, "qwen2.5-vl")) / "bundle")
+def targets(shared: Shared) -> Callable[[str], Bundle]:
+    """The small target of a family by its name, a key of SMALL, with seeded weights."""
+    return lambda name: Bundle.open(shared(name, functools.partial(small_target, name)) / "bundle")
 
 
 @pytest.fixture(scope="session")
-def encoders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, EncoderBundle]]:
-    """The folder and the bundle of a small dual encoder of some kind, made once."""
-    folder = tmp_path_factory.mktemp("encoders")
+def qwen(targets: Callable[[str], Bundle]) -> Bundle:
+    """A target of Qwen2.5-VL's shape, reduced, with seeded weights."""
+    return targets("qwen2.5-vl")
 
-    @functools.cache
+
+@pytest.fixture(scope="session")
+def encoders(shared: Shared) -> Callable[[str], tuple[Path, EncoderBundle]]:
+    """The folder and the bundle of a small dual encoder of some kind."""
+
     def made(kind: str) -> tuple[Path, EncoderBundle]:
-        return make_encoder(kind, folder / kind), exported(folder / kind, folder / f"{kind}-bundle")
+        def fill(folder: Path) -> None:
+            exported(make_encoder(kind, folder / kind), folder / "bundle")
+
+        folder = shared(kind, fill)
+        return folder / kind, EncoderBundle.open(folder / "bundle")
 
     return made

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -147,11 +149,18 @@ def bundle() -> Bundle:
 
 
 @pytest.fixture(scope="session")
-def cases(bundle: Bundle) -> list[Case]:
+def cases(bundle: Bundle, shared: Callable[[str, Callable[[Path], object]], Path]) -> list[Case]:
     """Questions of every kind about two cards: the opening, the image, and the answer of transformers' `generate`."""
-    reference, prompts = Reference(bundle), PromptBuilder.open(bundle)
-    found = []
-    for one in itertools.islice(requests(Split.CALIBRATION, 2, seed=4), 12):
+    asked = list(itertools.islice(requests(Split.CALIBRATION, 2, seed=4), 12))
+
+    def answer(folder: Path) -> None:
+        reference = Reference(bundle)
+        answers = [reference.answer(one.image, one.question.text, max_tokens=MAX_TOKENS) for one in asked]
+        (folder / "answers.json").write_bytes(msgspec.json.encode(answers))
+
+    answers = msgspec.json.decode((shared("cases", answer) / "answers.json").read_bytes(), type=list[tuple[int, ...]])
+    prompts, found = PromptBuilder.open(bundle), []
+    for one, right in zip(asked, answers, strict=True):
         pixels = bundle.manifest.family.preprocess(decode_image(one.image))
         prompt = prompts.build([question(one.question.text)], [pixels.grid]).ids
         opening = Open(
@@ -161,7 +170,7 @@ def cases(bundle: Bundle) -> list[Case]:
             max_tokens=MAX_TOKENS,
             images=1,
         )
-        found.append((opening, one.image, reference.answer(one.image, one.question.text, max_tokens=MAX_TOKENS)))
+        found.append((opening, one.image, right))
     return found
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,31 +20,41 @@ from cutline.edge.agent import Agent
 from cutline.edge.generation import preprocess
 from cutline.edge.generation.result import Answer
 from cutline.errors import InputError
-from cutline.models.bundle import Bundle
-from cutline.models.export import export_bundle
+from cutline.models.bundle import SPAN_WEIGHTS, Bundle, span_file
+from cutline.models.export import export_bundle, make
+from cutline.models.families import AnyFamily
 from cutline.models.images import decode_image
 from cutline.models.layerline import END
 from cutline.models.prompt import PromptBuilder
 from cutline.testing.comparison import Prompt, Whole
-from cutline.testing.small_models import SMALL
 
 WORDS, LENGTH = "How many?", 20
 
 
+def quantized(target: Bundle, out: Path) -> Bundle:
+    """A drafter of the target's own weights, quantized: it is right most of the time. The tower is the target's."""
+
+    def copied(_: Any, __: AnyFamily, folder: Path, cuts: Sequence[str]) -> float:
+        for name in (SPAN_WEIGHTS, *map(span_file, cuts)):
+            shutil.copy(target.file(name), folder / name)
+        return 0.0
+
+    with pytest.MonkeyPatch.context() as patch:  # torch's exporter takes most of an export's time
+        patch.setattr(make, "export_vision", copied)
+        return export_bundle(
+            target.path.parent / "hf",
+            out,
+            role="drafter",
+            precision="int8",
+            name="seeded",
+            target=target,
+            progress=lambda progress: None,
+        )
+
+
 @pytest.fixture(scope="module")
 def drafter(qwen: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """Of the target's own weights, quantized: it is right most of the time."""
-    folder = tmp_path_factory.mktemp("drafter")
-    SMALL["qwen2.5-vl"].write(folder / "hf")
-    return export_bundle(
-        folder / "hf",
-        folder / "out",
-        role="drafter",
-        precision="int8",
-        name="seeded",
-        target=qwen,
-        progress=lambda progress: None,
-    )
+    return quantized(qwen, tmp_path_factory.mktemp("drafter") / "out")
 
 
 @pytest.fixture(scope="module")
@@ -147,14 +159,12 @@ def test_image_tokens_that_have_places_are_all_kept(qwen: Bundle, drafter: Bundl
 
 
 @pytest.mark.parametrize("name", ["qwen3-vl", "internvl-qwen3", "gemma3", "paligemma2"])
-def test_every_family_answers_so_through_agent_and_worker(name: str, image: bytes, tmp_path: Path) -> None:
+def test_every_family_answers_so_through_agent_and_worker(
+    name: str, image: bytes, targets: Callable[[str], Bundle], tmp_path: Path
+) -> None:
     """Two questions that begin alike, of which rows are only shared where they saw the same; in every mode."""
-    hf = tmp_path / "hf"
-    SMALL[name].write(hf)
-    target = export_bundle(hf, tmp_path / "t", role="target", precision="fp32", name="t", progress=lambda _: None)
-    drafter = export_bundle(
-        hf, tmp_path / "d", role="drafter", precision="int8", name="d", target=target, progress=lambda _: None
-    )
+    target = targets(name)
+    drafter = quantized(target, tmp_path / "drafter")
     manifest, whole, prompts = target.manifest, Whole(target), PromptBuilder.open(target)
     pixels = manifest.family.preprocess(decode_image(image))
     asked, expected = [], []

@@ -5,7 +5,7 @@ A short form of `python -m cutline.bench.parity`, which answers at length.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,6 @@ from cutline.testing.comparison import (
     compare_cuts,
     expect,
     seeded_prompts,
-    small_target,
     smolvlm_256m,
 )
 from cutline.testing.small_models import SMALL
@@ -50,8 +49,8 @@ def test_every_cut_of_the_demo() -> None:
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_every_third_cut_of_each_family(name: str, tmp_path: Path) -> None:
-    bundle = small_target(name, tmp_path)
+def test_every_third_cut_of_each_family(name: str, targets: Callable[[str], Bundle]) -> None:
+    bundle = targets(name)
     layers = bundle.manifest.line.layers
     taps = [layers.index(f"vision.{tap}") + 1 for tap in bundle.manifest.family.taps]
     # Those about which rows get other streams are always among them.
