@@ -32,19 +32,19 @@ class OriginalEncoder:
     def model(self) -> Any:
         """The model, in fp32."""
         with quiet():
-            return AutoModel.from_pretrained(self.folder, dtype=torch.float32).eval()
+            return AutoModel.from_pretrained(self.folder, dtype=torch.float32, trust_remote_code=False).eval()
 
     @cached_property
     def images(self) -> Any:
         """Its image processor, on Pillow."""
-        return AutoImageProcessor.from_pretrained(self.folder, backend="pil")
+        return AutoImageProcessor.from_pretrained(self.folder, backend="pil", trust_remote_code=False)
 
     @cached_property
     def texts(self) -> Any:
         """Its tokenizer; that of SigLIP 1 as its tokenizer.json says it."""
         with quiet():
             try:
-                return AutoTokenizer.from_pretrained(self.folder)
+                return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
             except ImportError:
                 return PreTrainedTokenizerFast(tokenizer_file=str(self.folder / TOKENIZER), pad_token=PADDING)
 

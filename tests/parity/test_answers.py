@@ -22,7 +22,6 @@ from cutline.edge.generation.result import Answer
 from cutline.errors import InputError
 from cutline.models.bundle import SPAN_WEIGHTS, Bundle, span_file
 from cutline.models.export import export_bundle, make
-from cutline.models.families import AnyFamily
 from cutline.models.images import decode_image
 from cutline.models.layerline import END
 from cutline.models.prompt import PromptBuilder
@@ -34,7 +33,7 @@ WORDS, LENGTH = "How many?", 20
 def quantized(target: Bundle, out: Path) -> Bundle:
     """A drafter of the target's own weights, quantized: it is right most of the time. The tower is the target's."""
 
-    def copied(_: Any, __: AnyFamily, folder: Path, cuts: Sequence[str]) -> float:
+    def copied(_: Any, __: Any, folder: Path, cuts: Sequence[str]) -> float:
         for name in (SPAN_WEIGHTS, *map(span_file, cuts)):
             shutil.copy(target.file(name), folder / name)
         return 0.0

@@ -215,6 +215,7 @@ OTHERWISE = {
     "models/bundle.py": "a copy, verified and synced before it takes its place",
     "models/export/decoder.py": "in the work folder of an export, synced before it takes its place",
     "models/export/make.py": "likewise",
+    "models/export/encoders/make.py": "likewise",
     "models/export/work.py": "its lock",
 }
 

@@ -101,9 +101,9 @@ def test_a_conversation_with_images_in_several_turns(agent: ScriptedAgent, clien
     assert asked.images == (ONE, TWO, ONE)
     assert asked.messages == (
         Message("system", (TextPart("Be brief."),)),
-        Message("user", (TextPart("First: "), ImagePart(), TextPart("What is it?"))),
+        Message("user", (TextPart("First: "), ImagePart("high"), TextPart("What is it?"))),
         Message("assistant", (TextPart("A card."),)),
-        Message("user", (ImagePart(), ImagePart(), TextPart("Now?"))),
+        Message("user", (ImagePart("high"), ImagePart("high"), TextPart("Now?"))),
     )
     assert (asked.mode, asked.effort, asked.max_tokens, asked.stop) == (Mode.DRAFT, 0.5, 17, ("\n", "."))
     sampling = asked.sampling
