@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -54,6 +54,7 @@ class Grammar(enum.StrEnum):
     REGEX = "regex"  # the whole answer matches it
     CHOICE = "choice"  # a JSON list of texts, of which the answer is one
     LARK = "lark"
+    TOOL_CALLS = "tool_calls"  # JSON: the schemas of tools' arguments by name, of which one is called, or several
 
 
 class Constraint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -78,6 +79,8 @@ class Constraint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
                 _check_choices(_read(self.text))
             case Grammar.REGEX:
                 _check_regex(self.text)
+            case Grammar.TOOL_CALLS:
+                _check_calls(_read(self.text))
             case Grammar.LARK:
                 if "%json" in self.text or "%llguidance" in self.text:
                     raise InputError("a lark grammar has no %json or %llguidance here; give a JSON schema by itself")
@@ -114,9 +117,14 @@ class Constraint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         """A text of this grammar, whose first rule is `start`."""
         return cls(grammar=Grammar.LARK, text=grammar)
 
+    @classmethod
+    def tool_calls(cls, parameters: Mapping[str, Any], *, parallel: bool) -> Constraint:
+        """A call of a tool, or of several, whose arguments keep to these schemas, by the tools' names."""
+        return cls(grammar=Grammar.TOOL_CALLS, text=_written({"parameters": dict(parameters), "parallel": parallel}))
+
     @property
     def value(self) -> Any:
-        """The schema, or the list of texts, as JSON has it."""
+        """The schema, the list of texts, or the tools, as JSON has it."""
         return json.loads(self.text)
 
 
@@ -125,7 +133,7 @@ def dialect() -> str:
     """What decides, beside a constraint's text, which tokens it allows: the compiler, its version and our options."""
     from importlib.metadata import version  # takes longer to load than all else here, and few ask for it
 
-    return f"llguidance-{version('llguidance')}-1"
+    return f"llguidance-{version('llguidance')}-2"
 
 
 def _written(value: Any) -> str:
@@ -147,6 +155,16 @@ def _check_choices(choices: Any) -> None:
         raise InputError("a choice is a list of texts, none of them empty")
     if len(choices) > MAX_CHOICES:
         raise InputError(f"a choice of {len(choices)} texts is too large; give {MAX_CHOICES} at most")
+
+
+def _check_calls(calls: Any) -> None:
+    parameters = calls.get("parameters") if isinstance(calls, dict) else None
+    if not isinstance(parameters, dict) or not parameters or not isinstance(calls.get("parallel"), bool):
+        raise InputError("calls of tools have parameters by name, and parallel, true or false")
+    for name, schema in parameters.items():
+        if not isinstance(schema, dict):
+            raise InputError(f"the parameters of the tool {name[:80]} are no JSON schema of an object")
+        _check_schema(schema)
 
 
 def _check_regex(pattern: str) -> None:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from cutline.core.tools import ToolCall
 from cutline.errors import PromptError
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
 Detail = Literal["auto", "low", "high"]
 
 
@@ -31,10 +32,14 @@ class ImagePart:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation. Raises PromptError for an unknown role."""
+    """One turn of a conversation: of a `tool` what it gave, of the assistant also its `calls` of tools.
+
+    Raises PromptError for an unknown role.
+    """
 
     role: Role
     parts: tuple[TextPart | ImagePart, ...]
+    calls: tuple[ToolCall, ...] = ()
 
     def __post_init__(self) -> None:
         if self.role not in get_args(Role):  # a request may send any text, and templates copy it unescaped

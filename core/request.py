@@ -11,6 +11,7 @@ import msgspec
 
 from cutline.core.conversation import ImagePart, Message, question
 from cutline.core.sampling import Sampling
+from cutline.core.tools import Toolbox
 from cutline.core.wire import Wire
 from cutline.errors import InputError, PromptError
 
@@ -60,6 +61,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     effort: float = 1.0
     cut: str = "image"  # the first layer of the target that the worker runs
     wire: Wire = Wire.FLOAT32  # format of the boundary, for a cut after `image`
+    tools: Toolbox | None = None  # that the model may, or has to, call
     image_tokens: int | None = None  # of each image at most, for models whose image tokens follow an image's size
     keep_image_tokens: float = 1.0  # share of the image tokens that enters the decoder, for a cut from `decoder.0` on
     noise: float = 0.0  # added to each boundary row: standard deviation, as a share of the row's root mean square
@@ -114,6 +116,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         match self.mode:
             case Mode.EDGE | Mode.CLOUD if self.cut != "image":
                 raise InputError(f"mode {self.mode} cuts nothing; for the cut {self.cut[:40]} use split, draft or auto")
+        if self.tools is not None and self.sampling.constraint not in (None, self.tools.constraint):
+            raise InputError("an answer that may call tools keeps to no other format; leave out tools or the format")
         if self.image_tokens is not None and self.image_tokens < 1:
             raise InputError(f"image-tokens is {self.image_tokens}; give 1 or more")
         if not 0.0 < self.keep_image_tokens <= 1.0:
@@ -141,9 +145,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     def _check_conversation(self) -> None:
         """Check that the messages end in a question and have a placeholder for every image."""
-        if not self.text.strip():
+        role = self.messages[-1].role if self.messages else "user"
+        if not self.text.strip() and role != "tool":  # which may have given nothing
             raise PromptError("the question is empty; ask something about the image")
-        if (role := self.messages[-1].role) != "user":
+        if role not in ("user", "tool"):
             raise PromptError(f"the last message is the {role}'s; end with one of the user's")
         places = sum(isinstance(part, ImagePart) for message in self.messages for part in message.parts)
         if places != len(self.images):

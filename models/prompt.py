@@ -5,13 +5,17 @@ The template is the bundle's own, never a request's. It still runs in a sandbox,
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from minijinja import Environment, TemplateError
 
 from cutline.core.conversation import ImagePart, Message, TextPart
-from cutline.errors import BundleError, PromptError
+from cutline.core.tools import Tool
+from cutline.errors import BundleError, CutlineError, InputError, PromptError
 from cutline.models.bundle import Bundle, Manifest
 from cutline.models.vocabulary import Vocabulary
 
@@ -48,6 +52,7 @@ class PromptBuilder:
         self.vocabulary = vocabulary
         # Blocks are trimmed as in transformers, so that a template renders to the same text.
         self._environment = Environment(trim_blocks=True, lstrip_blocks=True, fuel=MAX_STEPS, debug=False)
+        self._environment.add_filter("tojson", _json)  # as transformers': the one here escapes what is safe in no page
         try:
             self._environment.add_template("chat", template)
         except TemplateError as error:
@@ -69,15 +74,21 @@ class PromptBuilder:
             raise BundleError(f"the chat template of {manifest.name} is not UTF-8 text") from None
         return cls(manifest, vocabulary, text)
 
-    def build(self, messages: Sequence[Message], grids: Sequence[tuple[int, int]]) -> Prompt:
+    def build(
+        self, messages: Sequence[Message], grids: Sequence[tuple[int, int]], tools: Sequence[Tool] = ()
+    ) -> Prompt:
         """The prompt for the next answer; `grids` holds (rows, cols) of each image, as `Pixels.grid`.
+        The model is told of `tools` that it may call.
 
-        Raises PromptError for an empty question, a number of images other than that of the image parts, an impossible
-        grid, or a prompt that leaves no room for an answer in the model's context.
+        Raises InputError where it has no words for tools; PromptError for an empty question, a number of images other
+        than that of the image parts, an impossible grid, or a prompt that leaves no room for an answer in the model's
+        context.
         """
         self._check(messages, grids)
+        if tools or any(message.calls or message.role == "tool" for message in messages):
+            self.check_tools()
         family = self._manifest.family
-        pieces = self._render(messages).split(family.image_marker)
+        pieces = self._render(messages, tools).split(family.image_marker)
         if len(pieces) != len(grids) + 1:
             raise BundleError(f"the chat template of {self._manifest.name} does not place every image once")
         expanded = [family.expand(grid) for grid in grids]
@@ -92,9 +103,10 @@ class PromptBuilder:
         return Prompt(ids, positions)
 
     def _check(self, messages: Sequence[Message], grids: Sequence[tuple[int, int]]) -> None:
-        if not messages or messages[-1].role != "user" or not messages[-1].text.strip():
+        last = messages[-1] if messages else None
+        if last is None or last.role not in ("user", "tool") or (last.role == "user" and not last.text.strip()):
             raise PromptError("the question is empty; ask something about the image")
-        size = sum(len(message.text) for message in messages)
+        size = sum(len(message.text) + sum(len(call.arguments) for call in message.calls) for message in messages)
         if size > MAX_TEXT:
             raise PromptError(f"the messages have {size} characters, over {MAX_TEXT}; ask a shorter question")
         places = sum(isinstance(part, ImagePart) for message in messages for part in message.parts)
@@ -104,12 +116,31 @@ class PromptBuilder:
             if not self._manifest.family.takes(grid):
                 raise PromptError(f"an image cannot become {grid[0]} by {grid[1]} of this model's tiles or patches")
 
-    def _render(self, messages: Sequence[Message]) -> str:
-        context = [
-            {"role": message.role, "content": [self._content(part) for part in message.parts]} for message in messages
-        ]
+    def check_tools(self) -> None:
+        """Raises InputError where the model cannot be told of tools."""
+        if not self._takes_tools:
+            raise InputError(f"{self._manifest.name} calls no tools: its template, or its family here, has none")
+
+    @functools.cached_property
+    def _takes_tools(self) -> bool:
+        """Whether the model may be told of tools: its family has words for calls, its tokenizer and template too."""
+        syntax, added = self._manifest.family.tools, self.vocabulary.added
+        if syntax is None or not {syntax.begin, syntax.end} <= added.keys():
+            return False
+        if not all(self.vocabulary.decode([added[mark]]) for mark in (syntax.begin, syntax.end)):
+            return False  # they would not be seen in an answer
+        name = "a_tool_that_is_looked_for"
         try:
-            rendered = self._environment.render_template("chat", messages=context, add_generation_prompt=True)
+            return name in self._render((Message("user", (TextPart("?"),)),), (Tool(name=name),))
+        except CutlineError:
+            return False
+
+    def _render(self, messages: Sequence[Message], tools: Sequence[Tool]) -> str:
+        more: dict[str, Any] = {"tools": [self._guarded(tool.told) for tool in tools]} if tools else {}
+        try:
+            rendered = self._environment.render_template(
+                "chat", messages=[self._turn(message) for message in messages], add_generation_prompt=True, **more
+            )
         except TemplateError as error:
             parts = sum(len(message.parts) for message in messages)
             if error.kind == "OutOfFuel" and parts > FEW_PARTS:  # with fewer the template is at fault
@@ -119,7 +150,32 @@ class PromptBuilder:
             raise PromptError(f"the messages render to over {MAX_RENDERED} characters; ask a shorter question")
         return rendered
 
+    def _turn(self, message: Message) -> dict[str, Any]:
+        """A message as templates have it; what a tool gave, and what is said beside a call, as plain text."""
+        if message.role == "tool" or message.calls:
+            turn: dict[str, Any] = {"role": message.role, "content": self.vocabulary.guard(message.text)}
+            return turn | (
+                {"tool_calls": [self._guarded(call.told) for call in message.calls]} if message.calls else {}
+            )
+        return {"role": message.role, "content": [self._content(part) for part in message.parts]}
+
+    def _guarded(self, value: Any) -> Any:
+        """What a client says of tools, of which no text becomes a special token."""
+        match value:
+            case str():
+                return self.vocabulary.guard(value)
+            case dict():
+                return {self.vocabulary.guard(name): self._guarded(one) for name, one in value.items()}
+            case list():
+                return [self._guarded(one) for one in value]
+            case _:
+                return value
+
     def _content(self, part: TextPart | ImagePart) -> dict[str, str]:
         if isinstance(part, ImagePart):
             return {"type": "image"}
         return {"type": "text", "text": self.vocabulary.guard(part.text)}
+
+
+def _json(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)

@@ -29,7 +29,7 @@ from cutline.models.export import export_bundle
 from cutline.models.families import Grid
 from cutline.models.images import Pixels
 from cutline.testing.random_models import make_smolvlm_256m
-from cutline.testing.small_models import SMALL, Small
+from cutline.testing.small_models import QWEN_TOOLS, SMALL, Small
 
 TOLERANCE = 1e-3
 THREADS = 2  # of a session of ONNX Runtime; torch's follow OMP_NUM_THREADS
@@ -309,6 +309,22 @@ def small_target(name: str, place: Path, *, models: Mapping[str, Small] = SMALL)
     """A target of the small model `name`, a key of `models`."""
     models[name].write(place / "hf")
     return _exported(place)
+
+
+def tool_pair(place: Path) -> None:
+    """A small model whose template has tools, as a target in the folder `target` and as its `drafter`."""
+    QWEN_TOOLS.write(place / "hf")
+    target = _exported(place)
+    target.path.rename(place / "target")
+    export_bundle(
+        place / "hf",
+        place / "drafter",
+        role="drafter",
+        precision="int8",
+        name="tooled",
+        target=Bundle.open(place / "target"),
+        progress=lambda progress: None,
+    )
 
 
 def _exported(place: Path) -> Bundle:

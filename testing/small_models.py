@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from cutline.demo.bundles import TARGET
 from cutline.demo.tokenizer import PAD, START
 from cutline.models.families import gemma3, internvl, paligemma, qwen
+from cutline.models.families.tools import HERMES
 from cutline.models.prompt import TEMPLATE
 from cutline.models.vocabulary import TOKENIZER
 from cutline.testing.random_models import save_weights, seeded
@@ -38,6 +39,35 @@ You are a helpful assistant.<|im_end|>
 {% if add_vision_id %}Picture {{ image_count.value }}: {% endif %}<|vision_start|><|image_pad|><|vision_end|>\
 {% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>
 {% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+# How Qwen's models are told of tools: Hermes' way.
+QWEN_TOOLS_TEMPLATE = """{% if tools %}<|im_start|>system
+{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'][0]['text'] }}
+
+{% endif %}# Tools
+
+You may call functions. <tools>
+{% for tool in tools %}{{ tool | tojson }}
+{% endfor %}</tools>
+
+Return <tool_call>
+{"name": <function-name>, "arguments": <args-json-object>}
+</tool_call><|im_end|>
+{% endif %}{% for message in messages %}{% if not (tools and loop.first and message['role'] == 'system') %}\
+{% if message['role'] == 'tool' %}<|im_start|>user
+<tool_response>
+{{ message['content'] }}
+</tool_response><|im_end|>
+{% else %}<|im_start|>{{ message['role'] }}
+{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for content in message['content'] %}\
+{% if content['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>\
+{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}{% endif %}\
+{% for call in message['tool_calls'] or [] %}
+<tool_call>
+{"name": "{{ call['function']['name'] }}", "arguments": {{ call['function']['arguments'] | tojson }}}
+</tool_call>{% endfor %}<|im_end|>
+{% endif %}{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
 {% endif %}"""
 
 # That of InternVL3, without what it has for videos.
@@ -63,7 +93,7 @@ GEMMA_TEMPLATE = """{{ bos_token }}{% if messages[0]['role'] == 'system' %}\
 class Small:
     """A model of transformers' `kind`: its `config` by the tokens of a tokenizer that has the `markers`.
 
-    Its text_config is completed with the sizes that all have.
+    Its text_config is completed with the sizes that all have. `plain` are tokens of its own whose text is seen.
     """
 
     kind: str
@@ -72,11 +102,13 @@ class Small:
     config: Callable[[Words], dict[str, Any]]
     processor: Mapping[str, Any]
     of_pieces: bool = False
+    plain: tuple[str, ...] = ()
 
     def write(self, folder: Path) -> None:
         """Make the folder."""
         tokenizer = of_pieces(self.markers) if self.of_pieces else Tokenizer.from_file(str(TARGET / TOKENIZER))
         tokenizer.add_special_tokens([AddedToken(token, special=True) for token in (*self.markers, END)])
+        tokenizer.add_tokens([AddedToken(token, normalized=False) for token in self.plain])
         words = tokenizer.get_vocab()
         pad, bos = ("<pad>", "<bos>") if self.of_pieces else (PAD, START)
         special = {"pad_token_id": words[pad], "bos_token_id": words[bos], "eos_token_id": words[END]}
@@ -259,3 +291,5 @@ SMALL: Mapping[str, Small] = {
         final_logit_softcapping=30.0,
     ),
 }
+
+QWEN_TOOLS = replace(SMALL["qwen2.5-vl"], template=QWEN_TOOLS_TEMPLATE, plain=(HERMES.begin, HERMES.end))

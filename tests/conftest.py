@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 
 from cutline.models.bundle import Bundle
 from cutline.models.encoders.bundle import EncoderBundle
-from cutline.testing.comparison import small_target
+from cutline.testing.comparison import small_target, tool_pair
 from cutline.testing.encoders import exported
 from cutline.testing.random_encoders import make_encoder
 
@@ -76,6 +76,12 @@ def targets(shared: Shared) -> Callable[[str], Bundle]:
 def qwen(targets: Callable[[str], Bundle]) -> Bundle:
     """A target of Qwen2.5-VL's shape, reduced, with seeded weights."""
     return targets("qwen2.5-vl")
+
+
+@pytest.fixture(scope="session")
+def tools_folder(shared: Shared) -> Path:
+    """The folder of a target that knows tools, and of its drafter."""
+    return shared("tools", tool_pair)
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,7 @@ from cutline.edge.api.ollama.catalogue import (
 from cutline.edge.api.ollama.schema import OllamaChat, OllamaPrompt
 from cutline.edge.api.requests.schema import ChatRequest
 from cutline.edge.api.responses.objects import ResponseDeleted, ResponseObject
-from cutline.edge.api.responses.schema import ResponseRequest
+from cutline.edge.api.responses.schema import InputTurn, ResponseRequest
 
 _TYPES = (
     *(EmbeddingList, EmbeddingRequest),
@@ -59,6 +59,7 @@ _ALWAYS = {401, 403, 421, 431}
 def document() -> dict[str, Any]:
     """The document."""
     _, schemas = msgspec.json.schema_components(_TYPES, ref_template="#/components/schemas/{name}")
+    schemas[InputTurn.__name__]["required"].remove("type")  # a turn of a conversation need not say that it is one
     read = {400, 404, 408, 413, 415, 429}
     rows = {*read, 500}
     asked = {*read, *STATUS.values()}

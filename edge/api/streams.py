@@ -6,13 +6,18 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import suppress
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Protocol
 
 from starlette.types import Receive, Scope, Send
 
+from cutline.core.request import Request
 from cutline.edge.generation.events import Event
-from cutline.edge.generation.result import Answer
+from cutline.edge.generation.result import Answer, Token
 from cutline.errors import CutlineError, WorkerUnavailable
+from cutline.models.bundle import Manifest
+from cutline.models.families.tools import Argued, Called, CallReader, Piece, Said
 
 KEEP_ALIVE = 10.0  # seconds of silence after which it is said that the answer is still being made
 STOPPED = "the agent was stopped before it had an answer; ask another"
@@ -65,6 +70,70 @@ class AnswerText:
     def rest(self, answer: Answer) -> str:
         """What to send at the end: what a token cut short stands for is not known before."""
         return answer.text.removeprefix(self._sent) if answer.text.startswith(self._sent) else ""
+
+
+class AnswerPieces:
+    """An answer that comes in pieces: its words, without space around them, and its calls of tools."""
+
+    def __init__(self, manifest: Manifest, question: Request) -> None:
+        box, syntax = question.tools, manifest.family.tools
+        self._text = AnswerText()
+        self._reader = None if box is None or syntax is None else CallReader(syntax, box.names, one=not box.parallel)
+
+    @property
+    def tools(self) -> bool:
+        """Whether it may call any."""
+        return self._reader is not None
+
+    @property
+    def called(self) -> bool:
+        """Whether a tool was called."""
+        return self._reader is not None and self._reader.calls > 0
+
+    def more(self, tokens: Iterable[Token]) -> list[Piece]:
+        """What more tokens add; words of nothing among it, where they are."""
+        if self._reader is None:
+            return [Said(self._text.more("".join(token.text for token in tokens)))]
+        return self._trimmed(chain.from_iterable(self._reader.read(token.text) for token in tokens))
+
+    def rest(self, answer: Answer) -> list[Piece]:
+        """What to tell at the end."""
+        if self._reader is None:
+            return [Said(self._text.rest(answer))]
+        return self._trimmed(self._reader.finish())
+
+    def _trimmed(self, pieces: Iterable[Piece]) -> list[Piece]:
+        return [Said(self._text.more(piece.text)) if isinstance(piece, Said) else piece for piece in pieces]
+
+
+@dataclass(frozen=True, slots=True)
+class WholeCall:
+    """A call of a tool, as far as the answer has it."""
+
+    name: str
+    arguments: str
+
+
+def whole_of(manifest: Manifest, question: Request, answer: Answer) -> tuple[str, list[WholeCall]]:
+    """The words of a whole answer, and its calls of tools."""
+    if question.tools is None:
+        return answer.text, []
+    told = AnswerPieces(manifest, question)
+    words, calls = list[str](), list[list[str]]()
+    for piece in (*told.more(answer.tokens), *told.rest(answer)):
+        match piece:
+            case Said(text):
+                words.append(text)
+            case Called(_, name):
+                calls.append([name, ""])
+            case Argued(index, text):
+                calls[index][1] += text
+    return "".join(words), [WholeCall(name, arguments) for name, arguments in calls]
+
+
+def words_of(pieces: Iterable[Piece]) -> str:
+    """The words among pieces."""
+    return "".join(piece.text for piece in pieces if isinstance(piece, Said))
 
 
 class AnswerStream:

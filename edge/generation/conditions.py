@@ -36,7 +36,7 @@ class RequestConditions(msgspec.Struct, frozen=True, kw_only=True):
 
     `sampling` is how tokens are chosen, without what changes nothing.
     `system`: there is a system turn, before all others. `pictures` are those of the whole conversation, `earlier` the
-    questions before the one to answer. Pictures are `smaller` where they were asked to be.
+    questions before the one to answer. Pictures are `smaller` where they were asked to be; there may be `tools`.
     """
 
     sampling: Sampling
@@ -45,6 +45,7 @@ class RequestConditions(msgspec.Struct, frozen=True, kw_only=True):
     pictures: int
     earlier: int
     smaller: bool = False
+    tools: bool = False
 
     @property
     def group(self) -> str:
@@ -55,6 +56,7 @@ class RequestConditions(msgspec.Struct, frozen=True, kw_only=True):
             *([] if self.order is Order.NONE else [str(self.order)]),
             _QUESTIONS[self.earlier] if self.earlier < len(_QUESTIONS) else "later question",
             _SYSTEM[self.system],
+            *(["tools"] if self.tools else []),
             *self.sampling.kinds,
         ]
         return ", ".join(words)
@@ -64,7 +66,8 @@ def group_of(request: Request) -> str:
     """The name of the group that a request belongs to."""
     conditions = conditions_of(request.messages, request.sampling)
     smaller = request.image_tokens is not None or "low" in details_of(request.messages)
-    return msgspec.structs.replace(conditions, smaller=smaller).group
+    tools = request.tools is not None or any(message.role == "tool" for message in request.messages)
+    return msgspec.structs.replace(conditions, smaller=smaller, tools=tools).group
 
 
 def conditions_of(messages: Sequence[Message], sampling: Sampling) -> RequestConditions:

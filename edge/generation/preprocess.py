@@ -126,7 +126,8 @@ class Preparer:
 
     def _prompt(self, asked: Request, grids: Sequence[Grid]) -> tuple[int, ...]:
         """The tokens of a question whose images become `grids`. Raises PromptError where they leave no room."""
-        prompt, context = self._prompts.build(asked.messages, grids).ids, self._context(asked)
+        tools = () if asked.tools is None else asked.tools.tools
+        prompt, context = self._prompts.build(asked.messages, grids, tools).ids, self._context(asked)
         if len(prompt) >= context:
             raise PromptError(
                 f"the prompt takes {len(prompt)} tokens, the target holds {context}; ask something shorter"
@@ -141,7 +142,14 @@ class Preparer:
         return context
 
     def _served(self, asked: Request) -> Request:
-        """A question without what changes nothing here: a detail, where every image has the tokens of its shape."""
+        """A question as it is served: what has to call a tool is constrained to, and without what changes nothing.
+
+        That is a detail, where every image has the tokens of its shape.
+        """
+        if asked.tools is not None and (constraint := asked.tools.constraint) is not None:
+            self._prompts.check_tools()
+            sampling = msgspec.structs.replace(asked.sampling, constraint=constraint)
+            asked = msgspec.structs.replace(asked, sampling=sampling)
         if self._manifest.family.scales or "low" not in details_of(asked.messages):
             return asked
         return msgspec.structs.replace(asked, messages=tuple(map(_undetailed, asked.messages)))
@@ -194,7 +202,7 @@ class Preparer:
 
 def _undetailed(message: Message) -> Message:
     parts = (ImagePart() if isinstance(part, ImagePart) else part for part in message.parts)
-    return Message(message.role, tuple(parts))
+    return Message(message.role, tuple(parts), message.calls)
 
 
 def _name(tenant: str, file: bytes, budget: int | None) -> bytes:

@@ -108,6 +108,7 @@ def _asked(question: Request) -> Hashable:
         question.logprobs,
         question.cut,
         question.wire,
+        question.tools,
         question.image_tokens,
         question.keep_image_tokens,
         question.noise,

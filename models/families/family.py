@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from cutline.models.families.tools import ToolSyntax
 from cutline.models.images import Pixels, Size, lossless, read_header, size_fault
 from cutline.models.layerline import LayerLine
 from cutline.models.sight import CAUSAL, Block, Sight
@@ -102,6 +103,7 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
     image_marker: ClassVar[str]  # stands for an image in a rendered template; repeated for each of its tokens
     markers: ClassVar[tuple[str, ...]]  # special tokens that a tokenizer of this family must have
     named: ClassVar[Mapping[str, str]]  # settings of a tokenizer that name tokens, and the values that they must have
+    tools: ClassVar[ToolSyntax | None] = None  # how its models call tools, if their template has any
     scales: ClassVar[bool] = False  # whether a smaller image has fewer image tokens: see `within`
     image_token: ClassVar[str | None] = None  # stands in an expanded prompt for each row; None for the marker itself
     apart: ClassVar[frozenset[str]] = frozenset()  # fields of the tower or the decoder alone: see `is_alike`

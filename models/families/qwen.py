@@ -19,6 +19,7 @@ from PIL import Image
 
 from cutline.errors import InputError
 from cutline.models.families.family import Arrays, Count, Family, Grid, Ops, Positions, Spread, channels
+from cutline.models.families.tools import HERMES, ToolSyntax
 from cutline.models.images import MAX_ASPECT, MAX_PIXELS, Pixels, Size, normalised, size_fault
 
 IMAGE, START, END = "<|image_pad|>", "<|vision_start|>", "<|vision_end|>"
@@ -52,6 +53,7 @@ class QwenVL(Family, frozen=True, forbid_unknown_fields=True, kw_only=True):
     named: ClassVar[Mapping[str, str]] = {"image_token": IMAGE}
     processors: ClassVar[tuple[str, ...]] = ("Qwen2VLImageProcessor",)
     resample: ClassVar[Image.Resampling] = Image.Resampling.BICUBIC
+    tools: ClassVar[ToolSyntax | None] = HERMES
     scales: ClassVar[bool] = True
     apart: ClassVar[frozenset[str]] = frozenset({"tower_head", "tower_theta", "theta", "sections"})
     axes: ClassVar[int] = 3

@@ -133,13 +133,23 @@ class Grammars:
         """
         key = tenant, constraint
         if (kept := self._kept.get(key)) is None:
-            matcher = llguidance.LLMatcher(self._tokens(), _grammar(constraint), log_level=0, limits=_LIMITS)
+            matcher = llguidance.LLMatcher(self._tokens(), self._grammar(constraint), log_level=0, limits=_LIMITS)
             if matcher.is_error():
                 raise InputError(f"the {constraint.grammar} does not compile: {_reason(matcher.get_error())}")
             kept = CompiledConstraint(constraint, matcher, self._manifest)
             kept.matcher().allowed()  # of some the first mask is what takes long
             self._kept.put(key, kept, len(constraint.text))
         return kept
+
+    def _grammar(self, constraint: Constraint) -> str:
+        if constraint.grammar is not Grammar.TOOL_CALLS:
+            return _grammar(constraint)
+        syntax, added = self._manifest.family.tools, self._vocabulary().added
+        if syntax is None or not {syntax.begin, syntax.end} <= added.keys():
+            raise InputError(f"{self._manifest.name} has no words for calls of tools")
+        calls = constraint.value
+        lark = syntax.grammar(calls["parameters"], parallel=calls["parallel"], added=added, how=_JSON)
+        return llguidance.LLMatcher.grammar_from_lark(lark)
 
     def _tokens(self) -> llguidance.LLTokenizer:
         with self._turn:
@@ -180,7 +190,7 @@ def _grammar(constraint: Constraint) -> str:
             # A string of Lark is written as JSON's are.
             texts = " | ".join(json.dumps(text, ensure_ascii=False) for text in constraint.value)
             return make.grammar_from_lark(f"start: {texts}")
-        case Grammar.LARK:
+        case _:
             return make.grammar_from_lark(constraint.text)
 
 

@@ -46,7 +46,7 @@ def test_what_is_no_question_is_refused(messages: Any, images: Any, said: str) -
 
 def test_an_unknown_role_is_refused() -> None:
     with pytest.raises(PromptError, match="role must be one of"):
-        Message("tool", (TextPart("x"),))  # type: ignore[arg-type]
+        Message("narrator", (TextPart("x"),))  # type: ignore[arg-type]
 
 
 def test_no_more_is_asked_than_a_worker_takes() -> None:

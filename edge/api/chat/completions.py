@@ -10,11 +10,12 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from cutline.edge.api.streams import WholeCall
 from cutline.edge.generation.events import Corrected, Guessed, Planned, Settled
 from cutline.edge.generation.result import Answer, Lost, Token
 from cutline.models.bundle import Manifest
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class Alternative(msgspec.Struct, frozen=True):
@@ -41,12 +42,29 @@ class Logprobs(msgspec.Struct, frozen=True):
     refusal: None = None
 
 
-class ChatAnswer(msgspec.Struct, frozen=True):
-    """What the assistant says."""
+class FunctionCall(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A function that is called, with arguments in JSON, or a piece of them."""
 
-    content: str
+    arguments: str
+    name: str | UnsetType = UNSET
+
+
+class ChatToolCall(msgspec.Struct, frozen=True, kw_only=True):
+    """A call of a tool, or a piece of the one that is the `index`-th of an answer."""
+
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
+    function: FunctionCall
+    index: int | UnsetType = UNSET
+
+
+class ChatAnswer(msgspec.Struct, frozen=True):
+    """What the assistant says; null where it only calls tools."""
+
+    content: str | None
     role: Literal["assistant"] = "assistant"
     refusal: None = None
+    tool_calls: list[ChatToolCall] | UnsetType = UNSET
 
 
 class CompletionChoice(msgspec.Struct, frozen=True):
@@ -97,6 +115,7 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True):
 
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType = UNSET
+    tool_calls: list[ChatToolCall] | UnsetType = UNSET
 
 
 class ChunkChoice(msgspec.Struct, frozen=True, kw_only=True):
@@ -147,11 +166,26 @@ class Heading(msgspec.Struct, frozen=True):
         return cls(name, int(time.time()), manifest.name, f"fp_{manifest.identity[:12]}")
 
 
-def completion_of(heading: Heading, answer: Answer, *, logprobs: bool, stops: Collection[int]) -> ChatCompletion:
-    """The response that is `answer`; `logprobs` were asked for or not, `stops` are the tokens that end an answer."""
+def called_id() -> str:
+    """A new name for a call."""
+    return f"call_{secrets.token_hex(12)}"
+
+
+def completion_of(
+    heading: Heading, answer: Answer, told: tuple[str, Sequence[WholeCall]], *, logprobs: bool, stops: Collection[int]
+) -> ChatCompletion:
+    """The response that is `answer`, whose words and calls are `told`.
+
+    `logprobs` were asked for or not, `stops` are the tokens that end an answer.
+    """
+    words, calls = told
+    called = [
+        ChatToolCall(id=called_id(), type="function", function=FunctionCall(call.arguments, call.name))
+        for call in calls
+    ]
     choice = CompletionChoice(
-        ChatAnswer(answer.text),
-        "stop" if answer.complete else "length",
+        ChatAnswer(None if called and not words else words, tool_calls=called or UNSET),
+        finish_reason(answer, called=bool(called)),
         logprobs_of(answer.tokens, stops) if logprobs else None,
     )
     return ChatCompletion(
@@ -163,6 +197,13 @@ def completion_of(heading: Heading, answer: Answer, *, logprobs: bool, stops: Co
         usage=usage_of(answer),
         cutline=answer,
     )
+
+
+def finish_reason(answer: Answer, *, called: bool) -> FinishReason:
+    """Why an answer ended that called tools, or did not."""
+    if not answer.complete:
+        return "length"
+    return "tool_calls" if called else "stop"
 
 
 def usage_of(answer: Answer) -> Usage:

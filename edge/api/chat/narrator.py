@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import msgspec
 from msgspec import UNSET
@@ -12,23 +12,28 @@ from cutline.core.request import Request
 from cutline.edge.api.chat.completions import (
     ChatChunk,
     ChatCompletion,
+    ChatToolCall,
     ChunkChoice,
     Delta,
     FinishReason,
+    FunctionCall,
     Heading,
     Logprobs,
     Told,
     Usage,
+    called_id,
     completion_of,
+    finish_reason,
     logprobs_of,
     usage_of,
 )
 from cutline.edge.api.errors import Failed, fault_of
 from cutline.edge.api.requests.schema import ChatRequest
-from cutline.edge.api.streams import AnswerText
+from cutline.edge.api.streams import AnswerPieces, whole_of, words_of
 from cutline.edge.generation.events import Corrected, Event, Guessed, Planned, Settled
 from cutline.edge.generation.result import Answer, Lost
 from cutline.models.bundle import Manifest
+from cutline.models.families.tools import Argued, Called, Piece
 
 
 class Narrator:
@@ -50,7 +55,9 @@ class Narrator:
         self._logprobs = question.logprobs is not None
         self._guesses = guesses
         self._usage = usage
-        self._text = AnswerText()
+        self._question = question
+        self._manifest = manifest
+        self._pieces = AnswerPieces(manifest, question)
         self._last: int | None = None
         self._settled = 0
         self._begun = False
@@ -58,7 +65,8 @@ class Narrator:
 
     def whole(self, answer: Answer) -> ChatCompletion:
         """The response that is `answer`."""
-        return completion_of(self._heading, answer, logprobs=self._logprobs, stops=self._stops)
+        told = whole_of(self._manifest, self._question, answer)
+        return completion_of(self._heading, answer, told, logprobs=self._logprobs, stops=self._stops)
 
     def pieces(self, event: Event) -> Iterator[bytes]:
         """What a stream tells of an event."""
@@ -90,15 +98,19 @@ class Narrator:
         self._settled = event.position + len(event.tokens)
         if event.tokens:
             self._last = event.tokens[-1].id
-        text = "".join(token.text for token in event.tokens)
+        pieces = self._pieces.more(event.tokens)
         logprobs = logprobs_of(event.tokens, self._stops) if self._logprobs else None
-        return self._chunk(self._text.more(text), Told(settled=event), logprobs)
+        return self._chunk(words_of(pieces), Told(settled=event), logprobs, _calls(pieces))
 
     def _conclude(self, answer: Answer) -> Iterator[ChatChunk]:
         told = Told(answer=answer)
         if self._reason is None:
             last = UNSET if self._usage else told
-            yield from self._finish("stop" if answer.complete else "length", self._text.rest(answer), last)
+            rest = self._pieces.rest(answer)
+            if calls := _calls(rest):
+                yield self._chunk(None, UNSET, calls=calls)
+            reason = finish_reason(answer, called=self._pieces.called)
+            yield from self._finish(reason, words_of(rest), last)
             if not self._usage:
                 return
         elif not self._usage:
@@ -118,11 +130,16 @@ class Narrator:
         return "length" if self._settled >= self._limit and self._last not in self._ends else "stop"
 
     def _chunk(
-        self, content: str | None, told: Told | msgspec.UnsetType, logprobs: Logprobs | None = None
+        self,
+        content: str | None,
+        told: Told | msgspec.UnsetType,
+        logprobs: Logprobs | None = None,
+        calls: list[ChatToolCall] | None = None,
     ) -> ChatChunk:
         delta = Delta(
             role=UNSET if self._begun else "assistant",
             content=("" if not self._begun else UNSET) if content is None else content,
+            tool_calls=calls or UNSET,
         )
         self._begun = True
         return self._made([ChunkChoice(delta=delta, finish_reason=self._reason, logprobs=logprobs)], told)
@@ -140,6 +157,19 @@ class Narrator:
             usage=usage if self._usage else UNSET,
             cutline=told,
         )
+
+
+def _calls(pieces: Iterable[Piece]) -> list[ChatToolCall]:
+    """The pieces of calls among those of an answer."""
+    found = list[ChatToolCall]()
+    for piece in pieces:
+        match piece:
+            case Called(index, name):
+                function = FunctionCall("", name)
+                found.append(ChatToolCall(id=called_id(), type="function", function=function, index=index))
+            case Argued(index, text):
+                found.append(ChatToolCall(function=FunctionCall(text), index=index))
+    return found
 
 
 def teller_of(asked: ChatRequest, manifest: Manifest, question: Request) -> Narrator:

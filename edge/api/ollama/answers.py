@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from cutline.edge.api.errors import body_of
-from cutline.edge.api.streams import AnswerText
+from cutline.edge.api.streams import AnswerPieces
 from cutline.edge.generation.events import Event, Settled
 from cutline.edge.generation.result import Answer
+from cutline.models.families.tools import Argued, Called, Piece, Said
 
 PATH = "/api/"  # that all of its paths begin with
 
 
+class OllamaFunctionCall(msgspec.Struct, frozen=True):
+    """A function that is called."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
+class OllamaCall(msgspec.Struct, frozen=True):
+    """A call of a tool."""
+
+    function: OllamaFunctionCall
+
+
 class OllamaMessage(msgspec.Struct, frozen=True):
-    """What the assistant says."""
+    """What the assistant says, and the tools that it calls."""
 
     content: str
     role: Literal["assistant"] = "assistant"
+    tool_calls: list[OllamaCall] | UnsetType = UNSET
 
 
 class OllamaAnswer(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,15 +63,19 @@ class OllamaAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OllamaTeller:
-    """Tells the answer of a `model` to a chat, or to a prompt alone."""
+    """Tells the answer of a `model` to a chat, or to a prompt alone, in its `pieces`: a call once it is whole.
+
+    One that was cut short is not told, as it could not be read.
+    """
 
     media_type = "application/x-ndjson"
     last = b""
 
-    def __init__(self, model: str, *, chat: bool) -> None:
+    def __init__(self, model: str, pieces: AnswerPieces | None, *, chat: bool) -> None:
         self._model = model
         self._chat = chat
-        self._text = AnswerText()
+        self._pieces = pieces
+        self._calls = list[list[str]]()  # each its name, and what is known of its arguments
 
     @property
     def silence(self) -> bytes:
@@ -68,37 +88,62 @@ class OllamaTeller:
 
     def whole(self, answer: Answer) -> OllamaAnswer:
         """All of an answer."""
-        return self._end(answer, answer.text)
+        assert self._pieces is not None
+        words = self._words((*self._pieces.more(answer.tokens), *self._pieces.rest(answer)))
+        return self._end(answer, words if self._pieces.tools else answer.text, self._called())
 
     def pieces(self, event: Event) -> Iterator[bytes]:
         """The lines that an event is, if it is any."""
+        assert self._pieces is not None
         match event:
             case Settled():
-                if text := self._text.more("".join(token.text for token in event.tokens)):
+                if text := self._words(self._pieces.more(event.tokens)):
                     yield _line(self._part(text))
             case Answer():
-                if rest := self._text.rest(event):
-                    yield _line(self._part(rest))
+                rest = self._words(self._pieces.rest(event))
+                if rest or self._calls:
+                    yield _line(self._part(rest, self._called()))
                 yield _line(self._end(event, ""))
 
     def broken(self, error: Exception) -> bytes:
         """The line that ends an answer which failed."""
         return _line(body_of(error, PATH))
 
-    def _part(self, text: str) -> OllamaAnswer:
+    def _words(self, pieces: Iterable[Piece]) -> str:
+        """The words among pieces; those of calls are gathered."""
+        words = ""
+        for piece in pieces:
+            match piece:
+                case Said(text):
+                    words += text
+                case Called(_, name):
+                    self._calls.append([name, ""])
+                case Argued(index, text):
+                    self._calls[index][1] += text
+        return words
+
+    def _called(self) -> list[OllamaCall]:
+        """The calls that are whole."""
+        found = list[OllamaCall]()
+        for name, text in self._calls:
+            with suppress(msgspec.DecodeError):
+                found.append(OllamaCall(OllamaFunctionCall(name, msgspec.json.decode(text, type=dict[str, Any]))))
+        return found
+
+    def _part(self, text: str, calls: list[OllamaCall] | None = None) -> OllamaAnswer:
         return OllamaAnswer(
             model=self._model,
             created_at=datetime.now(UTC),
-            message=OllamaMessage(text) if self._chat else UNSET,
+            message=OllamaMessage(text, tool_calls=calls or UNSET) if self._chat else UNSET,
             response=UNSET if self._chat else text,
             done=False,
         )
 
-    def _end(self, answer: Answer, text: str) -> OllamaAnswer:
+    def _end(self, answer: Answer, text: str, calls: list[OllamaCall] | None = None) -> OllamaAnswer:
         before = sum(answer.parts_ms.get(part, 0.0) for part in ("prepare", "plan", "memory"))
         loaded = min(before, answer.ttft_ms)
         return msgspec.structs.replace(
-            self._part(text),
+            self._part(text, calls),
             done=True,
             done_reason="stop" if answer.complete else "length",
             total_duration=_nanoseconds(answer.latency_ms),

@@ -22,11 +22,14 @@ from cutline.core.sampling import (
     TopP,
     chosen_seed,
 )
+from cutline.core.tools import MAX_TOOLS, ToolCall
 from cutline.edge.api.ollama.answers import OllamaTeller
 from cutline.edge.api.requests.execution import ExecutionOptions, execution_of
 from cutline.edge.api.requests.fields import Rules, read_body
 from cutline.edge.api.requests.images import only_users
 from cutline.edge.api.requests.scanner import RECEIVED
+from cutline.edge.api.requests.tools import ToolOffered, toolbox
+from cutline.edge.api.streams import AnswerPieces
 from cutline.models.bundle import Manifest
 
 # Options that change no answer here: how a model is run, and what goes with mirostat alone.
@@ -65,10 +68,10 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
 }
 _CHAT_RULES = Rules(
     ignored=_IGNORED,
-    neutral=_NEUTRAL | {"tools": ([],)},
+    neutral=_NEUTRAL,
     inner={
         "messages": Rules(
-            ignored={"name": (str,)}, neutral={"thinking": ("",), "tool_calls": ([],), "tool_name": ("",)}
+            ignored={"name": (str,), "tool_name": (str,), "tool_call_id": (str,)}, neutral={"thinking": ("",)}
         ),
         "options": _OPTIONS,
     },
@@ -111,18 +114,39 @@ class OllamaOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return None if self.num_predict is None or self.num_predict < 1 else self.num_predict
 
 
+class OllamaFunction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A function that was called."""
+
+    name: str
+    arguments: dict[str, Any] = {}
+    index: int | None = None
+
+
+class OllamaCalled(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A call in an answer that is sent back."""
+
+    function: OllamaFunction
+    id: str | None = None
+    type: Literal["function"] | None = None
+
+
 class OllamaTurn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A turn of the conversation: images in base64, in a user's turn alone, and words behind them."""
 
     role: Role
     content: str | None = None
     images: list[str] | None = None
+    tool_calls: list[OllamaCalled] | None = None
 
     @property
     def message(self) -> Message:
         """It as one of a Request."""
         pictures = (ImagePart() for _ in self.images or ())
-        return Message(self.role, (*pictures, *((TextPart(self.content),) if self.content else ())))
+        calls = (
+            ToolCall(name=one.function.name, arguments=msgspec.json.encode(one.function.arguments).decode())
+            for one in self.tool_calls or ()
+        )
+        return Message(self.role, (*pictures, *((TextPart(self.content),) if self.content else ())), tuple(calls))
 
 
 class OllamaChat(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -130,6 +154,7 @@ class OllamaChat(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
     model: str | None = None
     messages: list[OllamaTurn] | None = None
+    tools: Annotated[list[ToolOffered], msgspec.Meta(max_length=MAX_TOOLS)] | None = None
     stream: bool | None = None
     format: Literal["json"] | dict[str, Any] | None = None
     options: OllamaOptions | None = None
@@ -186,6 +211,7 @@ class OllamaAsked:
     def question(self, images: Sequence[bytes], *, tenant: str = "", request_id: str = "", trace: str = "") -> Request:
         """The question about the `images` that its `urls` stand for. Raises InputError."""
         options = self.given.options or OllamaOptions()
+        offered = self.given.tools if isinstance(self.given, OllamaChat) else None
         messages = tuple(turn.message for turn in self.turns)
         only_users(messages)
         return Request(
@@ -193,6 +219,7 @@ class OllamaAsked:
             images=tuple(images),
             sampling=msgspec.structs.replace(options.sampling, constraint=_constraint(self.given.format)),
             max_tokens=options.most,
+            tools=toolbox([one.function.tool for one in offered or ()], None, None, parallel=None),
             stop=(options.stop,) if isinstance(options.stop, str) else tuple(options.stop or ()),
             tenant=tenant,
             request_id=request_id,
@@ -202,7 +229,8 @@ class OllamaAsked:
 
     def teller(self, manifest: Manifest, question: Request | None = None) -> OllamaTeller:
         """What tells the answer."""
-        return OllamaTeller(self.given.model or manifest.name, chat=isinstance(self.given, OllamaChat))
+        pieces = None if question is None else AnswerPieces(manifest, question)
+        return OllamaTeller(self.given.model or manifest.name, pieces, chat=isinstance(self.given, OllamaChat))
 
 
 def read_chat(body: bytes) -> OllamaAsked:

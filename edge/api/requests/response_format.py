@@ -88,5 +88,7 @@ def format_of(constraint: Constraint | None) -> ResponseFormat | None:
             return RegexFormat(constraint.text)
         case Constraint(grammar=Grammar.CHOICE):
             return ChoiceFormat(constraint.value)
+        case Constraint(grammar=Grammar.TOOL_CALLS):
+            return None  # which `tool_choice` asks for
         case _:
             return LarkFormat(constraint.text)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -20,10 +21,21 @@ from cutline.core.sampling import (
     TopP,
     chosen_seed,
 )
+from cutline.core.tools import MAX_TOOLS, Toolbox
 from cutline.edge.api.requests.execution import SamplingExtension, execution_of
 from cutline.edge.api.requests.fields import read_body, unfit
 from cutline.edge.api.requests.images import only_users
 from cutline.edge.api.requests.response_format import ResponseFormat, format_of
+from cutline.edge.api.requests.tools import (
+    Choice,
+    FunctionCalled,
+    FunctionNamed,
+    FunctionOffered,
+    ToolCalled,
+    ToolNamed,
+    ToolOffered,
+    toolbox,
+)
 from cutline.edge.api.requests.unserved import RULES
 from cutline.errors import InputError
 
@@ -53,10 +65,15 @@ class ChatImage(msgspec.Struct, tag_field="type", tag="image_url", frozen=True, 
 
 
 class ChatMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A turn of the conversation. What a `developer` says is the system's; null is no words."""
+    """A turn of the conversation. What a `developer` says is the system's; null is no words.
+
+    What a tool gave follows the assistant's calls, in their order.
+    """
 
     role: Role | Literal["developer"]
-    content: str | list[ChatText | ChatImage] | None
+    content: str | list[ChatText | ChatImage] | None = None
+    tool_calls: list[ToolCalled] | None = None
+    tool_call_id: str | None = None
 
     @property
     def parts(self) -> list[ChatText | ChatImage]:
@@ -95,6 +112,9 @@ class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seed: Annotated[int, msgspec.Meta(ge=-1, le=2**63 - 1)] | None = None
     stop: str | Annotated[list[str], msgspec.Meta(max_length=MAX_STOPS)] | None = None
     response_format: ResponseFormat | None = None
+    tools: Annotated[list[ToolOffered], msgspec.Meta(max_length=MAX_TOOLS)] | None = None
+    tool_choice: Choice | ToolNamed | None = None
+    parallel_tool_calls: bool | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=MAX_ALTERNATIVES)] | None = None
     stream: bool | None = None
@@ -113,6 +133,7 @@ class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             max_tokens=question.max_tokens,
             stop=list(question.stop) or None,
             response_format=format_of(question.sampling.constraint),
+            **_tools_of(question.tools),
             logprobs=question.logprobs is not None,
             top_logprobs=question.logprobs,
             cutline=Extension(**execution_of(question), **more),
@@ -137,6 +158,7 @@ class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             images=tuple(images),
             sampling=self._sampling(),
             max_tokens=self._most(),
+            tools=self._toolbox(),
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
             logprobs=self._alternatives(),
             tenant=tenant,
@@ -162,6 +184,12 @@ class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         seed = chosen_seed(self.seed, said.get("temperature", 0.0))
         constraint = None if self.response_format is None else self.response_format.constraint
         return Sampling(**said | {"seed": seed, "logit_bias": bias, "constraint": constraint})
+
+    def _toolbox(self) -> Toolbox | None:
+        named = self.tool_choice.function.name if isinstance(self.tool_choice, ToolNamed) else None
+        choice = None if isinstance(self.tool_choice, ToolNamed) else self.tool_choice
+        tools = [one.function.tool for one in self.tools or ()]
+        return toolbox(tools, choice, named, parallel=self.parallel_tool_calls)
 
     def _most(self) -> int | None:
         given = {one for one in (self.max_tokens, self.max_completion_tokens) if one is not None}
@@ -203,7 +231,17 @@ def _message(message: Message, images: Iterator[bytes]) -> ChatMessage:
             else ChatImage(ImageUrl(_url(next(images)), None if part.detail == "auto" else part.detail))
             for part in message.parts
         ],
+        [ToolCalled(FunctionCalled(call.name, call.arguments)) for call in message.calls] or None,
     )
+
+
+def _tools_of(box: Toolbox | None) -> dict[str, Any]:
+    """The fields that offer these tools."""
+    if box is None:
+        return {}
+    offered = [ToolOffered(FunctionOffered(one.name, one.description, json.loads(one.parameters))) for one in box.tools]
+    choice = box.choice if box.named is None else ToolNamed(FunctionNamed(box.named))
+    return {"tools": offered, "tool_choice": choice, "parallel_tool_calls": box.parallel}
 
 
 def _url(image: bytes) -> str:
@@ -215,4 +253,5 @@ def _turn(message: ChatMessage) -> Message:
         ImagePart(part.image_url.detail or "auto") if isinstance(part, ChatImage) else TextPart(part.text)
         for part in message.parts
     )
-    return Message("system" if message.role == "developer" else message.role, tuple(parts))
+    role: Role = "system" if message.role == "developer" else message.role
+    return Message(role, tuple(parts), tuple(one.call for one in message.tool_calls or ()))

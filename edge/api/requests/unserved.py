@@ -19,7 +19,6 @@ _OF_MESSAGES = Rules(
         "reasoning": ("",),
         "reasoning_content": ("",),
         "refusal": (),
-        "tool_calls": ([],),
     },
 )
 
@@ -60,13 +59,10 @@ RULES = _ChatRules(
         "ignore_eos": (False,),
         "modalities": (["text"],),
         "n": (1,),
-        "parallel_tool_calls": (True, False),
         "reasoning_effort": ("none",),
         "response_format": ({"type": "text"},),
         "skip_special_tokens": (True,),
         "think": (False,),
-        "tool_choice": ("none", "auto"),
-        "tools": ([],),
         "verbosity": ("medium",),
         "web_search_options": (),
     },

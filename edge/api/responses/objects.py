@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from cutline.edge.api.requests.response_format import JsonObjectFormat, NamedSchema
+from cutline.edge.api.requests.tools import Choice
 from cutline.edge.generation.result import Answer
 
 Status = Literal["in_progress", "completed", "incomplete"]
@@ -22,14 +23,45 @@ class OutputText(msgspec.Struct, frozen=True):
     logprobs: tuple[()] = ()
 
 
-class OutputMessage(msgspec.Struct, frozen=True):
+class OutputMessage(msgspec.Struct, tag_field="type", tag="message", frozen=True):
     """What the assistant says."""
 
     id: str
     status: Status
     content: tuple[OutputText, ...]
-    type: Literal["message"] = "message"
     role: Literal["assistant"] = "assistant"
+
+    @property
+    def text(self) -> str:
+        """What it says so far."""
+        return "".join(part.text for part in self.content)
+
+
+class OutputCall(msgspec.Struct, tag_field="type", tag="function_call", frozen=True):
+    """A call of a function, with arguments in JSON."""
+
+    id: str
+    call_id: str
+    name: str
+    arguments: str = ""
+    status: Status = "in_progress"
+
+
+class FunctionTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A function that may be called."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+    type: Literal["function"] = "function"
+
+
+class FunctionChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The function that has to be called."""
+
+    name: str
+    type: Literal["function"] = "function"
 
 
 class InputDetails(msgspec.Struct, frozen=True):
@@ -84,19 +116,19 @@ class ResponseObject(msgspec.Struct, frozen=True, kw_only=True):
     created_at: int
     status: Status
     model: str
-    output: tuple[OutputMessage, ...] = ()
+    output: tuple[OutputMessage | OutputCall, ...] = ()
     error: None = None
     incomplete_details: Incomplete | None = None
     instructions: str | None = None
     max_output_tokens: int | None = None
     metadata: dict[str, str] = {}
-    parallel_tool_calls: bool = False
+    parallel_tool_calls: bool = True
     previous_response_id: str | None = None
     store: bool
     temperature: float
     text: TextSettings = TextSettings()
-    tool_choice: Literal["none"] = "none"
-    tools: tuple[()] = ()
+    tool_choice: Choice | FunctionChoice = "auto"
+    tools: tuple[FunctionTool, ...] = ()
     top_p: float
     truncation: Literal["disabled"] = "disabled"
     usage: ResponseUsage | None = None

@@ -6,23 +6,44 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from cutline.core.conversation import Detail, ImagePart, Message, Role, TextPart
 from cutline.core.request import Request
 from cutline.core.sampling import Sampling, Temperature, TopP, chosen_seed
+from cutline.core.tools import MAX_TOOLS, Tool, Toolbox, ToolCall
 from cutline.edge.api.errors import Fault, Refused
 from cutline.edge.api.requests.execution import SamplingExtension, execution_of, sampling_of
 from cutline.edge.api.requests.fields import Rules, read_body
 from cutline.edge.api.requests.images import only_users
 from cutline.edge.api.requests.response_format import JsonObjectFormat, NamedSchema
+from cutline.edge.api.requests.tools import Choice, toolbox
 from cutline.edge.api.responses.narrator import ResponseTeller
-from cutline.edge.api.responses.objects import ResponseObject, TextSettings, TextType
+from cutline.edge.api.responses.objects import (
+    FunctionChoice,
+    FunctionTool,
+    OutputCall,
+    OutputMessage,
+    ResponseObject,
+    TextSettings,
+    TextType,
+)
 from cutline.edge.api.responses.store import KeptResponse, ResponseStore
+from cutline.edge.api.streams import AnswerPieces
 from cutline.errors import InputError
 from cutline.models.bundle import Manifest
+
+
+class _InputRules(Rules):
+    """A turn of the conversation need not say that it is one."""
+
+    def wanted(self, raw: Any) -> Any:
+        if isinstance(raw, dict) and "type" not in raw and "role" in raw:
+            raw = raw | {"type": "message"}
+        return super().wanted(raw)
+
 
 _RULES = Rules(
     ignored={
@@ -37,17 +58,14 @@ _RULES = Rules(
         "conversation": (),
         "include": ([], ["reasoning.encrypted_content"]),  # no model here reasons in tokens of their own
         "max_tool_calls": (),
-        "parallel_tool_calls": (True, False),
         "prompt": (),
         "reasoning": ({}, {"effort": "none"}),
         "stream_options": ({}, {"include_obfuscation": True}, {"include_obfuscation": False}),
-        "tool_choice": ("none", "auto"),
-        "tools": ([],),
         "top_logprobs": (0,),
         "truncation": ("disabled",),
     },
     inner={
-        "input": Rules(  # an answer that is sent back has these
+        "input": _InputRules(  # an answer that is sent back has these
             ignored={"id": (str,), "status": (str,)},
             neutral={"phase": ()},
             inner={"content": Rules(neutral={"annotations": ([],), "logprobs": ([],), "file_id": ()})},
@@ -76,12 +94,28 @@ class InputImage(msgspec.Struct, tag_field="type", tag="input_image", frozen=Tru
     detail: Detail | None = None
 
 
-class InputTurn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class InputCall(msgspec.Struct, tag_field="type", tag="function_call", frozen=True, forbid_unknown_fields=True):
+    """A call in an answer that is sent back."""
+
+    name: str
+    arguments: str
+    call_id: str | None = None
+
+
+class InputResult(
+    msgspec.Struct, tag_field="type", tag="function_call_output", frozen=True, forbid_unknown_fields=True
+):
+    """What a function gave; results follow the calls, in their order."""
+
+    output: str
+    call_id: str | None = None
+
+
+class InputTurn(msgspec.Struct, tag_field="type", tag="message", frozen=True, forbid_unknown_fields=True):
     """A turn of the conversation."""
 
     role: Role | Literal["developer"]
     content: str | list[InputText | SaidText | InputImage]
-    type: Literal["message"] = "message"
 
     @property
     def images(self) -> tuple[str, ...]:
@@ -117,7 +151,7 @@ class ResponseExtension(SamplingExtension, frozen=True, forbid_unknown_fields=Tr
 class ResponseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A request. Without `max_output_tokens` the answer goes on to the end of the context."""
 
-    input: str | Annotated[list[InputTurn], msgspec.Meta(min_length=1)]
+    input: str | Annotated[list[InputTurn | InputCall | InputResult], msgspec.Meta(min_length=1)]
     model: str | None = None
     instructions: str | None = None
     previous_response_id: str | None = None
@@ -126,14 +160,41 @@ class ResponseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     top_p: TopP | None = None
     text: TextAsked | None = None
     metadata: dict[str, str] | None = None
+    tools: Annotated[list[FunctionTool], msgspec.Meta(max_length=MAX_TOOLS)] | None = None
+    tool_choice: Choice | FunctionChoice | None = None
+    parallel_tool_calls: bool | None = None
     store: bool | None = None
     stream: bool | None = None
     cutline: ResponseExtension = ResponseExtension()
 
     @property
-    def turns(self) -> list[InputTurn]:
+    def turns(self) -> list[InputTurn | InputCall | InputResult]:
         """The conversation that it brings."""
         return [InputTurn("user", self.input)] if isinstance(self.input, str) else self.input
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """It as a Request's: calls are of the turn before, where that is the assistant's."""
+        found = list[Message]()
+        for turn in self.turns:
+            match turn:
+                case InputCall(name, arguments):
+                    call = ToolCall(name=name, arguments=arguments)
+                    said = found.pop() if found and found[-1].role == "assistant" else Message("assistant", ())
+                    found.append(Message("assistant", said.parts, (*said.calls, call)))
+                case InputResult(output):
+                    found.append(Message("tool", (TextPart(output),)))
+                case InputTurn():
+                    found.append(turn.message)
+        return tuple(found)
+
+    @property
+    def toolbox(self) -> Toolbox | None:
+        """What may be called. Raises InputError."""
+        named = self.tool_choice.name if isinstance(self.tool_choice, FunctionChoice) else None
+        choice = None if isinstance(self.tool_choice, FunctionChoice) else self.tool_choice
+        tools = [Tool.of(one.name, one.description, one.parameters) for one in self.tools or ()]
+        return toolbox(tools, choice, named, parallel=self.parallel_tool_calls)
 
     @property
     def sampling(self) -> Sampling:
@@ -180,19 +241,20 @@ class ResponseAsked:
     @property
     def urls(self) -> tuple[str, ...]:
         """Where its own images are, in order."""
-        return tuple(url for turn in self.given.turns for url in turn.images)
+        return tuple(url for turn in self.given.turns if isinstance(turn, InputTurn) for url in turn.images)
 
     def question(self, images: Sequence[bytes], *, tenant: str = "", request_id: str = "", trace: str = "") -> Request:
         """The question about the `images` that its `urls` stand for, and those before. Raises InputError."""
         given, before = self.given, self.before
         told = [Message("system", (TextPart(given.instructions),))] if given.instructions else []
-        messages = (*told, *(before.messages if before else ()), *(turn.message for turn in given.turns))
+        messages = (*told, *(before.messages if before else ()), *given.messages)
         only_users(messages)
         return Request(
             messages=messages,
             images=(*(before.images if before else ()), *images),
             sampling=given.sampling,
             max_tokens=given.max_output_tokens,
+            tools=given.toolbox,
             tenant=tenant,
             request_id=request_id,
             trace=trace,
@@ -213,18 +275,24 @@ class ResponseAsked:
             previous_response_id=given.previous_response_id,
             store=kept,
             temperature=question.sampling.temperature,
+            tools=tuple(given.tools or ()),
+            tool_choice=given.tool_choice or "auto",
+            parallel_tool_calls=given.parallel_tool_calls is not False,
             top_p=question.sampling.top_p,
             text=TextSettings(given.format or TextType()),
         )
 
         def keep(made: ResponseObject) -> None:
-            said = Message("assistant", (TextPart(made.output[0].content[0].text),))
+            texts = tuple(TextPart(item.text) for item in made.output if isinstance(item, OutputMessage))
+            calls = (item for item in made.output if isinstance(item, OutputCall))
+            said = Message("assistant", texts, tuple(ToolCall(name=one.name, arguments=one.arguments) for one in calls))
             written = 0 if made.usage is None else made.usage.output_tokens
             # Instructions are of one answer: the next one has its own.
             turns = question.messages[1:] if given.instructions else question.messages
             self.store.keep(self.tenant, KeptResponse(made, written, (*turns, said), question.images))
 
-        return ResponseTeller(begun, keep if kept else lambda made: None)
+        pieces = AnswerPieces(manifest, question)
+        return ResponseTeller(begun, pieces, keep if kept else lambda made: None)
 
 
 def read_response(body: bytes, tenant: str, store: ResponseStore) -> ResponseAsked:

@@ -246,6 +246,8 @@ def _check(request: Request, execution: Execution) -> None:
     if request.exact or cut != "image" or request.mode in (Mode.DRAFT, Mode.SPLIT):
         what = "an exact answer" if request.exact else f"the cut {cut}" if cut != "image" else f"mode {request.mode}"
         raise InputError(f"{what} needs a worker of the target; an upstream answers in modes cloud and auto")
+    if request.tools is not None or any(message.role == "tool" for message in request.messages):
+        raise InputError("tools need a model here; an upstream is not asked about any")
     if request.image_tokens is not None:
         raise InputError("image-tokens needs a model here; an upstream makes of images what it likes")
     sampling = request.sampling

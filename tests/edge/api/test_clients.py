@@ -97,9 +97,8 @@ def test_detail_is_taken(agent: ScriptedAgent, serving: Serving, detail: str) ->
 @pytest.mark.parametrize(
     "sent",
     [
-        {"tools": [TOOL]},
-        {"tools": [TOOL], "tool_choice": "auto"},
-        {"tools": {}, "tool_choice": "none"},
+        {"functions": [TOOL["function"]]},
+        {"functions": {}, "function_call": "none"},
         {"metadata": "x"},
         {"store": 1},
         {"num_ctx": "8k"},

@@ -302,7 +302,6 @@ def test_cutlines_own_words_are_taken(agent: ScriptedAgent, serving: Serving) ->
     [
         ("chat", {"think": True}, "think"),
         ("chat", {"think": "high"}, "think"),
-        ("chat", {"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ("chat", {"logprobs": True}, "logprobs"),
         ("generate", {"raw": True}, "raw"),
         ("generate", {"template": "{{ .Prompt }}"}, "template"),
@@ -310,7 +309,7 @@ def test_cutlines_own_words_are_taken(agent: ScriptedAgent, serving: Serving) ->
         ("generate", {"context": [1, 2]}, "context"),
         ("chat", {"options": {"mirostat": 2}}, "options.mirostat"),
         ("chat", {"options": {"repeat_last_n": 64}}, "options.repeat_last_n"),
-        ("chat", {"messages": [*ASKED, {"role": "assistant", "tool_calls": [{}]}, *ASKED]}, "messages[1].tool_calls"),
+        ("chat", {"messages": [*ASKED, {"role": "assistant", "thinking": "Hm."}, *ASKED]}, "messages[1].thinking"),
     ],
 )
 def test_what_is_not_served_is_refused_by_name(
@@ -349,7 +348,7 @@ def pictured(*images: str) -> dict[str, Any]:
     [
         (b"{", 400, "does not read"),
         (b"[]", 400, "does not read"),
-        ({"messages": [{"role": "tool", "content": "7"}]}, 400, "'tool'"),
+        ({"messages": [{"role": "teller", "content": "7"}]}, 400, "'teller'"),
         ({"messages": ASKED, "options": {"temperature": "hot"}}, 400, "temperature"),
         ({"messages": ASKED, "options": {"temperature": 0.001}}, 400, "temperature"),
         ({"messages": ASKED, "options": {"top_p": 2}}, 400, "top_p"),

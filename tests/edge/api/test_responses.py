@@ -240,7 +240,7 @@ def test_what_a_tenant_has_is_nobody_elses(agent: ScriptedAgent, client: Client,
     ("more", "said"),
     [
         ({"text": {"format": {"type": "json_schema", "name": "x", "schema": {"not": {}}}}}, "with not are not served"),
-        ({"tools": [{"type": "web_search"}]}, "not served here: tools"),
+        ({"tools": [{"type": "web_search", "name": "f"}]}, "web_search"),
         ({"reasoning": {"effort": "low"}}, "not served here: reasoning"),
         ({"background": True}, "not served here: background"),
         ({"truncation": "auto"}, "not served here: truncation"),
