@@ -29,6 +29,7 @@ from cutline.models.layerline import END
 KEPT_TEXTS = 1024  # whose rows are kept, as the same texts are compared with image after image
 
 Rows = NDArray[np.float32]
+Shape = tuple[int, ...]
 
 
 class Encoder:
@@ -90,7 +91,9 @@ class Encoder:
         Raises ImageError, InputError, BundleError.
         """
         self._check(cut)
-        (rows,) = self._session(self.bundle.span("image", cut)).run(None, {"pixels": self._pixels(image)})
+        pixels = self._pixels(image)
+        session = self._session(self.bundle.span("image", cut), pixels.shape, self._crossing)
+        (rows,) = session.run(None, {session.get_inputs()[0].name: pixels})
         return np.asarray(rows, np.float32)
 
     def features_of(self, crossed: Sequence[Rows], cut: str) -> Rows:
@@ -101,11 +104,11 @@ class Encoder:
         manifest = self.manifest
         if cut != "image":
             self._check(cut)
-            expected = (1, manifest.patches, manifest.width)
             for rows in crossed:
-                if rows.shape != expected or rows.dtype != np.float32 or not np.isfinite(rows).all():
-                    raise InputError(f"what crosses {cut} is {expected} numbers of float32, and not {rows.shape}")
-        session = self._session(self.bundle.span(cut, END))
+                if rows.shape != self._crossing or rows.dtype != np.float32 or not np.isfinite(rows).all():
+                    raise InputError(f"what crosses {cut} is {self._crossing} numbers of float32, and not {rows.shape}")
+        given = (1, 3, manifest.images.side, manifest.images.side) if cut == "image" else self._crossing
+        session = self._session(self.bundle.span(cut, END), given, (1, manifest.dimensions))
         name = session.get_inputs()[0].name
         return self._stacked([of_unit_length(session.run(None, {name: rows})[0]) for rows in crossed])
 
@@ -121,8 +124,8 @@ class Encoder:
 
     def _text_row(self, text: str) -> Rows:
         ids = self._tokenizer.encode(text)
-        self.bundle.file(TEXT_WEIGHTS)  # checks that the manifest lists it, so it was verified
-        (features,) = self._session(self.bundle.file(TEXT_GRAPH)).run(None, {"ids": ids})
+        session = self._session(self.bundle.file(TEXT_GRAPH), ids.shape, (1, self.manifest.dimensions))
+        (features,) = session.run(None, {session.get_inputs()[0].name: ids})
         return of_unit_length(np.asarray(features, np.float32))
 
     def _stacked(self, rows: Sequence[Rows]) -> Rows:
@@ -136,14 +139,31 @@ class Encoder:
         if cut not in self.manifest.cuts:
             raise InputError(f"{self.manifest.name} has no cut {cut[:40]!r}; cuts: {', '.join(self.manifest.cuts)}")
 
-    def _session(self, path: Path) -> ort.InferenceSession:
-        """The session of a graph, loaded once."""
+    @property
+    def _crossing(self) -> Shape:
+        """The shape of what crosses a cut of the image tower in one image."""
+        return 1, self.manifest.patches, self.manifest.width
+
+    def _session(self, path: Path, given: Shape, made: Shape) -> ort.InferenceSession:
+        """The session of a graph, loaded once, which makes an array of one shape of an array of another."""
         with self._lock:
             if (session := self._sessions.get(path)) is None:
-                self.bundle.file(SPAN_WEIGHTS)
+                for weights in (SPAN_WEIGHTS, TEXT_WEIGHTS):
+                    self.bundle.file(weights)  # checks that the manifest lists it, so it was verified
                 session = open_session(path, threads=self._threads, provider=self._provider)
+                inputs, outputs = session.get_inputs(), session.get_outputs()
+                if not (len(inputs) == len(outputs) == 1 and _fits(inputs[0], given) and _fits(outputs[0], made)):
+                    raise BundleError(f"{path.name} in {self.bundle.path} is not of the manifest's sizes; export again")
                 self._sessions[path] = session
             return session
+
+
+def _fits(value: ort.NodeArg, shape: Shape) -> bool:
+    """Whether an array of a shape is one of a graph's, as far as the graph fixes it."""
+    fixed = value.shape
+    return len(fixed) == len(shape) and all(
+        not isinstance(one, int) or one == side for one, side in zip(fixed, shape, strict=True)
+    )
 
 
 def filled(template: str, texts: Sequence[str]) -> list[str]:

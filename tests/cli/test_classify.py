@@ -7,9 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from PIL import Image
 
+from cutline.edge.inference.encoder import Encoder
 from cutline.models.encoders.bundle import EncoderBundle
 from cutline.testing.encoders import OriginalEncoder
 
@@ -84,3 +86,15 @@ def test_a_bundle_shows_what_is_in_it(run: Run, encoders: Made) -> None:
     assert "siglip: encoder, fp32, family siglip, rows of 48 numbers" in told
     assert "image-to-end.onnx" in told
     assert "holds an encoder" in run("bundle", "copy", str(bundle.path), str(bundle.path) + "-copy").failed(3)
+
+
+def test_an_agent_makes_rows(run: Run, start: Run, encoders: Made, tmp_path: Path) -> None:
+    _, bundle = encoders("siglip")
+    agent = start("edge", "--encoder", bundle.path, "--listen", "127.0.0.1:0", "--insecure", "--threads", "1")
+    url = f"http://{agent.address()}/v1/embeddings"
+    answer = httpx.post(url, json={"input": "a gate", "model": "siglip"}, timeout=60, trust_env=False).json()
+    assert answer["data"][0]["embedding"] == pytest.approx(
+        Encoder(bundle, threads=1).embed_texts(["a gate"])[0].tolist()
+    )
+    said = run("edge", "--encoder", tmp_path, "--listen", "127.0.0.1:0", "--insecure")
+    assert "no bundle at" in said.failed(3)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import msgspec
+import numpy as np
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
@@ -27,7 +29,13 @@ from cutline.models.bundle import Bundle
 from cutline.testing.agent import ScriptedAgent, spoken
 
 AGENT = ScriptedAgent(Bundle.open(DRAFTER).manifest, always=[spoken("Se", "ven", stop=2, logprob=-0.5)])
-APP = application(AGENT)
+ENCODER: Any = SimpleNamespace(
+    manifest=SimpleNamespace(name="rows", dimensions=4, patches=9),
+    count_tokens=len,
+    embed_images=lambda images: np.ones((len(images), 4), np.float32),
+    embed_texts=lambda texts, *, fresh: np.ones((len(texts), 4), np.float32),
+)
+APP = application(AGENT, encoder=ENCODER)
 SCHEMA = schemathesis.openapi.from_asgi("/openapi.json", APP)
 CHECKS: list[Any] = [
     not_a_server_error,

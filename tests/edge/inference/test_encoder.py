@@ -7,13 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
 
 import cutline
 from cutline.edge.inference.encoder import Encoder, filled
-from cutline.errors import ImageError, InputError, PromptError
+from cutline.errors import BundleError, ImageError, InputError, PromptError
 from cutline.models.encoders.bundle import EncoderBundle
 from cutline.models.images import as_png
 
@@ -98,6 +99,19 @@ def test_what_crosses_is_checked(encoder: Encoder) -> None:
 def test_an_image_that_is_none_is_refused(encoder: Encoder) -> None:
     with pytest.raises(ImageError):
         encoder.classify([b"no image"], ["cat"])
+
+
+def test_graphs_of_other_sizes_are_refused(encoder: Encoder) -> None:
+    """A manifest says of what sizes they are."""
+    manifest = encoder.manifest
+    changed = {
+        "dimensions": msgspec.structs.replace(manifest, dimensions=manifest.dimensions + 1),
+        "width": msgspec.structs.replace(manifest, width=manifest.width + 1),
+    }
+    for name, other in changed.items():
+        spoiled = Encoder(EncoderBundle(encoder.bundle.path, other), threads=1)
+        with pytest.raises(BundleError, match="not of the manifest's sizes"):
+            spoiled.embed_texts(["a cat"]) if name == "dimensions" else spoiled.rows_before("vision.1", PICTURE)
 
 
 def test_it_is_at_the_front_door() -> None:
