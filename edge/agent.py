@@ -102,6 +102,7 @@ class Agent:
         if planner is not None and planner.upstream != (settings.upstream is not None):
             raise InputError("an upstream is planned for by its own planner, and no worker is by that")
         prompts = PromptBuilder.open(bundle)
+        self._prompts = prompts
         self._preparer = Preparer(self.manifest, prompts, target, planned=planner is not None, fresh=settings.fresh)
         models = DeviceModels(bundle, target, threads=threads or usable_cores(), provider=settings.provider)
         if not isinstance(worker, Workers):
@@ -237,6 +238,7 @@ class Agent:
             target=None if target is None else target.name,
             cuts=() if target is None else device_cuts(target),
             plans=self._planning.plans,
+            tools=self._prompts.takes_tools,
             upstream=None if upstream is None else upstream.url,
             workers=self.workers.states,
         )

@@ -118,11 +118,11 @@ class PromptBuilder:
 
     def check_tools(self) -> None:
         """Raises InputError where the model cannot be told of tools."""
-        if not self._takes_tools:
+        if not self.takes_tools:
             raise InputError(f"{self._manifest.name} calls no tools: its template, or its family here, has none")
 
     @functools.cached_property
-    def _takes_tools(self) -> bool:
+    def takes_tools(self) -> bool:
         """Whether the model may be told of tools: its family has words for calls, its tokenizer and template too."""
         syntax, added = self._manifest.family.tools, self.vocabulary.added
         if syntax is None or not {syntax.begin, syntax.end} <= added.keys():

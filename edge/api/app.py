@@ -27,6 +27,7 @@ from cutline.edge.api.introspection import (
     Props,
     Readiness,
     Switches,
+    TemplateAbilities,
     model_of,
     state_of,
 )
@@ -118,7 +119,9 @@ class _Api:
     async def props(self, request: Request) -> Response:
         manifest = self._agent.manifest
         settings = GenerationSettings(manifest.decoder.context)
-        return as_json(Props(default_generation_settings=settings, model_alias=manifest.name))
+        able = TemplateAbilities(supports_tools=self._agent.state().tools)
+        told = Props(default_generation_settings=settings, model_alias=manifest.name, chat_template_caps=able)
+        return as_json(told)
 
     async def state(self, request: Request) -> Response:
         if request.method == "POST":

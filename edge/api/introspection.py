@@ -50,7 +50,7 @@ class TemplateAbilities(msgspec.Struct, frozen=True):
 
 
 class Props(msgspec.Struct, frozen=True, kw_only=True):
-    """The agent as clients of llama.cpp's server look it up; it calls no tools."""
+    """The agent as clients of llama.cpp's server look it up."""
 
     default_generation_settings: GenerationSettings
     modalities: Modalities = Modalities()
@@ -68,7 +68,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     aliases: tuple[str, ...]
     max_model_len: int
     architecture: Architecture = Architecture()
-    capabilities: tuple[Literal["completion", "vision"], ...] = ("completion", "vision")
+    capabilities: tuple[Literal["completion", "vision", "tools"], ...]
     meta: GenerationSettings
     cutline: Abilities
 
@@ -144,6 +144,7 @@ def model_of(standing: AgentState, created: int, *, context: int, alias: str) ->
         created=created,
         aliases=(alias,),
         max_model_len=context,
+        capabilities=("completion", "vision", "tools") if standing.tools else ("completion", "vision"),
         meta=GenerationSettings(context),
         cutline=able,
     )

@@ -37,7 +37,8 @@ class AgentState(msgspec.Struct, frozen=True, kw_only=True):
     """`ready`: a plain request is answered, else `why` it is not, and what to do; `modes` can answer now.
 
     `cuts` of the target can be asked for. `offline`: no worker is asked, whatever a question says. `plans`: mode `auto`
-    plans, and so keeps to bounds. `upstream` is the URL of the server that is asked in place of workers, if one is.
+    plans, and so keeps to bounds; `tools`: the model may call some. `upstream` is the URL of the server that is asked
+    in place of workers, if one is.
     """
 
     ready: bool
@@ -48,6 +49,7 @@ class AgentState(msgspec.Struct, frozen=True, kw_only=True):
     target: str | None
     cuts: tuple[str, ...] = ()
     plans: bool = False
+    tools: bool = False
     upstream: str | None = None
     workers: tuple[WorkerState, ...] = ()
 

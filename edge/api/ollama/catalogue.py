@@ -72,7 +72,7 @@ class OllamaShown(msgspec.Struct, frozen=True, kw_only=True):
 
     details: OllamaDetails
     model_info: dict[str, str | int]
-    capabilities: tuple[Literal["completion", "vision"], ...] = ("completion", "vision")
+    capabilities: tuple[Literal["completion", "vision", "tools"], ...]
     modified_at: datetime
 
 
@@ -119,8 +119,8 @@ def loaded(manifest: Manifest, since: datetime) -> OllamaRunning:
     )
 
 
-def shown(manifest: Manifest, since: datetime) -> OllamaShown:
-    """Likewise, all about it."""
+def shown(manifest: Manifest, since: datetime, *, tools: bool) -> OllamaShown:
+    """Likewise, all about it, and whether it calls `tools`."""
     family, decoder = _family(manifest), manifest.decoder
     sizes = {
         "block_count": decoder.layers,
@@ -138,7 +138,12 @@ def shown(manifest: Manifest, since: datetime) -> OllamaShown:
         "general.parameter_count": sum(manifest.parameters),
         **{f"{family}.{name}": size for name, size in sizes.items()},
     }
-    return OllamaShown(details=_details(manifest), model_info=info, modified_at=since)
+    return OllamaShown(
+        details=_details(manifest),
+        model_info=info,
+        capabilities=("completion", "vision", "tools") if tools else ("completion", "vision"),
+        modified_at=since,
+    )
 
 
 def _details(manifest: Manifest) -> OllamaDetails:

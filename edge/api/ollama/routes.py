@@ -71,7 +71,7 @@ class _Ollama:
 
     async def show(self, request: Request) -> Response:
         await self._named(request)
-        return as_json(shown(self._manifest, self._since))
+        return as_json(shown(self._manifest, self._since, tools=self._handler.agent.state().tools))
 
     async def pull(self, request: Request) -> Response:
         asked = await self._named(request)

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
+import httpx
 import msgspec
 import ollama
 import openai
@@ -290,3 +291,19 @@ def test_the_raw_answer_is_still_there(agent: ScriptedAgent, serving: Serving) -
         serving, lambda client: client.chat.completions.create(model="cutline", messages=ASKED, tools=TOOLS)
     )
     assert msgspec.convert(got.model_extra["cutline"], Answer) == BOTH
+
+
+@pytest.mark.parametrize("tools", [True, False])
+def test_whether_the_model_calls_tools_is_told(agent: ScriptedAgent, serving: Serving, tools: bool) -> None:
+    """As clients of each API look it up."""
+    agent.now = msgspec.structs.replace(agent.now, tools=tools)
+
+    async def run() -> list[Any]:
+        async with serving() as url, httpx.AsyncClient(base_url=url, trust_env=False) as client:
+            models = (await client.get("/v1/models")).json()
+            props = (await client.get("/props")).json()
+            shown = (await client.post("/api/show", json={"model": "cutline"})).json()
+            return [models["data"][0]["capabilities"], shown["capabilities"], props["chat_template_caps"]]
+
+    able = ["completion", "vision", *(["tools"] if tools else [])]
+    assert asyncio.run(run()) == [able, able, {"supports_tools": tools}]
