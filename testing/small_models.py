@@ -103,6 +103,18 @@ class Small:
     processor: Mapping[str, Any]
     of_pieces: bool = False
     plain: tuple[str, ...] = ()
+    more_words: int = 0  # rows of the vocabulary that no token has
+
+    def smaller(self, *, rope: Mapping[str, Any], more_words: int = 0, **parts: Mapping[str, Any]) -> Small:
+        """A model of other sizes, by the `parts` of the config, that sees and reads the same."""
+
+        def config(words: Words) -> dict[str, Any]:
+            said = self.config(words)
+            sized: dict[str, Any] = {name: {**said[name], **sizes} for name, sizes in parts.items()}
+            sized["text_config"]["rope_parameters"] = {**said["text_config"]["rope_parameters"], **rope}
+            return said | sized
+
+        return replace(self, config=config, more_words=more_words)
 
     def write(self, folder: Path) -> None:
         """Make the folder."""
@@ -113,7 +125,7 @@ class Small:
         pad, bos = ("<pad>", "<bos>") if self.of_pieces else (PAD, START)
         special = {"pad_token_id": words[pad], "bos_token_id": words[bos], "eos_token_id": words[END]}
         said = self.config(words)
-        text = {**TEXT, "vocab_size": len(words) + 1, **special, **said.pop("text_config")}
+        text = {**TEXT, "vocab_size": len(words) + 1 + self.more_words, **special, **said.pop("text_config")}
         configured: Any = CONFIG_MAPPING[self.kind]
         config = configured(tie_word_embeddings=False, text_config=text, **said)
         save_weights(seeded(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)], config), torch.float32, folder)

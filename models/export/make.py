@@ -82,6 +82,8 @@ def export_bundle(
     manifest = source.manifest(name=name, role=role, precision=precision, target=drafts_for)
     if target is not None:
         _check_target(source, target)
+        source = source.resized(target.manifest.decoder.vocabulary)
+        manifest = source.manifest(name=name, role=role, precision=precision, target=drafts_for)
         # A drafter predicts its target's answer, so the target's penalties apply.
         manifest = structs.replace(manifest, penalties=target.manifest.penalties)
     _try_question(hf, manifest, source)

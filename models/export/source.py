@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,18 @@ class SourceModel:
     vision: VisionSpec
     decoder: DecoderSpec
     penalties: Penalties
+
+    def resized(self, vocabulary: int) -> SourceModel:
+        """With a vocabulary of so many rows, as its target has: published models pad theirs to different lengths.
+
+        Rows behind those of the tokenizer's tokens stand for nothing.
+        """
+        if vocabulary == self.decoder.vocabulary:
+            return self
+        with quiet():
+            self.model.resize_token_embeddings(vocabulary, mean_resizing=False)
+        decoder = msgspec.structs.replace(self.decoder, vocabulary=vocabulary)
+        return replace(self, decoder=decoder, parameters=_parameters(self.model, self.family))
 
     def manifest(self, *, name: str, role: Role, precision: Precision, target: str | None) -> Manifest:
         """The manifest of its bundle, with no files yet; `target` is the identity of a drafter's target."""

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,6 +15,7 @@ from transformers import AutoImageProcessor
 from cutline.errors import InputError
 from cutline.models.export.quiet import quiet
 from cutline.models.export.source import SourceModel, read_source
+from cutline.models.families.smolvlm import SmolVLM
 from cutline.models.images import decode_image, lossless
 from cutline.testing.small_models import SMALL
 
@@ -79,6 +81,16 @@ def test_a_device_and_a_worker_agree_on_what_a_family_is(source: SourceModel) ->
     assert family.is_alike(family)
     assert family.streams(line, "vision.0") == family.streams(line, "head") == 1
     assert family.streams(line, "decoder.0") == 1 + len(family.taps)
+
+
+def test_a_pair_shares_what_is_seen_and_no_more(source: SourceModel) -> None:
+    family = source.family
+    for name, value in msgspec.structs.asdict(family).items():
+        if isinstance(value, bool | str) or (isinstance(value, tuple) and not value):
+            continue
+        other = (*value[:-1], value[-1] * 2) if isinstance(value, tuple) else value * 2
+        assert family.is_alike(msgspec.structs.replace(family, **{name: other})) == (name in family.apart), name
+    assert not family.is_alike(SmolVLM(tile=32, patch=8, tile_tokens=4, longest_edge=32, split=False))
 
 
 @pytest.mark.parametrize(

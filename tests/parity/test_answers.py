@@ -188,3 +188,33 @@ def test_every_family_answers_so_through_agent_and_worker(
     for one, answer, right in zip(asked, answers, expected, strict=True):
         assert [token.id for token in answer.tokens] == right, (one.mode, one.cut)
         assert answer.exact
+
+
+def test_a_smaller_model_of_the_family_drafts_for_a_larger_one(image: bytes, tmp_path: Path) -> None:
+    """As Qwen3-VL 2B for 8B: another tower, other layers and widths, and a vocabulary that is padded further."""
+    vision = {"depth": 4, "hidden_size": 64, "num_heads": 2, "out_hidden_size": 64, "deepstack_visual_indexes": [0, 2]}
+    text = {"hidden_size": 64, "num_hidden_layers": 3, "head_dim": 32}
+    rope = {"mrope_section": [6, 5, 5], "mrope_interleaved": True}
+    small = SMALL["qwen3-vl"].smaller(vision_config=vision, text_config=text, rope=rope, more_words=30)
+    small.write(tmp_path / "small")
+    SMALL["qwen3-vl"].write(tmp_path / "large")
+    target = export_bundle(
+        tmp_path / "large", tmp_path / "t", role="target", precision="fp32", name="t", progress=lambda _: None
+    )
+    drafter = export_bundle(
+        tmp_path / "small",
+        tmp_path / "d",
+        role="drafter",
+        precision="int8",
+        name="d",
+        target=target,
+        progress=lambda _: None,
+    )
+    assert drafter.manifest.decoder.vocabulary == target.manifest.decoder.vocabulary
+    pixels = target.manifest.family.preprocess(decode_image(image))
+    ids = PromptBuilder.open(target).build([question(WORDS)], [pixels.grid]).ids
+    right = Whole(target).answer(Prompt(ids, (pixels,)), 10)
+    asked = [Request.about(image, WORDS, mode=mode, max_tokens=10) for mode in (Mode.CLOUD, Mode.DRAFT)]
+    with Worker(target) as here:
+        for answer in ask(drafter, target, here.address, *asked):
+            assert [token.id for token in answer.tokens] == right

@@ -30,8 +30,10 @@ from cutline.cloud.serving.ranks import Ranks
 from cutline.core.sampling import Sampling
 from cutline.errors import InputError, WorkerFailed
 from cutline.models.bundle import Bundle, Manifest
+from cutline.models.sight import piece_end
 from cutline.protos.client import WorkerClient
 from cutline.protos.messages import Confirmed, Open
+from cutline.testing.comparison import small_target
 
 Case = tuple[Open, bytes, tuple[int, ...]]
 
@@ -100,11 +102,17 @@ def ranks(
     )
 
 
-@pytest.mark.parametrize("model", ["bundle", "qwen"])
+@pytest.fixture(scope="module")
+def gemma3(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return small_target("gemma3", tmp_path_factory.mktemp("gemma3"))
+
+
+@pytest.mark.parametrize("model", ["bundle", "qwen", "gemma3"])
 def test_two_ranks_make_the_logits_of_one(model: str, request: pytest.FixtureRequest) -> None:
     """Prompts in pieces, answers, drafts that are rejected, a slot that begins with another's rows, entries anywhere.
 
-    The demo's target is SmolVLM's shape; the other one has biases, shared keys, and positions on three axes.
+    The demo's target is SmolVLM's shape; Qwen has biases, shared keys, and positions on three axes; Gemma has windows,
+    norms of queries and keys, and images whose tokens see each other both ways, where pieces end at seams.
     """
     bundle: Bundle = request.getfixturevalue(model)
     manifest, dice = bundle.manifest, np.random.default_rng(0)
@@ -124,7 +132,8 @@ def test_two_ranks_make_the_logits_of_one(model: str, request: pytest.FixtureReq
                 start, tokens = places[number], session.request.tokens
                 if start == len(tokens) or dice.random() < 0.2:
                     continue
-                end = min(len(tokens), start + int(dice.integers(1, 50)))
+                most = int(dice.integers(1, 50))
+                end = min(len(tokens), piece_end(session.request.positions.blocks, start, most))
                 drafted = int(dice.integers(0, end - start))
                 batch.append(SessionRows(session, start, tokens[start:end], drafted, deep_rows(session, start, end)))
                 images.append(pictures[number])
