@@ -1,6 +1,7 @@
-"""Write the tables of docs/reference/models.md: what becomes of every setting of a model's configuration files.
+"""Write the tables of docs/reference/models.md: what crosses the cuts of published models, and the fate of settings.
 
-They are those of `cutline.models.export.settings`. With `--check`, only say whether the page is fresh.
+They are of `cutline.models.shapes` and `cutline.models.export.settings`. With `--check`, only say whether the page is
+fresh.
 """
 
 from __future__ import annotations
@@ -11,12 +12,16 @@ from collections.abc import Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 
+from cutline.core.wire import Wire, bytes_per_row
+from cutline.models.costs import layer_costs, request_sizes
 from cutline.models.export.encoders.settings import TABLES as ENCODER_TABLES
 from cutline.models.export.encoders.source import CLASSES
 from cutline.models.export.fates import SettingFate
 from cutline.models.export.settings import TABLES, Tables
 from cutline.models.families import FAMILIES
+from cutline.models.shapes import known_shapes
 
+PHOTOGRAPH, TEXT = (1024, 768), 40  # pixels, and tokens of text
 PAGE = Path(__file__).resolve().parent.parent / "docs/reference/models.md"
 BEGIN, END = "<!-- settings: written by `make docs` -->\n", "<!-- end of settings -->\n"
 ENCODERS = "## Every setting of an encoder\n\nOf folders for `--role encoder`; their `model_type` may be {}.\n"
@@ -26,7 +31,7 @@ def render() -> str:
     """The tables, one a file."""
     kinds = ", ".join(f"`{kind}`" for family in FAMILIES for kind in family.kinds)
     encoders = ENCODERS.format(", ".join(f"`{kind}`" for kind in CLASSES))
-    parts = [f"What `model_type` in `config.json` may be: {kinds}.\n", *sections(TABLES, "")]
+    parts = [f"What `model_type` in `config.json` may be: {kinds}.\n", crossing(), *sections(TABLES, "")]
     return "\n".join([*parts, encoders, *sections(ENCODER_TABLES, "An encoder's ")])
 
 
@@ -34,6 +39,31 @@ def sections(tables: Tables, whose: str) -> Iterator[str]:
     """A table for each file, under its name."""
     for where, table in tables.items():
         yield f"### {whose}{where}\n\n| settings | here | how |\n|---|---|---|\n{''.join(lines(table))}"
+
+
+def crossing() -> str:
+    """What crosses each model's cuts."""
+    heads = ("`vision.0`", "`connector`", "`decoder.0`", "`decoder.1`", "middle", "a token", "keys and values")
+    width, height = PHOTOGRAPH
+    rows = [
+        "### What crosses\n",
+        f"Megabytes in fp16 for a photograph of {width} x {height} and {TEXT} tokens of text, by the sizes of "
+        "published models; at `image` some 0.1 to 0.4, a JPEG. A token that follows takes kilobytes at cuts inside "
+        "the decoder, and its keys and values take kilobytes in fp32 on a device that runs the whole decoder.\n",
+        f"| model | {' | '.join(heads)} |",
+        f"|---|{'---|' * len(heads)}",
+    ]
+    for name, shape in known_shapes().items():
+        manifest = shape.manifest(name, role="target", precision="fp32")
+        grid = shape.family.grid(PHOTOGRAPH)
+        sizes = request_sizes(manifest, [grid], shape.family.tokens(grid) + TEXT)
+        costs = {layer.name: layer for layer in layer_costs(manifest)}
+        cuts = ("vision.0", "connector", "decoder.0", "decoder.1", f"decoder.{shape.line.decoder // 2}")
+        sent = [f"{(costs[cut].boundary_bytes(sizes, Wire.FLOAT16) or 0) / 1e6:.1f}" for cut in cuts]
+        token = bytes_per_row(Wire.FLOAT16, shape.decoder.width) / 1e3
+        cache = sum(layer.kv_bytes_per_token for layer in costs.values()) / 1e3
+        rows.append(f"| {name} | {' | '.join(sent)} | {token:.1f} | {cache:.0f} |")
+    return "\n".join(rows) + "\n"
 
 
 def lines(table: Mapping[str, SettingFate]) -> Iterator[str]:

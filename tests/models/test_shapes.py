@@ -7,31 +7,67 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import (
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    SmolVLMConfig,
-    SmolVLMForConditionalGeneration,
-)
+from transformers import CONFIG_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from cutline.errors import InputError
 from cutline.models.export.source import _parameters
 from cutline.models.shapes import Shape, known_shapes, load_shape
 
-LAYERS = 2  # instead of all of them, which are alike
+LAYERS = 2  # instead of all of them, which are alike; as many as there are taps of a tower
 SMOL = {"image_size": 512, "patch_size": 16, "hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
+SIGLIP = {
+    "model_type": "siglip_vision_model",
+    "vision_use_head": False,
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_attention_heads": 16,
+    "patch_size": 14,
+}
 # As published: width, feed-forward, heads, heads of keys, vocabulary.
 TEXTS = {
     "smolvlm-256m": (576, 1536, 9, 3, 49280),
     "smolvlm-500m": (960, 2560, 15, 5, 49280),
     "qwen2.5-vl-3b": (2048, 11008, 16, 2, 151936),
     "qwen2.5-vl-7b": (3584, 18944, 28, 4, 152064),
+    "qwen3-vl-2b": (2048, 6144, 16, 8, 151936),
+    "qwen3-vl-8b": (4096, 12288, 32, 8, 151936),
+    "gemma3-4b": (2560, 10240, 8, 4, 262208),
+    "paligemma-3b": (2048, 16384, 8, 1, 257216),
 }
+
+
+def parts(name: str, width: int) -> tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """transformers' kind, and what is published of the whole, its tower and its decoder beside the counts."""
+    if name.startswith("smolvlm"):
+        whole: dict[str, Any] = {"scale_factor": 4, "image_token_id": 1}
+        return "smolvlm", whole, SMOL | {"num_hidden_layers": LAYERS}, {"model_type": "llama", "head_dim": 64}
+    if name.startswith("qwen2.5"):
+        tower: dict[str, Any] = {
+            "depth": LAYERS,
+            "hidden_size": 1280,
+            "num_heads": 16,
+            "intermediate_size": 3420,
+            "patch_size": 14,
+        }
+        windows: dict[str, Any] = {"out_hidden_size": width, "window_size": 112, "fullatt_block_indexes": [1]}
+        return "qwen2_5_vl", {}, tower | windows, {"rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}}
+    if name.startswith("qwen3"):
+        sizes = {"hidden_size": 1024, "intermediate_size": 4096} if "2b" in name else {}
+        # Three taps have three mergers; the weights of a layer do not depend on where they are.
+        tower = {**sizes, "depth": 3, "num_heads": 16, "out_hidden_size": width, "deepstack_visual_indexes": [0, 1, 2]}
+        rope = {"rope_type": "default", "mrope_section": [24, 20, 20], "mrope_interleaved": True}
+        return "qwen3_vl", {}, tower, {"head_dim": 128, "num_hidden_layers": 3, "rope_scaling": rope}
+    tower = SIGLIP | {"num_hidden_layers": LAYERS}
+    if name.startswith("gemma3"):
+        return "gemma3", {"mm_tokens_per_image": 256}, tower | {"image_size": 896}, {"head_dim": 256}
+    whole = {"projection_dim": width, "hidden_size": width}
+    return "paligemma", whole, tower | {"image_size": 224, "projection_dim": width}, {"model_type": "gemma"}
 
 
 def made(name: str) -> Any:
     """The model without weights."""
     width, forward, heads, kv_heads, vocabulary = TEXTS[name]
+    kind, whole, tower, more = parts(name, width)
     text: dict[str, Any] = {
         "hidden_size": width,
         "intermediate_size": forward,
@@ -39,32 +75,24 @@ def made(name: str) -> Any:
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
         "vocab_size": vocabulary,
+        **more,
     }
+    configured: Any = CONFIG_MAPPING[kind]
+    config = configured(vision_config=tower, text_config=text, **whole)
+    model: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
     with torch.device("meta"):
-        if name.startswith("smolvlm"):
-            text |= {"model_type": "llama", "head_dim": 64}
-            return SmolVLMForConditionalGeneration(
-                SmolVLMConfig(
-                    scale_factor=4,
-                    image_token_id=1,
-                    vision_config=SMOL | {"num_hidden_layers": LAYERS},
-                    text_config=text,
-                )
-            )
-        tower = {"depth": LAYERS, "hidden_size": 1280, "num_heads": 16, "intermediate_size": 3420, "patch_size": 14}
-        vision: dict[str, Any] = tower | {"out_hidden_size": width, "window_size": 112, "fullatt_block_indexes": [1]}
-        text |= {"rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}}
-        return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(vision_config=vision, text_config=text))
+        return model(config)
 
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_a_layer_of_each_kind_has_the_weights_of_the_published_model(name: str) -> None:
     shape = known_shapes()[name]
-    image, vision, *_, decoder, head = counted = _parameters(made(name), shape.family)
+    model = made(name)
+    image, vision, *_, decoder, head = counted = _parameters(model, shape.family)
     assert shape.parameters == {
         "image": image,
         "vision": vision,
-        "connector": counted[1 + LAYERS],
+        "connector": counted[1 + len(model.model.get_submodule(shape.family.parts.tower))],
         "decoder": decoder,
         "head": head,
     }
