@@ -26,6 +26,7 @@ from cutline.models.images import decode_image
 from cutline.models.layerline import END
 from cutline.models.prompt import PromptBuilder
 from cutline.testing.comparison import Prompt, Whole
+from cutline.testing.small_models import SMALL
 
 WORDS, LENGTH = "How many?", 20
 
