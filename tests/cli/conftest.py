@@ -164,7 +164,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     signal.signal(signal.SIGTERM, terminate)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its threads are none of other tests' business
 def worker() -> Iterator[str]:
     """The address of a worker of the demo's target, in this process."""
     with Worker(Bundle.open(TARGET), max_sessions=8) as here:

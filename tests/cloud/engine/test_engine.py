@@ -634,9 +634,10 @@ def test_commands_for_sessions_that_are_not_there_do_nothing() -> None:
 
 
 def test_stop_ends_the_thread_with_sessions_waiting() -> None:
+    before = set(threading.enumerate())
     with running(ScriptedTarget(2)) as engine:
         wait_at_first_token(engine, PROMPTS[0])
-        thread = next(thread for thread in threading.enumerate() if thread.name == "engine")
+        (thread,) = (one for one in set(threading.enumerate()) - before if one.name == "engine")
     assert not thread.is_alive()
 
 
