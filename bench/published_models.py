@@ -15,6 +15,7 @@ from cutline.models.export.quiet import quiet
 from cutline.models.families import FAMILIES, gemma3, internvl, qwen, smolvlm
 from cutline.models.families.gemma3 import Gemma3
 from cutline.models.families.internvl import InternVL
+from cutline.models.families.llava_onevision import LlavaOnevision
 from cutline.models.families.paligemma import PaliGemma
 from cutline.models.families.qwen import QwenVL
 from cutline.models.families.smolvlm import SmolVLM
@@ -128,6 +129,13 @@ def _reduced_paligemma(config: Files) -> Files:
     return config | {"text_config": text, "vision_config": vision, "hidden_size": WIDTH, "projection_dim": WIDTH}
 
 
+def _llava_images(config: Files) -> Files:
+    side = config.get("vision_config", {}).get("image_size", 384)
+    pins = config.get("image_grid_pinpoints") or [[side * down, side * across] for down in (1, 2) for across in (1, 2)]
+    square = {"height": side, "width": side}
+    return {"image_processor_type": "LlavaOnevisionImageProcessor", "size": square, "image_grid_pinpoints": pins}
+
+
 _SMOLVLM = Completion(
     {
         "image_token_id": 49190,
@@ -175,12 +183,26 @@ _PALIGEMMA = Completion(
     ("<bos>", "<eos>"),
     of_pieces=True,
 )
+_LLAVA_ONEVISION = Completion(
+    {
+        "image_token_index": 151646,
+        "text_config": {"model_type": "qwen2", "vocab_size": 152000, "eos_token_id": 151645},
+        "vision_config": {"model_type": "siglip_vision_model", "image_size": 56, "patch_size": 14},
+        "image_grid_pinpoints": [[56, 56], [56, 112], [112, 56], [112, 112]],
+    },
+    _llava_images,
+    _reduced_internvl,
+    INTERNVL_TEMPLATE.replace("<IMG_CONTEXT>", "<image>"),
+    {"image_token_id": "<image>"},
+    ("<|im_start|>", "<|im_end|>"),
+)
 COMPLETIONS: Mapping[type, Completion] = {
     SmolVLM: _SMOLVLM,
     QwenVL: _QWEN,
     InternVL: _INTERNVL,
     Gemma3: _GEMMA,
     PaliGemma: _PALIGEMMA,
+    LlavaOnevision: _LLAVA_ONEVISION,
 }
 
 

@@ -261,6 +261,27 @@ def _gemma3() -> Small:
     return Small("gemma3", markers, GEMMA_TEMPLATE, config, processor, of_pieces=True)
 
 
+def _llava_onevision() -> Small:
+    pins = [[64 * down, 64 * across] for down in range(1, 4) for across in range(1, 4)]
+
+    def config(words: Words) -> dict[str, Any]:
+        return {
+            "image_token_id": words["<image>"],
+            "image_grid_pinpoints": pins,
+            "vision_aspect_ratio": "anyres_max_4",  # so that larger fields are shrunk
+            "vision_config": SIGLIP,
+            "text_config": {"model_type": "qwen2", "rope_theta": 1e6},
+        }
+
+    processor = {
+        "image_processor_type": "LlavaOnevisionImageProcessor",
+        "size": {"height": 64, "width": 64},
+        "image_grid_pinpoints": pins,
+    }
+    template = INTERNVL_TEMPLATE.replace("<IMG_CONTEXT>", "<image>")
+    return Small("llava_onevision", ("<image>",), template, config, processor)
+
+
 def _paligemma(text: str, **more: Any) -> Small:
     def config(words: Words) -> dict[str, Any]:
         return {
@@ -294,6 +315,7 @@ SMALL: Mapping[str, Small] = {
     "internvl-qwen2": _internvl("qwen2"),
     "internvl-qwen3": _internvl("qwen3"),
     "gemma3": _gemma3(),
+    "llava-onevision": _llava_onevision(),
     "paligemma": _paligemma("gemma"),
     "paligemma2": _paligemma(
         "gemma2",

@@ -59,7 +59,8 @@ class Tower:
         for index, layer in enumerate(model.get_submodule(parts.tower)):
             step = partial(family.step, layer, index, ops=OPS)
             self.layers[f"vision.{index}"] = Layer(step)
-        self.layers["connector"] = Layer(partial(family.leave, connector, ops=OPS))
+        learnt = [getattr(model, name) for name in parts.learnt]
+        self.layers["connector"] = Layer(partial(family.leave, [*connector, *learnt], ops=OPS))
         self._family = family
         self._line = line
         self._end = min(line.place(end), line.place("decoder.0"))

@@ -44,6 +44,7 @@ class TowerGraph(nn.Module):
         self.image = nn.ModuleList(map(model.get_submodule, parts.image))
         self.layers = model.get_submodule(parts.tower)
         self.connector = nn.ModuleList(map(model.get_submodule, parts.connector))
+        self.learnt = nn.ParameterList([getattr(model, name) for name in parts.learnt])
 
     def forward(self, pixels: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
         """From `pixels` to the boundary at every cut, `vision.0` first and `decoder.0` last."""
@@ -52,7 +53,7 @@ class TowerGraph(nn.Module):
         boundaries = [self._family.enter(list(self.image), pixels, beside)]
         for index, layer in enumerate(self.layers):
             boundaries.append(self._family.step(layer, index, boundaries[-1], beside, ops))
-        return (*boundaries, self._family.leave(list(self.connector), boundaries[-1], beside, ops))
+        return (*boundaries, self._family.leave([*self.connector, *self.learnt], boundaries[-1], beside, ops))
 
 
 def export_vision(model: Any, family: Family, folder: Path, cuts: Sequence[str]) -> float:

@@ -14,6 +14,7 @@ import msgspec
 from cutline.models.families.family import COUNTED, Family, Grid, Ops, Positions
 from cutline.models.families.gemma3 import Gemma3
 from cutline.models.families.internvl import InternVL
+from cutline.models.families.llava_onevision import LlavaOnevision
 from cutline.models.families.paligemma import PaliGemma
 from cutline.models.families.qwen2vl import Qwen2VL
 from cutline.models.families.qwen3vl import Qwen3VL
@@ -21,7 +22,7 @@ from cutline.models.families.qwen25vl import Qwen25VL
 from cutline.models.families.smolvlm import SmolVLM
 
 GROUP = "cutline.families"
-FAMILIES: tuple[type[Family], ...] = (SmolVLM, Qwen25VL, Qwen2VL, Qwen3VL, InternVL, Gemma3, PaliGemma)
+FAMILIES: tuple[type[Family], ...] = (SmolVLM, Qwen25VL, Qwen2VL, Qwen3VL, InternVL, Gemma3, PaliGemma, LlavaOnevision)
 
 __all__ = ["COUNTED", "FAMILIES", "DecodedFamily", "Family", "Grid", "Ops", "Positions", "every_family", "family_from"]
 

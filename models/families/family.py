@@ -48,13 +48,15 @@ class Parts:
     """The names of the submodules of a transformers `model.model` that hold the layers of its line.
 
     `image` and `connector` may be several modules; `tower` is a list with one module for each layer. `decoder` has the
-    embeddings, `layers`, the last norm and the rotary embedding; the head is `model.lm_head`.
+    embeddings, `layers`, the last norm and the rotary embedding; the head is `model.lm_head`. Parameters of the model
+    itself that `leave` takes behind the modules of the connector are `learnt`.
     """
 
     image: tuple[str, ...]
     tower: str
     connector: tuple[str, ...]
     decoder: str
+    learnt: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -33,8 +33,7 @@ class TileFamily(Family, frozen=True, forbid_unknown_fields=True, kw_only=True):
         """Rows of a tile within the tower."""
         return (self.tile // self.patch) ** 2
 
-    @staticmethod
-    def tiles(grid: Grid) -> int:
+    def tiles(self, grid: Grid) -> int:
         """The number of tiles of an image."""
         return grid[0] * grid[1] + 1
 

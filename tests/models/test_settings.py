@@ -17,6 +17,7 @@ from transformers import (
     InternVLConfig,
     InternVLVisionConfig,
     LlamaConfig,
+    LlavaOnevisionConfig,
     PaliGemmaConfig,
     Qwen2_5_VLConfig,
     Qwen2Config,
@@ -29,6 +30,7 @@ from transformers import (
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.idefics3.configuration_idefics3 import Idefics3VisionConfig
+from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
 from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLTextConfig, Qwen2VLVisionConfig
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -50,6 +52,7 @@ MODELS = (
     InternVLConfig,
     Gemma3Config,
     PaliGemmaConfig,
+    LlavaOnevisionConfig,
 )
 DECODERS = (
     LlamaConfig,
@@ -77,6 +80,7 @@ PROCESSORS = (
     GotOcr2ImageProcessorPil,
     Gemma3ImageProcessorPil,
     SiglipImageProcessorPil,
+    LlavaOnevisionImageProcessorPil,
 )
 LIMITED = [
     (where, name, setting.taken)
