@@ -14,13 +14,17 @@ from cutline.core.constraint import dialect
 from cutline.protos.v1 import worker_pb2 as pb
 
 CONSTRAINT = "sampling.constraint"
+# A worker that sums shares of probability otherwise may draw another token: it lacks this one.
+TOP_P = "sampling.top_p.fixed_point"
+NEUTRAL = {"Sampling.top_p": 1.0}  # values that change no answer, of fields whose values are always sent
 FIRST_SAMPLING = 4  # number of the last field of `Sampling` in the first version; every later one changes an answer
 
-# The fields of `Open` and of its sub-messages that were added after the first version, as "Message.field". Each maps to
-# its feature, or to None if a worker that ignores the field gives the same answer.
+# The fields of `Open` and of its sub-messages that were added after the first version, or mean something else since, as
+# "Message.field". Each maps to its feature, or to None if a worker that ignores the field gives the same answer.
 LATER: Mapping[str, str | None] = {
     "Open.requires": None,
     "Open.request_id": None,
+    "Sampling.top_p": TOP_P,
     **{
         f"Sampling.{field.name}": f"sampling.{field.name}"
         for field in pb.Sampling.DESCRIPTOR.fields
@@ -38,8 +42,9 @@ def required(message: Any) -> tuple[str, ...]:
     """The features that a peer needs to understand all of a protobuf `message`."""
     found = set[str]()
     for field, value in message.ListFields():
-        feature = LATER.get(f"{message.DESCRIPTOR.name}.{field.name}")
-        if feature is not None:
+        name = f"{message.DESCRIPTOR.name}.{field.name}"
+        feature = LATER.get(name)
+        if feature is not None and value != NEUTRAL.get(name):
             found.add(_named(feature))
         if field.message_type is not None:
             for part in value if field.is_repeated else (value,):

@@ -69,3 +69,10 @@ def test_a_newer_message_is_not_the_clients_fault(unknown: bytes | pb.AgentMessa
         message.boundary.rows.ParseFromString(message.boundary.rows.SerializeToString() + b"\x08\x63")  # type 99
     with pytest.raises(VersionMismatch):
         agent_from_wire(message)
+
+
+def test_a_worker_that_sums_shares_of_probability_otherwise_is_not_asked_to() -> None:
+    assert agent_to_wire(OPENING).open.requires == []
+    asked = replace(OPENING, sampling=Sampling(temperature=1.0, top_p=0.9))
+    assert agent_to_wire(asked).open.requires == ["sampling.top_p.fixed_point"]
+    assert "sampling.top_p.fixed_point" in features.understood()

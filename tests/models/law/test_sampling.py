@@ -15,7 +15,7 @@ from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from cutline.core.sampling import MAX_NAMED, Sampling
 from cutline.errors import InputError
 from cutline.models.law.noise import _log, _philox, gumbel
-from cutline.models.law.sampling import _kept, choose
+from cutline.models.law.sampling import _kept, _weights, choose
 
 seeds = st.integers(0, 2**63 - 1)
 positions = st.integers(0, 2**40)
@@ -107,6 +107,24 @@ def test_tokens_have_the_distribution_of_the_warped_softmax(sampling: Sampling, 
 def test_numpy_and_torch_choose_the_same_token(sampling: Sampling, position: int) -> None:
     logits = np.random.default_rng(position % 1000).normal(0, 2, 40).astype(np.float32)
     assert choose(logits, sampling, position) == choose(torch.from_numpy(logits), sampling, position, xp=torch)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_top_p_leaves_the_same_tokens_in_numpy_and_torch(seed: int) -> None:
+    """Of a large vocabulary, where floats would be summed in another order."""
+    dice = np.random.default_rng(seed)
+    scaled = (dice.normal(0, 1 + seed % 3, 151_936) * 2).astype(np.float32)
+    scaled[dice.integers(0, len(scaled), 50)] = -np.inf  # which a constraint forbids
+    weights = _weights(np.sort(scaled)[::-1].copy(), np)
+    assert weights.tobytes() == _weights(torch.from_numpy(np.sort(scaled)[::-1].copy()), torch).numpy().tobytes()
+    exact = np.exp(np.sort(scaled)[::-1].astype(np.float64) - scaled.max())
+    assert np.abs(weights / 2.0**40 - exact).max() <= 2.0**-39
+    shares = np.cumsum(exact) / exact.sum()
+    for top_p in dice.uniform(0.01, 1.0, 20):
+        sampling = Sampling(temperature=1.0, top_p=top_p)
+        kept = _kept(scaled, sampling, np)
+        assert kept.tobytes() == _kept(torch.from_numpy(scaled), sampling, torch).numpy().tobytes()
+        assert abs(kept.sum() - np.searchsorted(shares, top_p) - 1) <= 1
 
 
 def test_greedy_is_argmax_and_the_best_token_is_always_kept() -> None:
