@@ -19,8 +19,8 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from cutline.demo.bundles import TARGET
 from cutline.demo.tokenizer import PAD, START
 from cutline.models.families import gemma3, internvl, paligemma, qwen
-from cutline.models.families.tools import HERMES
 from cutline.models.prompt import TEMPLATE
+from cutline.models.tools import HERMES
 from cutline.models.vocabulary import TOKENIZER
 from cutline.testing.random_models import save_weights, seeded
 

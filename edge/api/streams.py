@@ -17,7 +17,7 @@ from cutline.edge.generation.events import Event
 from cutline.edge.generation.result import Answer, Token
 from cutline.errors import CutlineError, WorkerUnavailable
 from cutline.models.bundle import Manifest
-from cutline.models.families.tools import Argued, Called, CallReader, Piece, Said
+from cutline.models.tools import Argued, Called, CallReader, Piece, Said
 
 KEEP_ALIVE = 10.0  # seconds of silence after which it is said that the answer is still being made
 STOPPED = "the agent was stopped before it had an answer; ask another"

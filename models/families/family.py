@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cutline.models.families.tools import ToolSyntax
 from cutline.models.images import Pixels, Size, lossless, read_header, size_fault
 from cutline.models.layerline import LayerLine
 from cutline.models.sight import CAUSAL, Block, Sight
+from cutline.models.tools import ToolSyntax
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=10**7)]
 Index = Annotated[int, msgspec.Meta(ge=0)]

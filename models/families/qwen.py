@@ -19,8 +19,8 @@ from PIL import Image
 
 from cutline.errors import InputError
 from cutline.models.families.family import Arrays, Count, Family, Grid, Ops, Positions, Spread, channels
-from cutline.models.families.tools import HERMES, ToolSyntax
 from cutline.models.images import MAX_ASPECT, MAX_PIXELS, Pixels, Size, normalised, size_fault
+from cutline.models.tools import HERMES, ToolSyntax
 
 IMAGE, START, END = "<|image_pad|>", "<|vision_start|>", "<|vision_end|>"
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

@@ -17,8 +17,8 @@ from cutline.core.tools import MAX_BYTES, MAX_TOOLS, Tool, Toolbox, ToolCall
 from cutline.demo.bundles import TARGET
 from cutline.errors import InputError
 from cutline.models.bundle import Bundle
-from cutline.models.families.tools import HERMES, Argued, Called, CallReader, Said
 from cutline.models.prompt import PromptBuilder
+from cutline.models.tools import HERMES, Argued, Called, CallReader, Said
 
 WEATHER = Tool.of("weather", "Where is it wet?", {"type": "object", "properties": {"city": {"type": "string"}}})
 

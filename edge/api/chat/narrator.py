@@ -33,7 +33,7 @@ from cutline.edge.api.streams import AnswerPieces, whole_of, words_of
 from cutline.edge.generation.events import Corrected, Event, Guessed, Planned, Settled
 from cutline.edge.generation.result import Answer, Lost
 from cutline.models.bundle import Manifest
-from cutline.models.families.tools import Argued, Called, Piece
+from cutline.models.tools import Argued, Called, Piece
 
 
 class Narrator:

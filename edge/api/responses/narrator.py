@@ -22,7 +22,7 @@ from cutline.edge.api.responses.objects import (
 from cutline.edge.api.streams import AnswerPieces
 from cutline.edge.generation.events import Event, Settled
 from cutline.edge.generation.result import Answer
-from cutline.models.families.tools import Argued, Called, Piece, Said
+from cutline.models.tools import Argued, Called, Piece, Said
 
 
 class ResponseTeller:
