@@ -63,7 +63,7 @@ class PlannedModels:
                 raise InputError(f"{name} is no shape of a model and the other is; give two shapes or two bundles")
         given = [(Path(name).name, shape) for name, shape in zip(named, shapes, strict=True) if name and shape]
         (small_name, small), (big_name, big) = given[0], given[-1]
-        if small.family != big.family:
+        if not small.family.is_alike(big.family):
             raise InputError(f"{small_name} does not draft for {big_name}: they prepare images differently")
         target = big.manifest(big_name, role="target", precision="fp32")
         drafter = small.manifest(small_name, role="drafter", precision="int8", target=target.identity)

@@ -22,7 +22,7 @@ from cutline.edge.inference.drafter import Drafter
 from cutline.edge.inference.kv_cache import Rows
 from cutline.edge.inference.target_prefix import PREFILL, device_cuts
 from cutline.edge.inference.vision_encoder import VisionSpan
-from cutline.models.bundle import Bundle, DecoderSpec, Manifest
+from cutline.models.bundle import Bundle, Manifest
 from cutline.models.images import decode_image
 
 TOKENS, TOGETHER = 64, 8  # tokens drafted one by one, and how many are timed together
@@ -84,7 +84,7 @@ def drafter_table(
     decoder = Decoder.open(bundle, threads=threads, provider=provider)
     tile = one_tile(manifest)
     counts, behind = row_counts(manifest.decoder.context)
-    state, noise = decoder.new_state(), _noise(decoder.spec, counts[-1])
+    state, noise = decoder.new_state(), _noise(decoder, counts[-1])
     prefill = [(rows, median_seconds(_prefill, state, noise[:rows], True, budget=seconds / 8)) for rows in counts[1:]]
     return DrafterTable(
         model=manifest.identity,
@@ -152,7 +152,7 @@ def _some(cuts: Sequence[str]) -> list[str]:
 
 def _timed(prefix: Decoder, counts: Sequence[int], behind: int, budget: float) -> Iterator[tuple[int, float]]:
     """Seconds of steps of `counts` rows after `behind` tokens, except the last count, which is a prompt by itself."""
-    state, noise = prefix.new_state(), _noise(prefix.spec, counts[-1])
+    state, noise = prefix.new_state(), _noise(prefix, counts[-1])
 
     def step(rows: int) -> None:
         state.rollback(behind)
@@ -190,5 +190,5 @@ def _token_seconds(drafter: Drafter, behind: int) -> float:
     return significant(statistics.median(times[1:]))
 
 
-def _noise(spec: DecoderSpec, rows: int) -> Rows:
-    return np.random.default_rng(0).standard_normal((rows, spec.width), np.float32)
+def _noise(decoder: Decoder, rows: int) -> Rows:
+    return np.random.default_rng(0).standard_normal((rows, decoder.rows_width), np.float32)

@@ -303,6 +303,14 @@ def test_published_models_are_planned_for_before_anything_is_exported(run: Run) 
     assert found["asked"]["prompt_tokens"] > 13 * 64  # a photograph is twelve tiles and the whole
     larger = planned(run, "--target", "qwen2.5-vl-7b", "--edge", "jetson-agx-orin-64gb", "--exact")
     assert larger["plan"]["cloud_ms"] > found["plan"]["cloud_ms"]
+    # A pair whose towers differ; rows that cross before the layers that take what goes beside them are wider.
+    pair = ("--bundle", "qwen3-vl-2b", "--target", "qwen3-vl-8b")
+    sent = {
+        plan["cut"]: plan["bytes_up"]
+        for plan in planned(run, *pair, "--edge", "jetson-agx-orin-64gb", "--explain", "--mode", "split")["plans"]
+        if plan["wire"] == "fp16"
+    }
+    assert sent["decoder.0"] > 1.2 * sent["decoder.1"] > 1.2 * sent["decoder.2"] > 1.2 * sent["decoder.3"]
 
 
 def test_only_what_runs_on_the_device_counts(run: Run) -> None:
