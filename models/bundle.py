@@ -32,7 +32,7 @@ from cutline.core.storage.files import (
 from cutline.core.storage.seal import is_sealed, seal, unseal
 from cutline.core.wire import Wire
 from cutline.errors import BundleError
-from cutline.models.families import DecodedFamily, family_from
+from cutline.models.families import DecodedFamily, UnknownFamily, family_from
 from cutline.models.law.penalties import NO_PENALTIES, Penalties
 from cutline.models.layerline import Count, LayerLine, Layers
 
@@ -158,6 +158,8 @@ def read_manifest(path: Path) -> Manifest:
     content = manifest_at(path)
     try:
         manifest = _decoded(content, path)
+    except UnknownFamily as error:
+        raise BundleError(f"{path} holds {error}") from None
     except (*UNREADABLE, ValueError) as error:
         raise BundleError(f"the manifest of {path} does not read ({error}); export the bundle again") from None
     line, layers = manifest.line, manifest.line.layers

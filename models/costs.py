@@ -50,6 +50,7 @@ class LayerCost:
 
     `crosses` is what the rows of the boundary before it stand for, and `width` is their width. It is None before
     `image`, where an image file crosses. There are `streams` rows for each, or one as wide as all of them together.
+    A row sees the last `window` rows, or with 0 all.
     """
 
     name: str
@@ -60,10 +61,12 @@ class LayerCost:
     crosses: Unit | None
     width: int
     streams: int = 1
+    window: int = 0
 
     def flops(self, rows: int, context: float) -> float:
         """Operations for `rows` rows, each of which sees `context` rows including itself."""
-        return 2.0 * self.parameters * rows + 4.0 * rows * context * self.attends
+        seen = min(context, self.window) if self.window else context
+        return 2.0 * self.parameters * rows + 4.0 * rows * seen * self.attends
 
     def prefill_flops(self, sizes: Sizes) -> float:
         """Operations of a prefill. A row of the prompt sees half of the prompt on average."""
@@ -106,6 +109,7 @@ def layer_costs(manifest: Manifest, *, value_bytes: int = VALUE_BYTES) -> tuple[
             crosses="image token" if name == "decoder.0" else crosses,
             width=width * streams if deep else width,
             streams=1 if deep else streams,
+            window=manifest.family.sight(int(name.partition(".")[2])).window if kind == "decoder" else 0,
         )
 
     return tuple(map(cost, manifest.line.layers, manifest.parameters))

@@ -7,7 +7,8 @@ to a seam: a position where no row before it sees one behind it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -31,7 +32,7 @@ class Sight(NamedTuple):
         """The first and the last position that each of the rows at `[start, end)` sees."""
         last = np.arange(start, end)
         first = np.maximum(last - self.window + 1, 0) if self.window else np.zeros_like(last)
-        for begin, behind in () if self.blocks == "shut" else blocks:
+        for begin, behind in () if self.blocks == "shut" else _about(blocks, start, end):
             inside = slice(max(begin - start, 0), max(behind - start, 0))
             last[inside] = behind - 1
             if self.blocks == "whole":
@@ -46,11 +47,17 @@ class Sight(NamedTuple):
 
     def is_causal(self, blocks: Sequence[Block], start: int, end: int) -> bool:
         """Whether each of the rows at `[start, end)` sees all that stands before it and itself, and nothing else."""
-        inside = self.blocks != "shut" and any(begin < end and behind > start for begin, behind in blocks)
+        inside = self.blocks != "shut" and len(_about(blocks, start, end)) > 0
         return not inside and (self.window == 0 or self.window >= end)
 
 
 CAUSAL = Sight()
+
+
+def _about(blocks: Sequence[Block], start: int, end: int) -> Sequence[Block]:
+    """Those of `blocks` that have a position in `[start, end)`."""
+    first = bisect_right(blocks, start, key=lambda block: block[1])
+    return blocks[first : bisect_left(blocks, end, lo=first, key=lambda block: block[0])]
 
 
 def seam_before(blocks: Sequence[Block], position: int) -> int:
@@ -59,12 +66,20 @@ def seam_before(blocks: Sequence[Block], position: int) -> int:
 
 
 def piece_end(blocks: Sequence[Block], start: int, most: int) -> int:
-    """Where a piece of a prompt ends that begins at the seam `start`: at a seam, after `most` rows at most.
+    """Where a piece of a prompt ends that begins at `start`: at a seam, after `most` rows at most.
 
-    A block that is longer goes as a whole.
+    A block that is longer goes as a whole, and so does what is left of one that is run again from its middle.
     """
     end = seam_before(blocks, start + most)
-    return end if end > start else next(behind for begin, behind in blocks if begin == start)
+    return end if end > start else next(behind for begin, behind in blocks if begin <= start < behind)
+
+
+def pieces(blocks: Sequence[Block], start: int, end: int, most: int) -> Iterator[Block]:
+    """A prompt's tokens `[start, end)`, from a seam on, in pieces that end at seams, as `piece_end` has it."""
+    while start < end:
+        last = min(piece_end(blocks, start, most), end)
+        yield start, last
+        start = last
 
 
 def shared_seam(blocks: Sequence[Block], others: Sequence[Block], count: int) -> int:

@@ -269,7 +269,7 @@ def _llava_onevision() -> Small:
             "image_token_id": words["<image>"],
             "image_grid_pinpoints": pins,
             "vision_aspect_ratio": "anyres_max_4",  # so that larger fields are shrunk
-            "vision_config": SIGLIP,
+            "vision_config": {**SIGLIP, "patch_size": 8},  # thin pictures leave some
             "text_config": {"model_type": "qwen2", "rope_theta": 1e6},
         }
 

@@ -70,7 +70,8 @@ def rows_by_session(sessions: Iterable[Session], cost: PassCost, recent: float) 
 def batched(wanted: Iterable[SessionRows], cost: PassCost, *, decodes: bool) -> list[SessionRows]:
     """The next pass, of what is `wanted`: all of whoever is answered, and of prompts as much as there is room for.
 
-    Prompts are run in pieces, so that nobody's answer waits long for another's prompt; `turn` says whose comes first.
+    Prompts are run in pieces, so that nobody's answer waits long for another's prompt; `turn` says whose comes first. A
+    piece is longer than there is room for where rows of a block see each other.
     A span that does not decode has no answers: it takes all.
     """
     batch: list[SessionRows] = []

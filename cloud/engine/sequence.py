@@ -16,7 +16,7 @@ from cutline.errors import CutlineError, WorkerFailed
 from cutline.models.families import COUNTED, Grid, Positions
 from cutline.models.law.penalties import NO_PENALTIES, Past, Penalties
 from cutline.models.law.sampling import agreeing
-from cutline.models.sight import Block, piece_end
+from cutline.models.sight import Block, piece_end, seam_before
 from cutline.protos.messages import Confirmed, Draft, Finished, Likelihood, Opened, Reason
 
 if TYPE_CHECKING:  # its library is loaded where somebody asks for it
@@ -371,9 +371,11 @@ class SessionRows:
         if len(self.tokens) <= count or len(self.tokens) == self.drafted + 1:
             return self
         count = piece_end(self.blocks, self.start, count) - self.start
-        if len(self.tokens) <= count:
+        before = len(self.tokens) - self.drafted - 1  # the one after them chooses, and goes with what is drafted
+        if count > before:
+            count = seam_before(self.blocks, self.start + before) - self.start
+        if count <= 0:
             return self
-        count = min(count, len(self.tokens) - self.drafted - 1)
         boundary = None if self.boundary is None else self.boundary[:count]
         return replace(self, tokens=self.tokens[:count], drafted=0, boundary=boundary, partial=True)
 

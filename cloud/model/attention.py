@@ -28,6 +28,7 @@ FEW = 16  # rows of a session below which it may attend together with others
 # Measured: a row more for a position's keys and values costs a fifth of reading them, a call as much as 256 positions.
 READ_ROWS = 5
 CALL_COST = 256 * READ_ROWS
+_CAPPED_ROWS = 256  # whose scores are written out at a time where they stay below a cap
 _STEP = 8  # lengths are multiples of it where there is room: kernels of a GPU want their masks so
 
 
@@ -224,18 +225,27 @@ def _attention(
 ) -> Tensor:
     """Attention (n, heads, rows, width); keys may have fewer heads. Scores stay below `softcap`, unless that is 0."""
     if not softcap:
-        shared = query.shape[1] != keys.shape[1]
+        fewer = query.shape[1] != keys.shape[1]
         made: Tensor = functional.scaled_dot_product_attention(
-            query, keys, values, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=shared
+            query, keys, values, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=fewer
         )
         return made
-    keys, values = (each.repeat_interleave(query.shape[1] // each.shape[1], dim=1) for each in (keys, values))
-    scores = softcap * torch.tanh(query @ keys.transpose(-1, -2) * scale / softcap)
-    if causal:
-        mask = torch.ones(query.shape[2], keys.shape[2], dtype=torch.bool, device=query.device).tril()
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype is torch.bool else scores + mask
-    return scores.softmax(-1, dtype=torch.float32).to(values.dtype) @ values
+    # Scores are written out, of some rows at a time: of a long prompt they would take more memory than all else.
+    heads, shared, length = query.shape[1], keys.shape[1], keys.shape[2]
+    places = torch.arange(length, device=query.device)
+    parts = []
+    for first in range(0, query.shape[2], _CAPPED_ROWS):
+        rows = query[:, :, first : first + _CAPPED_ROWS].unflatten(1, (shared, heads // shared))
+        scores = softcap * torch.tanh(rows @ keys[:, :, None].transpose(-1, -2) * scale / softcap)
+        if causal:
+            seen = places <= torch.arange(first, first + rows.shape[3], device=query.device)[:, None]
+            scores = scores.masked_fill(~seen, -torch.inf)
+        elif mask is not None:
+            part = mask[..., first : first + _CAPPED_ROWS, :]
+            # (rows, length) of what is seen, or (n, 1, rows, length) of what is added.
+            scores = scores.masked_fill(~part, -torch.inf) if part.dtype is torch.bool else scores + part[:, :, None]
+        parts.append((scores.softmax(-1, dtype=torch.float32).to(values.dtype) @ values[:, :, None]).flatten(1, 2))
+    return torch.cat(parts, 2)
 
 
 class Layout:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -42,9 +43,10 @@ def run_layers(layers: Sequence[nn.Module], hidden: Tensor, rotary: Rotary, layo
 class Compiled:
     """What `run_layers` does, by compiled code where it was made for."""
 
-    def __init__(self, layers: Sequence[nn.Module], cache: SlotCache) -> None:
-        """For spans of `layers`."""
-        self.block = block_size(len(layers))
+    def __init__(self, layers: Sequence[nn.Module], cache: SlotCache, *, ends: Sequence[int] = ()) -> None:
+        """For spans of `layers`. Before each of `ends`, counted from the first of them, a block ends."""
+        edges = [0, *ends, len(layers)]
+        self.block = block_size(math.gcd(*(last - first for first, last in itertools.pairwise(edges))))
         for layer in layers:
             for module in layer.modules():
                 # A number would be compiled in, and every block's code be its own.

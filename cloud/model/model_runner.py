@@ -131,7 +131,8 @@ class Target:
 
         self._compiled: Compiled | None = None
         if compiled and self.decodes:
-            self._compiled = Compiled([self._decoder.layers[index] for index in self._layers], self._cache)
+            ends = [layer - self._layers.start for layer in self._turning]
+            self._compiled = Compiled([self._decoder.layers[index] for index in self._layers], self._cache, ends=ends)
             self._compiled.warm_up(self._warm_up)
 
     def steps(
@@ -179,8 +180,7 @@ class Target:
         raises PassAborted.
         """
         if not self.decodes:  # a row a stream
-            rows = (torch.empty(0, self._ends) if image is None else image.float().cpu() for image in images)
-            return [made.reshape(len(made) * self._ends, -1) for made in rows]
+            return [torch.empty(0, 1) if image is None else self._apart(image.float().cpu()) for image in images]
         # Whoever enters at a later layer stands further back, so that those who join are put behind the others.
         entry = {at: self._line.decoder_layer(rows.cut) for at, rows in enumerate(batch)}
         order = sorted(entry, key=lambda at: (entry[at], sort_key(len(batch[at].tokens), batch[at].slot)))
@@ -266,6 +266,10 @@ class Target:
                 hidden = functional.pad(hidden, (0, image.shape[1] - self._width))
                 hidden[places] = image[before : before + len(places)].to(hidden)
         return hidden
+
+    def _apart(self, rows: Tensor) -> Tensor:
+        """The streams of image rows (n, streams * width), a row each."""
+        return rows.reshape(len(rows) * self._ends, rows.shape[1] // self._ends)
 
     def _aligned(self, parts: Sequence[Tensor]) -> Tensor:
         """What enters in one tensor: as wide as the residual stream where that is all there is, else with all streams.

@@ -135,8 +135,9 @@ class Reception:
         if opening.cut == "image":
             return ReceivedUpload(tenant, kept, files=await _images(inbox, opening.images))
         count, width = self._boundary_shape(opening)
-        if count * width * 4 > MAX_BOUNDARY_BYTES:
-            raise InputError(f"a boundary of {count} rows is over {MAX_BOUNDARY_BYTES >> 20} MiB as float32; send less")
+        most = MAX_BOUNDARY_BYTES * self._manifest.family.streams(self._manifest.line, opening.cut)
+        if count * width * 4 > most:
+            raise InputError(f"a boundary of {count} rows is over {most >> 20} MiB as float32; send less")
         parts, come, wires = [np.empty((0, width), np.float32)], 0, set[Wire]()
         while come < count:
             message = await inbox.next()

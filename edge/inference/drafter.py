@@ -19,10 +19,13 @@ from cutline.models.bundle import Bundle, Manifest
 from cutline.models.images import Pixels
 from cutline.models.law.penalties import NO_PENALTIES, Past
 from cutline.models.law.sampling import agreeing, choose
+from cutline.models.sight import pieces
 from cutline.protos.messages import Likelihood
 
 if TYPE_CHECKING:  # its library is loaded where somebody asks for it
     from cutline.models.law.grammars import CompiledConstraint
+
+PREFILL = 128  # rows of a prompt in a run, where it is run in pieces
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +186,12 @@ class DrafterConversation:
         if not answer:
             history.rollback(min(len(history.keys), length - 1))  # the last token runs again, for its logits
         if (cached := len(history.keys)) < length:
-            logits = history.extend(self._rows.after(cached), self._prompt[cached:], last_only=True)
+            rows, logits = self._rows.after(cached), np.empty((0, 0), np.float32)
+            # What rows see is as wide as the prompt for each of them, where the graph is told: then in pieces.
+            most = PREFILL if self._decoder.biases else length
+            for start, end in pieces(history.blocks, cached, length, most):
+                part = rows[start - cached : end - cached]
+                logits = history.extend(part, self._prompt[start:end], last_only=True)
             if not answer:
                 return _last(logits)
         # The last token of the answer runs again too, for its logits.

@@ -22,7 +22,7 @@ from cutline.errors import BundleError, InputError
 from cutline.models.bundle import Bundle, Manifest, span_file
 from cutline.models.images import Pixels
 from cutline.models.law.sampling import agreeing
-from cutline.models.sight import piece_end
+from cutline.models.sight import pieces
 
 PREFILL = 128  # rows a run: while some are in flight, the next are computed
 MAX_SPANS = 8  # loaded at once, so that a plan that alternates between cuts reloads none of them
@@ -211,9 +211,7 @@ class Crossing:
         if cached:
             yield self._prefixed.crossed(history.made[:cached].copy(), cached)
         left = np.concatenate([rows.after(min(cached, length)), rows.decoder.embed(tokens[max(0, cached - length) :])])
-        end = cached
-        while (start := end) < len(keys):
-            end = min(piece_end(history.blocks, start, PREFILL), len(keys))
+        for start, end in pieces(history.blocks, cached, len(keys), PREFILL):
             part = left[start - cached : end - cached]
             yield self._prefixed.crossed(history.extend(part, keys[start:end]), end)
 

@@ -1,9 +1,9 @@
 """Exports the vision tower and connector as ONNX graphs, one for each cut, which runs `[image, cut)`.
 
-    pixels, and the tower's other inputs (`Family.runs`) -> boundary (rows, width) float32
+    pixels, and the tower's other inputs (`Family.runs`) -> boundary (rows, streams * width) float32
 
-A graph runs one tile, or one image in a family without tiles. The graphs share one file of weights. A session of a
-graph loads only the weights of its own span.
+A graph runs one tile, or one image of a family whose tower has other inputs. The graphs share one file of weights. A
+session of a graph loads only the weights of its own span.
 """
 
 from __future__ import annotations

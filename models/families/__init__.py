@@ -24,13 +24,28 @@ from cutline.models.families.smolvlm import SmolVLM
 GROUP = "cutline.families"
 FAMILIES: tuple[type[Family], ...] = (SmolVLM, Qwen25VL, Qwen2VL, Qwen3VL, InternVL, Gemma3, PaliGemma, LlavaOnevision)
 
-__all__ = ["COUNTED", "FAMILIES", "DecodedFamily", "Family", "Grid", "Ops", "Positions", "every_family", "family_from"]
+__all__ = [
+    "COUNTED",
+    "FAMILIES",
+    "DecodedFamily",
+    "Family",
+    "Grid",
+    "Ops",
+    "Positions",
+    "UnknownFamily",
+    "every_family",
+    "family_from",
+]
 
 # Of a field in a struct that is read: by `family_from`, as which families there are is not known to the struct's type.
 if TYPE_CHECKING:
     DecodedFamily = Family
 else:
     DecodedFamily = Any
+
+
+class UnknownFamily(ValueError):
+    """A family that does not come with Cutline, and that no installed package ships."""
 
 
 def tag_of(family: type[Family]) -> str:
@@ -45,7 +60,7 @@ def every_family() -> tuple[type[Family], ...]:
     """
     from importlib.metadata import entry_points  # takes 26 ms to import, which nobody else needs
 
-    shipped = []
+    shipped: list[type[Family]] = []
     for point in entry_points(group=GROUP):
         try:
             found = point.load()
@@ -53,6 +68,8 @@ def every_family() -> tuple[type[Family], ...]:
             raise ValueError(f"the family {point.name} of {point.value} does not load ({error})") from error
         if not (isinstance(found, type) and issubclass(found, Family) and tag_of(found) == point.name):
             raise ValueError(f"{point.value} is no family with the tag {point.name}")
+        if any(tag_of(family) == point.name for family in (*FAMILIES, *shipped)):
+            raise ValueError(f"{point.value} has the tag {point.name}, which is another family's")
         shipped.append(found)
     return (*FAMILIES, *shipped)
 
@@ -63,7 +80,7 @@ def family_from(fields: Mapping[str, Any]) -> Family:
     known = next((family for family in FAMILIES if tag_of(family) == kind), None)
     known = known or next((family for family in every_family() if tag_of(family) == kind), None)
     if known is None:
-        raise ValueError(f"a model of the family {str(kind)[:40]!r}, which is not installed")
+        raise UnknownFamily(f"a model of the family {str(kind)[:40]!r}, which is not installed; install its package")
     try:
         return msgspec.convert(fields, known)
     except msgspec.ValidationError as error:

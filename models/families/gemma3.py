@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from cutline.errors import InputError
 from cutline.models.families.family import ROTATIONS, Arrays, Count, Grid, Index, Positions
 from cutline.models.families.siglip import SiglipFamily
 from cutline.models.sight import Sight
@@ -55,10 +56,16 @@ class Gemma3(SiglipFamily, frozen=True, forbid_unknown_fields=True, kw_only=True
         return f"\n\n{START}{IMAGE * self.tokens(grid)}{END}\n\n"
 
     def positions(self, image_tokens: NDArray[np.bool_], grids: Sequence[Grid]) -> Positions:
-        """Positions count up from 0; the tokens of each picture are a block."""
-        del grids
+        """Positions count up from 0; the tokens of each picture are a block.
+
+        Raises InputError where they are none that pictures with these `grids` have.
+        """
         edges = np.flatnonzero(np.diff(image_tokens.astype(np.int8), prepend=0, append=0)).tolist()
         blocks = tuple(zip(edges[::2], edges[1::2], strict=True))
+        if len(blocks) != len(grids):
+            raise InputError(f"the image tokens stand in {len(blocks)} places, and there are {len(grids)} images")
+        if any(end - begin > self.tile_tokens for begin, end in blocks):
+            raise InputError(f"more than {self.tile_tokens} image tokens stand together, which an image does not have")
         return Positions(np.arange(len(image_tokens))[None], blocks)
 
     def sight(self, layer: int) -> Sight:

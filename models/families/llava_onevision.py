@@ -37,6 +37,14 @@ class LlavaOnevision(TileFamily, frozen=True, forbid_unknown_fields=True, kw_onl
     fields: Annotated[tuple[tuple[Count, Count], ...], msgspec.Meta(min_length=1, max_length=256)]
     most: Count
 
+    def __post_init__(self) -> None:
+        for height, width in self.fields:
+            whole = height % self.tile == width % self.tile == 0
+            if not whole or not 0 < height * width <= MAX_TILES * self.tile**2:
+                raise ValueError(f"a field of {height} by {width}; supported: up to {MAX_TILES} tiles of {self.tile}")
+        if self.tile_tokens != self.side**2:
+            raise ValueError(f"{self.tile_tokens} tokens a tile, where each of its patches is one")
+
     kinds: ClassVar[tuple[str, ...]] = ("llava_onevision",)
     parts: ClassVar[Parts] = Parts(
         image=("vision_tower.embeddings",),
@@ -78,9 +86,6 @@ class LlavaOnevision(TileFamily, frozen=True, forbid_unknown_fields=True, kw_onl
         pins = [list(pin) for pin in config.image_grid_pinpoints]
         if pins != [list(pin) for pin in processor["image_grid_pinpoints"]]:
             raise ValueError("image_grid_pinpoints in its image processor, and others in its config")
-        for pin in pins:
-            if len(pin) != 2 or pin[0] % tile or pin[1] % tile or not 0 < math.prod(pin) <= MAX_TILES * tile**2:
-                raise ValueError(f"{pin} in its image_grid_pinpoints; supported: up to {MAX_TILES} tiles of {tile}")
         return cls._checked(
             tile=tile,
             patch=patch,

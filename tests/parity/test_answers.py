@@ -152,6 +152,32 @@ def test_a_chain_of_workers_gives_them_too(qwen: Bundle, drafter: Bundle, image:
             assert [token.id for token in answer.tokens] == expected
 
 
+@pytest.mark.parametrize("name", ["qwen3-vl", "gemma3"])
+def test_a_chain_that_is_cut_before_the_decoder_or_where_streams_go_on(
+    name: str, image: bytes, targets: Callable[[str], Bundle], tmp_path: Path
+) -> None:
+    """With a picture and without one, of which the first worker has nothing to run."""
+    target = targets(name)
+    drafter, prompts, whole = quantized(target, tmp_path / "drafter"), PromptBuilder.open(target), Whole(target)
+    pixels = target.manifest.family.preprocess(decode_image(image))
+    pictured = prompts.build([question(WORDS)], [pixels.grid]).ids
+    words = Message("user", (TextPart(WORDS),))
+    plain = prompts.build([words], []).ids
+    expected = [whole.answer(Prompt(pictured, (pixels,)), 8), whole.answer(Prompt(plain, ()), 8)]
+    asked = [
+        Request.about(image, WORDS, mode=Mode.CLOUD, max_tokens=8),
+        Request(messages=(words,), mode=Mode.CLOUD, max_tokens=8),
+    ]
+    with (
+        Worker(target, layers=("decoder.2", END)) as last,
+        Worker(target, layers=("decoder.0", "decoder.2"), next_worker=last.address) as middle,
+        Worker(target, layers=("image", "decoder.0"), next_worker=middle.address) as first,
+    ):
+        for answer, right in zip(ask(drafter, target, first.address, *asked), expected, strict=True):
+            assert [token.id for token in answer.tokens] == right[: len(answer.tokens)]
+            assert len(answer.tokens) == 8 or answer.tokens[-1].id in target.manifest.stop_tokens
+
+
 def test_image_tokens_that_have_places_are_all_kept(qwen: Bundle, drafter: Bundle, worker: str, image: bytes) -> None:
     fewer = Request.about(image, WORDS, mode=Mode.SPLIT, cut="decoder.0", keep_image_tokens=0.5)
     with pytest.raises(InputError, match="image tokens"):

@@ -5,13 +5,16 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from cutline.cloud.engine.sequence import Session, SessionRequest
+from cutline.cloud.engine.sequence import Session, SessionRequest, SessionRows
 from cutline.core.sampling import Sampling
+from cutline.models.families import Positions
+from cutline.models.sight import Block
 from cutline.protos.messages import Confirmed, Finished, Reason
 
 VOCABULARY = 12
@@ -286,3 +289,34 @@ def test_a_draft_past_the_limit_is_cut(room: int) -> None:
         run.step(0.01)
     assert run.confirmed == decoded(prompt, 2 + room)[2:]
     assert run.reason is Reason.LENGTH
+
+
+@settings(deadline=None)
+@given(
+    edges=st.sets(st.integers(0, 60), max_size=6),
+    drafted=st.integers(0, 6),
+    room=st.integers(1, 40),
+)
+def test_pieces_of_an_opening_end_at_seams_and_its_last_row_goes_with_the_draft(
+    edges: set[int], drafted: int, room: int
+) -> None:
+    """A prompt that is one block, as PaliGemma's, goes as a whole, whatever was drafted behind it."""
+    length, ordered = 60, sorted(edges)
+    blocks: tuple[Block, ...] = tuple(zip(ordered[::2], ordered[1::2], strict=False))
+    request = SessionRequest(
+        tokens=(1,) * length,
+        prompt_length=length,
+        max_tokens=20,
+        sampling=Sampling(),
+        effort=1.0,
+        positions=Positions(np.arange(length)[None], blocks),
+    )
+    session = Session("s", request, 0, length + 20)
+    left = SessionRows(session, 0, (*request.tokens, *(2,) * drafted), drafted)
+    while (piece := left.first(room)).partial:
+        end = piece.start + len(piece.tokens)
+        assert not any(begin < end < behind for begin, behind in blocks)
+        assert piece.tokens
+        left = SessionRows(session, end, left.tokens[len(piece.tokens) :], drafted)
+    assert piece.wanted == drafted + 1
+    assert piece.start + len(piece.tokens) == length + drafted
