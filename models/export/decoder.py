@@ -5,6 +5,7 @@
     seqlens_k                    (1,) int32              tokens in the cache after the run, minus one
     total_sequence_length        () int32                tokens in the cache after the run
     cos, sin                     (n, head_dim / 2)       of a family with several axes of positions: `Family.rotations`
+    bias.W.B                     (1, 1, n, total)        of a family whose rows do not see all before them: `Sight.bias`
     wanted                       (k,) int64              which of the n rows get logits
     -> logits                    (1, k, vocabulary) float32
     -> present.L.key/value       as past; may share its memory if that holds the whole context
