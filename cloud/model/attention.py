@@ -141,23 +141,25 @@ class _Call:
         self.length = min(context, -(-max(stretch.end for stretch in group) // _STEP) * _STEP)
         count = self.slots.stop - self.slots.start
         # What stands in no stretch repeats a row of it, or is for a slot of nobody here: never read.
-        rows, back = [[0] * self.each for _ in range(count)], []
-        interval = np.zeros((2, count, self.each, 1), np.int64)
+        rows, lasts, back = [[0] * self.each for _ in range(count)], [[0] * self.each for _ in range(count)], []
+        firsts = np.zeros((count, self.each), np.int64)
         for stretch in group:
             at = stretch.slot - self.slots.start
-            interval[:, at, : stretch.count, 0] = sight.interval(stretch.blocks, stretch.start, stretch.end)
             for index in range(stretch.count):
                 rows[at][index] = stretch.first - self.first + index
+                lasts[at][index] = stretch.start + index
                 back.append(at * self.each + index)
+            if sight is not CAUSAL:
+                first, last = sight.interval(stretch.blocks, stretch.start, stretch.end)
+                firsts[at, : stretch.count], lasts[at][: stretch.count] = first, last.tolist()
         whole = len(back) == count * self.each
         device = like.device
         self.rows = None if whole else torch.tensor(rows, device=device).flatten()
         self.back = None if whole else torch.tensor(back, device=device)
-        first, last = torch.from_numpy(interval).to(device)
         places = torch.arange(self.length, device=device)
-        seen = places <= last
-        if interval[0].any():
-            seen &= first <= places
+        seen = places <= torch.tensor(lasts, device=device)[..., None]
+        if sight is not CAUSAL:
+            seen &= torch.from_numpy(firsts).to(device)[..., None] <= places
         seen = seen[:, None].expand(-1, heads, -1, -1).reshape(count, 1, heads * self.each, self.length)
         self.mask = torch.zeros(seen.shape, dtype=like.dtype, device=device).masked_fill_(~seen, -torch.inf)
 
