@@ -199,6 +199,8 @@ def _cut(asked: SessionRequest, bundle: Bundle, cut: str, pixels: Pixels, right:
     crossing = TargetSpan.open(bundle, cut, threads=1).converse(asked.tokens, [pixels])
     draft = right[:-1] if crossing.deep else ()
     rows = np.concatenate(list(crossing.opening(draft)))
+    if not crossing.deep:  # where a stream is a row of its own
+        rows = rows.reshape(len(rows) // bundle.manifest.family.streams(bundle.manifest.line, cut), -1)
     return replace(asked, cut=cut, deep=crossing.deep, boundary=rows, draft=draft)
 
 

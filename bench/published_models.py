@@ -70,12 +70,16 @@ def _reduced_smolvlm(config: Files) -> Files:
 
 
 def _qwen_images(config: Files) -> Files:
-    return QWEN_IMAGES | ({"patch_size": 16} if config.get("model_type") == "qwen3_vl" else {})
+    usual = 16 if config.get("model_type") == "qwen3_vl" else 14
+    return QWEN_IMAGES | {"patch_size": (config.get("vision_config") or {}).get("patch_size", usual)}
 
 
 def _reduced_qwen(config: Files) -> Files:
-    nested = isinstance(config.get("text_config"), dict)
-    text = _decoder(config["text_config"] if nested else config)
+    # Older folders have the decoder's settings at the top, which transformers does not read of a Qwen3-VL.
+    nested = isinstance(config.get("text_config"), dict) or config.get("model_type") == "qwen3_vl"
+    text = _decoder(config.get("text_config", {}) if nested else config)
+    if nested and not {"rope_scaling", "rope_parameters"} & text.keys():
+        text["rope_parameters"] = {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [24, 20, 20]}
     for name in ("rope_scaling", "rope_parameters"):
         if isinstance(text.get(name), dict) and "mrope_section" in text[name]:
             text[name] = text[name] | {"mrope_section": [2, 3, 3]}
