@@ -89,7 +89,10 @@ def read_source(path: Path, *, dtype: torch.dtype | None = None) -> SourceModel:
     companions = {TOKENIZER: _tokenizer(path), TEMPLATE: _template(path, kind, said)}
     config = _config(path)
     family = _family(path, kind, config, said)
-    _penalties(path, said[GENERATION], (), config.text_config.vocab_size)  # refused before weights are read
+    if config.image_token_id >= (vocabulary := config.text_config.vocab_size):
+        image = f"image_token_id {config.image_token_id} in {CONFIG}"
+        raise InputError(f"{path} has {image}, and a vocabulary of {vocabulary} tokens")
+    _penalties(path, said[GENERATION], (), vocabulary)  # refused before weights are read
     model = _read_weights(path, dtype)
     text, tower = config.text_config, family.tower_sizes(config)
     generation = model.generation_config.to_dict()  # from config.json if generation_config.json is missing
