@@ -79,11 +79,11 @@ def export_bundle(
     made_from = fingerprint(hf, role=role, precision=precision, target=drafts_for)
     progress(ExportProgress("reading the model", 0, 0))
     source = read_source(hf, dtype=torch.float32)
-    manifest = source.manifest(name=name, role=role, precision=precision, target=drafts_for)
     if target is not None:
         _check_target(source, target)
         source = source.resized(target.manifest.decoder.vocabulary)
-        manifest = source.manifest(name=name, role=role, precision=precision, target=drafts_for)
+    manifest = source.manifest(name=name, role=role, precision=precision, target=drafts_for)
+    if target is not None:
         # A drafter predicts its target's answer, so the target's penalties apply.
         manifest = structs.replace(manifest, penalties=target.manifest.penalties)
     _try_question(hf, manifest, source)

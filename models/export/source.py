@@ -93,7 +93,7 @@ def read_source(path: Path, *, dtype: torch.dtype | None = None) -> SourceModel:
         image = f"image_token_id {config.image_token_id} in {CONFIG}"
         raise InputError(f"{path} has {image}, and a vocabulary of {vocabulary} tokens")
     _penalties(path, said[GENERATION], (), vocabulary)  # refused before weights are read
-    model = _read_weights(path, dtype)
+    model = read_weights(AutoModelForImageTextToText, path, dtype)
     text, tower = config.text_config, family.tower_sizes(config)
     generation = model.generation_config.to_dict()  # from config.json if generation_config.json is missing
     check(path, GENERATION, generation)
@@ -197,12 +197,13 @@ def _head(text: Any) -> int:
     return int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
 
 
-def _read_weights(path: Path, dtype: torch.dtype | None) -> Any:
+def read_weights(kind: Any, path: Path, dtype: torch.dtype | None) -> Any:
+    """The model in a folder, of one of transformers' auto classes, with all its weights. Raises InputError."""
     for file in path.glob("*.safetensors"):
         refuse_pointer(file)
     try:
         with quiet():
-            loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            loaded: Any = kind.from_pretrained(
                 path,
                 dtype=dtype or "auto",
                 local_files_only=True,

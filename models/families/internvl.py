@@ -135,12 +135,6 @@ class InternVL(TileFamily, frozen=True, forbid_unknown_fields=True, kw_only=True
         """All image tokens between two marks."""
         return f"{START}{IMAGE * self.tokens(grid)}{END}"
 
-    def enter(self, modules: Sequence[Any], pixels: Any, beside: dict[str, Any]) -> Any:
-        """The embedded patches of whole tiles, whose places need not be interpolated."""
-        del beside
-        (embeddings,) = modules
-        return embeddings(pixels).flatten(0, 1)
-
     def step(self, module: Any, index: int, rows: Any, beside: dict[str, Any], ops: Ops) -> Any:
         """transformers' own layer, with tiles as the batch."""
         del index, beside, ops

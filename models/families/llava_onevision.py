@@ -206,17 +206,6 @@ class LlavaOnevision(TileFamily, frozen=True, forbid_unknown_fields=True, kw_onl
             "weights": np.concatenate([np.full(whole.shape, 0.25), shares]).astype(np.float32),
         }
 
-    def enter(self, modules: Sequence[Any], pixels: Any, beside: dict[str, Any]) -> Any:
-        """The embedded patches."""
-        del beside
-        (embeddings,) = modules
-        return embeddings(pixels).flatten(0, 1)
-
-    def step(self, module: Any, index: int, rows: Any, beside: dict[str, Any], ops: Ops) -> Any:
-        """transformers' own layer, with tiles as the batch."""
-        del index, beside, ops
-        return module(self.by_tile(rows), None).flatten(0, 1)
-
     def leave(self, modules: Sequence[Any], rows: Any, beside: dict[str, Any], ops: Ops) -> Any:
         """The projection, then each token's share of the rows that it is made of."""
         projector, end = modules

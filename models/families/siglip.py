@@ -63,17 +63,6 @@ class SiglipFamily(TileFamily, frozen=True, forbid_unknown_fields=True, kw_only=
         """Whether it is that of one tile."""
         return grid == (0, 0)
 
-    def enter(self, modules: Sequence[Any], pixels: Any, beside: dict[str, Any]) -> Any:
-        """The embedded patches."""
-        del beside
-        (embeddings,) = modules
-        return embeddings(pixels).flatten(0, 1)
-
-    def step(self, module: Any, index: int, rows: Any, beside: dict[str, Any], ops: Ops) -> Any:
-        """transformers' own layer, with pictures as the batch."""
-        del index, beside, ops
-        return module(self.by_tile(rows), None).flatten(0, 1)
-
     def leave(self, modules: Sequence[Any], rows: Any, beside: dict[str, Any], ops: Ops) -> Any:
         """The tower's last norm, then the projection."""
         del beside, ops

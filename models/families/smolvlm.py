@@ -132,11 +132,6 @@ class SmolVLM(TileFamily, frozen=True, forbid_unknown_fields=True, kw_only=True,
         patches = embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2)
         return (patches + embeddings.position_embedding.weight).flatten(0, 1)
 
-    def step(self, module: Any, index: int, rows: Any, beside: dict[str, Any], ops: Ops) -> Any:
-        """transformers' own layer, with tiles as the batch."""
-        del index, beside, ops
-        return module(self.by_tile(rows), None).flatten(0, 1)
-
     def leave(self, modules: Sequence[Any], rows: Any, beside: dict[str, Any], ops: Ops) -> Any:
         """The last norm of the tower, then pixel shuffle and projection."""
         del beside, ops

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cutline.models.families.family import Arrays, Count, Family, Grid, Positions, Spread
+from cutline.models.families.family import Arrays, Count, Family, Grid, Ops, Positions, Spread
 from cutline.models.images import Pixels, normalised
 
 
@@ -65,6 +65,17 @@ class TileFamily(Family, frozen=True, forbid_unknown_fields=True, kw_only=True):
         del grids
         size = 1 if rows.ndim == 4 else self.tile_patches
         return [(rows[first : first + size], {}) for first in range(0, len(rows), size)]
+
+    def enter(self, modules: Sequence[Any], pixels: Any, beside: dict[str, Any]) -> Any:
+        """The embedded patches of whole tiles, whose places need not be interpolated."""
+        del beside
+        (embeddings,) = modules
+        return embeddings(pixels).flatten(0, 1)
+
+    def step(self, module: Any, index: int, rows: Any, beside: dict[str, Any], ops: Ops) -> Any:
+        """transformers' own layer, which takes a mask of nothing, with tiles as the batch."""
+        del index, beside, ops
+        return module(self.by_tile(rows), None).flatten(0, 1)
 
     def as_given(self, images: Sequence[Pixels]) -> Arrays:
         """All tiles as one batch."""

@@ -19,9 +19,10 @@ from cutline.models.encoders.scores import ScoreRules
 from cutline.models.encoders.tokenizer import TextRules
 from cutline.models.export.encoders.settings import TABLES
 from cutline.models.export.encoders.texts import read_texts
-from cutline.models.export.folder import Settings, first_line, refuse_pointer, settings_of
+from cutline.models.export.folder import Settings, first_line, settings_of
 from cutline.models.export.quiet import quiet
 from cutline.models.export.settings import check, check_flat, shown
+from cutline.models.export.source import read_weights
 from cutline.models.families import FAMILIES
 from cutline.models.families.family import channels
 
@@ -188,25 +189,8 @@ def _rules(resized: Mapping[str, Any], side: int, settings: Settings) -> Setting
 
 def _weights(path: Path) -> Any:
     """The model in fp32. Raises InputError for weights that are missing, of other sizes, or no numbers."""
-    for file in path.glob("*.safetensors"):
-        refuse_pointer(file)
-    try:
-        with quiet():
-            loaded: Any = AutoModel.from_pretrained(
-                path,
-                dtype=torch.float32,
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,  # the other format is pickle, which runs code
-                output_loading_info=True,
-            )
-    except Exception as error:  # transformers may raise anything on weights of other shapes, or on broken files
-        raise InputError(f"the weights of {path} do not load ({first_line(error)})") from None
-    model, loading = loaded
-    # transformers fills missing weights with random numbers, and only warns.
-    if missing := sorted(loading["missing_keys"]):
-        raise InputError(f"the weights of {path} lack {len(missing)} tensors, {missing[0]} among them")
+    model = read_weights(AutoModel, path, torch.float32)
     for name, weight in model.named_parameters():
         if not bool(torch.isfinite(weight).all()):
             raise InputError(f"the weights of {path} are no numbers in {name}; fetch the folder again")
-    return model.eval()
+    return model
