@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, get_type_hints
 from urllib.request import urlopen
@@ -71,6 +71,7 @@ def ray() -> Iterator[dict[str, str]]:
         "RAY_AUTH_TOKEN": "f" * 64,
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_niceness": "0",
+        "RAY_memory_monitor_refresh_ms": "0",  # on a machine whose memory others fill it would kill workers
     }
     environment = os.environ | token | {"PYTHONPATH": str(PACKAGE), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
@@ -117,9 +118,25 @@ def wait_for(directory: str, holds: Callable[[set[str]], bool]) -> list[str]:
     return found
 
 
-async def ask_while_killing(directory: str, killed: psutil.Process, address: str) -> list[Answer]:
-    """Four agents at once ask both workers, one of which is killed in the middle of their sessions."""
-    drafter, dead, answered = Bundle.open(DRAFTER), asyncio.Event(), set[str | None]()
+class NotedWorkers(ListedWorkers):
+    """Workers of a directory that say whom an agent is about to ask."""
+
+    first: asyncio.Future[str] | None = None  # is to have the address of the next that is chosen by anybody
+
+    def choose(self, *, first: str | None = None, but: Collection[str] = ()) -> WorkerClient | None:
+        client = super().choose(first=first, but=but)
+        if client is not None and self.first is not None and not self.first.done():
+            self.first.set_result(client.address)
+        return client
+
+
+async def ask_while_killing(directory: str) -> str:
+    """Four agents at once ask both workers; one that an agent is about to ask is killed in the middle of its sessions.
+
+    Returns its address. Which one it is, is chance: on a busy machine even one that was listed may be replaced already.
+    """
+    drafter, dead = Bundle.open(DRAFTER), asyncio.Event()
+    first: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     asked = list(requests(Split.EVALUATION, 1, seed=11))
     reference = Reference(Bundle.open(TARGET))
     truths = [reference.answer(one.image, one.question.text) for one in asked]
@@ -127,30 +144,32 @@ async def ask_while_killing(directory: str, killed: psutil.Process, address: str
     assert model is not None
 
     async def ask(mode: Mode) -> list[Answer]:
-        workers, answers = ListedWorkers(directory, model=model), list[Answer]()
+        workers, answers = NotedWorkers(directory, model=model), list[Answer]()
         async with Agent(drafter, worker=workers, threads=1, notice=10.0) as agent:  # a busy machine is no dead one
             while not dead.is_set() or len(answers) < len(asked):
                 one, truth = asked[len(answers) % len(asked)], truths[len(answers) % len(asked)]
                 question = Request.about(one.image, one.question.text, mode=mode, max_tokens=64)
                 answers.append(await agent.answer(question))
-                answered.add(answers[-1].worker)
+                workers.first = first
                 assert tuple(token.id for token in answers[-1].tokens) == truth
         return answers
 
-    async def kill() -> None:
-        while address not in answered:  # noqa: ASYNC110 (nobody else waits)
-            await asyncio.sleep(0.01)
+    async def kill() -> str:
+        killed = worker_at(await first)
         killed.suspend()  # who asks it from here on, or has asked it, waits
         await asyncio.sleep(1.0)
         killed.kill()
         dead.set()
+        return first.result()
 
-    found = await asyncio.gather(*(ask(mode) for mode in (Mode.CLOUD, Mode.DRAFT) * 2), kill())
-    answers = [answer for some in found if some is not None for answer in some]
+    async with asyncio.timeout(SECONDS), asyncio.TaskGroup() as group:
+        asking = [group.create_task(ask(mode)) for mode in (Mode.CLOUD, Mode.DRAFT) * 2]
+        killing = group.create_task(kill())
+    answers, address = [answer for task in asking for answer in task.result()], killing.result()
     assert all(answer.exact for answer in answers)
     assert any(lost.worker == address for answer in answers for lost in answer.lost)
     assert {answer.worker for answer in answers} > {address}
-    return answers
+    return address
 
 
 @pytest.mark.timeout(600)  # Ray and its workers are many processes
@@ -163,21 +182,20 @@ def test_a_cluster_keeps_its_workers(
         "cluster", "up", "--address", ray["RAY_ADDRESS"], "--workers", 2, "--insecure", "--listen", "127.0.0.1:0"
     )
     directory = up.address()
-    first = wait_for(directory, lambda found: len(found) == 2)
-    killed, other = worker_at(first[0]), worker_at(first[1])
-
-    asyncio.run(ask_while_killing(directory, killed, first[0]))
-    second = wait_for(directory, lambda found: len(found) == 2 and first[0] not in found)
-    assert first[1] in second
+    wait_for(directory, lambda found: len(found) == 2)
+    killed = asyncio.run(ask_while_killing(directory))
+    second = wait_for(directory, lambda found: len(found) == 2 and killed not in found)
     shown = json.loads(run("cluster", "status", directory, "--json").out)
-    assert {one["name"]: one["failures"] for one in shown["workers"]} == {"worker-0": 1, "worker-1": 0}
+    assert {one["name"] for one in shown["workers"]} == {"worker-0", "worker-1"}
+    assert any(one["failures"] for one in shown["workers"])
     assert shown["wanted"] == 2
 
     # A supervisor that is killed takes its worker along: no GPU is held by one that nobody knows.
+    other = worker_at(second[0])
     supervisor = other.parent()
     assert supervisor is not None
     supervisor.kill()
-    third = wait_for(directory, lambda found: len(found) == 2 and first[1] not in found)
+    third = wait_for(directory, lambda found: len(found) == 2 and second[0] not in found)
     other.wait(SECONDS)
 
     workers = [worker_at(address) for address in third]
