@@ -21,8 +21,8 @@ from rich.console import Console
 from cutline.edge.inference.encoder import Encoder
 from cutline.models.bundle import Precision
 from cutline.models.images import as_png
-from cutline.testing.encoders import exported
-from cutline.testing.random_encoders import make_encoder
+from cutline.testing.models.encoders import exported
+from cutline.testing.models.random_encoders import make_encoder
 
 WIDE = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
 CLIP_TEXT = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 8}

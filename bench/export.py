@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from cutline.testing.random_models import make_smolvlm_256m
+from cutline.testing.models.random_models import make_smolvlm_256m
 
 EXPORTS = (("target", "fp32"), ("target", "int8"), ("drafter", "int8"), ("drafter", "int4"))
 

@@ -1,7 +1,7 @@
 """Split equals unsplit, at every cut: `python -m cutline.bench.parity [--steps 64] [--stride 4] [MODEL ...]`.
 
 What crosses a cut, the logits after it and whole answers, compared with transformers' own model run whole
-(`testing/comparison.py` says how).
+(`testing/models/comparison.py` says how).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from rich.table import Table
 
 from cutline.demo.bundles import TARGET
 from cutline.models.bundle import Bundle
-from cutline.testing.comparison import PROMPTS, compare_cuts, small_target, smolvlm_256m
-from cutline.testing.small_models import SMALL
+from cutline.testing.models.comparison import PROMPTS, compare_cuts, small_target, smolvlm_256m
+from cutline.testing.models.small_models import SMALL
 
 MODELS: dict[str, Callable[[Path], Bundle]] = {
     "demo": lambda place: Bundle.open(TARGET),

@@ -19,8 +19,8 @@ from cutline.models.families.llava_onevision import LlavaOnevision
 from cutline.models.families.paligemma import PaliGemma
 from cutline.models.families.qwen import QwenVL
 from cutline.models.families.smolvlm import SmolVLM
-from cutline.testing.random_models import PLAIN_TEMPLATE, seeded, write_text
-from cutline.testing.small_models import GEMMA_TEMPLATE, INTERNVL_TEMPLATE, QWEN_TEMPLATE
+from cutline.testing.models.random_models import PLAIN_TEMPLATE, seeded, write_text
+from cutline.testing.models.small_models import GEMMA_TEMPLATE, INTERNVL_TEMPLATE, QWEN_TEMPLATE
 
 Files = dict[str, Any]
 HEAD = 16  # a head's width

@@ -39,7 +39,7 @@ from cutline.models.bundle import Bundle, write_manifest
 from cutline.models.export.source import read_source
 from cutline.models.layerline import END
 from cutline.protos.messages import Confirmed, Draft, Finished
-from cutline.testing.random_models import make_smolvlm_256m
+from cutline.testing.models.random_models import make_smolvlm_256m
 
 AT = 128  # tokens that a session has behind it: about an image in one tile, and a question
 SESSIONS = 16

@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, settings
 
 from cutline.models.bundle import Bundle
 from cutline.models.encoders.bundle import EncoderBundle
-from cutline.testing.comparison import small_target, tool_pair
-from cutline.testing.encoders import exported
-from cutline.testing.random_encoders import make_encoder
+from cutline.testing.models.comparison import small_target, tool_pair
+from cutline.testing.models.encoders import exported
+from cutline.testing.models.random_encoders import make_encoder
 
 # Other work on the machine makes examples slow, not wrong. In CI, Hypothesis also draws the same ones each time.
 settings.register_profile(

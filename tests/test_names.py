@@ -11,8 +11,6 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("cli", "cloud", "core", "demo", "devices", "edge", "errors", "models", "partitioner", "protos")
 MOST_MODULES = 12  # in a folder; `__init__` says what they are and is none. Of commands there are as many as there are.
-
-
 MOST_PARAMETERS = 8
 
 
@@ -30,7 +28,9 @@ def test_no_two_modules_have_a_public_class_of_one_name() -> None:
     assert {name: files for name, files in found.items() if len(files) > 1} == {}
 
 
-@pytest.mark.parametrize("room", ["cloud", "core", "devices", "edge", "errors", "models", "partitioner", "protos"])
+@pytest.mark.parametrize(
+    "room", ["cloud", "core", "devices", "edge", "errors", "models", "partitioner", "protos", "testing"]
+)
 def test_a_folder_can_be_looked_over(room: str) -> None:
     counts = {
         folder: sum(file.name != "__init__.py" for file in folder.glob("*.py"))

@@ -15,7 +15,7 @@ from cutline.errors import (
     ModelMismatch,
 )
 from cutline.models.bundle import MANIFEST, Bundle, span_file, write_manifest
-from cutline.testing.manifests import edit_manifest
+from cutline.testing.models.manifests import edit_manifest
 
 Run = Callable[..., Any]
 NOBODY = "127.0.0.1:1"

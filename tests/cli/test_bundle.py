@@ -18,7 +18,7 @@ from cutline.edge.inference.target_prefix import TargetSpan, device_cuts
 from cutline.errors import BundleError
 from cutline.models.bundle import EMBEDDINGS, Bundle, device_files, write_calibration
 from cutline.models.prices import Leak, Price, Prices
-from cutline.testing.manifests import edit_manifest
+from cutline.testing.models.manifests import edit_manifest
 
 Run = Callable[..., Any]
 

@@ -28,7 +28,7 @@ from cutline.errors import BundleError, WorkerUnavailable
 from cutline.models.bundle import JOURNAL, MANIFEST, Bundle, read_manifest, write_calibration, write_manifest
 from cutline.models.prices import Leak, Price, Prices, open_prices
 from cutline.testing.agent import spoken
-from cutline.testing.manifests import edit_manifest
+from cutline.testing.models.manifests import edit_manifest
 
 Run = Callable[..., Any]
 

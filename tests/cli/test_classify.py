@@ -13,7 +13,7 @@ from PIL import Image
 
 from cutline.edge.inference.encoder import Encoder
 from cutline.models.encoders.bundle import EncoderBundle
-from cutline.testing.encoders import OriginalEncoder
+from cutline.testing.models.encoders import OriginalEncoder
 
 Run = Callable[..., Any]
 Made = Callable[[str], tuple[Path, EncoderBundle]]

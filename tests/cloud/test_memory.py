@@ -30,7 +30,7 @@ from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image
 from cutline.protos.digests import as_received, image_digest, rows_digest
 from cutline.protos.messages import Boundary, Confirmed, Finished, ImageChunk, Open, Opened
-from cutline.testing.comparison import Prompt, Whole
+from cutline.testing.models.comparison import Prompt, Whole
 
 STEPS = 6
 CONTEXT = 200

@@ -17,7 +17,7 @@ from cutline.models.bundle import Bundle, Precision, write_manifest
 from cutline.models.export import export_bundle
 from cutline.models.export.decoder import export_decoder
 from cutline.models.families.smolvlm import FAKE, IMAGE
-from cutline.testing.random_models import write_text
+from cutline.testing.models.random_models import write_text
 
 pytest.register_assert_rewrite("cutline.testing.worker", "cutline.testing.together")
 

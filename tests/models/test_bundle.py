@@ -31,7 +31,7 @@ from cutline.models.bundle import (
 )
 from cutline.models.families.smolvlm import SmolVLM
 from cutline.models.layerline import LayerLine
-from cutline.testing.manifests import edit_manifest
+from cutline.testing.models.manifests import edit_manifest
 
 BUNDLES = Path(__file__).parent / "bundles"
 

@@ -33,7 +33,7 @@ from cutline.models.export.source import read_source
 from cutline.models.families.smolvlm import SmolVLM
 from cutline.models.layerline import LayerLine
 from cutline.models.prompt import PromptBuilder
-from cutline.testing.random_models import write_text
+from cutline.testing.models.random_models import write_text
 
 FAMILIES: dict[str, tuple[Any, Any]] = {
     "smolvlm": (SmolVLMConfig, SmolVLMForConditionalGeneration),

@@ -18,7 +18,7 @@ from cutline.models.export.source import SourceModel, read_source
 from cutline.models.families import family_from
 from cutline.models.families.smolvlm import SmolVLM
 from cutline.models.images import decode_image, lossless
-from cutline.testing.small_models import SMALL
+from cutline.testing.models.small_models import SMALL
 
 # Tiny, odd, thin, of one tile and of many, in the limits of sides and proportions.
 SIZES = [

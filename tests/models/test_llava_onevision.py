@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cutline.models.export.source import SourceModel, read_source
 from cutline.models.families.llava_onevision import LlavaOnevision
-from cutline.testing.small_models import SMALL
+from cutline.testing.models.small_models import SMALL
 
 PINS = [[64 * down, 64 * across] for down in range(1, 7) for across in range(1, 7)]
 SIDES = st.tuples(st.integers(8, 600), st.integers(8, 600)).filter(lambda size: max(size) <= 20 * min(size))

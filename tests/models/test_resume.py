@@ -24,7 +24,7 @@ from cutline.errors import BundleError, InputError, StorageError
 from cutline.models.bundle import Bundle
 from cutline.models.export import export_bundle, make, work
 from cutline.models.export.make import ExportProgress
-from cutline.testing.random_models import write_text
+from cutline.testing.models.random_models import write_text
 
 pytestmark = pytest.mark.usefixtures("one_tower")
 

@@ -14,8 +14,8 @@ from cutline.errors import BundleError, InputError
 from cutline.models.bundle import read_manifest
 from cutline.models.export.source import read_source
 from cutline.models.families import every_family
-from cutline.testing.comparison import compare_cuts, small_target
-from cutline.testing.small_models import INTERNVL_TEMPLATE, SIGLIP, Small, Words
+from cutline.testing.models.comparison import compare_cuts, small_target
+from cutline.testing.models.small_models import INTERNVL_TEMPLATE, SIGLIP, Small, Words
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/how-to/new-family.md"
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from cutline.demo.bundles import TARGET
 from cutline.errors import BundleError
 from cutline.models.vocabulary import TOKENIZER, StreamDecoder, Vocabulary
-from cutline.testing.small_models import of_pieces
+from cutline.testing.models.small_models import of_pieces
 
 MARKS = ("<image>", "<fake>")
 

@@ -25,8 +25,8 @@ from cutline.models.export import export_bundle, make
 from cutline.models.images import decode_image
 from cutline.models.layerline import END
 from cutline.models.prompt import PromptBuilder
-from cutline.testing.comparison import Prompt, Whole
-from cutline.testing.small_models import SMALL
+from cutline.testing.models.comparison import Prompt, Whole
+from cutline.testing.models.small_models import SMALL
 
 WORDS, LENGTH = "How many?", 20
 

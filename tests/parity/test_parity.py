@@ -17,7 +17,7 @@ from cutline.demo.bundles import TARGET
 from cutline.models.bundle import Bundle
 from cutline.models.families import COUNTED, Positions
 from cutline.models.families.qwen25vl import Qwen25VL
-from cutline.testing.comparison import (
+from cutline.testing.models.comparison import (
     PROMPTS,
     TOLERANCE,
     Compared,
@@ -30,7 +30,7 @@ from cutline.testing.comparison import (
     seeded_prompts,
     smolvlm_256m,
 )
-from cutline.testing.small_models import SMALL
+from cutline.testing.models.small_models import SMALL
 
 
 def check(found: Iterator[Compared], cuts: tuple[str, ...]) -> None:

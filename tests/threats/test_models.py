@@ -27,7 +27,7 @@ from cutline.errors import BundleError, CutlineError, InputError, PromptError
 from cutline.models.bundle import Bundle, read_manifest, write_manifest
 from cutline.models.export.source import read_source
 from cutline.models.prompt import TEMPLATE, PromptBuilder
-from cutline.testing.manifests import edit_manifest
+from cutline.testing.models.manifests import edit_manifest
 
 Ran = Callable[[], bool]
 

@@ -33,7 +33,7 @@ from cutline.models.bundle import Bundle, Manifest
 from cutline.models.sight import piece_end
 from cutline.protos.client import WorkerClient
 from cutline.protos.messages import Confirmed, Open
-from cutline.testing.comparison import small_target
+from cutline.testing.models.comparison import small_target
 
 Case = tuple[Open, bytes, tuple[int, ...]]
 

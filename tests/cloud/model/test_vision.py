@@ -12,7 +12,7 @@ from cutline.cloud.model.loader import load_model
 from cutline.cloud.model.vision import Tower, Unwanted, whole
 from cutline.demo.bundles import TARGET
 from cutline.models.bundle import Bundle
-from cutline.testing.comparison import Prompt, Whole, seeded_prompts
+from cutline.testing.models.comparison import Prompt, Whole, seeded_prompts
 
 TOLERANCE = 1e-5  # of the largest value
 

@@ -32,7 +32,7 @@ from cutline.edge.generation.gate import (
 from cutline.edge.inference.drafter import Drafted
 from cutline.errors import BundleError
 from cutline.models.bundle import MANIFEST, Bundle, write_manifest
-from cutline.testing.manifests import edit_manifest
+from cutline.testing.models.manifests import edit_manifest
 
 STOP = 9
 

@@ -29,7 +29,7 @@ from cutline.edge.inference.vision_encoder import VisionSpan
 from cutline.models.bundle import Bundle
 from cutline.models.images import Pixels
 from cutline.models.prompt import PromptBuilder
-from cutline.testing.comparison import Whole, seeded_prompts
+from cutline.testing.models.comparison import Whole, seeded_prompts
 
 DRAFTS = Bundle.open(DRAFTER)
 IMAGE, TOKENS = 3, 16  # of the seeded model: its image token, and how many an image has

@@ -14,7 +14,7 @@ import torch
 from cutline.edge.inference.vision_encoder import VisionSpan
 from cutline.errors import BundleError
 from cutline.models.bundle import Bundle, write_manifest
-from cutline.testing.comparison import Whole, seeded_prompts
+from cutline.testing.models.comparison import Whole, seeded_prompts
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -18,9 +18,9 @@ from cutline.edge.inference.encoder import Encoder
 from cutline.models.encoders.tokenizer import TextTokenizer
 from cutline.models.export.encoders.source import read_encoder
 from cutline.models.images import as_png
-from cutline.testing.encoders import OriginalEncoder, exported
-from cutline.testing.random_encoders import TEXT, VISION, make_encoder
-from cutline.testing.random_models import seeded
+from cutline.testing.models.encoders import OriginalEncoder, exported
+from cutline.testing.models.random_encoders import TEXT, VISION, make_encoder
+from cutline.testing.models.random_models import seeded
 
 Facts = dict[str, Any]
 

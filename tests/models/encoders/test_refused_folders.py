@@ -18,7 +18,7 @@ from cutline.models.encoders.bundle import EncoderBundle
 from cutline.models.export.encoders import export_encoder
 from cutline.models.export.encoders.source import read_encoder
 from cutline.models.export.source import read_source
-from cutline.testing.random_encoders import make_encoder
+from cutline.testing.models.random_encoders import make_encoder
 
 Change = Callable[[Path], object]
 

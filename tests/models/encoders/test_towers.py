@@ -15,8 +15,8 @@ from cutline.edge.inference.encoder import Encoder
 from cutline.models.encoders.bundle import EncoderBundle
 from cutline.models.encoders.tokenizer import TextTokenizer
 from cutline.models.images import as_png
-from cutline.testing.encoders import OriginalEncoder, exported
-from cutline.testing.random_encoders import KINDS, make_encoder
+from cutline.testing.models.encoders import OriginalEncoder, exported
+from cutline.testing.models.random_encoders import KINDS, make_encoder
 
 Made = Callable[[str], tuple[Path, EncoderBundle]]
 

@@ -22,7 +22,7 @@ from cutline.models.families import gemma3, internvl, paligemma, qwen
 from cutline.models.prompt import TEMPLATE
 from cutline.models.tools import HERMES
 from cutline.models.vocabulary import TOKENIZER
-from cutline.testing.random_models import save_weights, seeded
+from cutline.testing.models.random_models import save_weights, seeded
 
 Words = Mapping[str, int]
 END = "<|im_end|>"

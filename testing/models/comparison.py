@@ -28,8 +28,8 @@ from cutline.models.bundle import Bundle, Manifest
 from cutline.models.export import export_bundle
 from cutline.models.families import Grid
 from cutline.models.images import Pixels
-from cutline.testing.random_models import make_smolvlm_256m
-from cutline.testing.small_models import QWEN_TOOLS, SMALL, Small
+from cutline.testing.models.random_models import make_smolvlm_256m
+from cutline.testing.models.small_models import QWEN_TOOLS, SMALL, Small
 
 TOLERANCE = 1e-3
 THREADS = 2  # of a session of ONNX Runtime; torch's follow OMP_NUM_THREADS

@@ -13,7 +13,7 @@ from tokenizers.models import BPE, Unigram
 from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
 from cutline.models.encoders.tokenizer import TOKENIZER
-from cutline.testing.random_models import seeded
+from cutline.testing.models.random_models import seeded
 
 UNKNOWN = "<unk>"
 KINDS = ("clip", "siglip", "siglip2")
