@@ -42,6 +42,31 @@ _REFUSED = frozenset(
         "x-guidance",
     }
 )
+# What JSON Schema itself says of strings, of which some are never made a mask for: then they are refused. Any other
+# format is a note to people, and so is left out: clients have their own, as `entity_id`.
+_FORMATS = frozenset(
+    {
+        "date",
+        "date-time",
+        "duration",
+        "email",
+        "hostname",
+        "idn-email",
+        "idn-hostname",
+        "ipv4",
+        "ipv6",
+        "iri",
+        "iri-reference",
+        "json-pointer",
+        "regex",
+        "relative-json-pointer",
+        "time",
+        "uri",
+        "uri-reference",
+        "uri-template",
+        "uuid",
+    }
+)
 _COUNTS = frozenset({"maxItems", "maxLength", "maxProperties", "minItems", "minLength", "minProperties"})
 _NAMED = frozenset({"$defs", "definitions", "patternProperties", "properties"})  # whose keys are names, not keywords
 _VALUES = frozenset({"const", "default", "enum", "examples"})  # which hold values, not schemas
@@ -94,8 +119,8 @@ class Constraint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
     @classmethod
     def json_schema(cls, schema: Any) -> Constraint:
-        """A JSON value that keeps to this schema: an object, or true."""
-        return cls(grammar=Grammar.JSON_SCHEMA, text=_written(schema))
+        """A JSON value that keeps to this schema: an object, or true. Formats that JSON Schema lacks are left out."""
+        return cls(grammar=Grammar.JSON_SCHEMA, text=_written(_plain(schema)))
 
     @classmethod
     def json_object(cls) -> Constraint:
@@ -120,7 +145,8 @@ class Constraint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     @classmethod
     def tool_calls(cls, parameters: Mapping[str, Any], *, parallel: bool) -> Constraint:
         """A call of a tool, or of several, whose arguments keep to these schemas, by the tools' names."""
-        return cls(grammar=Grammar.TOOL_CALLS, text=_written({"parameters": dict(parameters), "parallel": parallel}))
+        plain = {name: _plain(schema) for name, schema in parameters.items()}
+        return cls(grammar=Grammar.TOOL_CALLS, text=_written({"parameters": plain, "parallel": parallel}))
 
     @property
     def value(self) -> Any:
@@ -134,6 +160,23 @@ def dialect() -> str:
     from importlib.metadata import version  # takes longer to load than all else here, and few ask for it
 
     return f"llguidance-{version('llguidance')}-2"
+
+
+def _plain(schema: Any, depth: int = 1) -> Any:
+    """A schema without the formats of strings that JSON Schema does not have. One nested too deep stays as it is."""
+    if depth > MAX_DEPTH:
+        return schema
+    if isinstance(schema, list):
+        return [_plain(inner, depth + 1) for inner in schema]
+    if not isinstance(schema, dict):
+        return schema
+    plain = dict[str, Any]()
+    for key, inner in schema.items():
+        if key in _NAMED and isinstance(inner, dict):
+            plain[key] = {name: _plain(named, depth + 2) for name, named in inner.items()}
+        elif key != "format" or not isinstance(inner, str) or inner in _FORMATS:
+            plain[key] = inner if key in _VALUES else _plain(inner, depth + 1)
+    return plain
 
 
 def _written(value: Any) -> str:

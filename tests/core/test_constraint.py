@@ -46,6 +46,23 @@ def test_a_schema_that_is_not_served_is_refused_by_name(schema: Any, said: str) 
         Constraint.json_schema(schema)
 
 
+def test_formats_of_the_clients_own_are_notes_to_people() -> None:
+    """Not so those that JSON Schema has, nor what only looks like one: a property's name, or a value."""
+    note, time = {"type": "string", "format": "entity_id"}, {"type": "string", "format": "time"}
+    schema = {
+        "properties": {"format": note, "at": time, "many": {"anyOf": [note, {"items": note}]}},
+        "const": {"format": "x"},
+    }
+    plain = {"type": "string"}
+    kept = {
+        "properties": {"format": plain, "at": time, "many": {"anyOf": [plain, {"items": plain}]}},
+        "const": {"format": "x"},
+    }
+    assert Constraint.json_schema(schema).value == kept
+    assert Constraint.tool_calls({"f": schema}, parallel=False).value["parameters"] == {"f": kept}
+    assert schema["properties"] == {"format": note, "at": time, "many": {"anyOf": [note, {"items": note}]}}
+
+
 @pytest.mark.parametrize(
     ("make", "given_", "said"),
     [

@@ -32,6 +32,8 @@ from cutline.edge.api.requests.tools import ToolOffered, toolbox
 from cutline.edge.api.streams import AnswerPieces
 from cutline.models.bundle import Manifest
 
+IMAGE = "[img]"  # stands among words where an image of the same turn does
+
 # Options that change no answer here: how a model is run, and what goes with mirostat alone.
 _RUNNING = [
     "numa",
@@ -131,7 +133,11 @@ class OllamaCalled(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class OllamaTurn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A turn of the conversation: images in base64, in a user's turn alone, and words behind them."""
+    """A turn of the conversation: words, and images in base64, in a user's turn alone.
+
+    An image stands where its `[img]` is among the words, the first image at the first; those that have none stand
+    before all words.
+    """
 
     role: Role
     content: str | None = None
@@ -141,24 +147,46 @@ class OllamaTurn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def message(self) -> Message:
         """It as one of a Request."""
-        pictures = (ImagePart() for _ in self.images or ())
+        first, *behind = self._words
+        parts: list[TextPart | ImagePart] = [ImagePart()] * (len(self.pictures) - len(behind))
+        parts += [TextPart(first)] if first else []
+        for words in behind:
+            parts += [ImagePart(), TextPart(words)] if words else [ImagePart()]
         calls = (
             ToolCall(name=one.function.name, arguments=msgspec.json.encode(one.function.arguments).decode())
             for one in self.tool_calls or ()
         )
-        return Message(self.role, (*pictures, *((TextPart(self.content),) if self.content else ())), tuple(calls))
+        return Message(self.role, tuple(parts), tuple(calls))
+
+    @property
+    def pictures(self) -> list[str]:
+        """Its images, in the order of their places."""
+        images, marked = self.images or [], len(self._words) - 1
+        return [*images[marked:], *images[:marked]]
+
+    @property
+    def _words(self) -> list[str]:
+        """The words before, between and behind the images that have a place among them."""
+        return (self.content or "").split(IMAGE, len(self.images or ()))
 
 
 class OllamaChat(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A request of `/api/chat`; without messages it asks for the model to be loaded."""
+    """A request of `/api/chat`; without messages it asks for the model to be loaded. `system` is said before them."""
 
     model: str | None = None
     messages: list[OllamaTurn] | None = None
+    system: str | None = None
     tools: Annotated[list[ToolOffered], msgspec.Meta(max_length=MAX_TOOLS)] | None = None
     stream: bool | None = None
     format: Literal["json"] | dict[str, Any] | None = None
     options: OllamaOptions | None = None
     cutline: ExecutionOptions = ExecutionOptions()
+
+    @property
+    def turns(self) -> list[OllamaTurn]:
+        """The conversation."""
+        asked = self.messages or []
+        return [OllamaTurn("system", self.system), *asked] if self.system and asked else asked
 
 
 class OllamaPrompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -205,7 +233,7 @@ class OllamaAsked:
     @property
     def urls(self) -> tuple[str, ...]:
         """Its images, in order, as URLs or by the names that they were received under."""
-        images = (one for turn in self.turns for one in turn.images or ())
+        images = (one for turn in self.turns for one in turn.pictures)
         return tuple(one if one.startswith(RECEIVED) else f"data:;base64,{one}" for one in images)
 
     def question(self, images: Sequence[bytes], *, tenant: str = "", request_id: str = "", trace: str = "") -> Request:
@@ -236,7 +264,7 @@ class OllamaAsked:
 def read_chat(body: bytes) -> OllamaAsked:
     """The chat in a body of JSON. Raises Refused."""
     chat = read_body(body, OllamaChat, _CHAT_RULES)
-    return OllamaAsked(chat, chat.messages or ())
+    return OllamaAsked(chat, chat.turns)
 
 
 def read_prompt(body: bytes) -> OllamaAsked:

@@ -37,6 +37,7 @@ class _ChatRules(Rules):
 RULES = _ChatRules(
     ignored={
         "cache_prompt": (bool,),  # what was computed is kept anyway
+        "context_size": (int,),  # as `num_ctx`
         "keep_alive": (str, int, float),  # the models stay as long as the agent does
         "include_reasoning": (bool,),  # no model here reasons in tokens of their own
         "metadata": (dict,),
@@ -47,6 +48,7 @@ RULES = _ChatRules(
         "safety_identifier": (str,),
         "service_tier": (str,),
         "store": (bool,),  # nothing is stored
+        "timings_per_token": (bool,),  # more of an account than `cutline` has would be of no use here
     },
     neutral={
         "add_generation_prompt": (True,),

@@ -95,6 +95,48 @@ def test_a_conversation_with_images_in_several_turns(agent: ScriptedAgent, clien
     assert asked.mode is Mode.AUTO
 
 
+@pytest.mark.parametrize(
+    ("words", "images", "parts", "order"),
+    [
+        ("Both?\n[img]\nthen\n[img]", [ONE, TWO], ["Both?\n", "", "\nthen\n", ""], [ONE, TWO]),
+        ("[img] or [img]?", [ONE, TWO], ["", " or ", "", "?"], [ONE, TWO]),
+        ("Here: [img]", [ONE, TWO], ["", "Here: ", ""], [TWO, ONE]),
+        ("[img][img]", [ONE], ["", "[img]"], [ONE]),
+        ("Is [img] one?", [], ["Is [img] one?"], []),
+    ],
+)
+def test_images_stand_where_the_words_say(
+    agent: ScriptedAgent, client: Client, words: str, images: list[bytes], parts: list[str], order: list[bytes]
+) -> None:
+    """An image at each marker, as Ollama has it; those without one before the words."""
+    agent.always = [ANSWER]
+
+    async def run() -> None:
+        async with client() as one:
+            await one.chat("cutline", [{"role": "user", "content": words, "images": images}])
+
+    asyncio.run(run())
+    (message,) = agent.asked[0].messages
+    assert message.parts == tuple(TextPart(one) if one else ImagePart() for one in parts)
+    assert list(agent.asked[0].images) == order
+
+
+def test_what_a_chat_says_of_the_system_is_its_first_turn(agent: ScriptedAgent, serving: Serving) -> None:
+    agent.always = [ANSWER]
+
+    async def run() -> list[int]:
+        async with serving() as url, httpx.AsyncClient(base_url=url, trust_env=False) as one:
+            asked = {"system": "Be brief.", "stream": False}
+            return [
+                (await one.post("/api/chat", json=asked | {"messages": ASKED})).status_code,
+                (await one.post("/api/chat", json=asked)).status_code,
+            ]
+
+    assert asyncio.run(run()) == [200, 200]
+    (asked,) = agent.asked  # without messages the model is loaded, and nothing asked
+    assert asked.messages == (Message("system", (TextPart("Be brief."),)), Message("user", (TextPart("What?"),)))
+
+
 def test_what_an_answer_took_is_told(agent: ScriptedAgent, client: Client) -> None:
     agent.always = [ANSWER]
 
