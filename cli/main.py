@@ -25,9 +25,12 @@ from cutline.cli import (
     keys,
     plan,
     profile,
+    pull,
+    rm,
     top,
     watch,
 )
+from cutline.cli import list as list_command
 from cutline.cli.entry import INTERRUPTED
 from cutline.cli.terminal.output import UNREAD, Unread, close_output, drop_output, open_output
 from cutline.errors import CutlineError, InputError
@@ -49,10 +52,13 @@ for module, command in (
     (export, export.export),
     (health, health.health),
     (plan, plan.plan),
+    (pull, pull.pull),
+    (rm, rm.rm),
     (top, top.top),
     (watch, watch.watch),
 ):
     app.command(epilog=module.EPILOG)(command)
+app.command("list", epilog=list_command.EPILOG)(list_command.list_models)
 app.add_typer(bundle.app, name="bundle")
 app.add_typer(cluster.app, name="cluster")
 app.add_typer(config_show.app, name="config")

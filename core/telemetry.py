@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import os
 
+_GIVEN = os.environ.get("HF_HUB_OFFLINE", "")  # before it is overwritten below
+
 SETTINGS = {
     "ORT_DISABLE_TELEMETRY": "1",  # onnxruntime, and onnxruntime-genai with it
     "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_HUB_OFFLINE": "1",  # models are local folders: nothing is ever fetched from a hub
+    "HF_HUB_OFFLINE": "1",  # models are local folders: nothing is fetched from a hub but by `cutline pull`
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 
@@ -21,3 +23,11 @@ SETTINGS = {
 def switch_off() -> None:
     """Set the environment of this process and of its children."""
     os.environ.update(SETTINGS)
+
+
+def is_offline_wanted() -> bool:
+    """Whether the user set HF_HUB_OFFLINE, so that not even `cutline pull` may ask a hub.
+
+    The environment does not tell any more, as `switch_off` sets it for every other command.
+    """
+    return _GIVEN.upper() in {"1", "ON", "YES", "TRUE"}  # as huggingface_hub reads it
