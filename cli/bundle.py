@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from cutline.edge.generation.gate import Gate
     from cutline.models.bundle import Manifest
     from cutline.models.costs import Sizes
+    from cutline.models.pairs.pair import Shared
     from cutline.models.prices import Prices
 
 COPY = "Example: cutline bundle copy my-target on-the-device --part device"
@@ -70,6 +71,7 @@ class BundleView(msgspec.Struct, frozen=True, kw_only=True):
     cuts: list[Cut]
     files: dict[str, int]  # their sizes
     calibration: Gate | Prices | None
+    shared: Shared | None  # with its target, where it has one
 
 
 @app.command(epilog=SHOW)
@@ -124,6 +126,7 @@ def _look(bundle: Bundle) -> BundleView:
     from cutline.core.conversation import question
     from cutline.models.bundle import MANIFEST
     from cutline.models.costs import layer_costs, request_sizes
+    from cutline.models.pairs.pair import served_model
     from cutline.models.prompt import PromptBuilder
 
     manifest = bundle.manifest
@@ -146,6 +149,7 @@ def _look(bundle: Bundle) -> BundleView:
         cuts=_cuts(manifest, sizes) if manifest.role == "target" else [],
         files={name: (bundle.path / name).stat().st_size for name in (MANIFEST, *sorted(bundle.names))},
         calibration=_calibration(bundle),
+        shared=None if manifest.target is None else served_model(bundle).shared,
     )
 
 
@@ -200,6 +204,8 @@ def _show(console: Console, seen: BundleView) -> None:
     ]
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
+    if seen.shared is not None:
+        console.print(seen.shared.told, highlight=False, soft_wrap=True)
     if seen.cuts:
         show_table(console, _cut_table(seen.cuts))
     files = _table("file", "size", title="Files" if seen.part == "whole" else "Files, the device's part alone")

@@ -53,6 +53,7 @@ def export(
     try:
         from cutline.models.export import export_bundle
         from cutline.models.export.encoders import export_encoder
+        from cutline.models.pairs.pair import served_model
     except ModuleNotFoundError as error:
         raise missing(f"exporting needs {error.name}", "export") from None
 
@@ -71,6 +72,8 @@ def export(
             made = export_bundle(model, out, role=role, precision=chosen, name=said, target=drafts_for, progress=show)
     size = sum(file.stat().st_size for file in made.path.iterdir()) / 1e6
     reused = sum(step.reused for step in finished)
+    if isinstance(made, Bundle) and made.manifest.target is not None:
+        console.print(served_model(made).shared.told, highlight=False, soft_wrap=True)
     console.print(
         f"{made.path}: {role}, {chosen}, {size:.1f} MB, identity {made.manifest.identity[:12]}"
         + (f"; {reused} of {len(finished)} steps were finished before" if reused else ""),

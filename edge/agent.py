@@ -33,7 +33,7 @@ from cutline.edge.request_planner import RequestPlanner
 from cutline.edge.result_builder import account, from_memory, planned
 from cutline.errors import InputError, ModelMismatch
 from cutline.models.bundle import Bundle
-from cutline.models.prompt import PromptBuilder
+from cutline.models.pairs.pair import served_model
 from cutline.protos.channel.credentials import NO_KEYS, AgentKeys
 from cutline.protos.request_ids import new_request_id
 
@@ -90,7 +90,8 @@ class Agent:
         notice: float = NOTICE,
         settings: AgentSettings = AgentSettings(),
     ) -> None:
-        self.manifest = bundle.manifest
+        served = served_model(bundle)
+        self.manifest = served.manifest
         if target is not None and target.manifest.identity != self.manifest.target:
             raise ModelMismatch(f"{bundle.path} drafts for another target than {target.path}; export it for this one")
         if not 0.0 < notice <= MAX_NOTICE:
@@ -101,10 +102,16 @@ class Agent:
             raise InputError("planning needs a worker and the target's bundle; give --worker and --target")
         if planner is not None and planner.upstream != (settings.upstream is not None):
             raise InputError("an upstream is planned for by its own planner, and no worker is by that")
-        prompts = PromptBuilder.open(bundle)
-        self._prompts = prompts
+        self._prompts = prompts = served.prompts
         self._preparer = Preparer(self.manifest, prompts, target, planned=planner is not None, fresh=settings.fresh)
-        models = DeviceModels(bundle, target, threads=threads or usable_cores(), provider=settings.provider)
+        models = DeviceModels(
+            bundle,
+            target,
+            served,
+            threads=threads or usable_cores(),
+            provider=settings.provider,
+            fresh=settings.fresh,
+        )
         if not isinstance(worker, Workers):
             addresses = () if worker is None else (worker,) if isinstance(worker, str) else worker
             worker = Workers(addresses, keys=keys, offline=settings.offline)
@@ -112,7 +119,7 @@ class Agent:
         self._backends = Backends(
             drafter=bundle,
             models=models,
-            contact=WorkerContact(drafter=self.manifest, workers=worker, notice=notice),
+            contact=WorkerContact(served=self.manifest, workers=worker, notice=notice),
             upstream=settings.upstream,
             vocabulary=prompts.vocabulary,
         )

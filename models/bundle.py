@@ -155,7 +155,11 @@ class Bundle:
 
 def read_manifest(path: Path) -> Manifest:
     """The manifest of the bundle at `path`, without verifying the files it lists. Raises BundleError."""
-    content = manifest_at(path)
+    return manifest_of(manifest_at(path), path)
+
+
+def manifest_of(content: bytes, path: Path) -> Manifest:
+    """The manifest that is the `content` of a file in the bundle at `path`. Raises BundleError."""
     try:
         manifest = _decoded(content, path)
     except UnknownFamily as error:
@@ -209,7 +213,10 @@ def file_inside(path: Path, name: str) -> Path | None:
 
 
 def _decoded(content: bytes, path: Path) -> Manifest:
-    """A manifest of any format, converted to the current one. Raises BundleError, UNREADABLE and ValueError."""
+    """A manifest of any format, in the bundle at `path`, in the current one.
+
+    Raises BundleError, UNREADABLE and ValueError.
+    """
     sealed = is_sealed(content)
     if sealed:
         content = unseal(content)

@@ -46,7 +46,8 @@ _SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
 class Vocabulary:
     """A tokenizer and its added tokens. `added` maps the text of each that a user's text must not become to its id.
 
-    Those of white space alone, which Gemma has hundreds of, are text like any other.
+    Those of white space alone, which Gemma has hundreds of, are text like any other. One that `normalizes` may write a
+    text otherwise than it was.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -76,6 +77,7 @@ class Vocabulary:
         # tokenizers 0.23 caches up to 10,000 words of users' texts for each thread and tokenizer, kilobytes each, and
         # leaks them when the tokenizer is freed. A question is encoded once, so a cache would not help.
         tokenizer.model._resize_cache(0)
+        self.normalizes = tokenizer.normalizer is not None
         self._tokenizer = tokenizer
 
     @classmethod

@@ -11,7 +11,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ from cutline.edge.generation.result import Decision, Ending, Tail
 from cutline.edge.offload.backends.backend import REFUSALS, NoRoom
 from cutline.edge.offload.backends.backends import Backends
 from cutline.edge.offload.backends.drafter_backend import DrafterBackend
+from cutline.edge.offload.backends.own_questions import CannotDraft
 from cutline.edge.offload.backends.worker_backend import WorkerBackend
 from cutline.edge.offload.recovery import BACK_SECONDS
 from cutline.edge.offload.route import Route
@@ -94,7 +95,8 @@ class Router:
         self._backends.check_gate()
         group, kept = gate.of(name), False
         if group is not None:  # of a closed one no answer can be kept, so none is waited for
-            await self._drafter.propose(self._generation)
+            with suppress(CannotDraft):  # then there is nothing to keep
+                await self._drafter.propose(self._generation)
             self._note_drafted()
             kept = group.keeps(self._drafter.drafted, self._generation.stop_tokens)
         if kept:

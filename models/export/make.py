@@ -23,6 +23,7 @@ from cutline.models.export.prefixes import export_prefixes
 from cutline.models.export.source import SourceModel, read_source
 from cutline.models.export.vision import export_vision
 from cutline.models.export.work import ExportWork, fingerprint, work_beside
+from cutline.models.pairs.pair import served_model, shared_by, target_files
 from cutline.models.prompt import TEMPLATE, PromptBuilder
 from cutline.models.vocabulary import TOKENIZER, Vocabulary
 
@@ -62,8 +63,8 @@ def export_bundle(
     """Make the bundle `out` from the Hugging Face folder `hf`, in place of an older bundle.
 
     `precision` is that of a drafter's decoder, or of a target's graphs for a device; a target's own weights keep
-    theirs. A drafter and its `target` must have the same tokenizer, chat template, image processing, image token and
-    stop tokens. A drafter's context must be at least as long, so that it can read every prompt of its target.
+    theirs. A drafter may have another tokenizer, chat template or image processing than its `target`: its bundle holds
+    the target's then. If it has the same its context must be at least as long, so that it can read every prompt.
 
     If this fails or is killed, finished steps stay beside `out`, and the same call resumes after them.
 
@@ -79,19 +80,15 @@ def export_bundle(
     made_from = fingerprint(hf, role=role, precision=precision, target=drafts_for)
     progress(ExportProgress("reading the model", 0, 0))
     source = read_source(hf, dtype=torch.float32)
-    if target is not None:
-        _check_target(source, target)
-        source = source.resized(target.manifest.decoder.vocabulary)
     manifest = source.manifest(name=name, role=role, precision=precision, target=drafts_for)
     if target is not None:
-        # A drafter predicts its target's answer, so the target's penalties apply.
-        manifest = structs.replace(manifest, penalties=target.manifest.penalties)
+        source, manifest = _paired(source, manifest, target)
     _try_question(hf, manifest, source)
     with storing(out), work_beside(out.resolve(), made_from) as work:
         run_steps(work, _steps(source, role, precision), progress)
         manifest = write_manifest(work.folder, manifest)
         # Refuses before the move what opening the bundle would refuse.
-        PromptBuilder.open(Bundle.open(work.folder))
+        served_model(Bundle.open(work.folder))
         work.place(out.resolve())
     return Bundle(out, manifest)
 
@@ -143,26 +140,27 @@ def _steps(source: SourceModel, role: Role, precision: Precision) -> dict[str, M
     return steps
 
 
-def _check_target(source: SourceModel, target: Bundle) -> None:
+def _paired(source: SourceModel, manifest: Manifest, target: Bundle) -> tuple[SourceModel, Manifest]:
+    """A model and its manifest as the drafter of `target`. Raises InputError, BundleError."""
     theirs = target.manifest
     if theirs.role != "target":
         raise InputError(f"{target.path} holds a {theirs.role}; a drafter's target must be a target")
-    same = {
-        **{name: target.file(name).read_bytes() == content for name, content in source.companions.items()},
-        "image processing": source.family.is_alike(theirs.family),
-        "image token": source.image_token == theirs.image_token,
-        "set of stop tokens": source.stop_tokens == theirs.stop_tokens,
-    }
-    for what, equal in same.items():
-        if not equal:
-            raise InputError(
-                f"the {what} of {source.path} is not that of its target {target.path}; they must be the same"
-            )
+    files = {name: target.file(name).read_bytes() for name in source.companions}
+    shared = shared_by(manifest, source.companions, theirs, files)
+    if shared.tokens:
+        source = source.resized(theirs.decoder.vocabulary)
+        # A drafter predicts its target's answer, so the target's penalties apply; they are of tokens.
+        manifest = structs.replace(
+            manifest, decoder=source.decoder, parameters=source.parameters, penalties=theirs.penalties
+        )
+    if not shared.prompt:
+        return replace(source, companions=source.companions | target_files(target)), manifest
     if source.decoder.context < theirs.decoder.context:
         raise InputError(
             f"{source.path} holds {source.decoder.context} tokens, its target {target.path} {theirs.decoder.context}; "
             "a drafter must hold as many"
         )
+    return source, manifest
 
 
 def _copy(file: Path, on_share: OnShare, folder: Path) -> str:

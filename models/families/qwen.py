@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import accumulate, product
+from itertools import accumulate
 from typing import Annotated, Any, ClassVar
 
 import msgspec
@@ -131,16 +131,29 @@ class QwenVL(Family, frozen=True, forbid_unknown_fields=True, kw_only=True):
         """See `Family.within`: whole image tokens, which fitting leaves as they are."""
         if self.tokens(self.grid(size)) <= tokens:
             return size
-        shrink = math.sqrt(size[0] * size[1] / (tokens * self.factor**2))
-        sides = [{self._multiple(math.floor, side / shrink), self._multiple(math.ceil, side / shrink)} for side in size]
-        fitting = [
-            (across, down)
-            for across, down in product(*sides)
-            if 0 < across * down <= tokens * self.factor**2
-            and self.fitted((across, down)) == (across, down)
-            and size_fault((across, down)) is None
-        ]
-        return max(fitting, key=math.prod, default=None)
+        wanted = size[0] / size[1]
+        across = math.sqrt(tokens * wanted)  # of as many tokens as there may be, in the proportions of the image
+        most = [side // self.factor for side in self.fitted(size)]
+        # About as many along one side, and along the other as many as there is room for, and as proportions allow.
+        rows, columns = (
+            [
+                (count, min(tokens // count, most[1 - axis], count * MAX_ASPECT))
+                for count in counts
+                if count <= most[axis]
+            ]
+            for axis, counts in enumerate(
+                {max(1, math.floor(one)), math.ceil(one)} for one in (across, across / wanted)
+            )
+        )
+        sizes = [(a * self.factor, b * self.factor) for a, b in [*rows, *((b, a) for a, b in columns)] if a and b]
+        fitting = [one for one in sizes if self.fitted(one) == one and size_fault(one) is None]
+
+        def worth(one: Size) -> tuple[float, Size]:
+            """Its area, less what its proportions are off."""
+            off = one[0] / one[1] / wanted
+            return math.prod(one) * min(off, 1 / off), one
+
+        return max(fitting, key=worth, default=None)
 
     def is_settled(self, size: Size) -> bool:
         """False only if the limits of the area are too close to each other, or too small for thin images."""

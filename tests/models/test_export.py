@@ -32,6 +32,7 @@ from cutline.models.export import decoder, export_bundle, make, prefixes, vision
 from cutline.models.export.source import read_source
 from cutline.models.families.smolvlm import SmolVLM
 from cutline.models.layerline import LayerLine
+from cutline.models.pairs.pair import DESCRIPTION, Shared, served_model
 from cutline.models.prompt import PromptBuilder
 from cutline.testing.models.random_models import write_text
 
@@ -200,11 +201,7 @@ def test_the_chat_template_of_an_older_folder(copied: Path, tmp_path: Path, stor
 
 
 def have_another_stop_token(folder: Path) -> None:
-    edit_json(folder / "generation_config.json", lambda said: said.update(eos_token_id=[2, 5]))
-
-
-def have_another_image_token(folder: Path) -> None:
-    edit_json(folder / "config.json", lambda config: config.update(image_token_id=8))
+    edit_json(folder / "generation_config.json", lambda said: said.update(eos_token_id=[2, 1]))
 
 
 def have_a_context_of(tokens: int) -> Callable[[Path], None]:
@@ -215,21 +212,42 @@ def have_a_context_of(tokens: int) -> Callable[[Path], None]:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "shared"),
     [
-        (lambda folder: write_text(folder, SPECIAL | {"<other>": 9}, 90), "the tokenizer.json of"),
-        (lambda folder: (folder / "chat_template.jinja").write_text("{{ 1 }}"), "the chat_template.jinja of"),
-        (lambda folder: (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR)), "image processing"),
-        (have_another_image_token, "image token"),
-        (have_another_stop_token, "stop tokens"),
-        (have_a_context_of(63), "holds 63 tokens, its target .* 64; a drafter must hold as many"),
+        (lambda folder: write_text(folder, SPECIAL | {"<other>": 9}, 90), Shared(False, True, True)),
+        (lambda folder: (folder / "chat_template.jinja").write_text("so <image>"), Shared(True, False, True)),
+        (
+            lambda folder: (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR)),
+            Shared(True, True, False),
+        ),
+        (have_another_stop_token, Shared(False, True, True)),
     ],
 )
-def test_a_drafter_that_reads_otherwise_than_its_target_is_refused(
-    target: Bundle, copied: Path, tmp_path: Path, change: Callable[[Path], object], said: str
+@pytest.mark.usefixtures("one_tower")
+def test_a_drafter_that_reads_otherwise_than_its_target_has_the_targets_files_too(
+    target: Bundle, copied: Path, tmp_path: Path, change: Callable[[Path], object], shared: Shared
 ) -> None:
     change(copied)
-    with pytest.raises(InputError, match=said):
+    drafter = make_bundle(copied, tmp_path / "other", role="drafter", target=target)
+    served = served_model(drafter)
+    assert served.shared == shared
+    told = shared.told
+    assert [name in told for name in ("tokens", "template", "images")] == [
+        not one for one in (shared.tokens, shared.template, shared.images)
+    ]
+    assert served.manifest.family == target.manifest.family
+    assert served.manifest.stop_tokens == target.manifest.stop_tokens
+    assert served.manifest.identity == drafter.manifest.identity
+    asked = [question("What is it?")], [target.manifest.family.example(0).grid]
+    assert served.prompts.build(*asked).ids == PromptBuilder.open(target).build(*asked).ids
+    (drafter.path / DESCRIPTION).write_bytes(b"{}")
+    with pytest.raises(BundleError, match="hash differs"):
+        Bundle.open(drafter.path)
+
+
+def test_a_drafter_that_reads_the_same_prompts_must_hold_them(target: Bundle, copied: Path, tmp_path: Path) -> None:
+    have_a_context_of(63)(copied)
+    with pytest.raises(InputError, match=r"holds 63 tokens, its target .* 64; a drafter must hold as many"):
         make_bundle(copied, tmp_path / "other", role="drafter", target=target)
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # an agent without one loads no HTTP client
 class Backends:
     """Who answers an agent's requests: its own `models`, workers by their `contact`, or an `upstream` in their place.
 
-    `vocabulary` is that of the `drafter`.
+    `vocabulary` is that of the answers.
     """
 
     drafter: Bundle
@@ -68,5 +68,5 @@ class Backends:
         from cutline.edge.offload.backends.upstream_backend import UpstreamBackend
 
         assert self.upstream is not None
-        stop = self.drafter.manifest.stop_tokens[0]
+        stop = self.contact.served.stop_tokens[0]
         return UpstreamBackend(self.upstream, prepared, execution, self.vocabulary, stop=stop, seconds=seconds)

@@ -11,24 +11,43 @@ from functools import partial
 from itertools import islice
 from typing import TypeVar
 
+from cutline.core.request import Mode
 from cutline.devices.profile import CPU
 from cutline.edge.generation.generation import Execution, Prepared
 from cutline.edge.inference.boundary_noise import Noise, new_secret
-from cutline.edge.inference.drafter import Drafted, Drafter, DrafterConversation
+from cutline.edge.inference.drafter import Drafted, Drafter
 from cutline.edge.inference.target_prefix import Crossing, LoadedSpans
+from cutline.edge.offload.backends.own_questions import Drafts, OwnQuestions
+from cutline.errors import InputError
 from cutline.models.bundle import Bundle, Manifest
 from cutline.models.law.sampling import agreeing
+from cutline.models.pairs.pair import ServedModel
 
 Returned = TypeVar("Returned")
 
 
 class DeviceModels:
-    """A `drafter`'s bundle, loaded, and where there is a `target` its first layers, loaded up to each cut when used."""
+    """A `drafter`'s bundle, loaded, and where there is a `target` its first layers, loaded up to each cut when used.
 
-    def __init__(self, drafter: Bundle, target: Bundle | None, *, threads: int, provider: str = CPU) -> None:
+    What is asked is prepared for the model that is `served`; a drafter unlike it prepares that for itself, and keeps
+    nothing of it where every question is to be `fresh`.
+    """
+
+    def __init__(
+        self,
+        drafter: Bundle,
+        target: Bundle | None,
+        served: ServedModel,
+        *,
+        threads: int,
+        provider: str = CPU,
+        fresh: bool = False,
+    ) -> None:
         self.target: Manifest | None = None if target is None else target.manifest
         self._spans = None if target is None else LoadedSpans(target, threads=threads, provider=provider)
         self._drafter = Drafter.open(drafter, threads=threads, provider=provider)
+        self._served = served
+        self._own = None if served.shared.prompt else OwnQuestions(drafter, served, fresh=fresh)
         self._secret = new_secret()
 
     @property
@@ -37,8 +56,17 @@ class DeviceModels:
         return frozenset() if self._spans is None else self._spans.cuts
 
     def work(self, prepared: Prepared, execution: Execution) -> DeviceWork:
-        """What they do for a request that is carried out so. Nothing is begun yet."""
-        return DeviceWork(partial(self._cross, prepared, execution), partial(self._converse, prepared))
+        """What they do for a request that is carried out so. Nothing is begun yet.
+
+        Raises InputError where an answer of the drafter would need likelihoods, and it has none of the target's tokens.
+        """
+        request = prepared.request
+        if not self._served.shared.tokens and request.logprobs is not None and execution.mode in (Mode.EDGE, Mode.AUTO):
+            raise InputError(
+                f"{self._served.manifest.name} has other tokens than its target, and no likelihoods of those; ask "
+                "without logprobs, or in mode cloud or draft"
+            )
+        return DeviceWork(partial(self._cross, prepared, execution), partial(self._converse, prepared, execution))
 
     def _cross(self, prepared: Prepared, execution: Execution) -> Crossing | None:
         """What crosses the cut, or None for the image. Raises InputError, BundleError."""
@@ -55,18 +83,22 @@ class DeviceModels:
             tenant=request.tenant,
         )
 
-    def _converse(self, prepared: Prepared) -> DrafterConversation:
-        request = prepared.request
-        return self._drafter.converse(
-            prepared.prompt,
-            prepared.pixels,
-            request.sampling,
-            names=prepared.kept,
-            start=len(prepared.asked),
-            alternatives=request.logprobs,
-            compiled=prepared.compiled,
+    def _converse(self, prepared: Prepared, execution: Execution) -> Drafts:
+        """What drafts the answer. Raises CannotDraft for a question that only the target takes."""
+        own, request, tokens = prepared, prepared.request, self._served.shared.tokens
+        if self._own is not None:
+            own = self._own.prepare(request, likely=execution.mode is Mode.DRAFT)
+        drafting = self._drafter.converse(
+            own.prompt,
+            own.pixels,
+            own.request.sampling,
+            names=own.kept,
+            start=len(prepared.asked) if tokens else None,
+            alternatives=request.logprobs if tokens else None,
+            compiled=own.compiled,
             tenant=request.tenant,
         )
+        return drafting if self._own is None else self._own.retokenized(drafting)
 
 
 @dataclass(slots=True, eq=False)
@@ -79,9 +111,9 @@ class DeviceWork:
     """
 
     cross: Callable[[], Crossing | None]
-    converse: Callable[[], DrafterConversation]
+    converse: Callable[[], Drafts]
     crossing: Crossing | None = None
-    drafting: DrafterConversation | None = None
+    drafting: Drafts | None = None
     believed: tuple[int, ...] = ()
     drafted: dict[int, Drafted] = field(default_factory=dict)
     _crossed: bool = False
@@ -113,7 +145,7 @@ class DeviceWork:
             self.crossing, self._crossed = self.cross(), True
 
     def begin_drafting(self) -> None:
-        """Begin to draft, where that is not begun."""
+        """Begin to draft, where that is not begun. Raises CannotDraft."""
         if self.drafting is None:
             self.drafting = self.converse()
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from cutline.edge.generation.generation import Execution, Generation, Prepared
 from cutline.edge.offload.backends.backend import NoRoom
 from cutline.edge.offload.backends.device_models import DeviceWork
+from cutline.edge.offload.backends.own_questions import CannotDraft
 from cutline.edge.offload.backends.upload_cache import Uploads
 from cutline.edge.offload.backends.worker_session import Exchange
 from cutline.edge.offload.heartbeat import FIRST_UPLINK, NOTICE, WorkerSilent, patience
@@ -24,12 +26,12 @@ LEAST_SECONDS = 0.05  # that a worker has, however near the deadline is
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerContact:
-    """How an agent asks its `workers`: for the target of `drafter`, and what each keeps of `uploads`.
+    """How an agent asks its `workers`: for the model that is `served`, and what each keeps of `uploads`.
 
     One of which nothing is heard for `notice` seconds is given up.
     """
 
-    drafter: Manifest
+    served: Manifest
     workers: Workers
     uploads: Uploads = field(default_factory=Uploads)
     notice: float = NOTICE
@@ -37,12 +39,12 @@ class WorkerContact:
     @property
     def model(self) -> str:
         """The identity of the target, empty where there is none."""
-        return self.drafter.target or ""
+        return self.served.target or ""
 
     def check(self) -> None:
         """Raises BundleError for a drafter that was made for no target."""
-        if self.drafter.target is None:
-            raise BundleError(f"{self.drafter.name} was exported without a target, so no worker can verify it")
+        if self.served.target is None:
+            raise BundleError(f"{self.served.name} was exported without a target, so no worker can verify it")
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -80,7 +82,8 @@ class WorkerBackend:
             generation.limit = min(limit, self._room(described, generation))
             await self.work.run(self.work.begin_crossing)
             if self.drafts:
-                self.work.begin_drafting()
+                with suppress(CannotDraft):  # the worker answers without, and the answer says that nothing was drafted
+                    await self.work.run(self.work.begin_drafting)
             exchange = self._exchange(generation, described)
             left = max(end - time.monotonic(), LEAST_SECONDS)
             await exchange.run(self.client, self.contact.model, self.work.rest(generation.tokens), seconds=left)
@@ -127,7 +130,7 @@ class WorkerBackend:
 
     def _exchange(self, generation: Generation, described: Description) -> Exchange:
         return Exchange(
-            self.contact.drafter,
+            self.contact.served,
             self.prepared,
             self.execution,
             generation,

@@ -40,7 +40,7 @@ MEASURABLE = 16 << 10  # bytes of an upload that say how fast the link is
 
 @dataclass(slots=True, eq=False)
 class Exchange:
-    """One request before one worker of a target whose drafter is `manifest`'s, from the tokens settled so far on.
+    """One request before one worker of the model that is served, `manifest`, from the tokens settled so far on.
 
     What is sent is the image, or where the device's `work` has a crossing what crosses the cut; and drafts, if it has a
     drafting. `uploads` knows what the worker keeps. A worker of which nothing is heard for `notice` seconds is given
