@@ -17,7 +17,7 @@ from cutline.edge.generation.generation import Execution, Prepared
 from cutline.edge.inference.boundary_noise import Noise, new_secret
 from cutline.edge.inference.drafter import Drafted, Drafter
 from cutline.edge.inference.target_prefix import Crossing, LoadedSpans
-from cutline.edge.offload.backends.own_questions import Drafts, OwnQuestions
+from cutline.edge.offload.backends.own_questions import DraftSource, OwnQuestions
 from cutline.errors import InputError
 from cutline.models.bundle import Bundle, Manifest
 from cutline.models.law.sampling import agreeing
@@ -83,7 +83,7 @@ class DeviceModels:
             tenant=request.tenant,
         )
 
-    def _converse(self, prepared: Prepared, execution: Execution) -> Drafts:
+    def _converse(self, prepared: Prepared, execution: Execution) -> DraftSource:
         """What drafts the answer. Raises CannotDraft for a question that only the target takes."""
         own, request, tokens = prepared, prepared.request, self._served.shared.tokens
         if self._own is not None:
@@ -111,9 +111,9 @@ class DeviceWork:
     """
 
     cross: Callable[[], Crossing | None]
-    converse: Callable[[], Drafts]
+    converse: Callable[[], DraftSource]
     crossing: Crossing | None = None
-    drafting: Drafts | None = None
+    drafting: DraftSource | None = None
     believed: tuple[int, ...] = ()
     drafted: dict[int, Drafted] = field(default_factory=dict)
     _crossed: bool = False

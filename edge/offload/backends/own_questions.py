@@ -22,7 +22,7 @@ class CannotDraft(PromptError):
     """A question that the drafter does not take and its target does."""
 
 
-class Drafts(Protocol):
+class DraftSource(Protocol):
     """What drafts the answer to one question."""
 
     def draft(self, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
@@ -53,7 +53,7 @@ class OwnQuestions:
         except InputError as error:
             raise CannotDraft(f"the drafter cannot be asked: {error}") from error
 
-    def retokenized(self, drafting: DrafterConversation) -> Drafts:
+    def retokenized(self, drafting: DrafterConversation) -> DraftSource:
         """What it drafts in the target's tokens."""
         if self._served.shared.tokens:
             return drafting
