@@ -11,7 +11,8 @@ import typer
 from cutline.cli import options
 from cutline.cli.terminal.tables import amount
 from cutline.models.bundle import Bundle, Part, copy_bundle, part_at
-from cutline.models.encoders.bundle import is_encoder
+from cutline.models.encoders.bundle import EncoderBundle, is_encoder
+from cutline.models.hub.library import find_any_bundle
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,7 +34,7 @@ WORDS = (  # 32 of them
     "are in all, and what is written there"
 )
 
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The bundle's folder.")]
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The bundle's folder, or its name in `cutline list`.")]
 
 app = typer.Typer(help="Look into a bundle, or copy the part of it that a device needs.")
 
@@ -84,6 +85,7 @@ def show(folder: Folder, as_json: options.Json = False) -> None:
 
     from rich.console import Console
 
+    folder = find_any_bundle(folder)
     if is_encoder(folder):
         from cutline.cli.encoder_view import show_encoder
 
@@ -110,15 +112,19 @@ def copy(
     from cutline.core.storage.files import storing
     from cutline.errors import InputError
 
-    bundle = Bundle.open(folder, part)
+    folder = find_any_bundle(folder)
+    bundle = EncoderBundle.open(folder) if is_encoder(folder) else Bundle.open(folder, part)
     if out.exists():
         raise InputError(f"{out} exists; choose another folder")
     if out.resolve().is_relative_to(folder.resolve()):
         raise InputError(f"{out} is inside {folder}, which would be no bundle with it; choose another folder")
     with storing(out):
-        copied = copy_bundle(bundle, out)
+        if isinstance(bundle, EncoderBundle):  # of which a device needs all
+            bundle.copy(out)
+        else:
+            copy_bundle(bundle, out)
     size = sum(file.stat().st_size for file in out.iterdir())
-    line = f"{out}: {part}, {amount(size, 'B')}, identity {copied.manifest.identity[:12]}"
+    line = f"{out}: {part}, {amount(size, 'B')}, identity {bundle.manifest.identity[:12]}"
     Console(stderr=True).print(line, highlight=False, soft_wrap=True)
 
 
@@ -189,6 +195,7 @@ def _cuts(manifest: Manifest, sizes: Sizes) -> list[Cut]:
 
 def _show(console: Console, seen: BundleView) -> None:
     from cutline.cli.calibrate import show_gate
+    from cutline.cli.encoder_view import origin_lines
     from cutline.cli.terminal.tables import show_table
     from cutline.models.prices import Prices
 
@@ -198,12 +205,13 @@ def _show(console: Console, seen: BundleView) -> None:
         f"{manifest.name}: {manifest.role}, {manifest.precision}, family {manifest.family.__struct_config__.tag}, "
         f"{amount(seen.parameters)} parameters, context of {manifest.decoder.context} tokens",
         f"identity {seen.identity}",
+        *origin_lines(manifest.origin),
         f"a question of 32 words about an image of {width} by {height} pixels: {seen.image_tokens} of its "
         f"{seen.prompt_tokens} tokens are the image's; {amount(seen.flops)} operations to its first token, "
         f"{amount(seen.flops_per_token)} for one more, {amount(seen.kv_bytes_per_token, 'B')} of cache a token",
     ]
     for line in lines:
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     if seen.shared is not None:
         console.print(seen.shared.told, highlight=False, soft_wrap=True)
     if seen.cuts:

@@ -209,6 +209,7 @@ def _calibrate_scene(given: CalibrateOptions) -> None:
     from cutline.cli.setting import thread_count
     from cutline.edge.inference.encoder import Encoder
     from cutline.errors import InputError
+    from cutline.models.hub.library import find_bundle
 
     if given.encoder is None or given.only_if is None or given.data is None:
         raise InputError("a filter of frames is calibrated with all three of --encoder, --only-if and --data")
@@ -216,7 +217,7 @@ def _calibrate_scene(given: CalibrateOptions) -> None:
     if msgspec.structs.replace(CalibrateOptions(**taken, keys=given.keys), as_json=given.as_json) != given:
         raise InputError("--encoder takes --only-if, --data, --risk, --confidence, --threads and --json alone")
     console = Console(stderr=True)
-    encoder = Encoder(given.encoder, threads=thread_count(given.threads))
+    encoder = Encoder(find_bundle(given.encoder, "encoder"), threads=thread_count(given.threads))
     found = calibrate_frames(
         encoder, given.only_if, given.data, risk=given.risk, confidence=given.confidence, console=console
     )

@@ -17,7 +17,7 @@ EPILOG = "Example: cutline classify card.png 'a photo of a card' 'a photo of a c
 class ClassifyOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What `cutline classify` is given."""
 
-    encoder: Annotated[Path, "The encoder's bundle, of `cutline export --role encoder`."]
+    encoder: Annotated[Path, "The encoder's bundle or its name, of `cutline export --role encoder`."]
     image: Annotated[list[Path] | None, "A further picture; repeatable."] = None
     template: Annotated[str, "What every text stands in, in place of {}: 'a photo of a {}'."] = "{}"
     threads: options.Threads = None
@@ -44,11 +44,13 @@ def classify(
     from cutline.cli.terminal.tables import show_table
     from cutline.devices.profile import CPU
     from cutline.edge.inference.encoder import Encoder
+    from cutline.models.hub.library import find_bundle
     from cutline.models.images import read_image_file
 
     pictures = [picture, *(given.image or ())]
     images = [read_image_file(path) for path in pictures]
-    encoder = Encoder(given.encoder, threads=thread_count(given.threads), provider=given.provider or CPU)
+    bundle = find_bundle(given.encoder, "encoder")
+    encoder = Encoder(bundle, threads=thread_count(given.threads), provider=given.provider or CPU)
     scores = encoder.classify(images, texts, template=given.template)
     if given.as_json:
         found = [

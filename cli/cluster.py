@@ -26,7 +26,7 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 app = typer.Typer(help="Run several workers as one, and see how they are.", no_args_is_help=True)
 
-_OURS = ("--bundle", "--drain", "--listen", "--metrics", "--threads")
+_OURS = ("--bundle", "--model", "--drain", "--listen", "--metrics", "--threads")
 # Options of `cutline cloud` that name files: the workers run elsewhere than here.
 _FILES = (
     *("--audit", "--ca", "--cert", "--client-ca", "--config", "--key", "--revoked"),

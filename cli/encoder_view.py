@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from cutline.cli.terminal.tables import amount, show_table
-from cutline.models.bundle import MANIFEST
+from cutline.models.bundle import MANIFEST, ModelOrigin
 from cutline.models.encoders.bundle import EncoderBundle, EncoderManifest
 
 if TYPE_CHECKING:
@@ -53,6 +53,13 @@ def show_encoder(folder: Path, *, as_json: bool) -> None:
         _show(Console(highlight=False), seen)
 
 
+def origin_lines(origin: ModelOrigin | None) -> list[str]:
+    """Where a bundle's weights were pulled from, if they were."""
+    if origin is None:
+        return []
+    return [f"weights of {origin.name} on {origin.hub}, {origin.revision}: commit {origin.commit}"]
+
+
 def _show(console: Console, seen: EncoderView) -> None:
     from rich.table import Table
 
@@ -61,6 +68,7 @@ def _show(console: Console, seen: EncoderView) -> None:
     for line in (
         f"{manifest.name}: encoder, {manifest.precision}, family {manifest.family}, rows of {dimensions} numbers",
         f"identity {seen.identity}",
+        *origin_lines(manifest.origin),
         f"images of {side} by {side} pixels, texts of {manifest.texts.length} tokens at most; scores by {kind}",
         f"cuts {seen.cuts[0]} to {seen.cuts[-1]}: {rows} x {width} crosses, {amount(seen.bytes, 'B')} in fp32",
     ):

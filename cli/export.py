@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
 from cutline.errors import InputError
-from cutline.models.bundle import Bundle, Precision
+from cutline.models.bundle import Bundle, ModelOrigin, Precision
+from cutline.models.hub.library import BundleRole, bundle_path, find_bundle, find_weights, origin_of
+from cutline.models.hub.names import ModelName
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,10 +24,15 @@ EPILOG = "Example: cutline export SmolVLM-256M-Instruct --out drafter --role dra
 
 
 def export(
-    model: Annotated[Path, typer.Argument(help="A Hugging Face folder: config.json, safetensors, tokenizer.json.")],
-    out: Annotated[Path, typer.Option(help="The bundle's folder; a bundle that is there is replaced.")],
+    model: Annotated[
+        Path,
+        typer.Argument(
+            help="A Hugging Face folder (config.json, safetensors, tokenizer.json), or OWNER/NAME[@REVISION] of pulled "
+            "weights."
+        ),
+    ],
     role: Annotated[
-        Literal["drafter", "target", "encoder"],
+        BundleRole,
         typer.Option(help="drafter (runs on the device), target (runs on a worker) or encoder (CLIP, SigLIP)."),
     ],
     precision: Annotated[
@@ -37,12 +44,23 @@ def export(
             show_default=False,
         ),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Its name; without it, the folder's.", show_default=False)] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The bundle's folder; a bundle that is there is replaced. Without it the bundle is kept by its name, "
+            "for --model.",
+            show_default=False,
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Its name; without it, the model's or the folder's.", show_default=False)
+    ] = None,
     target: Annotated[
-        Path | None, typer.Option(help="A drafter's target: the bundle whose answers count.", show_default=False)
+        Path | None,
+        typer.Option(help="A drafter's target: the bundle whose answers count, or its name.", show_default=False),
     ] = None,
 ) -> None:
-    """Make a bundle from a Hugging Face folder.
+    """Make a bundle from a Hugging Face folder, or from weights that were pulled by name.
 
     When it is interrupted, the same command goes on from the last step that was finished.
     """
@@ -60,16 +78,27 @@ def export(
     chosen: Precision = precision or ("int8" if role == "drafter" else "fp32")
     console = Console(stderr=True)
     finished: list[ExportProgress] = []
-    said = name or model.resolve().name
+    source = _source(model, name)
+    said, origin = source.called, source.origin
+    out = out or bundle_path(ModelName.read(source.address).name, role)
     made: Bundle | EncoderBundle
     with shown_steps(console, finished) as show:
         if role == "encoder":
             if target is not None:
                 raise InputError("an encoder has no target; --target is a drafter's")
-            made = export_encoder(model, out, precision=chosen, name=said, progress=show)
+            made = export_encoder(source.folder, out, precision=chosen, name=said, origin=origin, progress=show)
         else:
-            drafts_for = None if target is None else Bundle.open(target, "device")
-            made = export_bundle(model, out, role=role, precision=chosen, name=said, target=drafts_for, progress=show)
+            drafts_for = None if target is None else Bundle.open(find_bundle(target, "target"), "device")
+            made = export_bundle(
+                source.folder,
+                out,
+                role=role,
+                precision=chosen,
+                name=said,
+                target=drafts_for,
+                origin=origin,
+                progress=show,
+            )
     size = sum(file.stat().st_size for file in made.path.iterdir()) / 1e6
     reused = sum(step.reused for step in finished)
     if isinstance(made, Bundle) and made.manifest.target is not None:
@@ -80,6 +109,29 @@ def export(
         highlight=False,
         soft_wrap=True,
     )
+
+
+class _Source(NamedTuple):
+    """What is exported: its folder, where that was pulled from, what the bundle says it is called, and its address."""
+
+    folder: Path
+    origin: ModelOrigin | None
+    called: str
+    address: str
+
+
+def _source(given: Path, name: str | None) -> _Source:
+    """The source that a folder or a name is. Raises InputError, BundleError."""
+    if given.exists():
+        called = name or given.resolve().name
+        return _Source(given, origin_of(given), called, called)
+    try:
+        model = ModelName.read(str(given))
+    except InputError:
+        return _Source(given, None, name or given.name, name or given.name)  # an export says that there is none
+    if (folder := find_weights(model)) is None:
+        raise InputError(f"{given} is no folder, and no weights of that name are here; `cutline pull {given}` first")
+    return _Source(folder, origin_of(folder), name or model.last, name or model.name)
 
 
 @contextmanager

@@ -8,11 +8,23 @@ from typing import Annotated
 import msgspec
 import typer
 
-Bundle = Annotated[Path | None, "The bundle's folder; without it, the demo's."]
+Bundle = Annotated[
+    Path | None,
+    typer.Option(
+        "--bundle",
+        "--model",
+        help="The bundle's folder, or its name in `cutline list`; without it, the demo's.",
+        show_default=False,
+    ),
+]
 Worker = Annotated[str | None, "HOST:PORT of a worker."]
 Log = Annotated[str, "How the log is written to stderr: text or json, a line an event."]
 Listen = Annotated[str, "HOST:PORT to listen at; port 0 takes any free one."]
-Target = Annotated[Path | None, "The target's bundle, for cuts; without --bundle and it, the demo's."]
+Target = Annotated[
+    Path | None,
+    "The target's bundle or its name, for cuts; without it that of a drafter that is given by name, and the demo's for "
+    "the demo's.",
+]
 Threads = Annotated[int | None, "Threads of the model; without it, the cores this process has."]
 Provider = Annotated[str | None, "ONNX Runtime's execution provider: cpu, cuda, coreml, ...; without it cpu."]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")]

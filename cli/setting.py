@@ -14,6 +14,7 @@ from cutline.devices.machine.cores import usable_cores
 from cutline.devices.profile import CPU
 from cutline.errors import BundleError, InputError
 from cutline.models.bundle import Bundle
+from cutline.models.hub.library import find_bundle, target_of
 from cutline.protos.channel.address import is_loopback, parse_address
 
 if TYPE_CHECKING:
@@ -30,21 +31,30 @@ NOTHING_SAID = Reuse()
 
 
 def open_drafter(path: Path | None) -> Bundle:
-    """The drafter's bundle at `path`, or the demo's. Raises BundleError."""
-    return Bundle.open(path or DRAFTER)
+    """The drafter's bundle at `path`, which may be its name, or the demo's. Raises BundleError."""
+    return Bundle.open(find_bundle(path, "drafter") if path else DRAFTER)
 
 
 def open_target(path: Path | None) -> Bundle:
-    """The target's bundle at `path`, or the demo's. Raises BundleError."""
-    return Bundle.open(path or TARGET)
+    """The target's bundle at `path`, which may be its name, or the demo's. Raises BundleError."""
+    return Bundle.open(find_bundle(path, "target") if path else TARGET)
 
 
 def open_target_for(path: Path | None, drafter: Path | None) -> Bundle | None:
-    """What a device needs of the target's bundle at `path`; without it the demo's, if the drafter is the demo's.
+    """What a device needs of the target's bundle at `path`, or of the one that it names.
 
-    Raises BundleError.
+    Without it the demo's, if the drafter is the demo's; and if the drafter is given by name its own target, if that is
+    at hand. Raises BundleError.
     """
-    return Bundle.open(path or TARGET, "device") if path or drafter is None else None
+    if path is not None:
+        found = find_bundle(path, "target")
+    elif drafter is None:
+        found = TARGET
+    elif (own := target_of(find_bundle(drafter, "drafter"))) is not None:
+        found = own
+    else:
+        return None
+    return Bundle.open(found, "device")
 
 
 def open_planner(
@@ -181,6 +191,7 @@ def open_encoder(path: Path | None, given: AgentOptions) -> Encoder | None:
         return None
     from cutline.edge.inference.encoder import Encoder
 
+    path = find_bundle(path, "encoder")
     return Encoder(
         path, threads=thread_count(given.threads), provider=CPU if given.provider is None else given.provider
     )

@@ -53,7 +53,9 @@ Part = Literal["whole", "device"]
 TokenId = Annotated[int, msgspec.Meta(ge=0, le=10**7)]
 Digest = Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{64})?\Z")]
 Parameters = Annotated[int, msgspec.Meta(ge=0, le=10**15)]
-AnyManifest = TypeVar("AnyManifest", bound=msgspec.Struct)  # with the fields format, identity, files and calibration
+Said = Annotated[str, msgspec.Meta(max_length=200, pattern=r"^[\x20-\x7e]*\Z")]  # of a hub, and shown on terminals
+# With the fields format, identity, files, calibration and origin.
+AnyManifest = TypeVar("AnyManifest", bound=msgspec.Struct)
 
 
 class _Head(msgspec.Struct):
@@ -82,6 +84,19 @@ class DecoderSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     context: Count
 
 
+class ModelOrigin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where weights were pulled from: the model's name on a hub, its commit, and the SHA-256 of each file of it.
+
+    `revision` is what was asked for: a branch, a tag or a commit.
+    """
+
+    hub: Said
+    name: Said
+    revision: Said
+    commit: Said
+    files: dict[Said, Digest]
+
+
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """The description of a bundle.
 
@@ -90,8 +105,9 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     `files` maps each file's name to its SHA-256. `target` is the identity of a drafter's target. `penalties` are part
     of the law of every answer; a drafter has those of its target.
 
-    `identity` identifies the model: a hash of all other fields but `calibration`, computed when the bundle is made. The
-    calibration is a drafter's gate or a target's prices, and may be measured again.
+    `identity` identifies the model: a hash of all other fields but `calibration` and `origin`, computed when the bundle
+    is made. The calibration is a drafter's gate or a target's prices, and may be measured again. The origin is None for
+    weights that were not pulled by name: the same weights are the same model wherever they are from.
     """
 
     format: int
@@ -110,6 +126,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     files: dict[str, str]
     penalties: Penalties = NO_PENALTIES
     calibration: dict[str, Any] | None = None
+    origin: ModelOrigin | None = None
 
     def is_exact_at(self, cut: str | None, wire: Wire | None) -> bool:
         """Whether what crosses `cut` in a format is what the unsplit target has there.
@@ -283,18 +300,27 @@ def copy_bundle(bundle: Bundle, out: Path) -> Bundle:
 
     The identity stays the same. Raises BundleError, and OSError if the copy cannot be written.
     """
+    names = sorted(bundle.names)
+    copy_files([bundle.file(name) for name in names], bundle.manifest, out, lambda path: Bundle.open(path, bundle.part))
+    return Bundle(out, bundle.manifest, bundle.part)
+
+
+def copy_files(files: Iterable[Path], manifest: msgspec.Struct, out: Path, check: Callable[[Path], object]) -> None:
+    """Make a bundle `out`, which must not exist, of copies of `files` and a manifest, once `check` takes its folder.
+
+    Raises OSError, and what `check` raises.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
         draft = Path(folder) / "bundle"
         draft.mkdir()
-        for name in sorted(bundle.names):
-            shutil.copyfile(bundle.file(name), draft / name)
-        _write(draft, bundle.manifest)
-        manifest = Bundle.open(draft, bundle.part).manifest
+        for file in files:
+            shutil.copyfile(file, draft / file.name)
+        _write(draft, manifest)
+        check(draft)
         sync_files(draft)
         draft.rename(out)
         sync_folder(out.parent)
-    return Bundle(out, manifest, bundle.part)
 
 
 def span_file(cut: str, start: str = "image") -> str:
@@ -317,7 +343,7 @@ def write_manifest(path: Path, manifest: AnyManifest) -> AnyManifest:
     names = sorted(file.name for file in path.iterdir() if file.is_file() and file.name not in others)
     files = {name: sha256_of(path / name) for name in names if not is_draft(name)}
     manifest = msgspec.structs.replace(manifest, format=FORMAT, files=files)
-    hashed = msgspec.structs.replace(manifest, identity="", calibration=None)
+    hashed = msgspec.structs.replace(manifest, identity="", calibration=None, origin=None)
     identity = hashlib.sha256(msgspec.json.encode(hashed, order="deterministic")).hexdigest()
     manifest = msgspec.structs.replace(manifest, identity=identity)
     _write(path, manifest)

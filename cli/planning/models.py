@@ -10,9 +10,10 @@ from cutline.core.conversation import question
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.devices.names import nearest
 from cutline.edge.planning.plan_inputs import setting_of, setting_of_shapes
-from cutline.errors import InputError
+from cutline.errors import BundleError, InputError
 from cutline.models.bundle import Bundle, Manifest, part_at
 from cutline.models.families import Grid
+from cutline.models.hub.library import BundleRole, find_bundle
 from cutline.models.prompt import PromptBuilder
 from cutline.models.shapes import Shape, known_shapes, load_shape
 from cutline.partitioner.setting import Setting
@@ -36,22 +37,25 @@ class PlannedModels:
 
     @classmethod
     def open(cls, drafter: str | None, target: str | None) -> PlannedModels:
-        """Bundles by their folders, or shapes by name or TOML file: the demo's where none is given.
+        """Bundles by their folders or names, or shapes by name or TOML file: the demo's where none is given.
 
         A device's part of a target will do; of one shape alone the other is the same. Raises InputError, BundleError.
         """
         shapes = [None if named is None else load_shape(named) for named in (drafter, target)]
         if any(shapes):
             return cls._of_shapes((drafter, target), shapes)
-        for option, named in (("--bundle", drafter), ("--target", target)):
-            if named is not None and not Path(named).exists():
+        named_roles: tuple[tuple[str, str | None, BundleRole], ...]
+        named_roles = (("--bundle", drafter, "drafter"), ("--target", target, "target"))
+        for option, named, role in named_roles:
+            if named is not None and not _bundle(named, role).exists():
                 known = known_shapes()
                 raise InputError(
-                    f"{option} {named} is neither a bundle's folder nor a known model{nearest(named, known)}; "
+                    f"{option} {named} is neither a bundle's folder or name nor a known model{nearest(named, known)}; "
                     f"known are {', '.join(known)}"
                 )
-        of_target = Path(target) if target is not None else TARGET
-        opened = Bundle.open(DRAFTER if drafter is None else Path(drafter)), Bundle.open(of_target, part_at(of_target))
+        of_target = _bundle(target, "target") if target is not None else TARGET
+        of_drafter = _bundle(drafter, "drafter") if drafter is not None else DRAFTER
+        opened = Bundle.open(of_drafter), Bundle.open(of_target, part_at(of_target))
         if opened[0].manifest.target != opened[1].manifest.identity:
             raise InputError(f"{opened[0].path} does not draft for {opened[1].path}; give its target with --target")
         return cls(opened[0].manifest, opened[1].manifest, opened)
@@ -93,3 +97,11 @@ class PlannedModels:
         if self.bundles is not None:
             return len(PromptBuilder.open(self.bundles[0]).build([question(WORDS)], [grid]).ids)
         return len(_TOKEN.findall(self.drafter.family.expand(grid))) + WORD_TOKENS
+
+
+def _bundle(named: str, role: BundleRole) -> Path:
+    """The bundle of that folder or name, or a path where there is none."""
+    try:
+        return find_bundle(Path(named), role)
+    except BundleError:
+        return Path(named)

@@ -21,8 +21,10 @@ from cutline.errors import BundleError
 from cutline.models.bundle import (
     FORMAT,
     Digest,
+    ModelOrigin,
     Precision,
     check_files,
+    copy_files,
     file_inside,
     manifest_at,
     replace_calibration,
@@ -47,8 +49,8 @@ class EncoderManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     """The description of an encoder's bundle.
 
     The image tower has so many `layers` of rows of `width`; before its head an image is `patches` rows. Both towers
-    give rows of so many `dimensions`. `files` and `identity` are as in every bundle's manifest; the calibration says
-    from which score on a text is said of an image.
+    give rows of so many `dimensions`. `files`, `identity` and `origin` are as in every bundle's manifest; the
+    calibration says from which score on a text is said of an image.
     """
 
     format: int
@@ -66,6 +68,7 @@ class EncoderManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     scores: ScoreRules
     files: dict[str, str]
     calibration: dict[str, Any] | None = None
+    origin: ModelOrigin | None = None
 
     @property
     def line(self) -> tuple[str, ...]:
@@ -103,6 +106,12 @@ class EncoderBundle:
     def span(self, first: str, end: str) -> Path:
         """The graph that runs `[first, end)` of the image tower. Raises BundleError."""
         return self.file(span_file(end, first))
+
+    def copy(self, out: Path) -> EncoderBundle:
+        """Copy it to `out`, which must not exist. Raises BundleError, and OSError if the copy cannot be written."""
+        files = [self.file(name) for name in sorted(self.manifest.files)]
+        copy_files(files, self.manifest, out, EncoderBundle.open)
+        return EncoderBundle(out, self.manifest)
 
     def with_calibration(self, calibration: dict[str, Any]) -> EncoderBundle:
         """Write `calibration` into the manifest, in place of an older one; gives the bundle with it.

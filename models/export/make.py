@@ -16,7 +16,7 @@ from torch import nn
 from cutline.core.conversation import question
 from cutline.core.storage.files import storing
 from cutline.errors import BundleError, CutlineError, InputError, PromptError
-from cutline.models.bundle import EMBEDDINGS, MANIFEST, Bundle, Manifest, Precision, Role, write_manifest
+from cutline.models.bundle import EMBEDDINGS, MANIFEST, Bundle, Manifest, ModelOrigin, Precision, Role, write_manifest
 from cutline.models.export.decoder import export_decoder
 from cutline.models.export.folder import first_line
 from cutline.models.export.prefixes import export_prefixes
@@ -58,6 +58,7 @@ def export_bundle(
     precision: Precision,
     name: str,
     target: Bundle | None = None,
+    origin: ModelOrigin | None = None,
     progress: Callable[[ExportProgress], None],
 ) -> Bundle:
     """Make the bundle `out` from the Hugging Face folder `hf`, in place of an older bundle.
@@ -65,6 +66,7 @@ def export_bundle(
     `precision` is that of a drafter's decoder, or of a target's graphs for a device; a target's own weights keep
     theirs. A drafter may have another tokenizer, chat template or image processing than its `target`: its bundle holds
     the target's then. If it has the same its context must be at least as long, so that it can read every prompt.
+    `origin` says where the folder was pulled from.
 
     If this fails or is killed, finished steps stay beside `out`, and the same call resumes after them.
 
@@ -83,6 +85,7 @@ def export_bundle(
     manifest = source.manifest(name=name, role=role, precision=precision, target=drafts_for)
     if target is not None:
         source, manifest = _paired(source, manifest, target)
+    manifest = structs.replace(manifest, origin=origin)
     _try_question(hf, manifest, source)
     with storing(out), work_beside(out.resolve(), made_from) as work:
         run_steps(work, _steps(source, role, precision), progress)

@@ -21,7 +21,7 @@ from cutline.core.json_errors import UNREADABLE
 from cutline.core.storage.files import read_regular, storing
 from cutline.core.storage.seal import unseal
 from cutline.errors import BundleError, InputError
-from cutline.models.bundle import MANIFEST, manifest_at
+from cutline.models.bundle import MANIFEST, ModelOrigin, manifest_at, read_manifest, sha256_of
 from cutline.models.hub.names import ModelName, folder_name, name_in
 
 RECORD = "pulled.json"
@@ -74,6 +74,7 @@ class _Head(msgspec.Struct):
 
     role: str
     identity: str = ""
+    origin: ModelOrigin | None = None
 
 
 def home() -> Path:
@@ -124,12 +125,46 @@ def find_bundle(given: Path, role: BundleRole) -> Path:
         return given  # an opened bundle says that there is none
     path = bundle_path(name.name, role)
     if (path / MANIFEST).is_file():
+        _check_revision(path, name)
         return path
     if find_weights(ModelName(name.name)) is not None:
         why = f"its weights are: `cutline export {name.name} --role {role}` makes it"
     else:
         why = f"`cutline list` says what is; `cutline pull {name.name}`, then `cutline export`, make one"
     raise BundleError(f"no bundle at {given}, nor a {role} of that name at hand; {why}")
+
+
+def find_any_bundle(given: Path) -> Path:
+    """As `find_bundle`, of whatever role. Raises InputError where there are several of that name."""
+    found = [] if given.exists() else [one for one in entries() if (one.name, one.kind) == (str(given), "bundle")]
+    if len(found) > 1:
+        raise InputError(
+            f"{given} is {' and '.join(one.role for one in found)}; give a folder of `cutline list --json`"
+        )
+    return Path(found[0].path) if found else given
+
+
+def target_of(drafter: Path) -> Path | None:
+    """The bundle at hand of the target that a drafter at hand drafts for; None where there is none."""
+    if not drafter.is_relative_to(home()):
+        return None
+    wanted = read_manifest(drafter).target
+    return next((Path(one.path) for one in entries() if one.role == "target" and one.version == wanted), None)
+
+
+def origin_of(weights: Path) -> ModelOrigin | None:
+    """Where the weights in a folder were pulled from, None where they were not. Raises BundleError if they changed."""
+    if not (weights / RECORD).is_file() or not weights.resolve().is_relative_to(home().resolve()):
+        return None
+    record = read_record(weights)
+    for name, file in record.files.items():
+        with storing(weights / name):
+            if not (weights / name).is_file() or sha256_of(weights / name) != file.sha256:
+                raise BundleError(
+                    f"{weights / name} is not what was pulled; `cutline rm {record.name}`, and pull it again"
+                )
+    hashes = {name: file.sha256 for name, file in record.files.items()}
+    return ModelOrigin(record.hub, record.name, record.revision, record.commit, hashes)
 
 
 def read_record(folder: Path) -> PulledModel:
@@ -175,6 +210,24 @@ def size_of(folder: Path) -> int:
     return size
 
 
+def _check_revision(path: Path, name: ModelName) -> None:
+    """Raises BundleError for a bundle of another revision than that of a name."""
+    if name.revision is None:
+        return
+    origin = _head(path).origin
+    if origin is None or not (name.revision == origin.revision or origin.commit.startswith(name.revision)):
+        of = "no known commit" if origin is None else f"{origin.revision}, commit {origin.commit}"
+        raise BundleError(f"the bundle {path} is of {of}, not of {name.revision}; export it again")
+
+
+def _head(path: Path) -> _Head:
+    """The head of a bundle's manifest. Raises BundleError."""
+    try:
+        return msgspec.json.decode(unseal(manifest_at(path)), type=_Head)
+    except (*UNREADABLE, ValueError):
+        raise BundleError(f"the manifest of {path} does not read; remove the folder, and make it again") from None
+
+
 def _folders(kind: str) -> list[Path]:
     """Folders of models that are all there."""
     last = RECORD if kind == "weights" else MANIFEST
@@ -196,8 +249,8 @@ def _bundles() -> Iterator[LibraryEntry]:
     for path in _folders("bundles"):
         name, size = name_in(path.name), size_of(path)
         try:
-            head = msgspec.json.decode(unseal(manifest_at(path)), type=_Head)
-        except (*UNREADABLE, ValueError, BundleError):
+            head = _head(path)
+        except BundleError:
             yield _broken(path)
         else:
             yield LibraryEntry(

@@ -13,6 +13,7 @@ from PIL import Image
 
 from cutline.edge.inference.encoder import Encoder
 from cutline.models.encoders.bundle import EncoderBundle
+from cutline.models.hub.library import bundle_path
 from cutline.testing.models.encoders import OriginalEncoder
 
 Run = Callable[..., Any]
@@ -85,7 +86,6 @@ def test_a_bundle_shows_what_is_in_it(run: Run, encoders: Made) -> None:
     told = run("bundle", "show", str(bundle.path)).out
     assert "siglip: encoder, fp32, family siglip, rows of 48 numbers" in told
     assert "image-to-end.onnx" in told
-    assert "holds an encoder" in run("bundle", "copy", str(bundle.path), str(bundle.path) + "-copy").failed(3)
 
 
 def test_an_agent_makes_rows(run: Run, start: Run, encoders: Made, tmp_path: Path) -> None:
@@ -98,3 +98,21 @@ def test_an_agent_makes_rows(run: Run, start: Run, encoders: Made, tmp_path: Pat
     )
     said = run("edge", "--encoder", tmp_path, "--listen", "127.0.0.1:0", "--insecure")
     assert "no bundle at" in said.failed(3)
+
+
+def test_an_encoders_bundle_is_copied_and_given_by_name(
+    run: Run, encoders: Made, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, bundle = encoders("clip")
+    monkeypatch.setenv("CUTLINE_HOME", str(tmp_path / "home"))
+    out = bundle_path("team/scenes", "encoder")
+    ran = run("bundle", "copy", bundle.path, out)
+    assert (ran.code, ran.out) == (0, "")
+    assert f"identity {bundle.manifest.identity[:12]}" in ran.err
+    assert EncoderBundle.open(out).manifest == bundle.manifest
+    assert run("bundle", "show", "team/scenes").code == 0
+    assert run("classify", str(pictures[0]), "cat", "dog", "--encoder", "team/scenes").code == 0
+    assert "choose another folder" in run("bundle", "copy", "team/scenes", out).failed(2)
+    (out / "tokenizer.json").write_bytes(b"{}")
+    assert "hash differs" in run("bundle", "copy", "team/scenes", tmp_path / "copy").failed(3)
+    assert not (tmp_path / "copy").exists()

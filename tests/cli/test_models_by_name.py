@@ -1,8 +1,10 @@
-"""`cutline pull`, `list` and `rm`, by a small hub on loopback."""
+"""Models by name at the command line: pulled from a small hub on loopback, exported, listed, run and removed."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,10 @@ from typing import Any
 import pytest
 
 from cutline.core import telemetry
+from cutline.demo.bundles import DRAFTER, TARGET
+from cutline.models.hub.library import bundle_path
 from cutline.testing.hub import COMMIT, SmallHub
+from cutline.testing.models.small_models import SMALL
 
 Run = Callable[..., Any]
 NAME = "maker/small-vlm"
@@ -74,3 +79,65 @@ def test_a_failure_is_one_line_with_its_code(run: Run, hub: SmallHub, monkeypatc
     monkeypatch.setattr(telemetry, "_GIVEN", "1")
     assert "HF_HUB_OFFLINE" in run("pull", NAME).failed(2)
     assert "cutline list" in run("rm", "maker/none").failed(2)
+
+
+def test_what_was_pulled_is_exported_by_name_and_answers(run: Run, hub: SmallHub, card: Path, tmp_path: Path) -> None:
+    SMALL["qwen2.5-vl"].smaller(rope={}, text_config={"num_hidden_layers": 2}).write(tmp_path / "hf")
+    hub.files = {file.name: file.read_bytes() for file in (tmp_path / "hf").iterdir()}
+    assert "`cutline pull maker/small-vlm` first" in run("export", NAME, "--role", "drafter").failed(2)
+    assert "cutline pull" in run("edge", "--model", NAME, "--insecure").failed(3)
+    assert run("pull", NAME).code == 0
+    assert f"`cutline export {NAME} --role drafter` makes it" in run("ask", card, "x", "--model", NAME).failed(3)
+    assert run("export", NAME, "--role", "drafter").code == 0
+    assert [(one["name"], one["kind"], one.get("role")) for one in listed(run)] == [
+        (NAME, "bundle", "drafter"),
+        (NAME, "weights", None),
+    ]
+    manifest = json.loads(run("bundle", "show", NAME, "--json").out)["manifest"]
+    origin = manifest["origin"]
+    assert (manifest["name"], origin["name"], origin["revision"], origin["commit"]) == (
+        *("small-vlm", NAME, "main"),
+        COMMIT,
+    )
+    weights = hub.files["model.safetensors"]
+    assert origin["files"]["model.safetensors"] == hashlib.sha256(weights).hexdigest()
+    assert f"weights of {NAME} on " in run("bundle", "show", NAME).out
+    ran = run("ask", card, "What is this?", "--model", NAME, "--mode", "edge", "--max-tokens", "3", "--json")
+    assert ran.code == 0, ran.err
+    assert {one["source"] for one in json.loads(ran.out)["tokens"]} == {"edge"}
+    assert "is of main, commit" in run("ask", card, "x", "--model", f"{NAME}@v9").failed(3)
+
+
+@pytest.fixture
+def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo's bundles under other names."""
+    monkeypatch.setenv("CUTLINE_HOME", str(tmp_path / "home"))
+    shutil.copytree(DRAFTER, bundle_path("team/digits", "drafter"))
+    shutil.copytree(TARGET, bundle_path("cards", "target"))
+
+
+@pytest.mark.usefixtures("pair")
+def test_bundles_are_given_by_name(run: Run, card: Path, start: Callable[..., Any]) -> None:
+    worker = start("cloud", "--model", "cards", "--insecure", "--listen", "127.0.0.1:0", "--threads", "1")
+    given = ("--worker", worker.address(), "--mode", "split", "--cut", "connector", "--max-tokens", "4", "--json")
+    ran = run("ask", card, "Read the digits.", "--model", "team/digits", *given)
+    assert ran.code == 0, ran.err
+    assert json.loads(ran.out)["text"], "its target, for the cut, was found by its identity"
+    profiles = ("--edge", "raspberry-pi-5", "--cloud", "l4", "--link", "4g")
+    assert run("plan", "--bundle", "team/digits", "--target", "cards", *profiles).code == 0
+    assert "neither a bundle's folder or name" in run("plan", "--target", "none", *profiles).failed(2)
+    assert "no bundle at none" in run("cloud", "--model", "none", "--insecure").failed(3)
+
+
+@pytest.mark.usefixtures("pair")
+def test_a_name_of_two_bundles_is_not_enough_to_look_into_one(run: Run) -> None:
+    shutil.copytree(TARGET, bundle_path("team/digits", "target"))
+    assert "is drafter and target" in run("bundle", "show", "team/digits").failed(2)
+    assert run("rm", "team/digits", "--role", "target").code == 0
+    assert run("bundle", "show", "team/digits").code == 0
+
+
+def test_weights_that_changed_are_not_exported(run: Run, hub: SmallHub) -> None:
+    folder = Path(run("pull", NAME).out.strip())
+    (folder / "config.json").write_bytes(b"[]")
+    assert "config.json is not what was pulled" in run("export", NAME, "--role", "target").failed(3)

@@ -23,6 +23,7 @@ from cutline.models.bundle import (
     Bundle,
     DecoderSpec,
     Manifest,
+    ModelOrigin,
     VisionSpec,
     copy_bundle,
     read_manifest,
@@ -204,6 +205,20 @@ def test_whatever_a_manifest_says_is_part_of_its_identity(
     old = Bundle.open(Path(shutil.copytree(BUNDLES / "format1", tmp_path_factory.mktemp("old") / "format1")))
     edit(old, change)
     assert Bundle.open(old.path).manifest.identity != old.manifest.identity
+
+
+def test_where_weights_are_from_is_told_and_is_no_part_of_the_identity(bundle: Bundle) -> None:
+    """So that a pair fits that was made of one model, pulled here and copied there."""
+    origin = ModelOrigin("https://hub.example", "maker/model", "main", "0" * 40, {"model.safetensors": "a" * 64})
+    told = write_manifest(bundle.path, msgspec.structs.replace(bundle.manifest, origin=origin))
+    assert told.identity == bundle.manifest.identity
+    assert Bundle.open(bundle.path).manifest.origin == origin
+    assert copy_bundle(Bundle.open(bundle.path), bundle.path.parent / "copy").manifest.origin == origin
+    write_calibration(Bundle.open(bundle.path), Measured(0.5))
+    assert Bundle.open(bundle.path).manifest.origin == origin
+    edit(bundle, lambda said: said["origin"].update(name="\x1b[2J"))  # which a terminal would obey
+    with pytest.raises(BundleError, match="does not read"):
+        Bundle.open(bundle.path)
 
 
 def test_files_are_part_of_the_identity_in_any_order(bundle: Bundle) -> None:

@@ -318,8 +318,8 @@ def test_the_command_says_what_was_finished_before(
     with monkeypatch.context() as patch:
         patch.setattr(make, "export_prefixes", fail)
         with pytest.raises(BundleError):
-            command(hf, out, role="target")
-    command(hf, out, role="target")
+            command(hf, out=out, role="target")
+    command(hf, out=out, role="target")
     said = capsys.readouterr()
     assert said.out == ""
     lines = said.err.splitlines()
@@ -329,7 +329,7 @@ def test_the_command_says_what_was_finished_before(
     ]
     assert lines[-1].startswith(f"{out}: target, fp32, ")
     assert lines[-1].endswith("; 3 of 6 steps were finished before")
-    command(hf, out, role="target")
+    command(hf, out=out, role="target")
     assert "finished before" not in capsys.readouterr().err
 
 

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from msgspec import structs
+
 from cutline.core.storage.files import storing
 from cutline.errors import InputError
-from cutline.models.bundle import Precision, write_manifest
+from cutline.models.bundle import ModelOrigin, Precision, write_manifest
 from cutline.models.encoders.bundle import EncoderBundle, EncoderManifest
 from cutline.models.encoders.tokenizer import TOKENIZER
 from cutline.models.export.encoders.source import EncoderSource, read_encoder
@@ -18,12 +20,18 @@ from cutline.models.export.work import fingerprint, work_beside
 
 
 def export_encoder(
-    hf: Path, out: Path, *, precision: Precision, name: str, progress: Callable[[ExportProgress], None]
+    hf: Path,
+    out: Path,
+    *,
+    precision: Precision,
+    name: str,
+    origin: ModelOrigin | None = None,
+    progress: Callable[[ExportProgress], None],
 ) -> EncoderBundle:
     """Make the encoder's bundle `out` from the Hugging Face folder `hf`, in place of an older bundle.
 
-    `precision` is that of both towers' products: fp32 or int8. If this fails or is killed, finished steps stay beside
-    `out`, and the same call resumes after them.
+    `precision` is that of both towers' products: fp32 or int8. `origin` says where the folder was pulled from. If this
+    fails or is killed, finished steps stay beside `out`, and the same call resumes after them.
 
     Raises InputError if the folder, precision or `out` cannot be used, BundleError if an exported graph does not
     compute what torch does, StorageError if the disk is full or fails.
@@ -34,7 +42,7 @@ def export_encoder(
     made_from = fingerprint(hf, role="encoder", precision=precision)
     progress(ExportProgress("reading the model", 0, 0))
     source = read_encoder(hf)
-    manifest = source.manifest(name=name, precision=precision)
+    manifest = structs.replace(source.manifest(name=name, precision=precision), origin=origin)
     with storing(out), work_beside(out.resolve(), made_from) as work:
         run_steps(work, _steps(source, manifest), progress)
         manifest = write_manifest(work.folder, manifest)
