@@ -36,7 +36,7 @@ WORDS = (  # 32 of them
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The bundle's folder, or its name in `cutline list`.")]
 
-app = typer.Typer(help="Look into a bundle, or copy the part of it that a device needs.")
+app = typer.Typer(help="Look into a bundle, copy the part of it that a device needs, or give it to devices.")
 
 
 class Cut(msgspec.Struct, frozen=True, kw_only=True):

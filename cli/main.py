@@ -12,6 +12,7 @@ import typer
 from cutline.cli import (
     ask,
     bundle,
+    bundle_serve,
     calibrate,
     classify,
     cloud,
@@ -59,6 +60,7 @@ for module, command in (
 ):
     app.command(epilog=module.EPILOG)(command)
 app.command("list", epilog=list_command.EPILOG)(list_command.list_models)
+bundle.app.command("serve", epilog=bundle_serve.EPILOG)(bundle_serve.serve_bundles)
 app.add_typer(bundle.app, name="bundle")
 app.add_typer(cluster.app, name="cluster")
 app.add_typer(config_show.app, name="config")

@@ -41,7 +41,7 @@ SPAN_WEIGHTS = "image-spans.data"  # weights of the ONNX graphs that begin at th
 PREFIX_WEIGHTS = "decoder-spans.data"  # weights of those that begin at decoder.0
 EMBEDDINGS = "embeddings.safetensors"
 FORMAT = 2
-_MAX_MANIFEST_BYTES = 1 << 24
+MAX_MANIFEST = 1 << 24  # bytes
 _FIRST_FORMAT = 1
 JOURNAL = ".calibration.jsonl"  # of an unfinished calibration; not part of the bundle
 _FIRST_CALIBRATION = "calibration.json"  # the calibration's file in the first format
@@ -201,7 +201,7 @@ def manifest_at(path: Path) -> bytes:
     """The content of the manifest of any bundle at `path`. Raises BundleError."""
     try:
         with _reading(MANIFEST, path):
-            return read_regular(path / MANIFEST, limit=_MAX_MANIFEST_BYTES)
+            return read_regular(path / MANIFEST, limit=MAX_MANIFEST)
     except (FileNotFoundError, NotADirectoryError):
         raise BundleError(f"no bundle at {path}: it has no {MANIFEST}; make one with `cutline export`") from None
 
@@ -264,7 +264,7 @@ def _converted(manifest: Manifest, *, identity: str, path: Path) -> Manifest:
     if (digest := files.pop(_FIRST_CALIBRATION, None)) is not None:
         try:
             with _reading(_FIRST_CALIBRATION, path):
-                content = read_regular(path / _FIRST_CALIBRATION, limit=_MAX_MANIFEST_BYTES)
+                content = read_regular(path / _FIRST_CALIBRATION, limit=MAX_MANIFEST)
         except FileNotFoundError:
             raise BundleError(f"{_FIRST_CALIBRATION} is missing from {path}; export the bundle again") from None
         if hashlib.sha256(content).hexdigest() != digest:

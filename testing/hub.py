@@ -155,6 +155,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _content(self, file: str, *, body: bool, stored: bool) -> None:
         hub, faults = self._hub, self._hub.faults
+        if file not in hub.files or (stored and file in faults.statuses):
+            self._refuse(*faults.statuses.get(file, (404, "")))
+            return
         content = faults.lies.get(file, hub.files[file])
         asked = "" if faults.no_ranges else self.headers.get("range", "")
         start = int(asked.removeprefix("bytes=").partition("-")[0] or 0)

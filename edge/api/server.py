@@ -162,20 +162,29 @@ async def serve(
 
     Questions that have no answer `STOP_SECONDS` after that get an error.
     """
-    (host, port), tokens = parse_address(given.listen), given.tokens
-    listening = _listen(host, port, given.listen)
+    (host, _), tokens = parse_address(given.listen), given.tokens
+    async with AsyncExitStack() as stack:
+        app = application(
+            agent,
+            most=given.most,
+            fetcher=await stack.enter_async_context(_fetcher(given.allow_urls)) if given.allow_urls else None,
+            limits=(lambda tenant: UNLIMITED) if tokens is None else tokens.limits,
+            shared=tokens is not None or not is_loopback(host),
+            entrance=_entrance(given, host),
+            encoder=given.encoder,
+        )
+        await serve_application(app, given.listen, given.keys, announce=announce, stop=stop)
+
+
+async def serve_application(
+    app: ASGIApp, listen: str, keys: ServerKeys | None, *, announce: Callable[[str], None], stop: asyncio.Event
+) -> None:
+    """Serve an application at HOST:PORT, over HTTPS with `keys`, as `serve` does. Raises InputError."""
+    host, port = parse_address(listen)
+    listening = _listen(host, port, listen)
     try:
         async with AsyncExitStack() as stack:
-            app = application(
-                agent,
-                most=given.most,
-                fetcher=await stack.enter_async_context(_fetcher(given.allow_urls)) if given.allow_urls else None,
-                limits=(lambda tenant: UNLIMITED) if tokens is None else tokens.limits,
-                shared=tokens is not None or not is_loopback(host),
-                entrance=_entrance(given, host),
-                encoder=given.encoder,
-            )
-            context = None if given.keys is None else await stack.enter_async_context(tls(given.keys))
+            context = None if keys is None else await stack.enter_async_context(tls(keys))
             config = uvicorn.Config(
                 app,
                 http=partial(_accepted, _Door(), context),  # type: ignore[arg-type] # it is only called

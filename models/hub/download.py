@@ -26,6 +26,8 @@ _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})  # statuses of a serve
 _RANGE = re.compile(r"bytes (\d{1,15})-\d{1,15}/(?:\d{1,15}|\*)")
 
 OnBytes = Callable[[int], object]  # called with the bytes of a file that are here
+OnTotal = Callable[[int, int], object]  # called with the bytes that are here, and those that there are
+Tell = Callable[[str], object]  # called with a line about what goes on
 
 
 class RemoteFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,7 +121,7 @@ class Downloader:
                         digests.update(piece)
                         held += len(piece)
                         on_bytes(held)
-            except _Passing as error:
+            except Passing as error:
                 why = str(error)
             except (httpx.TransportError, httpx.StreamError) as error:
                 why = " ".join(str(error).split())[:120] or type(error).__name__
@@ -134,7 +136,7 @@ class Downloader:
 
     @contextmanager
     def _response(self, file: RemoteFile, start: int) -> Iterator[httpx.Response]:
-        """The answer that has the file, from byte `start` on, or all of it. Raises as `fetch`, and _Passing."""
+        """The answer that has the file, from byte `start` on, or all of it. Raises as `fetch`, and Passing."""
         headers = {"accept-encoding": "identity"} | ({"range": f"bytes={start}-"} if start else {})
         with self._client.stream("GET", file.url, headers=headers) as response:
             check_status(response, file.name, self._denied)
@@ -150,17 +152,31 @@ class Downloader:
             yield response
 
 
-class _Passing(Exception):
+def fetch_all(by: Downloader, files: Sequence[RemoteFile], folder: Path, on_total: OnTotal) -> dict[str, str]:
+    """Download files into a folder; returns their hashes. Raises as `Downloader.fetch`."""
+    size, before = sum(file.size for file in files), 0
+    hashes = {}
+    for file in files:
+
+        def on_bytes(held: int, before: int = before) -> None:
+            on_total(before + held, size)
+
+        hashes[file.name] = by.fetch(file, folder, on_bytes)
+        before += file.size
+    return hashes
+
+
+class Passing(Exception):
     """A server that may do better soon."""
 
 
 def check_status(response: httpx.Response, name: str, denied: str) -> None:
-    """Raises InputError where a server has no file of that name, AccessDenied, and _Passing."""
+    """Raises InputError where a server has no file of that name, AccessDenied, and Passing."""
     status, where = response.status_code, response.url.netloc.decode()
     if status in (200, 206):
         return
     if status in _PASSING:
-        raise _Passing(f"status {status}")
+        raise Passing(f"status {status}")
     if status in (401, 403):
         raise AccessDenied(f"{where} gives {name} only to who may have it; {denied}")
     if status in (404, 410):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +21,16 @@ from cutline.core.storage.files import replace_file, storing, sync_folder
 from cutline.core.telemetry import is_offline_wanted
 from cutline.errors import AccessDenied, BundleError, InputError, WorkerUnavailable
 from cutline.errors.extras import missing
-from cutline.models.hub.download import Downloader, Patience, RemoteFile, check_room, locked
+from cutline.models.hub.download import (
+    Downloader,
+    OnTotal,
+    Patience,
+    RemoteFile,
+    Tell,
+    check_room,
+    fetch_all,
+    locked,
+)
 from cutline.models.hub.library import PARTIAL, RECORD, PulledFile, PulledModel, find_weights, read_record, weights_path
 from cutline.models.hub.names import ModelName
 
@@ -48,9 +57,6 @@ _COMPANIONS = frozenset(
     }
 )
 _COMMIT, _SHA256 = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
-
-Tell = Callable[[str], object]  # called with a line about what goes on
-OnTotal = Callable[[int, int], object]  # called with the bytes that are here, and those that there are
 
 
 def pull_weights(
@@ -83,7 +89,7 @@ def pull_weights(
     with locked(partial):
         check_room(partial, files)
         with _client(api, patience) as client:
-            hashes = _fetched(Downloader(client, patience, denied=LOG_IN), files, partial, on_total)
+            hashes = fetch_all(Downloader(client, patience, denied=LOG_IN), files, partial, on_total)
         record = PulledModel(
             hub=str(httpx.URL(api.endpoint).copy_with(username=None, password=None)),
             name=name.name,
@@ -96,20 +102,6 @@ def pull_weights(
             partial.rename(folder)
             sync_folder(folder.parent)
     return folder, record
-
-
-def _fetched(by: Downloader, files: Sequence[RemoteFile], folder: Path, on_total: OnTotal) -> dict[str, str]:
-    """The hashes of the files, which are all in the folder then."""
-    size, before = sum(file.size for file in files), 0
-    hashes = {}
-    for file in files:
-
-        def on_bytes(held: int, before: int = before) -> None:
-            on_total(before + held, size)
-
-        hashes[file.name] = by.fetch(file, folder, on_bytes)
-        before += file.size
-    return hashes
 
 
 def _api() -> HfApi:
