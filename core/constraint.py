@@ -68,6 +68,8 @@ _FORMATS = frozenset(
     }
 )
 _COUNTS = frozenset({"maxItems", "maxLength", "maxProperties", "minItems", "minLength", "minProperties"})
+_OPEN = frozenset({"additionalProperties", "minProperties", "patternProperties"})  # which say that there may be others
+_COMBINED = frozenset({"$ref", "allOf", "anyOf", "oneOf"})
 _NAMED = frozenset({"$defs", "definitions", "patternProperties", "properties"})  # whose keys are names, not keywords
 _VALUES = frozenset({"const", "default", "enum", "examples"})  # which hold values, not schemas
 
@@ -119,8 +121,11 @@ class Constraint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
     @classmethod
     def json_schema(cls, schema: Any) -> Constraint:
-        """A JSON value that keeps to this schema: an object, or true. Formats that JSON Schema lacks are left out."""
-        return cls(grammar=Grammar.JSON_SCHEMA, text=_written(_plain(schema)))
+        """A JSON value that keeps to this schema: an object, or true.
+
+        Its objects have no other properties than they name, unless `additionalProperties` says otherwise.
+        """
+        return cls(grammar=Grammar.JSON_SCHEMA, text=_written(_kept(schema)))
 
     @classmethod
     def json_object(cls) -> Constraint:
@@ -145,7 +150,7 @@ class Constraint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     @classmethod
     def tool_calls(cls, parameters: Mapping[str, Any], *, parallel: bool) -> Constraint:
         """A call of a tool, or of several, whose arguments keep to these schemas, by the tools' names."""
-        plain = {name: _plain(schema) for name, schema in parameters.items()}
+        plain = {name: _kept(schema) for name, schema in parameters.items()}
         return cls(grammar=Grammar.TOOL_CALLS, text=_written({"parameters": plain, "parallel": parallel}))
 
     @property
@@ -162,21 +167,58 @@ def dialect() -> str:
     return f"llguidance-{version('llguidance')}-2"
 
 
-def _plain(schema: Any, depth: int = 1) -> Any:
-    """A schema without the formats of strings that JSON Schema does not have. One nested too deep stays as it is."""
+def _kept(schema: Any) -> Any:
+    """The schema that an answer keeps to: without formats that JSON Schema lacks, and with objects that are closed.
+
+    An object has the properties that are named and no others, as servers of grammars and OpenAI's strict schemas have
+    it: a small model would go on with keys of its own. So it is a part of what the client's schema allows.
+    """
+    return _plain(schema, closed=not _mixed(schema))
+
+
+def _plain(schema: Any, *, closed: bool, depth: int = 1) -> Any:
+    """One nested too deep stays as it is."""
     if depth > MAX_DEPTH:
         return schema
     if isinstance(schema, list):
-        return [_plain(inner, depth + 1) for inner in schema]
+        return [_plain(inner, closed=closed, depth=depth + 1) for inner in schema]
     if not isinstance(schema, dict):
         return schema
     plain = dict[str, Any]()
     for key, inner in schema.items():
         if key in _NAMED and isinstance(inner, dict):
-            plain[key] = {name: _plain(named, depth + 2) for name, named in inner.items()}
+            plain[key] = {name: _plain(named, closed=closed, depth=depth + 2) for name, named in inner.items()}
         elif key != "format" or not isinstance(inner, str) or inner in _FORMATS:
-            plain[key] = inner if key in _VALUES else _plain(inner, depth + 1)
+            plain[key] = inner if key in _VALUES else _plain(inner, closed=closed, depth=depth + 1)
+    if closed and _closable(schema):
+        plain["additionalProperties"] = False
     return plain
+
+
+def _closable(schema: dict[str, Any]) -> bool:
+    """Whether an object says which properties it has, and nothing of others."""
+    named, required = schema.get("properties"), schema.get("required", [])
+    if not isinstance(named, dict) or not isinstance(required, list) or _OPEN & schema.keys():
+        return False
+    return all(isinstance(one, str) and one in named for one in required)
+
+
+def _mixed(schema: Any, depth: int = 1) -> bool:
+    """Whether any object's properties stand in several schemas: to close one would forbid those of the others."""
+    if depth > MAX_DEPTH:
+        return True
+    if isinstance(schema, list):
+        return any(_mixed(inner, depth + 1) for inner in schema)
+    if not isinstance(schema, dict):
+        return False
+    every = schema.get("allOf")
+    if (isinstance(every, list) and len(every) > 1) or ("properties" in schema and _COMBINED & schema.keys()):
+        return True
+    for key, inner in schema.items():
+        left = inner.values() if key in _NAMED and isinstance(inner, dict) else (inner,)
+        if key not in _VALUES and any(_mixed(one, depth + 1) for one in left):
+            return True
+    return False
 
 
 def _written(value: Any) -> str:

@@ -57,10 +57,37 @@ def test_formats_of_the_clients_own_are_notes_to_people() -> None:
     kept = {
         "properties": {"format": plain, "at": time, "many": {"anyOf": [plain, {"items": plain}]}},
         "const": {"format": "x"},
+        "additionalProperties": False,
     }
     assert Constraint.json_schema(schema).value == kept
     assert Constraint.tool_calls({"f": schema}, parallel=False).value["parameters"] == {"f": kept}
     assert schema["properties"] == {"format": note, "at": time, "many": {"anyOf": [note, {"items": note}]}}
+
+
+def closed(schema: Any) -> Any:
+    return Constraint.json_schema(schema).value.get("additionalProperties")
+
+
+def test_an_object_has_the_properties_that_it_names_and_no_others() -> None:
+    """Unless it says something of others, or that would leave nothing of what the schema allows."""
+    named: Any = {"type": "object", "properties": {"a": {"type": "object", "properties": {}}}, "required": ["a"]}
+    kept = Constraint.json_schema(named).value
+    assert kept["additionalProperties"] is kept["properties"]["a"]["additionalProperties"] is False
+    assert Constraint.json_schema(kept).value == kept, "as it is sent on"
+    assert closed(named | {"additionalProperties": True}) is True
+    assert closed(named | {"additionalProperties": {"type": "null"}}) == {"type": "null"}
+    for open_ in (
+        {"type": "object"},
+        named | {"required": ["b"]},
+        named | {"minProperties": 2},
+        named | {"patternProperties": {"^x": {}}},
+        named | {"anyOf": [{"required": ["a"]}]},
+        named | {"$ref": "#/$defs/a", "$defs": {"a": {}}},
+    ):
+        assert closed(open_) is None, open_
+    parts = [{"properties": {"a": {}}}, {"properties": {"b": {}}}]
+    assert Constraint.json_schema({"allOf": parts}).value == {"allOf": parts}
+    assert all(one["additionalProperties"] is False for one in Constraint.json_schema({"anyOf": parts}).value["anyOf"])
 
 
 @pytest.mark.parametrize(
@@ -98,7 +125,7 @@ names = st.text(st.characters(codec="utf-8"), max_size=5)
 def test_a_schema_comes_back_with_its_keys_in_their_order(keys: list[str]) -> None:
     schema = {"type": "object", "properties": {"p" + key: {} for key in keys}}
     constraint = Constraint.json_schema(schema)
-    assert json.dumps(constraint.value) == json.dumps(schema)
+    assert json.dumps(constraint.value) == json.dumps(schema | {"additionalProperties": False})
     assert Constraint.of(constraint.grammar, constraint.text) == constraint
 
 
