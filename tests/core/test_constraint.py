@@ -85,7 +85,7 @@ def test_an_object_has_the_properties_that_it_names_and_no_others() -> None:
         named | {"$ref": "#/$defs/a", "$defs": {"a": {}}},
     ):
         assert closed(open_) is None, open_
-    parts = [{"properties": {"a": {}}}, {"properties": {"b": {}}}]
+    parts: Any = [{"properties": {"a": {}}}, {"properties": {"b": {}}}]
     assert Constraint.json_schema({"allOf": parts}).value == {"allOf": parts}
     assert all(one["additionalProperties"] is False for one in Constraint.json_schema({"anyOf": parts}).value["anyOf"])
 
