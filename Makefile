@@ -52,6 +52,7 @@ lint: install site
 	$(BIN)/python scripts/help.py --check
 	$(BIN)/python scripts/threats.py --check
 	$(BIN)/python scripts/models.py --check
+	$(BIN)/python scripts/pairs.py --check
 	$(BIN)/python scripts/architecture.py --check
 
 format: install
@@ -65,6 +66,7 @@ docs: install
 	$(BIN)/python scripts/help.py
 	$(BIN)/python scripts/threats.py
 	$(BIN)/python scripts/models.py
+	$(BIN)/python scripts/pairs.py
 	$(BIN)/python scripts/architecture.py
 
 # The documentation as a site, in build/site. A page that is not in mkdocs.yml, a dead link or a dead anchor fails; with

@@ -49,15 +49,16 @@ class PullOptions(msgspec.Struct, frozen=True, kw_only=True):
 def pull(
     *,
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="OWNER/NAME[@REVISION] on a hub, or the URL of a bundle.")
+        str, typer.Argument(metavar="MODEL", help="OWNER/NAME[@REVISION] on a hub, a pair, or the URL of a bundle.")
     ],
     given: PullOptions,
 ) -> None:
-    """Pull a model's weights from a hub, to export them by their name, or a bundle that somebody serves, to run it.
+    """Pull weights from a hub, to export them by their name, or a bundle that somebody serves, to run it.
 
     Of weights only what an export reads is pulled. All is checked against the hub's or the bundle's hashes, and a pull
     that was broken off goes on. As always, HF_ENDPOINT names the hub, HF_TOKEN or HF_HOME who asks, and HF_HUB_OFFLINE
-    forbids to ask. Prints the folder; `cutline list` shows what is there.
+    forbids to ask. docs/reference/pairs.md lists the pairs. Prints the folder, or both; `cutline list` shows what is
+    there.
     """
     import sys
 
@@ -66,15 +67,18 @@ def pull(
     console = Console(stderr=True)
     with shown_bytes(console) as on_total:
         if "://" in model:
-            view = _bundle(model, given, console, on_total)
+            views = [_bundle(model, given, console, on_total)]
         elif given != PullOptions(as_json=given.as_json):
             raise InputError("--name, --part, --ca and --token-file are for the URL of a bundle")
+        elif "/" in model:
+            views = [_weights(model, console, on_total)]
         else:
-            view = _weights(model, console, on_total)
+            views = _pair(model, console, on_total)
     if given.as_json:
-        sys.stdout.buffer.write(msgspec.json.encode(view) + b"\n")
+        shown = views[0] if len(views) == 1 else {"pair": model, "pulled": views}
+        sys.stdout.buffer.write(msgspec.json.encode(shown) + b"\n")
     else:
-        print(view.path)
+        print(*(view.path for view in views), sep="\n")
 
 
 def _weights(model: str, console: Console, on_total: OnTotal) -> PulledView:
@@ -90,6 +94,18 @@ def _weights(model: str, console: Console, on_total: OnTotal) -> PulledView:
         path=str(folder),
         files={name: file.sha256 for name, file in record.files.items()},
     )
+
+
+def _pair(name: str, console: Console, on_total: OnTotal) -> list[PulledView]:
+    """The weights of both models of a pair, and how they become bundles. Raises InputError for a pair of no name."""
+    from cutline.models.hub.pairs import find_pair
+
+    pair = find_pair(name)
+    views = [_weights(model, console, on_total) for model in (pair.drafter, pair.target)]
+    tell = teller(console)
+    tell(f"next: cutline export {pair.target} --role target")
+    tell(f"then: cutline export {pair.drafter} --role drafter --target {pair.target}")
+    return views
 
 
 def _bundle(url: str, given: PullOptions, console: Console, on_total: OnTotal) -> PulledView:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -86,6 +87,22 @@ def test_a_command_of_the_device_runs_without_anything_heavy(command: str) -> No
     assert ran.stderr.splitlines()[-1] == "imported:"
 
 
+def test_a_model_by_name_is_opened_without_what_pulls_it(tmp_path: Path) -> None:
+    shutil.copytree(DRAFTER, tmp_path / "bundles" / "team--digits--drafter")
+    card = str(PACKAGE / "demo" / "examples" / "card1.png")
+    asked = ["ask", card, "Describe the card.", "--mode", "edge", "--model", "team/digits"]
+    ran = run(asked, "httpx", "cutline.models.hub.download", home=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.startswith("The card shows")
+    assert ran.stderr.splitlines()[-1] == "imported:"
+
+
+def test_a_bundle_is_pulled_without_the_library_of_a_hub() -> None:
+    ran = run(["pull", "http://127.0.0.1:1/digits"])
+    assert ran.returncode == 4, ran.stderr
+    assert ran.stderr.splitlines()[-1] == "imported:"
+
+
 def test_watching_a_folder_runs_without_anything_heavy() -> None:
     cards = str(PACKAGE / "demo" / "examples")
     ran = run(["watch", "--source", cards, "--ask", "Describe the card.", "--mode", "edge", "--once"])
@@ -108,9 +125,10 @@ def test_a_command_that_only_computes_imports_nothing_heavy(arguments: list[str]
     assert ran.stderr.splitlines()[-1] == "imported:"
 
 
-def run(arguments: list[str], *more: str) -> subprocess.CompletedProcess[str]:
+def run(arguments: list[str], *more: str, home: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", RUN, ",".join(HEAVY + SLOW + more), *arguments]
     environment = {"PYTHONPATH": str(PACKAGE.parent), "OMP_NUM_THREADS": "1", "PATH": os.environ["PATH"]}
+    environment |= {} if home is None else {"CUTLINE_HOME": str(home)}
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 

@@ -69,7 +69,7 @@ def pull_weights(
     StorageError if there is no room.
     """
     if not name.owned:
-        raise InputError(f"{name} has no owner; give OWNER/NAME, or the name of a pair: `cutline pull --pairs`")
+        raise InputError(f"{name} has no owner; a model on a hub is OWNER/NAME")
     if is_offline_wanted():
         if (here := find_weights(name)) is None:
             raise InputError(f"HF_HUB_OFFLINE is set, so {name} cannot be pulled; unset it, or copy its folder here")

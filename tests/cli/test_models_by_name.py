@@ -14,6 +14,7 @@ import pytest
 from cutline.core import telemetry
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.models.hub.library import bundle_path
+from cutline.models.hub.pairs import ModelPair
 from cutline.testing.hub import COMMIT, SmallHub
 from cutline.testing.models.small_models import SMALL
 
@@ -79,6 +80,24 @@ def test_a_failure_is_one_line_with_its_code(run: Run, hub: SmallHub, monkeypatc
     monkeypatch.setattr(telemetry, "_GIVEN", "1")
     assert "HF_HUB_OFFLINE" in run("pull", NAME).failed(2)
     assert "cutline list" in run("rm", "maker/none").failed(2)
+
+
+def test_both_models_of_a_pair_are_pulled(run: Run, hub: SmallHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = {"small": ModelPair(NAME, f"{NAME}"), "torn": ModelPair(NAME, "maker/none")}
+    monkeypatch.setattr("cutline.models.hub.pairs.known_pairs", lambda: pairs)
+    ran = run("pull", "torn")
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.splitlines()[-1].startswith("cutline: ")
+    ran = run("pull", "small")
+    assert ran.code == 0
+    assert ran.err.splitlines()[-2:] == [
+        f"next: cutline export {NAME} --role target",
+        f"then: cutline export {NAME} --role drafter --target {NAME}",
+    ]
+    assert [Path(line).is_dir() for line in ran.out.splitlines()] == [True, True]
+    told = json.loads(run("pull", "small", "--json").out)
+    assert (told["pair"], [one["name"] for one in told["pulled"]]) == ("small", [NAME, NAME])
+    assert "did you mean small? Known are small, torn" in run("pull", "smal").failed(2)
 
 
 def test_what_was_pulled_is_exported_by_name_and_answers(run: Run, hub: SmallHub, card: Path, tmp_path: Path) -> None:

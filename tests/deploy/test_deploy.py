@@ -95,6 +95,7 @@ def test_units_stay_in_their_sandbox(unit: Path) -> None:
     assert found["SystemCallFilter"][:2] == ["@system-service", "~@privileged @resources"]
     assert found["MemoryMax"][0].endswith("%")
     assert found["StateDirectory"] == [unit.stem]
+    assert f"CUTLINE_HOME=%S/{unit.stem}" in found["Environment"][0].split(), "where models are found by name"
     (start,) = found["ExecStart"]
     check_options(shlex.split(start))
 

@@ -1,7 +1,7 @@
-"""No command looks anybody up who was not named to it, or writes below a home folder.
+"""No command looks up or connects to anybody who was not named to it, or writes below a home folder.
 
 Libraries that report to their makers keep quiet where they see a CI system or a test, so these variables are taken out
-of the environment. Look-ups are counted in the C library, where every name that a process looks up passes.
+of the environment. Look-ups and connections are counted in the C library, where all that a process makes pass.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ COMMANDS = {
     "health": ["health", NOWHERE],
     "plan": ["plan", "--edge", "raspberry-pi-5", "--cloud", "l4", "--link", "4g"],
     "keys": ["keys", "init", "keys"],
+    "list": ["list"],
+    "ask, a model that is not here": ["ask", PICTURE, "Describe the card.", "--model", "maker/model"],
+    "export, a model that is not here": ["export", "maker/model", "--role", "drafter"],
     "watch": ["watch", "--source", str(EXAMPLES), "--ask", "Read the digits.", "--mode", "edge", "--once"],
 }
 LIBRARIES = "onnxruntime", "onnxruntime_genai", "transformers"
@@ -64,7 +67,7 @@ def watched(tmp_path: Path, counter: Path) -> Iterator[dict[str, str]]:
     kept = {name: value for name, value in os.environ.items() if not QUIETING.fullmatch(name)}
     yield kept | {"HOME": str(home), "LOOKUPS": str(lookups), "LD_PRELOAD": str(counter)}
     names = set(lookups.read_text().split()) if lookups.exists() else set()
-    assert names <= {"127.0.0.1", "localhost"}
+    assert names <= {"127.0.0.1", "::1", "::ffff:127.0.0.1", "localhost"}
     assert [str(path) for path in home.rglob("*") if path.is_file()] == []
 
 
@@ -103,8 +106,13 @@ def test_a_room_keeps_its_libraries_quiet(room: str, watched: dict[str, str]) ->
 
 
 def test_the_counter_counts(watched: dict[str, str], tmp_path: Path) -> None:
-    asked = "import socket\ntry: socket.getaddrinfo('name.invalid', 1)\nexcept OSError: pass"
+    asked = """
+import socket
+try: socket.getaddrinfo('name.invalid', 1)
+except OSError: pass
+socket.socket(type=socket.SOCK_DGRAM).connect(('192.0.2.1', 9))  # for documents alone, and nothing is sent
+"""
     subprocess.run([sys.executable, "-c", asked], env=watched, check=True)
     lookups = tmp_path / "lookups"
-    assert lookups.read_text() == "name.invalid\n"
+    assert lookups.read_text() == "name.invalid\n192.0.2.1\n"
     lookups.unlink()

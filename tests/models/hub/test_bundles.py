@@ -124,6 +124,7 @@ def test_a_pull_goes_on_where_one_broke_off(server: SmallHub, ranges: bool) -> N
     assert contents(bundle_path("team/digits", "drafter")) == contents(DRAFTER)
 
 
+@pytest.mark.threat("hub")
 def test_a_file_that_is_not_the_manifests(server: SmallHub) -> None:
     server.faults.lies[LARGEST] = server.files[LARGEST][:-1] + b"!"
     assert f"{LARGEST} is not what" in failed(BundleError)
@@ -136,6 +137,7 @@ def test_a_manifest_that_was_changed_by_hand(server: SmallHub) -> None:
     assert entries() == [], "not even unfinished"
 
 
+@pytest.mark.threat("hub")
 @pytest.mark.parametrize("name", ["../../escaped", "/etc/passwd", ".hidden", "a/b", "x" * 300, "a\nb"])
 def test_names_that_lead_elsewhere(server: SmallHub, name: str) -> None:
     digest = hashlib.sha256(b"evil").hexdigest()
@@ -171,6 +173,7 @@ def test_a_server_that_refuses(server: SmallHub, file: str, status: int, kind: t
     assert "127.0.0.1" in failed(kind)
 
 
+@pytest.mark.threat("hub")
 @pytest.mark.parametrize("file", [MANIFEST, LARGEST])
 def test_a_server_that_stalls(server: SmallHub, file: str) -> None:
     server.faults.stalls[file] = 10

@@ -63,6 +63,7 @@ def test_the_hub_is_one_to_its_own_client(hub: SmallHub, tmp_path: Path, monkeyp
         huggingface_hub.hf_hub_download(NAME, "none.json", **where)
 
 
+@pytest.mark.threat("hub")
 def test_only_what_is_read_is_pulled(hub: SmallHub) -> None:
     folder, told = pull()
     assert sorted(file.name for file in folder.iterdir()) == sorted([*READ, RECORD])
@@ -118,6 +119,7 @@ def test_a_hub_without_ranges_gives_all_again(hub: SmallHub) -> None:
     assert starts(hub, WEIGHTS) == [0, 0]
 
 
+@pytest.mark.threat("hub")
 @pytest.mark.parametrize("file", [WEIGHTS, "config.json"])
 def test_what_is_not_what_the_hub_said_is_dropped(hub: SmallHub, file: str) -> None:
     hub.faults.lies[file] = FILES[file][:-1] + b"!"
@@ -136,6 +138,7 @@ def test_a_part_that_was_spoilt_on_disk_is_dropped(hub: SmallHub) -> None:
     assert (pull()[0] / WEIGHTS).read_bytes() == FILES[WEIGHTS]
 
 
+@pytest.mark.threat("hub")
 @pytest.mark.parametrize("size", [10, 1 << 30])
 def test_a_size_that_is_wrong_is_found_out_before_anything_comes(hub: SmallHub, size: int) -> None:
     hub.faults.sizes[WEIGHTS] = size
@@ -150,6 +153,7 @@ def test_a_size_that_is_none(hub: SmallHub, size: Any) -> None:
     assert hub.asked == []
 
 
+@pytest.mark.threat("hub")
 @pytest.mark.parametrize("file", ["", WEIGHTS])
 def test_a_hub_that_stalls_is_given_up(hub: SmallHub, file: str) -> None:
     hub.faults.stalls[file] = 1000
@@ -171,6 +175,7 @@ def test_a_disk_without_room_is_found_out_before(hub: SmallHub, monkeypatch: pyt
     assert hub.asked == []
 
 
+@pytest.mark.threat("hub")
 def test_a_disk_that_fills_up_in_the_middle(hub: SmallHub, monkeypatch: pytest.MonkeyPatch) -> None:
     left = [2_000, 100_000]  # bytes until it is full, and what is made room for then
 
@@ -186,6 +191,7 @@ def test_a_disk_that_fills_up_in_the_middle(hub: SmallHub, monkeypatch: pytest.M
     assert (pull()[0] / WEIGHTS).read_bytes() == FILES[WEIGHTS]
 
 
+@pytest.mark.threat("hub")
 def test_a_token_is_for_the_hub_alone(hub: SmallHub, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.token = "hf_secret"
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
@@ -272,6 +278,7 @@ def test_only_a_pull_may_ask_a_hub(hub: SmallHub) -> None:
         huggingface_hub.HfApi(endpoint=os.environ["HF_ENDPOINT"]).model_info(NAME)
 
 
+@pytest.mark.threat("hub")
 def test_a_link_in_the_way_is_not_followed(hub: SmallHub, tmp_path: Path) -> None:
     failed_at = home() / "weights" / f".maker--small-vlm--{COMMIT[:12]}{PARTIAL}"
     failed_at.mkdir(parents=True)
