@@ -21,7 +21,8 @@ from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.devices.link import load_link
 from cutline.edge.generation.detokenizer import Transcript
-from cutline.edge.generation.generation import Generation, Prepared
+from cutline.edge.generation.generation import Generation, Prepared, SentDraft
+from cutline.edge.generation.result import DraftedBy
 from cutline.edge.planning.plan_inputs import setting_of
 from cutline.edge.planning.planner import Planner
 from cutline.models.bundle import Bundle
@@ -72,9 +73,8 @@ def prepared(drafter: Bundle) -> Prepared:
 
 def answered() -> Generation:
     """An answer of ten tokens from a worker."""
-    progress = Generation(
-        0.0, Transcript(Vocabulary.open(Bundle.open(DRAFTER))), tokens=[9] * 10, drafts=[(0, (9,) * 10)]
-    )
+    sent = SentDraft(0, (9,) * 10, DraftedBy.DRAFTER)
+    progress = Generation(0.0, Transcript(Vocabulary.open(Bundle.open(DRAFTER))), tokens=[9] * 10, drafts=[sent])
     progress.sent = [(0.0, 300), (0.001, 4000)]
     progress.opened = (0.06, Opened("it", 0.01, 0.002, 0.0))
     return progress

@@ -47,7 +47,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     The images are in the order of the messages' image parts. `logprobs` asks for the log probability of each token and
     of so many alternatives. If the worker is lost and the agent finishes alone, the answer may still be verified within
-    `correct_seconds`. Whatever is cached of a request is for its `tenant` alone ("" if unknown). The five fields from
+    `correct_seconds`. Whatever is cached of a request is for its `tenant` alone ("" if unknown); one that is not to
+    `store` leaves no answer to draft later ones from, and is drafted from none. The five fields from
     `exact` on bound what mode `auto` plans; other modes do not plan, nor does `auto` if a cut is given.
 
     Raises InputError for a field out of its range, PromptError for a conversation that cannot be answered.
@@ -74,6 +75,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     max_latency_ms: float | None = None  # also for an answer that the gate escalates
     min_agreement: float | None = None  # measured share of answers that equal the target's; None is 0.9
     max_leak: float | None = None  # measured share of an image's variance that an attacker recovers
+    store: bool = True
     tenant: str = ""
     request_id: str = ""  # its name in the logs of agent and workers
     trace: str = ""  # its W3C trace context, which is passed on to workers

@@ -222,6 +222,8 @@ class Agent:
         """The answer, once planner and memory have learnt from it."""
         forecast = await self._planning.learn(chosen, prepared, generation, route)
         generation.finish()
+        if route.exact and route.tail is None:
+            self._backends.models.learn(prepared, generation)
         answer = account(prepared, execution, generation, route, forecast)
         if self._memory is not None:
             await asyncio.to_thread(self._memory.keep, prepared.request, prepared.images, answer)

@@ -9,7 +9,7 @@ import msgspec
 
 from cutline.edge.generation.events import Planned
 from cutline.edge.generation.generation import Execution, Generation, Prepared
-from cutline.edge.generation.result import Answer, Forecast, Gated, Provenance, Recalled, Tail
+from cutline.edge.generation.result import Answer, DraftedBy, Forecast, Gated, Provenance, Recalled, Tail
 from cutline.edge.offload.route import Route
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ def account(
         rounds=generation.rounds,
         drafted=generation.drafted,
         accepted=generation.sources.count(Provenance.DRAFT),
+        recent=generation.record(DraftedBy.RECENT)[0],
+        passes=route.passes,
         exact=False if worker is None or route.tail is Tail.UNVERIFIED else route.exact,
         cut=execution.cut if worker else None,
         wire=execution.wire if worker and execution.cut != "image" else None,
@@ -68,6 +70,8 @@ def from_memory(
         rounds=0,
         drafted=0,
         accepted=0,
+        recent=0,
+        passes=0,
         exact=False,
         worker=None,
         cut=None,

@@ -182,6 +182,7 @@ class WorkerClient:
 class WorkerSession:
     """One session. `bytes_up` and `bytes_down` count its messages. Its errors are raised by `events`.
 
+    How many `passes` of the model it took part in is known once it has ended.
     `heard` is the monotonic time of the worker's last message, or of the session's start before any.
     """
 
@@ -199,6 +200,7 @@ class WorkerSession:
         self.bytes_up = 0
         self.bytes_down = 0
         self.finished: Finished | None = None
+        self.passes = 0
         self.heard = time.monotonic()
         self.answered = False  # whether the worker has sent anything
         self.given = 0  # bytes of messages handed to gRPC, sent or not
@@ -291,6 +293,7 @@ class WorkerSession:
                 raise event
             if isinstance(event, Finished):
                 self.finished = event
+                self.passes = event.passes
             yield event
 
     async def _why(self, code: grpc.StatusCode, details: str | None) -> CutlineError:

@@ -14,7 +14,7 @@ from cutline.core.request import Mode, Request
 from cutline.core.wire import Wire
 from cutline.edge.generation.detokenizer import Transcript
 from cutline.edge.generation.events import Event, Guessed, Settled
-from cutline.edge.generation.result import Ending, Gated, Provenance, Token
+from cutline.edge.generation.result import DraftedBy, Ending, Gated, Provenance, Token
 from cutline.edge.generation.timing import Stopwatch
 from cutline.errors import WorkerFailed
 from cutline.models.bundle import Manifest
@@ -77,6 +77,15 @@ class Execution:
         return self.cut == "image" or (target is not None and target.is_exact_at(self.cut, self.wire) and not changed)
 
 
+@dataclass(frozen=True, slots=True)
+class SentDraft:
+    """A draft that a worker was sent: the answer's `tokens` with it, of which it begins at `start`."""
+
+    start: int
+    tokens: tuple[int, ...]
+    by: DraftedBy
+
+
 @dataclass(slots=True)
 class Generation:
     """An answer in the making. `tokens` are settled: the target's own, or in mode `edge` the drafter's.
@@ -101,7 +110,7 @@ class Generation:
     rounds: int = 0
     confidence: float | None = None
     gate: Gated | None = None  # what the gate says of it so far
-    drafts: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)  # (where one begins, the answer with it)
+    drafts: list[SentDraft] = field(default_factory=list)
     sent: list[tuple[float, int]] = field(default_factory=list)  # (when, bytes) of what opens a session or asks
     connecting: float | None = None  # seconds that a connection to an upstream took, if one was made
     parts: Stopwatch = field(default_factory=Stopwatch)
@@ -179,15 +188,17 @@ class Generation:
         self.drafted += other.drafted
         self.rounds += other.rounds
 
-    def record(self) -> tuple[int, int]:
-        """How many drafted tokens were right, of how many that are known to be right or wrong.
+    def record(self, by: DraftedBy) -> tuple[int, int]:
+        """How many tokens that one drafted were right, of how many that are known to be right or wrong.
 
         The first word on each place of the answer counts; what is drafted behind a wrong token says nothing.
         """
         outcomes: dict[int, bool] = {}
-        for start, tokens in self.drafts:
-            right = agreeing(tokens, self.tokens)
-            for index in range(start, min(right + 1, len(tokens), len(self.tokens))):
+        for draft in self.drafts:
+            if draft.by is not by:
+                continue
+            right = agreeing(draft.tokens, self.tokens)
+            for index in range(draft.start, min(right + 1, len(draft.tokens), len(self.tokens))):
                 outcomes.setdefault(index, index < right)
         return sum(outcomes.values()), len(outcomes)
 

@@ -19,6 +19,13 @@ class Provenance(enum.StrEnum):
     CLOUD = "cloud"  # the target's, not drafted
 
 
+class DraftedBy(enum.StrEnum):
+    """Who drafted tokens for a worker to verify."""
+
+    DRAFTER = "drafter"
+    RECENT = "recent"  # answers of late said so
+
+
 class Likely(msgspec.Struct, frozen=True):
     """A token that might stand in a place, and the natural logarithm of its probability, at temperature 1."""
 
@@ -174,8 +181,10 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     merged image tokens changed what it computed. `confidence` is the drafter's in its whole answer, where it gave one.
     `bytes_up` and `bytes_down` count the messages of the session; `rounds` how often the agent sent something that
     depended on a reply, its opening included; `drafted` tokens were sent as drafts, `accepted` of the answer's tokens
-    are among them. `plan` is None where nothing was planned: in other modes than `auto`, and without profiles. `gate`
-    says what is promised of an answer that is not exact; None of an agent that does not tell.
+    are among them, and `recent` of those were what answers of late had said; it took so many `passes` of the target, as
+    far as workers said. `plan` is None where nothing was planned: in other modes than `auto`, and without profiles.
+    `gate` says what is promised of an answer that is not exact; None
+    of an agent that does not tell.
 
     `lost` are the workers that were lost on the way; where none was left, the drafter went on from the token
     `alone_from`, and `tail` says what became of that. `reused_images` did not have to be sent again, `reused_tokens` of
@@ -194,6 +203,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     rounds: int
     drafted: int
     accepted: int
+    recent: int = 0
+    passes: int = 0
     exact: bool | None  # None where it cannot be known: another server than a worker of the target answered
     worker: str | None
     cut: str | None  # where the target was cut, if the worker was asked

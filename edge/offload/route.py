@@ -44,6 +44,11 @@ class Route:
         return sum(session.bytes_down for session in self.sessions)
 
     @property
+    def passes(self) -> int:
+        """Passes of the target that sessions took part in which came to their end."""
+        return sum(session.passes for session in self.sessions)
+
+    @property
     def seconds(self) -> float:
         """What the answer took."""
         return (self.ended or time.perf_counter()) - self.began

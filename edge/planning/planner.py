@@ -24,6 +24,7 @@ from cutline.devices.link import LinkProfile
 from cutline.devices.machine.power import Sensors
 from cutline.edge.generation.conditions import group_of
 from cutline.edge.generation.generation import Execution, Generation, Prepared
+from cutline.edge.generation.result import DraftedBy
 from cutline.edge.inference.target_prefix import device_cuts
 from cutline.edge.planning.plan_result import Chosen
 from cutline.edge.planning.thermal import Thermal
@@ -162,7 +163,7 @@ class Planner:
         """
         asked_cloud = bool(progress.sent) if self.upstream else progress.opened is not None
         gated = chosen.plan.mode is Mode.AUTO
-        right, tried = progress.record()
+        right, tried = progress.record(DraftedBy.DRAFTER)
         uploads = progress.opened is not None and chosen.plan.cut == "image"
         uploaded = sum(size for _, size in progress.sent[1:]) if uploads else None
         pixels = self._pixels(prepared, progress.reused_images)

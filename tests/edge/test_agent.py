@@ -270,7 +270,7 @@ def test_a_full_worker_refuses_and_serves_again_once_there_is_room(
             async with asyncio.timeout(60), WorkerClient(agent.workers.states[0].address) as worker:
                 while (await worker.describe()).sessions:  # the slot is free a moment after the answer
                     pass
-                waiting = asyncio.create_task(agent.answer(asking(LONGEST, Mode.DRAFT, effort=0.0)))
+                waiting = asyncio.create_task(agent.answer(asking(LONGEST, Mode.DRAFT, effort=0.0, store=False)))
                 while not (await worker.describe()).sessions:  # and not taken at once
                     pass
             with pytest.raises(WorkerBusy, match="try again"):

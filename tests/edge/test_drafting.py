@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,11 +17,13 @@ from cutline.edge.agent import Agent
 from cutline.edge.generation.result import Provenance
 from cutline.edge.inference.drafter import Drafted, DrafterConversation
 from cutline.models.bundle import Bundle
-from cutline.testing.together import asking, check_account, ids, together
+from cutline.testing import together as pair
+from cutline.testing.together import check_account, ids, together
 from cutline.testing.worker import NEVER, gated, keeps_from
 
 Draft = Callable[[DrafterConversation, Sequence[int], int], Iterator[Drafted]]
 EFFORTS = (0.0, 0.5, 1.0)
+asking = partial(pair.asking, store=False)  # what is drafted is the drafter's alone
 ASKED = list(requests(Split.EVALUATION, 2, seed=11))
 LONGEST = next(request for request in ASKED if request.question.kind == "describe")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import ParamSpec
 
@@ -24,10 +24,12 @@ from cutline.edge.generation.result import Answer
 from cutline.errors import InputError
 from cutline.models.bundle import Bundle
 from cutline.models.pairs.pair import Shared, served_model
+from cutline.testing import together as pair
 from cutline.testing.models.pairs import renumbered, unlike
-from cutline.testing.together import asking, check_account, ids, together
+from cutline.testing.together import check_account, ids, together
 
 Given = ParamSpec("Given")
+asking = partial(pair.asking, store=False)  # what is drafted is the drafter's alone
 ASKED = list(requests(Split.EVALUATION, 2, seed=11))
 
 
@@ -179,7 +181,7 @@ async def test_a_question_that_only_the_target_takes(tmp_path: Path) -> None:
     words = "Say " + "very " * 30 + "shortly: what is on the card?"
     async with serve(target, WorkerOptions(slots=2)) as address, Agent(paired, worker=address, threads=1) as agent:
         for mode in (Mode.DRAFT, Mode.AUTO):
-            answer = await agent.answer(Request.about(ASKED[0].image, words, mode=mode, max_tokens=8))
+            answer = await agent.answer(Request.about(ASKED[0].image, words, mode=mode, max_tokens=8, store=False))
             assert answer.exact
             assert answer.drafted == 0
         with pytest.raises(InputError, match="the drafter cannot be asked: the prompt takes"):

@@ -119,6 +119,7 @@ class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=MAX_ALTERNATIVES)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    store: bool | None = None  # false: nothing of the answer is used for later ones
     user: str | None = None
     cutline: Extension = Extension()
 
@@ -134,6 +135,7 @@ class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             stop=list(question.stop) or None,
             response_format=format_of(question.sampling.constraint),
             **_tools_of(question.tools),
+            store=None if question.store else False,
             logprobs=question.logprobs is not None,
             top_logprobs=question.logprobs,
             cutline=Extension(**execution_of(question), **more),
@@ -161,6 +163,7 @@ class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             tools=self._toolbox(),
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
             logprobs=self._alternatives(),
+            store=self.store is not False,
             tenant=tenant,
             request_id=request_id,
             trace=trace,

@@ -47,7 +47,6 @@ RULES = _ChatRules(
         "prompt_cache_retention": (str,),
         "safety_identifier": (str,),
         "service_tier": (str,),
-        "store": (bool,),  # nothing is stored
         "timings_per_token": (bool,),  # more of an account than `cutline` has would be of no use here
     },
     neutral={

@@ -255,6 +255,7 @@ class ResponseAsked:
             sampling=given.sampling,
             max_tokens=given.max_output_tokens,
             tools=given.toolbox,
+            store=given.store is not False,
             tenant=tenant,
             request_id=request_id,
             trace=trace,

@@ -13,11 +13,14 @@ from typing import TypeVar
 
 from cutline.core.request import Mode
 from cutline.devices.profile import CPU
-from cutline.edge.generation.generation import Execution, Prepared
+from cutline.edge.generation.generation import Execution, Generation, Prepared
+from cutline.edge.generation.recent_answers import RecentAnswers
+from cutline.edge.generation.result import DraftedBy
 from cutline.edge.inference.boundary_noise import Noise, new_secret
 from cutline.edge.inference.drafter import Drafted, Drafter
 from cutline.edge.inference.target_prefix import Crossing, LoadedSpans
 from cutline.edge.offload.backends.own_questions import DraftSource, OwnQuestions
+from cutline.edge.offload.backends.proposals import RecentDrafts
 from cutline.errors import InputError
 from cutline.models.bundle import Bundle, Manifest
 from cutline.models.law.sampling import agreeing
@@ -48,6 +51,7 @@ class DeviceModels:
         self._drafter = Drafter.open(drafter, threads=threads, provider=provider)
         self._served = served
         self._own = None if served.shared.prompt else OwnQuestions(drafter, served, fresh=fresh)
+        self._recent = None if fresh else RecentAnswers()
         self._secret = new_secret()
 
     @property
@@ -66,7 +70,19 @@ class DeviceModels:
                 f"{self._served.manifest.name} has other tokens than its target, and no likelihoods of those; ask "
                 "without logprobs, or in mode cloud or draft"
             )
-        return DeviceWork(partial(self._cross, prepared, execution), partial(self._converse, prepared, execution))
+        recent = None
+        if self._recent is not None and request.store and execution.mode in (Mode.DRAFT, Mode.AUTO):
+            recent = RecentDrafts(self._recent, request.tenant, hash(prepared.prompt))
+        return DeviceWork(
+            partial(self._cross, prepared, execution), partial(self._converse, prepared, execution), recent=recent
+        )
+
+    def learn(self, prepared: Prepared, generation: Generation) -> None:
+        """Keep the target's own answer to a request, to draft from it later."""
+        if self._recent is not None and prepared.request.store:
+            right, known = generation.record(DraftedBy.RECENT)
+            share = right / known if known else None
+            self._recent.keep(prepared.request.tenant, hash(prepared.prompt), generation.tokens, right=share)
 
     def _cross(self, prepared: Prepared, execution: Execution) -> Crossing | None:
         """What crosses the cut, or None for the image. Raises InputError, BundleError."""
@@ -107,18 +123,24 @@ class DeviceWork:
 
     `cross` gives what computes what crosses the cut, `converse` what drafts: the `crossing`, where something other than
     the image crosses, and the `drafting` once they are begun. The answer is `believed` to be these tokens, as far as
-    the drafter got; what it drafted last for each place is in `drafted`.
+    the drafter got; what it drafted last for each place is in `drafted`. A worker may be sent what is `recent`.
     """
 
     cross: Callable[[], Crossing | None]
     converse: Callable[[], DraftSource]
     crossing: Crossing | None = None
     drafting: DraftSource | None = None
+    recent: RecentDrafts | None = None
     believed: tuple[int, ...] = ()
     drafted: dict[int, Drafted] = field(default_factory=dict)
     _crossed: bool = False
     _over: threading.Event = field(default_factory=threading.Event)  # nobody waits for it any more
     _turn: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def proposes(self) -> bool:
+        """Whether there may be drafts for a worker."""
+        return self.drafting is not None or self.recent is not None
 
     async def run(self, work: Callable[..., Returned], *given: object) -> Returned:
         """Have `work` done in a thread, when all that was begun before has ended."""

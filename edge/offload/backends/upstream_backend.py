@@ -68,6 +68,7 @@ class UpstreamBackend:
         _check(prepared.request, execution)
         self.address = upstream.url
         self.bytes_up = 0
+        self.passes = 0  # nobody says
         self.bytes_down = 0
         self.answered = False
         self.heard = time.monotonic()

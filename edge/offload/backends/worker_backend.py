@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from cutline.edge.generation.generation import Execution, Generation, Prepared
+from cutline.edge.generation.result import DraftedBy
 from cutline.edge.offload.backends.backend import NoRoom
 from cutline.edge.offload.backends.device_models import DeviceWork
 from cutline.edge.offload.backends.own_questions import CannotDraft
@@ -86,7 +87,7 @@ class WorkerBackend:
                     await self.work.run(self.work.begin_drafting)
             exchange = self._exchange(generation, described)
             left = max(end - time.monotonic(), LEAST_SECONDS)
-            await exchange.run(self.client, self.contact.model, self.work.rest(generation.tokens), seconds=left)
+            await exchange.run(self.client, self.contact.model, *self._opening_draft(generation), seconds=left)
         except BaseException as error:
             generation.limit = limit
             if (exchange is None or exchange.session is None) and not isinstance(error, WorkerError):
@@ -101,6 +102,12 @@ class WorkerBackend:
         finally:
             if exchange is not None:
                 self._note(exchange)
+
+    def _opening_draft(self, generation: Generation) -> tuple[tuple[int, ...], DraftedBy]:
+        """What the session opens with: what is believed already, or a whole answer of late to the same question."""
+        if (rest := self.work.rest(generation.tokens)) or generation.tokens or self.work.recent is None:
+            return rest, DraftedBy.DRAFTER
+        return self.work.recent.whole()[: generation.limit], DraftedBy.RECENT
 
     async def _describe(self) -> Description:
         """What the worker serves, before anything goes up. Raises WorkerError, also where it takes too long to say."""

@@ -9,9 +9,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from cutline.core.request import DRAFT_CHUNK
-from cutline.edge.generation.generation import Belief, Execution, Generation, Prepared
+from cutline.edge.generation.generation import Belief, Execution, Generation, Prepared, SentDraft
+from cutline.edge.generation.result import DraftedBy
 from cutline.edge.inference.target_prefix import Crossing
 from cutline.edge.offload.backends.device_models import DeviceWork
+from cutline.edge.offload.backends.proposals import better
 from cutline.edge.offload.backends.upload_cache import Upload, Uploads
 from cutline.edge.offload.heartbeat import FIRST_UPLINK, NOTICE, Heartbeat
 from cutline.edge.offload.stall_detector import StallDetector
@@ -70,7 +72,9 @@ class Exchange:
     heartbeat: Heartbeat | None = None
     turn: StallDetector | None = None
 
-    async def run(self, client: WorkerClient, model: str, draft: tuple[int, ...], *, seconds: float) -> None:
+    async def run(
+        self, client: WorkerClient, model: str, draft: tuple[int, ...], by: DraftedBy, *, seconds: float
+    ) -> None:
         """Open a session for `model` with a first `draft`, and settle what is confirmed until the answer is complete.
 
         Raises InputError, WorkerError: VersionMismatch before anything goes up, and others when that took so many
@@ -81,7 +85,7 @@ class Exchange:
         generation.rounds += 1
         generation.drafted += len(draft)
         if draft:
-            generation.drafts.append((len(generation.tokens), self.belief.tokens))
+            generation.drafts.append(SentDraft(len(generation.tokens), self.belief.tokens, by))
         pack = self.uploads.pack, client.address, self.prepared, self.execution, self.work.crossing, family
         self.upload = await self.work.run(*pack)
         generation.parts.lap("edge")
@@ -201,7 +205,7 @@ class Exchange:
         self.uploaded = session.given
         if self.turn is not None:
             self.turn.theirs()
-        if self.work.drafting is not None or (crossing is not None and crossing.deep):
+        if self.work.proposes or (crossing is not None and crossing.deep):
             await self._keep_ahead(session)
 
     async def _send_image(self, session: WorkerSession) -> None:
@@ -238,7 +242,7 @@ class Exchange:
                 self.belief = belief
                 self._guess(belief.tokens)
             ends = self.generation.completed_by(belief.tokens)  # if the belief is right
-            draft = () if ends else await self.work.run(self._draft, belief.tokens)
+            draft, by = ((), None) if ends else await self.work.run(self._draft, belief.tokens)
             grown = belief.grown(draft)
             if grown.after(self.generation.tokens) is not grown:
                 continue
@@ -261,23 +265,27 @@ class Exchange:
                 await session.offer(piece)
             if self.turn is not None and self.turn.since is None:
                 self.turn.theirs()
-            if draft:
-                self.generation.drafts.append((len(belief.tokens), grown.tokens))
+            if by is not None:
+                self.generation.drafts.append(SentDraft(len(belief.tokens), grown.tokens, by))
             self.generation.rounds += int(belief.replying)
             self.generation.drafted += len(draft)
             self.belief = grown
 
-    def _draft(self, answer: tuple[int, ...]) -> tuple[int, ...]:
-        """Tokens that may follow `answer`, none without a drafter; fewer when something else is settled meanwhile."""
-        tokens = list(answer)
+    def _draft(self, answer: tuple[int, ...]) -> tuple[tuple[int, ...], DraftedBy | None]:
+        """Tokens that may follow `answer`, and who says so; fewer when something else is settled meanwhile."""
+        tokens, room = list(answer), min(DRAFT_CHUNK, self.generation.limit - len(answer))
+        found = None if self.work.recent is None else self.work.recent.following(answer)
+        by = better(self.generation, found, drafting=self.work.drafting is not None)
+        if by is DraftedBy.RECENT and found is not None:
+            return found.tokens[:room], by
         # A constraint may become too complex for what was drafted, and not for what will be confirmed.
         with suppress(InputError):
-            for token in self.work.draft(answer, min(DRAFT_CHUNK, self.generation.limit - len(answer))):
+            for token in self.work.draft(answer, room):
                 tokens.append(token)
                 if self.over or agreeing(tokens, self.generation.tokens) < len(self.generation.tokens):
                     break
                 self._guess(tokens)
-        return tuple(tokens[len(answer) :])
+        return tuple(tokens[len(answer) :]), by if len(tokens) > len(answer) else None
 
     def _guess(self, tokens: Sequence[int]) -> None:
         if self.work.drafting is not None:

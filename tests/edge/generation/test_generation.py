@@ -13,8 +13,8 @@ from cutline.core.request import Mode, Request
 from cutline.core.wire import Wire
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.edge.generation.detokenizer import Transcript
-from cutline.edge.generation.generation import Belief, Execution, Generation
-from cutline.edge.generation.result import Provenance
+from cutline.edge.generation.generation import Belief, Execution, Generation, SentDraft
+from cutline.edge.generation.result import DraftedBy, Provenance
 from cutline.models.bundle import Bundle
 from cutline.models.law.sampling import agreeing
 from cutline.models.vocabulary import Vocabulary
@@ -87,9 +87,11 @@ def test_the_record_of_drafts_counts_each_place_once(
     answer: list[int], seeds: list[tuple[tuple[int, ...], int]]
 ) -> None:
     drafts = [(min(start, len(tokens)), tokens) for tokens, start in seeds]
+    sent = [SentDraft(start, tokens, DraftedBy.DRAFTER) for start, tokens in drafts]
+    sent.append(SentDraft(0, (9,), DraftedBy.RECENT))  # which is another's record
     right, tried = Generation(
-        0.0, Transcript(Vocabulary.open(Bundle.open(DRAFTER))), tokens=answer, drafts=drafts
-    ).record()
+        0.0, Transcript(Vocabulary.open(Bundle.open(DRAFTER))), tokens=answer, drafts=sent
+    ).record(DraftedBy.DRAFTER)
     expected: dict[int, bool] = {}
     for place in range(len(answer)):
         for start, believed in drafts:

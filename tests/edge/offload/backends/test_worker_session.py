@@ -19,7 +19,7 @@ from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.edge.generation.detokenizer import Transcript
 from cutline.edge.generation.generation import Execution, Generation, Prepared
-from cutline.edge.generation.result import Provenance
+from cutline.edge.generation.result import DraftedBy, Provenance
 from cutline.edge.inference import target_prefix
 from cutline.edge.inference.drafter import Drafted, DrafterConversation
 from cutline.edge.inference.target_prefix import TargetSpan
@@ -212,7 +212,8 @@ def exchange(
         async with asyncio.timeout(30):
             work = DeviceWork(lambda: None, lambda: given, crossing=crossing, drafting=given)
             way = Execution.unplanned(asked)
-            await Exchange(MANIFEST, prepared, way, progress, work).run(client, "model", draft, seconds=30)
+            exchange = Exchange(MANIFEST, prepared, way, progress, work)
+            await exchange.run(client, "model", draft, DraftedBy.DRAFTER, seconds=30)
 
     asyncio.run(run())
     return progress
