@@ -96,6 +96,11 @@ class AgentOptions(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     directory: Annotated[str | None, "HOST:PORT of a cluster's directory, which says what workers there are."] = None
     target: Target = None
+    no_drafter: Annotated[
+        bool,
+        "Load no drafter, on a board that is too small for one: workers of --target answer, and what they answered "
+        "of late is drafted.",
+    ] = False
     threads: Threads = None
     provider: Provider = None
     profiles: Profiles = Profiles()

@@ -32,7 +32,10 @@ NOTHING_SAID = Reuse()
 
 def open_drafter(path: Path | None) -> Bundle:
     """The drafter's bundle at `path`, which may be its name, or the demo's. Raises BundleError."""
-    return Bundle.open(find_bundle(path, "drafter") if path else DRAFTER)
+    bundle = Bundle.open(find_bundle(path, "drafter") if path else DRAFTER)
+    if bundle.manifest.role != "drafter":
+        raise BundleError(f"{bundle.path} holds a {bundle.manifest.role}; give a drafter's bundle, or --no-drafter")
+    return bundle
 
 
 def open_target(path: Path | None) -> Bundle:
@@ -108,7 +111,7 @@ def agent_opener(given: AgentOptions, reuse: Reuse = NOTHING_SAID, *, cuts: bool
 
     keys, server, device = open_keys(given.keys), given.server, given.profiles.edge_profile
     provider = CPU if given.provider is None else given.provider
-    drafter = open_drafter(given.bundle)
+    drafter = _open_target_alone(given) if given.no_drafter else open_drafter(given.bundle)
     target = open_target_for(given.target, given.bundle) if cuts or given.profiles.given else None
     planner = open_planner(given.profiles, drafter, target, provider=provider, upstream=server.upstream is not None)
     threads = thread_count(given.threads)
@@ -137,6 +140,15 @@ def agent_opener(given: AgentOptions, reuse: Reuse = NOTHING_SAID, *, cuts: bool
             provider=provider,
         ),
     )
+
+
+def _open_target_alone(given: AgentOptions) -> Bundle:
+    """The target's bundle in place of a drafter's. Raises InputError, BundleError."""
+    if given.bundle is not None:
+        raise InputError("--no-drafter loads none; give --target, and no --bundle")
+    found = open_target_for(given.target, None)
+    assert found is not None  # the demo's, if none is given
+    return found
 
 
 def _upstream(given: UpstreamOptions, key: str | None) -> Upstream | None:
@@ -173,9 +185,10 @@ def _memory(seconds: float) -> SemanticCache | None:
 def _listed_in(directory: str, drafter: Bundle, given: AgentOptions, keys: AgentKeys) -> ListedWorkers:
     from cutline.edge.offload.discovery import ListedWorkers
 
-    if drafter.manifest.target is None:
+    manifest = drafter.manifest
+    if (model := manifest.identity if manifest.role == "target" else manifest.target) is None:
         raise BundleError(f"{drafter.path} drafts for no target, so no worker can be found for it")
-    return ListedWorkers(directory, model=drafter.manifest.target, keys=keys, offline=given.offline)
+    return ListedWorkers(directory, model=model, keys=keys, offline=given.offline)
 
 
 def thread_count(given: int | None) -> int:

@@ -69,6 +69,7 @@ class AgentSettings:
 class Agent:
     """Answers with a drafter's bundle and, unless there is none, a worker: the first that serves of those in `worker`.
 
+    With a target's bundle in its place there is no drafter: workers answer, and drafts are what answers of late said.
     That is an address, several in the order of their cost, or the `Workers` themselves; they are reached by `keys`. One
     of which nothing is heard for `notice` seconds is given up.
 
@@ -90,8 +91,10 @@ class Agent:
         notice: float = NOTICE,
         settings: AgentSettings = AgentSettings(),
     ) -> None:
-        served = served_model(bundle)
+        served, drafter = served_model(bundle), None if bundle.manifest.role == "target" else bundle
         self.manifest = served.manifest
+        if drafter is None and (planner is not None or settings.upstream is not None):
+            raise InputError("without a drafter neither is planned nor an upstream asked; give a drafter's bundle")
         if target is not None and target.manifest.identity != self.manifest.target:
             raise ModelMismatch(f"{bundle.path} drafts for another target than {target.path}; export it for this one")
         if not 0.0 < notice <= MAX_NOTICE:
@@ -105,7 +108,7 @@ class Agent:
         self._prompts = prompts = served.prompts
         self._preparer = Preparer(self.manifest, prompts, target, planned=planner is not None, fresh=settings.fresh)
         models = DeviceModels(
-            bundle,
+            drafter,
             target,
             served,
             threads=threads or usable_cores(),
@@ -117,7 +120,7 @@ class Agent:
             worker = Workers(addresses, keys=keys, offline=settings.offline)
         self.workers = worker
         self._backends = Backends(
-            drafter=bundle,
+            drafter=drafter,
             models=models,
             contact=WorkerContact(served=self.manifest, workers=worker, notice=notice),
             upstream=settings.upstream,
@@ -235,7 +238,8 @@ class Agent:
         upstream = backends.upstream
         asks = bool(self.workers.addresses) and not self.offline
         cloud = asks or (upstream is not None and not self.offline)
-        needs = {Mode.CLOUD: cloud, Mode.DRAFT: asks, Mode.SPLIT: asks and target is not None}
+        alone = backends.drafter is not None
+        needs = {Mode.CLOUD: cloud, Mode.DRAFT: asks, Mode.SPLIT: asks and target is not None, Mode.EDGE: alone}
         verified = bool(self.workers.addresses or self.workers.nobody)
         why = unready(self.manifest, workers=verified, upstream=upstream is not None)
         return AgentState(

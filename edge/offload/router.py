@@ -245,7 +245,7 @@ class Router:
     @property
     def _may_go_on_alone(self) -> bool:
         begun = self._request.mode in (Mode.DRAFT, Mode.AUTO) or bool(self._generation.tokens)
-        return begun and not self._request.exact
+        return begun and not self._request.exact and self._backends.drafter is not None
 
     def _why(self) -> CutlineError:
         """Why there is no answer; where workers are away, with a time by which one that is back would be asked."""

@@ -55,10 +55,12 @@ class AgentState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def unready(drafter: Manifest, *, workers: bool, upstream: bool) -> str | None:
-    """Why an agent of a `drafter` answers no request of mode `auto`, if so, and what to do.
+    """Why an agent of a `drafter`, or of its target alone, answers no request of mode `auto`, if so, and what to do.
 
     What the gate does not keep is verified by `workers`, or answered by an `upstream`, where there are any.
     """
+    if drafter.role == "target" and not workers:
+        return "there is neither a drafter nor a worker; give --worker"
     if drafter.target is None and not upstream:
         return f"{drafter.name} was exported without a target, so no worker can verify it; ask with mode edge"
     if drafter.calibration is None and not (workers or upstream):

@@ -70,8 +70,10 @@ def target_files(target: Bundle) -> dict[str, bytes]:
 
 
 def served_model(drafter: Bundle) -> ServedModel:
-    """What an agent with this drafter serves. Raises BundleError."""
+    """What an agent with this drafter serves, or one without that has a target's bundle. Raises BundleError."""
     manifest = drafter.manifest
+    if manifest.role == "target":  # its calibration is what its cuts cost, and no gate's
+        manifest = msgspec.structs.replace(manifest, target=manifest.identity, calibration=None)
     if DESCRIPTION not in manifest.files:
         return ServedModel(manifest, PromptBuilder.open(drafter), Shared(tokens=True, template=True, images=True))
     target = manifest_of(drafter.file(DESCRIPTION).read_bytes(), drafter.path)

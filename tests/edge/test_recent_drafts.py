@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from cutline.cloud.serving.server import WorkerOptions, serve
 from cutline.core.constraint import Constraint, Grammar
 from cutline.core.request import Mode
 from cutline.core.sampling import Sampling
@@ -14,6 +15,8 @@ from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.requests import CardRequest, requests
 from cutline.edge.agent import Agent, AgentSettings
+from cutline.edge.offload.backends.openai_upstream import Upstream
+from cutline.errors import InputError, WorkerUnavailable
 from cutline.models.bundle import Bundle
 from cutline.testing.together import asking, check_account, ids, together
 
@@ -99,5 +102,56 @@ def test_a_still_scene_takes_a_third_of_the_passes() -> None:
             plain = (await agent.answer(asking(FIRST, Mode.CLOUD))).passes
             again = [(await agent.answer(asking(FIRST, Mode.DRAFT))).passes for _ in range(3)]
             assert plain >= 3 * max(again) > 0
+
+    asyncio.run(run())
+
+
+def test_a_board_without_a_drafter_drafts_what_was_answered() -> None:
+    async def run() -> None:
+        target = Bundle.open(TARGET)
+        async with (
+            serve(target, WorkerOptions(slots=2)) as address,
+            Agent(Bundle.open(TARGET, "device"), worker=address, threads=1) as agent,
+        ):
+            assert agent.state().ready
+            assert agent.state().modes == (Mode.CLOUD, Mode.DRAFT, Mode.AUTO)
+            first = await agent.answer(asking(FIRST, Mode.AUTO))
+            assert first.exact
+            assert first.drafted == 0
+            again = await agent.answer(asking(FIRST, Mode.AUTO))
+            assert ids(again) == ids(first)
+            assert again.recent == len(first.tokens)
+            assert first.passes >= 3 * again.passes
+            with pytest.raises(InputError, match="no drafter"):
+                await agent.answer(asking(FIRST, Mode.EDGE))
+            agent.offline = True
+            for mode in (Mode.AUTO, Mode.DRAFT):
+                with pytest.raises(WorkerUnavailable, match="offline"):
+                    await agent.answer(asking(FIRST, mode))
+
+    asyncio.run(run())
+
+
+def test_what_an_agent_without_a_drafter_needs() -> None:
+    async def run() -> None:
+        async with Agent(Bundle.open(TARGET), threads=1) as agent:
+            state = agent.state()
+            assert not state.ready
+            assert state.why is not None
+            assert "neither a drafter nor a worker" in state.why
+            with pytest.raises(InputError, match="neither a drafter nor a worker"):
+                await agent.answer(asking(FIRST, Mode.AUTO))
+
+    asyncio.run(run())
+    upstream = Upstream("http://127.0.0.1:9/v1", model="any", key=None)
+    with pytest.raises(InputError, match="without a drafter"):
+        Agent(Bundle.open(TARGET), threads=1, settings=AgentSettings(upstream=upstream))
+
+
+def test_a_target_that_dies_without_a_drafter_behind_it_is_an_error() -> None:
+    async def run() -> None:
+        async with Agent(Bundle.open(TARGET), worker="127.0.0.1:9", threads=1) as agent:
+            with pytest.raises(WorkerUnavailable):
+                await agent.answer(asking(FIRST, Mode.AUTO))
 
     asyncio.run(run())

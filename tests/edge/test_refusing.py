@@ -85,11 +85,6 @@ def test_a_drafter_without_a_target(target: Bundle, drafter: Bundle) -> None:
     asyncio.run(run())
 
 
-def test_a_targets_bundle_makes_no_agent(target: Bundle) -> None:
-    with pytest.raises(BundleError, match="drafter"):
-        Agent(target, worker=None, threads=1)
-
-
 def test_a_worker_that_never_answers_is_given_up_in_time(drafter: Bundle) -> None:
     async def run() -> None:
         with socket.create_server(("127.0.0.1", 0)) as silent:

@@ -18,8 +18,8 @@ REFUSALS = ModelMismatch | AccessDenied | VersionMismatch | NoRoom  # by one tha
 class RemoteSession(Protocol):
     """What was said over a network for one request, with whom: `bytes_up` and `bytes_down` count it.
 
-    `passes` are those of a model, as far as is known. Once anything came it was `answered`; it was `heard` of last then,
-    on the monotonic clock.
+    `passes` are those of a model, as far as is known. Once anything came it was `answered`; it was `heard` of last
+    then, on the monotonic clock.
     """
 
     address: str

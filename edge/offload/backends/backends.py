@@ -27,7 +27,7 @@ class Backends:
     `vocabulary` is that of the answers.
     """
 
-    drafter: Bundle
+    drafter: Bundle | None
     models: DeviceModels
     contact: WorkerContact
     upstream: Upstream | None
@@ -36,7 +36,9 @@ class Backends:
     @cached_property
     def gate(self) -> Gate:
         """What may keep the drafter's answers: none of them where it is not calibrated. Raises BundleError."""
-        return Gate({}) if self.drafter.manifest.calibration is None else open_gate(self.drafter)
+        if self.drafter is None or self.drafter.manifest.calibration is None:
+            return Gate({})
+        return open_gate(self.drafter)
 
     @property
     def remote(self) -> bool:
@@ -52,8 +54,15 @@ class Backends:
         return self.upstream.reachable and not self.contact.workers.offline
 
     def check_gate(self) -> None:
-        """Raises BundleError for a drafter that is not calibrated, where nobody else was named, either."""
-        if self.drafter.manifest.calibration is None and not self.remote:
+        """Raises BundleError for a drafter that is not calibrated, where nobody else was named, either.
+
+        Raises InputError where there is no drafter.
+        """
+        if self.remote:
+            return
+        if self.drafter is None:
+            raise InputError("there is neither a drafter nor a worker; give --worker HOST:PORT, or a drafter's bundle")
+        if self.drafter.manifest.calibration is None:
             open_gate(self.drafter)
 
     def check(self, request: Request) -> None:

@@ -19,7 +19,7 @@ from cutline.edge.generation.result import DraftedBy
 from cutline.edge.inference.boundary_noise import Noise, new_secret
 from cutline.edge.inference.drafter import Drafted, Drafter
 from cutline.edge.inference.target_prefix import Crossing, LoadedSpans
-from cutline.edge.offload.backends.own_questions import DraftSource, OwnQuestions
+from cutline.edge.offload.backends.own_questions import CannotDraft, DraftSource, OwnQuestions
 from cutline.edge.offload.backends.proposals import RecentDrafts
 from cutline.errors import InputError
 from cutline.models.bundle import Bundle, Manifest
@@ -32,13 +32,13 @@ Returned = TypeVar("Returned")
 class DeviceModels:
     """A `drafter`'s bundle, loaded, and where there is a `target` its first layers, loaded up to each cut when used.
 
-    What is asked is prepared for the model that is `served`; a drafter unlike it prepares that for itself, and keeps
-    nothing of it where every question is to be `fresh`.
+    There may be no drafter. What is asked is prepared for the model that is `served`; a drafter unlike it prepares that
+    for itself, and keeps nothing of it where every question is to be `fresh`.
     """
 
     def __init__(
         self,
-        drafter: Bundle,
+        drafter: Bundle | None,
         target: Bundle | None,
         served: ServedModel,
         *,
@@ -48,9 +48,11 @@ class DeviceModels:
     ) -> None:
         self.target: Manifest | None = None if target is None else target.manifest
         self._spans = None if target is None else LoadedSpans(target, threads=threads, provider=provider)
-        self._drafter = Drafter.open(drafter, threads=threads, provider=provider)
+        self._drafter = self._own = None
         self._served = served
-        self._own = None if served.shared.prompt else OwnQuestions(drafter, served, fresh=fresh)
+        if drafter is not None:
+            self._drafter = Drafter.open(drafter, threads=threads, provider=provider)
+            self._own = None if served.shared.prompt else OwnQuestions(drafter, served, fresh=fresh)
         self._recent = None if fresh else RecentAnswers()
         self._secret = new_secret()
 
@@ -102,6 +104,8 @@ class DeviceModels:
     def _converse(self, prepared: Prepared, execution: Execution) -> DraftSource:
         """What drafts the answer. Raises CannotDraft for a question that only the target takes."""
         own, request, tokens = prepared, prepared.request, self._served.shared.tokens
+        if self._drafter is None:
+            raise CannotDraft("this agent has no drafter, and answers with a worker alone; give another mode than edge")
         if self._own is not None:
             own = self._own.prepare(request, likely=execution.mode is Mode.DRAFT)
         drafting = self._drafter.converse(

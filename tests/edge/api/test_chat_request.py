@@ -58,6 +58,7 @@ def questions(draw: st.DrawFn) -> Request:
         max_tokens=draw(st.integers(1, 10**9)),
         stop=tuple(draw(st.lists(WORDED, max_size=4))),
         logprobs=draw(st.none() | st.integers(0, 5)),
+        store=draw(st.booleans()),
         **how,
     )
 
@@ -72,7 +73,7 @@ def test_a_question_goes_there_whole(question: Request) -> None:
 
 def test_every_field_of_a_question_is_asked_for() -> None:
     """One that is new must be added to the request, or said here to be none of its business."""
-    held = {"messages", "images", "sampling", "max_tokens", "stop", "logprobs", "tools"}
+    held = {"messages", "images", "sampling", "max_tokens", "stop", "logprobs", "tools", "store"}
     ours = set(msgspec.structs.asdict(ChatRequest(messages=[]).cutline)) - {*Sampling.__struct_fields__, "guesses"}
     found_out = {"tenant", "request_id", "trace"}  # by whose token it is, and in headers
     assert set(Request.__struct_fields__) == held | ours | found_out

@@ -350,7 +350,7 @@ def test_what_takes_long_to_read_is_read_in_a_thread(monkeypatch: pytest.MonkeyP
     "neutral",
     [
         {"n": 1, "tools": [], "tool_choice": "auto", "response_format": {"type": "text"}},
-        {"store": False, "modalities": ["text"], "logit_bias": None, "presence_penalty": None},
+        {"store": True, "modalities": ["text"], "logit_bias": None, "presence_penalty": None},
         {"seed": None, "stop": None, "tools": None, "top_p": None, "max_tokens": None},
     ],
 )
