@@ -11,7 +11,7 @@ import typer
 
 from cutline.errors import InputError
 from cutline.models.bundle import Bundle, ModelOrigin, Precision
-from cutline.models.hub.library import BundleRole, bundle_path, find_bundle, find_weights, origin_of
+from cutline.models.hub.library import BundleRole, bundle_path, find_bundle, find_weights, name_given, origin_of
 from cutline.models.hub.names import ModelName
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def export(
     finished: list[ExportProgress] = []
     source = _source(model, name)
     said, origin = source.called, source.origin
-    out = out or bundle_path(ModelName.read(source.address).name, role)
+    out = out or _kept(source.address, role)
     made: Bundle | EncoderBundle
     with shown_steps(console, finished) as show:
         if role == "encoder":
@@ -111,6 +111,16 @@ def export(
     )
 
 
+def _kept(address: str, role: BundleRole) -> Path:
+    """Where a bundle is kept by its name. Raises InputError for what is no name."""
+    try:
+        return bundle_path(ModelName.read(address).name, role)
+    except InputError:
+        raise InputError(
+            f"{address[:80]!r} is no name to keep a bundle by; give one with --name, or a folder with --out"
+        ) from None
+
+
 class _Source(NamedTuple):
     """What is exported: its folder, where that was pulled from, what the bundle says it is called, and its address."""
 
@@ -122,13 +132,13 @@ class _Source(NamedTuple):
 
 def _source(given: Path, name: str | None) -> _Source:
     """The source that a folder or a name is. Raises InputError, BundleError."""
-    if given.exists():
-        called = name or given.resolve().name
-        return _Source(given, origin_of(given), called, called)
     try:
-        model = ModelName.read(str(given))
-    except InputError:
-        return _Source(given, None, name or given.name, name or given.name)  # an export says that there is none
+        given.exists()
+    except OSError as error:  # such as a name that is too long for a file
+        raise InputError(f"{str(given)[:80]} is no folder: {error.strerror}") from None
+    if (model := name_given(given)) is None:
+        called = name or given.resolve().name
+        return _Source(given, origin_of(given), called, called)  # an export says so, if there is none
     if (folder := find_weights(model)) is None:
         raise InputError(f"{given} is no folder, and no weights of that name are here; `cutline pull {given}` first")
     return _Source(folder, origin_of(folder), name or model.last, name or model.name)

@@ -14,7 +14,7 @@ from cutline.devices.machine.cores import usable_cores
 from cutline.devices.profile import CPU
 from cutline.errors import BundleError, InputError
 from cutline.models.bundle import Bundle
-from cutline.models.hub.library import find_bundle, target_of
+from cutline.models.hub.library import find_bundle, name_given, target_of
 from cutline.protos.channel.address import is_loopback, parse_address
 
 if TYPE_CHECKING:
@@ -53,10 +53,10 @@ def open_target_for(path: Path | None, drafter: Path | None) -> Bundle | None:
         found = find_bundle(path, "target")
     elif drafter is None:
         found = TARGET
-    elif (own := target_of(find_bundle(drafter, "drafter"))) is not None:
-        found = own
-    else:
+    elif name_given(drafter) is None or (own := target_of(find_bundle(drafter, "drafter"))) is None:
         return None
+    else:
+        found = own
     return Bundle.open(found, "device")
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import os
 
-_GIVEN = os.environ.get("HF_HUB_OFFLINE", "")  # before it is overwritten below
+# What huggingface_hub would read, before it is overwritten below.
+_GIVEN = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
 
 SETTINGS = {
     "ORT_DISABLE_TELEMETRY": "1",  # onnxruntime, and onnxruntime-genai with it
@@ -26,7 +27,7 @@ def switch_off() -> None:
 
 
 def is_offline_wanted() -> bool:
-    """Whether the user set HF_HUB_OFFLINE, so that not even `cutline pull` may ask a hub.
+    """Whether the user set HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE, so that not even `cutline pull` may ask a hub.
 
     The environment does not tell any more, as `switch_off` sets it for every other command.
     """

@@ -117,12 +117,8 @@ def find_weights(name: ModelName) -> Path | None:
 
 def find_bundle(given: Path, role: BundleRole) -> Path:
     """The bundle that an option gives: a folder, or the name of a bundle at hand. Raises BundleError, InputError."""
-    if given.exists():
-        return given
-    try:
-        name = ModelName.read(str(given))
-    except InputError:
-        return given  # an opened bundle says that there is none
+    if (name := name_given(given)) is None:
+        return given  # an opened bundle says so, if there is none
     path = bundle_path(name.name, role)
     if (path / MANIFEST).is_file():
         _check_revision(path, name)
@@ -134,9 +130,18 @@ def find_bundle(given: Path, role: BundleRole) -> Path:
     raise BundleError(f"no bundle at {given}, nor a {role} of that name at hand; {why}")
 
 
+def name_given(given: Path) -> ModelName | None:
+    """The name that was given in place of a folder; None for a folder, and for what neither is there nor a name."""
+    try:
+        return None if given.exists() else ModelName.read(str(given))
+    except (OSError, InputError):  # such as a path that is too long
+        return None
+
+
 def find_any_bundle(given: Path) -> Path:
     """As `find_bundle`, of whatever role. Raises InputError where there are several of that name."""
-    found = [] if given.exists() else [one for one in entries() if (one.name, one.kind) == (str(given), "bundle")]
+    name = name_given(given)
+    found = [] if name is None else [one for one in entries() if (one.name, one.kind) == (name.name, "bundle")]
     if len(found) > 1:
         raise InputError(
             f"{given} is {' and '.join(one.role for one in found)}; give a folder of `cutline list --json`"
@@ -145,9 +150,7 @@ def find_any_bundle(given: Path) -> Path:
 
 
 def target_of(drafter: Path) -> Path | None:
-    """The bundle at hand of the target that a drafter at hand drafts for; None where there is none."""
-    if not drafter.is_relative_to(home()):
-        return None
+    """The bundle at hand of the target that a drafter drafts for; None where there is none. Raises BundleError."""
     wanted = read_manifest(drafter).target
     return next((Path(one.path) for one in entries() if one.role == "target" and one.version == wanted), None)
 

@@ -87,6 +87,9 @@ def pull_weights(
     size = sum(file.size for file in files)
     tell(f"{name.name} as of {commit[:12]}: {len(files)} files, {size / 1e6:.1f} MB")
     with locked(partial):
+        if (folder / RECORD).is_file():  # another process was faster
+            partial.rmdir()
+            return folder, read_record(folder)
         check_room(partial, files)
         with _client(api, patience) as client:
             hashes = fetch_all(Downloader(client, patience, denied=LOG_IN), files, partial, on_total)

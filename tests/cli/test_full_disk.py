@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import resource
@@ -16,8 +17,11 @@ from typing import Any
 import pytest
 
 from cutline.cli.terminal import logs
+from cutline.core import telemetry
 from cutline.demo.bundles import DRAFTER
 from cutline.models.bundle import Bundle
+from cutline.models.hub import download
+from cutline.testing.hub import SmallHub
 
 Run = Callable[..., Any]
 Full = Callable[[Path], AbstractContextManager[None]]
@@ -184,3 +188,24 @@ def test_an_audit_that_finds_no_room_is_said_once_and_written_later(
         assert len(caplog.records) == 2
     assert [line.split()[1] for line in (tmp_path / "audit").read_text().splitlines()] == ["1", "2", "3", "4"]
     assert capsys.readouterr().err == ""
+
+
+def test_a_pull(run: Run, disk: tuple[Path, Full], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What came stays for the next attempt, which goes on; it is no model before all of it is there."""
+    folder, full = disk
+    weights = {"config.json": b"{}" * 100, "tokenizer.json": b"{}", "model.safetensors": bytes(range(256)) * 100}
+    hub = SmallHub("maker/model", weights)
+    monkeypatch.setenv("CUTLINE_HOME", str(folder))
+    monkeypatch.setattr(telemetry, "_GIVEN", "")
+    monkeypatch.setattr(download, "SPARE", -(1 << 40))  # so that the room is gone behind its back
+    with hub.serving() as url:
+        monkeypatch.setenv("HF_ENDPOINT", url)
+        with full(folder):
+            ran = run("pull", "maker/model")
+            assert (ran.code, ran.out) == (NO_ROOM, "")
+            assert "make room and try again" in ran.err.splitlines()[-1]
+            assert "weights" not in {one["kind"] for one in json.loads(run("list", "--json").out)["models"]}
+        ran = run("pull", "maker/model")
+        assert ran.code == 0, ran.err
+    pulled = Path(ran.out.strip())
+    assert {name: (pulled / name).read_bytes() for name in weights} == weights

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -82,6 +84,41 @@ def test_a_failure_is_one_line_with_its_code(run: Run, hub: SmallHub, monkeypatc
     assert "cutline list" in run("rm", "maker/none").failed(2)
 
 
+def test_a_process_of_its_own_asks_a_hub_unless_it_is_told_not_to(
+    run: Run, start: Callable[..., Any], hub: SmallHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose environment is the user's, where that of this one says by now that no hub is asked."""
+    for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+        monkeypatch.setenv(variable, "1")
+        if variable != "HF_HUB_OFFLINE":
+            monkeypatch.delenv("HF_HUB_OFFLINE")
+        assert "HF_HUB_OFFLINE is set" in start("pull", NAME).finish().failed(2)
+    assert hub.paths == []
+    monkeypatch.delenv("TRANSFORMERS_OFFLINE")
+    hub.faults.stalls["model.safetensors"] = 4000
+    interrupted = start("pull", NAME)
+    end = time.monotonic() + 100
+    while time.monotonic() < end and "model.safetensors" not in [one.file for one in hub.asked]:
+        time.sleep(0.05)
+    interrupted.signal(signal.SIGINT)
+    assert interrupted.finish().code == 130
+    assert [one["kind"] for one in listed(run)] == ["unfinished"]
+    hub.faults.stalls.clear()
+    ended = start("pull", NAME).finish()
+    assert ended.code == 0, ended.err
+    assert Path(ended.out.strip(), "model.safetensors").read_bytes() == FILES["model.safetensors"]
+    assert [one["kind"] for one in listed(run)] == ["weights"]
+
+
+def test_a_name_to_keep_a_bundle_by_is_one(run: Run, tmp_path: Path, hub: SmallHub) -> None:
+    folder = tmp_path / "my model"
+    folder.mkdir()
+    assert "--name, or a folder with --out" in run("export", folder, "--role", "drafter").failed(2)
+    assert "has no config.json" in run("export", folder, "--role", "drafter", "--name", "mine").failed(2)
+    assert listed(run) == []
+
+
 def test_both_models_of_a_pair_are_pulled(run: Run, hub: SmallHub, monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = {"small": ModelPair(NAME, f"{NAME}"), "torn": ModelPair(NAME, "maker/none")}
     monkeypatch.setattr("cutline.models.hub.pairs.known_pairs", lambda: pairs)
@@ -146,6 +183,24 @@ def test_bundles_are_given_by_name(run: Run, card: Path, start: Callable[..., An
     assert run("plan", "--bundle", "team/digits", "--target", "cards", *profiles).code == 0
     assert "neither a bundle's folder or name" in run("plan", "--target", "none", *profiles).failed(2)
     assert "no bundle at none" in run("cloud", "--model", "none", "--insecure").failed(3)
+
+
+def test_folders_are_given_where_nobody_has_a_home(
+    run: Run, card: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container; and a path that cannot be one is no name, either."""
+
+    def nobody() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nobody)
+    for variable in ("CUTLINE_HOME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    assert run("ask", card, "Read the digits.", "--bundle", DRAFTER, "--mode", "edge").code == 0
+    assert "set CUTLINE_HOME" in run("ask", card, "Read the digits.", "--model", "team/digits").failed(2)
+    assert "set CUTLINE_HOME" in run("list").failed(2)
+    assert "cannot be read" in run("ask", card, "Read the digits.", "--model", "x" * 5000).failed(3)
+    assert "File name too long" in run("export", "x" * 5000, "--role", "drafter", "--out", tmp_path / "out").failed(2)
 
 
 @pytest.mark.usefixtures("pair")
