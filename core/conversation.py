@@ -1,9 +1,11 @@
-"""A conversation: messages of text and image placeholders."""
+"""A conversation: messages of text, and placeholders for images and videos."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, get_args
 
 from cutline.core.tools import ToolCall
@@ -31,6 +33,27 @@ class ImagePart:
 
 
 @dataclass(frozen=True, slots=True)
+class VideoPart:
+    """A video's placeholder in a message. Each of its frames is one of the images beside the messages, in order.
+
+    The frames were taken at `times`, in seconds from the video's beginning; it lasts `seconds`. They are some of its
+    `total` frames, 0 where nobody knows how many it has. Raises PromptError for times that are none.
+    """
+
+    times: tuple[float, ...]
+    seconds: float
+    total: int = 0
+
+    def __post_init__(self) -> None:
+        ordered = all(before <= after for before, after in pairwise((0.0, *self.times, self.seconds)))
+        if not self.times or not ordered or not math.isfinite(self.seconds):
+            raise PromptError("a video's frames have times in ascending order, from 0 to its end")
+
+
+Part = TextPart | ImagePart | VideoPart
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     """One turn of a conversation: of a `tool` what it gave, of the assistant also its `calls` of tools.
 
@@ -38,7 +61,7 @@ class Message:
     """
 
     role: Role
-    parts: tuple[TextPart | ImagePart, ...]
+    parts: tuple[Part, ...]
     calls: tuple[ToolCall, ...] = ()
 
     def __post_init__(self) -> None:
@@ -51,9 +74,25 @@ class Message:
         return "".join(part.text for part in self.parts if isinstance(part, TextPart))
 
 
+def every_part(messages: Sequence[Message]) -> Iterator[Part]:
+    """All parts of a conversation, in order."""
+    return (part for message in messages for part in message.parts)
+
+
+def pictures_of(parts: Sequence[Part]) -> int:
+    """How many images the `parts` of a message stand for, the frames of videos among them."""
+    return sum(len(part.times) if isinstance(part, VideoPart) else isinstance(part, ImagePart) for part in parts)
+
+
 def details_of(messages: Sequence[Message]) -> tuple[Detail, ...]:
-    """The detail that each image of a conversation is wanted in, in order."""
-    return tuple(part.detail for message in messages for part in message.parts if isinstance(part, ImagePart))
+    """The detail that each image of a conversation is wanted in, in order; a video's frames are in no special one."""
+    found = list[Detail]()
+    for part in every_part(messages):
+        if isinstance(part, ImagePart):
+            found.append(part.detail)
+        elif isinstance(part, VideoPart):
+            found += ["auto"] * len(part.times)
+    return tuple(found)
 
 
 def question(text: str) -> Message:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from cutline.core.conversation import ImagePart, Message, question
+from cutline.core.conversation import Message, VideoPart, every_part, pictures_of, question
 from cutline.core.sampling import Sampling
 from cutline.core.tools import Toolbox
 from cutline.core.wire import Wire
@@ -45,11 +45,11 @@ class Mode(enum.StrEnum):
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """A conversation that ends in a question, its `images` (contents of files), and how to answer it.
 
-    The images are in the order of the messages' image parts. `logprobs` asks for the log probability of each token and
-    of so many alternatives. If the worker is lost and the agent finishes alone, the answer may still be verified within
-    `correct_seconds`. Whatever is cached of a request is for its `tenant` alone ("" if unknown); one that is not to
-    `store` leaves no answer to draft later ones from, and is drafted from none. The five fields from
-    `exact` on bound what mode `auto` plans; other modes do not plan, nor does `auto` if a cut is given.
+    The images are in the order of the messages' image parts, and of the frames of their videos. `logprobs` asks for the
+    log probability of each token and of so many alternatives. If the worker is lost and the agent finishes alone, the
+    answer may still be verified within `correct_seconds`. Whatever is cached of a request is for its `tenant` alone (""
+    if unknown); one that is not to `store` leaves no answer to draft later ones from, and is drafted from none. The five
+    fields from `exact` on bound what mode `auto` plans; other modes do not plan, nor does `auto` if a cut is given.
 
     Raises InputError for a field out of its range, PromptError for a conversation that cannot be answered.
     """
@@ -89,6 +89,11 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     def text(self) -> str:
         """The text of the question."""
         return self.messages[-1].text if self.messages else ""
+
+    @property
+    def filmed(self) -> bool:
+        """Whether there is a video in it."""
+        return any(isinstance(part, VideoPart) for part in every_part(self.messages))
 
     @property
     def bounded(self) -> bool:
@@ -152,11 +157,12 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
             raise PromptError("the question is empty; ask something about the image")
         if role not in ("user", "tool"):
             raise PromptError(f"the last message is the {role}'s; end with one of the user's")
-        places = sum(isinstance(part, ImagePart) for message in self.messages for part in message.parts)
+        places = sum(pictures_of(message.parts) for message in self.messages)
         if places != len(self.images):
             raise PromptError(f"the messages have places for {places} images, but {len(self.images)} came with them")
         if places > MAX_IMAGES:
-            raise InputError(f"{places} images are too many; give {MAX_IMAGES} at most")
+            counted = "images and frames" if self.filmed else "images"
+            raise InputError(f"{places} {counted} are too many; give {MAX_IMAGES} at most")
         if sum(map(len, self.images)) > MAX_IMAGE_BYTES:
             raise InputError(f"the images are over {MAX_IMAGE_BYTES >> 20} MiB together; save them smaller")
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from cutline.cloud.serving.server import Access
     from cutline.cloud.worker import Worker
     from cutline.core.constraint import Constraint
-    from cutline.core.conversation import ImagePart, Message, TextPart
+    from cutline.core.conversation import ImagePart, Message, TextPart, VideoPart
     from cutline.core.request import Mode, Request
     from cutline.core.sampling import Sampling
     from cutline.core.wire import Wire
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "cloud.serving.server": ("Access",),
     "cloud.worker": ("Worker",),
-    "core.conversation": ("ImagePart", "Message", "TextPart"),
+    "core.conversation": ("ImagePart", "Message", "TextPart", "VideoPart"),
     "core.request": ("Mode", "Request"),
     "core.constraint": ("Constraint",),
     "core.sampling": ("Sampling",),
@@ -110,6 +110,7 @@ __all__ = [
     "TextPart",
     "Token",
     "VersionMismatch",
+    "VideoPart",
     "Wire",
     "Worker",
     "WorkerBusy",

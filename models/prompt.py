@@ -13,7 +13,7 @@ from typing import Any
 
 from minijinja import Environment, TemplateError
 
-from cutline.core.conversation import ImagePart, Message, TextPart
+from cutline.core.conversation import ImagePart, Message, Part, TextPart, VideoPart, every_part
 from cutline.core.tools import Tool
 from cutline.errors import BundleError, CutlineError, InputError, PromptError
 from cutline.models.bundle import Bundle, Manifest
@@ -78,7 +78,9 @@ class PromptBuilder:
         self, messages: Sequence[Message], grids: Sequence[tuple[int, int]], tools: Sequence[Tool] = ()
     ) -> Prompt:
         """The prompt for the next answer; `grids` holds (rows, cols) of each image, as `Pixels.grid`.
-        The model is told of `tools` that it may call.
+
+        Of videos there are image parts for what is looked at of them, and what is said about that. The model is told of
+        `tools` that it may call.
 
         Raises InputError where it has no words for tools; PromptError for an empty question, a number of images other
         than that of the image parts, an impossible grid, or a prompt that leaves no room for an answer in the model's
@@ -109,7 +111,8 @@ class PromptBuilder:
         size = sum(len(message.text) + sum(len(call.arguments) for call in message.calls) for message in messages)
         if size > MAX_TEXT:
             raise PromptError(f"the messages have {size} characters, over {MAX_TEXT}; ask a shorter question")
-        places = sum(isinstance(part, ImagePart) for message in messages for part in message.parts)
+        assert not any(isinstance(part, VideoPart) for part in every_part(messages))
+        places = sum(isinstance(part, ImagePart) for part in every_part(messages))
         if places != len(grids):
             raise PromptError(f"the messages have places for {places} images, but {len(grids)} came with them")
         for grid in grids:
@@ -171,8 +174,8 @@ class PromptBuilder:
             case _:
                 return value
 
-    def _content(self, part: TextPart | ImagePart) -> dict[str, str]:
-        if isinstance(part, ImagePart):
+    def _content(self, part: Part) -> dict[str, str]:
+        if not isinstance(part, TextPart):
             return {"type": "image"}
         return {"type": "text", "text": self.vocabulary.guard(part.text)}
 

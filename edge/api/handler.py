@@ -23,12 +23,13 @@ from cutline.edge.api.errors import Fault, Refused, body_of, headers_of, kind_of
 from cutline.edge.api.metrics import CANCELLED, AgentMetrics
 from cutline.edge.api.request_log import note, request_id, trace
 from cutline.edge.api.requests.body import Bodies
-from cutline.edge.api.requests.images import pictures
+from cutline.edge.api.requests.images import filmed, pictures
 from cutline.edge.api.requests.scanner import Body
 from cutline.edge.api.streams import STOPPED, AnswerStream, Teller, disconnected, end
 from cutline.edge.generation.events import Event
 from cutline.edge.generation.result import Answer
 from cutline.edge.offload.status import AgentState
+from cutline.edge.video.sampled import SampledVideo
 from cutline.errors import CutlineError, InputError, WorkerUnavailable
 from cutline.models.bundle import Manifest
 from cutline.protos.channel.token_file import Quota
@@ -77,10 +78,14 @@ class ApiRequest(Protocol):
 
     @property
     def urls(self) -> tuple[str, ...]:
-        """Where its images are, in order."""
+        """Where its images and videos are, in order."""
 
-    def question(self, images: Sequence[bytes], *, tenant: str, request_id: str, trace: str) -> Request:
-        """The question about the `images` that its `urls` stand for. Raises InputError."""
+    @property
+    def videos(self) -> frozenset[int]:
+        """Which of them are videos."""
+
+    def question(self, media: Sequence[bytes | SampledVideo], *, tenant: str, request_id: str, trace: str) -> Request:
+        """The question about the `media` that its `urls` stand for. Raises InputError."""
 
 
 A = TypeVar("A", bound=ApiRequest)
@@ -124,6 +129,10 @@ class RequestHandler:
     async def pictures(self, urls: Sequence[str], body: Body) -> list[bytes]:
         """The images behind `urls`: those that came in the `body`, or fetched. Raises InputError."""
         return await pictures(urls, body.pictures, self._fetcher, offline=lambda: self.agent.offline)
+
+    async def _media(self, asked: ApiRequest, body: Body) -> Sequence[bytes | SampledVideo]:
+        """The images behind a request's URLs, and of its videos the frames. Raises InputError."""
+        return await filmed(await self.pictures(asked.urls, body), asked.videos, self.agent.manifest.family)
 
     async def respond(
         self,
@@ -174,9 +183,9 @@ class RequestHandler:
                 return asked
             self.check(asked.model)
             place.settle(needs_worker=asked.needs_worker)
-            images = await unless_gone(request.receive, self.pictures(asked.urls, body))
+            media = await unless_gone(request.receive, self._media(asked, body))
             named = {"tenant": tenant_of(request), "request_id": request_id(request), "trace": trace(request)}
-            question = await in_thread(large, asked.question, images, **named)
+            question = await in_thread(large, asked.question, media, **named)
             attempt.mode = question.mode
             teller = tell(asked, self.agent.manifest, question)
             if asked.streamed:

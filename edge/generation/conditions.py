@@ -12,7 +12,7 @@ from itertools import groupby, product
 
 import msgspec
 
-from cutline.core.conversation import ImagePart, Message, details_of
+from cutline.core.conversation import ImagePart, Message, VideoPart, details_of, every_part, pictures_of
 from cutline.core.request import Request
 from cutline.core.sampling import Sampling
 
@@ -36,7 +36,8 @@ class RequestConditions(msgspec.Struct, frozen=True, kw_only=True):
 
     `sampling` is how tokens are chosen, without what changes nothing.
     `system`: there is a system turn, before all others. `pictures` are those of the whole conversation, `earlier` the
-    questions before the one to answer. Pictures are `smaller` where they were asked to be; there may be `tools`.
+    questions before the one to answer. Pictures are `smaller` where they were asked to be; there may be `tools`, and
+    some of the pictures may be frames of a `video`.
     """
 
     sampling: Sampling
@@ -46,6 +47,7 @@ class RequestConditions(msgspec.Struct, frozen=True, kw_only=True):
     earlier: int
     smaller: bool = False
     tools: bool = False
+    video: bool = False
 
     @property
     def group(self) -> str:
@@ -53,6 +55,7 @@ class RequestConditions(msgspec.Struct, frozen=True, kw_only=True):
         words = [
             _PICTURES[self.pictures] if self.pictures < len(_PICTURES) else "more pictures",
             *(["smaller pictures"] if self.smaller else []),
+            *(["video"] if self.video else []),
             *([] if self.order is Order.NONE else [str(self.order)]),
             _QUESTIONS[self.earlier] if self.earlier < len(_QUESTIONS) else "later question",
             _SYSTEM[self.system],
@@ -67,7 +70,7 @@ def group_of(request: Request) -> str:
     conditions = conditions_of(request.messages, request.sampling)
     smaller = request.image_tokens is not None or "low" in details_of(request.messages)
     tools = request.tools is not None or any(message.role == "tool" for message in request.messages)
-    return msgspec.structs.replace(conditions, smaller=smaller, tools=tools).group
+    return msgspec.structs.replace(conditions, smaller=smaller, tools=tools, video=request.filmed).group
 
 
 def conditions_of(messages: Sequence[Message], sampling: Sampling) -> RequestConditions:
@@ -78,7 +81,7 @@ def conditions_of(messages: Sequence[Message], sampling: Sampling) -> RequestCon
         sampling=sampling.conditions,
         order=_order(turns),
         system=system,
-        pictures=sum(map(_pictures, messages)),
+        pictures=sum(pictures_of(message.parts) for message in messages),
         earlier=sum(message.role == "user" for message in turns[:-1]),
     )
 
@@ -86,15 +89,12 @@ def conditions_of(messages: Sequence[Message], sampling: Sampling) -> RequestCon
 def _order(turns: Sequence[Message]) -> Order:
     wanted = ("user" if place % 2 == 0 else "assistant" for place in range(len(turns)))
     alternate = all(turn.role == role for turn, role in zip(turns, wanted, strict=True))
-    if not alternate or any(map(_pictures, turns[1:])):
+    if not alternate or any(pictures_of(turn.parts) for turn in turns[1:]):
         return Order.OTHER
-    kinds = [kind for kind, _ in groupby(isinstance(part, ImagePart) for turn in turns[:1] for part in turn.parts)]
+    pictured = (isinstance(part, ImagePart | VideoPart) for part in every_part(turns[:1]))
+    kinds = [kind for kind, _ in groupby(pictured)]
     named = {(): Order.NONE, (False,): Order.NONE, (True, False): Order.PICTURE_FIRST, (False, True): Order.TEXT_FIRST}
     return named.get(tuple(kinds), Order.OTHER)
-
-
-def _pictures(message: Message) -> int:
-    return sum(isinstance(part, ImagePart) for part in message.parts)
 
 
 # The conditions that a calibration makes: clients ask under them, and conversations under them can be made of questions

@@ -14,7 +14,7 @@ from cutline.core.request import Mode, Request
 from cutline.core.wire import Wire
 from cutline.edge.generation.detokenizer import Transcript
 from cutline.edge.generation.events import Event, Guessed, Settled
-from cutline.edge.generation.result import DraftedBy, Ending, Gated, Provenance, Token
+from cutline.edge.generation.result import DraftedBy, Ending, Gated, Provenance, Token, VideoShown
 from cutline.edge.generation.timing import Stopwatch
 from cutline.errors import WorkerFailed
 from cutline.models.bundle import Manifest
@@ -28,12 +28,13 @@ if TYPE_CHECKING:  # its library is loaded where somebody asks for it
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A request as the models take it, with its images in order.
+    """A request as the models take it, with its images in order: pictures, and pieces of videos.
 
     `images` are as small as they may be for the same pixels; an image that has one of `files` is a preview, and that is
-    what goes to a worker. `reduced` of them are JPEGs that were decoded at half their size. `asked` is the target's
-    prompt: `prompt`, with fewer image tokens where they are merged. Of a `fresh` one nothing is kept for later
-    questions. `compiled` is the constraint that the answer keeps to.
+    what goes to a worker. A piece of a video has none of `sources`, which are the request's images as they were given;
+    `video` tells how those are looked at. `reduced` of them are JPEGs that were decoded at half their size. `asked` is
+    the target's prompt: `prompt`, with fewer image tokens where they are merged. Of a `fresh` one nothing is kept for
+    later questions. `compiled` is the constraint that the answer keeps to.
     """
 
     request: Request
@@ -45,8 +46,15 @@ class Prepared:
     names: tuple[bytes, ...] | None = None  # hashes of the images' files and whose they are
     fresh: bool = False
     files: tuple[bytes | None, ...] = ()
+    sources: tuple[bytes | None, ...] | None = None  # without any, the request's images in their order
+    video: VideoShown | None = None
     reduced: int = 0
     compiled: CompiledConstraint | None = None
+
+    @property
+    def pieces(self) -> tuple[int, ...]:
+        """Which of the images are pieces of videos."""
+        return tuple(index for index, source in enumerate(self.sources or ()) if source is None)
 
     @property
     def kept(self) -> tuple[bytes, ...] | None:

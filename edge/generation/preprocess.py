@@ -17,6 +17,7 @@ from cutline.core.conversation import ImagePart, Message, details_of
 from cutline.core.lru_cache import LruCache
 from cutline.core.request import Request
 from cutline.edge.generation.generation import Prepared
+from cutline.edge.generation.views import View, viewed
 from cutline.edge.inference.target_prefix import check_cut
 from cutline.edge.inference.token_merging import shorten
 from cutline.errors import ImageError, InputError, PromptError
@@ -25,6 +26,7 @@ from cutline.models.decode_budget import DECODING
 from cutline.models.families import Grid
 from cutline.models.images import MAX_PIXELS, Header, Pixels, Size, decode_image, lossless, read_header
 from cutline.models.prompt import PromptBuilder
+from cutline.models.video import strip
 
 if TYPE_CHECKING:  # its library is loaded where somebody asks for it
     from cutline.models.law.grammars import CompiledConstraint, Grammars
@@ -52,6 +54,31 @@ class SeenImage:
     def size(self) -> int:
         """Bytes that it takes."""
         return 4 * math.prod(self.picture.size) + self.pixels.values.nbytes + len(self.file or b"")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Glance:
+    """What one `view` needs: its `files` and their `headers`, and the `budget` of its tokens, if it has one."""
+
+    view: View
+    files: tuple[bytes, ...]
+    headers: tuple[Header, ...]
+    budget: int | None
+    tenant: str
+
+    @property
+    def name(self) -> bytes:
+        """What it is kept under, for a tenant alone: whether another has asked about it does not show."""
+        looked = "" if self.view.strip is None else f"{self.view.strip}{self.view.frames}"
+        name = hashlib.sha256(f"{self.tenant}\0{self.budget or ''}\0{looked}".encode())
+        for file in self.files:
+            name.update(file if looked == "" else hashlib.sha256(file).digest())
+        return name.digest()
+
+    @property
+    def source(self) -> bytes | None:
+        """The image's file; None of a piece."""
+        return self.files[0] if self.view.strip is None else None
 
 
 class Preparer:
@@ -85,32 +112,41 @@ class Preparer:
         asked = self._served(asked)
         asked.sampling.check_tokens(manifest.decoder.vocabulary)
         compiled = self._compiled(asked)
-        budgets = self._budgets(asked)
-        names = tuple(_name(asked.tenant, *of) for of in zip(asked.images, budgets, strict=True))
-        found = [self._pictures.get(name) for name in names]
-        files = zip(asked.images, found, strict=True)
-        headers = [read_header(file) if seen is None else seen.header for file, seen in files]
+        headers = list(map(read_header, asked.images))
         if sum(math.prod(one.size) for one in headers) > MAX_TOGETHER:
             raise InputError(f"the images have over {MAX_TOGETHER // 10**6} megapixels together; make them smaller")
+        looked = viewed(asked.messages, [one.size for one in headers], manifest.family)
+        budgets = self._budgets(asked)
+        glances = [
+            Glance(
+                view=view,
+                files=tuple(asked.images[index] for index in view.images),
+                headers=tuple(headers[index] for index in view.images),
+                budget=budgets[view.images[0]] if view.strip is None else None,
+                tenant=asked.tenant,
+            )
+            for view in looked.views
+        ]
         # Headers say whether there is room for them all, before any is decoded.
-        sizes = [self._size(one.size, budget) for one, budget in zip(headers, budgets, strict=True)]
-        expected = [manifest.family.grid(one) for one in sizes]
-        prompt = self._prompt(asked, expected)
-        seen = tuple(map(self._see, names, asked.images, headers, found, budgets))
+        expected = list(map(self._grid, glances))
+        prompt = self._prompt(asked, looked.messages, expected)
+        seen = tuple(map(self._see, glances))
         grids = [one.pixels.grid for one in seen]
         if grids != expected:  # a PNG had said behind its pixels that it is turned
-            prompt = self._prompt(asked, grids)
+            prompt = self._prompt(asked, looked.messages, grids)
         return Prepared(
             request=asked,
             images=tuple(one.picture for one in seen),
             pixels=tuple(one.pixels for one in seen),
-            names=names,
+            names=tuple(one.name for one in glances),
             fresh=self._fresh,
             prompt=prompt,
             asked=shorten(prompt, manifest.image_token, asked.keep_image_tokens),
             limit=min(asked.max_tokens or sys.maxsize, self._context(asked) - len(prompt)),
             files=tuple(one.file for one in seen),
-            reduced=sum(one.reduced or size != one.size for one, size in zip(headers, sizes, strict=True)),
+            sources=tuple(one.source for one in glances),
+            video=looked.shown,
+            reduced=sum(one.header.reduced for one in seen),
             compiled=compiled,
         )
 
@@ -124,10 +160,13 @@ class Preparer:
             self._grammars = self._grammars or Grammars(lambda: self._prompts.vocabulary, self._manifest)
         return self._grammars.compiled(constraint, tenant=asked.tenant)
 
-    def _prompt(self, asked: Request, grids: Sequence[Grid]) -> tuple[int, ...]:
-        """The tokens of a question whose images become `grids`. Raises PromptError where they leave no room."""
+    def _prompt(self, asked: Request, messages: Sequence[Message], grids: Sequence[Grid]) -> tuple[int, ...]:
+        """The tokens of a question with these `messages`, whose images become `grids`.
+
+        Raises PromptError where they leave no room.
+        """
         tools = () if asked.tools is None else asked.tools.tools
-        prompt, context = self._prompts.build(asked.messages, grids, tools).ids, self._context(asked)
+        prompt, context = self._prompts.build(messages, grids, tools).ids, self._context(asked)
         if len(prompt) >= context:
             raise PromptError(
                 f"the prompt takes {len(prompt)} tokens, the target holds {context}; ask something shorter"
@@ -172,13 +211,38 @@ class Preparer:
             )
         return found
 
-    def _see(self, name: bytes, file: bytes, header: Header, found: SeenImage | None, budget: int | None) -> SeenImage:
-        if found is not None:
+    def _grid(self, glance: Glance) -> Grid:
+        """The grid of what is looked at, as its header says. Raises InputError where it has too many tokens."""
+        family, strip = self._manifest.family, glance.view.strip
+        if strip is None:
+            return family.grid(self._size(glance.headers[0].size, glance.budget))
+        grid = family.piece_grid(strip)
+        assert grid is not None
+        return grid
+
+    def _see(self, glance: Glance) -> SeenImage:
+        if (found := self._pictures.get(glance.name)) is not None:
             return found
-        with DECODING.hold(header.memory):
-            seen = self._decode(file, header, budget)
-        self._pictures.put(name, seen, seen.size)
+        with DECODING.hold(max(header.memory for header in glance.headers)):
+            if glance.view.strip is None:
+                seen = self._decode(glance.files[0], glance.headers[0], glance.budget)
+            else:
+                seen = self._decode_piece(glance)
+        self._pictures.put(glance.name, seen, seen.size)
         return seen
+
+    def _decode_piece(self, glance: Glance) -> SeenImage:
+        """Decode the frames of a piece of a video, one by one. Raises ImageError."""
+        family, mode = self._manifest.family, self._manifest.family.video
+        assert mode is not None
+        fitted: dict[int, Image.Image] = {}
+        for index, file in zip(glance.view.images, glance.files, strict=True):
+            if index not in fitted:
+                fitted[index] = mode.fit(decode_image(file), glance.view.frames)
+        made = strip([fitted[index] for index in glance.view.images])
+        if made.size != glance.view.strip:  # a PNG had said behind its pixels that it is turned
+            raise ImageError("a frame says two things about how it is turned; save it again")
+        return SeenImage(glance.headers[0], made, family.piece_pixels(made))
 
     def _decode(self, file: bytes, header: Header, budget: int | None) -> SeenImage:
         """Decode an image, and keep what is small. Raises ImageError."""
@@ -203,10 +267,3 @@ class Preparer:
 def _undetailed(message: Message) -> Message:
     parts = (ImagePart() if isinstance(part, ImagePart) else part for part in message.parts)
     return Message(message.role, tuple(parts), message.calls)
-
-
-def _name(tenant: str, file: bytes, budget: int | None) -> bytes:
-    """What an image is kept under, for a tenant alone: whether another has asked about it does not show."""
-    name = hashlib.sha256(f"{tenant}\0{budget or ''}\0".encode())
-    name.update(file)
-    return name.digest()

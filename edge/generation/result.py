@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from typing import Literal
 
 import msgspec
 
@@ -97,6 +98,22 @@ class Recalled(msgspec.Struct, frozen=True, kw_only=True):
 
     age_ms: float
     distance: float
+
+
+class VideoShown(msgspec.Struct, frozen=True, kw_only=True):
+    """How the models looked at the videos of a request.
+
+    With `mode` "video" as their family does, with its own prompt and positions; with "images", which has a `why`, at
+    each frame as at an image. There were so many `frames` of the `total` of all `videos`, where that is known, in
+    `seconds` altogether.
+    """
+
+    mode: Literal["video", "images"]
+    videos: int
+    frames: int
+    total: int | None
+    seconds: float
+    why: str | None = None
 
 
 class Decision(enum.StrEnum):
@@ -221,6 +238,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     reused_images: int = 0
     reused_tokens: int = 0
     reduced_images: int = 0
+    video: VideoShown | None = None  # None where there was none
     energy: Energy | None = None
     recalled: Recalled | None = None
     parts_ms: dict[str, float] = {}

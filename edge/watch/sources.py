@@ -6,9 +6,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from cutline.edge.video.display import check_video
 from cutline.edge.watch.change_detection import Changes
 from cutline.edge.watch.frames import Folder, FrameSource, Notify
-from cutline.edge.watch.video import Camera, VideoFile, check_video
+from cutline.edge.watch.video import Camera, VideoFile
 from cutline.errors import InputError
 from cutline.errors.names import printable
 

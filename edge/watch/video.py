@@ -2,38 +2,26 @@
 
 from __future__ import annotations
 
-import importlib.util
 import secrets
-import struct
 import threading
 import time
 from collections.abc import Iterator
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from cutline.core.backoff import Backoff
+from cutline.edge.video.display import as_jpeg, pixel_ratio
 from cutline.edge.watch.change_detection import HEIGHT, WIDTH, Changes
 from cutline.edge.watch.frames import Frame, Notify, Sifted, frame_id
 from cutline.errors import InputError
-from cutline.errors.extras import missing
 
 if TYPE_CHECKING:
     from av import VideoFrame
     from av.container import InputContainer
 
-QUALITY = 95  # of a frame's JPEG
-MAX_RATIO = 8.0  # of a pixel's sides: television has 32:11 at most; a header with more is broken
 OPEN_SECONDS, READ_SECONDS = 10.0, 10.0  # timeouts of a camera
-
-
-def check_video() -> None:
-    """Check that PyAV is installed. Raises InputError."""
-    if importlib.util.find_spec("av") is None:
-        raise missing("videos and cameras need PyAV", "camera")
 
 
 class VideoFile(Sifted):
@@ -62,7 +50,7 @@ class VideoFile(Sifted):
                     number += 1
                     if _is_new(frame, self._changes):
                         known = frame_id(self._path.absolute(), stat.st_mtime_ns, stat.st_size, f"{at:.3f}")
-                        image = _encoded(frame, _pixel_ratio(container))
+                        image = as_jpeg(frame, pixel_ratio(container))
                         yield Frame(id=known, source=self.name, number=number, taken=time.time(), image=image)
         except (av.FFmpegError, OSError) as error:
             raise InputError(f"the video {self.name} does not read: {error.strerror or type(error).__name__}") from None
@@ -105,7 +93,7 @@ class Camera(Sifted):
                     number, reported = number + 1, ""
                     backoff.worked()
                     if _is_new(frame, self._changes):
-                        known, image = secrets.token_hex(12), _encoded(frame, ratio)
+                        known, image = secrets.token_hex(12), as_jpeg(frame, ratio)
                         yield Frame(id=known, source=self.name, number=number, taken=arrived, image=image)
                 fault = "it ended"
             except (av.FFmpegError, OSError) as error:
@@ -136,7 +124,7 @@ class Camera(Sifted):
                 arrived = time.time() if frame.pts is None or frame.time_base is None else frame.pts * frame.time_base
                 if (at := time.monotonic()) >= due:
                     due = at + self._every
-                    yield frame, float(arrived), _pixel_ratio(container)
+                    yield frame, float(arrived), pixel_ratio(container)
 
 
 def _decoded(container: InputContainer, stop: threading.Event, *, live: bool) -> Iterator[VideoFrame]:
@@ -172,36 +160,3 @@ def _is_new(frame: VideoFrame, changes: Changes | None) -> bool:
         return True
     grey = frame.reformat(width=WIDTH, height=HEIGHT, format="gray", interpolation="AREA").to_ndarray()
     return changes.passes(grey.astype(np.uint8, copy=False))
-
-
-def _pixel_ratio(container: InputContainer) -> float:
-    """The aspect ratio (width by height) of a pixel."""
-    stream: Any = container.streams.video[0]
-    ratio = float(stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or 1)
-    return ratio if 1 / MAX_RATIO <= ratio <= MAX_RATIO else 1.0
-
-
-def _encoded(frame: VideoFrame, ratio: float) -> bytes:
-    """A frame as a JPEG file as displayed: upright, with square pixels, and no side made smaller."""
-    picture = frame.to_image()
-    if ratio != 1.0:
-        width, height = picture.size
-        stretched = (round(width * ratio), height) if ratio > 1.0 else (width, round(height / ratio))
-        picture = picture.resize(stretched, Image.Resampling.BICUBIC)
-    out = BytesIO()
-    _turned(picture, frame).save(out, "JPEG", quality=QUALITY)
-    return out.getvalue()
-
-
-def _turned(picture: Image.Image, frame: VideoFrame) -> Image.Image:
-    """An image transformed by its frame's display matrix, to the nearest quarter turn and mirroring."""
-    found: Any = frame.side_data.get("DISPLAYMATRIX")
-    if found is None:
-        return picture
-    across, down, leaning, sinking, *_ = struct.unpack("=ii4xii", bytes(found)[:20])
-    # A pixel at (x, y) is shown at (across x + leaning y, down x + sinking y).
-    if abs(down) + abs(leaning) > abs(across) + abs(sinking):
-        picture, across, sinking = picture.transpose(Image.Transpose.TRANSPOSE), leaning, down
-    if across < 0:
-        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return picture.transpose(Image.Transpose.FLIP_TOP_BOTTOM) if sinking < 0 else picture

@@ -23,6 +23,7 @@ from cutline.models.images import Pixels, Size, lossless, read_header, size_faul
 from cutline.models.layerline import LayerLine
 from cutline.models.sight import CAUSAL, Block, Sight
 from cutline.models.tools import ToolSyntax
+from cutline.models.video import VideoMode
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=10**7)]
 Index = Annotated[int, msgspec.Meta(ge=0)]
@@ -265,6 +266,20 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
     @abstractmethod
     def example(self, seed: int) -> Pixels:
         """A noise image, as small as possible while every part of the tower's arithmetic is used."""
+
+    @property
+    def video(self) -> VideoMode | None:
+        """How models of this family look at videos; None where they look at frames as at images."""
+        return None
+
+    def piece_grid(self, size: Size) -> Grid | None:
+        """The grid of a piece of a video whose strip has this `size`; None where no piece's strip has."""
+        del size
+        return None
+
+    def piece_pixels(self, strip: Image.Image) -> Pixels:
+        """The strip of a piece of a video, whose size has a `piece_grid`, as the tower's pixels: nothing is resized."""
+        raise NotImplementedError
 
     def settle(self, image: Image.Image) -> Image.Image:
         """The smallest image with the same Pixels as `image`: the fitted one, or `image` itself.

@@ -26,10 +26,11 @@ from cutline.core.tools import MAX_TOOLS, ToolCall
 from cutline.edge.api.ollama.answers import OllamaTeller
 from cutline.edge.api.requests.execution import ExecutionOptions, execution_of
 from cutline.edge.api.requests.fields import Rules, read_body
-from cutline.edge.api.requests.images import only_users
+from cutline.edge.api.requests.images import only_users, stills_of
 from cutline.edge.api.requests.scanner import RECEIVED
 from cutline.edge.api.requests.tools import ToolOffered, toolbox
 from cutline.edge.api.streams import AnswerPieces
+from cutline.edge.video.sampled import SampledVideo
 from cutline.models.bundle import Manifest
 
 IMAGE = "[img]"  # stands among words where an image of the same turn does
@@ -236,15 +237,22 @@ class OllamaAsked:
         images = (one for turn in self.turns for one in turn.pictures)
         return tuple(one if one.startswith(RECEIVED) else f"data:;base64,{one}" for one in images)
 
-    def question(self, images: Sequence[bytes], *, tenant: str = "", request_id: str = "", trace: str = "") -> Request:
-        """The question about the `images` that its `urls` stand for. Raises InputError."""
+    @property
+    def videos(self) -> frozenset[int]:
+        """None of them is a video."""
+        return frozenset()
+
+    def question(
+        self, media: Sequence[bytes | SampledVideo], *, tenant: str = "", request_id: str = "", trace: str = ""
+    ) -> Request:
+        """The question about the `media` that its `urls` stand for. Raises InputError."""
         options = self.given.options or OllamaOptions()
         offered = self.given.tools if isinstance(self.given, OllamaChat) else None
         messages = tuple(turn.message for turn in self.turns)
         only_users(messages)
         return Request(
             messages=messages,
-            images=tuple(images),
+            images=stills_of(media),
             sampling=msgspec.structs.replace(options.sampling, constraint=_constraint(self.given.format)),
             max_tokens=options.most,
             tools=toolbox([one.function.tool for one in offered or ()], None, None, parallel=None),

@@ -1,14 +1,17 @@
-"""A request's images: what `data:` URLs hold, and what may be fetched."""
+"""A request's images and videos: what `data:` URLs hold, what may be fetched, and the frames that are looked at."""
 
 from __future__ import annotations
 
+import asyncio
 import base64
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from cutline.core.conversation import ImagePart, Message
+from cutline.core.conversation import Message, pictures_of
 from cutline.core.request import MAX_IMAGE_BYTES, MAX_IMAGES
+from cutline.edge.video.sampled import SampledVideo
 from cutline.errors import ImageError, InputError
+from cutline.models.families import Family
 
 if TYPE_CHECKING:  # an agent that fetches nothing loads nothing of it
     from cutline.edge.api.requests.image_fetcher import Fetcher
@@ -19,7 +22,7 @@ _NOT_BASE64 = "an image that was sent is not base64"
 def only_users(messages: Sequence[Message]) -> None:
     """That images are in the messages of the user alone. Raises InputError."""
     for message in messages:
-        if message.role != "user" and any(isinstance(part, ImagePart) for part in message.parts):
+        if message.role != "user" and pictures_of(message.parts):
             raise InputError(f"a message of the {message.role} has an image; only the user's may")
 
 
@@ -50,6 +53,29 @@ async def pictures(
             found.append(await fetcher.fetch(url, room=left))
         left -= len(found[-1])
     return found
+
+
+async def filmed(media: Sequence[bytes], videos: Collection[int], family: Family) -> Sequence[bytes | SampledVideo]:
+    """The `media` of a request, those of them that are `videos` as frames at which models of a `family` look.
+
+    Together with its images there are no more than a question may have. Raises InputError.
+    """
+    if not videos:
+        return media
+    room = (MAX_IMAGES - (len(media) - len(videos))) // len(videos)
+    if room < 1:
+        raise InputError(f"{len(media)} images and videos leave no room for frames; give {MAX_IMAGES} of all at most")
+    from cutline.edge.video.reader import read_video
+
+    found = list[bytes | SampledVideo](media)
+    for index in sorted(videos):
+        found[index] = await asyncio.to_thread(read_video, media[index], family, most=room)
+    return found
+
+
+def stills_of(media: Sequence[bytes | SampledVideo]) -> tuple[bytes, ...]:
+    """All images, the frames of videos among them, in order."""
+    return tuple(one for of in media for one in ((of,) if isinstance(of, bytes) else of.frames))
 
 
 def data_of(url: str) -> bytes:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
-from cutline.core.conversation import Detail, ImagePart, Message, Role, TextPart
+from cutline.core.conversation import Detail, ImagePart, Message, Role, TextPart, VideoPart
 from cutline.core.request import MAX_ALTERNATIVES, MAX_STOPS, Request
 from cutline.core.sampling import (
     MAX_NAMED,
@@ -24,7 +24,7 @@ from cutline.core.sampling import (
 from cutline.core.tools import MAX_TOOLS, Toolbox
 from cutline.edge.api.requests.execution import SamplingExtension, execution_of
 from cutline.edge.api.requests.fields import read_body, unfit
-from cutline.edge.api.requests.images import only_users
+from cutline.edge.api.requests.images import only_users, stills_of
 from cutline.edge.api.requests.response_format import ResponseFormat, format_of
 from cutline.edge.api.requests.tools import (
     Choice,
@@ -37,6 +37,8 @@ from cutline.edge.api.requests.tools import (
     toolbox,
 )
 from cutline.edge.api.requests.unserved import RULES
+from cutline.edge.video.reader import part_of
+from cutline.edge.video.sampled import SampledVideo
 from cutline.errors import InputError
 
 T = TypeVar("T")
@@ -64,6 +66,18 @@ class ChatImage(msgspec.Struct, tag_field="type", tag="image_url", frozen=True, 
     image_url: ImageUrl
 
 
+class VideoUrl(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A base64 `data:` URL of a film or an animation, or an address whose host the agent was allowed to fetch from."""
+
+    url: str
+
+
+class ChatVideo(msgspec.Struct, tag_field="type", tag="video_url", frozen=True, forbid_unknown_fields=True):
+    """A video, in a user's message, of which some frames are looked at."""
+
+    video_url: VideoUrl
+
+
 class ChatMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A turn of the conversation. What a `developer` says is the system's; null is no words.
 
@@ -71,13 +85,13 @@ class ChatMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     role: Role | Literal["developer"]
-    content: str | list[ChatText | ChatImage] | None = None
+    content: str | list[ChatText | ChatImage | ChatVideo] | None = None
     tool_calls: list[ToolCalled] | None = None
     tool_call_id: str | None = None
 
     @property
-    def parts(self) -> list[ChatText | ChatImage]:
-        """Its words and images in order."""
+    def parts(self) -> list[ChatText | ChatImage | ChatVideo]:
+        """Its words, images and videos in order."""
         return [ChatText(self.content)] if isinstance(self.content, str) else self.content or []
 
 
@@ -144,20 +158,32 @@ class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def urls(self) -> tuple[str, ...]:
-        """Where its images are, in order."""
-        parts = (part for message in self.messages for part in message.parts)
-        return tuple(part.image_url.url for part in parts if isinstance(part, ChatImage))
+        """Where its images and videos are, in order."""
+        return tuple(_url_of(part) for part in self._seen)
 
-    def question(self, images: Sequence[bytes], *, tenant: str = "", request_id: str = "", trace: str = "") -> Request:
-        """The question of `tenant` about the `images` that its `urls` stand for, under `request_id` and `trace`.
+    @property
+    def videos(self) -> frozenset[int]:
+        """Which of them are videos."""
+        return frozenset(index for index, part in enumerate(self._seen) if isinstance(part, ChatVideo))
+
+    @property
+    def _seen(self) -> list[ChatImage | ChatVideo]:
+        parts = (part for message in self.messages for part in message.parts)
+        return [part for part in parts if not isinstance(part, ChatText)]
+
+    def question(
+        self, media: Sequence[bytes | SampledVideo], *, tenant: str = "", request_id: str = "", trace: str = ""
+    ) -> Request:
+        """The question of `tenant` about the `media` that its `urls` stand for, under `request_id` and `trace`.
 
         Raises InputError.
         """
-        messages = tuple(_turn(message) for message in self.messages)
+        left = iter(media)
+        messages = tuple(_turn(message, left) for message in self.messages)
         only_users(messages)
         return Request(
             messages=messages,
-            images=tuple(images),
+            images=stills_of(media),
             sampling=self._sampling(),
             max_tokens=self._most(),
             tools=self._toolbox(),
@@ -228,14 +254,15 @@ def _given(value: T | None, default: T) -> T:
 def _message(message: Message, images: Iterator[bytes]) -> ChatMessage:
     return ChatMessage(
         message.role,
-        [
-            ChatText(part.text)
-            if isinstance(part, TextPart)
-            else ChatImage(ImageUrl(_url(next(images)), None if part.detail == "auto" else part.detail))
-            for part in message.parts
-        ],
+        [ChatText(part.text) if isinstance(part, TextPart) else _shown(part, images) for part in message.parts],
         [ToolCalled(FunctionCalled(call.name, call.arguments)) for call in message.calls] or None,
     )
+
+
+def _shown(part: ImagePart | VideoPart, images: Iterator[bytes]) -> ChatImage:
+    if isinstance(part, VideoPart):
+        raise InputError("frames of a video are not sent to another agent; send it the video itself, as video_url")
+    return ChatImage(ImageUrl(_url(next(images)), None if part.detail == "auto" else part.detail))
 
 
 def _tools_of(box: Toolbox | None) -> dict[str, Any]:
@@ -251,10 +278,20 @@ def _url(image: bytes) -> str:
     return "data:application/octet-stream;base64," + base64.b64encode(image).decode()
 
 
-def _turn(message: ChatMessage) -> Message:
-    parts = (
-        ImagePart(part.image_url.detail or "auto") if isinstance(part, ChatImage) else TextPart(part.text)
-        for part in message.parts
-    )
+def _url_of(part: ChatImage | ChatVideo) -> str:
+    return part.video_url.url if isinstance(part, ChatVideo) else part.image_url.url
+
+
+def _turn(message: ChatMessage, media: Iterator[bytes | SampledVideo]) -> Message:
     role: Role = "system" if message.role == "developer" else message.role
-    return Message(role, tuple(parts), tuple(one.call for one in message.tool_calls or ()))
+    parts = tuple(
+        TextPart(part.text) if isinstance(part, ChatText) else _pictured(part, next(media)) for part in message.parts
+    )
+    return Message(role, parts, tuple(one.call for one in message.tool_calls or ()))
+
+
+def _pictured(part: ChatImage | ChatVideo, found: bytes | SampledVideo) -> ImagePart | VideoPart:
+    if isinstance(part, ChatVideo):
+        assert isinstance(found, SampledVideo)
+        return part_of(found)
+    return ImagePart(part.image_url.detail or "auto")

@@ -17,7 +17,7 @@ from cutline.core.tools import MAX_TOOLS, Tool, Toolbox, ToolCall
 from cutline.edge.api.errors import Fault, Refused
 from cutline.edge.api.requests.execution import SamplingExtension, execution_of, sampling_of
 from cutline.edge.api.requests.fields import Rules, read_body
-from cutline.edge.api.requests.images import only_users
+from cutline.edge.api.requests.images import only_users, stills_of
 from cutline.edge.api.requests.response_format import JsonObjectFormat, NamedSchema
 from cutline.edge.api.requests.tools import Choice, toolbox
 from cutline.edge.api.responses.narrator import ResponseTeller
@@ -32,6 +32,7 @@ from cutline.edge.api.responses.objects import (
 )
 from cutline.edge.api.responses.store import KeptResponse, ResponseStore
 from cutline.edge.api.streams import AnswerPieces
+from cutline.edge.video.sampled import SampledVideo
 from cutline.errors import InputError
 from cutline.models.bundle import Manifest
 
@@ -243,15 +244,22 @@ class ResponseAsked:
         """Where its own images are, in order."""
         return tuple(url for turn in self.given.turns if isinstance(turn, InputTurn) for url in turn.images)
 
-    def question(self, images: Sequence[bytes], *, tenant: str = "", request_id: str = "", trace: str = "") -> Request:
-        """The question about the `images` that its `urls` stand for, and those before. Raises InputError."""
+    @property
+    def videos(self) -> frozenset[int]:
+        """None of them is a video."""
+        return frozenset()
+
+    def question(
+        self, media: Sequence[bytes | SampledVideo], *, tenant: str = "", request_id: str = "", trace: str = ""
+    ) -> Request:
+        """The question about the `media` that its `urls` stand for, and those before. Raises InputError."""
         given, before = self.given, self.before
         told = [Message("system", (TextPart(given.instructions),))] if given.instructions else []
         messages = (*told, *(before.messages if before else ()), *given.messages)
         only_users(messages)
         return Request(
             messages=messages,
-            images=(*(before.images if before else ()), *images),
+            images=(*(before.images if before else ()), *stills_of(media)),
             sampling=given.sampling,
             max_tokens=given.max_output_tokens,
             tools=given.toolbox,

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from cutline.core.constraint import Constraint
-from cutline.core.conversation import ImagePart, Message
+from cutline.core.conversation import Detail, ImagePart, Message, TextPart, VideoPart
 from cutline.core.json_errors import UNREADABLE
 from cutline.core.request import Request
 from cutline.errors import AccessDenied, WorkerBusy, WorkerError, WorkerFailed, WorkerUnavailable
@@ -179,18 +179,21 @@ def _status(code: str) -> int:
 
 
 def _message(message: Message, images: Iterator[bytes]) -> dict[str, Any]:
-    parts = [
-        {"type": "image_url", "image_url": {"url": _url(next(images))} | _detail(part)}
-        if isinstance(part, ImagePart)
-        else {"type": "text", "text": part.text}
-        for part in message.parts
-    ]
+    parts = list[dict[str, Any]]()
+    for part in message.parts:
+        match part:
+            case TextPart(text):
+                parts.append({"type": "text", "text": text})
+            case ImagePart(detail):
+                parts.append(_image(next(images), detail))
+            case VideoPart(times):  # few servers take videos, and none all of their formats
+                parts += [_image(next(images)) for _ in times]
     plain = all(part["type"] == "text" for part in parts)
     return {"role": message.role, "content": message.text if plain else parts}
 
 
-def _detail(part: ImagePart) -> dict[str, str]:
-    return {} if part.detail == "auto" else {"detail": part.detail}
+def _image(image: bytes, detail: Detail = "auto") -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": _url(image)} | ({} if detail == "auto" else {"detail": detail})}
 
 
 def _readable(file: bytes) -> bytes:

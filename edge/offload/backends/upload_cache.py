@@ -11,6 +11,7 @@ from cutline.edge.generation.generation import Execution, Prepared
 from cutline.edge.inference.kv_cache import Rows
 from cutline.edge.inference.target_prefix import Crossing
 from cutline.models.families import Family
+from cutline.models.images import lossless
 from cutline.protos.digests import as_received, image_digest, rows_digest
 
 REMEMBERED = 1000  # images of all workers together, some 300 bytes each
@@ -103,5 +104,8 @@ class Uploads:
 
 def _packed(prepared: Prepared, index: int, family: Family) -> bytes:
     """The file in which an image travels."""
-    packed = prepared.files[index] if prepared.files else None
-    return family.shrink(prepared.request.images[index], prepared.images[index]) if packed is None else packed
+    if prepared.files and (packed := prepared.files[index]) is not None:
+        return packed
+    source = (prepared.sources or prepared.request.images)[index]
+    picture = prepared.images[index]
+    return lossless(picture) if source is None else family.shrink(source, picture)
