@@ -14,8 +14,9 @@ from cutline.core.request import Mode, Request
 from cutline.core.wire import Wire
 from cutline.edge.generation.detokenizer import Transcript
 from cutline.edge.generation.events import Event, Guessed, Settled
-from cutline.edge.generation.result import DraftedBy, Ending, Gated, Provenance, Token, VideoShown
+from cutline.edge.generation.result import DraftedBy, Ending, Gated, Provenance, Token
 from cutline.edge.generation.timing import Stopwatch
+from cutline.edge.video.views import VideoShown
 from cutline.errors import WorkerFailed
 from cutline.models.bundle import Manifest
 from cutline.models.images import Pixels

@@ -17,9 +17,9 @@ from cutline.core.conversation import ImagePart, Message, details_of
 from cutline.core.lru_cache import LruCache
 from cutline.core.request import Request
 from cutline.edge.generation.generation import Prepared
-from cutline.edge.generation.views import View, viewed
 from cutline.edge.inference.target_prefix import check_cut
 from cutline.edge.inference.token_merging import shorten
+from cutline.edge.video.views import View, viewed
 from cutline.errors import ImageError, InputError, PromptError
 from cutline.models.bundle import Bundle, Manifest
 from cutline.models.decode_budget import DECODING

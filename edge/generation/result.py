@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import enum
-from typing import Literal
 
 import msgspec
 
 from cutline.core.request import Mode
 from cutline.core.wire import Wire
+from cutline.edge.video.views import VideoShown
 from cutline.protos.messages import Likelihood
 
 
@@ -98,22 +98,6 @@ class Recalled(msgspec.Struct, frozen=True, kw_only=True):
 
     age_ms: float
     distance: float
-
-
-class VideoShown(msgspec.Struct, frozen=True, kw_only=True):
-    """How the models looked at the videos of a request.
-
-    With `mode` "video" as their family does, with its own prompt and positions; with "images", which has a `why`, at
-    each frame as at an image. There were so many `frames` of the `total` of all `videos`, where that is known, in
-    `seconds` altogether.
-    """
-
-    mode: Literal["video", "images"]
-    videos: int
-    frames: int
-    total: int | None
-    seconds: float
-    why: str | None = None
 
 
 class Decision(enum.StrEnum):

@@ -18,7 +18,7 @@ from cutline.core.request import MAX_IMAGES, Request
 from cutline.demo.bundles import DRAFTER
 from cutline.edge.agent import Agent
 from cutline.edge.api.requests.schema import ChatRequest
-from cutline.edge.generation.result import VideoShown
+from cutline.edge.video.views import VideoShown
 from cutline.errors import InputError, PromptError
 from cutline.models.bundle import Bundle
 from cutline.testing.agent import ScriptedAgent, spoken

@@ -7,11 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
 
 from cutline.core.conversation import ImagePart, Message, Part, TextPart, VideoPart, every_part
-from cutline.edge.generation.result import VideoShown
 from cutline.models.families import Family
 from cutline.models.images import Size, size_fault
+
+
+class VideoShown(msgspec.Struct, frozen=True, kw_only=True):
+    """How the models looked at the videos of a request.
+
+    With `mode` "video" as their family does, with its own prompt and positions; with "images", which has a `why`, at
+    each frame as at an image. There were so many `frames` of the `total` of all `videos`, where that is known, in
+    `seconds` altogether.
+    """
+
+    mode: Literal["video", "images"]
+    videos: int
+    frames: int
+    total: int | None
+    seconds: float
+    why: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
