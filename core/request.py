@@ -48,8 +48,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     The images are in the order of the messages' image parts, and of the frames of their videos. `logprobs` asks for the
     log probability of each token and of so many alternatives. If the worker is lost and the agent finishes alone, the
     answer may still be verified within `correct_seconds`. Whatever is cached of a request is for its `tenant` alone (""
-    if unknown); one that is not to `store` leaves no answer to draft later ones from, and is drafted from none. The five
-    fields from `exact` on bound what mode `auto` plans; other modes do not plan, nor does `auto` if a cut is given.
+    if unknown); one that is not to `store` leaves no answer to draft later ones from, and is drafted from none. The
+    five fields from `exact` on bound what mode `auto` plans; other modes do not plan, nor does `auto` if a cut is given.
 
     Raises InputError for a field out of its range, PromptError for a conversation that cannot be answered.
     """
