@@ -49,7 +49,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     log probability of each token and of so many alternatives. If the worker is lost and the agent finishes alone, the
     answer may still be verified within `correct_seconds`. Whatever is cached of a request is for its `tenant` alone (""
     if unknown); one that is not to `store` leaves no answer to draft later ones from, and is drafted from none. The
-    five fields from `exact` on bound what mode `auto` plans; other modes do not plan, nor does `auto` if a cut is given.
+    five fields from `exact` on bound what mode `auto` plans; other modes do not plan, nor does `auto` at a given cut.
 
     Raises InputError for a field out of its range, PromptError for a conversation that cannot be answered.
     """
