@@ -208,7 +208,7 @@ def _internvl(text: str) -> Small:
             "vision_config": {
                 "hidden_size": 96,
                 "intermediate_size": 160,
-                "num_hidden_layers": 4,
+                "num_hidden_layers": 3,
                 "num_attention_heads": 4,
                 "image_size": [64, 64],
                 "patch_size": [16, 16],
@@ -231,7 +231,7 @@ SIGLIP = {
     "model_type": "siglip_vision_model",
     "hidden_size": 96,
     "intermediate_size": 160,
-    "num_hidden_layers": 4,
+    "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "image_size": 64,
     "patch_size": 16,
@@ -302,13 +302,13 @@ def _paligemma(text: str, **more: Any) -> Small:
     return Small("paligemma", (paligemma.IMAGE,), None, config, processor, of_pieces=True)
 
 
-_WIDE = {"depth": 6, "hidden_size": 96, "intermediate_size": 160, "out_hidden_size": 128}
+_WIDE = {"depth": 4, "hidden_size": 96, "intermediate_size": 160, "out_hidden_size": 128}
 SMALL: Mapping[str, Small] = {
-    "qwen2-vl": _qwen("qwen2_vl", {"depth": 5, "embed_dim": 96, "hidden_size": 128, "mlp_ratio": 2}),
-    "qwen2.5-vl": _qwen("qwen2_5_vl", {**_WIDE, "window_size": 112, "fullatt_block_indexes": [2, 5]}),
+    "qwen2-vl": _qwen("qwen2_vl", {"depth": 3, "embed_dim": 96, "hidden_size": 128, "mlp_ratio": 2}),
+    "qwen2.5-vl": _qwen("qwen2_5_vl", {**_WIDE, "window_size": 112, "fullatt_block_indexes": [1, 3]}),
     "qwen3-vl": _qwen(
         "qwen3_vl",
-        {**_WIDE, "patch_size": 16, "num_position_embeddings": 64, "deepstack_visual_indexes": [1, 3, 4]},
+        {**_WIDE, "patch_size": 16, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 2, 3]},
         head_dim=48,
         rope={"mrope_section": [8, 8, 8], "mrope_interleaved": True},
     ),

@@ -30,7 +30,6 @@ from cutline.edge.generation.result import Answer, Provenance
 from cutline.models.bundle import Bundle
 
 NOTICE = 0.5
-CASES = 8
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +47,12 @@ def quiet_grpc(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRPC_VERBOSITY", "NONE")
 
 
-def test_answers_survive_faults_over_tls(asking: Asker, drafter: Bundle, tmp_path: Path) -> None:
+@pytest.mark.sampled(5, 16)
+def test_answers_survive_faults_over_tls(asking: Asker, drafter: Bundle, tmp_path: Path, rounds: int) -> None:
     rng = random.Random(7)  # noqa: S311
 
     def drawn() -> Iterator[Case]:
-        for _ in range(CASES):
+        for _ in range(rounds):
             case = draw(rng, Setup.TLS, questions=len(asking.requests), without=ENDS_PROCESS)
             yield dataclasses.replace(case, forgotten=False)  # of which a worker hears after half a minute only
         for at in (0.1, 0.4, 0.8):
@@ -68,8 +68,8 @@ def test_answers_survive_faults_over_tls(asking: Asker, drafter: Bundle, tmp_pat
             await warm(lane, asking)
             outcomes = [await lane.run(case) for case in drawn()]
             assert [str(one.case) for one in outcomes if not one.found.right] == []
-            assert sum(one.struck for one in outcomes) > CASES // 2
-            assert sum(one.losses > 0 for one in outcomes) > CASES // 3
+            assert sum(one.struck for one in outcomes) > rounds // 2
+            assert sum(one.losses > 0 for one in outcomes) > rounds // 3
             assert sum(late(one) for one in outcomes) <= 1, "a machine may be held up once"
             assert not any((await leaked(made)).values())
             assert not any(process.fell for process in made.processes.values())

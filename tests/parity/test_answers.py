@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,36 +18,15 @@ from cutline.edge.agent import Agent
 from cutline.edge.generation import preprocess
 from cutline.edge.generation.result import Answer
 from cutline.errors import InputError
-from cutline.models.bundle import SPAN_WEIGHTS, Bundle, span_file
-from cutline.models.export import export_bundle, make
+from cutline.models.bundle import Bundle
+from cutline.models.export import export_bundle
 from cutline.models.images import decode_image
 from cutline.models.layerline import END
 from cutline.models.prompt import PromptBuilder
-from cutline.testing.models.comparison import Prompt, Whole
+from cutline.testing.models.comparison import Prompt, Whole, quantized
 from cutline.testing.models.small_models import SMALL
 
 WORDS, LENGTH = "How many?", 20
-
-
-def quantized(target: Bundle, out: Path) -> Bundle:
-    """A drafter of the target's own weights, quantized: it is right most of the time. The tower is the target's."""
-
-    def copied(_: Any, __: Any, folder: Path, cuts: Sequence[str]) -> float:
-        for name in (SPAN_WEIGHTS, *map(span_file, cuts)):
-            shutil.copy(target.file(name), folder / name)
-        return 0.0
-
-    with pytest.MonkeyPatch.context() as patch:  # torch's exporter takes most of an export's time
-        patch.setattr(make, "export_vision", copied)
-        return export_bundle(
-            target.path.parent / "hf",
-            out,
-            role="drafter",
-            precision="int8",
-            name="seeded",
-            target=target,
-            progress=lambda progress: None,
-        )
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +129,7 @@ def test_a_chain_of_workers_gives_them_too(qwen: Bundle, drafter: Bundle, image:
             assert [token.id for token in answer.tokens] == expected
 
 
-@pytest.mark.parametrize("name", ["qwen3-vl", "gemma3"])
+@pytest.mark.parametrize("name", ["qwen3-vl", pytest.param("gemma3", marks=pytest.mark.proof)])
 def test_a_chain_that_is_cut_before_the_decoder_or_where_streams_go_on(
     name: str, image: bytes, targets: Callable[[str], Bundle], tmp_path: Path
 ) -> None:
@@ -184,7 +161,9 @@ def test_image_tokens_that_have_places_are_all_kept(qwen: Bundle, drafter: Bundl
         ask(drafter, qwen, worker, fewer)
 
 
-@pytest.mark.parametrize("name", ["qwen3-vl", "internvl-qwen3", "gemma3", "paligemma2"])
+@pytest.mark.parametrize(
+    "name", ["qwen3-vl", pytest.param("internvl-qwen3", marks=pytest.mark.proof), "gemma3", "paligemma2"]
+)
 def test_every_family_answers_so_through_agent_and_worker(
     name: str, image: bytes, targets: Callable[[str], Bundle], tmp_path: Path
 ) -> None:
@@ -217,6 +196,7 @@ def test_every_family_answers_so_through_agent_and_worker(
         assert answer.exact
 
 
+@pytest.mark.proof
 def test_a_smaller_model_of_the_family_drafts_for_a_larger_one(image: bytes, tmp_path: Path) -> None:
     """As Qwen3-VL 2B for 8B: another tower, other layers and widths, and a vocabulary that is padded further."""
     vision = {"depth": 4, "hidden_size": 64, "num_heads": 2, "out_hidden_size": 64, "deepstack_visual_indexes": [0, 2]}

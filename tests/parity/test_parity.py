@@ -83,7 +83,7 @@ def test_what_is_not_the_same_is_found_out(qwen: Bundle, monkeypatch: pytest.Mon
     prompts = seeded_prompts(qwen.manifest)[:1]
     expected = expect(Whole(qwen), prompts, 4)
     target = Target(qwen, Capacity(slots=1, context=200))
-    device = Device(qwen, "vision.3", ImageRows(qwen))
+    device = Device(qwen, "vision.2", ImageRows(qwen))
     assert compare(device, target, prompts, expected).holds
 
     def counted(_: Any, image_tokens: np.ndarray[Any, Any], grids: object) -> Positions:

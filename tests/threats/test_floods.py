@@ -132,7 +132,7 @@ def on(victim: Any, meanwhile: Any, run: Callable[[], Awaitable[None]]) -> None:
 
 
 @pytest.mark.threat("floods")
-@pytest.mark.sampled(5_000, 20_000)
+@pytest.mark.sampled(2_000, 20_000)
 def test_calls_that_are_taken_back_at_once(victim: Any, meanwhile: Any, rounds: int) -> None:
     """Rapid reset: as fast as they go, on two connections, so many on each unless the worker hangs up."""
 
