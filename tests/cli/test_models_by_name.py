@@ -88,12 +88,9 @@ def test_a_process_of_its_own_asks_a_hub_unless_it_is_told_not_to(
     run: Run, start: Callable[..., Any], hub: SmallHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whose environment is the user's, where that of this one says by now that no hub is asked."""
-    for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
-        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-        monkeypatch.setenv(variable, "1")
-        if variable != "HF_HUB_OFFLINE":
-            monkeypatch.delenv("HF_HUB_OFFLINE")
-        assert "HF_HUB_OFFLINE is set" in start("pull", NAME).finish().failed(2)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setenv("TRANSFORMERS_OFFLINE", "1")  # which huggingface_hub heeds as well
+    assert "HF_HUB_OFFLINE is set" in start("pull", NAME).finish().failed(2)
     assert hub.paths == []
     monkeypatch.delenv("TRANSFORMERS_OFFLINE")
     hub.faults.stalls["model.safetensors"] = 4000
@@ -105,7 +102,7 @@ def test_a_process_of_its_own_asks_a_hub_unless_it_is_told_not_to(
     assert interrupted.finish().code == 130
     assert [one["kind"] for one in listed(run)] == ["unfinished"]
     hub.faults.stalls.clear()
-    ended = start("pull", NAME).finish()
+    ended = run("pull", NAME)
     assert ended.code == 0, ended.err
     assert Path(ended.out.strip(), "model.safetensors").read_bytes() == FILES["model.safetensors"]
     assert [one["kind"] for one in listed(run)] == ["weights"]
@@ -138,7 +135,9 @@ def test_both_models_of_a_pair_are_pulled(run: Run, hub: SmallHub, monkeypatch: 
 
 
 def test_what_was_pulled_is_exported_by_name_and_answers(run: Run, hub: SmallHub, card: Path, tmp_path: Path) -> None:
-    SMALL["qwen2.5-vl"].smaller(rope={}, text_config={"num_hidden_layers": 2}).write(tmp_path / "hf")
+    tower = {"depth": 1, "fullatt_block_indexes": [0]}
+    smaller = SMALL["qwen2.5-vl"].smaller(rope={}, text_config={"num_hidden_layers": 1}, vision_config=tower)
+    smaller.write(tmp_path / "hf")
     hub.files = {file.name: file.read_bytes() for file in (tmp_path / "hf").iterdir()}
     assert "`cutline pull maker/small-vlm` first" in run("export", NAME, "--role", "drafter").failed(2)
     assert "cutline pull" in run("edge", "--model", NAME, "--insecure").failed(3)
@@ -173,9 +172,8 @@ def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("pair")
-def test_bundles_are_given_by_name(run: Run, card: Path, start: Callable[..., Any]) -> None:
-    worker = start("cloud", "--model", "cards", "--insecure", "--listen", "127.0.0.1:0", "--threads", "1")
-    given = ("--worker", worker.address(), "--mode", "split", "--cut", "connector", "--max-tokens", "4", "--json")
+def test_bundles_are_given_by_name(run: Run, card: Path, worker: str) -> None:
+    given = ("--worker", worker, "--mode", "split", "--cut", "connector", "--max-tokens", "4", "--json")
     ran = run("ask", card, "Read the digits.", "--model", "team/digits", *given)
     assert ran.code == 0, ran.err
     assert json.loads(ran.out)["text"], "its target, for the cut, was found by its identity"
@@ -183,6 +181,8 @@ def test_bundles_are_given_by_name(run: Run, card: Path, start: Callable[..., An
     assert run("plan", "--bundle", "team/digits", "--target", "cards", *profiles).code == 0
     assert "neither a bundle's folder or name" in run("plan", "--target", "none", *profiles).failed(2)
     assert "no bundle at none" in run("cloud", "--model", "none", "--insecure").failed(3)
+    layers = ("--layers", "none:", "--listen", "127.0.0.1:0", "--insecure")
+    assert "the layers are image, vision.0" in run("cloud", "--model", "cards", *layers).failed(2), "it was opened"
 
 
 def test_folders_are_given_where_nobody_has_a_home(
