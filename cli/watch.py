@@ -17,6 +17,7 @@ from cutline.errors import InputError
 
 if TYPE_CHECKING:
     from cutline.edge.watch.scene_filter import Scene
+    from cutline.edge.watch.series import Series
 
 EPILOG = "Example: cutline watch --source /dev/video0 --ask 'Is the gate open?' --every 5s --on-change --mode edge"
 
@@ -35,6 +36,8 @@ class WatchOptions(msgspec.Struct, frozen=True, kw_only=True):
     ]
     ask: Annotated[str, "What to ask about every frame."]
     every: Annotated[str, "Time between two frames of a camera or video: 500ms, 2s, 1m. A folder gives all."] = "2s"
+    frames: Annotated[int, "Ask about so many frames at once, evenly spread over --over; of cameras and videos."] = 1
+    over: Annotated[str | None, "With --frames: the time from the first of them to the last, such as 4s."] = None
     on_change: Annotated[bool, "Leave out frames that show nothing new."] = False
     only_if: Annotated[str | None, "Leave out frames that do not show this, by --encoder."] = None
     encoder: Annotated[Path | None, "With --only-if: bundle of a dual encoder."] = None
@@ -65,11 +68,20 @@ def watch(*, context: typer.Context, config: Config = None, given: WatchOptions)
     from cutline.cli.process.reload import Reload
     from cutline.cli.process.signals import Signals
     from cutline.cli.setting import agent_opener
+    from cutline.core.conversation import Message, TextPart, question
     from cutline.core.request import Mode, Request
     from cutline.edge.watch.sources import open_sources
     from cutline.edge.watch.spool import Spool
 
-    question = Request.about(b"", given.ask, mode=given.mode, max_tokens=given.max_tokens, timeout=given.timeout)
+    series = _series(given)
+    message = question(given.ask) if series is None else Message("user", (series.part, TextPart(given.ask)))
+    asked = Request(
+        messages=(message,),
+        images=(b"",) * (1 if series is None else series.count),
+        mode=given.mode,
+        max_tokens=given.max_tokens,
+        timeout=given.timeout,
+    )
     if not 0.0 < given.threshold <= 1.0:
         raise InputError(f"--threshold is {given.threshold:g}; give a share above 0, and 1 at most")
     if given.queue < 1:
@@ -77,17 +89,18 @@ def watch(*, context: typer.Context, config: Config = None, given: WatchOptions)
     interval = amount("--every", given.every, _SECONDS)
     limit = amount("--spool-limit", given.spool_limit, _BYTES)
     threshold = given.threshold if given.on_change else None
-    sources = open_sources(given.source, every=interval, threshold=threshold, once=given.once, notify=_tell)
+    sources = open_sources(
+        given.source, every=interval, threshold=threshold, once=given.once, series=series, notify=_tell
+    )
     if (scene := _scene(given)) is not None:
         from cutline.edge.watch.scene_filter import FilteredSource
 
         sources = [FilteredSource(source, scene, notify=_tell) for source in sources]
     open_agent, agent = agent_opener(given.agent, given.reuse, cuts=False), given.agent
-    if question.mode is not Mode.EDGE and not (
-        agent.worker or agent.directory or agent.server.upstream or agent.offline
-    ):
+    if asked.mode is not Mode.EDGE and not (agent.worker or agent.directory or agent.server.upstream or agent.offline):
         raise InputError(f"mode {given.mode} needs a worker; give --worker HOST:PORT, or use --mode edge or --offline")
-    kept = None if given.spool is None else Spool(given.spool, question=given.ask, limit=round(limit))
+    about = given.ask if series is None else f"{given.ask} (--frames {series.count} --over {given.over})"
+    kept = None if given.spool is None else Spool(given.spool, question=about, limit=round(limit))
 
     async def run(signals: Signals) -> bool:
         """Whether all lines were read as far as they were written."""
@@ -96,7 +109,7 @@ def watch(*, context: typer.Context, config: Config = None, given: WatchOptions)
         stop = asyncio.Event()
         signals.end_by_setting(stop)
         async with open_agent() as agent:
-            watching = Watch(agent, sources, question, write=_write, room=given.queue, spool=kept, notify=_tell)
+            watching = Watch(agent, sources, asked, write=_write, room=given.queue, spool=kept, notify=_tell)
 
             def change(to: Mapping[str, Any]) -> None:
                 limits = {"max_tokens": to["max-tokens"], "timeout": to["timeout"]}
@@ -122,6 +135,17 @@ def watch(*, context: typer.Context, config: Config = None, given: WatchOptions)
             kept.close()
     if not read:
         raise KeyboardInterrupt
+
+
+def _series(given: WatchOptions) -> Series | None:
+    """How many frames are asked about at once; None for one. Raises InputError."""
+    from cutline.edge.watch.series import Series
+
+    if (given.frames == 1) != (given.over is None):
+        raise InputError("several frames are asked about with --frames N and --over TIME; give both")
+    if given.over is None:
+        return None
+    return Series(count=given.frames, seconds=amount("--over", given.over, _SECONDS))
 
 
 def _scene(given: WatchOptions) -> Scene | None:

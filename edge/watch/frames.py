@@ -29,7 +29,8 @@ Notify = Callable[[str], None]  # called with messages for the user
 class Frame:
     """An image to ask about: the content `image` of a file, `taken` in Unix time, and its `number` in its source.
 
-    The `id` is the same if the same file is read again.
+    The `id` is the same if the same file is read again. `at` is when it was taken in the source's own time, in seconds.
+    It may be the last of a series, with the images `earlier` in it.
     """
 
     id: str
@@ -38,6 +39,13 @@ class Frame:
     taken: float
     image: bytes
     file: str | None = None  # the printable name of an image in a folder
+    at: float = 0.0
+    earlier: tuple[bytes, ...] = ()
+
+    @property
+    def images(self) -> tuple[bytes, ...]:
+        """All that is asked about, in order."""
+        return (*self.earlier, self.image)
 
 
 class FrameSource(Protocol):

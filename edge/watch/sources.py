@@ -9,6 +9,7 @@ from pathlib import Path
 from cutline.edge.video.display import check_video
 from cutline.edge.watch.change_detection import Changes
 from cutline.edge.watch.frames import Folder, FrameSource, Notify
+from cutline.edge.watch.series import Series, SeriesSource
 from cutline.edge.watch.video import Camera, VideoFile
 from cutline.errors import InputError
 from cutline.errors.names import printable
@@ -18,11 +19,18 @@ _SECRET = re.compile(r"(?i)((?:pass(?:word|wd)?|pwd|user(?:name)?|login|token|au
 
 
 def open_sources(
-    given: Sequence[str], *, every: float, threshold: float | None, once: bool, notify: Notify = lambda line: None
+    given: Sequence[str],
+    *,
+    every: float,
+    threshold: float | None,
+    once: bool,
+    series: Series | None = None,
+    notify: Notify = lambda line: None,
 ) -> list[FrameSource]:
     """The `given` sources, with unique names. Raises InputError.
 
-    A video gives one frame every `every` seconds. With a `threshold` frames need a change of so much.
+    A video gives one frame every `every` seconds, or a `series` of them. With a `threshold` frames need a change of so
+    much.
     """
     names, sources = list[str](), list[FrameSource]()
     for argument in given:
@@ -31,7 +39,13 @@ def open_sources(
             name += " (again)"
         names.append(name)
         changes = None if threshold is None else Changes(threshold)
-        sources.append(_open(argument, name, every=every, changes=changes, once=once, notify=notify))
+        if series is None:
+            sources.append(_open(argument, name, every=every, changes=changes, once=once, notify=notify))
+            continue
+        if Path(argument).is_dir():
+            raise InputError(f"--frames is of cameras and videos; the images in {name} have no time between them")
+        source = _open(argument, name, every=series.space, changes=None, once=once, notify=notify)
+        sources.append(SeriesSource(source, series, every=every, changes=changes))
     return sources
 
 

@@ -1,6 +1,6 @@
 """A spool: a folder of frames that wait while no worker answers, and of the answers. It survives a crash at any point.
 
-    frames/000000000042-ID.frame    a waiting frame: a line of JSON, then the image
+    frames/000000000042-ID.frame    a waiting frame: a line of JSON, then the image, or those of a series
     answers.jsonl                   the journal: one line for each answer
     answers.1.jsonl                 the older lines of the journal
     question.txt                    the question about all frames
@@ -17,6 +17,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 
 import msgspec
@@ -43,6 +44,7 @@ class _Head(msgspec.Struct, frozen=True, kw_only=True):
     taken: float
     file: str | None
     sha256: str
+    earlier: tuple[int, ...] = ()  # bytes of each image before the last, of a series
 
 
 class _Done(msgspec.Struct, frozen=True):
@@ -96,7 +98,7 @@ class Spool:
 
     def has_room(self, frame: Frame) -> bool:
         """Whether no other frame must be dropped for this one; also true for one that is itself too large."""
-        size = len(_head(frame, _ANY_DIGEST)) + len(frame.image)  # without hashing the image
+        size = len(_head(frame, _ANY_DIGEST)) + sum(map(len, frame.images))  # without hashing them
         return size > self._limit or self.size + size <= self._limit
 
     def put(self, frame: Frame) -> list[str]:
@@ -207,16 +209,29 @@ class Spool:
             return None
         if hashlib.sha256(image).hexdigest() != head.sha256:
             return None
-        return Frame(id=head.id, source=head.source, number=head.number, taken=head.taken, image=image, file=head.file)
+        ends = tuple(accumulate(head.earlier))
+        if any(size < 0 for size in head.earlier) or (ends and ends[-1] > len(image)):
+            return None
+        earlier = tuple(image[end - size : end] for end, size in zip(ends, head.earlier, strict=True))
+        return Frame(
+            id=head.id,
+            source=head.source,
+            number=head.number,
+            taken=head.taken,
+            image=image[ends[-1] if ends else 0 :],
+            file=head.file,
+            earlier=earlier,
+        )
 
 
 def _content(frame: Frame) -> bytes:
     """The content of a frame's file."""
-    return _head(frame, hashlib.sha256(frame.image).hexdigest()) + frame.image
+    images = b"".join(frame.images)
+    return _head(frame, hashlib.sha256(images).hexdigest()) + images
 
 
 def _head(frame: Frame, sha256: str) -> bytes:
-    """The part of a frame's file before the image."""
+    """The part of a frame's file before its images."""
     head = _Head(
         id=frame.id,
         source=frame.source,
@@ -224,6 +239,7 @@ def _head(frame: Frame, sha256: str) -> bytes:
         taken=frame.taken,
         file=frame.file,
         sha256=sha256,
+        earlier=tuple(map(len, frame.earlier)),
     )
     return msgspec.json.encode(head) + b"\n"
 

@@ -51,7 +51,7 @@ class VideoFile(Sifted):
                     if _is_new(frame, self._changes):
                         known = frame_id(self._path.absolute(), stat.st_mtime_ns, stat.st_size, f"{at:.3f}")
                         image = as_jpeg(frame, pixel_ratio(container))
-                        yield Frame(id=known, source=self.name, number=number, taken=time.time(), image=image)
+                        yield Frame(id=known, source=self.name, number=number, taken=time.time(), image=image, at=at)
         except (av.FFmpegError, OSError) as error:
             raise InputError(f"the video {self.name} does not read: {error.strerror or type(error).__name__}") from None
 
@@ -94,7 +94,7 @@ class Camera(Sifted):
                     backoff.worked()
                     if _is_new(frame, self._changes):
                         known, image = secrets.token_hex(12), as_jpeg(frame, ratio)
-                        yield Frame(id=known, source=self.name, number=number, taken=arrived, image=image)
+                        yield Frame(id=known, source=self.name, number=number, taken=arrived, image=image, at=arrived)
                 fault = "it ended"
             except (av.FFmpegError, OSError) as error:
                 fault = error.strerror or type(error).__name__  # the rest of it may contain the address

@@ -53,7 +53,7 @@ class FrameAnswer(msgspec.Struct, frozen=True, kw_only=True):
     `time` is when the frame was taken, `frame` its number in the source. `provenance` has the share of tokens by
     origin; `gate` is the gate's result, None without a gate. `dropped` counts the source's frames that were never asked
     about so far, `still` those that showed no change, `filtered` those that did not show what they were to show;
-    `spooled` says that the frame waited for a worker.
+    `spooled` says that the frame waited for a worker. It was asked about as the last of so many `frames`.
     """
 
     id: str
@@ -70,10 +70,11 @@ class FrameAnswer(msgspec.Struct, frozen=True, kw_only=True):
     still: int
     filtered: int
     dropped: int
+    frames: int = 1
 
 
 class Watch:
-    """Asks `question` about all frames of `sources`; each frame replaces the question's image.
+    """Asks `question` about all frames of `sources`; each frame, or series, replaces the question's images.
 
     `write` gets each line, in a daemon thread; it may raise BrokenPipeError once nobody reads. At most `room` frames of
     each source wait. `notify` gets messages about faults and recoveries. Each `backoff` paces retries of a worker or a
@@ -216,7 +217,10 @@ class Watch:
 
         Raises CutlineError for an error that every frame would have.
         """
-        asked = msgspec.structs.replace(self.question, images=(frame.image,))
+        try:
+            asked = msgspec.structs.replace(self.question, images=frame.images)
+        except InputError as error:  # a series may be too large together
+            return error
         asking = asyncio.create_task(self._answer(asked))
         if not await _ends(asking, stopping):
             await asyncio.gather(asking, return_exceptions=True)
@@ -288,6 +292,7 @@ class Watch:
                 still=source.still if source else 0,
                 filtered=source.filtered if source else 0,
                 dropped=self._queue.dropped[frame.source] + (source.unreadable if source else 0),
+                frames=len(frame.images),
             )
         )
 
