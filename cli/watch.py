@@ -75,13 +75,8 @@ def watch(*, context: typer.Context, config: Config = None, given: WatchOptions)
 
     series = _series(given)
     message = question(given.ask) if series is None else Message("user", (series.part, TextPart(given.ask)))
-    asked = Request(
-        messages=(message,),
-        images=(b"",) * (1 if series is None else series.count),
-        mode=given.mode,
-        max_tokens=given.max_tokens,
-        timeout=given.timeout,
-    )
+    how: dict[str, Any] = {"mode": given.mode, "max_tokens": given.max_tokens, "timeout": given.timeout}
+    asked = Request(messages=(message,), images=(b"",) * given.frames, **how)
     if not 0.0 < given.threshold <= 1.0:
         raise InputError(f"--threshold is {given.threshold:g}; give a share above 0, and 1 at most")
     if given.queue < 1:
