@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
 from schemathesis.checks import not_a_server_error
+from schemathesis.core.result import Ok
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
     negative_data_rejection,
@@ -28,6 +30,7 @@ from cutline.edge.api.openapi import document
 from cutline.models.bundle import Bundle
 from cutline.testing.agent import ScriptedAgent, spoken
 
+API = Path(__file__).parents[3] / "docs/reference/api.md"
 AGENT = ScriptedAgent(Bundle.open(DRAFTER).manifest, always=[spoken("Se", "ven", stop=2, logprob=-0.5)])
 ENCODER: Any = SimpleNamespace(
     manifest=SimpleNamespace(name="rows", dimensions=4, patches=9),
@@ -51,6 +54,18 @@ CHECKS: list[Any] = [
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_what_the_document_says_holds(case: Any) -> None:
     case.call_and_validate(checks=CHECKS)
+
+
+def test_every_path_that_is_served_is_tried() -> None:
+    """Those of the API's page, but for the browser's, the document itself, and what is refused by name."""
+    told = API.read_text().partition("## Ask")[0]
+    named = {re.sub(r"{\w+}", "{}", path) for path in re.findall(r"`(?:[A-Z]+(?:`, `[A-Z]+)* )?(/[^`]*)`", told)}
+    refused = {f"/api/{name}" for name in ("embed", "embeddings", "create", "copy", "delete", "push")}
+    documented = {re.sub(r"{\w+}", "{}", path) for path in document()["paths"]}
+    assert named - documented == refused | {"/", "/log-in", "/openapi.json"}
+    assert documented <= named
+    tried = {re.sub(r"{\w+}", "{}", one.ok().path) for one in SCHEMA.get_all_operations() if isinstance(one, Ok)}
+    assert tried == documented
 
 
 def test_the_document_has_every_path() -> None:

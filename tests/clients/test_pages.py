@@ -1,0 +1,47 @@
+"""What the pages show of the clients of OpenAI and Ollama runs as it stands, but for the address."""
+
+from __future__ import annotations
+
+import gc
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.clients.conftest import Served
+
+ROOT = Path(__file__).resolve().parents[2]
+ADDRESS = "http://127.0.0.1:8080"
+PAGES = ("README.md", "docs/how-to/ollama.md", "docs/how-to/structured-output.md")
+EXAMPLES = [
+    (page, index, code)
+    for page in PAGES
+    for index, code in enumerate(re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.M | re.S))
+    if ADDRESS in code
+]
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # an example need not close what it opened
+@pytest.mark.parametrize(("page", "index", "code"), EXAMPLES, ids=[f"{page}-{index}" for page, index, _ in EXAMPLES])
+def test_an_example_runs(
+    agent: Served, page: str, index: int, code: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    names: dict[str, Any] = {"__name__": "example"}
+    before = len(agent.asked)
+    exec(compile(code.replace(ADDRESS, agent.url), page, "exec", dont_inherit=True), names)  # noqa: S102 (of our own pages)
+    names.clear()
+    gc.collect()
+    assert len(agent.asked) > before
+    printed, said = capsys.readouterr().out, agent.target_says()
+    assert said in printed or (said[:1] == "{" and "colour=" in printed), "as it is, or as what was filled in with it"
+
+
+def test_there_are_examples_of_both() -> None:
+    assert {page for page, _, _ in EXAMPLES} == {
+        "README.md",
+        "docs/how-to/ollama.md",
+        "docs/how-to/structured-output.md",
+    }
+    assert len([page for page, _, _ in EXAMPLES if page == "README.md"]) == 2
