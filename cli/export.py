@@ -114,11 +114,12 @@ def export(
 def _kept(address: str, role: BundleRole) -> Path:
     """Where a bundle is kept by its name. Raises InputError for what is no name."""
     try:
-        return bundle_path(ModelName.read(address).name, role)
+        name = ModelName.read(address)
     except InputError:
         raise InputError(
             f"{address[:80]!r} is no name to keep a bundle by; give one with --name, or a folder with --out"
         ) from None
+    return bundle_path(name.name, role)
 
 
 class _Source(NamedTuple):

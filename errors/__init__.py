@@ -66,7 +66,10 @@ class WorkerError(CutlineError):
 
 
 class WorkerUnavailable(WorkerError):
-    """Nobody answers at the address, or the link broke; `retry_seconds` is when to try again, 0.0 if not known."""
+    """Nobody answers at the address, be it a worker's or a hub's, or the link broke.
+
+    `retry_seconds` is when to try again, 0.0 if not known.
+    """
 
     exit_code = 4
 
@@ -104,7 +107,7 @@ class WorkerForgot(WorkerError):
 
 
 class AccessDenied(WorkerError):
-    """The worker refuses this agent: it has no token or certificate, or a wrong one."""
+    """The worker refuses this agent: it has no token or certificate, or a wrong one. So may a hub of models."""
 
     exit_code = 9
 
