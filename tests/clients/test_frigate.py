@@ -87,11 +87,11 @@ def test_a_description_of_two_pictures(agent: Served, cards: Cards, client: olla
 
 
 def test_a_review_keeps_to_its_schema(agent: Served, cards: Cards, client: ollama.Client) -> None:
-    for wanted in (Short.model_json_schema(), plain(Short.model_json_schema())):
-        got = client.chat(agent.model, **asked("Describe.", cards, format=wanted))
-        assert got.done_reason == "stop"
-        jsonschema.validate(json.loads(got.message.content or ""), wanted)
-        assert got.message.content == agent.target_says()
+    wanted = plain(Short.model_json_schema())
+    got = client.chat(agent.model, **asked("Describe.", cards, format=wanted))
+    assert got.done_reason == "stop"
+    jsonschema.validate(json.loads(got.message.content or ""), wanted)
+    assert got.message.content == agent.target_says()
 
 
 def test_a_review_as_long_as_they_are_is_begun(agent: Served, cards: Cards, client: ollama.Client) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 import re
+import runpy
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,18 +20,24 @@ EXAMPLES = [
     for index, code in enumerate(re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.M | re.S))
     if ADDRESS in code
 ]
+NAMES = [f"{page}-{index}" for page, index, _ in EXAMPLES]
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # an example need not close what it opened
-@pytest.mark.parametrize(("page", "index", "code"), EXAMPLES, ids=[f"{page}-{index}" for page, index, _ in EXAMPLES])
+@pytest.mark.parametrize(("page", "code"), [(page, code) for page, _, code in EXAMPLES], ids=NAMES)
 def test_an_example_runs(
-    agent: Served, page: str, index: int, code: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    agent: Served,
+    page: str,
+    code: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(ROOT)
-    names: dict[str, Any] = {"__name__": "example"}
+    example = tmp_path / "example.py"
+    example.write_text(code.replace(ADDRESS, agent.url))
     before = len(agent.asked)
-    exec(compile(code.replace(ADDRESS, agent.url), page, "exec", dont_inherit=True), names)  # noqa: S102 (of our own pages)
-    names.clear()
+    runpy.run_path(str(example))
     gc.collect()
     assert len(agent.asked) > before
     printed, said = capsys.readouterr().out, agent.target_says()
