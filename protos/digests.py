@@ -23,6 +23,11 @@ def image_digest(data: bytes) -> bytes:
     return hashlib.sha256(b"image\0" + data).digest()
 
 
+def piece_digest(data: bytes) -> bytes:
+    """The digest of the strip of a piece of a video, likewise, with the text `piece`: other pixels come of it."""
+    return hashlib.sha256(b"piece\0" + data).digest()
+
+
 def rows_digest(cut: str, wire: Wire, grid: tuple[int, int], rows: Rows) -> bytes:
     """The digest of the boundary `rows` of one image with this `grid`, as received, however they were split up.
 

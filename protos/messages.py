@@ -58,7 +58,7 @@ class Open:
 
     `digests` name the images as they cross the cut; the worker has the first `known` of them cached, so they are not
     sent. `likelihoods` asks for the log probability of each token and of the likeliest `alternatives`. `request_id`
-    names the request in all logs.
+    names the request in all logs. The files of images among `pieces` are strips of videos.
     """
 
     model: str
@@ -73,6 +73,7 @@ class Open:
     grids: tuple[tuple[int, int], ...] = ()
     digests: tuple[bytes, ...] = ()
     known: int = 0
+    pieces: tuple[int, ...] = ()
     likelihoods: bool = False
     alternatives: int = 0
     request_id: str = ""
@@ -227,6 +228,7 @@ def agent_to_wire(message: AgentMessage) -> pb.AgentMessage:
                 grids=[pb.Grid(rows=rows, cols=cols) for rows, cols in message.grids],
                 digests=message.digests,
                 known=message.known,
+                pieces=message.pieces,
                 likelihoods=message.likelihoods,
                 alternatives=message.alternatives,
                 request_id=message.request_id,
@@ -295,6 +297,7 @@ def _open(opening: pb.Open) -> Open:
         grids=tuple((grid.rows, grid.cols) for grid in opening.grids),
         digests=tuple(opening.digests),
         known=opening.known,
+        pieces=tuple(opening.pieces),
         likelihoods=opening.likelihoods,
         alternatives=opening.alternatives,
         request_id=check_request_id(opening.request_id),

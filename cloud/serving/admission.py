@@ -20,7 +20,7 @@ from cutline.models.families import Grid
 from cutline.models.images import TRAVELLING, Pixels, decode_image, read_header
 from cutline.models.law.grammars import CompiledConstraint, Grammars
 from cutline.models.layerline import END
-from cutline.protos.digests import image_digest, rows_digest
+from cutline.protos.digests import image_digest, piece_digest, rows_digest
 from cutline.protos.messages import Boundary, Draft, ImageChunk, Open
 
 MAX_BOUNDARY_BYTES = 128 << 20  # as float32, whatever the format on the wire
@@ -102,6 +102,8 @@ class Reception:
         if images > self._image_tokens(opening):
             raise InputError(f"{images} images need more image tokens than the prompt holds")
         self._check_digests(opening)
+        if opening.pieces and (opening.cut != "image" or not set(opening.pieces) <= set(range(images))):
+            raise InputError(f"pieces of videos are among the {images} images of an opening at the cut image alone")
         if not all(manifest.family.takes(grid) for grid in opening.grids):
             raise InputError("a grid is none that an image of this model becomes")
         if len(opening.tokens) >= self._context:
@@ -225,20 +227,22 @@ class Reception:
         digests = opening.digests[opening.known :] or (None,) * len(upload.files)
         coming = list[tuple[bytes, bytes | None, Kept | None]]()
         # A small file may be a large picture: headers say what all of them become, before any is decoded.
-        for file, digest in zip(upload.files, digests, strict=True):
-            key = None if digest is None else self._named_rightly(digest, image_digest(file), upload.tenant)
+        pieces = {index - opening.known for index in opening.pieces}
+        for index, (file, digest) in enumerate(zip(upload.files, digests, strict=True)):
+            found = piece_digest(file) if index in pieces else image_digest(file)
+            key = None if digest is None else self._named_rightly(digest, found, upload.tenant)
             kept = None if key is None else self._image_cache.find(key)
             coming.append((file, key, kept))
-            given += family.tokens(family.grid(read_header(file, TRAVELLING).size) if kept is None else kept.grid)
+            given += family.tokens(self._grid(file, piece=index in pieces) if kept is None else kept.grid)
             if given > expected:
                 break
         self._check_count(expected, given)
         grids, pixels = [one.grid for one in named], []
-        for file, key, kept in coming:
+        for index, (file, key, kept) in enumerate(coming):
             if not wanted():
                 raise WorkerUnavailable("nobody waits for this session any more")
             if kept is None:
-                made = self._pixels(file)
+                made = self._pixels(file, piece=index in pieces)
                 pixels.append(made.values)
                 grids.append(made.grid)
             else:
@@ -248,10 +252,22 @@ class Reception:
         self._check_count(expected, sum(map(family.tokens, grids)))
         return np.concatenate(pixels) if pixels else None, tuple(named), tuple(grids)
 
-    def _pixels(self, file: bytes) -> Pixels:
+    def _grid(self, file: bytes, *, piece: bool) -> Grid:
+        """The grid of an image file, or of the strip of a piece of a video, as its header says. Raises InputError."""
+        family, size = self._manifest.family, read_header(file, TRAVELLING).size
+        grid = family.piece_grid(size) if piece else family.grid(size)
+        if grid is None:
+            raise InputError(f"a strip of {size[0]}x{size[1]} pixels is no piece of a video of this model")
+        return grid
+
+    def _pixels(self, file: bytes, *, piece: bool) -> Pixels:
         """The pixels of an image file; of the picture nothing is held any more."""
+        family = self._manifest.family
         with DECODING.hold(read_header(file, TRAVELLING).memory):
-            return self._manifest.family.preprocess(decode_image(file, TRAVELLING))
+            picture = decode_image(file, TRAVELLING)
+            if piece and family.piece_grid(picture.size) is None:  # a PNG had said behind its pixels that it is turned
+                raise InputError("a strip is turned, and then no piece of a video of this model")
+            return family.piece_pixels(picture) if piece else family.preprocess(picture)
 
     @staticmethod
     def _check_count(expected: int, given: int) -> None:

@@ -96,8 +96,9 @@ def _unfit(sizes: Sequence[Size], family: Family) -> str:
         return "the model was exported without a mode for videos, or its family has none here"
     if len(set(sizes)) > 1:
         return "its frames are of several sizes"
-    looked = family.video.looked(sizes[0], len(sizes))
-    if size_fault((looked[0], looked[1] * family.video.together)) is not None:
+    width, height = family.video.looked(sizes[0], len(sizes))
+    whole = width, height * family.video.together
+    if size_fault(whole) is not None or family.piece_grid(whole) is None:
         return "its frames are too large or too thin for the model's mode for videos"
     return ""
 

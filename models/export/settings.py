@@ -90,13 +90,13 @@ CONFIG: Mapping[str, SettingFate] = {
     **_honoured("arithmetic", "projector_hidden_act", "multimodal_projector_bias"),
     **_honoured("must be the image processor's", "image_grid_pinpoints"),
     **_honoured("anyres_max_ and a number; else refused", "vision_aspect_ratio"),
-    **_idle("no video is asked about", "video_token_index"),
+    **_idle("frames of videos have the tokens of images", "video_token_index"),
     **_limited((0.5,), "downsample_ratio"),
     **_honoured("the last layer, as the family takes it; else refused", "vision_feature_layer"),
     **_honoured("the last layer, as the family takes it; else refused", "vision_feature_select_strategy"),
     **_idle("as wide as the decoder, or nothing loads", "projection_dim"),
     **_idle("written by the family", "boi_token_id", "eoi_token_id", "boi_token_index", "eoi_token_index"),
-    **_idle("no video is asked about", "video_token_id"),
+    **_idle("frames of videos have the tokens of images", "video_token_id"),
     **_idle("written by the chat template", "vision_start_token_id", "vision_end_token_id", "vision_token_id"),
     **_idle("no prompt is padded, or begins with an answer", "pad_token_id", "bos_token_id"),
     **_idle("the folder's code is never run; the class of transformers is", "auto_map"),
@@ -136,7 +136,7 @@ VISION: Mapping[str, SettingFate] = {
     **_honoured("arithmetic", "use_absolute_position_embeddings", "layer_scale_init_value"),
     **_idle("of training", "hidden_dropout_prob", "projection_dropout", "use_mask_token"),
     **_idle("no pooled row is asked for", "vision_use_head"),
-    **_idle("no video is asked about", "tokens_per_second"),
+    **_idle("frames of videos have the tokens of images", "tokens_per_second"),
     **_limited((3,), "num_channels", "in_channels"),
 }
 
@@ -160,7 +160,7 @@ IMAGES: Mapping[str, SettingFate] = {
         "of pan and scan, which is refused",
         *("pan_and_scan_min_crop_size", "pan_and_scan_max_num_crops", "pan_and_scan_min_ratio_to_activate"),
     ),
-    **_idle("no video is asked about", "video_sampling"),
+    **_honoured("how SmolVLM2 samples videos", "video_sampling"),
     **_idle("notes", "processor_class", "transformers_version", "auto_map"),
     **_limited((True,), "do_resize", "do_rescale", "do_normalize"),
     **_limited((1 / 255,), "rescale_factor"),
@@ -173,7 +173,7 @@ PROCESSOR: Mapping[str, SettingFate] = {
     **_honoured("as many as the tower gives; other numbers are refused", "num_image_tokens"),
     **_idle("the tokenizer's, or the tower's", "image_token", "video_token", "patch_size"),
     **_honoured("as many as the tower gives; other numbers are refused", "image_seq_len", "image_seq_length"),
-    **_idle("no video is asked about", "video_processor"),
+    **_honoured("how Qwen3-VL samples videos, as in video_preprocessor_config.json; elsewhere idle", "video_processor"),
     **_idle("notes", "processor_class", "auto_map", "transformers_version", "tokenizer"),
 }
 

@@ -26,6 +26,7 @@ from cutline.models.vocabulary import TOKENIZER
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 PROCESSOR, IMAGES, TOKENS = "processor_config.json", "preprocessor_config.json", "tokenizer_config.json"
+VIDEOS = "video_preprocessor_config.json"
 HEAD_MULTIPLE = 16  # a head's width must be a multiple of it: ONNX Runtime's attention has no others
 
 
@@ -331,7 +332,8 @@ def _family(path: Path, kind: type[Family], config: PreTrainedConfig, said: dict
             raise InputError(f"{path} has {name} {shown(given)} in {TOKENS}; supported: {token}")
     processor = _processor(path, kind)
     try:
-        return kind.of(config, {**said[PROCESSOR], **processor})
+        videos = said[PROCESSOR].get("video_processor") or settings_of(path / VIDEOS)
+        return kind.of(config, {**said[PROCESSOR], **processor, "video_processor": videos})
     except ValueError as error:
         raise InputError(f"{path} has {error}") from None
     except (ArithmeticError, AttributeError, KeyError, TypeError) as error:

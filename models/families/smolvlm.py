@@ -9,27 +9,49 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
 
+import msgspec
 import numpy as np
 from PIL import Image
 
-from cutline.models.families.family import Arrays, Count, Grid, Ops, Parts, channels, check_decoder
+from cutline.models.families.family import Arrays, Count, Grid, Ops, Parts, Spread, channels, check_decoder
 from cutline.models.families.tiles import TileFamily
 from cutline.models.images import Pixels, Size
+from cutline.models.video import Footage, VideoMode
 
 IMAGE, FAKE, GLOBAL = "<image>", "<fake_token_around_image>", "<global-img>"
 MAX_LONGEST_EDGE = 4096  # transformers scales a larger one down to it, and rounds the other edge differently
 
 
+SKIPPED = 1.0  # seconds at each end of a long video
+_ONES = (
+    *("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen"),
+    *("fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
+)
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+
+
+class SmolSampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Of a video so many frames a second (`rate`), `most` at most, with their longest edge first at `longest_edge`."""
+
+    rate: Spread
+    most: Annotated[int, msgspec.Meta(ge=1, le=99)]
+    longest_edge: Annotated[int, msgspec.Meta(ge=1, le=MAX_LONGEST_EDGE)]
+
+
 class SmolVLM(TileFamily, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="smolvlm"):
     """An image's longest edge is first resized to `longest_edge`, at most 4096 as in every published SmolVLM.
 
-    `split` says whether it is then cut into tiles.
+    `split` says whether it is then cut into tiles. Models that learnt to look at videos have a `sampling` of them.
     """
 
     longest_edge: Count
     split: bool
+    sampling: SmolSampling | msgspec.UnsetType = msgspec.UNSET  # what is not set is not in a manifest
+
+    apart: ClassVar[frozenset[str]] = TileFamily.apart | {"sampling"}
 
     kinds: ClassVar[tuple[str, ...]] = ("smolvlm", "idefics3")  # the second is the older name
     parts: ClassVar[Parts] = Parts(
@@ -72,6 +94,7 @@ class SmolVLM(TileFamily, frozen=True, forbid_unknown_fields=True, kw_only=True,
             tile_tokens=tokens,
             longest_edge=longest,
             split=processor["do_image_splitting"],
+            **_sampling(processor.get("video_sampling")),
             mean=channels("image_mean", processor["image_mean"]),
             std=channels("image_std", processor["image_std"]),
         )
@@ -125,6 +148,19 @@ class SmolVLM(TileFamily, frozen=True, forbid_unknown_fields=True, kw_only=True,
         )
         return "".join(f"{line}\n" for line in lines) + "\n" + whole
 
+    @property
+    def video(self) -> VideoMode | None:
+        """Frames as single tiles, with the time of each, where the model has a `sampling`."""
+        return SmolVideo(self, self.sampling) if isinstance(self.sampling, SmolSampling) else None
+
+    def piece_grid(self, size: Size) -> Grid | None:
+        """That of one tile, which a frame has become."""
+        return (0, 0) if size == (self.tile, self.tile) else None
+
+    def piece_pixels(self, strip: Image.Image) -> Pixels:
+        """The one tile."""
+        return Pixels(self.normalised(self.cut(strip)), (0, 0))
+
     def enter(self, modules: Sequence[Any], pixels: Any, beside: dict[str, Any]) -> Any:
         """Rows of whole tiles (n, 3, tile, tile), which need no padding mask: patch positions are fixed."""
         del beside
@@ -146,6 +182,67 @@ class SmolVLM(TileFamily, frozen=True, forbid_unknown_fields=True, kw_only=True,
         """The two sizes to which `preprocess` resizes: the fitted one, then one of whole tiles."""
         first = self.fitted(size)
         return first, _whole_tiles(first, self.tile) if self.split else (self.tile, self.tile)
+
+
+@dataclass(frozen=True, slots=True)
+class SmolVideo:
+    """How SmolVLM2 looks at videos, as its own processor has it: each frame in one tile, after its time in words."""
+
+    family: SmolVLM
+    sampling: SmolSampling
+    together: int = 1
+
+    def sample(self, footage: Footage, most: int) -> tuple[int, ...]:
+        """So many a second, evenly spread; of a long video without its first and its last second."""
+        most = min(most, self.sampling.most)
+        count = max(1, min(round(self.sampling.rate * footage.seconds), most))
+        first, last = 0, footage.frames - 1
+        if footage.seconds - 2 * SKIPPED > most * self.sampling.rate:
+            first = int(SKIPPED * footage.rate)
+            last = min(int(footage.frames - SKIPPED * footage.rate), last)
+        if first >= last:
+            first, last = 0, footage.frames - 1
+        return tuple(np.unique(np.linspace(first, last, count, dtype=int)).tolist())
+
+    def looked(self, size: Size, frames: int) -> Size:
+        """That of a tile."""
+        del size, frames
+        return self.family.tile, self.family.tile
+
+    def fit(self, frame: Image.Image, frames: int) -> Image.Image:
+        """As a picture that is not cut, from a size of its own."""
+        unsplit = msgspec.structs.replace(self.family, split=False, longest_edge=self.sampling.longest_edge)
+        return unsplit.resize(unsplit.resize(frame, unsplit.fitted(frame.size)), self.looked(frame.size, frames))
+
+    def words(self, times: Sequence[float], seconds: float) -> tuple[str, ...]:
+        """What there is, and before each frame when that was."""
+        minutes, rest = divmod(int(seconds), 60)
+        hours, minutes = divmod(minutes, 60)
+        told = f"{_worded(len(times))} frames from a {hours}:{minutes:02}:{rest:02} [H:MM:SS] video.\n"
+        marks = [f"\nFrame from {int(at // 60):02}:{int(at % 60):02}:" for at in times]
+        marks[0] = f"You are provided the following series of {told}{marks[0]}"
+        return (*marks, "\n\n")
+
+
+def _worded(number: int) -> str:
+    """A number from 1 to 99 in words."""
+    tens, ones = divmod(number, 10)
+    if number < 20:
+        return _ONES[number - 1]
+    return _TENS[tens - 2] + (f"-{_ONES[ones - 1]}" if ones else "")
+
+
+def _sampling(said: Any) -> dict[str, Any]:
+    """The field of a `video_sampling` of an image processor; none where it has none. Raises ValueError."""
+    if said is None:
+        return {}
+    try:
+        fields = {"rate": said["fps"], "most": said["max_frames"], "longest_edge": said["video_size"]["longest_edge"]}
+        return {"sampling": msgspec.to_builtins(msgspec.convert(fields, SmolSampling))}
+    except (KeyError, TypeError, msgspec.ValidationError):
+        raise ValueError(
+            f"video_sampling {said!r} in its image processor; supported: fps, max_frames and video_size.longest_edge"
+        ) from None
 
 
 def _whole_tiles(size: Size, tile: int) -> Size:

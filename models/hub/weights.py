@@ -49,6 +49,7 @@ _COMPANIONS = frozenset(
         "generation_config.json",
         "processor_config.json",
         "preprocessor_config.json",
+        "video_preprocessor_config.json",
         "tokenizer.json",
         "tokenizer_config.json",
         "special_tokens_map.json",

@@ -104,6 +104,7 @@ class Small:
     of_pieces: bool = False
     plain: tuple[str, ...] = ()
     more_words: int = 0  # rows of the vocabulary that no token has
+    videos: Mapping[str, Any] | None = None  # the settings of its video processor
 
     def smaller(self, *, rope: Mapping[str, Any], more_words: int = 0, **parts: Mapping[str, Any]) -> Small:
         """A model of other sizes, by the `parts` of the config, that sees and reads the same."""
@@ -135,6 +136,8 @@ class Small:
         tokens = {"bos_token": bos, "eos_token": END, "pad_token": pad, "add_bos_token": self.of_pieces}
         (folder / "tokenizer_config.json").write_text(json.dumps(tokens))
         (folder / "preprocessor_config.json").write_text(json.dumps(self.processor))
+        if self.videos is not None:
+            (folder / "video_preprocessor_config.json").write_text(json.dumps(self.videos))
 
 
 def of_pieces(special: Sequence[str]) -> Tokenizer:
@@ -306,11 +309,17 @@ _WIDE = {"depth": 4, "hidden_size": 96, "intermediate_size": 160, "out_hidden_si
 SMALL: Mapping[str, Small] = {
     "qwen2-vl": _qwen("qwen2_vl", {"depth": 3, "embed_dim": 96, "hidden_size": 128, "mlp_ratio": 2}),
     "qwen2.5-vl": _qwen("qwen2_5_vl", {**_WIDE, "window_size": 112, "fullatt_block_indexes": [1, 3]}),
-    "qwen3-vl": _qwen(
-        "qwen3_vl",
-        {**_WIDE, "patch_size": 16, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 2, 3]},
-        head_dim=48,
-        rope={"mrope_section": [8, 8, 8], "mrope_interleaved": True},
+    "qwen3-vl": replace(
+        _qwen(
+            "qwen3_vl",
+            {**_WIDE, "patch_size": 16, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 2, 3]},
+            head_dim=48,
+            rope={"mrope_section": [8, 8, 8], "mrope_interleaved": True},
+        ),
+        videos={
+            "video_processor_type": "Qwen3VLVideoProcessor",
+            "size": {"shortest_edge": 4096, "longest_edge": 40_000},
+        },
     ),
     "internvl-qwen2": _internvl("qwen2"),
     "internvl-qwen3": _internvl("qwen3"),

@@ -12,7 +12,7 @@ from cutline.edge.inference.kv_cache import Rows
 from cutline.edge.inference.target_prefix import Crossing
 from cutline.models.families import Family
 from cutline.models.images import lossless
-from cutline.protos.digests import as_received, image_digest, rows_digest
+from cutline.protos.digests import as_received, image_digest, piece_digest, rows_digest
 
 REMEMBERED = 1000  # images of all workers together, some 300 bytes each
 
@@ -66,7 +66,9 @@ class Uploads:
         known = self._known(ways)
         if crossing is None:
             files = [_packed(prepared, index, family) for index in everything[len(known) :]]
-            digests = (*known, *map(image_digest, files)) if prepared.kept is not None else ()
+            named = enumerate(files, len(known))
+            fresh = (piece_digest(file) if index in prepared.pieces else image_digest(file) for index, file in named)
+            digests = (*known, *fresh) if prepared.kept is not None else ()
             return Upload(digests, len(known), files=tuple(files), ways=ways)
         rows = [crossing.image(index) for index in everything[len(known) :]]
         theirs = (as_received(one, wire) for one in rows)

@@ -137,6 +137,7 @@ class Exchange:
             grids=tuple(one.grid for one in prepared.pixels),
             digests=self.upload.digests,
             known=self.upload.known,
+            pieces=prepared.pieces if self.execution.cut == "image" else (),
             sampling=request.sampling,
             # Without drafts to verify, a worker that may not decode alone would do nothing.
             effort=1.0 if self.work.drafting is None else request.effort,
