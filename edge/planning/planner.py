@@ -209,19 +209,20 @@ class Planner:
 
     def _asked(self, prepared: Prepared, live: Live, kind: int, known: int) -> Asked:
         """The request's sizes, as far as they are known before it is answered; `known` images need not be sent."""
-        files = sum(map(len, prepared.request.images[known:]))
+        files = sum(map(len, prepared.request.images[known:]))  # of which pieces of videos are none
         small = files if self.upstream else round(live.density.value * self._pixels(prepared, known))
         return Asked(
             grids=tuple(one.grid for one in prepared.pixels),
-            image_bytes=min(files, small),
+            image_bytes=small if prepared.pieces else min(files, small),
             prompt_tokens=len(prepared.prompt),
             answer_tokens=min(prepared.limit, _coarse(live.expected_tokens(kind), 3)),
         )
 
     def _pixels(self, prepared: Prepared, known: int) -> int:
         """Of the pictures that were made small for the upload: those after the `known` ones."""
-        fitted = self._setting.target.family.fitted
-        return sum(math.prod(fitted(picture.size)) for picture in prepared.images[known:])
+        fitted, pieces = self._setting.target.family.fitted, prepared.pieces  # which are as small as they may be
+        pictures = tuple(enumerate(prepared.images))[known:]
+        return sum(math.prod(one.size if index in pieces else fitted(one.size)) for index, one in pictures)
 
     def _spared(self, terms: Terms, prepared: Prepared, known: Known) -> Terms:
         """The terms without the images that the worker keeps: they are neither run nor packed, sent or decoded."""

@@ -87,7 +87,9 @@ def test_a_device_and_a_worker_agree_on_what_a_family_is(source: SourceModel) ->
 def test_a_pair_shares_what_is_seen_and_no_more(source: SourceModel) -> None:
     family = source.family
     for name, value in msgspec.structs.asdict(family).items():
-        if isinstance(value, bool | str | msgspec.UnsetType) or (isinstance(value, tuple) and not value):
+        if isinstance(value, bool | str | msgspec.Struct | msgspec.UnsetType) or (
+            isinstance(value, tuple) and not value
+        ):
             continue
         other = (*value[:-1], value[-1] * 2) if isinstance(value, tuple) else value * 2
         try:

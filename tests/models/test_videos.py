@@ -107,7 +107,8 @@ def test_pixels_of_qwens_pieces_are_those_of_its_patches(size: tuple[int, int]) 
     mean, std = (torch.tensor(one)[:, None, None] for one in (QWEN.mean, QWEN.std))
     scaled = (tensor.to(torch.float32) * (1 / 255) - mean) / std
     there: Any = SimpleNamespace()
-    patches, count, rows, cols = Qwen3VLVideoProcessor.patchify(there, scaled[None], 16, 2, 2)
+    made: Any = Qwen3VLVideoProcessor.patchify(there, scaled[None], 16, 2, 2)
+    patches, count, rows, cols = made
     pieces = [QWEN.piece_pixels(strip(pair)) for pair in (frames[:2], [frames[2]] * 2)]
     assert [piece.grid for piece in pieces] == [(rows, cols)] * count
     np.testing.assert_allclose(np.concatenate([piece.values for piece in pieces]), patches[0].numpy(), atol=1e-6)

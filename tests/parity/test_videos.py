@@ -125,7 +125,7 @@ def test_qwen3_vl_answers_about_a_video_as_transformers_does(targets: Callable[[
 def test_smolvlm2_answers_about_a_video_as_about_its_tiles(tmp_path: Path) -> None:
     """A bundle of the demo's shape with the sampling of SmolVLM2; the worker's own says nothing of videos."""
     drafter, target = Bundle.open(DRAFTER), Bundle.open(TARGET)
-    family = msgspec.structs.replace(drafter.manifest.family, sampling=SmolSampling(1.0, 8, 100))  # type: ignore[call-arg]
+    family = msgspec.structs.replace(drafter.manifest.family, sampling=SmolSampling(1.0, 8, 100))
     drafter.manifest = msgspec.structs.replace(drafter.manifest, family=family)
     film = Message("user", (VideoPart((0.0, 61.0), 62.5), TextPart("Read the digits.")))
     frames = (frame(1, (90, 64)), frame(2, (64, 64)))
