@@ -110,6 +110,16 @@ class AgentOptions(msgspec.Struct, frozen=True, kw_only=True):
     offline: Annotated[bool, "Connect to no worker, whatever is asked."] = False
 
 
+class Audit(msgspec.Struct, frozen=True, kw_only=True):
+    """How the gate's promise is watched."""
+
+    audit: Annotated[
+        float,
+        "Share of kept answers that is asked of the target afterwards, 0 to 1; a group whose answers differ more often "
+        "than promised is not kept any more. Their pictures go to the worker.",
+    ] = 0.0
+
+
 class Reuse(msgspec.Struct, frozen=True, kw_only=True):
     """What of one question is used for the next."""
 

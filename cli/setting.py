@@ -100,7 +100,9 @@ def _upstream_planner(edge: str | None, cloud: str | None, link: str | None, dra
     return Planner(upstream_setting(drafter, edge=edge, provider=provider), load_link(link))
 
 
-def agent_opener(given: AgentOptions, reuse: Reuse = NOTHING_SAID, *, cuts: bool) -> Callable[[], Agent]:
+def agent_opener(
+    given: AgentOptions, reuse: Reuse = NOTHING_SAID, *, cuts: bool, audit: float = 0.0
+) -> Callable[[], Agent]:
     """What makes the agent, on the event loop that is to run it; `cuts` says that it may cut without a plan, too.
 
     All that can be wrong with what was given is raised here: InputError, BundleError.
@@ -117,6 +119,8 @@ def agent_opener(given: AgentOptions, reuse: Reuse = NOTHING_SAID, *, cuts: bool
     threads = thread_count(given.threads)
     meter = EnergyMeter() if device is None else EnergyMeter(load_profile(device))
     key = _upstream_key(given)
+    if not 0 <= audit <= 1:
+        raise InputError(f"--audit is {audit:g}; give the share of kept answers that is audited, 0 to 1")
     if not 0 <= reuse.memory < math.inf:
         raise InputError(f"--memory is {reuse.memory:g}; give seconds, or 0 for none")
     if reuse.fresh and reuse.memory > 0:
@@ -138,6 +142,7 @@ def agent_opener(given: AgentOptions, reuse: Reuse = NOTHING_SAID, *, cuts: bool
             fresh=reuse.fresh,
             meter=meter,
             provider=provider,
+            audit=audit,
         ),
     )
 

@@ -13,6 +13,7 @@ import msgspec
 from cutline.core.request import Mode, Request
 from cutline.devices.machine.cores import usable_cores
 from cutline.devices.profile import CPU
+from cutline.edge.audit.auditor import Auditor
 from cutline.edge.generation.conditions import group_of
 from cutline.edge.generation.detokenizer import Transcript
 from cutline.edge.generation.energy import EnergyMeter
@@ -55,7 +56,7 @@ class AgentSettings:
     In place of workers there may be an `upstream`, another server with a model of its own. An agent that is `offline`
     connects to none of them. Answers that are in `memory` are not made again; one that is `fresh` uses nothing of a
     request for the next, neither pictures that a worker keeps nor states of its own. What an answer takes of energy the
-    `meter` says. Models run on ONNX Runtime's `provider`.
+    `meter` says. Models run on ONNX Runtime's `provider`. A share `audit` of kept answers is checked by the target.
     """
 
     upstream: Upstream | None = None
@@ -64,6 +65,7 @@ class AgentSettings:
     fresh: bool = False
     meter: EnergyMeter | None = None
     provider: str = CPU
+    audit: float = 0.0
 
 
 class Agent:
@@ -127,19 +129,36 @@ class Agent:
             vocabulary=prompts.vocabulary,
         )
         self._planning = RequestPlanner(planner, self._backends)
+        if not 0.0 <= settings.audit <= 1.0:
+            raise InputError(f"audit is {settings.audit:g}; give the share of kept answers that is audited, 0 to 1")
+        self._backends.audits.share = settings.audit
+        self._auditor = Auditor(
+            self._backends.audits,
+            lambda: self._backends.gate,
+            ask=lambda request: self._metered(request, lambda event: None),
+            idle=lambda: self._waited_for == 0,
+        )
+        self._waited_for = 0  # answers that somebody waits for
         self._memory = settings.memory
         self._meter = settings.meter or EnergyMeter()
 
     async def __aenter__(self) -> Agent:
         await self.workers.open()
         self._planning.open()
+        await self._auditor.__aenter__()
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self._auditor.__aexit__()
         await self._planning.close()
         await self.workers.close()
         if self._backends.upstream is not None:
             await self._backends.upstream.close()
+
+    @property
+    def audits_waiting(self) -> int:
+        """Kept answers that are still to be audited."""
+        return self._auditor.waiting
 
     @property
     def offline(self) -> bool:
@@ -154,7 +173,7 @@ class Agent:
 
     async def answer(self, question: Request) -> Answer:
         """Answer a request. Raises InputError, BundleError, WorkerError."""
-        return await self._metered(question, lambda event: None)
+        return await self._waited(question, lambda event: None)
 
     async def stream(self, question: Request) -> AsyncGenerator[Event]:
         """What happens while a request is answered, its `Answer` last. Raises as `answer` does, at any point.
@@ -167,7 +186,7 @@ class Agent:
         def tell(event: Event) -> None:  # in any thread
             loop.call_soon_threadsafe(events.put_nowait, event)
 
-        answering = asyncio.create_task(self._metered(question, tell))
+        answering = asyncio.create_task(self._waited(question, tell))
         answering.add_done_callback(lambda _: events.put_nowait(None))
         try:
             while (event := await events.get()) is not None:
@@ -176,6 +195,16 @@ class Agent:
         finally:
             answering.cancel()
             await asyncio.wait([answering])
+
+    async def _waited(self, request: Request, tell: Tell) -> Answer:
+        """An answer that somebody waits for, and that may be audited."""
+        self._waited_for += 1
+        try:
+            answer = await self._metered(request, tell)
+        finally:
+            self._waited_for -= 1
+        self._auditor.take(request, answer)
+        return answer
 
     async def _metered(self, request: Request, tell: Tell) -> Answer:
         if not request.request_id:
@@ -216,7 +245,7 @@ class Agent:
             return None
         generation.parts.lap("memory")
         generation.tell(Settled(0, tuple(found[0].tokens)))
-        gate = self._backends.gate.said(group_of(request), Decision.RECALLED)
+        gate = self._backends.said(group_of(request), Decision.RECALLED)
         return from_memory(*found, prepared, generation, gate)
 
     async def _report(
@@ -227,6 +256,9 @@ class Agent:
         generation.finish()
         if route.exact and route.tail is None:
             self._backends.models.learn(prepared, generation)
+            if route.unkept is not None:
+                agreed = route.unkept == tuple(generation.tokens)
+                self._backends.audits.note(route.gate.group, self._backends.gate, agreed=agreed)
         answer = account(prepared, execution, generation, route, forecast)
         if self._memory is not None:
             await asyncio.to_thread(self._memory.keep, prepared.request, prepared.images, answer)
@@ -253,5 +285,6 @@ class Agent:
             plans=self._planning.plans,
             tools=self._prompts.takes_tools,
             upstream=None if upstream is None else upstream.url,
+            audits=backends.audits.every(),
             workers=self.workers.states,
         )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from cutline.edge.generation.result import Answer, Decision, Provenance, Tail
+from cutline.edge.generation.result import Answer, Audited, Decision, Provenance, Tail
 
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0)
 _DECIDED = {Decision.KEPT: "yes", Decision.PASSED: "no"}
@@ -69,6 +71,10 @@ class AgentMetrics:
         self._gate = Counter(
             "cutline_agent_gate", "Answers that the gate decided about, by group", ["group", "kept"], registry=registry
         )
+        self._audited = Gauge(
+            "cutline_agent_audited", "Audited answers, by group", ["group", "agreed"], registry=registry
+        )
+        self._shut = Gauge("cutline_agent_gate_shut", "Whether audits have shut a group", ["group"], registry=registry)
         self._recalled = Counter(
             "cutline_agent_recalled", "Answers from memory, of which nothing is promised", registry=registry
         )
@@ -111,6 +117,10 @@ class AgentMetrics:
         """Count a request that had no answer; `mode` is None where the request did not read."""
         self._requests.labels(mode or "none", status).inc()
 
-    def text(self) -> bytes:
-        """All of it as Prometheus reads it."""
+    def text(self, audits: Mapping[str, Audited]) -> bytes:
+        """All of it, and what `audits` have shown of each group, as Prometheus reads it."""
+        for group, shown in audits.items():
+            self._audited.labels(group, "yes").set(shown.audited - shown.disagreed)
+            self._audited.labels(group, "no").set(shown.disagreed)
+            self._shut.labels(group).set(shown.shut)
         return generate_latest(self.registry)

@@ -109,18 +109,33 @@ class Decision(enum.StrEnum):
     RECALLED = "recalled"  # the answer was given before, to nearly the same picture: outside any promise
 
 
+class Audited(msgspec.Struct, frozen=True, kw_only=True):
+    """What audits have shown of a group: `disagreed` of the `audited` answers differ from the target's.
+
+    Of those that the gate keeps now a share `at_most` differs, as sure as audits are. A group that is `shut` broke the
+    gate's promise: nothing of it is kept.
+    """
+
+    audited: int
+    disagreed: int
+    at_most: float
+    shut: bool
+
+
 class Gated(msgspec.Struct, frozen=True, kw_only=True):
     """What the gate says of an answer: the `group` of the request, and what was decided.
 
     `calibrated`: answers of this group may be kept at all. `promised` is the share of kept answers of this group that
     may differ from the target's, as sure as the calibration asked; None where nothing is promised of this answer, which
-    then is the target's own where it is `exact`, and somebody's guess where it is not.
+    then is the target's own where it is `exact`, and somebody's guess where it is not. `audit` is what audits
+    have shown of the group, None where there are none.
     """
 
     group: str
     calibrated: bool
     decision: Decision
     promised: float | None = None
+    audit: Audited | None = None
 
 
 class Believed(msgspec.Struct, frozen=True, kw_only=True):

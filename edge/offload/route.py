@@ -19,7 +19,8 @@ class Route:
 
     It `began` and the answer had `ended` then, by `time.perf_counter`: what is corrected later was there before. `gate`
     is what the gate said. `worker` is the address of the last that appended something over a network, and `exact` what
-    that is. If the drafter went on `alone_from` a token, `tail` is what became of that.
+    that is. If the drafter went on `alone_from` a token, `tail` is what became of that. `unkept` is what the gate would
+    have kept, but for what audits have shown.
     """
 
     began: float
@@ -31,6 +32,7 @@ class Route:
     alone_from: int | None = None
     tail: Tail | None = None
     ended: float | None = None
+    unkept: tuple[int, ...] | None = None
     _loss: Lost | None = None  # of which is not told yet who goes on
 
     @property

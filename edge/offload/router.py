@@ -67,7 +67,7 @@ class Router:
             until=generation.began + request.timeout if self._open_ended else math.inf,
             repetition=Repetition() if free else None,
         )
-        gate = backends.gate.said(group_of(prepared.request), Decision.NOT_ASKED)
+        gate = backends.said(group_of(prepared.request), Decision.NOT_ASKED)
         self._route = Route(generation.began, gate)
         self._tried = Counter[str]()
         self._failure: CutlineError | None = None  # why there is no answer yet
@@ -91,17 +91,19 @@ class Router:
 
     async def _is_kept(self) -> bool:
         """Whether the gate keeps what the drafter proposes. Raises BundleError."""
-        gate, name = self._backends.gate, group_of(self._request)
+        name = group_of(self._request)
         self._backends.check_gate()
-        group, kept = gate.of(name), False
+        group, kept = self._backends.gate.of(name), False
         if group is not None:  # of a closed one no answer can be kept, so none is waited for
             with suppress(CannotDraft):  # then there is nothing to keep
                 await self._drafter.propose(self._generation)
             self._note_drafted()
             kept = group.keeps(self._drafter.drafted, self._generation.stop_tokens)
+        if kept and self._backends.audits.shut(name):
+            kept, self._route.unkept = False, tuple(one.token for one in self._drafter.drafted)
         if kept:
             self._drafter.keep(self._generation)
-        self._route.gate = gate.said(name, Decision.KEPT if kept else Decision.PASSED)
+        self._route.gate = self._backends.said(name, Decision.KEPT if kept else Decision.PASSED)
         return kept
 
     def _note_drafted(self) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 
 import msgspec
 
 from cutline.core.request import Mode
+from cutline.edge.generation.result import Audited
 from cutline.models.bundle import Manifest
 
 
@@ -38,7 +40,7 @@ class AgentState(msgspec.Struct, frozen=True, kw_only=True):
 
     `cuts` of the target can be asked for. `offline`: no worker is asked, whatever a question says. `plans`: mode `auto`
     plans, and so keeps to bounds; `tools`: the model may call some. `upstream` is the URL of the server that is asked
-    in place of workers, if one is.
+    in place of workers, if one is. `audits` are what audits have shown, by group.
     """
 
     ready: bool
@@ -51,6 +53,7 @@ class AgentState(msgspec.Struct, frozen=True, kw_only=True):
     plans: bool = False
     tools: bool = False
     upstream: str | None = None
+    audits: Mapping[str, Audited] = msgspec.field(default_factory=dict)
     workers: tuple[WorkerState, ...] = ()
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from cutline.core.request import Mode, Request
+from cutline.edge.audit.audits import Audits
 from cutline.edge.generation.gate import Gate, open_gate
 from cutline.edge.generation.generation import Execution, Prepared
+from cutline.edge.generation.result import Decision, Gated
 from cutline.edge.offload.backends.device_models import DeviceModels
 from cutline.edge.offload.backends.worker_backend import WorkerContact
 from cutline.errors import InputError
@@ -24,7 +28,7 @@ if TYPE_CHECKING:  # an agent without one loads no HTTP client
 class Backends:
     """Who answers an agent's requests: its own `models`, workers by their `contact`, or an `upstream` in their place.
 
-    `vocabulary` is that of the answers.
+    `vocabulary` is that of the answers. What the gate kept so far was checked by `audits`.
     """
 
     drafter: Bundle | None
@@ -32,6 +36,11 @@ class Backends:
     contact: WorkerContact
     upstream: Upstream | None
     vocabulary: Vocabulary
+    audits: Audits = field(default_factory=Audits)
+
+    def said(self, group: str, decision: Decision) -> Gated:
+        """What the gate says of an answer to a request of a group, having decided so."""
+        return msgspec.structs.replace(self.gate.said(group, decision), audit=self.audits.said(group))
 
     @cached_property
     def gate(self) -> Gate:

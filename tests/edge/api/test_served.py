@@ -17,7 +17,7 @@ from cutline.core.request import Mode
 from cutline.edge.api.access.login import PATH as LOG_IN
 from cutline.edge.api.app import Later, application
 from cutline.edge.api.metrics import AgentMetrics
-from cutline.edge.generation.result import Answer, Decision, Gated, Provenance, Recalled, Tail
+from cutline.edge.generation.result import Answer, Audited, Decision, Gated, Provenance, Recalled, Tail
 from cutline.edge.offload.status import Breaker, WorkerState
 from cutline.errors import InputError, WorkerUnavailable
 from cutline.testing.agent import ScriptedAgent, spoken, told
@@ -113,7 +113,10 @@ def test_what_was_recalled_or_finished_alone_no_gate_has_kept() -> None:
     alone = gated(msgspec.structs.replace(kept, alone_from=0, tail=Tail.UNVERIFIED), Decision.PASSED)
     for answer in (kept, recalled, alone, gated(kept, Decision.NOT_ASKED), gated(kept, Decision.KEPT, "another")):
         counts.answered(answer)
-    lines = counts.text().decode().splitlines()
+    audited = {"a": Audited(audited=7, disagreed=2, at_most=0.6, shut=True)}
+    lines = counts.text(audited).decode().splitlines()
+    assert 'cutline_agent_audited{agreed="no",group="a"} 2.0' in lines
+    assert 'cutline_agent_gate_shut{group="a"} 1.0' in lines
     assert sorted(line for line in lines if line.startswith("cutline_agent_gate_total")) == [
         'cutline_agent_gate_total{group="another",kept="yes"} 1.0',
         'cutline_agent_gate_total{group="plain",kept="no"} 1.0',

@@ -1,0 +1,113 @@
+"""The auditor: asks the target about kept answers, one after another, while nobody waits for anything else."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import msgspec
+
+from cutline.core.request import Mode, Request
+from cutline.edge.audit.audits import Audits
+from cutline.edge.generation.conditions import group_of
+from cutline.edge.generation.gate import Gate
+from cutline.edge.generation.result import Answer, Decision
+from cutline.errors import CutlineError, WorkerError
+
+log = logging.getLogger(__name__)
+
+WAITING_BYTES = 64 << 20  # of pictures whose answers wait for an audit; of more, the oldest are not audited
+IDLE_SECONDS = 0.2  # after which is looked again whether nobody else is answered
+AWAY_SECONDS = 5.0  # after which a worker that was away is asked again
+
+
+@dataclass(frozen=True, slots=True)
+class _Due:
+    """An answer that is to be audited."""
+
+    request: Request
+    tokens: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return sum(map(len, self.request.images)) + 1
+
+
+class Auditor:
+    """Audits answers that the `gate` kept, into `audits`: each is asked for anew, of the target alone.
+
+    `ask` answers a request, `idle` says whether nobody else waits for an answer. What was kept without a link is
+    audited once that is back. Use as an async context manager.
+    """
+
+    def __init__(
+        self,
+        audits: Audits,
+        gate: Callable[[], Gate],
+        *,
+        ask: Callable[[Request], Awaitable[Answer]],
+        idle: Callable[[], bool],
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+    ) -> None:
+        self.audits = audits
+        self._gate = gate
+        self._ask = ask
+        self._idle = idle
+        self._sleep = sleep
+        self._due: deque[_Due] = deque()
+        self._news = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Auditor:
+        if self.audits.share > 0.0:
+            self._task = asyncio.create_task(self._run())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    @property
+    def waiting(self) -> int:
+        """Answers that are still to be audited."""
+        return len(self._due)
+
+    def take(self, request: Request, answer: Answer) -> None:
+        """Take note of an answer: a kept one may be audited, unless its picture is not to leave the device."""
+        gate = answer.gate
+        if gate is None or gate.decision is not Decision.KEPT or request.bounded or not self.audits.due():
+            return
+        self._due.append(_Due(request, tuple(token.id for token in answer.tokens)))
+        while sum(one.size for one in self._due) > WAITING_BYTES:
+            self._due.popleft()
+        self._news.set()
+
+    async def _run(self) -> None:
+        while True:
+            while not self._due:
+                self._news.clear()
+                await self._news.wait()
+            while not self._idle():
+                await self._sleep(IDLE_SECONDS)
+            await self._audit(self._due[0])
+
+    async def _audit(self, one: _Due) -> None:
+        request = msgspec.structs.replace(one.request, mode=Mode.CLOUD, request_id="", trace="")
+        try:
+            answer = await self._ask(request)
+        except WorkerError as error:
+            log.debug("an audit waits: %s", error)
+            await self._sleep(AWAY_SECONDS)
+            return
+        except CutlineError as error:  # what the target does not take cannot be audited
+            log.warning("an answer cannot be audited: %s", error)
+        else:
+            if answer.exact:
+                agreed = tuple(token.id for token in answer.tokens) == one.tokens
+                self.audits.note(group_of(one.request), self._gate(), agreed=agreed)
+        if self._due and self._due[0] is one:
+            self._due.popleft()

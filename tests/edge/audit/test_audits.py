@@ -1,0 +1,198 @@
+"""Audits of an agent's kept answers: what is shut, when it is opened again, and what is never audited."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+
+import msgspec
+import pytest
+
+from cutline.cloud.serving.server import WorkerOptions, serve
+from cutline.core.request import Mode, Request
+from cutline.demo.bundles import DRAFTER, TARGET
+from cutline.demo.cards import Split
+from cutline.demo.requests import requests
+from cutline.edge.agent import Agent, AgentSettings
+from cutline.edge.audit.auditor import WAITING_BYTES, Auditor
+from cutline.edge.audit.audits import Audits
+from cutline.edge.generation.conditions import PLAIN, group_of
+from cutline.edge.generation.gate import Gate, Group
+from cutline.edge.generation.result import Answer, Decision, Gated
+from cutline.edge.inference.drafter import Drafted, DrafterConversation
+from cutline.errors import InputError, WorkerUnavailable
+from cutline.models.bundle import Bundle
+from cutline.testing.together import asking, ids
+from cutline.testing.worker import gated, keeps_from
+
+ASKED = next(one for one in requests(Split.EVALUATION, 1, seed=11) if one.question.kind == "describe")
+GATE = Gate({PLAIN: Group(threshold=0.5, risk=0.05, confidence=0.9, requests=100, kept=100, disagreed=0)})
+
+
+def decision(answer: Answer) -> Decision:
+    assert answer.gate is not None
+    return answer.gate.decision
+
+
+def test_a_group_is_shut_by_what_breaks_its_promise_and_opened_by_what_keeps_it() -> None:
+    audits = Audits(share=1.0)
+    shown = []
+    for agreed in [True] * 20 + [False] * 20:
+        audits.note(PLAIN, GATE, agreed=agreed)
+        shown.append(audits.shut(PLAIN))
+    assert shown.index(True) < 30
+    assert all(shown[shown.index(True) :])
+    said = audits.said(PLAIN)
+    assert said is not None
+    assert (said.audited, said.disagreed, said.shut) == (40, 20, True)
+    needed = 0
+    while audits.shut(PLAIN):
+        audits.note(PLAIN, GATE, agreed=True)
+        needed += 1
+    assert 40 < needed < 400, "some wrong ones came before"
+    assert audits.every().keys() == {PLAIN}
+
+
+def test_what_was_never_calibrated_is_not_counted() -> None:
+    audits = Audits(share=1.0)
+    audits.note("another", GATE, agreed=False)
+    assert audits.every() == {}
+    assert Audits().said(PLAIN) is None
+
+
+def test_a_drafter_that_strays_is_kept_no_more_until_it_is_right_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = DrafterConversation.draft
+
+    def strays(self: DrafterConversation, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
+        for place, one in enumerate(honest(self, answer, limit)):
+            yield Drafted(one.token + 1, one.probability) if place == 3 else one
+
+    async def run() -> None:
+        drafter = gated(Bundle.open(DRAFTER), keeps_from(0.0))
+        async with (
+            serve(Bundle.open(TARGET), WorkerOptions(slots=2)) as address,
+            Agent(drafter, worker=address, threads=1, settings=AgentSettings(audit=1.0)) as agent,
+        ):
+            truth = ids(await agent.answer(asking(ASKED, Mode.CLOUD)))
+            monkeypatch.setattr(DrafterConversation, "draft", strays)
+            answers = list[Answer]()
+            while not answers or decision(answers[-1]) is not Decision.PASSED:
+                answers.append(await agent.answer(asking(ASKED, Mode.AUTO)))
+                while agent.audits_waiting:  # noqa: ASYNC110 (nobody else waits)
+                    await asyncio.sleep(0)
+            kept = [one for one in answers if decision(one) is Decision.KEPT]
+            assert 0 < len(kept) < 30
+            assert all(ids(one) != truth for one in kept)
+            assert ids(answers[-1]) == truth, "the target's own from now on"
+            (shown,) = agent.state().audits.values()
+            assert shown.shut
+            assert shown.disagreed == len(kept) + 1, "that which would have been kept counts, too"
+            assert answers[-1].gate is not None
+            assert answers[-1].gate.audit is not None
+            assert answers[-1].gate.audit.shut
+
+            monkeypatch.setattr(DrafterConversation, "draft", honest)
+            again = await agent.answer(asking(ASKED, Mode.AUTO))
+            while decision(again) is not Decision.KEPT:
+                assert ids(again) == truth
+                again = await agent.answer(asking(ASKED, Mode.AUTO))
+            assert ids(again) == truth
+            (shown,) = agent.state().audits.values()
+            assert not shown.shut
+
+    asyncio.run(run())
+
+
+class Asking:
+    """Who is asked by an auditor: says `tokens`, or nothing while it is away."""
+
+    def __init__(self) -> None:
+        self.asked: list[Request] = []
+        self.away = False
+        self.busy = False
+        self.done = asyncio.Event()
+
+    async def ask(self, request: Request) -> Answer:
+        self.asked.append(request)
+        if self.away:
+            self.away = False
+            raise WorkerUnavailable("away")
+        self.done.set()
+        return said(request, exact=True)
+
+
+def said(request: Request, *, exact: bool = False, decision: Decision = Decision.NOT_ASKED) -> Answer:
+    return Answer(
+        text="",
+        tokens=[],
+        mode=request.mode,
+        latency_ms=0.0,
+        ttft_ms=0.0,
+        bytes_up=0,
+        bytes_down=0,
+        rounds=0,
+        drafted=0,
+        accepted=0,
+        exact=exact,
+        cut=None,
+        wire=None,
+        worker=None,
+        confidence=None,
+        complete=True,
+        plan=None,
+        gate=Gated(group=group_of(request), calibrated=True, decision=decision, promised=0.05),
+    )
+
+
+def test_an_audit_waits_for_those_who_wait_and_for_the_link() -> None:
+    async def run() -> None:
+        asking_, slept = Asking(), list[float]()
+        asking_.busy = asking_.away = True
+
+        async def sleep(seconds: float) -> None:
+            slept.append(seconds)
+            if len(slept) == 3:
+                asking_.busy = False
+            await asyncio.sleep(0)
+
+        audits = Audits(share=1.0)
+        auditor = Auditor(audits, lambda: GATE, ask=asking_.ask, idle=lambda: not asking_.busy, sleep=sleep)
+        request = asking(ASKED, Mode.AUTO)
+        async with auditor, asyncio.timeout(30):
+            auditor.take(request, said(request, decision=Decision.KEPT))
+            await asking_.done.wait()
+            while auditor.waiting:  # noqa: ASYNC110 (nobody else waits)
+                await asyncio.sleep(0)
+        assert len(slept) == 4, "three times for another, once for the link"
+        assert [one.mode for one in asking_.asked] == [Mode.CLOUD] * 2
+        found = audits.said(group_of(request))
+        assert found is None or found.disagreed == 0
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("decision", [one for one in Decision if one is not Decision.KEPT])
+def test_what_was_not_kept_is_not_audited(decision: Decision) -> None:
+    auditor = Auditor(Audits(share=1.0), lambda: GATE, ask=Asking().ask, idle=lambda: True)
+    request = asking(ASKED, Mode.AUTO)
+    auditor.take(request, said(request, decision=decision))
+    assert auditor.waiting == 0
+
+
+def test_a_picture_that_must_stay_is_not_audited_and_not_all_wait_for_ever() -> None:
+    auditor = Auditor(Audits(share=1.0), lambda: GATE, ask=Asking().ask, idle=lambda: True)
+    bounded = asking(ASKED, Mode.AUTO, image_must_stay=True)
+    auditor.take(bounded, said(bounded, decision=Decision.KEPT))
+    assert auditor.waiting == 0
+    large = msgspec.structs.replace(asking(ASKED, Mode.AUTO), images=(bytes(WAITING_BYTES // 3),))
+    for _ in range(5):
+        auditor.take(large, said(large, decision=Decision.KEPT))
+    assert auditor.waiting == 2
+
+
+def test_a_share_is_one() -> None:
+    with pytest.raises(InputError, match=r"audit is 1\.5"):
+        Agent(Bundle.open(DRAFTER), threads=1, settings=AgentSettings(audit=1.5))
+    drawn = iter([0.01, 0.03])
+    audits = Audits(share=0.02, chance=lambda: next(drawn))
+    assert [audits.due(), audits.due()] == [True, False]
