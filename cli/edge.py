@@ -25,7 +25,7 @@ class EdgeOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     agent: options.AgentOptions
     reuse: options.Reuse
-    audit: options.Audit
+    gate: options.GateOptions
     listen: options.Listen = "127.0.0.1:8080"
     tls: options.ServerTls
     api_tokens: Annotated[Path | None, "TOML file of who may ask with which token, over HTTP."] = None
@@ -75,7 +75,7 @@ def edge(*, context: typer.Context, config: Config = None, given: EdgeOptions) -
     needs = "--tls-cert, --tls-key and --api-tokens"
     check_listen(given.listen, secured=secured, insecure=given.insecure, needs=needs)
     tokens = None if given.api_tokens is None else Tokens(given.api_tokens, agent=True)
-    open_agent = agent_opener(given.agent, given.reuse, cuts=True, audit=given.audit.audit)
+    open_agent = agent_opener(given.agent, given.reuse, cuts=True, audit=given.gate.audit)
     invitation = None if tokens is None or is_loopback(parse_address(given.listen)[0]) else LoginCode()
     serving = ServerOptions(
         listen=given.listen,

@@ -110,7 +110,7 @@ class AgentOptions(msgspec.Struct, frozen=True, kw_only=True):
     offline: Annotated[bool, "Connect to no worker, whatever is asked."] = False
 
 
-class Audit(msgspec.Struct, frozen=True, kw_only=True):
+class GateOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How the gate's promise is watched."""
 
     audit: Annotated[

@@ -54,7 +54,7 @@ class WatchOptions(msgspec.Struct, frozen=True, kw_only=True):
     once: Annotated[bool, "End when folders hold nothing new and videos are over."] = False
     agent: options.AgentOptions
     reuse: options.Reuse
-    audit: options.Audit
+    gate: options.GateOptions
 
 
 @with_options
@@ -92,7 +92,7 @@ def watch(*, context: typer.Context, config: Config = None, given: WatchOptions)
         from cutline.edge.watch.scene_filter import FilteredSource
 
         sources = [FilteredSource(source, scene, notify=_tell) for source in sources]
-    open_agent, agent = agent_opener(given.agent, given.reuse, cuts=False, audit=given.audit.audit), given.agent
+    open_agent, agent = agent_opener(given.agent, given.reuse, cuts=False, audit=given.gate.audit), given.agent
     if asked.mode is not Mode.EDGE and not (agent.worker or agent.directory or agent.server.upstream or agent.offline):
         raise InputError(f"mode {given.mode} needs a worker; give --worker HOST:PORT, or use --mode edge or --offline")
     about = given.ask if series is None else f"{given.ask} (--frames {series.count} --over {given.over})"
