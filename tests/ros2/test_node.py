@@ -50,6 +50,7 @@ def node(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The module of the node."""
     modules: dict[str, dict[str, Any]] = {
         "rclpy": {},
+        "rclpy.executors": {"ExternalShutdownException": RuntimeError},
         "rclpy.node": {"Node": StandIn},
         "rclpy.qos": {"qos_profile_sensor_data": "sensor data"},
         "sensor_msgs": {},
@@ -103,6 +104,24 @@ def test_what_the_parameters_ask_for_is_refused_in_a_line(node: Any, monkeypatch
     monkeypatch.setitem(StandIn.given, "drafter", "/nowhere")
     with pytest.raises(cutline.BundleError, match="/nowhere"):
         node.AnswersNode()
+
+
+def test_it_ends_in_order(node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At Ctrl-C, and in a line where it cannot begin."""
+    done: list[str] = []
+
+    def spin(one: Any) -> None:
+        done.append(one.name)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(StandIn, "destroy_node", lambda one: done.append("destroyed"), raising=False)
+    for name, what in {"init": lambda: None, "spin": spin, "try_shutdown": lambda: done.append("shut down")}.items():
+        monkeypatch.setattr(node.rclpy, name, what, raising=False)
+    node.main()
+    assert done == ["cutline", "destroyed", "shut down"]
+    monkeypatch.setitem(StandIn.given, "drafter", "/nowhere")
+    with pytest.raises(SystemExit, match="/nowhere"):
+        node.main()
 
 
 def test_it_is_built_on_what_programs_may_use() -> None:
