@@ -29,6 +29,7 @@ from cutline.edge.api.streams import STOPPED, AnswerStream, Teller, disconnected
 from cutline.edge.generation.events import Event
 from cutline.edge.generation.result import Answer
 from cutline.edge.offload.status import AgentState
+from cutline.edge.video.reader import AT_ONCE
 from cutline.edge.video.sampled import SampledVideo
 from cutline.errors import CutlineError, InputError, WorkerUnavailable
 from cutline.models.bundle import Manifest
@@ -109,6 +110,7 @@ class RequestHandler:
         self.counts = AgentMetrics()
         self._fetcher = fetcher
         self._desk = Desk(most, self.counts.working, limits)
+        self._videos = asyncio.Semaphore(AT_ONCE)
         self._bodies = Bodies(lambda: self._desk.busy)
 
     async def body(self, request: HttpRequest) -> Body:
@@ -132,7 +134,9 @@ class RequestHandler:
 
     async def _media(self, asked: ApiRequest, body: Body) -> Sequence[bytes | SampledVideo]:
         """The images behind a request's URLs, and of its videos the frames. Raises InputError."""
-        return await filmed(await self.pictures(asked.urls, body), asked.videos, self.agent.manifest.family)
+        return await filmed(
+            await self.pictures(asked.urls, body), asked.videos, self.agent.manifest.family, self._videos
+        )
 
     async def respond(
         self,

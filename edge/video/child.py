@@ -11,6 +11,7 @@ import sys
 
 import msgspec
 
+from cutline.core.request import MAX_IMAGE_BYTES
 from cutline.edge.video.sampled import DecodeFailure, DecodeOrder, DecodeResult, SampledVideo
 from cutline.errors import ImageError, InputError
 
@@ -40,6 +41,13 @@ def decoded(data: bytes, order: DecodeOrder) -> SampledVideo:
     return read_stream(data, container, order)
 
 
+def _bounded(video: SampledVideo) -> SampledVideo:
+    """Raises ImageError for frames that are more than a request may have."""
+    if sum(map(len, video.frames)) > MAX_IMAGE_BYTES:
+        raise ImageError(f"the video's frames are over {MAX_IMAGE_BYTES >> 20} MiB together; send a smaller one")
+    return video
+
+
 def main() -> None:
     """Read the length of the order, the order and the video; write the result."""
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
@@ -49,7 +57,7 @@ def main() -> None:
     given = sys.stdin.buffer
     order = msgspec.msgpack.decode(given.read(int.from_bytes(given.read(4), "big")), type=DecodeOrder)
     try:
-        result = DecodeResult(video=decoded(given.read(), order))
+        result = DecodeResult(video=_bounded(decoded(given.read(), order)))
     except InputError as error:
         result = DecodeResult(failure=DecodeFailure(str(error)))
     except MemoryError:

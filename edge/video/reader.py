@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-import subprocess
-import threading
+import signal
+from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -19,48 +21,76 @@ from cutline.errors import ImageError
 from cutline.models.families import Family
 
 WALL_SECONDS = 30.0  # of decoding one video, also where others have the cores
-AT_ONCE = 2  # videos that are decoded; the others wait
+AT_ONCE = 2  # videos that an agent decodes; the others wait
+MAX_ANSWER = MAX_IMAGE_BYTES + (1 << 20)  # bytes: frames, and what is said of them
 _MODULE = "cutline.edge.video.child"
 
-_PLACES = threading.BoundedSemaphore(AT_ONCE)
 
-
-def read_video(data: bytes, family: Family, *, most: int) -> SampledVideo:
+async def read_video(data: bytes, family: Family, *, most: int) -> SampledVideo:
     """The frames, `most` at most, at which models of a `family` look of a video in the bytes of a file.
 
-    Takes a moment in a process of its own, and waits for that. Raises InputError where an extra is needed, ImageError.
+    Takes a moment in a process of its own, which ends when nobody waits for it. Raises ImageError, also where an extra
+    is needed.
     """
     if len(data) > MAX_IMAGE_BYTES:
         raise ImageError(f"the video is over {MAX_IMAGE_BYTES >> 20} MiB; send a shorter or smaller one")
     fields: Any = msgspec.to_builtins(family)
     order = msgspec.msgpack.encode(DecodeOrder(family=fields, most=most))
-    told = len(order).to_bytes(4, "big") + order + data
-    with _PLACES:
-        result = _asked(told)
+    result = await _asked(len(order).to_bytes(4, "big") + order + data)
     if result.failure is not None:
         raise ImageError(result.failure.why)
     assert result.video is not None
     return result.video
 
 
-def _asked(told: bytes) -> DecodeResult:
+async def _asked(told: bytes) -> DecodeResult:
     """What the process answers. Raises ImageError."""
-    command = tied_command(_MODULE)
+    process = await asyncio.create_subprocess_exec(
+        *tied_command(_MODULE), stdin=PIPE, stdout=PIPE, stderr=DEVNULL, env=_environment(os.environ)
+    )
     try:
-        done = subprocess.run(
-            command, input=told, capture_output=True, timeout=WALL_SECONDS, check=False, env=_environment(os.environ)
-        )
-    except subprocess.TimeoutExpired:
+        async with asyncio.timeout(WALL_SECONDS):
+            telling = asyncio.create_task(_tell(process, told))
+            try:
+                answer = await _heard(process)
+                await process.wait()
+            finally:
+                telling.cancel()
+    except TimeoutError:
         raise _too_long() from None
-    if done.returncode < 0 and -done.returncode in _OUT_OF_TIME:
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode in _OUT_OF_TIME:
         raise _too_long()
     try:
-        return msgspec.msgpack.decode(done.stdout, type=DecodeResult)
+        return msgspec.msgpack.decode(answer, type=DecodeResult)
     except msgspec.DecodeError:  # the decoder took the process with it
         raise ImageError("the video breaks its decoder; save it again") from None
 
 
-_OUT_OF_TIME = (9, 24)  # SIGKILL and SIGXCPU, by which the system ends a process that has had its time
+async def _tell(process: asyncio.subprocess.Process, told: bytes) -> None:
+    assert process.stdin is not None
+    with suppress(BrokenPipeError, ConnectionResetError):  # it has ended
+        process.stdin.write(told)
+        await process.stdin.drain()
+        process.stdin.close()
+
+
+async def _heard(process: asyncio.subprocess.Process) -> bytes:
+    """All that the process says, or as much of it as any answer has."""
+    assert process.stdout is not None
+    heard = bytearray()
+    while piece := await process.stdout.read(1 << 20):
+        heard += piece
+        if len(heard) > MAX_ANSWER:
+            process.kill()
+            break
+    return bytes(heard)
+
+
+_OUT_OF_TIME = (-signal.SIGKILL, -signal.SIGXCPU)  # by which the system ends a process that has had its time
 
 
 def _environment(given: Mapping[str, str]) -> dict[str, str]:

@@ -55,10 +55,13 @@ async def pictures(
     return found
 
 
-async def filmed(media: Sequence[bytes], videos: Collection[int], family: Family) -> Sequence[bytes | SampledVideo]:
+async def filmed(
+    media: Sequence[bytes], videos: Collection[int], family: Family, places: asyncio.Semaphore
+) -> Sequence[bytes | SampledVideo]:
     """The `media` of a request, those of them that are `videos` as frames at which models of a `family` look.
 
-    Together with its images there are no more than a question may have. Raises InputError.
+    Together with its images there are no more than a question may have. Each takes one of the `places`. Raises
+    InputError.
     """
     if not videos:
         return media
@@ -69,7 +72,8 @@ async def filmed(media: Sequence[bytes], videos: Collection[int], family: Family
 
     found = list[bytes | SampledVideo](media)
     for index in sorted(videos):
-        found[index] = await asyncio.to_thread(read_video, media[index], family, most=room)
+        async with places:
+            found[index] = await read_video(media[index], family, most=room)
     return found
 
 

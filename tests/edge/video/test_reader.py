@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import struct
-import subprocess
+import sys
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -16,8 +17,8 @@ from PIL import Image, ImageDraw
 
 from cutline.demo.bundles import DRAFTER
 from cutline.edge.video import child, reader
-from cutline.edge.video.reader import part_of, read_video
-from cutline.edge.video.sampled import DecodeOrder
+from cutline.edge.video.reader import part_of
+from cutline.edge.video.sampled import DecodeOrder, SampledVideo
 from cutline.errors import ImageError, InputError
 from cutline.models.bundle import Bundle
 from cutline.models.families import Family
@@ -57,6 +58,10 @@ def film(
             opened.mux(stream.encode(av.VideoFrame.from_image(drawn(index).resize(size))))
         opened.mux(stream.encode(None))
     return out.getvalue()
+
+
+def read_video(data: bytes, family: Family, *, most: int) -> SampledVideo:
+    return asyncio.run(reader.read_video(data, family, most=most))
 
 
 def refused(data: bytes) -> str:
@@ -142,15 +147,45 @@ def test_a_video_without_end_or_a_decoder_that_breaks_ends_its_own_process(monke
     monkeypatch.setattr(reader, "_MODULE", "cutline.core.no_such_module")
     assert "breaks its decoder" in refused(animation("GIF"))
 
-    def run(*_: Any, **__: Any) -> Any:
-        raise subprocess.TimeoutExpired("python", 1.0)
-
     with monkeypatch.context() as patch:
-        patch.setattr(subprocess, "run", run)
+        patch.setattr(reader, "WALL_SECONDS", 0.0)
         assert "takes over" in refused(animation("GIF"))
-    ended = subprocess.CompletedProcess[bytes]([], -9, b"", b"")
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: ended)
-    assert "takes over" in refused(animation("GIF"))
+    for said, why in (("os.kill(os.getpid(), 9)", "takes over"), ("print('x' * 9)", "breaks its decoder")):
+        command = [sys.executable, "-c", f"import os; {said}"]
+        monkeypatch.setattr(reader, "tied_command", lambda _, command=command: command)
+        assert why in refused(animation("GIF"))
+    monkeypatch.setattr(reader, "MAX_ANSWER", 100)
+    monkeypatch.setattr(reader, "tied_command", lambda _: [sys.executable, "-c", "while True: print('x' * 99)"])
+    assert "takes over" in refused(animation("GIF")), "one that says more than any answer has is ended"
+
+
+def test_a_process_ends_when_nobody_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = list[asyncio.subprocess.Process]()
+    create = asyncio.create_subprocess_exec
+    monkeypatch.setattr(reader, "tied_command", lambda _: [sys.executable, "-c", "import time; time.sleep(600)"])
+
+    async def run() -> None:
+        async def creating(*given: Any, **more: Any) -> asyncio.subprocess.Process:
+            started.append(await create(*given, **more))
+            begun.set()
+            return started[0]
+
+        begun = asyncio.Event()
+        monkeypatch.setattr(asyncio, "create_subprocess_exec", creating)
+        reading = asyncio.create_task(reader.read_video(animation("GIF"), FAMILY, most=4))
+        await begun.wait()
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+
+    asyncio.run(run())
+    assert started[0].returncode is not None
+
+
+def test_frames_that_are_more_than_a_request_may_have_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child, "MAX_IMAGE_BYTES", 10)
+    with pytest.raises(ImageError, match="frames are over"):
+        child._bounded(SampledVideo(frames=(b"123456",) * 2, times=(0.0, 1.0), seconds=2.0, total=2))
 
 
 def test_a_video_of_too_many_frames_is_refused_before_any_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
