@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from cutline.edge.generation.events import Event
     from cutline.edge.generation.result import Answer
 
+FILMS = (".mp4", ".mov", ".webm", ".mkv", ".avi")
 EPILOG = "Example: cutline ask card.png 'Read the digits.' --mode auto --worker 127.0.0.1:50051"
 
 
@@ -89,7 +90,11 @@ class AskOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What `cutline ask` is given."""
 
     image: Annotated[
-        Path, typer.Argument(help="An image file: JPEG, PNG, WebP, GIF, BMP, AVIF or, with the extra heic, HEIC.")
+        Path,
+        typer.Argument(
+            help="An image file: JPEG, PNG, WebP, GIF, BMP, AVIF or, with the extra heic, HEIC; with the extra camera "
+            "a film: MP4, MOV, WebM, MKV, AVI."
+        ),
     ]
     question: Annotated[str, typer.Argument(help="What to ask about it.")]
     mode: Annotated[
@@ -110,7 +115,7 @@ class AskOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 @with_options
 def ask(given: AskOptions) -> None:
-    """Ask a question about an image.
+    """Ask a question about an image, or about some frames of a film.
 
     On a terminal the answer is shown as it comes; in a pipe it stands alone, and what it cost is told with --verbose.
 
@@ -128,10 +133,13 @@ def ask(given: AskOptions) -> None:
     shown = terminal and not given.as_json
     if given.agent is None:
         opener = agent_opener(opening, cuts=asked.cut != "image" or asked.mode is Mode.SPLIT)
-        answer = asyncio.run(_shown_here(asked, opener) if shown else _answer_here(asked, opener))
+        here = _shown_here if shown else _answer_here
+        answer = asyncio.run(here(asked, opener, film=_is_film(given.image)))
     else:
         from cutline.edge.api.client import ask_agent, stream_agent
 
+        if _is_film(given.image):
+            raise InputError("--agent is asked about images here; its API takes films, as video_url")
         keys = open_keys(opening.keys)
         if msgspec.structs.replace(opening, keys=WorkerKeys(), worker=opening.worker or None) != AgentOptions():
             raise InputError(
@@ -181,14 +189,29 @@ def _bias(text: str) -> tuple[int, float]:
         raise InputError(f"--logit-bias {text} is not TOKEN:NUMBER, such as 42:-100") from None
 
 
-async def _answer_here(question: Request, open_agent: Callable[[], Agent]) -> Answer:
-    async with open_agent() as agent:
-        return await agent.answer(question)
+def _is_film(file: Path) -> bool:
+    return file.suffix.lower() in FILMS
 
 
-async def _shown_here(question: Request, open_agent: Callable[[], Agent]) -> Answer:
+async def _filmed(question: Request, agent: Agent) -> Request:
+    """The question about a film in place of its image. Raises ImageError."""
+    from cutline.core.conversation import Message, TextPart
+    from cutline.core.request import MAX_IMAGES
+    from cutline.edge.video.reader import part_of, read_video
+
+    video = await read_video(question.images[0], agent.manifest.family, most=MAX_IMAGES)
+    message = Message("user", (part_of(video), TextPart(question.text)))
+    return msgspec.structs.replace(question, messages=(message,), images=video.frames)
+
+
+async def _answer_here(question: Request, open_agent: Callable[[], Agent], *, film: bool) -> Answer:
     async with open_agent() as agent:
-        return await _shown(agent.stream(question))
+        return await agent.answer(await _filmed(question, agent) if film else question)
+
+
+async def _shown_here(question: Request, open_agent: Callable[[], Agent], *, film: bool) -> Answer:
+    async with open_agent() as agent:
+        return await _shown(agent.stream(await _filmed(question, agent) if film else question))
 
 
 async def _shown(events: AsyncGenerator[Event]) -> Answer:
