@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import msgspec
 
 from cutline.core.request import Mode
 from cutline.edge.api.metrics import Totals
+from cutline.edge.generation.result import Audited
 from cutline.edge.offload.status import AgentState, Breaker, WorkerState
 
 
@@ -105,7 +107,7 @@ class LinkNow(msgspec.Struct, frozen=True, kw_only=True):
 class State(msgspec.Struct, frozen=True, kw_only=True):
     """How the agent stands, for the page; `totals` count since it was started.
 
-    `switchable` says that `offline` can be set by who asks.
+    `switchable` says that `offline` can be set by who asks; `audits` are what audits have shown, by group.
     """
 
     ready: bool
@@ -117,6 +119,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     cuts: tuple[str, ...]
     plans: bool
     upstream: str | None
+    audits: Mapping[str, Audited]
     workers: tuple[WorkerState, ...]
     link: LinkNow | None
     totals: Totals
@@ -164,6 +167,7 @@ def state_of(standing: AgentState, totals: Totals, *, switchable: bool) -> State
         cuts=standing.cuts,
         plans=standing.plans,
         upstream=standing.upstream,
+        audits=standing.audits,
         workers=standing.workers,
         link=LinkNow(rtt_ms=known[0].rtt_ms, uplink_mbps=known[0].uplink_mbps) if known else None,
         totals=totals,
