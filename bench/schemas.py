@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import random
 import sysconfig
 import time
@@ -19,10 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
-from typing import Any
 from unittest.mock import patch
 
-import jsonschema
 import msgspec
 import numpy as np
 from rich.console import Console
@@ -42,40 +39,10 @@ from cutline.models.bundle import Bundle
 from cutline.models.law.grammars import Grammars, Matcher
 from cutline.models.vocabulary import Vocabulary
 from cutline.protos.messages import Finished
+from cutline.testing.schemas import MAX_TOKENS, Schema, schema, valid
 from cutline.testing.together import asking, ids, together
 
 VOCABULARY = 150_000
-MAX_TOKENS = 160
-WORDS = ("digits", "colour", "count", "label", "seen", "where", "notes", "size")
-Schema = dict[str, Any]
-
-
-def schema(draw: random.Random, depth: int = 3) -> Schema:
-    """A random schema of which every answer ends: its strings, lists and numbers have a most."""
-    kinds: list[Callable[[], Schema]] = [
-        lambda: {"type": "boolean"},
-        lambda: {"enum": draw.sample([*WORDS, 7, True, None, "a b"], draw.randint(1, 4))},
-        lambda: {"type": "integer", "minimum": draw.randint(-20, 0), "maximum": draw.randint(1, 999)},
-        lambda: {"type": "string", "maxLength": draw.randint(1, 8)},
-        lambda: {"type": "string", "pattern": draw.choice(["^[a-z]{1,5}$", "^[0-9]{2}-[0-9]{2}$", "^(yes|no)$"])},
-        lambda: {"type": ["integer", "null"], "minimum": 0, "maximum": 9},
-    ]
-    if depth > 0:
-        kinds += [lambda: _object(draw, depth), lambda: _list(draw, depth)] * 3
-        kinds.append(lambda: {"anyOf": [schema(draw, depth - 1), {"type": "null"}]})
-    return draw.choice(kinds)() if depth < 3 else _object(draw, depth)
-
-
-def _object(draw: random.Random, depth: int) -> Schema:
-    names = draw.sample(WORDS, draw.randint(1, 3))
-    wanted = [name for name in names if draw.random() < 0.8]
-    parts = {name: schema(draw, depth - 1) for name in names}
-    return {"type": "object", "properties": parts, "required": wanted, "additionalProperties": False}
-
-
-def _list(draw: random.Random, depth: int) -> Schema:
-    least = draw.randint(0, 1)
-    return {"type": "array", "items": schema(draw, depth - 1), "minItems": least, "maxItems": draw.randint(least, 3)}
 
 
 class Asked(msgspec.Struct, frozen=True):
@@ -103,22 +70,13 @@ async def ask(agent: Agent, card: CardRequest, wanted: Schema) -> Asked:
 
     with patch.object(Session, "finished", note):
         answers = {
-            mode: await agent.answer(asking(card, mode, sampling=how, max_tokens=MAX_TOKENS))
+            mode: await agent.answer(asking(card, mode, sampling=how, max_tokens=MAX_TOKENS, store=False))
             for mode in (Mode.CLOUD, Mode.DRAFT, Mode.AUTO)
         }
         with patch.object(Matcher, "forced", lambda matcher: ()):
-            await agent.answer(asking(card, Mode.CLOUD, sampling=how, max_tokens=MAX_TOKENS))
+            await agent.answer(asking(card, Mode.CLOUD, sampling=how, max_tokens=MAX_TOKENS, store=False))
     whole = answers[Mode.CLOUD]
     return Asked(answers, ended[0].passes, ended[-1].passes, valid(whole.text, wanted) if whole.complete else None)
-
-
-def valid(text: str, wanted: Schema) -> bool:
-    """Whether a validator that knows nothing of masks takes an answer."""
-    try:
-        jsonschema.validate(json.loads(text), wanted)
-    except (ValueError, jsonschema.ValidationError):
-        return False
-    return True
 
 
 async def asked_for(minutes: float, seed: int) -> tuple[list[Asked], int]:
