@@ -131,6 +131,8 @@ class Agent:
         self._planning = RequestPlanner(planner, self._backends)
         if not 0.0 <= settings.audit <= 1.0:
             raise InputError(f"audit is {settings.audit:g}; give the share of kept answers that is audited, 0 to 1")
+        if settings.audit > 0.0 and settings.upstream is not None:
+            raise InputError("an upstream has another model, which audits nothing; leave out audit or the upstream")
         self._backends.audits.share = settings.audit
         self._auditor = Auditor(
             self._backends.audits,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import msgspec
 
 from cutline.core.request import Mode, Request
+from cutline.core.wire import Wire
 from cutline.edge.audit.audits import Audits
 from cutline.edge.generation.conditions import group_of
 from cutline.edge.generation.gate import Gate
@@ -19,7 +20,8 @@ from cutline.errors import CutlineError, WorkerError
 
 log = logging.getLogger(__name__)
 
-WAITING_BYTES = 64 << 20  # of pictures whose answers wait for an audit; of more, the oldest are not audited
+WAITING_BYTES = 64 << 20  # of pictures and texts that wait for an audit; of more, the oldest are not audited
+REQUEST_BYTES = 4 << 10  # that a request takes besides, about
 IDLE_SECONDS = 0.2  # after which is looked again whether nobody else is answered
 AWAY_SECONDS = 5.0  # after which a worker that was away is asked again
 
@@ -33,7 +35,8 @@ class _Due:
 
     @property
     def size(self) -> int:
-        return sum(map(len, self.request.images)) + 1
+        texts = sum(len(message.text) for message in self.request.messages)
+        return sum(map(len, self.request.images)) + texts + REQUEST_BYTES
 
 
 class Auditor:
@@ -77,9 +80,9 @@ class Auditor:
         return len(self._due)
 
     def take(self, request: Request, answer: Answer) -> None:
-        """Take note of an answer: a kept one may be audited, unless its picture is not to leave the device."""
+        """Take note of an answer: a kept one may be audited, unless what may go to a worker says nothing exact."""
         gate = answer.gate
-        if gate is None or gate.decision is not Decision.KEPT or request.bounded or not self.audits.due():
+        if gate is None or gate.decision is not Decision.KEPT or not _auditable(request) or not self.audits.due():
             return
         self._due.append(_Due(request, tuple(token.id for token in answer.tokens)))
         while sum(one.size for one in self._due) > WAITING_BYTES:
@@ -96,12 +99,14 @@ class Auditor:
             await self._audit(self._due[0])
 
     async def _audit(self, one: _Due) -> None:
-        request = msgspec.structs.replace(one.request, mode=Mode.CLOUD, request_id="", trace="")
+        mode = Mode.CLOUD if one.request.cut == "image" else Mode.SPLIT  # no more goes up than was said may
+        request = msgspec.structs.replace(one.request, mode=mode, request_id="", trace="")
         try:
             answer = await self._ask(request)
         except WorkerError as error:
             log.debug("an audit waits: %s", error)
             await self._sleep(AWAY_SECONDS)
+            self._due.rotate(-1)  # it may fail for this one alone
             return
         except CutlineError as error:  # what the target does not take cannot be audited
             log.warning("an answer cannot be audited: %s", error)
@@ -111,3 +116,9 @@ class Auditor:
                 self.audits.note(group_of(one.request), self._gate(), agreed=agreed)
         if self._due and self._due[0] is one:
             self._due.popleft()
+
+
+def _auditable(request: Request) -> bool:
+    """Whether the target would give its own answer to a request, from what of it may leave the device."""
+    lossy = request.noise > 0.0 or request.keep_image_tokens < 1.0 or request.wire is not Wire.FLOAT32
+    return not request.bounded and not (lossy and request.cut != "image")

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 CHANCE = 0.05  # that a promise which holds is ever taken for broken, and one that is broken for kept again
 EVERY = 25  # answers after which evidence is gathered anew
@@ -69,6 +70,7 @@ def weight_below(evidence: Evidence, risk: float) -> float:
     return _weight(evidence, risk, [risk * (step + 0.5) / RATES for step in range(RATES)])
 
 
+@lru_cache(maxsize=256)  # every answer says it of its group, and few change it
 def at_most(evidence: Evidence) -> float:
     """The share of differing answers that is not exceeded, at any time, but with a chance of CHANCE."""
     low, high = 0.0, 1.0

@@ -13,6 +13,7 @@ import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Annotated
 
 import msgspec
 import numpy as np
@@ -41,7 +42,7 @@ class Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """
 
     threshold: float
-    risk: float
+    risk: Annotated[float, msgspec.Meta(gt=0.0, lt=1.0)]
     confidence: float
     reserve: float = 0.0
     requests: int

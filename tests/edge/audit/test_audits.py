@@ -20,6 +20,7 @@ from cutline.edge.generation.conditions import PLAIN, group_of
 from cutline.edge.generation.gate import Gate, Group
 from cutline.edge.generation.result import Answer, Decision, Gated
 from cutline.edge.inference.drafter import Drafted, DrafterConversation
+from cutline.edge.offload.backends.openai_upstream import Upstream
 from cutline.errors import InputError, WorkerUnavailable
 from cutline.models.bundle import Bundle
 from cutline.testing.together import asking, ids
@@ -171,6 +172,52 @@ def test_an_audit_waits_for_those_who_wait_and_for_the_link() -> None:
     asyncio.run(run())
 
 
+def test_a_question_with_a_cut_is_audited_at_it_and_what_it_bounds_not_at_all() -> None:
+    async def run() -> list[Request]:
+        asked = Asking()
+        auditor = Auditor(Audits(share=1.0), lambda: GATE, ask=asked.ask, idle=lambda: True)
+        cut = asking(ASKED, Mode.AUTO, cut="decoder.0")
+        noisy = asking(ASKED, Mode.AUTO, cut="decoder.0", noise=0.1)
+        async with auditor, asyncio.timeout(30):
+            for one in (noisy, cut):
+                auditor.take(one, said(one, decision=Decision.KEPT))
+            while auditor.waiting:  # noqa: ASYNC110 (nobody else waits)
+                await asyncio.sleep(0)
+        return asked.asked
+
+    (asked,) = asyncio.run(run())
+    assert (asked.mode, asked.cut, asked.noise) == (Mode.SPLIT, "decoder.0", 0.0)
+
+
+def test_a_question_that_its_worker_always_fails_holds_up_no_other() -> None:
+    async def run() -> None:
+        audits, bad, good = Audits(share=1.0), asking(ASKED, Mode.AUTO, max_tokens=3), asking(ASKED, Mode.AUTO)
+        done = asyncio.Event()
+
+        async def ask(request: Request) -> Answer:
+            if request.max_tokens == 3:
+                raise WorkerUnavailable("away")
+            done.set()
+            return said(request, exact=True)
+
+        auditor = Auditor(audits, lambda: GATE, ask=ask, idle=lambda: True, sleep=lambda _: asyncio.sleep(0))
+        async with auditor, asyncio.timeout(30):
+            for one in (bad, good):
+                auditor.take(one, said(one, decision=Decision.KEPT))
+            await done.wait()
+
+    asyncio.run(run())
+
+
+def test_long_conversations_wait_within_the_bound_of_pictures() -> None:
+    auditor = Auditor(Audits(share=1.0), lambda: GATE, ask=Asking().ask, idle=lambda: True)
+    text = "a" * (WAITING_BYTES // 8)
+    request = Request.about(ASKED.image, text, mode=Mode.AUTO)
+    for _ in range(12):
+        auditor.take(request, said(request, decision=Decision.KEPT))
+    assert auditor.waiting < 8
+
+
 @pytest.mark.parametrize("decision", [one for one in Decision if one is not Decision.KEPT])
 def test_what_was_not_kept_is_not_audited(decision: Decision) -> None:
     auditor = Auditor(Audits(share=1.0), lambda: GATE, ask=Asking().ask, idle=lambda: True)
@@ -193,6 +240,9 @@ def test_a_picture_that_must_stay_is_not_audited_and_not_all_wait_for_ever() -> 
 def test_a_share_is_one() -> None:
     with pytest.raises(InputError, match=r"audit is 1\.5"):
         Agent(Bundle.open(DRAFTER), threads=1, settings=AgentSettings(audit=1.5))
+    upstream = Upstream("http://127.0.0.1:9", model="other")
+    with pytest.raises(InputError, match="an upstream has another model"):
+        Agent(Bundle.open(DRAFTER), threads=1, settings=AgentSettings(audit=0.5, upstream=upstream))
     drawn = iter([0.01, 0.03])
     audits = Audits(share=0.02, chance=lambda: next(drawn))
     assert [audits.due(), audits.due()] == [True, False]

@@ -257,7 +257,12 @@ def test_a_bundle_that_was_never_calibrated(copied: Bundle) -> None:
         open_gate(copied)
 
 
-@pytest.mark.parametrize("content", [{}, {"threshold": "high"}, {"groups": {"a": {}}}], ids=str)
+BOUNDLESS = {"threshold": 0.5, "risk": 0.0, "confidence": 0.9, "requests": 9, "kept": 9, "disagreed": 0}
+
+
+@pytest.mark.parametrize(
+    "content", [{}, {"threshold": "high"}, {"groups": {"a": {}}}, BOUNDLESS, BOUNDLESS | {"risk": 1.0}], ids=str
+)
 def test_a_calibration_that_does_not_read(copied: Bundle, content: dict[str, Any]) -> None:
     edit_manifest(copied.path, lambda said: said.update(calibration=content))
     with pytest.raises(BundleError, match="calibrate again"):
