@@ -212,6 +212,7 @@ OTHERWISE = {
     "demo/train.py": "a model's own folder, made anew from the start",
     "protos/channel/credentials.py": "in memory, for OpenSSL",
     "edge/watch/spool.py": "its journal is only ever added to, and cut back where that fails",
+    "models/hub/download.py": "parts of a file, under a name of their own until all of it is there and verified",
     "models/bundle.py": "a copy, verified and synced before it takes its place",
     "models/export/decoder.py": "in the work folder of an export, synced before it takes its place",
     "models/export/make.py": "likewise",
