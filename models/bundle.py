@@ -189,6 +189,8 @@ def manifest_of(content: bytes, path: Path) -> Manifest:
             f"the manifest of {path} has {line.decoder} decoder layers in `line` and {manifest.decoder.layers} in "
             "`decoder`; export the bundle again"
         )
+    if not manifest.stop_tokens:
+        raise BundleError(f"the manifest of {path} has no stop tokens, so no answer would end; export the bundle again")
     if len(manifest.parameters) != len(layers):
         raise BundleError(
             f"the manifest of {path} has {len(manifest.parameters)} `parameters` for {len(layers)} layers; "

@@ -24,6 +24,8 @@ WALL_SECONDS = 30.0  # of decoding one video, also where others have the cores
 AT_ONCE = 2  # videos that an agent decodes; the others wait
 MAX_ANSWER = MAX_IMAGE_BYTES + (1 << 20)  # bytes: frames, and what is said of them
 _MODULE = "cutline.edge.video.child"
+# Variables by which Python, its libraries and coverage are found; an LD_ one may be how this Python runs at all.
+_TOLD = ("PATH", "HOME", "LANG", "LC_", "TMP", "TEMP", "PYTHON", "LD_", "DYLD_", "COVERAGE")
 
 
 async def read_video(data: bytes, family: Family, *, most: int) -> SampledVideo:
@@ -46,7 +48,7 @@ async def read_video(data: bytes, family: Family, *, most: int) -> SampledVideo:
 async def _asked(told: bytes) -> DecodeResult:
     """What the process answers. Raises ImageError."""
     process = await asyncio.create_subprocess_exec(
-        *tied_command(_MODULE), stdin=PIPE, stdout=PIPE, stderr=DEVNULL, env=_environment(os.environ)
+        *tied_command(_MODULE), stdin=PIPE, stdout=PIPE, stderr=DEVNULL, env=decoder_environment(os.environ)
     )
     try:
         async with asyncio.timeout(WALL_SECONDS):
@@ -93,9 +95,13 @@ async def _heard(process: asyncio.subprocess.Process) -> bytes:
 _OUT_OF_TIME = (-signal.SIGKILL, -signal.SIGXCPU)  # by which the system ends a process that has had its time
 
 
-def _environment(given: Mapping[str, str]) -> dict[str, str]:
-    """One thread: the models have the cores."""
-    return {**given, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+def decoder_environment(given: Mapping[str, str]) -> dict[str, str]:
+    """What the process is told of an agent's environment: no token or key, as a video may take its decoder over.
+
+    One thread: the models have the cores.
+    """
+    kept = {name: value for name, value in given.items() if name.startswith(_TOLD)}
+    return {**kept, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 def _too_long() -> ImageError:

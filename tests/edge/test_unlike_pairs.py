@@ -14,6 +14,7 @@ import pytest
 from cutline.cloud.serving.server import WorkerOptions, serve
 from cutline.core.request import Mode, Request
 from cutline.core.sampling import Sampling
+from cutline.core.storage.seal import seal
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.reference import Reference
@@ -21,9 +22,9 @@ from cutline.demo.requests import requests
 from cutline.edge.agent import Agent
 from cutline.edge.generation.events import Settled
 from cutline.edge.generation.result import Answer
-from cutline.errors import InputError
-from cutline.models.bundle import Bundle
-from cutline.models.pairs.pair import Shared, served_model
+from cutline.errors import BundleError, InputError
+from cutline.models.bundle import Bundle, manifest_of
+from cutline.models.pairs.pair import DESCRIPTION, Shared, served_model
 from cutline.testing import together as pair
 from cutline.testing.models.pairs import renumbered, unlike
 from cutline.testing.together import check_account, ids, together
@@ -186,3 +187,10 @@ async def test_a_question_that_only_the_target_takes(tmp_path: Path) -> None:
             assert answer.drafted == 0
         with pytest.raises(InputError, match="the drafter cannot be asked: the prompt takes"):
             await agent.answer(Request.about(ASKED[0].image, words, mode=Mode.EDGE, max_tokens=8))
+
+
+def test_a_target_without_a_token_to_stop_at_is_refused(drafter: Bundle, tmp_path: Path) -> None:
+    described = manifest_of(drafter.file(DESCRIPTION).read_bytes(), drafter.path)
+    endless = msgspec.structs.replace(described, stop_tokens=())
+    with pytest.raises(BundleError, match="no stop tokens"):
+        manifest_of(seal(msgspec.json.format(msgspec.json.encode(endless), indent=2) + b"\n"), tmp_path)

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 
 from cutline.demo.bundles import DRAFTER
 from cutline.edge.video import child, reader
-from cutline.edge.video.reader import part_of
+from cutline.edge.video.reader import decoder_environment, part_of
 from cutline.edge.video.sampled import DecodeOrder, SampledVideo
 from cutline.errors import ImageError, InputError
 from cutline.models.bundle import Bundle
@@ -205,3 +205,9 @@ def test_without_the_extra_films_name_it_and_animations_need_none(monkeypatch: p
     with pytest.raises(InputError, match=r"PyAV.*extra 'camera'"):
         child.decoded(film(), order)
     assert child.decoded(animation("GIF"), order).total == COUNT
+
+
+def test_a_decoder_is_told_no_secret_of_its_agent() -> None:
+    told = decoder_environment({"CUTLINE_TOKEN": "a", "HF_TOKEN": "b", "UPSTREAM_KEY": "c", "PATH": "/bin"})
+    assert told["PATH"] == "/bin"
+    assert not {"CUTLINE_TOKEN", "HF_TOKEN", "UPSTREAM_KEY"} & told.keys()
