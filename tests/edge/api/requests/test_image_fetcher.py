@@ -38,7 +38,7 @@ class Elsewhere:
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             return
         finally:
-            writer.close()
+            writer.transport.abort()  # whatever nobody reads any more
 
 
 @asynccontextmanager
