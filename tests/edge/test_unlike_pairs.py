@@ -142,6 +142,19 @@ async def test_likelihoods_of_tokens_that_it_does_not_know_are_refused(drafter: 
 
 
 @run
+async def test_a_bias_of_tokens_that_it_does_not_know_is_refused_where_nobody_else_answers(
+    drafter: Bundle, target: Bundle
+) -> None:
+    async with together(target, drafter) as agent:
+        first = ids(await agent.answer(asking(ASKED[0], Mode.CLOUD)))[0]
+        biased = Sampling(logit_bias=((first, -100.0),))
+        with pytest.raises(InputError, match="logit-bias"):
+            await agent.answer(asking(ASKED[0], Mode.EDGE, sampling=biased))
+        for mode in (Mode.DRAFT, Mode.AUTO):
+            assert ids(await agent.answer(asking(ASKED[0], mode, sampling=biased)))[0] != first
+
+
+@run
 async def test_a_drafter_of_another_family_asks_in_its_own_words(tools_folder: Path, tmp_path: Path) -> None:
     """Random weights, so nearly all it drafts is wrong, and read in tokens, tiles and a template of its own."""
     target = Bundle.open(TARGET)

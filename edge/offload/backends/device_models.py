@@ -11,7 +11,7 @@ from functools import partial
 from itertools import islice
 from typing import TypeVar
 
-from cutline.core.request import Mode
+from cutline.core.request import Mode, Request
 from cutline.devices.profile import CPU
 from cutline.edge.generation.generation import Execution, Generation, Prepared
 from cutline.edge.generation.recent_answers import RecentAnswers
@@ -64,20 +64,31 @@ class DeviceModels:
     def work(self, prepared: Prepared, execution: Execution) -> DeviceWork:
         """What they do for a request that is carried out so. Nothing is begun yet.
 
-        Raises InputError where an answer of the drafter would need likelihoods, and it has none of the target's tokens.
+        Raises InputError where an answer of the drafter would need likelihoods of the target's tokens, and it has none.
         """
         request = prepared.request
-        if not self._served.shared.tokens and request.logprobs is not None and execution.mode in (Mode.EDGE, Mode.AUTO):
-            raise InputError(
-                f"{self._served.manifest.name} has other tokens than its target, and no likelihoods of those; ask "
-                "without logprobs, or in mode cloud or draft"
-            )
+        if not self._served.shared.tokens:
+            self._check_likelihoods(request, execution.mode)
         recent = None
         if self._recent is not None and request.store and execution.mode in (Mode.DRAFT, Mode.AUTO):
             recent = RecentDrafts(self._recent, request.tenant, hash(prepared.prompt))
         return DeviceWork(
             partial(self._cross, prepared, execution), partial(self._converse, prepared, execution), recent=recent
         )
+
+    def _check_likelihoods(self, request: Request, mode: Mode) -> None:
+        """Raises InputError for what a drafter of other tokens cannot do for a request that it may answer alone."""
+        name = self._served.manifest.name
+        if request.logprobs is not None and mode in (Mode.EDGE, Mode.AUTO):
+            raise InputError(
+                f"{name} has other tokens than its target, and no likelihoods of those; ask without logprobs, or in "
+                "mode cloud or draft"
+            )
+        if request.sampling.logit_bias and mode is Mode.EDGE:
+            raise InputError(
+                f"{name} has other tokens than its target, which a logit-bias names; ask without, or in another mode "
+                "than edge"
+            )
 
     def learn(self, prepared: Prepared, generation: Generation) -> None:
         """Keep the target's own answer to a request, to draft from it later."""
