@@ -67,6 +67,7 @@ class Auditor:
     async def __aenter__(self) -> Auditor:
         if self.audits.share > 0.0:
             self._task = asyncio.create_task(self._run())
+            self._task.add_done_callback(_tell_ended)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -122,3 +123,9 @@ def _auditable(request: Request) -> bool:
     """Whether the target would give its own answer to a request, from what of it may leave the device."""
     lossy = request.noise > 0.0 or request.keep_image_tokens < 1.0 or request.wire is not Wire.FLOAT32
     return not request.bounded and not (lossy and request.cut != "image")
+
+
+def _tell_ended(task: asyncio.Task[None]) -> None:
+    """Say so where auditing ended by itself, which is a fault of this program: nothing is audited from then on."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("nothing is audited any more: %s", error, exc_info=error)

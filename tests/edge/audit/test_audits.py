@@ -209,6 +209,22 @@ def test_a_question_that_its_worker_always_fails_holds_up_no_other() -> None:
     asyncio.run(run())
 
 
+def test_an_auditor_that_ends_for_a_fault_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    async def run() -> None:
+        async def ask(request: Request) -> Answer:
+            raise RuntimeError("a fault")
+
+        request = asking(ASKED, Mode.AUTO)
+        async with Auditor(Audits(share=1.0), lambda: GATE, ask=ask, idle=lambda: True) as auditor:
+            auditor.take(request, said(request, decision=Decision.KEPT))
+            async with asyncio.timeout(30):
+                while not caplog.records:  # noqa: ASYNC110 (nothing else tells)
+                    await asyncio.sleep(0)
+
+    asyncio.run(run())
+    assert "nothing is audited any more: a fault" in caplog.text
+
+
 def test_long_conversations_wait_within_the_bound_of_pictures() -> None:
     auditor = Auditor(Audits(share=1.0), lambda: GATE, ask=Asking().ask, idle=lambda: True)
     text = "a" * (WAITING_BYTES // 8)
