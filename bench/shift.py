@@ -106,7 +106,7 @@ def replay(seen: Seen, group: str, gate: Gate, *, audit: float, answers: int, se
             audits.note(group, gate, agreed=right)
             continue
         kept, wrong = kept + 1, wrong + (not right)
-        if audits.due():
+        if audits.due(group):
             audits.note(group, gate, agreed=right)
             done += 1
             shut = shut or (done if audits.shut(group) else 0)

@@ -15,23 +15,25 @@ from cutline.core.wire import Wire
 from cutline.edge.audit.audits import Audits
 from cutline.edge.generation.conditions import group_of
 from cutline.edge.generation.gate import Gate
-from cutline.edge.generation.result import Answer, Decision
-from cutline.errors import CutlineError, WorkerError
+from cutline.edge.generation.result import Answer, Decision, Ending
+from cutline.errors import CutlineError, WorkerError, WorkerUnavailable
 
 log = logging.getLogger(__name__)
 
 WAITING_BYTES = 64 << 20  # of pictures and texts that wait for an audit; of more, the oldest are not audited
 REQUEST_BYTES = 4 << 10  # that a request takes besides, about
 IDLE_SECONDS = 0.2  # after which is looked again whether nobody else is answered
+TRIES = 5  # of an audit that a worker fails at
 AWAY_SECONDS = 5.0  # after which a worker that was away is asked again
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class _Due:
     """An answer that is to be audited."""
 
     request: Request
     tokens: tuple[int, ...]
+    tries: int = 0
 
     @property
     def size(self) -> int:
@@ -83,11 +85,16 @@ class Auditor:
     def take(self, request: Request, answer: Answer) -> None:
         """Take note of an answer: a kept one may be audited, unless what may go to a worker says nothing exact."""
         gate = answer.gate
-        if gate is None or gate.decision is not Decision.KEPT or not _auditable(request) or not self.audits.due():
+        if (
+            gate is None
+            or gate.decision is not Decision.KEPT
+            or not _auditable(request)
+            or not self.audits.due(gate.group)
+        ):
             return
         self._due.append(_Due(request, tuple(token.id for token in answer.tokens)))
         while sum(one.size for one in self._due) > WAITING_BYTES:
-            self._due.popleft()
+            self._lose(self._due.popleft(), "too many wait")
         self._news.set()
 
     async def _run(self) -> None:
@@ -106,23 +113,31 @@ class Auditor:
             answer = await self._ask(request)
         except WorkerError as error:
             log.debug("an audit waits: %s", error)
+            one.tries += not isinstance(error, WorkerUnavailable)  # a link may be away for long
             await self._sleep(AWAY_SECONDS)
-            self._due.rotate(-1)  # it may fail for this one alone
-            return
+            if one.tries < TRIES:
+                self._due.rotate(-1)  # it may fail for this one alone
+                return
+            self._lose(one, str(error))
         except CutlineError as error:  # what the target does not take cannot be audited
-            log.warning("an answer cannot be audited: %s", error)
+            self._lose(one, str(error))
         else:
-            if answer.exact:
+            if answer.exact and answer.ending is not Ending.DEADLINE:
                 agreed = tuple(token.id for token in answer.tokens) == one.tokens
                 self.audits.note(group_of(one.request), self._gate(), agreed=agreed)
         if self._due and self._due[0] is one:
             self._due.popleft()
 
+    def _lose(self, one: _Due, why: str) -> None:
+        """An audit that is lost speaks against the promise, for it may be that what is wrong is lost more often."""
+        log.warning("an audit is lost, and counts as an answer that differs: %s", why)
+        self.audits.note(group_of(one.request), self._gate(), agreed=False)
+
 
 def _auditable(request: Request) -> bool:
     """Whether the target would give its own answer to a request, from what of it may leave the device."""
     lossy = request.noise > 0.0 or request.keep_image_tokens < 1.0 or request.wire is not Wire.FLOAT32
-    return not request.bounded and not (lossy and request.cut != "image")
+    return request.store and not request.bounded and not (lossy and request.cut != "image")
 
 
 def _tell_ended(task: asyncio.Task[None]) -> None:

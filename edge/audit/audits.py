@@ -14,6 +14,9 @@ from cutline.edge.generation.result import Audited
 
 log = logging.getLogger(__name__)
 
+EARLY_SHARE = 0.25  # of kept answers that is audited where little is known of a group yet ...
+EARLY_AUDITS = 100  # ... falling to the share that is set, over so many audits
+
 
 @dataclass(slots=True)
 class _Watched:
@@ -37,9 +40,13 @@ class Audits:
     _groups: dict[str, _Watched] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def due(self) -> bool:
-        """Whether an answer that was kept is to be audited."""
-        return self.share > 0.0 and self.chance() < self.share
+    def due(self, group: str) -> bool:
+        """Whether an answer of a group that was kept is to be audited: the first ones of it more often."""
+        if self.share == 0.0:
+            return False
+        with self._lock:
+            known = self._groups[group].since.audited if group in self._groups else 0
+        return self.chance() < max(self.share, EARLY_SHARE * (1.0 - known / EARLY_AUDITS))
 
     def shut(self, group: str) -> bool:
         """Whether nothing of a group is kept, for what audits have shown."""

@@ -15,13 +15,13 @@ from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.edge.agent import Agent, AgentSettings
 from cutline.edge.audit.auditor import WAITING_BYTES, Auditor
-from cutline.edge.audit.audits import Audits
+from cutline.edge.audit.audits import EARLY_AUDITS, Audits
 from cutline.edge.generation.conditions import PLAIN, group_of
 from cutline.edge.generation.gate import Gate, Group
 from cutline.edge.generation.result import Answer, Decision, Gated
 from cutline.edge.inference.drafter import Drafted, DrafterConversation
 from cutline.edge.offload.backends.openai_upstream import Upstream
-from cutline.errors import InputError, WorkerUnavailable
+from cutline.errors import InputError, WorkerFailed, WorkerUnavailable
 from cutline.models.bundle import Bundle
 from cutline.testing.together import asking, ids
 from cutline.testing.worker import gated, keeps_from
@@ -243,14 +243,33 @@ def test_what_was_not_kept_is_not_audited(decision: Decision) -> None:
 
 
 def test_a_picture_that_must_stay_is_not_audited_and_not_all_wait_for_ever() -> None:
-    auditor = Auditor(Audits(share=1.0), lambda: GATE, ask=Asking().ask, idle=lambda: True)
-    bounded = asking(ASKED, Mode.AUTO, image_must_stay=True)
-    auditor.take(bounded, said(bounded, decision=Decision.KEPT))
+    audits = Audits(share=1.0)
+    auditor = Auditor(audits, lambda: GATE, ask=Asking().ask, idle=lambda: True)
+    for one in (asking(ASKED, Mode.AUTO, image_must_stay=True), asking(ASKED, Mode.AUTO, store=False)):
+        auditor.take(one, said(one, decision=Decision.KEPT))
     assert auditor.waiting == 0
     large = msgspec.structs.replace(asking(ASKED, Mode.AUTO), images=(bytes(WAITING_BYTES // 3),))
     for _ in range(5):
         auditor.take(large, said(large, decision=Decision.KEPT))
     assert auditor.waiting == 2
+    assert audits.every()[PLAIN].disagreed == 3, "what is lost speaks against the promise"
+
+
+def test_an_audit_that_a_worker_fails_at_is_lost_at_last() -> None:
+    async def run() -> None:
+        audits, request = Audits(share=1.0), asking(ASKED, Mode.AUTO)
+
+        async def ask(request: Request) -> Answer:
+            raise WorkerFailed("it fails")
+
+        auditor = Auditor(audits, lambda: GATE, ask=ask, idle=lambda: True, sleep=lambda _: asyncio.sleep(0))
+        async with auditor, asyncio.timeout(30):
+            auditor.take(request, said(request, decision=Decision.KEPT))
+            while auditor.waiting:  # noqa: ASYNC110 (nobody else waits)
+                await asyncio.sleep(0)
+        assert (audits.every()[PLAIN].audited, audits.every()[PLAIN].disagreed) == (1, 1)
+
+    asyncio.run(run())
 
 
 def test_a_share_is_one() -> None:
@@ -259,6 +278,12 @@ def test_a_share_is_one() -> None:
     upstream = Upstream("http://127.0.0.1:9", model="other")
     with pytest.raises(InputError, match="an upstream has another model"):
         Agent(Bundle.open(DRAFTER), threads=1, settings=AgentSettings(audit=0.5, upstream=upstream))
-    drawn = iter([0.01, 0.03])
-    audits = Audits(share=0.02, chance=lambda: next(drawn))
-    assert [audits.due(), audits.due()] == [True, False]
+    drawn = 0.2
+    audits = Audits(share=0.02, chance=lambda: drawn)
+    assert audits.due(PLAIN)
+    for _ in range(EARLY_AUDITS):
+        audits.note(PLAIN, GATE, agreed=True)
+    assert not audits.due(PLAIN)
+    assert audits.due("another")
+    drawn = 0.01
+    assert audits.due(PLAIN)
