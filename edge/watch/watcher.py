@@ -298,6 +298,8 @@ class Watch:
 
     async def _spool_or_drop(self, frame: Frame, stopping: asyncio.Task[bool] | None = None) -> None:
         """Put an unanswered frame into the spool, or drop it if there is no spool or no room."""
+        if self._spool is not None and frame.id in self._spool:
+            return
         dropped = [frame.source]
         if self._spool is not None and self._fits(frame):
             with contextlib.suppress(OSError):
