@@ -109,6 +109,7 @@ def agent_opener(
     """
     from cutline.devices.profile import load_profile
     from cutline.edge.agent import Agent, AgentSettings
+    from cutline.edge.audit.audits import check_share
     from cutline.edge.generation.energy import EnergyMeter
 
     keys, server, device = open_keys(given.keys), given.server, given.profiles.edge_profile
@@ -119,8 +120,7 @@ def agent_opener(
     threads = thread_count(given.threads)
     meter = EnergyMeter() if device is None else EnergyMeter(load_profile(device))
     key = _upstream_key(given)
-    if not 0 <= audit <= 1:
-        raise InputError(f"--audit is {audit:g}; give the share of kept answers that is audited, 0 to 1")
+    check_share(audit)
     if not 0 <= reuse.memory < math.inf:
         raise InputError(f"--memory is {reuse.memory:g}; give seconds, or 0 for none")
     if reuse.fresh and reuse.memory > 0:

@@ -14,6 +14,7 @@ from cutline.core.request import Mode, Request
 from cutline.devices.machine.cores import usable_cores
 from cutline.devices.profile import CPU
 from cutline.edge.audit.auditor import Auditor
+from cutline.edge.audit.audits import check_share
 from cutline.edge.generation.conditions import group_of
 from cutline.edge.generation.detokenizer import Transcript
 from cutline.edge.generation.energy import EnergyMeter
@@ -71,9 +72,9 @@ class AgentSettings:
 class Agent:
     """Answers with a drafter's bundle and, unless there is none, a worker: the first that serves of those in `worker`.
 
-    With a target's bundle in its place there is no drafter: workers answer, and drafts are what answers of late said.
     That is an address, several in the order of their cost, or the `Workers` themselves; they are reached by `keys`. One
-    of which nothing is heard for `notice` seconds is given up.
+    of which nothing is heard for `notice` seconds is given up. With a target's bundle in place of a drafter's there is
+    none: workers answer, and drafts are what answers of late said.
 
     With the `target`'s bundle, its first layers can run here: a request says up to which cut, or in mode `auto` the
     `planner` does, which needs both worker and target, or an upstream. Without `threads` each model has as many as this
@@ -129,8 +130,7 @@ class Agent:
             vocabulary=prompts.vocabulary,
         )
         self._planning = RequestPlanner(planner, self._backends)
-        if not 0.0 <= settings.audit <= 1.0:
-            raise InputError(f"audit is {settings.audit:g}; give the share of kept answers that is audited, 0 to 1")
+        check_share(settings.audit)
         if settings.audit > 0.0 and settings.upstream is not None:
             raise InputError("an upstream has another model, which audits nothing; leave out audit or the upstream")
         self._backends.audits.share = settings.audit

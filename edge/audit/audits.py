@@ -11,11 +11,18 @@ from dataclasses import dataclass, field
 from cutline.edge.audit.evidence import Evidence, at_most, is_above, is_below
 from cutline.edge.generation.gate import Gate
 from cutline.edge.generation.result import Audited
+from cutline.errors import InputError
 
 log = logging.getLogger(__name__)
 
 EARLY_SHARE = 0.25  # of kept answers that is audited where little is known of a group yet ...
 EARLY_AUDITS = 100  # ... falling to the share that is set, over so many audits
+
+
+def check_share(share: float) -> None:
+    """Check a share of kept answers that is to be audited. Raises InputError."""
+    if not 0.0 <= share <= 1.0:
+        raise InputError(f"audit is {share:g}; give the share of kept answers that is audited, 0 to 1")
 
 
 @dataclass(slots=True)
