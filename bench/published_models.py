@@ -12,12 +12,14 @@ from typing import Any
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from cutline.models.export.quiet import quiet
-from cutline.models.families import FAMILIES, gemma3, internvl, qwen, smolvlm
-from cutline.models.families.gemma3 import Gemma3
+from cutline.models.families import FAMILIES, internvl, smolvlm
+from cutline.models.families.gemma import gemma3
+from cutline.models.families.gemma.gemma3 import Gemma3
+from cutline.models.families.gemma.paligemma import PaliGemma
 from cutline.models.families.internvl import InternVL
 from cutline.models.families.llava_onevision import LlavaOnevision
-from cutline.models.families.paligemma import PaliGemma
-from cutline.models.families.qwen import QwenVL
+from cutline.models.families.qwen import qwenvl
+from cutline.models.families.qwen.qwenvl import QwenVL
 from cutline.models.families.smolvlm import SmolVLM
 from cutline.testing.models.random_models import PLAIN_TEMPLATE, seeded, write_text
 from cutline.testing.models.small_models import GEMMA_TEMPLATE, INTERNVL_TEMPLATE, QWEN_TEMPLATE
@@ -158,7 +160,7 @@ _QWEN = Completion(
     _qwen_images,
     _reduced_qwen,
     QWEN_TEMPLATE,
-    {"image_token_id": qwen.IMAGE, "vision_start_token_id": qwen.START, "vision_end_token_id": qwen.END},
+    {"image_token_id": qwenvl.IMAGE, "vision_start_token_id": qwenvl.START, "vision_end_token_id": qwenvl.END},
     ("<|im_start|>", "<|im_end|>"),
 )
 _INTERNVL = Completion(

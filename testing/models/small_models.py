@@ -18,7 +18,9 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from cutline.demo.bundles import TARGET
 from cutline.demo.tokenizer import PAD, START
-from cutline.models.families import gemma3, internvl, paligemma, qwen
+from cutline.models.families import internvl
+from cutline.models.families.gemma import gemma3, paligemma
+from cutline.models.families.qwen import qwenvl
 from cutline.models.prompt import TEMPLATE
 from cutline.models.tools import HERMES
 from cutline.models.vocabulary import TOKENIZER
@@ -183,7 +185,7 @@ def _qwen(kind: str, vision: Mapping[str, Any], **text: Any) -> Small:
     patches = {"num_heads": 4, "patch_size": patch, "spatial_merge_size": 2, "temporal_patch_size": 2}
 
     def config(words: Words) -> dict[str, Any]:
-        image, start, end = (words[marker] for marker in (qwen.IMAGE, qwen.START, qwen.END))
+        image, start, end = (words[marker] for marker in (qwenvl.IMAGE, qwenvl.START, qwenvl.END))
         return {
             "image_token_id": image,
             "video_token_id": len(words),  # which has no text here
@@ -200,7 +202,7 @@ def _qwen(kind: str, vision: Mapping[str, Any], **text: Any) -> Small:
         "patch_size": patch,
         "temporal_patch_size": 2,
     }
-    return Small(kind, (qwen.IMAGE, qwen.START, qwen.END), QWEN_TEMPLATE, config, processor)
+    return Small(kind, (qwenvl.IMAGE, qwenvl.START, qwenvl.END), QWEN_TEMPLATE, config, processor)
 
 
 def _internvl(text: str) -> Small:

@@ -23,8 +23,8 @@ from transformers.vision_utils import get_vision_position_ids, get_vision_window
 
 from cutline.errors import InputError
 from cutline.models.families import Family, Grid, Positions
-from cutline.models.families.qwen import IMAGE
-from cutline.models.families.qwen25vl import Qwen25VL
+from cutline.models.families.qwen.qwen25vl import Qwen25VL
+from cutline.models.families.qwen.qwenvl import IMAGE
 from cutline.models.images import MAX_ASPECT, MAX_PIXELS, decode_image
 
 CONFIG: Any = Qwen2_5_VLConfig(

@@ -16,7 +16,7 @@ from cutline.cloud.model.model_runner import Capacity, Target
 from cutline.demo.bundles import TARGET
 from cutline.models.bundle import Bundle
 from cutline.models.families import COUNTED, Positions
-from cutline.models.families.qwen25vl import Qwen25VL
+from cutline.models.families.qwen.qwen25vl import Qwen25VL
 from cutline.testing.models.comparison import (
     PROMPTS,
     TOLERANCE,

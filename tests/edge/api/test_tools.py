@@ -22,7 +22,7 @@ from cutline.edge.api.requests.schema import ChatRequest, read_request
 from cutline.edge.generation.result import Answer
 from cutline.errors import CutlineError
 from cutline.models.bundle import Bundle
-from cutline.models.families.qwen25vl import Qwen25VL
+from cutline.models.families.qwen.qwen25vl import Qwen25VL
 from cutline.models.tools import HERMES
 from cutline.testing.agent import ScriptedAgent, spoken, told
 

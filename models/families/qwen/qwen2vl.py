@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from cutline.models.families.family import Parts, TowerSizes
-from cutline.models.families.qwen import QwenVL
+from cutline.models.families.qwen.qwenvl import QwenVL
 
 
 class Qwen2VL(QwenVL, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="qwen2-vl"):

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cutline.models.families.family import Arrays, Count, Grid, Index, Ops, Parts
-from cutline.models.families.qwen import QwenVL, embedded, one_number
+from cutline.models.families.qwen.qwenvl import QwenVL, embedded, one_number
 from cutline.models.images import Pixels
 
 

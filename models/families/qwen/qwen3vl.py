@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cutline.models.families.family import Arrays, Count, Grid, Index, Ops, Parts, Spread
-from cutline.models.families.qwen import QwenVL, embedded
+from cutline.models.families.qwen.qwenvl import QwenVL, embedded
 from cutline.models.images import Pixels, Size, normalised
 from cutline.models.video import Footage, VideoMode
 

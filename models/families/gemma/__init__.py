@@ -1,0 +1,1 @@
+"""Models with a decoder of the Gemma line."""
