@@ -56,6 +56,7 @@ def serve_bundles(
     scheme = "http" if keys is None else "https"
 
     def announce(address: str) -> None:
+        signals.ready()
         print(f"bundle server listens at {address}", flush=True)
         for name in served:
             print(f"cutline pull {scheme}://{reached_at(address)}/{name}", flush=True)

@@ -174,6 +174,7 @@ def cloud(*, running: typer.Context, config: Config = None, given: CloudOptions)
                 signals.end_by_setting(stop)
                 tell = logging.getLogger(__name__).warning
                 signals.reread_by(Reload(running, CHANGES, lambda to: change_form(to["log"]), tell=tell))
+                signals.ready()
                 print(f"worker of {opened.manifest.name} listens at {address}", flush=True)
                 if shown is not None:
                     print(f"metrics at {shown}", flush=True)

@@ -142,6 +142,7 @@ def up(*, context: typer.Context, config: Config = None, given: ClusterOptions) 
         signals.reread_by(Reload(context, CHANGES, change, tell=tell))
         cluster, head = Cluster(order), Head.of(address)
         try:
+            signals.ready()
             print(f"directory listens at {cluster.address}", flush=True)
             with contextlib.ExitStack() as stack:
                 if metrics is not None:

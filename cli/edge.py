@@ -89,6 +89,7 @@ def edge(*, context: typer.Context, config: Config = None, given: EdgeOptions) -
     )
 
     def announce(address: str) -> None:
+        signals.ready()
         print(f"agent listens at {address}", flush=True)
         if invitation is not None:
             url = f"https://{reached_at(address)}/?code={invitation.code}"

@@ -112,6 +112,7 @@ def watch(*, context: typer.Context, config: Config = None, given: WatchOptions)
                 watching.question = msgspec.structs.replace(watching.question, **limits)
 
             signals.reread_by(Reload(context, CHANGES, change, tell=_tell))
+            signals.ready()
             try:
                 await watching.run(stop)
             finally:

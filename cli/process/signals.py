@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM of a command that runs until it is stopped: the first ends it in order, the second at once.
 
-SIGHUP has it read its settings again, but for one that a terminal started, whose end that signal tells.
+SIGHUP has it read its settings again, but for one that a terminal started, whose end that signal tells. A service
+manager hears of both.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
 from typing import NoReturn, Self
+
+from cutline.cli.process.service import Service
 
 INTERRUPTED = 130  # as shells expect after Ctrl-C
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
@@ -37,6 +40,7 @@ class Signals:
         self._first: Callable[[], object] | None = None
         self._reread: Callable[[], object] = lambda: None  # what comes before there is anything to change
         self._ending = False
+        self._service = Service()
         self._thread = threading.Thread(target=self._hear, name="signals", daemon=True)
 
     def __enter__(self) -> Self:
@@ -71,6 +75,10 @@ class Signals:
         """From now on SIGHUP calls `reread`, from another thread."""
         self._reread = reread
 
+    def ready(self) -> None:
+        """What the command serves is there: a service manager is told, if there is one."""
+        self._service.ready()
+
     def end_by_setting(self, stop: asyncio.Event) -> None:
         """From now on the first signal sets `stop`, of the event loop that runs."""
         loop = asyncio.get_running_loop()
@@ -89,6 +97,7 @@ class Signals:
         self._ending = True
         for number in NUMBERS:
             _forget(number)
+        self._service.stopping()
         self._first()
         if late := self._next():  # it came before the system was told
             os.kill(os.getpid(), late)
@@ -99,7 +108,8 @@ class Signals:
             if heard[0] in NUMBERS:
                 return heard[0]
             if heard[0] == signal.SIGHUP and not self._ending:
-                self._reread()
+                with self._service.reloading():
+                    self._reread()
         return 0
 
 
