@@ -7,14 +7,28 @@ from dataclasses import dataclass
 
 from cutline.errors import WorkerBusy
 
-LEAST_PROMPT_ROWS, MOST_PROMPT_ROWS = 32, 512
+WIDE_ROWS = 32  # of a pass that tells what many rows take
 FIRST_PROMPT_ROWS = 64  # where nothing is known yet of how long they take
-PASS_SECONDS = 0.5  # that a pass may take as far as one can tell: until it has ended, who comes waits
-LEAST_SLICE_SECONDS, SLICE_SECONDS = 0.01, 0.25  # likewise for images, between two passes
 MOST_DRAFTED_ROWS = 128  # of one session in a pass: each has logits of its own
-FAIR_SECONDS = 2.0  # after so long a prompt's turn comes before any deadline
 LEAST_RETRY_SECONDS, MOST_RETRY_SECONDS = 0.1, 30.0
 _FADING_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pacing:
+    """How an engine divides its time between those who wait; the seconds that it lets anybody wait, and for what."""
+
+    least_prompt_rows: int = 32  # of a pass, however long they take
+    most_prompt_rows: int = 512
+    pass_seconds: float = 0.5  # that a pass may take as far as one can tell: until it has ended, who comes waits
+    least_slice_seconds: float = 0.01  # of images, between two passes
+    slice_seconds: float = 0.25  # likewise at the most
+    fair_seconds: float = 2.0  # after so long a prompt's turn comes before any deadline, and another picture's turn
+    safe_seconds: float = 1.0  # for which a session that waits for a draft keeps its slot, even if another one wants it
+    idle_seconds: float = 60.0  # for which a session that only verifies may wait for a draft
+
+
+PACING = Pacing()
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +50,7 @@ class PassCost:
 
     def after(self, rows: int, seconds: float, *, memory: float = 0.98) -> PassCost:
         """The cost once a pass of `rows` rows took `seconds`."""
-        fading, wide = (0.5, 1) if rows >= LEAST_PROMPT_ROWS else (1.0, 0)
+        fading, wide = (0.5, 1) if rows >= WIDE_ROWS else (1.0, 0)
         return PassCost(
             self.weight * memory + 1,
             self.rows * memory + rows,
@@ -106,14 +120,14 @@ class DecayingMean:
         return self.seen * math.exp(min(0.0, self.when - now) / _FADING_SECONDS)
 
 
-def turn(waits_since: float, deadline: float | None) -> float:
+def turn(waits_since: float, deadline: float | None, pacing: Pacing) -> float:
     """The time by which a prompt wants its next piece: the earliest goes first.
 
-    That is its deadline, or FAIR_SECONDS after it began to wait, whichever comes first. So near deadlines come before
-    those who only wait, but of two who waited longer than that, it is the turn of the one who waited longest: nobody
-    waits for ever, however many deadlines come.
+    That is its deadline, or the `fair_seconds` after it began to wait, whichever comes first. So near deadlines come
+    before those who only wait, but of two who waited longer than that, it is the turn of the one who waited longest:
+    nobody waits for ever, however many deadlines come.
     """
-    fair = waits_since + FAIR_SECONDS
+    fair = waits_since + pacing.fair_seconds
     return fair if deadline is None else min(fair, deadline)
 
 
@@ -125,22 +139,22 @@ def retry_seconds(lasting: float, slots: int, refused: int) -> float:
     return min(max(LEAST_RETRY_SECONDS, lasting * (refused + 1) / slots), MOST_RETRY_SECONDS)
 
 
-def prompt_rows(beside: int, cost: PassCost) -> int:
+def prompt_rows(beside: int, cost: PassCost, pacing: Pacing) -> int:
     """How many rows of prompts a pass may take beside those of sessions that are answered.
 
     So many that the pass at most takes twice as long, but no more than twice what passes had until now: further than
-    that a line is not believed. In any case no more than leave a worker attentive: what PASS_SECONDS have room for.
+    that a line is not believed. In any case no more than leave a worker attentive: what `pass_seconds` have room for.
     """
-    room: float = cost.rows_within(PASS_SECONDS) - beside
+    room: float = cost.rows_within(pacing.pass_seconds) - beside
     if beside:
         seen = cost.rows / cost.weight if cost.weight else 0.0
         room = min(room, 1 / cost.row_share + beside, 2 * seen)
-    return min(max(LEAST_PROMPT_ROWS, int(room)), MOST_PROMPT_ROWS)
+    return min(max(pacing.least_prompt_rows, int(room)), pacing.most_prompt_rows)
 
 
-def drafted_rows(sessions: int, cost: PassCost) -> int:
+def drafted_rows(sessions: int, cost: PassCost, pacing: Pacing) -> int:
     """How many drafted rows each of so many sessions may have in a pass: 1 at the least, so that all go on."""
-    return max(1, min(MOST_DRAFTED_ROWS, cost.rows_within(PASS_SECONDS) // max(1, sessions) - 1))
+    return max(1, min(MOST_DRAFTED_ROWS, cost.rows_within(pacing.pass_seconds) // max(1, sessions) - 1))
 
 
 def rows_worth_verifying(available: int, rate: float, row_share: float) -> int:

@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from cutline.cloud.engine.cost_model import LEAST_SLICE_SECONDS, SLICE_SECONDS
+from cutline.cloud.engine.cost_model import PACING, Pacing
 from cutline.cloud.engine.image_cache import ImageCache
 from cutline.cloud.engine.image_features import ImageFeatures
 from cutline.cloud.engine.listeners import Listeners
@@ -53,17 +53,20 @@ class Engine:
         stop_tokens: Sequence[int],
         *,
         image_cache: ImageCache | None = None,
+        pacing: Pacing = PACING,
+        clock: Callable[[], float] = time.monotonic,
         observer: Observer = NOBODY,
     ) -> None:
         """Images are kept on `image_cache`; without one they are not."""
         self.image_cache = image_cache or ImageCache(0)
         self.progress = EngineProgress()
         self._target = target
+        self._pacing = pacing
         self._listeners = Listeners()
-        self._images = ImageFeatures(target, self.image_cache, self._listeners, self.progress)
-        self._table = SessionTable(target, self._images, self._listeners, observer)
+        self._images = ImageFeatures(target, self.image_cache, self._listeners, self.progress, pacing)
+        self._table = SessionTable(target, self._images, self._listeners, observer, pacing=pacing, clock=clock)
         self._passes = Passes(target, stop_tokens, self._images, self._listeners, self.progress, observer)
-        self._scheduler = Scheduler(self._table, self._images, self._passes, decodes=target.decodes)
+        self._scheduler = Scheduler(self._table, self._images, self._passes, pacing, decodes=target.decodes)
         self._verifier = Verifier(self._table, self._images, observer, stop_tokens=stop_tokens, decodes=target.decodes)
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._patience: float | None = None  # seconds for which the next step may wait for a call
@@ -79,7 +82,7 @@ class Engine:
         batch, began = self._scheduler.schedule(), time.monotonic()
         for outcome in self._passes.run(batch):
             self._verifier.confirm(outcome)
-        encoded = self._encode(time.monotonic() - began if batch else SLICE_SECONDS)
+        encoded = self._encode(time.monotonic() - began if batch else self._pacing.slice_seconds)
         self._patience = 0.0 if batch or encoded else self._scheduler.patience()
 
     @property
@@ -113,7 +116,7 @@ class Engine:
         """
         name = secrets.token_hex(8)
         self._listeners.add(name, listener)
-        self._call(partial(self._table.admit, name, request, drafts, time.monotonic()))
+        self._call(partial(self._table.admit, name, request, drafts, self._table.now()))
         return name
 
     def offer(self, name: str, draft: Draft, taken: Callable[[], object] = lambda: None) -> None:
@@ -188,9 +191,9 @@ class Engine:
         """A slice of the next session's images, of so many `seconds` at most. False if there are none."""
         if (session := self._images.next) is None:
             return False
-        began = time.monotonic()
+        began, pacing = time.monotonic(), self._pacing
         self._table.begin(session, began)
         with self._table.isolated(session):
-            self._images.encode(until=began + min(max(LEAST_SLICE_SECONDS, seconds), SLICE_SECONDS))
+            self._images.encode(until=began + min(max(pacing.least_slice_seconds, seconds), pacing.slice_seconds))
         session.seconds += time.monotonic() - began
         return True

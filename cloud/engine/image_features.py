@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from cutline.cloud.engine.cost_model import FAIR_SECONDS
+from cutline.cloud.engine.cost_model import Pacing
 from cutline.cloud.engine.image_cache import ImageCache, Kept
 from cutline.cloud.engine.listeners import Listeners
 from cutline.cloud.engine.sequence import Session, SessionRequest
@@ -24,11 +24,14 @@ class ImageFeatures:
     that took so long that others should have their turn go behind them, so that no picture holds up everybody.
     """
 
-    def __init__(self, target: Target, image_cache: ImageCache, listeners: Listeners, progress: EngineProgress) -> None:
+    def __init__(
+        self, target: Target, image_cache: ImageCache, listeners: Listeners, progress: EngineProgress, pacing: Pacing
+    ) -> None:
         self._target = target
         self._image_cache = image_cache
         self._listeners = listeners
         self._progress = progress
+        self._fair_seconds = pacing.fair_seconds
         self._rows: dict[Session, torch.Tensor] = {}
         self._under_way: dict[Session, Steps] = {}  # the next first
         self._usual: float | None = None  # seconds that a step does not usually exceed, None where none was seen
@@ -73,7 +76,7 @@ class ImageFeatures:
             now = time.monotonic()
             self._usual, before = max(now - before, (self._usual or 0.0) * FADING), now
         self._taken += time.monotonic() - began
-        if self._taken > FAIR_SECONDS:
+        if self._taken > self._fair_seconds:
             self._under_way[session], self._taken = self._under_way.pop(session), 0.0
 
     def of(self, session: Session) -> torch.Tensor | None:

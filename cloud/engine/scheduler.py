@@ -3,44 +3,51 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterable
 
-from cutline.cloud.engine.cost_model import PassCost, drafted_rows, prompt_rows, turn
+from cutline.cloud.engine.cost_model import Pacing, PassCost, drafted_rows, prompt_rows, turn
 from cutline.cloud.engine.image_features import ImageFeatures
 from cutline.cloud.engine.passes import Passes
 from cutline.cloud.engine.sequence import Session, SessionRows
 from cutline.cloud.engine.session_table import SessionTable, late
 from cutline.errors import InputError
 
-IDLE_SECONDS = 60.0  # a session that only verifies may wait this long for a draft
 RECENT_SECONDS = 1.0  # within which a session that was confirmed something will be again
 
 
 class Scheduler:
     """Decides by what `passes` cost; sessions whose images are still encoded have no rows yet."""
 
-    def __init__(self, table: SessionTable, images: ImageFeatures, passes: Passes, *, decodes: bool) -> None:
+    def __init__(
+        self, table: SessionTable, images: ImageFeatures, passes: Passes, pacing: Pacing, *, decodes: bool
+    ) -> None:
         self._table = table
         self._images = images
         self._passes = passes
+        self._pacing = pacing
         self._decodes = decodes
 
     def schedule(self) -> list[SessionRows]:
         """The rows of the next pass, none if all wait. Who is out of time, or waits too long for a draft, is ended."""
-        now, cost = time.monotonic(), self._passes.cost
+        now, cost = self._table.now(), self._passes.cost
         for session in self._table:
             if session.late(now):
                 self._table.emit(session, late())
         wanted = rows_by_session(
-            [session for session in self._table if not self._images.awaits(session)], cost, now - RECENT_SECONDS
+            [session for session in self._table if not self._images.awaits(session)],
+            cost,
+            self._pacing,
+            now - RECENT_SECONDS,
         )
+        patience = self._pacing.idle_seconds
         idle = [session for session, rows in wanted.items() if rows is None]
         for session in idle:
-            if session.confirmed_at <= now - IDLE_SECONDS:
-                self._table.emit(session, InputError(f"nothing was drafted for {IDLE_SECONDS:.0f} seconds"))
+            if session.confirmed_at <= now - patience:
+                self._table.emit(session, InputError(f"nothing was drafted for {patience:.0f} seconds"))
         self._table.idle_since = min((session.confirmed_at for session in idle), default=math.inf)
-        batch = batched([rows for rows in wanted.values() if rows is not None], cost, decodes=self._decodes)
+        batch = batched(
+            [rows for rows in wanted.values() if rows is not None], cost, self._pacing, decodes=self._decodes
+        )
         for rows in batch:
             self._table.begin(rows.session, now)
         return batch
@@ -48,26 +55,28 @@ class Scheduler:
     def patience(self) -> float | None:
         """Seconds until a session has waited too long, now that all wait; None if there are none.
 
-        That is its deadline, or IDLE_SECONDS where it waits for a draft.
+        That is its deadline, or its `idle_seconds` where it waits for a draft.
         """
         sessions = list(self._table)
-        ends = [one.confirmed_at + IDLE_SECONDS for one in sessions if one.in_flight is None]
+        ends = [one.confirmed_at + self._pacing.idle_seconds for one in sessions if one.in_flight is None]
         ends += [one.request.deadline for one in sessions if one.request.deadline is not None]
-        return max(0.0, min(ends) - time.monotonic()) if ends else None
+        return max(0.0, min(ends) - self._table.now()) if ends else None
 
 
-def rows_by_session(sessions: Iterable[Session], cost: PassCost, recent: float) -> dict[Session, SessionRows | None]:
+def rows_by_session(
+    sessions: Iterable[Session], cost: PassCost, pacing: Pacing, recent: float
+) -> dict[Session, SessionRows | None]:
     """What each session that has nothing in flight wants to run, None if it waits for a draft.
 
     Those that were confirmed something after `recent` share a pass's fixed cost, so each verifies fewer drafts.
     """
     landed = [session for session in sessions if session.in_flight is None]
-    most = drafted_rows(len(landed), cost)
+    most = drafted_rows(len(landed), cost, pacing)
     share = min(1.0, cost.row_share * max(1, sum(session.confirmed_at >= recent for session in landed)))
     return {session: session.rows_to_run(share, most) for session in landed}
 
 
-def batched(wanted: Iterable[SessionRows], cost: PassCost, *, decodes: bool) -> list[SessionRows]:
+def batched(wanted: Iterable[SessionRows], cost: PassCost, pacing: Pacing, *, decodes: bool) -> list[SessionRows]:
     """The next pass, of what is `wanted`: all of whoever is answered, and of prompts as much as there is room for.
 
     Prompts are run in pieces, so that nobody's answer waits long for another's prompt; `turn` says whose comes first. A
@@ -78,8 +87,10 @@ def batched(wanted: Iterable[SessionRows], cost: PassCost, *, decodes: bool) -> 
     prompts: list[SessionRows] = []
     for rows in wanted:
         (prompts if rows.session.opening and decodes else batch).append(rows)
-    room = prompt_rows(sum(len(rows.tokens) for rows in batch), cost)
-    for rows in sorted(prompts, key=lambda rows: turn(rows.session.confirmed_at, rows.session.request.deadline)):
+    room = prompt_rows(sum(len(rows.tokens) for rows in batch), cost, pacing)
+    for rows in sorted(
+        prompts, key=lambda rows: turn(rows.session.confirmed_at, rows.session.request.deadline, pacing)
+    ):
         if room > 0:
             batch.append(rows.first(room))
             room -= len(batch[-1].tokens)

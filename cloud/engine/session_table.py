@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 
-from cutline.cloud.engine.cost_model import Turnover
+from cutline.cloud.engine.cost_model import Pacing, Turnover
 from cutline.cloud.engine.image_features import ImageFeatures
 from cutline.cloud.engine.kv_slots import Content, Slots
 from cutline.cloud.engine.listeners import Listeners
@@ -21,16 +20,26 @@ from cutline.protos.messages import Draft, Finished, Opened
 
 log = logging.getLogger(__name__)
 
-SAFE_SECONDS = 1.0  # for which a session that waits for a draft keeps its slot, even if another one wants it
-
 
 class SessionTable:
     """Sessions of `target`, whose events go to `listeners`. The engine's thread calls; any may ask what there is."""
 
-    def __init__(self, target: Target, images: ImageFeatures, listeners: Listeners, observer: Observer) -> None:
+    def __init__(
+        self,
+        target: Target,
+        images: ImageFeatures,
+        listeners: Listeners,
+        observer: Observer,
+        *,
+        pacing: Pacing,
+        clock: Callable[[], float],
+    ) -> None:
+        """`clock` gives seconds as time.monotonic does, with which requests say their deadlines."""
+        self.now = clock
         self._target = target
         self._images = images
         self._listeners = listeners
+        self._safe_seconds = pacing.safe_seconds
         self._observer = observer
         self._sessions: dict[str, Session] = {}
         self._slots = Slots(target.slots)
@@ -53,17 +62,17 @@ class SessionTable:
     @property
     def queue_seconds(self) -> float:
         """How long sessions lately waited for their first pass."""
-        return self._turnover.waited(time.monotonic())
+        return self._turnover.waited(self.now())
 
     def busy(self) -> WorkerBusy | None:
         """The refusal that one more session would meet now, None where it may find room."""
-        if self._slots.free or self.idle_since < time.monotonic() - SAFE_SECONDS:
+        if self._slots.free or self.idle_since < self.now() - self._safe_seconds:
             return None
         return self._turnover.refusal()
 
     def admit(self, name: str, request: SessionRequest, drafts: Sequence[Draft], asked_at: float) -> None:
         """Begin a session, or refuse it. One that breaks as it begins ends alone, but for FATAL errors."""
-        now = time.monotonic()
+        now = self.now()
         if not self._listeners.hears(name):
             return
         if request.deadline is not None and request.deadline <= now:
@@ -87,7 +96,7 @@ class SessionTable:
         self._sessions[name] = session
         self._images.add(session)
         # It may be in the next pass, which begins now, and is unless prompts take turns.
-        waited = time.monotonic() - asked_at
+        waited = self.now() - asked_at
         kept = self._images.keeps(request, encoded=session.request.pictured)
         self.emit(session, Opened(name, queue_seconds=waited, kept=kept, reused=session.cached))
 
@@ -135,7 +144,7 @@ class SessionTable:
         if (session := self.get(name)) is None:
             return
         self._images.forget(session)
-        now = time.monotonic()
+        now = self.now()
         self._slots.give(session.slot, () if broken else session.tokens[: session.cached])
         self._turnover.ended(now - session.asked_at, now)
         self._sessions.pop(name, None)  # last: who is counted no more, on other threads, has left the slot
@@ -144,7 +153,7 @@ class SessionTable:
         """Free the slot of the session that has waited longest for a draft, if that is too long to be safe."""
         idle = [one for one in self._sessions.values() if one.in_flight is None and one.rows_to_run(1.0) is None]
         longest = min(idle, key=lambda one: one.confirmed_at, default=None)
-        if longest is not None and longest.confirmed_at <= now - SAFE_SECONDS:
+        if longest is not None and longest.confirmed_at <= now - self._safe_seconds:
             self._observer.evicted()
             self.emit(longest, WorkerForgot("this worker needed the place; open the session anew"))
 

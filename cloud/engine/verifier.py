@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection
 from dataclasses import replace
 
@@ -62,7 +61,7 @@ class Verifier:
 
     def _passed(self, passed: Passed) -> None:
         rows, session = passed.rows, passed.rows.session
-        session.ran(rows, passed.seconds, time.monotonic())
+        session.ran(rows, passed.seconds, self._table.now())
         if rows.partial:
             session.keep(rows, passed.made.numpy() if passed.chosen is None else None)
             return
@@ -95,5 +94,5 @@ class Verifier:
             self._table.emit(session, error)
             return
         self._table.emit(session, confirmed)
-        session.confirmed_at = time.monotonic()
+        session.confirmed_at = self._table.now()
         session.take_waiting()

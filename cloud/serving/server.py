@@ -21,6 +21,7 @@ from cutline.cloud.access.auth import AuthInterceptor, Callers
 from cutline.cloud.access.connections import Connections, most_connections, options
 from cutline.cloud.access.quota import Shares
 from cutline.cloud.access.tls import server_credentials
+from cutline.cloud.engine.cost_model import PACING, Pacing
 from cutline.cloud.engine.engine import Engine
 from cutline.cloud.engine.image_cache import ImageCache
 from cutline.cloud.model.device import compute_dtype
@@ -75,7 +76,7 @@ class WorkerOptions:
     `wires`. Sessions hold `context` tokens, or without it as many as the model and the next worker can and memory has
     room for; `slots` and `images` are those of Capacity. torch computes on `device`, as `compute_dtype` has it if asked
     for `dtype`, with layers `compiled` or not; `tensor_parallel` devices share every layer of the decoder, see `Ranks`.
-    Once it is to end it takes no new sessions, and open ones get `drain` seconds.
+    Its engine keeps to a `pacing`. Once it is to end it takes no new sessions, and open ones get `drain` seconds.
     """
 
     listen: str = "127.0.0.1:0"
@@ -90,6 +91,7 @@ class WorkerOptions:
     compiled: bool = False
     tensor_parallel: int = 1
     drain: float = GRACE_SECONDS
+    pacing: Pacing = PACING
 
 
 _OPTIONS = [
@@ -167,7 +169,7 @@ async def serve(
                 hold,
             )
         image_cache = ImageCache(target.image_room, observer=observer)
-        engine = Engine(target, manifest.stop_tokens, image_cache=image_cache, observer=observer)
+        engine = Engine(target, manifest.stop_tokens, image_cache=image_cache, pacing=serving.pacing, observer=observer)
         observer.serving(engine.max_sessions, lambda: engine.sessions)
         worker = WorkerServicer(
             engine,

@@ -16,7 +16,7 @@ from typing import cast
 
 import pytest
 
-from cutline.cloud.engine import cost_model, scheduler
+from cutline.cloud.engine.cost_model import PACING, Pacing
 from cutline.cloud.engine.engine import Engine
 from cutline.cloud.engine.sequence import Event, Forward, SessionRequest
 from cutline.cloud.model.model_runner import Target
@@ -71,9 +71,9 @@ class Way:
 
 
 @contextlib.contextmanager
-def running(count: int, slots: int) -> Iterator[list[Engine]]:
+def running(count: int, slots: int, *, pacing: Pacing = PACING) -> Iterator[list[Engine]]:
     spans = [ScriptedTarget(slots, chooses=index == count - 1) for index in range(count)]
-    engines = [Engine(cast(Target, span), (STOP,)) for span in spans]
+    engines = [Engine(cast(Target, span), (STOP,), pacing=pacing) for span in spans]
     for engine in engines:
         engine.start()
     try:
@@ -151,11 +151,9 @@ def test_many_sessions_through_engines_in_a_row_keep_their_answers(count: int) -
     assert len(wrong) == 60
 
 
-def test_prompts_in_pieces_go_on_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompts_in_pieces_go_on_whole() -> None:
     """An engine that is not the last keeps what it made until it can open a session on the next one with it."""
-    monkeypatch.setattr(cost_model, "MOST_PROMPT_ROWS", 4)
-    monkeypatch.setattr(cost_model, "LEAST_PROMPT_ROWS", 2)
-    with running(3, 4) as engines:
+    with running(3, 4, pacing=Pacing(least_prompt_rows=2, most_prompt_rows=4)) as engines:
         assert [converse(engines, seed) for seed in range(100, 120)] == [None] * 20
 
 
@@ -173,11 +171,10 @@ def test_a_session_that_breaks_the_last_engine_ends_alone() -> None:
         assert converse(engines, 7) is None
 
 
-def test_a_session_that_flies_is_not_said_to_wait_for_drafts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_session_that_flies_is_not_said_to_wait_for_drafts() -> None:
     """Its next worker takes its time; nobody is to blame for that here."""
-    monkeypatch.setattr(scheduler, "IDLE_SECONDS", 0.05)
     span = ScriptedTarget(1, chooses=False)
-    engine = Engine(cast(Target, span), (STOP,))
+    engine = Engine(cast(Target, span), (STOP,), pacing=Pacing(idle_seconds=0.05))
     engine.start()
     inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
     prompt = [5, 6]

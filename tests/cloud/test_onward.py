@@ -14,6 +14,7 @@ import pytest
 
 from cutline.cli.access.certificates import DEVICE, SERVER, Authority, pair_of
 from cutline.cloud.access.auth import Callers
+from cutline.cloud.engine.cost_model import PACING, Pacing
 from cutline.cloud.engine.sequence import SessionRequest
 from cutline.cloud.serving import pipeline
 from cutline.cloud.serving.pipeline import NextWorker, Onward, Word, onward_name
@@ -33,9 +34,11 @@ ASKED = SessionRequest(tokens=(1,), prompt_length=1, max_tokens=1, sampling=Samp
 
 
 @contextlib.asynccontextmanager
-async def first_and_last(bundle: Bundle, *, slots: int = 2, first: Access = ANYBODY) -> AsyncIterator[tuple[str, str]]:
+async def first_and_last(
+    bundle: Bundle, *, slots: int = 2, first: Access = ANYBODY, pacing: Pacing = PACING
+) -> AsyncIterator[tuple[str, str]]:
     """The addresses of two workers, of which the first goes on at the second."""
-    common = WorkerOptions(slots=slots, context=256)
+    common = WorkerOptions(slots=slots, context=256, pacing=pacing)
     async with (
         asyncio.timeout(2 * SECONDS),
         serve(bundle, replace(common, layers=("decoder.2", "end"))) as there,
@@ -205,26 +208,22 @@ def test_a_token_file_of_the_workers_own_is_no_fault_of_the_agents(
     asyncio.run(main())
 
 
-def test_a_next_worker_that_would_evict_takes_a_session(
-    bundle: Bundle, asking: Any, case: Case, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("safe", [0.0, 600.0])
+def test_a_next_worker_that_would_evict_takes_a_session(bundle: Bundle, asking: Any, case: Case, safe: float) -> None:
     """Its own engine decides, as where an agent asks it itself."""
-    monkeypatch.setattr("cutline.cloud.engine.session_table.SAFE_SECONDS", 600.0)
 
     async def main() -> None:
         async with (
-            first_and_last(bundle, slots=1) as (here, there),
+            first_and_last(bundle, slots=1, pacing=Pacing(safe_seconds=safe)) as (here, there),
             WorkerClient(here) as client,
             WorkerClient(there) as beside,
         ):
             idle = asking(case, "decoder.2", effort=0.0)
             async with beside.session(idle.opening, idle.upload(), timeout=SECONDS) as session:
                 await idle.follow(session, stop=1)
-                with pytest.raises(WorkerBusy):
-                    await asking(case, "image").ask(client)
-                monkeypatch.setattr("cutline.cloud.engine.session_table.SAFE_SECONDS", 0.0)
                 one = asking(case, "image")
-                await one.ask(client)
-                assert tuple(one.tokens) == case[2]
+                with contextlib.nullcontext() if safe == 0.0 else pytest.raises(WorkerBusy):
+                    await one.ask(client)
+                    assert tuple(one.tokens) == case[2]
 
     asyncio.run(main())

@@ -15,13 +15,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from cutline.cloud.engine import cost_model, sampler, session_table
-from cutline.cloud.engine.cost_model import FAIR_SECONDS
+from cutline.cloud.engine import sampler
+from cutline.cloud.engine.cost_model import (
+    LEAST_RETRY_SECONDS,
+    MOST_RETRY_SECONDS,
+    PACING,
+    DecayingMean,
+    Pacing,
+    retry_seconds,
+    turn,
+)
 from cutline.cloud.engine.engine import Engine
 from cutline.cloud.engine.sampler import likelihoods
 from cutline.cloud.engine.sequence import Event, Session, SessionRequest, SessionRows
 from cutline.cloud.model.model_runner import Target
-from cutline.cloud.telemetry.observer import Observer
+from cutline.cloud.telemetry.observer import NOBODY, Observer
 from cutline.core.sampling import Sampling
 from cutline.errors import CutlineError, WorkerBusy, WorkerForgot, WorkerUnavailable
 from cutline.models.law.sampling import choose
@@ -84,8 +92,8 @@ def request(prompt: Sequence[int], *, effort: float = 0.0, max_tokens: int = 20)
 
 
 @contextlib.contextmanager
-def running(target: CountingTarget, observer: Observer | None = None) -> Iterator[Engine]:
-    engine = Engine(cast(Target, target), (), observer=observer or Observer())
+def running(target: CountingTarget, observer: Observer = NOBODY, **how: Any) -> Iterator[Engine]:
+    engine = Engine(cast(Target, target), (), observer=observer, **how)
     engine.start()
     try:
         yield engine
@@ -114,12 +122,11 @@ class Listener:
         return self
 
 
-def test_who_waited_longest_loses_its_place_to_a_newcomer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session_table, "SAFE_SECONDS", 0.1)
-    target, watching = CountingTarget(3), Watching()
-    with running(target, watching) as engine:
+def test_who_waited_longest_loses_its_place_to_a_newcomer() -> None:
+    target, watching, now = CountingTarget(3), Watching(), 1000.0
+    with running(target, watching, clock=lambda: now) as engine:
         first, second = (Listener(engine, request([1, one])).opened() for one in (1, 2))
-        time.sleep(0.2)
+        now += 2 * PACING.safe_seconds
         third = Listener(engine, request([1, 3])).opened()
         assert engine.busy() is None  # somebody may go
         engine.offer(first.name, Draft(3, (next_token(next_token(1)),)))
@@ -128,8 +135,7 @@ def test_who_waited_longest_loses_its_place_to_a_newcomer(monkeypatch: pytest.Mo
         lost = second.next()
         assert isinstance(lost, WorkerForgot)
         assert "open the session anew" in str(lost)
-        # Those that are left waited less than that, however slow this machine is: nobody else goes.
-        monkeypatch.setattr(session_table, "SAFE_SECONDS", 600.0)
+        # Those that are left waited less than that: nobody else goes.
         refused = Listener(engine, request([1, 5])).next()
         assert isinstance(refused, WorkerBusy)
         assert isinstance(engine.busy(), WorkerBusy)
@@ -138,10 +144,9 @@ def test_who_waited_longest_loses_its_place_to_a_newcomer(monkeypatch: pytest.Mo
         assert third.inbox.empty()
 
 
-def test_who_is_answered_never_loses_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session_table, "SAFE_SECONDS", 0.0)
+def test_who_is_answered_never_loses_its_place() -> None:
     target = CountingTarget(2)
-    with running(target) as engine:
+    with running(target, pacing=Pacing(safe_seconds=0.0)) as engine:
         target.go_on.clear()
         busy = [Listener(engine, request([1, one], effort=1.0)) for one in (1, 2)]
         refused = [Listener(engine, request([1, 3])) for _ in range(5)]
@@ -171,9 +176,9 @@ def test_a_refusal_says_when_to_come_again() -> None:
 
 
 def test_the_time_to_come_again_is_within_bounds() -> None:
-    assert cost_model.retry_seconds(0.0, 4, 0) == cost_model.LEAST_RETRY_SECONDS
-    assert cost_model.retry_seconds(1e9, 4, 0) == cost_model.MOST_RETRY_SECONDS
-    assert cost_model.retry_seconds(8.0, 4, 1) == 4.0
+    assert retry_seconds(0.0, 4, 0) == LEAST_RETRY_SECONDS
+    assert retry_seconds(1e9, 4, 0) == MOST_RETRY_SECONDS
+    assert retry_seconds(8.0, 4, 1) == 4.0
 
 
 def test_out_of_time_ends_a_session_wherever_it_is() -> None:
@@ -199,13 +204,12 @@ def test_out_of_time_ends_a_session_wherever_it_is() -> None:
     assert sum(0 in one for one in target.passes[-20:]) <= 2
 
 
-def test_near_deadlines_come_first_and_nobody_starves(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_near_deadlines_come_first_and_nobody_starves() -> None:
     """Prompts of 3 pieces each: those whose time is near are run before those that only wait, but not for ever."""
-    monkeypatch.setattr(cost_model, "LEAST_PROMPT_ROWS", 4)
-    monkeypatch.setattr(cost_model, "MOST_PROMPT_ROWS", 4)
-    monkeypatch.setattr(cost_model, "FAIR_SECONDS", 600.0)  # and deadlines sooner than that, on however slow a machine
+    # Deadlines come sooner than what is fair, on however slow a machine.
+    pacing = Pacing(least_prompt_rows=4, most_prompt_rows=4, fair_seconds=600.0)
     target = CountingTarget(8)
-    with running(target) as engine:
+    with running(target, pacing=pacing) as engine:
         target.go_on.clear()
         Listener(engine, request([1], effort=1.0, max_tokens=40))  # keeps room short
         assert target.held.wait(60)
@@ -223,14 +227,14 @@ def test_near_deadlines_come_first_and_nobody_starves(monkeypatch: pytest.Monkey
 
 
 def test_whoever_waited_long_enough_comes_before_every_deadline() -> None:
-    now, waited = 100.0, 100.0 - FAIR_SECONDS - 0.1
+    now, waited = 100.0, 100.0 - PACING.fair_seconds - 0.1
     orders = [
-        cost_model.turn(now - 1, now + 0.01),
-        cost_model.turn(waited, None),
-        cost_model.turn(waited - 1, now + 60),
+        turn(now - 1, now + 0.01, PACING),
+        turn(waited, None, PACING),
+        turn(waited - 1, now + 60, PACING),
     ]
     assert sorted(orders) == [orders[2], orders[1], orders[0]]
-    assert cost_model.turn(now, now + 60) == cost_model.turn(now, None)  # a far deadline is no reason to go first
+    assert turn(now, now + 60, PACING) == turn(now, None, PACING)  # a far deadline is no reason to go first
 
 
 def test_waits_for_the_first_pass_are_told_and_fade() -> None:
@@ -247,15 +251,14 @@ def test_waits_for_the_first_pass_are_told_and_fade() -> None:
         target.go_on.set()
         assert isinstance(Listener(engine, request([1, 2], max_tokens=1)).end(), Finished)
         assert 0.05 < engine.queue_seconds < time.monotonic() - began
-    recent = cost_model.DecayingMean().after(1.0, 10.0)
+    recent = DecayingMean().after(1.0, 10.0)
     assert recent.at(10.0) == 0.25
     assert recent.at(1000.0) < 1e-9
     assert recent.at(9.0) == 0.25  # a clock that is read before
 
 
-def test_waiting_behind_other_prompts_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_behind_other_prompts_is_counted() -> None:
     """One prompt a pass: the last of three waits for two passes more than the first, though all open at once."""
-    monkeypatch.setattr(cost_model, "MOST_PROMPT_ROWS", 6)
     target, watching, began = CountingTarget(4), Watching(), list[float]()
     run = target.run
 
@@ -265,7 +268,7 @@ def test_waiting_behind_other_prompts_is_counted(monkeypatch: pytest.MonkeyPatch
         return run(batch, images, **how)
 
     target.run = slow  # type: ignore[method-assign]
-    with running(target, watching) as engine:
+    with running(target, watching, pacing=Pacing(least_prompt_rows=6, most_prompt_rows=6)) as engine:
         asked = time.monotonic()
         listeners = [Listener(engine, request([one] * 6, max_tokens=1)) for one in (1, 2, 3)]
         opened = [one.next() for one in listeners]

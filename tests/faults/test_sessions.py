@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from cutline.cloud.engine import session_table
+from cutline.cloud.engine.cost_model import PACING
 from cutline.cloud.engine.engine import Engine
 from cutline.cloud.engine.sequence import Event, SessionRequest
 from cutline.cloud.model.model_runner import Target
@@ -67,14 +67,13 @@ class Sessions(RuleBasedStateMachine):
 
     @initialize()
     def start(self) -> None:
-        self.safe = session_table.SAFE_SECONDS
-        self.engine = Engine(cast(Target, ScriptedTarget(SLOTS)), (STOP,))
+        self.ahead = 0.0  # of the system's clock, in seconds
+        self.engine = Engine(cast(Target, ScriptedTarget(SLOTS)), (STOP,), clock=lambda: time.monotonic() + self.ahead)
         self.engine.start()
         self.open: list[Conversation] = []
         self.broken: list[Conversation] = []  # which may be replayed
 
     def teardown(self) -> None:
-        session_table.SAFE_SECONDS = self.safe
         if hasattr(self, "engine"):
             for one in self.open:
                 self.engine.close(one.name)
@@ -174,11 +173,8 @@ class Sessions(RuleBasedStateMachine):
     @rule(prompt=prompts)
     def evicts(self, prompt: tuple[int, ...]) -> None:
         """Where all slots are taken, a newcomer gets that of one which only waits for a draft, if there is one."""
-        session_table.SAFE_SECONDS = 0.0
-        try:
-            self.begin(prompt, (), (), 0.0)
-        finally:
-            session_table.SAFE_SECONDS = self.safe
+        self.ahead += 2 * PACING.safe_seconds
+        self.begin(prompt, (), (), 0.0)
 
     @invariant()
     def what_ended_is_gone(self) -> None:

@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from cutline.cloud.engine.cost_model import (
     FIRST_PROMPT_ROWS,
-    LEAST_PROMPT_ROWS,
-    MOST_PROMPT_ROWS,
-    PASS_SECONDS,
+    PACING,
+    WIDE_ROWS,
     Acceptance,
     PassCost,
     prompt_rows,
@@ -91,16 +90,16 @@ def test_prompts_at_most_double_a_pass_as_far_as_it_was_seen(passes: list[tuple[
     cost = PassCost()
     for rows, seconds in passes:
         cost = cost.after(rows, seconds)
-    room = prompt_rows(beside, cost)
-    assert LEAST_PROMPT_ROWS <= room <= MOST_PROMPT_ROWS
-    if room > LEAST_PROMPT_ROWS:
-        wide = [(rows, seconds) for rows, seconds in passes if rows >= LEAST_PROMPT_ROWS]
-        slowest = max((seconds / rows for rows, seconds in wide), default=PASS_SECONDS / FIRST_PROMPT_ROWS)
+    room = prompt_rows(beside, cost, PACING)
+    assert PACING.least_prompt_rows <= room <= PACING.most_prompt_rows
+    if room > PACING.least_prompt_rows:
+        wide = [(rows, seconds) for rows, seconds in passes if rows >= WIDE_ROWS]
+        slowest = max((seconds / rows for rows, seconds in wide), default=PACING.pass_seconds / FIRST_PROMPT_ROWS)
         fastest = min((seconds / rows for rows, seconds in wide), default=slowest)
-        assert (room + beside) * fastest <= PASS_SECONDS * (1 + 1e-6)
-        if beside == 0 and room < MOST_PROMPT_ROWS:
-            assert (room + 1) * slowest >= PASS_SECONDS * (1 - 1e-6)
-    if room > LEAST_PROMPT_ROWS and beside:
+        assert (room + beside) * fastest <= PACING.pass_seconds * (1 + 1e-6)
+        if beside == 0 and room < PACING.most_prompt_rows:
+            assert (room + 1) * slowest >= PACING.pass_seconds * (1 - 1e-6)
+    if room > PACING.least_prompt_rows and beside:
         share = cost.row_share
         assert share * room <= (1 + share * beside) * (1 + 1e-9)
         assert room <= 2 * max(rows for rows, _ in passes) + 1e-6

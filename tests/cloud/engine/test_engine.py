@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cutline.cloud.engine import cost_model, image_features, scheduler
+from cutline.cloud.engine.cost_model import PACING, Pacing
 from cutline.cloud.engine.engine import Engine
 from cutline.cloud.engine.kv_slots import Slots
 from cutline.cloud.engine.sequence import Event, Session, SessionRequest, SessionRows
@@ -62,8 +62,10 @@ def request(prompt: Sequence[int], *, effort: float = 1.0, max_tokens: int = 30,
 
 
 @contextlib.contextmanager
-def running(target: ScriptedTarget, on_broken: Callable[[], object] = lambda: None) -> Iterator[Engine]:
-    engine = Engine(cast(Target, target), (STOP,))
+def running(
+    target: ScriptedTarget, on_broken: Callable[[], object] = lambda: None, *, pacing: Pacing = PACING
+) -> Iterator[Engine]:
+    engine = Engine(cast(Target, target), (STOP,), pacing=pacing)
     engine.start(on_broken)
     try:
         yield engine
@@ -336,14 +338,12 @@ class Counting(ScriptedTarget):
         return super().run(batch, images, **how)
 
 
-def test_a_storm_of_prompts_starves_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_storm_of_prompts_starves_nobody() -> None:
     """Counted in passes: those that answer are in every one, prompts share what is left of it in turn."""
-    monkeypatch.setattr(cost_model, "LEAST_PROMPT_ROWS", 5)
-    monkeypatch.setattr(cost_model, "MOST_PROMPT_ROWS", 5)
     endless = [[a] for a in range(1, 60) if len(plain_answer([a], 30)) == 30][:2]
     storm = [[a] * 24 for a in range(1, 9)]
     target = Counting(10)
-    with running(target) as engine:
+    with running(target, pacing=Pacing(least_prompt_rows=5, most_prompt_rows=5)) as engine:
         calm = [opened(engine, request(prompt))[1] for prompt in endless]
         prompts = [opened(engine, request(prompt, max_tokens=1))[1] for prompt in storm]
         target.ready.set()
@@ -383,9 +383,8 @@ def test_a_session_is_told_how_long_it_waited_for_a_pass_to_end() -> None:
         assert 0.2 <= waits[1] <= times[1] - times[0]
 
 
-def test_a_session_that_waits_too_long_for_a_draft_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduler, "IDLE_SECONDS", 0.1)
-    with running(ScriptedTarget(1)) as engine:
+def test_a_session_that_waits_too_long_for_a_draft_is_ended() -> None:
+    with running(ScriptedTarget(1), pacing=Pacing(idle_seconds=0.1)) as engine:
         _, listener = wait_at_first_token(engine, PROMPTS[0])
         end = listener.end()
         assert isinstance(end, InputError)
@@ -393,8 +392,7 @@ def test_a_session_that_waits_too_long_for_a_draft_is_ended(monkeypatch: pytest.
         assert engine.sessions == 0
 
 
-def test_a_slow_pass_is_not_the_agents_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduler, "IDLE_SECONDS", 0.0)
+def test_a_slow_pass_is_not_the_agents_fault() -> None:
     target = ScriptedTarget(1)
     run = target.run
 
@@ -403,7 +401,7 @@ def test_a_slow_pass_is_not_the_agents_fault(monkeypatch: pytest.MonkeyPatch) ->
         return run(batch, images, **how)
 
     target.run = slow  # type: ignore[method-assign]
-    with running(target) as engine:
+    with running(target, pacing=Pacing(idle_seconds=0.0)) as engine:
         answer = plain_answer(PROMPTS[0], 4)
         asked = request(PROMPTS[0], max_tokens=4, effort=0.0)
         _, listener = opened(engine, asked, Draft(len(PROMPTS[0]), tuple(answer)))
@@ -466,10 +464,9 @@ def test_answers_go_on_while_an_image_is_encoded() -> None:
         engine.close(name)
 
 
-def test_a_small_image_does_not_wait_for_a_large_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_small_image_does_not_wait_for_a_large_one() -> None:
     """Nor for ever one that came before others: after its turn they have theirs."""
-    monkeypatch.setattr(image_features, "FAIR_SECONDS", 0.0)
-    with running(ScriptedTarget(3)) as engine:
+    with running(ScriptedTarget(3), pacing=Pacing(fair_seconds=0.0)) as engine:
         name, _ = opened(engine, picture(10**9))
         _, small = opened(engine, picture(3))
         assert isinstance(small.end(), Finished)

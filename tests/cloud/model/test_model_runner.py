@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from cutline.cloud.engine import cost_model
+from cutline.cloud.engine.cost_model import PACING, Pacing
 from cutline.cloud.engine.engine import Engine
 from cutline.cloud.engine.sequence import Event, Session, SessionRequest, SessionRows
 from cutline.cloud.model.loader import load_model
@@ -39,10 +40,18 @@ def target(bundle: Bundle) -> Target:
 
 @pytest.fixture
 def engine(bundle: Bundle, target: Target) -> Iterator[Engine]:
-    engine = Engine(target, bundle.manifest.stop_tokens)
+    with started(bundle, target) as engine:
+        yield engine
+
+
+@contextmanager
+def started(bundle: Bundle, target: Target, pacing: Pacing = PACING) -> Iterator[Engine]:
+    engine = Engine(target, bundle.manifest.stop_tokens, pacing=pacing)
     engine.start()
-    yield engine
-    engine.stop()
+    try:
+        yield engine
+    finally:
+        engine.stop()
 
 
 def pixels(bundle: Bundle, image: bytes) -> NDArray[np.float32]:
@@ -188,23 +197,22 @@ def test_a_prompt_in_pieces_gives_transformers_logits(
 
 
 def test_prompts_in_pieces_beside_answers_give_generates_answers(
-    bundle: Bundle, engine: Engine, unsplit: Any, cases: list[Case], monkeypatch: pytest.MonkeyPatch
+    bundle: Bundle, target: Target, unsplit: Any, cases: list[Case]
 ) -> None:
     """Of images, of rows from inside the decoder, with drafts and without."""
-    monkeypatch.setattr(cost_model, "MOST_PROMPT_ROWS", 7)
-    monkeypatch.setattr(cost_model, "LEAST_PROMPT_ROWS", 3)
     running = []
-    for number, case in enumerate(cases[:SLOTS]):
-        opening, image, answer = case
-        draft = answer if number % 2 else ()
-        deep: dict[str, Any] = {}
-        if number == 3:
-            rows = unsplit.rows((*opening.tokens, *draft), pixels(bundle, image), "decoder.2")
-            deep = {"cut": "decoder.2", "deep": True, "boundary": rows, "effort": 0.0}
-        running.append((Answering(engine, request(bundle, case, draft=draft, **deep)), answer))
-    for answering, answer in running:
-        assert answering.finish().passes > len(answering.asked.tokens) // 7
-        assert tuple(answering.tokens) == answer
+    with started(bundle, target, Pacing(least_prompt_rows=3, most_prompt_rows=7)) as engine:
+        for number, case in enumerate(cases[:SLOTS]):
+            opening, image, answer = case
+            draft = answer if number % 2 else ()
+            deep: dict[str, Any] = {}
+            if number == 3:
+                rows = unsplit.rows((*opening.tokens, *draft), pixels(bundle, image), "decoder.2")
+                deep = {"cut": "decoder.2", "deep": True, "boundary": rows, "effort": 0.0}
+            running.append((Answering(engine, request(bundle, case, draft=draft, **deep)), answer))
+        for answering, answer in running:
+            assert answering.finish().passes > len(answering.asked.tokens) // 7
+            assert tuple(answering.tokens) == answer
 
 
 def test_a_right_draft_saves_passes(bundle: Bundle, engine: Engine, case: Case) -> None:
