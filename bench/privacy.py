@@ -132,14 +132,12 @@ class Sight:
         self._prompt = torch.tensor([prompt])
         # The image's tokens, before those of the question: so they are the same in every prompt.
         self.places = torch.nonzero(self._prompt[0] == manifest.image_token).squeeze(1)
-        parts, model = manifest.family.parts, self._model.model
-        layers = model.get_submodule(parts.tower)
-        decoder = model.get_submodule(parts.decoder)
+        made = manifest.family.parts.modules(self._model)
         # A cut's boundary is what the layer after it takes; only `decoder.0` takes words as well.
-        self.takes: dict[str, Any] = {f"vision.{index}": layer for index, layer in enumerate(layers)}
-        self.takes["connector"] = model.get_submodule(parts.connector[0])
-        self.takes |= {f"decoder.{index}": layer for index, layer in enumerate(decoder.layers)}
-        self.takes["head"] = decoder.norm
+        self.takes: dict[str, Any] = {f"vision.{index}": layer for index, layer in enumerate(made.tower)}
+        self.takes["connector"] = made.connector[0]
+        self.takes |= {f"decoder.{index}": layer for index, layer in enumerate(made.layers)}
+        self.takes["head"] = made.last[0]
         self._decoder = frozenset(manifest.line.deep_cuts) | {"decoder.0"}
 
     @torch.inference_mode()

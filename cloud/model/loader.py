@@ -71,18 +71,24 @@ def _part(whole: Any, family: Family, layers: Sequence[str], mesh: DeviceMesh | 
         def __init__(self, config: Any) -> None:
             super().__init__(config)
             tied = bool(self.all_tied_weights_keys)  # the head's weights are the embeddings
-            vision.prune(self.model, family, layers)
-            decoder = self.model.get_decoder()
-            for index in range(len(decoder.layers)):
+            vision.prune(self.base_model, family, layers)
+            parts = family.parts
+
+            def leave_out(name: str) -> None:
+                self.base_model.set_submodule(parts.of_decoder(name), nn.Identity())
+
+            for index in range(len(parts.modules(self).layers)):
                 if f"decoder.{index}" not in layers:
-                    decoder.layers[index] = nn.Identity()
+                    leave_out(f"{parts.layers}.{index}")
             if "decoder.0" not in layers and not (tied and "head" in layers):
-                decoder.embed_tokens = nn.Identity()
+                leave_out(parts.embed)
             if "head" not in layers:
-                decoder.norm = self.lm_head = nn.Identity()
+                if parts.norm is not None:
+                    leave_out(parts.norm)
+                self.set_output_embeddings(nn.Identity())
                 self.all_tied_weights_keys.clear()
             if mesh is not None:
-                divide(self, mesh)
+                divide(self, family, mesh)
 
     # By its class's name transformers looks up what the weights are called in a file, and by its module whose it is.
     Part.__name__, Part.__module__ = whole.__name__, whole.__module__

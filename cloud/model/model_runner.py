@@ -92,9 +92,9 @@ class Target:
         self._device, self._dtype = torch.device(device), model.dtype
         if self._device.type == "cpu":
             pack(model, self._dtype)
-        self.tower = Tower(model.model, self._family, line, end=end)
-        self._decoder, self._head = model.model.get_decoder(), model.lm_head
-        self._decoder.config._attn_implementation = ATTENTION
+        self.tower = Tower(model, self._family, line, end=end)
+        self._modules = self._family.parts.modules(model)
+        self._modules.decoder.config._attn_implementation = ATTENTION
         self._image_token = bundle.manifest.image_token
         self._heads = spec.heads // spec.kv_heads
         self._layers = range(line.decoder_layer(start), line.decoder_layer(end))
@@ -132,7 +132,7 @@ class Target:
         self._compiled: Compiled | None = None
         if compiled and self.decodes:
             ends = [layer - self._layers.start for layer in self._turning]
-            self._compiled = Compiled([self._decoder.layers[index] for index in self._layers], self._cache, ends=ends)
+            self._compiled = Compiled([self._modules.layers[index] for index in self._layers], self._cache, ends=ends)
             self._compiled.warm_up(self._warm_up)
 
     def steps(
@@ -202,7 +202,7 @@ class Target:
     def follow(self) -> None:
         """Do as the first rank does, until it stops. Raises RankLost."""
         assert self._group is not None
-        like = torch.empty(self._decoder.config.hidden_size, dtype=self._dtype, device=self._device)
+        like = torch.empty(self._width, dtype=self._dtype, device=self._device)
         while (told := self._group.hear(like)) is not None:
             with in_step():
                 match told:
@@ -233,7 +233,7 @@ class Target:
             if layout is not None and piece:
                 cos, sin = turns[self._turns[piece[0] - self._layers.start]]
                 rotary = cos[..., : len(hidden), :], sin[..., : len(hidden), :]
-                layers = [self._decoder.layers[index] for index in piece]
+                layers = [self._modules.layers[index] for index in piece]
                 hidden = run(layers, hidden[None], rotary, layout, self._cache)[0]
                 if piece[-1] in adding:
                     hidden = hidden + beside[: len(hidden)].unflatten(1, (-1, self._width))[:, piece[-1]]
@@ -245,7 +245,7 @@ class Target:
         """A pass of nobody's rows through all layers, in the first slot."""
         rows = min(rows, self.context)
         positions = np.zeros((self._family.axes, rows), np.int64)
-        entering = torch.zeros(rows, self._decoder.config.hidden_size, dtype=self._dtype, device=self._device)
+        entering = torch.zeros(rows, self._width, dtype=self._dtype, device=self._device)
         self._through(Pass([self._layers.start], [Stretch(0, rows, 0, 0)], positions, entering))
 
     def _on_device(self, rows: NDArray[np.float32]) -> Tensor:
@@ -257,7 +257,7 @@ class Target:
         if rows.boundary is not None:
             return self._on_device(rows.boundary)
         ids = torch.tensor(rows.tokens, device=self._device)
-        hidden: Tensor = self._decoder.embed_tokens(ids)
+        hidden: Tensor = self._modules.embed(ids)
         if image is not None:
             # The prompt's image tokens come first; one that was drafted or answered is a token like any other.
             before = rows.before(self._image_token)
@@ -289,7 +289,8 @@ class Target:
     def _rotary(self, positions: NDArray[np.int64], like: Tensor, name: str | None) -> tuple[Tensor, Tensor]:
         """Cosines and sines (1, rows, width) of the rows' `positions` (axes, rows), in layers of this name."""
         ids = torch.from_numpy(self._family.as_ids(positions)).to(self._device)
-        rotary: tuple[Tensor, Tensor] = self._decoder.rotary_emb(like, ids, *(() if name is None else (name,)))
+        assert self._modules.rotary is not None
+        rotary: tuple[Tensor, Tensor] = self._modules.rotary(like, ids, *(() if name is None else (name,)))
         return rotary
 
     def _leaving(self, batch: Sequence[Rows], stretches: Sequence[Stretch], hidden: Tensor) -> Sequence[Tensor]:
@@ -303,8 +304,8 @@ class Target:
         ]
         if not wanted:  # pieces of prompts alone
             return [hidden[:0].float() for _ in batch]
-        logits = self._head(self._decoder.norm(hidden[wanted])).float()
-        if (cap := getattr(self._decoder.config, "final_logit_softcapping", None)) is not None:
+        logits = self._modules.chosen(hidden[wanted]).float()
+        if (cap := getattr(self._modules.decoder.config, "final_logit_softcapping", None)) is not None:
             logits = cap * torch.tanh(logits / cap)
         parts: Sequence[Tensor] = logits.split([rows.wanted for rows in batch])
         return parts

@@ -188,11 +188,11 @@ class _Clock:
 
 def _layers(target: Target, manifest: Manifest) -> Layers:
     """The modules of each layer of the line, as the model's family names them."""
-    decoder = target.model.model.get_submodule(manifest.family.parts.decoder)
+    made = manifest.family.parts.modules(target.model)
     return {
         **{name: [layer] for name, layer in target.tower.layers.items()},
-        **{f"decoder.{index}": [layer] for index, layer in enumerate(decoder.layers)},
-        "head": [decoder.norm, target.model.lm_head],
+        **{f"decoder.{index}": [layer] for index, layer in enumerate(made.layers)},
+        "head": made.last,
     }
 
 

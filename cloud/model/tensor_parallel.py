@@ -33,6 +33,7 @@ from transformers import AutoConfig
 from cutline.cloud.model.attention import Stretch
 from cutline.errors import BundleError, InputError, WorkerFailed
 from cutline.models.bundle import Bundle
+from cutline.models.families import Family
 
 PATIENCE = timedelta(seconds=60)  # that a rank may keep the others waiting within a pass
 _FOR_EVER = timedelta(days=365)  # for a pass, and for weights to be read; who is gone is noticed at once
@@ -206,12 +207,12 @@ class Summed(nn.Module):
         return made if self.bias is None else made + self.bias
 
 
-def divide(model: Any, mesh: DeviceMesh) -> None:
+def divide(model: Any, family: Family, mesh: DeviceMesh) -> None:
     """Before the weights of a transformers `model` are read: mark what each rank reads of the decoder's layers.
 
     Raises BundleError where its plan divides a layer in a way that is not known here.
     """
-    ours = {module for layer in model.model.get_decoder().layers for module in layer.modules()}
+    ours = {module for layer in family.parts.modules(model).layers for module in layer.modules()}
     divided = 0
     for name, module in model.named_modules():
         style = model.tp_plan.get(re.sub(r"\.\d+\.", ".*.", name))

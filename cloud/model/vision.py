@@ -21,7 +21,7 @@ Steps = Generator[None, None, Tensor]  # each does some of the work, and the las
 def prune(model: Any, family: Family, layers: Sequence[str]) -> None:
     """Leave in a transformers `model` what `layers`, names on its line, need of the tower and the connector."""
     parts = family.parts
-    tower = {f"vision.{index}": (f"{parts.tower}.{index}",) for index in range(len(model.get_submodule(parts.tower)))}
+    tower = {f"vision.{index}": (name,) for index, name in enumerate(parts.tower_names(model))}
     for layer, modules in {"image": parts.image, **tower, "connector": parts.connector}.items():
         if layer not in layers:
             for name in modules:
@@ -53,20 +53,18 @@ class Tower:
     """The layers `[start, end)` of a transformers `model`, as far as they stand before the decoder."""
 
     def __init__(self, model: Any, family: Family, line: LayerLine, *, end: str) -> None:
-        parts = family.parts
-        image, connector = ([model.get_submodule(name) for name in names] for names in (parts.image, parts.connector))
-        self.layers = {"image": Layer(partial(family.enter, image))}
-        for index, layer in enumerate(model.get_submodule(parts.tower)):
+        made = family.parts.modules(model)
+        self.layers = {"image": Layer(partial(family.enter, made.image))}
+        for index, layer in enumerate(made.tower):
             step = partial(family.step, layer, index, ops=OPS)
             self.layers[f"vision.{index}"] = Layer(step)
-        learnt = [getattr(model, name) for name in parts.learnt]
-        self.layers["connector"] = Layer(partial(family.leave, [*connector, *learnt], ops=OPS))
+        self.layers["connector"] = Layer(partial(family.leave, [*made.connector, *made.learnt], ops=OPS))
         self._family = family
         self._line = line
         self._end = min(line.place(end), line.place("decoder.0"))
         self._aborted = _never
-        for name in (*parts.image, parts.tower, *parts.connector):
-            for module in model.get_submodule(name).modules():
+        for part in (*made.image, *made.tower, *made.connector):
+            for module in part.modules():
                 if not any(module.children()):
                     module.register_forward_pre_hook(self._look)
 

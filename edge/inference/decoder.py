@@ -22,7 +22,7 @@ from cutline.devices.profile import CPU
 from cutline.edge.inference.runtime import open_session
 from cutline.errors import BundleError, PromptError
 from cutline.models.bundle import EMBEDDINGS, PREFIX_WEIGHTS, Bundle, DecoderSpec, Manifest, span_file
-from cutline.models.families.family import Positions
+from cutline.models.families.positions import Positions
 from cutline.models.sight import Block
 
 _CACHES = tuple((kind, f"past_key_values.{{layer}}.{kind}", f"present.{{layer}}.{kind}") for kind in ("key", "value"))

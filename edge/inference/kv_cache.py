@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from cutline.core.lru_cache import LruCache
 from cutline.edge.inference.decoder import Decoder
 from cutline.edge.inference.vision_encoder import VisionSpan
-from cutline.models.families.family import Positions
+from cutline.models.families.positions import Positions
 from cutline.models.images import Pixels
 from cutline.models.law.sampling import agreeing
 from cutline.models.sight import Block, shared_seam

@@ -96,7 +96,7 @@ def _build(model: Any, family: Family, spec: DecoderSpec, path: Path, precision:
     module, name = BUILDERS[model.config.text_config.model_type]
     # Not at the top, as the import configures logging.
     base = getattr(import_module(f"onnxruntime_genai.models.builders.{module}"), name)
-    own = model.model.get_submodule(family.parts.decoder)
+    own = family.parts.modules(model).decoder
     # Where there are two tables, the builder makes that of layers without a window first.
     layers = sorted(range(spec.layers), key=lambda layer: family.sight(layer).window)
     names = iter(dict.fromkeys(map(family.rotary, layers)))
@@ -312,7 +312,7 @@ def seeded_prompt(model: Any, family: Family, spec: DecoderSpec) -> tuple[torch.
 
 def run_whole(model: Any, family: Family, rows: torch.Tensor, positions: NDArray[np.int64]) -> torch.Tensor:
     """transformers' own decoder: from rows (1, n, streams * width) to hidden states (1, n, width) after its norm."""
-    decoder = model.model.get_submodule(family.parts.decoder)
+    decoder = family.parts.modules(model).decoder
     own, *beside = rows.unflatten(-1, (1 + len(family.taps), -1)).unbind(-2)
     more: dict[str, Any] = {}
     if beside:

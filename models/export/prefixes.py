@@ -113,10 +113,10 @@ def _hidden_states(
 ) -> list[NDArray[np.float32]]:
     """The residual stream before every layer and after the last one, which transformers' own list has normalised."""
     states: list[NDArray[np.float32]] = []
-    decoder = model.model.get_submodule(family.parts.decoder)
+    made = family.parts.modules(model)
     hooks = [
         layer.register_forward_pre_hook(lambda _, given: states.append(given[0].numpy()))
-        for layer in (*decoder.layers, decoder.norm)
+        for layer in (*made.layers, made.last[0])
     ]
     run_whole(model, family, rows, positions)
     for hook in hooks:

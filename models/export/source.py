@@ -310,14 +310,13 @@ def _found_template(path: Path, kind: type[Family], said: dict[str, Settings]) -
 
 def _parameters(model: Any, family: Family) -> tuple[int, ...]:
     """The number of weights of every layer on the line, in order."""
-    parts = family.parts
-    decoder = model.model.get_submodule(parts.decoder)
+    made = family.parts.modules(model)
     layers = (
-        [model.model.get_submodule(name) for name in parts.image],
-        *([layer] for layer in model.model.get_submodule(parts.tower)),
-        [model.model.get_submodule(name) for name in parts.connector],
-        *([layer] for layer in decoder.layers),
-        [decoder.norm, model.lm_head],
+        made.image,
+        *([layer] for layer in made.tower),
+        made.connector,
+        *([layer] for layer in made.layers),
+        made.last,
     )
     return tuple(sum(weight.numel() for module in layer for weight in module.parameters()) for layer in layers)
 

@@ -40,11 +40,11 @@ class TowerGraph(nn.Module):
         super().__init__()
         self._family = family
         self._beside = beside
-        parts = family.parts
-        self.image = nn.ModuleList(map(model.get_submodule, parts.image))
-        self.layers = model.get_submodule(parts.tower)
-        self.connector = nn.ModuleList(map(model.get_submodule, parts.connector))
-        self.learnt = nn.ParameterList([getattr(model, name) for name in parts.learnt])
+        made = family.parts.modules(model)
+        self.image = nn.ModuleList(made.image)
+        self.layers = nn.ModuleList(made.tower)
+        self.connector = nn.ModuleList(made.connector)
+        self.learnt = nn.ParameterList(made.learnt)
 
     def forward(self, pixels: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
         """From `pixels` to the boundary at every cut, `vision.0` first and `decoder.0` last."""
@@ -63,7 +63,7 @@ def export_vision(model: Any, family: Family, folder: Path, cuts: Sequence[str])
     as a share of the largest value. Raises BundleError if it exceeds TOLERANCE.
     """
     pixels, beside = _run(family, family.example(SEEDS[0]))
-    tower = TowerGraph(family, model.model, list(beside)).eval()
+    tower = TowerGraph(family, model, list(beside)).eval()
     # A tower with further inputs takes whole images, so the number of rows varies.
     any_size = {0: torch.export.Dim.DYNAMIC}
     with quiet():

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from cutline.models.families.family import COUNTED, Family, Grid, Ops, Positions
+from cutline.models.families.family import Family, Grid
 from cutline.models.families.gemma.gemma3 import Gemma3
 from cutline.models.families.gemma.paligemma import PaliGemma
 from cutline.models.families.internvl import InternVL
 from cutline.models.families.llava_onevision import LlavaOnevision
+from cutline.models.families.parts import Ops
+from cutline.models.families.positions import COUNTED, Positions
 from cutline.models.families.qwen.qwen2vl import Qwen2VL
 from cutline.models.families.qwen.qwen3vl import Qwen3VL
 from cutline.models.families.qwen.qwen25vl import Qwen25VL

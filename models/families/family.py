@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Self
 
 import msgspec
@@ -19,9 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from cutline.models.families.parts import Ops, Parts, TowerSizes
+from cutline.models.families.positions import Positions
 from cutline.models.images import Pixels, Size, lossless, read_header, size_fault
 from cutline.models.layerline import LayerLine
-from cutline.models.sight import CAUSAL, Block, Sight
+from cutline.models.sight import CAUSAL, Sight
 from cutline.models.tools import ToolSyntax
 from cutline.models.video import VideoMode
 
@@ -34,60 +35,6 @@ BOUNDED_ROTATIONS = (*ROTATIONS, "dynamic")
 
 Grid = tuple[int, int]  # rows and columns of an image's tiles or patches, as `Pixels.grid`
 Arrays = dict[str, NDArray[Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class Ops:
-    """What a family's arithmetic takes of torch: `scaled_dot_product_attention`, and `cat` of tensors along an axis."""
-
-    attend: Callable[..., Any]
-    join: Callable[[list[Any], int], Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """The names of the submodules of a transformers `model.model` that hold the layers of its line.
-
-    `image` and `connector` may be several modules; `tower` is a list with one module for each layer. `decoder` has the
-    embeddings, `layers`, the last norm and the rotary embedding; the head is `model.lm_head`. Parameters of the model
-    itself that `leave` takes behind the modules of the connector are `learnt`.
-    """
-
-    image: tuple[str, ...]
-    tower: str
-    connector: tuple[str, ...]
-    decoder: str
-    learnt: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Positions:
-    """The rotary positions of a sequence's tokens: those of the `prompt` (axes, n); later ones follow from them.
-
-    Tokens of each of its `blocks`, which are in order and apart, may see each other both ways.
-    """
-
-    prompt: NDArray[np.int64]
-    blocks: tuple[Block, ...] = ()
-
-    def at(self, first: int, last: int) -> NDArray[np.int64]:
-        """Positions (axes, last - first) of the tokens `[first, last)`; after the prompt all axes count up together."""
-        length = self.prompt.shape[1]
-        ahead = int(self.prompt.max(initial=-1)) + 1 - length
-        after = np.arange(max(first, length), max(last, length)) + ahead
-        return np.hstack([self.prompt[:, first:last], np.tile(after, (len(self.prompt), 1))])
-
-
-@dataclass(frozen=True, slots=True)
-class TowerSizes:
-    """A vision tower's `layers`, the `width` of its rows and its attention `heads`."""
-
-    layers: int
-    width: int
-    heads: int
-
-
-COUNTED = Positions(np.empty((1, 0), np.int64))  # counts up from 0
 
 
 class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind"):

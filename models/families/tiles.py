@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cutline.models.families.family import Arrays, Count, Family, Grid, Ops, Positions, Spread
+from cutline.models.families.family import Arrays, Count, Family, Grid, Spread
+from cutline.models.families.parts import Ops
+from cutline.models.families.positions import Positions
 from cutline.models.images import Pixels, normalised
 
 

@@ -116,7 +116,7 @@ class Whole:
         def keep_beside(_: Any, __: Any, given: dict[str, Any]) -> None:
             beside.extend(given.get("deepstack_visual_embeds") or ())
 
-        decoder = self._model.model.get_submodule(self._manifest.family.parts.decoder)
+        decoder = self._manifest.family.parts.modules(self._model).decoder
         hooks.append(decoder.register_forward_pre_hook(keep_beside, with_kwargs=True))
         logits: torch.Tensor = self._model(**self._given(prompt)).logits[0]
         for hook in hooks:
@@ -151,12 +151,11 @@ class Whole:
 
     def _behind(self) -> Iterator[tuple[str, Any]]:
         """The module after each cut, whose input is the boundary; at decoder.0 that includes the text."""
-        parts, model = self._manifest.family.parts, self._model.model
-        decoder = model.get_submodule(parts.decoder)
-        yield from ((f"vision.{index}", layer) for index, layer in enumerate(model.get_submodule(parts.tower)))
-        yield "connector", model.get_submodule(parts.connector[0])
-        yield from ((f"decoder.{index}", layer) for index, layer in enumerate(decoder.layers))
-        yield "head", decoder.norm
+        made = self._manifest.family.parts.modules(self._model)
+        yield from ((f"vision.{index}", layer) for index, layer in enumerate(made.tower))
+        yield "connector", made.connector[0]
+        yield from ((f"decoder.{index}", layer) for index, layer in enumerate(made.layers))
+        yield "head", made.last[0]
 
     def _given(self, prompt: Prompt) -> dict[str, torch.Tensor]:
         ids, family = np.array([prompt.ids]), self._manifest.family

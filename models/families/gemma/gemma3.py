@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cutline.errors import InputError
-from cutline.models.families.family import ROTATIONS, Arrays, Count, Grid, Index, Positions
+from cutline.models.families.family import ROTATIONS, Arrays, Count, Grid, Index
+from cutline.models.families.positions import Positions
 from cutline.models.families.siglip import SiglipFamily
 from cutline.models.sight import Sight
 

@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from cutline.models.families.family import Arrays, Count, Grid, Index, Ops, Parts
+from cutline.models.families.family import Arrays, Count, Grid, Index
+from cutline.models.families.parts import Ops, Parts
 from cutline.models.families.qwen.qwenvl import QwenVL, embedded, one_number
 from cutline.models.images import Pixels
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from cutline.models.families.family import Parts, TowerSizes
+from cutline.models.families.parts import Parts, TowerSizes
 from cutline.models.families.qwen.qwenvl import QwenVL
 
 

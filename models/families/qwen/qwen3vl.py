@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cutline.models.families.family import Arrays, Count, Grid, Index, Ops, Parts, Spread
+from cutline.models.families.family import Arrays, Count, Grid, Index, Spread
+from cutline.models.families.parts import Ops, Parts
 from cutline.models.families.qwen.qwenvl import QwenVL, embedded
 from cutline.models.images import Pixels, Size, normalised
 from cutline.models.video import Footage, VideoMode

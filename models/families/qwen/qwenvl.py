@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cutline.errors import InputError
-from cutline.models.families.family import Arrays, Count, Family, Grid, Ops, Positions, Spread, channels
+from cutline.models.families.family import Arrays, Count, Family, Grid, Spread, channels
+from cutline.models.families.parts import Ops
+from cutline.models.families.positions import Positions
 from cutline.models.images import MAX_ASPECT, MAX_PIXELS, Pixels, Size, normalised, size_fault
 from cutline.models.tools import HERMES, ToolSyntax
 

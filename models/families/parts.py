@@ -1,0 +1,103 @@
+"""Which modules of a transformers model make up a family's line, and what its arithmetic takes of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Ops:
+    """What a family's arithmetic takes of torch: `scaled_dot_product_attention`, and `cat` of tensors along an axis."""
+
+    attend: Callable[..., Any]
+    join: Callable[[list[Any], int], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The names of the modules that hold the layers of a family's line, within transformers' `base_model`.
+
+    `image` and `connector` may be several modules; `tower` is a list with one module for each layer, and `further` has
+    lists of its later layers. Parameters of the base model itself that `leave` takes behind the modules of the
+    connector are `learnt`.
+
+    `decoder` may be "", the base model itself. The names of its parts count within it: what embeds tokens, the list of
+    layers, the last norm and the rotary embedding, which are None where there is none. The head is transformers' own
+    `get_output_embeddings`.
+    """
+
+    image: tuple[str, ...]
+    tower: str
+    connector: tuple[str, ...]
+    decoder: str
+    learnt: tuple[str, ...] = ()
+    further: tuple[str, ...] = ()
+    embed: str = "embed_tokens"
+    layers: str = "layers"
+    norm: str | None = "norm"
+    rotary: str | None = "rotary_emb"
+
+    def tower_names(self, base: Any) -> list[str]:
+        """The names of the tower's layers within the `base` model, in order."""
+        lists = (self.tower, *self.further)
+        return [f"{name}.{index}" for name in lists for index in range(len(base.get_submodule(name)))]
+
+    def of_decoder(self, name: str) -> str:
+        """The name of one of the decoder's parts within the base model."""
+        return f"{self.decoder}.{name}" if self.decoder else name
+
+    def modules(self, model: Any) -> Modules:
+        """The modules of transformers' `model`."""
+        base = model.base_model
+
+        def own(name: str | None) -> Any:
+            return None if name is None else base.get_submodule(self.of_decoder(name))
+
+        return Modules(
+            image=[base.get_submodule(name) for name in self.image],
+            tower=[base.get_submodule(name) for name in self.tower_names(base)],
+            connector=[base.get_submodule(name) for name in self.connector],
+            learnt=[getattr(base, name) for name in self.learnt],
+            decoder=base.get_submodule(self.decoder),
+            embed=own(self.embed),
+            layers=list(own(self.layers)),
+            norm=own(self.norm),
+            rotary=own(self.rotary),
+            head=model.get_output_embeddings(),
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Modules:
+    """What `Parts` names, of one model."""
+
+    image: list[Any]
+    tower: list[Any]
+    connector: list[Any]
+    learnt: list[Any]
+    decoder: Any
+    embed: Any
+    layers: list[Any]
+    norm: Any | None
+    rotary: Any | None
+    head: Any
+
+    @property
+    def last(self) -> list[Any]:
+        """The modules of the layer `head`."""
+        return [self.head] if self.norm is None else [self.norm, self.head]
+
+    def chosen(self, rows: Any) -> Any:
+        """The logits of rows that come out of the decoder's last layer, as the head's weights give them."""
+        return self.head(rows if self.norm is None else self.norm(rows))
+
+
+@dataclass(frozen=True, slots=True)
+class TowerSizes:
+    """A vision tower's `layers`, the `width` of its rows and its attention `heads`."""
+
+    layers: int
+    width: int
+    heads: int

@@ -1,0 +1,31 @@
+"""Where the decoder sees the tokens of a prompt, and which of them see each other both ways."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cutline.models.sight import Block
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Positions:
+    """The rotary positions of a sequence's tokens: those of the `prompt` (axes, n); later ones follow from them.
+
+    Tokens of each of its `blocks`, which are in order and apart, may see each other both ways.
+    """
+
+    prompt: NDArray[np.int64]
+    blocks: tuple[Block, ...] = ()
+
+    def at(self, first: int, last: int) -> NDArray[np.int64]:
+        """Positions (axes, last - first) of the tokens `[first, last)`; after the prompt all axes count up together."""
+        length = self.prompt.shape[1]
+        ahead = int(self.prompt.max(initial=-1)) + 1 - length
+        after = np.arange(max(first, length), max(last, length)) + ahead
+        return np.hstack([self.prompt[:, first:last], np.tile(after, (len(self.prompt), 1))])
+
+
+COUNTED = Positions(np.empty((1, 0), np.int64))  # counts up from 0
