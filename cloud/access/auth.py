@@ -33,17 +33,24 @@ from cutline.protos.status import status_of
 
 # A load balancer has no token. From these it learns only whether a worker serves.
 OPEN_METHODS = frozenset({"/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"})
-MAX_OPEN_CALLS = 32  # at once of each open method, so that anonymous callers cannot use up the worker's calls
-WATCH_SECONDS = 300.0  # longest health watch; then the client has to call again
-REQUEST_SECONDS = 5.0  # longest wait for a call's single message
 UNTIMED_METHODS = frozenset({"/cutline.v1.Worker/Session"})  # streams with limits of their own
-STREAM_SECONDS = 30.0  # longest duration of any other stream
-MAX_CANCELLED_A_SECOND = (
-    20.0  # a tenant's cancelled calls, over the window of `RateUsage`: each costs the other tenants
-)
 MAX_REMEMBERED = 4096  # tenants and connections whose cancelled calls are counted
 
 _WITHIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,255}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallLimits:
+    """What bounds the calls of a server beside their number."""
+
+    open_calls: int = 32  # at once of each open method, so that anonymous callers cannot use up the worker's calls
+    watch_seconds: float = 300.0  # longest health watch; then the client has to call again
+    request_seconds: float = 5.0  # longest wait for a call's single message
+    stream_seconds: float = 30.0  # longest duration of a stream that has no limits of its own
+    cancelled_a_second: float = 20.0  # of a tenant, over the window of `RateUsage`: each costs the other tenants
+
+
+CALL_LIMITS = CallLimits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,11 +177,20 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpci
     as authenticated, and ends those of a tenant that cancels too many calls.
     """
 
-    def __init__(self, callers: Callers, audit: Audit, *, calls: int, connections: Connections) -> None:
+    def __init__(
+        self,
+        callers: Callers,
+        audit: Audit,
+        *,
+        calls: int,
+        connections: Connections,
+        limits: CallLimits = CALL_LIMITS,
+    ) -> None:
         self._callers = callers
         self._audit = audit
         self._calls = calls
         self._connections = connections
+        self._limits = limits
         self._cancelled: dict[str, RateUsage] = {}  # calls cancelled before any answer, by tenant
         self._held: Counter[str] = Counter()  # open calls by tenant
         self._pending: PendingCalls = {}  # health checks
@@ -208,18 +224,18 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpci
     def _unary(self, method: str, behaviour: Behaviour, handler: grpc.RpcMethodHandler) -> Behaviour:
         async def handle(requests: Any, context: Any) -> Any:
             async with self._authenticated(method, context) as call:
-                answer = await behaviour(await _request(handler, requests, context, {}), context)
+                answer = await behaviour(await self._request(handler, requests, context, {}), context)
                 call.answered = True
                 return answer
 
         return handle
 
     def _stream(self, method: str, behaviour: Behaviour, handler: grpc.RpcMethodHandler | None) -> Behaviour:
-        seconds = None if method in UNTIMED_METHODS else STREAM_SECONDS
+        seconds = None if method in UNTIMED_METHODS else self._limits.stream_seconds
 
         async def handle(requests: Any, context: Any) -> None:
             async with self._authenticated(method, context) as call:
-                request = requests if handler is None else await _request(handler, requests, context, {})
+                request = requests if handler is None else await self._request(handler, requests, context, {})
                 limit = asyncio.timeout(seconds)
                 try:
                     async with limit, contextlib.aclosing(behaviour(request, context)) as answers:
@@ -254,7 +270,7 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpci
             )
         self._connections.let_in(peer)
         outcome, call = "CANCELLED", AuthenticatedCall()  # until another outcome is known
-        found = may_call(self._held, self._calls, caller.tenant)
+        found = may_call(self._held, self._calls, caller.tenant, self._limits.open_calls)
         self._held[caller.tenant] += 1
         try:
             if not found:
@@ -272,78 +288,75 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpci
 
     def _cancel_wait(self, caller: str) -> float:
         """Seconds until a tenant, or a connection of anonymous callers, is within its rate of cancelled calls again."""
-        return self._cancelled.get(caller, RateUsage()).wait(MAX_CANCELLED_A_SECOND, time.monotonic())
+        return self._cancelled.get(caller, RateUsage()).wait(self._limits.cancelled_a_second, time.monotonic())
 
     def _count_cancelled(self, caller: str) -> None:
-        now = time.monotonic()
+        now, rate = time.monotonic(), self._limits.cancelled_a_second
         if len(self._cancelled) >= MAX_REMEMBERED:
-            self._cancelled = {
-                key: used for key, used in self._cancelled.items() if used.wait(MAX_CANCELLED_A_SECOND, now)
-            }
-        self._cancelled[caller] = self._cancelled.get(caller, RateUsage()).plus(1.0, MAX_CANCELLED_A_SECOND, now)
+            self._cancelled = {key: used for key, used in self._cancelled.items() if used.wait(rate, now)}
+        self._cancelled[caller] = self._cancelled.get(caller, RateUsage()).plus(1.0, rate, now)
 
     def _check(self, behaviour: Behaviour, handler: grpc.RpcMethodHandler) -> Behaviour:
         """Serve a health check, to anybody. If too many calls wait for their message, the oldest is closed."""
 
         async def check(requests: Any, context: Any) -> Any:
-            if len(self._pending) >= MAX_OPEN_CALLS:
+            if len(self._pending) >= self._limits.open_calls:
                 oldest = next(iter(self._pending))
                 del self._pending[oldest]
                 if not oldest.expired():
                     oldest.reschedule(0.0)
-            return await behaviour(await _request(handler, requests, context, self._pending), context)
+            return await behaviour(await self._request(handler, requests, context, self._pending), context)
 
         return check
 
     def _watch(self, behaviour: Behaviour, handler: grpc.RpcMethodHandler) -> Behaviour:
-        """Serve a health watch, to anybody, MAX_OPEN_CALLS at once and for WATCH_SECONDS each."""
+        """Serve a health watch, to anybody, so many at once and for so long each as the limits say."""
 
         async def watch(requests: Any, context: Any) -> None:
-            if self._watching >= MAX_OPEN_CALLS:
+            if self._watching >= self._limits.open_calls:
                 await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many watch this worker's health")
             self._watching += 1
             try:
-                request = await _request(handler, requests, context, {})
+                request = await self._request(handler, requests, context, {})
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(WATCH_SECONDS):
+                    async with asyncio.timeout(self._limits.watch_seconds):
                         await behaviour(request, context)
             finally:
                 self._watching -= 1
 
         return watch
 
+    async def _request(self, handler: grpc.RpcMethodHandler, requests: Any, context: Any, pending: PendingCalls) -> Any:
+        """What a handler takes: the stream of messages or the single one, for which the call waits in `pending`."""
+        if handler.request_streaming:
+            return requests
+        data, patience = None, asyncio.timeout(self._limits.request_seconds)
+        try:
+            async with patience:
+                pending[patience] = None
+                data = await anext(aiter(requests), None)
+        except TimeoutError:
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the message of this call did not come")
+        finally:
+            pending.pop(patience, None)
+        try:
+            if data is not None:
+                return handler.request_deserializer(data)
+        except DecodeError:
+            pass
+        return await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the request is no message of this method")
 
-def may_call(held: Mapping[str, int], calls: int, tenant: str) -> bool:
+
+def may_call(held: Mapping[str, int], calls: int, tenant: str, open_calls: int) -> bool:
     """Whether `tenant` may open one more of the server's `calls`; `held` has the open calls of each tenant.
 
     A third is reserved for tenants below an equal share, counted with one tenant more. If callers are anonymous, only
-    the calls for health checks are reserved.
+    the `open_calls` for health checks are reserved.
     """
     if not tenant:
-        return sum(held.values()) < calls - min(MAX_OPEN_CALLS, calls // 3)
+        return sum(held.values()) < calls - min(open_calls, calls // 3)
     others = sum(1 for name, count in held.items() if count and name != tenant)
     return sum(held.values()) < calls - calls // 3 or held.get(tenant, 0) < calls // (others + 2)
-
-
-async def _request(handler: grpc.RpcMethodHandler, requests: Any, context: Any, pending: PendingCalls) -> Any:
-    """What a handler takes: the stream of messages or the single one. `pending` has the call while that is awaited."""
-    if handler.request_streaming:
-        return requests
-    data, patience = None, asyncio.timeout(REQUEST_SECONDS)
-    try:
-        async with patience:
-            pending[patience] = None
-            data = await anext(aiter(requests), None)
-    except TimeoutError:
-        await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the message of this call did not come")
-    finally:
-        pending.pop(patience, None)
-    try:
-        if data is not None:
-            return handler.request_deserializer(data)
-    except DecodeError:
-        pass
-    return await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the request is no message of this method")
 
 
 async def _nothing(request: Any, context: Any) -> AsyncIterator[Any]:

@@ -15,7 +15,6 @@ from cutline.protos.channel.token_file import Quota
 
 WINDOW_SECONDS = 10.0  # over which rates are measured: a burst may use all of it at once
 WAITING_SECONDS = 10.0  # after a refusal during which a tenant still counts as waiting
-SLOW_SECONDS = 5.0  # age at which an opening that still uploads may be evicted for another tenant's
 # For anonymous callers: under one common rate any of them could keep out the others.
 UNLIMITED = Quota(openings_per_minute=1e9, upload_mb_per_second=1e9)
 _MB = 1e6
@@ -53,6 +52,7 @@ class Arrival:
 
     tenant: str
     since: float
+    slow_seconds: float
     evicted: bool = False
     _limit: asyncio.Timeout | None = None
 
@@ -71,8 +71,8 @@ class Arrival:
             raise _busy("others wait for a place, and your session took long to open", 1.0)
 
     def is_slow(self, now: float) -> bool:
-        """Whether it still uploads after SLOW_SECONDS."""
-        return self._limit is not None and now - self.since >= SLOW_SECONDS
+        """Whether it still uploads, and began so long ago that it may be evicted for another tenant's."""
+        return self._limit is not None and now - self.since >= self.slow_seconds
 
     def evict(self) -> None:
         """Evict it, in favour of another."""
@@ -95,10 +95,17 @@ class Shares:
     """Enforces the quotas that `limits` gives for tenants, on a worker of so many `places`. For one event loop."""
 
     def __init__(
-        self, limits: Callable[[str], Quota], *, places: int, clock: Callable[[], float] = time.monotonic
+        self,
+        limits: Callable[[str], Quota],
+        *,
+        places: int,
+        slow_seconds: float = 5.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """After `slow_seconds` an opening that still uploads may be evicted for another tenant's."""
         self._limits = limits
         self._places = places
+        self._slow_seconds = slow_seconds
         self._clock = clock
         self._held: Counter[str] = Counter()
         self._arriving: list[Arrival] = []  # oldest first
@@ -135,7 +142,7 @@ class Shares:
             self.found_room(tenant, found=False)
             raise _busy(f"{self._places} sessions are being opened on this worker", 1.0)
         self.found_room(tenant, found=True)
-        self._arriving.append(arrival := Arrival(tenant, self._clock()))
+        self._arriving.append(arrival := Arrival(tenant, self._clock(), self._slow_seconds))
         try:
             yield arrival
         finally:

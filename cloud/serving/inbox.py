@@ -20,15 +20,18 @@ from cutline.protos.v1 import worker_pb2 as pb
 
 log = logging.getLogger(__name__)
 
-LINGER_SECONDS = 5.0
 _WAITING = 8  # messages held, of 1 MiB at most; beyond that gRPC's flow control stops the agent
 
 
 class Inbox:
-    """An agent's messages, one by one. Use as an async context manager."""
+    """An agent's messages, one by one. Use as an async context manager.
 
-    def __init__(self, wire: AsyncIterator[pb.AgentMessage]) -> None:
+    Once all is said, the agent has `linger` seconds to end its side.
+    """
+
+    def __init__(self, wire: AsyncIterator[pb.AgentMessage], *, linger: float) -> None:
         self._wire = wire
+        self._linger = linger
         self._waiting: asyncio.Queue[tuple[float, pb.AgentMessage | CutlineError | None]] = asyncio.Queue(_WAITING)
         self._draining = False
         self.came_at = 0.0  # on the monotonic clock: when the message that `next` gave last arrived
@@ -52,7 +55,7 @@ class Inbox:
         self._draining = True
         while not self._waiting.empty():
             self._waiting.get_nowait()
-        await asyncio.wait([self._pump], timeout=LINGER_SECONDS)
+        await asyncio.wait([self._pump], timeout=self._linger)
 
     async def _read(self) -> None:
         end: CutlineError | None = None

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Self
 
 from cutline.cloud.engine.sequence import Forward, SessionRequest
+from cutline.cloud.serving.limits import SERVING_LIMITS, ServingLimits
 from cutline.core.wire import Wire
 from cutline.errors import (
     AccessDenied,
@@ -35,9 +36,7 @@ from cutline.protos.request_ids import TRACE_KEY
 
 log = logging.getLogger(__name__)
 
-SILENCE_SECONDS = 1.0  # after which the next worker has died, if it answers no heartbeat either
 MOST_NAME = 256  # characters that say for whom a worker asks; it takes no more
-PLACE_SECONDS = 45.0  # that a place without an opening is held for: less than a worker waits for one
 SLOWEST_LINK = 100_000.0  # bytes a second between workers: what was sent may hold a heartbeat up for so long
 
 Word = Confirmed | Finished | CutlineError
@@ -61,7 +60,16 @@ class Gap(InputError):
 class NextWorker:
     """The worker at `address`, which goes on at the layer `cut` of the model in `manifest`, reached by `keys`."""
 
-    def __init__(self, address: str, manifest: Manifest, *, cut: str, keys: AgentKeys = NO_KEYS) -> None:
+    def __init__(
+        self,
+        address: str,
+        manifest: Manifest,
+        *,
+        cut: str,
+        keys: AgentKeys = NO_KEYS,
+        limits: ServingLimits = SERVING_LIMITS,
+    ) -> None:
+        self.limits = limits
         self.manifest = manifest
         self.cut = cut
         self.client = WorkerClient(address, keys)
@@ -85,7 +93,7 @@ class NextWorker:
         """Raises what a session that goes on there would meet now, as far as can be known before it does."""
         line = self.client.line
         try:
-            async with asyncio.timeout(2 * SILENCE_SECONDS):  # it may have to be connected to
+            async with asyncio.timeout(2 * self.limits.silence_seconds):  # it may have to be connected to
                 found = await self.describe()
         except TimeoutError:
             self.client.leave(line)
@@ -217,7 +225,7 @@ class Onward:
         """A worker waits for no opening for ever: take the place anew as often as it would end, until there is one."""
         try:
             while True:
-                await asyncio.sleep(PLACE_SECONDS)
+                await asyncio.sleep(self._worker.limits.place_seconds)
                 self._drop()
                 self._take_place()
         except CutlineError as error:
@@ -267,20 +275,20 @@ class Onward:
 
         Also while it says much: an answer shows how much of what was sent is there, which need not be waited for.
         """
-        beaten = time.monotonic()
+        beaten, silence = time.monotonic(), self._worker.limits.silence_seconds
         while session.finished is None:
-            await asyncio.sleep(SILENCE_SECONDS / 4)
+            await asyncio.sleep(silence / 4)
             heard, now = session.heard, time.monotonic()
-            if now - (beaten if session.unproven else max(heard, beaten)) < SILENCE_SECONDS / 2:
+            if now - (beaten if session.unproven else max(heard, beaten)) < silence / 2:
                 continue
             beaten = now
-            patience = SILENCE_SECONDS / 2 + session.unproven / SLOWEST_LINK
+            patience = silence / 2 + session.unproven / SLOWEST_LINK
             try:
                 async with asyncio.timeout(patience):
                     await session.beat()
             except TimeoutError:
                 held_up = time.monotonic() - beaten - patience  # this process, whatever the link did
-                if session.heard == heard and held_up < SILENCE_SECONDS / 4:
+                if session.heard == heard and held_up < silence / 4:
                     log.warning("nothing is heard of the next worker any more")
                     self._say(WorkerUnavailable(_TOLD[WorkerUnavailable]))
                     self._worker.client.leave(line)

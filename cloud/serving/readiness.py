@@ -15,7 +15,6 @@ from cutline.errors import CutlineError
 
 log = logging.getLogger(__name__)
 
-LOOK_SECONDS = 1.0
 MISSES = 2  # looks in a row that must fail: one may, on a busy machine
 FAULT = "this worker cannot look at the next one"  # of what went wrong here, agents read no more than that
 
@@ -24,6 +23,7 @@ class Lookout:
     """Looks at the next worker by `check`, which raises what a session that goes on there would meet.
 
     `looked` hears of every look: why no session can go on there, "" where one can, and the seconds that the look took.
+    Between two looks are `pause` seconds.
     """
 
     def __init__(
@@ -31,10 +31,12 @@ class Lookout:
         check: Callable[[], Awaitable[object]],
         looked: Callable[[str, float], Awaitable[object]],
         *,
+        pause: float,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self._check = check
         self._looked = looked
+        self._pause = pause
         self._sleep = sleep
         self.blocked = ""  # why no session can go on there
 
@@ -59,4 +61,4 @@ class Lookout:
                     log.warning("sessions can go on at the next worker again")
                     self.blocked = ""
             await self._looked(self.blocked, time.perf_counter() - began)
-            await self._sleep(LOOK_SECONDS)
+            await self._sleep(self._pause)

@@ -28,6 +28,7 @@ from cutline.cloud.model.device import compute_dtype
 from cutline.cloud.model.memory import MOST_SLOTS
 from cutline.cloud.model.model_runner import Capacity, Target
 from cutline.cloud.serving.admission import ServedSpan
+from cutline.cloud.serving.limits import SERVING_LIMITS, ServingLimits
 from cutline.cloud.serving.pipeline import NextWorker
 from cutline.cloud.serving.ranks import Ranks
 from cutline.cloud.serving.readiness import Lookout
@@ -49,7 +50,6 @@ log = logging.getLogger(__name__)
 SERVICE = worker_pb2.DESCRIPTOR.services_by_name["Worker"].full_name
 
 GRACE_SECONDS = 1.0  # for calls that were told of their end
-MAX_CALLS = 256  # beside the open sessions: uploads, refusals, and questions about health
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +76,8 @@ class WorkerOptions:
     `wires`. Sessions hold `context` tokens, or without it as many as the model and the next worker can and memory has
     room for; `slots` and `images` are those of Capacity. torch computes on `device`, as `compute_dtype` has it if asked
     for `dtype`, with layers `compiled` or not; `tensor_parallel` devices share every layer of the decoder, see `Ranks`.
-    Its engine keeps to a `pacing`. Once it is to end it takes no new sessions, and open ones get `drain` seconds.
+    Its engine keeps to a `pacing`, its calls and sessions to `limits`. Once it is to end it takes no new sessions, and
+    open ones get `drain` seconds.
     """
 
     listen: str = "127.0.0.1:0"
@@ -92,6 +93,7 @@ class WorkerOptions:
     tensor_parallel: int = 1
     drain: float = GRACE_SECONDS
     pacing: Pacing = PACING
+    limits: ServingLimits = SERVING_LIMITS
 
 
 _OPTIONS = [
@@ -121,12 +123,12 @@ async def serve(
     """
     # gRPC itself would serve at 443 where no port is given, and at another port where it is over 65535.
     host, _ = parse_address(serving.listen)
-    manifest = bundle.manifest
+    manifest, limits = bundle.manifest, serving.limits
     callers = Callers.of(access.keys, access.tokens)
-    calls = (serving.slots or MOST_SLOTS) + MAX_CALLS
+    calls = (serving.slots or MOST_SLOTS) + limits.more_calls
     connections = Connections(most_connections())
     server = grpc.aio.server(
-        interceptors=[AuthInterceptor(callers, Audit(), calls=calls, connections=connections)],
+        interceptors=[AuthInterceptor(callers, Audit(), calls=calls, connections=connections, limits=limits.calls)],
         options=[*_OPTIONS, *options(connections.most)],
         maximum_concurrent_rpcs=calls,
     )
@@ -142,7 +144,8 @@ async def serve(
     async with contextlib.AsyncExitStack() as stack:
         onward = None
         if serving.next_worker is not None:
-            further = NextWorker(serving.next_worker, manifest, cut=serving.layers[1], keys=access.onward)
+            cut = serving.layers[1]
+            further = NextWorker(serving.next_worker, manifest, cut=cut, keys=access.onward, limits=limits)
             onward = await stack.enter_async_context(further)
             most = min(most, (await onward.describe()).context)
         hold = min(serving.context or most, most)
@@ -177,8 +180,9 @@ async def serve(
             ServedSpan(context=target.context, layers=layers, wires=serving.wires),
             onward=onward,
             observer=observer,
-            shares=Shares(callers.limits, places=engine.max_sessions),
+            shares=Shares(callers.limits, places=engine.max_sessions, slow_seconds=limits.slow_seconds),
             grammars=Grammars(functools.partial(Vocabulary.open, bundle), manifest) if target.chooses else None,
+            limits=limits,
         )
         worker_pb2_grpc.add_WorkerServicer_to_server(worker, server)
         if ranks is not None:
@@ -254,7 +258,7 @@ async def _looking_on(
             worker.blocked = why
             await _set(checks, serving=not why)
 
-    looking = asyncio.create_task(Lookout(onward.check, looked).run())
+    looking = asyncio.create_task(Lookout(onward.check, looked, pause=onward.limits.look_seconds).run())
     looking.add_done_callback(_tell_ended)
     try:
         yield

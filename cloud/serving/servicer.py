@@ -22,6 +22,7 @@ from cutline.cloud.engine.sequence import Event, Forward, SessionRequest
 from cutline.cloud.serving.admission import ReceivedUpload, Reception, ServedSpan
 from cutline.cloud.serving.drafts import Drafts
 from cutline.cloud.serving.inbox import Inbox
+from cutline.cloud.serving.limits import SERVING_LIMITS, ServingLimits
 from cutline.cloud.serving.pipeline import NextWorker, Onward
 from cutline.cloud.telemetry.observer import NOBODY, Observer
 from cutline.cloud.telemetry.session_stats import Account, trace_of
@@ -49,8 +50,6 @@ from cutline.protos.version import package_version
 
 log = logging.getLogger(__name__)
 
-OPENING_SECONDS = 60.0  # for a session's images or boundary to arrive in
-MAX_PROBES = 16  # at once, of all agents; each may hold 1 MiB until it is read
 DRAFTS_WAITING = 8  # of a session, for the engine; with more its agent is not read on, and gRPC stops it
 
 Remaining = Callable[[], float | None]  # seconds until a call's deadline
@@ -73,8 +72,10 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         observer: Observer = NOBODY,
         shares: Shares | None = None,
         grammars: Grammars | None = None,
+        limits: ServingLimits = SERVING_LIMITS,
     ) -> None:
         self._engine = engine
+        self._limits = limits
         self._manifest = manifest
         self._span = span
         self._reception = Reception(manifest, span, image_cache=engine.image_cache, grammars=grammars)
@@ -121,8 +122,8 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         if max(len(request.data), request.answer) > CHUNK:
             error = InputError(f"a probe takes {CHUNK} bytes each way at most")
             await context.abort(status_of(error), str(error))
-        if self._probes >= MAX_PROBES:
-            busy = WorkerBusy(f"this worker answers {MAX_PROBES} probes already; try again later")
+        if self._probes >= self._limits.probes:
+            busy = WorkerBusy(f"this worker answers {self._limits.probes} probes already; try again later")
             await context.abort(status_of(busy), str(busy))
         tenant = CALLER.get().tenant
         self._shares.charge(tenant, len(request.data))
@@ -144,7 +145,10 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         failure: CutlineError | None = None
         placed = False
         account = Account(CALLER.get().name, trace=trace_of(context.invocation_metadata()))
-        async with self._watched(account), Inbox(self._meter.up(request_iterator, account)) as inbox:
+        async with (
+            self._watched(account),
+            Inbox(self._meter.up(request_iterator, account), linger=self._limits.linger_seconds) as inbox,
+        ):
             try:
                 with self._place():
                     placed = True
@@ -213,13 +217,14 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
                     onward.begin()
             arrival = stack.enter_context(contextlib.ExitStack())
             try:
-                async with asyncio.timeout(OPENING_SECONDS):
+                async with asyncio.timeout(self._limits.opening_seconds):
                     opening, came_at, upload = await self._read_opening(inbox, account, onward, arrival)
                     uploaded_at = inbox.came_at
             except TimeoutError:
                 if account.slowed:
                     raise self._shares.too_much(CALLER.get().tenant) from None
-                raise InputError(f"the session's opening took over {OPENING_SECONDS:.0f} seconds to arrive") from None
+                most = self._limits.opening_seconds
+                raise InputError(f"the session's opening took over {most:.0f} seconds to arrive") from None
             reader = asyncio.create_task(self._read_drafts(opening, inbox, drafts, events))
             stack.callback(reader.cancel)
             # Drafts that come while the images are prepared join the session's first pass.

@@ -16,7 +16,7 @@ from cutline.cli.access.certificates import DEVICE, SERVER, Authority, pair_of
 from cutline.cloud.access.auth import Callers
 from cutline.cloud.engine.cost_model import PACING, Pacing
 from cutline.cloud.engine.sequence import SessionRequest
-from cutline.cloud.serving import pipeline
+from cutline.cloud.serving.limits import ServingLimits
 from cutline.cloud.serving.pipeline import NextWorker, Onward, Word, onward_name
 from cutline.cloud.serving.server import ANYBODY, Access, WorkerOptions, serve
 from cutline.core.sampling import Sampling
@@ -90,9 +90,9 @@ class _Wire:
         pass
 
 
-def test_a_death_is_noticed_as_soon_while_tokens_flow(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_death_is_noticed_as_soon_while_tokens_flow(bundle: Bundle) -> None:
     """Much was sent and is long there: only the heartbeats can say so."""
-    monkeypatch.setattr(pipeline, "SILENCE_SECONDS", 0.4)
+    limits = ServingLimits(silence_seconds=0.4)
     manifest, dead, words = bundle.manifest, asyncio.Event(), list[Word]()
 
     async def beat() -> bool:
@@ -101,7 +101,7 @@ def test_a_death_is_noticed_as_soon_while_tokens_flow(bundle: Bundle, monkeypatc
         return True
 
     async def main() -> None:
-        async with NextWorker("127.0.0.1:1", manifest, cut="decoder.2") as there:
+        async with NextWorker("127.0.0.1:1", manifest, cut="decoder.2", limits=limits) as there:
             onward = Onward(there, wire=Wire.FLOAT32, remaining=lambda: None)
             onward.go(ASKED, words.append)
             session = WorkerSession("127.0.0.1:1", _Wire(), beat=beat)

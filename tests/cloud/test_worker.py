@@ -23,7 +23,8 @@ from PIL import Image
 
 from cutline.cloud.model.model_runner import Target
 from cutline.cloud.serving import admission as opening_module
-from cutline.cloud.serving import inbox, server, servicer
+from cutline.cloud.serving import inbox, server
+from cutline.cloud.serving.limits import SERVING_LIMITS, ServingLimits
 from cutline.cloud.serving.server import SERVICE, WorkerOptions, serve
 from cutline.core.sampling import Sampling
 from cutline.errors import CutlineError, InputError, ModelMismatch, WorkerBusy, WorkerFailed, WorkerUnavailable
@@ -102,12 +103,19 @@ class Talk:
         return worker_from_wire(await self.call.read())
 
 
-def on_worker(bundle: Bundle, run: Callable[[Client], Awaitable[None]], *, slots: int = 2, context: int = 256) -> None:
+def on_worker(
+    bundle: Bundle,
+    run: Callable[[Client], Awaitable[None]],
+    *,
+    slots: int = 2,
+    context: int = 256,
+    limits: ServingLimits = SERVING_LIMITS,
+) -> None:
     """Run `run` against a worker that lives as long."""
 
     async def main() -> None:
         async with (
-            serve(bundle, WorkerOptions(slots=slots, context=context)) as address,
+            serve(bundle, WorkerOptions(slots=slots, context=context, limits=limits)) as address,
             grpc.aio.insecure_channel(address) as channel,
         ):
             await run(Client(channel))
@@ -550,12 +558,10 @@ def unread_probe(stream: int, authority: str) -> bytes:
 
 
 @pytest.mark.threat("floods")
-def test_probes_whose_answers_nobody_reads_are_few(bundle: Bundle, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(servicer, "MAX_PROBES", 3)
-
+def test_probes_whose_answers_nobody_reads_are_few(bundle: Bundle, case: Case) -> None:
     async def main() -> None:
         async with (
-            serve(bundle, WorkerOptions(slots=1, context=256)) as address,
+            serve(bundle, WorkerOptions(slots=1, context=256, limits=ServingLimits(probes=3))) as address,
             grpc.aio.insecure_channel(address) as channel,
             asyncio.timeout(SECONDS),
         ):
@@ -587,9 +593,7 @@ def test_probes_whose_answers_nobody_reads_are_few(bundle: Bundle, case: Case, m
 
 
 @pytest.mark.threat("floods")
-def test_calls_at_once_are_limited(bundle: Bundle, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "MAX_CALLS", 0)
-
+def test_calls_at_once_are_limited(bundle: Bundle, case: Case) -> None:
     async def run(client: Client) -> None:
         talks = [await waiting(client, case) for _ in range(2)]
         with pytest.raises(grpc.aio.AioRpcError, match="RESOURCE_EXHAUSTED"):
@@ -597,15 +601,11 @@ def test_calls_at_once_are_limited(bundle: Bundle, case: Case, monkeypatch: pyte
         for talk in talks:
             talk.call.cancel()
 
-    on_worker(bundle, run)
+    on_worker(bundle, run, limits=ServingLimits(more_calls=0))
 
 
 @pytest.mark.parametrize("pieces", [[], [ImageChunk(b"half", last=False)]])
-def test_an_upload_that_never_ends_is_ended(
-    bundle: Bundle, case: Case, pieces: list[AgentMessage], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(servicer, "OPENING_SECONDS", 0.2)
-
+def test_an_upload_that_never_ends_is_ended(bundle: Bundle, case: Case, pieces: list[AgentMessage]) -> None:
     async def run(client: Client) -> None:
         idle = Talk(client)
         await idle.say(case[0], *pieces)
@@ -615,7 +615,7 @@ def test_an_upload_that_never_ends_is_ended(
         await idle.call.done_writing()
         assert await idle.call.code() is grpc.StatusCode.INVALID_ARGUMENT
 
-    on_worker(bundle, run)
+    on_worker(bundle, run, limits=ServingLimits(opening_seconds=0.2))
 
 
 @pytest.mark.threat("handles")

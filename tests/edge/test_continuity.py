@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from cutline.cli.process.children import worker_process
-from cutline.cloud.serving.servicer import MAX_PROBES
+from cutline.cloud.serving.limits import SERVING_LIMITS
 from cutline.cloud.worker import Worker
 from cutline.core.request import Mode, Request
 from cutline.core.sampling import Sampling
@@ -281,7 +281,7 @@ def test_a_link_that_comes_back_is_used_to_verify_what_was_said_alone(
 def test_heartbeats_are_answered_though_many_probe(workers: tuple[str, str]) -> None:
     async def run() -> None:
         async with WorkerClient(workers[0]) as client:
-            await asyncio.gather(*[client.probe(up=0, down=0) for _ in range(8 * MAX_PROBES)])
+            await asyncio.gather(*[client.probe(up=0, down=0) for _ in range(8 * SERVING_LIMITS.probes)])
 
     asyncio.run(run())
 

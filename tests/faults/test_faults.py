@@ -20,7 +20,7 @@ from cutline.bench.faults.link import FaultyLink, Way
 from cutline.bench.faults.rig import asker, rig, ungated
 from cutline.bench.faults.storm import late, leaked, warm
 from cutline.bench.flatness import RULES, trend
-from cutline.cloud.serving.pipeline import SILENCE_SECONDS
+from cutline.cloud.serving.limits import SERVING_LIMITS
 from cutline.cloud.serving.server import WorkerOptions, serve
 from cutline.core.request import Mode
 from cutline.demo.bundles import TARGET
@@ -104,7 +104,7 @@ def test_a_chain_whose_inner_link_dies_is_given_up_for_another_worker(
             heard = await hear(agent, question, during)
             assert asking.checker.find(question, heard, asking.truths[0], first=first, spared=True).right
             if heard.lost:  # all may have come already
-                assert heard.ended - heard.began < 4 * SILENCE_SECONDS
+                assert heard.ended - heard.began < 4 * SERVING_LIMITS.silence_seconds
             link.forget()
             link.heal()
             async with asyncio.timeout(60):  # it goes on over another connection, once it was found to be back

@@ -11,7 +11,8 @@ from typing import Any
 import grpc
 import pytest
 
-from cutline.cloud.serving.server import MAX_CALLS, SERVICE
+from cutline.cloud.serving.limits import SERVING_LIMITS
+from cutline.cloud.serving.server import SERVICE
 from cutline.errors import WorkerBusy
 from cutline.protos.client import WorkerClient
 
@@ -181,7 +182,7 @@ def test_more_calls_than_a_worker_takes_are_refused_until_they_end(victim: Any, 
             for _ in range(3):
                 raw = await stack.enter_async_context(flood(victim.address))
                 await raw.send(b"".join(call(stream) for stream in range(1, 2 * 250, 2)))
-            assert MAX_CALLS + 64 < 3 * 250
+            assert SERVING_LIMITS.more_calls + 64 < 3 * 250
             async with asyncio.timeout(SECONDS):
                 while not await refused(client):
                     pass

@@ -26,9 +26,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cutline.cli.access.certificates import DEVICE, SERVER, Authority, pair_of
-from cutline.cloud.access import auth, quota
-from cutline.cloud.access.auth import CALLER, Caller, Callers, may_call
-from cutline.cloud.serving import inbox, server, servicer
+from cutline.cloud.access import auth
+from cutline.cloud.access.auth import CALL_LIMITS, CALLER, Caller, Callers, CallLimits, may_call
+from cutline.cloud.serving.limits import SERVING_LIMITS, ServingLimits
 from cutline.cloud.serving.server import Access, WorkerOptions, serve
 from cutline.errors import AccessDenied, InputError, WorkerBusy, WorkerUnavailable
 from cutline.models.bundle import Bundle
@@ -42,6 +42,7 @@ Case = tuple[Open, bytes, tuple[int, ...]]
 
 TOKEN, OTHER = "a-token-of-the-warehouse", "and-one-of-the-harbour"
 SECONDS = 120
+OPEN_CALLS = CALL_LIMITS.open_calls
 HEALTH = ("/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch")
 
 
@@ -72,8 +73,9 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Fleet:
 
 
 @contextlib.asynccontextmanager
-async def worker(bundle: Bundle, **access: Any) -> AsyncIterator[str]:
-    async with serve(bundle, WorkerOptions(slots=2, context=256), access=Access(**access)) as address:
+async def worker(bundle: Bundle, limits: ServingLimits = SERVING_LIMITS, **access: Any) -> AsyncIterator[str]:
+    options = WorkerOptions(slots=2, context=256, limits=limits)
+    async with serve(bundle, options, access=Access(**access)) as address:
         yield address
 
 
@@ -156,13 +158,14 @@ def test_every_method_of_every_service_is_denied_to_strangers_but_health(bundle:
 
 
 @pytest.mark.threat("floods")
-def test_only_so_many_without_a_name_watch_at_once(
-    bundle: Bundle, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(auth, "MAX_OPEN_CALLS", 2)
+def test_only_so_many_without_a_name_watch_at_once(bundle: Bundle, fleet: Fleet) -> None:
+    limits = ServingLimits(calls=CallLimits(open_calls=2))
 
     async def main() -> None:
-        async with worker(bundle, tokens=fleet.tokens) as address, grpc.aio.insecure_channel(address) as channel:
+        async with (
+            worker(bundle, limits, tokens=fleet.tokens) as address,
+            grpc.aio.insecure_channel(address) as channel,
+        ):
             watch = channel.unary_stream(
                 HEALTH[1], health_pb2.HealthCheckRequest.SerializeToString, health_pb2.HealthCheckResponse.FromString
             )
@@ -180,11 +183,14 @@ def test_only_so_many_without_a_name_watch_at_once(
 
 
 @pytest.mark.threat("floods")
-def test_who_watches_does_so_for_a_time(bundle: Bundle, fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(auth, "WATCH_SECONDS", 0.05)
+def test_who_watches_does_so_for_a_time(bundle: Bundle, fleet: Fleet) -> None:
+    limits = ServingLimits(calls=CallLimits(watch_seconds=0.05))
 
     async def main() -> None:
-        async with worker(bundle, tokens=fleet.tokens) as address, grpc.aio.insecure_channel(address) as channel:
+        async with (
+            worker(bundle, limits, tokens=fleet.tokens) as address,
+            grpc.aio.insecure_channel(address) as channel,
+        ):
             call = channel.unary_stream(HEALTH[1])(b"")
             assert await call.read() == health_pb2.HealthCheckResponse(status=1).SerializeToString()
             assert await call.read() is grpc.aio.EOF
@@ -194,20 +200,17 @@ def test_who_watches_does_so_for_a_time(bundle: Bundle, fleet: Fleet, monkeypatc
 
 
 @pytest.mark.threat("floods")
-def test_calls_whose_message_never_comes_hold_no_place(
-    bundle: Bundle, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_calls_whose_message_never_comes_hold_no_place(bundle: Bundle, fleet: Fleet) -> None:
     """A stranger's are refused at once, a tenant's after a while; of health's those that wait longest give way."""
-    monkeypatch.setattr(auth, "REQUEST_SECONDS", 0.3)
-    monkeypatch.setattr(auth, "MAX_OPEN_CALLS", 2)
+    soon, late = (ServingLimits(calls=CallLimits(open_calls=2, request_seconds=one)) for one in (0.3, SECONDS))
     known = (("authorization", f"Bearer {TOKEN}"),)
 
     async def main() -> None:
-        async with worker(bundle, tokens=fleet.tokens) as address, grpc.aio.insecure_channel(address) as channel:
+        async with worker(bundle, soon, tokens=fleet.tokens) as address, grpc.aio.insecure_channel(address) as channel:
             describe = channel.stream_unary("/cutline.v1.Worker/Describe")
             assert await describe().code() is grpc.StatusCode.UNAUTHENTICATED
             assert await describe(metadata=known).code() is grpc.StatusCode.DEADLINE_EXCEEDED
-            monkeypatch.setattr(auth, "REQUEST_SECONDS", SECONDS)
+        async with worker(bundle, late, tokens=fleet.tokens) as address, grpc.aio.insecure_channel(address) as channel:
             silent = [channel.stream_unary(HEALTH[0])() for _ in range(3)]
             assert await silent[0].code() is grpc.StatusCode.DEADLINE_EXCEEDED
             assert await status(channel, HEALTH[0]) is grpc.StatusCode.OK
@@ -219,14 +222,16 @@ def test_calls_whose_message_never_comes_hold_no_place(
 
 
 @pytest.mark.threat("floods")
-def test_no_tenant_fills_the_workers_calls(bundle: Bundle, fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_tenant_fills_the_workers_calls(bundle: Bundle, fleet: Fleet) -> None:
     """By streams that say nothing, which end by themselves, too."""
-    monkeypatch.setattr(server, "MAX_CALLS", 10)
-    monkeypatch.setattr(auth, "STREAM_SECONDS", 1.0)
+    limits = ServingLimits(more_calls=10, calls=CallLimits(stream_seconds=1.0))
     known = (("authorization", f"Bearer {TOKEN}"),)
 
     async def main() -> None:
-        async with worker(bundle, tokens=fleet.tokens) as address, grpc.aio.insecure_channel(address) as channel:
+        async with (
+            worker(bundle, limits, tokens=fleet.tokens) as address,
+            grpc.aio.insecure_channel(address) as channel,
+        ):
             stream = channel.stream_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
             calls = [stream(metadata=known) for _ in range(12)]  # as many as it takes at once
             ended = {asyncio.create_task(call.code()) for call in calls}
@@ -254,17 +259,14 @@ async def answered(address: str, case: Case) -> bool:
 
 
 @pytest.mark.threat("floods")
-def test_slow_openers_of_one_tenant_keep_no_place_from_another(
-    bundle: Bundle, fleet: Fleet, case: Case, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_slow_openers_of_one_tenant_keep_no_place_from_another(bundle: Bundle, fleet: Fleet, case: Case) -> None:
     """Nor do streams that say nothing at all; each might hold its place for a minute."""
-    monkeypatch.setattr(quota, "SLOW_SECONDS", 600.0)  # until it is seen that they have all places
     known = (("authorization", f"Bearer {TOKEN}"),)
     half = ImageChunk(case[1][: len(case[1]) // 2], last=False)
 
     async def main() -> None:
         async with (
-            worker(bundle, tokens=fleet.tokens) as address,
+            worker(bundle, ServingLimits(slow_seconds=0.0), tokens=fleet.tokens) as address,
             grpc.aio.insecure_channel(address) as channel,
             WorkerClient(address, AgentKeys(token=TOKEN)) as client,
             client.session(case[0], [half], timeout=SECONDS) as first,
@@ -273,9 +275,8 @@ def test_slow_openers_of_one_tenant_keep_no_place_from_another(
             silent = [channel.stream_stream("/cutline.v1.Worker/Session")(metadata=known) for _ in range(2)]
             ends = [asyncio.ensure_future(anext(session.events())) for session in (first, second)]
             async with asyncio.timeout(SECONDS):
-                while await answered(address, case):
-                    pass  # the slow do not have all places yet
-                monkeypatch.setattr(quota, "SLOW_SECONDS", 0.0)
+                while not any(end.done() for end in ends):
+                    await answered(address, case)  # once the slow have all places, one of them loses its
                 while not await answered(address, case):  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
             done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -291,14 +292,14 @@ def test_slow_openers_of_one_tenant_keep_no_place_from_another(
     run(main)
 
 
-def test_where_nobody_has_a_name_health_still_answers(
-    bundle: Bundle, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_nobody_has_a_name_health_still_answers(bundle: Bundle) -> None:
     """Whoever asks may fill all calls but those."""
-    monkeypatch.setattr(server, "MAX_CALLS", 10)
 
     async def main() -> None:
-        async with worker(bundle) as address, grpc.aio.insecure_channel(address) as channel:
+        async with (
+            worker(bundle, ServingLimits(more_calls=10)) as address,
+            grpc.aio.insecure_channel(address) as channel,
+        ):
             stream = channel.stream_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
             calls = [stream() for _ in range(12)]
             ended = {asyncio.create_task(call.code()) for call in calls}
@@ -321,11 +322,11 @@ def test_a_tenant_that_has_few_calls_finds_room_for_more(come: list[str], calls:
     """One tenant leaves a third for those that come later, whoever of them comes first."""
     held: Counter[str] = Counter()
     for tenant in come:
-        if held.total() < calls and may_call(held, calls, tenant):
+        if held.total() < calls and may_call(held, calls, tenant, OPEN_CALLS):
             held[tenant] += 1
     assert max(held.values(), default=0) <= calls - calls // 3
     if len(held) == 1:
-        assert may_call(held, calls, "new")
+        assert may_call(held, calls, "new", OPEN_CALLS)
         assert held.total() < calls
 
 
@@ -378,14 +379,17 @@ def limited(fleet: Fleet, tmp_path: Path, limits: str) -> Path:
 
 
 def test_who_sends_more_than_it_may_hears_when_to_try_again(
-    bundle: Bundle, fleet: Fleet, case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bundle: Bundle, fleet: Fleet, case: Case, tmp_path: Path
 ) -> None:
     """And not that its opening was wrong, which took so long because it was held up."""
-    monkeypatch.setattr(servicer, "OPENING_SECONDS", 0.3)
+    limits = ServingLimits(opening_seconds=0.3)
     tokens = limited(fleet, tmp_path, "upload_mb_per_second = 0.001")
 
     async def main() -> None:
-        async with worker(bundle, tokens=tokens) as address, WorkerClient(address, AgentKeys(token=TOKEN)) as client:
+        async with (
+            worker(bundle, limits, tokens=tokens) as address,
+            WorkerClient(address, AgentKeys(token=TOKEN)) as client,
+        ):
             half = ImageChunk(bytes(40_000), last=False)
             async with client.session(case[0], [half], timeout=SECONDS) as session:
                 with pytest.raises(WorkerBusy, match="MB a second") as refused:
@@ -397,15 +401,15 @@ def test_who_sends_more_than_it_may_hears_when_to_try_again(
 
 @pytest.mark.threat("floods")
 def test_few_streams_that_there_is_no_place_for_are_waited_for(
-    bundle: Bundle, fleet: Fleet, case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bundle: Bundle, fleet: Fleet, case: Case, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(inbox, "LINGER_SECONDS", 10 * SECONDS)
+    limits = ServingLimits(linger_seconds=10 * SECONDS)
     tokens = limited(fleet, tmp_path, "sessions = 1")
     known = (("authorization", f"Bearer {TOKEN}"),)
 
     async def main() -> None:
         async with (
-            worker(bundle, tokens=tokens) as address,
+            worker(bundle, limits, tokens=tokens) as address,
             WorkerClient(address, AgentKeys(token=TOKEN)) as client,
             grpc.aio.insecure_channel(address) as channel,
             client.session(replace(case[0], effort=0.0), list(image_chunks(case[1])), timeout=SECONDS) as session,

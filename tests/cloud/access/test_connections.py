@@ -11,9 +11,8 @@ from typing import Any
 import grpc
 import pytest
 
-from cutline.cloud.access import auth
 from cutline.cloud.access.audit import Audit
-from cutline.cloud.access.auth import AuthInterceptor, Callers
+from cutline.cloud.access.auth import CALL_LIMITS, AuthInterceptor, Callers, CallLimits
 from cutline.cloud.access.connections import (
     HANDSHAKE_SECONDS,
     Connections,
@@ -52,9 +51,9 @@ class Talker(worker_pb2_grpc.WorkerServicer):
 
 
 @contextlib.asynccontextmanager
-async def serving(most: int) -> AsyncIterator[tuple[str, Connections]]:
+async def serving(most: int, limits: CallLimits = CALL_LIMITS) -> AsyncIterator[tuple[str, Connections]]:
     connections = Connections(most)
-    gate = AuthInterceptor(Callers(), Audit(), calls=256, connections=connections)
+    gate = AuthInterceptor(Callers(), Audit(), calls=256, connections=connections, limits=limits)
     server = grpc.aio.server(interceptors=[gate], options=options(most))
     worker_pb2_grpc.add_WorkerServicer_to_server(Talker(), server)
     port = server.add_insecure_port("127.0.0.1:0")
@@ -161,11 +160,10 @@ async def give_up_for_ever(client: WorkerClient) -> None:
 def test_calls_that_are_taken_back_cost_who_makes_them(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(auth, "MAX_CANCELLED_A_SECOND", 1.0)
-    ended = list[str]()
+    ended, limits = list[str](), CallLimits(cancelled_a_second=1.0)
 
     async def run() -> None:
-        async with serving(100) as (address, connections), WorkerClient(address) as other:
+        async with serving(100, limits) as (address, connections), WorkerClient(address) as other:
             monkeypatch.setattr(connections, "end", ended.append)
             for _ in range(5):
                 await take_back(address, 20)
@@ -176,7 +174,7 @@ def test_calls_that_are_taken_back_cost_who_makes_them(
     assert not ended, "each connection is new here"
 
     async def insist() -> None:
-        async with serving(100) as (address, _), WorkerClient(address) as one, WorkerClient(address) as other:
+        async with serving(100, limits) as (address, _), WorkerClient(address) as one, WorkerClient(address) as other:
             with pytest.raises((WorkerBusy, WorkerUnavailable)):
                 await give_up_for_ever(one)
             await other.describe()

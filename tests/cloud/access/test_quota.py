@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from cutline.cloud.access.quota import (
-    SLOW_SECONDS,
     UNLIMITED,
     WAITING_SECONDS,
     WINDOW_SECONDS,
@@ -25,6 +24,7 @@ from cutline.errors import WorkerBusy
 from cutline.protos.channel.token_file import Quota
 
 TENANTS = ["a", "b", "c"]
+SLOW = 5.0  # seconds after which an opening may be evicted
 
 
 class Clock:
@@ -173,10 +173,10 @@ def test_slow_uploads_of_who_has_most_give_way() -> None:
         with pytest.raises(WorkerBusy, match="being opened"):
             await refused
         assert left == [], "they have only begun"
-        clock.now += SLOW_SECONDS
+        clock.now += SLOW
         tasks += [await come("b", 0), await come("b", 1)]
         assert left == [("a", 0), ("a", 1)]
-        clock.now += SLOW_SECONDS
+        clock.now += SLOW
         for tenant in ("a", "b"):  # neither has two more than the other
             with pytest.raises(WorkerBusy):
                 await (await come(tenant, 9))
@@ -198,7 +198,7 @@ def test_what_is_prepared_does_not_give_way() -> None:
             for place in (one, other):
                 async with place.uploading():
                     pass
-            clock.now += 10 * SLOW_SECONDS
+            clock.now += 10 * SLOW
             with pytest.raises(WorkerBusy, match="being opened"), shares.arrival("b"):
                 pass
             assert {one.evicted, other.evicted} == {False}
@@ -217,7 +217,7 @@ class Slow(Arrival):
 @given(st.lists(st.sampled_from(TENANTS), max_size=12), st.lists(st.sampled_from(TENANTS), max_size=40))
 def test_giving_way_comes_to_an_end(holders: Sequence[str], comers: Sequence[str]) -> None:
     """Each time the two tenants are nearer to each other than before, so nobody is put out for ever."""
-    arrivals: list[Arrival] = [Slow(one, 0.0) for one in holders]
+    arrivals: list[Arrival] = [Slow(one, 0.0, SLOW) for one in holders]
     for tenant in comers:
         held = Counter(one.tenant for one in arrivals)
         one = to_evict(arrivals, tenant, 1.0)
@@ -227,7 +227,7 @@ def test_giving_way_comes_to_an_end(holders: Sequence[str], comers: Sequence[str
         assert held[one.tenant] == max(held.values())
         assert one is next(first for first in arrivals if first.tenant == one.tenant)
         arrivals.remove(one)
-        arrivals.append(Slow(tenant, 0.0))
+        arrivals.append(Slow(tenant, 0.0, SLOW))
         after = Counter(one.tenant for one in arrivals)
         assert sum(count**2 for count in after.values()) < sum(count**2 for count in held.values())
 

@@ -28,7 +28,7 @@ def test_a_stream_that_breaks_unforeseen_ends_there() -> None:
         raise RuntimeError("nobody thought of this")
 
     async def main() -> None:
-        async with asyncio.timeout(SECONDS), Inbox(broken()) as inbox:
+        async with asyncio.timeout(SECONDS), Inbox(broken(), linger=1.0) as inbox:
             assert await inbox.next() == Draft(3, (1, 2))
             with pytest.raises(WorkerFailed, match="log says more"):
                 await inbox.next()

@@ -13,7 +13,8 @@ import pytest
 from cutline.cli.process.children import worker_process
 from cutline.cloud.engine.sequence import Session, SessionRows
 from cutline.cloud.model.model_runner import Target
-from cutline.cloud.serving import inbox, server
+from cutline.cloud.serving import server
+from cutline.cloud.serving.limits import SERVING_LIMITS, ServingLimits
 from cutline.cloud.serving.pipeline import Onward, misfit
 from cutline.cloud.serving.server import WorkerOptions, serve
 from cutline.cloud.telemetry.observer import NOBODY, Observer
@@ -36,7 +37,12 @@ SAMPLING = Sampling(temperature=8.0, top_k=20, top_p=0.9, seed=7, min_p=0.001, f
 
 @contextlib.asynccontextmanager
 async def chain(
-    bundle: Bundle, *cuts: str, slots: Sequence[int] = (), observer: Observer = NOBODY, **last: Any
+    bundle: Bundle,
+    *cuts: str,
+    slots: Sequence[int] = (),
+    observer: Observer = NOBODY,
+    limits: ServingLimits = SERVING_LIMITS,
+    **last: Any,
 ) -> AsyncIterator[list[WorkerClient]]:
     """Clients of workers that divide the layers at `cuts`, the first of them first; `last` is for the last one."""
     places = ["image", *cuts, "end"]
@@ -52,6 +58,7 @@ async def chain(
                         context=256,
                         layers=(places[index], places[index + 1]),
                         next_worker=address,
+                        limits=limits,
                         **more,
                     ),
                     observer=observer,
@@ -210,7 +217,6 @@ def test_a_slow_link_to_the_next_worker_holds_up_no_cancel(
         await asyncio.Event().wait()
 
     monkeypatch.setattr(Onward, "forward", stuck)
-    monkeypatch.setattr(inbox, "LINGER_SECONDS", 0.1)
 
     async def run(clients: list[WorkerClient]) -> None:
         one = asking(case, "image")
@@ -221,7 +227,7 @@ def test_a_slow_link_to_the_next_worker_holds_up_no_cancel(
                 await anext(session.events())
         await free(clients)
 
-    on_chain(bundle, ("decoder.2",), run)
+    on_chain(bundle, ("decoder.2",), run, limits=ServingLimits(linger_seconds=0.1))
 
 
 def test_a_deadline_travels_the_chain(bundle: Bundle, asking: Any, case: Case) -> None:

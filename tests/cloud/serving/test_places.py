@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cutline.cloud.engine.sequence import Forward
-from cutline.cloud.serving import pipeline, servicer
+from cutline.cloud.serving.limits import ServingLimits
 from cutline.cloud.serving.pipeline import Onward
 from cutline.cloud.serving.servicer import WorkerServicer
 from cutline.cloud.telemetry.observer import Observer
@@ -129,11 +129,9 @@ def test_a_last_worker_that_drains_waits_for_rows_to_come(
 
 
 def test_rows_that_take_longer_than_a_worker_waits_find_their_place(
-    bundle: Bundle, asking: Any, case: Case, held: asyncio.Event, monkeypatch: pytest.MonkeyPatch
+    bundle: Bundle, asking: Any, case: Case, held: asyncio.Event
 ) -> None:
     """The place is taken anew before the next worker gives it up; each waits for an opening a while only."""
-    monkeypatch.setattr(pipeline, "PLACE_SECONDS", 0.2)
-    monkeypatch.setattr(servicer, "OPENING_SECONDS", 2.0)
 
     async def run(clients: list[WorkerClient]) -> None:
         one = asking(case, "image")
@@ -143,4 +141,4 @@ def test_rows_that_take_longer_than_a_worker_waits_find_their_place(
         await answer
         assert tuple(one.tokens) == case[2]
 
-    on_chain(bundle, ("decoder.2",), run)
+    on_chain(bundle, ("decoder.2",), run, limits=ServingLimits(place_seconds=0.2, opening_seconds=2.0))

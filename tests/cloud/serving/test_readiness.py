@@ -12,7 +12,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import generate_latest
 
-from cutline.cloud.serving import pipeline, readiness
+from cutline.cloud.serving.limits import ServingLimits
 from cutline.cloud.serving.pipeline import GAP
 from cutline.cloud.serving.readiness import FAULT, MISSES, Lookout
 from cutline.cloud.serving.server import WorkerOptions, serve
@@ -43,7 +43,7 @@ def test_one_look_may_fail_and_what_changes_is_logged_once(caplog: pytest.LogCap
 
     async def run() -> None:
         with contextlib.suppress(asyncio.CancelledError):
-            await Lookout(check, looked, sleep=lambda seconds: asyncio.sleep(0)).run()
+            await Lookout(check, looked, pause=1.0, sleep=lambda seconds: asyncio.sleep(0)).run()
 
     asyncio.run(run())
     assert MISSES == 2
@@ -66,18 +66,13 @@ def test_a_fault_in_looking_is_logged_and_it_goes_on(caplog: pytest.LogCaptureFi
 
     async def run() -> None:
         with contextlib.suppress(asyncio.CancelledError):
-            await Lookout(check, looked, sleep=lambda seconds: asyncio.sleep(0)).run()
+            await Lookout(check, looked, pause=1.0, sleep=lambda seconds: asyncio.sleep(0)).run()
 
     asyncio.run(run())
     assert heard == ["", FAULT, ""]
     assert "a bug" not in FAULT
     traced = [record for record in caplog.records if record.exc_info]
     assert [str(record.exc_info and record.exc_info[1]) for record in traced] == ["a bug"]
-
-
-@pytest.fixture(autouse=True)
-def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readiness, "LOOK_SECONDS", 0.05)
 
 
 @contextlib.asynccontextmanager
@@ -90,7 +85,8 @@ async def stage(
     after: str | None = None,
     observer: Observer = NOBODY,
 ) -> AsyncIterator[str]:
-    options = WorkerOptions(listen=listen, slots=2, context=64, layers=(start, end), next_worker=after)
+    limits = ServingLimits(look_seconds=0.05, silence_seconds=0.5)
+    options = WorkerOptions(listen=listen, slots=2, context=64, layers=(start, end), next_worker=after, limits=limits)
     async with serve(bundle, options, observer=observer) as address:
         yield address
 
@@ -165,7 +161,6 @@ def test_a_session_at_a_gap_is_told_of_the_configuration(bundle: Bundle, asking:
 
 def test_a_next_worker_that_is_frozen_is_not_ready(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes connections and says nothing: a process that is stopped, or a link that swallows all."""
-    monkeypatch.setattr(pipeline, "SILENCE_SECONDS", 0.2)
 
     async def run() -> None:
         frozen = asyncio.Event()
