@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
-from cutline.core.agreement.measures import Measure, Said, is_own, measure_named
+from cutline.core.agreement.measures import Measure, Wording, is_own, measure_named
 from cutline.errors import InputError
 
 BAR = 0.5  # from which on answers agree: of True, and of a share that is one half or more
@@ -40,8 +40,8 @@ def _loaded(file: Path, function: str) -> Callable[[str, str], object]:
     return checked
 
 
-def _scored(name: str, function: Callable[[str, str], object]) -> Callable[[Said, Said], float]:
-    def score(ours: Said, theirs: Said) -> float:
+def _scored(name: str, function: Callable[[str, str], object]) -> Callable[[Wording, Wording], float]:
+    def score(ours: Wording, theirs: Wording) -> float:
         try:
             found = function(ours.text, theirs.text)
         except Exception as error:  # likewise

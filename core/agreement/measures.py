@@ -20,7 +20,7 @@ ALIKE = 0.5  # similarity below which ANLS counts nothing
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class Wording:
     """What somebody answered: the `text`, and the `tokens` where they are the target's."""
 
     text: str
@@ -32,7 +32,7 @@ class Measure:
     """A measure by its whole `name`. Two answers agree whose `score`, from 0 to 1, is `bar` or more."""
 
     name: str
-    score: Callable[[Said, Said], float]
+    score: Callable[[Wording, Wording], float]
     bar: float = 1.0
 
     @property
@@ -40,7 +40,7 @@ class Measure:
         """Whether it takes two models of the same tokens to compare by it."""
         return self.name == TOKENS
 
-    def agrees(self, ours: Said, theirs: Said) -> bool:
+    def agrees(self, ours: Wording, theirs: Wording) -> bool:
         """Whether the answers agree; the second is the one that counts."""
         return self.score(ours, theirs) >= self.bar
 
@@ -72,7 +72,7 @@ def anls(ours: str, theirs: str) -> float:
 def _tokens(rest: str) -> Measure:
     _nothing(TOKENS, rest)
 
-    def score(ours: Said, theirs: Said) -> float:
+    def score(ours: Wording, theirs: Wording) -> float:
         return float(ours.tokens is not None and ours.tokens == theirs.tokens)
 
     return Measure(TOKENS, score)
@@ -86,7 +86,7 @@ def _text(rest: str) -> Measure:
 def _number(rest: str) -> Measure:
     _nothing("number", rest)
 
-    def score(ours: Said, theirs: Said) -> float:
+    def score(ours: Wording, theirs: Wording) -> float:
         found = numbers_in(theirs.text)
         return float(bool(found) and numbers_in(ours.text) == found)
 
@@ -96,7 +96,7 @@ def _number(rest: str) -> Measure:
 def _choice(rest: str) -> Measure:
     choices = _choices(rest)
 
-    def score(ours: Said, theirs: Said) -> float:
+    def score(ours: Wording, theirs: Wording) -> float:
         found = choice_in(theirs.text, choices)
         return float(found is not None and choice_in(ours.text, choices) == found)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cutline.cli.own_measure import open_measure
-from cutline.core.agreement.measures import Said
+from cutline.core.agreement.measures import Wording
 from cutline.errors import InputError
 
 JUDGE = """
@@ -35,11 +35,11 @@ def judge(tmp_path: Path) -> Path:
 def test_a_function_of_ones_own_decides(judge: Path) -> None:
     same, share = open_measure(f"{judge}:same"), open_measure(f"{judge}:share")
     assert same.name == "judge.py:same"  # not where it lies
-    assert same.agrees(Said("apple"), Said("avocado"))
-    assert not same.agrees(Said("apple"), Said("pear"))
-    assert share.score(Said("ab"), Said("bc")) == pytest.approx(1 / 3)
-    assert share.agrees(Said("ab"), Said("abc"))
-    assert not share.agrees(Said("ab"), Said("bc"))
+    assert same.agrees(Wording("apple"), Wording("avocado"))
+    assert not same.agrees(Wording("apple"), Wording("pear"))
+    assert share.score(Wording("ab"), Wording("bc")) == pytest.approx(1 / 3)
+    assert share.agrees(Wording("ab"), Wording("abc"))
+    assert not share.agrees(Wording("ab"), Wording("bc"))
 
 
 def test_other_names_are_the_registrys() -> None:
@@ -50,7 +50,7 @@ def test_other_names_are_the_registrys() -> None:
 def test_a_function_that_fails_is_told_in_a_line(judge: Path, function: str, said: str) -> None:
     measure = open_measure(f"{judge}:{function}")
     with pytest.raises(InputError, match=said) as raised:
-        measure.agrees(Said("one"), Said("other"))
+        measure.agrees(Wording("one"), Wording("other"))
     assert "\n" not in str(raised.value)
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cutline.core.agreement.measures import Said, anls, is_own, measure_named
+from cutline.core.agreement.measures import Wording, anls, is_own, measure_named
 from cutline.core.agreement.texts import choice_in, distance, normalized, numbers_in, same_json, similarity
 from cutline.errors import InputError
 
@@ -16,7 +16,7 @@ TEXTS = st.text("abc ", max_size=9)
 
 
 def agree(name: str, ours: str, theirs: str) -> bool:
-    return measure_named(name).agrees(Said(ours), Said(theirs))
+    return measure_named(name).agrees(Wording(ours), Wording(theirs))
 
 
 def by_definition(one: str, other: str) -> int:
@@ -164,9 +164,9 @@ def test_json_of_a_kind(ours: str, theirs: str, same: bool) -> None:
 
 def test_tokens_are_compared_one_by_one_and_unknown_ones_never_agree() -> None:
     tokens = measure_named("tokens")
-    assert tokens.agrees(Said("a", (1, 2)), Said("b", (1, 2)))
-    assert not tokens.agrees(Said("a", (1, 2)), Said("a", (1, 2, 3)))
-    assert not tokens.agrees(Said("a"), Said("a"))
+    assert tokens.agrees(Wording("a", (1, 2)), Wording("b", (1, 2)))
+    assert not tokens.agrees(Wording("a", (1, 2)), Wording("a", (1, 2, 3)))
+    assert not tokens.agrees(Wording("a"), Wording("a"))
     assert tokens.of_tokens
 
 
