@@ -20,7 +20,6 @@ from cutline.protos.directory import DirectoryClient, ListedWorker
 
 log = logging.getLogger(__name__)
 
-REFRESH_SECONDS = 2.0
 MEASURE_SECONDS = 2.0  # that the way to a worker is timed for at most
 FULL_SECONDS = 10.0  # what having no place costs: a refusal, and the wait for somebody to leave
 FILL_SECONDS = 0.05  # what all places taken but one cost, where nobody waits yet: fewer share a pass
@@ -65,7 +64,7 @@ def arrange(candidates: Sequence[Candidate], rng: random.Random, *, holder: str 
 
 
 class ListedWorkers(Workers):
-    """The workers of `model` in the directory at the address `directory`, asked again every few seconds.
+    """The workers of `model` in the directory at the address `directory`, asked again every `refresh` seconds.
 
     `open` it. Where the directory does not answer, those that it listed last are taken to be there still.
     """
@@ -77,12 +76,14 @@ class ListedWorkers(Workers):
         model: str,
         keys: AgentKeys = NO_KEYS,
         offline: bool = False,
+        refresh: float = 2.0,
         rng: random.Random | None = None,
     ) -> None:
         super().__init__((), keys=keys, offline=offline)
         self._address = directory
         self._directory: DirectoryClient | None = DirectoryClient(directory, keys)
         self._model = model
+        self._refresh_seconds = refresh
         self._rng = rng or random.SystemRandom()
         self._listed: dict[str, ListedWorker] = {}
         self._asked = Counter[str]()  # sessions since the listing, which it cannot count
@@ -117,7 +118,7 @@ class ListedWorkers(Workers):
         """As without a directory; while that answers, whoever replaces a worker that died may be listed soon."""
         found = super().wait(but=but)
         soon = self._answers and bool(self.addresses) and not self.offline
-        return REFRESH_SECONDS if found is None and soon else found
+        return self._refresh_seconds if found is None and soon else found
 
     def _order(self, addresses: Sequence[str], first: str | None) -> Sequence[str]:
         return arrange([self._candidate(address) for address in addresses], self._rng, holder=first)
@@ -140,7 +141,7 @@ class ListedWorkers(Workers):
 
     async def _follow(self) -> None:
         while True:
-            await asyncio.sleep(REFRESH_SECONDS)
+            await asyncio.sleep(self._refresh_seconds)
             await self._refresh()
             if self._measuring is None or self._measuring.done():  # a worker that is silent holds up no listing
                 self._measuring = asyncio.create_task(self._measure())

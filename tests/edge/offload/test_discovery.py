@@ -9,16 +9,25 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import grpc
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cutline.edge.offload import discovery as module
-from cutline.edge.offload.discovery import FULL_SECONDS, MOVE_SECONDS, Candidate, ListedWorkers, arrange, cost, pick
+from cutline.edge.offload.discovery import (
+    FULL_SECONDS,
+    MEASURE_SECONDS,
+    MOVE_SECONDS,
+    Candidate,
+    ListedWorkers,
+    arrange,
+    cost,
+    pick,
+)
 from cutline.errors import WorkerUnavailable
 from cutline.protos.directory import ListedWorker, Listing, Standing, listing_to_wire
 from cutline.protos.v1 import directory_pb2_grpc, worker_pb2_grpc
 from cutline.protos.v1 import worker_pb2 as pb
+
+REFRESH = 0.02
 
 candidates = st.lists(
     st.builds(
@@ -115,16 +124,14 @@ async def until(workers: ListedWorkers, *ports: int) -> None:
             await asyncio.sleep(0.01)
 
 
-def test_workers_come_and_go_with_the_listing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "REFRESH_SECONDS", 0.02)
-
+def test_workers_come_and_go_with_the_listing() -> None:
     async def run() -> None:
         book = Book()
         server = grpc.aio.server()
         directory_pb2_grpc.add_DirectoryServicer_to_server(book, server)
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
-        workers = ListedWorkers(f"127.0.0.1:{port}", model="m")
+        workers = ListedWorkers(f"127.0.0.1:{port}", model="m", refresh=REFRESH)
         try:
             await workers.open()
             assert "lists no worker" in str(workers.nobody)
@@ -144,7 +151,7 @@ def test_workers_come_and_go_with_the_listing(monkeypatch: pytest.MonkeyPatch) -
             assert chosen <= {"127.0.0.1:2", "127.0.0.1:3"}
 
             everyone = workers.addresses
-            assert workers.wait(but=everyone) == module.REFRESH_SECONDS  # for whom the next listing may have
+            assert workers.wait(but=everyone) == REFRESH  # for whom the next listing may have
 
             book.list()  # a directory that was just started: what it knew last is taken to be there still
             await asked_more(book)
@@ -168,7 +175,7 @@ async def listing(book: Book) -> AsyncIterator[ListedWorkers]:
     directory_pb2_grpc.add_DirectoryServicer_to_server(book, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    workers = ListedWorkers(f"127.0.0.1:{port}", model="m")
+    workers = ListedWorkers(f"127.0.0.1:{port}", model="m", refresh=REFRESH)
     try:
         await workers.open()
         yield workers
@@ -184,9 +191,7 @@ async def asked_more(book: Book, times: int = 3) -> None:
             await asyncio.sleep(0.01)
 
 
-def test_who_cannot_be_reached_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "REFRESH_SECONDS", 0.02)
-
+def test_who_cannot_be_reached_is_passed_over() -> None:
     async def run() -> None:
         book = Book()
         book.list(1)
@@ -203,9 +208,7 @@ def test_who_cannot_be_reached_is_passed_over(monkeypatch: pytest.MonkeyPatch) -
     asyncio.run(run())
 
 
-def test_a_worker_that_does_not_answer_holds_up_no_listing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "REFRESH_SECONDS", 0.02)
-
+def test_a_worker_that_does_not_answer_holds_up_no_listing() -> None:
     async def run() -> None:
         with socket.create_server(("127.0.0.1", 0)) as silent:
             book = Book()
@@ -226,11 +229,7 @@ def test_a_worker_that_does_not_answer_holds_up_no_listing(monkeypatch: pytest.M
     asyncio.run(run())
 
 
-def test_a_worker_whose_way_cannot_be_timed_is_taken_for_a_far_one_and_the_others_are_timed_as_well(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(module, "REFRESH_SECONDS", 0.02)
-
+def test_a_worker_whose_way_cannot_be_timed_is_taken_for_a_far_one_and_the_others_are_timed_as_well() -> None:
     class Near(worker_pb2_grpc.WorkerServicer):
         probes = 0
 
@@ -254,15 +253,13 @@ def test_a_worker_whose_way_cannot_be_timed_is_taken_for_a_far_one_and_the_other
             far, known = workers.states
             assert (far.rtt_ms, far.queue_ms) == (None, 0.0)
             assert known.rtt_ms is not None
-            assert 0.0 < known.rtt_ms < 1e3 * module.MEASURE_SECONDS
+            assert 0.0 < known.rtt_ms < 1e3 * MEASURE_SECONDS
         await server.stop(None)
 
     asyncio.run(run())
 
 
-def test_going_offline_while_the_directory_is_asked_is_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "REFRESH_SECONDS", 0.02)
-
+def test_going_offline_while_the_directory_is_asked_is_no_end() -> None:
     class Slow(Book):
         async def List(self, request: object, context: object) -> object:
             told = await super().List(request, context)
