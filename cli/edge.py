@@ -26,6 +26,7 @@ class EdgeOptions(msgspec.Struct, frozen=True, kw_only=True):
     agent: options.AgentOptions
     reuse: options.Reuse
     gate: options.GateOptions
+    journal: options.JournalOptions
     listen: options.Listen = "127.0.0.1:8080"
     tls: options.ServerTls
     api_tokens: Annotated[Path | None, "TOML file of who may ask with which token, over HTTP."] = None
@@ -61,7 +62,7 @@ def edge(*, context: typer.Context, config: Config = None, given: EdgeOptions) -
 
     from cutline.cli.process.reload import Reload
     from cutline.cli.process.signals import Signals, leave
-    from cutline.cli.setting import agent_opener, check_listen, open_encoder, open_server_keys
+    from cutline.cli.setting import agent_opener, check_listen, open_encoder, open_recorder, open_server_keys
     from cutline.cli.terminal.logs import change_form, write_logs
     from cutline.edge.api.access.login import LINK_SECONDS, LoginCode
     from cutline.edge.api.server import ServerOptions, serve
@@ -75,7 +76,8 @@ def edge(*, context: typer.Context, config: Config = None, given: EdgeOptions) -
     needs = "--tls-cert, --tls-key and --api-tokens"
     check_listen(given.listen, secured=secured, insecure=given.insecure, needs=needs)
     tokens = None if given.api_tokens is None else Tokens(given.api_tokens, agent=True)
-    open_agent = agent_opener(given.agent, given.reuse, cuts=True, audit=given.gate.audit)
+    journal = open_recorder(given.journal)
+    open_agent = agent_opener(given.agent, given.reuse, cuts=True, audit=given.gate.audit, journal=journal)
     invitation = None if tokens is None or is_loopback(parse_address(given.listen)[0]) else LoginCode()
     serving = ServerOptions(
         listen=given.listen,

@@ -23,6 +23,7 @@ from cutline.cli import (
     edge,
     export,
     health,
+    journal,
     keys,
     plan,
     profile,
@@ -64,6 +65,7 @@ bundle.app.command("serve", epilog=bundle_serve.EPILOG)(bundle_serve.serve_bundl
 app.add_typer(bundle.app, name="bundle")
 app.add_typer(cluster.app, name="cluster")
 app.add_typer(config_show.app, name="config")
+app.add_typer(journal.app, name="journal")
 app.add_typer(keys.app, name="keys")
 app.add_typer(profile.app, name="profile")
 

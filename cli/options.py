@@ -27,6 +27,9 @@ Target = Annotated[
 ]
 Threads = Annotated[int | None, "Threads of the model; without it, the cores this process has."]
 Provider = Annotated[str | None, "ONNX Runtime's execution provider: cpu, cuda, coreml, ...; without it cpu."]
+JournalKeyFile = Annotated[
+    Path | None, "File of 64 hexadecimal digits, the key that seals the journal; needs Cutline's extra `keys`."
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")]
 Insecure = Annotated[bool, "Serve whoever asks, in plain text: on this machine's own addresses alone."]
 
@@ -118,6 +121,18 @@ class GateOptions(msgspec.Struct, frozen=True, kw_only=True):
         "Share of kept answers that is asked of the target afterwards, 0 to 1; a group whose answers differ more often "
         "than promised is not kept any more. Their pictures go to the worker.",
     ] = 0.0
+
+
+class JournalOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the target's answers are kept for `cutline learn`."""
+
+    journal: Annotated[
+        Path | None,
+        "Folder that keeps pictures, questions and answers which the target gave, to learn from; without it nothing is "
+        "kept.",
+    ] = None
+    journal_limit: Annotated[str, "Size of the journal; the oldest answers make room."] = "256MB"
+    journal_key_file: JournalKeyFile = None
 
 
 class Reuse(msgspec.Struct, frozen=True, kw_only=True):

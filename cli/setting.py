@@ -8,7 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cutline.cli.options import Admission, AgentOptions, Profiles, Reuse, ServerTls, UpstreamOptions, WorkerKeys
+from cutline.cli.options import (
+    Admission,
+    AgentOptions,
+    JournalOptions,
+    Profiles,
+    Reuse,
+    ServerTls,
+    UpstreamOptions,
+    WorkerKeys,
+)
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.devices.machine.cores import usable_cores
 from cutline.devices.profile import CPU
@@ -18,6 +27,8 @@ from cutline.models.hub.library import find_bundle, name_given, target_of
 from cutline.protos.channel.address import is_loopback, parse_address
 
 if TYPE_CHECKING:
+    from cutline.core.escalations.cipher import JournalKey
+    from cutline.core.escalations.recorder import EscalationRecorder
     from cutline.edge.agent import Agent
     from cutline.edge.generation.semantic_cache import SemanticCache
     from cutline.edge.inference.encoder import Encoder
@@ -101,7 +112,12 @@ def _upstream_planner(edge: str | None, cloud: str | None, link: str | None, dra
 
 
 def agent_opener(
-    given: AgentOptions, reuse: Reuse = NOTHING_SAID, *, cuts: bool, audit: float = 0.0
+    given: AgentOptions,
+    reuse: Reuse = NOTHING_SAID,
+    *,
+    cuts: bool,
+    audit: float = 0.0,
+    journal: EscalationRecorder | None = None,
 ) -> Callable[[], Agent]:
     """What makes the agent, on the event loop that is to run it; `cuts` says that it may cut without a plan, too.
 
@@ -143,8 +159,33 @@ def agent_opener(
             meter=meter,
             provider=provider,
             audit=audit,
+            journal=journal,
         ),
     )
+
+
+def open_recorder(given: JournalOptions) -> EscalationRecorder | None:
+    """What keeps answers in the journal; None where none is given. Raises InputError."""
+    if given.journal is None:
+        if given.journal_key_file is not None:
+            raise InputError("--journal-key-file is the key of a journal; give --journal too")
+        return None
+    from cutline.cli.amounts import BYTES, amount
+    from cutline.core.escalations.folder import EscalationJournal
+    from cutline.core.escalations.recorder import EscalationRecorder
+
+    limit, key = amount("--journal-limit", given.journal_limit, BYTES), open_journal_key(given.journal_key_file)
+    return EscalationRecorder(EscalationJournal(given.journal, limit=round(limit), key=key))
+
+
+def open_journal_key(path: Path | None) -> JournalKey | None:
+    """The key in a file, None without one. Raises InputError."""
+    if path is None:
+        return None
+    from cutline.core.escalations.cipher import JournalKey
+    from cutline.protos.channel.credentials import read_private
+
+    return JournalKey(read_private(path, what="journal's key").decode("ascii", "replace"))
 
 
 def _open_target_alone(given: AgentOptions) -> Bundle:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +10,7 @@ import msgspec
 import typer
 
 from cutline.cli import options
+from cutline.cli.amounts import BYTES, SECONDS, amount
 from cutline.cli.config import Config
 from cutline.cli.fields import with_options
 from cutline.errors import InputError
@@ -20,10 +20,6 @@ if TYPE_CHECKING:
     from cutline.edge.watch.series import Series
 
 EPILOG = "Example: cutline watch --source /dev/video0 --ask 'Is the gate open?' --every 5s --on-change --mode edge"
-
-_SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-_BYTES = {"kB": 1e3, "MB": 1e6, "GB": 1e9}
-
 
 CHANGES = frozenset({"max-tokens", "timeout"})  # while it runs
 
@@ -55,6 +51,7 @@ class WatchOptions(msgspec.Struct, frozen=True, kw_only=True):
     agent: options.AgentOptions
     reuse: options.Reuse
     gate: options.GateOptions
+    journal: options.JournalOptions
 
 
 @with_options
@@ -68,7 +65,7 @@ def watch(*, context: typer.Context, config: Config = None, given: WatchOptions)
 
     from cutline.cli.process.reload import Reload
     from cutline.cli.process.signals import Signals
-    from cutline.cli.setting import agent_opener
+    from cutline.cli.setting import agent_opener, open_recorder
     from cutline.core.conversation import Message, TextPart, question
     from cutline.core.request import Mode, Request
     from cutline.edge.watch.sources import open_sources
@@ -82,8 +79,8 @@ def watch(*, context: typer.Context, config: Config = None, given: WatchOptions)
         raise InputError(f"--threshold is {given.threshold:g}; give a share above 0, and 1 at most")
     if given.queue < 1:
         raise InputError(f"--queue is {given.queue}; give 1 or more")
-    interval = amount("--every", given.every, _SECONDS)
-    limit = amount("--spool-limit", given.spool_limit, _BYTES)
+    interval = amount("--every", given.every, SECONDS)
+    limit = amount("--spool-limit", given.spool_limit, BYTES)
     threshold = given.threshold if given.on_change else None
     sources = open_sources(
         given.source, every=interval, threshold=threshold, once=given.once, series=series, notify=_tell
@@ -92,7 +89,8 @@ def watch(*, context: typer.Context, config: Config = None, given: WatchOptions)
         from cutline.edge.watch.scene_filter import FilteredSource
 
         sources = [FilteredSource(source, scene, notify=_tell) for source in sources]
-    open_agent, agent = agent_opener(given.agent, given.reuse, cuts=False, audit=given.gate.audit), given.agent
+    watched = {"audit": given.gate.audit, "journal": open_recorder(given.journal)}
+    open_agent, agent = agent_opener(given.agent, given.reuse, cuts=False, **watched), given.agent
     if asked.mode is not Mode.EDGE and not (agent.worker or agent.directory or agent.server.upstream or agent.offline):
         raise InputError(f"mode {given.mode} needs a worker; give --worker HOST:PORT, or use --mode edge or --offline")
     about = given.ask if series is None else f"{given.ask} (--frames {series.count} --over {given.over})"
@@ -142,7 +140,7 @@ def _series(given: WatchOptions) -> Series | None:
         raise InputError("several frames are asked about with --frames N and --over TIME; give both")
     if given.over is None:
         return None
-    return Series(count=given.frames, seconds=amount("--over", given.over, _SECONDS))
+    return Series(count=given.frames, seconds=amount("--over", given.over, SECONDS))
 
 
 def _scene(given: WatchOptions) -> Scene | None:
@@ -158,14 +156,6 @@ def _scene(given: WatchOptions) -> Scene | None:
     if given.above is not None and not -1.0 <= given.above <= 1.0:
         raise InputError(f"--above is {given.above:g}; give a score between -1 and 1")
     return open_scene(encoder, given.only_if, given.above)
-
-
-def amount(option: str, given: str, units: dict[str, float]) -> float:
-    """A positive number with one of the units, such as `2s`. Raises InputError."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([A-Za-z]+)", given)
-    if found is None or found[2] not in units or float(found[1]) <= 0:
-        raise InputError(f"{option} is {given}; give a number and {', '.join(units)}, such as 2{list(units)[1]}")
-    return float(found[1]) * units[found[2]]
 
 
 def _write(line: bytes) -> None:

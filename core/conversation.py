@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, get_args
 
+import msgspec
+
 from cutline.core.tools import ToolCall
 from cutline.errors import PromptError
 
@@ -15,15 +17,13 @@ Role = Literal["system", "user", "assistant", "tool"]
 Detail = Literal["auto", "low", "high"]
 
 
-@dataclass(frozen=True, slots=True)
-class TextPart:
+class TextPart(msgspec.Struct, frozen=True, tag="text"):
     """Text of a message. Special tokens in it are plain text too."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class ImagePart:
+class ImagePart(msgspec.Struct, frozen=True, tag="image"):
     """An image's placeholder in a message. The images are kept beside the messages, in the same order.
 
     `detail` low has the image made smaller, for models whose image tokens are more for a larger one.
@@ -32,8 +32,7 @@ class ImagePart:
     detail: Detail = "auto"
 
 
-@dataclass(frozen=True, slots=True)
-class VideoPart:
+class VideoPart(msgspec.Struct, frozen=True, tag="video"):
     """A video's placeholder in a message. Each of its frames is one of the images beside the messages, in order.
 
     The frames were taken at `times`, in seconds from the video's beginning; it lasts `seconds`. They are some of its

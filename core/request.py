@@ -29,6 +29,7 @@ _Kind = TypeVar("_Kind", bound=enum.StrEnum)
 
 MAX_ID = 128  # characters
 _ID = re.compile(rf"[A-Za-z0-9._:@/+=-]{{1,{MAX_ID}}}")  # no character that a log would have to escape
+TENANT = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z"  # the name of one that is known by a token or a certificate
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 

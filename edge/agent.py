@@ -23,6 +23,7 @@ from cutline.edge.generation.generation import Execution, Generation, Prepared
 from cutline.edge.generation.preprocess import Preparer
 from cutline.edge.generation.result import Answer, Decision
 from cutline.edge.inference.target_prefix import device_cuts
+from cutline.edge.journal import LIKELIEST, is_kept, record
 from cutline.edge.offload.backends.backends import Backends
 from cutline.edge.offload.backends.device_models import DeviceModels
 from cutline.edge.offload.backends.worker_backend import WorkerContact
@@ -40,6 +41,7 @@ from cutline.protos.channel.credentials import NO_KEYS, AgentKeys
 from cutline.protos.request_ids import new_request_id
 
 if TYPE_CHECKING:  # an agent loads nothing of what it does not do
+    from cutline.core.escalations.recorder import EscalationRecorder
     from cutline.edge.generation.semantic_cache import SemanticCache
     from cutline.edge.offload.backends.openai_upstream import Upstream
     from cutline.edge.planning.plan_result import Chosen
@@ -58,6 +60,7 @@ class AgentSettings:
     connects to none of them. Answers that are in `memory` are not made again; one that is `fresh` uses nothing of a
     request for the next, neither pictures that a worker keeps nor states of its own. What an answer takes of energy the
     `meter` says. Models run on ONNX Runtime's `provider`. A share `audit` of kept answers is checked by the target.
+    Answers of the target are kept in the `journal`, which ends with the agent.
     """
 
     upstream: Upstream | None = None
@@ -67,6 +70,7 @@ class AgentSettings:
     meter: EnergyMeter | None = None
     provider: str = CPU
     audit: float = 0.0
+    journal: EscalationRecorder | None = None
 
 
 class Agent:
@@ -133,6 +137,8 @@ class Agent:
         check_share(settings.audit)
         if settings.audit > 0.0 and settings.upstream is not None:
             raise InputError("an upstream has another model, which audits nothing; leave out audit or the upstream")
+        if settings.journal is not None and settings.upstream is not None:
+            raise InputError("an upstream has another model, of which no drafter learns; leave out journal or upstream")
         self._backends.audits.share = settings.audit
         self._auditor = Auditor(
             self._backends.audits,
@@ -142,6 +148,7 @@ class Agent:
         )
         self._waited_for = 0  # answers that somebody waits for
         self._memory = settings.memory
+        self._journal = settings.journal
         self._meter = settings.meter or EnergyMeter()
 
     async def __aenter__(self) -> Agent:
@@ -156,6 +163,8 @@ class Agent:
         await self.workers.close()
         if self._backends.upstream is not None:
             await self._backends.upstream.close()
+        if self._journal is not None:
+            await asyncio.to_thread(self._journal.close)
 
     @property
     def audits_waiting(self) -> int:
@@ -228,8 +237,12 @@ class Agent:
         return await self._report(prepared, execution, chosen, generation, route)
 
     def _begun(self, request: Request, tell: Tell) -> Generation:
-        transcript = Transcript(self._backends.vocabulary, request.stop)
-        return Generation(time.perf_counter(), transcript, tell, request.sampling.stops(self.manifest.stop_tokens))
+        transcript = Transcript(self._backends.vocabulary, request.stop, likely=request.logprobs is not None)
+        stops = request.sampling.stops(self.manifest.stop_tokens)
+        generation = Generation(time.perf_counter(), transcript, tell, stops, alternatives=request.logprobs)
+        if request.logprobs is None and self._journal is not None and is_kept(request):
+            generation.alternatives = LIKELIEST
+        return generation
 
     async def _prepare(self, request: Request, generation: Generation) -> Prepared:
         prepared = await asyncio.to_thread(self._preparer.prepare, request)
@@ -261,6 +274,9 @@ class Agent:
             if route.unkept is not None:
                 agreed = route.unkept == tuple(generation.tokens)
                 self._backends.audits.note(route.gate.group, self._backends.gate, agreed=agreed)
+            if self._journal is not None:
+                drafter = "" if self._backends.drafter is None else self._backends.drafter.manifest.identity
+                record(self._journal, prepared, generation, served=self.manifest, drafter=drafter)
         answer = account(prepared, execution, generation, route, forecast)
         if self._memory is not None:
             await asyncio.to_thread(self._memory.keep, prepared.request, prepared.images, answer)
@@ -288,5 +304,6 @@ class Agent:
             tools=self._prompts.takes_tools,
             upstream=None if upstream is None else upstream.url,
             audits=backends.audits.every(),
+            journal=None if self._journal is None else self._journal.counts,
             workers=self.workers.states,
         )

@@ -151,9 +151,9 @@ class _Api:
         return as_json(found, status=200 if now.ready else 503)
 
     async def metrics(self, request: Request) -> Response:
-        return Response(
-            self._handler.counts.text(self._handler.agent.state().audits), headers={"content-type": CONTENT_TYPE_LATEST}
-        )
+        state = self._agent.state()
+        shown = self._handler.counts.text(state.audits, state.journal)
+        return Response(shown, headers={"content-type": CONTENT_TYPE_LATEST})
 
     async def openapi(self, request: Request) -> Response:
         from cutline.edge.api.openapi import document

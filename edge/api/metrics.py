@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from cutline.core.escalations.recorder import JournalCounts
 from cutline.edge.generation.result import Answer, Audited, Decision, Provenance, Tail
 
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0)
@@ -75,6 +76,10 @@ class AgentMetrics:
             "cutline_agent_audited", "Audited answers, by group", ["group", "agreed"], registry=registry
         )
         self._shut = Gauge("cutline_agent_gate_shut", "Whether audits have shut a group", ["group"], registry=registry)
+        self._journal = Gauge(
+            "cutline_agent_journal", "Answers for the journal by what became of them", ["what"], registry=registry
+        )
+        self._journal_bytes = Gauge("cutline_agent_journal_bytes", "Bytes of the journal", registry=registry)
         self._recalled = Counter(
             "cutline_agent_recalled", "Answers from memory, of which nothing is promised", registry=registry
         )
@@ -117,10 +122,14 @@ class AgentMetrics:
         """Count a request that had no answer; `mode` is None where the request did not read."""
         self._requests.labels(mode or "none", status).inc()
 
-    def text(self, audits: Mapping[str, Audited]) -> bytes:
-        """All of it, and what `audits` have shown of each group, as Prometheus reads it."""
+    def text(self, audits: Mapping[str, Audited], journal: JournalCounts | None) -> bytes:
+        """All of it, what `audits` have shown of each group and what the `journal` has, as Prometheus reads it."""
         for group, shown in audits.items():
             self._audited.labels(group, "yes").set(shown.audited - shown.disagreed)
             self._audited.labels(group, "no").set(shown.disagreed)
             self._shut.labels(group).set(shown.shut)
+        if journal is not None:
+            for what in ("kept", "evicted", "lost"):
+                self._journal.labels(what).set(getattr(journal, what))
+            self._journal_bytes.set(journal.size)
         return generate_latest(self.registry)

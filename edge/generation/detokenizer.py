@@ -14,14 +14,16 @@ from cutline.protos.messages import Likelihood
 class Transcript:
     """Tokens become text in order. What may be the beginning of a word in `stop` is held back until that is known.
 
-    The texts of all tokens, joined, are the answer's; once it is `stopped` nothing is added any more.
+    The texts of all tokens, joined, are the answer's; once it is `stopped` nothing is added any more. Tokens have their
+    likelihoods where they are `likely`.
     """
 
-    def __init__(self, vocabulary: Vocabulary, stop: Sequence[str] = ()) -> None:
+    def __init__(self, vocabulary: Vocabulary, stop: Sequence[str] = (), *, likely: bool = True) -> None:
         self.tokens: list[Token] = []
         self.stopped = False
         self._vocabulary = vocabulary
         self._stop = tuple(stop)
+        self._likely = likely
         self._decoder = StreamDecoder(vocabulary)
         self._held: list[Token] = []
 
@@ -38,12 +40,14 @@ class Transcript:
 
     def empty(self) -> Transcript:
         """Another one, without tokens."""
-        return Transcript(self._vocabulary, self._stop)
+        return Transcript(self._vocabulary, self._stop, likely=self._likely)
 
     def add(self, token: int, source: Provenance, likelihood: Likelihood | None = None) -> tuple[Token, ...]:
         """The tokens that are settled with this one, if any."""
         if self.stopped:
             return ()
+        if not self._likely:
+            likelihood = None
         logprob, likely = (None, ()) if likelihood is None else (likelihood.logprob, likelihood.alternatives)
         alternatives = tuple(Likely(one, self._vocabulary.decode([one]), of) for one, of in likely)
         self._held.append(Token(token, self._decoder.push(token), source, logprob, alternatives))

@@ -101,7 +101,8 @@ class Generation:
 
     `transcript` has them as text, and ends the answer where the request says so; one of the `stop_tokens` ends it, too,
     and there are at most `limit` tokens: fewer than were asked for where the context of who appends them holds no more.
-    `tell` hears of them, in whatever thread settles them. Only backends append to it.
+    `tell` hears of them, in whatever thread settles them. Only backends append to it. A worker is asked for likelihoods
+    and so many `alternatives`, unless that is None.
     """
 
     began: float
@@ -109,6 +110,7 @@ class Generation:
     tell: Callable[[Event], object] = lambda event: None
     stop_tokens: Collection[int] = ()
     limit: int = sys.maxsize
+    alternatives: int | None = None
     cut_short: Ending | None = None  # before any limit, where something did
     tokens: list[int] = field(default_factory=list)
     sources: list[Provenance] = field(default_factory=list)
@@ -186,6 +188,7 @@ class Generation:
     def anew(self, count: int) -> Generation:
         """One that has the first `count` tokens of this one, tells nobody of more, and keeps its time to itself."""
         other = Generation(self.began, self.transcript.empty(), stop_tokens=self.stop_tokens, limit=self.limit)
+        other.alternatives = self.alternatives
         other.settle(self.tokens[:count], self.sources[:count], self.likelihoods[:count])
         return other
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from cutline.core.escalations.recorder import JournalCounts
 from cutline.core.request import Mode
 from cutline.edge.generation.result import Audited
 from cutline.models.bundle import Manifest
@@ -40,7 +41,8 @@ class AgentState(msgspec.Struct, frozen=True, kw_only=True):
 
     `cuts` of the target can be asked for. `offline`: no worker is asked, whatever a question says. `plans`: mode `auto`
     plans, and so keeps to bounds; `tools`: the model may call some. `upstream` is the URL of the server that is asked
-    in place of workers, if one is. `audits` are what audits have shown, by group.
+    in place of workers, if one is. `audits` are what audits have shown, by group; `journal` is what became of what was
+    kept for learning, None where nothing is.
     """
 
     ready: bool
@@ -54,6 +56,7 @@ class AgentState(msgspec.Struct, frozen=True, kw_only=True):
     tools: bool = False
     upstream: str | None = None
     audits: Mapping[str, Audited] = msgspec.field(default_factory=dict)
+    journal: JournalCounts | None = None
     workers: tuple[WorkerState, ...] = ()
 
 

@@ -24,12 +24,12 @@ from typing import Annotated
 import msgspec
 
 from cutline.core.json_errors import UNREADABLE
+from cutline.core.request import TENANT
 from cutline.errors import InputError
 from cutline.protos.channel.reloading import Renewed
 
 MAX_BYTES = 1 << 20  # of the file: some 8,000 tokens
 MAX_TOKEN = 512  # characters; a longer text is not a token, and is not hashed
-_TENANT = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z"
 SHA256 = r"^[0-9a-f]{64}\Z"
 
 _WORKER_KEYS = frozenset({"upload_mb_per_second"})  # keys that an agent does not enforce
@@ -49,13 +49,13 @@ class Quota(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    tenant: Annotated[str, msgspec.Meta(pattern=_TENANT)]
+    tenant: Annotated[str, msgspec.Meta(pattern=TENANT)]
     sha256: Annotated[str, msgspec.Meta(pattern=SHA256)]
 
 
 class _Content(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     token: tuple[_Entry, ...] = ()
-    tenant: dict[Annotated[str, msgspec.Meta(pattern=_TENANT)], Quota] = {}  # msgspec copies it
+    tenant: dict[Annotated[str, msgspec.Meta(pattern=TENANT)], Quota] = {}  # msgspec copies it
 
 
 class Tokens:
@@ -91,14 +91,14 @@ def token_entry(tenant: str, token: str) -> str:
 
 def check_tenant(name: str) -> str:
     """A tenant's name, which is also that of a device's certificate. Raises InputError."""
-    if not re.fullmatch(_TENANT, name):
+    if not re.fullmatch(TENANT, name):
         raise InputError(f"{name[:80]!r} is no tenant's name; take letters, digits, dots, dashes and _, 64 at most")
     return name
 
 
 def is_tenant(name: str) -> bool:
     """Whether `name` is a valid name of a tenant."""
-    return re.fullmatch(_TENANT, name) is not None
+    return re.fullmatch(TENANT, name) is not None
 
 
 def _read(path: Path, foreign: frozenset[str]) -> _Content:

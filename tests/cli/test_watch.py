@@ -15,7 +15,7 @@ import av
 import pytest
 from PIL import Image
 
-from cutline.cli.watch import amount
+from cutline.cli.amounts import amount
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.errors import InputError

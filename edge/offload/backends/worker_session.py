@@ -142,8 +142,8 @@ class Exchange:
             # Without drafts to verify, a worker that may not decode alone would do nothing.
             effort=1.0 if self.work.drafting is None else request.effort,
             draft=draft,
-            likelihoods=request.logprobs is not None,
-            alternatives=request.logprobs or 0,
+            likelihoods=self.generation.alternatives is not None,
+            alternatives=self.generation.alternatives or 0,
             request_id=request.request_id,
         )
 

@@ -13,6 +13,7 @@ import httpx
 import msgspec
 import pytest
 
+from cutline.core.escalations.recorder import JournalCounts
 from cutline.core.request import Mode
 from cutline.edge.api.access.login import PATH as LOG_IN
 from cutline.edge.api.app import Later, application
@@ -114,9 +115,11 @@ def test_what_was_recalled_or_finished_alone_no_gate_has_kept() -> None:
     for answer in (kept, recalled, alone, gated(kept, Decision.NOT_ASKED), gated(kept, Decision.KEPT, "another")):
         counts.answered(answer)
     audited = {"a": Audited(audited=7, disagreed=2, at_most=0.6, shut=True)}
-    lines = counts.text(audited).decode().splitlines()
+    lines = counts.text(audited, JournalCounts(kept=3, lost=1, size=9)).decode().splitlines()
     assert 'cutline_agent_audited{agreed="no",group="a"} 2.0' in lines
     assert 'cutline_agent_gate_shut{group="a"} 1.0' in lines
+    assert 'cutline_agent_journal{what="lost"} 1.0' in lines
+    assert "cutline_agent_journal_bytes 9.0" in lines
     assert sorted(line for line in lines if line.startswith("cutline_agent_gate_total")) == [
         'cutline_agent_gate_total{group="another",kept="yes"} 1.0',
         'cutline_agent_gate_total{group="plain",kept="no"} 1.0',

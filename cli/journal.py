@@ -1,0 +1,107 @@
+"""`cutline journal`: what is kept for learning, and how it is deleted."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import typer
+
+from cutline.cli import options
+from cutline.errors import InputError
+
+if TYPE_CHECKING:
+    from cutline.core.escalations.cipher import JournalKey
+    from cutline.core.escalations.folder import EntryFile
+
+app = typer.Typer(help="Show and delete what `cutline edge --journal` keeps for learning.")
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The journal's folder.")]
+Tenant = Annotated[
+    str | None,
+    typer.Option("--tenant", help="Of this tenant alone; '' is whoever came without a name.", show_default=False),
+]
+KeyFile = Annotated[
+    Path | None, typer.Option("--journal-key-file", help="File of the key that seals it.", show_default=False)
+]
+
+
+class TenantEntries(msgspec.Struct, frozen=True, kw_only=True):
+    """What a journal has of a tenant: so many `entries` of `size` bytes, from the `oldest` to the `newest`.
+
+    Where its key is known, or it has none, also how many are `torn`.
+    """
+
+    tenant: str
+    entries: int
+    size: int
+    oldest: datetime
+    newest: datetime
+    torn: int | None = None
+
+
+@app.command(epilog="Example: cutline journal show journal --tenant camera1")
+def show(
+    folder: Folder, tenant: Tenant = None, journal_key_file: KeyFile = None, as_json: options.Json = False
+) -> None:
+    """Say of each tenant how many answers are kept, how much room they take, and since when."""
+    import sys
+
+    from cutline.cli.setting import open_journal_key
+    from cutline.cli.terminal.tables import amount
+
+    found = _shown(folder, tenant, None if journal_key_file is None else open_journal_key(journal_key_file))
+    if as_json:
+        sys.stdout.buffer.write(msgspec.json.encode({"tenants": found}) + b"\n")
+        return
+    for one in found:
+        torn = "" if not one.torn else f", {one.torn} torn"
+        print(
+            f"{one.tenant or '(no name)'}: {one.entries} answers, {amount(one.size, 'B')}, "
+            f"{one.oldest:%Y-%m-%d} to {one.newest:%Y-%m-%d}{torn}"
+        )
+    if not found:
+        print(f"{folder} is empty")
+
+
+@app.command(epilog="Example: cutline journal rm journal --tenant camera1")
+def rm(folder: Folder, tenant: Tenant = None, as_json: options.Json = False) -> None:
+    """Delete what is kept of a tenant, or of all. The agent that writes may go on meanwhile."""
+    import sys
+
+    from cutline.core.escalations.folder import files_in, remove_tenant
+
+    tenants = sorted({one.tenant for one in files_in(folder)}) if tenant is None else [tenant]
+    removed = {name: remove_tenant(folder, name) for name in tenants}
+    if tenant is not None and not removed[tenant]:
+        raise InputError(f"{folder} has nothing of {tenant!r}; `cutline journal show` says of whom it has")
+    if as_json:
+        sys.stdout.buffer.write(msgspec.json.encode({"removed": removed}) + b"\n")
+        return
+    for name, count in removed.items():
+        print(f"removed {count} answers of {name or '(no name)'}")
+
+
+def _shown(folder: Path, tenant: str | None, key: JournalKey | None) -> list[TenantEntries]:
+    """What the journal has of each tenant, or of one. Raises InputError."""
+    from cutline.core.escalations.folder import files_in, is_torn
+
+    by_tenant: dict[str, list[EntryFile]] = {}
+    for file in files_in(folder, tenant):
+        by_tenant.setdefault(file.tenant, []).append(file)
+    found = []
+    for name, files in by_tenant.items():
+        torn = [is_torn(file, key) for file in files]
+        found.append(
+            TenantEntries(
+                tenant=name,
+                entries=len(files),
+                size=sum(file.size for file in files),
+                oldest=datetime.fromtimestamp(files[0].time, UTC),
+                newest=datetime.fromtimestamp(files[-1].time, UTC),
+                torn=None if None in torn else torn.count(True),
+            )
+        )
+    return found
