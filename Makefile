@@ -29,11 +29,12 @@ demo: install
 test: install
 	$(MAKE) --no-print-directory --jobs 2 lint pytest
 
+# The code is compiled once, whatever the environment says: tests start hundreds of processes that import it.
 # Three processes for two cores, a file each: a third of the time they wait for other processes, for a browser or for
 # time to pass. More threads in each would only wait for a core. In the order of names, for else the slowest files, of a
 # few tests each, would come last.
 pytest: install
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # The oldest versions that pyproject.toml allows, of what a device installs; with EXTRAS=cloud,keys,otel those, too.
 test-lowest:

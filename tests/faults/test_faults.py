@@ -47,7 +47,7 @@ def quiet_grpc(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRPC_VERBOSITY", "NONE")
 
 
-@pytest.mark.sampled(5, 16)
+@pytest.mark.sampled(3, 16)
 def test_answers_survive_faults_over_tls(asking: Asker, drafter: Bundle, tmp_path: Path, rounds: int) -> None:
     rng = random.Random(7)  # noqa: S311
 

@@ -142,7 +142,7 @@ def test_what_was_printed_stays_where_another_file_cannot_be_written() -> None:
     assert (ran.returncode, ran.stdout, ran.stderr) == (12, "the result", "cutline: cannot write the report\n")
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+@pytest.mark.parametrize("encoding", ["ascii", pytest.param("latin-1", marks=pytest.mark.proof)])
 def test_an_encoding_that_lacks_characters(encoding: str) -> None:
     card = str(TARGET.parent.parent / "examples" / "card1.png")
     for command in (["ask", card, "Read.", "--mode", "edge", "--verbose"], ["doctor"], ["bundle", "show", str(TARGET)]):

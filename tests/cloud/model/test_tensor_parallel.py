@@ -107,7 +107,9 @@ def gemma3(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return small_target("gemma3", tmp_path_factory.mktemp("gemma3"))
 
 
-@pytest.mark.parametrize("model", ["bundle", pytest.param("qwen", marks=pytest.mark.proof), "gemma3"])
+@pytest.mark.parametrize(
+    "model", ["bundle", *(pytest.param(one, marks=pytest.mark.proof) for one in ("qwen", "gemma3"))]
+)
 def test_two_ranks_make_the_logits_of_one(model: str, request: pytest.FixtureRequest) -> None:
     """Prompts in pieces, answers, drafts that are rejected, a slot that begins with another's rows, entries anywhere.
 
@@ -152,6 +154,7 @@ def test_two_ranks_make_the_logits_of_one(model: str, request: pytest.FixtureReq
     assert [process.returncode for process in both._processes] == [0]
 
 
+@pytest.mark.proof
 def test_a_span_inside_the_decoder_is_divided_likewise(bundle: Bundle) -> None:
     dice, layers = np.random.default_rng(1), ("decoder.1", "decoder.3")
     one = Target(bundle, Capacity(slots=1, context=CONTEXT), layers=(layers[0], layers[1]))

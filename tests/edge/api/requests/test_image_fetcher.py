@@ -48,6 +48,7 @@ async def elsewhere(answer: bytes = OK, **kind: Any) -> AsyncIterator[Elsewhere]
     one.port = server.sockets[0].getsockname()[1]
     async with server:
         yield one
+        await asyncio.sleep(0.01)  # a connection that was taken just now begins to be served, or nobody would close it
 
 
 class Lookup:
