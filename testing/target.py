@@ -50,6 +50,7 @@ class ScriptedTarget:
     """As much of `model_runner.Target` as an engine asks for; one that does not choose passes its rows on."""
 
     decodes = True
+    most_drafted: int | None = None
 
     def __init__(self, slots: int, *, chooses: bool = True, context: int = CONTEXT) -> None:
         self.slots = slots
@@ -72,6 +73,11 @@ class ScriptedTarget:
             self.on_step()
             yield
         return torch.zeros(1, self.width).expand(len(tiles), self.width)
+
+    def kept(self, slot: int, count: int) -> int:
+        """All: what is kept of tokens rewinds."""
+        del slot
+        return count
 
     def resume(self, slot: int, source: int, count: int) -> None:
         """Begin a slot with the first `count` tokens of another."""

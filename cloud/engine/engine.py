@@ -66,7 +66,9 @@ class Engine:
         self._images = ImageFeatures(target, self.image_cache, self._listeners, self.progress, pacing)
         self._table = SessionTable(target, self._images, self._listeners, observer, pacing=pacing, clock=clock)
         self._passes = Passes(target, stop_tokens, self._images, self._listeners, self.progress, observer)
-        self._scheduler = Scheduler(self._table, self._images, self._passes, pacing, decodes=target.decodes)
+        self._scheduler = Scheduler(
+            self._table, self._images, self._passes, pacing, decodes=target.decodes, most_drafted=target.most_drafted
+        )
         self._verifier = Verifier(self._table, self._images, observer, stop_tokens=stop_tokens, decodes=target.decodes)
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._patience: float | None = None  # seconds for which the next step may wait for a call

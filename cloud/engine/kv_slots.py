@@ -6,7 +6,7 @@ in a copy. Rows differ where anything before them does, so what is shared is alw
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import NamedTuple, Self
@@ -84,9 +84,13 @@ class _Slot:
 
 
 class Slots:
-    """`count` slots, and who may go on from what stands in them."""
+    """`count` slots, and who may go on from what stands in them.
 
-    def __init__(self, count: int) -> None:
+    That is after so many of the first positions of a slot, which all stand, as `kept` says.
+    """
+
+    def __init__(self, count: int, kept: Callable[[int, int], int] = lambda slot, count: count) -> None:
+        self._kept = kept
         self._slots = [_Slot() for _ in range(count)]
         self._turn = 0
         self.free = count
@@ -141,10 +145,10 @@ class Slots:
             # One look tells of most slots that they share less than the best so far.
             if held is None or slot.length <= least or held.tokens[least] != come.tokens[least]:
                 continue
-            found = min(shared(held, come), slot.length, len(come.tokens) - 1)
+            found = self._kept(number, min(shared(held, come), slot.length, len(come.tokens) - 1))
             if (found, slot.free) > most:
                 best, most = number, (found, slot.free)
-        return best, self._placed_alike(self._slots[best].content, come, most[0])
+        return best, self._kept(best, self._placed_alike(self._slots[best].content, come, most[0]))
 
     def _placed_alike(self, held: Content | None, come: Content, count: int) -> int:
         """How many of so many rows the decoder also sees at the same positions: all, if images are what they are."""

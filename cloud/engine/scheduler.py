@@ -19,13 +19,22 @@ class Scheduler:
     """Decides by what `passes` cost; sessions whose images are still encoded have no rows yet."""
 
     def __init__(
-        self, table: SessionTable, images: ImageFeatures, passes: Passes, pacing: Pacing, *, decodes: bool
+        self,
+        table: SessionTable,
+        images: ImageFeatures,
+        passes: Passes,
+        pacing: Pacing,
+        *,
+        decodes: bool,
+        most_drafted: int | None = None,
     ) -> None:
+        """A pass has `most_drafted` rows of a session's draft, if there is a limit."""
         self._table = table
         self._images = images
         self._passes = passes
         self._pacing = pacing
         self._decodes = decodes
+        self._most = most_drafted
 
     def schedule(self) -> list[SessionRows]:
         """The rows of the next pass, none if all wait. Who is out of time, or waits too long for a draft, is ended."""
@@ -38,6 +47,7 @@ class Scheduler:
             cost,
             self._pacing,
             now - RECENT_SECONDS,
+            self._most,
         )
         patience = self._pacing.idle_seconds
         idle = [session for session, rows in wanted.items() if rows is None]
@@ -64,14 +74,15 @@ class Scheduler:
 
 
 def rows_by_session(
-    sessions: Iterable[Session], cost: PassCost, pacing: Pacing, recent: float
+    sessions: Iterable[Session], cost: PassCost, pacing: Pacing, recent: float, most: int | None = None
 ) -> dict[Session, SessionRows | None]:
-    """What each session that has nothing in flight wants to run, None if it waits for a draft.
+    """What each session that has nothing in flight wants to run, None if it waits for a draft; of that `most` rows.
 
     Those that were confirmed something after `recent` share a pass's fixed cost, so each verifies fewer drafts.
     """
     landed = [session for session in sessions if session.in_flight is None]
-    most = drafted_rows(len(landed), cost, pacing)
+    room = drafted_rows(len(landed), cost, pacing)
+    most = room if most is None else min(room, most)
     share = min(1.0, cost.row_share * max(1, sum(session.confirmed_at >= recent for session in landed)))
     return {session: session.rows_to_run(share, most) for session in landed}
 

@@ -42,7 +42,7 @@ class SessionTable:
         self._safe_seconds = pacing.safe_seconds
         self._observer = observer
         self._sessions: dict[str, Session] = {}
-        self._slots = Slots(target.slots)
+        self._slots = Slots(target.slots, target.kept)
         self._turnover = Turnover(target.slots)
         self.idle_since = math.inf  # on the monotonic clock, of the session that waits longest for a draft
 

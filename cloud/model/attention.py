@@ -7,11 +7,8 @@ other attend in one call, each behind a mask of its own; a `Layout` says which, 
 
 from __future__ import annotations
 
-import math
-import mmap
 from collections.abc import Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,7 +17,9 @@ from torch import Tensor
 from torch.nn import functional
 from transformers.modeling_utils import AttentionInterface
 
-from cutline.models.sight import CAUSAL, Block, Sight
+from cutline.cloud.model.batch import Stretch
+from cutline.cloud.model.state.slot_cache import SlotCache
+from cutline.models.sight import CAUSAL, Sight
 
 ATTENTION = "cutline_slots"
 
@@ -30,72 +29,6 @@ READ_ROWS = 5
 CALL_COST = 256 * READ_ROWS
 _CAPPED_ROWS = 256  # whose scores are written out at a time where they stay below a cap
 _STEP = 8  # lengths are multiples of it where there is room: kernels of a GPU want their masks so
-
-
-@dataclass(frozen=True, slots=True)
-class Stretch:
-    """Where one session's rows stand: `first` to `last` in the pass, from position `start` on in slot `slot`."""
-
-    first: int
-    last: int
-    slot: int
-    start: int
-    blocks: tuple[Block, ...] = ()  # of its session's prompt
-
-    @property
-    def count(self) -> int:
-        """How many rows."""
-        return self.last - self.first
-
-    @property
-    def end(self) -> int:
-        """How many positions are written once they are."""
-        return self.start + self.count
-
-
-class SlotCache:
-    """Keys and values of every slot, in the decoder layers `[first, first + layers)`.
-
-    (layers, slots, kv_heads, context, head_dim)
-    """
-
-    def __init__(self, shape: tuple[int, int, int, int, int], *, first: int, like: Tensor) -> None:
-        self.first = first
-        self.keys, self.values = _zeros(shape, like), _zeros(shape, like)
-        self._written = [0] * shape[1]
-
-    @property
-    def context(self) -> int:
-        """Positions of a slot."""
-        return self.keys.shape[3]
-
-    def note(self, stretches: Sequence[Stretch]) -> None:
-        """What is about to be written; a slot that begins anew is emptied first.
-
-        What another session left there would be masked, but a mask leaves a number that is none as it is.
-        """
-        for stretch in stretches:
-            if stretch.start == 0:
-                for held in (self.keys, self.values):
-                    held[:, stretch.slot, :, : self._written[stretch.slot]] = 0
-                self._written[stretch.slot] = 0
-            self._written[stretch.slot] = max(self._written[stretch.slot], stretch.end)
-
-    def resume(self, slot: int, source: int, count: int) -> None:
-        """Have `slot` begin with the first `count` positions of `source`; what stood behind them is emptied."""
-        for held in (self.keys, self.values):
-            if source != slot:
-                held[:, slot, :, :count] = held[:, source, :, :count]
-            held[:, slot, :, count : self._written[slot]] = 0
-        self._written[slot] = count
-
-
-def _zeros(shape: Sequence[int], like: Tensor) -> Tensor:
-    """Zeros as torch makes them; on a processor of pages that take memory once they are written, and not before."""
-    size = math.prod(shape) * like.itemsize
-    if like.device.type != "cpu" or size == 0:
-        return torch.zeros(*shape, dtype=like.dtype, device=like.device)
-    return torch.frombuffer(mmap.mmap(-1, size), dtype=like.dtype).view(*shape)
 
 
 def sort_key(count: int, slot: int) -> tuple[int, int]:
@@ -253,13 +186,14 @@ def _attention(
 class Layout:
     """Where the rows of a pass are written and what they see: made once, and the same in all layers of one sight.
 
-    `heads` of a query share a head of the keys. `sights` are those of the cache's layers; without them all are causal.
+    `heads` of a query share a head of the keys. `sights` are those of the layers with keys, or none if all are causal.
     """
 
     def __init__(
         self, stretches: Sequence[Stretch], cache: SlotCache, *, heads: int, sights: Sequence[Sight] = ()
     ) -> None:
         like = cache.keys
+        self.stretches = stretches
         slots = [stretch.slot for stretch in stretches for _ in range(stretch.count)]
         positions = [at for stretch in stretches for at in range(stretch.start, stretch.end)]
         self.slots = torch.tensor(slots, device=like.device)
@@ -306,7 +240,7 @@ def _attend(
     if torch.compiler.is_compiling():
         made: Tensor = torch.ops.cutline.attend(query, key, value, module.place, module.scaling, softcap)
         return made, None
-    place = module.layer_idx - slot_cache.first
+    place = slot_cache.place(module.layer_idx)
     made = _attended(query, key, value, place, (module.scaling, softcap), layout, slot_cache)
     return made, None
 

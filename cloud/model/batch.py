@@ -46,6 +46,10 @@ class Rows(Protocol):
     def wanted(self) -> int:
         """How many of the last ones need logits."""
 
+    @property
+    def drafted(self) -> int:
+        """How many of the last ones may turn out to be wrong; never all."""
+
     def before(self, token: int) -> int:
         """How many of the prompt's tokens before `start` are this one."""
 
@@ -59,6 +63,7 @@ class NobodysRows:
     tokens: tuple[int, ...]
     wanted: int
     axes: int
+    drafted: int = 0
     blocks: tuple[Block, ...] = ()
     cut: str = "image"
     boundary: NDArray[np.float32] | None = None
@@ -72,3 +77,28 @@ class NobodysRows:
         """None: there is no prompt."""
         del token
         return 0
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Where one session's rows stand: `first` to `last` in the pass, from position `start` on in slot `slot`.
+
+    The last `drafted` of them may turn out to be wrong.
+    """
+
+    first: int
+    last: int
+    slot: int
+    start: int
+    blocks: tuple[Block, ...] = ()  # of its session's prompt
+    drafted: int = 0
+
+    @property
+    def count(self) -> int:
+        """How many rows."""
+        return self.last - self.first
+
+    @property
+    def end(self) -> int:
+        """How many positions are written once they are."""
+        return self.start + self.count

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 from torch._inductor import config as inductor
 
-from cutline.cloud.model.attention import PASSING, Layout, SlotCache
+from cutline.cloud.model.attention import PASSING, Layout
+from cutline.cloud.model.state.slot_cache import SlotCache
 from cutline.errors import InputError
 
 log = logging.getLogger(__name__)

@@ -2,30 +2,58 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
 from cutline.errors import InputError
+from cutline.models.families.layer_state import KeysValues, LayerState, RecentRows
 
 MOST_SLOTS = 64  # by default: more gain nothing, a pass of so many rows is bound by its arithmetic
 LEAST_SLOTS = 8  # by default, before sessions hold less than the model's own context
 LEAST_CONTEXT = 2048  # tokens, by default: with less even one conversation about a picture does not fit
 SHARE = 0.75  # of what is free, for keys and values
 IMAGE_SHARE = 0.05  # for images that are kept; the rest is for passes
+MOST_DRAFTED = 32  # rows of a draft in a pass, where what moves states on is kept of each
+_STATE_BYTES = 4  # of a value in a state, which is float32 whatever the weights are
 
 
-def slot_bytes(*, layers: int, kv_heads: int, head_dim: int, context: int, itemsize: int) -> int:
-    """Bytes of one session's keys and values in `layers` decoder layers."""
-    return 2 * layers * kv_heads * head_dim * context * itemsize
+class SlotSize(NamedTuple):
+    """Bytes of one session: `token` for each that it may hold, and `fixed` ones."""
+
+    token: int
+    fixed: int
 
 
-def context_that_fits(most: int, *, asked: int | None, token: int, free: int) -> int:
+def slot_size(keeps: Sequence[LayerState], *, kv_heads: int, head_dim: int, itemsize: int) -> SlotSize:
+    """What layers that keep so much of a session take, in values of `itemsize` bytes.
+
+    Of states there are those before a pass and those after it, both with the drafted rows behind them.
+    """
+    token = fixed = 0
+    for kept in keeps:
+        match kept:
+            case KeysValues():
+                token += 2 * kv_heads * head_dim * itemsize
+            case RecentRows(width):
+                token += width * itemsize
+            case _:
+                state = _STATE_BYTES * sum(map(math.prod, kept.parts.values()))
+                fixed += 2 * (state + MOST_DRAFTED * kept.width * itemsize)
+    return SlotSize(token, fixed)
+
+
+def context_that_fits(most: int, *, asked: int | None, size: SlotSize, free: int) -> int:
     """Tokens that a session may hold where none are asked for: `most`, the model's own, as memory permits.
 
-    A token takes `token` bytes. Where `asked` sessions, or by default eight, of `most` tokens do not fit into `free`
+    A session is of `size`. Where `asked` sessions, or by default eight, of `most` tokens do not fit into `free`
     bytes, it is as many as leave room for those, in steps of 256; but 2048 or `most` at the least, with fewer sessions.
     """
     sessions = asked or LEAST_SLOTS
-    if token * sessions * most <= free * SHARE:
+    room = int(free * SHARE) // sessions - size.fixed
+    if size.token * most <= room:
         return most
-    room = int(free * SHARE) // (token * sessions)
+    room = max(0, room) // size.token
     return min(most, max(LEAST_CONTEXT, room // 256 * 256))
 
 

@@ -16,18 +16,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from cutline.cloud.model.attention import ATTENTION, Layout, SlotCache, Stretch, sort_key
-from cutline.cloud.model.batch import Rows
+from cutline.cloud.model.attention import ATTENTION, Layout, sort_key
+from cutline.cloud.model.batch import Rows, Stretch
 from cutline.cloud.model.compilation import Compiled, pieces, run_layers
 from cutline.cloud.model.device import free_memory
 from cutline.cloud.model.loader import load_model
-from cutline.cloud.model.memory import context_that_fits, image_room, slot_bytes, slots_that_fit
+from cutline.cloud.model.memory import MOST_DRAFTED, context_that_fits, image_room, slot_size, slots_that_fit
 from cutline.cloud.model.packing import pack
+from cutline.cloud.model.state.mixers import put_mixers
+from cutline.cloud.model.state.slot_cache import SlotCache
 from cutline.cloud.model.tensor_parallel import Pass, RankGroup, Resume, in_step
 from cutline.cloud.model.vision import Steps, Tower, whole
 from cutline.core.wire import Wire
+from cutline.errors import InputError
 from cutline.models.bundle import Bundle
 from cutline.models.families import Grid
+from cutline.models.families.layer_state import KEYS_VALUES, Recurrence
 from cutline.models.layerline import END
 from cutline.models.sight import CAUSAL
 
@@ -80,6 +84,7 @@ class Target:
         cannot.
         """
         assert not compiled or group is None
+        _check_alike(bundle, compiled=compiled)
         line, spec, (start, end) = bundle.manifest.line, bundle.manifest.decoder, layers
         names, ranks = line.layers[line.place(start) : line.place(end)], 1 if group is None else group.count
         model = load_model(bundle, names, dtype=dtype, mesh=None if group is None else group.mesh).to(device)
@@ -99,32 +104,31 @@ class Target:
         self._heads = spec.heads // spec.kv_heads
         self._layers = range(line.decoder_layer(start), line.decoder_layer(end))
         self._width = spec.width
-        sights = [self._family.sight(layer) for layer in self._layers]
+        keeps = [self._family.keeps(layer) for layer in self._layers]
+        put_mixers(self._modules.layers, self._family, self._layers)
+        with_keys = [layer for layer, kept in zip(self._layers, keeps, strict=True) if kept == KEYS_VALUES]
+        sights = [self._family.sight(layer) for layer in with_keys]
         self._sights = sights if set(sights) != {CAUSAL} else []
         self._turns = [self._family.rotary(layer) for layer in self._layers]
         pairs = zip(self._layers[1:], itertools.pairwise(self._turns), strict=False)
         self._turning = [layer for layer, (before, after) in pairs if before != after]
         self._ends = 1 if end == END else self._family.streams(line, end)  # streams that go on to the next worker
-        token = slot_bytes(
-            layers=len(self._layers),
-            kv_heads=spec.kv_heads // ranks,
-            head_dim=spec.head_dim,
-            context=1,
-            itemsize=self._dtype.itemsize,
-        )
+        size = slot_size(keeps, kv_heads=spec.kv_heads // ranks, head_dim=spec.head_dim, itemsize=self._dtype.itemsize)
+        self.most_drafted = MOST_DRAFTED if any(isinstance(kept, Recurrence) for kept in keeps) else None
         if group is not None:
             group.wait()  # weights that are still read would count as free memory
         free = free_memory(device) if group is None else group.least(free_memory(device))
         self.context = context = (
-            context_that_fits(capacity.context, asked=capacity.slots, token=token, free=free)
+            context_that_fits(capacity.context, asked=capacity.slots, size=size, free=free)
             if capacity.shorten
             else capacity.context
         )
-        self.slots = slots_that_fit(capacity.slots, slot=token * context, free=free)
+        self.slots = slots_that_fit(capacity.slots, slot=size.token * context + size.fixed, free=free)
         # Where layers end before the decoder, nothing is kept: the next worker wants the rows.
         self.image_room = image_room(capacity.images, free=free) if self.decodes else 0
         self._cache = SlotCache(
-            (len(self._layers), self.slots, spec.kv_heads // ranks, context, spec.head_dim),
+            (self.slots, spec.kv_heads // ranks, context, spec.head_dim),
+            keeps,
             first=self._layers.start,
             like=torch.empty(0, dtype=self._dtype, device=self._device),
         )
@@ -161,6 +165,10 @@ class Target:
         if len(grids) == 1:
             return [rows]
         return [part.clone() for part in rows.split([self._family.tokens(grid) for grid in grids])]
+
+    def kept(self, slot: int, count: int) -> int:
+        """How many of the first `count` positions of `slot`, which all stand, a session can begin after."""
+        return self._cache.kept(slot, count)
 
     def resume(self, slot: int, source: int, count: int) -> None:
         """A session begins in `slot` after the first `count` positions of what `source` holds."""
@@ -311,9 +319,19 @@ class Target:
         return parts
 
 
+def _check_alike(bundle: Bundle, *, compiled: bool) -> None:
+    """That layers which are to be `compiled` have attention, as what is compiled for some serves all.
+
+    Raises InputError.
+    """
+    family, layers = bundle.manifest.family, range(bundle.manifest.decoder.layers)
+    if compiled and any(family.keeps(layer) != KEYS_VALUES for layer in layers):
+        raise InputError(f"{bundle.path} has layers without attention, which are not compiled; leave out --compile")
+
+
 def _stretches(batch: Sequence[Rows]) -> list[Stretch]:
     stretches, first = [], 0
     for rows in batch:
-        stretches.append(Stretch(first, first + len(rows.tokens), rows.slot, rows.start, rows.blocks))
+        stretches.append(Stretch(first, first + len(rows.tokens), rows.slot, rows.start, rows.blocks, rows.drafted))
         first += len(rows.tokens)
     return stretches

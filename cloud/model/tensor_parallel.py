@@ -30,10 +30,11 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from transformers import AutoConfig
 
-from cutline.cloud.model.attention import Stretch
+from cutline.cloud.model.batch import Stretch
 from cutline.errors import BundleError, InputError, WorkerFailed
 from cutline.models.bundle import Bundle
 from cutline.models.families import Family
+from cutline.models.families.layer_state import KEYS_VALUES
 
 PATIENCE = timedelta(seconds=60)  # that a rank may keep the others waiting within a pass
 _FOR_EVER = timedelta(days=365)  # for a pass, and for weights to be read; who is gone is noticed at once
@@ -72,7 +73,11 @@ class Resume:
 
 def check_ranks(bundle: Bundle, count: int) -> None:
     """That `count` ranks can divide a target's layers. Raises InputError, naming the counts that can."""
-    spec = bundle.manifest.decoder
+    spec, family = bundle.manifest.decoder, bundle.manifest.family
+    if any(family.keeps(layer) != KEYS_VALUES for layer in range(spec.layers)):
+        raise InputError(
+            f"{bundle.path} has layers without attention, which devices do not share; leave out --tensor-parallel"
+        )
     config = AutoConfig.from_pretrained(bundle.path, local_files_only=True, trust_remote_code=False)
     width = config.get_text_config().intermediate_size
     common = math.gcd(spec.heads, spec.kv_heads, width)

@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 
 from cutline.core.json_errors import UNREADABLE
 from cutline.devices.profile import CPU
+from cutline.edge.inference.layer_states import FEW, PIECE, LayerStates
 from cutline.edge.inference.runtime import open_session
 from cutline.errors import BundleError, PromptError
 from cutline.models.bundle import EMBEDDINGS, PREFIX_WEIGHTS, Bundle, DecoderSpec, Manifest, span_file
+from cutline.models.families.layer_state import keys_in_graph, states_in_graph
 from cutline.models.families.positions import Positions
 from cutline.models.sight import Block
 
-_CACHES = tuple((kind, f"past_key_values.{{layer}}.{kind}", f"present.{{layer}}.{kind}") for kind in ("key", "value"))
 _LENGTHS = ("seqlens_k", "total_sequence_length")
 
 
@@ -46,6 +47,7 @@ class Decoder:
         beside = max(0, len(self.family.taps) - layers)
         self.width = spec.vocabulary if self.output == "logits" else spec.width * (1 + beside)
         self.biases = self.family.biases(layers)
+        self.keeps = [self.family.keeps(layer) for layer in range(layers)]
         self.session = session
         self._embeddings = embeddings
 
@@ -69,7 +71,8 @@ class Decoder:
         manifest, spec = bundle.manifest, bundle.manifest.decoder
         session = open_session(bundle.file(name), threads=threads, provider=provider)
         inputs = {value.name: value.shape for value in session.get_inputs()}
-        caches = {past.format(layer=layer) for layer in range(layers) for _, past, _ in _CACHES}
+        keeps = [manifest.family.keeps(layer) for layer in range(layers)]
+        caches = {*keys_in_graph(keeps), *(f"past.{name}" for name in states_in_graph(keeps))}
         rotations = manifest.family.rotations(np.zeros((manifest.family.axes, 1), np.int64))
         biases = manifest.family.biases(layers)
         expected = {"inputs_embeds", *_LENGTHS, *caches, *rotations, *biases} | (ends & {"wanted"})
@@ -104,13 +107,16 @@ class DecoderState:
         self._spec = decoder.spec
         self._binding = ort.IOBinding(decoder.session)
         spec = decoder.spec
-        for layer in range(decoder.layers):
-            for _, past, present in _CACHES:
-                # The system allocates pages of a zeroed array on first write, so most are never allocated.
-                cache = np.zeros((1, spec.kv_heads, spec.context, spec.head_dim), np.float32)
-                value = ort.OrtValue.ortvalue_from_numpy(cache)
-                self._binding.bind_ortvalue_input(past.format(layer=layer), value)
-                self._binding.bind_ortvalue_output(present.format(layer=layer), value)
+        for past, present in keys_in_graph(decoder.keeps).items():
+            # The system allocates pages of a zeroed array on first write, so most are never allocated.
+            cache = np.zeros((1, spec.kv_heads, spec.context, spec.head_dim), np.float32)
+            value = ort.OrtValue.ortvalue_from_numpy(cache)
+            self._binding.bind_ortvalue_input(past, value)
+            self._binding.bind_ortvalue_output(present, value)
+        states = states_in_graph(decoder.keeps)
+        self._states = LayerStates(states, self._binding) if states else None
+        # From which states that do not rewind are made again.
+        self._given = np.zeros((spec.context if states else 0, decoder.rows_width), np.float32)
         self._last = np.zeros(1, np.int32)  # position of the last row
         self._total = np.zeros((), np.int32)
         for name, length in zip(_LENGTHS, (self._last, self._total), strict=True):
@@ -137,26 +143,52 @@ class DecoderState:
             raise PromptError(
                 f"{total} tokens do not fit the model's context of {self._spec.context}; ask something shorter"
             )
-        self._shape_buffers(count, 1 if last_only else count)
-        self._rows[0] = rows
-        self._last[0] = total - 1
-        self._total[()] = total
-        family = self._decoder.family
-        if family.axes > 1:  # else the graph computes the rotations itself
-            for name, array in family.rotations(self._positions.at(self.position, total)).items():
-                self._bind_input(name, array)
-        for name, sight in self._decoder.biases.items():
-            self._bind_input(name, sight.bias(self._positions.blocks, self.position, total))
-        self._decoder.session.run_with_iobinding(self._binding)
+        first = self.position
+        if self._states is not None:
+            first = self._replayed()
+            self._given[self.position : total] = rows
+            rows = self._given[first:total]
+        made = self._run(rows, first, 1 if last_only else count)
         self.position = total
-        made: NDArray[np.float32] = self._made[0].copy()
-        return made
+        return made[-count:]
 
     def rollback(self, position: int) -> None:
         """Drop every token from `position` on. Raises ValueError for a position outside the state."""
         if not 0 <= position <= self.position:
             raise ValueError(f"cannot roll back to {position}: the state holds {self.position} tokens")
         self.position = position
+        if self._states is not None:
+            self._states.rollback(position)
+
+    def _replayed(self) -> int:
+        """Run rows again until but a few stand between the states and `position`; returns where the states are."""
+        assert self._states is not None
+        while self.position - self._states.position > FEW:
+            first = self._states.position
+            self._run(self._given[first : min(first + PIECE, self.position)], first, 1)
+            self._states.keep()
+        return self._states.position
+
+    def _run(self, rows: NDArray[np.float32], first: int, wanted: int) -> NDArray[np.float32]:
+        """The output of `rows` (n, `Decoder.rows_width`) at positions from `first` on; logits of the last `wanted`."""
+        total = first + len(rows)
+        self._shape_buffers(len(rows), wanted)
+        self._rows[0] = rows
+        self._last[0] = total - 1
+        self._total[()] = total
+        family = self._decoder.family
+        if family.axes > 1:  # else the graph computes the rotations itself
+            for name, array in family.rotations(self._positions.at(first, total)).items():
+                self._bind_input(name, array)
+        for name, sight in self._decoder.biases.items():
+            self._bind_input(name, sight.bias(self._positions.blocks, first, total))
+        if self._states is not None:
+            self._states.bind()
+        self._decoder.session.run_with_iobinding(self._binding)
+        if self._states is not None:
+            self._states.ran(len(rows))
+        made: NDArray[np.float32] = self._made[0].copy()
+        return made
 
     def resume(self, position: int, positions: Positions) -> None:
         """Drop every token from `position` on, and continue with `positions`, which are equal before it."""

@@ -2,9 +2,10 @@
 
     inputs_embeds                (1, n, streams * width) float32   the rows to append
     past_key_values.L.key/value  (1, kv_heads, past, head_dim) float32
+    past.L.conv/recurrent        (1, ...)                of a layer that keeps no keys: see `LayerState`
     seqlens_k                    (1,) int32              tokens in the cache after the run, minus one
     total_sequence_length        () int32                tokens in the cache after the run
-    cos, sin                     (n, head_dim / 2)       of a family with several axes of positions: `Family.rotations`
+    cos, sin                     (n, rotated / 2)       of a family with several axes of positions: `Family.rotations`
     bias.W.B                     (1, 1, n, total)        of a family whose rows do not see all before them: `Sight.bias`
     wanted                       (k,) int64              which of the n rows get logits
     -> logits                    (1, k, vocabulary) float32
@@ -37,15 +38,24 @@ from cutline.models.bundle import DecoderSpec, Precision
 from cutline.models.export.quiet import quiet
 from cutline.models.families import Family
 from cutline.models.families.family import bias_name
+from cutline.models.families.layer_state import keys_in_graph, states_in_graph
 from cutline.models.sight import Block
 
 # The classes of onnxruntime-genai's builder, by transformers' kind of decoder. That of a Llama takes biases too.
 BUILDERS = {
     **dict.fromkeys(("llama", "qwen2", "qwen2_vl_text", "qwen2_5_vl_text"), ("llama", "LlamaModel")),
     **dict.fromkeys(("qwen3", "qwen3_vl_text"), ("qwen", "Qwen3Model")),
+    "qwen3_5_text": ("qwen", "Qwen35TextModel"),
     "gemma": ("gemma", "GemmaModel"),
     "gemma2": ("gemma", "Gemma2Model"),
     "gemma3_text": ("gemma", "Gemma3Model"),
+}
+_GEMMA = ("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping", "layer_types", "sliding_window")
+_LINEAR = ("key_head_dim", "value_head_dim", "num_key_heads", "num_value_heads", "conv_kernel_dim")
+# Settings that the builder reads of some kinds, beside those that it reads of all.
+_SETTINGS = {
+    **dict.fromkeys(("gemma2", "gemma3_text"), _GEMMA),
+    "qwen3_5_text": ("layer_types", *(f"linear_{name}" for name in _LINEAR)),
 }
 ROWS = "inputs_embeds"
 _WINDOWED = ("local_window_size", "sliding_window_cache", "causal")  # what a bias takes the place of
@@ -84,7 +94,7 @@ def build(
     graph = onnx.load(path, load_external_data=False)
     _bind_lengths(graph)
     if family.axes > 1:
-        _bind_rotations(graph, spec)
+        _bind_rotations(graph, family)
     if family.taps:
         _add_streams(graph, len(family.taps), spec)
     if family.biases(spec.layers):
@@ -107,7 +117,7 @@ def _build(model: Any, family: Family, spec: DecoderSpec, path: Path, precision:
         def make_rotary_embedding_caches_from_scratch(self) -> tuple[torch.Tensor, torch.Tensor]:
             name = next(names, None)
             more = () if name is None else (name,)
-            cos, sin = own.rotary_emb(own.norm.weight, torch.arange(spec.context)[None], *more)
+            cos, sin = own.rotary_emb(own.embed_tokens.weight, torch.arange(spec.context)[None], *more)
             return cos[0].detach(), sin[0].detach()
 
     class Unfused(base):  # type: ignore[misc, valid-type]
@@ -142,14 +152,7 @@ def _build(model: Any, family: Family, spec: DecoderSpec, path: Path, precision:
 def _as_llama(text: Any, family: Family, spec: DecoderSpec) -> LlamaConfig:
     """The config of a decoder of the config `text` as the builder reads it, whatever its kind."""
     copied = ("intermediate_size", "rms_norm_eps", "bos_token_id", "eos_token_id", "pad_token_id")
-    gemma = (
-        "query_pre_attn_scalar",
-        "attn_logit_softcapping",
-        "final_logit_softcapping",
-        "layer_types",
-        "sliding_window",
-    )
-    named = (*copied, *(name for name in gemma if text.model_type in ("gemma2", "gemma3_text")))
+    named = (*copied, *_SETTINGS.get(text.model_type, ()))
     turning = text.rope_parameters.get("full_attention", text.rope_parameters)
     made: Any = LlamaConfig  # which takes settings of any name
     config: LlamaConfig = made(
@@ -164,26 +167,30 @@ def _as_llama(text: Any, family: Family, spec: DecoderSpec) -> LlamaConfig:
         max_position_embeddings=spec.context if family.axes == 1 else 2,
         hidden_act=getattr(text, "hidden_activation", None) or text.hidden_act,
         # For the builder's own tables, which `Turned` replaces.
-        rope_parameters={"rope_type": "default", "rope_theta": turning["rope_theta"]},
+        rope_parameters={**turning, "rope_type": "default"},
         rope_local_base_freq=turning["rope_theta"],
         **{name: getattr(text, name) for name in named},
     )
     return config
 
 
-def _bind_rotations(model: onnx.ModelProto, spec: DecoderSpec) -> None:
+def _bind_rotations(model: onnx.ModelProto, family: Family) -> None:
     """Make the rotations inputs, one for each row, in place of a table indexed by position."""
     graph = model.graph
     for node in graph.node:
-        if node.op_type == "RotaryEmbedding":
+        if node.op_type in ("RotaryEmbedding", "MRotaryEmbedding"):
+            node.op_type = "RotaryEmbedding"
             node.input[1:] = ["first", *_ROTATIONS]
+            kept = [attribute for attribute in node.attribute if not attribute.name.startswith("mrope")]
+            del node.attribute[:]
+            node.attribute.extend(kept)
     graph.initializer.append(helper.make_tensor("first", TensorProto.INT64, [1], [0]))
     used = {name for node in graph.node for name in node.input}
     weights = [weight for weight in graph.initializer if weight.name in used]
     inputs = [value for value in graph.input if value.name in used]
     inputs += [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["sequence_length", spec.head_dim // 2])
-        for name in _ROTATIONS
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["sequence_length", rotated.shape[1]])
+        for name, rotated in family.rotations(np.zeros((family.axes, 1), np.int64)).items()
     ]
     del graph.initializer[:], graph.input[:]
     graph.initializer.extend(weights)
@@ -352,7 +359,9 @@ def whole_feed(
         "total_sequence_length": np.array(length, np.int32),
     }
     empty = np.empty((1, spec.kv_heads, 0, spec.head_dim), np.float32)
-    past = {f"past_key_values.{layer}.{kind}": empty for layer in range(layers) for kind in ("key", "value")}
+    keeps = [family.keeps(layer) for layer in range(layers)]
+    past = dict.fromkeys(keys_in_graph(keeps), empty)
+    past |= {f"past.{name}": np.zeros((1, *shape), np.float32) for name, shape in states_in_graph(keeps).items()}
     biases = {name: sight.bias(_blocks(length), 0, length) for name, sight in family.biases(layers).items()}
     return feed | past | family.rotations(positions) | biases
 

@@ -1,10 +1,10 @@
 """Exports the decoder's first layers as ONNX graphs, one for each cut inside it, which runs `[decoder.0, cut)`.
 
-    inputs_embeds, past_key_values.L.key/value, seqlens_k, total_sequence_length, maybe cos and sin: see
+    inputs_embeds, past_key_values.L.key/value, seqlens_k, total_sequence_length, maybe others: see
                                  cutline.models.export.decoder
     -> boundary                  (1, n, streams * width) float32   the residual stream, at `head` before the last norm;
                                  and the streams that later layers take
-    -> present.L.key/value       of the layers before the cut
+    -> present.L.key/value       of the layers before the cut, and what else they keep
 
 The graphs share one file of weights, without the head's. A session of a graph loads only the weights of its own layers.
 """
@@ -35,6 +35,7 @@ from cutline.models.export.decoder import (
     whole_feed,
 )
 from cutline.models.families import Family
+from cutline.models.families.layer_state import keys_in_graph, states_in_graph
 from cutline.models.layerline import LayerLine
 
 BOUNDARY = "boundary"
@@ -53,14 +54,16 @@ def export_prefixes(
     path.unlink()
     for cut in line.deep_cuts:
         onnx.save_model(
-            _prefix(whole, line.decoder_layer(cut), spec.width, len(family.taps)), folder / span_file(cut, "decoder.0")
+            _prefix(whole, family, line.decoder_layer(cut), spec.width), folder / span_file(cut, "decoder.0")
         )
     return _largest_error(model, family, line, spec, folder, TOLERANCES[precision])
 
 
-def _prefix(whole: onnx.ModelProto, layers: int, width: int, taps: int) -> onnx.ModelProto:
+def _prefix(whole: onnx.ModelProto, family: Family, layers: int, width: int) -> onnx.ModelProto:
     """The graph of the first `layers` layers, up to the residual sum before the next norm."""
-    graph = whole.graph
+    graph, taps = whole.graph, len(family.taps)
+    keeps = [family.keeps(layer) for layer in range(layers)]
+    presents = {*keys_in_graph(keeps).values(), *(f"present.{name}" for name in states_in_graph(keeps))}
     after = residual_norms(graph.node)[2 * layers - 1]
     beside = [stream_name(index) for index in range(layers, taps)]
     own = "/boundary/own" if beside else BOUNDARY
@@ -70,22 +73,19 @@ def _prefix(whole: onnx.ModelProto, layers: int, width: int, taps: int) -> onnx.
     width *= 1 + len(beside)
     outputs = [
         helper.make_tensor_value_info(BOUNDARY, TensorProto.FLOAT, ["batch_size", "sequence_length", width]),
-        *(value for value in graph.output if value.name in _caches("present", layers)),
+        *(value for value in graph.output if value.name in presents),
     ]
     kept = needed([*graph.node, *made], {value.name for value in outputs})
     used = {name for node in kept for name in node.input}
     prefix = helper.make_graph(
         kept,
         graph.name,
-        [value for value in graph.input if value.name in used],
+        # Of the others only caches: layers without attention take neither lengths nor rotations, and are told them.
+        [value for value in graph.input if value.name in used or not value.name.startswith("past")],
         outputs,
         [weight for weight in graph.initializer if weight.name in used],
     )
     return helper.make_model(prefix, opset_imports=whole.opset_import, ir_version=whole.ir_version)
-
-
-def _caches(kind: str, layers: int) -> set[str]:
-    return {f"{kind}.{layer}.{of}" for layer in range(layers) for of in ("key", "value")}
 
 
 def _largest_error(

@@ -121,7 +121,10 @@ TEXT: Mapping[str, SettingFate] = {
     **_idle("layer_types say so", "use_sliding_window", "max_window_layers"),
     **_idle("no prompt is padded, or begins with an answer", "pad_token_id", "bos_token_id"),
     **_idle("how transformers computes, not what", "pretraining_tp"),
-    **_limited((1.0,), "partial_rotary_factor"),
+    **_honoured("the share of a head that is rotated: Qwen3.5's; elsewhere 1, or refused", "partial_rotary_factor"),
+    **_size("sizes of Qwen3.5's layers without attention", "linear_num_key_heads", "linear_num_value_heads"),
+    **_size("sizes of Qwen3.5's layers without attention", "linear_key_head_dim", "linear_value_head_dim"),
+    **_size("sizes of Qwen3.5's layers without attention", "linear_conv_kernel_dim"),
 }
 
 VISION: Mapping[str, SettingFate] = {

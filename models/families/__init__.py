@@ -21,10 +21,21 @@ from cutline.models.families.positions import COUNTED, Positions
 from cutline.models.families.qwen.qwen2vl import Qwen2VL
 from cutline.models.families.qwen.qwen3vl import Qwen3VL
 from cutline.models.families.qwen.qwen25vl import Qwen25VL
+from cutline.models.families.qwen.qwen35 import Qwen35
 from cutline.models.families.smolvlm import SmolVLM
 
 GROUP = "cutline.families"
-FAMILIES: tuple[type[Family], ...] = (SmolVLM, Qwen25VL, Qwen2VL, Qwen3VL, InternVL, Gemma3, PaliGemma, LlavaOnevision)
+FAMILIES: tuple[type[Family], ...] = (
+    SmolVLM,
+    Qwen25VL,
+    Qwen2VL,
+    Qwen3VL,
+    Qwen35,
+    InternVL,
+    Gemma3,
+    PaliGemma,
+    LlavaOnevision,
+)
 
 __all__ = [
     "COUNTED",

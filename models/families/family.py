@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from cutline.models.families.layer_state import KEYS_VALUES, LayerMemory, LayerState
 from cutline.models.families.parts import Ops, Parts, TowerSizes
 from cutline.models.families.positions import Positions
 from cutline.models.images import Pixels, Size, lossless, read_header, size_fault
@@ -156,6 +157,15 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
         del layer
         return CAUSAL
 
+    def keeps(self, layer: int) -> LayerState:
+        """What the decoder's layer of this index keeps of a session: keys and values, if not said otherwise."""
+        del layer
+        return KEYS_VALUES
+
+    def mix(self, module: Any, rows: Any, memory: LayerMemory, ops: Ops) -> Any:
+        """Rows (n, width) in place of attention's, by the `mixer` of a layer that keeps no keys; all are tensors."""
+        raise NotImplementedError
+
     def biases(self, layers: int) -> dict[str, Sight]:
         """The inputs of a graph of the first `layers` that say what rows see: none where all layers are causal.
 
@@ -288,5 +298,12 @@ def check_decoder(text: Any, kinds: Sequence[str], rotations: Sequence[str] = RO
         )
     if (kind := text.rope_parameters["rope_type"]) not in rotations:
         raise ValueError(f"rope_type {kind!r} in its text_config; supported: {', '.join(rotations)}")
+    check_whole_heads(text)
     if others := set(getattr(text, "layer_types", None) or ()) - {"full_attention"}:
         raise ValueError(f"layer_types {min(others)!r} (use_sliding_window), where 'full_attention' is supported")
+
+
+def check_whole_heads(text: Any) -> None:
+    """That the decoder of `text`, a text_config, rotates its heads as a whole. Raises ValueError."""
+    if (share := text.rope_parameters.get("partial_rotary_factor", 1.0)) != 1:
+        raise ValueError(f"partial_rotary_factor {share!r} in its text_config, where 1 is supported")

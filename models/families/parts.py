@@ -9,10 +9,16 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Ops:
-    """What a family's arithmetic takes of torch: `scaled_dot_product_attention`, and `cat` of tensors along an axis."""
+    """What a family's arithmetic takes of torch: `scaled_dot_product_attention`, and `cat` of tensors along an axis.
+
+    Layers of the decoder without attention may take the gated delta rule too: of queries and keys (n, heads, width),
+    values (n, value heads, width), the logarithms of their `decay` and their `weight` (n, value heads), and a `state`
+    it makes what the queries saw (n, value heads, width), and the next state.
+    """
 
     attend: Callable[..., Any]
     join: Callable[[list[Any], int], Any]
+    delta_rule: Callable[..., tuple[Any, Any]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +31,7 @@ class Parts:
 
     `decoder` may be "", the base model itself. The names of its parts count within it: what embeds tokens, the list of
     layers, the last norm and the rotary embedding, which are None where there is none. The head is transformers' own
-    `get_output_embeddings`.
+    `get_output_embeddings`. `mixer` is what the decoder's layers without attention have in its place.
     """
 
     image: tuple[str, ...]
@@ -38,6 +44,7 @@ class Parts:
     layers: str = "layers"
     norm: str | None = "norm"
     rotary: str | None = "rotary_emb"
+    mixer: str | None = None
 
     def tower_names(self, base: Any) -> list[str]:
         """The names of the tower's layers within the `base` model, in order."""

@@ -48,12 +48,16 @@ class CountingTarget:
 
     context = CONTEXT
     decodes = chooses = True
+    most_drafted = None
 
     def __init__(self, slots: int) -> None:
         self.slots = slots
         self.go_on, self.held = threading.Event(), threading.Event()
         self.go_on.set()
         self.passes: list[dict[int, int]] = []
+
+    def kept(self, slot: int, count: int) -> int:
+        return count
 
     def resume(self, slot: int, source: int, count: int) -> None:
         pass

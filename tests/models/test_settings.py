@@ -34,6 +34,7 @@ from transformers.models.llava_onevision.image_processing_pil_llava_onevision im
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
 from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLTextConfig, Qwen2VLVisionConfig
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.qwen3_5.configuration_qwen3_5 import Qwen3_5Config, Qwen3_5TextConfig, Qwen3_5VisionConfig
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfig, Qwen3VLVisionConfig
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.smolvlm.configuration_smolvlm import SmolVLMVisionConfig
@@ -49,6 +50,7 @@ MODELS = (
     Qwen2_5_VLConfig,
     Qwen2VLConfig,
     Qwen3VLConfig,
+    Qwen3_5Config,
     InternVLConfig,
     Gemma3Config,
     PaliGemmaConfig,
@@ -61,6 +63,7 @@ DECODERS = (
     Qwen2_5_VLTextConfig,
     Qwen2VLTextConfig,
     Qwen3VLTextConfig,
+    Qwen3_5TextConfig,
     GemmaConfig,
     Gemma2Config,
     Gemma3TextConfig,
@@ -71,6 +74,7 @@ TOWERS = (
     Qwen2_5_VLVisionConfig,
     Qwen2VLVisionConfig,
     Qwen3VLVisionConfig,
+    Qwen3_5VisionConfig,
     InternVLVisionConfig,
     SiglipVisionConfig,
 )

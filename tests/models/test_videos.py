@@ -28,7 +28,8 @@ from transformers.models.smolvlm.video_processing_smolvlm import SmolVLMVideoPro
 from transformers.video_utils import VideoMetadata
 
 from cutline.models.families import family_from
-from cutline.models.families.qwen.qwen3vl import Qwen3VL, QwenSampling
+from cutline.models.families.qwen.placed import QwenSampling
+from cutline.models.families.qwen.qwen3vl import Qwen3VL
 from cutline.models.families.smolvlm import SmolSampling, SmolVLM
 from cutline.models.video import Footage, spread, strip
 
@@ -162,7 +163,7 @@ def test_frames_for_models_without_a_mode_are_evenly_spread() -> None:
 
 
 def test_settings_are_read_from_a_folder(tmp_path: Path) -> None:
-    from cutline.models.families.qwen.qwen3vl import _sampling as of_qwen
+    from cutline.models.families.qwen.placed import _sampling as of_qwen
     from cutline.models.families.smolvlm import _sampling as of_smol
 
     said = {"fps": 1, "max_frames": 64, "video_size": {"longest_edge": 512}}

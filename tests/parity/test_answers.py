@@ -129,7 +129,7 @@ def test_a_chain_of_workers_gives_them_too(qwen: Bundle, drafter: Bundle, image:
             assert [token.id for token in answer.tokens] == expected
 
 
-@pytest.mark.parametrize("name", ["qwen3-vl", pytest.param("gemma3", marks=pytest.mark.proof)])
+@pytest.mark.parametrize("name", ["qwen3-vl", "qwen3.5", pytest.param("gemma3", marks=pytest.mark.proof)])
 def test_a_chain_that_is_cut_before_the_decoder_or_where_streams_go_on(
     name: str, image: bytes, targets: Callable[[str], Bundle], tmp_path: Path
 ) -> None:
@@ -162,7 +162,7 @@ def test_image_tokens_that_have_places_are_all_kept(qwen: Bundle, drafter: Bundl
 
 
 @pytest.mark.parametrize(
-    "name", ["qwen3-vl", pytest.param("internvl-qwen3", marks=pytest.mark.proof), "gemma3", "paligemma2"]
+    "name", ["qwen3-vl", "qwen3.5", pytest.param("internvl-qwen3", marks=pytest.mark.proof), "gemma3", "paligemma2"]
 )
 def test_every_family_answers_so_through_agent_and_worker(
     name: str, image: bytes, targets: Callable[[str], Bundle], tmp_path: Path

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cutline.errors import InputError
-from cutline.models.families.family import Arrays, Count, Family, Grid, Spread, channels
+from cutline.models.families.family import Arrays, Count, Family, Grid, Spread, channels, check_whole_heads
 from cutline.models.families.parts import Ops
 from cutline.models.families.positions import Positions
 from cutline.models.images import MAX_ASPECT, MAX_PIXELS, Pixels, Size, normalised, size_fault
@@ -59,6 +59,8 @@ class QwenVL(Family, frozen=True, forbid_unknown_fields=True, kw_only=True):
     scales: ClassVar[bool] = True
     apart: ClassVar[frozenset[str]] = frozenset({"tower_head", "tower_theta", "theta", "sections"})
     axes: ClassVar[int] = 3
+    layer_types: ClassVar[frozenset[str]] = frozenset({"full_attention"})
+    whole_heads: ClassVar[bool] = True  # whether they are rotated as a whole
 
     @classmethod
     def read(cls, config: Any, processor: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,8 +69,11 @@ class QwenVL(Family, frozen=True, forbid_unknown_fields=True, kw_only=True):
         Raises ValueError as `of` does.
         """
         vision, text = config.vision_config, config.text_config
-        if others := set(getattr(text, "layer_types", None) or ()) - {"full_attention"}:
-            raise ValueError(f"layer_types {min(others)!r} (use_sliding_window), where 'full_attention' is supported")
+        if others := set(getattr(text, "layer_types", None) or ()) - cls.layer_types:
+            taken = " and ".join(map(repr, sorted(cls.layer_types)))
+            raise ValueError(f"layer_types {min(others)!r} (use_sliding_window), where {taken} is supported")
+        if cls.whole_heads:
+            check_whole_heads(text)
         sections = _sections(text)  # which first looks at the kind of rotation
         sides = ("patch_size", "spatial_merge_size", "temporal_patch_size")
         patch, merge, frames = (one_number(vision, name) for name in sides)
@@ -209,11 +214,11 @@ class QwenVL(Family, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     @property
     def frequency_axes(self) -> NDArray[np.int64]:
-        """The axis (half a head,) whose position turns each frequency: time's first, then height's, then width's."""
+        """The axis (n,) whose position turns each frequency: time's first, then height's, then width's."""
         return np.repeat(np.arange(3), self.sections)
 
     def rotations(self, positions: NDArray[np.int64]) -> Arrays:
-        """`cos` and `sin` (n, half a head), with one axis for each section of the frequencies."""
+        """`cos` and `sin` (n, half of what is rotated of a head), an axis for each section of the frequencies."""
         half = sum(self.sections)
         angles = positions[self.frequency_axes].T.astype(np.float32) * frequencies(self.theta, half)
         return {"cos": np.cos(angles), "sin": np.sin(angles)}
@@ -324,7 +329,8 @@ def _sections(text: Any) -> tuple[int, ...]:
     if (kind := rope["rope_type"]) != "default":
         raise ValueError(f"rope_type {kind!r} in its rope_scaling, where 'default' or 'mrope' is supported")
     sections = rope.get("mrope_section")
-    half = (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads) // 2
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    half = int(head * rope.get("partial_rotary_factor", 1.0)) // 2
     if not isinstance(sections, list | tuple) or len(sections) != 3 or sum(sections) != half:
         raise ValueError(
             f"mrope_section {sections!r} in its rope_scaling, where three numbers, {half} in all, are supported"

@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from cutline.cloud.model import attention
-from cutline.cloud.model.attention import FEW, Layout, SlotCache, Stretch, _attend, cost, gather, sort_key
+from cutline.cloud.model.attention import FEW, Layout, _attend, cost, gather, sort_key
+from cutline.cloud.model.batch import Stretch
+from cutline.cloud.model.state.slot_cache import SlotCache
+from cutline.models.families.layer_state import KEYS_VALUES
 from cutline.models.sight import CAUSAL, Block, Sight
 
 SLOTS, HEADS, SHARED, CONTEXT, WIDTH = 12, 6, 2, 64, 8
@@ -31,7 +34,7 @@ def stretches_of(
 
 
 def random_cache(dtype: torch.dtype) -> SlotCache:
-    cache = SlotCache((1, SLOTS, SHARED, CONTEXT, WIDTH), first=3, like=torch.empty(0, dtype=dtype))
+    cache = SlotCache((SLOTS, SHARED, CONTEXT, WIDTH), [KEYS_VALUES], first=3, like=torch.empty(0, dtype=dtype))
     cache.keys.normal_()
     cache.values.normal_()
     return cache
@@ -149,7 +152,7 @@ def test_a_neighbours_broken_numbers_stay_its_own() -> None:
 
 
 def test_what_another_session_left_in_a_slot_is_gone() -> None:
-    cache = SlotCache((1, 2, SHARED, CONTEXT, WIDTH), first=3, like=torch.empty(0))
+    cache = SlotCache((2, SHARED, CONTEXT, WIDTH), [KEYS_VALUES], first=3, like=torch.empty(0))
     cache.note([Stretch(0, 30, 1, 0)])
     cache.keys[:, 1, :, :30] = cache.values[:, 1, :, :30] = torch.nan
     cache.note([Stretch(0, 5, 1, 0)])

@@ -18,15 +18,17 @@ from cutline.cloud.model.memory import (
     LEAST_SLOTS,
     MOST_SLOTS,
     SHARE,
+    SlotSize,
     context_that_fits,
     image_room,
-    slot_bytes,
+    slot_size,
     slots_that_fit,
 )
 from cutline.cloud.model.model_runner import Capacity, Target
 from cutline.cloud.serving.server import WorkerOptions, serve
 from cutline.errors import InputError
 from cutline.models.bundle import Bundle
+from cutline.models.families.layer_state import KEYS_VALUES
 from cutline.protos.client import WorkerClient
 
 
@@ -35,10 +37,10 @@ def test_a_slot_is_counted_as_large_as_it_is(bundle: Bundle, dtype: torch.dtype)
     target = Target(bundle, Capacity(slots=3, context=48), dtype=dtype)
     cache, spec = target._cache, bundle.manifest.decoder
     held = sum(part.untyped_storage().nbytes() for part in (cache.keys, cache.values))
-    counted = slot_bytes(
-        layers=spec.layers, kv_heads=spec.kv_heads, head_dim=spec.head_dim, context=48, itemsize=dtype.itemsize
+    counted = slot_size(
+        [KEYS_VALUES] * spec.layers, kv_heads=spec.kv_heads, head_dim=spec.head_dim, itemsize=dtype.itemsize
     )
-    assert held == 3 * counted
+    assert (held, 0) == (3 * 48 * counted.token, counted.fixed)
 
 
 @given(st.integers(1, 10**9), st.integers(0, 10**12), st.none() | st.integers(1, 300))
@@ -52,17 +54,23 @@ def test_slots_stay_within_what_is_free(slot: int, free: int, asked: int | None)
         assert given == asked if asked else given == MOST_SLOTS or (given + 1) * slot > free * SHARE - 1
 
 
-@given(st.integers(2, 10**6), st.integers(0, 10**7), st.integers(0, 10**12), st.none() | st.integers(1, 300))
+@given(
+    st.integers(2, 10**6),
+    st.integers(1, 10**7),
+    st.just(0) | st.integers(0, 10**9),
+    st.integers(0, 10**12),
+    st.none() | st.integers(1, 300),
+)
 def test_a_context_is_the_models_own_or_what_leaves_room_for_sessions(
-    most: int, token: int, free: int, asked: int | None
+    most: int, token: int, fixed: int, free: int, asked: int | None
 ) -> None:
     sessions = asked or LEAST_SLOTS
-    given = context_that_fits(most, asked=asked, token=token, free=free)
+    given = context_that_fits(most, asked=asked, size=SlotSize(token, fixed), free=free)
     assert min(most, LEAST_CONTEXT) <= given <= most
     if given < most:
-        assert (given + 256) * sessions * token > free * SHARE - 1, "more would have fitted"
+        assert ((given + 256) * token + fixed) * sessions > free * SHARE - sessions, "more would have fitted"
     if given > LEAST_CONTEXT:
-        assert given * sessions * token <= free * SHARE
+        assert (given * token + fixed) * sessions <= free * SHARE
 
 
 def of_context(bundle: Bundle, context: int) -> Bundle:

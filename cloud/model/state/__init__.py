@@ -1,0 +1,1 @@
+"""What layers without attention keep of sessions on a worker."""

@@ -1,0 +1,80 @@
+"""What a layer of the decoder keeps of a session: keys and values, or what takes their place.
+
+Keys, values and rows by position rewind: who goes back to a position forgets what stands behind it. The state of a
+recurrence does not: it is kept as of a position, with what went into it since.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class KeysValues:
+    """Keys and values of every position, which rows attend to."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecentRows:
+    """Rows of `width`, one a position, of which a row sees its own and the `before` it."""
+
+    width: int
+    before: int
+
+    @property
+    def parts(self) -> Mapping[str, tuple[int, ...]]:
+        """The shape of what a device's graph takes of them, as that of a state."""
+        return {"conv": (self.width, self.before)}
+
+
+@dataclass(frozen=True, slots=True)
+class Recurrence:
+    """A state of `parts`, tensors of these shapes by name, which every row moves on, and none moves back.
+
+    What moves it on is a row of `width`: with that a layer can do so again, without its weights.
+    """
+
+    width: int
+    parts: Mapping[str, tuple[int, ...]]
+
+
+LayerState = KeysValues | RecentRows | Recurrence
+KEYS_VALUES = KeysValues()
+
+States = tuple[Any, ...]  # tensors, one for each of a recurrence's parts
+Step = Callable[[Any, States], tuple[Any, States]]  # moves a session's states on by rows, and says what they saw
+
+
+class LayerMemory(Protocol):
+    """What a layer without attention kept of the sessions in a pass, whose rows stand behind each other."""
+
+    def recent(self, rows: Any) -> Any:
+        """Keep `rows` (n, width), and return what each of them sees (n, before + 1, width), itself last.
+
+        Before a session's first row stand zeros.
+        """
+
+    def through(self, rows: Any, step: Step) -> Any:
+        """Move the states of each session on by its `rows` (n, width); returns what `step` made of them (n, ...)."""
+
+
+def keys_in_graph(keeps: Sequence[LayerState]) -> dict[str, str]:
+    """The outputs of a device's graph for keys and values by its inputs, where the layers keep so much."""
+    return {
+        f"past_key_values.{layer}.{kind}": f"present.{layer}.{kind}"
+        for layer, kept in enumerate(keeps)
+        if isinstance(kept, KeysValues)
+        for kind in ("key", "value")
+    }
+
+
+def states_in_graph(keeps: Sequence[LayerState]) -> dict[str, tuple[int, ...]]:
+    """The shape of every other part of what the layers keep, by its name in a graph behind `past.` or `present.`."""
+    return {
+        f"{layer}.{name}": shape
+        for layer, kept in enumerate(keeps)
+        if not isinstance(kept, KeysValues)
+        for name, shape in kept.parts.items()
+    }
