@@ -66,13 +66,14 @@ def run(states: Recurrences, passing: list[tuple[Slot, list[int], list[int]]], l
             torch.testing.assert_close(seen[stretch.first : stretch.last], expected)
 
 
+Passing = tuple[list[int], list[int], int, int]  # sure tokens and drafted ones, how many are right, and breaks
 TOKENS = st.lists(st.integers(1, 9), max_size=5)
 PASSES = st.lists(st.tuples(TOKENS.filter(bool), TOKENS, st.integers(0, 5), st.sampled_from((0, 0, 1, 2))), max_size=6)
 
 
 @settings(deadline=None)
 @given(PASSES, PASSES)
-def test_rows_see_what_stands_and_nothing_else(one: list[tuple], other: list[tuple]) -> None:
+def test_rows_see_what_stands_and_nothing_else(one: list[Passing], other: list[Passing]) -> None:
     """Two sessions in a pass, each with drafts of which some are right; some passes break, early or at their end."""
     states, slots = made(), (Slot(0), Slot(2))
     for both in zip(one, other, strict=False):
