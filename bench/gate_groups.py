@@ -23,6 +23,7 @@ from cutline.cli.calibration.inputs import demo_sources
 from cutline.cli.calibration.samples import SYSTEMS, Conversation, conversations, exchanges
 from cutline.cli.process.children import worker_process
 from cutline.cli.setting import open_drafter, open_target
+from cutline.core.agreement.measures import Wording
 from cutline.core.request import Mode
 from cutline.demo.cards import Split
 from cutline.demo.questions import KINDS
@@ -55,10 +56,10 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         return self.kept == 0 if self.p is None else self.p >= 1 - SURE
 
 
-def row(group: str, answers: Sequence[tuple[Answer, Answer]]) -> Row:
+def row(group: str, answers: Sequence[tuple[Answer, Wording]]) -> Row:
     """The row of a group, from each question's answers in modes auto and cloud."""
     kept = [(ours, theirs) for ours, theirs in answers if ours.gate and ours.gate.decision is Decision.KEPT]
-    wrong = sum(_ids(ours) != _ids(theirs) for ours, theirs in kept)
+    wrong = sum(ours.wording != theirs for ours, theirs in kept)
     promised = next((ours.gate.promised for ours, _ in kept if ours.gate), None)
     p = None if promised is None else float(binomtest(wrong, len(kept), promised, alternative="greater").pvalue)
     return Row(group=group, asked=len(answers), kept=len(kept), wrong=wrong, promised=promised, p=p)
@@ -78,7 +79,7 @@ def table(rows: Sequence[Row]) -> str:
 
 async def measure(drafter: Bundle, worker: str, asked: Sequence[Conversation], progress: Progress) -> list[Row]:
     """The rows of all groups, by what a worker of the target says."""
-    answers: dict[str, list[tuple[Answer, Answer]]] = {group: [] for group in GROUPS}
+    answers: dict[str, list[tuple[Answer, Wording]]] = {group: [] for group in GROUPS}
     async with Agent(drafter, worker=worker, threads=1, notice=MAX_NOTICE, settings=AgentSettings(fresh=True)) as agent:
         for conversation in progress.track(asked, description="asking"):
             try:
@@ -88,10 +89,6 @@ async def measure(drafter: Bundle, worker: str, asked: Sequence[Conversation], p
             except PromptError:  # it has become too long for the models: later questions of it are not counted
                 continue
     return [row(group, some) for group, some in answers.items()]
-
-
-def _ids(answer: Answer) -> list[int]:
-    return [token.id for token in answer.tokens]
 
 
 def main() -> None:

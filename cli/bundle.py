@@ -194,8 +194,8 @@ def _cuts(manifest: Manifest, sizes: Sizes) -> list[Cut]:
 
 
 def _show(console: Console, seen: BundleView) -> None:
-    from cutline.cli.calibrate import show_gate
     from cutline.cli.encoder_view import origin_lines
+    from cutline.cli.terminal.gate_view import show_gate
     from cutline.cli.terminal.tables import show_table
     from cutline.models.prices import Prices
 

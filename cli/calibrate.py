@@ -13,10 +13,9 @@ from cutline.cli.fields import with_options
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from rich.console import Console
-
     from cutline.cli.calibration.samples import Samples
-    from cutline.edge.generation.gate import Gate, Group
+    from cutline.core.agreement.measures import Measure
+    from cutline.edge.generation.gate import Group
     from cutline.models.bundle import Bundle
     from cutline.models.prices import Prices
 
@@ -38,9 +37,21 @@ class CalibrateOptions(msgspec.Struct, frozen=True, kw_only=True):
         Path | None, "An encoder's bundle: find from which score on a frame shows --only-if, and nothing else."
     ] = None
     only_if: Annotated[str | None, "With --encoder: what frames are to show, as of `cutline watch --only-if`."] = None
+    agree: Annotated[
+        str,
+        "How answers are compared: tokens, text, number, choice:ONE,OTHER, json, anls[:BAR], or a function of your own "
+        "as FILE.py:function.",
+    ] = "tokens"
+    against: Annotated[
+        str,
+        "What the drafter's answers are held against: target, whose place an --upstream takes, or answers, which "
+        "--data gives.",
+    ] = "target"
+    server: options.UpstreamOptions = options.UpstreamOptions()
     data: Annotated[
         Path | None,
-        'Lines of {"image": FILE, "question": TEXT}, with an "answer" where it is known; without it, the demo\'s. '
+        'Lines of {"image": FILE, "question": TEXT}, with an "answer" where it is known, and a "group" to '
+        "count it with; without it, the demo's. "
         'With --encoder of {"image": FILE, "shows": true}, or false.',
     ] = None
     groups: Annotated[
@@ -53,7 +64,7 @@ class CalibrateOptions(msgspec.Struct, frozen=True, kw_only=True):
         list[str] | None,
         "A system turn that requests will have, in place of some ordinary ones; give it again for more.",
     ] = None
-    risk: Annotated[float, "Kept answers may differ from the target's in this share."] = 0.05
+    risk: Annotated[float, "Kept answers may differ from those that count in this share."] = 0.05
     reserve: Annotated[
         float,
         "The part of --risk that is held back for requests that differ from the calibration's: thresholds are found "
@@ -81,6 +92,9 @@ def calibrate(given: CalibrateOptions) -> None:
     every wire format, and writes into its bundle what went up and how many answers stayed the same; with --bundle that
     needs --target.
 
+    What agreeing is, --agree says. In the target's place may be an --upstream: the gate then keeps answers before
+    that model alone. With --against answers those in the data count, and nobody else is asked for them.
+
     When it is interrupted, the same command goes on with the answers that it has, which lie in the drafter's bundle
     until the calibration is there.
 
@@ -96,12 +110,22 @@ def calibrate(given: CalibrateOptions) -> None:
 
     from rich.console import Console
 
+    from cutline.cli.calibration import pricing
     from cutline.cli.calibration.answers import KeptAnswers, check_timeout
     from cutline.cli.calibration.inputs import demo_sources, file_sources
-    from cutline.cli.calibration.pricing import measure, ways
+    from cutline.cli.calibration.pricing import ways
     from cutline.cli.calibration.samples import SYSTEMS, chosen_groups, conversations, sampled
     from cutline.cli.process.children import worker_process
-    from cutline.cli.setting import open_drafter, open_keys, open_target, open_target_for, thread_count
+    from cutline.cli.setting import (
+        open_drafter,
+        open_keys,
+        open_target,
+        open_target_for,
+        open_upstream,
+        thread_count,
+        upstream_key,
+    )
+    from cutline.cli.terminal.gate_view import show_gate
     from cutline.cli.terminal.time_left import TimeLeft
     from cutline.core.storage.journal import open_journal
     from cutline.edge.agent import MAX_NOTICE, Agent, AgentSettings
@@ -124,8 +148,11 @@ def calibrate(given: CalibrateOptions) -> None:
     if given.price_cards < 0:
         raise InputError(f"--price-cards is {given.price_cards}; give 0 or more")
     check_timeout(given.timeout)
+    measure, against, known = _compared(given)
+    key = upstream_key(given.server, workers=given.worker is not None)
     drafter, keys = open_drafter(given.bundle), open_keys(given.keys)
-    priced = open_target_for(given.target, given.bundle) if given.price_cards else None
+    wants_prices = given.price_cards > 0 and given.server.upstream is None
+    priced = open_target_for(given.target, given.bundle) if wants_prices else None
     for opened, option in ((drafter, "--bundle"), *([(priced, "--target")] if priced else [])):
         if not os.access(opened.path, os.W_OK):
             raise InputError(f"{opened.path} cannot be written to; copy the bundle and give the copy as {option}")
@@ -135,48 +162,55 @@ def calibrate(given: CalibrateOptions) -> None:
     asked = list(demo_sources(given.cards) if given.data is None else file_sources(given.data))
     if not asked:
         raise InputError("there is nothing to calibrate on: give at least one question")
-    talks = list(conversations(asked, wanted, count=given.samples, systems=given.system or SYSTEMS))
+    talks = list(conversations(asked, wanted, count=given.samples, systems=given.system or SYSTEMS, known=known))
     sources = asked[: given.price_cards * QUESTIONS_A_CARD]
     console = Console(stderr=True)
     with ExitStack() as stack:
         # The gate changes no answer that is asked for, so what was kept for another --risk is as good.
-        inputs = f"{drafter.manifest.identity} {drafter.manifest.target}"
+        inputs = f"{drafter.manifest.identity} {given.server.upstream or drafter.manifest.target} {against}"
         journal = stack.enter_context(open_journal(drafter.path / JOURNAL, inputs=inputs))
         if journal.found:
             console.print(f"going on with {journal.found} answers of an earlier attempt", highlight=False)
-        worker = given.worker or stack.enter_context(worker_process(open_target(given.target).path))
+        worker = given.worker
+        if worker is None and given.server.upstream is None and (priced is not None or not known):
+            worker = stack.enter_context(worker_process(open_target(given.target).path))
         progress = stack.enter_context(TimeLeft(console))
         count = thread_count(given.threads)
         # Nobody waits for these answers, and one that is lost ends it all: a busy machine is given time.
-        settings = AgentSettings(fresh=True)
-        open_agent = partial(
-            Agent, drafter, worker=worker, keys=keys, threads=count, notice=MAX_NOTICE, settings=settings
-        )
+        open_agent = partial(Agent, drafter, worker=worker, keys=keys, threads=count, notice=MAX_NOTICE)
 
         def kept(agent: Agent, part: str) -> KeptAnswers:
             return KeptAnswers(agent.answer, journal, part=part, timeout=given.timeout)
 
         async def run() -> tuple[Samples, Prices | None]:
-            async with open_agent() as agent:
+            settings = AgentSettings(fresh=True, upstream=open_upstream(given.server, key))
+            async with open_agent(settings=settings) as agent:
                 track = progress.add_task("asking both", total=len(talks))
-                found = await sampled(kept(agent, "gate"), talks, wanted, advance=lambda: progress.advance(track))
+                asking = kept(agent, "gate")
+                found = await sampled(asking, talks, wanted, measure=measure, advance=lambda: progress.advance(track))
             if priced is None:
                 return found, None
             priced_on = [source.asked() for source in sources]
             total = len(priced_on) * sum(1 for _ in ways(cuts))
-            pricing = progress.add_task(f"asking the target at {len(cuts)} cuts", total=total)
-            prices = await measure(
-                partial(open_agent, target=priced),
+            track = progress.add_task(f"asking the target at {len(cuts)} cuts", total=total)
+            prices = await pricing.measure(
+                partial(open_agent, target=priced, settings=settings),
                 cuts=cuts,
                 asked=priced_on,
                 kept=partial(kept, part="prices"),
-                advance=lambda: progress.advance(pricing),
+                advance=lambda: progress.advance(track),
             )
             return found, prices
 
         found, prices = asyncio.run(run())
         calibrated = calibrate_gate(
-            found.found, wanted, risk=given.risk, reserve=given.reserve, confidence=given.confidence
+            found.found,
+            wanted,
+            risk=given.risk,
+            reserve=given.reserve,
+            confidence=given.confidence,
+            agree=measure.name,
+            against=against,
         )
         gate = Gate({**_others(drafter, wanted), **calibrated.groups})
         save_gate(drafter, gate)
@@ -197,8 +231,29 @@ def calibrate(given: CalibrateOptions) -> None:
             f"{priced.path}: {alike} of {len(prices.prices)} ways to cut it changed no answer to {prices.questions} "
             "questions; `cutline bundle show` has the prices"
         )
-    elif given.price_cards:
+    elif wants_prices:
         console.print("No prices were measured: give the target's bundle as --target for them.")
+
+
+def _compared(given: CalibrateOptions) -> tuple[Measure, str, bool]:
+    """The measure, what answers are held against by it, and whether those are known. Raises InputError."""
+    from cutline.cli.own_measure import open_measure
+    from cutline.edge.generation.gate import ANSWERS, TARGET, upstream_named
+    from cutline.errors import InputError
+
+    measure, upstream = open_measure(given.agree), given.server.upstream
+    if upstream is not None and given.target is not None:
+        raise InputError("--target is what prices are measured on, and no --upstream has any; leave out one of them")
+    if given.against not in (TARGET, ANSWERS):
+        raise InputError(f"--against is {given.against[:40]!r}; give {TARGET} or {ANSWERS}")
+    known = given.against == ANSWERS
+    if known and upstream is not None:
+        raise InputError("--against answers asks no upstream; leave out one or the other")
+    if known and given.data is None:
+        raise InputError("--against answers holds the drafter to the answers in --data; give that")
+    if measure.of_tokens and (known or upstream is not None):
+        raise InputError("only the target's answers have its tokens; give another --agree, such as text")
+    return measure, given.against if upstream is None else upstream_named(given.server.upstream_model), known
 
 
 def _calibrate_scene(given: CalibrateOptions) -> None:
@@ -222,22 +277,6 @@ def _calibrate_scene(given: CalibrateOptions) -> None:
         encoder, given.only_if, given.data, risk=given.risk, confidence=given.confidence, console=console
     )
     show_threshold(given.only_if, found, as_json=given.as_json, console=console)
-
-
-def show_gate(console: Console, gate: Gate) -> None:
-    """What the gate does, a line a group."""
-    for name, group in gate.groups.items():
-        console.print(f"  {name}: {_line(group)}", highlight=False, markup=False, soft_wrap=True)
-
-
-def _line(group: Group) -> str:
-    if group.is_open:
-        return (
-            f"keeps answers of confidence {group.threshold:.4f} and more, {group.kept} of {group.requests}, of which "
-            f"{group.disagreed} differ from the target's (promised: {group.risk:.1%} at most)"
-        )
-    more = "more of them would not help" if group.needs is None else f"about {group.needs} more are needed to open it"
-    return f"closed, every answer will be verified; {group.requests} samples, {more}"
 
 
 def _others(drafter: Bundle, groups: Collection[str]) -> Mapping[str, Group]:

@@ -72,9 +72,9 @@ def open_target_for(path: Path | None, drafter: Path | None) -> Bundle | None:
 
 
 def open_planner(
-    given: Profiles, drafter: Bundle, target: Bundle | None, *, provider: str = CPU, upstream: bool = False
+    given: Profiles, drafter: Bundle, target: Bundle | None, *, provider: str = CPU, upstream: str | None = None
 ) -> Planner | None:
-    """The planner of an agent with these profiles, before workers or an `upstream`; None where none is given.
+    """The planner of an agent with these profiles, before workers or an `upstream`'s model; None where none is given.
 
     `provider` is ONNX Runtime's on this device.
 
@@ -83,8 +83,8 @@ def open_planner(
     if not given.given:
         return None
     edge, cloud, link = given.edge_profile, given.cloud_profile, given.link
-    if upstream:
-        return _upstream_planner(edge, cloud, link, drafter, provider)
+    if upstream is not None:
+        return _upstream_planner(given, drafter, model=upstream, provider=provider)
     if edge is None or cloud is None or link is None:
         raise InputError("planning needs all three of --edge-profile, --cloud-profile and --link")
     if target is None:
@@ -98,7 +98,8 @@ def open_planner(
     return Planner(setting, load_link(link))
 
 
-def _upstream_planner(edge: str | None, cloud: str | None, link: str | None, drafter: Bundle, provider: str) -> Planner:
+def _upstream_planner(given: Profiles, drafter: Bundle, *, model: str, provider: str) -> Planner:
+    edge, cloud, link = given.edge_profile, given.cloud_profile, given.link
     if cloud is not None:
         raise InputError("--cloud-profile is a worker's, and what an upstream takes is learnt from its answers")
     if edge is None or link is None:
@@ -108,7 +109,7 @@ def _upstream_planner(edge: str | None, cloud: str | None, link: str | None, dra
     from cutline.edge.planning.plan_inputs import upstream_setting
     from cutline.edge.planning.planner import Planner
 
-    return Planner(upstream_setting(drafter, edge=edge, provider=provider), load_link(link))
+    return Planner(upstream_setting(drafter, model=model, edge=edge, provider=provider), load_link(link))
 
 
 def agent_opener(
@@ -132,10 +133,12 @@ def agent_opener(
     provider = CPU if given.provider is None else given.provider
     drafter = _open_target_alone(given) if given.no_drafter else open_drafter(given.bundle)
     target = open_target_for(given.target, given.bundle) if cuts or given.profiles.given else None
-    planner = open_planner(given.profiles, drafter, target, provider=provider, upstream=server.upstream is not None)
+    planner = open_planner(
+        given.profiles, drafter, target, provider=provider, upstream=server.upstream and server.upstream_model
+    )
     threads = thread_count(given.threads)
     meter = EnergyMeter() if device is None else EnergyMeter(load_profile(device))
-    key = _upstream_key(given)
+    key = upstream_key(server, workers=bool(given.worker or given.directory))
     check_share(audit)
     if not 0 <= reuse.memory < math.inf:
         raise InputError(f"--memory is {reuse.memory:g}; give seconds, or 0 for none")
@@ -152,7 +155,7 @@ def agent_opener(
         keys=keys,
         notice=given.notice,
         settings=AgentSettings(
-            upstream=_upstream(server, key),
+            upstream=open_upstream(server, key),
             offline=given.offline,
             memory=_memory(reuse.memory),
             fresh=reuse.fresh,
@@ -197,7 +200,8 @@ def _open_target_alone(given: AgentOptions) -> Bundle:
     return found
 
 
-def _upstream(given: UpstreamOptions, key: str | None) -> Upstream | None:
+def open_upstream(given: UpstreamOptions, key: str | None) -> Upstream | None:
+    """The upstream, if one is named; on the event loop that asks it."""
     if given.upstream is None:
         return None
     from cutline.edge.offload.backends.openai_upstream import Upstream
@@ -205,14 +209,14 @@ def _upstream(given: UpstreamOptions, key: str | None) -> Upstream | None:
     return Upstream(given.upstream, model=given.upstream_model, key=key)
 
 
-def _upstream_key(given: AgentOptions) -> str | None:
+def upstream_key(given: UpstreamOptions, *, workers: bool) -> str | None:
     """The key of the upstream, if one is named. Raises InputError for what cannot be an upstream, too."""
-    url, file = given.server.upstream, given.server.upstream_key_file
+    url, file = given.upstream, given.upstream_key_file
     if url is None:
         if file is not None:
             raise InputError("--upstream-key-file is the key of an upstream; give --upstream too")
         return None
-    if given.worker or given.directory is not None:
+    if workers:
         raise InputError("an upstream answers in place of workers; give --upstream, or --worker or --directory")
     from cutline.edge.offload.backends.openai_upstream import check_url, open_key
 

@@ -30,7 +30,7 @@ from cutline.edge.offload.backends.worker_backend import WorkerContact
 from cutline.edge.offload.heartbeat import NOTICE
 from cutline.edge.offload.route import Route
 from cutline.edge.offload.router import Router
-from cutline.edge.offload.status import AgentState, unready
+from cutline.edge.offload.status import AgentState, promises_of, unready
 from cutline.edge.offload.worker_pool import Workers
 from cutline.edge.request_planner import RequestPlanner
 from cutline.edge.result_builder import account, from_memory, planned
@@ -139,6 +139,8 @@ class Agent:
             raise InputError("an upstream has another model, which audits nothing; leave out audit or the upstream")
         if settings.journal is not None and settings.upstream is not None:
             raise InputError("an upstream has another model, of which no drafter learns; leave out journal or upstream")
+        if settings.audit > 0.0:
+            self._backends.gate.check_audited()
         self._backends.audits.share = settings.audit
         self._auditor = Auditor(
             self._backends.audits,
@@ -272,8 +274,9 @@ class Agent:
         if route.exact and route.tail is None:
             self._backends.models.learn(prepared, generation)
             if route.unkept is not None:
-                agreed = route.unkept == tuple(generation.tokens)
-                self._backends.audits.note(route.gate.group, self._backends.gate, agreed=agreed)
+                gate, theirs = self._backends.gate, self._backends.worded(generation.tokens)
+                agreed = gate.agrees(route.gate.group, route.unkept, theirs)
+                self._backends.audits.note(route.gate.group, gate, agreed=agreed)
             if self._journal is not None:
                 drafter = "" if self._backends.drafter is None else self._backends.drafter.manifest.identity
                 record(self._journal, prepared, generation, served=self.manifest, drafter=drafter)
@@ -303,6 +306,7 @@ class Agent:
             plans=self._planning.plans,
             tools=self._prompts.takes_tools,
             upstream=None if upstream is None else upstream.url,
+            promises=promises_of(backends.gate),
             audits=backends.audits.every(),
             journal=None if self._journal is None else self._journal.counts,
             workers=self.workers.states,

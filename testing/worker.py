@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 import msgspec
 
+from cutline.core.agreement.measures import TOKENS
 from cutline.core.conversation import question
 from cutline.core.request import Mode, Request
 from cutline.core.sampling import Sampling
@@ -21,7 +22,7 @@ from cutline.demo.requests import requests
 from cutline.edge.agent import Agent
 from cutline.edge.generation.conditions import GROUPS
 from cutline.edge.generation.events import Corrected, Event, Settled
-from cutline.edge.generation.gate import Gate, Group
+from cutline.edge.generation.gate import TARGET, Gate, Group
 from cutline.edge.generation.result import Answer, Lost, Provenance, Tail, Token
 from cutline.edge.inference.drafter import Drafter
 from cutline.errors import (
@@ -45,9 +46,18 @@ from cutline.protos.v1 import worker_pb2 as pb
 from cutline.protos.v1 import worker_pb2_grpc
 
 
-def keeps_from(threshold: float) -> Gate:
-    """A gate whose every group keeps answers of this confidence and more."""
-    group = Group(threshold=threshold, risk=0.05, confidence=0.9, requests=100, kept=90, disagreed=1)
+def keeps_from(threshold: float, *, agree: str = TOKENS, against: str = TARGET) -> Gate:
+    """A gate whose every group keeps answers of this confidence and more, calibrated by this measure, against those."""
+    group = Group(
+        threshold=threshold,
+        risk=0.05,
+        confidence=0.9,
+        requests=100,
+        kept=90,
+        disagreed=1,
+        agree=agree,
+        against=against,
+    )
     return Gate(dict.fromkeys(GROUPS, group))
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -19,13 +20,15 @@ from cutline.errors import InputError
 from cutline.models.images import read_image_file
 
 MAX_LINE = 1 << 20  # bytes
+MAX_POPULATIONS = 50
 
 
 @dataclass(frozen=True, slots=True)
 class QuestionSource:
     """A question to ask, and `read`, which gives its image: only those being asked lie in memory.
 
-    `place` is where it stands, as errors name it, and `picture` says which images are the same.
+    `place` is where it stands, as errors name it, and `picture` says which images are the same. The data may name a
+    `population` that it belongs to.
     """
 
     place: str
@@ -33,6 +36,7 @@ class QuestionSource:
     read: Callable[[], bytes]
     text: str
     answer: str | None
+    population: str | None = None
 
     def asked(self) -> PricedQuestion:
         """The question with its image. Raises InputError."""
@@ -46,6 +50,7 @@ class QuestionLine(msgspec.Struct):
     image: str
     question: str
     answer: str | None = None
+    group: Annotated[str, msgspec.Meta(min_length=1, max_length=80)] | None = None
 
 
 @contextmanager
@@ -68,8 +73,13 @@ def demo_sources(cards: int, split: Split = Split.CALIBRATION, *, seed: int = 0)
 
 def file_sources(data: Path) -> Iterator[QuestionSource]:
     """The questions in the file `data`, each of whose images is there. Raises InputError, naming the line."""
+    populations = set[str | None]()
     for place, line in lines_of(data):
-        yield _source(place, line, data.parent)
+        source = _source(place, line, data.parent)
+        populations.add(source.population)
+        if len(populations) > MAX_POPULATIONS:
+            raise InputError(f'{place}: "group" has more than {MAX_POPULATIONS} names; of so many nothing can be told')
+        yield source
 
 
 def lines_of(data: Path) -> Iterator[tuple[str, bytes]]:
@@ -92,7 +102,7 @@ def _source(place: str, line: bytes, folder: Path) -> QuestionSource:
     except UNREADABLE as error:
         raise InputError(f'{place} is not {{"image": FILE, "question": TEXT}}: {error}') from None
     path = image_at(place, said.image, folder)
-    return QuestionSource(place, said.image, partial(read_image_file, path), said.question, said.answer)
+    return QuestionSource(place, said.image, partial(read_image_file, path), said.question, said.answer, said.group)
 
 
 def image_at(place: str, name: str, folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""The samples of a calibration: conversations of every group, made of single questions, and what both models answer."""
+"""The samples of a calibration: conversations of every group, made of single questions, and the answers to them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from cutline.cli.calibration.answers import Respondent
 from cutline.cli.calibration.inputs import QuestionSource, errors_at
+from cutline.core.agreement.measures import TOKENS, Measure, Wording, measure_named
 from cutline.core.conversation import ImagePart, Message, TextPart
 from cutline.core.request import MAX_TIMEOUT, Mode, Request
 from cutline.edge.generation.conditions import CALIBRATED, GROUPS, Order, group_of
@@ -23,17 +24,22 @@ from cutline.errors import InputError, PromptError, WorkerUnavailable
 T = TypeVar("T")
 
 SYSTEMS = ("You are a helpful assistant.", "Answer briefly.")
+BY_TOKENS = measure_named(TOKENS)
 AT_ONCE = 4  # conversations: the worker answers some while the drafter does others
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversation:
-    """Questions in turn about the pictures of `shown`, which stand in the first one before its text or behind it."""
+    """Questions in turn about the pictures of `shown`, which stand in the first one before its text or behind it.
+
+    The `answers` to their `texts` are known, or else somebody is asked for them.
+    """
 
     system: str | None
     order: Order
     shown: tuple[QuestionSource, ...]
     texts: tuple[str, ...]
+    answers: tuple[str, ...] = ()
 
     @property
     def made_longer(self) -> bool:
@@ -80,12 +86,14 @@ def conversations(
     *,
     count: int,
     systems: Sequence[str] = SYSTEMS,
+    known: bool = False,
     seed: int = 0,
 ) -> Iterator[Conversation]:
     """For each way to begin a conversation of the `groups`, `count` of them at most, each of another first question.
 
-    Later questions are others about the same picture, or where there are none texts of other lines. The same seed gives
-    the same conversations.
+    Later questions are others about the same picture, or where there are none texts of other lines. Where the answers
+    are to be `known`, they are about one picture and ask of it what its own lines do. The same seed gives the same
+    conversations.
     """
     rng, turns = np.random.default_rng(seed), cycle(systems)
     by_picture: dict[str, list[QuestionSource]] = {}
@@ -94,17 +102,24 @@ def conversations(
     names = list(by_picture)
     beginnings = groupby(CALIBRATED, key=lambda one: (one.pictures, one.order, one.system))
     for (pictures, order, system), kind in beginnings:
+        if known and pictures > 1:
+            continue
         wanted = [one.earlier + 1 for one in kind if one.group in groups]
         for place in rng.permutation(len(sources))[:count] if wanted else ():
             first = sources[place]
             others = _drawn(rng, [name for name in names if name != first.picture], pictures - 1)
-            if len(others) == pictures - 1:
-                yield Conversation(
-                    system=next(turns) if system else None,
-                    order=order,
-                    shown=(first, *(by_picture[name][0] for name in others)),
-                    texts=_texts(first, by_picture[first.picture], sources, max(wanted), rng),
-                )
+            if len(others) < pictures - 1:
+                continue
+            same = by_picture[first.picture]
+            texts = _texts(first, same, () if known else sources, max(wanted), rng)
+            answers = {one.text: _answer_of(one) for one in (*same, first)} if known else {}
+            yield Conversation(
+                system=next(turns) if system else None,
+                order=order,
+                shown=(first, *(by_picture[name][0] for name in others)),
+                texts=texts,
+                answers=tuple(answers[text] for text in texts) if known else (),
+            )
 
 
 def _texts(
@@ -121,23 +136,36 @@ def _texts(
     return tuple(texts)[:count]
 
 
+def _answer_of(source: QuestionSource) -> str:
+    """The known answer. Raises InputError."""
+    if source.answer is None:
+        raise InputError(f'{source.place} has no "answer"; give one to every question, or leave out --against answers')
+    return source.answer
+
+
 def _drawn(rng: np.random.Generator, given: Sequence[T], count: int) -> list[T]:
     """As many as `count` of those that are `given`, in an order by chance."""
     return [given[at] for at in rng.choice(len(given), min(count, len(given)), replace=False)] if given else []
 
 
 async def sampled(
-    agent: Respondent, asked: Sequence[Conversation], groups: Collection[str], *, advance: Callable[[], object]
+    agent: Respondent,
+    asked: Sequence[Conversation],
+    groups: Collection[str],
+    *,
+    measure: Measure = BY_TOKENS,
+    advance: Callable[[], object],
 ) -> Samples:
-    """What drafter and target answer in these conversations, where they are of the `groups`; `advance` hears of each.
+    """What the drafter answers in these conversations, where they are of the `groups`; `advance` hears of each.
 
-    Earlier answers in a conversation are the target's own. Raises CutlineError.
+    The `measure` says whether that agrees with what counts: the known answers, or the target's or upstream's. Those
+    are also the earlier answers in a conversation. Raises CutlineError.
     """
     samples, waiting = Samples(), iter(asked)
 
     async def ask() -> None:
         for conversation in waiting:
-            await _ask(agent, conversation, groups, samples)
+            await _ask(agent, conversation, groups, measure, samples)
             advance()
 
     try:
@@ -149,46 +177,57 @@ async def sampled(
     return samples
 
 
-async def _ask(agent: Respondent, conversation: Conversation, groups: Collection[str], samples: Samples) -> None:
+async def _ask(
+    agent: Respondent, conversation: Conversation, groups: Collection[str], measure: Measure, samples: Samples
+) -> None:
+    population = conversation.shown[0].population
     with errors_at(conversation.shown[0].place):
         try:
             async for question, truth in exchanges(agent, conversation):
-                if group_of(question) in groups:
+                if (group := group_of(question)) in groups:
                     ours = await agent.answer(msgspec.structs.replace(question, mode=Mode.EDGE))
-                    samples.found.append(_sample(group_of(question), ours, truth))
+                    agreed = measure.agrees(ours.wording, truth)
+                    samples.found.append(_sample(group, ours, truth, agreed=agreed, population=population))
         except PromptError:
             if not conversation.made_longer:  # the line itself does not fit
                 raise
             samples.left_out += 1
 
 
-async def exchanges(agent: Respondent, conversation: Conversation) -> AsyncIterator[tuple[Request, Answer]]:
-    """Each question of a conversation and the target's answer, which stands before the next one. Raises CutlineError.
+async def exchanges(agent: Respondent, conversation: Conversation) -> AsyncIterator[tuple[Request, Wording]]:
+    """Each question of a conversation and the answer that counts, which stands before the next one.
 
-    A PromptError where it has become too long for the models.
+    Raises CutlineError, a PromptError where it has become too long for the models.
     """
     images = tuple(source.asked().image for source in conversation.shown)
-    messages, texts = conversation.first(), iter(conversation.texts[1:])
-    while True:
+    messages = conversation.first()
+    for place, following in enumerate((*conversation.texts[1:], None)):
         question = Request(
             messages=messages, images=images, mode=Mode.CLOUD, max_tokens=MAX_TOKENS, timeout=MAX_TIMEOUT
         )
-        truth = await agent.answer(question)
-        if truth.alone_from is not None:
-            raise WorkerUnavailable(f"the worker was lost, so its answer is not known: {truth.lost[-1].why}")
+        truth = Wording(conversation.answers[place]) if conversation.answers else await _truth(agent, question)
         yield question, truth
-        if (text := next(texts, None)) is None:
-            return
-        messages = (*messages, _said("assistant", truth.text), _said("user", text))
+        if following is not None:
+            messages = (*messages, _said("assistant", truth.text), _said("user", following))
 
 
-def _sample(group: str, ours: Answer, truth: Answer) -> Sample:
+async def _truth(agent: Respondent, question: Request) -> Wording:
+    """The answer of whoever the agent asks. Raises CutlineError."""
+    truth = await agent.answer(question)
+    if truth.alone_from is not None:
+        raise WorkerUnavailable(f"the worker was lost, so its answer is not known: {truth.lost[-1].why}")
+    return truth.wording
+
+
+def _sample(group: str, ours: Answer, truth: Wording, *, agreed: bool, population: str | None) -> Sample:
     """A sample; an answer that was cut short is none that the gate would keep, however sure the drafter was of it."""
     return Sample(
         group=group,
         confidence=(ours.confidence or 0.0) if ours.complete else 0.0,
+        agreed=agreed,
         drafted=tuple(token.id for token in ours.tokens),
-        truth=tuple(token.id for token in truth.tokens),
+        truth=truth.tokens,
+        population=population,
     )
 
 

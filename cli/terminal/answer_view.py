@@ -10,6 +10,7 @@ from rich.text import Text
 
 from cutline.cli.terminal.provenance import coloured
 from cutline.edge.generation.events import Corrected, Event, Guessed, Settled
+from cutline.edge.generation.gate import TARGET, whose
 from cutline.edge.generation.result import Answer, Lost, Token
 
 GUESSED = "dim italic"
@@ -68,7 +69,8 @@ def figures(answer: Answer) -> Iterator[str]:
     """What the answer cost, and what is promised of it."""
     gate = answer.gate
     if gate is not None and gate.promised is not None:
-        yield f"kept: at most {gate.promised:.1%} of such answers differ from the target's ({gate.group})"
+        other = whose(gate.against or TARGET)
+        yield f"kept: at most {gate.promised:.1%} of such answers differ from {other}, by {gate.agree} ({gate.group})"
     elif gate is not None and not answer.exact:
         yield f"nothing is promised of this answer ({gate.decision}; {gate.group})"
     if answer.seed is not None:

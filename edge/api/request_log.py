@@ -105,7 +105,7 @@ def note(request: Request, outcome: Answer | str) -> None:
         "first_token_seconds": round(outcome.ttft_ms / 1e3, 4),
     }
     if (gate := outcome.gate) is not None:
-        said |= {"gate": str(gate.decision), "group": gate.group, "promised": gate.promised}
+        said |= {"gate": str(gate.decision), "group": gate.group, "promised": gate.promised, "agree": gate.agree}
 
 
 def _named(headers: Headers) -> str:

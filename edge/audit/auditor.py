@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from cutline.core.agreement.measures import Wording
 from cutline.core.request import Mode, Request
 from cutline.core.wire import Wire
 from cutline.edge.audit.audits import Audits
@@ -32,7 +33,7 @@ class _Due:
     """An answer that is to be audited."""
 
     request: Request
-    tokens: tuple[int, ...]
+    wording: Wording
     tries: int = 0
 
     @property
@@ -92,7 +93,7 @@ class Auditor:
             or not self.audits.due(gate.group)
         ):
             return
-        self._due.append(_Due(request, tuple(token.id for token in answer.tokens)))
+        self._due.append(_Due(request, answer.wording))
         while sum(one.size for one in self._due) > WAITING_BYTES:
             self._lose(self._due.popleft(), "too many wait")
         self._news.set()
@@ -123,8 +124,8 @@ class Auditor:
             self._lose(one, str(error))
         else:
             if answer.exact and answer.ending is not Ending.DEADLINE:
-                agreed = tuple(token.id for token in answer.tokens) == one.tokens
-                self.audits.note(group_of(one.request), self._gate(), agreed=agreed)
+                gate, group = self._gate(), group_of(one.request)
+                self.audits.note(group, gate, agreed=gate.agrees(group, one.wording, answer.wording))
         if self._due and self._due[0] is one:
             self._due.popleft()
 

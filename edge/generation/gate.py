@@ -1,10 +1,12 @@
-"""The gate: whether the drafter's answer may stand without asking the target, and how sure that is.
+"""The gate: whether the drafter's answer may stand without asking anybody else, and how sure that is.
 
 Confidence is the probability that the drafter gives its whole answer. Each group of requests (`conditions.py`) has a
 threshold of its own, found on samples of that group by fixed-sequence testing with exact binomial bounds ("Learn
 then test", Angelopoulos et al. 2021; by groups as Mondrian conformal methods are, Vovk et al. 2003): from the most
-confident answers down, each threshold must show that kept answers disagree with the target in at most `risk` of cases,
-at the confidence asked; the first that cannot ends the search. A group without one is closed: nothing of it is kept.
+confident answers down, each threshold must show that kept answers disagree with those that count in at most `risk` of
+cases, at the confidence asked; the first that cannot ends the search. A group without one is closed: nothing of it is
+kept. Answers that count are the target's, those of an upstream's model, or known ones; what agreeing is, a measure says
+(`core/agreement`).
 """
 
 from __future__ import annotations
@@ -18,23 +20,37 @@ from typing import Annotated
 import msgspec
 import numpy as np
 
+from cutline.core.agreement.measures import TOKENS, Wording, is_own, measure_named
+from cutline.core.agreement.shares import binomial_tail
 from cutline.edge.generation.conditions import PLAIN
 from cutline.edge.generation.result import Decision, Gated
 from cutline.edge.inference.drafter import Drafted
-from cutline.errors import BundleError
+from cutline.errors import BundleError, InputError
 from cutline.models.bundle import Bundle, write_calibration
 from cutline.models.law.sampling import agreeing
 
 MAX_TOKENS = 64  # of an answer to a calibration request; of longer ones nothing was learnt
+TARGET = "target"  # what answers are compared with: the target's, ...
+ANSWERS = "answers"  # ... known ones, or an upstream's, whose model stands behind ...
+_UPSTREAM = "upstream:"  # ... this
 _STEPS = 100  # thresholds tried: a finer walk only gives chance more occasions to stop early
+
+
+class Population(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Of the calibration requests of one name in the data: how many there are, are kept, and disagree though kept."""
+
+    requests: int
+    kept: int
+    disagreed: int
 
 
 class Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A group's threshold and what was counted of it.
 
     `threshold` is the least confidence at which an answer is kept (above 1: none is); among `requests` calibration
-    requests it keeps `kept`, of which `disagreed` differ from the target's answer. `risk` is promised; the threshold is
-    found for what is left of it without the `reserve`, held back for requests that differ from the calibration's.
+    requests it keeps `kept`, of which `disagreed` differ, by the measure `agree`, from the answers that they were held
+    `against`. `risk` is promised; the threshold is found for what is left of it without the `reserve`, held back for
+    requests that differ from the calibration's. `populations` are the same counts by the names that the data gives.
 
     The target's answers have `tokens` on average, of which the drafter foresees the share `foreseen`; those that the
     gate passes on have `passed_tokens` and `passed_foreseen`. None where that was not counted. `needs`: about how many
@@ -48,6 +64,9 @@ class Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     requests: int
     kept: int
     disagreed: int
+    agree: str = TOKENS
+    against: str = TARGET
+    populations: Mapping[str, Population] = {}
     tokens: float | None = None
     foreseen: float | None = None
     passed_tokens: float | None = None
@@ -78,21 +97,73 @@ class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         found = self.groups.get(group)
         return found if found is not None and found.is_open else None
 
+    def before(self, upstream: str | None) -> Gate:
+        """What of it holds where this model of an upstream answers what is not kept, or else the target, or nobody.
+
+        A promise is about who would answer otherwise, or about what is known to be right.
+        """
+        there = (ANSWERS, TARGET if upstream is None else upstream_named(upstream))
+        return Gate({name: group for name, group in self.groups.items() if group.against in there})
+
+    def agrees(self, group: str, ours: Wording, theirs: Wording) -> bool:
+        """Whether two answers agree by the measure that an open group was calibrated by."""
+        found = self.of(group)
+        return measure_named(TOKENS if found is None else found.agree).agrees(ours, theirs)
+
+    def check_audited(self) -> None:
+        """Check that audits can compare as the calibration did. Raises InputError."""
+        for name, group in self.groups.items():
+            if not group.is_open:
+                continue
+            if is_own(group.agree):
+                raise InputError(
+                    f"the gate was calibrated by {group.agree}, which is not on this device: nothing can be audited "
+                    "by it; leave out audit"
+                )
+            if group.against != TARGET:
+                raise InputError(
+                    f"the gate promises what {whose(group.against)} say, and an audit asks the target ({name})"
+                )
+
     def said(self, group: str, decision: Decision) -> Gated:
         """What it says of an answer to a request of a group, having decided so."""
-        found = self.of(group)
-        promised = found.risk if found is not None and decision is Decision.KEPT else None
-        return Gated(group=group, calibrated=found is not None, decision=decision, promised=promised)
+        if (found := self.of(group)) is None:
+            return Gated(group=group, calibrated=False, decision=decision)
+        return Gated(
+            group=group,
+            calibrated=True,
+            decision=decision,
+            promised=found.risk if decision is Decision.KEPT else None,
+            agree=found.agree,
+            against=found.against,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One calibration request: its group, the drafter's confidence and tokens, and the target's tokens."""
+    """One calibration request: its group, the drafter's confidence, and whether its answer agreed with what counts.
+
+    The tokens are those `drafted`, and `truth` the target's, None where another's answer counts. `population` is the
+    name that the data gives to such requests.
+    """
 
     group: str
     confidence: float
+    agreed: bool
     drafted: tuple[int, ...]
-    truth: tuple[int, ...]
+    truth: tuple[int, ...] | None
+    population: str | None = None
+
+
+def upstream_named(model: str) -> str:
+    """What a calibration was held against whose answers are those of an upstream's model."""
+    return _UPSTREAM + model
+
+
+def whose(against: str) -> str:
+    """Whose answers a calibration was held against, in words."""
+    told = {TARGET: "the target's", ANSWERS: "the known answers"}
+    return told.get(against) or f"those of the upstream's {against.removeprefix(_UPSTREAM)}"
 
 
 def confidence_of(drafted: Sequence[Drafted]) -> float:
@@ -126,27 +197,32 @@ def calibrate_gate(
     risk: float = 0.05,
     reserve: float = 0.0,
     confidence: float = 0.9,
+    agree: str = TOKENS,
+    against: str = TARGET,
 ) -> Gate:
-    """The gate of these `groups`, each by its own samples, that promises `risk`, of which `reserve` is held back."""
+    """The gate of these `groups`, each by its own samples, that promises `risk`, of which `reserve` is held back.
+
+    `agree` is the measure that the samples were compared by, `against` what with.
+    """
     by_group: dict[str, list[Sample]] = {group: [] for group in groups}
     for sample in samples:
         by_group[sample.group].append(sample)
-    return Gate(
-        {name: _calibrated(some, risk=risk, reserve=reserve, confidence=confidence) for name, some in by_group.items()}
-    )
+    found = {
+        name: _calibrated(some, risk=risk, reserve=reserve, confidence=confidence) for name, some in by_group.items()
+    }
+    return Gate({name: msgspec.structs.replace(one, agree=agree, against=against) for name, one in found.items()})
 
 
 def _calibrated(samples: Sequence[Sample], *, risk: float, reserve: float, confidence: float) -> Group:
-    confidences, agreed = [one.confidence for one in samples], [one.drafted == one.truth for one in samples]
+    confidences, agreed = [one.confidence for one in samples], [one.agreed for one in samples]
     group = calibrate_group(confidences, agreed, risk=risk - reserve, confidence=confidence)
-    every = [(one.drafted, one.truth) for one in samples]
-    passed = [pair for pair, sure in zip(every, confidences, strict=True) if sure < group.threshold]
-    tokens, foreseen = _answers_of(every)
-    passed_tokens, passed_foreseen = _answers_of(passed)
+    tokens, foreseen = _answers_of(samples)
+    passed_tokens, passed_foreseen = _answers_of([one for one in samples if one.confidence < group.threshold])
     return msgspec.structs.replace(
         group,
         risk=risk,
         reserve=reserve,
+        populations=_populations(samples, group.threshold),
         tokens=tokens,
         foreseen=foreseen,
         passed_tokens=passed_tokens,
@@ -160,7 +236,7 @@ def calibrate_group(
     """The threshold that keeps the most answers among those whose bound holds.
 
     `confidences` and `agreed` describe the calibration requests of one group, one each: the drafter's confidence in its
-    answer, and whether that answer equals the target's.
+    answer, and whether that answer agrees with the one that counts.
     """
     best, kept, disagreed = 2.0, 0, 0
     for sure, count, errors in _thresholds(confidences, agreed):
@@ -205,21 +281,23 @@ def _needed(confidences: Sequence[float], agreed: Sequence[bool], *, risk: float
     return max(1, math.ceil(min(enough)) - len(confidences)) if enough else None
 
 
-def _answers_of(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> tuple[float | None, float | None]:
-    """Tokens of an answer, and the share of them that is foreseen: of those up to the first that is not."""
+def _populations(samples: Iterable[Sample], threshold: float) -> Mapping[str, Population]:
+    found: dict[str, list[Sample]] = {}
+    for one in samples:
+        if one.population is not None:
+            found.setdefault(one.population, []).append(one)
+    kept = {name: [one.agreed for one in some if one.confidence >= threshold] for name, some in found.items()}
+    return {
+        name: Population(requests=len(found[name]), kept=len(some), disagreed=some.count(False))
+        for name, some in sorted(kept.items())
+    }
+
+
+def _answers_of(samples: Iterable[Sample]) -> tuple[float | None, float | None]:
+    """Tokens of a target's answer, and the share of them that is foreseen: of those up to the first that is not."""
+    pairs = [(one.drafted, one.truth) for one in samples if one.truth is not None]
     if not pairs:
         return None, None
     right = [agreeing(ours, theirs) for ours, theirs in pairs]
     wrong = sum(count < len(theirs) for count, (_, theirs) in zip(right, pairs, strict=True))
     return sum(len(theirs) for _, theirs in pairs) / len(pairs), sum(right) / max(1, sum(right) + wrong)
-
-
-def binomial_tail(errors: int, count: int, rate: float) -> float:
-    """P(at most `errors` of `count`) when each errs with chance `rate`: the p-value against a higher rate."""
-    log_odds = math.log(rate) - math.log1p(-rate)
-    term = count * math.log1p(-rate)
-    terms = [term]
-    for k in range(errors):
-        term += math.log(count - k) - math.log(k + 1) + log_odds
-        terms.append(term)
-    return min(1.0, math.fsum(math.exp(t) for t in terms))

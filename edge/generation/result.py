@@ -6,6 +6,7 @@ import enum
 
 import msgspec
 
+from cutline.core.agreement.measures import Wording
 from cutline.core.request import Mode
 from cutline.core.wire import Wire
 from cutline.edge.video.views import VideoShown
@@ -126,15 +127,18 @@ class Gated(msgspec.Struct, frozen=True, kw_only=True):
     """What the gate says of an answer: the `group` of the request, and what was decided.
 
     `calibrated`: answers of this group may be kept at all. `promised` is the share of kept answers of this group that
-    may differ from the target's, as sure as the calibration asked; None where nothing is promised of this answer, which
-    then is the target's own where it is `exact`, and somebody's guess where it is not. `audit` is what audits
-    have shown of the group, None where there are none.
+    may differ, as sure as the calibration asked, by the measure `agree` from the answers that it was held `against`:
+    the target's, those of an upstream's model, or known ones. None where nothing is promised of this answer, which then
+    is the target's own where it is `exact`, and somebody's guess where it is not. `audit` is what audits have shown of
+    the group, None where there are none.
     """
 
     group: str
     calibrated: bool
     decision: Decision
     promised: float | None = None
+    agree: str | None = None
+    against: str | None = None
     audit: Audited | None = None
 
 
@@ -238,8 +242,14 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     reused_tokens: int = 0
     reduced_images: int = 0
     video: VideoShown | None = None  # None where there was none
+
     energy: Energy | None = None
     recalled: Recalled | None = None
     parts_ms: dict[str, float] = {}
     seed: int | None = None  # of its noise, None where none was drawn; the same seed gives the same answer
     request_id: str = ""  # by which the logs of all who worked on it name it
+
+    @property
+    def wording(self) -> Wording:
+        """It, as it is compared with others; what an upstream says has no tokens of the target's."""
+        return Wording(self.text, None if self.exact is None else tuple(token.id for token in self.tokens))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from cutline.core.agreement.measures import Wording
 from cutline.edge.generation.generation import Generation
 from cutline.edge.generation.result import Gated, Lost, Tail
 from cutline.edge.offload.backends.backend import Backend, RemoteSession
@@ -32,7 +33,7 @@ class Route:
     alone_from: int | None = None
     tail: Tail | None = None
     ended: float | None = None
-    unkept: tuple[int, ...] | None = None
+    unkept: Wording | None = None
     _loss: Lost | None = None  # of which is not told yet who goes on
 
     @property

@@ -100,7 +100,7 @@ class Router:
             self._note_drafted()
             kept = group.keeps(self._drafter.drafted, self._generation.stop_tokens)
         if kept and self._backends.audits.shut(name):
-            kept, self._route.unkept = False, tuple(one.token for one in self._drafter.drafted)
+            kept, self._route.unkept = False, self._backends.worded([one.token for one in self._drafter.drafted])
         if kept:
             self._drafter.keep(self._generation)
         self._route.gate = self._backends.said(name, Decision.KEPT if kept else Decision.PASSED)

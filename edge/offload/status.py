@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import enum
+from collections import Counter
 from collections.abc import Mapping
 
 import msgspec
 
 from cutline.core.escalations.recorder import JournalCounts
 from cutline.core.request import Mode
+from cutline.edge.generation.gate import Gate
 from cutline.edge.generation.result import Audited
 from cutline.models.bundle import Manifest
 
@@ -36,13 +38,27 @@ class WorkerState(msgspec.Struct, frozen=True, kw_only=True):
     queue_ms: float | None = None
 
 
+class Promise(msgspec.Struct, frozen=True, kw_only=True):
+    """What the gate promises of the answers that it keeps in so many `groups` of requests.
+
+    A share `risk` of them may differ, by the measure `agree`, from the answers that it was held `against`, as sure as
+    `confidence`.
+    """
+
+    risk: float
+    confidence: float
+    agree: str
+    against: str
+    groups: int
+
+
 class AgentState(msgspec.Struct, frozen=True, kw_only=True):
     """`ready`: a plain request is answered, else `why` it is not, and what to do; `modes` can answer now.
 
     `cuts` of the target can be asked for. `offline`: no worker is asked, whatever a question says. `plans`: mode `auto`
     plans, and so keeps to bounds; `tools`: the model may call some. `upstream` is the URL of the server that is asked
-    in place of workers, if one is. `audits` are what audits have shown, by group; `journal` is what became of what was
-    kept for learning, None where nothing is.
+    in place of workers, if one is. `promises` are those that the gate keeps now, `audits` what audits have shown, by
+    group; `journal` is what became of what was kept for learning, None where nothing is.
     """
 
     ready: bool
@@ -55,9 +71,19 @@ class AgentState(msgspec.Struct, frozen=True, kw_only=True):
     plans: bool = False
     tools: bool = False
     upstream: str | None = None
+    promises: tuple[Promise, ...] = ()
     audits: Mapping[str, Audited] = msgspec.field(default_factory=dict)
     journal: JournalCounts | None = None
     workers: tuple[WorkerState, ...] = ()
+
+
+def promises_of(gate: Gate) -> tuple[Promise, ...]:
+    """What a gate promises, each promise once."""
+    made = Counter((one.risk, one.confidence, one.agree, one.against) for one in gate.groups.values() if one.is_open)
+    return tuple(
+        Promise(risk=risk, confidence=confidence, agree=agree, against=against, groups=groups)
+        for (risk, confidence, agree, against), groups in sorted(made.items())
+    )
 
 
 def unready(drafter: Manifest, *, workers: bool, upstream: bool) -> str | None:

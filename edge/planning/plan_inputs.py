@@ -39,7 +39,7 @@ def setting_of(
 
     Raises ProfileError, and BundleError where there is no gate but one is wanted.
     """
-    gates = _planned(drafter) if wants_gate or drafter.manifest.calibration is not None else {}
+    gates = _planned(drafter, None) if wants_gate or drafter.manifest.calibration is not None else {}
     prices, machines = open_prices(target), (load_profile(edge).on(provider), _of_worker(load_profile(cloud)))
     return Setting(
         drafter=drafter.manifest,
@@ -74,13 +74,13 @@ def _of_worker(profile: DeviceProfile) -> DeviceProfile:
     return profile.on(CUDA) if CUDA in profile.accelerators else profile
 
 
-def upstream_setting(drafter: Bundle, *, edge: str | Path, provider: str = CPU) -> Setting:
-    """The drafter on a device of this profile, a known name or a file, before an upstream of which nothing is known.
+def upstream_setting(drafter: Bundle, *, model: str, edge: str | Path, provider: str = CPU) -> Setting:
+    """The drafter on a device of this profile, a known name or a file, before an upstream's `model`, of unknown speed.
 
     Raises ProfileError, BundleError.
     """
     device = load_profile(edge).on(provider)
-    gates = _planned(drafter) if drafter.manifest.calibration is not None else {}
+    gates = _planned(drafter, model) if drafter.manifest.calibration is not None else {}
     return Setting(
         drafter=drafter.manifest,
         target=drafter.manifest,
@@ -92,9 +92,12 @@ def upstream_setting(drafter: Bundle, *, edge: str | Path, provider: str = CPU) 
     )
 
 
-def _planned(drafter: Bundle) -> dict[str, GateRates]:
-    """What the drafter's gate does in each group that is open. Raises BundleError."""
-    return {name: _rates(group) for name, group in open_gate(drafter).groups.items() if group.is_open}
+def _planned(drafter: Bundle, upstream: str | None) -> dict[str, GateRates]:
+    """What the drafter's gate does in each group that is open, before an upstream's model or workers.
+
+    Raises BundleError.
+    """
+    return {name: _rates(group) for name, group in open_gate(drafter).before(upstream).groups.items() if group.is_open}
 
 
 def _rates(gate: Group) -> GateRates:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 import numpy as np
 
-from cutline.edge.generation.gate import binomial_tail
+from cutline.core.agreement.shares import binomial_tail
 from cutline.edge.inference.encoder import Encoder
 from cutline.edge.watch.frames import Frame, FrameSource, Notify
 from cutline.errors import BundleError, ImageError, InputError

@@ -53,7 +53,9 @@ class Outcome:
                 "mode": answer.mode,
                 "worker": answer.worker,
                 "tokens": Counter(token.source.value for token in answer.tokens),
-                "gate": None if gate is None else {"decision": gate.decision, "promised": gate.promised},
+                "gate": None
+                if gate is None
+                else {"decision": gate.decision, "promised": gate.promised, "agree": gate.agree},
                 "alone_from": answer.alone_from,
                 "latency_ms": round(answer.latency_ms, 3),
                 "bytes_up": answer.bytes_up,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import http.server
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import pytest
@@ -33,6 +36,7 @@ from cutline.testing.models.manifests import edit_manifest
 Run = Callable[..., Any]
 
 FEW = PLAIN
+COUNTED = ("threshold", "requests", "kept", "disagreed", "populations")
 CUTS = "decoder.1, image,connector"
 
 
@@ -211,3 +215,104 @@ def test_a_calibration_goes_on_where_it_was_interrupted(
     assert len(asked) == total // 2 + total - int(said)
     assert open_gate(Bundle.open(bundle)) == open_gate(Bundle.open(whole))
     assert not (bundle / JOURNAL).exists()
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    """Questions about two cards, of two groups, whose answers are known."""
+    lines = []
+    for number, one in enumerate(requests(Split.CALIBRATION, 2, seed=1)):
+        (tmp_path / f"{number // 6}.png").write_bytes(one.image)
+        line = {"image": f"{number // 6}.png", "question": one.question.text, "answer": one.question.answer}
+        lines.append(json.dumps(line | {"group": "left" if number % 2 else "right"}))
+    (tmp_path / "questions.jsonl").write_text("\n".join(lines))
+    return tmp_path / "questions.jsonl"
+
+
+def test_a_gate_may_be_held_against_known_answers_without_a_worker(run: Run, bundle: Path, questions: Path) -> None:
+    ran = run("calibrate", "--bundle", bundle, "--data", questions, "--groups", FEW, "--against", "answers", "--agree",
+        "text", "--risk", "0.9", "--price-cards", "0", "--json")  # fmt: skip
+    assert ran.code == 0, ran.err
+    group = json.loads(ran.out)["groups"][PLAIN]
+    assert (group["agree"], group["against"], group["requests"]) == ("text", "answers", 12)
+    assert {name: one["requests"] for name, one in group["populations"].items()} == {"left": 6, "right": 6}
+    assert sum(one["kept"] for one in group["populations"].values()) == group["kept"] > 0
+    shown = " ".join(run("bundle", "show", bundle).out.split())
+    assert "differ from the known answers, by text" in shown
+    assert "left: " in shown
+    assert "bias: " in shown
+
+
+def test_a_gate_may_be_held_against_a_function_of_ones_own(run: Run, bundle: Path, questions: Path) -> None:
+    (questions.parent / "judge.py").write_text("def same(ours, theirs):\n    return True\n")
+    few = ("calibrate", "--bundle", bundle, "--data", questions, "--groups", FEW, "--against", "answers", "--agree")
+    ran = run(*few, f"{questions.parent}/judge.py:same", "--risk", "0.9", "--price-cards", "0", "--json")
+    assert ran.code == 0, ran.err
+    group = json.loads(ran.out)["groups"][PLAIN]
+    assert (group["agree"], group["kept"], group["disagreed"]) == ("judge.py:same", 12, 0)
+    asked = ("edge", "--bundle", bundle, "--worker", "127.0.0.1:1", "--audit", "0.1", "--insecure")
+    assert "judge.py:same, which is not on this device" in run(*asked).failed(2)
+
+
+class Upstream(http.server.BaseHTTPRequestHandler):
+    """A server that says what is known to be right, in words of its own."""
+
+    answers: ClassVar[dict[tuple[str, str], str]] = {}  # by picture and question
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        picture, text = asked["messages"][-1]["content"]
+        answer = self.answers[picture["image_url"]["url"].partition("base64,")[2], text["text"]]
+        said = {"role": "assistant", "content": f" {answer}!"}
+        body = json.dumps({"choices": [{"message": said, "finish_reason": "stop"}]}).encode()
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def upstream() -> Iterator[str]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Upstream)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/v1"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_gate_may_be_held_against_an_upstream(run: Run, bundle: Path, questions: Path, upstream: str) -> None:
+    for line in map(json.loads, questions.read_text().splitlines()):
+        image = base64.b64encode((questions.parent / line["image"]).read_bytes()).decode()
+        Upstream.answers[image, line["question"]] = line["answer"]
+    few = ("calibrate", "--bundle", bundle, "--data", questions, "--groups", FEW, "--agree", "text", "--risk", "0.9",
+        "--price-cards", "0", "--json")  # fmt: skip
+    ran = run(*few, "--upstream", upstream, "--upstream-model", "big")
+    assert ran.code == 0, ran.err
+    told = json.loads(ran.out)
+    group = told["groups"][PLAIN]
+    assert (group["agree"], group["against"], group["requests"]) == ("text", "upstream:big", 12)
+    assert (told["prices"], group["tokens"]) == (None, None)
+    ran = run(*few, "--against", "answers")
+    known = json.loads(ran.out)["groups"][PLAIN]
+    assert [group[name] for name in COUNTED] == [known[name] for name in COUNTED]
+    assert group["kept"]
+
+
+def test_what_cannot_be_compared_is_one_line(run: Run, bundle: Path, questions: Path) -> None:
+    few, to = ("calibrate", "--bundle", bundle), ("--upstream", "http://127.0.0.1:1/v1")
+    assert "there is no measure 'mood'" in run(*few, "--agree", "mood").failed(2)
+    assert "give target or answers" in run(*few, "--against", "me").failed(2)
+    assert "another --agree, such as text" in run(*few, *to).failed(2)
+    assert "have its tokens" in run(*few, "--against", "answers", "--data", questions).failed(2)
+    assert "give that" in run(*few, "--against", "answers", "--agree", "text").failed(2)
+    assert "asks no upstream" in run(*few, *to, "--against", "answers", "--agree", "text").failed(2)
+    assert "leave out one of them" in run(*few, *to, "--agree", "text", "--target", TARGET).failed(2)
+    assert "in place of workers" in run(*few, *to, "--agree", "text", "--worker", "127.0.0.1:1").failed(2)
+    questions.write_text("\n".join(json.dumps({"image": "0.png", "question": "?", "group": str(n)}) for n in range(51)))
+    assert "more than 50 names" in run(*few, "--data", questions, "--price-cards", "0").failed(2)

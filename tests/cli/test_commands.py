@@ -259,7 +259,7 @@ def test_a_bundle_that_was_never_calibrated_keeps_nothing(run: Run, card: Path, 
     asked = ("ask", card, QUESTION, "--bundle", bundle)
     answer = json.loads(run(*asked, "--worker", worker, "--json").out)
     assert answer["exact"]
-    nothing = {"calibrated": False, "decision": "passed on", "promised": None, "audit": None}
-    assert answer["gate"] == {"group": PLAIN, **nothing}
+    nothing = dict.fromkeys(("promised", "agree", "against", "audit"))
+    assert answer["gate"] == {"group": PLAIN, "calibrated": False, "decision": "passed on", **nothing}
     assert "cutline calibrate" in run(*asked).failed(3)
     assert run("ask", card, QUESTION, "--bundle", bundle, "--mode", "edge").code == 0

@@ -25,6 +25,7 @@ from cutline.devices.profile import DeviceProfile, DrafterTable
 from cutline.edge.agent import Agent, AgentSettings
 from cutline.edge.generation.conditions import PLAIN
 from cutline.edge.generation.detokenizer import Transcript
+from cutline.edge.generation.gate import upstream_named
 from cutline.edge.generation.generation import Generation, Prepared
 from cutline.edge.generation.preprocess import Preparer
 from cutline.edge.generation.result import Answer, Provenance
@@ -63,7 +64,7 @@ def prepared(padding: int = 0, **options: Any) -> Prepared:
 
 
 def device(**changes: Any) -> Setting:
-    setting = upstream_setting(BUNDLE, edge="raspberry-pi-5")
+    setting = upstream_setting(BUNDLE, model="big", edge="raspberry-pi-5")
     made = replace(setting, **{"gate": GateRates(kept=0.5, agreed=0.98), **changes})
     return replace(made, gates={} if made.gate is None else {PLAIN: made.gate})
 
@@ -270,7 +271,10 @@ def in_agent(work: Callable[[Agent], Any], *, seconds: float, edge: DeviceProfil
         transport = httpx.MockTransport(lambda request: httpx.Response(200, stream=Late(seconds)))
         upstream = Upstream("https://there/v1", model="big", transport=transport)
         planner = Planner(device(edge=edge), link(rtt_ms=1.0, uplink_mbps=1000.0, downlink_mbps=1000.0))
-        drafter, settings = gated(BUNDLE, keeps_from(gate)), AgentSettings(upstream=upstream)
+        drafter, settings = (
+            gated(BUNDLE, keeps_from(gate, against=upstream_named("big"))),
+            AgentSettings(upstream=upstream),
+        )
         async with Agent(drafter, threads=1, settings=settings, planner=planner) as agent:
             return await work(agent)
 
@@ -350,15 +354,15 @@ def test_a_planner_is_for_workers_or_for_an_upstream() -> None:
     of_worker = open_planner(
         Profiles(edge_profile="raspberry-pi-5", cloud_profile="l4", link="4g"), BUNDLE, Bundle.open(TARGET)
     )
-    of_upstream = open_planner(Profiles(edge_profile="raspberry-pi-5", link="4g"), BUNDLE, None, upstream=True)
+    of_upstream = open_planner(Profiles(edge_profile="raspberry-pi-5", link="4g"), BUNDLE, None, upstream="big")
     with pytest.raises(InputError, match="by its own planner"):
         Agent(BUNDLE, worker=None, threads=1, settings=AgentSettings(upstream=upstream), planner=of_worker)
     with pytest.raises(InputError, match="by its own planner"):
         Agent(BUNDLE, worker="127.0.0.1:1", target=Bundle.open(TARGET), threads=1, planner=of_upstream)
     with pytest.raises(InputError, match="--cloud-profile is a worker's"):
         open_planner(
-            Profiles(edge_profile="raspberry-pi-5", cloud_profile="l4", link="4g"), BUNDLE, None, upstream=True
+            Profiles(edge_profile="raspberry-pi-5", cloud_profile="l4", link="4g"), BUNDLE, None, upstream="big"
         )
     with pytest.raises(InputError, match="--edge-profile and --link"):
-        open_planner(Profiles(edge_profile="raspberry-pi-5"), BUNDLE, None, upstream=True)
-    assert open_planner(Profiles(), BUNDLE, None, upstream=True) is None
+        open_planner(Profiles(edge_profile="raspberry-pi-5"), BUNDLE, None, upstream="big")
+    assert open_planner(Profiles(), BUNDLE, None, upstream="big") is None

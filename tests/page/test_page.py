@@ -370,9 +370,28 @@ def test_the_panel_says_how_and_why_and_what_it_cost(page: Page, agent: Scripted
     ("gate", "exact", "said"),
     [
         (
-            Gated(group="one picture", calibrated=True, decision=Decision.KEPT, promised=0.02),
+            Gated(
+                group="one picture",
+                calibrated=True,
+                decision=Decision.KEPT,
+                promised=0.02,
+                agree="tokens",
+                against="target",
+            ),
             False,
-            "kept: the big model says something else in at most 2% of such cases",
+            "kept: the big model says something else in at most 2% of such cases, compared by tokens",
+        ),
+        (
+            Gated(
+                group="one picture",
+                calibrated=True,
+                decision=Decision.KEPT,
+                promised=0.05,
+                agree="choice:yes,no",
+                against="answers",
+            ),
+            False,
+            "kept: it is wrong in at most 5% of such cases, compared by choice:yes,no",
         ),
         (
             Gated(group="one picture", calibrated=False, decision=Decision.PASSED),

@@ -63,8 +63,11 @@ export function answerFacts(state) {
 }
 
 // What is promised of an answer: by the gate, or by a worker's word.
-function gateSays({ exact, gate: { calibrated, decision, promised } }) {
-  if (promised != null) return `kept: the big model says something else in at most ${+(100 * promised).toPrecision(2)}% of such cases`;
+function gateSays({ exact, gate: { calibrated, decision, promised, agree, against } }) {
+  if (promised != null) {
+    const other = against === "answers" ? "it is wrong" : "the big model says something else";
+    return `kept: ${other} in at most ${+(100 * promised).toPrecision(2)}% of such cases, compared by ${agree}`;
+  }
   const asked = decision === "passed on" && !calibrated ? "passed on, as all that is asked like this" : decision;
   return exact ? asked : `${asked}: nothing is promised`;
 }

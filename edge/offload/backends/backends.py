@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from cutline.core.agreement.measures import Wording
 from cutline.core.request import Mode, Request
 from cutline.edge.audit.audits import Audits
 from cutline.edge.generation.gate import Gate, open_gate
@@ -44,10 +46,17 @@ class Backends:
 
     @cached_property
     def gate(self) -> Gate:
-        """What may keep the drafter's answers: none of them where it is not calibrated. Raises BundleError."""
+        """What may keep the drafter's answers: none of them where it is not calibrated for who answers otherwise.
+
+        Raises BundleError.
+        """
         if self.drafter is None or self.drafter.manifest.calibration is None:
             return Gate({})
-        return open_gate(self.drafter)
+        return open_gate(self.drafter).before(None if self.upstream is None else self.upstream.model)
+
+    def worded(self, tokens: Sequence[int]) -> Wording:
+        """An answer of these tokens, as it is compared with others."""
+        return Wording(self.vocabulary.decode(tokens).strip(), tuple(tokens))
 
     @property
     def remote(self) -> bool:

@@ -10,6 +10,7 @@ import pytest
 
 from cutline.cli.calibration.inputs import QuestionSource
 from cutline.cli.calibration.samples import SYSTEMS, Conversation, chosen_groups, conversations, sampled
+from cutline.core.agreement.measures import measure_named
 from cutline.core.conversation import ImagePart
 from cutline.core.request import Mode, Request
 from cutline.edge.generation.conditions import GROUPS, PLAIN
@@ -136,3 +137,33 @@ def test_an_answer_that_was_cut_short_is_one_that_no_gate_keeps() -> None:
 
     found = talked(Short(), list(conversations(SOURCES, (PLAIN,), count=9)), (PLAIN,))
     assert {one.confidence for one in found.found} == {0.0}
+
+
+def known(picture: str, text: str, answer: str | None) -> QuestionSource:
+    return QuestionSource(f"line {text}", picture, lambda: picture.encode(), text, answer, f"of {picture}")
+
+
+def test_known_answers_are_held_against_without_asking_anybody_else() -> None:
+    models = Models(wrong="2")
+    sources = [known("a", "1", "1."), known("a", "2", "2"), known("b", "3", "3"), known("b", "4", "no, not that")]
+    some = list(conversations(sources, GROUPS, count=9, known=True))
+    found = asyncio.run(sampled(models, some, GROUPS, measure=measure_named("text"), advance=lambda: None))
+    assert {one.mode for one in models.asked} == {Mode.EDGE}
+    assert {len(one.images) for one in models.asked} == {1}, "nobody knows what is right of two pictures"
+    firsts = {one.population: [] for one in found.found}  # type: dict[str | None, list[bool]]
+    for one in found.found:
+        if one.group == PLAIN:
+            firsts[one.population].append(one.agreed)
+    assert {name: sorted(agreed) for name, agreed in firsts.items()} == {"of a": [False, True], "of b": [False, True]}
+    assert {one.truth for one in found.found} == {None}
+    for question in models.asked:
+        if len(question.messages) == 3:  # what is known to be right stands before the second question
+            first, said, _ = question.messages
+            answers = {one.text: one.answer for one in sources}
+            assert said.text == answers[first.text]
+            assert {one.picture for one in sources if one.text in (first.text, question.text)} in ({"a"}, {"b"})
+
+
+def test_a_line_without_an_answer_is_named() -> None:
+    with pytest.raises(InputError, match='line 9 has no "answer"'):
+        list(conversations([known("a", "9", None)], GROUPS, count=9, known=True))

@@ -15,22 +15,29 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import binom
 
+from cutline.cli.terminal.gate_view import bias
+from cutline.core.agreement.measures import Wording
+from cutline.core.agreement.shares import binomial_tail
 from cutline.demo.bundles import DRAFTER
 from cutline.edge.generation.conditions import GROUPS, PLAIN
 from cutline.edge.generation.gate import (
+    ANSWERS,
     MAX_TOKENS,
+    TARGET,
     Gate,
     Group,
+    Population,
     Sample,
-    binomial_tail,
     calibrate_gate,
     calibrate_group,
     confidence_of,
     open_gate,
     save_gate,
+    upstream_named,
 )
+from cutline.edge.generation.result import Decision, Gated
 from cutline.edge.inference.drafter import Drafted
-from cutline.errors import BundleError
+from cutline.errors import BundleError, InputError
 from cutline.models.bundle import MANIFEST, Bundle, write_manifest
 from cutline.testing.models.manifests import edit_manifest
 
@@ -172,12 +179,13 @@ def test_an_answer_that_no_calibration_could_keep_is_not_kept() -> None:
     assert not group(0.0).keeps(drafted(*[1.0] * (MAX_TOKENS + 1)), {STOP})
 
 
+def sample(name: str, confidence: float, drafted: tuple[int, ...], truth: tuple[int, ...]) -> Sample:
+    return Sample(group=name, confidence=confidence, agreed=drafted == truth, drafted=drafted, truth=truth)
+
+
 def samples(name: str, *, count: int, wrong: int = 0, confidence: float = 0.9) -> list[Sample]:
     """So many samples of a group, the first of which the drafter has wrong."""
-    return [
-        Sample(group=name, confidence=confidence, drafted=(7, STOP), truth=(8 if at < wrong else 7, STOP))
-        for at in range(count)
-    ]
+    return [sample(name, confidence, (7, STOP), (8 if at < wrong else 7, STOP)) for at in range(count)]
 
 
 def test_each_group_has_a_threshold_of_its_own() -> None:
@@ -282,9 +290,9 @@ def test_what_the_passed_on_answers_are_like_is_counted() -> None:
     truths = [(1, 2), *[(3, 4, 5, 6), (7, 8, 9), (4, 4, 4)]]
     drafted = [(1, 2), (3, 4, 9, 9, 9), (7, 8, 9), (4,)]
     pairs = zip((0.9, 0.2, 0.8, 0.5), drafted, truths, strict=True)
-    some = [Sample(group=PLAIN, confidence=sure, drafted=ours, truth=theirs) for sure, ours, theirs in pairs]
+    some = [sample(PLAIN, sure, ours, theirs) for sure, ours, theirs in pairs]
     # Beside them enough that agree, and are surer, to keep those from 0.8 on.
-    every = [*some, *[Sample(group=PLAIN, confidence=0.95, drafted=(1, 2), truth=(1, 2))] * 60]
+    every = [*some, *[sample(PLAIN, 0.95, (1, 2), (1, 2))] * 60]
     found = calibrate_gate(every, [PLAIN]).groups[PLAIN]
     assert found.threshold == 0.8
     assert found.tokens == pytest.approx((2 + 4 + 3 + 3 + 60 * 2) / 64)
@@ -307,13 +315,98 @@ def test_a_calibration_from_before_there_were_groups_is_of_plain_questions(copie
 def test_a_reserve_keeps_less_than_the_promise_would_allow(reserve: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
     sure = rng.uniform(0.5, 1.0, 400)
-    samples = [
-        Sample(group=PLAIN, confidence=float(one), drafted=(1,), truth=(1 if rng.random() < one else 2,))
-        for one in sure
-    ]
+    samples = [sample(PLAIN, float(one), (1,), (1 if rng.random() < one else 2,)) for one in sure]
     (held,) = calibrate_gate(samples, [PLAIN], risk=0.05, reserve=reserve).groups.values()
     (strict,) = calibrate_gate(samples, [PLAIN], risk=0.05 - reserve).groups.values()
     (whole,) = calibrate_gate(samples, [PLAIN], risk=0.05).groups.values()
     assert (held.threshold, held.kept, held.disagreed) == (strict.threshold, strict.kept, strict.disagreed)
     assert held.kept <= whole.kept
     assert (held.risk, held.reserve) == (0.05, reserve)
+
+
+def test_a_promise_holds_before_those_that_it_is_about() -> None:
+    """The target's before workers or alone, an upstream's before that model, and what is right before everybody."""
+    against = {"a": TARGET, "b": upstream_named("big"), "c": ANSWERS}
+    made = Gate({name: msgspec.structs.replace(group(0.5), against=whom) for name, whom in against.items()})
+    assert set(made.before(None).groups) == {"a", "c"}
+    assert set(made.before("big").groups) == {"b", "c"}
+    assert set(made.before("bigger").groups) == {"c"}
+    assert made.before("bigger").said("b", Decision.KEPT) == Gated(group="b", calibrated=False, decision=Decision.KEPT)
+
+
+def test_a_calibration_says_how_it_compared() -> None:
+    some = samples(PLAIN, count=100)
+    found = calibrate_gate(some, [PLAIN, GROUPS[3]], agree="anls:0.8", against=ANSWERS)
+    assert {(one.agree, one.against) for one in found.groups.values()} == {("anls:0.8", ANSWERS)}
+    said = found.said(PLAIN, Decision.KEPT)
+    assert (said.promised, said.agree, said.against) == (0.05, "anls:0.8", ANSWERS)
+    assert found.said(PLAIN, Decision.PASSED).promised is None
+
+
+def test_answers_of_no_target_tell_nothing_of_its_tokens() -> None:
+    some = [Sample(group=PLAIN, confidence=0.9, agreed=True, drafted=(1,), truth=None)] * 50
+    found = calibrate_gate(some, [PLAIN], agree="text", against=ANSWERS).groups[PLAIN]
+    assert (found.kept, found.tokens, found.foreseen, found.passed_tokens) == (50, None, None, None)
+
+
+def test_a_gate_compares_as_its_calibration_did() -> None:
+    made = Gate({PLAIN: msgspec.structs.replace(group(0.5), agree="number"), GROUPS[3]: group(0.5)})
+    ours, theirs = Wording("3 cars", (1,)), Wording("three: 3", (2,))
+    assert made.agrees(PLAIN, ours, theirs)
+    assert not made.agrees(GROUPS[3], ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"agree": "judge.py:same"}, "judge.py:same, which is not on this device"),
+        ({"against": ANSWERS}, "known answers"),
+        ({"against": "upstream:big"}, "the upstream's big"),
+    ],
+)
+def test_what_no_audit_can_compare_is_refused_by_name(change: dict[str, str], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        Gate({PLAIN: msgspec.structs.replace(group(0.5), **change)}).check_audited()
+    closed = msgspec.structs.replace(group(2.0), kept=0, **change)
+    Gate({PLAIN: group(0.5), GROUPS[3]: closed}).check_audited()
+
+
+def test_populations_are_counted_as_the_whole_is() -> None:
+    rng = np.random.default_rng(3)
+    names, sure = rng.choice(["left", "right"], 600), rng.random(600).round(2)
+    agreed = rng.random(600) > np.where(names == "left", 0.1, 0.4) * (1 - sure) ** 2
+    some = [
+        Sample(group=PLAIN, confidence=float(one), agreed=bool(same), drafted=(1,), truth=(1,), population=str(name))
+        for one, same, name in zip(sure, agreed, names, strict=True)
+    ]
+    found = calibrate_gate(some, [PLAIN], risk=0.1).groups[PLAIN]
+    assert found.kept
+    kept = sure >= found.threshold
+    for name in ("left", "right"):
+        mine = names == name
+        counted = found.populations[name]
+        assert (counted.requests, counted.kept, counted.disagreed) == (
+            mine.sum(),
+            (mine & kept).sum(),
+            (mine & kept & ~agreed).sum(),
+        )
+    assert found.disagreed
+
+
+def test_bias_is_the_largest_difference_between_populations() -> None:
+    counts = {"a": (10, 8, 2), "b": (10, 2, 1), "c": (10, 5, 2)}
+    some = {
+        name: Population(requests=requests, kept=kept, disagreed=disagreed)
+        for name, (requests, kept, disagreed) in counts.items()
+    }
+    assert bias(some) == (pytest.approx(0.8 - 0.2), pytest.approx(1 / 2 - 2 / 8))
+    assert bias({"a": some["a"], "none": Population(requests=5, kept=0, disagreed=0)}) == (0.8, 0.0)
+
+
+def test_an_older_calibration_compared_tokens_with_the_target(copied: Bundle) -> None:
+    """One in which neither stands."""
+    plain = msgspec.to_builtins(group(0.9))
+    old = {name: plain[name] for name in ("threshold", "risk", "confidence", "requests", "kept", "disagreed")}
+    edit_manifest(copied.path, lambda said: said.update(calibration={"groups": {PLAIN: old}}))
+    found = open_gate(Bundle.open(copied.path)).groups[PLAIN]
+    assert (found.agree, found.against, found.populations) == ("tokens", "target", {})

@@ -24,6 +24,7 @@ from cutline.demo.requests import requests
 from cutline.edge.agent import Agent, AgentSettings
 from cutline.edge.generation.detokenizer import Transcript
 from cutline.edge.generation.events import Settled
+from cutline.edge.generation.gate import upstream_named
 from cutline.edge.generation.generation import Execution, Generation, Prepared
 from cutline.edge.generation.result import Answer, Provenance
 from cutline.edge.generation.semantic_cache import SemanticCache
@@ -314,7 +315,7 @@ def agent_asks(
         upstream = Upstream("https://there/v1", model="big", transport=httpx.MockTransport(handler))
         answers: list[Answer | CutlineError] = []
         async with Agent(
-            gated(BUNDLE, keeps_from(gate)),
+            gated(BUNDLE, keeps_from(gate, against=upstream_named("big"))),
             threads=1,
             target=Bundle.open(TARGET),
             settings=AgentSettings(upstream=upstream, memory=memory),
