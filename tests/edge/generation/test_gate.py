@@ -399,7 +399,7 @@ def test_bias_is_the_largest_difference_between_populations() -> None:
         name: Population(requests=requests, kept=kept, disagreed=disagreed)
         for name, (requests, kept, disagreed) in counts.items()
     }
-    assert bias(some) == (pytest.approx(0.8 - 0.2), pytest.approx(1 / 2 - 2 / 8))
+    assert bias(some) == pytest.approx((0.8 - 0.2, 1 / 2 - 2 / 8))
     assert bias({"a": some["a"], "none": Population(requests=5, kept=0, disagreed=0)}) == (0.8, 0.0)
 
 
