@@ -162,14 +162,15 @@ def _other_pixels(folder: Path, picture: Image.Image, pixels: Pixels) -> str | N
 def _generated(source: SourceModel, ids: tuple[int, ...], pixels: Pixels) -> tuple[int, ...]:
     """transformers' own answer, greedy, with all else that the folder's generation config says."""
     given = {key: torch.from_numpy(value) for key, value in source.family.as_given([pixels]).items()}
-    tokens = torch.tensor([ids])
-    types = source.family.token_types(np.array([ids]) == source.image_token)
+    image_tokens = np.array(ids) == source.image_token
+    tokens = torch.from_numpy(source.family.given_ids(np.array(ids), image_tokens))[None]
+    types = source.family.token_types(image_tokens[None])
     given |= {key: torch.from_numpy(value) for key, value in types.items()}
     with quiet(), torch.inference_mode():
         made = source.model.generate(
             input_ids=tokens, attention_mask=torch.ones_like(tokens), **given, max_new_tokens=STEPS, do_sample=False
         )
-    return tuple(made[0, len(ids) :].tolist())
+    return tuple(made[0, tokens.shape[1] :].tolist())
 
 
 def _exported(folder: Path) -> tuple[Bundle, Bundle]:

@@ -7,21 +7,23 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from cutline.models.export.quiet import quiet
-from cutline.models.families import FAMILIES, internvl, smolvlm
+from cutline.models.families import FAMILIES, git, internvl, smolvlm
 from cutline.models.families.gemma import gemma3
 from cutline.models.families.gemma.gemma3 import Gemma3
 from cutline.models.families.gemma.paligemma import PaliGemma
+from cutline.models.families.git import Git
 from cutline.models.families.internvl import InternVL
 from cutline.models.families.llava_onevision import LlavaOnevision
 from cutline.models.families.qwen import qwenvl
 from cutline.models.families.qwen.qwenvl import QwenVL
 from cutline.models.families.smolvlm import SmolVLM
-from cutline.testing.models.random_models import PLAIN_TEMPLATE, seeded, write_text
+from cutline.testing.models.random_models import PLAIN_TEMPLATE, Tokens, seeded, write_text
 from cutline.testing.models.small_models import GEMMA_TEMPLATE, INTERNVL_TEMPLATE, QWEN_TEMPLATE
 
 Files = dict[str, Any]
@@ -39,7 +41,7 @@ class Completion:
     """What a set of a family lacks: a `config` where there is none, an image processor, and a template.
 
     `reduce` makes the config small. The template writes the tokens `written`, and ends turns with the last of them;
-    `markers` are tokens by the setting of the config that has their id.
+    `markers` are tokens by the setting of the config that has their id, `fixed` ones have theirs by themselves.
     """
 
     config: Files
@@ -48,7 +50,8 @@ class Completion:
     template: str | None
     markers: Mapping[str, str]
     written: tuple[str, ...]
-    of_pieces: bool = False
+    fixed: Mapping[str, int] = MappingProxyType({})
+    tokens: Tokens = "bytes"
 
 
 def _smolvlm_images(config: Files) -> Files:
@@ -142,6 +145,17 @@ def _llava_images(config: Files) -> Files:
     return {"image_processor_type": "LlavaOnevisionImageProcessor", "size": square, "image_grid_pinpoints": pins}
 
 
+def _git_images(config: Files) -> Files:
+    side = config.get("vision_config", {}).get("image_size", 224)
+    sizes = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
+    return {"image_processor_type": "CLIPImageProcessor", **sizes}
+
+
+def _reduced_git(config: Files) -> Files:
+    sizes = {"hidden_size": 4 * HEAD, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return config | sizes | {"vision_config": _tower(config.get("vision_config", {}))}
+
+
 _SMOLVLM = Completion(
     {
         "image_token_id": 49190,
@@ -178,7 +192,7 @@ _GEMMA = Completion(
     GEMMA_TEMPLATE,
     {"image_token_id": gemma3.IMAGE, "boi_token_id": gemma3.START, "eoi_token_id": gemma3.END},
     ("<bos>", "<start_of_turn>", "<end_of_turn>"),
-    of_pieces=True,
+    tokens="pieces",
 )
 _PALIGEMMA = Completion(
     {"eos_token_id": 1, "vision_config": {"image_size": 224, "patch_size": 14}, "text_config": {"vocab_size": 257216}},
@@ -187,7 +201,7 @@ _PALIGEMMA = Completion(
     None,
     {"image_token_id": "<image>"},
     ("<bos>", "<eos>"),
-    of_pieces=True,
+    tokens="pieces",
 )
 _LLAVA_ONEVISION = Completion(
     {
@@ -202,6 +216,16 @@ _LLAVA_ONEVISION = Completion(
     {"image_token_id": "<image>"},
     ("<|im_start|>", "<|im_end|>"),
 )
+_GIT = Completion(
+    {"vision_config": {"image_size": 224, "patch_size": 16}},
+    _git_images,
+    _reduced_git,
+    None,
+    {},
+    ("[SEP]",),
+    fixed={"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, git.GAP: 103},
+    tokens="words",
+)
 COMPLETIONS: Mapping[type, Completion] = {
     SmolVLM: _SMOLVLM,
     QwenVL: _QWEN,
@@ -209,6 +233,7 @@ COMPLETIONS: Mapping[type, Completion] = {
     Gemma3: _GEMMA,
     PaliGemma: _PALIGEMMA,
     LlavaOnevision: _LLAVA_ONEVISION,
+    Git: _GIT,
 }
 
 
@@ -225,8 +250,9 @@ def filled(kind: str, files: Files) -> Files:
     if config == base:
         config |= completion.config
         side = files.get("preprocessor_config.json", {}).get("size", {})
-        if completion.of_pieces and isinstance(side, dict) and "height" in side:  # whose tower sees what is given
-            config["vision_config"] = config["vision_config"] | {"image_size": side["height"]}
+        square = side.get("height", side.get("shortest_edge")) if isinstance(side, dict) else None
+        if completion.tokens != "bytes" and square:  # whose tower sees what is given
+            config["vision_config"] = config["vision_config"] | {"image_size": square}
     has_processor = "image_processor" in files.get("processor_config.json", {})
     if "preprocessor_config.json" not in files and not has_processor:
         files["preprocessor_config.json"] = completion.images(config)
@@ -251,15 +277,15 @@ def write_folder(folder: Path, kind: str, files: Files) -> None:
                 (folder / file.name).write_bytes(file.read_bytes())
     ends = files.get(GENERATED, {}).get("eos_token_id") or model.generation_config.eos_token_id or 2
     special = _special(files, config, ends if isinstance(ends, list) else [ends], completion)
-    size, template = config.text_config.vocab_size, completion.template
-    write_text(folder, special, size, template=template, of_pieces=completion.of_pieces)
+    size, template = config.get_text_config().vocab_size, completion.template
+    write_text(folder, special, size, template=template, tokens=completion.tokens)
 
 
 def _special(files: Files, config: Any, ends: list[int], completion: Completion) -> dict[str, int]:
     """The special tokens that the files name, and those that the template writes."""
     listed = files.get("tokenizer_config.json", {}).get("added_tokens_decoder", {})
     found = {one["content"]: int(place) for place, one in listed.items() if place.isdigit() and isinstance(one, dict)}
-    wanted = {token: getattr(config, name) for name, token in completion.markers.items()}
+    wanted = {token: getattr(config, name) for name, token in completion.markers.items()} | completion.fixed
     taken = {place: content for content, place in (found | wanted).items()}
     names = iter([completion.written[-1], *(f"<end{number}>" for number in range(9))])
     for place in ends:

@@ -154,7 +154,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     def _check_conversation(self) -> None:
         """Check that the messages end in a question and have a placeholder for every image."""
         role = self.messages[-1].role if self.messages else "user"
-        if not self.text.strip() and role != "tool":  # which may have given nothing
+        # What a tool gave may be nothing; of a picture alone some models say what they see: theirs is to say.
+        if not self.text.strip() and role != "tool" and not self.images:
             raise PromptError("the question is empty; ask something about the image")
         if role not in ("user", "tool"):
             raise PromptError(f"the last message is the {role}'s; end with one of the user's")

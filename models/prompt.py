@@ -105,9 +105,15 @@ class PromptBuilder:
         return Prompt(ids, positions)
 
     def _check(self, messages: Sequence[Message], grids: Sequence[tuple[int, int]]) -> None:
-        last = messages[-1] if messages else None
-        if last is None or last.role not in ("user", "tool") or (last.role == "user" and not last.text.strip()):
+        family, last = self._manifest.family, messages[-1] if messages else None
+        silent = last is not None and last.role == "user" and not last.text.strip()
+        if last is None or last.role not in ("user", "tool") or (silent and (family.needs_question or not grids)):
             raise PromptError("the question is empty; ask something about the image")
+        if len(messages) > 1 and not family.has_turns:
+            raise PromptError(f"{self._manifest.name} takes one question, and neither turns nor instructions before it")
+        if family.most_images is not None and len(grids) > family.most_images:
+            most = f"{family.most_images} image" + "s" * (family.most_images != 1)
+            raise PromptError(f"{self._manifest.name} takes {most} in a question, and {len(grids)} came")
         size = sum(len(message.text) + sum(len(call.arguments) for call in message.calls) for message in messages)
         if size > MAX_TEXT:
             raise PromptError(f"the messages have {size} characters, over {MAX_TEXT}; ask a shorter question")

@@ -1,6 +1,7 @@
 """A bundle's tokenizer: text to token ids and back. A user's text can never become a special token.
 
-Two kinds run: byte-level BPE, and BPE like SentencePiece's, with `▁` for a space and bytes for characters it lacks.
+Three kinds run: byte-level BPE; BPE like SentencePiece's, with `▁` for a space and bytes for characters it lacks; and
+WordPiece, as BERT has it, which splits at spaces: what it says has one before each word, and none before full stops.
 
 `guard` puts MARK after every character of a user's text that could begin an added token such as `<image>`. After the
 template is rendered, `encode` splits at the added tokens that are still intact, which are the template's own, removes
@@ -16,7 +17,7 @@ import re
 from collections.abc import Iterable
 
 from tokenizers import AddedToken, Tokenizer, decoders
-from tokenizers.models import BPE
+from tokenizers.models import BPE, WordPiece
 
 from cutline.errors import BundleError, PromptError
 from cutline.models.bundle import Bundle
@@ -40,6 +41,8 @@ _PIECES = [
     {"type": "ByteFallback"},
     {"type": "Fuse"},
 ]
+_WITHIN = "##"  # begins a piece that goes on with a word
+_ATTACHED = frozenset(".,!?")  # written without a space before
 _SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
 
 
@@ -47,15 +50,17 @@ class Vocabulary:
     """A tokenizer and its added tokens. `added` maps the text of each that a user's text must not become to its id.
 
     Those of white space alone, which Gemma has hundreds of, are text like any other. One that `normalizes` may write a
-    text otherwise than it was.
+    text otherwise than it was. One `of_words` cannot write every text: it has neither bytes nor spaces.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         """Raises BundleError for a tokenizer of another kind, or with added tokens that match loosely."""
         self._bytewise = isinstance(tokenizer.decoder, decoders.ByteLevel)
-        if not self._bytewise and not _is_of_pieces(tokenizer):
+        self.of_words = _is_of_words(tokenizer)
+        if not self._bytewise and not self.of_words and not _is_of_pieces(tokenizer):
             raise BundleError(
-                f"{TOKENIZER} is neither byte-level BPE nor BPE like SentencePiece's; no other kind runs here"
+                f"{TOKENIZER} is neither byte-level BPE, nor BPE like SentencePiece's, nor WordPiece as BERT has it; "
+                "no other kind runs here"
             )
         every = tokenizer.get_added_tokens_decoder()
         tokens = {index: token for index, token in every.items() if token.content.replace(_SPACE, " ").strip()}
@@ -76,7 +81,8 @@ class Vocabulary:
         tokenizer.no_padding()
         # tokenizers 0.23 caches up to 10,000 words of users' texts for each thread and tokenizer, kilobytes each, and
         # leaks them when the tokenizer is freed. A question is encoded once, so a cache would not help.
-        tokenizer.model._resize_cache(0)
+        if isinstance(tokenizer.model, BPE):
+            tokenizer.model._resize_cache(0)
         self.normalizes = tokenizer.normalizer is not None
         self._tokenizer = tokenizer
 
@@ -119,6 +125,10 @@ class Vocabulary:
         content = None if token in self._hidden else self._tokenizer.id_to_token(token)
         if content is None:
             return b""
+        if self.of_words:
+            if content.startswith(_WITHIN):
+                return content.removeprefix(_WITHIN).encode()
+            return (content if content in _ATTACHED else f" {content}").encode()
         if not self._bytewise:
             if (byte := _BYTE.fullmatch(content)) is not None:
                 return bytes.fromhex(byte[1])
@@ -141,6 +151,12 @@ def _is_of_pieces(tokenizer: Tokenizer) -> bool:
     # The state of these objects is what tokenizer.json says of them.
     states = [json.loads(one.__getstate__()) for one in (decoder, normalizer)]
     return states == [{"type": "Sequence", "decoders": _PIECES}, _SPACES] and tokenizer.model.byte_fallback
+
+
+def _is_of_words(tokenizer: Tokenizer) -> bool:
+    """Whether it is WordPiece as BERT has it."""
+    words = isinstance(tokenizer.model, WordPiece) and tokenizer.model.continuing_subword_prefix == _WITHIN
+    return words and isinstance(tokenizer.decoder, decoders.WordPiece)
 
 
 class StreamDecoder:

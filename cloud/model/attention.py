@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers.modeling_utils import AttentionInterface
 
 from cutline.cloud.model.batch import Stretch
 from cutline.cloud.model.state.slot_cache import SlotCache
+from cutline.models.families.parts import Decoding
 from cutline.models.sight import CAUSAL, Sight
 
 ATTENTION = "cutline_slots"
@@ -264,6 +265,26 @@ def _attended(
     rows = query[0].transpose(0, 1)
     made = [call.attend(rows[call.first : call.last], keys, values, *scores) for call in layout.calls(place)]
     return (made[0] if len(made) == 1 else torch.cat(made))[None]
+
+
+class FamilyLayer(nn.Module):
+    """A layer of the decoder that its family runs, by its `decoding`: called as transformers' own are here."""
+
+    def __init__(self, module: nn.Module, decoding: Decoding, index: int) -> None:
+        super().__init__()
+        self._module, self._decoding, self._index = module, decoding, index
+
+    def forward(self, hidden: Tensor, *, position_embeddings: object, layout: Layout, slot_cache: SlotCache) -> Tensor:
+        """Rows `hidden` (1, n, width) after the layer."""
+        del position_embeddings
+        place = slot_cache.place(self._index)
+
+        def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+            each = (rows.transpose(0, 1)[None] for rows in (query, key, value))
+            return _attended(*each, place, (scale, 0.0), layout, slot_cache)[0]
+
+        made: Tensor = self._decoding(self._module, hidden[0], attend)[None]
+        return made
 
 
 # A compiler does not look into it. That it writes into the cache need not be said: in a pass nothing else reads that.

@@ -34,7 +34,9 @@ WARM_ROWS = (1, 7)
 Rotary = tuple[Tensor, Tensor]
 
 
-def run_layers(layers: Sequence[nn.Module], hidden: Tensor, rotary: Rotary, layout: Layout, cache: SlotCache) -> Tensor:
+def run_layers(
+    layers: Sequence[nn.Module], hidden: Tensor, rotary: Rotary | None, layout: Layout, cache: SlotCache
+) -> Tensor:
     """Rows `hidden` (1, n, width) after `layers`, one after another."""
     for layer in layers:
         hidden = layer(hidden, position_embeddings=rotary, layout=layout, slot_cache=cache)
@@ -56,10 +58,10 @@ class Compiled:
         self._run = torch.compile(run_layers, dynamic=True)
 
     def __call__(
-        self, layers: Sequence[nn.Module], hidden: Tensor, rotary: Rotary, layout: Layout, cache: SlotCache
+        self, layers: Sequence[nn.Module], hidden: Tensor, rotary: Rotary | None, layout: Layout, cache: SlotCache
     ) -> Tensor:
         """As `run_layers`."""
-        if len(layers) != self.block:
+        if len(layers) != self.block or rotary is None:
             return run_layers(layers, hidden, rotary, layout, cache)
         # What is left of a longer one has strides that tell, and code would be made for them.
         cos, sin = (part.flatten().view(part.shape) for part in rotary)

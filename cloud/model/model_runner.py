@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from cutline.cloud.model.attention import ATTENTION, Layout, sort_key
+from cutline.cloud.model.attention import ATTENTION, FamilyLayer, Layout, sort_key
 from cutline.cloud.model.batch import Rows, Stretch
-from cutline.cloud.model.compilation import Compiled, pieces, run_layers
+from cutline.cloud.model.compilation import Compiled, Rotary, pieces, run_layers
 from cutline.cloud.model.device import free_memory
 from cutline.cloud.model.loader import load_model
 from cutline.cloud.model.memory import MOST_DRAFTED, context_that_fits, image_room, slot_size, slots_that_fit
@@ -99,7 +99,15 @@ class Target:
             pack(model, self._dtype)
         self.tower = Tower(model, self._family, line, end=end)
         self._modules = self._family.parts.modules(model)
-        self._modules.decoder.config._attn_implementation = ATTENTION
+        own = [self._family.decoding(index) for index in range(line.decoder)]
+        self.layers = [
+            layer if decoding is None else FamilyLayer(layer, decoding, index)
+            for index, (layer, decoding) in enumerate(zip(self._modules.layers, own, strict=True))
+        ]  # of the decoder, as they are run; who has others has none in their place
+        if None in own:
+            self._modules.decoder.config._attn_implementation = ATTENTION
+        if compiled and any(own):
+            raise InputError(f"{bundle.manifest.name} has layers that cannot be compiled; leave out --compile")
         self._image_token = bundle.manifest.image_token
         self._heads = spec.heads // spec.kv_heads
         self._layers = range(line.decoder_layer(start), line.decoder_layer(end))
@@ -136,7 +144,7 @@ class Target:
         self._compiled: Compiled | None = None
         if compiled and self.decodes:
             ends = [layer - self._layers.start for layer in self._turning]
-            self._compiled = Compiled([self._modules.layers[index] for index in self._layers], self._cache, ends=ends)
+            self._compiled = Compiled([self.layers[index] for index in self._layers], self._cache, ends=ends)
             self._compiled.warm_up(self._warm_up)
 
     def steps(
@@ -239,9 +247,9 @@ class Target:
                 hidden, joined = torch.cat([hidden, coming]) if joined else coming, come
                 layout = Layout(stretches[:joined], self._cache, heads=self._heads, sights=self._sights)
             if layout is not None and piece:
-                cos, sin = turns[self._turns[piece[0] - self._layers.start]]
-                rotary = cos[..., : len(hidden), :], sin[..., : len(hidden), :]
-                layers = [self._modules.layers[index] for index in piece]
+                turn = turns[self._turns[piece[0] - self._layers.start]]
+                rotary = None if turn is None else (turn[0][..., : len(hidden), :], turn[1][..., : len(hidden), :])
+                layers = [self.layers[index] for index in piece]
                 hidden = run(layers, hidden[None], rotary, layout, self._cache)[0]
                 if piece[-1] in adding:
                     hidden = hidden + beside[: len(hidden)].unflatten(1, (-1, self._width))[:, piece[-1]]
@@ -273,6 +281,9 @@ class Target:
             if len(places):
                 hidden = functional.pad(hidden, (0, image.shape[1] - self._width))
                 hidden[places] = image[before : before + len(places)].to(hidden)
+        if self._family.places_rows:
+            places = torch.from_numpy(rows.positions[0]).to(self._device)
+            hidden = self._family.placed(self._modules.placing, hidden, places)
         return hidden
 
     def _apart(self, rows: Tensor) -> Tensor:
@@ -294,11 +305,12 @@ class Target:
 
         return torch.cat([part if part.shape[1] == widest else widened(part) for part in parts])
 
-    def _rotary(self, positions: NDArray[np.int64], like: Tensor, name: str | None) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (1, rows, width) of the rows' `positions` (axes, rows), in layers of this name."""
+    def _rotary(self, positions: NDArray[np.int64], like: Tensor, name: str | None) -> Rotary | None:
+        """Cosines and sines (1, rows, width) of the rows' `positions` (axes, rows), in layers of this name, if any."""
+        if self._modules.rotary is None:
+            return None
         ids = torch.from_numpy(self._family.as_ids(positions)).to(self._device)
-        assert self._modules.rotary is not None
-        rotary: tuple[Tensor, Tensor] = self._modules.rotary(like, ids, *(() if name is None else (name,)))
+        rotary: Rotary = self._modules.rotary(like, ids, *(() if name is None else (name,)))
         return rotary
 
     def _leaving(self, batch: Sequence[Rows], stretches: Sequence[Stretch], hidden: Tensor) -> Sequence[Tensor]:

@@ -191,7 +191,7 @@ def _layers(target: Target, manifest: Manifest) -> Layers:
     made = manifest.family.parts.modules(target.model)
     return {
         **{name: [layer] for name, layer in target.tower.layers.items()},
-        **{f"decoder.{index}": [layer] for index, layer in enumerate(made.layers)},
+        **{f"decoder.{index}": [layer] for index, layer in enumerate(target.layers)},
         "head": made.last,
     }
 

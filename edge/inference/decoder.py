@@ -23,6 +23,7 @@ from cutline.edge.inference.layer_states import FEW, PIECE, LayerStates
 from cutline.edge.inference.runtime import open_session
 from cutline.errors import BundleError, PromptError
 from cutline.models.bundle import EMBEDDINGS, PREFIX_WEIGHTS, Bundle, DecoderSpec, Manifest, span_file
+from cutline.models.families.family import PLACES
 from cutline.models.families.layer_state import keys_in_graph, states_in_graph
 from cutline.models.families.positions import Positions
 from cutline.models.sight import Block
@@ -76,6 +77,7 @@ class Decoder:
         rotations = manifest.family.rotations(np.zeros((manifest.family.axes, 1), np.int64))
         biases = manifest.family.biases(layers)
         expected = {"inputs_embeds", *_LENGTHS, *caches, *rotations, *biases} | (ends & {"wanted"})
+        expected |= {PLACES} if manifest.family.places_rows else set()
         fits = inputs.keys() == expected and inputs["inputs_embeds"][-1] == spec.width * (1 + len(manifest.family.taps))
         if not fits or session.get_outputs()[0].name not in ends:
             raise BundleError(f"{name} in {bundle.path} is not of the sizes in the manifest; export it again")
@@ -180,6 +182,8 @@ class DecoderState:
         if family.axes > 1:  # else the graph computes the rotations itself
             for name, array in family.rotations(self._positions.at(first, total)).items():
                 self._bind_input(name, array)
+        if family.places_rows:
+            self._bind_input(PLACES, self._positions.at(first, total)[0])
         for name, sight in self._decoder.biases.items():
             self._bind_input(name, sight.bias(self._positions.blocks, first, total))
         if self._states is not None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -35,10 +35,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from cutline.errors import BundleError
 from cutline.models.bundle import DecoderSpec, Precision
+from cutline.models.export.graphs import needed
 from cutline.models.export.quiet import quiet
+from cutline.models.export.traced import is_traced, traced
 from cutline.models.families import Family
-from cutline.models.families.family import bias_name
+from cutline.models.families.family import PLACES, bias_name
 from cutline.models.families.layer_state import keys_in_graph, states_in_graph
+from cutline.models.families.parts import Modules
 from cutline.models.sight import Block
 
 # The classes of onnxruntime-genai's builder, by transformers' kind of decoder. That of a Llama takes biases too.
@@ -72,8 +75,11 @@ def export_decoder(model: Any, family: Family, spec: DecoderSpec, path: Path, pr
     The error is the root mean square difference from torch's logits on seeded rows, as a share of their standard
     deviation. Raises BundleError if it exceeds the precision's tolerance.
     """
-    graph = build(model, family, spec, path, precision, head=True)
-    _choose_rows(graph)
+    if is_traced(family, spec):
+        graph = traced(model, family, spec, path, precision, head=True)
+    else:
+        graph = build(model, family, spec, path, precision, head=True)
+        _choose_rows(graph)
     path.write_bytes(graph.SerializeToString())
     error = _difference(model, family, spec, path)
     allowed = TOLERANCES[precision]
@@ -269,16 +275,6 @@ def _bind_lengths(model: onnx.ModelProto) -> None:
     model.producer_version = ""  # the builder writes the commit of the git repository it runs in
 
 
-def needed(nodes: Iterable[onnx.NodeProto], outputs: Collection[str]) -> list[onnx.NodeProto]:
-    """Those of the topologically sorted `nodes` that `outputs` depend on."""
-    used, kept = set(outputs), []
-    for node in reversed(list(nodes)):
-        if used.intersection(node.output):
-            used.update(node.input)
-            kept.append(node)
-    return kept[::-1]
-
-
 def _choose_rows(model: onnx.ModelProto) -> None:
     """Compute logits of the rows in `wanted` only."""
     graph = model.graph
@@ -297,8 +293,8 @@ def _difference(model: Any, family: Family, spec: DecoderSpec, path: Path) -> fl
     """The error of the graph's logits on a prompt of seeded tokens."""
     rows, positions = seeded_prompt(model, family, spec)
     with torch.inference_mode():
-        logits = model.lm_head(run_whole(model, family, rows, positions))
-        cap = getattr(model.config.text_config, "final_logit_softcapping", None)
+        logits = model.get_output_embeddings()(run_whole(model, family, rows, positions))
+        cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
         expected = (logits if cap is None else cap * torch.tanh(logits / cap)).numpy()
     feed = whole_feed(rows.numpy(), positions, family, spec, spec.layers) | {"wanted": np.arange(rows.shape[1])}
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -319,24 +315,25 @@ def seeded_prompt(model: Any, family: Family, spec: DecoderSpec) -> tuple[torch.
 
 def run_whole(model: Any, family: Family, rows: torch.Tensor, positions: NDArray[np.int64]) -> torch.Tensor:
     """transformers' own decoder: from rows (1, n, streams * width) to hidden states (1, n, width) after its norm."""
-    decoder = family.parts.modules(model).decoder
+    made = family.parts.modules(model)
     own, *beside = rows.unflatten(-1, (1 + len(family.taps), -1)).unbind(-2)
     more: dict[str, Any] = {}
     if beside:
         everywhere = torch.ones(own.shape[:2], dtype=torch.bool)
         more = {"visual_pos_masks": everywhere, "deepstack_visual_embeds": [stream[0] for stream in beside]}
-    if family.biases(len(decoder.layers)):
-        more["attention_mask"] = _masks(decoder, family, own.shape[1])
+    if family.biases(len(made.layers)):
+        more["attention_mask"] = _masks(made, family, own.shape[1])
     ids = torch.from_numpy(family.as_ids(positions))
-    made: torch.Tensor = decoder(inputs_embeds=own, position_ids=ids, use_cache=False, **more).last_hidden_state
-    return made
+    own = own + 0  # some decoders add in place
+    hidden: torch.Tensor = made.decoder(inputs_embeds=own, position_ids=ids, use_cache=False, **more).last_hidden_state
+    return hidden
 
 
-def _masks(decoder: Any, family: Family, length: int) -> Any:
+def _masks(made: Modules, family: Family, length: int) -> Any:
     """What rows of a seeded prompt see, by the type of the layer where transformers has types."""
-    layers = range(len(decoder.layers))
+    layers = range(len(made.layers))
     biases = [torch.from_numpy(family.sight(layer).bias(_blocks(length), 0, length)) for layer in layers]
-    types = getattr(decoder.config, "layer_types", None)
+    types = getattr(made.decoder.config, "layer_types", None)
     return biases[0] if types is None else dict(zip(types, biases, strict=True))
 
 
@@ -363,7 +360,8 @@ def whole_feed(
     past = dict.fromkeys(keys_in_graph(keeps), empty)
     past |= {f"past.{name}": np.zeros((1, *shape), np.float32) for name, shape in states_in_graph(keeps).items()}
     biases = {name: sight.bias(_blocks(length), 0, length) for name, sight in family.biases(layers).items()}
-    return feed | past | family.rotations(positions) | biases
+    places = {PLACES: positions[0]} if family.places_rows else {}
+    return feed | past | family.rotations(positions) | biases | places
 
 
 def spread_of(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:

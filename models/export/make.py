@@ -150,6 +150,9 @@ def _paired(source: SourceModel, manifest: Manifest, target: Bundle) -> tuple[So
         raise InputError(f"{target.path} holds a {theirs.role}; a drafter's target must be a target")
     files = {name: target.file(name).read_bytes() for name in source.companions}
     shared = shared_by(manifest, source.companions, theirs, files)
+    for path, content in ((source.path, source.companions[TOKENIZER]), (target.path, files[TOKENIZER])):
+        if not shared.tokens and Vocabulary.read(content).of_words:
+            raise InputError(f"{path} has a WordPiece tokenizer, which its drafter, or its target, must share")
     if shared.tokens:
         source = source.resized(theirs.decoder.vocabulary)
         # A drafter predicts its target's answer, so the target's penalties apply; they are of tokens.

@@ -26,7 +26,6 @@ from cutline.models.bundle import PREFIX_WEIGHTS, DecoderSpec, Precision, span_f
 from cutline.models.export.decoder import (
     TOLERANCES,
     build,
-    needed,
     residual_norms,
     run_whole,
     seeded_prompt,
@@ -34,11 +33,11 @@ from cutline.models.export.decoder import (
     stream_name,
     whole_feed,
 )
+from cutline.models.export.graphs import part_of
+from cutline.models.export.traced import BOUNDARY, is_traced, traced, traced_prefix
 from cutline.models.families import Family
 from cutline.models.families.layer_state import keys_in_graph, states_in_graph
 from cutline.models.layerline import LayerLine
-
-BOUNDARY = "boundary"
 
 
 def export_prefixes(
@@ -50,12 +49,13 @@ def export_prefixes(
     on seeded rows, as a share of their standard deviation. Raises BundleError if one exceeds the precision's tolerance.
     """
     path = folder / PREFIX_WEIGHTS.removesuffix(".data")  # the builder appends it for the file of weights
-    whole = build(model, family, spec, path, precision, head=False)
+    ours = is_traced(family, spec)
+    whole = (traced if ours else build)(model, family, spec, path, precision, head=False)
     path.unlink()
     for cut in line.deep_cuts:
-        onnx.save_model(
-            _prefix(whole, family, line.decoder_layer(cut), spec.width), folder / span_file(cut, "decoder.0")
-        )
+        layers = line.decoder_layer(cut)
+        prefix = traced_prefix(whole, cut, layers) if ours else _prefix(whole, family, layers, spec.width)
+        onnx.save_model(prefix, folder / span_file(cut, "decoder.0"))
     return _largest_error(model, family, line, spec, folder, TOLERANCES[precision])
 
 
@@ -75,17 +75,9 @@ def _prefix(whole: onnx.ModelProto, family: Family, layers: int, width: int) -> 
         helper.make_tensor_value_info(BOUNDARY, TensorProto.FLOAT, ["batch_size", "sequence_length", width]),
         *(value for value in graph.output if value.name in presents),
     ]
-    kept = needed([*graph.node, *made], {value.name for value in outputs})
-    used = {name for node in kept for name in node.input}
-    prefix = helper.make_graph(
-        kept,
-        graph.name,
-        # Of the others only caches: layers without attention take neither lengths nor rotations, and are told them.
-        [value for value in graph.input if value.name in used or not value.name.startswith("past")],
-        outputs,
-        [weight for weight in graph.initializer if weight.name in used],
-    )
-    return helper.make_model(prefix, opset_imports=whole.opset_import, ir_version=whole.ir_version)
+    # Of the others only caches: layers without attention take neither lengths nor rotations, and are told them.
+    told = [value.name for value in graph.input if not value.name.startswith("past")]
+    return part_of(whole, [*graph.node, *made], outputs, told=told)
 
 
 def _largest_error(
@@ -116,9 +108,11 @@ def _hidden_states(
     made = family.parts.modules(model)
     hooks = [
         layer.register_forward_pre_hook(lambda _, given: states.append(given[0].numpy()))
-        for layer in (*made.layers, made.last[0])
+        for layer in (*made.layers, *([] if made.norm is None else [made.norm]))
     ]
-    run_whole(model, family, rows, positions)
+    last = run_whole(model, family, rows, positions)
+    if made.norm is None:
+        states.append(last.numpy())
     for hook in hooks:
         hook.remove()
     return states

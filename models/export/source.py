@@ -13,7 +13,7 @@ import msgspec
 import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, PreTrainedConfig
 
-from cutline.errors import InputError
+from cutline.errors import BundleError, InputError
 from cutline.models.bundle import FORMAT, DecoderSpec, Manifest, Precision, Role, VisionSpec
 from cutline.models.export.folder import Settings, content_of, first_line, refuse_pointer, settings_of
 from cutline.models.export.quiet import quiet
@@ -22,7 +22,7 @@ from cutline.models.families import Family, every_family
 from cutline.models.law.penalties import NO_PENALTIES, Penalties
 from cutline.models.layerline import LayerLine
 from cutline.models.prompt import TEMPLATE
-from cutline.models.vocabulary import TOKENIZER
+from cutline.models.vocabulary import TOKENIZER, Vocabulary
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 PROCESSOR, IMAGES, TOKENS = "processor_config.json", "preprocessor_config.json", "tokenizer_config.json"
@@ -90,12 +90,13 @@ def read_source(path: Path, *, dtype: torch.dtype | None = None) -> SourceModel:
     companions = {TOKENIZER: _tokenizer(path), TEMPLATE: _template(path, kind, said)}
     config = _config(path)
     family = _family(path, kind, config, said)
-    if config.image_token_id >= (vocabulary := config.text_config.vocab_size):
-        image = f"image_token_id {config.image_token_id} in {CONFIG}"
+    text, image_token = config.get_text_config(), _image_token(config, family, companions[TOKENIZER])
+    if image_token >= (vocabulary := text.vocab_size):
+        image = f"image_token_id {image_token} in {CONFIG}"
         raise InputError(f"{path} has {image}, and a vocabulary of {vocabulary} tokens")
     _penalties(path, said[GENERATION], (), vocabulary)  # refused before weights are read
     model = read_weights(AutoModelForImageTextToText, path, dtype)
-    text, tower = config.text_config, family.tower_sizes(config)
+    tower = family.tower_sizes(config)
     generation = model.generation_config.to_dict()  # from config.json if generation_config.json is missing
     check(path, GENERATION, generation)
     stops = _stop_tokens(path, generation)
@@ -105,7 +106,7 @@ def read_source(path: Path, *, dtype: torch.dtype | None = None) -> SourceModel:
         model=model,
         companions=companions,
         stop_tokens=stops,
-        image_token=config.image_token_id,
+        image_token=image_token,
         line=LayerLine(vision=tower.layers, decoder=text.num_hidden_layers),
         parameters=_parameters(model, family),
         vision=VisionSpec(width=tower.width, heads=tower.heads),
@@ -113,7 +114,7 @@ def read_source(path: Path, *, dtype: torch.dtype | None = None) -> SourceModel:
             width=text.hidden_size,
             layers=text.num_hidden_layers,
             heads=text.num_attention_heads,
-            kv_heads=text.num_key_value_heads,
+            kv_heads=getattr(text, "num_key_value_heads", None) or text.num_attention_heads,
             head_dim=_head(text),
             vocabulary=text.vocab_size,
             context=text.max_position_embeddings,
@@ -181,17 +182,30 @@ def _config(path: Path) -> PreTrainedConfig:
         with quiet():
             # By default transformers would ask in the terminal whether code from the folder may run.
             config: PreTrainedConfig = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-            check(path, f"{CONFIG}, text_config", config.text_config.to_dict())
+            text = config.get_text_config()
+            check(path, f"{CONFIG}, text_config", text.to_dict())
             check(path, f"{CONFIG}, vision_config", config.vision_config.to_dict())
     except InputError:
         raise
     except Exception as error:  # a config may have any value anywhere, and transformers may raise anything on it
         raise InputError(f"{path / CONFIG} does not read ({first_line(error)})") from None
-    text = config.text_config
     if (head := _head(text)) % HEAD_MULTIPLE:
         sizes = f"hidden_size {text.hidden_size}, num_attention_heads {text.num_attention_heads}"
         raise InputError(f"{path} has head_dim {head} ({sizes}) in {CONFIG}; supported: a multiple of {HEAD_MULTIPLE}")
     return config
+
+
+def _image_token(config: PreTrainedConfig, family: Family, tokenizer: bytes) -> int:
+    """The token that stands for a row of an image: the config's, else the family's. Raises InputError."""
+    said = getattr(config, "image_token_id", None)
+    token = family.image_token or family.image_marker
+    try:
+        found = Vocabulary.read(tokenizer).added.get(token) if said is None else said
+    except BundleError as error:
+        raise InputError(str(error)) from None
+    if found is None:
+        raise InputError(f"{TOKENIZER} has no token {token}, which stands for an image")
+    return int(found)
 
 
 def _head(text: Any) -> int:

@@ -24,6 +24,7 @@ from torch.nn import functional
 
 from cutline.errors import BundleError
 from cutline.models.bundle import SPAN_WEIGHTS, span_file
+from cutline.models.export.graphs import without_notes
 from cutline.models.export.quiet import quiet
 from cutline.models.families import Family, Ops
 from cutline.models.images import Pixels
@@ -101,9 +102,8 @@ def _difference(model: Any, family: Family, seed: int, path: Path) -> float:
     (rows,) = session.run(["decoder.0"], {value.name: given[value.name].numpy() for value in session.get_inputs()})
     with torch.inference_mode():
         images = {name: torch.from_numpy(array) for name, array in family.as_given([image]).items()}
-        found = model.model.get_image_features(**images)
         # One tensor an image, or one for all; and so of each tap.
-        streams = [found.pooler_output, *(getattr(found, "deepstack_features", None) or ())]
+        streams = family.features(model.base_model, images)
         expected = torch.cat([torch.cat(list(stream)) for stream in streams], dim=1).numpy()
     error = float(np.abs(rows - expected).max() / np.abs(expected).max())
     if not error <= TOLERANCE:
@@ -139,14 +139,4 @@ def fused(model: onnx.ModelProto) -> onnx.ModelProto:
     del graph.node[:]
     graph.node.extend(nodes)
     model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-    return model
-
-
-def without_notes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Drop torch's metadata of nodes and values, which has source lines with their local paths."""
-    graph = model.graph
-    del graph.value_info[:], graph.metadata_props[:]
-    for notes in (graph.node, graph.input, graph.output, graph.initializer):
-        for noted in notes:
-            del noted.metadata_props[:]
     return model

@@ -14,6 +14,7 @@ import msgspec
 from cutline.models.families.family import Family, Grid
 from cutline.models.families.gemma.gemma3 import Gemma3
 from cutline.models.families.gemma.paligemma import PaliGemma
+from cutline.models.families.git import Git
 from cutline.models.families.internvl import InternVL
 from cutline.models.families.llava_onevision import LlavaOnevision
 from cutline.models.families.parts import Ops
@@ -35,6 +36,7 @@ FAMILIES: tuple[type[Family], ...] = (
     Gemma3,
     PaliGemma,
     LlavaOnevision,
+    Git,
 )
 
 __all__ = [

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cutline.models.families.layer_state import KEYS_VALUES, LayerMemory, LayerState
-from cutline.models.families.parts import Ops, Parts, TowerSizes
+from cutline.models.families.parts import Decoding, Ops, Parts, TowerSizes
 from cutline.models.families.positions import Positions
 from cutline.models.images import Pixels, Size, lossless, read_header, size_fault
 from cutline.models.layerline import LayerLine
@@ -33,6 +33,8 @@ Spread = Annotated[float, msgspec.Meta(gt=0)]
 ROTATIONS = ("default", "linear", "llama3", "yarn")  # the rope types that do not depend on the length of the text
 # "dynamic" depends on it only behind max_position_embeddings, where no text goes.
 BOUNDED_ROTATIONS = (*ROTATIONS, "dynamic")
+
+PLACES = "places"  # the input of a decoder's graph that says where rows are placed: see `Family.places_rows`
 
 Grid = tuple[int, int]  # rows and columns of an image's tiles or patches, as `Pixels.grid`
 Arrays = dict[str, NDArray[Any]]
@@ -59,6 +61,10 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
     image_token: ClassVar[str | None] = None  # stands in an expanded prompt for each row; None for the marker itself
     apart: ClassVar[frozenset[str]] = frozenset()  # fields of the tower or the decoder alone: see `is_alike`
     template: ClassVar[str | None] = None  # the chat template of models that come without one
+    most_images: ClassVar[int | None] = None  # that a prompt may have
+    images_first: ClassVar[bool] = False  # whether images only stand before all text
+    has_turns: ClassVar[bool] = True  # whether anything may stand before the question: turns, instructions
+    needs_question: ClassVar[bool] = True  # whether a picture must come with words
     axes: ClassVar[int] = 1  # of a token's position; with several the rotations are inputs of the decoder's graph
 
     @classmethod
@@ -174,6 +180,24 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
         sights = list(dict.fromkeys(map(self.sight, range(layers))))
         return {} if sights == [CAUSAL] else {bias_name(sight): sight for sight in sights}
 
+    @property
+    def places_rows(self) -> bool:
+        """Whether rows are told their places as they enter the decoder, by `placed`; else layers tell them."""
+        return self.parts.placing is not None
+
+    def placed(self, module: Any, rows: Any, positions: Any) -> Any:
+        """Rows (n, width) at `positions` (n,), by the module that is `parts.placing`; rows at -1 stay as they are."""
+        raise NotImplementedError
+
+    def decoding(self, layer: int) -> Decoding | None:
+        """What runs the decoder's layer of this index, if that is not transformers' own module by itself.
+
+        The module must be told where keys are kept and what is seen, which those do that ask transformers' registry for
+        their attention.
+        """
+        del layer
+        return None
+
     def rotary(self, layer: int) -> str | None:
         """The name by which transformers' rotary embedding knows the decoder's layer; None if it is one for all."""
         del layer
@@ -214,6 +238,19 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
     @abstractmethod
     def as_given(self, images: Sequence[Pixels]) -> Arrays:
         """The images of one prompt as keyword arguments of transformers' own models."""
+
+    def features(self, base: Any, images: dict[str, Any]) -> list[Any]:
+        """What transformers' own `base` model makes of images, as `as_given` has them: one stream, and one a tap.
+
+        A stream is a tensor of all images' rows, or several of some.
+        """
+        found = base.get_image_features(**images)
+        return [found.pooler_output, *(getattr(found, "deepstack_features", None) or ())]
+
+    def given_ids(self, ids: NDArray[np.int64], image_tokens: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """The tokens (n,) of a prompt as transformers' own models take them; some have none for images."""
+        del image_tokens
+        return ids
 
     def token_types(self, image_tokens: NDArray[np.bool_]) -> Arrays:
         """Where the image tokens of a prompt are (1, n), as keyword arguments of transformers' own models."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,17 @@ class Ops:
     delta_rule: Callable[..., tuple[Any, Any]] | None = None
 
 
+class Attend(Protocol):
+    """Attention of a decoder's layer: `key` and `value` are kept, and each row sees what its family's `sight` says."""
+
+    def __call__(self, query: Any, key: Any, value: Any, scale: float) -> Any:
+        """Rows (n, heads, width) of `query` alike; keys and values may have fewer heads."""
+
+
+# Of a layer's module, rows (n, width) and its attention: the rows after the layer.
+Decoding = Callable[[Any, Any, Attend], Any]
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     """The names of the modules that hold the layers of a family's line, within transformers' `base_model`.
@@ -30,8 +41,9 @@ class Parts:
     connector are `learnt`.
 
     `decoder` may be "", the base model itself. The names of its parts count within it: what embeds tokens, the list of
-    layers, the last norm and the rotary embedding, which are None where there is none. The head is transformers' own
-    `get_output_embeddings`. `mixer` is what the decoder's layers without attention have in its place.
+    layers, the last norm, the rotary embedding and what tells rows their places as they enter, all three of which are
+    None where there is none. `mixer` is what the decoder's layers without attention have in its place. The head is
+    transformers' own `get_output_embeddings`.
     """
 
     image: tuple[str, ...]
@@ -45,6 +57,7 @@ class Parts:
     norm: str | None = "norm"
     rotary: str | None = "rotary_emb"
     mixer: str | None = None
+    placing: str | None = None
 
     def tower_names(self, base: Any) -> list[str]:
         """The names of the tower's layers within the `base` model, in order."""
@@ -72,6 +85,7 @@ class Parts:
             layers=list(own(self.layers)),
             norm=own(self.norm),
             rotary=own(self.rotary),
+            placing=own(self.placing),
             head=model.get_output_embeddings(),
         )
 
@@ -89,6 +103,7 @@ class Modules:
     layers: list[Any]
     norm: Any | None
     rotary: Any | None
+    placing: Any | None
     head: Any
 
     @property

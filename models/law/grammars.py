@@ -131,6 +131,11 @@ class Grammars:
 
         Nobody learns by the time it takes what another tenant had compiled.
         """
+        if self._vocabulary().of_words:
+            raise InputError(
+                f"{self._manifest.name} has a WordPiece tokenizer, which cannot write every text; "
+                "no answer of it can be held to a constraint"
+            )
         key = tenant, constraint
         if (kept := self._kept.get(key)) is None:
             matcher = llguidance.LLMatcher(self._tokens(), self._grammar(constraint), log_level=0, limits=_LIMITS)

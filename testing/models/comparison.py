@@ -80,13 +80,13 @@ def seeded_prompts(manifest: Manifest) -> list[Prompt]:
     def text(length: int) -> list[int]:
         return [int(token) for token in dice.choice(words, length)]
 
-    prompts = []
+    family, prompts = manifest.family, []
     for sizes in PROMPTS:
-        images, ids = [], text(int(dice.integers(2, 9)))
-        for width, height in sizes:
+        images, ids = [], [] if family.images_first else text(int(dice.integers(2, 9)))
+        for width, height in sizes[: family.most_images]:
             noise = dice.integers(0, 256, (height, width, 3), np.uint8)
-            images.append(manifest.family.preprocess(Image.fromarray(noise)))
-            ids += [manifest.image_token] * manifest.family.tokens(images[-1].grid) + text(3)
+            images.append(family.preprocess(Image.fromarray(noise)))
+            ids += [manifest.image_token] * family.tokens(images[-1].grid) + text(3)
         prompts.append(Prompt((*ids, *text(5)), tuple(images)))
     return prompts
 
@@ -145,8 +145,9 @@ class Whole:
     @torch.inference_mode()
     def answer(self, prompt: Prompt, steps: int) -> list[int]:
         """Decode `steps` tokens greedily."""
-        made = self._model.generate(**self._given(prompt), do_sample=False, max_new_tokens=steps)
-        answer: list[int] = made[0, len(prompt.ids) :].tolist()
+        given = self._given(prompt)
+        made = self._model.generate(**given, do_sample=False, max_new_tokens=steps)
+        answer: list[int] = made[0, given["input_ids"].shape[1] :].tolist()
         return answer
 
     def _behind(self) -> Iterator[tuple[str, Any]]:
@@ -158,11 +159,12 @@ class Whole:
         yield "head", made.last[0]
 
     def _given(self, prompt: Prompt) -> dict[str, torch.Tensor]:
-        ids, family = np.array([prompt.ids]), self._manifest.family
+        ids, family = np.array(prompt.ids), self._manifest.family
+        image_tokens = ids == self._manifest.image_token
         arrays = {
-            "input_ids": ids,
+            "input_ids": family.given_ids(ids, image_tokens)[None],
             **family.as_given(prompt.images),
-            **family.token_types(ids == self._manifest.image_token),
+            **family.token_types(image_tokens[None]),
         }
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 

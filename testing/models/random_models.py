@@ -7,11 +7,11 @@ import shutil
 from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers
-from tokenizers.models import BPE
+from tokenizers.models import BPE, WordPiece
 from torch import nn
 from transformers import (
     SmolVLMConfig,
@@ -24,6 +24,8 @@ from cutline.models.export.quiet import quiet
 from cutline.models.families.smolvlm import IMAGE
 from cutline.models.prompt import TEMPLATE
 from cutline.models.vocabulary import TOKENIZER
+
+Tokens = Literal["bytes", "pieces", "words"]  # kinds of tokenizers
 
 # Of SmolVLM, whose special tokens a tokenizer of `write_text` then has.
 PLAIN_TEMPLATE = """{% for message in messages %}<|im_start|>{{ message['role'] }}: \
@@ -93,12 +95,16 @@ def write_text(
     size: int,
     *,
     template: str | None = PLAIN_TEMPLATE,
-    of_pieces: bool = False,
+    tokens: Tokens = "bytes",
 ) -> None:
     """A tokenizer of `size` tokens, the `special` ones at their places and a byte at each other one; and a template.
 
-    It is byte-level, or like SentencePiece's: of pieces.
+    It is byte-level, like SentencePiece's of pieces, or like BERT's of words.
     """
+    if tokens == "words":
+        words_of(special, size).save(str(folder / TOKENIZER))
+        return
+    of_pieces = tokens == "pieces"
     words, free = dict(special), (place for place in range(size) if place not in special.values())
     letters = sorted(pre_tokenizers.ByteLevel.alphabet(), key=ord)
     if of_pieces:
@@ -115,6 +121,19 @@ def write_text(
     tokenizer.save(str(folder / TOKENIZER))
     if template is not None:
         (folder / TEMPLATE).write_text(template)
+
+
+def words_of(special: Mapping[str, int], size: int) -> Tokenizer:
+    """A tokenizer like BERT's of `size` tokens, the `special` ones at their places: small letters and words."""
+    words, free = dict(special), (place for place in range(size) if place not in special.values())
+    letters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
+    pieces = (*letters, *(f"##{letter}" for letter in letters), *(f"word{number}" for number in range(size)))
+    words |= zip(pieces, free, strict=False)
+    tokenizer = Tokenizer(WordPiece(words, unk_token=next(mark for mark in special if "UNK" in mark)))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.add_special_tokens([AddedToken(mark, special=True, normalized=False) for mark in special])
+    return tokenizer
 
 
 def seeded(kind: Any, config: Any) -> Any:

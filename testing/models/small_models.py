@@ -24,10 +24,11 @@ from cutline.models.families.qwen import qwenvl
 from cutline.models.prompt import TEMPLATE
 from cutline.models.tools import HERMES
 from cutline.models.vocabulary import TOKENIZER
-from cutline.testing.models.random_models import save_weights, seeded
+from cutline.testing.models.random_models import Tokens, save_weights, seeded, words_of
 
 Words = Mapping[str, int]
 END = "<|im_end|>"
+BERT = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4}
 
 # That of Qwen2.5-VL, without what it has for videos.
 QWEN_TEMPLATE = """{% set image_count = namespace(value=0) %}{% for message in messages %}\
@@ -103,7 +104,8 @@ class Small:
     template: str | None
     config: Callable[[Words], dict[str, Any]]
     processor: Mapping[str, Any]
-    of_pieces: bool = False
+    tokens: Tokens = "bytes"
+    flat: bool = False  # the config has no text_config
     plain: tuple[str, ...] = ()
     more_words: int = 0  # rows of the vocabulary that no token has
     videos: Mapping[str, Any] | None = None  # the settings of its video processor
@@ -121,21 +123,27 @@ class Small:
 
     def write(self, folder: Path) -> None:
         """Make the folder."""
-        tokenizer = of_pieces(self.markers) if self.of_pieces else Tokenizer.from_file(str(TARGET / TOKENIZER))
+        match self.tokens:
+            case "bytes":
+                tokenizer, (pad, bos, end) = Tokenizer.from_file(str(TARGET / TOKENIZER)), (PAD, START, END)
+            case "pieces":
+                tokenizer, (pad, bos, end) = of_pieces(self.markers), ("<pad>", "<bos>", END)
+            case "words":
+                tokenizer, (pad, bos, end) = words_of(BERT, 160), ("[PAD]", "[CLS]", "[SEP]")
         tokenizer.add_special_tokens([AddedToken(token, special=True) for token in (*self.markers, END)])
         tokenizer.add_tokens([AddedToken(token, normalized=False) for token in self.plain])
         words = tokenizer.get_vocab()
-        pad, bos = ("<pad>", "<bos>") if self.of_pieces else (PAD, START)
-        special = {"pad_token_id": words[pad], "bos_token_id": words[bos], "eos_token_id": words[END]}
+        special = {"pad_token_id": words[pad], "bos_token_id": words[bos], "eos_token_id": words[end]}
         said = self.config(words)
         text = {**TEXT, "vocab_size": len(words) + 1 + self.more_words, **special, **said.pop("text_config")}
         configured: Any = CONFIG_MAPPING[self.kind]
-        config = configured(tie_word_embeddings=False, text_config=text, **said)
+        inside = text if self.flat else {"tie_word_embeddings": False, "text_config": text}
+        config = configured(**inside, **said)
         save_weights(seeded(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)], config), torch.float32, folder)
         tokenizer.save(str(folder / TOKENIZER))
         if self.template is not None:
             (folder / TEMPLATE).write_text(self.template)
-        tokens = {"bos_token": bos, "eos_token": END, "pad_token": pad, "add_bos_token": self.of_pieces}
+        tokens = {"bos_token": bos, "eos_token": end, "pad_token": pad, "add_bos_token": self.tokens == "pieces"}
         (folder / "tokenizer_config.json").write_text(json.dumps(tokens))
         (folder / "preprocessor_config.json").write_text(json.dumps(self.processor))
         if self.videos is not None:
@@ -263,7 +271,7 @@ def _gemma3() -> Small:
 
     markers = (gemma3.START, gemma3.IMAGE, gemma3.END)
     processor = {"image_processor_type": "Gemma3ImageProcessor", "size": {"height": 64, "width": 64}}
-    return Small("gemma3", markers, GEMMA_TEMPLATE, config, processor, of_pieces=True)
+    return Small("gemma3", markers, GEMMA_TEMPLATE, config, processor, tokens="pieces")
 
 
 def _llava_onevision() -> Small:
@@ -304,7 +312,31 @@ def _paligemma(text: str, **more: Any) -> Small:
         }
 
     processor = {"image_processor_type": "SiglipImageProcessor", "size": {"height": 64, "width": 64}, "resample": 3}
-    return Small("paligemma", (paligemma.IMAGE,), None, config, processor, of_pieces=True)
+    return Small("paligemma", (paligemma.IMAGE,), None, config, processor, tokens="pieces")
+
+
+def _git() -> Small:
+    vision = {
+        "hidden_size": 96,
+        "intermediate_size": 160,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "image_size": 64,
+        "patch_size": 16,
+    }
+
+    def config(words: Words) -> dict[str, Any]:
+        del words
+        return {"vision_config": vision, "text_config": {"num_key_value_heads": None}}
+
+    processor = {
+        "image_processor_type": "CLIPImageProcessor",
+        "size": {"shortest_edge": 64},
+        "crop_size": {"height": 64, "width": 64},
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+    }
+    return Small("git", (), None, config, processor, tokens="words", flat=True)
 
 
 _WIDE = {"depth": 4, "hidden_size": 96, "intermediate_size": 160, "out_hidden_size": 128}
@@ -338,6 +370,7 @@ SMALL: Mapping[str, Small] = {
     "internvl-qwen3": _internvl("qwen3"),
     "gemma3": _gemma3(),
     "llava-onevision": _llava_onevision(),
+    "git": _git(),
     "paligemma": _paligemma("gemma"),
     "paligemma2": _paligemma(
         "gemma2",

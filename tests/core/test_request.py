@@ -29,7 +29,6 @@ def test_a_conversation_is_of_turns_and_images_or_none() -> None:
     [
         ((), (), "the question is empty"),
         ((Message("user", (TextPart(" \n"),)),), (), "the question is empty"),
-        ((Message("user", (ImagePart(),)),), (b"file",), "the question is empty"),
         ((ASKS, SAYS), (b"file",), "the last message is the assistant's"),
         ((MORE, Message("system", (TextPart("Be brief."),))), (), "the last message is the system's"),
         ((MORE,), (b"file",), "places for 0 images, but 1 came"),

@@ -31,6 +31,7 @@ TEXTS = {
     "qwen2.5-vl-7b": (3584, 18944, 28, 4, 152064),
     "qwen3-vl-2b": (2048, 6144, 16, 8, 151936),
     "qwen3-vl-8b": (4096, 12288, 32, 8, 151936),
+    "git-base": (768, 3072, 12, 12, 30522),
     "gemma3-4b": (2560, 10240, 8, 4, 262208),
     "paligemma-3b": (2048, 16384, 8, 1, 257216),
 }
@@ -57,6 +58,9 @@ def parts(name: str, width: int) -> tuple[str, dict[str, Any], dict[str, Any], d
         tower = {**sizes, "depth": 3, "num_heads": 16, "out_hidden_size": width, "deepstack_visual_indexes": [0, 1, 2]}
         rope = {"rope_type": "default", "mrope_section": [24, 20, 20], "mrope_interleaved": True}
         return "qwen3_vl", {}, tower, {"head_dim": 128, "num_hidden_layers": 3, "rope_scaling": rope}
+    if name.startswith("git"):
+        tower = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072, "patch_size": 16}
+        return "git", {}, tower | {"image_size": 224, "num_hidden_layers": LAYERS}, {}
     tower = SIGLIP | {"num_hidden_layers": LAYERS}
     if name.startswith("gemma3"):
         return "gemma3", {"mm_tokens_per_image": 256}, tower | {"image_size": 896}, {"head_dim": 256}
@@ -78,7 +82,8 @@ def made(name: str) -> Any:
         **more,
     }
     configured: Any = CONFIG_MAPPING[kind]
-    config = configured(vision_config=tower, text_config=text, **whole)
+    inside = text if name.startswith("git") else {"text_config": text}
+    config = configured(vision_config=tower, **inside, **whole)
     model: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
     with torch.device("meta"):
         return model(config)
@@ -92,7 +97,7 @@ def test_a_layer_of_each_kind_has_the_weights_of_the_published_model(name: str) 
     assert shape.parameters == {
         "image": image,
         "vision": vision,
-        "connector": counted[1 + len(model.model.get_submodule(shape.family.parts.tower))],
+        "connector": counted[1 + len(shape.family.parts.tower_names(model.base_model))],
         "decoder": decoder,
         "head": head,
     }

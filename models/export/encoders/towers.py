@@ -19,8 +19,9 @@ from cutline.errors import BundleError
 from cutline.models.bundle import SPAN_WEIGHTS, Precision, span_file
 from cutline.models.encoders.bundle import TEXT_GRAPH, TEXT_WEIGHTS
 from cutline.models.encoders.tokenizer import TextRules
+from cutline.models.export.graphs import quantized, without_notes
 from cutline.models.export.quiet import quiet
-from cutline.models.export.vision import fused, without_notes
+from cutline.models.export.vision import fused
 from cutline.models.layerline import END
 
 FEATURES = "features"
@@ -81,7 +82,7 @@ def export_image_tower(model: Any, folder: Path, line: Sequence[str], precision:
     pixels = torch.zeros(1, 3, side, side)
     names = [*line[1:], FEATURES]
     whole = fused(_exported(_ImageTower(model), pixels, names=("pixels", names), dynamic=None))
-    whole = _with_precision(without_notes(whole), precision)
+    whole = quantized(without_notes(whole), precision)
     convert_model_to_external_data(whole, location=SPAN_WEIGHTS, size_threshold=1024)
     path = folder / "whole.onnx"
     onnx.save_model(whole, path)
@@ -103,7 +104,7 @@ def export_text_tower(model: Any, folder: Path, rules: TextRules, precision: Pre
     example = torch.zeros(1, rules.length, dtype=torch.int64)
     any_length = {"ids": {1: torch.export.Dim.DYNAMIC}} if rules.padding is None else None
     graph = _exported(_TextTower(model), example, names=("ids", [FEATURES]), dynamic=any_length)
-    whole = _with_precision(without_notes(graph), precision)
+    whole = quantized(without_notes(graph), precision)
     convert_model_to_external_data(whole, location=TEXT_WEIGHTS, size_threshold=1024)
     onnx.save_model(whole, folder / TEXT_GRAPH)
     (folder / TEXT_WEIGHTS).chmod(0o644)
@@ -125,19 +126,6 @@ def _exported(
         )
     assert program is not None  # only without dynamo it is None
     return program.model_proto
-
-
-def _with_precision(model: onnx.ModelProto, precision: Precision) -> onnx.ModelProto:
-    """The graph with the weights of its products in a precision; embeddings keep theirs."""
-    if precision == "fp32":
-        return model
-    with quiet():
-        from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
-
-        quantizer = MatMulNBitsQuantizer(model, bits=8, block_size=32, is_symmetric=True, accuracy_level=4)
-        quantizer.process()
-    quantized: onnx.ModelProto = quantizer.model.model
-    return quantized
 
 
 def _image_errors(model: Any, folder: Path, line: Sequence[str], precision: Precision) -> Iterator[float]:
