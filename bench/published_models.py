@@ -285,7 +285,7 @@ def _special(files: Files, config: Any, ends: list[int], completion: Completion)
     """The special tokens that the files name, and those that the template writes."""
     listed = files.get("tokenizer_config.json", {}).get("added_tokens_decoder", {})
     found = {one["content"]: int(place) for place, one in listed.items() if place.isdigit() and isinstance(one, dict)}
-    wanted = {token: getattr(config, name) for name, token in completion.markers.items()} | completion.fixed
+    wanted = {**{token: getattr(config, name) for name, token in completion.markers.items()}, **completion.fixed}
     taken = {place: content for content, place in (found | wanted).items()}
     names = iter([completion.written[-1], *(f"<end{number}>" for number in range(9))])
     for place in ends:

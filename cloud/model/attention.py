@@ -280,8 +280,8 @@ class FamilyLayer(nn.Module):
         place = slot_cache.place(self._index)
 
         def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-            each = (rows.transpose(0, 1)[None] for rows in (query, key, value))
-            return _attended(*each, place, (scale, 0.0), layout, slot_cache)[0]
+            query, key, value = (rows.transpose(0, 1)[None] for rows in (query, key, value))
+            return _attended(query, key, value, place, (scale, 0.0), layout, slot_cache)[0]
 
         made: Tensor = self._decoding(self._module, hidden[0], attend)[None]
         return made

@@ -128,7 +128,7 @@ class Small:
                 tokenizer, (pad, bos, end) = Tokenizer.from_file(str(TARGET / TOKENIZER)), (PAD, START, END)
             case "pieces":
                 tokenizer, (pad, bos, end) = of_pieces(self.markers), ("<pad>", "<bos>", END)
-            case "words":
+            case _:
                 tokenizer, (pad, bos, end) = words_of(BERT, 160), ("[PAD]", "[CLS]", "[SEP]")
         tokenizer.add_special_tokens([AddedToken(token, special=True) for token in (*self.markers, END)])
         tokenizer.add_tokens([AddedToken(token, normalized=False) for token in self.plain])
