@@ -33,6 +33,10 @@ KINDS = {kind: family for family in FAMILIES for kind in family.kinds}
 GENERATED = "generation_config.json"
 QWEN_IMAGES = {"image_processor_type": "Qwen2VLImageProcessor", "min_pixels": 3136, "max_pixels": 12845056}
 _QWEN_ROPE = {"type": "mrope", "mrope_section": [16, 24, 24]}
+_DELTA = {"head_dim": 2 * HEAD, "layer_types": ["linear_attention", "full_attention"]} | {
+    f"linear_{name}": size
+    for name, size in {"num_key_heads": 2, "num_value_heads": 4, "key_head_dim": 16, "value_head_dim": 16}.items()
+}
 _SQUARE = {"hidden_size": 2048, "num_attention_heads": 16}
 
 
@@ -75,19 +79,22 @@ def _reduced_smolvlm(config: Files) -> Files:
 
 
 def _qwen_images(config: Files) -> Files:
-    usual = 16 if config.get("model_type") == "qwen3_vl" else 14
+    usual = 16 if config.get("model_type") in ("qwen3_vl", "qwen3_5") else 14
     return QWEN_IMAGES | {"patch_size": (config.get("vision_config") or {}).get("patch_size", usual)}
 
 
 def _reduced_qwen(config: Files) -> Files:
     # Older folders have the decoder's settings at the top, which transformers does not read of a Qwen3-VL.
-    nested = isinstance(config.get("text_config"), dict) or config.get("model_type") == "qwen3_vl"
+    nested = isinstance(config.get("text_config"), dict) or config.get("model_type") in ("qwen3_vl", "qwen3_5")
     text = _decoder(config.get("text_config", {}) if nested else config)
     if nested and not {"rope_scaling", "rope_parameters"} & text.keys():
         text["rope_parameters"] = {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [24, 20, 20]}
     for name in ("rope_scaling", "rope_parameters"):
         if isinstance(text.get(name), dict) and "mrope_section" in text[name]:
             text[name] = text[name] | {"mrope_section": [2, 3, 3]}
+    if config.get("model_type") == "qwen3_5":
+        text |= _DELTA
+        text["rope_parameters"] = text.get("rope_parameters", {}) | {"rope_type": "default", "mrope_section": [2, 1, 1]}
     vision = dict(config.get("vision_config") or {}) | {"depth": 3, "num_heads": 2}
     if config.get("model_type") == "qwen2_vl":  # whose tower has another word for its width
         vision |= {"embed_dim": 32, "hidden_size": WIDTH}

@@ -1,10 +1,10 @@
 """The cost of every layer of a model: weights, operations, cache, and the boundary before it.
 
-    2 · parameters · rows + 4 · rows · context · attends     floating-point operations
+    2 · parameters · rows + 4 · rows · context · attends + rows · moves     floating-point operations
 
 That is one multiplication and one addition for each weight and row. Attention has as many for each pair of a row and
-one that it sees, for scores and for values, over `attends` values (heads times their size). Norms, activations and
-softmax are left out; they add a few percent.
+one that it sees, for scores and for values, over `attends` values (heads times their size). A layer with a recurrence
+has none, but `moves` its states on. Norms, activations and softmax are left out; they add a few percent.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Literal
 from cutline.core.wire import Wire, bytes_per_row
 from cutline.models.bundle import Manifest
 from cutline.models.families import Grid
+from cutline.models.families.layer_state import KeysValues, RecentRows, Recurrence
 
 Unit = Literal["patch", "image token", "token", "answer"]  # what a row of a layer stands for
 
@@ -50,7 +51,8 @@ class LayerCost:
 
     `crosses` is what the rows of the boundary before it stand for, and `width` is their width. It is None before
     `image`, where an image file crosses. There are `streams` rows for each, or one as wide as all of them together.
-    A row sees the last `window` rows, or with 0 all.
+    A row sees the last `window` rows, or with 0 all. What a session keeps of the layer whatever its length are
+    `state_bytes`; its layer moves them on with `moves` operations a row.
     """
 
     name: str
@@ -62,11 +64,13 @@ class LayerCost:
     width: int
     streams: int = 1
     window: int = 0
+    state_bytes: int = 0
+    moves: int = 0
 
     def flops(self, rows: int, context: float) -> float:
         """Operations for `rows` rows, each of which sees `context` rows including itself."""
         seen = min(context, self.window) if self.window else context
-        return 2.0 * self.parameters * rows + 4.0 * rows * seen * self.attends
+        return (2.0 * self.parameters + 4.0 * seen * self.attends + self.moves) * rows
 
     def prefill_flops(self, sizes: Sizes) -> float:
         """Operations of a prefill. A row of the prompt sees half of the prompt on average."""
@@ -90,12 +94,15 @@ class LayerCost:
 def layer_costs(manifest: Manifest, *, value_bytes: int = VALUE_BYTES) -> tuple[LayerCost, ...]:
     """The cost of each layer on the model's line, in order; `value_bytes` is the size of a value in its KV cache."""
     vision, decoder = manifest.vision, manifest.decoder
-    cache = 2 * decoder.kv_heads * decoder.head_dim * value_bytes
+    keys = 2 * decoder.kv_heads * decoder.head_dim * value_bytes
 
     def cost(name: str, parameters: int) -> LayerCost:
         kind = name.partition(".")[0]
         unit = _UNITS.get(kind, "patch")
+        layer = int(name.partition(".")[2]) if kind == "decoder" else None
+        kept = None if layer is None else manifest.family.keeps(layer)
         attends = {"vision": vision.width, "decoder": decoder.heads * decoder.head_dim}.get(kind, 0)
+        recent = kept.width * value_bytes if isinstance(kept, RecentRows) else 0
         crosses: Unit | None = None if kind == "image" else "patch" if kind in ("vision", "connector") else "token"
         streams = 1 if crosses is None else manifest.family.streams(manifest.line, name)
         deep = name in manifest.line.deep_cuts
@@ -104,12 +111,14 @@ def layer_costs(manifest: Manifest, *, value_bytes: int = VALUE_BYTES) -> tuple[
             name=name,
             parameters=parameters,
             unit=unit,
-            attends=attends,
-            kv_bytes_per_token=cache if kind == "decoder" else 0,
+            attends=attends if kept is None or isinstance(kept, KeysValues) else 0,
+            kv_bytes_per_token=keys if isinstance(kept, KeysValues) else recent,
             crosses="image token" if name == "decoder.0" else crosses,
             width=width * streams if deep else width,
             streams=1 if deep else streams,
-            window=manifest.family.sight(int(name.partition(".")[2])).window if kind == "decoder" else 0,
+            window=0 if layer is None else manifest.family.sight(layer).window,
+            state_bytes=kept.bytes if isinstance(kept, Recurrence) else 0,
+            moves=kept.moves if isinstance(kept, Recurrence) else 0,
         )
 
     return tuple(map(cost, manifest.line.layers, manifest.parameters))

@@ -19,6 +19,7 @@ from cutline.models.costs import VALUE_BYTES, LayerCost, Sizes, layer_costs
 
 DATASHEET_RATE = 0.4  # share of a datasheet's operations a second that is reached
 DATASHEET_BANDWIDTH = 0.7  # share of its bytes a second
+STATES_HELD = 5  # on a device: those of now and of the next run, and as many from which one goes back, at most
 OVERHEAD_SECONDS = 50e-6  # a layer, if the profile has none: about ten kernel launches
 
 # Bytes of a weight; int8 and int4 have a float32 scale for each block of 32.
@@ -94,6 +95,7 @@ def roofline(profile: DeviceProfile, layer: LayerCost, dtype: str, rows: int, co
     rate = rate_of(profile.compute, dtype) * (DATASHEET_RATE if ideal else 1.0)
     bandwidth = profile.memory_bandwidth * (DATASHEET_BANDWIDTH if ideal else 1.0)
     touched = layer.parameters * WEIGHT_BYTES[dtype] + layer.kv_bytes_per_token * context
+    touched += 2 * layer.state_bytes  # read and written
     touched += 2 * value_bytes(dtype) * rows * layer.width  # rows in and out
     overhead = OVERHEAD_SECONDS if profile.overhead_seconds is None else profile.overhead_seconds
     return max(layer.flops(rows, context) / rate, touched / bandwidth) + overhead
@@ -135,8 +137,13 @@ def drafter_speed(profile: DeviceProfile, manifest: Manifest, sizes: Sizes, *, c
 
 
 def memory_of(layers: Sequence[LayerCost], precision: Precision, tokens: int) -> list[float]:
-    """A device's memory in bytes for each of `layers`: its weights, and a KV cache of `tokens`."""
+    """A device's memory in bytes for each of `layers`: its weights, a KV cache of `tokens`, and states.
+
+    Of states there are STATES_HELD.
+    """
     return [
-        layer.parameters * WEIGHT_BYTES[edge_dtype(layer.name, precision)] + layer.kv_bytes_per_token * tokens
+        layer.parameters * WEIGHT_BYTES[edge_dtype(layer.name, precision)]
+        + layer.kv_bytes_per_token * tokens
+        + STATES_HELD * layer.state_bytes
         for layer in layers
     ]

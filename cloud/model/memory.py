@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,7 +14,6 @@ LEAST_CONTEXT = 2048  # tokens, by default: with less even one conversation abou
 SHARE = 0.75  # of what is free, for keys and values
 IMAGE_SHARE = 0.05  # for images that are kept; the rest is for passes
 MOST_DRAFTED = 32  # rows of a draft in a pass, where what moves states on is kept of each
-_STATE_BYTES = 4  # of a value in a state, which is float32 whatever the weights are
 
 
 class SlotSize(NamedTuple):
@@ -38,8 +36,7 @@ def slot_size(keeps: Sequence[LayerState], *, kv_heads: int, head_dim: int, item
             case RecentRows(width):
                 token += width * itemsize
             case _:
-                state = _STATE_BYTES * sum(map(math.prod, kept.parts.values()))
-                fixed += 2 * (state + MOST_DRAFTED * kept.width * itemsize)
+                fixed += 2 * (kept.bytes + MOST_DRAFTED * kept.width * itemsize)
     return SlotSize(token, fixed)
 
 

@@ -88,6 +88,7 @@ def target_table(bundle: Bundle, *, device: str, seconds: float, tell: Tell) -> 
     tell("target: tower")
     budget = seconds / 3
     towers = _passes(layers, device, lambda: target.encode(tile.values, "image", [tile.grid]), budget)
+    _stand(target, behind, axes)
     samples = {name: [(patches, taken)] for name, taken in towers.layers.items()}
     rest: list[float] = []
     for rows in counts:
@@ -99,6 +100,7 @@ def target_table(bundle: Bundle, *, device: str, seconds: float, tell: Tell) -> 
             if not (prompt and name == "head"):  # which only ever sees a prompt's last row
                 samples.setdefault(name, []).append((rows, taken))
         rest.append(passes.rest)
+    _stand(target, behind, axes)
     together: list[tuple[int, float]] = []
     for count in SESSIONS:
         tell(f"target: {count} sessions")
@@ -184,6 +186,14 @@ class _Clock:
     def between(self, first: Any, last: Any) -> float:
         """Seconds; on a GPU after it has settled."""
         return float(first.elapsed_time(last) / 1000 if self._on_gpu else last - first)
+
+
+def _stand(target: Target, rows: int, axes: int) -> None:
+    """Have every slot's states stand after so many `rows`, where passes cannot begin anywhere: see `Recurrences`."""
+    if target.most_drafted is not None:
+        target.run([NobodysRows(0, 0, (0,) * rows, wanted=1, axes=axes)], [None])
+        for slot in range(1, target.slots):
+            target.resume(slot, 0, rows)
 
 
 def _layers(target: Target, manifest: Manifest) -> Layers:

@@ -172,9 +172,9 @@ class DecoderState:
         return self._states.position
 
     def _run(self, rows: NDArray[np.float32], first: int, wanted: int) -> NDArray[np.float32]:
-        """The output of `rows` (n, `Decoder.rows_width`) at positions from `first` on; logits of the last `wanted`."""
+        """The output of `rows` (n, `Decoder.rows_width`) at positions from `first` on; of logits the last `wanted`."""
         total = first + len(rows)
-        self._shape_buffers(len(rows), wanted)
+        self._shape_buffers(len(rows), wanted if self._decoder.output == "logits" else len(rows))
         self._rows[0] = rows
         self._last[0] = total - 1
         self._total[()] = total

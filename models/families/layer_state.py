@@ -6,6 +6,7 @@ recurrence does not: it is kept as of a position, with what went into it since.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -38,6 +39,19 @@ class Recurrence:
 
     width: int
     parts: Mapping[str, tuple[int, ...]]
+
+    @property
+    def bytes(self) -> int:
+        """Of the states once, in float32."""
+        return 4 * sum(map(math.prod, self.parts.values()))
+
+    @property
+    def moves(self) -> int:
+        """Operations with which a row is answered and moves the states on: its products with the largest part, thrice.
+
+        Once for what was known of it, once for the correction, once for the answer.
+        """
+        return 6 * max(map(math.prod, self.parts.values()))
 
 
 LayerState = KeysValues | RecentRows | Recurrence

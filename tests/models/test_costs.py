@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import msgspec
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForImageTextToText
+from transformers.models.qwen3_5 import modeling_qwen3_5
 
 from cutline.core.wire import Wire, bytes_per_row
 from cutline.demo.bundles import TARGET
@@ -63,6 +66,33 @@ def test_operations_are_those_that_torch_counts(manifest: Manifest, sizes: Sizes
         assert layer.flops(TOKENS, TOKENS) == pytest.approx(expected, rel=0.02)
         halved = 4 * layer.attends * TOKENS * (TOKENS - 1) / 2
         assert layer.prefill_flops(sizes) == pytest.approx(expected - halved, rel=0.02)
+
+
+def test_a_layer_without_attention_costs_its_weights_and_its_recurrence(targets: Callable[[str], Bundle]) -> None:
+    """As torch counts it, but for the recurrence, which is no product of matrices where it goes a row at a time."""
+    bundle = targets("qwen3.5")
+    layers = {layer.name: layer for layer in layer_costs(bundle.manifest)}
+    model: Any = AutoModelForImageTextToText.from_pretrained(
+        bundle.path, local_files_only=True, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    with (
+        torch.inference_mode(),
+        patch.object(
+            modeling_qwen3_5, "torch_chunk_gated_delta_rule", modeling_qwen3_5.torch_recurrent_gated_delta_rule
+        ),
+        FlopCounterMode(depth=6, display=False) as counter,
+    ):
+        model(input_ids=torch.full((1, TOKENS), 9), use_cache=False)
+    counted = {name: sum(found.values()) for name, found in counter.get_flop_counts().items()}
+    (heads, keys, values), states = (4, 16, 32), 192 * 3
+    for index in range(bundle.manifest.line.decoder):
+        layer, expected = layers[f"decoder.{index}"], counted_of(counted, f"language_model.layers.{index}")
+        full = index % 4 == 2
+        assert layer.flops(TOKENS, TOKENS) == pytest.approx(
+            expected + (0 if full else TOKENS * 6 * heads * keys * values), rel=0.02
+        )
+        assert layer.state_bytes == (0 if full else 4 * (heads * keys * values + states))
+        assert layer.kv_bytes_per_token == (4 * 2 * 2 * 64 if full else 0)
 
 
 def test_the_sizes_of_several_images_or_none(manifest: Manifest) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cutline.cloud.model import model_runner as target_module
+from cutline.cloud.model.batch import NobodysRows
 from cutline.cloud.model.memory import (
     LEAST_CONTEXT,
     LEAST_SLOTS,
@@ -41,6 +43,25 @@ def test_a_slot_is_counted_as_large_as_it_is(bundle: Bundle, dtype: torch.dtype)
         [KEYS_VALUES] * spec.layers, kv_heads=spec.kv_heads, head_dim=spec.head_dim, itemsize=dtype.itemsize
     )
     assert (held, 0) == (3 * 48 * counted.token, counted.fixed)
+
+
+def test_states_take_no_more_than_is_counted(targets: Callable[[str], Bundle]) -> None:
+    target = Target(targets("qwen3.5"), Capacity(slots=2, context=64))
+    cache, family, spec = target._cache, target._family, targets("qwen3.5").manifest.decoder
+    keeps = [family.keeps(layer) for layer in range(spec.layers)]
+    counted = slot_size(keeps, kv_heads=spec.kv_heads, head_dim=spec.head_dim, itemsize=4)
+    assert sum(part.untyped_storage().nbytes() for part in (cache.keys, cache.values)) == 2 * 64 * counted.token
+    drafted = target.most_drafted
+    assert drafted is not None
+    for start in (0, 9):  # twice as many as it may be, and half of it
+        rows = NobodysRows(0, start, (0,) * (9 + drafted), wanted=0, axes=3, drafted=drafted)
+        target.run([rows], [None])
+    assert cache.recurrences is not None
+    held = [
+        part for one in cache.recurrences._held[0] for states, since in one.layers.values() for part in (*states, since)
+    ]
+    assert sum(part.untyped_storage().nbytes() for part in held) == counted.fixed
+    assert target.kept(0, 18) == 18
 
 
 @given(st.integers(1, 10**9), st.integers(0, 10**12), st.none() | st.integers(1, 300))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from statistics import median
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +32,14 @@ def test_every_layer_of_a_target_is_measured_within_real_passes() -> None:
     assert (table.model, table.runtime, table.dtype) == (bundle.manifest.identity, "cloud", "fp32")
     assert tuple(count for count, _ in table.sessions) == SESSIONS
     assert table.sessions[-1][1] < SESSIONS[-1] * table.sessions[0][1]  # a batch is what makes a worker cheap
+
+
+@pytest.mark.proof
+def test_passes_begin_where_states_stand(targets: Callable[[str], Bundle]) -> None:
+    bundle = targets("qwen3.5")
+    table = target_table(bundle, device="cpu", seconds=0.3, tell=lambda step: None)
+    assert tuple(table.layers) == bundle.manifest.line.layers
+    assert tuple(count for count, _ in table.sessions) == SESSIONS
 
 
 @pytest.mark.parametrize(("slow", "module"), [("vision.1", "tower"), ("decoder.2", "decoder"), ("head", "head")])
