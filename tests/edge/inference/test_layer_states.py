@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cutline.edge.inference.decoder import Decoder
+from cutline.edge.inference.decoder import Decoder, DecoderState
+from cutline.edge.inference.kv_cache import Rows
 from cutline.edge.inference.layer_states import FEW, PIECE
 from cutline.models.bundle import Bundle
 
@@ -22,7 +23,7 @@ def prefix(targets: Callable[[str], Bundle]) -> Decoder:
     return Decoder.open_prefix(targets("qwen3.5"), "decoder.4", threads=1)
 
 
-def fresh(decoder: Decoder, tokens: list[int]) -> np.ndarray:
+def fresh(decoder: Decoder, tokens: list[int]) -> Rows:
     """What a state that never went back makes of them."""
     return decoder.new_state().extend(decoder.embed(tokens))
 
@@ -47,8 +48,13 @@ def test_few_rows_are_run_again_with_new_ones_and_many_before_them(
     prefix: Decoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state, runs, dice = prefix.new_state(), list[int](), np.random.default_rng(0)
-    run = type(state)._run
-    monkeypatch.setattr(type(state), "_run", lambda self, rows, *more: runs.append(len(rows)) or run(self, rows, *more))
+    run = DecoderState._run
+
+    def noted(self: DecoderState, rows: Rows, first: int, wanted: int) -> Rows:
+        runs.append(len(rows))
+        return run(self, rows, first, wanted)
+
+    monkeypatch.setattr(DecoderState, "_run", noted)
     state.extend(prefix.embed(dice.integers(0, WORDS, 2 * PIECE).tolist()))
     for drafted in range(4):
         state.extend(prefix.embed([drafted]))
