@@ -19,7 +19,7 @@ install: .venv/installed
 	else $(PYTHON) -m venv --without-pip .venv && $(PYTHON) -m pip --python $(BIN)/python install --quiet pip; fi
 	@# uv takes half of pip's time. The code is compiled now, for tests start many processes that import all of it.
 	$(BIN)/python -m pip install --quiet '$(TORCH)' uv
-	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --editable '.[camera,cloud,export,demo,dev,heic]'
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --editable '.[camera,cloud,export,demo,dev,heic,learn]'
 	@touch $@
 
 demo: install

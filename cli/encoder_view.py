@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from cutline.cli.terminal.tables import amount, show_table
-from cutline.models.bundle import MANIFEST, ModelOrigin
+from cutline.models.bundle import MANIFEST
 from cutline.models.encoders.bundle import EncoderBundle, EncoderManifest
+from cutline.models.hub.origin import ModelOrigin
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -54,10 +55,15 @@ def show_encoder(folder: Path, *, as_json: bool) -> None:
 
 
 def origin_lines(origin: ModelOrigin | None) -> list[str]:
-    """Where a bundle's weights were pulled from, if they were."""
+    """Where a bundle's weights were pulled from, if they were, and what they have learnt."""
     if origin is None:
         return []
-    return [f"weights of {origin.name} on {origin.hub}, {origin.revision}: commit {origin.commit}"]
+    lines = [f"weights of {origin.name} on {origin.hub}, {origin.revision}: commit {origin.commit}"] * bool(origin.hub)
+    if (learnt := origin.learnt) is not None:
+        whose = ", ".join(tenant or "(no name)" for tenant in learnt.tenants)
+        lines.append(f"learnt from {learnt.answers} answers to {whose}; before it was {learnt.drafter[:12]}")
+        lines += ["to be made anew: what it learnt from was deleted in part"] * learnt.anew
+    return lines
 
 
 def _show(console: Console, seen: EncoderView) -> None:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from cutline.errors import InputError
-from cutline.models.bundle import Bundle, ModelOrigin, Precision
+from cutline.models.bundle import Bundle, Precision
 from cutline.models.hub.library import BundleRole, bundle_path, find_bundle, find_weights, name_given, origin_of
 from cutline.models.hub.names import ModelName
+from cutline.models.hub.origin import ModelOrigin
 
 if TYPE_CHECKING:
     from rich.console import Console

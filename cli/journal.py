@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -68,7 +70,10 @@ def show(
 
 @app.command(epilog="Example: cutline journal rm journal --tenant camera1")
 def rm(folder: Folder, tenant: Tenant = None, as_json: options.Json = False) -> None:
-    """Delete what is kept of a tenant, or of all. The agent that writes may go on meanwhile."""
+    """Delete what is kept of a tenant, or of all. The agent that writes may go on meanwhile.
+
+    Drafters that learnt from it are marked as to be made anew, where they are still where they were made.
+    """
     import sys
 
     from cutline.core.escalations.folder import files_in, remove_tenant
@@ -77,11 +82,32 @@ def rm(folder: Folder, tenant: Tenant = None, as_json: options.Json = False) -> 
     removed = {name: remove_tenant(folder, name) for name in tenants}
     if tenant is not None and not removed[tenant]:
         raise InputError(f"{folder} has nothing of {tenant!r}; `cutline journal show` says of whom it has")
+    marked = list(_marked(folder, frozenset(removed)))
     if as_json:
-        sys.stdout.buffer.write(msgspec.json.encode({"removed": removed}) + b"\n")
+        sys.stdout.buffer.write(msgspec.json.encode({"removed": removed, "marked": marked}) + b"\n")
         return
     for name, count in removed.items():
         print(f"removed {count} answers of {name or '(no name)'}")
+    for bundle in marked:
+        print(f"{bundle} had learnt from them: it is marked, and to be made anew")
+
+
+def _marked(folder: Path, tenants: frozenset[str]) -> Iterator[str]:
+    """Mark the drafters that learnt from answers to `tenants`; gives where they are. Raises StorageError."""
+    from cutline.core.escalations.learnt import learnt_from
+    from cutline.errors import BundleError
+    from cutline.models.bundle import Bundle, set_origin
+
+    for record in learnt_from(folder):
+        if tenants.isdisjoint(record.tenants):
+            continue
+        with suppress(BundleError):  # it is gone
+            found = Bundle.open(record.bundle)
+            origin = found.manifest.origin
+            if found.manifest.identity == record.identity and origin is not None and origin.learnt is not None:
+                learnt = msgspec.structs.replace(origin.learnt, anew=True)
+                set_origin(found, msgspec.structs.replace(origin, learnt=learnt))
+                yield record.bundle
 
 
 def _shown(folder: Path, tenant: str | None, key: JournalKey | None) -> list[TenantEntries]:

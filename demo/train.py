@@ -29,10 +29,10 @@ from cutline.demo import cards
 from cutline.demo.publish import publish
 from cutline.demo.shapes import SHAPES
 from cutline.demo.tokenizer import TEMPLATE, train_tokenizer
-from cutline.demo.training import checkpoint
 from cutline.demo.training.conversations import ALL_ALIKE, LATER_TURNS, conversations, picture_kinds
 from cutline.demo.training.lessons import Lesson, Teacher
 from cutline.demo.training.scenes import Kind, draw
+from cutline.learning import checkpoint
 
 SEED = 7
 CARDS = 64  # a step

@@ -7,6 +7,7 @@
     │   └── ProfileError                 a device or link profile cannot be read
     ├── BundleError             exit 3   a bundle is missing, corrupt, or not what its manifest says
     ├── StorageError        exit 12  a file could not be written: the disk is full or fails; old content is kept
+    ├── NotBetter           exit 13  a drafter that learnt is not better than the old one, and was not made
     └── WorkerError
         ├── WorkerUnavailable   exit 4   nobody answers at the address, or the link broke
         ├── ModelMismatch       exit 5   the worker serves another model than the agent was made for
@@ -59,6 +60,12 @@ class StorageError(CutlineError):
     """A file could not be written: the disk is full or fails. The old content is kept."""
 
     exit_code = 12
+
+
+class NotBetter(CutlineError):
+    """A drafter learnt, and is not better than it was; it was not made."""
+
+    exit_code = 13
 
 
 class WorkerError(CutlineError):

@@ -33,6 +33,7 @@ from cutline.core.storage.seal import is_sealed, seal, unseal
 from cutline.core.wire import Wire
 from cutline.errors import BundleError
 from cutline.models.families import DecodedFamily, UnknownFamily, family_from
+from cutline.models.hub.origin import Digest, ModelOrigin
 from cutline.models.law.penalties import NO_PENALTIES, Penalties
 from cutline.models.layerline import Count, LayerLine, Layers
 
@@ -51,9 +52,7 @@ Role = Literal["drafter", "target"]
 Precision = Literal["fp32", "int8", "int4"]
 Part = Literal["whole", "device"]
 TokenId = Annotated[int, msgspec.Meta(ge=0, le=10**7)]
-Digest = Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{64})?\Z")]
 Parameters = Annotated[int, msgspec.Meta(ge=0, le=10**15)]
-Said = Annotated[str, msgspec.Meta(max_length=200, pattern=r"^[\x20-\x7e]*\Z")]  # of a hub, and shown on terminals
 # With the fields format, identity, files, calibration and origin.
 AnyManifest = TypeVar("AnyManifest", bound=msgspec.Struct)
 
@@ -84,19 +83,6 @@ class DecoderSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     context: Count
 
 
-class ModelOrigin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where weights were pulled from: the model's name on a hub, its commit, and the SHA-256 of each file of it.
-
-    `revision` is what was asked for: a branch, a tag or a commit.
-    """
-
-    hub: Said
-    name: Said
-    revision: Said
-    commit: Said
-    files: dict[Said, Digest]
-
-
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """The description of a bundle.
 
@@ -107,7 +93,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     `identity` identifies the model: a hash of all other fields but `calibration` and `origin`, computed when the bundle
     is made. The calibration is a drafter's gate or a target's prices, and may be measured again. The origin is None for
-    weights that were not pulled by name: the same weights are the same model wherever they are from.
+    weights that were neither pulled by name nor learnt: the same weights are the same model wherever they are from.
     """
 
     format: int
@@ -360,6 +346,12 @@ def write_calibration(bundle: Bundle, calibration: msgspec.Struct) -> None:
     replace_calibration(
         bundle.path, msgspec.structs.replace(bundle.manifest, calibration=msgspec.to_builtins(calibration))
     )
+
+
+def set_origin(bundle: Bundle, origin: ModelOrigin) -> None:
+    """Write where the weights of an opened bundle are from; nothing else changes. Raises as `write_calibration`."""
+    with storing(bundle.path / MANIFEST):
+        _write(bundle.path, msgspec.structs.replace(bundle.manifest, origin=origin))
 
 
 def replace_calibration(path: Path, manifest: msgspec.Struct) -> None:

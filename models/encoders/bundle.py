@@ -20,8 +20,6 @@ from cutline.core.storage.seal import unseal
 from cutline.errors import BundleError
 from cutline.models.bundle import (
     FORMAT,
-    Digest,
-    ModelOrigin,
     Precision,
     check_files,
     copy_files,
@@ -33,6 +31,7 @@ from cutline.models.bundle import (
 from cutline.models.encoders.images import ImageRules
 from cutline.models.encoders.scores import ScoreRules
 from cutline.models.encoders.tokenizer import TextRules
+from cutline.models.hub.origin import Digest, ModelOrigin
 from cutline.models.layerline import Count, Layers
 
 TEXT_GRAPH, TEXT_WEIGHTS = "text.onnx", "text.data"

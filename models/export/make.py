@@ -16,13 +16,14 @@ from torch import nn
 from cutline.core.conversation import question
 from cutline.core.storage.files import storing
 from cutline.errors import BundleError, CutlineError, InputError, PromptError
-from cutline.models.bundle import EMBEDDINGS, MANIFEST, Bundle, Manifest, ModelOrigin, Precision, Role, write_manifest
+from cutline.models.bundle import EMBEDDINGS, MANIFEST, Bundle, Manifest, Precision, Role, write_manifest
 from cutline.models.export.decoder import export_decoder
 from cutline.models.export.folder import first_line
 from cutline.models.export.prefixes import export_prefixes
 from cutline.models.export.source import SourceModel, read_source
 from cutline.models.export.vision import export_vision
 from cutline.models.export.work import ExportWork, fingerprint, work_beside
+from cutline.models.hub.origin import ModelOrigin
 from cutline.models.pairs.pair import served_model, shared_by, target_files
 from cutline.models.prompt import TEMPLATE, PromptBuilder
 from cutline.models.vocabulary import TOKENIZER, Vocabulary

@@ -21,8 +21,9 @@ from cutline.core.json_errors import UNREADABLE
 from cutline.core.storage.files import read_regular, storing
 from cutline.core.storage.seal import unseal
 from cutline.errors import BundleError, InputError
-from cutline.models.bundle import MANIFEST, ModelOrigin, manifest_at, read_manifest, sha256_of
+from cutline.models.bundle import MANIFEST, manifest_at, read_manifest, sha256_of
 from cutline.models.hub.names import ModelName, folder_name, name_in
+from cutline.models.hub.origin import ModelOrigin
 
 RECORD = "pulled.json"
 PARTIAL = ".partial"

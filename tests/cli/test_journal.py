@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,10 @@ import pytest
 from cutline.core.escalations.cipher import JournalKey
 from cutline.core.escalations.escalation import Escalation
 from cutline.core.escalations.folder import EscalationJournal, files_in
+from cutline.core.escalations.learnt import LearntRecord, note_learnt
+from cutline.demo.bundles import DRAFTER
+from cutline.models.bundle import Bundle, copy_bundle, set_origin
+from cutline.models.hub.origin import Learnt, ModelOrigin
 
 Run = Callable[..., Any]
 
@@ -59,7 +64,7 @@ def test_rm_deletes_a_tenant_or_all(run: Run, journal: tuple[Path, list[str]]) -
     assert run("journal", "rm", str(folder), "--tenant", "camera1").out == "removed 2 answers of camera1\n"
     assert [file.tenant for file in files_in(folder)] == [""]
     assert "has nothing of 'camera1'" in run("journal", "rm", str(folder), "--tenant", "camera1").failed(2)
-    assert json.loads(run("journal", "rm", str(folder), "--json").out) == {"removed": {"": 1}}
+    assert json.loads(run("journal", "rm", str(folder), "--json").out) == {"removed": {"": 1}, "marked": []}
     assert run("journal", "show", str(folder)).out == f"{folder} is empty\n"
 
 
@@ -79,3 +84,24 @@ def test_a_wrong_key_and_a_folder_that_is_none_are_said(
     given = ["edge", "--insecure", "--listen", "127.0.0.1:0", "--journal-key-file", str(wrong)]
     assert "give --journal too" in run(*given).failed(2)
     assert "--journal-limit is 1B" in run(*given[:-2], "--journal", str(folder), "--journal-limit", "1B").failed(2)
+
+
+def test_a_drafter_that_learnt_from_what_is_deleted_is_marked(
+    run: Run, tmp_path: Path, journal: tuple[Path, list[str]]
+) -> None:
+    folder, _ = journal
+    learnt = Learnt(drafter="a" * 64, answers=2, tenants=("", "camera1"))
+    for name in ("one", "gone", "replaced"):
+        made = copy_bundle(Bundle.open(DRAFTER), tmp_path / name)
+        set_origin(made, ModelOrigin(learnt=learnt))
+        identity = "b" * 64 if name == "replaced" else made.manifest.identity
+        note_learnt(folder, LearntRecord(bundle=str(made.path), identity=identity, tenants=("camera1",)))
+    shutil.rmtree(tmp_path / "gone")
+    assert run("journal", "rm", str(folder), "--tenant", "").out == "removed 1 answers of (no name)\n"
+    removed, marked = run("journal", "rm", str(folder), "--tenant", "camera1").out.splitlines()
+    assert removed == "removed 2 answers of camera1"
+    assert marked == f"{tmp_path / 'one'} had learnt from them: it is marked, and to be made anew"
+    shown = run("bundle", "show", str(tmp_path / "one")).out
+    assert "learnt from 2 answers to (no name), camera1; before it was aaaaaaaaaaaa" in shown
+    assert "to be made anew" in shown
+    assert "to be made anew" not in run("bundle", "show", str(tmp_path / "replaced")).out

@@ -15,7 +15,7 @@ from cutline.demo import train
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.tokenizer import train_tokenizer
 from cutline.demo.train import SEED, Course, Schedule, Stage
-from cutline.demo.training import checkpoint
+from cutline.learning import checkpoint
 
 
 class Stopped(Exception):

@@ -23,7 +23,6 @@ from cutline.models.bundle import (
     Bundle,
     DecoderSpec,
     Manifest,
-    ModelOrigin,
     VisionSpec,
     copy_bundle,
     read_manifest,
@@ -31,6 +30,7 @@ from cutline.models.bundle import (
     write_manifest,
 )
 from cutline.models.families.smolvlm import SmolVLM
+from cutline.models.hub.origin import ModelOrigin
 from cutline.models.layerline import LayerLine
 from cutline.testing.models.manifests import edit_manifest
 

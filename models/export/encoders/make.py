@@ -10,13 +10,14 @@ from msgspec import structs
 
 from cutline.core.storage.files import storing
 from cutline.errors import InputError
-from cutline.models.bundle import ModelOrigin, Precision, write_manifest
+from cutline.models.bundle import Precision, write_manifest
 from cutline.models.encoders.bundle import EncoderBundle, EncoderManifest
 from cutline.models.encoders.tokenizer import TOKENIZER
 from cutline.models.export.encoders.source import EncoderSource, read_encoder
 from cutline.models.export.encoders.towers import export_image_tower, export_text_tower
 from cutline.models.export.make import ExportProgress, Make, OnShare, check_out, exporting, run_steps
 from cutline.models.export.work import fingerprint, work_beside
+from cutline.models.hub.origin import ModelOrigin
 
 
 def export_encoder(
