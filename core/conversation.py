@@ -26,10 +26,12 @@ class TextPart(msgspec.Struct, frozen=True, tag="text"):
 class ImagePart(msgspec.Struct, frozen=True, tag="image"):
     """An image's placeholder in a message. The images are kept beside the messages, in the same order.
 
-    `detail` low has the image made smaller, for models whose image tokens are more for a larger one.
+    `detail` low has the image made smaller, for models whose image tokens are more for a larger one. A `joined` one
+    goes on with the image before it, within its marks: only an agent makes such, of the pieces of a video.
     """
 
     detail: Detail = "auto"
+    joined: bool = False
 
 
 class VideoPart(msgspec.Struct, frozen=True, tag="video"):

@@ -12,6 +12,7 @@ import functools
 import importlib.util
 import re
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -56,11 +57,18 @@ Size = tuple[int, int]
 class Pixels:
     """The tower's input for one image: `values` float32 (n, ...), which are tiles or patches by family.
 
-    `grid` has their rows and columns, from which the prompt is built.
+    `grid` has their rows and columns, from which the prompt is built. A piece of a video that stands between the
+    marks of one image has a `time`, in positions behind the first piece.
     """
 
     values: NDArray[np.float32]
     grid: tuple[int, int]
+    time: int | None = None
+
+
+def times_of(images: Sequence[Pixels]) -> tuple[int, ...]:
+    """The time of each of the `images`, 0 where it has none; empty where none has any."""
+    return () if all(one.time is None for one in images) else tuple(one.time or 0 for one in images)
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,9 +91,14 @@ class PromptBuilder:
             self.check_tools()
         family = self._manifest.family
         pieces = self._render(messages, tools).split(family.image_marker)
-        if len(pieces) != len(grids) + 1:
+        expanded = list[str]()
+        for part, grid in zip(_images(messages), grids, strict=True):
+            if part.joined:
+                expanded[-1] += family.expand(grid)
+            else:
+                expanded.append(family.expand(grid))
+        if len(pieces) != len(expanded) + 1:
             raise BundleError(f"the chat template of {self._manifest.name} does not place every image once")
-        expanded = [family.expand(grid) for grid in grids]
         ids = self.vocabulary.encode(pieces[0] + "".join(a + b for a, b in zip(expanded, pieces[1:], strict=True)))
         context = self._manifest.decoder.context
         if len(ids) >= context:
@@ -118,7 +123,7 @@ class PromptBuilder:
         if size > MAX_TEXT:
             raise PromptError(f"the messages have {size} characters, over {MAX_TEXT}; ask a shorter question")
         assert not any(isinstance(part, VideoPart) for part in every_part(messages))
-        places = sum(isinstance(part, ImagePart) for part in every_part(messages))
+        places = len(_images(messages))
         if places != len(grids):
             raise PromptError(f"the messages have places for {places} images, but {len(grids)} came with them")
         for grid in grids:
@@ -166,7 +171,8 @@ class PromptBuilder:
             return turn | (
                 {"tool_calls": [self._guarded(call.told) for call in message.calls]} if message.calls else {}
             )
-        return {"role": message.role, "content": [self._content(part) for part in message.parts]}
+        shown = (part for part in message.parts if not (isinstance(part, ImagePart) and part.joined))
+        return {"role": message.role, "content": [self._content(part) for part in shown]}
 
     def _guarded(self, value: Any) -> Any:
         """What a client says of tools, of which no text becomes a special token."""
@@ -184,6 +190,10 @@ class PromptBuilder:
         if not isinstance(part, TextPart):
             return {"type": "image"}
         return {"type": "text", "text": self.vocabulary.guard(part.text)}
+
+
+def _images(messages: Sequence[Message]) -> list[ImagePart]:
+    return [part for part in every_part(messages) if isinstance(part, ImagePart)]
 
 
 def _json(value: Any, indent: int | None = None) -> str:

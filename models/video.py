@@ -48,6 +48,12 @@ class VideoMode(Protocol):
     def words(self, times: Sequence[float], seconds: float) -> tuple[str, ...]:
         """What stands before each piece, and behind the last, of frames at these `times` in a video of `seconds`."""
 
+    def clock(self, frames: int, seconds: float) -> tuple[int, ...] | None:
+        """How many positions in time each piece stands behind the first, of so many `frames` in a video of `seconds`.
+
+        They stand between the marks of one image then. None where each has marks of its own, and a time as images have.
+        """
+
 
 def spread(frames: int, count: int) -> tuple[int, ...]:
     """Of so many `frames`, `count` evenly spread ones by index, the first and the last among them; all if fewer."""

@@ -25,6 +25,7 @@ LATER: Mapping[str, str | None] = {
     "Open.requires": None,
     "Open.request_id": None,
     "Open.pieces": "video.pieces",
+    "Open.times": "video.times",
     "Sampling.top_p": TOP_P,
     **{
         f"Sampling.{field.name}": f"sampling.{field.name}"

@@ -58,7 +58,8 @@ class Open:
 
     `digests` name the images as they cross the cut; the worker has the first `known` of them cached, so they are not
     sent. `likelihoods` asks for the log probability of each token and of the likeliest `alternatives`. `request_id`
-    names the request in all logs. The files of images among `pieces` are strips of videos.
+    names the request in all logs. The files of images among `pieces` are strips of videos; `times`
+    say how many positions in time each image stands behind its video's first piece, or are none.
     """
 
     model: str
@@ -74,6 +75,7 @@ class Open:
     digests: tuple[bytes, ...] = ()
     known: int = 0
     pieces: tuple[int, ...] = ()
+    times: tuple[int, ...] = ()
     likelihoods: bool = False
     alternatives: int = 0
     request_id: str = ""
@@ -229,6 +231,7 @@ def agent_to_wire(message: AgentMessage) -> pb.AgentMessage:
                 digests=message.digests,
                 known=message.known,
                 pieces=message.pieces,
+                times=message.times,
                 likelihoods=message.likelihoods,
                 alternatives=message.alternatives,
                 request_id=message.request_id,
@@ -298,6 +301,7 @@ def _open(opening: pb.Open) -> Open:
         digests=tuple(opening.digests),
         known=opening.known,
         pieces=tuple(opening.pieces),
+        times=tuple(opening.times),
         likelihoods=opening.likelihoods,
         alternatives=opening.alternatives,
         request_id=check_request_id(opening.request_id),

@@ -55,10 +55,11 @@ def shared(held: Content, come: Content) -> int:
 
 
 def _alike(held: Content, come: Content) -> int:
-    """How many tokens, from the first, are the same in both, and stand for the same images."""
+    """How many tokens, from the first, are the same in both, at the same positions, and stand for the same images."""
     length = min(len(held.tokens), len(come.tokens))
     differing = held.tokens[:length] != come.tokens[:length]
     length = int(differing.argmax()) if differing.any() else length
+    length = held.positions.agreeing(come.positions, length)
     for one, other in zip_longest(held.marks, come.marks):
         if one is None or other is None or one != other or one.key is None:
             # An image that is another one, or that one of them takes for mere tokens.

@@ -33,8 +33,9 @@ class SessionRequest:
     `boundary` is what crossed the `cut`, all float32: at `image` the images' pixels (n, ...); up to the decoder
     rows (n, width), which stand for the image tokens among `tokens`, in order; None if there are none. At a
     `deep` cut, one inside the decoder, it is a row for every one of `tokens` and `draft`. `grids` are what the images
-    became, `positions` where the decoder sees the tokens. `pictures` are the images one by one where each has a key;
-    then the boundary has only those that are not kept. Where one has none, it stands for all.
+    became, `times` those of videos' pieces, `positions` where the decoder sees the tokens. `pictures` are the images
+    one by one where each has a key; then the boundary has only those that are not kept. Where one has none, it stands
+    for all.
 
     What one `tenant` leaves on the worker no other finds. `deadline` is on the monotonic clock. With `likelihoods` it
     tells how likely each token was, and of the likeliest `alternatives`. `request_id` names it in logs.
@@ -51,6 +52,7 @@ class SessionRequest:
     deep: bool = False
     boundary: NDArray[np.float32] | None = None
     grids: tuple[Grid, ...] = ()
+    times: tuple[int, ...] = ()
     positions: Positions = COUNTED
     pictures: tuple[Picture, ...] = ()
     tenant: str = ""

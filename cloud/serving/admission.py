@@ -23,6 +23,7 @@ from cutline.models.layerline import END
 from cutline.protos.digests import image_digest, piece_digest, rows_digest
 from cutline.protos.messages import Boundary, Draft, ImageChunk, Open
 
+MAX_TIME = 1_000_000  # positions between a video's pieces
 MAX_BOUNDARY_BYTES = 128 << 20  # as float32, whatever the format on the wire
 
 
@@ -104,6 +105,8 @@ class Reception:
         self._check_digests(opening)
         if opening.pieces and (opening.cut != "image" or not set(opening.pieces) <= set(range(images))):
             raise InputError(f"pieces of videos are among the {images} images of an opening at the cut image alone")
+        if len(opening.times) not in (0, max(images, len(opening.grids))) or max(opening.times, default=0) > MAX_TIME:
+            raise InputError(f"each image has one time of {MAX_TIME} at most, or none has any")
         if not all(manifest.family.takes(grid) for grid in opening.grids):
             raise InputError("a grid is none that an image of this model becomes")
         if len(opening.tokens) >= self._context:
@@ -188,7 +191,8 @@ class Reception:
             deep=self._is_deep(opening),
             boundary=boundary,
             grids=grids,
-            positions=self._manifest.family.positions(image_tokens, grids),
+            times=opening.times,
+            positions=self._manifest.family.positions(image_tokens, grids, opening.times),
             pictures=() if self._is_deep(opening) else self._pictures(np.flatnonzero(image_tokens), images),
             tenant=upload.tenant,
             likelihoods=opening.likelihoods,

@@ -250,6 +250,7 @@ class Onward:
             effort=request.effort,
             draft=request.draft if self._worker.takes_tokens else piece.tokens[len(request.tokens) :],
             grids=request.grids,
+            times=request.times,
             likelihoods=request.likelihoods,
             alternatives=request.alternatives,
             request_id=request.request_id,

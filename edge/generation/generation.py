@@ -19,7 +19,7 @@ from cutline.edge.generation.timing import Stopwatch
 from cutline.edge.video.views import VideoShown
 from cutline.errors import WorkerFailed
 from cutline.models.bundle import Manifest
-from cutline.models.images import Pixels
+from cutline.models.images import Pixels, times_of
 from cutline.models.law.sampling import agreeing
 from cutline.protos.messages import Confirmed, Likelihood, Opened
 
@@ -56,6 +56,11 @@ class Prepared:
     def pieces(self) -> tuple[int, ...]:
         """Which of the images are pieces of videos."""
         return tuple(index for index, source in enumerate(self.sources or ()) if source is None)
+
+    @property
+    def times(self) -> tuple[int, ...]:
+        """At which time each of the images stands; none where no video has any."""
+        return times_of(self.pixels)
 
     @property
     def kept(self) -> tuple[bytes, ...] | None:

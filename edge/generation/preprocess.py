@@ -137,7 +137,7 @@ class Preparer:
         return Prepared(
             request=asked,
             images=tuple(one.picture for one in seen),
-            pixels=tuple(one.pixels for one in seen),
+            pixels=tuple(replace(one.pixels, time=of.view.time) for one, of in zip(seen, glances, strict=True)),
             names=tuple(one.name for one in glances),
             fresh=self._fresh,
             prompt=prompt,

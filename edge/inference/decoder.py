@@ -26,7 +26,6 @@ from cutline.models.bundle import EMBEDDINGS, PREFIX_WEIGHTS, Bundle, DecoderSpe
 from cutline.models.families.family import PLACES
 from cutline.models.families.layer_state import keys_in_graph, states_in_graph
 from cutline.models.families.positions import Positions
-from cutline.models.sight import Block
 
 _LENGTHS = ("seqlens_k", "total_sequence_length")
 
@@ -100,12 +99,15 @@ class Decoder:
 
 
 class DecoderState:
-    """One conversation: its KV cache, and `position`, the number of tokens in it. For one thread at a time."""
+    """One conversation: its KV cache, and `position`, the number of tokens in it. For one thread at a time.
+
+    `positions` are those of the prompt's tokens, and of what follows.
+    """
 
     def __init__(self, decoder: Decoder, positions: Positions) -> None:
         self.position = 0
+        self.positions = positions
         self._decoder = decoder
-        self._positions = positions
         self._spec = decoder.spec
         self._binding = ort.IOBinding(decoder.session)
         spec = decoder.spec
@@ -125,11 +127,6 @@ class DecoderState:
             self._bind_input(name, length)
         self._shape = (0, 0)
         self._shape_buffers(1, 1)
-
-    @property
-    def blocks(self) -> tuple[Block, ...]:
-        """Those of the prompt, whose rows may see each other both ways."""
-        return self._positions.blocks
 
     def extend(self, rows: NDArray[np.float32], *, last_only: bool = False) -> NDArray[np.float32]:
         """Append `rows` (n, `Decoder.rows_width`), n > 0; returns the output (n, `Decoder.width`).
@@ -180,12 +177,12 @@ class DecoderState:
         self._total[()] = total
         family = self._decoder.family
         if family.axes > 1:  # else the graph computes the rotations itself
-            for name, array in family.rotations(self._positions.at(first, total)).items():
+            for name, array in family.rotations(self.positions.at(first, total)).items():
                 self._bind_input(name, array)
         if family.places_rows:
-            self._bind_input(PLACES, self._positions.at(first, total)[0])
+            self._bind_input(PLACES, self.positions.at(first, total)[0])
         for name, sight in self._decoder.biases.items():
-            self._bind_input(name, sight.bias(self._positions.blocks, first, total))
+            self._bind_input(name, sight.bias(self.positions.blocks, first, total))
         if self._states is not None:
             self._states.bind()
         self._decoder.session.run_with_iobinding(self._binding)
@@ -197,7 +194,7 @@ class DecoderState:
     def resume(self, position: int, positions: Positions) -> None:
         """Drop every token from `position` on, and continue with `positions`, which are equal before it."""
         self.rollback(position)
-        self._positions = positions
+        self.positions = positions
 
     def _shape_buffers(self, count: int, wanted: int) -> None:
         """Make and bind buffers for `count` input rows and `wanted` output rows, unless their shapes fit already."""

@@ -16,7 +16,7 @@ from cutline.edge.inference.kv_cache import History, ImageRows, Key, PrefixCache
 from cutline.edge.inference.vision_encoder import VisionSpan
 from cutline.errors import BundleError
 from cutline.models.bundle import Bundle, Manifest
-from cutline.models.images import Pixels
+from cutline.models.images import Pixels, times_of
 from cutline.models.law.penalties import NO_PENALTIES, Past
 from cutline.models.law.sampling import agreeing, choose
 from cutline.models.sight import pieces
@@ -84,7 +84,7 @@ class Drafter:
 
         known = range(len(pixels)) if names is None else names
         keys = keys_of(prompt, manifest.image_token, list(zip(known, counts, strict=True)))
-        positions = manifest.family.positions(np.array(prompt) == manifest.image_token, grids)
+        positions = manifest.family.positions(np.array(prompt) == manifest.image_token, grids, times_of(pixels))
         history = (
             History(self._decoder, positions) if names is None else self._prefix_cache.begin(keys, positions, tenant)
         )

@@ -74,7 +74,12 @@ class History:
     @property
     def blocks(self) -> tuple[Block, ...]:
         """Those of the conversation's prompt, whose rows may see each other both ways."""
-        return self._state.blocks
+        return self._state.positions.blocks
+
+    def shared(self, keys: Sequence[Key], positions: Positions) -> int:
+        """How many tokens, from the first, have the rows that a conversation with these has, too."""
+        alike = self._state.positions.agreeing(positions, agreeing(self.keys, keys))
+        return shared_seam(self.blocks, positions.blocks, alike)
 
     def extend(self, rows: Rows, keys: Sequence[Key], *, last_only: bool = False) -> Rows:
         """Append tokens, given by rows and keys; returns the output of `DecoderState.extend`."""
@@ -117,7 +122,7 @@ class PrefixCache:
         with self._lock:
             self._collect()
             own = [history for history in self._cached if history.tenant == tenant]
-            common = [shared_seam(history.blocks, positions.blocks, agreeing(history.keys, keys)) for history in own]
+            common = [history.shared(keys, positions) for history in own]
             best = int(np.argmax(common)) if common else None
             if best is None or 2 * common[best] < len(own[best].keys):
                 return History(self._decoder, positions, tenant)

@@ -20,7 +20,7 @@ from cutline.edge.inference.token_merging import merge_runs, parts_of, shorten
 from cutline.edge.inference.vision_encoder import VisionSpan
 from cutline.errors import BundleError, InputError
 from cutline.models.bundle import Bundle, Manifest, span_file
-from cutline.models.images import Pixels
+from cutline.models.images import Pixels, times_of
 from cutline.models.law.sampling import agreeing
 from cutline.models.sight import pieces
 
@@ -114,7 +114,7 @@ class TargetSpan:
         counts = [shorten(part, token, keep).count(token) for part in parts] or [*map(manifest.family.tokens, grids)]
         known = range(len(pixels)) if names is None else names
         keys = keys_of(short, token, [((name, keep), count) for name, count in zip(known, counts, strict=True)])
-        positions = manifest.family.positions(np.array(short) == token, grids)
+        positions = manifest.family.positions(np.array(short) == token, grids, times_of(pixels))
         history = (
             History(self._prefix, positions) if reused is None else self._prefix_cache.begin(keys, positions, tenant)
         )

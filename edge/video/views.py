@@ -37,12 +37,13 @@ class View:
     """A picture that the models look at: one of a request's images, or a piece of a video.
 
     `images` are the request's images that it is made of, by index. Of a piece, whose frames are among so many `frames`
-    of the video, it has the size of its `strip`.
+    of the video, it has the size of its `strip`, and if it is joined to the first one a `time`.
     """
 
     images: tuple[int, ...]
     strip: Size | None = None
     frames: int = 0
+    time: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +113,15 @@ def _as_video(video: VideoPart, first: int, size: Size, family: Family) -> tuple
     assert mode is not None
     count, together = len(video.times), mode.together
     width, height = mode.looked(size, count)
+    begins = range(0, count, together)
+    clock = mode.clock(count, video.seconds)
     views = []
-    for begin in range(0, count, together):
+    for begin, time in zip(begins, clock or (None,) * len(begins), strict=True):
         frames = [first + min(index, count - 1) for index in range(begin, begin + together)]
-        views.append(View(tuple(frames), (width, height * together), count))
+        views.append(View(tuple(frames), (width, height * together), count, time))
     before, *behind = mode.words(video.times, video.seconds)
     parts: list[Part] = [TextPart(before)] if before else []
-    for words in behind:
-        parts += [ImagePart(), TextPart(words)] if words else [ImagePart()]
+    for index, words in enumerate(behind):
+        parts.append(ImagePart(joined=clock is not None and index > 0))
+        parts += [TextPart(words)] if words else []
     return parts, views

@@ -144,7 +144,7 @@ VISION: Mapping[str, SettingFate] = {
     **_honoured("arithmetic", "use_absolute_position_embeddings", "layer_scale_init_value"),
     **_idle("of training", "hidden_dropout_prob", "projection_dropout", "use_mask_token"),
     **_idle("no pooled row is asked for", "vision_use_head"),
-    **_idle("frames of videos have the tokens of images", "tokens_per_second"),
+    **_honoured("how fast a video's time counts with Qwen2.5-VL; elsewhere idle", "tokens_per_second"),
     **_limited((3,), "num_channels", "in_channels"),
 }
 
@@ -182,7 +182,7 @@ PROCESSOR: Mapping[str, SettingFate] = {
     **_honoured("as many as the tower gives; other numbers are refused", "num_image_tokens"),
     **_idle("the tokenizer's, or the tower's", "image_token", "video_token", "patch_size"),
     **_honoured("as many as the tower gives; other numbers are refused", "image_seq_len", "image_seq_length"),
-    **_honoured("how Qwen3-VL samples videos, as in video_preprocessor_config.json; elsewhere idle", "video_processor"),
+    **_honoured("how Qwen samples videos, as in video_preprocessor_config.json; elsewhere idle", "video_processor"),
     **_idle("notes", "processor_class", "auto_map", "transformers_version", "tokenizer"),
 }
 

@@ -152,9 +152,10 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
         """The text that replaces the `image_marker` of an image in a rendered template."""
 
     @abstractmethod
-    def positions(self, image_tokens: NDArray[np.bool_], grids: Sequence[Grid]) -> Positions:
+    def positions(self, image_tokens: NDArray[np.bool_], grids: Sequence[Grid], times: Sequence[int] = ()) -> Positions:
         """The positions of a prompt in which `image_tokens` (n,) marks the tokens of images with these `grids`.
 
+        Pieces of videos may stand at other `times` than their first ones; without any, all are 0.
         Raises InputError if the two do not fit and the positions depend on it.
         """
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, ClassVar
 
@@ -20,9 +21,11 @@ from cutline.models.families.family import BOUNDED_ROTATIONS, Grid, channels, ch
 from cutline.models.families.parts import Ops, Parts
 from cutline.models.families.tiles import TileFamily
 from cutline.models.images import Pixels, Size
+from cutline.models.video import Footage, VideoMode
 
 IMAGE, START, END = "<IMG_CONTEXT>", "<img>", "</img>"
 MAX_TILES = 64  # of a picture; published models have 12
+FRAMES = 8  # of a video, as the published models' own chat takes
 
 
 class InternVL(TileFamily, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="internvl"):
@@ -136,6 +139,11 @@ class InternVL(TileFamily, frozen=True, forbid_unknown_fields=True, kw_only=True
         """All image tokens between two marks."""
         return f"{START}{IMAGE * self.tokens(grid)}{END}"
 
+    @property
+    def video(self) -> VideoMode:
+        """Frames as single tiles, which are counted in words."""
+        return InternVideo(self)
+
     def step(self, module: Any, index: int, rows: Any, beside: dict[str, Any], ops: Ops) -> Any:
         """transformers' own layer, with tiles as the batch."""
         del index, beside, ops
@@ -149,6 +157,38 @@ class InternVL(TileFamily, frozen=True, forbid_unknown_fields=True, kw_only=True
         patches = norm(self.by_tile(rows))[:, 1:].unflatten(1, (side // 2, 2, side // 2, 2))
         merged = patches.permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(0, 2)
         return projector(merged)
+
+
+@dataclass(frozen=True, slots=True)
+class InternVideo:
+    """How InternVL looks at videos: each frame in one tile, after its number."""
+
+    family: InternVL
+    together: int = 1
+
+    def sample(self, footage: Footage, most: int) -> tuple[int, ...]:
+        """The middles of so many parts of equal length."""
+        count = min(FRAMES, most, footage.frames)
+        step = footage.frames / count
+        return tuple((step / 2 + np.arange(count) * step).astype(np.float32).astype(int).tolist())
+
+    def looked(self, size: Size, frames: int) -> Size:
+        """That of a tile."""
+        del size, frames
+        return self.family.tile, self.family.tile
+
+    def fit(self, frame: Image.Image, frames: int) -> Image.Image:
+        """Resized by the family's filter."""
+        return self.family.resize(frame, self.looked(frame.size, frames))
+
+    def words(self, times: Sequence[float], seconds: float) -> tuple[str, ...]:
+        """Before each frame its number, from 1; the template ends each line."""
+        del seconds
+        return (*(f"Frame{index}: " for index in range(1, len(times) + 1)), "")
+
+    def clock(self, frames: int, seconds: float) -> None:
+        """Each stands by itself."""
+        del frames, seconds
 
 
 @cache

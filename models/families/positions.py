@@ -27,5 +27,10 @@ class Positions:
         after = np.arange(max(first, length), max(last, length)) + ahead
         return np.hstack([self.prompt[:, first:last], np.tile(after, (len(self.prompt), 1))])
 
+    def agreeing(self, other: Positions, length: int) -> int:
+        """How many of the first `length` tokens stand at the same positions in both."""
+        differing = (self.at(0, length) != other.at(0, length)).any(axis=0)
+        return int(differing.argmax()) if differing.any() else length
+
 
 COUNTED = Positions(np.empty((1, 0), np.int64))  # counts up from 0

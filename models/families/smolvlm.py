@@ -154,14 +154,6 @@ class SmolVLM(TileFamily, frozen=True, forbid_unknown_fields=True, kw_only=True,
         """Frames as single tiles, with the time of each, where the model has a `sampling`."""
         return SmolVideo(self, self.sampling) if isinstance(self.sampling, SmolSampling) else None
 
-    def piece_grid(self, size: Size) -> Grid | None:
-        """That of one tile, which a frame has become."""
-        return (0, 0) if size == (self.tile, self.tile) else None
-
-    def piece_pixels(self, strip: Image.Image) -> Pixels:
-        """The one tile."""
-        return Pixels(self.normalised(self.cut(strip)), (0, 0))
-
     def enter(self, modules: Sequence[Any], pixels: Any, beside: dict[str, Any]) -> Any:
         """Rows of whole tiles (n, 3, tile, tile), which need no padding mask: patch positions are fixed."""
         del beside
@@ -214,6 +206,10 @@ class SmolVideo:
         """As a picture that is not cut, from a size of its own."""
         unsplit = msgspec.structs.replace(self.family, split=False, longest_edge=self.sampling.longest_edge)
         return unsplit.resize(unsplit.resize(frame, unsplit.fitted(frame.size)), self.looked(frame.size, frames))
+
+    def clock(self, frames: int, seconds: float) -> None:
+        """Each stands by itself."""
+        del frames, seconds
 
     def words(self, times: Sequence[float], seconds: float) -> tuple[str, ...]:
         """What there is, and before each frame when that was."""

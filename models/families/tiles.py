@@ -12,7 +12,7 @@ from PIL import Image
 from cutline.models.families.family import Arrays, Count, Family, Grid, Spread
 from cutline.models.families.parts import Ops
 from cutline.models.families.positions import Positions
-from cutline.models.images import Pixels, normalised
+from cutline.models.images import Pixels, Size, normalised
 
 
 class TileFamily(Family, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -52,10 +52,18 @@ class TileFamily(Family, frozen=True, forbid_unknown_fields=True, kw_only=True):
         del grid
         return self.tile_patches
 
-    def positions(self, image_tokens: NDArray[np.bool_], grids: Sequence[Grid]) -> Positions:
+    def positions(self, image_tokens: NDArray[np.bool_], grids: Sequence[Grid], times: Sequence[int] = ()) -> Positions:
         """Positions count up from 0, for text and images alike."""
-        del grids
+        del grids, times
         return Positions(np.arange(len(image_tokens))[None])
+
+    def piece_grid(self, size: Size) -> Grid | None:
+        """That of one tile, which a frame has become."""
+        return (0, 0) if size == (self.tile, self.tile) and self.takes((0, 0)) else None
+
+    def piece_pixels(self, strip: Image.Image) -> Pixels:
+        """The one tile."""
+        return Pixels(self.normalised(self.cut(strip)), (0, 0))
 
     def runs(self, rows: Any, grids: Sequence[Grid]) -> list[tuple[Any, Arrays]]:
         """One piece: tiles are independent and of equal size."""

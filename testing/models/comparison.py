@@ -29,7 +29,7 @@ from cutline.edge.inference.vision_encoder import VisionSpan
 from cutline.models.bundle import SPAN_WEIGHTS, Bundle, Manifest, span_file
 from cutline.models.export import export_bundle, make
 from cutline.models.families import Grid
-from cutline.models.images import Pixels
+from cutline.models.images import Pixels, times_of
 from cutline.testing.models.random_models import make_smolvlm_256m
 from cutline.testing.models.small_models import QWEN_TOOLS, SMALL, Small
 
@@ -54,6 +54,11 @@ class Prompt:
     def grids(self) -> tuple[Grid, ...]:
         """The grids of the images."""
         return tuple(image.grid for image in self.images)
+
+    @property
+    def times(self) -> tuple[int, ...]:
+        """At which time each of the images stands."""
+        return times_of(self.images)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +215,7 @@ class Device:
         image_tokens = np.array(prompt.ids) == self.manifest.image_token
         embedded = self._prefix.embed(prompt.ids)
         embedded[image_tokens] = rows
-        state = self._prefix.new_state(self.manifest.family.positions(image_tokens, prompt.grids))
+        state = self._prefix.new_state(self.manifest.family.positions(image_tokens, prompt.grids, prompt.times))
         return state.extend(embedded), state
 
     def go_on(self, state: DecoderState | None, token: int) -> NDArray[np.float32] | None:
@@ -292,7 +297,7 @@ def _session(device: Device, prompt: Prompt, slot: int, boundary: NDArray[np.flo
         deep=device.deep,
         boundary=boundary,
         grids=prompt.grids,
-        positions=device.manifest.family.positions(image_tokens, prompt.grids),
+        positions=device.manifest.family.positions(image_tokens, prompt.grids, prompt.times),
     )
     return Session("parity", request, slot, limit=len(prompt.ids) + 1)
 

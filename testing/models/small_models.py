@@ -187,7 +187,7 @@ TEXT: Mapping[str, Any] = {
 }
 
 
-def _qwen(kind: str, vision: Mapping[str, Any], **text: Any) -> Small:
+def _qwen(kind: str, vision: Mapping[str, Any], *, videos: str = "Qwen2VLVideoProcessor", **text: Any) -> Small:
     patch = vision.get("patch_size", 14)
     rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]} | text.pop("rope", {})
     patches = {"num_heads": 4, "patch_size": patch, "spatial_merge_size": 2, "temporal_patch_size": 2}
@@ -210,7 +210,9 @@ def _qwen(kind: str, vision: Mapping[str, Any], **text: Any) -> Small:
         "patch_size": patch,
         "temporal_patch_size": 2,
     }
-    return Small(kind, (qwenvl.IMAGE, qwenvl.START, qwenvl.END), QWEN_TEMPLATE, config, processor)
+    films = {"video_processor_type": videos, "size": {"shortest_edge": 4096, "longest_edge": 40_000}}
+    markers = (qwenvl.IMAGE, qwenvl.START, qwenvl.END)
+    return Small(kind, markers, QWEN_TEMPLATE, config, processor, videos=films)
 
 
 def _internvl(text: str) -> Small:
@@ -343,17 +345,12 @@ _WIDE = {"depth": 4, "hidden_size": 96, "intermediate_size": 160, "out_hidden_si
 SMALL: Mapping[str, Small] = {
     "qwen2-vl": _qwen("qwen2_vl", {"depth": 3, "embed_dim": 96, "hidden_size": 128, "mlp_ratio": 2}),
     "qwen2.5-vl": _qwen("qwen2_5_vl", {**_WIDE, "window_size": 112, "fullatt_block_indexes": [1, 3]}),
-    "qwen3-vl": replace(
-        _qwen(
-            "qwen3_vl",
-            {**_WIDE, "patch_size": 16, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 2, 3]},
-            head_dim=48,
-            rope={"mrope_section": [8, 8, 8], "mrope_interleaved": True},
-        ),
-        videos={
-            "video_processor_type": "Qwen3VLVideoProcessor",
-            "size": {"shortest_edge": 4096, "longest_edge": 40_000},
-        },
+    "qwen3-vl": _qwen(
+        "qwen3_vl",
+        {**_WIDE, "patch_size": 16, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 2, 3]},
+        head_dim=48,
+        rope={"mrope_section": [8, 8, 8], "mrope_interleaved": True},
+        videos="Qwen3VLVideoProcessor",
     ),
     "qwen3.5": _qwen(
         "qwen3_5",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,9 @@ from cutline.edge.generation.result import Answer
 from cutline.edge.video.views import VideoShown
 from cutline.errors import InputError
 from cutline.models.bundle import Bundle
+from cutline.models.families.qwen.qwenvl import END, START
 from cutline.models.families.smolvlm import SmolSampling
-from cutline.models.images import decode_image
+from cutline.models.images import Pixels, decode_image
 from cutline.models.prompt import PromptBuilder
 from cutline.models.video import strip
 from cutline.protos.messages import Open, agent_from_wire, agent_to_wire
@@ -52,7 +53,7 @@ def frame(seed: int, size: tuple[int, int] = (100, 60)) -> bytes:
 
 
 FRAMES = tuple(map(frame, range(len(TIMES))))
-FILM = Message("user", (VideoPart(TIMES, 2.5, 75), WORDS))
+FILM = Message("user", (VideoPart(TIMES, 3.0, 90), WORDS))
 
 
 def ask(drafter: Bundle, target: Bundle, worker: str, *asked: Request) -> list[Answer]:
@@ -64,37 +65,50 @@ def ask(drafter: Bundle, target: Bundle, worker: str, *asked: Request) -> list[A
 
 
 @torch.inference_mode()
-def of_transformers(bundle: Bundle, pieces: Any, ids: tuple[int, ...]) -> list[int]:
-    """What it answers to a video as such: video tokens, with their own types, pixels and a grid in time."""
+def of_transformers(bundle: Bundle, pieces: Sequence[Pixels], ids: tuple[int, ...], *after: Pixels) -> list[int]:
+    """What it answers to a video as such, with pictures `after` it: video tokens, pixels and a grid in time."""
     model: Any = AutoModelForImageTextToText.from_pretrained(bundle.path.parent / "hf").eval()
-    tokens = torch.tensor([ids])
-    places = tokens == bundle.manifest.image_token
-    tokens[places] = model.config.video_token_id
+    family, tokens = bundle.manifest.family, torch.tensor([ids])
+    shown = tokens == bundle.manifest.image_token
+    filmed = shown & (shown.cumsum(1) <= sum(family.tokens(piece.grid) for piece in pieces))
+    tokens[filmed] = model.config.video_token_id
+    given: dict[str, Any] = {}
+    if "qwen2_5" in model.config.model_type:
+        given["second_per_grid_ts"] = torch.tensor([2 / (len(TIMES) / 3.0)])
     made = model.generate(
         input_ids=tokens,
         pixel_values_videos=torch.from_numpy(np.concatenate([piece.values for piece in pieces])),
         video_grid_thw=torch.tensor([[len(pieces), *pieces[0].grid]]),
-        mm_token_type_ids=places.int() * 2,
+        mm_token_type_ids=shown.int() + filmed.int(),
+        **{name: torch.from_numpy(array) for name, array in family.as_given(after).items()},
+        **given,
         do_sample=False,
         max_new_tokens=LENGTH,
     )
     return list(made[0, len(ids) :].tolist())
 
 
-def test_qwen3_vl_answers_about_a_video_as_transformers_does(targets: Callable[[str], Bundle], tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["qwen2-vl", "qwen2.5-vl", "qwen3-vl"])
+def test_qwen_answers_about_a_video_as_transformers_does(
+    targets: Callable[[str], Bundle], tmp_path: Path, kind: str
+) -> None:
     """In every mode, in a second question with a picture beside it, and where the worker has its pieces already."""
-    target = targets("qwen3-vl")
+    target = targets(kind)
     family, prompts = target.manifest.family, PromptBuilder.open(target)
     mode = family.video
     assert mode is not None
     fitted = [mode.fit(decode_image(file), len(FRAMES)) for file in FRAMES]
     pieces = [family.piece_pixels(strip(pair)) for pair in (fitted[:2], fitted[2:4], [fitted[4]] * 2)]
-    times = [TextPart(f"<{at} seconds>") for at in ("0.2", "1.2", "2.0")]
-    parts = tuple(part for at in times for part in (at, ImagePart()))
     grids = [piece.grid for piece in pieces]
+    if kind == "qwen3-vl":
+        times = [TextPart(f"<{at} seconds>") for at in ("0.2", "1.2", "2.0")]
+        parts = tuple(part for at in times for part in (at, ImagePart()))
+    else:  # between the marks of one
+        parts = (ImagePart(), ImagePart(joined=True), ImagePart(joined=True))
     ids = prompts.build([Message("user", (*parts, WORDS))], grids).ids
+    marks = [prompts.vocabulary.added[mark] for mark in (START, END)]
+    assert [ids.count(mark) for mark in marks] == [3, 3] if kind == "qwen3-vl" else [1, 1]
     expected = of_transformers(target, pieces, ids)
-    assert expected == Whole(target).answer(Prompt(ids, tuple(pieces)), LENGTH), "positions are those of pictures"
     more = (
         FILM,
         Message("assistant", (TextPart("Nothing."),)),
@@ -102,23 +116,27 @@ def test_qwen3_vl_answers_about_a_video_as_transformers_does(targets: Callable[[
     )
     picture = family.preprocess(decode_image(FRAMES[0]))
     both = prompts.build([Message("user", (*parts, WORDS)), *more[1:]], [*grids, picture.grid]).ids
-    second = Whole(target).answer(Prompt(both, (*pieces, picture)), LENGTH)
+    second = of_transformers(target, pieces, both, picture)
     how: dict[str, Any] = {"mode": Mode.CLOUD, "max_tokens": LENGTH}
     asked = []
     for way, cut in WAYS:
         here_is = {"mode": way, "cut": cut, "effort": float(way is not Mode.DRAFT)}
         asked.append(Request(messages=(FILM,), images=FRAMES, **how | here_is))
     asked.append(Request(messages=more, images=(*FRAMES, FRAMES[0]), **how))
+    asked.append(Request(messages=more, images=(*FRAMES, FRAMES[0]), **how | {"mode": Mode.SPLIT, "cut": "decoder.2"}))
     asked.append(Request(messages=(FILM,), images=FRAMES, **how))
     with Worker(target) as here:
-        *answers, followed, again = ask(quantized(target, tmp_path / "drafter"), target, here.address, *asked)
+        *answers, followed, cut_again, again = ask(
+            quantized(target, tmp_path / "drafter"), target, here.address, *asked
+        )
     for answer in (*answers, again):
         assert [token.id for token in answer.tokens] == expected[: len(answer.tokens)], (answer.mode, answer.cut)
         assert len(answer.tokens) == LENGTH or answer.tokens[-1].id in target.manifest.stop_tokens
         assert answer.exact
-        assert answer.video == VideoShown(mode="video", videos=1, frames=5, total=75, seconds=2.5)
+        assert answer.video == VideoShown(mode="video", videos=1, frames=5, total=90, seconds=3.0)
         assert answer.prompt_tokens == len(ids)
-    assert [token.id for token in followed.tokens] == second[: len(followed.tokens)]
+    for answer in (followed, cut_again):
+        assert [token.id for token in answer.tokens] == second[: len(answer.tokens)], answer.cut
     assert (followed.reused_images, again.reused_images) == (3, 3)
 
 

@@ -138,6 +138,7 @@ class Exchange:
             digests=self.upload.digests,
             known=self.upload.known,
             pieces=prepared.pieces if self.execution.cut == "image" else (),
+            times=prepared.times,
             sampling=request.sampling,
             # Without drafts to verify, a worker that may not decode alone would do nothing.
             effort=1.0 if self.work.drafting is None else request.effort,

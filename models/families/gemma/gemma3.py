@@ -56,11 +56,12 @@ class Gemma3(SiglipFamily, frozen=True, forbid_unknown_fields=True, kw_only=True
         """The image tokens between two marks and empty lines."""
         return f"\n\n{START}{IMAGE * self.tokens(grid)}{END}\n\n"
 
-    def positions(self, image_tokens: NDArray[np.bool_], grids: Sequence[Grid]) -> Positions:
+    def positions(self, image_tokens: NDArray[np.bool_], grids: Sequence[Grid], times: Sequence[int] = ()) -> Positions:
         """Positions count up from 0; the tokens of each picture are a block.
 
         Raises InputError where they are none that pictures with these `grids` have.
         """
+        del times
         edges = np.flatnonzero(np.diff(image_tokens.astype(np.int8), prepend=0, append=0)).tolist()
         blocks = tuple(zip(edges[::2], edges[1::2], strict=True))
         if len(blocks) != len(grids):

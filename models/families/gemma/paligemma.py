@@ -59,9 +59,9 @@ class PaliGemma(SiglipFamily, frozen=True, forbid_unknown_fields=True, kw_only=T
         """The image tokens."""
         return IMAGE * self.tokens(grid)
 
-    def positions(self, image_tokens: NDArray[np.bool_], grids: Sequence[Grid]) -> Positions:
+    def positions(self, image_tokens: NDArray[np.bool_], grids: Sequence[Grid], times: Sequence[int] = ()) -> Positions:
         """Positions count up from 1; the whole prompt is one block."""
-        del grids
+        del grids, times
         return Positions(1 + np.arange(len(image_tokens))[None], ((0, len(image_tokens)),))
 
     def sight(self, layer: int) -> Sight:

@@ -9,23 +9,31 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from cutline.models.families.family import Arrays, Count, Grid, Index
+from cutline.models.families.family import Arrays, Count, Grid, Index, Spread
 from cutline.models.families.parts import Ops, Parts
-from cutline.models.families.qwen.qwenvl import QwenVL, embedded, one_number
+from cutline.models.families.qwen.qwenvl import QwenVL, embedded
+from cutline.models.families.qwen.settings import one_number
+from cutline.models.families.qwen.video import JoinedVideo, QwenSampling
 from cutline.models.images import Pixels
+from cutline.models.video import VideoMode
 
 
 class Qwen25VL(QwenVL, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="qwen2.5-vl"):
-    """The tower's layers attend within windows of `window` pixels a side, except those in `full`."""
+    """The tower's layers attend within windows of `window` pixels a side, except those in `full`.
+
+    A video's time counts `pace` positions a second.
+    """
 
     window: Count
     full: tuple[Index, ...]
+    pace: Spread | msgspec.UnsetType = msgspec.UNSET
 
     kinds: ClassVar[tuple[str, ...]] = ("qwen2_5_vl",)
-    apart: ClassVar[frozenset[str]] = QwenVL.apart | {"window", "full"}
+    apart: ClassVar[frozenset[str]] = QwenVL.apart | {"window", "full", "pace"}
     answering: ClassVar[tuple[str, ...]] = ("Qwen2_5_VLForConditionalGeneration",)
     parts: ClassVar[Parts] = Parts(
         image=("visual.patch_embed",), tower="visual.blocks", connector=("visual.merger",), decoder="language_model"
@@ -37,7 +45,15 @@ class Qwen25VL(QwenVL, frozen=True, forbid_unknown_fields=True, kw_only=True, ta
         fields, window = cls.read(config, processor), one_number(config.vision_config, "window_size")
         if window % (side := fields["patch"] * fields["merge"]):
             raise ValueError(f"window_size {window} in its vision_config, where a multiple of {side} is supported")
-        return cls._checked(**fields, window=window, full=tuple(config.vision_config.fullatt_block_indexes))
+        full, pace = tuple(config.vision_config.fullatt_block_indexes), config.vision_config.tokens_per_second
+        return cls._checked(**fields, window=window, full=full, pace=float(pace))
+
+    @property
+    def video(self) -> VideoMode | None:
+        """As with Qwen2-VL, at the models' `pace`."""
+        if not isinstance(self.sampling, QwenSampling) or not isinstance(self.pace, float):
+            return None
+        return JoinedVideo(self, self.sampling, self.pace)
 
     def beside(self, grid: Grid) -> Arrays:
         """The tower's other inputs for one image. Rows are in window order.

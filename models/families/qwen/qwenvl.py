@@ -21,8 +21,11 @@ from cutline.errors import InputError
 from cutline.models.families.family import Arrays, Count, Family, Grid, Spread, channels, check_whole_heads
 from cutline.models.families.parts import Ops
 from cutline.models.families.positions import Positions
+from cutline.models.families.qwen.settings import one_number, picture_area, read_sampling, rotary_sections
+from cutline.models.families.qwen.video import USUAL, JoinedVideo, QwenSampling
 from cutline.models.images import MAX_ASPECT, MAX_PIXELS, Pixels, Size, normalised, size_fault
 from cutline.models.tools import HERMES, ToolSyntax
+from cutline.models.video import VideoMode
 
 IMAGE, START, END = "<|image_pad|>", "<|vision_start|>", "<|vision_end|>"
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -35,7 +38,7 @@ class QwenVL(Family, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     An image is resized to between `min_pixels` and `max_pixels`. The tower's rotary embedding has base `tower_theta`
     over heads of `tower_head`. The decoder's has base `theta`, with `sections` of the frequencies for time, height and
-    width. A grid counts patches.
+    width. A grid counts patches. With a `sampling` they look at videos.
     """
 
     patch: Count
@@ -49,6 +52,7 @@ class QwenVL(Family, frozen=True, forbid_unknown_fields=True, kw_only=True):
     sections: tuple[Count, Count, Count]
     mean: tuple[float, float, float] = MEAN
     std: tuple[Spread, Spread, Spread] = STD
+    sampling: QwenSampling | msgspec.UnsetType = msgspec.UNSET  # what is not set is not in a manifest
 
     image_marker: ClassVar[str] = IMAGE
     markers: ClassVar[tuple[str, ...]] = (IMAGE, START, END)
@@ -57,10 +61,12 @@ class QwenVL(Family, frozen=True, forbid_unknown_fields=True, kw_only=True):
     resample: ClassVar[Image.Resampling] = Image.Resampling.BICUBIC
     tools: ClassVar[ToolSyntax | None] = HERMES
     scales: ClassVar[bool] = True
-    apart: ClassVar[frozenset[str]] = frozenset({"tower_head", "tower_theta", "theta", "sections"})
+    apart: ClassVar[frozenset[str]] = frozenset({"tower_head", "tower_theta", "theta", "sections", "sampling"})
     axes: ClassVar[int] = 3
     layer_types: ClassVar[frozenset[str]] = frozenset({"full_attention"})
     whole_heads: ClassVar[bool] = True  # whether they are rotated as a whole
+    video_processor: ClassVar[str] = "Qwen2VLVideoProcessor"  # transformers' one that equals `video`
+    usual: ClassVar[QwenSampling | None] = USUAL  # the sampling of a folder that says nothing of videos
 
     @classmethod
     def read(cls, config: Any, processor: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,7 +80,7 @@ class QwenVL(Family, frozen=True, forbid_unknown_fields=True, kw_only=True):
             raise ValueError(f"layer_types {min(others)!r} (use_sliding_window), where {taken} is supported")
         if cls.whole_heads:
             check_whole_heads(text)
-        sections = _sections(text)  # which first looks at the kind of rotation
+        sections = rotary_sections(text)  # which first looks at the kind of rotation
         sides = ("patch_size", "spatial_merge_size", "temporal_patch_size")
         patch, merge, frames = (one_number(vision, name) for name in sides)
         width = cls.tower_sizes(config).width
@@ -84,11 +90,8 @@ class QwenVL(Family, frozen=True, forbid_unknown_fields=True, kw_only=True):
         for name, expected in {"patch_size": patch, "merge_size": merge, "temporal_patch_size": frames}.items():
             if processor[name] != expected:
                 raise ValueError(f"{name} {processor[name]!r} in its image processor, and {expected} in its tower")
-        size = processor["size"]
-        least, most = size.get("shortest_edge"), size.get("longest_edge")
-        if not (isinstance(least, int) and isinstance(most, int) and 1 <= least <= most <= MAX_PIXELS):
-            raise ValueError(f"size {dict(size)!r} (min_pixels, max_pixels), where up to {MAX_PIXELS} are supported")
-        return {
+        least, most = picture_area(processor["size"])
+        fields = {
             "patch": patch,
             "merge": merge,
             "frames": frames,
@@ -101,16 +104,40 @@ class QwenVL(Family, frozen=True, forbid_unknown_fields=True, kw_only=True):
             "mean": channels("image_mean", processor["image_mean"]),
             "std": channels("image_std", processor["image_std"]),
         }
+        said = processor.get("video_processor")
+        sampling = cls.usual if said is None else read_sampling(said, cls.video_processor, fields)
+        return fields if sampling is None else fields | {"sampling": msgspec.to_builtins(sampling)}
 
     def preprocess(self, image: Image.Image) -> Pixels:
         """Patches (rows * cols, 3 * frames * patch * patch), grouped by image token."""
         fitted = self.resize(image, self.fitted(image.size))
-        pixels = normalised(np.asarray(fitted).transpose(2, 0, 1)[None], self.mean, self.std)[0]
-        rows, cols = grid = self.grid(image.size)
+        pixels = normalised(np.asarray(fitted).transpose(2, 0, 1)[None], self.mean, self.std)
+        return self._patches(np.broadcast_to(pixels, (self.frames, *pixels.shape[1:])))
+
+    @property
+    def video(self) -> VideoMode | None:
+        """All pieces between the marks of one image, where there is a `sampling`."""
+        return JoinedVideo(self, self.sampling) if isinstance(self.sampling, QwenSampling) else None
+
+    def piece_grid(self, size: Size) -> Grid | None:
+        """Rows and columns of the patches of each of the strip's frames."""
+        width, height = size
+        if height % (self.frames * self.factor) or width % self.factor:
+            return None
+        grid = height // self.frames // self.patch, width // self.patch
+        return grid if self.takes(grid) else None
+
+    def piece_pixels(self, strip: Image.Image) -> Pixels:
+        """As `preprocess`, with another frame each time where that has the same picture again."""
+        frames = np.asarray(strip).reshape(self.frames, -1, strip.width, 3).transpose(0, 3, 1, 2)
+        return self._patches(normalised(frames, self.mean, self.std))
+
+    def _patches(self, frames: NDArray[np.float32]) -> Pixels:
+        """The patches of `frames` (n, 3, height, width), each of which spans them all."""
+        rows, cols = grid = frames.shape[2] // self.patch, frames.shape[3] // self.patch
         sides = (rows // self.merge, self.merge, self.patch, cols // self.merge, self.merge, self.patch)
-        patches = pixels.reshape(3, *sides).transpose(1, 4, 2, 5, 0, 3, 6)[:, :, :, :, :, None]
-        repeated = np.repeat(patches, self.frames, axis=5)
-        return Pixels(repeated.reshape(rows * cols, -1), grid)
+        patches = frames.reshape(self.frames, 3, *sides).transpose(2, 5, 3, 6, 1, 0, 4, 7)
+        return Pixels(patches.reshape(rows * cols, -1), grid)
 
     @property
     def factor(self) -> int:
@@ -193,22 +220,27 @@ class QwenVL(Family, frozen=True, forbid_unknown_fields=True, kw_only=True):
         """The marker, repeated; the template itself puts start and end around it."""
         return IMAGE * self.tokens(grid)
 
-    def positions(self, image_tokens: NDArray[np.bool_], grids: Sequence[Grid]) -> Positions:
-        """Text counts up on all axes together; an image has one time, and counts its rows and columns."""
+    def positions(self, image_tokens: NDArray[np.bool_], grids: Sequence[Grid], times: Sequence[int] = ()) -> Positions:
+        """Text counts up on all axes together; an image has one time, and counts its rows and columns.
+
+        What stands right behind an image is a later piece of the same video: its rows and columns are the same again.
+        """
         held, made = image_tokens.sum(), sum(map(self.tokens, grids))
         if held != made:
             raise InputError(f"the prompt holds {held} image tokens, its images have {made}; this model takes them all")
-        parts, at, following = [], 0, 0
-        for grid in grids:
+        parts, at, first, following = [], 0, 0, 0
+        for grid, time in zip(grids, times or (0,) * len(grids), strict=True):
             begins = at + int(image_tokens[at:].argmax())
             rows, cols = grid[0] // self.merge, grid[1] // self.merge
             if not image_tokens[begins : begins + rows * cols].all():
                 raise InputError("the image tokens of an image do not stand together")
-            parts.append(_count(following, begins - at))
-            following += begins - at
-            parts.append(following + np.indices((1, rows, cols)).reshape(3, -1))
+            if begins > at or not parts:
+                parts.append(_count(following, begins - at))
+                first = following + begins - at
+            places = np.indices((1, rows, cols)).reshape(3, -1)
+            parts.append(first + places + [[time], [0], [0]])
             at = begins + rows * cols
-            following += max(rows, cols)
+            following = first + max(rows, cols)
         parts.append(_count(following, len(image_tokens) - at))
         return Positions(np.hstack(parts))
 
@@ -313,29 +345,6 @@ def embedded(embedding: Any, pixels: Any) -> Any:
     weight, bias = embedding.proj.weight.flatten(1), embedding.proj.bias
     rows = pixels @ weight.transpose(0, 1)
     return rows if bias is None else rows + bias
-
-
-def one_number(config: Any, name: str) -> int:
-    """The setting `name` of a tower's `config`. Raises ValueError unless it is one number."""
-    value = getattr(config, name)
-    if not isinstance(value, int):
-        raise ValueError(f"{name} {value!r} in its vision_config, where one number is supported")
-    return value
-
-
-def _sections(text: Any) -> tuple[int, ...]:
-    """How many frequencies belong to each axis. Raises ValueError."""
-    rope = text.rope_parameters
-    if (kind := rope["rope_type"]) != "default":
-        raise ValueError(f"rope_type {kind!r} in its rope_scaling, where 'default' or 'mrope' is supported")
-    sections = rope.get("mrope_section")
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    half = int(head * rope.get("partial_rotary_factor", 1.0)) // 2
-    if not isinstance(sections, list | tuple) or len(sections) != 3 or sum(sections) != half:
-        raise ValueError(
-            f"mrope_section {sections!r} in its rope_scaling, where three numbers, {half} in all, are supported"
-        )
-    return tuple(sections)
 
 
 def _count(first: int, length: int) -> NDArray[np.int64]:
