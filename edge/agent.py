@@ -305,6 +305,7 @@ class Agent:
             cuts=() if target is None else device_cuts(target),
             plans=self._planning.plans,
             tools=self._prompts.takes_tools,
+            videos=self.manifest.family.video is not None,
             upstream=None if upstream is None else upstream.url,
             promises=promises_of(backends.gate),
             audits=backends.audits.every(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -39,6 +40,7 @@ from cutline.errors import AccessDenied, InputError
 from cutline.protos.channel.token_file import Quota
 
 if TYPE_CHECKING:  # an agent that fetches or compares nothing loads nothing of it
+    from cutline.edge.api.embeddings.embedder import Embedder
     from cutline.edge.api.requests.image_fetcher import Fetcher
     from cutline.edge.inference.encoder import Encoder
 
@@ -62,8 +64,9 @@ def application(
     """
     handler = RequestHandler(agent, most=most, limits=limits, fetcher=fetcher)
     api = _Api(handler, shared=shared)
-    responses, ollama = Later(lambda: _responses(handler)), Later(lambda: _ollama(handler))
-    embeddings = Later(lambda: _embeddings(handler, encoder))
+    embedder = cache(lambda: _embedder(handler, encoder))
+    responses, ollama = Later(lambda: _responses(handler)), Later(lambda: _ollama(handler, embedder()))
+    embeddings = Later(lambda: _embeddings(embedder()))
     routes = [
         Route("/v1/chat/completions", api.complete, methods=["POST"]),
         Route("/v1/embeddings", embeddings),
@@ -180,16 +183,22 @@ def _responses(handler: RequestHandler) -> list[Route]:
     return responses(handler)
 
 
-def _embeddings(handler: RequestHandler, encoder: Encoder | None) -> list[Route]:
+def _embedder(handler: RequestHandler, encoder: Encoder | None) -> Embedder:
+    from cutline.edge.api.embeddings.embedder import Embedder
+
+    return Embedder(handler, encoder)
+
+
+def _embeddings(embedder: Embedder) -> list[Route]:
     from cutline.edge.api.embeddings.routes import embeddings
 
-    return embeddings(handler, encoder)
+    return embeddings(embedder)
 
 
-def _ollama(handler: RequestHandler) -> list[Route]:
+def _ollama(handler: RequestHandler, embedder: Embedder) -> list[Route]:
     from cutline.edge.api.ollama.routes import ollama
 
-    return ollama(handler)
+    return ollama(handler, embedder)
 
 
 async def _not_there(request: Request, error: Exception) -> Response:

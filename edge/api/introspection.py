@@ -28,7 +28,7 @@ class Abilities(msgspec.Struct, frozen=True, kw_only=True):
 class Architecture(msgspec.Struct, frozen=True):
     """What goes into the model, and what comes out."""
 
-    input_modalities: tuple[Literal["text", "image"], ...] = ("text", "image")
+    input_modalities: tuple[Literal["text", "image", "video"], ...]
     output_modalities: tuple[Literal["text"], ...] = ("text",)
 
 
@@ -69,7 +69,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     owned_by: str = "cutline"
     aliases: tuple[str, ...]
     max_model_len: int
-    architecture: Architecture = Architecture()
+    architecture: Architecture
     capabilities: tuple[Literal["completion", "vision", "tools"], ...]
     meta: GenerationSettings
     cutline: Abilities
@@ -147,6 +147,7 @@ def model_of(standing: AgentState, created: int, *, context: int, alias: str) ->
         created=created,
         aliases=(alias,),
         max_model_len=context,
+        architecture=Architecture(("text", "image", "video") if standing.videos else ("text", "image")),
         capabilities=("completion", "vision", "tools") if standing.tools else ("completion", "vision"),
         meta=GenerationSettings(context),
         cutline=able,

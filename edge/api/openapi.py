@@ -22,13 +22,14 @@ from cutline.edge.api.ollama.catalogue import (
     OllamaStatus,
     OllamaVersion,
 )
+from cutline.edge.api.ollama.embeddings import OllamaEmbed, OllamaEmbedded, OllamaEmbeddedOne, OllamaEmbedOne
 from cutline.edge.api.ollama.schema import OllamaChat, OllamaPrompt
 from cutline.edge.api.requests.schema import ChatRequest
 from cutline.edge.api.responses.objects import ResponseDeleted, ResponseObject
 from cutline.edge.api.responses.schema import InputTurn, ResponseRequest
 
 _TYPES = (
-    *(EmbeddingList, EmbeddingRequest),
+    *(EmbeddingList, EmbeddingRequest, OllamaEmbed, OllamaEmbedded, OllamaEmbedOne, OllamaEmbeddedOne),
     *(ChatRequest, ChatCompletion, ChatChunk, Failed, Health, Model, Models, Props),
     *(OllamaAnswer, OllamaChat, OllamaFailed, OllamaLoaded, OllamaModels, OllamaNamed, OllamaPrompt, OllamaShown),
     *(Readiness, State, Switches),
@@ -90,6 +91,10 @@ def document() -> dict[str, Any]:
             "/api/show": {"post": _taking(OllamaNamed, _json("All about a model", OllamaShown), read, OllamaFailed)},
             "/api/pull": {"post": _taking(OllamaNamed, _lines("It is here", OllamaStatus), read, OllamaFailed)},
             "/api/chat": {"post": _taking(OllamaChat, _lines(_TOLD, OllamaAnswer), asked, OllamaFailed)},
+            "/api/embed": {"post": _taking(OllamaEmbed, _json("Rows of texts", OllamaEmbedded), rows, OllamaFailed)},
+            "/api/embeddings": {
+                "post": _taking(OllamaEmbedOne, _json("A text's row", OllamaEmbeddedOne), rows, OllamaFailed)
+            },
             "/api/generate": {"post": _taking(OllamaPrompt, _lines(_TOLD, OllamaAnswer), asked, OllamaFailed)},
         },
         "components": {"schemas": schemas},

@@ -55,6 +55,10 @@ class SeenImage:
         """Bytes that it takes."""
         return 4 * math.prod(self.picture.size) + self.pixels.values.nbytes + len(self.file or b"")
 
+    def pixels_at(self, time: int | None) -> Pixels:
+        """The pixels, of a piece of a video at its `time`."""
+        return self.pixels if time is None else replace(self.pixels, time=time)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Glance:
@@ -137,7 +141,7 @@ class Preparer:
         return Prepared(
             request=asked,
             images=tuple(one.picture for one in seen),
-            pixels=tuple(replace(one.pixels, time=of.view.time) for one, of in zip(seen, glances, strict=True)),
+            pixels=tuple(one.pixels_at(of.view.time) for one, of in zip(seen, glances, strict=True)),
             names=tuple(one.name for one in glances),
             fresh=self._fresh,
             prompt=prompt,

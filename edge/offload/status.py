@@ -56,9 +56,10 @@ class AgentState(msgspec.Struct, frozen=True, kw_only=True):
     """`ready`: a plain request is answered, else `why` it is not, and what to do; `modes` can answer now.
 
     `cuts` of the target can be asked for. `offline`: no worker is asked, whatever a question says. `plans`: mode `auto`
-    plans, and so keeps to bounds; `tools`: the model may call some. `upstream` is the URL of the server that is asked
-    in place of workers, if one is. `promises` are those that the gate keeps now, `audits` what audits have shown, by
-    group; `journal` is what became of what was kept for learning, None where nothing is.
+    plans, and so keeps to bounds; `tools`: the model may call some; `videos`: it has a mode for them. `upstream` is the
+    URL of the server that is asked in place of workers, if one is. `promises` are those that the gate keeps now,
+    `audits` what audits have shown, by group; `journal` is what became of what was kept for learning, None where
+    nothing is.
     """
 
     ready: bool
@@ -70,6 +71,7 @@ class AgentState(msgspec.Struct, frozen=True, kw_only=True):
     cuts: tuple[str, ...] = ()
     plans: bool = False
     tools: bool = False
+    videos: bool = False
     upstream: str | None = None
     promises: tuple[Promise, ...] = ()
     audits: Mapping[str, Audited] = msgspec.field(default_factory=dict)

@@ -111,11 +111,12 @@ class Git(TileFamily, frozen=True, forbid_unknown_fields=True, kw_only=True, tag
         """A gap for every row."""
         return GAP * self.tokens(grid)
 
-    def positions(self, image_tokens: NDArray[np.bool_], grids: Sequence[Grid]) -> Positions:
+    def positions(self, image_tokens: NDArray[np.bool_], grids: Sequence[Grid], times: Sequence[int] = ()) -> Positions:
         """Those of text count up from 0; rows of the picture have none, are a block, and stand first.
 
         Raises InputError where they do not.
         """
+        del times
         count = int(image_tokens.sum())
         if len(grids) > 1 or not image_tokens[:count].all():
             raise InputError("a prompt of this model begins with the rows of one image, or has none")

@@ -327,8 +327,8 @@ def tool_pair(place: Path) -> None:
     quantized(target, place / "drafter")
 
 
-def quantized(target: Bundle, out: Path) -> Bundle:
-    """A drafter of the target's own weights in int8, with its tower: it is right most of the time."""
+def quantized(target: Bundle, out: Path, *, precision: str = "int8") -> Bundle:
+    """A drafter of the target's own weights in int8, with its tower: it is right most of the time; in fp32 always."""
 
     def copied(_: Any, __: Any, folder: Path, cuts: Sequence[str]) -> float:
         for name in (SPAN_WEIGHTS, *map(span_file, cuts)):
@@ -340,7 +340,7 @@ def quantized(target: Bundle, out: Path) -> Bundle:
             target.path.parent / "hf",
             out,
             role="drafter",
-            precision="int8",
+            precision=precision,
             name="seeded",
             target=target,
             progress=lambda progress: None,

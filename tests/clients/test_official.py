@@ -89,7 +89,7 @@ def test_tools_of_openais(agent: Served, tooled: Served, client: openai.OpenAI) 
 def test_what_is_not_served_here_says_so(agent: Served, client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError):
         client.embeddings.create(model="cutline", input="A card.")
-    with ollama.Client(agent.url) as one, pytest.raises(ollama.ResponseError, match="embeds nothing"):
+    with ollama.Client(agent.url) as one, pytest.raises(ollama.ResponseError, match="--encoder"):
         one.embed("cutline", "A card.")
 
 

@@ -140,6 +140,34 @@ def test_qwen_answers_about_a_video_as_transformers_does(
     assert (followed.reused_images, again.reused_images) == (3, 3)
 
 
+def test_a_drafter_answers_about_a_video_alone_and_before_a_worker(
+    targets: Callable[[str], Bundle], tmp_path: Path
+) -> None:
+    """Alone as transformers answers with its weights; `auto` asks the worker, as no gate was calibrated for videos."""
+    target = targets("qwen2.5-vl")
+    drafter = quantized(target, tmp_path / "drafter", precision="fp32")
+    family, mode = target.manifest.family, target.manifest.family.video
+    assert mode is not None
+    fitted = [mode.fit(decode_image(file), len(FRAMES)) for file in FRAMES]
+    pieces = [family.piece_pixels(strip(pair)) for pair in (fitted[:2], fitted[2:4], [fitted[4]] * 2)]
+    parts = (ImagePart(), ImagePart(joined=True), ImagePart(joined=True))
+    ids = PromptBuilder.open(target).build([Message("user", (*parts, WORDS))], [one.grid for one in pieces]).ids
+    expected = of_transformers(target, pieces, ids)
+    asked = [
+        Request(messages=(FILM,), images=FRAMES, max_tokens=LENGTH, mode=mode, effort=0.0)
+        for mode in (Mode.EDGE, Mode.DRAFT, Mode.AUTO)
+    ]
+    with Worker(target) as here:
+        alone, drafted, auto = ask(drafter, target, here.address, *asked)
+    for answer in (alone, drafted, auto):
+        assert [token.id for token in answer.tokens] == expected[: len(answer.tokens)], answer.mode
+        assert len(answer.tokens) == LENGTH or answer.tokens[-1].id in target.manifest.stop_tokens
+    assert {token.source for token in alone.tokens} == {"edge"}
+    assert (alone.worker, alone.exact) == (None, False)
+    assert drafted.accepted > LENGTH / 2, "drafter and worker look at the same"
+    assert (auto.worker, auto.exact) == (here.address, True)
+
+
 def test_smolvlm2_answers_about_a_video_as_about_its_tiles(tmp_path: Path) -> None:
     """A bundle of the demo's shape with the sampling of SmolVLM2; the worker's own says nothing of videos."""
     drafter, target = Bundle.open(DRAFTER), Bundle.open(TARGET)
@@ -174,6 +202,29 @@ def test_smolvlm2_answers_about_a_video_as_about_its_tiles(tmp_path: Path) -> No
     assert (other.video.mode, other.video.why) == ("images", "its frames are of several sizes")
 
 
+def test_internvl_answers_about_a_video_as_about_numbered_tiles(
+    targets: Callable[[str], Bundle], tmp_path: Path
+) -> None:
+    """transformers has its frames as pictures of one tile, in words that its processor puts between them."""
+    target = targets("internvl-qwen2")
+    family = target.manifest.family
+    assert family.video is not None
+    pixels = tuple(family.piece_pixels(family.video.fit(decode_image(file), 5)) for file in FRAMES)
+    parts = tuple(part for index in range(1, 6) for part in (TextPart(f"Frame{index}: "), ImagePart()))
+    ids = PromptBuilder.open(target).build([Message("user", (*parts, WORDS))], [(0, 0)] * 5).ids
+    expected = Whole(target).answer(Prompt(ids, pixels), LENGTH)
+    asked = [
+        Request(messages=(FILM,), images=FRAMES, mode=mode, cut=cut, max_tokens=LENGTH, effort=1.0)
+        for mode, cut in ((Mode.CLOUD, "image"), (Mode.DRAFT, "image"), (Mode.SPLIT, "decoder.1"))
+    ]
+    with Worker(target) as here:
+        answers = ask(quantized(target, tmp_path / "drafter"), target, here.address, *asked)
+    for answer in answers:
+        assert [token.id for token in answer.tokens] == expected[: len(answer.tokens)]
+        assert answer.video is not None
+        assert (answer.video.mode, answer.video.frames, answer.exact) == ("video", 5, True)
+
+
 def test_pieces_are_a_feature_that_older_workers_lack_and_are_checked(targets: Callable[[str], Bundle]) -> None:
     target = targets("qwen3-vl")
     prepared = Preparer(target.manifest, PromptBuilder.open(target), target, planned=False).prepare(
@@ -184,6 +235,10 @@ def test_pieces_are_a_feature_that_older_workers_lack_and_are_checked(targets: C
     wire = agent_to_wire(opening)
     assert list(wire.open.requires) == ["video.pieces"] or "video.pieces" in wire.open.requires
     assert agent_from_wire(wire) == opening
+    timed = Open(model="m", tokens=(1,), prompt_length=1, max_tokens=2, pieces=(0, 1), times=(0, 4))
+    wire = agent_to_wire(timed)
+    assert "video.times" in wire.open.requires
+    assert agent_from_wire(wire) == timed
     from cutline.cloud.serving.admission import Reception, ServedSpan
 
     reception = Reception(target.manifest, ServedSpan(context=1000))
@@ -192,5 +247,8 @@ def test_pieces_are_a_feature_that_older_workers_lack_and_are_checked(targets: C
     for more in ({"pieces": (1,), "images": 1}, {"pieces": (0,), "cut": "vision.0", "grids": ((4, 4),)}):
         with pytest.raises(InputError, match="pieces of videos are among"):
             reception.check(Open(**given | more))  # type: ignore[arg-type]
+    for times in ((0,), (0, 1_000_001)):
+        with pytest.raises(InputError, match="one time of 1000000 at most"):
+            reception.check(Open(**given, times=times, images=2))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="no piece of a video of this model"):
         reception._pixels(frame(1), piece=True)

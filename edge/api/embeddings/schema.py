@@ -35,11 +35,6 @@ class EmbeddingRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         given = [self.input] if isinstance(self.input, str) else self.input
         return [ChatText(one) if isinstance(one, str) else one for one in given]
 
-    @property
-    def urls(self) -> tuple[str, ...]:
-        """Where its images are, in order."""
-        return tuple(part.image_url.url for part in self.parts if isinstance(part, ChatImage))
-
 
 class Embedding(msgspec.Struct, frozen=True, kw_only=True):
     """The row of one input: numbers, or their bytes (float32, little-endian) in base64."""

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from cutline.edge.api.embeddings.embedder import Embedder
 from cutline.edge.api.errors import Fault, Refused
 from cutline.edge.api.handler import RequestHandler, as_json
 from cutline.edge.api.ollama.catalogue import (
@@ -23,15 +24,14 @@ from cutline.edge.api.ollama.catalogue import (
     loaded,
     shown,
 )
+from cutline.edge.api.ollama.embeddings import OllamaEmbed, OllamaEmbedOne, read_embed, read_embed_one
 from cutline.edge.api.ollama.schema import OllamaAsked, read_chat, read_prompt
 from cutline.edge.api.requests.fields import Rules, read_body, unfit
 from cutline.edge.api.streams import AnswerStream
 from cutline.errors import InputError
 
-# What is refused by name: nothing here embeds, and models come and go with `cutline`.
+# What is refused by name: models come and go with `cutline`.
 _REFUSED = {
-    "embed": "this agent embeds nothing: its model answers questions",
-    "embeddings": "this agent embeds nothing: its model answers questions",
     "create": "this agent makes no models; `cutline export` does",
     "copy": "this agent has one model, and keeps no copies",
     "delete": "this agent has one model, and keeps it",
@@ -39,9 +39,9 @@ _REFUSED = {
 }
 
 
-def ollama(handler: RequestHandler) -> list[Route]:
+def ollama(handler: RequestHandler, embedder: Embedder) -> list[Route]:
     """The paths."""
-    api = _Ollama(handler)
+    api = _Ollama(handler, embedder)
     return [
         Route("/api/version", api.version),
         Route("/api/tags", api.tags),
@@ -50,13 +50,16 @@ def ollama(handler: RequestHandler) -> list[Route]:
         Route("/api/pull", api.pull, methods=["POST"]),
         Route("/api/chat", api.chat, methods=["POST"]),
         Route("/api/generate", api.generate, methods=["POST"]),
+        Route("/api/embed", api.embed, methods=["POST"]),
+        Route("/api/embeddings", api.embed_one, methods=["POST"]),
         *(Route(f"/api/{name}", api.refuse, methods=["POST", "DELETE"]) for name in _REFUSED),
     ]
 
 
 class _Ollama:
-    def __init__(self, handler: RequestHandler) -> None:
+    def __init__(self, handler: RequestHandler, embedder: Embedder) -> None:
         self._handler = handler
+        self._embedder = embedder
         self._manifest = handler.agent.manifest
         self._since = datetime.fromtimestamp(handler.began, UTC)
 
@@ -84,6 +87,12 @@ class _Ollama:
 
     async def generate(self, request: Request) -> Response | AnswerStream:
         return await self._ask(request, read_prompt)
+
+    async def embed(self, request: Request) -> Response | AnswerStream:
+        return await self._embedder.respond(request, read_embed, OllamaEmbed.told)
+
+    async def embed_one(self, request: Request) -> Response | AnswerStream:
+        return await self._embedder.respond(request, read_embed_one, OllamaEmbedOne.told)
 
     async def refuse(self, request: Request) -> Response:
         message = _REFUSED[request.scope["path"].rpartition("/")[2]]

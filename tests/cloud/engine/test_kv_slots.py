@@ -57,6 +57,18 @@ def content(asked: SessionRequest) -> Content:
     return found
 
 
+def test_rows_at_other_positions_are_not_shared() -> None:
+    """Pieces of a video are the same where their times are not."""
+    asked = request([1, b"cat", 2])
+    other = np.arange(len(asked.tokens))[None].repeat(3, 0)
+    here, there = (
+        content(dataclasses.replace(asked, positions=Positions(made)))
+        for made in (other, other + np.where(other < 3, 0, [[5], [0], [0]]))
+    )
+    assert shared(here, here) == len(asked.tokens)
+    assert shared(here, there) == 3
+
+
 parts = st.lists(st.sampled_from([1, 2, 2, 2, b"cat", b"dog", None]), min_size=1, max_size=6)
 answers = st.lists(st.sampled_from([2, 7, IMAGE]), max_size=4)
 

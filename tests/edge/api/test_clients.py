@@ -253,3 +253,6 @@ def test_the_model_is_looked_up_as_of_llama_cpp(agent: ScriptedAgent, serving: S
     assert props["default_generation_settings"]["n_ctx"] == context
     assert props["modalities"] == {"vision": True, "audio": False}
     assert not props["chat_template_caps"]["supports_tools"]
+    agent.now = msgspec.structs.replace(agent.now, videos=True)
+    (model,) = asyncio.run(run())[0]["data"]
+    assert model["architecture"]["input_modalities"] == ["text", "image", "video"]

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import msgspec
 import numpy as np
+import ollama
 import openai
 import pytest
 from PIL import Image
@@ -76,6 +77,34 @@ def test_openais_client_reads_the_rows(how: dict[str, Any], encoder: Encoder, se
     assert many.usage.prompt_tokens == many.usage.total_tokens == sum(map(encoder.count_tokens, TEXTS))
 
 
+def test_ollamas_client_reads_the_rows(encoder: Encoder, serving: Serving) -> None:
+    name = encoder.manifest.name
+
+    async def run() -> Any:
+        async with serving(encoder=encoder) as url, ollama.AsyncClient(url, trust_env=False) as client:
+            many = await client.embed("cutline", TEXTS, truncate=True, options={"num_ctx": 99}, keep_alive="1h")
+            one = await client.embed(f"{name}:latest", TEXTS[1], dimensions=48)
+            old = await client.embeddings(name, TEXTS[1])
+            for call, status, said in (
+                (client.embed("other", "x"), 404, f"encoder is {name}"),
+                (client.embed(name, ""), 400, "is empty"),
+                (client.embed(name, "x", dimensions=24), 400, "48 numbers"),
+                (client.embeddings(name, "a person at the gate " * 9), 400, "encoder reads 16"),
+            ):
+                with pytest.raises(ollama.ResponseError, match=said) as error:
+                    await call
+                assert error.value.status_code == status
+            return many, one, old
+
+    many, one, old = asyncio.run(run())
+    expected = encoder.embed_texts(TEXTS)
+    assert np.array_equal(np.asarray(many.embeddings, np.float32), expected)
+    assert np.array_equal(np.asarray([*one.embeddings, old.embedding], np.float32), expected[[1, 1]])
+    assert (many.model, one.model) == ("cutline", f"{name}:latest")
+    assert many.prompt_eval_count == sum(map(encoder.count_tokens, TEXTS))
+    assert many.total_duration > 0
+
+
 def test_images_and_texts_stand_in_one_list(encoder: Encoder, serving: Serving) -> None:
     body = {"input": [IMAGE, TEXTS[0], {"type": "text", "text": TEXTS[1]}, IMAGE]}
     response, metrics = posted(serving, body, encoder=encoder)
@@ -125,6 +154,13 @@ def test_an_agent_without_an_encoder_says_so(serving: Serving) -> None:
     response, _ = posted(serving, {"input": "x"})
     assert response.status_code == 404
     assert "--encoder BUNDLE" in response.json()["error"]["message"]
+
+    async def run() -> None:
+        async with serving() as url, ollama.AsyncClient(url, trust_env=False) as client:
+            with pytest.raises(ollama.ResponseError, match="--encoder BUNDLE"):
+                await client.embed("cutline", "x")
+
+    asyncio.run(run())
 
 
 @pytest.mark.threat("caches")

@@ -560,8 +560,6 @@ def test_what_no_agent_does_is_refused_by_name(client: Client) -> None:
     async def run() -> None:
         async with client() as one:
             for call, said in (
-                (one.embed("cutline", "words"), "embeds nothing"),
-                (one.embeddings("cutline", "words"), "embeds nothing"),
                 (one.delete("cutline"), "keeps it"),
                 (one.copy("cutline", "other"), "no copies"),
                 (one.push("cutline"), "to nobody"),
