@@ -26,7 +26,7 @@ from cutline.cloud.model.model_runner import Capacity, Target
 from cutline.core.sampling import Sampling
 from cutline.edge.inference.decoder import Decoder, DecoderState
 from cutline.edge.inference.vision_encoder import VisionSpan
-from cutline.models.bundle import SPAN_WEIGHTS, Bundle, Manifest, span_file
+from cutline.models.bundle import SPAN_WEIGHTS, Bundle, Manifest, Precision, span_file
 from cutline.models.export import export_bundle, make
 from cutline.models.families import Grid
 from cutline.models.images import Pixels, times_of
@@ -327,7 +327,7 @@ def tool_pair(place: Path) -> None:
     quantized(target, place / "drafter")
 
 
-def quantized(target: Bundle, out: Path, *, precision: str = "int8") -> Bundle:
+def quantized(target: Bundle, out: Path, *, precision: Precision = "int8") -> Bundle:
     """A drafter of the target's own weights in int8, with its tower: it is right most of the time; in fp32 always."""
 
     def copied(_: Any, __: Any, folder: Path, cuts: Sequence[str]) -> float:

@@ -169,7 +169,7 @@ def test_positions_of_qwens_videos_are_those_of_transformers(rate: float, frames
     grids, films = [(4, 6)], [(4, 4), (2, 8)]
     kinds = [0, 0, *[1] * 6, 0, *[2] * (4 * count), 0, 0, *[2] * (4 * count), *[0] * 5]
     types = torch.tensor([kinds])
-    given = {
+    given: Any = {
         "input_ids": types,
         "mm_token_type_ids": types,
         "image_grid_thw": torch.tensor([[1, 4, 6]]),
@@ -182,10 +182,11 @@ def test_positions_of_qwens_videos_are_those_of_transformers(rate: float, frames
     processor.video_token = None
     intervals = torch.tensor(processor._process_videos(None)[0]["second_per_grid_ts"])
     places = [*grids, *(grid for grid in films for _ in range(count))]
-    for family, model, more in (
+    kinds_of: list[tuple[QwenVL, Any, dict[str, Any]]] = [
         (QWEN2, Qwen2VLModel, {}),
         (QWEN25, Qwen2_5_VLModel, {"second_per_grid_ts": intervals}),
-    ):
+    ]
+    for family, model, more in kinds_of:
         vision = SimpleNamespace(spatial_merge_size=2, tokens_per_second=2)
         theirs: Any = SimpleNamespace(config=SimpleNamespace(vision_config=vision))
         theirs.get_vision_position_ids = model.get_vision_position_ids.__get__(theirs)

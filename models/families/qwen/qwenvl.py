@@ -228,7 +228,7 @@ class QwenVL(Family, frozen=True, forbid_unknown_fields=True, kw_only=True):
         held, made = image_tokens.sum(), sum(map(self.tokens, grids))
         if held != made:
             raise InputError(f"the prompt holds {held} image tokens, its images have {made}; this model takes them all")
-        parts, at, first, following = [], 0, 0, 0
+        parts, at, first, following = list[NDArray[np.int64]](), 0, 0, 0
         for grid, time in zip(grids, times or (0,) * len(grids), strict=True):
             begins = at + int(image_tokens[at:].argmax())
             rows, cols = grid[0] // self.merge, grid[1] // self.merge
@@ -238,7 +238,7 @@ class QwenVL(Family, frozen=True, forbid_unknown_fields=True, kw_only=True):
                 parts.append(_count(following, begins - at))
                 first = following + begins - at
             places = np.indices((1, rows, cols)).reshape(3, -1)
-            parts.append(first + places + [[time], [0], [0]])
+            parts.append(first + places + np.array([[time], [0], [0]]))
             at = begins + rows * cols
             following = first + max(rows, cols)
         parts.append(_count(following, len(image_tokens) - at))

@@ -81,11 +81,11 @@ class JoinedVideo:
 
     def clock(self, frames: int, seconds: float) -> tuple[int, ...]:
         """Positions, in whole ones; with a `pace` multiplied and cut in float32 as there."""
-        pieces = np.arange(math.ceil(frames / self.together))
-        if self.pace is not None:
-            interval = np.float32(self.pace) * np.float32(self.together / (frames / seconds) if seconds else 0.0)
-            pieces = pieces.astype(np.float32) * interval
-        return tuple(pieces.astype(int).tolist())
+        pieces = math.ceil(frames / self.together)
+        if self.pace is None:
+            return tuple(range(pieces))
+        interval = np.float32(self.pace) * np.float32(self.together / (frames / seconds) if seconds else 0.0)
+        return tuple((np.arange(pieces, dtype=np.float32) * interval).astype(int).tolist())
 
 
 @dataclass(frozen=True, slots=True)
