@@ -132,7 +132,7 @@ def _look(bundle: Bundle) -> BundleView:
     from cutline.core.conversation import question
     from cutline.models.bundle import MANIFEST
     from cutline.models.costs import layer_costs, request_sizes
-    from cutline.models.pairs.pair import served_model
+    from cutline.models.pairs.pair import shared_in
     from cutline.models.prompt import PromptBuilder
 
     manifest = bundle.manifest
@@ -155,7 +155,7 @@ def _look(bundle: Bundle) -> BundleView:
         cuts=_cuts(manifest, sizes) if manifest.role == "target" else [],
         files={name: (bundle.path / name).stat().st_size for name in (MANIFEST, *sorted(bundle.names))},
         calibration=_calibration(bundle),
-        shared=None if manifest.target is None else served_model(bundle).shared,
+        shared=None if manifest.target is None else shared_in(bundle),
     )
 
 

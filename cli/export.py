@@ -72,7 +72,7 @@ def export(
     try:
         from cutline.models.export import export_bundle
         from cutline.models.export.encoders import export_encoder
-        from cutline.models.pairs.pair import served_model
+        from cutline.models.pairs.pair import shared_in
     except ModuleNotFoundError as error:
         raise missing(f"exporting needs {error.name}", "export") from None
 
@@ -103,7 +103,7 @@ def export(
     size = sum(file.stat().st_size for file in made.path.iterdir()) / 1e6
     reused = sum(step.reused for step in finished)
     if isinstance(made, Bundle) and made.manifest.target is not None:
-        console.print(served_model(made).shared.told, highlight=False, soft_wrap=True)
+        console.print(shared_in(made).told, highlight=False, soft_wrap=True)
     console.print(
         f"{made.path}: {role}, {chosen}, {size:.1f} MB, identity {made.manifest.identity[:12]}"
         + (f"; {reused} of {len(finished)} steps were finished before" if reused else ""),

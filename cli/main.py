@@ -26,6 +26,7 @@ from cutline.cli import (
     journal,
     keys,
     learn,
+    pair,
     plan,
     profile,
     pull,
@@ -69,6 +70,7 @@ app.add_typer(cluster.app, name="cluster")
 app.add_typer(config_show.app, name="config")
 app.add_typer(journal.app, name="journal")
 app.add_typer(keys.app, name="keys")
+app.add_typer(pair.app, name="pair")
 app.add_typer(profile.app, name="profile")
 
 

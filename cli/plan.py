@@ -74,7 +74,9 @@ class PlanOptions(msgspec.Struct, frozen=True, kw_only=True):
     image: Annotated[Path | None, "The image; without it, a card of the demo or a photograph."] = None
     prompt_tokens: Annotated[int | None, "Tokens of the prompt, the image's among them."] = None
     answer_tokens: Annotated[int, "Tokens of the answer."] = 16
-    acceptance: Annotated[float, "How often a drafted token is right."] = 0.8
+    acceptance: Annotated[
+        float | None, "How often a drafted token is right; without it as `cutline calibrate` found it, or 0.8."
+    ] = None
     explain: Annotated[bool, "Show every plan by the parts of its latency."] = False
     plot: Annotated[Path | None, "Draw the plans into this file: .svg, .png or .pdf."] = None
     as_json: options.Json = False
@@ -121,8 +123,9 @@ def plan(given: PlanOptions) -> int:
         agreement=inputs.share("--min-agreement", required.min_agreement),
         leak=None if required.max_leak is None else inputs.share("--max-leak", required.max_leak),
     )
+    acceptance = setting.acceptance if given.acceptance is None else given.acceptance
     conditions = inputs.conditions_of(
-        given.link, given.rtt_ms, given.uplink_mbps, queue_ms=given.queue_ms, acceptance=given.acceptance
+        given.link, given.rtt_ms, given.uplink_mbps, queue_ms=given.queue_ms, acceptance=acceptance
     )
     space = inputs.space_of(setting.target, given.mode)
     objective = inputs.known_objective("--objective", given.objective)

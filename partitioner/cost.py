@@ -21,7 +21,7 @@ from cutline.models.costs import LayerCost, Sizes, layer_costs, request_sizes
 from cutline.partitioner.acceptance import FIRST_RATE, worth_verifying
 from cutline.partitioner.plan import Choice, Space
 from cutline.partitioner.roofline import Machine, Speed, drafter_speed, memory_of
-from cutline.partitioner.setting import Asked, Overheads, Setting
+from cutline.partitioner.setting import Asked, Overheads, Setting, drafter_sizes
 from cutline.partitioner.spans import Floats, Spans, spans_of
 
 Bools = NDArray[np.bool_]
@@ -125,14 +125,14 @@ def terms_of(setting: Setting, asked: Asked, space: Space) -> Terms:
     columns = {
         name: np.array([row[name] for row in rows]) for name in _row(known, setting, asked, Choice(mode=Mode.EDGE))
     }
-    drafter_sizes = request_sizes(setting.drafter, asked.grids, asked.prompt_tokens)
+    own = drafter_sizes(setting, asked)
     return Terms(
         upstream=upstream,
         choices=tuple(choices),
         answer_tokens=asked.answer_tokens,
         passed_tokens=known.passed_tokens,
         harder=1.0 if setting.gate is None else setting.gate.harder,
-        drafter=drafter_speed(setting.edge, setting.drafter, drafter_sizes, context=known.context),
+        drafter=drafter_speed(setting.edge, setting.drafter, own, context=own.tokens + asked.answer_tokens / 2),
         kept=0.0 if setting.gate is None else setting.gate.kept,
         prepare=setting.overheads.request + preprocess_seconds(setting.edge, known.sizes),
         overheads=setting.overheads,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from cutline.core.wire import Wire
 from cutline.devices.profile import DeviceProfile
 from cutline.models.bundle import Manifest
+from cutline.models.costs import Sizes, request_sizes
 from cutline.models.families import Grid
 from cutline.partitioner.roofline import Speed
 
@@ -17,12 +18,16 @@ Leaks = Mapping[tuple[str, Wire], float]  # share of an image's variance that an
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """The sizes of one question: its images' `grids` and bytes to upload, and the tokens of prompt and answer."""
+    """The sizes of one question: its images' `grids` and bytes to upload, and the tokens of prompt and answer.
+
+    A drafter that does not process images as its target does cuts them into its own grids, `drafter_grids`.
+    """
 
     grids: tuple[Grid, ...]
     image_bytes: int
     prompt_tokens: int
     answer_tokens: int
+    drafter_grids: tuple[Grid, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +79,8 @@ class Setting:
     `cloud` is the worker's machine, or the speed of an upstream in its place: a server with a model of its own, which
     takes the whole image and verifies no drafts. The target then only counts layers, and may be any of the drafter's
     family. `gate` has the gate's rates for the requests to plan, None if it keeps none, and `gates` its rates by group
-    of requests. `prices` and `leaks` are None if they were not measured. `cloud_dtype` is that of the worker's weights.
+    of requests. `acceptance` is how often a drafted token of this pair is right; it, `prices` and `leaks` are None if
+    they were not measured. `cloud_dtype` is that of the worker's weights.
     """
 
     drafter: Manifest
@@ -83,10 +89,30 @@ class Setting:
     cloud: DeviceProfile | Speed
     gate: GateRates | None = None
     gates: Mapping[str, GateRates] = field(default_factory=dict)
+    acceptance: float | None = None
     prices: Prices | None = None
     leaks: Leaks | None = None
     cloud_dtype: str = "fp32"
     overheads: Overheads = Overheads()
+
+
+def own_grids(drafter: Manifest, target: Manifest, sizes: Iterable[tuple[int, int]]) -> tuple[Grid, ...] | None:
+    """The grids into which a drafter cuts images of these sizes (width, height); None where they are its target's."""
+    if drafter.family.is_alike(target.family):
+        return None
+    return tuple(drafter.family.grid(size) for size in sizes)
+
+
+def drafter_sizes(setting: Setting, asked: Asked) -> Sizes:
+    """The sizes of a question as the drafter reads it.
+
+    Where images become other tokens for it, those stand in place of its target's; words count the target's tokens.
+    """
+    if asked.drafter_grids is None:
+        return request_sizes(setting.drafter, asked.grids, asked.prompt_tokens)
+    words = asked.prompt_tokens - request_sizes(setting.target, asked.grids, asked.prompt_tokens).image_tokens
+    own = request_sizes(setting.drafter, asked.drafter_grids, words)
+    return replace(own, tokens=words + own.image_tokens)
 
 
 def _slowness(profile: DeviceProfile) -> float:

@@ -20,9 +20,10 @@ from cutline.errors import ImageError, InputError
 from cutline.errors.extras import missing
 from cutline.models.bundle import Manifest
 from cutline.models.images import MAX_BYTES, decode_image
+from cutline.partitioner.acceptance import FIRST_RATE
 from cutline.partitioner.plan import Conditions, Objective, Space
 from cutline.partitioner.roofline import Speed
-from cutline.partitioner.setting import Asked, Setting
+from cutline.partitioner.setting import Asked, Setting, own_grids
 
 PLOTS = (".svg", ".png", ".pdf")
 CARD = "examples/card1.png"  # of the demo
@@ -42,7 +43,7 @@ def check_plot(path: Path) -> None:
 
 def asked_of(models: PlannedModels, image: Path | None, *, prompt_tokens: int | None, answer_tokens: int) -> Asked:
     """The sizes of a question about `image`, or about one that fits the models. Raises InputError."""
-    family, context = models.drafter.family, models.drafter.decoder.context
+    family, context = models.target.family, models.target.decoder.context
     data = _picture(models, image)
     picture = decode_image(data)
     grid = family.grid(picture.size)
@@ -61,11 +62,12 @@ def asked_of(models: PlannedModels, image: Path | None, *, prompt_tokens: int | 
         image_bytes=len(family.shrink(data, picture)),
         prompt_tokens=prompt_tokens,
         answer_tokens=answer_tokens,
+        drafter_grids=own_grids(models.drafter, models.target, [picture.size]),
     )
 
 
 def conditions_of(
-    link: str, rtt_ms: float | None, uplink_mbps: float | None, *, queue_ms: float, acceptance: float
+    link: str, rtt_ms: float | None, uplink_mbps: float | None, *, queue_ms: float, acceptance: float | None
 ) -> Conditions:
     """The conditions of a link, with what was given in place of its own figures. Raises ProfileError, InputError."""
     changed = {
@@ -73,7 +75,8 @@ def conditions_of(
         "uplink": positive("--uplink-mbps", uplink_mbps, scale=125_000, least=MIN_MBPS, most=MAX_MBPS),
     }
     queue = positive("--queue-ms", queue_ms or None, scale=1e-3, most=MAX_RTT_MS) or 0.0
-    over = Conditions.over(load_link(link), queue=queue, acceptance=share("--acceptance", acceptance))
+    rate = FIRST_RATE if acceptance is None else share("--acceptance", acceptance)
+    over = Conditions.over(load_link(link), queue=queue, acceptance=rate)
     return msgspec.structs.replace(over, **{name: value for name, value in changed.items() if value is not None})
 
 

@@ -48,6 +48,7 @@ def setting_of(
         cloud=machines[1],
         gate=gates.get(PLAIN),
         gates=gates,
+        acceptance=_acceptance(drafter),
         prices=prices.agreement if prices else None,
         leaks=prices.recovered if prices and prices.leaks else None,
         cloud_dtype=_dtype(target),
@@ -98,6 +99,17 @@ def _planned(drafter: Bundle, upstream: str | None) -> dict[str, GateRates]:
     Raises BundleError.
     """
     return {name: _rates(group) for name, group in open_gate(drafter).before(upstream).groups.items() if group.is_open}
+
+
+def _acceptance(drafter: Bundle) -> float | None:
+    """How often a drafted token was right when plain questions were calibrated, None where that was not counted.
+
+    Raises BundleError.
+    """
+    if drafter.manifest.calibration is None:
+        return None
+    plain = open_gate(drafter).groups.get(PLAIN)
+    return None if plain is None else plain.foreseen
 
 
 def _rates(gate: Group) -> GateRates:

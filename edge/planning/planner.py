@@ -40,7 +40,7 @@ from cutline.partitioner.plan import Conditions, Limits, Plan, Space
 from cutline.partitioner.predict import predict
 from cutline.partitioner.roofline import Speed
 from cutline.partitioner.search import Search, replan, search
-from cutline.partitioner.setting import Asked, GateRates, Setting
+from cutline.partitioner.setting import Asked, GateRates, Setting, own_grids
 from cutline.partitioner.spans import Floats
 
 Known = Callable[[str, Wire], int]
@@ -49,6 +49,7 @@ FLOAT32 = Wire.FLOAT32
 MIN_AGREEMENT = 0.9
 KINDS = 64  # of requests whose searches are kept
 READY = 0.03  # by so much a plan must be better if its graphs are not loaded yet
+FORESEEN_SEEN = 100  # tokens that the pair's calibrated acceptance counts for, likewise
 GATE_SEEN = 20  # answers that the gate's calibration counts for, beside those seen here
 
 
@@ -83,7 +84,7 @@ class Planner:
         self._live = Live(
             at=clock(),
             link=LinkEstimate.around(self._link.rtt, self._link.uplink),
-            acceptance=Average.of(FIRST_RATE, FIRST_SEEN),
+            acceptance=_prior(setting.acceptance),
             kept={group: Average.of(gate.kept, GATE_SEEN) for group, gate in setting.gates.items()},
             serving=Serving.around(setting.cloud) if isinstance(setting.cloud, Speed) else None,
         )
@@ -209,6 +210,7 @@ class Planner:
 
     def _asked(self, prepared: Prepared, live: Live, kind: int, known: int) -> Asked:
         """The request's sizes, as far as they are known before it is answered; `known` images need not be sent."""
+        setting = self._setting
         files = sum(map(len, prepared.request.images[known:]))  # of which pieces of videos are none
         small = files if self.upstream else round(live.density.value * self._pixels(prepared, known))
         return Asked(
@@ -216,6 +218,7 @@ class Planner:
             image_bytes=small if prepared.pieces else min(files, small),
             prompt_tokens=len(prepared.prompt),
             answer_tokens=min(prepared.limit, _coarse(live.expected_tokens(kind), 3)),
+            drafter_grids=own_grids(setting.drafter, setting.target, (one.size for one in prepared.images)),
         )
 
     def _pixels(self, prepared: Prepared, known: int) -> int:
@@ -310,6 +313,11 @@ class Planner:
             edge_prefill=terms.edge_prefill * slow,
             edge_step=terms.edge_step * slow,
         )
+
+
+def _prior(acceptance: float | None) -> Average:
+    """How often a drafted token is right, before any was seen: as calibrated, or as is mostly so."""
+    return Average.of(FIRST_RATE, FIRST_SEEN) if acceptance is None else Average.of(acceptance, FORESEEN_SEEN)
 
 
 def _kept(live: Live, group: str) -> float:

@@ -43,6 +43,22 @@ class Shared:
         own = f"the drafter has its own {' and '.join(parts)}, and prepares every question for itself"
         return own if self.tokens else f"{own}; what it says is put into its target's tokens"
 
+    @property
+    def follows(self) -> tuple[str, ...]:
+        """What follows from it for drafts and answers, in words."""
+        if self.prompt:
+            return ("what the drafter drafts is sent as it is, greedy or sampled",)
+        if self.tokens:
+            return ("what it drafts is sent as it is", "it reads a prompt of its own length, which takes its own time")
+        return (
+            "the last word of a draft is held back until the next begins, so drafts are a token or two shorter",
+            "above temperature 0 it drafts its likeliest tokens, of which fewer are right",
+            "answers of the drafter alone have no logprobs, and take no logit_bias",
+        )
+
+
+WHOLE = Shared(tokens=True, template=True, images=True)
+
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
@@ -61,11 +77,16 @@ def shared_by(drafter: Manifest, files: Mapping[str, bytes], target: Manifest, t
     return Shared(tokens=tokens, template=files[TEMPLATE] == theirs[TEMPLATE], images=images)
 
 
+def shared_in(drafter: Bundle) -> Shared:
+    """What a drafter shares with the target that it was made for, by the files of its bundle. Raises BundleError."""
+    return WHOLE if DESCRIPTION not in drafter.manifest.files else _files_of(drafter).shared
+
+
 def target_files(target: Bundle) -> dict[str, bytes]:
     """The files that the bundle of a drafter unlike its `target` holds of it. Raises BundleError."""
     # Neither prices nor weights: of the target's files none is there.
     described = msgspec.structs.replace(target.manifest, files={}, calibration=None)
-    files = {PREFIX + name: target.file(name).read_bytes() for name in (TOKENIZER, TEMPLATE)}
+    files = {PREFIX + name: content for name, content in companions(target).items()}
     return files | {DESCRIPTION: seal(msgspec.json.format(msgspec.json.encode(described), indent=2) + b"\n")}
 
 
@@ -75,13 +96,10 @@ def served_model(drafter: Bundle) -> ServedModel:
     if manifest.role == "target":  # its calibration is what its cuts cost, and no gate's
         manifest = msgspec.structs.replace(manifest, target=manifest.identity, calibration=None)
     if DESCRIPTION not in manifest.files:
-        return ServedModel(manifest, PromptBuilder.open(drafter), Shared(tokens=True, template=True, images=True))
-    target = manifest_of(drafter.file(DESCRIPTION).read_bytes(), drafter.path)
-    ours, theirs = (
-        {name: drafter.file(prefix + name).read_bytes() for name in (TOKENIZER, TEMPLATE)} for prefix in ("", PREFIX)
-    )
+        return ServedModel(manifest, PromptBuilder.open(drafter), WHOLE)
+    found = _files_of(drafter)
     served = msgspec.structs.replace(
-        target,
+        found.target,
         name=manifest.name,
         role=manifest.role,
         precision=manifest.precision,
@@ -89,5 +107,25 @@ def served_model(drafter: Bundle) -> ServedModel:
         identity=manifest.identity,
         calibration=manifest.calibration,
     )
-    prompts = PromptBuilder.read(served, Vocabulary.read(theirs[TOKENIZER]), theirs[TEMPLATE])
-    return ServedModel(served, prompts, shared_by(manifest, ours, target, theirs))
+    prompts = PromptBuilder.read(served, Vocabulary.read(found.files[TOKENIZER]), found.files[TEMPLATE])
+    return ServedModel(served, prompts, found.shared)
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """A target as the bundle of a drafter unlike it holds it: its manifest and files, and what both share."""
+
+    target: Manifest
+    files: Mapping[str, bytes]
+    shared: Shared
+
+
+def _files_of(drafter: Bundle) -> _Target:
+    target = manifest_of(drafter.file(DESCRIPTION).read_bytes(), drafter.path)
+    ours, theirs = (companions(drafter, prefix) for prefix in ("", PREFIX))
+    return _Target(target, theirs, shared_by(drafter.manifest, ours, target, theirs))
+
+
+def companions(bundle: Bundle, prefix: str = "") -> dict[str, bytes]:
+    """The content of a bundle's tokenizer and template. Raises BundleError."""
+    return {name: bundle.file(prefix + name).read_bytes() for name in (TOKENIZER, TEMPLATE)}

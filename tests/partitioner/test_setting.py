@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cutline.partitioner.setting import REFERENCE_MESSAGE_SECONDS, Overheads
+from cutline.models.costs import request_sizes
+from cutline.partitioner.setting import (
+    REFERENCE_MESSAGE_SECONDS,
+    Asked,
+    Overheads,
+    Setting,
+    drafter_sizes,
+    own_grids,
+)
 
 seconds = st.floats(1e-6, 1e-1)
 
@@ -35,3 +43,22 @@ def test_each_machine_answers_for_its_own_share(made: Any, here: float, there: f
     assert device.scheduling == before.scheduling < worker.scheduling
     for name in ("session", "closing", "message"):
         assert getattr(before, name) < min(getattr(device, name), getattr(worker, name))
+
+
+def test_a_drafter_of_its_own_images_reads_a_prompt_of_its_own_length(made: Any) -> None:
+    ours, theirs = made.manifest("drafter", tile=32), made.manifest("target", tile=64)
+    grids = own_grids(ours, theirs, [(500, 400)])
+    assert grids == (ours.family.grid((500, 400)),)
+    asked = Asked(grids=((0, 0),), image_bytes=1, prompt_tokens=60, answer_tokens=5, drafter_grids=grids)
+    sizes = drafter_sizes(Setting(drafter=ours, target=theirs, edge=made.profile(), cloud=made.profile()), asked)
+    words = 60 - theirs.family.tokens((0, 0))
+    assert sizes.image_tokens == ours.family.tokens(grids[0]) != theirs.family.tokens((0, 0))
+    assert (sizes.tokens, sizes.patches) == (words + sizes.image_tokens, ours.family.patches(grids[0]))
+
+
+def test_a_drafter_that_is_alike_reads_its_targets_prompt(made: Any) -> None:
+    ours, theirs = made.manifest("drafter", width=32), made.manifest("target")
+    assert own_grids(ours, theirs, [(500, 400)]) is None
+    asked = Asked(grids=((0, 0),), image_bytes=1, prompt_tokens=60, answer_tokens=5)
+    sizes = drafter_sizes(Setting(drafter=ours, target=theirs, edge=made.profile(), cloud=made.profile()), asked)
+    assert sizes == request_sizes(ours, asked.grids, 60)

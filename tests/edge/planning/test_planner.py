@@ -24,8 +24,10 @@ from cutline.devices.link import LinkProfile
 from cutline.devices.profile import Compute, DeviceProfile
 from cutline.edge.generation.conditions import PLAIN
 from cutline.edge.generation.detokenizer import Transcript
+from cutline.edge.generation.gate import open_gate
 from cutline.edge.generation.generation import Generation, Prepared
 from cutline.edge.generation.preprocess import Preparer
+from cutline.edge.planning.plan_inputs import setting_of
 from cutline.edge.planning.plan_result import Chosen
 from cutline.edge.planning.planner import Planner
 from cutline.errors import InputError
@@ -383,3 +385,13 @@ def test_many_kinds_of_requests_do_not_fill_the_memory() -> None:
         other = replace(asked, prompt=asked.prompt * (1 + index % 40), limit=1 + index)
         planner.plan(replace(other, request=msgspec.structs.replace(asked.request, effort=1 - index / 300)), ready=())
     assert planner._searches.size <= 64
+
+
+def test_acceptance_begins_as_the_pair_was_calibrated() -> None:
+    assert world().plan().conditions.acceptance == pytest.approx(0.8)
+    assert world(demo(acceptance=0.3)).plan().conditions.acceptance == pytest.approx(0.3)
+    drafter = Bundle.open(DRAFTER)
+    found = setting_of(drafter, Bundle.open(TARGET), edge="raspberry-pi-5", cloud="l4")
+    assert found.acceptance == open_gate(drafter).groups[PLAIN].foreseen
+    bare = Bundle(drafter.path, msgspec.structs.replace(drafter.manifest, calibration=None), drafter.part)
+    assert setting_of(bare, Bundle.open(TARGET), edge="raspberry-pi-5", cloud="l4").acceptance is None
