@@ -65,6 +65,7 @@ class CloudOptions(msgspec.Struct, frozen=True, kw_only=True):
     admission: options.Admission
     onward: options.WorkerKeys
     drain: Annotated[float, "Seconds that open sessions get once the worker is to stop."] = 10.0
+    journal: options.JournalOptions
     log: options.Log = "text"
     audit: Annotated[Path | None, "File that gets a line a call: who, what, how it ended."] = None
     otel: Annotated[bool, "Send a span a session to the collector of OTEL_EXPORTER_OTLP_ENDPOINT."] = False
@@ -92,6 +93,7 @@ def cloud(*, running: typer.Context, config: Config = None, given: CloudOptions)
         check_metrics,
         open_admission,
         open_keys,
+        open_recorder,
         open_target,
         thread_count,
     )
@@ -113,6 +115,7 @@ def cloud(*, running: typer.Context, config: Config = None, given: CloudOptions)
     if given.next_worker is not None:
         parse_address(given.next_worker)
     check_free(given.listen, "listen")
+    journal = open_recorder(given.journal)
 
     with Signals() as signals:
         try:
@@ -124,6 +127,7 @@ def cloud(*, running: typer.Context, config: Config = None, given: CloudOptions)
             from cutline.cloud.telemetry.metrics import WorkerMetrics, show
             from cutline.cloud.telemetry.observer import Observer, Observers
             from cutline.cloud.telemetry.request_log import SessionLog
+            from cutline.cloud.telemetry.session_journal import SessionJournal
         except ModuleNotFoundError as error:
             raise missing(f"a worker needs {error.name}", "cloud") from None
 
@@ -143,8 +147,13 @@ def cloud(*, running: typer.Context, config: Config = None, given: CloudOptions)
             observers: list[Observer] = [SessionLog(), Audit()]
             shown = None
             async with AsyncExitStack() as stack:
+                if journal is not None:
+                    stack.callback(journal.close)
+                    observers.append(SessionJournal(journal, opened.manifest.identity))
                 if given.metrics is not None:
                     observers.append(counts := WorkerMetrics())
+                    if journal is not None:
+                        counts.journal(lambda: journal.counts)
                     shown = stack.enter_context(show(counts, given.metrics, access.keys))
                 if given.otel:
                     observers.append(tracing := _tracing())
@@ -192,6 +201,8 @@ def check(given: CloudOptions) -> None:
 
     if (given.max_sessions is not None and given.max_sessions < 1) or (given.context is not None and given.context < 2):
         raise InputError("--max-sessions must be 1 or more, --context 2 or more")
+    if given.journal.journal is not None and given.admission.tokens is None:
+        raise InputError("a worker keeps answers of tenants whose key says `journal = true`; give --tokens too")
     if given.dtype not in (None, "bf16", "fp32"):
         raise InputError(f"--dtype is bf16 or fp32, not {given.dtype}")
     if not 0 <= given.drain <= 3600:

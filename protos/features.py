@@ -24,6 +24,7 @@ FIRST_SAMPLING = 4  # number of the last field of `Sampling` in the first versio
 LATER: Mapping[str, str | None] = {
     "Open.requires": None,
     "Open.request_id": None,
+    "Open.store": None,
     "Open.pieces": "video.pieces",
     "Open.times": "video.times",
     "Sampling.top_p": TOP_P,

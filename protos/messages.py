@@ -59,7 +59,8 @@ class Open:
     `digests` name the images as they cross the cut; the worker has the first `known` of them cached, so they are not
     sent. `likelihoods` asks for the log probability of each token and of the likeliest `alternatives`. `request_id`
     names the request in all logs. The files of images among `pieces` are strips of videos; `times`
-    say how many positions in time each image stands behind its video's first piece, or are none.
+    say how many positions in time each image stands behind its video's first piece, or are none. What is to be answered
+    may only be kept if it says `store`.
     """
 
     model: str
@@ -79,6 +80,7 @@ class Open:
     likelihoods: bool = False
     alternatives: int = 0
     request_id: str = ""
+    store: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +237,7 @@ def agent_to_wire(message: AgentMessage) -> pb.AgentMessage:
                 likelihoods=message.likelihoods,
                 alternatives=message.alternatives,
                 request_id=message.request_id,
+                store=message.store,
             )
             opening.requires.extend(required(opening))
             return pb.AgentMessage(open=opening)
@@ -305,6 +308,7 @@ def _open(opening: pb.Open) -> Open:
         likelihoods=opening.likelihoods,
         alternatives=opening.alternatives,
         request_id=check_request_id(opening.request_id),
+        store=opening.store,
     )
 
 

@@ -113,6 +113,10 @@ class Shares:
         self._uploads: dict[str, RateUsage] = {}
         self._waiting: dict[str, float] = {}  # tenants, and until when each counts as waiting
 
+    def keeps(self, tenant: str) -> bool:
+        """Whether answers to `tenant` may be kept."""
+        return bool(tenant) and self._limits(tenant).journal
+
     @contextlib.contextmanager
     def session(self, tenant: str) -> Iterator[None]:
         """Hold a place for a session of `tenant`. Raises WorkerBusy with the time to try again."""

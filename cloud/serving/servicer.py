@@ -24,6 +24,7 @@ from cutline.cloud.serving.drafts import Drafts
 from cutline.cloud.serving.inbox import Inbox
 from cutline.cloud.serving.limits import SERVING_LIMITS, ServingLimits
 from cutline.cloud.serving.pipeline import NextWorker, Onward
+from cutline.cloud.telemetry.answered_session import AnsweredSession
 from cutline.cloud.telemetry.observer import NOBODY, Observer
 from cutline.cloud.telemetry.session_stats import Account, trace_of
 from cutline.errors import CutlineError, InputError, WorkerBusy, WorkerFailed, WorkerUnavailable
@@ -225,6 +226,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
                     raise self._shares.too_much(CALLER.get().tenant) from None
                 most = self._limits.opening_seconds
                 raise InputError(f"the session's opening took over {most:.0f} seconds to arrive") from None
+            answered = self._gathered(opening, upload)
             reader = asyncio.create_task(self._read_drafts(opening, inbox, drafts, events))
             stack.callback(reader.cancel)
             # Drafts that come while the images are prepared join the session's first pass.
@@ -260,9 +262,20 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
                             event, upload_seconds=uploaded_at - came_at, prepare_seconds=ready_at - uploaded_at
                         )
                     case _:
+                        if answered is not None:
+                            answered.told(event)
                         yield event
                         if isinstance(event, Finished):
+                            if answered is not None:
+                                self._observer.answered(answered)
                             return
+
+    def _gathered(self, opening: Open, upload: ReceivedUpload) -> AnsweredSession | None:
+        """What gathers the session's content, if that may be kept: by who asks, and by the tenant's key."""
+        tenant = CALLER.get().tenant
+        if not (opening.store and self._shares.keeps(tenant)):
+            return None
+        return AnsweredSession.begun(tenant, opening, upload.files)
 
     async def _prepare(self, opening: Open, upload: ReceivedUpload, remaining: Remaining) -> SessionRequest:
         """The request, from a thread. Who leaves meanwhile keeps the place until it ends, at the next image."""

@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from cutline.cloud.telemetry.observer import Observer
 from cutline.cloud.telemetry.rank_figures import RankFigures
 from cutline.cloud.telemetry.session_stats import Account
+from cutline.core.escalations.recorder import JournalCounts
 from cutline.errors import InputError
 from cutline.protos.channel.address import is_loopback, parse_address
 from cutline.protos.channel.credentials import ServerKeys, server_context
@@ -72,6 +73,16 @@ class WorkerMetrics(Observer):
         ProcessCollector(registry=registry)
         self._ended = Counter("cutline_sessions_ended", "Sessions that ended", ["status"], registry=registry)
         self._next: tuple[Gauge, Gauge] | None = None
+
+    def journal(self, counts: Callable[[], JournalCounts]) -> None:
+        """There is a journal; `counts` says what became of its entries so far."""
+        entries = Gauge(
+            "cutline_journal", "Answers for the journal by what became of them", ["what"], registry=self.registry
+        )
+        for what in ("kept", "evicted", "lost"):
+            entries.labels(what).set_function(functools.partial(_of, counts, what))
+        size = Gauge("cutline_journal_bytes", "Bytes of the journal", registry=self.registry)
+        size.set_function(functools.partial(_of, counts, "size"))
 
     def serving(self, slots: int, in_use: Callable[[], int]) -> None:
         self._slots.set(slots)
@@ -140,6 +151,10 @@ class WorkerMetrics(Observer):
     def carried(self, *, up: int = 0, down: int = 0) -> None:
         self._carried["up"].inc(up)
         self._carried["down"].inc(down)
+
+
+def _of(counts: Callable[[], JournalCounts], what: str) -> float:
+    return float(getattr(counts(), what))
 
 
 def show(metrics: WorkerMetrics, listen: str, keys: ServerKeys | None = None) -> contextlib.AbstractContextManager[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from cutline.cloud.telemetry.answered_session import AnsweredSession
 from cutline.cloud.telemetry.session_stats import Account
 from cutline.protos.messages import Confirmed, Finished, Opened
 
@@ -46,6 +47,9 @@ class Observer:
 
     def told(self, event: Opened | Confirmed | Finished) -> None:
         """An event of a session was sent to its agent."""
+
+    def answered(self, session: AnsweredSession) -> None:
+        """A session's answer is complete, and may be kept."""
 
     def ended(self, account: Account) -> None:
         """A session's stream ended; its `account` is final."""

@@ -32,7 +32,7 @@ MAX_BYTES = 1 << 20  # of the file: some 8,000 tokens
 MAX_TOKEN = 512  # characters; a longer text is not a token, and is not hashed
 SHA256 = r"^[0-9a-f]{64}\Z"
 
-_WORKER_KEYS = frozenset({"upload_mb_per_second"})  # keys that an agent does not enforce
+_WORKER_KEYS = frozenset({"journal", "upload_mb_per_second"})  # keys that an agent does not enforce
 
 _Positive = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
 
@@ -40,12 +40,14 @@ _Positive = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
 class Quota(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The quota of one tenant on a worker, or on an agent, whose sessions are the requests in progress.
 
-    Without `sessions` a tenant may use all places that no other tenant waits for.
+    Without `sessions` a tenant may use all places that no other tenant waits for. With `journal` answers to it may be
+    kept, by a worker that keeps any.
     """
 
     sessions: Annotated[int, msgspec.Meta(ge=1)] | None = None
     openings_per_minute: _Positive = 6000.0
     upload_mb_per_second: _Positive = 512.0  # 4 Gbit/s, so that fast links can be measured
+    journal: bool = False
 
 
 class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -111,7 +113,7 @@ def _read(path: Path, foreign: frozenset[str]) -> _Content:
         for tenant, given in msgspec.toml.decode(text).get("tenant", {}).items():
             if wrong := sorted(foreign & given.keys()):
                 raise InputError(
-                    f"{path}: {wrong[0]} of tenant {tenant} is a worker's limit, not an agent's; take it out"
+                    f"{path}: {wrong[0]} of tenant {tenant} is for a worker, not for an agent; take it out"
                 )
         return content
     except OSError as error:

@@ -146,6 +146,7 @@ class Exchange:
             likelihoods=self.generation.alternatives is not None,
             alternatives=self.generation.alternatives or 0,
             request_id=request.request_id,
+            store=request.store,
         )
 
     async def _settle(self, session: WorkerSession) -> None:
