@@ -40,19 +40,18 @@ def test_only_who_consents_is_kept(tmp_path: Path) -> None:
     tokens.write_text(entries + "\n[tenant.willing]\njournal = true\n")
     target, recorder = Bundle.open(TARGET), EscalationRecorder(EscalationJournal(folder, limit=1 << 20))
 
-    async def run() -> Answer:
-        journal = SessionJournal(recorder, target.manifest.identity)
+    async def run() -> dict[str, Answer]:
+        journal, answers = SessionJournal(recorder, target.manifest.identity), dict[str, Answer]()
         access = Access(tokens=tokens)
         async with serve(target, WorkerOptions(slots=2), observer=journal, access=access) as address:
             for tenant, token in TOKENS.items():
                 async with Agent(Bundle.open(DRAFTER), worker=address, threads=1, keys=AgentKeys(token=token)) as agent:
                     await agent.answer(asking(OTHER, Mode.DRAFT, store=False))
-                    answer = await agent.answer(asking(ASKED, Mode.DRAFT, logprobs=2))
-                    if tenant == "willing":
-                        await agent.answer(asking(ASKED, Mode.DRAFT))  # whose picture does not come again
-        return answer
+                    answers[tenant] = await agent.answer(asking(ASKED, Mode.DRAFT, logprobs=2))
+                    await agent.answer(asking(ASKED, Mode.DRAFT))  # whose picture does not come again
+        return answers
 
-    answer = asyncio.run(run())
+    answer = asyncio.run(run())["willing"]
     recorder.close()
     (entry,) = [one for one in entries_in(folder, None) if isinstance(one, Escalation)]
     assert (entry.tenant, entry.target) == ("willing", target.manifest.identity)
