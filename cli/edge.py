@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
@@ -14,10 +14,16 @@ from cutline.cli.config import Config
 from cutline.cli.fields import with_options
 from cutline.errors import InputError
 
+if TYPE_CHECKING:
+    import asyncio
+
+    from cutline.edge.agent import Agent
+    from cutline.models.bundle import Manifest
+
 EPILOG = "Example: cutline edge --worker 127.0.0.1:50051 --listen 127.0.0.1:8080 --insecure"
 
 
-CHANGES = frozenset({"log", "requests"})  # while it runs
+CHANGES = frozenset({"bundle", "log", "requests"})  # while it runs
 
 
 class EdgeOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,6 +76,7 @@ def edge(*, context: typer.Context, config: Config = None, given: EdgeOptions) -
     from cutline.protos.channel.token_file import Tokens
 
     write_logs(given.log)
+    path = given.agent.bundle
     requests = _places(given.requests)
     keys = open_server_keys(given.tls)
     secured = keys is not None and given.api_tokens is not None
@@ -98,18 +105,27 @@ def edge(*, context: typer.Context, config: Config = None, given: EdgeOptions) -
             print(f"for one browser, within {LINK_SECONDS / 60:.0f} minutes: {url}", flush=True)
 
     def change(to: Mapping[str, Any]) -> None:
-        nonlocal requests
+        nonlocal requests, path
         places = _places(to["requests"])
         change_form(to["log"])
-        requests = places
+        requests, path = places, to["bundle"]
 
     async def run(signals: Signals) -> None:
         stop = asyncio.Event()
         async with open_agent() as agent:
             if (why := agent.state().why) is not None:
                 logging.getLogger(__name__).warning("not ready: %s", why)
+            _say_anew(agent.manifest, logging.getLogger(__name__).warning)
             signals.end_by_setting(stop)
-            signals.reread_by(Reload(context, CHANGES, change, tell=logging.getLogger(__name__).warning))
+            tell, loop = logging.getLogger(__name__).warning, asyncio.get_running_loop()
+            reload = Reload(context, CHANGES, change, tell=tell)
+
+            def reread() -> None:
+                reload()
+                if not given.agent.no_drafter:
+                    _take_drafter(agent, path, loop, tell)
+
+            signals.reread_by(reread)
             await serve(agent, serving, announce=announce, stop=stop)
         leave(0)
 
@@ -122,3 +138,31 @@ def _places(requests: int) -> int:
     if requests < 1:
         raise InputError(f"{requests} requests at once are none; give 1 or more")
     return requests
+
+
+def _take_drafter(
+    agent: Agent, path: Path | None, loop: asyncio.AbstractEventLoop, tell: Callable[[str], object]
+) -> None:
+    """Have the agent, which runs in `loop`, go on with the drafter at `path` if that is another; says so in a line."""
+    import asyncio
+
+    from cutline.cli.setting import open_drafter
+    from cutline.errors import CutlineError
+
+    try:
+        found = open_drafter(path)
+        known, now = ((one.identity, one.calibration) for one in (agent.manifest, found.manifest))
+        if known == now:
+            return
+        asyncio.run_coroutine_threadsafe(agent.take(found), loop).result()
+    except CutlineError as error:
+        tell(f"the drafter stays as it is: {error}")
+        return
+    tell(f"{found.path} drafts from now on, and keeps nothing until it has shown that it may")
+    _say_anew(found.manifest, tell)
+
+
+def _say_anew(manifest: Manifest, tell: Callable[[str], object]) -> None:
+    """Say so if a drafter learnt from what was deleted since."""
+    if manifest.origin is not None and manifest.origin.learnt is not None and manifest.origin.learnt.anew:
+        tell(f"{manifest.name} learnt from answers that were deleted since: make another with `cutline learn`")

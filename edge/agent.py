@@ -21,7 +21,7 @@ from cutline.edge.generation.energy import EnergyMeter
 from cutline.edge.generation.events import Event, Settled
 from cutline.edge.generation.generation import Execution, Generation, Prepared
 from cutline.edge.generation.preprocess import Preparer
-from cutline.edge.generation.result import Answer, Decision
+from cutline.edge.generation.result import Answer, Decision, Forecast
 from cutline.edge.inference.target_prefix import device_cuts
 from cutline.edge.journal import LIKELIEST, is_kept, record
 from cutline.edge.offload.backends.backends import Backends
@@ -36,7 +36,9 @@ from cutline.edge.request_planner import RequestPlanner
 from cutline.edge.result_builder import account, from_memory, planned
 from cutline.errors import InputError, ModelMismatch
 from cutline.models.bundle import Bundle
-from cutline.models.pairs.pair import served_model
+from cutline.models.pairs.pair import DESCRIPTION, served_model
+from cutline.models.prompt import TEMPLATE
+from cutline.models.vocabulary import TOKENIZER
 from cutline.protos.channel.credentials import NO_KEYS, AgentKeys
 from cutline.protos.request_ids import new_request_id
 
@@ -44,7 +46,6 @@ if TYPE_CHECKING:  # an agent loads nothing of what it does not do
     from cutline.core.escalations.recorder import EscalationRecorder
     from cutline.edge.generation.semantic_cache import SemanticCache
     from cutline.edge.offload.backends.openai_upstream import Upstream
-    from cutline.edge.planning.plan_result import Chosen
     from cutline.edge.planning.planner import Planner
 
 MAX_NOTICE = 60.0  # seconds
@@ -184,6 +185,20 @@ class Agent:
         if offline and self._backends.upstream is not None:
             self._backends.upstream.disconnect()
 
+    async def take(self, drafter: Bundle) -> None:
+        """Go on with another drafter of the same target, which is loaded meanwhile.
+
+        What is under way ends with the old one. The new one only drafts: its gate opens, group by group, once the
+        target's answers have shown that it keeps its promise. Raises ModelMismatch, InputError, BundleError.
+        """
+        backends = self._backends
+        if backends.drafter is None:
+            raise InputError("this agent has no drafter, and takes none while it runs")
+        _check_alike(backends.drafter, drafter)
+        taken = await asyncio.to_thread(backends.with_drafter, drafter)
+        self._backends, self.manifest = taken, drafter.manifest
+        self._auditor.begin_anew(taken.audits)
+
     async def answer(self, question: Request) -> Answer:
         """Answer a request. Raises InputError, BundleError, WorkerError."""
         return await self._waited(question, lambda event: None)
@@ -211,12 +226,14 @@ class Agent:
 
     async def _waited(self, request: Request, tell: Tell) -> Answer:
         """An answer that somebody waits for, and that may be audited."""
+        backends = self._backends
         self._waited_for += 1
         try:
             answer = await self._metered(request, tell)
         finally:
             self._waited_for -= 1
-        self._auditor.take(request, answer)
+        if backends is self._backends:  # an audit of another drafter's answer says nothing of this one
+            self._auditor.take(request, answer)
         return answer
 
     async def _metered(self, request: Request, tell: Tell) -> Answer:
@@ -228,6 +245,7 @@ class Agent:
 
     async def _answer(self, request: Request, tell: Tell) -> Answer:
         """Prepare, plan, route, report."""
+        backends = self._backends  # which may change meanwhile
         generation = self._begun(request, tell)
         prepared = await self._prepare(request, generation)
         chosen = await self._planning.plan(prepared, generation)
@@ -235,8 +253,11 @@ class Agent:
         tell(planned(execution, chosen))
         if (recalled := await self._recall(prepared, generation)) is not None:
             return recalled
-        route = await Router(self._backends, prepared, execution, generation).run()
-        return await self._report(prepared, execution, chosen, generation, route)
+        route = await Router(backends, prepared, execution, generation).run()
+        forecast = await self._planning.learn(chosen, prepared, generation, route)
+        generation.finish()
+        self._learn(backends, prepared, generation, route)
+        return await self._report(prepared, execution, generation, route, forecast)
 
     def _begun(self, request: Request, tell: Tell) -> Generation:
         transcript = Transcript(self._backends.vocabulary, request.stop, likely=request.logprobs is not None)
@@ -265,21 +286,27 @@ class Agent:
         gate = self._backends.said(group_of(request), Decision.RECALLED)
         return from_memory(*found, prepared, generation, gate)
 
+    def _learn(self, backends: Backends, prepared: Prepared, generation: Generation, route: Route) -> None:
+        """Learn from what is the target's own, with the `backends` that the answer is of."""
+        if not route.exact or route.tail is not None:
+            return
+        backends.models.learn(prepared, generation)
+        if route.unkept is not None:
+            gate, theirs = backends.gate, backends.worded(generation.tokens)
+            backends.audits.note(route.gate.group, gate, agreed=gate.agrees(route.gate.group, route.unkept, theirs))
+        if self._journal is not None:
+            drafter = "" if backends.drafter is None else backends.drafter.manifest.identity
+            record(self._journal, prepared, generation, served=self.manifest, drafter=drafter)
+
     async def _report(
-        self, prepared: Prepared, execution: Execution, chosen: Chosen | None, generation: Generation, route: Route
+        self,
+        prepared: Prepared,
+        execution: Execution,
+        generation: Generation,
+        route: Route,
+        forecast: Forecast | None,
     ) -> Answer:
-        """The answer, once planner and memory have learnt from it."""
-        forecast = await self._planning.learn(chosen, prepared, generation, route)
-        generation.finish()
-        if route.exact and route.tail is None:
-            self._backends.models.learn(prepared, generation)
-            if route.unkept is not None:
-                gate, theirs = self._backends.gate, self._backends.worded(generation.tokens)
-                agreed = gate.agrees(route.gate.group, route.unkept, theirs)
-                self._backends.audits.note(route.gate.group, gate, agreed=agreed)
-            if self._journal is not None:
-                drafter = "" if self._backends.drafter is None else self._backends.drafter.manifest.identity
-                record(self._journal, prepared, generation, served=self.manifest, drafter=drafter)
+        """The answer, which is remembered where there is a memory."""
         answer = account(prepared, execution, generation, route, forecast)
         if self._memory is not None:
             await asyncio.to_thread(self._memory.keep, prepared.request, prepared.images, answer)
@@ -312,3 +339,15 @@ class Agent:
             journal=None if self._journal is None else self._journal.counts,
             workers=self.workers.states,
         )
+
+
+def _check_alike(old: Bundle, new: Bundle) -> None:
+    """Check that one drafter may take the other's place while an agent runs. Raises ModelMismatch, InputError."""
+    ours, theirs = old.manifest, new.manifest
+    if theirs.target != ours.target:
+        raise ModelMismatch(f"{new.path} drafts for another target than {old.path}; export it for this one")
+    same = [ours.family == theirs.family, ours.stop_tokens == theirs.stop_tokens, ours.penalties == theirs.penalties]
+    same += [ours.image_token == theirs.image_token, ours.decoder.context == theirs.decoder.context]
+    same += [ours.files.get(name) == theirs.files.get(name) for name in (TOKENIZER, TEMPLATE, DESCRIPTION)]
+    if theirs.role != "drafter" or DESCRIPTION in theirs.files or not all(same):
+        raise InputError(f"{new.path} reads other prompts than {old.path}, which needs a restart")

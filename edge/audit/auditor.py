@@ -98,6 +98,11 @@ class Auditor:
             self._lose(self._due.popleft(), "too many wait")
         self._news.set()
 
+    def begin_anew(self, audits: Audits) -> None:
+        """There is another drafter, of which `audits` is to know: what waits says nothing of it."""
+        self.audits = audits
+        self._due.clear()
+
     async def _run(self) -> None:
         while True:
             while not self._due:
@@ -108,6 +113,7 @@ class Auditor:
             await self._audit(self._due[0])
 
     async def _audit(self, one: _Due) -> None:
+        audits, gate = self.audits, self._gate()
         mode = Mode.CLOUD if one.request.cut == "image" else Mode.SPLIT  # no more goes up than was said may
         request = msgspec.structs.replace(one.request, mode=mode, request_id="", trace="")
         try:
@@ -116,7 +122,7 @@ class Auditor:
             log.debug("an audit waits: %s", error)
             one.tries += not isinstance(error, WorkerUnavailable)  # a link may be away for long
             await self._sleep(AWAY_SECONDS)
-            if one.tries < TRIES:
+            if one.tries < TRIES or audits is not self.audits:
                 self._due.rotate(-1)  # it may fail for this one alone
                 return
             self._lose(one, str(error))
@@ -124,8 +130,8 @@ class Auditor:
             self._lose(one, str(error))
         else:
             if answer.exact and answer.ending is not Ending.DEADLINE:
-                gate, group = self._gate(), group_of(one.request)
-                self.audits.note(group, gate, agreed=gate.agrees(group, one.wording, answer.wording))
+                group = group_of(one.request)
+                audits.note(group, gate, agreed=gate.agrees(group, one.wording, answer.wording))
         if self._due and self._due[0] is one:
             self._due.popleft()
 

@@ -39,11 +39,13 @@ class Audits:
     """Which kept answers are audited, a `share` of them, and what came of that; for any threads.
 
     A group whose answers differ more often than promised is shut: nothing of it is kept. What would have been kept is
-    compared with the target's answer then, which costs nothing, until that shows that the promise holds again.
+    compared with the target's answer then, which costs nothing, until that shows that the promise holds again. Of a
+    drafter that is `unproven` every group is shut, until that shows it.
     """
 
     share: float = 0.0
     chance: Callable[[], float] = random.random
+    unproven: bool = False
     _groups: dict[str, _Watched] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -58,7 +60,7 @@ class Audits:
     def shut(self, group: str) -> bool:
         """Whether nothing of a group is kept, for what audits have shown."""
         with self._lock:
-            return group in self._groups and self._groups[group].shut
+            return self._groups[group].shut if group in self._groups else self.unproven
 
     def note(self, group: str, gate: Gate, *, agreed: bool) -> None:
         """Take note of an answer that was kept and audited, or of one that would have been kept in a shut group."""
@@ -66,7 +68,7 @@ class Audits:
             return
         risk = promised.risk
         with self._lock:
-            found = self._groups.setdefault(group, _Watched())
+            found = self._groups.setdefault(group, _Watched(shut=self.unproven))
             found.all, found.since = (one.with_one(agreed=agreed) for one in (found.all, found.since))
             changes = is_below if found.shut else is_above
             if not changes(found.since, risk):
@@ -80,10 +82,10 @@ class Audits:
 
     def said(self, group: str) -> Audited | None:
         """What audits have shown of a group, None where nothing is audited."""
-        if self.share == 0.0:
+        if self.share == 0.0 and not self.unproven:
             return None
         with self._lock:
-            found = self._groups.get(group, _Watched())
+            found = self._groups.get(group, _Watched(shut=self.unproven))
             return _audited(found)
 
     def every(self) -> Mapping[str, Audited]:

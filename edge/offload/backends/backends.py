@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -39,6 +39,14 @@ class Backends:
     upstream: Upstream | None
     vocabulary: Vocabulary
     audits: Audits = field(default_factory=Audits)
+
+    def with_drafter(self, drafter: Bundle) -> Backends:
+        """The same with another drafter, of whose answers none is kept before the target's have shown that it may be.
+
+        It is loaded here. What is under way goes on with these. Raises BundleError, InputError.
+        """
+        audits = Audits(share=self.audits.share, chance=self.audits.chance, unproven=True)
+        return replace(self, drafter=drafter, models=self.models.with_drafter(drafter), audits=audits)
 
     def said(self, group: str, decision: Decision) -> Gated:
         """What the gate says of an answer to a request of a group, having decided so."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -48,13 +49,28 @@ class DeviceModels:
     ) -> None:
         self.target: Manifest | None = None if target is None else target.manifest
         self._spans = None if target is None else LoadedSpans(target, threads=threads, provider=provider)
-        self._drafter = self._own = None
+        self._drafter: Drafter | None = None
+        self._own: OwnQuestions | None = None
         self._served = served
+        self._open = partial(Drafter.open, threads=threads, provider=provider)
+        self._tenants: frozenset[str] | None = None  # that the drafter serves, None for all
         if drafter is not None:
-            self._drafter = Drafter.open(drafter, threads=threads, provider=provider)
+            self._use(drafter)
             self._own = None if served.shared.prompt else OwnQuestions(drafter, served, fresh=fresh)
         self._recent = None if fresh else RecentAnswers()
         self._secret = new_secret()
+
+    def with_drafter(self, drafter: Bundle) -> DeviceModels:
+        """The same with another drafter, which is alike and loaded here. Raises BundleError, InputError."""
+        other = copy.copy(self)
+        other._use(drafter)
+        return other
+
+    def _use(self, drafter: Bundle) -> None:
+        self._drafter = self._open(drafter)
+        origin = drafter.manifest.origin
+        learnt = None if origin is None else origin.learnt
+        self._tenants = None if learnt is None else frozenset(learnt.tenants)
 
     @property
     def ready(self) -> frozenset[str]:
@@ -117,6 +133,8 @@ class DeviceModels:
         own, request, tokens = prepared, prepared.request, self._served.shared.tokens
         if self._drafter is None:
             raise CannotDraft("this agent has no drafter, and answers with a worker alone; give another mode than edge")
+        if self._tenants is not None and request.tenant not in self._tenants:
+            raise CannotDraft("the drafter learnt from others' answers and serves them alone; ask in mode cloud")
         if self._own is not None:
             own = self._own.prepare(request, likely=execution.mode is Mode.DRAFT)
         drafting = self._drafter.converse(

@@ -12,7 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+
+from cutline.demo.bundles import DRAFTER
+from cutline.models.bundle import Bundle, copy_bundle, write_manifest
 
 Start = Callable[..., Any]
 
@@ -103,3 +107,21 @@ def test_the_end_of_its_terminal_ends_a_command() -> None:
         assert process.stdout.readline() == b"ready\n"
         process.send_signal(signal.SIGHUP)
         assert process.wait(60) == -signal.SIGHUP
+
+
+def test_an_agent_goes_on_with_another_drafter(start: Start, settings: Path, tmp_path: Path) -> None:
+    for name in ("old", "new"):
+        made = copy_bundle(Bundle.open(DRAFTER), tmp_path / name)
+        write_manifest(made.path, msgspec.structs.replace(made.manifest, name=name))
+    settings.write_text(f'{LISTEN}bundle = "{tmp_path / "old"}"\n')
+    agent = start("edge", "--config", settings)
+    agent.address()
+    assert "nothing changed" in hung_up(agent)
+    settings.write_text(f'{LISTEN}bundle = "{tmp_path / "new"}"\n')
+    assert "bundle is" in hung_up(agent)
+    assert "new drafts from now on, and keeps nothing until it has shown that it may" in agent.told()
+    (tmp_path / "new" / "manifest.json").write_text("{}")
+    assert "nothing changed" in hung_up(agent)
+    assert "the drafter stays as it is: the manifest of" in agent.told()
+    agent.signal(signal.SIGTERM)
+    assert agent.finish().code == 0
