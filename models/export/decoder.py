@@ -49,15 +49,18 @@ BUILDERS = {
     **dict.fromkeys(("llama", "qwen2", "qwen2_vl_text", "qwen2_5_vl_text"), ("llama", "LlamaModel")),
     **dict.fromkeys(("qwen3", "qwen3_vl_text"), ("qwen", "Qwen3Model")),
     "qwen3_5_text": ("qwen", "Qwen35TextModel"),
+    "lfm2": ("lfm2", "LFM2Model"),
     "gemma": ("gemma", "GemmaModel"),
     "gemma2": ("gemma", "Gemma2Model"),
     "gemma3_text": ("gemma", "Gemma3Model"),
 }
 _GEMMA = ("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping", "layer_types", "sliding_window")
 _LINEAR = ("key_head_dim", "value_head_dim", "num_key_heads", "num_value_heads", "conv_kernel_dim")
+_BLOCK = ("auto_adjust_ff_dim", "ffn_dim_multiplier", "multiple_of")
 # Settings that the builder reads of some kinds, beside those that it reads of all.
 _SETTINGS = {
     **dict.fromkeys(("gemma2", "gemma3_text"), _GEMMA),
+    "lfm2": ("layer_types", "norm_eps", "conv_L_cache", *(f"block_{name}" for name in _BLOCK)),
     "qwen3_5_text": ("layer_types", *(f"linear_{name}" for name in _LINEAR)),
 }
 ROWS = "inputs_embeds"
@@ -157,7 +160,7 @@ def _build(model: Any, family: Family, spec: DecoderSpec, path: Path, precision:
 
 def _as_llama(text: Any, family: Family, spec: DecoderSpec) -> LlamaConfig:
     """The config of a decoder of the config `text` as the builder reads it, whatever its kind."""
-    copied = ("intermediate_size", "rms_norm_eps", "bos_token_id", "eos_token_id", "pad_token_id")
+    copied = ("intermediate_size", "bos_token_id", "eos_token_id", "pad_token_id")
     named = (*copied, *_SETTINGS.get(text.model_type, ()))
     turning = text.rope_parameters.get("full_attention", text.rope_parameters)
     made: Any = LlamaConfig  # which takes settings of any name
@@ -169,9 +172,10 @@ def _as_llama(text: Any, family: Family, spec: DecoderSpec) -> LlamaConfig:
         num_key_value_heads=spec.kv_heads,
         head_dim=spec.head_dim,
         vocab_size=spec.vocabulary,
+        rms_norm_eps=getattr(text, "rms_norm_eps", None) or text.norm_eps,
         # The size of the graph's rotary table. If rotations are inputs, the table is dropped: the builder's minimum.
         max_position_embeddings=spec.context if family.axes == 1 else 2,
-        hidden_act=getattr(text, "hidden_activation", None) or text.hidden_act,
+        hidden_act=getattr(text, "hidden_activation", None) or getattr(text, "hidden_act", "silu"),
         # For the builder's own tables, which `Turned` replaces.
         rope_parameters={**turning, "rope_type": "default"},
         rope_local_base_freq=turning["rope_theta"],

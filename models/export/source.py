@@ -360,6 +360,8 @@ def _processor(path: Path, kind: type[Family]) -> Settings:
         raise InputError(f"{path} has no image processor: neither {IMAGES} nor an image_processor in {PROCESSOR}")
     if not isinstance(said, dict):
         raise InputError(f"{path} has image_processor {shown(said)} in {PROCESSOR}, where an object is supported")
+    if kind.processor_defaults is not None:
+        return _read_processor(path, kind, kind.processor_defaults, said)
     try:
         with quiet():
             made = AutoImageProcessor.from_pretrained(
@@ -368,13 +370,31 @@ def _processor(path: Path, kind: type[Family]) -> Settings:
     except Exception as error:  # as for a config
         named = f"image_processor_type {shown(said.get('image_processor_type'))}"
         raise InputError(f"the image processor in {path} does not read: {named} ({first_line(error)})") from None
-    if (name := type(made).__name__.removesuffix("Pil")) not in kind.processors:
-        supported = " or ".join(kind.processors)
-        raise InputError(f"{path} has an image_processor_type {name!r}; supported: {supported}")
+    _check_processor(path, kind, type(made).__name__.removesuffix("Pil"))
     # For a null value the default of the class counts.
     settings: Settings = {
         name: getattr(type(made), name, None) if value is None else value for name, value in made.to_dict().items()
     }
+    if not settings.get("do_resize", True):
+        raise InputError(f"{path} has do_resize False in {IMAGES}; supported: True")
+    return _checked(path, kind, settings)
+
+
+def _read_processor(path: Path, kind: type[Family], defaults: Settings, said: Settings) -> Settings:
+    """As `_processor`, of one that transformers cannot make here: what the folder says, else the `defaults`."""
+    _check_processor(path, kind, str(said.get("image_processor_type")).removesuffix("Fast"))
+    settings = {name: default if said.get(name) is None else said[name] for name, default in defaults.items()}
+    return _checked(path, kind, settings)
+
+
+def _check_processor(path: Path, kind: type[Family], name: str) -> None:
+    if name not in kind.processors:
+        supported = " or ".join(kind.processors)
+        raise InputError(f"{path} has an image_processor_type {name!r}; supported: {supported}")
+
+
+def _checked(path: Path, kind: type[Family], settings: Settings) -> Settings:
+    """The `settings` of an image processor that are supported. Raises InputError."""
     check(path, IMAGES, settings)
     if (resample := settings["resample"]) != kind.resample:
         value = int(resample) if isinstance(resample, int) else resample  # one of Pillow's enum

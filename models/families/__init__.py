@@ -16,6 +16,7 @@ from cutline.models.families.gemma.gemma3 import Gemma3
 from cutline.models.families.gemma.paligemma import PaliGemma
 from cutline.models.families.git import Git
 from cutline.models.families.internvl import InternVL
+from cutline.models.families.lfm2.lfm2vl import Lfm2VL
 from cutline.models.families.llava_onevision import LlavaOnevision
 from cutline.models.families.parts import Ops
 from cutline.models.families.positions import COUNTED, Positions
@@ -36,6 +37,7 @@ FAMILIES: tuple[type[Family], ...] = (
     Gemma3,
     PaliGemma,
     LlavaOnevision,
+    Lfm2VL,
     Git,
 )
 

@@ -51,6 +51,8 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
     kinds: ClassVar[tuple[str, ...]]  # transformers' `model_type`s of this family
     answering: ClassVar[tuple[str, ...]]  # transformers' classes of models that generate text
     processors: ClassVar[tuple[str, ...]]  # transformers' image processors that equal `preprocess`
+    # Settings of the image processor with transformers' defaults, where its class needs torchvision, which is not here.
+    processor_defaults: ClassVar[Mapping[str, Any] | None] = None
     resample: ClassVar[Image.Resampling]  # the filter of `resize`
     parts: ClassVar[Parts]
     image_marker: ClassVar[str]  # stands for an image in a rendered template; repeated for each of its tokens

@@ -123,9 +123,14 @@ class Whole:
 
         decoder = self._manifest.family.parts.modules(self._model).decoder
         hooks.append(decoder.register_forward_pre_hook(keep_beside, with_kwargs=True))
-        logits: torch.Tensor = self._model(**self._given(prompt)).logits[0]
+        given = self._given(prompt)
+        logits: torch.Tensor = self._model(**given).logits[0]
         for hook in hooks:
             hook.remove()
+        if (real := given.get("pixel_attention_mask")) is not None and real.dim() == 2:  # patches, padded to as many
+            line = self._manifest.line
+            for cut in states.keys() & set(line.layers[: line.place("decoder.0")]):
+                states[cut] = states[cut][real.flatten().bool().numpy()]
         places = np.array(prompt.ids) == self._manifest.image_token
         self._add_streams(states, [stream.numpy() for stream in beside], places)
         states["decoder.0"] = states["decoder.0"][places]

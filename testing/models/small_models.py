@@ -297,6 +297,45 @@ def _llava_onevision() -> Small:
     return Small("llava_onevision", ("<image>",), template, config, processor)
 
 
+def _lfm2_vl() -> Small:
+    def config(words: Words) -> dict[str, Any]:
+        return {
+            "image_token_id": words["<image>"],
+            "projector_hidden_size": 160,
+            "vision_config": {
+                "model_type": "siglip2_vision_model",
+                "hidden_size": 96,
+                "intermediate_size": 160,
+                "num_hidden_layers": 3,
+                "num_attention_heads": 4,
+                "num_patches": 16,
+                "patch_size": 16,
+                "vision_use_head": False,
+            },
+            "text_config": {
+                "model_type": "lfm2",
+                "layer_types": ["conv", "conv", "full_attention", "conv"] * 2,
+                "block_multiple_of": 32,
+                "rope_theta": 1e6,
+            },
+        }
+
+    processor = {
+        "image_processor_type": "Lfm2VlImageProcessorFast",
+        "do_resize": False,  # as published, and not read
+        "resample": 3,
+        "tile_size": 64,
+        "min_image_tokens": 4,
+        "max_image_tokens": 20,
+        "max_tiles": 4,
+        "max_pixels_tolerance": 0.75,
+    }
+    tiles = [f"<|img_row_{row}_col_{col}|>" for row in range(1, 5) for col in range(1, 5)]
+    markers = ("<image>", "<|image_start|>", "<|image_end|>", "<|img_thumbnail|>", *tiles)
+    template = INTERNVL_TEMPLATE.replace("<IMG_CONTEXT>", "<image>")
+    return Small("lfm2_vl", markers, template, config, processor)
+
+
 def _paligemma(text: str, **more: Any) -> Small:
     def config(words: Words) -> dict[str, Any]:
         return {
@@ -368,6 +407,7 @@ SMALL: Mapping[str, Small] = {
     "gemma3": _gemma3(),
     "llava-onevision": _llava_onevision(),
     "git": _git(),
+    "lfm2-vl": _lfm2_vl(),
     "paligemma": _paligemma("gemma"),
     "paligemma2": _paligemma(
         "gemma2",

@@ -19,6 +19,7 @@ from cutline.models.families import family_from
 from cutline.models.families.smolvlm import SmolVLM
 from cutline.models.images import decode_image, lossless
 from cutline.testing.models.small_models import SMALL
+from cutline.testing.models.torchvision_free import Lfm2VlPixels
 
 # Tiny, odd, thin, of one tile and of many, in the limits of sides and proportions.
 SIZES = [
@@ -47,6 +48,8 @@ def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def theirs(source: SourceModel) -> Any:
+    if source.family.processor_defaults is not None:
+        return Lfm2VlPixels(json.loads((source.path / "preprocessor_config.json").read_text()))
     with quiet():
         return AutoImageProcessor.from_pretrained(source.path, backend="pil", local_files_only=True)
 

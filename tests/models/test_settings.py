@@ -16,6 +16,8 @@ from transformers import (
     Idefics3Config,
     InternVLConfig,
     InternVLVisionConfig,
+    Lfm2Config,
+    Lfm2VlConfig,
     LlamaConfig,
     LlavaOnevisionConfig,
     PaliGemmaConfig,
@@ -24,6 +26,7 @@ from transformers import (
     Qwen2VLConfig,
     Qwen3Config,
     Qwen3VLConfig,
+    Siglip2VisionConfig,
     SiglipVisionConfig,
     SmolVLMConfig,
 )
@@ -55,6 +58,7 @@ MODELS = (
     Gemma3Config,
     PaliGemmaConfig,
     LlavaOnevisionConfig,
+    Lfm2VlConfig,
 )
 DECODERS = (
     LlamaConfig,
@@ -67,6 +71,7 @@ DECODERS = (
     GemmaConfig,
     Gemma2Config,
     Gemma3TextConfig,
+    Lfm2Config,
 )
 TOWERS = (
     SmolVLMVisionConfig,
@@ -77,6 +82,7 @@ TOWERS = (
     Qwen3_5VisionConfig,
     InternVLVisionConfig,
     SiglipVisionConfig,
+    Siglip2VisionConfig,
 )
 PROCESSORS = (
     SmolVLMImageProcessorPil,

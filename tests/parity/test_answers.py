@@ -129,7 +129,7 @@ def test_a_chain_of_workers_gives_them_too(qwen: Bundle, drafter: Bundle, image:
             assert [token.id for token in answer.tokens] == expected
 
 
-@pytest.mark.parametrize("name", ["qwen3-vl", "qwen3.5", pytest.param("gemma3", marks=pytest.mark.proof)])
+@pytest.mark.parametrize("name", ["qwen3-vl", "qwen3.5", "lfm2-vl", pytest.param("gemma3", marks=pytest.mark.proof)])
 def test_a_chain_that_is_cut_before_the_decoder_or_where_streams_go_on(
     name: str, image: bytes, targets: Callable[[str], Bundle], tmp_path: Path
 ) -> None:

@@ -1,0 +1,1 @@
+"""Models of Liquid AI's LFM2 line."""

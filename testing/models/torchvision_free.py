@@ -1,0 +1,74 @@
+"""transformers' own LFM2-VL image processor without torchvision, which has no build beside the torch in use.
+
+Its file is run as it is, on a base class that does the two things which it leaves to torchvision: resizing, by Pillow's
+filter, and normalising. What it cuts, in which order, and how pixels become patches is its own.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+
+class PillowBackend:
+    """What `TorchvisionBackend` does as far as that processor asks for it."""
+
+    def __init__(self, **settings: Any) -> None:
+        for name, value in settings.items():
+            setattr(self, name, value)
+
+    def resize(self, images: Tensor, size: Any, *, resample: int, **more: Any) -> Tensor:
+        """Bytes (n, 3, height, width) resized."""
+        del more
+        pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
+        made = [np.array(one.resize((size.width, size.height), Image.Resampling(resample))) for one in pictures]
+        return torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2)
+
+    def rescale_and_normalize(self, images: Tensor, rescale: bool, factor: float, *rest: Any) -> Tensor:
+        """In one step, with means and deviations of bytes."""
+        normalize, *sides = rest
+        assert rescale
+        assert normalize
+        mean, std = (torch.tensor(side)[:, None, None] * (1.0 / factor) for side in sides)
+        return (images.to(torch.float32) - mean) / std
+
+
+class Lfm2VlPixels:
+    """That processor with the `settings` of a folder; called as any."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        found = find_spec("transformers.models.lfm2_vl")
+        assert found is not None
+        assert found.origin is not None
+        source = (Path(found.origin).parent / "image_processing_lfm2_vl.py").read_text()
+        for line in (
+            "from torchvision.transforms.v2 import functional as tvF\n",
+            "from ...image_processing_backends import TorchvisionBackend\n",
+            "@auto_docstring\n",
+        ):
+            assert line in source
+            source = source.replace(line, "")
+        source = source.replace("from ...", "from transformers.")
+        theirs: dict[str, Any] = {"TorchvisionBackend": PillowBackend, "tvF": SimpleNamespace(), "__name__": __name__}
+        exec(compile(source, found.origin, "exec"), theirs)  # noqa: S102 - of the installed library
+        own, kinds = theirs["Lfm2VlImageProcessor"], theirs["Lfm2VlImageProcessorKwargs"]
+        self.defaults = {name: value for name, value in vars(own).items() if name in kinds.__annotations__}
+        self._settings = self.defaults | settings
+        self._processor = own(**self._settings)
+
+    def __call__(self, images: list[Image.Image], **how: Any) -> dict[str, NDArray[np.float32]]:
+        """The patches of all pieces, without what pads them to as many."""
+        del how
+        tensors = [torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images]
+        settings = self._settings | {"do_resize": True, "return_tensors": None, "disable_grouping": None}
+        made = self._processor._preprocess(tensors, **settings)
+        real = made["pixel_attention_mask"].bool()
+        return {"pixel_values": made["pixel_values"][real].numpy()}
