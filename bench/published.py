@@ -28,7 +28,6 @@ import numpy as np
 import torch
 from PIL import Image
 from rich.console import Console
-from transformers import AutoImageProcessor
 
 from cutline.bench.published_models import KINDS, Files, filled, write_folder
 from cutline.cloud.engine.engine import Engine
@@ -46,6 +45,7 @@ from cutline.models.export.source import SourceModel, read_source
 from cutline.models.images import Pixels
 from cutline.models.prompt import PromptBuilder
 from cutline.protos.messages import Confirmed, Finished
+from cutline.testing.models.image_processors import image_processor
 
 STEPS = 12  # tokens of an answer
 SIZE = (90, 70)  # of the picture
@@ -121,7 +121,7 @@ def _compared(name: str, folder: Path, *, graphs: bool) -> Outcome:
     noise = np.random.default_rng(0).integers(0, 256, (SIZE[1], SIZE[0], 3), np.uint8)
     picture = Image.fromarray(noise)
     pixels = source.family.preprocess(picture)
-    if fault := _other_pixels(folder, picture, pixels):
+    if fault := _other_pixels(source, picture, pixels):
         return Outcome(name, "FAULT", fault)
     ids = PromptBuilder.open(_bundle(folder, manifest)).build([question("What is in it?")], [pixels.grid]).ids
     right = _generated(source, ids, pixels)
@@ -147,9 +147,9 @@ def _bundle(folder: Path, manifest: Manifest) -> Bundle:
     return Bundle(folder, write_manifest(folder, manifest))
 
 
-def _other_pixels(folder: Path, picture: Image.Image, pixels: Pixels) -> str | None:
+def _other_pixels(source: SourceModel, picture: Image.Image, pixels: Pixels) -> str | None:
+    theirs = image_processor(source.path, source.family)
     with quiet():
-        theirs = AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
         more = {"crop_to_patches": True} if hasattr(theirs, "crop_to_patches") else {}  # as InternVL's processor says
         made = np.asarray(theirs(images=[picture], return_tensors="np", **more)["pixel_values"])
     values = made[0] if made.ndim > pixels.values.ndim else made

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from transformers import AutoConfig, AutoModelForImageTextToText
@@ -19,6 +18,7 @@ from cutline.models.families.gemma.gemma3 import Gemma3
 from cutline.models.families.gemma.paligemma import PaliGemma
 from cutline.models.families.git import Git
 from cutline.models.families.internvl import InternVL
+from cutline.models.families.lfm2.lfm2vl import Lfm2VL
 from cutline.models.families.llava_onevision import LlavaOnevision
 from cutline.models.families.qwen import qwenvl
 from cutline.models.families.qwen.qwenvl import QwenVL
@@ -33,6 +33,7 @@ KINDS = {kind: family for family in FAMILIES for kind in family.kinds}
 GENERATED = "generation_config.json"
 QWEN_IMAGES = {"image_processor_type": "Qwen2VLImageProcessor", "min_pixels": 3136, "max_pixels": 12845056}
 _QWEN_ROPE = {"type": "mrope", "mrope_section": [16, 24, 24]}
+_LFM2_IMAGES = {"image_processor_type": "Lfm2VlImageProcessorFast", "resample": 3}
 _DELTA = {"head_dim": 2 * HEAD, "layer_types": ["linear_attention", "full_attention"]} | {
     f"linear_{name}": size
     for name, size in {"num_key_heads": 2, "num_value_heads": 4, "key_head_dim": 16, "value_head_dim": 16}.items()
@@ -54,7 +55,7 @@ class Completion:
     template: str | None
     markers: Mapping[str, str]
     written: tuple[str, ...]
-    fixed: Mapping[str, int] = MappingProxyType({})
+    fixed: Mapping[str, int] = field(default_factory=dict)
     tokens: Tokens = "bytes"
 
 
@@ -163,6 +164,13 @@ def _reduced_git(config: Files) -> Files:
     return config | sizes | {"vision_config": _tower(config.get("vision_config", {}))}
 
 
+def _reduced_lfm2(config: Files) -> Files:
+    text = _decoder(config.get("text_config", {})) | {"layer_types": ["conv", "full_attention"]}
+    text |= {"block_ff_dim": 96, "block_multiple_of": 32}
+    vision = _tower(config.get("vision_config", {})) | {"vision_use_head": False}
+    return config | {"text_config": text, "vision_config": vision, "projector_hidden_size": 48}
+
+
 _SMOLVLM = Completion(
     {
         "image_token_id": 49190,
@@ -233,6 +241,18 @@ _GIT = Completion(
     fixed={"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, git.GAP: 103},
     tokens="words",
 )
+_LFM2_VL = Completion(
+    {
+        "image_token_id": 396,
+        "text_config": {"model_type": "lfm2", "eos_token_id": 7},
+        "vision_config": {"model_type": "siglip2_vision_model"},
+    },
+    lambda config: _LFM2_IMAGES,
+    _reduced_lfm2,
+    INTERNVL_TEMPLATE.replace("<IMG_CONTEXT>", "<image>"),
+    {"image_token_id": "<image>"},
+    ("<|image_start|>", "<|image_end|>", "<|img_thumbnail|>", "<|im_start|>", "<|im_end|>"),
+)
 COMPLETIONS: Mapping[type, Completion] = {
     SmolVLM: _SMOLVLM,
     QwenVL: _QWEN,
@@ -241,6 +261,7 @@ COMPLETIONS: Mapping[type, Completion] = {
     PaliGemma: _PALIGEMMA,
     LlavaOnevision: _LLAVA_ONEVISION,
     Git: _GIT,
+    Lfm2VL: _LFM2_VL,
 }
 
 

@@ -10,16 +10,14 @@ import msgspec
 import numpy as np
 import pytest
 from PIL import Image
-from transformers import AutoImageProcessor
 
 from cutline.errors import InputError
-from cutline.models.export.quiet import quiet
 from cutline.models.export.source import SourceModel, read_source
 from cutline.models.families import family_from
 from cutline.models.families.smolvlm import SmolVLM
 from cutline.models.images import decode_image, lossless
+from cutline.testing.models.image_processors import image_processor
 from cutline.testing.models.small_models import SMALL
-from cutline.testing.models.torchvision_free import Lfm2VlPixels
 
 # Tiny, odd, thin, of one tile and of many, in the limits of sides and proportions.
 SIZES = [
@@ -48,10 +46,7 @@ def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def theirs(source: SourceModel) -> Any:
-    if source.family.processor_defaults is not None:
-        return Lfm2VlPixels(json.loads((source.path / "preprocessor_config.json").read_text()))
-    with quiet():
-        return AutoImageProcessor.from_pretrained(source.path, backend="pil", local_files_only=True)
+    return image_processor(source.path, source.family)
 
 
 def noise(size: tuple[int, int]) -> Image.Image:

@@ -14,7 +14,7 @@ from transformers.models.lfm2_vl.processing_lfm2_vl import Lfm2VlProcessor
 from cutline.models.families import family_from
 from cutline.models.families.lfm2.lfm2vl import Lfm2VL
 from cutline.models.families.lfm2.pictures import END, IMAGE, START, THUMBNAIL
-from cutline.testing.models.torchvision_free import Lfm2VlPixels
+from cutline.testing.models.image_processors import Lfm2VlPixels
 
 PUBLISHED = Lfm2VL(
     patch=16,

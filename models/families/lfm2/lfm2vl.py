@@ -64,9 +64,9 @@ class Lfm2VL(PiecedFamily, frozen=True, forbid_unknown_fields=True, kw_only=True
             kernel=text.conv_L_cache,
         )
 
-    def positions(self, image_tokens: NDArray[np.bool_], grids: Sequence[Grid]) -> Positions:
+    def positions(self, image_tokens: NDArray[np.bool_], grids: Sequence[Grid], times: Sequence[int] = ()) -> Positions:
         """Positions count up from 0, for text and images alike."""
-        del grids
+        del grids, times
         return Positions(np.arange(len(image_tokens))[None])
 
     def keeps(self, layer: int) -> LayerState:

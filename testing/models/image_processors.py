@@ -1,11 +1,12 @@
-"""transformers' own LFM2-VL image processor without torchvision, which has no build beside the torch in use.
+"""transformers' own image processors of families, as they run without torchvision: none is built for this torch.
 
-Its file is run as it is, on a base class that does the two things which it leaves to torchvision: resizing, by Pillow's
-filter, and normalising. What it cuts, in which order, and how pixels become patches is its own.
+LFM2-VL's needs it. Its file is run as it is, on a base class that does the two things which it leaves to torchvision:
+resizing, by Pillow's filter, and normalising. What it cuts, in which order, and how pixels become patches is its own.
 """
 
 from __future__ import annotations
 
+import json
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,18 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from transformers import AutoImageProcessor
+
+from cutline.models.export.quiet import quiet
+from cutline.models.families import Family
+
+
+def image_processor(folder: Path, family: Family) -> Any:
+    """That of a folder with a model of the `family`: on Pillow, with all that its settings say."""
+    if family.processor_defaults is not None:
+        return Lfm2VlPixels(json.loads((folder / "preprocessor_config.json").read_text()))
+    with quiet():
+        return AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
 
 
 class PillowBackend:
