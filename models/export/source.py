@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -380,17 +380,16 @@ def _processor(path: Path, kind: type[Family]) -> Settings:
     return _checked(path, kind, settings)
 
 
-def _read_processor(path: Path, kind: type[Family], defaults: Settings, said: Settings) -> Settings:
+def _read_processor(path: Path, kind: type[Family], defaults: Mapping[str, Any], said: Settings) -> Settings:
     """As `_processor`, of one that transformers cannot make here: what the folder says, else the `defaults`."""
     _check_processor(path, kind, str(said.get("image_processor_type")).removesuffix("Fast"))
-    settings = {name: default if said.get(name) is None else said[name] for name, default in defaults.items()}
-    return _checked(path, kind, settings)
+    given = {name: value for name, value in said.items() if name in defaults and value is not None}
+    return _checked(path, kind, {**defaults, **given})
 
 
 def _check_processor(path: Path, kind: type[Family], name: str) -> None:
     if name not in kind.processors:
-        supported = " or ".join(kind.processors)
-        raise InputError(f"{path} has an image_processor_type {name!r}; supported: {supported}")
+        raise InputError(f"{path} has an image_processor_type {name!r}; supported: {' or '.join(kind.processors)}")
 
 
 def _checked(path: Path, kind: type[Family], settings: Settings) -> Settings:

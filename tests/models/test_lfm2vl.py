@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,7 +57,7 @@ def test_published_sizes_are_cut_and_written_as_by_transformers(size: tuple[int,
     )
     assert PUBLISHED.whole(grid) == (height, width)
     rows, cols = PUBLISHED.tiles(grid)
-    said = SimpleNamespace(
+    said: Any = SimpleNamespace(
         image_token=IMAGE, image_start_token=START, image_end_token=END, image_thumbnail_token=THUMBNAIL
     )
     tokens = Lfm2VlProcessor._compute_tokens_for_image(said, [height, width], 16, 2)

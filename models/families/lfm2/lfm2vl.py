@@ -122,4 +122,4 @@ def _shares(learnt: int, made: int) -> NDArray[np.float32]:
     middles = (np.arange(made, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5)
     off = np.abs(np.arange(learnt, dtype=np.float32) - middles[:, None]) / max(scale, np.float32(1))
     shares = np.clip(1 - off, 0, None)
-    return (shares / shares.sum(1, keepdims=True)).astype(np.float32)
+    return np.asarray(shares / shares.sum(1, keepdims=True), np.float32)

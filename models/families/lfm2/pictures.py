@@ -173,7 +173,8 @@ class PiecedFamily(Family, frozen=True, forbid_unknown_fields=True, kw_only=True
         mean, std = (np.asarray(of, np.float32) * np.float32(255) for of in (self.mean, self.std))
         values = (piece.astype(np.float32) - mean) / std
         rows, cols = (side // self.patch for side in piece.shape[:2])
-        return values.reshape(rows, self.patch, cols, self.patch, 3).swapaxes(1, 2).reshape(rows * cols, -1)
+        patches = values.reshape(rows, self.patch, cols, self.patch, 3).swapaxes(1, 2)
+        return np.asarray(patches.reshape(rows * cols, -1), np.float32)
 
     def grid(self, size: Size) -> Grid:
         """Height and width of the picture."""
