@@ -4,7 +4,7 @@ Cards of the demo are shown as a camera might see them that was moved, or whose 
 the drafter and the target are asked once about every card; what the gate would keep, and whether that is the target's
 answer, is then replayed many times in different orders, with the share of kept answers audited that is asked for. Told
 are the share of answers kept, and of those kept the share that differs from the target's: of all of them without
-audits, and with audits of what is kept after so many were audited, or until the group was shut.
+audits, and with audits the share of all answers that was kept and differs, as the group is kept more strictly, or shut.
 
     python -m cutline.bench.shift --cards 300 --audit 0.1
 """
@@ -63,12 +63,14 @@ class Seen:
     """What the gate would keep of the answers to some questions, and which of the answers are the target's."""
 
     kept: NDArray[np.bool_]
+    sure: NDArray[np.float64]
     agreed: NDArray[np.bool_]
 
 
 async def look(shift: Shift, cards: int, gate: Gate) -> tuple[str, Seen]:
     """The group that is asked in, and what was seen in it."""
-    rng, kept, agreed, name = np.random.default_rng(1), list[bool](), list[bool](), ""
+    rng, name = np.random.default_rng(1), ""
+    kept, confidences, agreed = list[bool](), list[float](), list[bool]()
     target = Bundle.open(TARGET)
     settings = AgentSettings(fresh=True)
     async with (
@@ -89,28 +91,32 @@ async def look(shift: Shift, cards: int, gate: Gate) -> tuple[str, Seen]:
             group = gate.of(name)
             sure = ours.confidence is not None and group is not None and ours.confidence >= group.threshold
             kept.append(sure and ours.complete)
+            confidences.append(ours.confidence or 0.0)
             agreed.append([token.id for token in ours.tokens] == [token.id for token in theirs.tokens])
-    return name, Seen(np.array(kept), np.array(agreed))
+    return name, Seen(np.array(kept), np.array(confidences), np.array(agreed))
 
 
-def replay(seen: Seen, group: str, gate: Gate, *, audit: float, answers: int, seed: int) -> tuple[int, int, int]:
-    """How many of so many answers are kept, how many of those differ, and after how many audits it was shut, or 0."""
+def replay(seen: Seen, group: str, gate: Gate, *, audit: float, answers: int, seed: int) -> tuple[int, int, int, bool]:
+    """How many of so many answers are kept, how many of those differ, and after how many audits fewer were, or 0.
+
+    And whether none was kept any more at the end.
+    """
     rng = np.random.default_rng(seed)
-    audits = Audits(share=audit, chance=rng.random)
-    kept = wrong = done = shut = 0
-    for index in rng.integers(0, len(seen.kept), answers):
+    audits, promised = Audits(share=audit, seed=seed), gate.groups[group]
+    kept = wrong = done = first = 0
+    for number, index in enumerate(rng.integers(0, len(seen.kept), answers)):
         if not seen.kept[index]:
             continue
-        right = bool(seen.agreed[index])
-        if audits.shut(group):
-            audits.note(group, gate, agreed=right)
+        right, sure, name = bool(seen.agreed[index]), float(seen.sure[index]), str(number)
+        if not audits.keeps(group, promised, sure):
+            audits.note_unkept(group, gate, name, confidence=sure, agreed=right)
             continue
         kept, wrong = kept + 1, wrong + (not right)
-        if audits.due(group):
-            audits.note(group, gate, agreed=right)
+        if audits.due(group, name):
+            audits.note(group, gate, confidence=sure, agreed=right)
             done += 1
-            shut = shut or (done if audits.shut(group) else 0)
-    return kept, wrong, shut
+            first = first or (done if not audits.keeps(group, promised, promised.threshold) else 0)
+    return kept, wrong, first, not audits.keeps(group, promised, 1.0)
 
 
 def main() -> None:
@@ -124,14 +130,24 @@ def main() -> None:
     logging.getLogger("cutline").setLevel(logging.ERROR)  # what is shut is told in the table
     gate = open_gate(Bundle.open(DRAFTER))
     table = Table(title=f"{args.replays} replays of {args.answers} answers, {args.audit:.0%} of those kept are audited")
-    headings = ("shift", "promised", "kept", "of those differ", "with audits: kept", "of all differ", "shut", "after")
+    headings = (
+        "shift",
+        "promised",
+        "kept",
+        "of those differ",
+        "with audits: kept",
+        "of all differ",
+        "stricter",
+        "after",
+        "shut at last",
+    )
     for heading in headings:
         table.add_column(heading, justify="left" if heading == "shift" else "right")
     for name, shift in SHIFTS.items():
         group, seen = asyncio.run(look(shift, args.cards, gate))
         ways = {"audit": args.audit, "answers": args.answers}
         found = np.array([replay(seen, group, gate, seed=seed, **ways) for seed in range(args.replays)])
-        shut = found[found[:, 2] > 0, 2]
+        stricter = found[found[:, 2] > 0, 2]
         risk = gate.groups[group].risk
         table.add_row(
             name,
@@ -140,8 +156,9 @@ def main() -> None:
             f"{1 - seen.agreed[seen.kept].mean():.1%}" if seen.kept.any() else "",
             f"{found[:, 0].mean() / args.answers:.1%}",
             f"{found[:, 1].mean() / args.answers:.2%}",
-            f"{len(shut) / args.replays:.0%}",
-            f"{np.median(shut):.0f} audits" if len(shut) else "",
+            f"{len(stricter) / args.replays:.0%}",
+            f"{np.median(stricter):.0f} audits" if len(stricter) else "",
+            f"{found[:, 3].mean():.0%}",
         )
     Console(width=140).print(table)
 

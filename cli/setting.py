@@ -162,6 +162,7 @@ def agent_opener(
             meter=meter,
             provider=provider,
             audit=audit,
+            audit_record=_audit_record(drafter) if audit > 0.0 else None,
             journal=journal,
         ),
     )
@@ -222,6 +223,13 @@ def upstream_key(given: UpstreamOptions, *, workers: bool) -> str | None:
 
     check_url(url)
     return open_key(file)
+
+
+def _audit_record(drafter: Bundle) -> Path:
+    """The file for what audits show of a drafter. Raises InputError."""
+    from cutline.models.hub.library import home
+
+    return home() / "audits" / f"{drafter.manifest.identity[:16]}.json"
 
 
 def _memory(seconds: float) -> SemanticCache | None:

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -60,7 +61,8 @@ class AgentSettings:
     In place of workers there may be an `upstream`, another server with a model of its own. An agent that is `offline`
     connects to none of them. Answers that are in `memory` are not made again; one that is `fresh` uses nothing of a
     request for the next, neither pictures that a worker keeps nor states of its own. What an answer takes of energy the
-    `meter` says. Models run on ONNX Runtime's `provider`. A share `audit` of kept answers is checked by the target.
+    `meter` says. Models run on ONNX Runtime's `provider`. A share `audit` of kept answers is checked by the target;
+    what that shows is in the file `audit_record`, if there is one, and known at the next start.
     Answers of the target are kept in the `journal`, which ends with the agent.
     """
 
@@ -71,6 +73,7 @@ class AgentSettings:
     meter: EnergyMeter | None = None
     provider: str = CPU
     audit: float = 0.0
+    audit_record: Path | None = None
     journal: EscalationRecorder | None = None
 
 
@@ -143,11 +146,15 @@ class Agent:
         if settings.audit > 0.0:
             self._backends.gate.check_audited()
         self._backends.audits.share = settings.audit
+        self._audit_record = settings.audit_record
+        if self._audit_record is not None:
+            self._backends.audits.load(self._audit_record, of=self._backends.calibration)
         self._auditor = Auditor(
             self._backends.audits,
             lambda: self._backends.gate,
             ask=lambda request: self._metered(request, lambda event: None),
             idle=lambda: self._waited_for == 0,
+            save=self._save_audits,
         )
         self._waited_for = 0  # answers that somebody waits for
         self._memory = settings.memory
@@ -293,7 +300,9 @@ class Agent:
         backends.models.learn(prepared, generation)
         if route.unkept is not None:
             gate, theirs = backends.gate, backends.worded(generation.tokens)
-            backends.audits.note(route.gate.group, gate, agreed=gate.agrees(route.gate.group, route.unkept, theirs))
+            agreed = gate.agrees(route.gate.group, route.unkept, theirs)
+            sure, name = generation.confidence or 0.0, prepared.request.request_id
+            backends.audits.note_unkept(route.gate.group, gate, name, confidence=sure, agreed=agreed)
         if self._journal is not None:
             drafter = "" if backends.drafter is None else backends.drafter.manifest.identity
             record(self._journal, prepared, generation, served=self.manifest, drafter=drafter)
@@ -311,6 +320,10 @@ class Agent:
         if self._memory is not None:
             await asyncio.to_thread(self._memory.keep, prepared.request, prepared.images, answer)
         return answer
+
+    def _save_audits(self) -> None:
+        if self._audit_record is not None:
+            self._backends.audits.save(self._audit_record, of=self._backends.calibration)
 
     def state(self) -> AgentState:
         """How it stands now."""
@@ -335,7 +348,7 @@ class Agent:
             videos=self.manifest.family.video is not None,
             upstream=None if upstream is None else upstream.url,
             promises=promises_of(backends.gate),
-            audits=backends.audits.every(),
+            audits=backends.audits.every(backends.gate),
             journal=None if self._journal is None else self._journal.counts,
             workers=self.workers.states,
         )

@@ -34,6 +34,7 @@ class _Due:
 
     request: Request
     wording: Wording
+    confidence: float
     tries: int = 0
 
     @property
@@ -45,7 +46,8 @@ class _Due:
 class Auditor:
     """Audits answers that the `gate` kept, into `audits`: each is asked for anew, of the target alone.
 
-    `ask` answers a request, `idle` says whether nobody else waits for an answer. What was kept without a link is
+    `ask` answers a request, `idle` says whether nobody else waits for an answer, `save` keeps what was shown.
+    What was kept without a link is
     audited once that is back. Use as an async context manager.
     """
 
@@ -56,12 +58,14 @@ class Auditor:
         *,
         ask: Callable[[Request], Awaitable[Answer]],
         idle: Callable[[], bool],
+        save: Callable[[], None] = lambda: None,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self.audits = audits
         self._gate = gate
         self._ask = ask
         self._idle = idle
+        self._save = save
         self._sleep = sleep
         self._due: deque[_Due] = deque()
         self._news = asyncio.Event()
@@ -77,6 +81,7 @@ class Auditor:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
+            await self._saved()
 
     @property
     def waiting(self) -> int:
@@ -90,10 +95,10 @@ class Auditor:
             gate is None
             or gate.decision is not Decision.KEPT
             or not _auditable(request)
-            or not self.audits.due(gate.group)
+            or not self.audits.due(gate.group, answer.request_id)
         ):
             return
-        self._due.append(_Due(request, answer.wording))
+        self._due.append(_Due(request, answer.wording, answer.confidence or 0.0))
         while sum(one.size for one in self._due) > WAITING_BYTES:
             self._lose(self._due.popleft(), "too many wait")
         self._news.set()
@@ -111,6 +116,14 @@ class Auditor:
             while not self._idle():
                 await self._sleep(IDLE_SECONDS)
             await self._audit(self._due[0])
+            await self._saved()
+
+    async def _saved(self) -> None:
+        """Have the record written; a disk that is full or fails is told of, and audits go on."""
+        try:
+            await asyncio.to_thread(self._save)
+        except CutlineError as error:
+            log.warning("what audits have shown is not kept for a next start: %s", error)
 
     async def _audit(self, one: _Due) -> None:
         audits, gate = self.audits, self._gate()
@@ -131,14 +144,15 @@ class Auditor:
         else:
             if answer.exact and answer.ending is not Ending.DEADLINE:
                 group = group_of(one.request)
-                audits.note(group, gate, agreed=gate.agrees(group, one.wording, answer.wording))
+                agreed = gate.agrees(group, one.wording, answer.wording)
+                audits.note(group, gate, confidence=one.confidence, agreed=agreed)
         if self._due and self._due[0] is one:
             self._due.popleft()
 
     def _lose(self, one: _Due, why: str) -> None:
         """An audit that is lost speaks against the promise, for it may be that what is wrong is lost more often."""
         log.warning("an audit is lost, and counts as an answer that differs: %s", why)
-        self.audits.note(group_of(one.request), self._gate(), agreed=False)
+        self.audits.note(group_of(one.request), self._gate(), confidence=one.confidence, agreed=False)
 
 
 def _auditable(request: Request) -> bool:

@@ -1,15 +1,19 @@
-"""What audits have shown of each group of requests, and whether the gate may keep answers of it."""
+"""What audits have shown of each group of requests, and which answers the gate may keep of it."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
-import random
+import secrets
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from cutline.edge.audit.evidence import Evidence, at_most, is_above, is_below
-from cutline.edge.generation.gate import Gate
+from cutline.edge.audit.evidence import at_most
+from cutline.edge.audit.levels import SHUT, Watched, noted, threshold_at
+from cutline.edge.audit.record import AuditRecord, read_record, write_record
+from cutline.edge.generation.gate import Gate, Group
 from cutline.edge.generation.result import Audited
 from cutline.errors import InputError
 
@@ -17,6 +21,7 @@ log = logging.getLogger(__name__)
 
 EARLY_SHARE = 0.25  # of kept answers that is audited where little is known of a group yet ...
 EARLY_AUDITS = 100  # ... falling to the share that is set, over so many audits
+_COIN = 8  # bytes
 
 
 def check_share(share: float) -> None:
@@ -26,78 +31,107 @@ def check_share(share: float) -> None:
 
 
 @dataclass(slots=True)
-class _Watched:
-    """A group: all that was audited of it, what was seen since it was last opened or shut, and whether it is shut."""
-
-    all: Evidence = field(default_factory=Evidence)
-    since: Evidence = field(default_factory=Evidence)
-    shut: bool = False
-
-
-@dataclass(slots=True)
 class Audits:
     """Which kept answers are audited, a `share` of them, and what came of that; for any threads.
 
-    A group whose answers differ more often than promised is shut: nothing of it is kept. What would have been kept is
-    compared with the target's answer then, which costs nothing, until that shows that the promise holds again. Of a
-    drafter that is `unproven` every group is shut, until that shows it.
+    A group whose answers differ more often than promised is kept more strictly, or shut (`levels.py`). What is not kept
+    for that reason is compared with the target's answer, which is there anyway. Whose answers are audited is settled by
+    the `seed`, and by nothing that an answer says. Of a drafter that is `unproven` every group is shut, until answers
+    show that it holds.
     """
 
     share: float = 0.0
-    chance: Callable[[], float] = random.random
+    seed: int = field(default_factory=lambda: secrets.randbits(63))
     unproven: bool = False
-    _groups: dict[str, _Watched] = field(default_factory=dict)
+    _groups: dict[str, Watched] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def due(self, group: str) -> bool:
-        """Whether an answer of a group that was kept is to be audited: the first ones of it more often."""
+    def due(self, group: str, request_id: str) -> bool:
+        """Whether the answer to a request of a group is to be audited, if it is kept: the first ones more often."""
         if self.share == 0.0:
             return False
         with self._lock:
-            known = self._groups[group].since.audited if group in self._groups else 0
-        return self.chance() < max(self.share, EARLY_SHARE * (1.0 - known / EARLY_AUDITS))
+            known = self._watched(group).current.audited
+        drawn = hashlib.sha256(f"{self.seed} {request_id}".encode()).digest()[:_COIN]
+        share = max(self.share, EARLY_SHARE * (1.0 - known / EARLY_AUDITS))
+        return int.from_bytes(drawn) < share * (1 << 8 * _COIN)
+
+    def keeps(self, group: str, promised: Group, confidence: float) -> bool:
+        """Whether what a group's gate would keep is kept, for what audits have shown."""
+        with self._lock:
+            least = threshold_at(promised.threshold, self._watched(group).level)
+        return least is not None and confidence >= least
 
     def shut(self, group: str) -> bool:
         """Whether nothing of a group is kept, for what audits have shown."""
         with self._lock:
-            return self._groups[group].shut if group in self._groups else self.unproven
+            return self._watched(group).level == SHUT
 
-    def note(self, group: str, gate: Gate, *, agreed: bool) -> None:
-        """Take note of an answer that was kept and audited, or of one that would have been kept in a shut group."""
+    def note(self, group: str, gate: Gate, *, confidence: float, agreed: bool) -> None:
+        """Take note of an answer that the gate would keep, and that was compared with the target's."""
         if (promised := gate.of(group)) is None:
             return
-        risk = promised.risk
         with self._lock:
-            found = self._groups.setdefault(group, _Watched(shut=self.unproven))
-            found.all, found.since = (one.with_one(agreed=agreed) for one in (found.all, found.since))
-            changes = is_below if found.shut else is_above
-            if not changes(found.since, risk):
-                return
-            since, found.since, found.shut = found.since, Evidence(), not found.shut
-        said = f"{since.disagreed} of {since.audited} audited answers differ from the target's, promised is {risk:.1%}"
-        if found.shut:
-            log.warning("the gate keeps nothing more of %s: %s; calibrate again", group, said)
-        else:
-            log.warning("the gate keeps answers of %s again: %s", group, said)
+            before = self._watched(group)
+            found = self._groups[group] = noted(
+                before, confidence=confidence, calibrated=promised.threshold, risk=promised.risk, agreed=agreed
+            )
+        if found.level != before.level:
+            _tell(group, promised, before, found)
 
-    def said(self, group: str) -> Audited | None:
+    def note_unkept(self, group: str, gate: Gate, request_id: str, *, confidence: float, agreed: bool) -> None:
+        """The same of one that was not kept for what audits have shown.
+
+        Where others of its group are kept, it counts only if it would be audited as those are: of all in equal shares.
+        """
+        if self.shut(group) or self.due(group, request_id):
+            self.note(group, gate, confidence=confidence, agreed=agreed)
+
+    def said(self, group: str, gate: Gate) -> Audited | None:
         """What audits have shown of a group, None where nothing is audited."""
         if self.share == 0.0 and not self.unproven:
             return None
         with self._lock:
-            found = self._groups.get(group, _Watched(shut=self.unproven))
-            return _audited(found)
+            return _audited(self._watched(group), gate.of(group))
 
-    def every(self) -> Mapping[str, Audited]:
+    def every(self, gate: Gate) -> Mapping[str, Audited]:
         """The same of every group that was audited."""
         with self._lock:
-            return {name: _audited(found) for name, found in sorted(self._groups.items())}
+            return {name: _audited(found, gate.of(name)) for name, found in sorted(self._groups.items())}
+
+    def load(self, file: Path, *, of: str) -> None:
+        """Go on from the record in a file, if that is `of` the same calibration."""
+        if (found := read_record(file, of=of)) is not None:
+            with self._lock:
+                self.seed, self._groups = found.seed, dict(found.groups)
+
+    def save(self, file: Path, *, of: str) -> None:
+        """Write the record. Raises StorageError, InputError."""
+        with self._lock:
+            record = AuditRecord(of=of, seed=self.seed, groups=dict(self._groups))
+        write_record(file, record)
+
+    def _watched(self, group: str) -> Watched:
+        return self._groups.get(group, Watched(level=SHUT if self.unproven else 0))
 
 
-def _audited(found: _Watched) -> Audited:
+def _audited(found: Watched, promised: Group | None) -> Audited:
     return Audited(
         audited=found.all.audited,
         disagreed=found.all.disagreed,
-        at_most=at_most(found.since if found.since.audited else found.all),
-        shut=found.shut,
+        at_most=at_most(found.current if found.current.audited else found.all),
+        shut=found.level == SHUT,
+        threshold=None if promised is None else threshold_at(promised.threshold, found.level),
     )
+
+
+def _tell(group: str, promised: Group, before: Watched, found: Watched) -> None:
+    seen = before.since[min(found.level, before.level)]
+    said = f"{seen.disagreed} of {seen.audited} audited answers differ, promised is {promised.risk:.1%}"
+    least = threshold_at(promised.threshold, found.level)
+    if least is None:
+        log.warning("the gate keeps nothing more of %s: %s; calibrate again", group, said)
+    elif found.level > before.level:
+        log.warning("the gate keeps answers of %s from a confidence of %.4f on alone: %s", group, least, said)
+    else:
+        log.warning("the gate keeps answers of %s again, from a confidence of %.4f on: %s", group, least, said)

@@ -113,14 +113,15 @@ class Decision(enum.StrEnum):
 class Audited(msgspec.Struct, frozen=True, kw_only=True):
     """What audits have shown of a group: `disagreed` of the `audited` answers differ from the target's.
 
-    Of those that the gate keeps now a share `at_most` differs, as sure as audits are. A group that is `shut` broke the
-    gate's promise: nothing of it is kept.
+    Of those that the gate keeps now, from the confidence `threshold` on, a share `at_most` differs, as sure as audits
+    are. A group that is `shut` broke the gate's promise at every threshold: nothing of it is kept.
     """
 
     audited: int
     disagreed: int
     at_most: float
     shut: bool
+    threshold: float | None = None
 
 
 class Gated(msgspec.Struct, frozen=True, kw_only=True):

@@ -99,7 +99,8 @@ class Router:
                 await self._drafter.propose(self._generation)
             self._note_drafted()
             kept = group.keeps(self._drafter.drafted, self._generation.stop_tokens)
-        if kept and self._backends.audits.shut(name):
+        sure = self._drafter.confidence
+        if kept and group is not None and not self._backends.audits.keeps(name, group, sure):
             kept, self._route.unkept = False, self._backends.worded([one.token for one in self._drafter.drafted])
         if kept:
             self._drafter.keep(self._generation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -45,12 +46,12 @@ class Backends:
 
         It is loaded here. What is under way goes on with these. Raises BundleError, InputError.
         """
-        audits = Audits(share=self.audits.share, chance=self.audits.chance, unproven=True)
+        audits = Audits(share=self.audits.share, seed=self.audits.seed, unproven=True)
         return replace(self, drafter=drafter, models=self.models.with_drafter(drafter), audits=audits)
 
     def said(self, group: str, decision: Decision) -> Gated:
         """What the gate says of an answer to a request of a group, having decided so."""
-        return msgspec.structs.replace(self.gate.said(group, decision), audit=self.audits.said(group))
+        return msgspec.structs.replace(self.gate.said(group, decision), audit=self.audits.said(group, self.gate))
 
     @cached_property
     def gate(self) -> Gate:
@@ -61,6 +62,13 @@ class Backends:
         if self.drafter is None or self.drafter.manifest.calibration is None:
             return Gate({})
         return open_gate(self.drafter).before(None if self.upstream is None else self.upstream.model)
+
+    @property
+    def calibration(self) -> str:
+        """What drafter, target and calibration the gate is of: a name of nothing else."""
+        manifest = self.contact.served if self.drafter is None else self.drafter.manifest
+        made = msgspec.json.encode(manifest.calibration, order="sorted")
+        return f"{manifest.identity} {manifest.target} {hashlib.sha256(made).hexdigest()}"
 
     def worded(self, tokens: Sequence[int]) -> Wording:
         """An answer of these tokens, as it is compared with others."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 
 from cutline.cloud.serving.server import WorkerOptions, serve
@@ -39,26 +41,26 @@ def test_a_group_is_shut_by_what_breaks_its_promise_and_opened_by_what_keeps_it(
     audits = Audits(share=1.0)
     shown = []
     for agreed in [True] * 20 + [False] * 20:
-        audits.note(PLAIN, GATE, agreed=agreed)
-        shown.append(audits.shut(PLAIN))
+        audits.note(PLAIN, GATE, confidence=0.9999, agreed=agreed)
+        shown.append(not audits.keeps(PLAIN, GATE.groups[PLAIN], 1.0))
     assert shown.index(True) < 30
     assert all(shown[shown.index(True) :])
-    said = audits.said(PLAIN)
+    said = audits.said(PLAIN, GATE)
     assert said is not None
     assert (said.audited, said.disagreed, said.shut) == (40, 20, True)
     needed = 0
-    while audits.shut(PLAIN):
-        audits.note(PLAIN, GATE, agreed=True)
+    while not audits.keeps(PLAIN, GATE.groups[PLAIN], 1.0):
+        audits.note_unkept(PLAIN, GATE, str(needed), confidence=0.9999, agreed=True)
         needed += 1
     assert 40 < needed < 400, "some wrong ones came before"
-    assert audits.every().keys() == {PLAIN}
+    assert audits.every(GATE).keys() == {PLAIN}
 
 
 def test_what_was_never_calibrated_is_not_counted() -> None:
     audits = Audits(share=1.0)
-    audits.note("another", GATE, agreed=False)
-    assert audits.every() == {}
-    assert Audits().said(PLAIN) is None
+    audits.note("another", GATE, confidence=1.0, agreed=False)
+    assert audits.every(GATE) == {}
+    assert Audits().said(PLAIN, GATE) is None
 
 
 def test_a_drafter_that_strays_is_kept_no_more_until_it_is_right_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +168,7 @@ def test_an_audit_waits_for_those_who_wait_and_for_the_link() -> None:
                 await asyncio.sleep(0)
         assert len(slept) == 4, "three times for another, once for the link"
         assert [one.mode for one in asking_.asked] == [Mode.CLOUD] * 2
-        found = audits.said(group_of(request))
+        found = audits.said(group_of(request), GATE)
         assert found is None or found.disagreed == 0
 
     asyncio.run(run())
@@ -252,7 +254,7 @@ def test_a_picture_that_must_stay_is_not_audited_and_not_all_wait_for_ever() -> 
     for _ in range(5):
         auditor.take(large, said(large, decision=Decision.KEPT))
     assert auditor.waiting == 2
-    assert audits.every()[PLAIN].disagreed == 3, "what is lost speaks against the promise"
+    assert audits.every(GATE)[PLAIN].disagreed == 3, "what is lost speaks against the promise"
 
 
 def test_an_audit_that_a_worker_fails_at_is_lost_at_last() -> None:
@@ -267,7 +269,7 @@ def test_an_audit_that_a_worker_fails_at_is_lost_at_last() -> None:
             auditor.take(request, said(request, decision=Decision.KEPT))
             while auditor.waiting:  # noqa: ASYNC110 (nobody else waits)
                 await asyncio.sleep(0)
-        assert (audits.every()[PLAIN].audited, audits.every()[PLAIN].disagreed) == (1, 1)
+        assert (audits.every(GATE)[PLAIN].audited, audits.every(GATE)[PLAIN].disagreed) == (1, 1)
 
     asyncio.run(run())
 
@@ -278,12 +280,66 @@ def test_a_share_is_one() -> None:
     upstream = Upstream("http://127.0.0.1:9", model="other")
     with pytest.raises(InputError, match="an upstream has another model"):
         Agent(Bundle.open(DRAFTER), threads=1, settings=AgentSettings(audit=0.5, upstream=upstream))
-    drawn = 0.2
-    audits = Audits(share=0.02, chance=lambda: drawn)
-    assert audits.due(PLAIN)
+
+
+def test_whether_an_answer_is_audited_is_settled_by_seed_and_request() -> None:
+    """A quarter at first, then the share that was set; whoever asks again, with the same name, gets the same coin."""
+    audits, names = Audits(share=0.02, seed=7), [f"request {number}" for number in range(4000)]
+    first = {name for name in names if audits.due(PLAIN, name)}
+    assert len(first) / len(names) == pytest.approx(0.25, abs=0.03)
+    assert first == {name for name in names if Audits(share=0.02, seed=7).due(PLAIN, name)}
+    assert first != {name for name in names if Audits(share=0.02, seed=8).due(PLAIN, name)}
     for _ in range(EARLY_AUDITS):
-        audits.note(PLAIN, GATE, agreed=True)
-    assert not audits.due(PLAIN)
-    assert audits.due("another")
-    drawn = 0.01
-    assert audits.due(PLAIN)
+        audits.note(PLAIN, GATE, confidence=0.9, agreed=True)
+    later = {name for name in names if audits.due(PLAIN, name)}
+    assert len(later) / len(names) == pytest.approx(0.02, abs=0.01)
+    assert later < first
+    assert first == {name for name in names if audits.due("another", name)}
+    assert not any(Audits(seed=7).due(PLAIN, name) for name in names)
+
+
+def test_a_group_whose_less_sure_answers_stray_is_kept_more_strictly_and_not_shut(tmp_path: Path) -> None:
+    """Answers of at most 0.7 differ half the time. Those above it, which agree, go on being kept, and are audited."""
+    audits, promised, rng = Audits(share=1.0, seed=1), GATE.groups[PLAIN], np.random.default_rng(5)
+
+    def answer(number: int, *, strays: bool) -> bool:
+        sure = float(rng.uniform(0.5, 1.0))
+        agreed = not strays or sure > 0.7 or bool(rng.random() < 0.5)
+        kept = audits.keeps(PLAIN, promised, sure)
+        if kept:
+            audits.note(PLAIN, GATE, confidence=sure, agreed=agreed)
+        else:
+            audits.note_unkept(PLAIN, GATE, str(number), confidence=sure, agreed=agreed)
+        return kept and not agreed
+
+    wrong = [answer(number, strays=True) for number in range(2000)]
+    shown = audits.every(GATE)[PLAIN]
+    assert not shown.shut
+    assert shown.threshold == 0.75, "half the doubt of 0.5"
+    assert not any(wrong[200:])
+    assert sum(wrong) < 20
+    audits.save(tmp_path / "audits" / "it.json", of="a calibration")
+    again = Audits(share=1.0)
+    again.load(tmp_path / "audits" / "it.json", of="another one")
+    assert again.every(GATE) == {}
+    again.load(tmp_path / "audits" / "it.json", of="a calibration")
+    assert again.every(GATE) == {PLAIN: shown}
+    assert again.seed == 1
+    number = 0
+    while audits.every(GATE)[PLAIN].threshold != 0.5 and number < 2000:
+        answer(number, strays=False)
+        number += 1
+    assert number < 500, "what is right again is kept again"
+
+
+def test_a_record_that_does_not_read_is_told_of_and_begun_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for content in (b"{", b'{"of": "it", "seed": 1, "groups": {"a": {"level": 9}}}'):
+        (tmp_path / "it.json").write_bytes(content)
+        caplog.clear()
+        audits = Audits(share=1.0)
+        audits.load(tmp_path / "it.json", of="it")
+        assert audits.every(GATE) == {}
+        assert "begun anew" in caplog.text
+    Audits().load(tmp_path / "none.json", of="it")
