@@ -68,6 +68,7 @@ class Auditor:
         self._save = save
         self._sleep = sleep
         self._due: deque[_Due] = deque()
+        self._told = False
         self._news = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -123,7 +124,9 @@ class Auditor:
         try:
             await asyncio.to_thread(self._save)
         except CutlineError as error:
-            log.warning("what audits have shown is not kept for a next start: %s", error)
+            if not self._told:  # once, and not after every audit
+                log.warning("what audits have shown is not kept for a next start: %s", error)
+            self._told = True
 
     async def _audit(self, one: _Due) -> None:
         audits, gate = self.audits, self._gate()

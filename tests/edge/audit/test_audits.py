@@ -343,3 +343,50 @@ def test_a_record_that_does_not_read_is_told_of_and_begun_anew(
         assert audits.every(GATE) == {}
         assert "begun anew" in caplog.text
     Audits().load(tmp_path / "none.json", of="it")
+
+
+def test_an_agent_that_starts_anew_knows_what_audits_have_shown(tmp_path: Path) -> None:
+    """Unless its gate was calibrated anew."""
+    record = tmp_path / "audits" / "drafter.json"
+
+    async def run() -> None:
+        settings = AgentSettings(audit=1.0, audit_record=record)
+        async with serve(Bundle.open(TARGET), WorkerOptions(slots=2)) as address:
+            async with Agent(
+                gated(Bundle.open(DRAFTER), keeps_from(0.0)), worker=address, threads=1, settings=settings
+            ) as agent:
+                for _ in range(3):
+                    assert decision(await agent.answer(asking(ASKED, Mode.AUTO))) is Decision.KEPT
+                while agent.audits_waiting:  # noqa: ASYNC110 (nobody else waits)
+                    await asyncio.sleep(0)
+                shown = agent.state().audits
+                assert [one.audited for one in shown.values()] == [3]
+            again = Agent(gated(Bundle.open(DRAFTER), keeps_from(0.0)), worker=address, threads=1, settings=settings)
+            assert again.state().audits == shown
+            anew = Agent(gated(Bundle.open(DRAFTER), keeps_from(0.1)), worker=address, threads=1, settings=settings)
+            assert anew.state().audits == {}
+
+    asyncio.run(run())
+
+
+def test_a_record_that_cannot_be_written_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "audits").write_text("a file in the folder's place")
+
+    async def run() -> None:
+        audits, request = Audits(share=1.0), asking(ASKED, Mode.AUTO)
+        auditor = Auditor(
+            audits,
+            lambda: GATE,
+            ask=Asking().ask,
+            idle=lambda: True,
+            save=lambda: audits.save(tmp_path / "audits" / "it.json", of="it"),
+        )
+        async with auditor, asyncio.timeout(30):
+            for _ in range(3):
+                auditor.take(request, said(request, decision=Decision.KEPT))
+            while auditor.waiting:  # noqa: ASYNC110 (nobody else waits)
+                await asyncio.sleep(0)
+        assert audits.every(GATE)[PLAIN].audited == 3
+
+    asyncio.run(run())
+    assert caplog.text.count("is not kept for a next start") == 1
