@@ -91,7 +91,7 @@ def _distances(embedded: Floats, known: NDArray[np.bool_]) -> Floats:
     near = embedded[known]
     covariance = np.cov(near.T) + RIDGE * np.eye(embedded.shape[1])
     off = embedded - near.mean(0)
-    return np.sqrt(np.einsum("ij,jk,ik->i", off, np.linalg.inv(covariance), off))
+    return np.asarray(np.sqrt(np.einsum("ij,jk,ik->i", off, np.linalg.inv(covariance), off)))
 
 
 def fitted(features: Floats, agreed: NDArray[np.bool_]) -> Floats:
@@ -114,9 +114,7 @@ def main() -> None:
     scaled = (features - features[thirds[0]].mean(0)) / features[thirds[0]].std(0)
     weights = fitted(scaled[thirds[0]], agreed[thirds[0]])
     scores = {"answer's probability": features[:, 0], "all features": np.c_[scaled, np.ones(len(scaled))] @ weights}
-    table = Table(
-        title=f"{len(agreed)} answers, {agreed.mean():.1%} agree; thresholds of a third, told of another"
-    )
+    table = Table(title=f"{len(agreed)} answers, {agreed.mean():.1%} agree; thresholds of a third, told of another")
     for heading in ("risk", *(f"{name}: {what}" for name in scores for what in ("kept", "of those differ"))):
         table.add_column(heading, justify="right")
     for risk in RISKS:

@@ -110,16 +110,16 @@ def test_unproven_groups_are_shut_and_say_so() -> None:
     audits = Audits(unproven=True)
     gate = Gate({PLAIN: KEEPS_ALL})
     assert audits.shut(PLAIN)
-    said = audits.said(PLAIN)
+    said = audits.said(PLAIN, gate)
     assert said is not None
     assert said.shut
-    audits.note(PLAIN, gate, agreed=False)
+    audits.note_unkept(PLAIN, gate, "first", confidence=1.0, agreed=False)
     count = 0
     while audits.shut(PLAIN):
-        audits.note(PLAIN, gate, agreed=True)
+        audits.note_unkept(PLAIN, gate, str(count), confidence=1.0, agreed=True)
         count += 1
     assert count > 4
-    assert Audits().said(PLAIN) is None
+    assert Audits().said(PLAIN, gate) is None
 
 
 def test_a_learnt_drafter_serves_whose_answers_it_learnt() -> None:
