@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cutline.demo.bundles import TARGET
+from cutline.edge.inference.target_prefix import device_cuts
 from cutline.models.bundle import Bundle
 from cutline.testing.models.comparison import PROMPTS, compare_cuts, small_target, smolvlm_256m
 from cutline.testing.models.small_models import SMALL
@@ -42,7 +43,7 @@ def main() -> None:
             table.add_column(heading, justify="left" if heading == "cut" else "right")
         with tempfile.TemporaryDirectory() as place, console.status(name):
             bundle = MODELS[name](Path(place))
-            cuts = bundle.manifest.line.layers[:: 1 if name == "demo" else args.stride]
+            cuts = ("image", *device_cuts(bundle.manifest))[:: 1 if name == "demo" else args.stride]
             for one in compare_cuts(bundle, cuts, steps=args.steps, alone=len(PROMPTS)):
                 good &= one.holds
                 same = "same" if one.same else "other"

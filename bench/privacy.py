@@ -134,7 +134,7 @@ class Sight:
         self.places = torch.nonzero(self._prompt[0] == manifest.image_token).squeeze(1)
         made = manifest.family.parts.modules(self._model)
         # A cut's boundary is what the layer after it takes; only `decoder.0` takes words as well.
-        self.takes: dict[str, Any] = {f"vision.{index}": layer for index, layer in enumerate(made.tower)}
+        self.takes: dict[str, Any] = {f"vision.{index}": layer[0] for index, layer in enumerate(made.tower)}
         self.takes["connector"] = made.connector[0]
         self.takes |= {f"decoder.{index}": layer for index, layer in enumerate(made.layers)}
         self.takes["head"] = made.last[0]

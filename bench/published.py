@@ -152,7 +152,9 @@ def _other_pixels(source: SourceModel, picture: Image.Image, pixels: Pixels) -> 
     with quiet():
         more = {"crop_to_patches": True} if hasattr(theirs, "crop_to_patches") else {}  # as InternVL's processor says
         made = np.asarray(theirs(images=[picture], return_tensors="np", **more)["pixel_values"])
-    values = made[0] if made.ndim > pixels.values.ndim else made
+    values = made
+    while values.ndim > pixels.values.ndim:
+        values = values[0]
     if values.shape != pixels.values.shape:
         return f"pixels of the shape {pixels.values.shape}, where transformers gives {values.shape}"
     error = float(np.abs(values - pixels.values).max())
@@ -164,7 +166,7 @@ def _generated(source: SourceModel, ids: tuple[int, ...], pixels: Pixels) -> tup
     given = {key: torch.from_numpy(value) for key, value in source.family.as_given([pixels]).items()}
     image_tokens = np.array(ids) == source.image_token
     tokens = torch.from_numpy(source.family.given_ids(np.array(ids), image_tokens))[None]
-    types = source.family.token_types(image_tokens[None])
+    types = source.family.token_types(image_tokens[None], [pixels.grid])
     given |= {key: torch.from_numpy(value) for key, value in types.items()}
     with quiet(), torch.inference_mode():
         made = source.model.generate(

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from cutline.models.export.quiet import quiet
-from cutline.models.families import FAMILIES, git, internvl, smolvlm
+from cutline.models.families import FAMILIES, git, internvl, mllama, smolvlm
 from cutline.models.families.gemma import gemma3
 from cutline.models.families.gemma.gemma3 import Gemma3
 from cutline.models.families.gemma.paligemma import PaliGemma
@@ -20,6 +20,7 @@ from cutline.models.families.git import Git
 from cutline.models.families.internvl import InternVL
 from cutline.models.families.lfm2.lfm2vl import Lfm2VL
 from cutline.models.families.llava_onevision import LlavaOnevision
+from cutline.models.families.mllama import Mllama
 from cutline.models.families.qwen import qwenvl
 from cutline.models.families.qwen.qwenvl import QwenVL
 from cutline.models.families.smolvlm import SmolVLM
@@ -171,6 +172,20 @@ def _reduced_lfm2(config: Files) -> Files:
     return config | {"text_config": text, "vision_config": vision, "projector_hidden_size": 48}
 
 
+def _mllama_images(config: Files) -> Files:
+    vision = config.get("vision_config", {})
+    side = vision.get("image_size", 448)
+    square, most = {"height": side, "width": side}, vision.get("max_num_tiles", 4)
+    return {"image_processor_type": "MllamaImageProcessor", "size": square, "max_image_tiles": most}
+
+
+def _reduced_mllama(config: Files) -> Files:
+    text = _decoder(config.get("text_config", {}), layers=4) | {"cross_attention_layers": [1, 3]}
+    tower: Files = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_global_layers": 1}
+    tower |= {"attention_heads": 2, "intermediate_layers_indices": [0], "vision_output_dim": 64, "patch_size": 112}
+    return config | {"text_config": text, "vision_config": config.get("vision_config", {}) | tower}
+
+
 _SMOLVLM = Completion(
     {
         "image_token_id": 49190,
@@ -232,7 +247,7 @@ _LLAVA_ONEVISION = Completion(
     ("<|im_start|>", "<|im_end|>"),
 )
 _GIT = Completion(
-    {"vision_config": {"image_size": 224, "patch_size": 16}},
+    {"eos_token_id": 102, "vision_config": {"image_size": 224, "patch_size": 16}},
     _git_images,
     _reduced_git,
     None,
@@ -253,6 +268,14 @@ _LFM2_VL = Completion(
     {"image_token_id": "<image>"},
     ("<|image_start|>", "<|image_end|>", "<|img_thumbnail|>", "<|im_start|>", "<|im_end|>"),
 )
+_MLLAMA = Completion(
+    {"image_token_index": 128256, "text_config": {"eos_token_id": 128009}, "vision_config": {"image_size": 560}},
+    _mllama_images,
+    _reduced_mllama,
+    INTERNVL_TEMPLATE.replace("<IMG_CONTEXT>", mllama.IMAGE),
+    {"image_token_id": mllama.IMAGE},
+    ("<|im_start|>", "<|im_end|>"),
+)
 COMPLETIONS: Mapping[type, Completion] = {
     SmolVLM: _SMOLVLM,
     QwenVL: _QWEN,
@@ -262,6 +285,7 @@ COMPLETIONS: Mapping[type, Completion] = {
     LlavaOnevision: _LLAVA_ONEVISION,
     Git: _GIT,
     Lfm2VL: _LFM2_VL,
+    Mllama: _MLLAMA,
 }
 
 

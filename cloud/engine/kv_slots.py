@@ -51,6 +51,9 @@ def shared(held: Content, come: Content) -> int:
     """How many rows, from the first, are the same for both."""
     if held.tenant != come.tenant:
         return 0
+    beside = held.positions.sides is not None or come.positions.sides is not None
+    if beside and (held.marks != come.marks or any(mark.key is None for mark in come.marks)):
+        return 0  # rows before the first picture see all of them
     return shared_seam(held.positions.blocks, come.positions.blocks, _alike(held, come))
 
 

@@ -14,6 +14,7 @@ from cutline.cloud.engine.image_cache import Picture
 from cutline.core.sampling import Sampling
 from cutline.errors import CutlineError, WorkerFailed
 from cutline.models.families import COUNTED, Grid, Positions
+from cutline.models.families.positions import Sides
 from cutline.models.law.penalties import NO_PENALTIES, Past, Penalties
 from cutline.models.law.sampling import agreeing
 from cutline.models.sight import Block, piece_end, seam_before
@@ -400,6 +401,11 @@ class SessionRows:
     def blocks(self) -> tuple[Block, ...]:
         """Those of the prompt whose rows may see each other both ways."""
         return self.session.request.positions.blocks
+
+    @property
+    def sides(self) -> Sides | None:
+        """What the prompt sees of pictures beside it."""
+        return self.session.request.positions.sides
 
     @property
     def wanted(self) -> int:

@@ -7,7 +7,7 @@ other attend in one call, each behind a mask of its own; a `Layout` says which, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -267,6 +267,9 @@ def _attended(
     return (made[0] if len(made) == 1 else torch.cat(made))[None]
 
 
+Seen = tuple[Tensor, Tensor]  # rows, and whether each counts
+
+
 class FamilyLayer(nn.Module):
     """A layer of the decoder that its family runs, by its `decoding`: called as transformers' own are here."""
 
@@ -277,14 +280,46 @@ class FamilyLayer(nn.Module):
     def forward(self, hidden: Tensor, *, position_embeddings: object, layout: Layout, slot_cache: SlotCache) -> Tensor:
         """Rows `hidden` (1, n, width) after the layer."""
         del position_embeddings
-        place = slot_cache.place(self._index)
-
-        def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-            query, key, value = (rows.transpose(0, 1)[None] for rows in (query, key, value))
-            return _attended(query, key, value, place, (scale, 0.0), layout, slot_cache)[0]
-
-        made: Tensor = self._decoding(self._module, hidden[0], attend)[None]
+        made: Tensor = self._decoding(self._module, hidden[0], PassAttention(self._index, layout, slot_cache))[None]
         return made
+
+
+class PassAttention:
+    """What the layer of an `index` attends with in a pass: an `Attention`."""
+
+    def __init__(self, index: int, layout: Layout, cache: SlotCache) -> None:
+        self._index, self._layout, self._cache = index, layout, cache
+
+    def own(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """See `Attention.own`."""
+        query, key, value = (rows.transpose(0, 1)[None] for rows in (query, key, value))
+        place = self._cache.place(self._index)
+        return _attended(query, key, value, place, (scale, 0.0), self._layout, self._cache)[0]
+
+    def across(self, query: Tensor, scale: float, made: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Seen:
+        """See `Attention.across`."""
+        cache, seen, counts = self._cache, torch.zeros_like(query), query.new_zeros(len(query), 1)
+        for stretch in self._layout.stretches:
+            if stretch.sides is None:
+                continue
+            kept = [held[stretch.slot] for held in cache.sides[self._index]]  # (heads, rows, width)
+            if (arriving := cache.arriving.get(stretch.slot)) is not None:
+                for held, new in zip(kept, made(arriving), strict=True):
+                    held[:, : len(arriving)] = new.transpose(0, 1)
+            count = cache.beside[stretch.slot] if arriving is None else len(arriving)
+            rows = slice(stretch.first, stretch.last)
+            first, last, counted = torch.from_numpy(stretch.sides).to(query.device).T[..., None]
+            places = torch.arange(count, device=query.device)
+            attended = functional.scaled_dot_product_attention(
+                query[rows].transpose(0, 1)[None],
+                kept[0][None, :, :count],
+                kept[1][None, :, :count],
+                attn_mask=(first <= places) & (places < last),
+                scale=scale,
+                enable_gqa=query.shape[1] != kept[0].shape[0],
+            )
+            seen[rows], counts[rows] = attended[0].transpose(0, 1), counted.to(query)
+        return seen, counts
 
 
 # A compiler does not look into it. That it writes into the cache need not be said: in a pass nothing else reads that.

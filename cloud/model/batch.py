@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from cutline.models.families.positions import Sides
 from cutline.models.sight import Block
 
 
@@ -47,6 +48,10 @@ class Rows(Protocol):
         """How many of the last ones need logits."""
 
     @property
+    def sides(self) -> Sides | None:
+        """What the prompt in the slot sees of pictures beside it."""
+
+    @property
     def drafted(self) -> int:
         """How many of the last ones may turn out to be wrong; never all."""
 
@@ -67,6 +72,7 @@ class NobodysRows:
     blocks: tuple[Block, ...] = ()
     cut: str = "image"
     boundary: NDArray[np.float32] | None = None
+    sides: Sides | None = None
 
     @property
     def positions(self) -> NDArray[np.int64]:
@@ -92,6 +98,7 @@ class Stretch:
     start: int
     blocks: tuple[Block, ...] = ()  # of its session's prompt
     drafted: int = 0
+    sides: NDArray[np.int64] | None = None  # (count, 3): see `Sides.seen`
 
     @property
     def count(self) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from cutline.errors import InputError
-from cutline.models.families.layer_state import KeysValues, LayerState, RecentRows
+from cutline.models.families.layer_state import CrossKeys, KeysValues, LayerState, RecentRows
 
 MOST_SLOTS = 64  # by default: more gain nothing, a pass of so many rows is bound by its arithmetic
 LEAST_SLOTS = 8  # by default, before sessions hold less than the model's own context
@@ -35,6 +35,8 @@ def slot_size(keeps: Sequence[LayerState], *, kv_heads: int, head_dim: int, item
                 token += 2 * kv_heads * head_dim * itemsize
             case RecentRows(width):
                 token += width * itemsize
+            case CrossKeys(rows):
+                fixed += 2 * rows * kv_heads * head_dim * itemsize
             case _:
                 fixed += 2 * (kept.bytes + MOST_DRAFTED * kept.width * itemsize)
     return SlotSize(token, fixed)

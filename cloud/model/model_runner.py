@@ -106,8 +106,6 @@ class Target:
         ]  # of the decoder, as they are run; who has others has none in their place
         if None in own:
             self._modules.decoder.config._attn_implementation = ATTENTION
-        if compiled and any(own):
-            raise InputError(f"{bundle.manifest.name} has layers that cannot be compiled; leave out --compile")
         self._image_token = bundle.manifest.image_token
         self._heads = spec.heads // spec.kv_heads
         self._layers = range(line.decoder_layer(start), line.decoder_layer(end))
@@ -172,7 +170,7 @@ class Target:
         """Of `rows` (n, width) of images that became `grids` those of each; they share no memory."""
         if len(grids) == 1:
             return [rows]
-        return [part.clone() for part in rows.split([self._family.tokens(grid) for grid in grids])]
+        return [part.clone() for part in rows.split([self._family.rows(grid) for grid in grids])]
 
     def kept(self, slot: int, count: int) -> int:
         """How many of the first `count` positions of `slot`, which all stand, a session can begin after."""
@@ -205,12 +203,14 @@ class Target:
         entering = self._aligned([self._entering(batch[at], images[at]) for at in order])
         positions = np.hstack([rows.positions for rows in ordered])
         passing = Pass(entries, stretches, positions, entering)
+        self._cache.arriving = self._arriving(batch, images)
         if self._group is None:
             hidden = self._through(passing, aborted)
         else:
             self._group.tell(passing)
             with in_step():
                 hidden = self._through(passing)
+        self._cache.arrived()
         made = dict(zip(order, self._leaving(ordered, stretches, hidden), strict=True))
         return [made[at] for at in range(len(batch))]
 
@@ -274,7 +274,7 @@ class Target:
             return self._on_device(rows.boundary)
         ids = torch.tensor(rows.tokens, device=self._device)
         hidden: Tensor = self._modules.embed(ids)
-        if image is not None:
+        if image is not None and not self._family.has_sides:
             # The prompt's image tokens come first; one that was drafted or answered is a token like any other.
             before = rows.before(self._image_token)
             places = (ids == self._image_token).nonzero()[: len(image) - min(before, len(image)), 0]
@@ -285,6 +285,14 @@ class Target:
             places = torch.from_numpy(rows.positions[0]).to(self._device)
             hidden = self._family.placed(self._modules.placing, hidden, places)
         return hidden
+
+    def _arriving(self, batch: Sequence[Rows], images: Sequence[Tensor | None]) -> dict[int, Tensor]:
+        """By slot the rows beside prompts whose keys are not there yet, in the order in which they are seen."""
+        found = {}
+        for rows, image in zip(batch, images, strict=True):
+            if rows.sides is not None and image is not None and not (rows.start and self._cache.beside[rows.slot]):
+                found[rows.slot] = image[torch.from_numpy(rows.sides.order).to(image.device)].to(self._dtype)
+        return found
 
     def _apart(self, rows: Tensor) -> Tensor:
         """The streams of image rows (n, streams * width), a row each."""
@@ -332,18 +340,20 @@ class Target:
 
 
 def _check_alike(bundle: Bundle, *, compiled: bool) -> None:
-    """That layers which are to be `compiled` have attention, as what is compiled for some serves all.
+    """That layers which are to be `compiled` are alike, as what is compiled for some serves all.
 
     Raises InputError.
     """
     family, layers = bundle.manifest.family, range(bundle.manifest.decoder.layers)
-    if compiled and any(family.keeps(layer) != KEYS_VALUES for layer in layers):
-        raise InputError(f"{bundle.path} has layers without attention, which are not compiled; leave out --compile")
+    if compiled and any(family.keeps(layer) != KEYS_VALUES or family.decoding(layer) for layer in layers):
+        raise InputError(f"{bundle.path} has layers of its own kind, which are not compiled; leave out --compile")
 
 
 def _stretches(batch: Sequence[Rows]) -> list[Stretch]:
     stretches, first = [], 0
     for rows in batch:
-        stretches.append(Stretch(first, first + len(rows.tokens), rows.slot, rows.start, rows.blocks, rows.drafted))
-        first += len(rows.tokens)
+        last, end = first + len(rows.tokens), rows.start + len(rows.tokens)
+        sides = None if rows.sides is None else rows.sides.at(rows.start, end)
+        stretches.append(Stretch(first, last, rows.slot, rows.start, rows.blocks, rows.drafted, sides))
+        first = last
     return stretches

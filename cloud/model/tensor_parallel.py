@@ -74,9 +74,9 @@ class Resume:
 def check_ranks(bundle: Bundle, count: int) -> None:
     """That `count` ranks can divide a target's layers. Raises InputError, naming the counts that can."""
     spec, family = bundle.manifest.decoder, bundle.manifest.family
-    if any(family.keeps(layer) != KEYS_VALUES for layer in range(spec.layers)):
+    if any(family.keeps(layer) != KEYS_VALUES or family.decoding(layer) for layer in range(spec.layers)):
         raise InputError(
-            f"{bundle.path} has layers without attention, which devices do not share; leave out --tensor-parallel"
+            f"{bundle.path} has layers of its own kind, which devices do not share; leave out --tensor-parallel"
         )
     config = AutoConfig.from_pretrained(bundle.path, local_files_only=True, trust_remote_code=False)
     width = config.get_text_config().intermediate_size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ Steps = Generator[None, None, Tensor]  # each does some of the work, and the las
 def prune(model: Any, family: Family, layers: Sequence[str]) -> None:
     """Leave in a transformers `model` what `layers`, names on its line, need of the tower and the connector."""
     parts = family.parts
-    tower = {f"vision.{index}": (name,) for index, name in enumerate(parts.tower_names(model))}
+    tower = {f"vision.{index}": names for index, names in enumerate(parts.tower_names(model))}
     for layer, modules in {"image": parts.image, **tower, "connector": parts.connector}.items():
         if layer not in layers:
             for name in modules:
@@ -54,16 +55,16 @@ class Tower:
 
     def __init__(self, model: Any, family: Family, line: LayerLine, *, end: str) -> None:
         made = family.parts.modules(model)
-        self.layers = {"image": Layer(partial(family.enter, made.image))}
+        self.layers = {"image": Layer(partial(family.enter, [*made.image, *made.entering]))}
         for index, layer in enumerate(made.tower):
-            step = partial(family.step, layer, index, ops=OPS)
+            step = partial(family.step, layer[0] if len(layer) == 1 else layer, index, ops=OPS)
             self.layers[f"vision.{index}"] = Layer(step)
         self.layers["connector"] = Layer(partial(family.leave, [*made.connector, *made.learnt], ops=OPS))
         self._family = family
         self._line = line
         self._end = min(line.place(end), line.place("decoder.0"))
         self._aborted = _never
-        for part in (*made.image, *made.tower, *made.connector):
+        for part in (*made.image, *chain.from_iterable(made.tower), *made.connector):
             for module in part.modules():
                 if not any(module.children()):
                     module.register_forward_pre_hook(self._look)

@@ -100,6 +100,8 @@ class Reception:
         images = opening.known + opening.images
         if (most := max(images, len(opening.grids), len(opening.digests))) > MAX_IMAGES:
             raise InputError(f"{most} images are too many; send {MAX_IMAGES} at most")
+        if (room := manifest.family.most_images) is not None and max(images, len(opening.grids)) > room:
+            raise InputError(f"{manifest.name} takes {room} images at most in a prompt")
         if images > self._image_tokens(opening):
             raise InputError(f"{images} images need more image tokens than the prompt holds")
         self._check_digests(opening)
@@ -113,8 +115,9 @@ class Reception:
             raise InputError(f"{len(opening.tokens)} tokens leave no room in a context of {self._context}")
         if len(opening.tokens) >= opening.prompt_length + opening.max_tokens:
             raise InputError("max_tokens leaves nothing to answer")
-        vocabulary = manifest.decoder.vocabulary
-        if max((*opening.tokens, *opening.draft)) >= vocabulary:
+        vocabulary, images_at = manifest.decoder.vocabulary, {manifest.image_token}
+        asked = set(opening.tokens[: opening.prompt_length]) - images_at  # which may lie behind what the head chooses
+        if max((*asked, *opening.tokens[opening.prompt_length :], *opening.draft), default=0) >= vocabulary:
             raise InputError(f"a token is outside the vocabulary of {vocabulary}")
         opening.sampling.check_tokens(vocabulary)
 
@@ -338,7 +341,7 @@ class Reception:
         if self._is_deep(opening):
             return len(opening.tokens) + len(opening.draft), self._deep_width(opening.cut)
         width = (manifest.decoder if opening.cut == "decoder.0" else manifest.vision).width
-        if opening.cut == "decoder.0" and not opening.digests:
+        if opening.cut == "decoder.0" and not opening.digests and not family.has_sides:
             # Fewer than the grids say where an agent merged some.
             return tokens * family.streams(manifest.line, opening.cut), width
         if (given := sum(map(family.tokens, opening.grids))) != tokens:
@@ -348,7 +351,7 @@ class Reception:
     def _image_rows(self, cut: str, grid: Grid) -> int:
         """How many rows of an image with this `grid` come at a `cut` up to the decoder: one a stream."""
         family = self._manifest.family
-        count = family.tokens(grid) if cut == "decoder.0" else family.patches(grid)
+        count = family.rows(grid) if cut == "decoder.0" else family.patches(grid)
         return count * family.streams(self._manifest.line, cut)
 
     def _deep_width(self, cut: str) -> int:

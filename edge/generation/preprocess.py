@@ -111,8 +111,9 @@ class Preparer:
             if self._target is None:
                 raise InputError("a cut runs the target's first layers here; give its bundle with --target")
             check_cut(self._target, asked.cut)
-        if asked.keep_image_tokens < 1.0 and manifest.family.axes > 1:
-            raise InputError(f"{manifest.name} places image tokens in a plane, where none can be left out")
+        if asked.keep_image_tokens < 1.0 and (manifest.family.axes > 1 or manifest.family.has_sides):
+            where = "places image tokens in a plane" if manifest.family.axes > 1 else "has one token for an image"
+            raise InputError(f"{manifest.name} {where}, where none can be left out")
         asked = self._served(asked)
         asked.sampling.check_tokens(manifest.decoder.vocabulary)
         compiled = self._compiled(asked)

@@ -55,7 +55,7 @@ def _fits(session: ort.InferenceSession, manifest: Manifest, cut: str) -> bool:
     ((values, beside),) = family.runs(example.values, [example.grid])
     given = {"pixels": values, **beside}
     if cut == "decoder.0":
-        rows, width = family.tokens(example.grid), manifest.decoder.width
+        rows, width = family.rows(example.grid), manifest.decoder.width
     else:
         rows, width = family.patches(example.grid), manifest.vision.width
     made = rows, width * family.streams(manifest.line, cut)

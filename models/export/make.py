@@ -83,6 +83,11 @@ def export_bundle(
     made_from = fingerprint(hf, role=role, precision=precision, target=drafts_for)
     progress(ExportProgress("reading the model", 0, 0))
     source = read_source(hf, dtype=torch.float32)
+    if role == "drafter" and source.family.has_sides:
+        raise InputError(
+            f"{hf} attends to pictures beside the prompt, of which no graph of a whole decoder is made here; "
+            "export it as a target, and give it a drafter of another family"
+        )
     manifest = source.manifest(name=name, role=role, precision=precision, target=drafts_for)
     if target is not None:
         source, manifest = _paired(source, manifest, target)
@@ -135,6 +140,8 @@ def _steps(source: SourceModel, role: Role, precision: Precision) -> dict[str, M
         for file in (source.path / "config.json", *sorted(files)):
             steps[f"copy of {file.name}"] = partial(_copy, file)
         steps["vision tower"] = partial(_export_vision, source, line.image_cuts[1:])
+        if source.family.has_sides:  # no graph is made of its decoder: a device cuts it before that
+            return steps | {"companions": partial(_write_companions, source)}
         steps[f"decoder's first layers, {precision}"] = partial(_export_prefixes, source, precision)
     else:
         steps["vision tower"] = partial(_export_vision, source, ["decoder.0"])

@@ -91,7 +91,7 @@ def read_source(path: Path, *, dtype: torch.dtype | None = None) -> SourceModel:
     config = _config(path)
     family = _family(path, kind, config, said)
     text, image_token = config.get_text_config(), _image_token(config, family, companions[TOKENIZER])
-    if image_token >= (vocabulary := text.vocab_size):
+    if image_token >= (vocabulary := text.vocab_size) + family.unchosen:
         image = f"image_token_id {image_token} in {CONFIG}"
         raise InputError(f"{path} has {image}, and a vocabulary of {vocabulary} tokens")
     _penalties(path, said[GENERATION], (), vocabulary)  # refused before weights are read
@@ -327,7 +327,7 @@ def _parameters(model: Any, family: Family) -> tuple[int, ...]:
     made = family.parts.modules(model)
     layers = (
         made.image,
-        *([layer] for layer in made.tower),
+        *made.tower,
         made.connector,
         *([layer] for layer in made.layers),
         made.last,

@@ -47,22 +47,26 @@ class DecoderGraph(nn.Module):
             decoding = self._family.decoding(index)
             assert decoding is not None
 
-            def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, index: int = index) -> Tensor:
-                seen, *new = self._attended(index, (query, key, value), scale, named)
-                kept.extend(new)
-                return seen
-
-            rows = decoding(module, rows, attend)
+            attention = _Attention(self._spec, index, bias_name(self._family.sight(index)), named)
+            rows = decoding(module, rows, attention)
+            kept.extend(attention.kept)
             boundaries.append(rows[None])
         return (self._made.chosen(rows[named["wanted"]])[None], *boundaries, *kept)
 
-    def _attended(
-        self, index: int, rows: tuple[Tensor, Tensor, Tensor], scale: float, named: dict[str, Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        query, key, value = (part.flatten(1)[None] for part in rows)
-        past = [named[f"past_key_values.{index}.{of}"] for of in ("key", "value")]
-        lengths = named["seqlens_k"], named["total_sequence_length"]
-        bias = named[bias_name(self._family.sight(index))]
+
+class _Attention:
+    """What the layer of an `index` attends with in a graph, whose inputs are `named`: an `Attention`."""
+
+    def __init__(self, spec: DecoderSpec, index: int, bias: str, named: dict[str, Tensor]) -> None:
+        self._spec, self._index, self._bias, self._named = spec, index, bias, named
+        self.kept: list[Tensor] = []
+
+    def own(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """See `Attention.own`."""
+        query, key, value = (part.flatten(1)[None] for part in (query, key, value))
+        past = [self._named[f"past_key_values.{self._index}.{of}"] for of in ("key", "value")]
+        lengths = self._named["seqlens_k"], self._named["total_sequence_length"]
+        bias = self._named[self._bias]
         made = torch.onnx.ops.symbolic_multi_out(
             "com.microsoft::GroupQueryAttention",
             (query, key, value, *past, *lengths, None, None, None, bias),
@@ -71,7 +75,13 @@ class DecoderGraph(nn.Module):
             shapes=[query.shape, past[0].shape, past[1].shape],
             version=1,
         )
-        return made[0][0].unflatten(-1, (self._spec.heads, -1)), made[1], made[2]
+        self.kept = [made[1], made[2]]
+        seen: Tensor = made[0][0].unflatten(-1, (self._spec.heads, -1))
+        return seen
+
+    def across(self, query: Tensor, scale: float, made: object) -> tuple[Tensor, Tensor]:
+        """Not in a graph: families whose layers attend to pictures are exported without their decoder."""
+        raise NotImplementedError
 
 
 def is_traced(family: Family, spec: DecoderSpec) -> bool:

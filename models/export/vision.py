@@ -43,7 +43,8 @@ class TowerGraph(nn.Module):
         self._beside = beside
         made = family.parts.modules(model)
         self.image = nn.ModuleList(made.image)
-        self.layers = nn.ModuleList(made.tower)
+        self.entering = nn.ParameterList(made.entering)
+        self.layers = nn.ModuleList(layer[0] if len(layer) == 1 else nn.ModuleList(layer) for layer in made.tower)
         self.connector = nn.ModuleList(made.connector)
         self.learnt = nn.ParameterList(made.learnt)
 
@@ -51,7 +52,7 @@ class TowerGraph(nn.Module):
         """From `pixels` to the boundary at every cut, `vision.0` first and `decoder.0` last."""
         beside = dict(zip(self._beside, given, strict=True))
         ops = Ops(attend=functional.scaled_dot_product_attention, join=torch.cat)
-        boundaries = [self._family.enter(list(self.image), pixels, beside)]
+        boundaries = [self._family.enter([*self.image, *self.entering], pixels, beside)]
         for index, layer in enumerate(self.layers):
             boundaries.append(self._family.step(layer, index, boundaries[-1], beside, ops))
         return (*boundaries, self._family.leave([*self.connector, *self.learnt], boundaries[-1], beside, ops))
@@ -73,7 +74,7 @@ def export_vision(model: Any, family: Family, folder: Path, cuts: Sequence[str])
             (pixels, *beside.values()),
             input_names=["pixels", *beside],
             output_names=[*(f"vision.{index}" for index in range(len(tower.layers))), "connector", "decoder.0"],
-            dynamic_shapes=(any_size, (any_size,) * len(beside)) if beside else None,
+            dynamic_shapes=(any_size, (any_size,) * len(beside)) if beside and not family.of_one_size else None,
             opset_version=23,  # the first with an attention operator, so attention stays one node
             dynamo=True,
         )

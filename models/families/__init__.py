@@ -18,6 +18,7 @@ from cutline.models.families.git import Git
 from cutline.models.families.internvl import InternVL
 from cutline.models.families.lfm2.lfm2vl import Lfm2VL
 from cutline.models.families.llava_onevision import LlavaOnevision
+from cutline.models.families.mllama import Mllama
 from cutline.models.families.parts import Ops
 from cutline.models.families.positions import COUNTED, Positions
 from cutline.models.families.qwen.qwen2vl import Qwen2VL
@@ -39,6 +40,7 @@ FAMILIES: tuple[type[Family], ...] = (
     LlavaOnevision,
     Lfm2VL,
     Git,
+    Mllama,
 )
 
 __all__ = [

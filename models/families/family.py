@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cutline.models.families.layer_state import KEYS_VALUES, LayerMemory, LayerState
+from cutline.models.families.layer_state import KEYS_VALUES, CrossKeys, LayerMemory, LayerState
 from cutline.models.families.parts import Decoding, Ops, Parts, TowerSizes
 from cutline.models.families.positions import Positions
 from cutline.models.images import Pixels, Size, lossless, read_header, size_fault
@@ -63,6 +63,9 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
     image_token: ClassVar[str | None] = None  # stands in an expanded prompt for each row; None for the marker itself
     apart: ClassVar[frozenset[str]] = frozenset()  # fields of the tower or the decoder alone: see `is_alike`
     template: ClassVar[str | None] = None  # the chat template of models that come without one
+    of_one_size: ClassVar[bool] = False  # whether all pieces of `runs` are of one size, though they come with others
+    has_sides: ClassVar[bool] = False  # whether images stand beside the prompt, for layers that keep CrossKeys
+    unchosen: ClassVar[int] = 0  # tokens behind those that the head chooses from, which only a prompt may have
     most_images: ClassVar[int | None] = None  # that a prompt may have
     images_first: ClassVar[bool] = False  # whether images only stand before all text
     has_turns: ClassVar[bool] = True  # whether anything may stand before the question: turns, instructions
@@ -139,7 +142,15 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
 
     @abstractmethod
     def tokens(self, grid: Grid) -> int:
-        """The number of image tokens of an image, which are as many rows after the connector."""
+        """The number of image tokens of an image."""
+
+    def rows(self, grid: Grid) -> int:
+        """The number of rows of an image after the connector: one an image token, unless it has sides."""
+        return self.tokens(grid)
+
+    def takes_sides(self, layer: int, layers: int) -> bool:
+        """Whether a layer of the decoder from `layer` on, of so many, takes the rows beside the prompt."""
+        return any(isinstance(self.keeps(one), CrossKeys) for one in range(layer, layers))
 
     @abstractmethod
     def patches(self, grid: Grid) -> int:
@@ -255,9 +266,9 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
         del image_tokens
         return ids
 
-    def token_types(self, image_tokens: NDArray[np.bool_]) -> Arrays:
+    def token_types(self, image_tokens: NDArray[np.bool_], grids: Sequence[Grid]) -> Arrays:
         """Where the image tokens of a prompt are (1, n), as keyword arguments of transformers' own models."""
-        del image_tokens
+        del image_tokens, grids
         return {}
 
     @abstractmethod

@@ -16,7 +16,7 @@ from PIL import Image
 from cutline.errors import InputError
 from cutline.models.encoders.images import ImageRules
 from cutline.models.families.family import Grid, channels
-from cutline.models.families.parts import Attend, Decoding, Ops, Parts
+from cutline.models.families.parts import Attention, Decoding, Ops, Parts
 from cutline.models.families.positions import Positions
 from cutline.models.families.tiles import TileFamily
 from cutline.models.images import Pixels, Size
@@ -159,10 +159,10 @@ class Git(TileFamily, frozen=True, forbid_unknown_fields=True, kw_only=True, tag
         return _decoded
 
 
-def _decoded(layer: Any, rows: Any, attend: Attend) -> Any:
+def _decoded(layer: Any, rows: Any, attention: Attention) -> Any:
     own = layer.attention.self
     query, key, value = (
         part(rows).unflatten(-1, (own.num_attention_heads, -1)) for part in (own.query, own.key, own.value)
     )
-    seen = attend(query, key, value, own.attention_head_size**-0.5).flatten(1)
+    seen = attention.own(query, key, value, own.attention_head_size**-0.5).flatten(1)
     return layer.feed_forward_chunk(layer.attention.output(seen, rows))

@@ -54,7 +54,14 @@ class Recurrence:
         return 6 * max(map(math.prod, self.parts.values()))
 
 
-LayerState = KeysValues | RecentRows | Recurrence
+@dataclass(frozen=True, slots=True)
+class CrossKeys:
+    """Keys and values of the rows beside a prompt, `rows` at most: made once a session, whatever position it is at."""
+
+    rows: int
+
+
+LayerState = KeysValues | RecentRows | Recurrence | CrossKeys
 KEYS_VALUES = KeysValues()
 
 States = tuple[Any, ...]  # tensors, one for each of a recurrence's parts
@@ -89,6 +96,6 @@ def states_in_graph(keeps: Sequence[LayerState]) -> dict[str, tuple[int, ...]]:
     return {
         f"{layer}.{name}": shape
         for layer, kept in enumerate(keeps)
-        if not isinstance(kept, KeysValues)
+        if isinstance(kept, RecentRows | Recurrence)
         for name, shape in kept.parts.items()
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, Protocol
 
 
@@ -21,24 +22,35 @@ class Ops:
     delta_rule: Callable[..., tuple[Any, Any]] | None = None
 
 
-class Attend(Protocol):
-    """Attention of a decoder's layer: `key` and `value` are kept, and each row sees what its family's `sight` says."""
+class Attention(Protocol):
+    """What a layer of the decoder attends with, for the rows of a pass; queries are rows (n, heads, width)."""
 
-    def __call__(self, query: Any, key: Any, value: Any, scale: float) -> Any:
-        """Rows (n, heads, width) of `query` alike; keys and values may have fewer heads."""
+    def own(self, query: Any, key: Any, value: Any, scale: float) -> Any:
+        """Of tokens, whose keys and values are kept: each row sees what its family's `sight` says.
+
+        Rows as of `query`; keys and values may have fewer heads.
+        """
+
+    def across(self, query: Any, scale: float, made: Callable[[Any], tuple[Any, Any]]) -> tuple[Any, Any]:
+        """Of pictures beside a prompt: rows as of `query`, and (n, 1) whether each counts; see `Positions.sides`.
+
+        Keys and values (m, heads, width) are `made` of their rows once a session. Rows of a prompt without pictures
+        see zeros, and do not count.
+        """
 
 
-# Of a layer's module, rows (n, width) and its attention: the rows after the layer.
-Decoding = Callable[[Any, Any, Attend], Any]
+# Of a layer's module, or of several, rows (n, width) and its attention: the rows after the layer.
+Decoding = Callable[[Any, Any, Attention], Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
     """The names of the modules that hold the layers of a family's line, within transformers' `base_model`.
 
-    `image` and `connector` may be several modules; `tower` is a list with one module for each layer, and `further` has
-    lists of its later layers. Parameters of the base model itself that `leave` takes behind the modules of the
-    connector are `learnt`.
+    `image` and `connector` may be several modules; `tower` is a list with one module for each layer. If `further` is
+    a list of later layers, its first one is run by the modules `between` the two lists and its own, in this order.
+    Parameters that `enter` takes behind the modules of the image are `entering`, and those that `leave` takes behind
+    those of the connector `learnt`.
 
     `decoder` may be "", the base model itself. The names of its parts count within it: what embeds tokens, the list of
     layers, the last norm, the rotary embedding and what tells rows their places as they enter, all three of which are
@@ -51,7 +63,9 @@ class Parts:
     connector: tuple[str, ...]
     decoder: str
     learnt: tuple[str, ...] = ()
-    further: tuple[str, ...] = ()
+    entering: tuple[str, ...] = ()
+    between: tuple[str, ...] = ()
+    further: str | None = None
     embed: str = "embed_tokens"
     layers: str = "layers"
     norm: str | None = "norm"
@@ -59,10 +73,14 @@ class Parts:
     mixer: str | None = None
     placing: str | None = None
 
-    def tower_names(self, base: Any) -> list[str]:
-        """The names of the tower's layers within the `base` model, in order."""
-        lists = (self.tower, *self.further)
-        return [f"{name}.{index}" for name in lists for index in range(len(base.get_submodule(name)))]
+    def tower_names(self, base: Any) -> list[tuple[str, ...]]:
+        """The names of the modules of each of the tower's layers within the `base` model, in order."""
+        lists = (self.tower, *([] if self.further is None else [self.further]))
+        return [
+            (*(self.between if name == self.further and index == 0 else ()), f"{name}.{index}")
+            for name in lists
+            for index in range(len(base.get_submodule(name)))
+        ]
 
     def of_decoder(self, name: str) -> str:
         """The name of one of the decoder's parts within the base model."""
@@ -77,9 +95,10 @@ class Parts:
 
         return Modules(
             image=[base.get_submodule(name) for name in self.image],
-            tower=[base.get_submodule(name) for name in self.tower_names(base)],
+            entering=[attrgetter(name)(base) for name in self.entering],
+            tower=[[base.get_submodule(name) for name in names] for names in self.tower_names(base)],
             connector=[base.get_submodule(name) for name in self.connector],
-            learnt=[getattr(base, name) for name in self.learnt],
+            learnt=[attrgetter(name)(base) for name in self.learnt],
             decoder=base.get_submodule(self.decoder),
             embed=own(self.embed),
             layers=list(own(self.layers)),
@@ -95,7 +114,8 @@ class Modules:
     """What `Parts` names, of one model."""
 
     image: list[Any]
-    tower: list[Any]
+    entering: list[Any]
+    tower: list[list[Any]]  # of each layer
     connector: list[Any]
     learnt: list[Any]
     decoder: Any

@@ -11,14 +11,31 @@ from cutline.models.sight import Block
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Sides:
+    """What a prompt's tokens see of the rows of pictures beside it, once those stand in this `order` (m,).
+
+    `seen` (n, 3) has the first of them, the one behind the last, and whether it counts.
+    """
+
+    seen: NDArray[np.int64]
+    order: NDArray[np.int64]
+
+    def at(self, first: int, last: int) -> NDArray[np.int64]:
+        """That of the tokens `[first, last)`; those after the prompt see what its last one does."""
+        return self.seen[np.minimum(np.arange(first, last), len(self.seen) - 1)]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Positions:
     """The rotary positions of a sequence's tokens: those of the `prompt` (axes, n); later ones follow from them.
 
-    Tokens of each of its `blocks`, which are in order and apart, may see each other both ways.
+    Tokens of each of its `blocks`, which are in order and apart, may see each other both ways. `sides` says what they
+    see of pictures that stand beside the prompt, if any do.
     """
 
     prompt: NDArray[np.int64]
     blocks: tuple[Block, ...] = ()
+    sides: Sides | None = None
 
     def at(self, first: int, last: int) -> NDArray[np.int64]:
         """Positions (axes, last - first) of the tokens `[first, last)`; after the prompt all axes count up together."""

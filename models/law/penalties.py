@@ -98,8 +98,8 @@ class Past:
         if self.matcher is not None:
             self.matcher.consume(tokens[max(0, self._prompt - begin) :])
         self.tokens += tokens
-        if self._repetition != 1.0:
-            self._seen[self._index(tokens)] = True
+        if self._repetition != 1.0:  # some prompts have a token that the head does not choose from
+            self._seen[self._index([token for token in tokens if token < len(self._seen)])] = True
         if self._counts is not None and (new := Counter(self.tokens[max(begin, self._prompt) :])):
             self._add(self._counts, new)
         if size:

@@ -109,19 +109,28 @@ class Whole:
         """The boundary at each cut but `image`, and the logits (n, vocabulary)."""
         states: dict[str, NDArray[np.float32]] = {}
 
-        def keep(cut: str) -> Callable[[Any, Any], None]:
-            def hook(_: Any, given: tuple[torch.Tensor, ...]) -> None:
-                states[cut] = given[0].flatten(0, -2).numpy()
+        def keep(cut: str) -> Callable[[Any, Any, Any], None]:
+            def hook(_: Any, given: tuple[torch.Tensor, ...], named: dict[str, torch.Tensor]) -> None:
+                rows = given[0] if given else named["hidden_states"]
+                states[cut] = rows.flatten(0, -2).numpy()
 
             return hook
 
-        hooks = [module.register_forward_pre_hook(keep(cut)) for cut, module in self._behind()]
+        hooks = [module.register_forward_pre_hook(keep(cut), with_kwargs=True) for cut, module in self._behind()]
+
+        def keep_last(_: Any, __: Any, made: Any) -> None:
+            states["connector"] = (made if isinstance(made, torch.Tensor) else made[0]).flatten(0, -2).numpy()
+
         beside: list[torch.Tensor] = []  # what goes into the decoder's first layers
 
         def keep_beside(_: Any, __: Any, given: dict[str, Any]) -> None:
             beside.extend(given.get("deepstack_visual_embeds") or ())
+            if (across := given.get("cross_attention_states")) is not None:
+                states["beside"] = across.flatten(0, -2).numpy()
 
-        decoder = self._manifest.family.parts.modules(self._model).decoder
+        family = self._manifest.family
+        decoder, last = family.parts.modules(self._model).decoder, family.parts.modules(self._model).tower[-1][-1]
+        hooks.append(last.register_forward_hook(keep_last))
         hooks.append(decoder.register_forward_pre_hook(keep_beside, with_kwargs=True))
         given = self._given(prompt)
         logits: torch.Tensor = self._model(**given).logits[0]
@@ -132,8 +141,9 @@ class Whole:
             for cut in states.keys() & set(line.layers[: line.place("decoder.0")]):
                 states[cut] = states[cut][real.flatten().bool().numpy()]
         places = np.array(prompt.ids) == self._manifest.image_token
+        sides = states.pop("beside", None)
         self._add_streams(states, [stream.numpy() for stream in beside], places)
-        states["decoder.0"] = states["decoder.0"][places]
+        states["decoder.0"] = states["decoder.0"][places] if sides is None else sides
         return states, logits
 
     def _add_streams(
@@ -147,7 +157,7 @@ class Whole:
                 made = [line.layers[line.place(f"vision.{tap}") + 1] for tap in taps]
                 streams = [own[after] for after in made if line.place(after) <= line.place(cut)]
             else:
-                streams = [np.zeros_like(own[cut]) for _ in taps[line.decoder_layer(cut) :]]
+                streams = [np.zeros_like(own[cut]) for _ in range(self._manifest.family.streams(line, cut) - 1)]
                 for whole, rows in zip(streams, beside[line.decoder_layer(cut) :], strict=False):
                     whole[places] = rows
             states[cut] = np.concatenate([own[cut], *streams], axis=1)
@@ -163,8 +173,7 @@ class Whole:
     def _behind(self) -> Iterator[tuple[str, Any]]:
         """The module after each cut, whose input is the boundary; at decoder.0 that includes the text."""
         made = self._manifest.family.parts.modules(self._model)
-        yield from ((f"vision.{index}", layer) for index, layer in enumerate(made.tower))
-        yield "connector", made.connector[0]
+        yield from ((f"vision.{index}", layer[0]) for index, layer in enumerate(made.tower))
         yield from ((f"decoder.{index}", layer) for index, layer in enumerate(made.layers))
         yield "head", made.last[0]
 
@@ -174,7 +183,7 @@ class Whole:
         arrays = {
             "input_ids": family.given_ids(ids, image_tokens)[None],
             **family.as_given(prompt.images),
-            **family.token_types(image_tokens[None]),
+            **family.token_types(image_tokens[None], prompt.grids),
         }
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 

@@ -149,8 +149,10 @@ def seeded(kind: Any, config: Any) -> Any:
             elif isinstance(module, nn.Embedding):
                 module.weight.normal_(0, 1)
             else:  # matrices and tables that are nobody's but the module's own
-                for own in module.parameters(recurse=False):
-                    if own.ndim > 1:
+                for name, own in module.named_parameters(recurse=False):
+                    if "gate" in name and own.numel() == 1:  # which is shut in a new model
+                        own.fill_(0.7)
+                    elif own.ndim > 1:
                         own.normal_(0, 1.5 / own.shape[0] ** 0.5 if own.ndim == 2 else 1)
     return model
 

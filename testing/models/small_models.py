@@ -18,7 +18,7 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from cutline.demo.bundles import TARGET
 from cutline.demo.tokenizer import PAD, START
-from cutline.models.families import internvl
+from cutline.models.families import canvas, internvl, mllama
 from cutline.models.families.gemma import gemma3, paligemma
 from cutline.models.families.qwen import qwenvl
 from cutline.models.prompt import TEMPLATE
@@ -106,6 +106,7 @@ class Small:
     processor: Mapping[str, Any]
     tokens: Tokens = "bytes"
     flat: bool = False  # the config has no text_config
+    unchosen: str | None = None  # a token that the head does not choose from
     plain: tuple[str, ...] = ()
     more_words: int = 0  # rows of the vocabulary that no token has
     videos: Mapping[str, Any] | None = None  # the settings of its video processor
@@ -132,10 +133,13 @@ class Small:
                 tokenizer, (pad, bos, end) = words_of(BERT, 160), ("[PAD]", "[CLS]", "[SEP]")
         tokenizer.add_special_tokens([AddedToken(token, special=True) for token in (*self.markers, END)])
         tokenizer.add_tokens([AddedToken(token, normalized=False) for token in self.plain])
+        if self.unchosen is not None:
+            tokenizer.add_special_tokens([AddedToken(self.unchosen, special=True)])
         words = tokenizer.get_vocab()
+        size = len(words) + 1 + self.more_words if self.unchosen is None else words[self.unchosen]
         special = {"pad_token_id": words[pad], "bos_token_id": words[bos], "eos_token_id": words[end]}
         said = self.config(words)
-        text = {**TEXT, "vocab_size": len(words) + 1 + self.more_words, **special, **said.pop("text_config")}
+        text = {**TEXT, "vocab_size": size, **special, **said.pop("text_config")}
         configured: Any = CONFIG_MAPPING[self.kind]
         inside = text if self.flat else {"tie_word_embeddings": False, "text_config": text}
         config = configured(**inside, **said)
@@ -380,6 +384,39 @@ def _git() -> Small:
     return Small("git", (), None, config, processor, tokens="words", flat=True)
 
 
+def _mllama() -> Small:
+    ratios = [list(one) for one in canvas.arrangements(3)]
+
+    def config(words: Words) -> dict[str, Any]:
+        return {
+            "image_token_index": words[mllama.IMAGE],
+            "vision_config": {
+                "hidden_size": 96,
+                "intermediate_size": 160,
+                "num_hidden_layers": 3,
+                "num_global_layers": 2,
+                "attention_heads": 4,
+                "image_size": 64,
+                "patch_size": 16,
+                "max_num_tiles": 3,
+                "supported_aspect_ratios": ratios,
+                "intermediate_layers_indices": [0, 2],
+                "vision_output_dim": 96 * 3,
+            },
+            "text_config": {"cross_attention_layers": [1, 4, 5], "rope_theta": 5e5},
+        }
+
+    processor = {
+        "image_processor_type": "MllamaImageProcessor",
+        "size": {"height": 64, "width": 64},
+        "max_image_tiles": 3,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+    }
+    template = INTERNVL_TEMPLATE.replace("<IMG_CONTEXT>\n", mllama.IMAGE)
+    return Small("mllama", (), template, config, processor, unchosen=mllama.IMAGE)
+
+
 _WIDE = {"depth": 4, "hidden_size": 96, "intermediate_size": 160, "out_hidden_size": 128}
 SMALL: Mapping[str, Small] = {
     "qwen2-vl": _qwen("qwen2_vl", {"depth": 3, "embed_dim": 96, "hidden_size": 128, "mlp_ratio": 2}),
@@ -408,6 +445,7 @@ SMALL: Mapping[str, Small] = {
     "llava-onevision": _llava_onevision(),
     "git": _git(),
     "lfm2-vl": _lfm2_vl(),
+    "mllama": _mllama(),
     "paligemma": _paligemma("gemma"),
     "paligemma2": _paligemma(
         "gemma2",

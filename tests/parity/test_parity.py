@@ -14,6 +14,7 @@ import pytest
 
 from cutline.cloud.model.model_runner import Capacity, Target
 from cutline.demo.bundles import TARGET
+from cutline.edge.inference.target_prefix import device_cuts
 from cutline.models.bundle import Bundle
 from cutline.models.families import COUNTED, Positions
 from cutline.models.families.qwen.qwen25vl import Qwen25VL
@@ -53,10 +54,11 @@ def test_every_cut_of_the_demo() -> None:
 def test_some_cuts_of_each_family(name: str, targets: Callable[[str], Bundle], rounds: int) -> None:
     """One in so many."""
     bundle = targets(name)
-    layers = bundle.manifest.line.layers
+    layers = ("image", *device_cuts(bundle.manifest))
     taps = [layers.index(f"vision.{tap}") + 1 for tap in bundle.manifest.family.taps]
     # Those about which rows get other streams are always among them.
-    streams = {*taps, *range(layers.index("decoder.0"), layers.index("decoder.0") + len(taps) + 1)}
+    first = layers.index("decoder.0")
+    streams = {*taps, *range(first, min(first + len(taps) + 1, len(layers)))}
     cuts = tuple(layers[index] for index in sorted({*range(0, len(layers), rounds), *streams}))
     check(compare_cuts(bundle, cuts, steps=8), cuts)
 

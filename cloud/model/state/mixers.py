@@ -16,7 +16,7 @@ from transformers.models.qwen3_5.modeling_qwen3_5 import torch_chunk_gated_delta
 from cutline.cloud.model.attention import Layout
 from cutline.cloud.model.state.slot_cache import SlotCache
 from cutline.models.families import Family, Ops
-from cutline.models.families.layer_state import KeysValues, RecentRows, Step
+from cutline.models.families.layer_state import RecentRows, Recurrence, Step
 
 _ONE_BY_ONE = 16  # rows up to which a step a row is quicker than a chunk, which is padded to 64
 
@@ -82,6 +82,6 @@ def put_mixers(modules: Sequence[Any], family: Family, layers: range) -> None:
     """Have those `layers` of a decoder that do not attend take what slots keep; `modules` are transformers' own."""
     name = family.parts.mixer
     for index in layers:
-        if not isinstance(family.keeps(index), KeysValues):
+        if isinstance(family.keeps(index), RecentRows | Recurrence):
             assert name is not None
             setattr(modules[index], name, Mixer(getattr(modules[index], name), family, index))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cutline.cloud.model.batch import Stretch
 from cutline.cloud.model.state.recurrences import Recurrences
-from cutline.models.families.layer_state import KeysValues, LayerState, RecentRows, Recurrence
+from cutline.models.families.layer_state import CrossKeys, KeysValues, LayerState, RecentRows, Recurrence
 
 
 class SlotCache:
@@ -30,12 +30,19 @@ class SlotCache:
         with_keys = [layer for layer, kept in layers.items() if isinstance(kept, KeysValues)]
         self._places = {layer: place for place, layer in enumerate(with_keys)}
         self.keys, self.values = (_zeros((len(with_keys), *shape), like) for _ in range(2))
-        slots, _, self.context, _ = shape
+        slots, kv_heads, self.context, head_dim = shape
         self.rows = {
             layer: _zeros((slots, self.context, kept.width), like)
             for layer, kept in layers.items()
             if isinstance(kept, RecentRows)
         }
+        self.sides = {
+            layer: tuple(_zeros((slots, kv_heads, kept.rows, head_dim), like) for _ in range(2))
+            for layer, kept in layers.items()
+            if isinstance(kept, CrossKeys)
+        }
+        self.beside = [0] * slots  # rows beside the prompt of each, whose keys are there
+        self.arriving: dict[int, Tensor] = {}  # by slot, rows whose keys are made in this pass
         states = {layer: kept for layer, kept in layers.items() if isinstance(kept, Recurrence)}
         self.recurrences = Recurrences(states, slots, like) if states else None
         self._written = [0] * slots
@@ -53,10 +60,16 @@ class SlotCache:
             if stretch.start == 0:
                 for held in (self.keys, self.values):
                     held[:, stretch.slot, :, : self._written[stretch.slot]] = 0
-                self._written[stretch.slot] = 0
+                self._written[stretch.slot] = self.beside[stretch.slot] = 0
             self._written[stretch.slot] = max(self._written[stretch.slot], stretch.end)
         if self.recurrences is not None:
             self.recurrences.begin(stretches)
+
+    def arrived(self) -> None:
+        """The keys of all that was arriving are there."""
+        for slot, rows in self.arriving.items():
+            self.beside[slot] = len(rows)
+        self.arriving = {}
 
     def kept(self, slot: int, count: int) -> int:
         """How many of the first `count` positions of `slot`, which all stand, a session can begin after."""
@@ -70,6 +83,10 @@ class SlotCache:
             held[:, slot, :, count : self._written[slot]] = 0
         for rows in self.rows.values() if source != slot else ():
             rows[slot, :count] = rows[source, :count]
+        for held_beside in self.sides.values() if source != slot else ():
+            for held in held_beside:
+                held[slot, :, : self.beside[source]] = held[source, :, : self.beside[source]]
+        self.beside[slot] = self.beside[source]
         if self.recurrences is not None:
             self.recurrences.resume(slot, source, count)
         self._written[slot] = count

@@ -78,6 +78,7 @@ class Gemma3(SiglipFamily, frozen=True, forbid_unknown_fields=True, kw_only=True
         """Layers with a window turn by other frequencies."""
         return "full_attention" if layer in self.full else "sliding_attention"
 
-    def token_types(self, image_tokens: NDArray[np.bool_]) -> Arrays:
+    def token_types(self, image_tokens: NDArray[np.bool_], grids: Sequence[Grid]) -> Arrays:
         """1 for image tokens."""
+        del grids
         return {"token_type_ids": image_tokens.astype(np.int32)}

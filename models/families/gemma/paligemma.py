@@ -68,6 +68,7 @@ class PaliGemma(SiglipFamily, frozen=True, forbid_unknown_fields=True, kw_only=T
         """All of the prompt, and of what stands behind it all or a window."""
         return Sight(0 if layer in self.full else self.window, "whole")
 
-    def token_types(self, image_tokens: NDArray[np.bool_]) -> Arrays:
+    def token_types(self, image_tokens: NDArray[np.bool_], grids: Sequence[Grid]) -> Arrays:
         """0 for all of the prompt."""
+        del grids
         return {"token_type_ids": np.zeros(image_tokens.shape, np.int64)}

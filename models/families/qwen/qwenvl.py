@@ -311,8 +311,9 @@ class QwenVL(Family, frozen=True, forbid_unknown_fields=True, kw_only=True):
         grids = np.array([(1, *image.grid) for image in images])
         return {"pixel_values": np.concatenate([image.values for image in images]), "image_grid_thw": grids}
 
-    def token_types(self, image_tokens: NDArray[np.bool_]) -> Arrays:
+    def token_types(self, image_tokens: NDArray[np.bool_], grids: Sequence[Grid]) -> Arrays:
         """1 for image tokens, of which the positions are worked out."""
+        del grids
         return {"mm_token_type_ids": image_tokens.astype(np.int32)}
 
     def example(self, seed: int) -> Pixels:
