@@ -81,7 +81,7 @@ def _batch(examples: Sequence[Example], given: Sequence[dict[str, np.ndarray]], 
         ids[row, : lengths[row]] = one.prompt + one.answer
     arrays = {name: np.concatenate([one[name] for one in given]) for name in given[0]}
     arrays |= {"input_ids": ids, "attention_mask": (np.arange(longest) < np.array(lengths)[:, None]).astype(np.int64)}
-    arrays |= drafter.family.token_types(ids == drafter.image_token)
+    arrays |= drafter.family.token_types(ids == drafter.image_token, ())
     kept = longest - min(len(one.prompt) for one in examples) + 1
     width = max((len(place) for one in examples for place in one.likely), default=1)
     rows, places, tokens = list[int](), list[int](), list[int]()

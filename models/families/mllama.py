@@ -111,11 +111,12 @@ class Mllama(CanvasFamily, frozen=True, forbid_unknown_fields=True, kw_only=True
         del grid
         return IMAGE
 
-    def positions(self, image_tokens: NDArray[np.bool_], grids: Sequence[Grid]) -> Positions:
+    def positions(self, image_tokens: NDArray[np.bool_], grids: Sequence[Grid], times: Sequence[int] = ()) -> Positions:
         """Positions count up from 0. A row sees the pictures that came since the last text, without what fills up.
 
         Raises InputError where they are not one token each.
         """
+        del times
         places, patches = np.flatnonzero(image_tokens), self.tile_tokens
         if len(places) != len(grids):
             raise InputError(f"the prompt has {len(places)} image tokens, and there are {len(grids)} images")
