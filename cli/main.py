@@ -34,6 +34,7 @@ from cutline.cli import (
     top,
     watch,
 )
+from cutline.cli import eval as eval_command
 from cutline.cli import list as list_command
 from cutline.cli.entry import INTERRUPTED
 from cutline.cli.terminal.output import UNREAD, Unread, close_output, drop_output, open_output
@@ -63,6 +64,7 @@ for module, command in (
     (watch, watch.watch),
 ):
     app.command(epilog=module.EPILOG)(command)
+app.command("eval", epilog=eval_command.EPILOG)(eval_command.evaluate)
 app.command("list", epilog=list_command.EPILOG)(list_command.list_models)
 bundle.app.command("serve", epilog=bundle_serve.EPILOG)(bundle_serve.serve_bundles)
 app.add_typer(bundle.app, name="bundle")

@@ -1,7 +1,6 @@
 """The HTML report of a demo run: one file that needs nothing else, with tables, plots and pictures.
 
-`report.html` beside this file is its template, `report.css` its look. The template escapes every text by itself; only
-the plots, drawn from numbers and our own names, pass as they are.
+`report.html` beside this file is its template.
 """
 
 from __future__ import annotations
@@ -10,11 +9,8 @@ import base64
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from itertools import zip_longest
 from typing import TypeVar
-
-from minijinja import Environment
 
 from cutline.core.request import Mode
 from cutline.demo import plots
@@ -22,6 +18,7 @@ from cutline.demo.questions import KINDS
 from cutline.demo.requests import CardRequest
 from cutline.demo.results import FIGURES, DemoResult, Outcome
 from cutline.edge.generation.result import Provenance
+from cutline.evaluation.page import render_page
 
 PICTURES = 12  # cards shown, at most
 
@@ -45,11 +42,8 @@ def render(result: DemoResult, outcomes: Sequence[Outcome]) -> str:
     """The report as an HTML page. `outcomes` holds every request in every mode; the same input gives the same page."""
     asked = _by_request(outcomes)
     kinds = [kind for kind in KINDS if kind in result.target.right_by_kind]
-    folder = resources.files("cutline.demo")
-    pages = Environment(
-        loader=lambda name: folder.joinpath(name).read_text(encoding="utf-8"), undefined_behavior="strict"
-    )
-    return pages.render_template(
+    return render_page(
+        "cutline.demo",
         "report.html",
         result=result,
         requests=len(asked),

@@ -9,7 +9,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("cli", "cloud", "core", "demo", "devices", "edge", "errors", "learning", "models", "partitioner", "protos")
+ROOMS = (
+    "cli",
+    "cloud",
+    "core",
+    "demo",
+    "devices",
+    "edge",
+    "errors",
+    "evaluation",
+    "learning",
+    "models",
+    "partitioner",
+    "protos",
+)
 MOST_MODULES = 12  # in a folder; `__init__` says what they are and is none. Of commands there are as many as there are.
 MOST_PARAMETERS = 8
 
@@ -29,7 +42,20 @@ def test_no_two_modules_have_a_public_class_of_one_name() -> None:
 
 
 @pytest.mark.parametrize(
-    "room", ["cloud", "core", "devices", "edge", "errors", "learning", "models", "partitioner", "protos", "testing"]
+    "room",
+    [
+        "cloud",
+        "core",
+        "devices",
+        "edge",
+        "errors",
+        "evaluation",
+        "learning",
+        "models",
+        "partitioner",
+        "protos",
+        "testing",
+    ],
 )
 def test_a_folder_can_be_looked_over(room: str) -> None:
     counts = {

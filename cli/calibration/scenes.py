@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from cutline.cli.calibration.inputs import errors_at, image_at, lines_of
+from cutline.cli.calibration.inputs import errors_at, whole_lines
 from cutline.core.json_errors import UNREADABLE
 from cutline.errors import InputError
+from cutline.evaluation.questions import image_at
 from cutline.models.images import read_image_file
 
 if TYPE_CHECKING:
@@ -54,12 +55,14 @@ def calibrate_frames(
 
 def labelled_frames(data: Path) -> Iterator[tuple[str, Path, bool]]:
     """Where each frame of a file stands, its image, and whether it shows the text. Raises InputError."""
-    for place, line in lines_of(data):
+    for place, line in whole_lines(data):
         try:
             said = msgspec.json.decode(line, type=SceneLine)
         except UNREADABLE as error:
             raise InputError(f'{place} is not {{"image": FILE, "shows": true}}: {error}') from None
-        yield place, image_at(place, said.image, data.parent), said.shows
+        with errors_at(place):
+            image = image_at(said.image, data.parent)
+        yield place, image, said.shows
 
 
 def show_threshold(text: str, found: SceneThreshold, *, as_json: bool, console: Console) -> None:

@@ -1,0 +1,113 @@
+"""Files of questions: every line becomes a question, or one clear reason why it is none."""
+
+from __future__ import annotations
+
+import tracemalloc
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from cutline.errors import InputError
+from cutline.evaluation.questions import MAX_LINE, BadRow, QuestionRow, read_rows, survey
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    return tmp_path
+
+
+def told(data: Path) -> list[object]:
+    return [
+        (row.number, row.text, row.answers, row.group) if isinstance(row, QuestionRow) else (row.number, row.why)
+        for row in read_rows(data)
+    ]
+
+
+def test_lines_of_json(folder: Path) -> None:
+    data = folder / "q.jsonl"
+    long = b'{"image": "a.png", "question": "' + b"x" * MAX_LINE + b'"}'
+    data.write_bytes(
+        b"\n".join(
+            [
+                b'{"image": "a.png", "question": "What?", "answer": "a cat", "group": "pets"}',
+                b"",
+                b'{"image": "a.png", "question": "How many?", "answer": 3}',
+                b'{"image": "a.png", "question": "Where?", "answer": [1, 2, 3, 4]}',
+                b'{"image": "a.png", "question": "Who?", "answer": ["Ann", "Anne"]}',
+                b'{"image": "a.png", "question": "Unknown?"}',
+                long,
+                b'{"image": "none.png", "question": "What?"}',
+                b'{"image": "a.png", "question": " "}',
+                b'{"image": "a.png", "question": 7}',
+                b'{"image": "a\\u0000.png", "question": "What?"}',
+                b'\xff{"image": "a.png"}',
+                b'{"image": "a.png", "quest',
+            ]
+        )
+    )
+    found = told(data)
+    assert found[:5] == [
+        (1, "What?", ("a cat",), "pets"),
+        (3, "How many?", ("3",), None),
+        (4, "Where?", ("[1,2,3,4]",), None),
+        (5, "Who?", ("Ann", "Anne"), None),
+        (6, "Unknown?", (), None),
+    ]
+    reasons = dict(found[5:])  # type: ignore[arg-type]
+    assert list(reasons) == list(range(7, 14))
+    for number, said in {7: "longer than 1 MiB", 8: "no file 'none.png'", 9: "is empty", 10: "Expected `str`"}.items():
+        assert said in reasons[number]
+    assert all("\n" not in why for why in reasons.values())
+    (first, *_) = read_rows(data)
+    assert isinstance(first, QuestionRow)
+    assert first.read() == (folder / "a.png").read_bytes()
+    assert survey(data)[1] == 12
+
+
+def test_rows_of_csv(folder: Path) -> None:
+    data = folder / "q.CSV"
+    data.write_bytes(
+        b"\xef\xbb\xbfImage,question,answer,group,note\r\n"
+        b'a.png,"What, now?",a cat,pets,x\r\n'
+        b'a.png,"Two\nlines?",,,\r\n'
+        b"a.png,short\r\n"
+        b"a.png,\xff,,,\r\n"
+        b"none.png,What?,,,\r\n"
+        b"\r\n"
+        b"a.png,Last?,dog,,\r\n"
+    )
+    rows = list(read_rows(data))
+    assert [(row.number, row.text, row.answers, row.group) for row in rows if isinstance(row, QuestionRow)] == [
+        (2, "What, now?", ("a cat",), "pets"),
+        (4, "Two\nlines?", (), None),
+        (9, "Last?", ("dog",), None),
+    ]
+    assert [(row.number, row.why[:20]) for row in rows if isinstance(row, BadRow)] == [
+        (5, "it has 2 cells, and "),
+        (6, "it is no text in UTF"),
+        (7, "there is no file 'no"),
+    ]
+
+
+def test_what_is_no_data_is_said_at_once(folder: Path) -> None:
+    for content, said in ((b"picture,text\r\n", "give the columns image, question"), (b"", "give the columns")):
+        (folder / "q.csv").write_bytes(content)
+        with pytest.raises(InputError, match=said):
+            list(read_rows(folder / "q.csv"))
+    for read in (lambda: list(read_rows(folder / "no.jsonl")), lambda: survey(folder / "no.jsonl")):
+        with pytest.raises(InputError, match="cannot read"):
+            read()
+
+
+def test_many_lines_are_not_held(folder: Path) -> None:
+    data = folder / "many.jsonl"
+    data.write_bytes(b'{"image": "none.png", "question": "What is it?"}\n' * 20_000)
+    assert all(isinstance(row, BadRow) for row in read_rows(data))  # Python's own tables are as large as they get
+    tracemalloc.start()
+    count = sum(isinstance(row, BadRow) for row in read_rows(data))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert count == 20_000
+    assert most < 2 << 20, "a file of a million lines takes as much"
