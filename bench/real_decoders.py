@@ -47,7 +47,7 @@ from cutline.models.families.smolvlm import FAKE, GLOBAL, IMAGE
 from cutline.models.law.sampling import agreeing
 from cutline.models.prompt import TEMPLATE
 from cutline.models.vocabulary import TOKENIZER
-from cutline.testing.models.random_models import save_weights
+from cutline.testing.models.random_models import save_weights, seeded
 from cutline.testing.models.small_models import GEMMA_TEMPLATE, INTERNVL_TEMPLATE, SIGLIP
 
 QUESTIONS = (
@@ -163,9 +163,7 @@ class TextModel:
             **ids,
             **around.config,
         )
-        torch.manual_seed(0)
-        model: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
-        made = model(config)
+        made = seeded(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)], config)
         decoder = {name.partition(".")[2]: value for name, value in self.model.state_dict().items()}
         own = made.get_decoder().state_dict()
         with torch.no_grad():

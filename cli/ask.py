@@ -55,6 +55,9 @@ class AnswerOptions(msgspec.Struct, frozen=True, kw_only=True):
         "Likewise: share of the picture that an attacker may recover, as measured; what nobody measured leaks all.",
     ] = None
     timeout: Annotated[float, "Seconds to wait for the worker."] = 60.0
+    priority: Annotated[
+        str, "interactive, normal or background: of requests that are there at once the higher go first."
+    ] = "interactive"
     correct_seconds: Annotated[
         float,
         typer.Option(

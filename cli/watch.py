@@ -67,13 +67,14 @@ def watch(*, context: typer.Context, config: Config = None, given: WatchOptions)
     from cutline.cli.process.signals import Signals
     from cutline.cli.setting import agent_opener, open_recorder
     from cutline.core.conversation import Message, TextPart, question
-    from cutline.core.request import Mode, Request
+    from cutline.core.request import Mode, Priority, Request
     from cutline.edge.watch.sources import open_sources
     from cutline.edge.watch.spool import Spool
 
     series = _series(given)
     message = question(given.ask) if series is None else Message("user", (series.part, TextPart(given.ask)))
     how: dict[str, Any] = {"mode": given.mode, "max_tokens": given.max_tokens, "timeout": given.timeout}
+    how["priority"] = Priority.BACKGROUND
     asked = Request(messages=(message,), images=(b"",) * given.frames, **how)
     if not 0.0 < given.threshold <= 1.0:
         raise InputError(f"--threshold is {given.threshold:g}; give a share above 0, and 1 at most")

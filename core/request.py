@@ -43,14 +43,32 @@ class Mode(enum.StrEnum):
     AUTO = "auto"  # planned; without profiles: the drafter's answer if the gate accepts it, else as `draft`
 
 
+class Priority(enum.StrEnum):
+    """Which requests go first; within one, requests share."""
+
+    INTERACTIVE = "interactive"  # somebody waits for the answer
+    NORMAL = "normal"
+    BACKGROUND = "background"  # it takes what others leave
+
+    @property
+    def rank(self) -> int:
+        """0 for those that go first."""
+        return list(Priority).index(self)
+
+    def at_most(self, other: Priority) -> Priority:
+        """This one, or `other` if this goes before that."""
+        return max(self, other, key=lambda one: one.rank)
+
+
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """A conversation that ends in a question, its `images` (contents of files), and how to answer it.
 
     The images are in the order of the messages' image parts, and of the frames of their videos. `logprobs` asks for the
     log probability of each token and of so many alternatives. If the worker is lost and the agent finishes alone, the
-    answer may still be verified within `correct_seconds`. Whatever is cached of a request is for its `tenant` alone (""
-    if unknown); one that is not to `store` leaves no answer to draft later ones from, and is drafted from none. The
-    five fields from `exact` on bound what mode `auto` plans; other modes do not plan, nor does `auto` at a given cut.
+    answer may still be verified within `correct_seconds`. Requests of a higher `priority` go first. Whatever is cached
+    of a request is for its `tenant` alone ("" if unknown); one that is not to `store` leaves no answer to draft later
+    ones from, and is drafted from none. The five fields from `exact` on bound what mode `auto` plans; other modes do
+    not plan, nor does `auto` at a given cut.
 
     Raises InputError for a field out of its range, PromptError for a conversation that cannot be answered.
     """
@@ -68,6 +86,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     keep_image_tokens: float = 1.0  # share of the image tokens that enters the decoder, for a cut from `decoder.0` on
     noise: float = 0.0  # added to each boundary row: standard deviation, as a share of the row's root mean square
     timeout: float = 60.0  # seconds
+    priority: Priority = Priority.NORMAL
     stop: tuple[str, ...] = ()  # texts before which the answer ends
     logprobs: int | None = None
     correct_seconds: float = 0.0
@@ -103,9 +122,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         return self.exact or self.image_must_stay or any(bound is not None for bound in bounds)
 
     def __post_init__(self) -> None:
-        # Both may be given as plain text.
+        # These may be given as plain text.
         msgspec.structs.force_setattr(self, "mode", _named(Mode, self.mode, "mode"))
         msgspec.structs.force_setattr(self, "wire", _named(Wire, self.wire, "wire format"))
+        msgspec.structs.force_setattr(self, "priority", _named(Priority, self.priority, "priority"))
         self._check_conversation()
         check_request_id(self.request_id)
         text = "".join((*(message.text for message in self.messages), *self.stop))

@@ -33,6 +33,7 @@ from cutline.edge.offload.route import Route
 from cutline.edge.offload.router import Router
 from cutline.edge.offload.status import AgentState, promises_of, unready
 from cutline.edge.offload.worker_pool import Workers
+from cutline.edge.precedence import Precedence
 from cutline.edge.request_planner import RequestPlanner
 from cutline.edge.result_builder import account, from_memory, planned
 from cutline.errors import InputError, ModelMismatch
@@ -149,6 +150,7 @@ class Agent:
         self._audit_record = settings.audit_record
         if self._audit_record is not None:
             self._backends.audits.load(self._audit_record, of=self._backends.calibration)
+        self._precedence = Precedence()
         self._auditor = Auditor(
             self._backends.audits,
             lambda: self._backends.gate,
@@ -246,9 +248,10 @@ class Agent:
     async def _metered(self, request: Request, tell: Tell) -> Answer:
         if not request.request_id:
             request = msgspec.structs.replace(request, request_id=new_request_id())
-        with self._meter.reading() as reading:
-            answer = await self._answer(request, tell)
-            return msgspec.structs.replace(answer, energy=self._meter.energy(reading))
+        async with self._precedence.turn(request.priority):
+            with self._meter.reading() as reading:
+                answer = await self._answer(request, tell)
+                return msgspec.structs.replace(answer, energy=self._meter.energy(reading))
 
     async def _answer(self, request: Request, tell: Tell) -> Answer:
         """Prepare, plan, route, report."""

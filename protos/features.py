@@ -23,6 +23,7 @@ FIRST_SAMPLING = 4  # number of the last field of `Sampling` in the first versio
 # "Message.field". Each maps to its feature, or to None if a worker that ignores the field gives the same answer.
 LATER: Mapping[str, str | None] = {
     "Open.requires": None,
+    "Open.priority": None,
     "Open.request_id": None,
     "Open.store": None,
     "Open.pieces": "video.pieces",

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cutline.core.constraint import Constraint
-from cutline.core.request import MAX_ALTERNATIVES, check_request_id
+from cutline.core.request import MAX_ALTERNATIVES, Priority, check_request_id
 from cutline.core.sampling import GREEDY, Sampling, check_named
 from cutline.core.wire import Wire, bytes_per_row
 from cutline.errors import CutlineError, InputError, VersionMismatch, WorkerBusy
@@ -60,7 +60,7 @@ class Open:
     sent. `likelihoods` asks for the log probability of each token and of the likeliest `alternatives`. `request_id`
     names the request in all logs. The files of images among `pieces` are strips of videos; `times`
     say how many positions in time each image stands behind its video's first piece, or are none. What is to be answered
-    may only be kept if it says `store`.
+    may only be kept if it says `store`. Sessions of a higher `priority` go first.
     """
 
     model: str
@@ -81,6 +81,7 @@ class Open:
     alternatives: int = 0
     request_id: str = ""
     store: bool = False
+    priority: Priority = Priority.NORMAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +239,7 @@ def agent_to_wire(message: AgentMessage) -> pb.AgentMessage:
                 alternatives=message.alternatives,
                 request_id=message.request_id,
                 store=message.store,
+                priority=getattr(pb, message.priority.name),
             )
             opening.requires.extend(required(opening))
             return pb.AgentMessage(open=opening)
@@ -309,7 +311,13 @@ def _open(opening: pb.Open) -> Open:
         alternatives=opening.alternatives,
         request_id=check_request_id(opening.request_id),
         store=opening.store,
+        priority=_priority(opening.priority),
     )
+
+
+def _priority(value: int) -> Priority:
+    """A priority, decoded: one that is not known, of a newer agent, is taken for the usual one."""
+    return Priority[pb.Priority.Name(value)] if value in pb.Priority.values() else Priority.NORMAL
 
 
 def _sampling_to_wire(sampling: Sampling) -> pb.Sampling:

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
+from cutline.core.request import Priority
 from cutline.errors import WorkerBusy
 from cutline.protos.channel.token_file import Quota
 
@@ -173,6 +174,10 @@ class Shares:
             self._waiting.pop(tenant, None)
         else:
             self._waiting[tenant] = self._clock() + WAITING_SECONDS
+
+    def highest(self, tenant: str) -> Priority:
+        """The highest priority that sessions of `tenant` may have."""
+        return self._limits(tenant).priority
 
     def charge(self, tenant: str, size: int) -> None:
         """Count an upload of `size` bytes by `tenant`."""

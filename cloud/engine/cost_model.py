@@ -26,6 +26,8 @@ class Pacing:
     fair_seconds: float = 2.0  # after so long a prompt's turn comes before any deadline, and another picture's turn
     safe_seconds: float = 1.0  # for which a session that waits for a draft keeps its slot, even if another one wants it
     idle_seconds: float = 60.0  # for which a session that only verifies may wait for a draft
+    aged_seconds: float = 2.0  # after so long those of lower priority have a turn beside the others
+    behind_share: float = 0.2  # by which a turn of theirs may lengthen the others' pass
 
 
 PACING = Pacing()
@@ -150,6 +152,11 @@ def prompt_rows(beside: int, cost: PassCost, pacing: Pacing) -> int:
         seen = cost.rows / cost.weight if cost.weight else 0.0
         room = min(room, 1 / cost.row_share + beside, 2 * seen)
     return min(max(pacing.least_prompt_rows, int(room)), pacing.most_prompt_rows)
+
+
+def rows_behind(cost: PassCost, pacing: Pacing) -> int:
+    """How many rows of lower priority a pass may take beside those that go first: 1 at the least."""
+    return max(1, int(pacing.behind_share / cost.row_share))
 
 
 def drafted_rows(sessions: int, cost: PassCost, pacing: Pacing) -> int:

@@ -29,12 +29,13 @@ from cutline.cloud.engine.image_features import ImageFeatures
 from cutline.cloud.engine.listeners import Listeners
 from cutline.cloud.engine.passes import Passes
 from cutline.cloud.engine.scheduler import Scheduler
-from cutline.cloud.engine.sequence import Event, SessionRequest
+from cutline.cloud.engine.sequence import Event, SessionRequest, SessionRows
 from cutline.cloud.engine.session_table import SessionTable
 from cutline.cloud.engine.verifier import Verifier
 from cutline.cloud.model.model_runner import Target
 from cutline.cloud.telemetry.observer import NOBODY, Observer
 from cutline.cloud.telemetry.watchdog import EngineProgress
+from cutline.core.request import Priority
 from cutline.core.wire import Wire
 from cutline.errors import CutlineError, WorkerBusy, WorkerFailed, WorkerUnavailable
 from cutline.protos.messages import Confirmed, Draft, Finished
@@ -84,7 +85,7 @@ class Engine:
         batch, began = self._scheduler.schedule(), time.monotonic()
         for outcome in self._passes.run(batch):
             self._verifier.confirm(outcome)
-        encoded = self._encode(time.monotonic() - began if batch else self._pacing.slice_seconds)
+        encoded = self._encode(batch, time.monotonic() - began if batch else self._pacing.slice_seconds)
         self._patience = 0.0 if batch or encoded else self._scheduler.patience()
 
     @property
@@ -107,9 +108,9 @@ class Engine:
         """How long sessions lately waited for their first pass."""
         return self._table.queue_seconds
 
-    def busy(self) -> WorkerBusy | None:
+    def busy(self, priority: Priority = Priority.NORMAL) -> WorkerBusy | None:
         """The refusal that a session would meet now, None where it may find room: `open` alone decides."""
-        return self._table.busy() if self._calls.empty() else None  # a call that waits may close a session
+        return self._table.busy(priority) if self._calls.empty() else None  # a call that waits may close a session
 
     def open(self, request: SessionRequest, drafts: Sequence[Draft], listener: Callable[[Event], None]) -> str:
         """Open a session and return its random name; `drafts` came for it already.
@@ -189,13 +190,20 @@ class Engine:
                 return
             call()
 
-    def _encode(self, seconds: float) -> bool:
-        """A slice of the next session's images, of so many `seconds` at most. False if there are none."""
-        if (session := self._images.next) is None:
-            return False
+    def _encode(self, batch: Sequence[SessionRows], seconds: float) -> bool:
+        """A slice of the next session's images, of so many `seconds` at most. False if there are none.
+
+        It is shorter where somebody who goes first was in the `batch` before.
+        """
         began, pacing = time.monotonic(), self._pacing
+        if (session := self._images.next(self._table.now())) is None:
+            return False
+        if any(rows.session.request.priority.rank < session.request.priority.rank for rows in batch):
+            seconds *= pacing.behind_share
         self._table.begin(session, began)
         with self._table.isolated(session):
-            self._images.encode(until=began + min(max(pacing.least_slice_seconds, seconds), pacing.slice_seconds))
+            self._images.encode(
+                session, until=began + min(max(pacing.least_slice_seconds, seconds), pacing.slice_seconds)
+            )
         session.seconds += time.monotonic() - began
         return True

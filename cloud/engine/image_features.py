@@ -20,8 +20,9 @@ FADING = 0.9  # of what a slow step says of those to come, with each
 class ImageFeatures:
     """Image rows by session, as long as prompts are run; images are kept on `image_cache`. One thread may call.
 
-    Images are encoded in the order in which sessions came, as long as anybody waits for them. But those of one session
-    that took so long that others should have their turn go behind them, so that no picture holds up everybody.
+    Images are encoded by priority, and then in the order in which sessions came, as long as anybody waits for them. But
+    those of one session that took so long that others should have their turn go behind them, so that no picture holds
+    up everybody; and now and then those of lower priority have a slice, so that nobody waits for ever.
     """
 
     def __init__(
@@ -31,20 +32,28 @@ class ImageFeatures:
         self._image_cache = image_cache
         self._listeners = listeners
         self._progress = progress
-        self._fair_seconds = pacing.fair_seconds
+        self._pacing = pacing
         self._rows: dict[Session, torch.Tensor] = {}
         self._under_way: dict[Session, Steps] = {}  # the next first
         self._usual: float | None = None  # seconds that a step does not usually exceed, None where none was seen
-        self._taken = 0.0  # seconds of the first one's turn
+        self._turn: Session | None = None  # whose it was last
+        self._taken = 0.0  # seconds of its turn
+        self._waits_since = 0.0  # when the last slice of any of lower priority ended, or none was waiting
 
     def __len__(self) -> int:
         """Of how many sessions rows are held."""
         return len(self._rows)
 
-    @property
-    def next(self) -> Session | None:
+    def next(self, now: float) -> Session | None:
         """The session whose images are encoded next, None where all are."""
-        return next(iter(self._under_way), None)
+        first = min(self._under_way, key=_rank, default=None)
+        behind = [one for one in self._under_way if first is not None and _rank(one) > _rank(first)]
+        if not behind:
+            self._waits_since = now
+        elif now - self._waits_since >= self._pacing.aged_seconds:
+            self._waits_since = now
+            return behind[0]
+        return first
 
     def add(self, session: Session) -> None:
         """Have the images of a session encoded, if it has any."""
@@ -55,12 +64,14 @@ class ImageFeatures:
         """Whether rows of its images are yet to be made."""
         return session in self._under_way
 
-    def encode(self, *, until: float) -> None:
-        """Encode the `next` session's images step by step, `until` a time on the monotonic clock, or to their end.
+    def encode(self, session: Session, *, until: float) -> None:
+        """Encode a session's images step by step, `until` a time on the monotonic clock, or to their end.
 
         Raises what a step raises; its session has then to be forgotten.
         """
-        session, work = next(iter(self._under_way.items()))
+        work = self._under_way[session]
+        if session is not self._turn:
+            self._turn, self._taken = session, 0.0
         began = before = time.monotonic()
         while before <= until and self._listeners.awaits([session]):
             try:
@@ -76,7 +87,7 @@ class ImageFeatures:
             now = time.monotonic()
             self._usual, before = max(now - before, (self._usual or 0.0) * FADING), now
         self._taken += time.monotonic() - began
-        if self._taken > self._fair_seconds:
+        if self._taken > self._pacing.fair_seconds:
             self._under_way[session], self._taken = self._under_way.pop(session), 0.0
 
     def of(self, session: Session) -> torch.Tensor | None:
@@ -86,8 +97,8 @@ class ImageFeatures:
     def forget(self, session: Session) -> None:
         """Its prompt was run, or it ended."""
         self._rows.pop(session, None)
-        if session is self.next:
-            self._taken = 0.0
+        if session is self._turn:
+            self._turn = None
         self._under_way.pop(session, None)
 
     def keeps(self, request: SessionRequest, *, encoded: bool) -> bool:
@@ -120,6 +131,10 @@ class ImageFeatures:
                 made[picture] = Kept(picture.grid, of)
                 self._image_cache.put(picture.key, made[picture])
         return torch.cat([(picture.kept or made[picture]).rows for picture in pictures])
+
+
+def _rank(session: Session) -> int:
+    return session.request.priority.rank
 
 
 def _unmade() -> Steps:

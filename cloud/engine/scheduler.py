@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from cutline.cloud.engine.cost_model import Pacing, PassCost, drafted_rows, prompt_rows, turn
+from cutline.cloud.engine.cost_model import Pacing, PassCost, drafted_rows, prompt_rows, rows_behind, turn
 from cutline.cloud.engine.image_features import ImageFeatures
 from cutline.cloud.engine.passes import Passes
 from cutline.cloud.engine.sequence import Session, SessionRows
@@ -55,9 +55,10 @@ class Scheduler:
             if session.confirmed_at <= now - patience:
                 self._table.emit(session, InputError(f"nothing was drafted for {patience:.0f} seconds"))
         self._table.idle_since = min((session.confirmed_at for session in idle), default=math.inf)
-        batch = batched(
-            [rows for rows in wanted.values() if rows is not None], cost, self._pacing, decodes=self._decodes
-        )
+        ready = [rows for rows in wanted.values() if rows is not None]
+        first, behind = by_priority(ready, now - self._pacing.aged_seconds)
+        batch = batched(first, cost, self._pacing, decodes=self._decodes)
+        batch += beside(behind, rows_behind(cost, self._pacing))
         for rows in batch:
             self._table.begin(rows.session, now)
         return batch
@@ -85,6 +86,28 @@ def rows_by_session(
     most = room if most is None else min(room, most)
     share = min(1.0, cost.row_share * max(1, sum(session.confirmed_at >= recent for session in landed)))
     return {session: session.rows_to_run(share, most) for session in landed}
+
+
+def by_priority(wanted: Sequence[SessionRows], aged: float) -> tuple[list[SessionRows], list[SessionRows]]:
+    """Those of what is `wanted` that go first, and those behind them that waited since `aged`, the longest first."""
+    first = min((_rank(rows) for rows in wanted), default=0)
+    behind = [rows for rows in wanted if _rank(rows) > first and rows.session.confirmed_at <= aged]
+    return [rows for rows in wanted if _rank(rows) == first], sorted(behind, key=lambda one: one.session.confirmed_at)
+
+
+def beside(behind: Iterable[SessionRows], room: int) -> list[SessionRows]:
+    """What of these goes into a pass with so much `room` for them: those who waited longest, and little of each."""
+    batch = []
+    for rows in behind:
+        if room <= 0:
+            break
+        batch.append(rows.at_most(room))
+        room -= len(batch[-1].tokens)
+    return batch
+
+
+def _rank(rows: SessionRows) -> int:
+    return rows.session.request.priority.rank
 
 
 def batched(wanted: Iterable[SessionRows], cost: PassCost, pacing: Pacing, *, decodes: bool) -> list[SessionRows]:

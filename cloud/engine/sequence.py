@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from cutline.cloud.engine.cost_model import MOST_DRAFTED_ROWS, Acceptance, rows_worth_verifying
 from cutline.cloud.engine.image_cache import Picture
+from cutline.core.request import Priority
 from cutline.core.sampling import Sampling
 from cutline.errors import CutlineError, WorkerFailed
 from cutline.models.families import COUNTED, Grid, Positions
@@ -61,6 +62,7 @@ class SessionRequest:
     likelihoods: bool = False
     alternatives: int = 0
     request_id: str = ""
+    priority: Priority = Priority.NORMAL
     penalties: Penalties = NO_PENALTIES
     compiled: CompiledConstraint | None = None
 
@@ -381,6 +383,16 @@ class SessionRows:
             return self
         boundary = None if self.boundary is None else self.boundary[:count]
         return replace(self, tokens=self.tokens[:count], drafted=0, boundary=boundary, partial=True)
+
+    def at_most(self, count: int) -> SessionRows:
+        """As the `first`, with fewer drafted ones where those make them many."""
+        rows = self.first(count)
+        more = min(len(rows.tokens) - count, rows.drafted)
+        if more <= 0:
+            return rows
+        kept = len(rows.tokens) - more
+        boundary = None if rows.boundary is None else rows.boundary[:kept]
+        return replace(rows, tokens=rows.tokens[:kept], drafted=rows.drafted - more, boundary=boundary)
 
     @property
     def slot(self) -> int:

@@ -15,6 +15,7 @@ from cutline.cloud.engine.passes import FATAL
 from cutline.cloud.engine.sequence import DeepSession, Event, Session, SessionRequest
 from cutline.cloud.model.model_runner import Target
 from cutline.cloud.telemetry.observer import Observer
+from cutline.core.request import Priority
 from cutline.errors import CutlineError, InputError, WorkerBusy, WorkerFailed, WorkerForgot, WorkerUnavailable
 from cutline.protos.messages import Draft, Finished, Opened
 
@@ -64,9 +65,11 @@ class SessionTable:
         """How long sessions lately waited for their first pass."""
         return self._turnover.waited(self.now())
 
-    def busy(self) -> WorkerBusy | None:
+    def busy(self, priority: Priority) -> WorkerBusy | None:
         """The refusal that one more session would meet now, None where it may find room."""
         if self._slots.free or self.idle_since < self.now() - self._safe_seconds:
+            return None
+        if any(one.request.priority.rank > priority.rank for one in tuple(self._sessions.values())):
             return None
         return self._turnover.refusal()
 
@@ -80,7 +83,7 @@ class SessionTable:
             return
         try:
             if self._slots.free == 0:
-                self._evict(now)
+                self._evict(request.priority, now)
             session = self._seated(name, request, drafts, asked_at)
         except FATAL:
             raise
@@ -149,13 +152,21 @@ class SessionTable:
         self._turnover.ended(now - session.asked_at, now)
         self._sessions.pop(name, None)  # last: who is counted no more, on other threads, has left the slot
 
-    def _evict(self, now: float) -> None:
-        """Free the slot of the session that has waited longest for a draft, if that is too long to be safe."""
-        idle = [one for one in self._sessions.values() if one.in_flight is None and one.rows_to_run(1.0) is None]
-        longest = min(idle, key=lambda one: one.confirmed_at, default=None)
-        if longest is not None and longest.confirmed_at <= now - self._safe_seconds:
+    def _evict(self, priority: Priority, now: float) -> None:
+        """Free a slot for a session of this `priority`, if one may be.
+
+        That is of the session that has waited longest for a draft, if that is too long to be safe; else of the youngest
+        of the lowest priority, if that is lower.
+        """
+        landed = [one for one in self._sessions.values() if one.in_flight is None]
+        idle = [one for one in landed if one.rows_to_run(1.0) is None and one.confirmed_at <= now - self._safe_seconds]
+        gone = min(idle, key=lambda one: one.confirmed_at, default=None)
+        if gone is None:
+            behind = [one for one in landed if one.request.priority.rank > priority.rank]
+            gone = max(behind, key=lambda one: (one.request.priority.rank, one.asked_at), default=None)
+        if gone is not None:
             self._observer.evicted()
-            self.emit(longest, WorkerForgot("this worker needed the place; open the session anew"))
+            self.emit(gone, WorkerForgot("this worker needed the place; open the session anew"))
 
     def _seated(self, name: str, request: SessionRequest, drafts: Sequence[Draft], asked_at: float) -> Session | None:
         """A session in a slot of its own, with the rows that it goes on from; None where all are taken."""

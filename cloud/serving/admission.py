@@ -201,6 +201,7 @@ class Reception:
             likelihoods=opening.likelihoods,
             alternatives=opening.alternatives,
             request_id=opening.request_id,
+            priority=opening.priority,
             penalties=self._manifest.penalties,
             compiled=compiled,
         )

@@ -254,6 +254,7 @@ class Onward:
             likelihoods=request.likelihoods,
             alternatives=request.alternatives,
             request_id=request.request_id,
+            priority=request.priority,
         )
 
     async def _listen(self, session: WorkerSession) -> None:

@@ -334,7 +334,8 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         self._reception.check(opening)
         account.asked(opening)  # what is written of it is bounded by now
         caller = CALLER.get()
-        if (busy := self._engine.busy()) is not None:
+        opening = dataclasses.replace(opening, priority=opening.priority.at_most(self._shares.highest(caller.tenant)))
+        if (busy := self._engine.busy(opening.priority)) is not None:
             self._shares.found_room(caller.tenant, found=False)
             raise busy
         if self._onward is not None and onward is not None and not onward.begun:  # who has a place there may use it

@@ -190,6 +190,7 @@ class RequestHandler:
             media = await unless_gone(request.receive, self._media(asked, body))
             named = {"tenant": tenant_of(request), "request_id": request_id(request), "trace": trace(request)}
             question = await in_thread(large, asked.question, media, **named)
+            question = place.ordered(question)
             attempt.mode = question.mode
             teller = tell(asked, self.agent.manifest, question)
             if asked.streamed:

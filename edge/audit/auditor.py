@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import msgspec
 
 from cutline.core.agreement.measures import Wording
-from cutline.core.request import Mode, Request
+from cutline.core.request import Mode, Priority, Request
 from cutline.core.wire import Wire
 from cutline.edge.audit.audits import Audits
 from cutline.edge.generation.conditions import group_of
@@ -131,7 +131,7 @@ class Auditor:
     async def _audit(self, one: _Due) -> None:
         audits, gate = self.audits, self._gate()
         mode = Mode.CLOUD if one.request.cut == "image" else Mode.SPLIT  # no more goes up than was said may
-        request = msgspec.structs.replace(one.request, mode=mode, request_id="", trace="")
+        request = msgspec.structs.replace(one.request, mode=mode, priority=Priority.BACKGROUND, request_id="", trace="")
         try:
             answer = await self._ask(request)
         except WorkerError as error:

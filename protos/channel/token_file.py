@@ -7,6 +7,7 @@
     [tenant.warehouse]           # optional, and so is each of its keys
     sessions = 4                 # at once
     openings_per_minute = 60
+    priority = "normal"          # the highest that its requests may have
     upload_mb_per_second = 8.0   # in a worker's file only
 
 It is reloaded when it changes. If it cannot be read then, the last good version stays and an error is logged. A token
@@ -24,7 +25,7 @@ from typing import Annotated
 import msgspec
 
 from cutline.core.json_errors import UNREADABLE
-from cutline.core.request import TENANT
+from cutline.core.request import TENANT, Priority
 from cutline.errors import InputError
 from cutline.protos.channel.reloading import Renewed
 
@@ -41,13 +42,14 @@ class Quota(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """The quota of one tenant on a worker, or on an agent, whose sessions are the requests in progress.
 
     Without `sessions` a tenant may use all places that no other tenant waits for. With `journal` answers to it may be
-    kept, by a worker that keeps any.
+    kept, by a worker that keeps any. Its requests have no higher `priority`, whatever they ask for.
     """
 
     sessions: Annotated[int, msgspec.Meta(ge=1)] | None = None
     openings_per_minute: _Positive = 6000.0
     upload_mb_per_second: _Positive = 512.0  # 4 Gbit/s, so that fast links can be measured
     journal: bool = False
+    priority: Priority = Priority.INTERACTIVE
 
 
 class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

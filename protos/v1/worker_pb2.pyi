@@ -7,6 +7,15 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class Priority(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    NORMAL: _ClassVar[Priority]
+    INTERACTIVE: _ClassVar[Priority]
+    BACKGROUND: _ClassVar[Priority]
+NORMAL: Priority
+INTERACTIVE: Priority
+BACKGROUND: Priority
+
 class DescribeRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
@@ -74,7 +83,7 @@ class AgentMessage(_message.Message):
     def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., image: _Optional[_Union[ImageChunk, _Mapping]] = ..., boundary: _Optional[_Union[Boundary, _Mapping]] = ..., draft: _Optional[_Union[Draft, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("model", "tokens", "prompt_length", "cut", "images", "max_tokens", "sampling", "effort", "draft", "grids", "digests", "known", "likelihoods", "alternatives", "request_id", "pieces", "times", "store", "requires")
+    __slots__ = ("model", "tokens", "prompt_length", "cut", "images", "max_tokens", "sampling", "effort", "draft", "grids", "digests", "known", "likelihoods", "alternatives", "request_id", "pieces", "times", "store", "priority", "requires")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_LENGTH_FIELD_NUMBER: _ClassVar[int]
@@ -93,6 +102,7 @@ class Open(_message.Message):
     PIECES_FIELD_NUMBER: _ClassVar[int]
     TIMES_FIELD_NUMBER: _ClassVar[int]
     STORE_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     REQUIRES_FIELD_NUMBER: _ClassVar[int]
     model: str
     tokens: _containers.RepeatedScalarFieldContainer[int]
@@ -112,8 +122,9 @@ class Open(_message.Message):
     pieces: _containers.RepeatedScalarFieldContainer[int]
     times: _containers.RepeatedScalarFieldContainer[int]
     store: bool
+    priority: Priority
     requires: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, model: _Optional[str] = ..., tokens: _Optional[_Iterable[int]] = ..., prompt_length: _Optional[int] = ..., cut: _Optional[str] = ..., images: _Optional[int] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., effort: _Optional[float] = ..., draft: _Optional[_Iterable[int]] = ..., grids: _Optional[_Iterable[_Union[Grid, _Mapping]]] = ..., digests: _Optional[_Iterable[bytes]] = ..., known: _Optional[int] = ..., likelihoods: bool = ..., alternatives: _Optional[int] = ..., request_id: _Optional[str] = ..., pieces: _Optional[_Iterable[int]] = ..., times: _Optional[_Iterable[int]] = ..., store: bool = ..., requires: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., tokens: _Optional[_Iterable[int]] = ..., prompt_length: _Optional[int] = ..., cut: _Optional[str] = ..., images: _Optional[int] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., effort: _Optional[float] = ..., draft: _Optional[_Iterable[int]] = ..., grids: _Optional[_Iterable[_Union[Grid, _Mapping]]] = ..., digests: _Optional[_Iterable[bytes]] = ..., known: _Optional[int] = ..., likelihoods: bool = ..., alternatives: _Optional[int] = ..., request_id: _Optional[str] = ..., pieces: _Optional[_Iterable[int]] = ..., times: _Optional[_Iterable[int]] = ..., store: bool = ..., priority: _Optional[_Union[Priority, str]] = ..., requires: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Grid(_message.Message):
     __slots__ = ("rows", "cols")

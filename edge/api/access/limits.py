@@ -13,6 +13,7 @@ from prometheus_client import Gauge
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cutline.core.request import Priority, Request
 from cutline.edge.api.access.origins import OPEN
 from cutline.edge.api.errors import Fault, Refused, body_of
 from cutline.errors import InputError, WorkerBusy
@@ -82,11 +83,15 @@ def name_of(host: str) -> str:
 
 
 class RequestPlace:
-    """One request's place, counted in `taken` by whether it needs a worker; of each kind there are `most`."""
+    """One request's place, counted in `taken` by whether it needs a worker; of each kind there are `most`.
 
-    def __init__(self, taken: Counter[bool], most: int) -> None:
+    It has no higher priority than the `highest`.
+    """
+
+    def __init__(self, taken: Counter[bool], most: int, highest: Priority) -> None:
         self._taken = taken
         self._most = most
+        self._highest = highest
         self._needs_worker: bool | None = None  # not known before the request is read
 
     def settle(self, *, needs_worker: bool) -> None:
@@ -96,6 +101,19 @@ class RequestPlace:
             raise busy(f"the agent has {self._most} requests {which} in work; try again in a second")
         self._taken[needs_worker] += 1
         self._needs_worker = needs_worker
+
+    def ordered(self, question: Request) -> Request:
+        """The question, with the priority that it may have, once its kind is set.
+
+        Raises Refused for one in the background that would leave others less than half of the places.
+        """
+        assert self._needs_worker is not None
+        priority = question.priority.at_most(self._highest)
+        if priority is Priority.BACKGROUND and self._taken[self._needs_worker] > max(1, self._most // 2):
+            raise busy(
+                "half of the agent's places have requests, and the others are for those that go first; try later"
+            )
+        return msgspec.structs.replace(question, priority=priority)
 
     def leave(self) -> None:
         """Free the place."""
@@ -143,7 +161,7 @@ class Desk:
             raise busy(f"over {limits.openings_per_minute:g} requests a minute came; try again in {wait:.0f} s", wait)
         self._due[tenant] = due + 60.0 / limits.openings_per_minute
         self._count(tenant, 1)
-        place = RequestPlace(self._kinds, most)
+        place = RequestPlace(self._kinds, most, limits.priority)
         try:
             yield place
         finally:

@@ -79,7 +79,7 @@ function requestOf(turn) {
     stream: true,
     stream_options: { include_usage: true },
     max_tokens: MOST,
-    cutline: { ...chosen(), guesses: true, correct_seconds: CORRECT_SECONDS },
+    cutline: { ...chosen(), priority: "interactive", guesses: true, correct_seconds: CORRECT_SECONDS },
   };
 }
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from cutline.core.request import MAX_NOISE, MAX_TIMEOUT, Mode
+from cutline.core.request import MAX_NOISE, MAX_TIMEOUT, Mode, Priority
 from cutline.core.sampling import MinP, RepetitionPenalty, Sampling, StopTokenIds, TopK
 from cutline.core.wire import Wire
 
@@ -24,6 +24,7 @@ class ExecutionOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     image_tokens: Annotated[int, msgspec.Meta(ge=1, le=10**6)] | None = None
     keep_image_tokens: _SomeShare = 1.0
     timeout: Annotated[float, msgspec.Meta(gt=0, le=MAX_TIMEOUT)] = 60.0
+    priority: Priority = Priority.NORMAL
     exact: bool = False
     image_must_stay: bool = False
     max_latency_ms: Annotated[float, msgspec.Meta(gt=0, le=1e9)] | None = None

@@ -147,6 +147,7 @@ class Exchange:
             alternatives=self.generation.alternatives or 0,
             request_id=request.request_id,
             store=request.store,
+            priority=request.priority,
         )
 
     async def _settle(self, session: WorkerSession) -> None:
