@@ -19,7 +19,8 @@ from cutline.cloud.model.model_runner import Target
 from cutline.core.request import Priority
 from cutline.errors import WorkerBusy, WorkerForgot
 from cutline.protos.messages import Finished
-from tests.cloud.engine.test_engine import ScriptedTarget, opened, picture
+from cutline.testing.target import ScriptedTarget
+from tests.cloud.engine.test_engine import opened, picture
 from tests.cloud.test_waiting import CountingTarget, Listener, request
 
 NOW = 100.0
