@@ -211,6 +211,7 @@ def test_calls_whose_message_never_comes_hold_no_place(bundle: Bundle, fleet: Fl
             assert await describe().code() is grpc.StatusCode.UNAUTHENTICATED
             assert await describe(metadata=known).code() is grpc.StatusCode.DEADLINE_EXCEEDED
         async with worker(bundle, late, tokens=fleet.tokens) as address, grpc.aio.insecure_channel(address) as channel:
+            assert await status(channel, HEALTH[0]) is grpc.StatusCode.OK  # connected, so that calls come in order
             silent = [channel.stream_unary(HEALTH[0])() for _ in range(3)]
             assert await silent[0].code() is grpc.StatusCode.DEADLINE_EXCEEDED
             assert await status(channel, HEALTH[0]) is grpc.StatusCode.OK

@@ -158,8 +158,8 @@ def leaves(kind: type[CutlineError]) -> set[type[CutlineError]]:
 
 def test_every_exception_of_an_answer_has_a_status() -> None:
     ours = {kind for kind in leaves(CutlineError) if kind.__module__ == "cutline.errors"}
-    assert {kind.__name__ for kind in ours - set(STATUS)} == {"ProfileError", "StorageError"}, (
-        "an agent that answers reads no profiles, and writes no files"
+    assert {kind.__name__ for kind in ours - set(STATUS)} == {"ProfileError", "StorageError", "NotBetter"}, (
+        "an agent that answers reads no profiles, writes no files, and teaches no drafter"
     )
     assert {InputError, BundleError, ImageError, PromptError, WorkerUnavailable} <= set(STATUS)
 
