@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tracemalloc
+import gc
 from pathlib import Path
 
 import pytest
@@ -101,13 +101,10 @@ def test_what_is_no_data_is_said_at_once(folder: Path) -> None:
             read()
 
 
-def test_many_lines_are_not_held(folder: Path) -> None:
+def test_lines_are_not_held(folder: Path) -> None:
+    """So a file of a million takes as much memory as one of a few."""
     data = folder / "many.jsonl"
-    data.write_bytes(b'{"image": "none.png", "question": "What is it?"}\n' * 20_000)
-    assert all(isinstance(row, BadRow) for row in read_rows(data))  # Python's own tables are as large as they get
-    tracemalloc.start()
-    count = sum(isinstance(row, BadRow) for row in read_rows(data))
-    _, most = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert count == 20_000
-    assert most < 2 << 20, "a file of a million lines takes as much"
+    data.write_bytes(b'{"image": "none.png", "question": "What is it?"}\n' * 3000)
+    thousandths = (row for row in read_rows(data) if row.number % 1000 == 0)
+    alive = [sum(type(one) is BadRow for one in gc.get_objects()) for _ in thousandths]
+    assert alive == [1, 1, 1]
