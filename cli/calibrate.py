@@ -144,11 +144,11 @@ def calibrate(given: CalibrateOptions) -> None:
         raise InputError(f"--cards is {given.cards}; give 1 or more")
     if given.samples < 1:
         raise InputError(f"--samples is {given.samples}; give 1 or more")
-    wanted = chosen_groups(given.groups or ())
     if given.price_cards < 0:
         raise InputError(f"--price-cards is {given.price_cards}; give 0 or more")
     check_timeout(given.timeout)
     measure, against, known = _compared(given)
+    wanted = chosen_groups(given.groups or (), known=known)
     key = upstream_key(given.server, workers=given.worker is not None)
     drafter, keys = open_drafter(given.bundle), open_keys(given.keys)
     wants_prices = given.price_cards > 0 and given.server.upstream is None

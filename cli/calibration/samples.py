@@ -62,10 +62,10 @@ class Samples:
     left_out: int = 0
 
 
-def chosen_groups(named: Sequence[str]) -> tuple[str, ...]:
+def chosen_groups(named: Sequence[str], *, known: bool = False) -> tuple[str, ...]:
     """The groups that have all the words of any of `named`, each words with commas between; all where none is named.
 
-    Raises InputError.
+    Answers are `known` of single pictures alone. Raises InputError.
     """
     words = dict.fromkeys(word for group in GROUPS for word in group.split(", "))
     wanted = [[word.strip() for word in one.split(",")] for one in named]
@@ -73,10 +73,14 @@ def chosen_groups(named: Sequence[str]) -> tuple[str, ...]:
         if word not in words:
             raise InputError(f"--groups: there is no {word[:40]!r}; a group is made of {', '.join(words)}")
     chosen = tuple(
-        group for group in GROUPS if not wanted or any(set(some) <= set(group.split(", ")) for some in wanted)
+        one.group
+        for one in CALIBRATED
+        if (one.pictures == 1 or not known)
+        and (not wanted or any(set(some) <= set(one.group.split(", ")) for some in wanted))
     )
     if not chosen:
-        raise InputError(f"--groups: no group is all of {named[0]!r} at once")
+        alone = "; answers are known of single pictures alone" if known else ""
+        raise InputError(f"--groups: no group is all of {named[0]!r} at once{alone}")
     return chosen
 
 

@@ -167,3 +167,13 @@ def test_known_answers_are_held_against_without_asking_anybody_else() -> None:
 def test_a_line_without_an_answer_is_named() -> None:
     with pytest.raises(InputError, match='line 9 has no "answer"'):
         list(conversations([known("a", "9", None)], GROUPS, count=9, known=True))
+
+
+def test_against_known_answers_groups_of_two_pictures_stay_as_they_are() -> None:
+    assert all(group.startswith("one picture") for group in chosen_groups([], known=True))
+    assert len(chosen_groups([], known=True)) == len(GROUPS) / 2
+    assert chosen_groups(["third question"], known=True) == tuple(
+        group for group in chosen_groups(["third question"]) if group.startswith("one picture")
+    )
+    with pytest.raises(InputError, match="single pictures alone"):
+        chosen_groups(["two pictures"], known=True)
