@@ -24,7 +24,7 @@ from cutline.models.bundle import Manifest
 from cutline.models.export.quiet import quiet
 
 SEED = 7
-KEPT = 50  # steps: as often the state is kept
+KEPT = 20  # steps: as often the state is kept
 WARM = 20  # steps until the rate is at its peak
 
 
