@@ -34,7 +34,7 @@ from cutline.errors import CutlineError
 from cutline.models.bundle import MANIFEST, Bundle, Manifest, read_manifest
 from cutline.models.images import decode_image
 from cutline.models.prices import open_prices
-from cutline.protos import messages, tensors
+from cutline.protos import codec, messages, tensors
 from cutline.protos.channel import token_file
 from cutline.protos.messages import Boundary, Confirmed, Draft, Finished, Likelihood, Open, Opened, Reason
 from cutline.protos.v1 import worker_pb2 as pb
@@ -44,17 +44,17 @@ _FOLDER = Path(tempfile.mkdtemp(prefix="cutline-fuzz-", dir="/dev/shm" if Path("
 
 def agent_message(data: bytes) -> None:
     """What an agent sends a worker, tensors included."""
-    _proto(data, pb.AgentMessage, messages.agent_from_wire)
+    _proto(data, pb.AgentMessage, codec.agent_from_wire)
 
 
 def worker_message(data: bytes) -> None:
     """What a worker sends an agent."""
-    _proto(data, pb.WorkerMessage, messages.worker_from_wire)
+    _proto(data, pb.WorkerMessage, codec.worker_from_wire)
 
 
 def description(data: bytes) -> None:
     """What a worker says of itself."""
-    _proto(data, pb.Description, messages.description_from_wire)
+    _proto(data, pb.Description, codec.description_from_wire)
 
 
 def tensor(data: bytes) -> None:
@@ -148,12 +148,12 @@ def seeds(name: str) -> list[bytes]:
             sent: list[messages.AgentMessage] = [opening, *messages.image_chunks(b"file")]
             sent += [Boundary(rows, last=True, wire=wire) for wire in Wire]
             sent += [Draft(3, (1, 2, 3), rows, Wire.INT8), Draft(4, (5,)), messages.Cancel()]
-            return [messages.agent_to_wire(one).SerializeToString() for one in sent]
+            return [codec.agent_to_wire(one).SerializeToString() for one in sent]
         case "worker_message":
             told = Confirmed(3, (1, 2), 1, (Likelihood(-0.5, ((4, -1.0),)), Likelihood(-0.1)))
             ended = Finished(Reason.STOP, 3, 1, 0.25)
             said: list[messages.WorkerMessage] = [Opened("name", 0.1, 0.2, 0.3), told, ended, CutlineError("why")]
-            return [messages.worker_to_wire(one).SerializeToString() for one in said]
+            return [codec.worker_to_wire(one).SerializeToString() for one in said]
         case "description":
             return [pb.Description(model="m", name="n", start="image", end="end", wires=["INT8"]).SerializeToString()]
         case "tensor":

@@ -18,6 +18,7 @@ from cutline.errors import AccessDenied, CutlineError, InputError, WorkerBusy, W
 from cutline.protos.channel.address import parse_address
 from cutline.protos.channel.connection import ChannelStub, Connection, given_up
 from cutline.protos.channel.credentials import NO_KEYS, AgentKeys, link_fault
+from cutline.protos.codec import agent_to_wire, description_from_wire, worker_from_wire
 from cutline.protos.messages import (
     AgentMessage,
     Boundary,
@@ -28,9 +29,6 @@ from cutline.protos.messages import (
     ImageChunk,
     Open,
     Opened,
-    agent_to_wire,
-    description_from_wire,
-    worker_from_wire,
 )
 from cutline.protos.status import exception_of
 from cutline.protos.v1 import worker_pb2 as pb

@@ -14,17 +14,8 @@ from typing import Any
 import grpc
 
 from cutline.protos.client import WorkerClient
-from cutline.protos.messages import (
-    Confirmed,
-    Draft,
-    Finished,
-    Open,
-    Opened,
-    Reason,
-    WorkerMessage,
-    agent_from_wire,
-    worker_to_wire,
-)
+from cutline.protos.codec import agent_from_wire, worker_to_wire
+from cutline.protos.messages import Confirmed, Draft, Finished, Open, Opened, Reason, WorkerMessage
 from cutline.protos.v1 import worker_pb2 as pb
 from cutline.protos.v1 import worker_pb2_grpc
 

@@ -31,17 +31,8 @@ from cutline.errors import (
 from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image
 from cutline.models.prompt import PromptBuilder
-from cutline.protos.messages import (
-    Confirmed,
-    Description,
-    Finished,
-    Open,
-    Opened,
-    Reason,
-    agent_from_wire,
-    description_to_wire,
-    worker_to_wire,
-)
+from cutline.protos.codec import agent_from_wire, description_to_wire, worker_to_wire
+from cutline.protos.messages import Confirmed, Description, Finished, Open, Opened, Reason
 from cutline.protos.v1 import worker_pb2 as pb
 from cutline.protos.v1 import worker_pb2_grpc
 

@@ -15,7 +15,8 @@ from typing import Self
 from google.protobuf.message import DecodeError
 
 from cutline.errors import CutlineError, InputError, WorkerFailed
-from cutline.protos.messages import AgentMessage, agent_from_wire
+from cutline.protos.codec import agent_from_wire
+from cutline.protos.messages import AgentMessage
 from cutline.protos.v1 import worker_pb2 as pb
 
 log = logging.getLogger(__name__)

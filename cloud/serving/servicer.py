@@ -31,18 +31,9 @@ from cutline.errors import CutlineError, InputError, WorkerBusy, WorkerFailed, W
 from cutline.models.bundle import Manifest
 from cutline.models.law.grammars import Grammars
 from cutline.protos.channel.credentials import EARLY_KEY
+from cutline.protos.codec import description_to_wire, worker_to_wire
 from cutline.protos.features import understood
-from cutline.protos.messages import (
-    Cancel,
-    Confirmed,
-    Description,
-    Draft,
-    Finished,
-    Open,
-    Opened,
-    description_to_wire,
-    worker_to_wire,
-)
+from cutline.protos.messages import Cancel, Confirmed, Description, Draft, Finished, Open, Opened
 from cutline.protos.status import status_of
 from cutline.protos.tensors import CHUNK
 from cutline.protos.v1 import worker_pb2 as pb

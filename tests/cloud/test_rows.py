@@ -20,18 +20,8 @@ from cutline.demo.bundles import TARGET
 from cutline.errors import InputError
 from cutline.models.bundle import Bundle
 from cutline.protos.client import WorkerClient
-from cutline.protos.messages import (
-    Boundary,
-    Confirmed,
-    Draft,
-    Finished,
-    Open,
-    Opened,
-    agent_to_wire,
-    boundary_chunks,
-    image_chunks,
-    worker_from_wire,
-)
+from cutline.protos.codec import agent_to_wire, worker_from_wire
+from cutline.protos.messages import Boundary, Confirmed, Draft, Finished, Open, Opened, boundary_chunks, image_chunks
 from cutline.protos.v1 import worker_pb2 as pb
 
 Case = tuple[Open, bytes, tuple[int, ...]]

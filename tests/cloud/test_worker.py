@@ -30,6 +30,7 @@ from cutline.core.sampling import Sampling
 from cutline.errors import CutlineError, InputError, ModelMismatch, WorkerBusy, WorkerFailed, WorkerUnavailable
 from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image
+from cutline.protos.codec import agent_from_wire, agent_to_wire, description_from_wire, worker_from_wire
 from cutline.protos.messages import (
     AgentMessage,
     Boundary,
@@ -40,11 +41,7 @@ from cutline.protos.messages import (
     ImageChunk,
     Open,
     Opened,
-    agent_from_wire,
-    agent_to_wire,
-    description_from_wire,
     image_chunks,
-    worker_from_wire,
 )
 from cutline.protos.status import status_of
 from cutline.protos.tensors import CHUNK

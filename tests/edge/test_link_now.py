@@ -22,7 +22,8 @@ from cutline.edge.offload.worker_pool import Workers
 from cutline.edge.request_planner import RequestPlanner
 from cutline.errors import InputError, WorkerUnavailable
 from cutline.models.vocabulary import Vocabulary
-from cutline.protos.messages import Confirmed, Finished, Opened, Reason, worker_to_wire
+from cutline.protos.codec import worker_to_wire
+from cutline.protos.messages import Confirmed, Finished, Opened, Reason
 from cutline.protos.v1 import worker_pb2 as pb
 from cutline.testing.worker import BUNDLE, NEVER, TRUTH, ScriptedWorker, asking, serving
 

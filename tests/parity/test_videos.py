@@ -30,7 +30,8 @@ from cutline.models.families.smolvlm import SmolSampling
 from cutline.models.images import Pixels, decode_image
 from cutline.models.prompt import PromptBuilder
 from cutline.models.video import strip
-from cutline.protos.messages import Open, agent_from_wire, agent_to_wire
+from cutline.protos.codec import agent_from_wire, agent_to_wire
+from cutline.protos.messages import Open
 from cutline.testing.models.comparison import Prompt, Whole, quantized
 
 LENGTH = 10

@@ -14,18 +14,8 @@ from cutline.core.wire import Wire, bytes_per_row
 from cutline.partitioner import cost
 from cutline.partitioner.plan import Choice, Drafting, Space
 from cutline.protos import tensors
-from cutline.protos.messages import (
-    Confirmed,
-    Draft,
-    Finished,
-    Open,
-    Opened,
-    Reason,
-    agent_to_wire,
-    boundary_chunks,
-    image_chunks,
-    worker_to_wire,
-)
+from cutline.protos.codec import agent_to_wire, worker_to_wire
+from cutline.protos.messages import Confirmed, Draft, Finished, Open, Opened, Reason, boundary_chunks, image_chunks
 
 
 def size(*messages: Any) -> int:

@@ -26,6 +26,7 @@ from cutline.errors import (
 )
 from cutline.models.bundle import Bundle
 from cutline.protos.client import WorkerClient, WorkerSession
+from cutline.protos.codec import description_to_wire, worker_to_wire
 from cutline.protos.messages import (
     Confirmed,
     Description,
@@ -35,9 +36,7 @@ from cutline.protos.messages import (
     Open,
     Opened,
     Reason,
-    description_to_wire,
     image_chunks,
-    worker_to_wire,
 )
 from cutline.protos.v1 import worker_pb2 as pb
 from cutline.protos.v1 import worker_pb2_grpc

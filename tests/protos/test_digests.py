@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from cutline.core.wire import Wire
+from cutline.protos.codec import agent_from_wire, agent_to_wire
 from cutline.protos.digests import as_received, image_digest, rows_digest
-from cutline.protos.messages import Boundary, agent_from_wire, agent_to_wire
+from cutline.protos.messages import Boundary
 
 ROWS = np.random.default_rng(0).standard_normal((7, 5)).astype(np.float32)
 

@@ -11,7 +11,8 @@ import pytest
 from cutline.core.sampling import Sampling
 from cutline.errors import VersionMismatch
 from cutline.protos import features
-from cutline.protos.messages import Open, agent_from_wire, agent_to_wire, lacking
+from cutline.protos.codec import agent_from_wire, agent_to_wire, lacking
+from cutline.protos.messages import Open
 from cutline.protos.v1 import worker_pb2 as pb
 
 # The last field of each, in the first version; those of `Bias` and `Constraint` came with later fields of `Sampling`.

@@ -23,6 +23,14 @@ from cutline.errors import (
     WorkerFailed,
     WorkerUnavailable,
 )
+from cutline.protos.codec import (
+    agent_from_wire,
+    agent_to_wire,
+    description_from_wire,
+    description_to_wire,
+    worker_from_wire,
+    worker_to_wire,
+)
 from cutline.protos.messages import (
     AgentMessage,
     Boundary,
@@ -36,15 +44,9 @@ from cutline.protos.messages import (
     Opened,
     Reason,
     WorkerMessage,
-    agent_from_wire,
-    agent_to_wire,
     boundary_chunks,
-    description_from_wire,
-    description_to_wire,
     draft_chunks,
     image_chunks,
-    worker_from_wire,
-    worker_to_wire,
 )
 from cutline.protos.tensors import CHUNK
 from cutline.protos.v1 import worker_pb2 as pb

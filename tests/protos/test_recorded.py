@@ -17,7 +17,6 @@ from google.protobuf import descriptor_pb2, descriptor_pool, json_format, messag
 from cutline.core.sampling import Sampling
 from cutline.core.wire import Wire
 from cutline.errors import WorkerBusy, WorkerForgot
-from cutline.protos import messages
 from cutline.protos.directory import ListedWorker, Listing, Standing, listing_from_wire, listing_to_wire
 from cutline.protos.messages import (
     Boundary,
@@ -103,20 +102,20 @@ AGENT = ("open", "image", "boundary", "draft", "cancel")
 def to_wire(name: str) -> Any:
     sample = SAMPLES[name]
     if name == "description":
-        return messages.description_to_wire(sample)
+        return codec.description_to_wire(sample)
     if name == "listing":
         return listing_to_wire(sample)
-    return messages.agent_to_wire(sample) if name in AGENT else messages.worker_to_wire(sample)
+    return codec.agent_to_wire(sample) if name in AGENT else codec.worker_to_wire(sample)
 
 
 def from_wire(name: str, content: bytes) -> Any:
     if name == "description":
-        return messages.description_from_wire(worker_pb2.Description.FromString(content))
+        return codec.description_from_wire(worker_pb2.Description.FromString(content))
     if name == "listing":
         return listing_from_wire(directory_pb2.Listing.FromString(content))
     if name in AGENT:
-        return messages.agent_from_wire(worker_pb2.AgentMessage.FromString(content))
-    return messages.worker_from_wire(worker_pb2.WorkerMessage.FromString(content))
+        return codec.agent_from_wire(worker_pb2.AgentMessage.FromString(content))
+    return codec.worker_from_wire(worker_pb2.WorkerMessage.FromString(content))
 
 
 def schema(version: str) -> descriptor_pb2.FileDescriptorSet:

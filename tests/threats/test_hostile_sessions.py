@@ -26,8 +26,9 @@ from cutline.models.bundle import Bundle
 from cutline.protos.channel.credentials import TENANT_KEY, AgentKeys
 from cutline.protos.channel.token_file import token_entry
 from cutline.protos.client import WorkerClient
+from cutline.protos.codec import agent_to_wire, worker_from_wire
 from cutline.protos.digests import image_digest
-from cutline.protos.messages import Open, Opened, agent_to_wire, image_chunks, worker_from_wire
+from cutline.protos.messages import Open, Opened, image_chunks
 from cutline.protos.tensors import CHUNK
 from cutline.protos.v1 import worker_pb2 as pb
 

@@ -22,6 +22,7 @@ from cutline.models.bundle import Manifest
 from cutline.models.law.sampling import agreeing
 from cutline.protos.channel.credentials import TENANT_KEY
 from cutline.protos.client import WorkerClient, WorkerSession
+from cutline.protos.codec import lacking
 from cutline.protos.features import understood
 from cutline.protos.messages import (
     Boundary,
@@ -33,7 +34,6 @@ from cutline.protos.messages import (
     boundary_chunks,
     draft_chunks,
     image_chunks,
-    lacking,
 )
 from cutline.protos.request_ids import TRACE_KEY
 

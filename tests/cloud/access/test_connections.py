@@ -24,7 +24,8 @@ from cutline.cloud.access.connections import (
 from cutline.cloud.telemetry.log_limit import LimitedLog
 from cutline.errors import WorkerBusy, WorkerUnavailable
 from cutline.protos.client import WorkerClient
-from cutline.protos.messages import Open, agent_to_wire
+from cutline.protos.codec import agent_to_wire
+from cutline.protos.messages import Open
 from cutline.protos.v1 import worker_pb2 as pb
 from cutline.protos.v1 import worker_pb2_grpc
 

@@ -15,7 +15,8 @@ from cutline.cloud.access.traffic import TrafficMeter
 from cutline.cloud.telemetry.observer import NOBODY
 from cutline.cloud.telemetry.session_stats import Account
 from cutline.protos.channel.token_file import Quota
-from cutline.protos.messages import Cancel, Draft, ImageChunk, agent_to_wire
+from cutline.protos.codec import agent_to_wire
+from cutline.protos.messages import Cancel, Draft, ImageChunk
 from cutline.protos.v1 import worker_pb2 as pb
 
 LARGE, CANCEL = agent_to_wire(ImageChunk(bytes(11_000), last=False)), agent_to_wire(Cancel())

@@ -15,7 +15,8 @@ from cutline.cloud.serving.server import WorkerOptions, serve
 from cutline.errors import WorkerFailed
 from cutline.models.bundle import Bundle
 from cutline.protos.client import WorkerClient
-from cutline.protos.messages import AgentMessage, Confirmed, Draft, Open, agent_from_wire, agent_to_wire
+from cutline.protos.codec import agent_from_wire, agent_to_wire
+from cutline.protos.messages import AgentMessage, Confirmed, Draft, Open
 from cutline.protos.v1 import worker_pb2 as pb
 
 Case = tuple[Open, bytes, tuple[int, ...]]

@@ -29,7 +29,8 @@ from cutline.errors import InputError, ModelMismatch, WorkerBusy, WorkerFailed, 
 from cutline.models.bundle import Bundle
 from cutline.protos.channel.credentials import AgentKeys, ServerKeys, client_context
 from cutline.protos.client import WorkerClient
-from cutline.protos.messages import Cancel, Confirmed, Open, Opened, agent_to_wire
+from cutline.protos.codec import agent_to_wire
+from cutline.protos.messages import Cancel, Confirmed, Open, Opened
 from cutline.protos.version import package_version
 
 Case = tuple[Open, bytes, tuple[int, ...]]

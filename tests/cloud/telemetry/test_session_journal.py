@@ -27,7 +27,8 @@ from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image
 from cutline.protos.channel.credentials import AgentKeys
 from cutline.protos.channel.token_file import token_entry
-from cutline.protos.messages import Open, agent_from_wire, agent_to_wire
+from cutline.protos.codec import agent_from_wire, agent_to_wire
+from cutline.protos.messages import Open
 from cutline.testing.together import asking, ids
 
 ASKED, OTHER = (one for one in requests(Split.EVALUATION, 2, seed=11) if one.question.kind == "read")

@@ -25,19 +25,9 @@ from cutline.edge.inference.vision_encoder import VisionSpan
 from cutline.errors import WorkerForgot
 from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image
+from cutline.protos.codec import agent_from_wire, description_to_wire, worker_to_wire
 from cutline.protos.digests import image_digest, rows_digest
-from cutline.protos.messages import (
-    Boundary,
-    Confirmed,
-    Finished,
-    ImageChunk,
-    Open,
-    Opened,
-    Reason,
-    agent_from_wire,
-    description_to_wire,
-    worker_to_wire,
-)
+from cutline.protos.messages import Boundary, Confirmed, Finished, ImageChunk, Open, Opened, Reason
 from cutline.protos.v1 import worker_pb2_grpc
 from cutline.testing.worker import DESCRIPTION
 
