@@ -17,6 +17,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, json_format, messag
 from cutline.core.sampling import Sampling
 from cutline.core.wire import Wire
 from cutline.errors import WorkerBusy, WorkerForgot
+from cutline.protos import codec
 from cutline.protos.directory import ListedWorker, Listing, Standing, listing_from_wire, listing_to_wire
 from cutline.protos.messages import (
     Boundary,
