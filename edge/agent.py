@@ -205,6 +205,7 @@ class Agent:
             raise InputError("this agent has no drafter, and takes none while it runs")
         _check_alike(backends.drafter, drafter)
         taken = await asyncio.to_thread(backends.with_drafter, drafter)
+        taken.gate.check_audited()
         self._backends, self.manifest = taken, drafter.manifest
         self._auditor.begin_anew(taken.audits)
 

@@ -118,7 +118,7 @@ class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if is_own(group.agree):
                 raise InputError(
                     f"the gate was calibrated by {group.agree}, which is not on this device: nothing can be audited "
-                    "by it; leave out audit"
+                    "by it; calibrate by another measure, or leave out audit"
                 )
             if group.against != TARGET:
                 raise InputError(

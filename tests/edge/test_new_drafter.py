@@ -160,3 +160,16 @@ def test_what_cannot_take_its_place_leaves_it_there(tmp_path: Path) -> None:
                 await agent.take(bundle("new"))
 
     asyncio.run(run())
+
+
+def test_a_drafter_whose_promise_nobody_here_can_check_is_refused() -> None:
+    """Its gate would open by comparing answers as its calibration did."""
+    own = msgspec.to_builtins(Gate({PLAIN: msgspec.structs.replace(KEEPS_ALL, agree="judge.py:same")}))
+
+    async def run() -> None:
+        async with running(bundle("old")) as agent:
+            with pytest.raises(InputError, match="judge.py:same, which is not on this device"):
+                await agent.take(bundle("new", calibration=own))
+            assert agent.state().drafter == "old"
+
+    asyncio.run(run())
