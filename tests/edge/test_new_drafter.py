@@ -168,7 +168,7 @@ def test_a_drafter_whose_promise_nobody_here_can_check_is_refused() -> None:
 
     async def run() -> None:
         async with running(bundle("old")) as agent:
-            with pytest.raises(InputError, match="judge.py:same, which is not on this device"):
+            with pytest.raises(InputError, match=r"judge\.py:same, which is not on this device"):
                 await agent.take(bundle("new", calibration=own))
             assert agent.state().drafter == "old"
 
