@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,3 +74,33 @@ def test_bad_options_are_said_in_a_line(run: Run, options: tuple[str, ...], said
     assert result.code == 2, result.err
     assert said in result.err
     assert len(result.err.strip().splitlines()) == 1
+
+
+def compared(run: Run, out: Path, worker: str, cards: int) -> dict[str, Any]:
+    """The figures of the demo's questions, in every mode."""
+    result = run("eval", "--cards", str(cards), "--score", "exact", "--worker", worker, "--out", out, "--json")
+    assert result.code == 0, result.err
+    return json.loads(result.out)["modes"]  # type: ignore[no-any-return]
+
+
+def test_modes_stand_beside_cloud(run: Run, worker: str, tmp_path: Path) -> None:
+    modes = compared(run, tmp_path / "answers", worker, 1)
+    assert list(modes) == ["edge", "cloud", "draft", "auto"]
+    assert {mode: one["asked"] for mode, one in modes.items()} == {"edge": 0.0, "cloud": 1.0, "draft": 1.0, "auto": 0.0}
+    for name in ("cloud", "draft"):
+        assert (modes[name]["same"], modes[name]["to_cloud"]["value"]) == (1.0, 0.0)
+        assert modes[name]["bytes_up"] > 1000, "nothing of a question serves the next"
+
+
+@pytest.mark.proof
+def test_the_demo_s_questions_give_readmes_table(run: Run, worker: str, tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    table = re.findall(r"^\| ([^|]*?)((?: \|[^|]*){4}) \|$", readme.partition("over emulated 4G")[2], re.MULTILINE)
+    told = {name: [cell.strip() for cell in cells.split("|")[1:]] for name, cells in table}
+    modes = compared(run, tmp_path / "answers", worker, 50).values()
+    assert told["right answers"] == [f"{one['score']['value']:.1%}" for one in modes]
+    assert told["exactly the target's tokens"] == [f"{one['same']:.1%}" for one in modes]
+    assert told["bytes up"] == [f"{one['bytes_up']:.0f}" for one in modes]
+    assert told["round trips, for 8.8 tokens"] == [f"{one['rounds']:.2f}" for one in modes]
+    assert told["asked the worker"] == [f"{one['asked']:.0%}" for one in modes]
+    assert {f"{one['tokens']:.1f}" for one in modes} == {"8.8"}
