@@ -44,8 +44,6 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def refusal(self) -> str | None:
         """Why the new one is not to take the old one's place; None where it is."""
-        if self.before.questions < LEAST:
-            return f"{self.before.questions} answers are too few to compare by; {LEAST} are needed, of pictures apart"
         if self.after.foreseen <= self.before.foreseen:
             before, after = self.before.foreseen, self.after.foreseen
             return f"it foresees {after:.1%} of the target's tokens, and the old one {before:.1%}"

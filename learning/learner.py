@@ -24,7 +24,7 @@ from cutline.core.escalations.learnt import LearntRecord, note_learnt
 from cutline.core.storage.files import storing, sync_folder
 from cutline.core.storage.journal import open_journal
 from cutline.errors import InputError, ModelMismatch, NotBetter
-from cutline.learning.comparison import Comparison, Quality, quality_of
+from cutline.learning.comparison import LEAST, Comparison, Quality, quality_of
 from cutline.learning.distillation import Distillation, DistillationPlan
 from cutline.learning.examples import Example, JournalExamples, Remembered, memory_of, read_examples
 from cutline.models.bundle import Bundle, set_origin
@@ -114,7 +114,11 @@ class Learner:
         with storing(work):
             work.mkdir(parents=True, exist_ok=True)
         inputs = fingerprint(
-            self._folder, drafter=self._drafter.manifest.identity, plan=repr(self._plan), whose=journal.tenant
+            self._folder,
+            drafter=self._drafter.manifest.identity,
+            journal=str(journal.folder.resolve()),
+            tenant=journal.tenant,
+            plan=f"{self._plan}, {len(self._memory)} remembered",
         )
         with open_journal(work / "work.jsonl", inputs=inputs) as done:
             if (until := done.get(_UNTIL)) is None:  # what comes later is for the next time
@@ -143,13 +147,17 @@ class Learner:
         )
 
     def _found(self, journal: JournalSource, until: float, work: Path) -> JournalExamples:
-        """What there is to learn. Raises InputError where that is nothing, having left nothing."""
+        """What there is to learn. Raises InputError where that is too little; what was learnt before stays."""
         manifest = self._drafter.manifest
         try:
-            return read_examples(journal.folder, journal.key, manifest, tenant=journal.tenant, until=until)
+            found = read_examples(journal.folder, journal.key, manifest, tenant=journal.tenant, until=until)
+            if (count := len(found.held_out)) < LEAST:
+                raise InputError(f"{count} answers to compare by are too few; keep more: {LEAST} are needed")
         except InputError:
-            shutil.rmtree(work)
+            if not (work / "additions").exists():
+                shutil.rmtree(work)
             raise
+        return found
 
     def _remembered(self) -> list[Example]:
         memory = list[Example]()
