@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from cutline.cli.terminal.gate_view import PopulationsView
     from cutline.core.wire import Wire
     from cutline.edge.generation.gate import Gate
     from cutline.models.bundle import Manifest
@@ -72,6 +73,7 @@ class BundleView(msgspec.Struct, frozen=True, kw_only=True):
     cuts: list[Cut]
     files: dict[str, int]  # their sizes
     calibration: Gate | Prices | None
+    populations: dict[str, PopulationsView]  # by groups of requests, where the data named any
     shared: Shared | None  # with its target, where it has one
 
 
@@ -129,13 +131,15 @@ def copy(
 
 
 def _look(bundle: Bundle) -> BundleView:
+    from cutline.cli.terminal.gate_view import populations_of
     from cutline.core.conversation import question
+    from cutline.edge.generation.gate import Gate
     from cutline.models.bundle import MANIFEST
     from cutline.models.costs import layer_costs, request_sizes
     from cutline.models.pairs.pair import shared_in
     from cutline.models.prompt import PromptBuilder
 
-    manifest = bundle.manifest
+    manifest, calibration = bundle.manifest, _calibration(bundle)
     grid = manifest.family.grid(IMAGE_SIZE)
     prompt = PromptBuilder.open(bundle).build([question(WORDS)], [grid]).ids
     sizes = request_sizes(manifest, [grid], len(prompt))
@@ -154,7 +158,8 @@ def _look(bundle: Bundle) -> BundleView:
         kv_bytes_per_token=sum(layer.kv_bytes_per_token for layer in layers),
         cuts=_cuts(manifest, sizes) if manifest.role == "target" else [],
         files={name: (bundle.path / name).stat().st_size for name in (MANIFEST, *sorted(bundle.names))},
-        calibration=_calibration(bundle),
+        calibration=calibration,
+        populations=populations_of(calibration) if isinstance(calibration, Gate) else {},
         shared=None if manifest.target is None else shared_in(bundle),
     )
 

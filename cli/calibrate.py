@@ -125,7 +125,7 @@ def calibrate(given: CalibrateOptions) -> None:
         thread_count,
         upstream_key,
     )
-    from cutline.cli.terminal.gate_view import show_gate
+    from cutline.cli.terminal.gate_view import populations_of, show_gate
     from cutline.cli.terminal.time_left import TimeLeft
     from cutline.core.storage.journal import open_journal
     from cutline.edge.agent import MAX_NOTICE, Agent, AgentSettings
@@ -219,7 +219,8 @@ def calibrate(given: CalibrateOptions) -> None:
             write_calibration(priced, prices)
         journal.finish()
     if given.as_json:
-        sys.stdout.buffer.write(msgspec.json.encode(msgspec.to_builtins(gate) | {"prices": prices}) + b"\n")
+        report = msgspec.to_builtins(gate) | {"prices": prices, "populations": populations_of(calibrated)}
+        sys.stdout.buffer.write(msgspec.json.encode(report) + b"\n")
         return
     console.print(f"{drafter.path}: the gate, by groups of requests", highlight=False, soft_wrap=True)
     show_gate(console, calibrated)

@@ -237,6 +237,10 @@ def test_a_gate_may_be_held_against_known_answers_without_a_worker(run: Run, bun
     assert (group["agree"], group["against"], group["requests"]) == ("text", "answers", 12)
     assert {name: one["requests"] for name, one in group["populations"].items()} == {"left": 6, "right": 6}
     assert sum(one["kept"] for one in group["populations"].values()) == group["kept"] > 0
+    told = json.loads(ran.out)["populations"][PLAIN]
+    assert told["populations"]["left"]["kept"]["count"] == 6
+    assert 0 <= told["bias_kept"] <= 1
+    assert json.loads(run("bundle", "show", bundle, "--json").out)["populations"][PLAIN] == told
     shown = " ".join(run("bundle", "show", bundle).out.split())
     assert "differ from the known answers, by text" in shown
     assert "left: " in shown

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from scipy.stats import binom
+from scipy.stats import binom, binomtest
 
-from cutline.cli.terminal.gate_view import bias
+from cutline.cli.terminal.gate_view import view_of
 from cutline.core.agreement.measures import Wording
 from cutline.core.agreement.shares import binomial_tail
 from cutline.demo.bundles import DRAFTER
@@ -399,8 +399,14 @@ def test_bias_is_the_largest_difference_between_populations() -> None:
         name: Population(requests=requests, kept=kept, disagreed=disagreed)
         for name, (requests, kept, disagreed) in counts.items()
     }
-    assert bias(some) == pytest.approx((0.8 - 0.2, 1 / 2 - 2 / 8))
-    assert bias({"a": some["a"], "none": Population(requests=5, kept=0, disagreed=0)}) == (0.8, 0.0)
+    view = view_of(msgspec.structs.replace(group(0.5), populations=some))
+    assert (view.bias_kept, view.bias_differ) == pytest.approx((0.8 - 0.2, 1 / 2 - 2 / 8))
+    found = binomtest(2, 8).proportion_ci(0.95, method="exact")
+    assert view.populations["a"].differ is not None
+    assert (view.populations["a"].differ.low, view.populations["a"].differ.high) == pytest.approx(tuple(found))
+    none = {"a": some["a"], "none": Population(requests=5, kept=0, disagreed=0)}
+    view = view_of(msgspec.structs.replace(group(0.5), populations=none))
+    assert (view.bias_kept, view.bias_differ, view.populations["none"].differ) == (0.8, 0.0, None)
 
 
 def test_an_older_calibration_compared_tokens_with_the_target(copied: Bundle) -> None:
