@@ -51,7 +51,7 @@ class CalibrateOptions(msgspec.Struct, frozen=True, kw_only=True):
     data: Annotated[
         Path | None,
         'Lines of {"image": FILE, "question": TEXT}, with an "answer" where it is known, and a "group" to '
-        "count it with; without it, the demo's. "
+        "count it with, or CSV with such columns; without it, the demo's. "
         'With --encoder of {"image": FILE, "shows": true}, or false.',
     ] = None
     groups: Annotated[
