@@ -73,11 +73,11 @@ def agent_to_wire(message: AgentMessage) -> pb.AgentMessage:
             return pb.AgentMessage(open=opening)
         case ImageChunk(data, last):
             return pb.AgentMessage(image=pb.ImageChunk(data=data, last=last))
-        case Boundary(rows, last, wire):
-            return pb.AgentMessage(boundary=pb.Boundary(rows=encode_tensor(rows, wire), last=last))
+        case Boundary(rows, last, wire, tensor):
+            return pb.AgentMessage(boundary=pb.Boundary(rows=encode_tensor(rows, wire), last=last, tensor=tensor))
         case Draft(position, tokens, rows, wire):
-            tensor = None if rows is None else encode_tensor(rows, wire)
-            return pb.AgentMessage(draft=pb.Draft(position=position, tokens=tokens, rows=tensor))
+            encoded = None if rows is None else encode_tensor(rows, wire)
+            return pb.AgentMessage(draft=pb.Draft(position=position, tokens=tokens, rows=encoded))
         case Cancel():
             return pb.AgentMessage(cancel=pb.Cancel())
 
@@ -92,7 +92,8 @@ def agent_from_wire(message: pb.AgentMessage) -> AgentMessage:
                 raise InputError(f"an image piece of {len(message.image.data)} bytes is too long; send {CHUNK} at most")
             return ImageChunk(message.image.data, message.image.last)
         case "boundary":
-            return Boundary(_rows(message.boundary.rows), message.boundary.last, wire_of(message.boundary.rows))
+            piece = message.boundary
+            return Boundary(_rows(piece.rows), piece.last, wire_of(piece.rows), piece.tensor)
         case "draft":
             return _draft(message.draft)
         case "cancel":

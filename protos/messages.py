@@ -81,13 +81,20 @@ class ImageChunk:
     last: bool
 
 
+SIDES = "sides"  # the tensor of a boundary with the rows of pictures beside the prompt
+
+
 @dataclass(frozen=True, slots=True)
 class Boundary:
-    """A piece of the boundary: whole `rows` (n, width), encoded as `wire` and decoded as float32."""
+    """A piece of the boundary: whole `rows` (n, width), encoded as `wire` and decoded as float32.
+
+    They are of the rows at the cut, or of another `tensor`: SIDES.
+    """
 
     rows: NDArray[Any]
     last: bool
     wire: Wire = Wire.FLOAT32
+    tensor: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,14 +181,16 @@ def image_chunks(data: bytes) -> Iterator[ImageChunk]:
         yield ImageChunk(data[start : start + CHUNK], last=start + CHUNK >= len(data))
 
 
-def boundary_chunks(rows: NDArray[Any], wire: Wire, *, more: bool = False) -> Iterator[Boundary]:
+def boundary_chunks(rows: NDArray[Any], wire: Wire, *, more: bool = False, tensor: str = "") -> Iterator[Boundary]:
     """A boundary (n, width) in pieces of whole rows small enough for a message. Raises InputError if one row is not.
 
     `more` says that further rows will follow.
     """
     step = _rows_a_message(wire, rows.shape[1])
     for start in range(0, len(rows), step):
-        yield Boundary(rows[start : start + step], last=not more and start + step >= len(rows), wire=wire)
+        yield Boundary(
+            rows[start : start + step], last=not more and start + step >= len(rows), wire=wire, tensor=tensor
+        )
 
 
 def draft_chunks(position: int, tokens: Sequence[int], rows: NDArray[Any], wire: Wire) -> Iterator[Draft]:

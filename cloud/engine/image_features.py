@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from cutline.cloud.engine.cost_model import Pacing
 from cutline.cloud.engine.image_cache import ImageCache, Kept
@@ -57,7 +60,10 @@ class ImageFeatures:
 
     def add(self, session: Session) -> None:
         """Have the images of a session encoded, if it has any."""
-        if session.request.pictured:
+        if session.request.sides is not None:
+            self._rows[session] = self._target.on_device(session.request.sides)
+            session.request = replace(session.request, sides=None)
+        elif session.request.pictured:
             self._under_way[session] = self._encoding(session)
 
     def awaits(self, session: Session) -> bool:
@@ -93,6 +99,11 @@ class ImageFeatures:
     def of(self, session: Session) -> torch.Tensor | None:
         """The rows (n, width) of all the session's images, while its prompt is run; None if it has none."""
         return self._rows.get(session)
+
+    def sides(self, session: Session) -> NDArray[np.float32] | None:
+        """Of a session's images what goes on beside its rows, once, to the layers behind those here."""
+        rows = self.of(session)
+        return rows.float().cpu().numpy() if self._target.passes_sides and rows is not None else None
 
     def forget(self, session: Session) -> None:
         """Its prompt was run, or it ended."""

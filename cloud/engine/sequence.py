@@ -34,8 +34,9 @@ class SessionRequest:
 
     `boundary` is what crossed the `cut`, all float32: at `image` the images' pixels (n, ...); up to the decoder
     rows (n, width), which stand for the image tokens among `tokens`, in order; None if there are none. At a
-    `deep` cut, one inside the decoder, it is a row for every one of `tokens` and `draft`. `grids` are what the images
-    became, `times` those of videos' pieces, `positions` where the decoder sees the tokens. `pictures` are the images
+    `deep` cut, one inside the decoder, it is a row for every one of `tokens` and `draft`, and `sides` are the rows
+    (m, width) of pictures that stand beside the prompt, if later layers take them. `grids` are what the images became,
+    `times` those of videos' pieces, `positions` where the decoder sees the tokens. `pictures` are the images
     one by one where each has a key; then the boundary has only those that are not kept. Where one has none, it stands
     for all.
 
@@ -53,6 +54,7 @@ class SessionRequest:
     cut: str = "image"
     deep: bool = False
     boundary: NDArray[np.float32] | None = None
+    sides: NDArray[np.float32] | None = None
     grids: tuple[Grid, ...] = ()
     times: tuple[int, ...] = ()
     positions: Positions = COUNTED
@@ -81,12 +83,14 @@ class SessionRequest:
 class Forward:
     """What the next worker of the chain gets: `rows` (n, width) of `tokens`, the first at `position`.
 
-    From a span that ends before the decoder, the images' rows.
+    From a span that ends before the decoder, the images' rows. With the first of a session come the `sides` that
+    layers from there on take.
     """
 
     position: int
     tokens: tuple[int, ...]
     rows: BoundaryRows
+    sides: BoundaryRows | None = None
 
 
 Event = Opened | Confirmed | Finished | CutlineError | Forward
@@ -241,13 +245,13 @@ class Session:
             self.reason = Reason.LENGTH
         return Confirmed(position, tuple(new), matched, tuple(likelihoods[: len(new)]))
 
-    def forward(self, rows: SessionRows, made: BoundaryRows) -> Forward:
+    def forward(self, rows: SessionRows, made: BoundaryRows, sides: BoundaryRows | None = None) -> Forward:
         """What a pass of `rows` made, for the next worker, which confirms: from now on it is in flight."""
         self.in_flight = rows.drafted
         start = rows.start - sum(map(len, self.pieces))
         tokens = (*self.tokens[start : rows.start], *rows.tokens)
         pieces, self.pieces = [*self.pieces, made], []
-        return Forward(start, tokens, np.concatenate(pieces))
+        return Forward(start, tokens, np.concatenate(pieces), sides)
 
     def confirm_in_flight(self, confirmed: Confirmed, stop_tokens: frozenset[int]) -> Confirmed:
         """Take what the next worker confirmed of the tokens under way, in one message or in several.

@@ -65,9 +65,10 @@ class Verifier:
         if rows.partial:
             session.keep(rows, passed.made.numpy() if passed.chosen is None else None)
             return
+        sides = self._images.sides(session)
         self._images.forget(session)
         if passed.chosen is None:
-            self._table.emit(session, session.forward(rows, passed.made.numpy()))
+            self._table.emit(session, session.forward(rows, passed.made.numpy(), sides))
         else:
             self._chosen(passed, passed.chosen)
 

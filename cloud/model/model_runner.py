@@ -119,6 +119,8 @@ class Target:
         pairs = zip(self._layers[1:], itertools.pairwise(self._turns), strict=False)
         self._turning = [layer for layer, (before, after) in pairs if before != after]
         self._ends = 1 if end == END else self._family.streams(line, end)  # streams that go on to the next worker
+        # Whether the rows of pictures beside a prompt go on to the next worker, too.
+        self.passes_sides = self.decodes and self._family.takes_sides(line.decoder_layer(end), line.decoder)
         size = slot_size(keeps, kv_heads=spec.kv_heads // ranks, head_dim=spec.head_dim, itemsize=self._dtype.itemsize)
         self.most_drafted = MOST_DRAFTED if any(isinstance(kept, Recurrence) for kept in keeps) else None
         if group is not None:
@@ -157,7 +159,7 @@ class Target:
 
         They stand before the decoder, or where these layers end; see `Tower.steps`. Raises Unwanted once `aborted`.
         """
-        made = yield from self.tower.steps(self._on_device(boundary), cut, grids, aborted=aborted)
+        made = yield from self.tower.steps(self.on_device(boundary), cut, grids, aborted=aborted)
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)  # or the next pass would be timed with what was only begun
         return made
@@ -264,14 +266,15 @@ class Target:
         entering = torch.zeros(rows, self._width, dtype=self._dtype, device=self._device)
         self._through(Pass([self._layers.start], [Stretch(0, rows, 0, 0)], positions, entering))
 
-    def _on_device(self, rows: NDArray[np.float32]) -> Tensor:
+    def on_device(self, rows: NDArray[np.float32]) -> Tensor:
+        """Rows in the type and the place in which layers take them."""
         # A tensor of its own: what came off the wire may be read-only.
         return torch.tensor(rows, dtype=self._dtype, device=self._device)
 
     def _entering(self, rows: Rows, image: Tensor | None) -> Tensor:
         """What enters (n, streams * width): the boundary that came, or embedded tokens with the images among them."""
         if rows.boundary is not None:
-            return self._on_device(rows.boundary)
+            return self.on_device(rows.boundary)
         ids = torch.tensor(rows.tokens, device=self._device)
         hidden: Tensor = self._modules.embed(ids)
         if image is not None and not self._family.has_sides:

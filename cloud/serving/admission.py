@@ -21,7 +21,7 @@ from cutline.models.images import TRAVELLING, Pixels, decode_image, read_header
 from cutline.models.law.grammars import CompiledConstraint, Grammars
 from cutline.models.layerline import END
 from cutline.protos.digests import image_digest, piece_digest, rows_digest
-from cutline.protos.messages import Boundary, Draft, ImageChunk, Open
+from cutline.protos.messages import SIDES, Boundary, Draft, ImageChunk, Open
 
 MAX_TIME = 1_000_000  # positions between a video's pieces
 MAX_BOUNDARY_BYTES = 128 << 20  # as float32, whatever the format on the wire
@@ -29,7 +29,7 @@ MAX_BOUNDARY_BYTES = 128 << 20  # as float32, whatever the format on the wire
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReceivedUpload:
-    """What followed an opening of `tenant`: image `files`, or the boundary's `rows`, which came as `wires`.
+    """What followed an opening of `tenant`: image `files`, or the boundary's `rows` and `sides`, which came as `wires`.
 
     They are those of the images that are not `kept` from before.
     """
@@ -38,6 +38,7 @@ class ReceivedUpload:
     kept: tuple[Kept, ...]
     files: tuple[bytes, ...] = ()
     rows: BoundaryRows | None = None
+    sides: BoundaryRows | None = None
     wires: frozenset[Wire] = frozenset()
 
 
@@ -142,21 +143,31 @@ class Reception:
         kept = self._recall(opening, tenant)
         if opening.cut == "image":
             return ReceivedUpload(tenant, kept, files=await _images(inbox, opening.images))
-        count, width = self._boundary_shape(opening)
+        (count, width), beside = self._boundary_shape(opening), self._side_rows(opening)
         most = MAX_BOUNDARY_BYTES * self._manifest.family.streams(self._manifest.line, opening.cut)
-        if count * width * 4 > most:
-            raise InputError(f"a boundary of {count} rows is over {most >> 20} MiB as float32; send less")
-        parts, come, wires = [np.empty((0, width), np.float32)], 0, set[Wire]()
+        if max(count, beside) * width * 4 > most:
+            raise InputError(f"a boundary of {max(count, beside)} rows is over {most >> 20} MiB as float32; send less")
+        wires = set[Wire]()
+        rows = await self._tensor(inbox, "", (count, width), wires, more=beside > 0)
+        sides = await self._tensor(inbox, SIDES, (beside, width), wires, more=False) if beside else None
+        return ReceivedUpload(tenant, kept, rows=rows, sides=sides, wires=frozenset(wires))
+
+    async def _tensor(
+        self, inbox: Inbox, name: str, shape: tuple[int, int], wires: set[Wire], *, more: bool
+    ) -> BoundaryRows:
+        """A tensor of a boundary in pieces; their formats are added to `wires`. Raises InputError."""
+        (count, width), come = shape, 0
+        parts = [np.empty((0, width), np.float32)]
         while come < count:
             message = await inbox.next()
-            if not isinstance(message, Boundary):
-                raise InputError(f"{count} boundary rows were to come, {come} came")
+            if not isinstance(message, Boundary) or message.tensor != name:
+                raise InputError(f"{count} boundary rows {f'of {name} ' if name else ''}were to come, {come} came")
             parts.append(self._rows(message.rows, message.wire, width))
             wires.add(message.wire)
             come += len(message.rows)
-            if come > count or message.last != (come == count):
+            if come > count or message.last != (come == count and not more):
                 raise InputError(f"{count} boundary rows belong to this opening, not the number sent")
-        return ReceivedUpload(tenant, kept, rows=np.concatenate(parts), wires=frozenset(wires))
+        return np.concatenate(parts)
 
     def _recall(self, opening: Open, tenant: str) -> tuple[Kept, ...]:
         """The images that an opening takes to be known here. Raises WorkerForgot, and InputError for another grid."""
@@ -193,6 +204,7 @@ class Reception:
             cut=opening.cut,
             deep=self._is_deep(opening),
             boundary=boundary,
+            sides=upload.sides,
             grids=grids,
             times=opening.times,
             positions=self._manifest.family.positions(image_tokens, grids, opening.times),
@@ -354,6 +366,13 @@ class Reception:
         family = self._manifest.family
         count = family.rows(grid) if cut == "decoder.0" else family.patches(grid)
         return count * family.streams(self._manifest.line, cut)
+
+    def _side_rows(self, opening: Open) -> int:
+        """How many rows of pictures beside the prompt come with those of its tokens, for layers from the cut on."""
+        family, line = self._manifest.family, self._manifest.line
+        if not self._is_deep(opening) or not family.takes_sides(line.decoder_layer(opening.cut), line.decoder):
+            return 0
+        return sum(map(family.rows, opening.grids))
 
     def _deep_width(self, cut: str) -> int:
         """How wide the rows are at a `cut` inside the decoder, with all streams side by side."""

@@ -11,7 +11,8 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import chain
 from typing import Self
 
 from cutline.cloud.engine.sequence import Forward, SessionRequest
@@ -31,7 +32,18 @@ from cutline.models.bundle import Manifest
 from cutline.protos.channel.connection import ChannelStub
 from cutline.protos.channel.credentials import EARLY_KEY, NO_KEYS, TENANT_KEY, AgentKeys
 from cutline.protos.client import WorkerClient, WorkerSession
-from cutline.protos.messages import Confirmed, Description, Draft, Finished, Open, Opened, boundary_chunks, draft_chunks
+from cutline.protos.messages import (
+    SIDES,
+    Boundary,
+    Confirmed,
+    Description,
+    Draft,
+    Finished,
+    Open,
+    Opened,
+    boundary_chunks,
+    draft_chunks,
+)
 from cutline.protos.request_ids import TRACE_KEY
 
 log = logging.getLogger(__name__)
@@ -194,7 +206,10 @@ class Onward:
         self._opened = True
         if self._renewing is not None:
             self._renewing.cancel()
-        await self._session.open(self._opening(piece), boundary_chunks(piece.rows, self._wire))
+        upload: Iterable[Boundary] = boundary_chunks(piece.rows, self._wire, more=piece.sides is not None)
+        if piece.sides is not None:
+            upload = chain(upload, boundary_chunks(piece.sides, self._wire, tensor=SIDES))
+        await self._session.open(self._opening(piece), upload)
 
     async def offer(self, draft: Draft) -> None:
         """Pass on a draft as it came, after the first rows: for layers that have no part in a token."""

@@ -185,12 +185,14 @@ class ImageChunk(_message.Message):
     def __init__(self, data: _Optional[bytes] = ..., last: bool = ...) -> None: ...
 
 class Boundary(_message.Message):
-    __slots__ = ("rows", "last")
+    __slots__ = ("rows", "last", "tensor")
     ROWS_FIELD_NUMBER: _ClassVar[int]
     LAST_FIELD_NUMBER: _ClassVar[int]
+    TENSOR_FIELD_NUMBER: _ClassVar[int]
     rows: Tensor
     last: bool
-    def __init__(self, rows: _Optional[_Union[Tensor, _Mapping]] = ..., last: bool = ...) -> None: ...
+    tensor: str
+    def __init__(self, rows: _Optional[_Union[Tensor, _Mapping]] = ..., last: bool = ..., tensor: _Optional[str] = ...) -> None: ...
 
 class Tensor(_message.Message):
     __slots__ = ("type", "shape", "data", "scales")

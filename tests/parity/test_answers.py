@@ -129,13 +129,20 @@ def test_a_chain_of_workers_gives_them_too(qwen: Bundle, drafter: Bundle, image:
             assert [token.id for token in answer.tokens] == expected
 
 
-@pytest.mark.parametrize("name", ["qwen3-vl", "qwen3.5", "lfm2-vl", pytest.param("gemma3", marks=pytest.mark.proof)])
+@pytest.mark.parametrize(
+    "name", ["qwen3-vl", "qwen3.5", "lfm2-vl", "mllama", pytest.param("gemma3", marks=pytest.mark.proof)]
+)
 def test_a_chain_that_is_cut_before_the_decoder_or_where_streams_go_on(
     name: str, image: bytes, targets: Callable[[str], Bundle], tmp_path: Path
 ) -> None:
-    """With a picture and without one, of which the first worker has nothing to run."""
+    """With a picture and without one, of which the first worker has nothing to run.
+
+    Rows of pictures that stand beside the prompt go along as far as a layer takes them.
+    """
     target = targets(name)
-    drafter, prompts, whole = quantized(target, tmp_path / "drafter"), PromptBuilder.open(target), Whole(target)
+    alone = target.manifest.family.has_sides  # then no drafter is made of it
+    drafter = target if alone else quantized(target, tmp_path / "drafter")
+    prompts, whole = PromptBuilder.open(target), Whole(target)
     pixels = target.manifest.family.preprocess(decode_image(image))
     pictured = prompts.build([question(WORDS)], [pixels.grid]).ids
     words = Message("user", (TextPart(WORDS),))
