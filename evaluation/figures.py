@@ -48,7 +48,7 @@ class ModeFigures(msgspec.Struct, frozen=True, kw_only=True):
     """A mode's figures over `n` questions, `known` of them with right answers; bytes, rounds, joules as means.
 
     `to_cloud` is the score less that of mode cloud on the same questions, `same` the share of answers with exactly its
-    tokens, `kept_same` that of those that no worker was asked for. `calibration_error` is the expected one of the
+    tokens (its text, of an upstream), `kept_same` that of those that no worker was asked for. `calibration_error` is the expected one of the
     confidences, by `reliability`. `within` is the share of answers within the limit of latency.
     """
 
@@ -160,7 +160,8 @@ def _add(
         of.joules[0] += record.joules
         of.joules[1] += 1
     if cloud is not None:
-        same = record.tokens == cloud.tokens
+        foreign = record.foreign or cloud.foreign
+        same = record.text == cloud.text if foreign else record.tokens == cloud.tokens
         for counted in (of.same, *([] if record.asked else [of.kept])):
             counted[0] += same
             counted[1] += 1

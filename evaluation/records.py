@@ -20,8 +20,8 @@ from cutline.errors import InputError
 class EvalRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The answer to the question on line `number` in a `mode`, or `why` there is none.
 
-    `answers` are the right ones, where they are known; `tokens` are the answer's. `asked` says that a worker, or an
-    upstream, was.
+    `answers` are the right ones, where they are known; `tokens` are the answer's, of another server's model
+    if it is `foreign`. `asked` says that a worker, or an upstream, was.
     """
 
     number: int
@@ -30,6 +30,7 @@ class EvalRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     answers: tuple[str, ...] = ()
     text: str = ""
     tokens: tuple[int, ...] = ()
+    foreign: bool = False
     confidence: float | None = None
     latency_ms: float = 0.0
     ttft_ms: float = 0.0
@@ -55,6 +56,7 @@ def record_of(number: int, mode: Mode, answer: Answer, *, answers: tuple[str, ..
         answers=answers,
         text=answer.text,
         tokens=tuple(token.id for token in answer.tokens),
+        foreign=answer.exact is None,
         confidence=answer.confidence,
         latency_ms=answer.latency_ms,
         ttft_ms=answer.ttft_ms,

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from scipy.stats import binomtest
@@ -62,6 +63,16 @@ def test_figures_are_those_of_the_records() -> None:
         "even": (1, 0.0),
         "odd": (3, pytest.approx(2 / 3)),
     }
+
+
+def test_an_upstream_s_tokens_are_no_other_models() -> None:
+    """Its answers are the same where they say the same."""
+    said = [
+        EvalRecord(number=1, mode=Mode.EDGE, text="yes", tokens=(5,), latency_ms=1),
+        EvalRecord(number=1, mode=Mode.CLOUD, text="yes", tokens=(0, 0), foreign=True, asked=True, latency_ms=1),
+    ]
+    other = [msgspec.structs.replace(one, text="no", tokens=(0, 0)) if one.mode is Mode.EDGE else one for one in said]
+    assert [figures_of([some], MODES, EXACT)[Mode.EDGE].same for some in (said, other)] == [1.0, 0.0]
 
 
 def test_intervals() -> None:
