@@ -48,8 +48,8 @@ class ModeFigures(msgspec.Struct, frozen=True, kw_only=True):
     """A mode's figures over `n` questions, `known` of them with right answers; bytes, rounds, joules as means.
 
     `to_cloud` is the score less that of mode cloud on the same questions, `same` the share of answers with exactly its
-    tokens (its text, of an upstream), `kept_same` that of those that no worker was asked for. `calibration_error` is the expected one of the
-    confidences, by `reliability`. `within` is the share of answers within the limit of latency.
+    tokens (its text, of an upstream), `kept_same` that of those that no worker was asked for. `calibration_error` is
+    the expected one of the confidences, by `reliability`. `within` is the share of answers within the limit of latency.
     """
 
     n: int
