@@ -39,9 +39,8 @@ class ImageFeatures:
         self._rows: dict[Session, torch.Tensor] = {}
         self._under_way: dict[Session, Steps] = {}  # the next first
         self._usual: float | None = None  # seconds that a step does not usually exceed, None where none was seen
-        self._turn: Session | None = None  # whose it was last
-        self._taken = 0.0  # seconds of its turn
-        self._waits_since = 0.0  # when the last slice of any of lower priority ended, or none was waiting
+        self._taken: dict[Session, float] = {}  # seconds of its turn
+        self._waits_since: float | None = None  # for a slice: any of lower priority, None where there is none
 
     def __len__(self) -> int:
         """Of how many sessions rows are held."""
@@ -52,11 +51,14 @@ class ImageFeatures:
         first = min(self._under_way, key=_rank, default=None)
         behind = [one for one in self._under_way if first is not None and _rank(one) > _rank(first)]
         if not behind:
+            self._waits_since = None
+            return first
+        if self._waits_since is None:
             self._waits_since = now
-        elif now - self._waits_since >= self._pacing.aged_seconds:
-            self._waits_since = now
-            return behind[0]
-        return first
+        if now - self._waits_since < self._pacing.aged_seconds:
+            return first
+        self._waits_since = now
+        return behind[0]
 
     def add(self, session: Session) -> None:
         """Have the images of a session encoded, if it has any."""
@@ -76,8 +78,6 @@ class ImageFeatures:
         Raises what a step raises; its session has then to be forgotten.
         """
         work = self._under_way[session]
-        if session is not self._turn:
-            self._turn, self._taken = session, 0.0
         began = before = time.monotonic()
         while before <= until and self._listeners.awaits([session]):
             try:
@@ -92,9 +92,9 @@ class ImageFeatures:
                 return
             now = time.monotonic()
             self._usual, before = max(now - before, (self._usual or 0.0) * FADING), now
-        self._taken += time.monotonic() - began
-        if self._taken > self._pacing.fair_seconds:
-            self._under_way[session], self._taken = self._under_way.pop(session), 0.0
+        self._taken[session] = self._taken.get(session, 0.0) + time.monotonic() - began
+        if self._taken[session] > self._pacing.fair_seconds:
+            self._under_way[session], self._taken[session] = self._under_way.pop(session), 0.0
 
     def of(self, session: Session) -> torch.Tensor | None:
         """The rows (n, width) of all the session's images, while its prompt is run; None if it has none."""
@@ -108,9 +108,8 @@ class ImageFeatures:
     def forget(self, session: Session) -> None:
         """Its prompt was run, or it ended."""
         self._rows.pop(session, None)
-        if session is self._turn:
-            self._turn = None
         self._under_way.pop(session, None)
+        self._taken.pop(session, None)
 
     def keeps(self, request: SessionRequest, *, encoded: bool) -> bool:
         """Whether all images of a request are kept for others to come; `encoded`: those that were not, are to be."""

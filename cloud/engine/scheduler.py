@@ -56,7 +56,8 @@ class Scheduler:
                 self._table.emit(session, InputError(f"nothing was drafted for {patience:.0f} seconds"))
         self._table.idle_since = min((session.confirmed_at for session in idle), default=math.inf)
         ready = [rows for rows in wanted.values() if rows is not None]
-        first, behind = by_priority(ready, now - self._pacing.aged_seconds)
+        # What enters before the decoder goes on in one piece: whose images are encoded first is decided there.
+        first, behind = by_priority(ready, now - self._pacing.aged_seconds) if self._decodes else (ready, [])
         batch = batched(first, cost, self._pacing, decodes=self._decodes)
         batch += beside(behind, rows_behind(cost, self._pacing))
         for rows in batch:

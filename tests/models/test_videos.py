@@ -18,6 +18,8 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
 from PIL import Image
 from transformers.models.internvl.processing_internvl import InternVLProcessor
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
@@ -34,7 +36,7 @@ from transformers.models.smolvlm.processing_smolvlm import (
 from transformers.models.smolvlm.video_processing_smolvlm import SmolVLMVideoProcessor
 from transformers.video_utils import VideoMetadata
 
-from cutline.models.families import family_from
+from cutline.models.families import Family, family_from
 from cutline.models.families.internvl import InternVL
 from cutline.models.families.qwen.qwen2vl import Qwen2VL
 from cutline.models.families.qwen.qwen3vl import Qwen3VL
@@ -113,6 +115,17 @@ def test_frames_are_sampled_as_there(frames: int, rate: float, most: int) -> Non
     theirs = SimpleNamespace(initial_shift=True)
     expected = InternVLVideoProcessor.sample_frames(theirs, metadata(frames, rate), num_frames=min(8, most, frames))
     assert INTERN.video.sample(Footage(frames, rate), most) == tuple(expected.tolist())
+
+
+@pytest.mark.parametrize("family", [SMOL, QWEN, QWEN2, QWEN25, INTERN], ids=lambda family: type(family).__name__)
+@given(frames=st.integers(1, 9999), rate=st.floats(0.5, 120.0), most=st.integers(1, 99))
+@example(frames=367, rate=24.0, most=32)  # where theirs asks for a frame behind the last
+def test_frames_are_those_that_there_are(family: Family, frames: int, rate: float, most: int) -> None:
+    assert family.video is not None
+    sampled = family.video.sample(Footage(frames, rate), most)
+    assert 1 <= len(sampled) <= most
+    assert list(sampled) == sorted(set(sampled))
+    assert set(sampled) <= set(range(frames))
 
 
 @pytest.mark.parametrize("size", SIZES)

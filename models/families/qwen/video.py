@@ -60,8 +60,7 @@ class JoinedVideo:
         count = int(asked // together * together)
         if count == 0:  # of one frame, or where there is room for one alone, a pair is made
             return (0,)
-        step = total / count
-        places = (np.arange(math.ceil(total / step)) * step).astype(np.float32)
+        places = (np.arange(count) * (total / count)).astype(np.float32)
         return tuple(places.astype(int).tolist())
 
     def looked(self, size: Size, frames: int) -> Size:

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any, cast
 
+import numpy as np
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from cutline.cloud.engine.cost_model import PACING, Pacing, PassCost, rows_behind
 from cutline.cloud.engine.engine import Engine
+from cutline.cloud.engine.image_cache import ImageCache
+from cutline.cloud.engine.image_features import ImageFeatures
+from cutline.cloud.engine.listeners import Listeners
 from cutline.cloud.engine.scheduler import beside, by_priority
-from cutline.cloud.engine.sequence import Session, SessionRequest, SessionRows
+from cutline.cloud.engine.sequence import Event, Forward, Session, SessionRequest, SessionRows
 from cutline.cloud.model.model_runner import Target
+from cutline.cloud.telemetry.watchdog import EngineProgress
 from cutline.core.request import Priority
 from cutline.errors import WorkerBusy, WorkerForgot
 from cutline.protos.messages import Finished
@@ -153,3 +161,62 @@ def test_pictures_behind_others_have_a_slice_now_and_then() -> None:
         _, behind = opened(engine, replace(picture(3), priority=Priority.BACKGROUND))
         assert isinstance(behind.end(), Finished)
         engine.close(name)
+
+
+def test_pictures_of_one_priority_take_turns_though_others_have_slices_between() -> None:
+    first, second, behind = (
+        Session(name, replace(picture(10**9), priority=priority), slot, limit=99)
+        for slot, (name, priority) in enumerate(
+            [("first", Priority.NORMAL), ("second", Priority.NORMAL), ("behind", Priority.BACKGROUND)]
+        )
+    )
+    listeners, target = Listeners(), ScriptedTarget(3)
+    target.on_step = lambda: time.sleep(0.01)
+    pacing = Pacing(aged_seconds=1.0, fair_seconds=0.05)
+    images = ImageFeatures(cast(Target, target), ImageCache(0), listeners, EngineProgress(), pacing)
+    for one in (first, second, behind):
+        listeners.add(one.name, lambda event: None)
+        images.add(one)
+    turns = list[Session]()
+    for now in range(100, 120):  # each time the one behind is due
+        for later in (0.0, 0.5):
+            session = images.next(now + later)
+            assert session is not None
+            turns.append(session)
+            images.encode(session, until=time.monotonic() + 0.005)  # a step
+    assert {one.name for one in turns} == {"first", "second", "behind"}
+
+
+def test_one_behind_waits_from_when_there_is_anybody_before_it() -> None:
+    listeners, pacing = Listeners(), Pacing(aged_seconds=5.0)
+    images = ImageFeatures(cast(Target, ScriptedTarget(2)), ImageCache(0), listeners, EngineProgress(), pacing)
+    assert images.next(100.0) is None
+    ahead, behind = (
+        Session(priority, replace(picture(10**9), priority=priority), 0, limit=99)
+        for priority in (Priority.INTERACTIVE, Priority.BACKGROUND)
+    )
+    for one in (behind, ahead):
+        images.add(one)
+    assert [images.next(now) for now in (900.0, 904.0, 905.0, 906.0)] == [ahead, ahead, behind, ahead]
+
+
+class Tower(ScriptedTarget):
+    """Layers that end before the decoder: what comes out of a pass is all that came of a session's pictures."""
+
+    decodes = False
+
+    def run(self, batch: Sequence[SessionRows], images: Sequence[Tensor | None], **how: Any) -> list[Tensor]:
+        return [torch.empty(0, self.width) if image is None else image for image in images]
+
+
+def test_where_nothing_is_decoded_what_is_behind_goes_on_in_one_piece() -> None:
+    engine = Engine(cast(Target, Tower(2, chooses=False)), (), pacing=Pacing(aged_seconds=0.0))
+    asked = request([2, 3, 4, 5, 6, 7], effort=1.0)
+    behind = replace(asked, boundary=np.zeros((5, 1), np.float32), priority=Priority.BACKGROUND)
+    told = list[Event]()
+    engine.open(behind, (), told.append)
+    engine.step()  # which encodes its picture
+    engine.open(replace(asked, priority=Priority.INTERACTIVE), (), lambda event: None)
+    while not isinstance(told[-1], Forward):
+        engine.step()
+    assert len(told[-1].rows) == 5
