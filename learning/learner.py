@@ -30,6 +30,7 @@ from cutline.learning.examples import Example, JournalExamples, Remembered, memo
 from cutline.models.bundle import Bundle, set_origin
 from cutline.models.export import export_bundle
 from cutline.models.export.make import ExportProgress
+from cutline.models.export.quiet import quiet
 from cutline.models.export.source import SourceModel, read_source
 from cutline.models.export.work import fingerprint
 from cutline.models.hub.origin import Learnt, ModelOrigin
@@ -183,7 +184,8 @@ class Learner:
         draft = work / "folder.draft"
         shutil.rmtree(draft, ignore_errors=True)
         with storing(draft):
-            model.save_pretrained(draft)
+            with quiet():
+                model.save_pretrained(draft)
             for file in self._folder.iterdir():
                 if file.is_file() and not (draft / file.name).exists() and not file.name.endswith(_WEIGHTS):
                     shutil.copyfile(file, draft / file.name)
