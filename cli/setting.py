@@ -162,7 +162,7 @@ def agent_opener(
             meter=meter,
             provider=provider,
             audit=audit,
-            audit_record=_audit_record(drafter) if audit > 0.0 else None,
+            audit_records=_audit_records() if audit > 0.0 else None,
             journal=journal,
         ),
     )
@@ -225,11 +225,11 @@ def upstream_key(given: UpstreamOptions, *, workers: bool) -> str | None:
     return open_key(file)
 
 
-def _audit_record(drafter: Bundle) -> Path:
-    """The file for what audits show of a drafter. Raises InputError."""
+def _audit_records() -> Path:
+    """The folder for what audits show of drafters. Raises InputError."""
     from cutline.models.hub.library import home
 
-    return home() / "audits" / f"{drafter.manifest.identity[:16]}.json"
+    return home() / "audits"
 
 
 def _memory(seconds: float) -> SemanticCache | None:

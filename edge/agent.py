@@ -63,7 +63,8 @@ class AgentSettings:
     connects to none of them. Answers that are in `memory` are not made again; one that is `fresh` uses nothing of a
     request for the next, neither pictures that a worker keeps nor states of its own. What an answer takes of energy the
     `meter` says. Models run on ONNX Runtime's `provider`. A share `audit` of kept answers is checked by the target;
-    what that shows is in the file `audit_record`, if there is one, and known at the next start.
+    what that shows of a drafter is in a file in the folder `audit_records`, if there is one, and known at the next
+    start.
     Answers of the target are kept in the `journal`, which ends with the agent.
     """
 
@@ -74,7 +75,7 @@ class AgentSettings:
     meter: EnergyMeter | None = None
     provider: str = CPU
     audit: float = 0.0
-    audit_record: Path | None = None
+    audit_records: Path | None = None
     journal: EscalationRecorder | None = None
 
 
@@ -144,12 +145,12 @@ class Agent:
             raise InputError("an upstream has another model, which audits nothing; leave out audit or the upstream")
         if settings.journal is not None and settings.upstream is not None:
             raise InputError("an upstream has another model, of which no drafter learns; leave out journal or upstream")
-        if settings.audit > 0.0:
-            self._backends.gate.check_audited()
+        if settings.audit > 0.0 and (why := self._backends.gate.unaudited) is not None:
+            raise InputError(f"{why}; calibrate by another measure, or leave out audit")
         self._backends.audits.share = settings.audit
-        self._audit_record = settings.audit_record
-        if self._audit_record is not None:
-            self._backends.audits.load(self._audit_record, of=self._backends.calibration)
+        self._audit_records = settings.audit_records
+        if (file := self._audit_record) is not None:
+            self._backends.audits.load(file, of=self._backends.calibration)
         self._precedence = Precedence()
         self._auditor = Auditor(
             self._backends.audits,
@@ -205,7 +206,9 @@ class Agent:
             raise InputError("this agent has no drafter, and takes none while it runs")
         _check_alike(backends.drafter, drafter)
         taken = await asyncio.to_thread(backends.with_drafter, drafter)
-        taken.gate.check_audited()
+        if (why := taken.gate.unaudited) is not None:
+            raise InputError(f"{drafter.path} cannot show what it promises while the agent runs: {why}; restart it")
+        await self._auditor.save()
         self._backends, self.manifest = taken, drafter.manifest
         self._auditor.begin_anew(taken.audits)
 
@@ -325,9 +328,14 @@ class Agent:
             await asyncio.to_thread(self._memory.keep, prepared.request, prepared.images, answer)
         return answer
 
+    @property
+    def _audit_record(self) -> Path | None:
+        """The file for what audits show of the drafter."""
+        return self._audit_records and self._audit_records / f"{self.manifest.identity[:16]}.json"
+
     def _save_audits(self) -> None:
-        if self._audit_record is not None:
-            self._backends.audits.save(self._audit_record, of=self._backends.calibration)
+        if (file := self._audit_record) is not None:
+            self._backends.audits.save(file, of=self._backends.calibration)
 
     def state(self) -> AgentState:
         """How it stands now."""

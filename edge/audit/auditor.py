@@ -46,9 +46,8 @@ class _Due:
 class Auditor:
     """Audits answers that the `gate` kept, into `audits`: each is asked for anew, of the target alone.
 
-    `ask` answers a request, `idle` says whether nobody else waits for an answer, `save` keeps what was shown.
-    What was kept without a link is
-    audited once that is back. Use as an async context manager.
+    `ask` answers a request, `idle` says whether nobody else waits for an answer, `save` keeps what was shown. What was
+    kept without a link is audited once that is back. Use as an async context manager.
     """
 
     def __init__(
@@ -65,7 +64,7 @@ class Auditor:
         self._gate = gate
         self._ask = ask
         self._idle = idle
-        self._save = save
+        self._keep = save
         self._sleep = sleep
         self._due: deque[_Due] = deque()
         self._told = False
@@ -82,7 +81,7 @@ class Auditor:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
-            await self._saved()
+            await self.save()
 
     @property
     def waiting(self) -> int:
@@ -117,12 +116,12 @@ class Auditor:
             while not self._idle():
                 await self._sleep(IDLE_SECONDS)
             await self._audit(self._due[0])
-            await self._saved()
+            await self.save()
 
-    async def _saved(self) -> None:
+    async def save(self) -> None:
         """Have the record written; a disk that is full or fails is told of, and audits go on."""
         try:
-            await asyncio.to_thread(self._save)
+            await asyncio.to_thread(self._keep)
         except CutlineError as error:
             if not self._told:  # once, and not after every audit
                 log.warning("what audits have shown is not kept for a next start: %s", error)
@@ -143,7 +142,8 @@ class Auditor:
                 return
             self._lose(one, str(error))
         except CutlineError as error:  # what the target does not take cannot be audited
-            self._lose(one, str(error))
+            if audits is self.audits:
+                self._lose(one, str(error))
         else:
             if answer.exact and answer.ending is not Ending.DEADLINE:
                 group = group_of(one.request)

@@ -25,7 +25,7 @@ from cutline.core.agreement.shares import binomial_tail
 from cutline.edge.generation.conditions import PLAIN
 from cutline.edge.generation.result import Decision, Gated
 from cutline.edge.inference.drafter import Drafted
-from cutline.errors import BundleError, InputError
+from cutline.errors import BundleError
 from cutline.models.bundle import Bundle, write_calibration
 from cutline.models.law.sampling import agreeing
 
@@ -110,20 +110,15 @@ class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         found = self.of(group)
         return measure_named(TOKENS if found is None else found.agree).agrees(ours, theirs)
 
-    def check_audited(self) -> None:
-        """Check that audits can compare as the calibration did. Raises InputError."""
+    @property
+    def unaudited(self) -> str | None:
+        """Why audits cannot compare as the calibration did; None where they can."""
         for name, group in self.groups.items():
-            if not group.is_open:
-                continue
-            if is_own(group.agree):
-                raise InputError(
-                    f"the gate was calibrated by {group.agree}, which is not on this device: nothing can be audited "
-                    "by it; calibrate by another measure, or leave out audit"
-                )
-            if group.against != TARGET:
-                raise InputError(
-                    f"the gate promises what {whose(group.against)} say, and an audit asks the target ({name})"
-                )
+            if group.is_open and is_own(group.agree):
+                return f"the gate was calibrated by {group.agree}, which is not on this device"
+            if group.is_open and group.against != TARGET:
+                return f"the gate promises what {whose(group.against)} say, and an audit asks the target ({name})"
+        return None
 
     def said(self, group: str, decision: Decision) -> Gated:
         """What it says of an answer to a request of a group, having decided so."""

@@ -162,14 +162,38 @@ def test_what_cannot_take_its_place_leaves_it_there(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-def test_a_drafter_whose_promise_nobody_here_can_check_is_refused() -> None:
-    """Its gate would open by comparing answers as its calibration did."""
-    own = msgspec.to_builtins(Gate({PLAIN: msgspec.structs.replace(KEEPS_ALL, agree="judge.py:same")}))
+def test_each_drafter_has_a_record_of_its_own(tmp_path: Path) -> None:
+    """What was shown of the one that goes is there if it comes back, and that of the new one at its next start."""
+    settings = AgentSettings(audit=1.0, audit_records=tmp_path)
+
+    async def shown(worker: str, drafter: Bundle) -> list[int]:
+        again = Agent(drafter, worker=worker, threads=1, settings=settings)
+        return [one.audited for one in again.state().audits.values()]
+
+    async def run() -> None:
+        async with serve(Bundle.open(TARGET), WorkerOptions(slots=2)) as address:
+            async with Agent(bundle("old"), worker=address, threads=1, settings=settings) as agent:
+                await agent.answer(asking(ASKED, Mode.AUTO))
+                while agent.audits_waiting:  # noqa: ASYNC110 (nobody else waits)
+                    await asyncio.sleep(0)
+                await agent.take(bundle("new"))
+                for _ in range(2):
+                    await agent.answer(asking(ASKED, Mode.AUTO))
+            assert await shown(address, bundle("old")) == [1]
+            assert await shown(address, bundle("new")) == [2]
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("change", [{"agree": "judge.py:same"}, {"against": "answers"}])
+def test_one_whose_promise_the_target_cannot_show_is_refused(change: dict[str, str]) -> None:
+    """Otherwise each of its answers would be an error, or be held against whom nothing was promised of."""
+    gate = msgspec.to_builtins(Gate({PLAIN: msgspec.structs.replace(KEEPS_ALL, **change)}))
 
     async def run() -> None:
         async with running(bundle("old")) as agent:
-            with pytest.raises(InputError, match=r"judge\.py:same, which is not on this device"):
-                await agent.take(bundle("new", calibration=own))
+            with pytest.raises(InputError, match="cannot show what it promises"):
+                await agent.take(bundle("new", calibration=gate))
             assert agent.state().drafter == "old"
 
     asyncio.run(run())

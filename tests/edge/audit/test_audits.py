@@ -347,10 +347,9 @@ def test_a_record_that_does_not_read_is_told_of_and_begun_anew(
 
 def test_an_agent_that_starts_anew_knows_what_audits_have_shown(tmp_path: Path) -> None:
     """Unless its gate was calibrated anew."""
-    record = tmp_path / "audits" / "drafter.json"
 
     async def run() -> None:
-        settings = AgentSettings(audit=1.0, audit_record=record)
+        settings = AgentSettings(audit=1.0, audit_records=tmp_path / "audits")
         async with serve(Bundle.open(TARGET), WorkerOptions(slots=2)) as address:
             async with Agent(
                 gated(Bundle.open(DRAFTER), keeps_from(0.0)), worker=address, threads=1, settings=settings
@@ -365,6 +364,25 @@ def test_an_agent_that_starts_anew_knows_what_audits_have_shown(tmp_path: Path) 
             assert again.state().audits == shown
             anew = Agent(gated(Bundle.open(DRAFTER), keeps_from(0.1)), worker=address, threads=1, settings=settings)
             assert anew.state().audits == {}
+
+    asyncio.run(run())
+
+
+def test_an_audit_that_fails_says_nothing_of_the_drafter_that_came_meanwhile() -> None:
+    async def run() -> None:
+        fresh = Audits(share=1.0)
+
+        async def fails(request: Request) -> Answer:
+            auditor.begin_anew(fresh)
+            raise InputError("the target does not take this")
+
+        auditor = Auditor(Audits(share=1.0), lambda: GATE, ask=fails, idle=lambda: True)
+        request = asking(ASKED, Mode.AUTO)
+        async with auditor, asyncio.timeout(30):
+            auditor.take(request, said(request, decision=Decision.KEPT))
+            while auditor.audits is not fresh or auditor.waiting:  # noqa: ASYNC110 (nobody else waits)
+                await asyncio.sleep(0)
+        assert fresh.every(GATE) == {}
 
     asyncio.run(run())
 
