@@ -16,7 +16,7 @@ from typing import Literal
 from cutline.core.wire import Wire, bytes_per_row
 from cutline.models.bundle import Manifest
 from cutline.models.families import Grid
-from cutline.models.families.layer_state import KeysValues, RecentRows, Recurrence
+from cutline.models.families.layer_state import CrossKeys, KeysValues, RecentRows, Recurrence
 
 Unit = Literal["patch", "image token", "token", "answer"]  # what a row of a layer stands for
 
@@ -27,13 +27,17 @@ VALUE_BYTES = 4  # of a value in rows and KV cache: devices use float32, whateve
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """Numbers of rows of one request: `patches` in the tower, each of which sees `seen`, image and prompt tokens."""
+    """Numbers of rows of one request: `patches` in the tower, each of which sees `seen`, image and prompt tokens.
+
+    Images have `image_rows` behind the tower: one an image token, unless they stand beside the prompt.
+    """
 
     images: int = 1
     patches: int
     seen: int
     image_tokens: int
     tokens: int
+    image_rows: int | None = None
 
     @property
     def tiles(self) -> int:
@@ -42,7 +46,8 @@ class Sizes:
 
     def rows(self, unit: Unit) -> int:
         """The number of `unit` rows in a prefill; the head computes only the last row."""
-        return {"patch": self.patches, "image token": self.image_tokens, "token": self.tokens, "answer": 1}[unit]
+        image_rows = self.image_tokens if self.image_rows is None else self.image_rows
+        return {"patch": self.patches, "image token": image_rows, "token": self.tokens, "answer": 1}[unit]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +57,8 @@ class LayerCost:
     `crosses` is what the rows of the boundary before it stand for, and `width` is their width. It is None before
     `image`, where an image file crosses. There are `streams` rows for each, or one as wide as all of them together.
     A row sees the last `window` rows, or with 0 all. What a session keeps of the layer whatever its length are
-    `state_bytes`; its layer moves them on with `moves` operations a row.
+    `state_bytes`; its layer moves them on with `moves` operations a row. Of a layer that attends to pictures beside the
+    prompt `across` counts the weights that their rows are multiplied with, once a prompt; a picture has `beside` rows.
     """
 
     name: str
@@ -66,6 +72,8 @@ class LayerCost:
     window: int = 0
     state_bytes: int = 0
     moves: int = 0
+    across: int = 0
+    beside: int = 0
 
     def flops(self, rows: int, context: float) -> float:
         """Operations for `rows` rows, each of which sees `context` rows including itself."""
@@ -74,12 +82,20 @@ class LayerCost:
 
     def prefill_flops(self, sizes: Sizes) -> float:
         """Operations of a prefill. A row of the prompt sees half of the prompt on average."""
+        if self.across:
+            beside = sizes.rows("image token")
+            return 2.0 * self.across * beside + self._across_flops(sizes.rows(self.unit), beside)
         context = sizes.seen if self.unit == "patch" else (sizes.tokens + 1) / 2
         return self.flops(sizes.rows(self.unit), context)
 
     def token_flops(self, context: int) -> float:
         """Operations for one more token that sees `context` tokens; 0 before the decoder."""
+        if self.across:
+            return self._across_flops(1, self.beside)
         return self.flops(1, context) if self.unit in ("token", "answer") else 0.0
+
+    def _across_flops(self, rows: int, beside: int) -> float:
+        return (2.0 * (self.parameters - self.across) + 4.0 * beside * self.attends) * rows
 
     def boundary(self, sizes: Sizes) -> tuple[int, int] | None:
         """Rows and width of the boundary before this layer for a whole prompt; None at `image`."""
@@ -102,6 +118,7 @@ def layer_costs(manifest: Manifest, *, value_bytes: int = VALUE_BYTES) -> tuple[
         layer = int(name.partition(".")[2]) if kind == "decoder" else None
         kept = None if layer is None else manifest.family.keeps(layer)
         attends = {"vision": vision.width, "decoder": decoder.heads * decoder.head_dim}.get(kind, 0)
+        beside = manifest.family.rows(manifest.family.example(0).grid) if isinstance(kept, CrossKeys) else 0
         recent = kept.width * value_bytes if isinstance(kept, RecentRows) else 0
         crosses: Unit | None = None if kind == "image" else "patch" if kind in ("vision", "connector") else "token"
         streams = 1 if crosses is None else manifest.family.streams(manifest.line, name)
@@ -111,14 +128,16 @@ def layer_costs(manifest: Manifest, *, value_bytes: int = VALUE_BYTES) -> tuple[
             name=name,
             parameters=parameters,
             unit=unit,
-            attends=attends if kept is None or isinstance(kept, KeysValues) else 0,
+            attends=attends if kept is None or isinstance(kept, KeysValues | CrossKeys) else 0,
             kv_bytes_per_token=keys if isinstance(kept, KeysValues) else recent,
             crosses="image token" if name == "decoder.0" else crosses,
             width=width * streams if deep else width,
             streams=1 if deep else streams,
             window=0 if layer is None else manifest.family.sight(layer).window,
-            state_bytes=kept.bytes if isinstance(kept, Recurrence) else 0,
+            state_bytes=kept.bytes if isinstance(kept, Recurrence) else keys * beside,
             moves=kept.moves if isinstance(kept, Recurrence) else 0,
+            across=2 * decoder.width * decoder.kv_heads * decoder.head_dim if beside else 0,
+            beside=beside,
         )
 
     return tuple(map(cost, manifest.line.layers, manifest.parameters))
@@ -135,5 +154,6 @@ def request_sizes(manifest: Manifest, grids: Sequence[Grid], tokens: int) -> Siz
         patches=sum(patches),
         seen=min(seen, sum(patches)),
         image_tokens=sum(map(family.tokens, grids)),
+        image_rows=sum(map(family.rows, grids)) if family.has_sides else None,
         tokens=tokens,
     )

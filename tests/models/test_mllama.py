@@ -10,6 +10,8 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.mllama.image_processing_pil_mllama import get_all_supported_aspect_ratios
 from transformers.models.mllama.processing_mllama import (
     convert_sparse_cross_attention_mask_to_dense,
@@ -23,9 +25,11 @@ from cutline.core.sampling import Sampling
 from cutline.core.wire import Wire
 from cutline.errors import InputError, PromptError
 from cutline.models.bundle import Manifest
+from cutline.models.costs import layer_costs, request_sizes
 from cutline.models.export import export_bundle
 from cutline.models.export.source import SourceModel, read_source
 from cutline.models.families.canvas import arrangements
+from cutline.models.families.layer_state import CrossKeys
 from cutline.models.layerline import END
 from cutline.models.prompt import TEMPLATE, PromptBuilder
 from cutline.models.vocabulary import TOKENIZER, Vocabulary
@@ -145,3 +149,26 @@ def test_a_worker_takes_the_rows_beside_a_prompt_in_their_number_and_by_their_na
     late = replace(opening, cut="decoder.6")  # behind the last layer that takes them
     last = Reception(manifest, ServedSpan(context=64, layers=("decoder.6", END)))
     assert asyncio.run(last.upload(late, Given(*boundary_chunks(rows, Wire.FLOAT32)))).sides is None  # type: ignore[arg-type]
+
+
+def test_operations_are_those_that_torch_counts(source: SourceModel, manifest: Manifest) -> None:
+    family, picture = source.family, source.family.example(1)
+    ids = np.array([[5, 6, source.image_token, *range(7, 37)]])
+    given = {**family.as_given([picture]), **family.token_types(ids == source.image_token, [picture.grid])}
+    layers = {layer.name: layer for layer in layer_costs(manifest)}
+    sizes = request_sizes(manifest, [picture.grid], ids.size)
+    source.model.set_attn_implementation("eager")  # the counter does not know every kernel of attention
+    with torch.inference_mode(), FlopCounterMode(depth=6, display=False) as counter:
+        source.model(
+            input_ids=torch.from_numpy(ids), **{name: torch.from_numpy(array) for name, array in given.items()}
+        )
+    counted = {name: sum(found.values()) for name, found in counter.get_flop_counts().items()}
+    for index in range(source.line.decoder):
+        layer = layers[f"decoder.{index}"]
+        expected = next(count for name, count in counted.items() if name.endswith(f"language_model.layers.{index}"))
+        # Torch counts a whole square of attention; a prompt's rows see half of it.
+        halved = 0 if layer.across else 4 * layer.attends * ids.size * (ids.size - 1) / 2
+        assert layer.prefill_flops(sizes) == pytest.approx(expected - halved, rel=0.02)
+        assert (layer.across > 0) == isinstance(family.keeps(index), CrossKeys) == (layer.kv_bytes_per_token == 0)
+    crossing = layers["decoder.0"].boundary(sizes)
+    assert crossing == (family.rows(picture.grid), manifest.decoder.width)
