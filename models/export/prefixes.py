@@ -75,8 +75,9 @@ def _prefix(whole: onnx.ModelProto, family: Family, layers: int, width: int) -> 
         helper.make_tensor_value_info(BOUNDARY, TensorProto.FLOAT, ["batch_size", "sequence_length", width]),
         *(value for value in graph.output if value.name in presents),
     ]
-    # Of the others only caches: layers without attention take neither lengths nor rotations, and are told them.
-    told = [value.name for value in graph.input if not value.name.startswith("past")]
+    # Layers without attention take neither lengths nor rotations, and are told them; of caches and of what rows see a
+    # graph has what its layers take.
+    told = [value.name for value in graph.input if not value.name.startswith(("past", "bias"))]
     return part_of(whole, [*graph.node, *made], outputs, told=told)
 
 
