@@ -108,7 +108,8 @@ class Reception:
         self._check_digests(opening)
         if opening.pieces and (opening.cut != "image" or not set(opening.pieces) <= set(range(images))):
             raise InputError(f"pieces of videos are among the {images} images of an opening at the cut image alone")
-        if len(opening.times) not in (0, max(images, len(opening.grids))) or max(opening.times, default=0) > MAX_TIME:
+        seen = images if opening.cut == "image" else len(opening.grids)
+        if len(opening.times) not in (0, seen) or max(opening.times, default=0) > MAX_TIME:
             raise InputError(f"each image has one time of {MAX_TIME} at most, or none has any")
         if not all(manifest.family.takes(grid) for grid in opening.grids):
             raise InputError("a grid is none that an image of this model becomes")

@@ -60,6 +60,30 @@ def test_no_picture_more_is_decoded_once_nobody_waits_for_them(monkeypatch: pyte
     assert len(decoded) == 2
 
 
+@pytest.mark.parametrize(
+    ("images", "grids", "times"), [(1, 2, 2), (1, 2, 1), (2, 0, 1), (1, 1, 2), (1, 0, 1), (1, 1, 1), (2, 0, 0)]
+)
+def test_each_image_that_comes_has_a_time_or_none_has(images: int, grids: int, times: int) -> None:
+    """However many grids are said to be."""
+    manifest = read_manifest(TARGET)
+    tokens = (1, *(manifest.image_token,) * images * manifest.family.tokens((0, 0)), 5)
+    opening = Open(
+        model=manifest.identity,
+        tokens=tokens,
+        prompt_length=len(tokens),
+        max_tokens=4,
+        images=images,
+        grids=((0, 0),) * grids,
+        times=tuple(range(times)),
+    )
+    reception = Reception(manifest, ServedSpan(context=256))
+    if times in (0, images):
+        reception.check(opening)
+    else:
+        with pytest.raises(InputError, match="each image has one time"):
+            reception.check(opening)
+
+
 @pytest.mark.threat("formats")
 @pytest.mark.parametrize("kind", ["AVIF", "BMP", "GIF"])
 def test_a_worker_reads_only_what_agents_send(kind: str) -> None:
