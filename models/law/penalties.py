@@ -98,13 +98,15 @@ class Past:
         if self.matcher is not None:
             self.matcher.consume(tokens[max(0, self._prompt - begin) :])
         self.tokens += tokens
-        if self._repetition != 1.0:  # some prompts have a token that the head does not choose from
-            self._seen[self._index([token for token in tokens if token < len(self._seen)])] = True
+        chosen_from = len(self._seen)  # some prompts have a token behind those
+        if self._repetition != 1.0:
+            self._seen[self._index([token for token in tokens if token < chosen_from])] = True
         if self._counts is not None and (new := Counter(self.tokens[max(begin, self._prompt) :])):
             self._add(self._counts, new)
         if size:
             for end in range(max(begin, size - 1), len(self.tokens)):
-                self._followers[tuple(self.tokens[end - size + 1 : end])].add(self.tokens[end])
+                if self.tokens[end] < chosen_from:
+                    self._followers[tuple(self.tokens[end - size + 1 : end])].add(self.tokens[end])
 
     def penalised(self, logits: Any) -> Any:
         """The `logits` (vocabulary,) of the next token with penalties and biases, as a new float32 array."""

@@ -130,6 +130,20 @@ def test_tokens_taken_at_once_are_those_taken_one_by_one(
     assert np.array_equal(whole.penalised(logits), slow.penalised(logits))
 
 
+@given(penalties, st.lists(st.integers(0, VOCABULARY), max_size=12), st.lists(token, max_size=12))
+def test_a_token_of_a_prompt_that_is_never_chosen_is_neither_lowered_nor_banned(
+    penalties: Penalties, prompt: list[int], answer: list[int]
+) -> None:
+    """As if the logits had one more, which nobody looks at."""
+    logits = np.linspace(-2, 3, VOCABULARY + 1, dtype=np.float32)
+    ours, wider = (
+        Past(penalties, prompt, first=len(prompt), stop_tokens=STOPS, like=like) for like in (logits[:-1], logits)
+    )
+    for one in (ours, wider):
+        one.extend(answer)
+    np.testing.assert_array_equal(ours.penalised(logits[:-1]), wider.penalised(logits)[:-1])
+
+
 def test_a_manifest_without_penalties_says_nothing_of_them(tmp_path: Path) -> None:
     """So a bundle from before there were any keeps its identity; they are a part of that."""
     manifest = Bundle.open(TARGET).manifest
