@@ -72,17 +72,21 @@ def show(
 def rm(folder: Folder, tenant: Tenant = None, as_json: options.Json = False) -> None:
     """Delete what is kept of a tenant, or of all. The agent that writes may go on meanwhile.
 
-    Drafters that learnt from it are marked as to be made anew, where they are still where they were made.
+    Drafters that learnt from it are marked as to be made anew, where they are still where they were made: also where
+    its answers have made room for others since.
     """
     import sys
 
     from cutline.core.escalations.folder import files_in, remove_tenant
+    from cutline.core.escalations.learnt import learnt_from
 
-    tenants = sorted({one.tenant for one in files_in(folder)}) if tenant is None else [tenant]
-    removed = {name: remove_tenant(folder, name) for name in tenants}
-    if tenant is not None and not removed[tenant]:
+    tenants = {tenant} if tenant is not None else {one.tenant for one in files_in(folder)}
+    removed = {name: remove_tenant(folder, name) for name in sorted(tenants)}
+    if tenant is None:
+        tenants.update(*(record.tenants for record in learnt_from(folder)))
+    marked = list(_marked(folder, tenants))
+    if tenant is not None and not (removed[tenant] or marked):
         raise InputError(f"{folder} has nothing of {tenant!r}; `cutline journal show` says of whom it has")
-    marked = list(_marked(folder, frozenset(removed)))
     if as_json:
         sys.stdout.buffer.write(msgspec.json.encode({"removed": removed, "marked": marked}) + b"\n")
         return
@@ -92,7 +96,7 @@ def rm(folder: Folder, tenant: Tenant = None, as_json: options.Json = False) -> 
         print(f"{bundle} had learnt from them: it is marked, and to be made anew")
 
 
-def _marked(folder: Path, tenants: frozenset[str]) -> Iterator[str]:
+def _marked(folder: Path, tenants: set[str]) -> Iterator[str]:
     """Mark the drafters that learnt from answers to `tenants`; gives where they are. Raises StorageError."""
     from cutline.core.escalations.learnt import learnt_from
     from cutline.errors import BundleError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,17 +19,18 @@ def open_measure(name: str) -> Measure:
 
 
 def _own(name: str) -> Measure:
-    path, _, function = name.rpartition(":")
-    file = Path(path)
+    path, _, function = name.partition(".py:")
+    file = Path(f"{path}.py")
     own = f"{file.name}:{function}"  # where the file lies is nobody else's business
     return Measure(own, _scored(own, _loaded(file, function)), BAR)
 
 
 def _loaded(file: Path, function: str) -> Callable[[str, str], object]:
-    spec = importlib.util.spec_from_file_location(file.stem, file)
+    spec = importlib.util.spec_from_file_location(f"cutline own {file.stem}", file)
     assert spec is not None  # of every name that ends in .py
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # as classes of data look themselves up
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # whatever somebody's file may do

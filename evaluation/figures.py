@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cutline.core.request import Mode
 from cutline.evaluation.records import EvalRecord
-from cutline.evaluation.scores import Score
+from cutline.evaluation.scores import CIDER, Score
 
 Z = 1.959963984540054  # standard deviations about a normal mean that hold 95% of it
 RESAMPLES = 1000  # of a bootstrap
@@ -174,7 +174,7 @@ def _add(
     of.known += 1
     if right is not None:
         of.apart.append(value - score.whole(right))
-    if record.confidence is not None:
+    if record.confidence is not None and score.name != CIDER:  # which no probability can equal
         into = of.bins[min(BINS - 1, int(record.confidence * BINS))]
         into += 1, record.confidence, value
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import msgspec
 
@@ -125,8 +125,11 @@ def _json_lines(data: Path) -> Iterator[tuple[int, QuestionLine | BadRow]]:
 def _csv_lines(data: Path) -> Iterator[tuple[int, QuestionLine | BadRow]]:
     try:
         with data.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            rows = csv.reader(file, strict=True)
-            heading = [name.strip().lower() for name in next(rows, [])]
+            rows = csv.reader(_bounded(file), strict=True)
+            try:
+                heading = [name.strip().lower() for name in next(rows, [])]
+            except csv.Error as error:
+                raise InputError(f"{data} is no CSV: {error}") from None
             if not set(COLUMNS[:2]) <= set(heading):
                 raise InputError(
                     f"{data} begins with {', '.join(heading)[:80]!r}; give the columns {', '.join(COLUMNS)}"
@@ -143,6 +146,14 @@ def _csv_lines(data: Path) -> Iterator[tuple[int, QuestionLine | BadRow]]:
                     yield rows.line_num, _csv_row(rows.line_num, heading, cells)
     except OSError as error:
         raise InputError(f"cannot read {data}: {error.strerror}") from None
+
+
+def _bounded(file: TextIO) -> Iterator[str]:
+    """The lines of a text, each of MAX_LINE characters at most: what is longer has a cell that CSV refuses."""
+    while line := file.readline(MAX_LINE):
+        yield line
+        while len(line) == MAX_LINE and not line.endswith(("\n", "\r")):
+            line = file.readline(MAX_LINE)
 
 
 def _csv_row(number: int, heading: list[str], cells: list[str]) -> QuestionLine | BadRow:

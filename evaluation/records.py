@@ -109,13 +109,15 @@ def open_records(path: Path, *, of: str, modes: tuple[Mode, ...]) -> Iterator[Re
         except BlockingIOError:
             raise InputError(f"another process works on {path}; wait for it") from None
         with storing(path):
-            if os.fstat(descriptor).st_size == 0:
-                write_all(descriptor, header)
             with path.open("rb") as file:
-                if file.readline() != header:
+                begun = file.readline()
+            if begun != header:
+                if not header.startswith(begun):
                     raise InputError(
                         f"{path} has answers to other questions, or in other modes; remove it, or give another as --out"
                     )
+                os.ftruncate(descriptor, 0)  # a kill cut the header short, if there is any
+                write_all(descriptor, header)
             whole, last = len(header), 0
             for records, end in _questions(path):
                 if records[0].why is None and len(records) != len(modes):

@@ -10,9 +10,10 @@ What is under way lies beside the new bundle in `.NAME.learning`, and the same c
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +38,8 @@ from cutline.models.hub.origin import Learnt, ModelOrigin
 from cutline.models.pairs.pair import served_model
 
 PLAN = DistillationPlan()
-_UNTIL = "until"
+_WORK = "work.jsonl"
+_UNTIL, _EXAMPLES = "until", "examples"  # its keys
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,13 +123,17 @@ class Learner:
             tenant=journal.tenant,
             plan=f"{self._plan}, {len(self._memory)} remembered",
         )
-        with open_journal(work / "work.jsonl", inputs=inputs) as done:
+        with open_journal(work / _WORK, inputs=inputs) as done:
             if (until := done.get(_UNTIL)) is None:  # what comes later is for the next time
                 done.put(_UNTIL, until_now := time.time())
             else:
                 until_now = msgspec.json.decode(until, type=float)
             found = self._found(journal, until_now, work)
             memory = self._remembered()
+            examples = _digest_of((*found.examples, *memory))
+            if done.get(_EXAMPLES) != msgspec.json.encode(examples):  # what was learnt of others, or of deleted ones
+                _clear(work)
+                done.put(_EXAMPLES, examples)
             self._teach(found.learnt, [one for one in memory if not one.held_out], work, inputs)
             made = self._exported(work)
             comparison = self._compared(made, found.held_out, [one for one in memory if one.held_out])
@@ -244,6 +250,22 @@ class Learner:
         with storing(out):
             made.path.rename(out)
             sync_folder(out.resolve().parent)
+
+
+def _digest_of(examples: Iterable[Example]) -> str:
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(msgspec.msgpack.encode(example))
+    return digest.hexdigest()
+
+
+def _clear(work: Path) -> None:
+    """Remove what an earlier attempt made."""
+    for left in work.iterdir():
+        if left.is_dir():
+            shutil.rmtree(left)
+        elif left.name != _WORK:
+            left.unlink()
 
 
 _WEIGHTS = (".safetensors", ".safetensors.index.json")

@@ -19,8 +19,8 @@ class Service:
     """This process, as a service manager knows it."""
 
     def __init__(self) -> None:
-        # No process that this one starts speaks for it.
-        self._address = os.environ.pop(VARIABLE, "").replace("@", "\0", 1)
+        address = os.environ.pop(VARIABLE, "")  # no process that this one starts speaks for it
+        self._address = "\0" + address[1:] if address.startswith("@") else address
         self._ready = False
 
     def ready(self) -> None:

@@ -50,10 +50,10 @@ class EntryFile:
 
 def files_in(journal: Path, tenant: str | None = None) -> list[EntryFile]:
     """The entries of a journal, oldest first: of all tenants, or of one. Raises InputError where there is none."""
-    folders = _folders(journal) if tenant is None else [journal / folder_of(tenant)]
+    folders = [one for one in _folders(journal) if tenant is None or one.name == folder_of(tenant)]
     found = []
     for folder in folders:
-        with suppress(FileNotFoundError):  # a tenant without entries, or one that is removed meanwhile
+        with suppress(FileNotFoundError):  # a tenant that is removed meanwhile
             for file in folder.iterdir():
                 if _ENTRY.fullmatch(file.name):
                     with suppress(FileNotFoundError):
@@ -95,7 +95,6 @@ def _read(file: Path, key: JournalKey | None) -> Escalation | None:
 
 def remove_tenant(journal: Path, tenant: str) -> int:
     """Remove all entries of a tenant; returns how many there were. Raises InputError where there is no journal."""
-    _folders(journal)
     count = len(files_in(journal, tenant))
     folder = journal / folder_of(tenant)
     if not folder.is_symlink():
@@ -150,11 +149,14 @@ class EscalationJournal:
             self.close()
             raise
 
-    def put(self, entry: Escalation) -> int:
-        """Store an entry durably; returns how many had to make room for it. Raises OSError, having stored nothing."""
+    def put(self, entry: Escalation) -> int | None:
+        """Store an entry durably; returns how many had to make room for it, None for one that is too large to be kept.
+
+        Raises OSError, having stored nothing.
+        """
         content = encode(entry, self._key)
         if len(content) > min(self._limit, MAX_ENTRY_BYTES):
-            return 0
+            return None
         evicted = 0
         while self.size + len(content) > self._limit:
             oldest = next(iter(self._files))

@@ -73,7 +73,7 @@ class EscalationRecorder:
                 log.warning("the journal keeps answers again")
             self._failing = False
             with self._lock:
-                self._count(kept=1, evicted=evicted)
+                self._count(lost=1) if evicted is None else self._count(kept=1, evicted=evicted)
         finally:
             with self._lock:
                 self._waiting -= entry.size

@@ -40,7 +40,7 @@ from cutline.errors import AccessDenied, InputError
 from cutline.protos.channel.token_file import Quota
 
 if TYPE_CHECKING:  # an agent that fetches or compares nothing loads nothing of it
-    from cutline.edge.api.embeddings.embedder import Embedder
+    from cutline.edge.api.encoding.embedder import Embedder
     from cutline.edge.api.requests.image_fetcher import Fetcher
     from cutline.edge.inference.encoder import Encoder
 
@@ -184,7 +184,7 @@ def _responses(handler: RequestHandler) -> list[Route]:
 
 
 def _embedder(handler: RequestHandler, encoder: Encoder | None) -> Embedder:
-    from cutline.edge.api.embeddings.embedder import Embedder
+    from cutline.edge.api.encoding.embedder import Embedder
 
     return Embedder(handler, encoder)
 

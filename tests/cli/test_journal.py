@@ -105,3 +105,22 @@ def test_a_drafter_that_learnt_from_what_is_deleted_is_marked(
     assert "learnt from 2 answers to (no name), camera1; before it was aaaaaaaaaaaa" in shown
     assert "to be made anew" in shown
     assert "to be made anew" not in run("bundle", "show", str(tmp_path / "replaced")).out
+
+
+def test_it_is_marked_also_where_the_answers_have_made_room_since(run: Run, tmp_path: Path) -> None:
+    EscalationJournal(folder := tmp_path / "journal", limit=1 << 20).close()
+    learnt, copied = Learnt(drafter="a" * 64, answers=2, tenants=("camera1",)), list[Bundle]()
+    for name in ("one", "other"):
+        copied.append(copy_bundle(Bundle.open(DRAFTER), tmp_path / name))
+        set_origin(copied[-1], ModelOrigin(learnt=learnt))
+    made, other = copied
+    note_learnt(
+        folder, LearntRecord(bundle=str(made.path), identity=made.manifest.identity, tenants=("camera1", "camera2"))
+    )
+    for options in (["--tenant", "camera1"], []):
+        found = json.loads(run("journal", "rm", str(folder), "--json", *options).out)
+        assert found["marked"] == [str(made.path)]
+        assert not sum(found["removed"].values())
+    assert "has nothing of 'camera3'" in run("journal", "rm", str(folder), "--tenant", "camera3").failed(2)
+    assert "to be made anew" in run("bundle", "show", str(made.path)).out
+    assert "to be made anew" not in run("bundle", "show", str(other.path)).out

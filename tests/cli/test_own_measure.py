@@ -9,6 +9,10 @@ from cutline.core.agreement.measures import Wording
 from cutline.errors import InputError
 
 JUDGE = """
+from __future__ import annotations
+from dataclasses import dataclass
+from typing import ClassVar
+
 def same(ours, theirs):
     return ours[0] == theirs[0]
 
@@ -22,6 +26,10 @@ def much(ours, theirs):
     return 7
 
 limit = 3
+
+@dataclass
+class Told:
+    words: ClassVar[int] = 2
 """
 
 
@@ -54,7 +62,10 @@ def test_a_function_that_fails_is_told_in_a_line(judge: Path, function: str, sai
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize(("name", "said"), [("judge.py:limit", "no function"), ("none.py:same", "FileNotFoundError")])
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("judge.py:limit", "no function"), ("judge.py:same:more", "no function"), ("none.py:same", "FileNotFoundError")],
+)
 def test_a_function_that_is_not_there_is_told(judge: Path, name: str, said: str) -> None:
     with pytest.raises(InputError, match=said):
         open_measure(str(judge.with_name(name)))

@@ -109,6 +109,14 @@ def test_a_corpus_score_is_that_of_all_answers_together() -> None:
     assert found.value != pytest.approx(np.mean([score.whole(row) for row in rows]), abs=0.01)
 
 
+def test_a_score_beyond_1_calibrates_no_confidence() -> None:
+    figures = figures_of(QUESTIONS, MODES, score_named("cider", lambda: [("a",), ("b",)]))[Mode.EDGE]
+    assert figures.score is not None
+    assert figures.score.value > 1.0
+    assert figures.calibration_error is None
+    assert not any(figures.reliability)
+
+
 def put(path: Path, questions: Iterable[list[EvalRecord]]) -> None:
     with open_records(path, of="x", modes=MODES) as records:
         for one in questions:
@@ -120,8 +128,7 @@ def test_a_file_that_a_kill_cut_short_goes_on_at_any_byte(tmp_path: Path) -> Non
     whole, torn = tmp_path / "whole", tmp_path / "torn"
     put(whole, QUESTIONS)
     content = whole.read_bytes()
-    header = content.index(b"\n") + 1
-    for cut in range(header, len(content), 7):
+    for cut in range(0, len(content), 7):
         torn.write_bytes(content[:cut])
         put(torn, QUESTIONS)
         assert torn.read_bytes() == content, cut

@@ -91,8 +91,22 @@ def test_rows_of_csv(folder: Path) -> None:
     ]
 
 
+def test_a_row_of_csv_that_is_too_long_is_one_bad_line(folder: Path) -> None:
+    data = folder / "q.csv"
+    data.write_bytes(b"image,question\na.png," + b"x" * (2 * MAX_LINE + 7) + b"\na.png,Last?\n")
+    long, last = read_rows(data)
+    assert isinstance(long, BadRow)
+    assert (long.number, "field larger than" in long.why) == (2, True)
+    assert isinstance(last, QuestionRow)
+    assert (last.number, last.text) == (3, "Last?")
+
+
 def test_what_is_no_data_is_said_at_once(folder: Path) -> None:
-    for content, said in ((b"picture,text\r\n", "give the columns image, question"), (b"", "give the columns")):
+    for content, said in (
+        (b"picture,text\r\n", "give the columns image, question"),
+        (b"", "give the columns"),
+        (b'"image"s,question', "is no CSV"),
+    ):
         (folder / "q.csv").write_bytes(content)
         with pytest.raises(InputError, match=said):
             list(read_rows(folder / "q.csv"))

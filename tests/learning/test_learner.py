@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cutline.core.escalations.escalation import Escalation
-from cutline.core.escalations.folder import EscalationJournal
+from cutline.core.escalations.folder import EscalationJournal, files_in
 from cutline.core.escalations.learnt import learnt_from
 from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.errors import InputError, ModelMismatch, NotBetter
@@ -119,6 +119,32 @@ def test_what_cannot_be_learnt_is_said_in_a_line_and_nothing_is_left(
         with pytest.raises(InputError, match=said):
             Learner(OLD, SERVED, folder).learn(source, tmp_path / "out")
     assert sorted(one.name for one in tmp_path.iterdir()) == ["other", "taken"]
+
+
+def test_what_was_learnt_of_other_answers_is_no_beginning(
+    folder: Path, journal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as of those that were deleted since."""
+    found = list[bool]()
+
+    def stopped(self: Learner, examples: object, memory: object, work: Path, inputs: str) -> None:
+        found.append((work / "additions").exists() and (work / "folder").exists())
+        (work / "additions").touch()
+        (work / "folder").mkdir(exist_ok=True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Learner, "_teach", stopped)
+    shutil.copytree(journal, kept := tmp_path / "journal")
+
+    def attempt(plan: DistillationPlan = PLAN) -> bool:
+        with pytest.raises(KeyboardInterrupt):
+            Learner(OLD, SERVED, folder, plan=plan).learn(JournalSource(folder=kept), tmp_path / "out")
+        return found[-1]
+
+    assert [attempt(), attempt()] == [False, True]
+    files_in(kept)[0].path.unlink()
+    assert [attempt(), attempt()] == [False, True]
+    assert not attempt(DistillationPlan(epochs=1))
 
 
 def test_a_folder_of_another_shape_and_an_unlike_drafter_are_refused(

@@ -6,8 +6,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from cutline.edge.api.embeddings.embedder import Embedded, Embedder
 from cutline.edge.api.embeddings.schema import EmbeddingList, EmbeddingRequest, listed, read_embedding
+from cutline.edge.api.encoding.embedder import Embedded, Embedder
 from cutline.edge.api.streams import AnswerStream
 
 

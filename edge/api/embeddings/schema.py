@@ -10,10 +10,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from cutline.edge.api.requests.fields import Rules, read_body, unfit
+from cutline.edge.api.encoding.embedder import MAX_INPUTS
+from cutline.edge.api.requests.fields import Rules, read_body
 from cutline.edge.api.requests.schema import ChatImage, ChatText
-
-MAX_INPUTS = 128  # texts and images of a request
 
 RULES = Rules(ignored={"user": (str,)})
 
@@ -63,12 +62,6 @@ class EmbeddingList(msgspec.Struct, frozen=True, kw_only=True):
 def read_embedding(body: bytes) -> EmbeddingRequest:
     """The request in a body of JSON. Raises Refused, which names every field that is unknown or not served."""
     return read_body(body, EmbeddingRequest, RULES)
-
-
-def check_dimensions(given: int | None, dimensions: int) -> None:
-    """Check that a row's numbers are as many as the encoder has, or none are asked for. Raises Refused."""
-    if given not in (None, dimensions):
-        raise unfit(f"the encoder's rows have {dimensions} numbers, and cannot be cut to {given}", "dimensions")
 
 
 def listed(asked: EmbeddingRequest, rows: Sequence[NDArray[np.float32]], *, model: str, read: int) -> EmbeddingList:

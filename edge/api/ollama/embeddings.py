@@ -6,8 +6,7 @@ from typing import Annotated
 
 import msgspec
 
-from cutline.edge.api.embeddings.embedder import Embedded
-from cutline.edge.api.embeddings.schema import MAX_INPUTS
+from cutline.edge.api.encoding.embedder import MAX_INPUTS, Embedded
 from cutline.edge.api.requests.fields import Rules, read_body
 from cutline.edge.api.requests.schema import ChatText
 

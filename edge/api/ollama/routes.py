@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from cutline.edge.api.embeddings.embedder import Embedder
+from cutline.edge.api.encoding.embedder import Embedder
 from cutline.edge.api.errors import Fault, Refused
 from cutline.edge.api.handler import RequestHandler, as_json
 from cutline.edge.api.ollama.catalogue import (

@@ -26,7 +26,7 @@ class Manager:
     def __init__(self, address: str) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.settimeout(60)
-        self._socket.bind(address.replace("@", "\0", 1))
+        self._socket.bind("\0" + address[1:] if address.startswith("@") else address)
 
     def heard(self) -> str:
         """The next message."""
@@ -43,7 +43,7 @@ class Manager:
 
 @pytest.fixture(params=["file", "abstract"])
 def manager(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Manager]:
-    address = str(tmp_path / "notify") if request.param == "file" else f"@cutline-{os.getpid()}"
+    address = str(tmp_path / "user@1") if request.param == "file" else f"@cutline-{os.getpid()}"
     manager = Manager(address)
     monkeypatch.setenv(VARIABLE, address)
     yield manager

@@ -71,7 +71,7 @@ def test_the_oldest_make_room_also_for_the_next_process(tmp_path: Path) -> None:
     journal.close()
     journal = EscalationJournal(tmp_path, limit=LEAST_BYTES)
     assert journal.put(entry(4)) == 1
-    assert journal.put(entry(5, size=2 * LEAST_BYTES)) == 0, "which holds nothing else"
+    assert journal.put(entry(5, size=2 * LEAST_BYTES)) is None
     assert [found.time for found in entries_in(tmp_path, None) if found] == [3.0, 4.0]
     assert journal.size == sum(file.path.stat().st_size for file in files_in(tmp_path))
     journal.close()
@@ -129,8 +129,9 @@ def test_one_process_writes(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot be used: File exists"):
         EscalationJournal(tmp_path / "file", limit=LEAST_BYTES)
-    with pytest.raises(InputError, match="no journal at"):
-        files_in(tmp_path / "nowhere")
+    for tenant in (None, "a"):
+        with pytest.raises(InputError, match="no journal at"):
+            files_in(tmp_path / "nowhere", tenant)
 
 
 def test_a_tenant_is_removed_while_another_process_writes(tmp_path: Path) -> None:
@@ -196,3 +197,12 @@ def test_what_no_disk_keeps_up_with_is_lost_and_nobody_waits(tmp_path: Path, mon
     go.set()
     keeping.close()
     assert keeping.counts.kept == len(files_in(tmp_path)) == 2
+
+
+def test_one_that_is_too_large_is_lost_and_none_makes_room_for_it(tmp_path: Path) -> None:
+    keeping = EscalationRecorder(journal := EscalationJournal(tmp_path, limit=LEAST_BYTES))
+    for size in (1000, 2 * LEAST_BYTES):
+        keeping.keep(entry(1, size=size))
+    keeping.close()
+    assert keeping.counts == recorder.JournalCounts(kept=1, lost=1, size=journal.size)
+    assert len(files_in(tmp_path)) == 1

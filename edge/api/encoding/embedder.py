@@ -14,14 +14,16 @@ from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import Response
 
-from cutline.edge.api.embeddings.schema import check_dimensions
 from cutline.edge.api.errors import Fault, Refused
 from cutline.edge.api.handler import ALIAS, LATEST, Attempt, RequestHandler, as_json, tenant_of, unless_gone
 from cutline.edge.api.metrics import EMBEDDINGS
+from cutline.edge.api.requests.fields import unfit
 from cutline.edge.api.requests.schema import ChatImage, ChatText
 from cutline.edge.api.streams import AnswerStream
 from cutline.edge.inference.encoder import Encoder
 from cutline.errors import InputError
+
+MAX_INPUTS = 128  # texts and images of a request
 
 
 class EmbeddingAsked(Protocol):
@@ -83,7 +85,7 @@ class Embedder:
             if asked.model and asked.model.removesuffix(LATEST) not in (ALIAS, name):
                 message = f"this agent's encoder is {name}; ask for that, or for {ALIAS}"
                 raise Refused(404, Fault(message, InputError.__name__, "model", "model_not_found"))
-            check_dimensions(asked.dimensions, encoder.manifest.dimensions)
+            _check_dimensions(asked.dimensions, encoder.manifest.dimensions)
             place.settle(needs_worker=False)
             urls = tuple(part.image_url.url for part in asked.parts if isinstance(part, ChatImage))
             images = await unless_gone(request.receive, handler.pictures(urls, body))
@@ -107,3 +109,9 @@ class Embedder:
                     read += encoder.manifest.patches
             rows.append(row)
         return rows, read
+
+
+def _check_dimensions(given: int | None, dimensions: int) -> None:
+    """Check that a row's numbers are as many as the encoder has, or none are asked for. Raises Refused."""
+    if given not in (None, dimensions):
+        raise unfit(f"the encoder's rows have {dimensions} numbers, and cannot be cut to {given}", "dimensions")
