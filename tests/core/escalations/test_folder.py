@@ -163,7 +163,7 @@ def test_a_full_disk_is_said_once_and_counted(
     journal = EscalationJournal(tmp_path, limit=LEAST_BYTES)
     honest, full = journal.put, True
 
-    def put(one: Escalation) -> int:
+    def put(one: Escalation) -> int | None:
         if full:
             raise OSError(28, "No space left on device")
         return honest(one)
