@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
@@ -131,6 +131,7 @@ def test_tokens_taken_at_once_are_those_taken_one_by_one(
 
 
 @given(penalties, st.lists(st.integers(0, VOCABULARY), max_size=12), st.lists(token, max_size=12))
+@example(Penalties(repetition_penalty=8.0, no_repeat_ngram_size=2), [5, VOCABULARY], [5])
 def test_a_token_of_a_prompt_that_is_never_chosen_is_neither_lowered_nor_banned(
     penalties: Penalties, prompt: list[int], answer: list[int]
 ) -> None:
