@@ -108,9 +108,15 @@ class Signals:
             if heard[0] in NUMBERS:
                 return heard[0]
             if heard[0] == signal.SIGHUP and not self._ending:
-                with self._service.reloading():
-                    self._reread()
+                self._read_again()
         return 0
+
+    def _read_again(self) -> None:
+        try:
+            with self._service.reloading():
+                self._reread()
+        except Exception:  # a fault of this program: whoever wants it to end must still be heard
+            logging.getLogger(__name__).exception("SIGHUP changed nothing")
 
 
 def leave(code: int, said: str = "") -> NoReturn:

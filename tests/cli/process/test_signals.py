@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import socket
 import threading
@@ -17,6 +18,7 @@ import msgspec
 import psutil
 import pytest
 
+from cutline.cli.process.signals import Signals
 from cutline.core.request import Mode, Request
 from cutline.demo.bundles import DRAFTER
 from cutline.edge.api.requests.schema import ChatRequest
@@ -211,3 +213,18 @@ def wait_for_children(process: Any) -> list[psutil.Process]:
         assert process.running
         time.sleep(0.05)
     return list(found)
+
+
+def test_a_fault_in_reading_settings_again_leaves_the_end_to_be_heard(caplog: pytest.LogCaptureFixture) -> None:
+    def fails() -> None:
+        raise ZeroDivisionError
+
+    reading, writing = os.pipe()
+    signals = Signals()
+    signals._reading = reading
+    signals.reread_by(fails)
+    os.write(writing, bytes([signal.SIGHUP, signal.SIGTERM]))
+    assert signals._next() == signal.SIGTERM
+    assert "SIGHUP changed nothing" in caplog.text
+    os.close(reading)
+    os.close(writing)
