@@ -51,6 +51,7 @@ class ScriptedTarget:
 
     decodes = True
     most_drafted: int | None = None
+    passes_sides = False
 
     def __init__(self, slots: int, *, chooses: bool = True, context: int = CONTEXT) -> None:
         self.slots = slots

@@ -49,6 +49,7 @@ class CountingTarget:
     context = CONTEXT
     decodes = chooses = True
     most_drafted = None
+    passes_sides = False
 
     def __init__(self, slots: int) -> None:
         self.slots = slots
