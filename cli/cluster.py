@@ -29,7 +29,7 @@ app = typer.Typer(help="Run several workers as one, and see how they are.", no_a
 _OURS = ("--bundle", "--model", "--drain", "--listen", "--metrics", "--threads")
 # Options of `cutline cloud` that name files: the workers run elsewhere than here.
 _FILES = (
-    *("--audit", "--ca", "--cert", "--client-ca", "--config", "--key", "--revoked"),
+    *("--audit", "--ca", "--cert", "--client-ca", "--config", "--journal", "--journal-key-file", "--key", "--revoked"),
     *("--tls-cert", "--tls-key", "--token-file", "--tokens"),
 )
 

@@ -73,6 +73,8 @@ def read_rows(data: Path) -> Iterator[QuestionRow | BadRow]:
 
 def survey(data: Path) -> tuple[str, int]:
     """The SHA-256 of the file `data`, and how many lines it has. Raises InputError."""
+    if data.exists() and not data.is_file():
+        raise InputError(f"{data} is no file, which is read more than once; write the questions into one")
     digest, lines = hashlib.sha256(), 0
     try:
         with data.open("rb") as file:
@@ -90,9 +92,9 @@ def lines_of(data: Path) -> Iterator[tuple[int, bytes | BadRow]]:
         with data.open("rb") as file:
             for number, line in enumerate(iter(partial(file.readline, MAX_LINE + 1), b""), 1):
                 if len(line) > MAX_LINE:
-                    while line and not line.endswith(b"\n"):
-                        line = file.readline(MAX_LINE)
                     yield number, BadRow(number, f"it is longer than {MAX_LINE >> 20} MiB")
+                    while line and not line.endswith(b"\n"):  # of whoever reads on
+                        line = file.readline(MAX_LINE)
                 elif line.strip():
                     yield number, line
     except OSError as error:

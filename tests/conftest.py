@@ -18,6 +18,8 @@ from cutline.testing.models.comparison import small_target, tool_pair
 from cutline.testing.models.encoders import exported
 from cutline.testing.models.random_encoders import make_encoder
 
+pytest.register_assert_rewrite("cutline.testing.worker", "cutline.testing.together")
+
 # Other work on the machine makes examples slow, not wrong. In CI, Hypothesis also draws the same ones each time.
 settings.register_profile(
     "unhurried", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True

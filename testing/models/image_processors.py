@@ -7,7 +7,8 @@ resizing, by Pillow's filter, and normalising. What it cuts, in which order, and
 from __future__ import annotations
 
 import json
-from importlib.util import find_spec
+from importlib.abc import SourceLoader
+from importlib.util import find_spec, module_from_spec, spec_from_loader
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,7 +29,22 @@ def image_processor(folder: Path, family: Family) -> Any:
     if family.processor_defaults is not None:
         return Lfm2VlPixels(json.loads((folder / "preprocessor_config.json").read_text()))
     with quiet():
-        return AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
+        return AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True, trust_remote_code=False)
+
+
+class _Source(SourceLoader):
+    """Loads a module from its `source`, which stands in the file `origin` nearly so."""
+
+    def __init__(self, source: str, origin: str) -> None:
+        self._source = source
+        self._origin = origin
+
+    def get_filename(self, fullname: str) -> str:
+        return self._origin
+
+    def get_data(self, path: str | bytes) -> bytes:
+        del path
+        return self._source.encode()
 
 
 class PillowBackend:
@@ -70,8 +86,13 @@ class Lfm2VlPixels:
             assert line in source
             source = source.replace(line, "")
         source = source.replace("from ...", "from transformers.")
-        theirs: dict[str, Any] = {"TorchvisionBackend": PillowBackend, "tvF": SimpleNamespace(), "__name__": __name__}
-        exec(compile(source, found.origin, "exec"), theirs)  # noqa: S102 - of the installed library
+        loader = _Source(source, found.origin)
+        spec = spec_from_loader(__name__, loader)
+        assert spec is not None
+        module = module_from_spec(spec)
+        theirs = vars(module)
+        theirs.update(TorchvisionBackend=PillowBackend, tvF=SimpleNamespace())
+        loader.exec_module(module)
         own, kinds = theirs["Lfm2VlImageProcessor"], theirs["Lfm2VlImageProcessorKwargs"]
         self.defaults = {name: value for name, value in vars(own).items() if name in kinds.__annotations__}
         self._settings = self.defaults | settings

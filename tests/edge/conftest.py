@@ -19,8 +19,6 @@ from cutline.models.export.decoder import export_decoder
 from cutline.models.families.smolvlm import FAKE, IMAGE
 from cutline.testing.models.random_models import write_text
 
-pytest.register_assert_rewrite("cutline.testing.worker", "cutline.testing.together")
-
 
 @pytest.fixture(scope="session")
 def hf_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

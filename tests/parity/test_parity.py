@@ -88,7 +88,7 @@ def test_what_is_not_the_same_is_found_out(qwen: Bundle, monkeypatch: pytest.Mon
     device = Device(qwen, "vision.2", ImageRows(qwen))
     assert compare(device, target, prompts, expected).holds
 
-    def counted(_: Any, image_tokens: np.ndarray[Any, Any], grids: object) -> Positions:
+    def counted(_: Any, image_tokens: np.ndarray[Any, Any], *given: object) -> Positions:
         return Positions(COUNTED.at(0, len(image_tokens)).repeat(3, axis=0))
 
     with monkeypatch.context() as patch:  # an image whose tokens do not know their places

@@ -73,7 +73,7 @@ def test_sessions_go_on_where_states_were_kept_and_nowhere_else(targets: Callabl
 def test_what_needs_layers_alike_is_refused_by_name(targets: Callable[[str], Bundle]) -> None:
     for name in ("qwen3.5", "lfm2-vl"):
         bundle = targets(name)
-        with pytest.raises(InputError, match=r"layers without attention.*leave out --compile"):
+        with pytest.raises(InputError, match=r"layers of its own kind.*leave out --compile"):
             Target(bundle, Capacity(slots=1, context=32), compiled=True)
-        with pytest.raises(InputError, match=r"layers without attention.*leave out --tensor-parallel"):
+        with pytest.raises(InputError, match=r"layers of its own kind.*leave out --tensor-parallel"):
             check_ranks(bundle, 2)

@@ -219,6 +219,7 @@ OTHERWISE = {
     "models/export/make.py": "likewise",
     "models/export/encoders/make.py": "likewise",
     "models/export/work.py": "its lock",
+    "evaluation/records.py": "answers are only ever added to, by lines, and a torn one is cut back",
     "learning/learner.py": "the copies of a folder, in the work folder, which is renamed once whole",
 }
 
