@@ -108,8 +108,6 @@ def test_a_bad_image_is_refused_before_anything_is_sent(drafter: Bundle, mode: M
 @pytest.mark.parametrize(
     ("options", "kind"),
     [
-        ({"text": ""}, PromptError),
-        ({"text": " \n"}, PromptError),
         ({"text": "\udcff"}, PromptError),
         ({"effort": -0.1}, InputError),
         ({"effort": float("nan")}, InputError),
