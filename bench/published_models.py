@@ -25,7 +25,7 @@ from cutline.models.families.qwen import qwenvl
 from cutline.models.families.qwen.qwenvl import QwenVL
 from cutline.models.families.smolvlm import SmolVLM
 from cutline.testing.models.random_models import PLAIN_TEMPLATE, Tokens, seeded, write_text
-from cutline.testing.models.small_models import GEMMA_TEMPLATE, INTERNVL_TEMPLATE, QWEN_TEMPLATE
+from cutline.testing.models.templates import GEMMA_TEMPLATE, INTERNVL_TEMPLATE, QWEN_TEMPLATE
 
 Files = dict[str, Any]
 HEAD = 16  # a head's width

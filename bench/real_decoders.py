@@ -48,7 +48,8 @@ from cutline.models.law.sampling import agreeing
 from cutline.models.prompt import TEMPLATE
 from cutline.models.vocabulary import TOKENIZER
 from cutline.testing.models.random_models import save_weights, seeded
-from cutline.testing.models.small_models import GEMMA_TEMPLATE, INTERNVL_TEMPLATE, SIGLIP
+from cutline.testing.models.small_models import SIGLIP
+from cutline.testing.models.templates import GEMMA_TEMPLATE, INTERNVL_TEMPLATE
 
 QUESTIONS = (
     "What is the capital of France?",

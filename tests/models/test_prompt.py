@@ -25,7 +25,7 @@ from cutline.models.families.smolvlm import SmolVLM
 from cutline.models.layerline import LayerLine
 from cutline.models.prompt import Prompt, PromptBuilder
 from cutline.models.vocabulary import MARK, StreamDecoder, Vocabulary
-from cutline.testing.models.small_models import QWEN_TEMPLATE
+from cutline.testing.models.templates import QWEN_TEMPLATE
 
 CALL = "<call me>"  # an added token that is not special, with a character that no byte is written as
 LONG = "é" * 3 + "日本語 🙂"
