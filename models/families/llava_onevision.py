@@ -22,7 +22,7 @@ from PIL import Image
 from cutline.models.families.family import Arrays, Count, Grid, channels, check_decoder
 from cutline.models.families.parts import Ops, Parts
 from cutline.models.families.tiles import TileFamily
-from cutline.models.images import MAX_PIXELS, Pixels, Size, size_fault
+from cutline.models.images import Pixels, Size, size_fault
 
 IMAGE = "<image>"
 MAX_TILES = 64  # of a picture; published models have 36
@@ -136,8 +136,7 @@ class LlavaOnevision(TileFamily, frozen=True, forbid_unknown_fields=True, kw_onl
 
     def takes(self, grid: Grid) -> bool:
         """Whether a picture may have such sides, and something of it is left in its field."""
-        possible = min(grid) > 0 and math.prod(grid) <= MAX_PIXELS and size_fault((grid[1], grid[0])) is None
-        return possible and min(self.shrunk(grid)) > 0
+        return size_fault((grid[1], grid[0])) is None and min(self.shrunk(grid)) > 0
 
     def tiles(self, grid: Grid) -> int:
         """Those of the field, and the whole picture."""

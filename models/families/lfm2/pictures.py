@@ -191,7 +191,7 @@ class PiecedFamily(Family, frozen=True, forbid_unknown_fields=True, kw_only=True
 
     def takes(self, grid: Grid) -> bool:
         """Whether a picture may have such sides."""
-        return min(grid) > 0 and math.prod(grid) <= MAX_PIXELS and size_fault((grid[1], grid[0])) is None
+        return size_fault((grid[1], grid[0])) is None
 
     def tokens(self, grid: Grid) -> int:
         """One for each `merge` x `merge` patches of every piece."""
