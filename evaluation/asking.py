@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from cutline.core.request import Mode, Request
 from cutline.edge.generation.result import Answer
-from cutline.errors import ImageError, PromptError, WorkerUnavailable
+from cutline.errors import ImageError, PromptError
 from cutline.evaluation.questions import BadRow, QuestionRow
 from cutline.evaluation.records import EvalRecord, RecordFile, record_of
 
@@ -41,7 +41,7 @@ async def ask_all(
                 for one in () if warm else asked:  # opens the connection and warms the models
                     await ask(one)
                 warm = True
-                found = [(one.mode, await _answer(ask, one)) for one in asked]
+                found = [(one.mode, (await ask(one)).of_the_asked()) for one in asked]
             except (ImageError, PromptError) as error:  # whatever else is wrong, is so of all questions
                 records.put([EvalRecord(number=row.number, why=str(error))])
             else:
@@ -49,11 +49,3 @@ async def ask_all(
                     [record_of(row.number, mode, one, answers=row.answers, group=row.group) for mode, one in found]
                 )
         advance(row.number)
-
-
-async def _answer(ask: Ask, question: Request) -> Answer:
-    """The answer of whoever the mode asks. Raises CutlineError."""
-    answer = await ask(question)
-    if answer.alone_from is not None:
-        raise WorkerUnavailable(f"the worker was lost, so its answer is not known: {answer.lost[-1].why}")
-    return answer

@@ -12,7 +12,6 @@ from cutline.core.request import Mode, Request
 from cutline.core.wire import Wire
 from cutline.edge.agent import Agent
 from cutline.edge.generation.result import Answer
-from cutline.errors import WorkerUnavailable
 from cutline.models.prices import Price, Prices
 
 KEPT = (0.75, 0.5, 0.25)  # shares of image tokens, at the first cut that has them
@@ -103,9 +102,7 @@ async def _ask_all(
 
     async def ask(one: PricedQuestion) -> Answer:
         async with turns:
-            answer = await agent.answer(way.question(one))
-        if answer.alone_from is not None:
-            raise WorkerUnavailable(f"the worker was lost, so its answer is not known: {answer.lost[-1].why}")
+            answer = (await agent.answer(way.question(one))).of_the_asked()
         advance()
         return answer
 

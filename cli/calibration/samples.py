@@ -19,7 +19,7 @@ from cutline.core.request import MAX_TIMEOUT, Mode, Request
 from cutline.edge.generation.conditions import CALIBRATED, GROUPS, Order, group_of
 from cutline.edge.generation.gate import MAX_TOKENS, Sample
 from cutline.edge.generation.result import Answer
-from cutline.errors import InputError, PromptError, WorkerUnavailable
+from cutline.errors import InputError, PromptError
 
 T = TypeVar("T")
 
@@ -217,10 +217,7 @@ async def exchanges(agent: Respondent, conversation: Conversation) -> AsyncItera
 
 async def _truth(agent: Respondent, question: Request) -> Wording:
     """The answer of whoever the agent asks. Raises CutlineError."""
-    truth = await agent.answer(question)
-    if truth.alone_from is not None:
-        raise WorkerUnavailable(f"the worker was lost, so its answer is not known: {truth.lost[-1].why}")
-    return truth.wording
+    return (await agent.answer(question)).of_the_asked().wording
 
 
 def _sample(group: str, ours: Answer, truth: Wording, *, agreed: bool, population: str | None) -> Sample:

@@ -10,6 +10,7 @@ from cutline.core.agreement.measures import Wording
 from cutline.core.request import Mode
 from cutline.core.wire import Wire
 from cutline.edge.video.views import VideoShown
+from cutline.errors import WorkerUnavailable
 from cutline.protos.messages import Likelihood
 
 
@@ -254,3 +255,9 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     def wording(self) -> Wording:
         """It, as it is compared with others; what an upstream says has no tokens of the target's."""
         return Wording(self.text, None if self.exact is None else tuple(token.id for token in self.tokens))
+
+    def of_the_asked(self) -> Answer:
+        """The answer, if whoever was asked gave all of it. Raises WorkerUnavailable if the device went on alone."""
+        if self.alone_from is not None:
+            raise WorkerUnavailable(f"the worker was lost, so its answer is not known: {self.lost[-1].why}")
+        return self
