@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import functools
+import gc
 import os
 import shutil
 from collections.abc import Callable
@@ -30,6 +31,15 @@ settings.load_profile("unhurried")
 def pytest_addoption(parser: pytest.Parser) -> None:
     words = "run the tests that take a minute each, too, and all rounds of others: make proof"
     parser.addoption("--proof", action="store_true", help=words)
+
+
+def pytest_collection(session: pytest.Session) -> None:
+    gc.disable()  # nothing of what is imported goes away again: looking for it takes a fifth of the time
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -315,15 +315,18 @@ def test_words_that_were_encoded_are_not_kept(builder: PromptBuilder) -> None:
     assert process.memory_info().rss - before < 10e6
 
 
-@given(ids=st.lists(st.integers(0, 450)) | st.text(max_size=20).map(lambda text: list(plain().encode(text).ids)))
-@example(ids=list(plain().encode(LONG).ids))
-@example(ids=list(plain().encode(LONG).ids[:-1]))
+@given(drawn=st.lists(st.integers(0, 450)) | st.text(max_size=20))
+@example(drawn=LONG)
 @settings(max_examples=200, deadline=None)
-def test_streamed_text_adds_up_to_the_whole_and_to_the_tokenizers_own(builder: PromptBuilder, ids: list[int]) -> None:
-    vocabulary = builder.vocabulary
-    stream = StreamDecoder(vocabulary)
-    pieces = [*map(stream.push, ids), stream.finish()]
-    assert "".join(pieces) == vocabulary.decode(ids) == plain().decode(ids, skip_special_tokens=True)
+def test_streamed_text_adds_up_to_the_whole_and_to_the_tokenizers_own(
+    builder: PromptBuilder, drawn: list[int] | str
+) -> None:
+    vocabulary, tokenizer = builder.vocabulary, plain()
+    whole = list(tokenizer.encode(drawn).ids) if isinstance(drawn, str) else drawn
+    for ids in (whole, whole[:-1]):
+        stream = StreamDecoder(vocabulary)
+        pieces = [*map(stream.push, ids), stream.finish()]
+        assert "".join(pieces) == vocabulary.decode(ids) == tokenizer.decode(ids, skip_special_tokens=True)
 
 
 def test_a_character_comes_with_its_last_byte(builder: PromptBuilder) -> None:
