@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from functools import cache, partial
 from typing import Annotated
 
 import typer
@@ -93,6 +94,9 @@ def cutline(
     """Answer questions about images with a small model on the device and a big one in the cloud."""
 
 
+_command = cache(partial(typer.main.get_command, app))  # to put all options together takes as long as some commands
+
+
 def main() -> None:
     """Run a command. Exit codes: cutline.errors says them."""
     # gRPC writes what it logs to stderr, where an error of ours must stand alone.
@@ -102,7 +106,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     open_output()
     try:
-        code = app(args=sys.argv[1:] or ["--help"], prog_name="cutline", standalone_mode=False) or 0
+        code = _command()(args=sys.argv[1:] or ["--help"], prog_name="cutline", standalone_mode=False) or 0
         close_output()
     except typer.TyperException as error:  # an option that does not exist, or a value that does not fit
         code = _say(getattr(error, "format_message", error.__str__)(), InputError.exit_code)

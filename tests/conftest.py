@@ -7,11 +7,12 @@ import functools
 import gc
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from cutline.models.bundle import Bundle
 from cutline.models.encoders.bundle import EncoderBundle
@@ -23,14 +24,25 @@ pytest.register_assert_rewrite("cutline.testing.worker", "cutline.testing.togeth
 
 # Other work on the machine makes examples slow, not wrong. In CI, Hypothesis also draws the same ones each time.
 settings.register_profile(
-    "unhurried", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+    "unhurried",
+    settings(),
+    deadline=None,
+    max_examples=60,
+    suppress_health_check=[HealthCheck.too_slow],
+    print_blob=True,
 )
+settings.register_profile("proof", settings.get_profile("unhurried"), max_examples=500)
 settings.load_profile("unhurried")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     words = "run the tests that take a minute each, too, and all rounds of others: make proof"
     parser.addoption("--proof", action="store_true", help=words)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--proof"):
+        settings.load_profile("proof")
 
 
 def pytest_collection(session: pytest.Session) -> None:
@@ -78,6 +90,15 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
         return folder
 
     return made
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_registry() -> Iterator[None]:
+    """Have torch put together once what it can export, and not for each graph: that is a sixth of an export's time."""
+    made: Callable[..., ONNXRegistry] = ONNXRegistry.from_torchlib
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(made)))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -130,6 +130,7 @@ VALUES = st.recursive(
 )
 
 
+@settings(max_examples=30)
 @given(st.dictionaries(KEYS, VALUES, max_size=4))
 def test_whatever_a_file_says_is_taken_or_refused_in_one_line(
     tmp_path_factory: pytest.TempPathFactory, table: dict[str, Any]

@@ -25,7 +25,7 @@ class Reading(BaseModel):
     sure: bool
 
 
-@tool
+@tool  # type: ignore[untyped-decorator]
 def time(zone: Literal["UTC", "CET"]) -> str:
     """The time in a zone."""
     return f"noon, {zone}"

@@ -87,9 +87,9 @@ def test_openais_client_is_answered() -> None:
             ]
             async with openai.AsyncOpenAI(base_url=f"http://{listening.result()}/v1", api_key="none") as client:
                 asked = {"model": "cutline", "messages": [{"role": "user", "content": content}], "max_tokens": 64}
-                whole = await client.chat.completions.create(**asked)  # type: ignore[call-overload]
+                whole = await client.chat.completions.create(**asked)
                 assert whole.choices[0].message.content == ANSWER
-                stream = await client.chat.completions.create(**asked, stream=True)  # type: ignore[call-overload]
+                stream = await client.chat.completions.create(**asked, stream=True)
                 pieces = [piece.choices[0].delta.content or "" async for piece in stream if piece.choices]
                 assert "".join(pieces) == ANSWER
             stop.set()

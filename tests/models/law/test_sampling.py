@@ -83,7 +83,7 @@ def test_tokens_have_the_distribution_of_the_warped_softmax(sampling: Sampling, 
     if sampling.top_p < 1:
         warped = TopPLogitsWarper(sampling.top_p)(None, warped)
     if sampling.min_p:
-        warped = MinPLogitsWarper(sampling.min_p)(None, warped)  # type: ignore[arg-type]
+        warped = MinPLogitsWarper(sampling.min_p)(None, warped)
     expected = warped.softmax(-1)[0].double().numpy()
     seen = np.bincount([choose(logits, sampling, position) for position in range(rounds)], minlength=12)
     kept = expected > 0
