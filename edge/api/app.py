@@ -16,7 +16,7 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cutline.core.json_errors import UNREADABLE
-from cutline.edge.api.access.limits import MOST, UNLIMITED, Guard
+from cutline.edge.api.access.limits import HTTP_LIMITS, MOST, UNLIMITED, Guard, HttpLimits
 from cutline.edge.api.chat.narrator import teller_of
 from cutline.edge.api.errors import Fault, Refused, unreadable
 from cutline.edge.api.handler import ALIAS, RequestHandler, ServedAgent, as_json, failure
@@ -54,6 +54,7 @@ def application(
     shared: bool = False,
     entrance: Callable[[ASGIApp], ASGIApp] = lambda app: RequestLog(Guard(app, None)),
     encoder: Encoder | None = None,
+    http: HttpLimits = HTTP_LIMITS,
 ) -> ASGIApp:
     """The agent's HTTP application.
 
@@ -62,7 +63,7 @@ def application(
     who asks may take offline, and one that is offline now stays so. The `entrance` stands before all of it, and checks
     and logs what comes. An `encoder` makes rows of texts and images.
     """
-    handler = RequestHandler(agent, most=most, limits=limits, fetcher=fetcher)
+    handler = RequestHandler(agent, most=most, limits=limits, fetcher=fetcher, http=http)
     api = _Api(handler, shared=shared)
     embedder = cache(lambda: _embedder(handler, encoder))
     responses, ollama = Later(lambda: _responses(handler)), Later(lambda: _ollama(handler, embedder()))

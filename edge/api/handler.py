@@ -18,7 +18,7 @@ from starlette.types import Receive
 
 from cutline.core.request import Request
 from cutline.edge.api.access.auth import TENANT
-from cutline.edge.api.access.limits import Desk, RequestPlace
+from cutline.edge.api.access.limits import Desk, HttpLimits, RequestPlace
 from cutline.edge.api.errors import Fault, Refused, body_of, headers_of, kind_of, status_of
 from cutline.edge.api.metrics import CANCELLED, AgentMetrics
 from cutline.edge.api.request_log import note, request_id, trace
@@ -103,7 +103,13 @@ class RequestHandler:
     """Answers questions by an `agent`: at once as many that need a worker as `most` says, and as many others."""
 
     def __init__(
-        self, agent: ServedAgent, *, most: Callable[[], int], limits: Callable[[str], Quota], fetcher: Fetcher | None
+        self,
+        agent: ServedAgent,
+        *,
+        most: Callable[[], int],
+        limits: Callable[[str], Quota],
+        fetcher: Fetcher | None,
+        http: HttpLimits,
     ) -> None:
         self.agent = agent
         self.began = int(time.time())
@@ -111,7 +117,8 @@ class RequestHandler:
         self._fetcher = fetcher
         self._desk = Desk(most, self.counts.working, limits)
         self._videos = asyncio.Semaphore(AT_ONCE)
-        self._bodies = Bodies(lambda: self._desk.busy)
+        self._bodies = Bodies(lambda: self._desk.busy, http)
+        self._silence = http.silence_seconds
 
     async def body(self, request: HttpRequest) -> Body:
         """The whole body of a request. Raises Refused and ClientDisconnect."""
@@ -219,7 +226,7 @@ class RequestHandler:
                 self.counts.failed(question.mode, CANCELLED if outcome is None else status_of(outcome))
                 note(request, GONE if outcome is None else kind_of(outcome))
 
-        return AnswerStream(teller, first, events, over)
+        return AnswerStream(teller, first, events, over, silence=self._silence)
 
 
 def as_json(content: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

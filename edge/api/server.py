@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from cutline.edge.api.access.auth import Entrance
-from cutline.edge.api.access.limits import MAX_HEAD, MOST, UNLIMITED, Guard
+from cutline.edge.api.access.limits import HTTP_LIMITS, MAX_HEAD, MOST, UNLIMITED, Guard, HttpLimits
 from cutline.edge.api.access.login import LoginCode
 from cutline.edge.api.access.origins import allowing, check_origins
 from cutline.edge.api.access.tls import Secured, tls
@@ -33,10 +33,6 @@ if TYPE_CHECKING:
     from cutline.edge.api.requests.image_fetcher import Fetcher
     from cutline.edge.inference.encoder import Encoder
 
-STOP_SECONDS = 2
-HEAD_SECONDS = 10.0  # that a request's head may take, and the wait for the next one
-STALL_SECONDS = 30  # that a client may leave unread what was sent
-MOST_CONNECTIONS = 128
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
@@ -46,13 +42,14 @@ class _Door:
     That is the oldest of the address that has most connections: who is many makes room for who is one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limits: HttpLimits) -> None:
+        self.limits = limits
         self._inside: dict[_Connection, asyncio.Transport] = {}
 
     def enter(self, connection: _Connection, transport: asyncio.Transport) -> None:
         """One was accepted, or is known already, by its TLS."""
         self._inside.setdefault(connection, transport)
-        if len(self._inside) > MOST_CONNECTIONS:
+        if len(self._inside) > self.limits.connections:
             held = Counter(map(_address, self._inside.values()))
             idle = (one for one in self._inside if not one.busy)  # this one, if there is no other
             self._inside.pop(max(idle, key=lambda one: held[_address(self._inside[one])])).abort()
@@ -100,7 +97,7 @@ class _Connection(H11Protocol):
     def _expect_head(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self.loop.call_later(HEAD_SECONDS, self._give_up)
+        self._timer = self.loop.call_later(self._door.limits.head_seconds, self._give_up)
 
     def _give_up(self) -> None:
         if not self.busy:
@@ -113,7 +110,7 @@ def _accepted(door: _Door, context: ssl.SSLContext | None, **given: Any) -> asyn
     if context is None:
         return connection
     came, left = partial(door.enter, connection), partial(door.leave, connection)
-    return Secured(context, connection, came=came, left=left)
+    return Secured(context, connection, came=came, left=left, seconds=door.limits.handshake_seconds)
 
 
 class _Server(uvicorn.Server):
@@ -142,7 +139,7 @@ class ServerOptions:
 
     `listen` is HOST:PORT. Images are fetched from the hosts of `allow_urls` alone; as many questions may be in work at
     once as `most` says. Pages of `allow_origins` may ask it, beside its own. An `encoder` makes rows of
-    texts and images.
+    texts and images. `http` says how much it takes of clients, and how long it waits for them.
     """
 
     listen: str
@@ -153,6 +150,7 @@ class ServerOptions:
     tokens: Tokens | None = None
     link: LoginCode | None = None
     encoder: Encoder | None = None
+    http: HttpLimits = HTTP_LIMITS
 
 
 async def serve(
@@ -160,7 +158,7 @@ async def serve(
 ) -> None:
     """Serve until `stop` is set; `announce` hears the address once requests are taken. Raises InputError.
 
-    Questions that have no answer `STOP_SECONDS` after that get an error.
+    Questions that have no answer `http.stop_seconds` after that get an error.
     """
     (host, _), tokens = parse_address(given.listen), given.tokens
     async with AsyncExitStack() as stack:
@@ -172,33 +170,40 @@ async def serve(
             shared=tokens is not None or not is_loopback(host),
             entrance=_entrance(given, host),
             encoder=given.encoder,
+            http=given.http,
         )
-        await serve_application(app, given.listen, given.keys, announce=announce, stop=stop)
+        await serve_application(app, given.listen, given.keys, announce=announce, stop=stop, limits=given.http)
 
 
 async def serve_application(
-    app: ASGIApp, listen: str, keys: ServerKeys | None, *, announce: Callable[[str], None], stop: asyncio.Event
+    app: ASGIApp,
+    listen: str,
+    keys: ServerKeys | None,
+    *,
+    announce: Callable[[str], None],
+    stop: asyncio.Event,
+    limits: HttpLimits = HTTP_LIMITS,
 ) -> None:
     """Serve an application at HOST:PORT, over HTTPS with `keys`, as `serve` does. Raises InputError."""
     host, port = parse_address(listen)
-    listening = _listen(host, port, listen)
+    listening = _listen(host, port, listen, limits.stall_seconds)
     try:
         async with AsyncExitStack() as stack:
             context = None if keys is None else await stack.enter_async_context(tls(keys))
             config = uvicorn.Config(
                 app,
-                http=partial(_accepted, _Door(), context),  # type: ignore[arg-type] # it is only called
+                http=partial(_accepted, _Door(limits), context),  # type: ignore[arg-type] # it is only called
                 ws="none",
                 lifespan="off",
                 log_level="warning",
                 server_header=False,
                 h11_max_incomplete_event_size=MAX_HEAD,
-                timeout_graceful_shutdown=STOP_SECONDS,
+                timeout_graceful_shutdown=limits.stop_seconds,  # type: ignore[arg-type] # parts of a second, too
             )
             server = _Server(config, lambda: announce(f"{host}:{listening.getsockname()[1]}"), stop)
             await server.serve([listening])
             if dropped := server.server_state.tasks:
-                await asyncio.wait(dropped, timeout=STOP_SECONDS)
+                await asyncio.wait(dropped, timeout=limits.stop_seconds)
     finally:
         listening.close()
 
@@ -228,7 +233,7 @@ def names_of(host: str) -> frozenset[str] | None:
     return LOCAL_NAMES | {host.lower()} if is_loopback(host) else None
 
 
-def _listen(host: str, port: int, listen: str) -> socket.socket:
+def _listen(host: str, port: int, listen: str, stall: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listening = socket.create_server((host.strip("[]"), port), family=family)
@@ -238,7 +243,7 @@ def _listen(host: str, port: int, listen: str) -> socket.socket:
     # piece of a stream would wait 40 ms for the one before to be acknowledged.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
-        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STALL_SECONDS * 1000)
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, stall * 1000)
     return listening
 
 

@@ -19,7 +19,6 @@ from cutline.errors import CutlineError, WorkerUnavailable
 from cutline.models.bundle import Manifest
 from cutline.models.tools import Argued, Called, CallReader, Piece, Said
 
-KEEP_ALIVE = 10.0  # seconds of silence after which it is said that the answer is still being made
 STOPPED = "the agent was stopped before it had an answer; ask another"
 
 log = logging.getLogger(__name__)
@@ -139,8 +138,8 @@ def words_of(pieces: Iterable[Piece]) -> str:
 class AnswerStream:
     """The response that tells `events`, the `first` of which is known, in the words of a `teller`.
 
-    `events` are closed as soon as the client is gone; `over` hears how it ended: the Answer, an exception, or None
-    where nobody waited for it any more.
+    After `silence` seconds without an event it tells that the answer is still being made. `events` are closed as soon
+    as the client is gone; `over` hears how it ended: the Answer, an exception, or None where nobody waited any more.
     """
 
     def __init__(
@@ -149,11 +148,14 @@ class AnswerStream:
         first: Event,
         events: AsyncGenerator[Event],
         over: Callable[[Answer | Exception | None], object],
+        *,
+        silence: float,
     ) -> None:
         self._teller = teller
         self._first = first
         self._events = events
         self._over = over
+        self._silence = silence
         self._outcome: Answer | Exception | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -194,7 +196,7 @@ class AnswerStream:
         """The next event, None after the last; while there is none, what says so keeps the connection alive."""
         waiting = asyncio.ensure_future(anext(self._events, None))
         try:
-            while not (await asyncio.wait([waiting], timeout=KEEP_ALIVE))[0]:
+            while not (await asyncio.wait([waiting], timeout=self._silence))[0]:
                 await _send(send, self._teller.silence)
             return waiting.result()
         finally:

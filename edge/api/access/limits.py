@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import msgspec
 from prometheus_client import Gauge
@@ -29,6 +30,25 @@ HEADERS = {
     "cross-origin-resource-policy": "same-origin",
 }
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpLimits:
+    """How much the agent's HTTP server takes of connections and bodies, and how long it waits for clients."""
+
+    connections: int = 128  # at once
+    handshake_seconds: float = 10.0
+    head_seconds: float = 10.0  # that a request's head may take, and the wait for the next one
+    stall_seconds: int = 30  # that a client may leave unread what was sent
+    silence_seconds: float = 10.0  # after which a stream says that the answer is still being made
+    stop_seconds: float = 2.0  # for the questions that are open when the server stops
+    body: int = 48 << 20  # bytes: images of 32 MiB in base64, and room for words
+    body_seconds: float = 30.0
+    bodies: int = 32  # that are read at once ...
+    all_bodies: int = 192 << 20  # ... and bytes of them; one tenant has half of both at most
+    small_body: int = 1 << 20  # bytes of a body that are taken as soon as they come
+
+
+HTTP_LIMITS = HttpLimits()
 
 CLOSE = (b"connection", b"close")  # of a connection whose body is not read
 

@@ -13,7 +13,6 @@ from cutline.errors import InputError
 from cutline.protos.channel.credentials import ServerKeys, file_version, load_pair
 
 POLL_SECONDS = 10.0  # between checks for a changed certificate
-HANDSHAKE_SECONDS = 10
 SHUTDOWN_SECONDS = 2  # for a client to answer the TLS shutdown
 
 log = logging.getLogger(__name__)
@@ -36,7 +35,7 @@ async def tls(keys: ServerKeys) -> AsyncIterator[ssl.SSLContext]:
 class Secured(SSLProtocol):
     """The TLS of one connection; calls `came` when it is accepted, and `left` when it has ended.
 
-    asyncio calls the `inner` protocol only after the handshake.
+    asyncio calls the `inner` protocol only after the handshake, which may take so many `seconds`.
     """
 
     def __init__(
@@ -44,6 +43,7 @@ class Secured(SSLProtocol):
         context: ssl.SSLContext,
         inner: asyncio.Protocol,
         *,
+        seconds: float,
         came: Callable[[asyncio.Transport], object],
         left: Callable[[], object],
     ) -> None:
@@ -53,7 +53,7 @@ class Secured(SSLProtocol):
             context,
             None,  # type: ignore[arg-type] # nobody waits for the handshake
             server_side=True,
-            ssl_handshake_timeout=HANDSHAKE_SECONDS,
+            ssl_handshake_timeout=seconds,  # type: ignore[arg-type] # parts of a second, too
             ssl_shutdown_timeout=SHUTDOWN_SECONDS,
         )
         self._came = came

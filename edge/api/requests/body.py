@@ -10,16 +10,11 @@ from collections.abc import Awaitable, Callable, Iterator
 
 from starlette.requests import Request
 
-from cutline.edge.api.access.limits import busy
+from cutline.edge.api.access.limits import HTTP_LIMITS, HttpLimits, busy
 from cutline.edge.api.errors import Fault, Refused
 from cutline.edge.api.requests.scanner import PIECE, Body, Scanner
 from cutline.errors import InputError
 
-MAX_BODY = 48 << 20  # bytes: images of 32 MiB in base64, and room for words
-BODY_SECONDS = 30.0
-MOST_BODIES = 32  # that are read at once ...
-BODIES = 4 * MAX_BODY  # ... and bytes of them; one tenant has half of both at most
-FREE = 1 << 20  # bytes of a body that are taken as soon as they come
 SHARE = 0.1  # of the loop's time that taking the rest of all bodies may have while others are answered
 
 _GZIP = 16 + zlib.MAX_WBITS
@@ -31,7 +26,8 @@ class Bodies:
     While `others` are answered, large ones are taken slowly.
     """
 
-    def __init__(self, others: Callable[[], bool] = lambda: False) -> None:
+    def __init__(self, others: Callable[[], bool] = lambda: False, limits: HttpLimits = HTTP_LIMITS) -> None:
+        self._limits = limits
         self._turns = Turns(others)
         self._reading = Counter[str]()
         self._bytes = Counter[str]()
@@ -41,25 +37,26 @@ class Bodies:
         kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
         if kind != "application/json":
             raise _refused(415, "send JSON, as content-type: application/json")
-        if self._is_over(self._reading, MOST_BODIES - 1, tenant):
+        limits = self._limits
+        if self._is_over(self._reading, limits.bodies - 1, tenant):
             raise self._too_many()
         coding = _coding(request.headers.get("content-encoding", "identity"))
         scanner, size = Scanner(), 0
         self._reading[tenant] += 1
         try:
-            async with asyncio.timeout(BODY_SECONDS):
+            async with asyncio.timeout(limits.body_seconds):
                 async for chunk in request.stream():
                     for piece in coding.decoded(chunk):
                         size += len(piece)
                         self._bytes[tenant] += len(piece)
-                        if size > MAX_BODY:
-                            raise _refused(413, f"the request is over {MAX_BODY >> 20} MiB")
-                        if self._is_over(self._bytes, BODIES, tenant):
+                        if size > limits.body:
+                            raise _refused(413, f"the request is over {limits.body >> 20} MiB")
+                        if self._is_over(self._bytes, limits.all_bodies, tenant):
                             raise self._too_many()
-                        await self._turns.take(scanner, piece, large=size > FREE)
+                        await self._turns.take(scanner, piece, large=size > limits.small_body)
                 coding.end()
         except TimeoutError:
-            raise _refused(408, f"the request did not arrive in {BODY_SECONDS:.0f} seconds") from None
+            raise _refused(408, f"the request did not arrive in {limits.body_seconds:.0f} seconds") from None
         finally:
             self._reading[tenant] -= 1
             self._bytes[tenant] -= size

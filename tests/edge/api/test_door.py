@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from cutline.edge.api import server
+from cutline.edge.api.access.limits import HttpLimits
 
 
 @dataclass(eq=False)
@@ -27,9 +28,8 @@ class Connection:
 
 
 @pytest.mark.threat("connections")
-def test_the_oldest_idle_one_of_the_address_that_has_most_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "MOST_CONNECTIONS", 5)
-    door: Any = server._Door()
+def test_the_oldest_idle_one_of_the_address_that_has_most_makes_room() -> None:
+    door: Any = server._Door(HttpLimits(connections=5))
     lone, many = Connection("192.0.2.9"), [Connection("192.0.2.1", busy=number == 0) for number in range(6)]
     for one in (lone, *many):
         door.enter(one, one)

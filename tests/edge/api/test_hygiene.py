@@ -15,9 +15,7 @@ import pytest
 
 from cutline.cli.access.certificates import SERVER, Authority
 from cutline.core.request import Mode
-from cutline.edge.api import server as server
-from cutline.edge.api.access import tls
-from cutline.edge.api.requests import body as bodies
+from cutline.edge.api.access.limits import HTTP_LIMITS, HttpLimits
 from cutline.edge.api.server import names_of
 from cutline.edge.generation.events import Planned
 from cutline.protos.channel.credentials import ServerKeys
@@ -76,27 +74,20 @@ def test_names_are_held_to_where_only_this_machine_can_ask() -> None:
 
 @pytest.mark.threat("floods")
 @pytest.mark.parametrize(
-    ("sent", "constant", "status"),
+    ("sent", "limits", "status"),
     [
-        (b"", "HEAD_SECONDS", 0),
-        (b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nX-Sl", "HEAD_SECONDS", 0),
-        (request(BODY[:10], length=len(BODY)), "BODY_SECONDS", 408),
-        (request(b"", length=bodies.MAX_BODY + 1, host="localhost") + b"x" * 10, "BODY_SECONDS", 408),
+        (b"", HttpLimits(head_seconds=0.1), 0),
+        (b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nX-Sl", HttpLimits(head_seconds=0.1), 0),
+        (request(BODY[:10], length=len(BODY)), HttpLimits(body_seconds=0.1), 408),
+        (request(b"", length=HTTP_LIMITS.body + 1, host="localhost") + b"x" * 10, HttpLimits(body_seconds=0.1), 408),
     ],
     ids=["nothing", "half a head", "half a body", "a large body that does not come"],
 )
 def test_the_slow_are_not_waited_for(
-    agent: ScriptedAgent,
-    serving: Serving,
-    monkeypatch: pytest.MonkeyPatch,
-    sent: bytes,
-    constant: str,
-    status: int,
+    agent: ScriptedAgent, serving: Serving, sent: bytes, limits: HttpLimits, status: int
 ) -> None:
-    monkeypatch.setattr(server if constant == "HEAD_SECONDS" else bodies, constant, 0.1)
-
     async def run() -> None:
-        async with serving() as url:
+        async with serving(http=limits) as url:
             got, _ = await asyncio.wait_for(reply(url, sent), 60)
         assert got == status
 
@@ -116,11 +107,9 @@ def test_a_head_without_end_is_refused(agent: ScriptedAgent, serving: Serving, c
 
 
 @pytest.mark.threat("floods")
-def test_connections_are_bounded(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "MOST_CONNECTIONS", 2)
-
+def test_connections_are_bounded(serving: Serving) -> None:
     async def run() -> None:
-        async with serving() as url:
+        async with serving(http=HttpLimits(connections=2)) as url:
             held = [await connect(url) for _ in range(2)]
             assert (await get(url, "/healthz")).status_code == 200, "the silent do not keep others out"
             await ended(held[0][0])
@@ -137,14 +126,11 @@ async def ended(reader: asyncio.StreamReader) -> None:
 
 
 @pytest.mark.threat("floods")
-def test_who_waits_for_an_answer_keeps_the_connection(
-    agent: ScriptedAgent, serving: Serving, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(server, "MOST_CONNECTIONS", 2)
+def test_who_waits_for_an_answer_keeps_the_connection(agent: ScriptedAgent, serving: Serving) -> None:
     agent.always = [PLANNED, math.inf]
 
     async def run() -> None:
-        async with serving() as url:
+        async with serving(http=HttpLimits(connections=2)) as url:
             asking = [await connect(url) for _ in range(2)]
             for count, (_, writer) in enumerate(asking, start=1):
                 writer.write(request(STREAMED))
@@ -159,10 +145,7 @@ def test_who_waits_for_an_answer_keeps_the_connection(
 
 
 @pytest.mark.threat("floods")
-def test_a_connection_counts_before_its_handshake(
-    serving: Serving, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(server, "MOST_CONNECTIONS", 3)
+def test_a_connection_counts_before_its_handshake(serving: Serving, tmp_path: Path) -> None:
     authority = Authority.make(tmp_path)
     pair = authority.sign("server", SERVER, hosts=["127.0.0.1"])
     authority.write()
@@ -170,7 +153,7 @@ def test_a_connection_counts_before_its_handshake(
     context = ssl.create_default_context(cafile=tmp_path / "ca.crt")
 
     async def run() -> None:
-        async with serving(keys=keys) as url:
+        async with serving(keys=keys, http=HttpLimits(connections=3)) as url:
             silent = [await connect(url) for _ in range(5)]
             for reader, _ in silent[:2]:
                 await ended(reader)
@@ -180,8 +163,7 @@ def test_a_connection_counts_before_its_handshake(
             await ended(silent[2][0])
             for _, one in silent:
                 one.close()
-        monkeypatch.setattr(tls, "HANDSHAKE_SECONDS", 0.1)
-        async with serving(keys=keys) as url:
+        async with serving(keys=keys, http=HttpLimits(handshake_seconds=0.1)) as url:
             reader, writer = await connect(url)
             await ended(reader)
             writer.close()
@@ -190,14 +172,11 @@ def test_a_connection_counts_before_its_handshake(
 
 
 @pytest.mark.threat("floods")
-def test_all_bodies_together_have_a_size(
-    agent: ScriptedAgent, serving: Serving, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bodies, "BODIES", 3000)
+def test_all_bodies_together_have_a_size(agent: ScriptedAgent, serving: Serving) -> None:
     agent.always = [spoken("7")]
 
     async def run() -> None:
-        async with serving() as url:
+        async with serving(http=HttpLimits(all_bodies=3000)) as url:
             _, writer = await connect(url)
             writer.write(request(b" " * 2900, length=3000))
             async with httpx.AsyncClient(base_url=url, trust_env=False) as client, asyncio.timeout(60):

@@ -25,7 +25,7 @@ from cutline.demo.bundles import DRAFTER
 from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.edge.agent import Agent
-from cutline.edge.api import streams
+from cutline.edge.api.access.limits import HttpLimits
 from cutline.edge.api.app import application
 from cutline.edge.generation.events import Planned
 from cutline.edge.generation.result import Answer, Decision, Gated
@@ -475,14 +475,11 @@ def test_a_dropped_stream_takes_its_answer_along(agent: ScriptedAgent, serving: 
     asyncio.run(run())
 
 
-def test_silence_is_filled_with_parts_without_words(
-    agent: ScriptedAgent, client: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(streams, "KEEP_ALIVE", 0.05)
+def test_silence_is_filled_with_parts_without_words(agent: ScriptedAgent, client: Client) -> None:
     agent.always = [PLANNED, 0.3, *told(ANSWER)[1:]]
 
     async def run() -> list[str | None]:
-        async with client() as one:
+        async with client(http=HttpLimits(silence_seconds=0.05)) as one:
             return [part.message.content async for part in await one.chat("cutline", ASKED, stream=True)]
 
     said = asyncio.run(run())

@@ -12,8 +12,7 @@ import httpx
 import pytest
 
 from cutline.core.request import Mode
-from cutline.edge.api import server as server
-from cutline.edge.api import streams
+from cutline.edge.api.access.limits import HttpLimits
 from cutline.edge.generation.events import Planned, Settled
 from cutline.edge.generation.result import Provenance, Token
 from cutline.testing.agent import ScriptedAgent, spoken, told
@@ -43,12 +42,12 @@ def test_a_client_that_vanishes_takes_its_answer_along(agent: ScriptedAgent, ser
     asyncio.run(run())
 
 
-def test_silence_is_filled(agent: ScriptedAgent, serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "KEEP_ALIVE", 0.05)
+def test_silence_is_filled(agent: ScriptedAgent, serving: Serving) -> None:
+    often = HttpLimits(silence_seconds=0.05)
     agent.enqueue(PLANNED, 0.3, *told(spoken("7"))[1:])
 
     async def run() -> str:
-        async with serving() as url, httpx.AsyncClient(base_url=url, trust_env=False) as client:
+        async with serving(http=often) as url, httpx.AsyncClient(base_url=url, trust_env=False) as client:
             response = await client.post(PATH, content=STREAMED)
             assert response.headers["content-type"].startswith("text/event-stream")
             return response.text
@@ -58,15 +57,12 @@ def test_silence_is_filled(agent: ScriptedAgent, serving: Serving, monkeypatch: 
     assert text.endswith("data: [DONE]\n\n")
 
 
-def test_a_reader_that_does_not_read_is_left(
-    agent: ScriptedAgent, serving: Serving, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(server, "STALL_SECONDS", 1)
+def test_a_reader_that_does_not_read_is_left(agent: ScriptedAgent, serving: Serving) -> None:
     long = Settled(0, tuple(Token(100, "x" * 1000, Provenance.EDGE) for _ in range(200)))
     agent.always = [PLANNED, *[long] * 200, math.inf]
 
     async def run() -> None:
-        async with serving() as url:
+        async with serving(http=HttpLimits(stall_seconds=1)) as url:
             _, writer = await connect(url)
             writer.write(request(STREAMED))
             await asyncio.wait_for(agent.reaches(given_up=1), 60)
@@ -75,14 +71,11 @@ def test_a_reader_that_does_not_read_is_left(
     asyncio.run(run())
 
 
-def test_a_server_that_stops_says_so_in_the_stream(
-    agent: ScriptedAgent, serving: Serving, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(server, "STOP_SECONDS", 0.1)
+def test_a_server_that_stops_says_so_in_the_stream(agent: ScriptedAgent, serving: Serving) -> None:
     agent.always = [PLANNED, math.inf]
 
     async def run() -> bytes:
-        async with serving() as url:
+        async with serving(http=HttpLimits(stop_seconds=0.1)) as url:
             reader, writer = await connect(url)
             writer.write(request(STREAMED))
             await agent.reaches(asked=1)

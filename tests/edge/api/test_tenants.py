@@ -15,8 +15,8 @@ from prometheus_client import Gauge
 
 from cutline.core.request import is_request_id
 from cutline.edge.api.access import limits as guarding
+from cutline.edge.api.access.limits import HttpLimits
 from cutline.edge.api.errors import Refused
-from cutline.edge.api.requests import body as bodies
 from cutline.protos.channel.token_file import Quota, Tokens, token_entry
 from cutline.testing.agent import ScriptedAgent, spoken
 from cutline.testing.raw_http import BODY, PATH, connect, reply, request
@@ -144,10 +144,7 @@ def test_while_a_worker_is_waited_for_the_device_goes_on_answering(
 
 
 @pytest.mark.threat("floods")
-def test_a_body_that_does_not_come_takes_no_place(
-    agent: ScriptedAgent, serving: Serving, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(bodies, "MOST_BODIES", 4)
+def test_a_body_that_does_not_come_takes_no_place(agent: ScriptedAgent, serving: Serving, tmp_path: Path) -> None:
     agent.always = [spoken("7")]
 
     async def slow(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -156,7 +153,7 @@ def test_a_body_that_does_not_come_takes_no_place(
         return reader, writer
 
     async def run() -> None:
-        async with serving(most=lambda: 1, tokens=holders(tmp_path)) as url:
+        async with serving(most=lambda: 1, tokens=holders(tmp_path), http=HttpLimits(bodies=4)) as url:
             held = [await slow(url) for _ in range(2)]
             async with bearing(url, "other") as client:
                 assert (await client.post(PATH, content=BODY)).status_code == 200

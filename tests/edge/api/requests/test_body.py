@@ -11,6 +11,7 @@ import httpx
 import msgspec
 import pytest
 
+from cutline.edge.api.access.limits import HttpLimits
 from cutline.edge.api.requests import body
 from cutline.edge.api.requests.body import SHARE, Turns
 from cutline.edge.api.requests.scanner import Scanner
@@ -67,7 +68,6 @@ def test_nobody_waits_for_nobody_nor_for_what_is_small(others: bool, large: bool
 
 @pytest.mark.threat("floods")
 def test_the_others_are_those_in_work(agent: ScriptedAgent, serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(body, "FREE", 100)
     agent.enqueue(spoken("7"))
     agent.enqueue(math.inf)
     agent.always = [spoken("8")]
@@ -83,7 +83,8 @@ def test_the_others_are_those_in_work(agent: ScriptedAgent, serving: Serving, mo
     words = {**content, "metadata": {"x": "y" * 200}}
 
     async def run() -> None:
-        async with serving() as url, httpx.AsyncClient(base_url=url, trust_env=False, timeout=60) as client:
+        small = HttpLimits(small_body=100)
+        async with serving(http=small) as url, httpx.AsyncClient(base_url=url, trust_env=False, timeout=60) as client:
             await client.post(PATH, json=words)
             first = asyncio.create_task(client.post(PATH, json=words))
             while len(agent.asked) < 2:  # noqa: ASYNC110

@@ -23,9 +23,9 @@ from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.edge.agent import Agent
 from cutline.edge.api import app as app_module
+from cutline.edge.api.access.limits import HTTP_LIMITS, HttpLimits
 from cutline.edge.api.app import application
 from cutline.edge.api.errors import Refused
-from cutline.edge.api.requests import body as bodies
 from cutline.edge.api.requests import fields as requests_module
 from cutline.edge.api.requests.schema import ChatRequest, read_request
 from cutline.edge.generation.result import Answer
@@ -62,13 +62,20 @@ WORDS = {"type": "text", "text": "What?"}
 PICTURE = image_part(data_url(REQUEST.image))
 
 
-def post(content: object, *, agent: object = None, path: str = PATH, method: str = "POST") -> httpx.Response:
+def post(
+    content: object,
+    *,
+    agent: object = None,
+    path: str = PATH,
+    method: str = "POST",
+    http: HttpLimits = HTTP_LIMITS,
+) -> httpx.Response:
     """What the demo's drafter, alone, or another `agent` answers to a body of JSON or of bytes."""
 
     async def run() -> httpx.Response:
         async with Agent(Bundle.open(DRAFTER), worker="127.0.0.1:1", threads=1) as alone:
             served: Any = agent or alone
-            transport = httpx.ASGITransport(application(served), raise_app_exceptions=False)
+            transport = httpx.ASGITransport(application(served, http=http), raise_app_exceptions=False)
             async with httpx.AsyncClient(transport=transport, base_url="http://agent") as client:
                 sent = content if isinstance(content, bytes) else msgspec.json.encode(content)
                 return await client.request(method, path, content=sent)
@@ -191,9 +198,8 @@ def test_what_cannot_be_answered(content: object, kind: str, status: int) -> Non
 
 
 @pytest.mark.threat("late")
-def test_a_body_is_refused_once_it_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bodies, "MAX_BODY", 1 << 20)
-    response = post(b" " * ((1 << 20) + 1))
+def test_a_body_is_refused_once_it_is_too_large() -> None:
+    response = post(b" " * ((1 << 20) + 1), http=HttpLimits(body=1 << 20))
     assert response.status_code == 413
     assert response.json()["error"]["type"] == "InputError"
     assert "1 MiB" in response.json()["error"]["message"]
