@@ -31,7 +31,8 @@ from rich.console import Console
 
 from cutline.bench.published_models import KINDS, Files, filled, write_folder
 from cutline.cloud.engine.engine import Engine
-from cutline.cloud.engine.sequence import Event, SessionRequest
+from cutline.cloud.engine.sessions.session import Event
+from cutline.cloud.engine.sessions.session_request import SessionRequest
 from cutline.cloud.model.model_runner import Capacity, Target
 from cutline.core.conversation import question
 from cutline.core.sampling import Sampling

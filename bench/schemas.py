@@ -25,7 +25,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from cutline.cloud.engine.sequence import Session
+from cutline.cloud.engine.sessions.session import Session
 from cutline.core.constraint import Constraint
 from cutline.core.request import Mode
 from cutline.core.sampling import Sampling

@@ -31,7 +31,9 @@ from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 from cutline.bench.plot_file import save_plot
 from cutline.cloud.engine.engine import Engine
-from cutline.cloud.engine.sequence import Event, Session, SessionRequest, SessionRows
+from cutline.cloud.engine.sessions.session import Event, Session
+from cutline.cloud.engine.sessions.session_request import SessionRequest
+from cutline.cloud.engine.sessions.session_rows import SessionRows
 from cutline.cloud.model.model_runner import Capacity, Target
 from cutline.core.sampling import Sampling
 from cutline.errors import CutlineError

@@ -1,6 +1,6 @@
 """The cost of the tokens after the first: verified drafts, decoding on the worker meanwhile, or round trips.
 
-The worker is modelled after `cloud/engine/cost_model.py` and `cloud/engine/sequence.py`, the agent after
+The worker is modelled after `cloud/engine/cost_model.py` and `cloud/engine/sessions/session.py`, the agent after
 `edge/offload/backends/worker_session.py`; docs/explanation/planning.md derives the formulas. No cost grows with a
 faster link.
 """

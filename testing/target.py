@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cutline.cloud.engine.sequence import SessionRows
+from cutline.cloud.engine.sessions.session_rows import SessionRows
 from cutline.cloud.model.vision import Steps
 
 VOCABULARY = 64

@@ -29,8 +29,10 @@ from cutline.cloud.engine.image_features import ImageFeatures
 from cutline.cloud.engine.listeners import Listeners
 from cutline.cloud.engine.passes import Passes
 from cutline.cloud.engine.scheduler import Scheduler
-from cutline.cloud.engine.sequence import Event, SessionRequest, SessionRows
 from cutline.cloud.engine.session_table import SessionTable
+from cutline.cloud.engine.sessions.session import Event
+from cutline.cloud.engine.sessions.session_request import SessionRequest
+from cutline.cloud.engine.sessions.session_rows import SessionRows
 from cutline.cloud.engine.verifier import Verifier
 from cutline.cloud.model.model_runner import Target
 from cutline.cloud.telemetry.observer import NOBODY, Observer

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from cutline.cloud.engine.cost_model import Pacing
 from cutline.cloud.engine.image_cache import ImageCache, Kept
 from cutline.cloud.engine.listeners import Listeners
-from cutline.cloud.engine.sequence import Session, SessionRequest
+from cutline.cloud.engine.sessions.session import Session
+from cutline.cloud.engine.sessions.session_request import SessionRequest
 from cutline.cloud.model.model_runner import Target
 from cutline.cloud.model.vision import Steps, Unwanted
 from cutline.cloud.telemetry.watchdog import EngineProgress

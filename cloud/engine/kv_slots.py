@@ -14,7 +14,7 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from cutline.cloud.engine.sequence import SessionRequest
+from cutline.cloud.engine.sessions.session_request import SessionRequest
 from cutline.models.families import Positions
 from cutline.models.sight import shared_seam
 

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
-from cutline.cloud.engine.sequence import Event, Session
+from cutline.cloud.engine.sessions.session import Event, Session
 from cutline.errors import CutlineError
 from cutline.protos.messages import Finished
 

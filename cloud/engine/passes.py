@@ -14,7 +14,7 @@ from cutline.cloud.engine.cost_model import PassCost
 from cutline.cloud.engine.image_features import ImageFeatures
 from cutline.cloud.engine.listeners import Listeners
 from cutline.cloud.engine.sampler import choose_all
-from cutline.cloud.engine.sequence import SessionRows
+from cutline.cloud.engine.sessions.session_rows import SessionRows
 from cutline.cloud.model.model_runner import PassAborted, Target
 from cutline.cloud.model.tensor_parallel import RankLost
 from cutline.cloud.telemetry.observer import Observer

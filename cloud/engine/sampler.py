@@ -6,7 +6,8 @@ from collections.abc import Collection, Sequence
 
 import torch
 
-from cutline.cloud.engine.sequence import Session, SessionRows
+from cutline.cloud.engine.sessions.session import Session
+from cutline.cloud.engine.sessions.session_rows import SessionRows
 from cutline.models.law.penalties import NO_PENALTIES, Past
 from cutline.models.law.sampling import choose
 from cutline.protos.messages import Likelihood

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Sequence
 from cutline.cloud.engine.cost_model import Pacing, PassCost, drafted_rows, prompt_rows, rows_behind, turn
 from cutline.cloud.engine.image_features import ImageFeatures
 from cutline.cloud.engine.passes import Passes
-from cutline.cloud.engine.sequence import Session, SessionRows
 from cutline.cloud.engine.session_table import SessionTable, late
+from cutline.cloud.engine.sessions.session import Session
+from cutline.cloud.engine.sessions.session_rows import SessionRows
 from cutline.errors import InputError
 
 RECENT_SECONDS = 1.0  # within which a session that was confirmed something will be again

@@ -12,7 +12,9 @@ from cutline.cloud.engine.image_features import ImageFeatures
 from cutline.cloud.engine.kv_slots import Content, Slots
 from cutline.cloud.engine.listeners import Listeners
 from cutline.cloud.engine.passes import FATAL
-from cutline.cloud.engine.sequence import DeepSession, Event, Session, SessionRequest
+from cutline.cloud.engine.sessions.deep_session import DeepSession
+from cutline.cloud.engine.sessions.session import Event, Session
+from cutline.cloud.engine.sessions.session_request import SessionRequest
 from cutline.cloud.model.model_runner import Target
 from cutline.cloud.telemetry.observer import Observer
 from cutline.core.request import Priority

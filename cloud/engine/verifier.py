@@ -8,8 +8,8 @@ from dataclasses import replace
 from cutline.cloud.engine.image_features import ImageFeatures
 from cutline.cloud.engine.passes import Broken, Passed
 from cutline.cloud.engine.sampler import likelihoods
-from cutline.cloud.engine.sequence import Session
 from cutline.cloud.engine.session_table import SessionTable
+from cutline.cloud.engine.sessions.session import Session
 from cutline.cloud.telemetry.observer import Observer
 from cutline.errors import CutlineError, WorkerFailed
 from cutline.models.law.sampling import agreeing

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cutline.cloud.engine.image_cache import ImageCache, Kept, Picture
-from cutline.cloud.engine.sequence import BoundaryRows, SessionRequest
+from cutline.cloud.engine.sessions.session_request import SessionRequest
+from cutline.cloud.engine.sessions.session_rows import BoundaryRows
 from cutline.cloud.serving.inbox import Inbox
 from cutline.core.request import MAX_IMAGE_BYTES, MAX_IMAGES
 from cutline.core.wire import Wire

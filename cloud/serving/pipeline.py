@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import Self
 
-from cutline.cloud.engine.sequence import Forward, SessionRequest
+from cutline.cloud.engine.sessions.session import Forward
+from cutline.cloud.engine.sessions.session_request import SessionRequest
 from cutline.cloud.serving.limits import SERVING_LIMITS, ServingLimits
 from cutline.core.wire import Wire
 from cutline.errors import (

@@ -18,7 +18,8 @@ from cutline.cloud.access.auth import CALLER
 from cutline.cloud.access.quota import UNLIMITED, Shares
 from cutline.cloud.access.traffic import TrafficMeter
 from cutline.cloud.engine.engine import Engine
-from cutline.cloud.engine.sequence import Event, Forward, SessionRequest
+from cutline.cloud.engine.sessions.session import Event, Forward
+from cutline.cloud.engine.sessions.session_request import SessionRequest
 from cutline.cloud.serving.admission import ReceivedUpload, Reception, ServedSpan
 from cutline.cloud.serving.drafts import Drafts
 from cutline.cloud.serving.inbox import Inbox

@@ -20,7 +20,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from cutline.cloud.engine.sequence import Session, SessionRequest, SessionRows
+from cutline.cloud.engine.sessions.session import Session
+from cutline.cloud.engine.sessions.session_request import SessionRequest
+from cutline.cloud.engine.sessions.session_rows import SessionRows
 from cutline.cloud.model.loader import load_model
 from cutline.cloud.model.model_runner import Capacity, Target
 from cutline.core.sampling import Sampling

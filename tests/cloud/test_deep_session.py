@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from numpy.typing import NDArray
 
-from cutline.cloud.engine.sequence import DeepSession, Event, Forward, Session, SessionRequest
+from cutline.cloud.engine.sessions.deep_session import DeepSession
+from cutline.cloud.engine.sessions.session import Event, Forward, Session
+from cutline.cloud.engine.sessions.session_request import SessionRequest
 from cutline.core.sampling import Sampling
 from cutline.errors import WorkerFailed
 from cutline.models.law.sampling import agreeing

@@ -18,7 +18,8 @@ import pytest
 
 from cutline.cloud.engine.cost_model import PACING, Pacing
 from cutline.cloud.engine.engine import Engine
-from cutline.cloud.engine.sequence import Event, Forward, SessionRequest
+from cutline.cloud.engine.sessions.session import Event, Forward
+from cutline.cloud.engine.sessions.session_request import SessionRequest
 from cutline.cloud.model.model_runner import Target
 from cutline.core.sampling import Sampling
 from cutline.errors import CutlineError, InputError, WorkerFailed

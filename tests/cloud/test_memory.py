@@ -19,7 +19,7 @@ from PIL import Image
 
 from cutline.cloud.engine.engine import Engine
 from cutline.cloud.engine.image_cache import ImageCache
-from cutline.cloud.engine.sequence import Event
+from cutline.cloud.engine.sessions.session import Event
 from cutline.cloud.model.model_runner import Capacity, Target
 from cutline.cloud.serving.admission import Reception, ServedSpan
 from cutline.cloud.serving.inbox import Inbox

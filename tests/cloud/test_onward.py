@@ -15,7 +15,7 @@ import pytest
 from cutline.cli.access.certificates import DEVICE, SERVER, Authority, pair_of
 from cutline.cloud.access.auth import Callers
 from cutline.cloud.engine.cost_model import PACING, Pacing
-from cutline.cloud.engine.sequence import SessionRequest
+from cutline.cloud.engine.sessions.session_request import SessionRequest
 from cutline.cloud.serving.limits import ServingLimits
 from cutline.cloud.serving.pipeline import NextWorker, Onward, Word, onward_name
 from cutline.cloud.serving.server import ANYBODY, Access, WorkerOptions, serve

@@ -14,7 +14,9 @@ import torch
 
 from cutline.cloud.engine.engine import Engine
 from cutline.cloud.engine.sampler import choose_all
-from cutline.cloud.engine.sequence import Event, Session, SessionRequest, SessionRows
+from cutline.cloud.engine.sessions.session import Event, Session
+from cutline.cloud.engine.sessions.session_request import SessionRequest
+from cutline.cloud.engine.sessions.session_rows import SessionRows
 from cutline.cloud.model.model_runner import Capacity, Target
 from cutline.cloud.serving.admission import ReceivedUpload, Reception, ServedSpan
 from cutline.core.sampling import Sampling

@@ -27,7 +27,9 @@ from cutline.cloud.engine.cost_model import (
 )
 from cutline.cloud.engine.engine import Engine
 from cutline.cloud.engine.sampler import likelihoods
-from cutline.cloud.engine.sequence import Event, Session, SessionRequest, SessionRows
+from cutline.cloud.engine.sessions.session import Event, Session
+from cutline.cloud.engine.sessions.session_request import SessionRequest
+from cutline.cloud.engine.sessions.session_rows import SessionRows
 from cutline.cloud.model.model_runner import Target
 from cutline.cloud.telemetry.observer import NOBODY, Observer
 from cutline.core.sampling import Sampling

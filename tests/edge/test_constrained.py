@@ -12,7 +12,7 @@ import httpx
 import jsonschema
 import pytest
 
-from cutline.cloud.engine.sequence import Session
+from cutline.cloud.engine.sessions.session import Session
 from cutline.core.constraint import Constraint
 from cutline.core.request import Mode
 from cutline.core.sampling import Sampling

@@ -18,7 +18,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from cutline.cloud.engine.cost_model import PACING
 from cutline.cloud.engine.engine import Engine
-from cutline.cloud.engine.sequence import Event, SessionRequest
+from cutline.cloud.engine.sessions.session import Event
+from cutline.cloud.engine.sessions.session_request import SessionRequest
 from cutline.cloud.model.model_runner import Target
 from cutline.core.sampling import Sampling
 from cutline.errors import CutlineError, WorkerBusy, WorkerForgot

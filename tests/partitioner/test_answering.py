@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cutline.cloud.engine.sequence import Session, SessionRequest
+from cutline.cloud.engine.sessions.session import Session
+from cutline.cloud.engine.sessions.session_request import SessionRequest
 from cutline.core.request import DRAFT_CHUNK, Mode
 from cutline.core.sampling import Sampling
 from cutline.partitioner.answering import FRAME_BYTES

@@ -18,7 +18,9 @@ from torch import Tensor
 from cutline.cloud.engine.cost_model import PACING, Pacing
 from cutline.cloud.engine.engine import Engine
 from cutline.cloud.engine.kv_slots import Slots
-from cutline.cloud.engine.sequence import Event, Session, SessionRequest, SessionRows
+from cutline.cloud.engine.sessions.session import Event, Session
+from cutline.cloud.engine.sessions.session_request import SessionRequest
+from cutline.cloud.engine.sessions.session_rows import SessionRows
 from cutline.cloud.model.model_runner import PassAborted, Target
 from cutline.cloud.model.vision import Unwanted
 from cutline.core.sampling import Sampling

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cutline.cloud.engine.image_cache import Picture
 from cutline.cloud.engine.kv_slots import LEAST_COPIED, Content, SlotPlace, Slots, shared
-from cutline.cloud.engine.sequence import SessionRequest
+from cutline.cloud.engine.sessions.session_request import SessionRequest
 from cutline.core.sampling import Sampling
 from cutline.models.families import COUNTED, Positions
 

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from cutline.cloud.engine.engine import Engine
 from cutline.cloud.engine.listeners import Listeners
-from cutline.cloud.engine.sequence import Event, SessionRequest, SessionRows
+from cutline.cloud.engine.sessions.session import Event
+from cutline.cloud.engine.sessions.session_request import SessionRequest
+from cutline.cloud.engine.sessions.session_rows import SessionRows
 from cutline.cloud.model.model_runner import PassAborted, Target
 from cutline.core.sampling import Sampling
 from cutline.errors import CutlineError, WorkerBusy, WorkerFailed, WorkerUnavailable

@@ -21,7 +21,9 @@ from cutline.cloud.engine.image_cache import ImageCache
 from cutline.cloud.engine.image_features import ImageFeatures
 from cutline.cloud.engine.listeners import Listeners
 from cutline.cloud.engine.scheduler import beside, by_priority
-from cutline.cloud.engine.sequence import Event, Forward, Session, SessionRequest, SessionRows
+from cutline.cloud.engine.sessions.session import Event, Forward, Session
+from cutline.cloud.engine.sessions.session_request import SessionRequest
+from cutline.cloud.engine.sessions.session_rows import SessionRows
 from cutline.cloud.model.model_runner import Target
 from cutline.cloud.telemetry.watchdog import EngineProgress
 from cutline.core.request import Priority

@@ -17,7 +17,9 @@ from torch._dynamo.utils import counters
 
 from cutline.cli.main import app
 from cutline.cloud.engine.engine import Engine
-from cutline.cloud.engine.sequence import Event, Session, SessionRequest, SessionRows
+from cutline.cloud.engine.sessions.session import Event, Session
+from cutline.cloud.engine.sessions.session_request import SessionRequest
+from cutline.cloud.engine.sessions.session_rows import SessionRows
 from cutline.cloud.model.compilation import MOST_LAYERS, block_size, pieces
 from cutline.cloud.model.model_runner import Capacity, Target
 from cutline.core.sampling import Sampling

@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 
 from cutline.cloud.engine.cost_model import PACING, Pacing
 from cutline.cloud.engine.engine import Engine
-from cutline.cloud.engine.sequence import Event, Session, SessionRequest, SessionRows
+from cutline.cloud.engine.sessions.session import Event, Session
+from cutline.cloud.engine.sessions.session_request import SessionRequest
+from cutline.cloud.engine.sessions.session_rows import SessionRows
 from cutline.cloud.model.loader import load_model
 from cutline.cloud.model.model_runner import Capacity, Target
 from cutline.core.sampling import Sampling

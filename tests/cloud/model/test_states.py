@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from cutline.cloud.engine.engine import Engine
-from cutline.cloud.engine.sequence import Event, SessionRequest
+from cutline.cloud.engine.sessions.session import Event
+from cutline.cloud.engine.sessions.session_request import SessionRequest
 from cutline.cloud.model.model_runner import Capacity, Target
 from cutline.cloud.model.tensor_parallel import check_ranks
 from cutline.core.sampling import Sampling

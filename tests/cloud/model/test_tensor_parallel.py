@@ -22,7 +22,9 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from PIL import Image
 
-from cutline.cloud.engine.sequence import Session, SessionRequest, SessionRows
+from cutline.cloud.engine.sessions.session import Session
+from cutline.cloud.engine.sessions.session_request import SessionRequest
+from cutline.cloud.engine.sessions.session_rows import SessionRows
 from cutline.cloud.model.device_names import device_of
 from cutline.cloud.model.model_runner import Capacity, Target
 from cutline.cloud.model.tensor_parallel import PATIENCE, RankLost

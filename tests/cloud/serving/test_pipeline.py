@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from cutline.cli.process.children import worker_process
-from cutline.cloud.engine.sequence import Session, SessionRows
+from cutline.cloud.engine.sessions.session import Session
+from cutline.cloud.engine.sessions.session_rows import SessionRows
 from cutline.cloud.model.model_runner import Target
 from cutline.cloud.serving import server
 from cutline.cloud.serving.limits import SERVING_LIMITS, ServingLimits

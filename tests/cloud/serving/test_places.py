@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cutline.cloud.engine.sequence import Forward
+from cutline.cloud.engine.sessions.session import Forward
 from cutline.cloud.serving.limits import ServingLimits
 from cutline.cloud.serving.pipeline import Onward
 from cutline.cloud.serving.servicer import WorkerServicer

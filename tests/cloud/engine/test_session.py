@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from cutline.cloud.engine.sequence import Session, SessionRequest, SessionRows
+from cutline.cloud.engine.sessions.session import Session
+from cutline.cloud.engine.sessions.session_request import SessionRequest
+from cutline.cloud.engine.sessions.session_rows import SessionRows
 from cutline.core.sampling import Sampling
 from cutline.models.families import Positions
 from cutline.models.sight import Block

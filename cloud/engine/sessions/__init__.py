@@ -1,0 +1,1 @@
+"""The answers that a worker makes: each one's state, and the decisions about it."""
