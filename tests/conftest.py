@@ -20,8 +20,6 @@ from cutline.testing.models.comparison import small_target, tool_pair
 from cutline.testing.models.encoders import exported
 from cutline.testing.models.random_encoders import make_encoder
 
-TESTS = Path(__file__).parent
-
 pytest.register_assert_rewrite("cutline.testing.worker", "cutline.testing.together")
 
 # Other work on the machine makes examples slow, not wrong. In CI, Hypothesis also draws the same ones each time.
@@ -52,7 +50,6 @@ def pytest_collection(session: pytest.Session) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    gc.freeze()
     gc.enable()
 
 
@@ -61,18 +58,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         long = {one for one in items if one.get_closest_marker("proof") is not None}
         config.hook.pytest_deselected(items=list(long))
         items[:] = [one for one in items if one not in long]
-    items[:] = _mixed(items)
-
-
-def _mixed(items: list[pytest.Item]) -> list[pytest.Item]:
-    """The files of all rooms by turns, each room's spread over the whole run: some wait while others compute."""
-    rooms: dict[str, dict[Path, list[pytest.Item]]] = {}
-    for one in items:
-        rooms.setdefault(one.path.relative_to(TESTS).parts[0], {}).setdefault(one.path, []).append(one)
-    placed = [
-        ((index + 0.5) / len(files), file) for files in rooms.values() for index, file in enumerate(files.values())
-    ]
-    return [one for _, file in sorted(placed, key=lambda one: one[0]) for one in file]
 
 
 @pytest.fixture
