@@ -40,9 +40,10 @@ pytest: install
 test-lowest:
 	TORCH='$(TORCH)' scripts/lowest.sh $(PYTHON) $(EXTRAS)
 
-# What takes a minute a test and is no part of every run, and what every run makes fewer rounds of.
+# What takes a minute a test and is no part of every run, and what every run makes fewer rounds of, or draws fewer
+# examples for.
 proof: install
-	OMP_NUM_THREADS=1 $(BIN)/pytest --proof -m 'proof or sampled' $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest --proof -m 'proof or sampled or hypothesis' $(ARGS)
 
 lint: install site
 	$(BIN)/ruff check

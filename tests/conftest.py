@@ -27,7 +27,6 @@ settings.register_profile(
     "unhurried",
     settings(),
     deadline=None,
-    max_examples=60,
     suppress_health_check=[HealthCheck.too_slow],
     print_blob=True,
 )

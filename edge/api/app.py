@@ -61,7 +61,8 @@ def application(
     As many questions as `most` says that need a worker may be in work at once, and as many that the device may answer,
     and of each tenant what `limits` say; a `fetcher` gets images that stand elsewhere. An agent that is `shared` none
     who asks may take offline, and one that is offline now stays so. The `entrance` stands before all of it, and checks
-    and logs what comes. An `encoder` makes rows of texts and images.
+    and logs what comes. An `encoder` makes rows of texts and images. `http` says how much of bodies it reads, and how
+    long a stream is silent.
     """
     handler = RequestHandler(agent, most=most, limits=limits, fetcher=fetcher, http=http)
     api = _Api(handler, shared=shared)

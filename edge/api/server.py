@@ -42,14 +42,14 @@ class _Door:
     That is the oldest of the address that has most connections: who is many makes room for who is one.
     """
 
-    def __init__(self, limits: HttpLimits) -> None:
-        self.limits = limits
+    def __init__(self, http: HttpLimits) -> None:
+        self.http = http
         self._inside: dict[_Connection, asyncio.Transport] = {}
 
     def enter(self, connection: _Connection, transport: asyncio.Transport) -> None:
         """One was accepted, or is known already, by its TLS."""
         self._inside.setdefault(connection, transport)
-        if len(self._inside) > self.limits.connections:
+        if len(self._inside) > self.http.connections:
             held = Counter(map(_address, self._inside.values()))
             idle = (one for one in self._inside if not one.busy)  # this one, if there is no other
             self._inside.pop(max(idle, key=lambda one: held[_address(self._inside[one])])).abort()
@@ -97,7 +97,7 @@ class _Connection(H11Protocol):
     def _expect_head(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self.loop.call_later(self._door.limits.head_seconds, self._give_up)
+        self._timer = self.loop.call_later(self._door.http.head_seconds, self._give_up)
 
     def _give_up(self) -> None:
         if not self.busy:
@@ -110,7 +110,7 @@ def _accepted(door: _Door, context: ssl.SSLContext | None, **given: Any) -> asyn
     if context is None:
         return connection
     came, left = partial(door.enter, connection), partial(door.leave, connection)
-    return Secured(context, connection, came=came, left=left, seconds=door.limits.handshake_seconds)
+    return Secured(context, connection, came=came, left=left, seconds=door.http.handshake_seconds)
 
 
 class _Server(uvicorn.Server):
@@ -172,7 +172,7 @@ async def serve(
             encoder=given.encoder,
             http=given.http,
         )
-        await serve_application(app, given.listen, given.keys, announce=announce, stop=stop, limits=given.http)
+        await serve_application(app, given.listen, given.keys, announce=announce, stop=stop, http=given.http)
 
 
 async def serve_application(
@@ -182,28 +182,28 @@ async def serve_application(
     *,
     announce: Callable[[str], None],
     stop: asyncio.Event,
-    limits: HttpLimits = HTTP_LIMITS,
+    http: HttpLimits = HTTP_LIMITS,
 ) -> None:
     """Serve an application at HOST:PORT, over HTTPS with `keys`, as `serve` does. Raises InputError."""
     host, port = parse_address(listen)
-    listening = _listen(host, port, listen, limits.stall_seconds)
+    listening = _listen(host, port, listen, http.stall_seconds)
     try:
         async with AsyncExitStack() as stack:
             context = None if keys is None else await stack.enter_async_context(tls(keys))
             config = uvicorn.Config(
                 app,
-                http=partial(_accepted, _Door(limits), context),  # type: ignore[arg-type] # it is only called
+                http=partial(_accepted, _Door(http), context),  # type: ignore[arg-type] # it is only called
                 ws="none",
                 lifespan="off",
                 log_level="warning",
                 server_header=False,
                 h11_max_incomplete_event_size=MAX_HEAD,
-                timeout_graceful_shutdown=limits.stop_seconds,  # type: ignore[arg-type] # parts of a second, too
+                timeout_graceful_shutdown=http.stop_seconds,  # type: ignore[arg-type] # parts of a second, too
             )
             server = _Server(config, lambda: announce(f"{host}:{listening.getsockname()[1]}"), stop)
             await server.serve([listening])
             if dropped := server.server_state.tasks:
-                await asyncio.wait(dropped, timeout=limits.stop_seconds)
+                await asyncio.wait(dropped, timeout=http.stop_seconds)
     finally:
         listening.close()
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import typer
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -130,7 +130,6 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=30)
 @given(st.dictionaries(KEYS, VALUES, max_size=4))
 def test_whatever_a_file_says_is_taken_or_refused_in_one_line(
     tmp_path_factory: pytest.TempPathFactory, table: dict[str, Any]

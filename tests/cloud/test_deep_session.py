@@ -198,13 +198,13 @@ class Conversation(RuleBasedStateMachine):
 
 
 TestConversation = Conversation.TestCase
-TestConversation.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestConversation.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
 
 
 class TestConversationInShortPasses(Conversation.TestCase):  # type: ignore[misc, valid-type]
     """The same, where a pass takes less than what is drafted."""
 
-    settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+    settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
 
     most = 2
 

@@ -29,7 +29,7 @@ def test_seeds_are_taken(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", DECODERS)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_changed_seeds(name: str, data: st.DataObject) -> None:
     content = bytearray(data.draw(st.sampled_from(seeds(name))))
@@ -40,7 +40,7 @@ def test_changed_seeds(name: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("name", DECODERS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(content=st.binary(max_size=300))
 def test_any_bytes(name: str, content: bytes) -> None:
     DECODERS[name](content)

@@ -233,7 +233,7 @@ hostile = st.one_of(
 )
 
 
-@settings(max_examples=200)
+@settings(max_examples=500)
 @given(hostile)
 @example(
     pb.AgentMessage(

@@ -302,7 +302,7 @@ def plausible(draw: st.DrawFn) -> pb.Tensor:
 
 
 @pytest.mark.threat("tensors")
-@settings(max_examples=300)
+@settings(max_examples=1000)
 @given(st.one_of(damaged(), noise, plausible()))
 def test_whatever_comes_becomes_finite_values_or_an_input_error(tensor: pb.Tensor) -> None:
     try:

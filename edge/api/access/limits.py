@@ -29,6 +29,7 @@ HEADERS = {
     "referrer-policy": "no-referrer",
     "cross-origin-resource-policy": "same-origin",
 }
+CLOSE = (b"connection", b"close")  # of a connection whose body is not read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,13 +45,11 @@ class HttpLimits:
     body: int = 48 << 20  # bytes: images of 32 MiB in base64, and room for words
     body_seconds: float = 30.0
     bodies: int = 32  # that are read at once ...
-    all_bodies: int = 192 << 20  # ... and bytes of them; one tenant has half of both at most
+    all_bodies: int = 4 * (48 << 20)  # ... and bytes of them, four of the largest; one tenant has half of both at most
     small_body: int = 1 << 20  # bytes of a body that are taken as soon as they come
 
 
 HTTP_LIMITS = HttpLimits()
-
-CLOSE = (b"connection", b"close")  # of a connection whose body is not read
 
 
 class Guard:

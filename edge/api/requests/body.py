@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator
 
 from starlette.requests import Request
 
-from cutline.edge.api.access.limits import HTTP_LIMITS, HttpLimits, busy
+from cutline.edge.api.access.limits import HttpLimits, busy
 from cutline.edge.api.errors import Fault, Refused
 from cutline.edge.api.requests.scanner import PIECE, Body, Scanner
 from cutline.errors import InputError
@@ -26,7 +26,7 @@ class Bodies:
     While `others` are answered, large ones are taken slowly.
     """
 
-    def __init__(self, others: Callable[[], bool] = lambda: False, limits: HttpLimits = HTTP_LIMITS) -> None:
+    def __init__(self, others: Callable[[], bool], limits: HttpLimits) -> None:
         self._limits = limits
         self._turns = Turns(others)
         self._reading = Counter[str]()

@@ -204,7 +204,7 @@ class Conversation(RuleBasedStateMachine):
 
 
 TestConversation = Conversation.TestCase
-TestConversation.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+TestConversation.settings = settings(max_examples=300, stateful_step_count=30, deadline=None)
 
 
 def long_prompt() -> list[int]:
