@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -112,6 +113,10 @@ def main() -> None:
         code = _say(getattr(error, "format_message", error.__str__)(), InputError.exit_code)
     except CutlineError as error:
         code = _say(str(error), error.exit_code)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:  # which only a name is that somebody gave
+            raise
+        code = _say(f"{error.filename}: {error.strerror}", InputError.exit_code)
     except Unread:
         code = UNREAD
     except KeyboardInterrupt:

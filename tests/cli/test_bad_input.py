@@ -93,6 +93,30 @@ def test_a_file_that_cannot_be_read(run: Run, tmp_path: Path) -> None:
     assert "directory" in run("ask", tmp_path, "What?").failed(2)
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("ask", "{}", "What?"),
+        ("bundle", "show", "{}"),
+        ("calibrate", "--data", "{}"),
+        ("config", "show", "edge", "--config", "{}"),
+        ("demo", "--report", "{}/report.html"),
+        ("eval", "{}"),
+        ("export", "{}", "--role", "target"),
+        ("journal", "show", "{}"),
+        ("keys", "init", "{}"),
+        ("pair", "check", "{}", "{}"),
+        ("plan", "--edge", "{}"),
+        ("watch", "--source", "{}", "--ask", "What?"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_name_that_is_too_long_for_a_file(run: Run, command: tuple[str, ...]) -> None:
+    code = BundleError.exit_code if command[0] in ("bundle", "pair") else InputError.exit_code
+    line = run(*(part.format("a" * 300) for part in command)).failed(code)
+    assert ("is no folder, video file" if command[0] == "watch" else "File name too long") in line
+
+
 def test_a_file_without_an_end(run: Run) -> None:
     assert "32 MiB" in run("ask", "/dev/zero", "What?").failed(2)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cutline.edge.watch.frames import Folder
@@ -40,6 +40,8 @@ def test_a_name_without_secrets(given: str, said: str) -> None:
 @given(
     st.text(min_size=4).filter(lambda text: len(set(text)) > 3), st.sampled_from(["rtsp://", "rtsps://", "rtsp:", ""])
 )
+@example("secret" * 1000, "rtsp://")  # a longer name than a file may have
+@example("secret" * 1000, "")
 def test_no_password_whatever_it_is_made_of_is_shown(password: str, scheme: str) -> None:
     secret = f"<{password}>"
     assert secret not in shown(f"{scheme}admin:{secret}@camera/stream")
