@@ -183,6 +183,8 @@ def _cuts(manifest: Manifest, sizes: Sizes) -> list[Cut]:
     flops = [layer.prefill_flops(sizes) for layer in layers]
     cuts = []
     for place, layer in enumerate(layers):
+        if layer.name not in manifest.line.cuts:
+            continue
         sent = {wire.value: layer.boundary_bytes(sizes, wire) for wire in Wire}
         cuts.append(
             Cut(

@@ -231,8 +231,8 @@ def span_of(given: CloudOptions, line: LayerLine) -> tuple[str, str]:
     layers, next_worker = given.layers, given.next_worker
     start, colon, end = layers.partition(":")
     start, end = start or line.layers[0], end or END
-    if not colon or start not in line.layers or end not in (*line.layers, END):
-        raise InputError(f"--layers {layers} is not START:END; the layers are {', '.join(line.layers)}")
+    if not colon or start not in line.cuts or end not in (*line.cuts, END):
+        raise InputError(f"--layers {layers} is not START:END; they may be {', '.join(line.cuts)}")
     if line.place(start) >= line.place(end):
         raise InputError(f"--layers {layers} has no layer; END must come after START")
     if end == END and next_worker is not None:

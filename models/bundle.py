@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,7 +32,8 @@ from cutline.core.storage.files import (
 from cutline.core.storage.seal import is_sealed, seal, unseal
 from cutline.core.wire import Wire
 from cutline.errors import BundleError
-from cutline.models.families import DecodedFamily, UnknownFamily, family_from
+from cutline.models.families import DecodedFamily, Family, UnknownFamily, family_from
+from cutline.models.families.layer_state import KeysValues, LayerState, key_inputs
 from cutline.models.hub.origin import Digest, ModelOrigin
 from cutline.models.law.penalties import NO_PENALTIES, Penalties
 from cutline.models.layerline import Count, LayerLine, Layers
@@ -81,6 +82,19 @@ class DecoderSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     head_dim: Count
     vocabulary: Count
     context: Count
+
+    def rows_width(self, family: Family) -> int:
+        """How wide rows are that enter a graph of the decoder: all streams, and what layers are given of a token."""
+        return self.width * (1 + len(family.taps)) + self.layers * family.layer_inputs
+
+    def key_shapes(self, keeps: Sequence[LayerState], positions: int) -> dict[str, tuple[int, int, int, int]]:
+        """The shapes of a graph's keys and values of so many positions by its inputs, where layers keep so much."""
+        found: dict[str, tuple[int, int, int, int]] = {}
+        for layer, kept in enumerate(keeps):
+            if isinstance(kept, KeysValues):
+                heads, width = kept.sizes(self.kv_heads, self.head_dim)
+                found |= dict.fromkeys(key_inputs(layer), (1, heads, positions, width))
+        return found
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):

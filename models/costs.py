@@ -16,7 +16,7 @@ from typing import Literal
 from cutline.core.wire import Wire, bytes_per_row
 from cutline.models.bundle import Manifest
 from cutline.models.families import Grid
-from cutline.models.families.layer_state import CrossKeys, KeysValues, RecentRows, Recurrence
+from cutline.models.families.layer_state import KEYS_VALUES, CrossKeys, KeysValues, RecentRows, Recurrence, SharedKeys
 
 Unit = Literal["patch", "image token", "token", "answer"]  # what a row of a layer stands for
 
@@ -110,14 +110,17 @@ class LayerCost:
 def layer_costs(manifest: Manifest, *, value_bytes: int = VALUE_BYTES) -> tuple[LayerCost, ...]:
     """The cost of each layer on the model's line, in order; `value_bytes` is the size of a value in its KV cache."""
     vision, decoder = manifest.vision, manifest.decoder
-    keys = 2 * decoder.kv_heads * decoder.head_dim * value_bytes
 
     def cost(name: str, parameters: int) -> LayerCost:
         kind = name.partition(".")[0]
         unit = _UNITS.get(kind, "patch")
         layer = int(name.partition(".")[2]) if kind == "decoder" else None
         kept = None if layer is None else manifest.family.keeps(layer)
-        attends = {"vision": vision.width, "decoder": decoder.heads * decoder.head_dim}.get(kind, 0)
+        attended = manifest.family.keeps(kept.layer) if isinstance(kept, SharedKeys) else kept
+        sizes = attended if isinstance(attended, KeysValues) else KEYS_VALUES
+        kv_heads, head_dim = sizes.sizes(decoder.kv_heads, decoder.head_dim)
+        keys = 2 * kv_heads * head_dim * value_bytes
+        attends = {"vision": vision.width, "decoder": decoder.heads * head_dim}.get(kind, 0)
         beside = manifest.family.rows(manifest.family.example(0).grid) if isinstance(kept, CrossKeys) else 0
         recent = kept.width * value_bytes if isinstance(kept, RecentRows) else 0
         crosses: Unit | None = None if kind == "image" else "patch" if kind in ("vision", "connector") else "token"
@@ -128,7 +131,7 @@ def layer_costs(manifest: Manifest, *, value_bytes: int = VALUE_BYTES) -> tuple[
             name=name,
             parameters=parameters,
             unit=unit,
-            attends=attends if kept is None or isinstance(kept, KeysValues | CrossKeys) else 0,
+            attends=attends if kept is None or isinstance(kept, KeysValues | SharedKeys | CrossKeys) else 0,
             kv_bytes_per_token=keys if isinstance(kept, KeysValues) else recent,
             crosses="image token" if name == "decoder.0" else crosses,
             width=width * streams if deep else width,

@@ -99,9 +99,9 @@ def known_objective(option: str, name: str) -> Objective:
 
 
 def known_cut(option: str, name: str | None, target: Manifest) -> str | None:
-    """`name`, if it is a layer of the target or None. Raises InputError."""
-    if name is not None and name not in target.line.layers:
-        raise InputError(f"{option} {name!r} is no layer of {target.name}; it has {', '.join(target.line.layers)}")
+    """`name`, if it is a cut of the target or None. Raises InputError."""
+    if name is not None and name not in target.line.cuts:
+        raise InputError(f"{option} {name!r} is no cut of {target.name}; it has {', '.join(target.line.cuts)}")
     return name
 
 

@@ -187,34 +187,41 @@ def _attention(
 class Layout:
     """Where the rows of a pass are written and what they see: made once, and the same in all layers of one sight.
 
-    `heads` of a query share a head of the keys. `sights` are those of the layers with keys, or none if all are causal.
+    `sights` are those of the layers with keys, by their places in the cache, and how many heads of a query share a head
+    of the keys there. What each layer is `given` beside its rows (m, layers, width) stands by its number; of m rows the
+    first ones are these.
     """
 
     def __init__(
-        self, stretches: Sequence[Stretch], cache: SlotCache, *, heads: int, sights: Sequence[Sight] = ()
+        self,
+        stretches: Sequence[Stretch],
+        cache: SlotCache,
+        *,
+        sights: Sequence[tuple[Sight, int]],
+        given: Tensor | None = None,
     ) -> None:
-        like = cache.keys
-        self.stretches = stretches
+        like = cache.like
+        self.stretches, self.given = stretches, given
         slots = [stretch.slot for stretch in stretches for _ in range(stretch.count)]
         positions = [at for stretch in stretches for at in range(stretch.start, stretch.end)]
         self.slots = torch.tensor(slots, device=like.device)
         self.positions = torch.tensor(positions, device=like.device)
         self._groups, self._sights = gather(stretches), sights
-        self._cache, self._heads = cache, heads
-        self._calls: dict[Sight, list[_Alone | _Call]] = {}
+        self._cache = cache
+        self._calls: dict[tuple[Sight, int], list[_Alone | _Call]] = {}
 
     def calls(self, place: int) -> list[_Alone | _Call]:
         """Who attends together in the layer at `place` of the cache."""
-        sight = self._sights[place] if self._sights else CAUSAL
-        if sight not in self._calls:
-            like, context, heads = self._cache.keys, self._cache.context, self._heads
-            self._calls[sight] = [
+        sight, heads = kind = self._sights[place]
+        if kind not in self._calls:
+            like, context = self._cache.like, self._cache.context
+            self._calls[kind] = [
                 _Alone(group[0], like.device, sight)
                 if group[0].count >= FEW
                 else _Call(group, context, heads, like, sight)
                 for group in self._groups
             ]
-        return self._calls[sight]
+        return self._calls[kind]
 
 
 # What `cutline::attend` is given beside tensors: a compiler takes no other objects.
@@ -242,32 +249,32 @@ def _attend(
         made: Tensor = torch.ops.cutline.attend(query, key, value, module.place, module.scaling, softcap)
         return made, None
     place = slot_cache.place(module.layer_idx)
-    made = _attended(query, key, value, place, (module.scaling, softcap), layout, slot_cache)
+    made = _attended(query, (key, value), place, (module.scaling, softcap), layout, slot_cache)
     return made, None
 
 
 def _attended(
     query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    new: tuple[Tensor, Tensor] | None,
     place: int,
     scores: tuple[float, float],
     layout: Layout,
     cache: SlotCache,
 ) -> Tensor:
-    """Rows (1, rows, heads, width) in the layer at `place` of the cache, which gets what is new first.
+    """Rows (1, rows, heads, width) in the layer at `place` of the cache, which first gets `new` keys and values.
 
     `scores` are multiplied by the first and stay below the second, unless that is 0.
     """
     keys, values = cache.keys[place], cache.values[place]
-    keys[layout.slots, :, layout.positions] = key[0].transpose(0, 1)
-    values[layout.slots, :, layout.positions] = value[0].transpose(0, 1)
+    for held, coming in zip((keys, values), new or (), strict=False):
+        held[layout.slots, :, layout.positions] = coming[0].transpose(0, 1)
     rows = query[0].transpose(0, 1)
     made = [call.attend(rows[call.first : call.last], keys, values, *scores) for call in layout.calls(place)]
     return (made[0] if len(made) == 1 else torch.cat(made))[None]
 
 
 Seen = tuple[Tensor, Tensor]  # rows, and whether each counts
+Rotary = tuple[Tensor, Tensor]  # cosines and sines (1, rows, width)
 
 
 class FamilyLayer(nn.Module):
@@ -277,24 +284,46 @@ class FamilyLayer(nn.Module):
         super().__init__()
         self._module, self._decoding, self._index = module, decoding, index
 
-    def forward(self, hidden: Tensor, *, position_embeddings: object, layout: Layout, slot_cache: SlotCache) -> Tensor:
+    def forward(
+        self, hidden: Tensor, *, position_embeddings: Rotary | None, layout: Layout, slot_cache: SlotCache
+    ) -> Tensor:
         """Rows `hidden` (1, n, width) after the layer."""
-        del position_embeddings
-        made: Tensor = self._decoding(self._module, hidden[0], PassAttention(self._index, layout, slot_cache))[None]
+        attention = PassAttention(self._index, layout, slot_cache, position_embeddings)
+        made: Tensor = self._decoding(self._module, hidden[0], attention)[None]
         return made
 
 
 class PassAttention:
     """What the layer of an `index` attends with in a pass: an `Attention`."""
 
-    def __init__(self, index: int, layout: Layout, cache: SlotCache) -> None:
-        self._index, self._layout, self._cache = index, layout, cache
+    def __init__(self, index: int, layout: Layout, cache: SlotCache, rotary: Rotary | None) -> None:
+        self._index, self._layout, self._cache, self._rotary = index, layout, cache, rotary
 
     def own(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """See `Attention.own`."""
         query, key, value = (rows.transpose(0, 1)[None] for rows in (query, key, value))
+        return self._attended(query, (key, value), scale)
+
+    def shared(self, query: Tensor, scale: float) -> Tensor:
+        """See `Attention.shared`."""
+        return self._attended(query.transpose(0, 1)[None], None, scale)
+
+    def _attended(self, query: Tensor, new: tuple[Tensor, Tensor] | None, scale: float) -> Tensor:
         place = self._cache.place(self._index)
-        return _attended(query, key, value, place, (scale, 0.0), self._layout, self._cache)[0]
+        return _attended(query, new, place, (scale, 0.0), self._layout, self._cache)[0]
+
+    def turned(self, rows: Tensor) -> Tensor:
+        """See `Attention.turned`."""
+        assert self._rotary is not None
+        cos, sin = (part[0, :, None] for part in self._rotary)
+        first, last = rows.chunk(2, -1)
+        return rows * cos + torch.cat([-last, first], -1) * sin
+
+    @property
+    def given(self) -> Tensor:
+        """See `Attention.given`."""
+        assert self._layout.given is not None
+        return self._layout.given[: len(self._layout.slots), self._index]
 
     def across(self, query: Tensor, scale: float, made: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Seen:
         """See `Attention.across`."""
@@ -330,7 +359,7 @@ torch.library.define(
 
 @torch.library.impl("cutline::attend", "default")
 def _attend_compiled(query: Tensor, key: Tensor, value: Tensor, place: Tensor, scale: float, softcap: float) -> Tensor:
-    return _attended(query, key, value, int(place), (scale, softcap), *PASSING.get()).contiguous()
+    return _attended(query, (key, value), int(place), (scale, softcap), *PASSING.get()).contiguous()
 
 
 @torch.library.register_fake("cutline::attend")  # type: ignore[untyped-decorator]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 from torch._inductor import config as inductor
 
-from cutline.cloud.model.attention import PASSING, Layout
+from cutline.cloud.model.attention import PASSING, Layout, Rotary
 from cutline.cloud.model.state.slot_cache import SlotCache
 from cutline.errors import InputError
 
@@ -30,8 +30,6 @@ log = logging.getLogger(__name__)
 MOST_LAYERS = 10  # of a block: with more, starting takes longer; with one, calling costs what fusing gains
 # To compile for: equal to no width of a model, which the compiler would take for the same number ever after.
 WARM_ROWS = (1, 7)
-
-Rotary = tuple[Tensor, Tensor]
 
 
 def run_layers(

@@ -37,7 +37,7 @@ def load_model(
     disable_progress_bar()
     manifest = bundle.manifest
     wanted = manifest.line.layers if layers is None else tuple(layers)
-    complete = wanted == manifest.line.layers and mesh is None
+    complete = wanted == manifest.line.layers and mesh is None and not manifest.family.parts.unused
     try:
         config = AutoConfig.from_pretrained(bundle.path, local_files_only=True, trust_remote_code=False)
         whole: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
@@ -80,6 +80,8 @@ def _part(whole: Any, family: Family, layers: Sequence[str], mesh: DeviceMesh | 
             for index in range(len(parts.modules(self).layers)):
                 if f"decoder.{index}" not in layers:
                     leave_out(f"{parts.layers}.{index}")
+            for name in parts.giving if not any(one.startswith("decoder.") for one in layers) else ():
+                leave_out(name)
             if "decoder.0" not in layers and not (tied and "head" in layers):
                 leave_out(parts.embed)
             if "head" not in layers:

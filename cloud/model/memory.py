@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from cutline.errors import InputError
-from cutline.models.families.layer_state import CrossKeys, KeysValues, LayerState, RecentRows
+from cutline.models.families.layer_state import CrossKeys, KeysValues, LayerState, RecentRows, SharedKeys
 
 MOST_SLOTS = 64  # by default: more gain nothing, a pass of so many rows is bound by its arithmetic
 LEAST_SLOTS = 8  # by default, before sessions hold less than the model's own context
@@ -32,7 +33,9 @@ def slot_size(keeps: Sequence[LayerState], *, kv_heads: int, head_dim: int, item
     for kept in keeps:
         match kept:
             case KeysValues():
-                token += 2 * kv_heads * head_dim * itemsize
+                token += 2 * math.prod(kept.sizes(kv_heads, head_dim)) * itemsize
+            case SharedKeys():
+                pass
             case RecentRows(width):
                 token += width * itemsize
             case CrossKeys(rows):

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from cutline.cloud.model.attention import ATTENTION, FamilyLayer, Layout, sort_key
+from cutline.cloud.model.attention import ATTENTION, FamilyLayer, Layout, Rotary, sort_key
 from cutline.cloud.model.batch import Rows, Stretch
-from cutline.cloud.model.compilation import Compiled, Rotary, pieces, run_layers
+from cutline.cloud.model.compilation import Compiled, pieces, run_layers
 from cutline.cloud.model.device import free_memory
 from cutline.cloud.model.loader import load_model
 from cutline.cloud.model.memory import MOST_DRAFTED, context_that_fits, image_room, slot_size, slots_that_fit
@@ -31,9 +31,8 @@ from cutline.core.wire import Wire
 from cutline.errors import InputError
 from cutline.models.bundle import Bundle
 from cutline.models.families import Grid
-from cutline.models.families.layer_state import KEYS_VALUES, Recurrence
+from cutline.models.families.layer_state import KEYS_VALUES, KeysValues, Recurrence
 from cutline.models.layerline import END
-from cutline.models.sight import CAUSAL
 
 BLOCK = 4  # layers of a pass between two looks at whether anybody waits for it
 
@@ -107,14 +106,15 @@ class Target:
         if None in own:
             self._modules.decoder.config._attn_implementation = ATTENTION
         self._image_token = bundle.manifest.image_token
-        self._heads = spec.heads // spec.kv_heads
         self._layers = range(line.decoder_layer(start), line.decoder_layer(end))
         self._width = spec.width
         keeps = [self._family.keeps(layer) for layer in self._layers]
         put_mixers(self._modules.layers, self._family, self._layers)
-        with_keys = [layer for layer, kept in zip(self._layers, keeps, strict=True) if kept == KEYS_VALUES]
-        sights = [self._family.sight(layer) for layer in with_keys]
-        self._sights = sights if set(sights) != {CAUSAL} else []
+        self._sights = [
+            (self._family.sight(layer), spec.heads // kept.sizes(spec.kv_heads, spec.head_dim)[0])
+            for layer, kept in zip(self._layers, keeps, strict=True)
+            if isinstance(kept, KeysValues)
+        ]
         self._turns = [self._family.rotary(layer) for layer in self._layers]
         pairs = zip(self._layers[1:], itertools.pairwise(self._turns), strict=False)
         self._turning = [layer for layer, (before, after) in pairs if before != after]
@@ -207,7 +207,7 @@ class Target:
         passing = Pass(entries, stretches, positions, entering)
         self._cache.arriving = self._arriving(batch, images)
         if self._group is None:
-            hidden = self._through(passing, aborted)
+            hidden = self._through(passing, aborted, self._given(ordered, entering))
         else:
             self._group.tell(passing)
             with in_step():
@@ -229,8 +229,10 @@ class Target:
                     case Resume(slot, source, count):
                         self._cache.resume(slot, source, count)
 
-    def _through(self, passing: Pass, aborted: Callable[[], bool] = lambda: False) -> Tensor:
-        """The rows (n, width) of a pass after the decoder's layers. Raises PassAborted."""
+    def _through(
+        self, passing: Pass, aborted: Callable[[], bool] = lambda: False, given: Tensor | None = None
+    ) -> Tensor:
+        """The rows (n, width) of a pass after the decoder's layers, which are `given` more. Raises PassAborted."""
         stretches, rows, beside = passing.stretches, passing.rows[:, : self._width], passing.rows[:, self._width :]
         self._cache.note(stretches)
         turns = {name: self._rotary(passing.positions, rows, name) for name in set(self._turns)}
@@ -247,7 +249,7 @@ class Target:
             if come > joined:
                 coming = rows[len(hidden) : stretches[come - 1].last]
                 hidden, joined = torch.cat([hidden, coming]) if joined else coming, come
-                layout = Layout(stretches[:joined], self._cache, heads=self._heads, sights=self._sights)
+                layout = Layout(stretches[:joined], self._cache, sights=self._sights, given=given)
             if layout is not None and piece:
                 turn = turns[self._turns[piece[0] - self._layers.start]]
                 rotary = None if turn is None else (turn[0][..., : len(hidden), :], turn[1][..., : len(hidden), :])
@@ -256,7 +258,8 @@ class Target:
                 if piece[-1] in adding:
                     hidden = hidden + beside[: len(hidden)].unflatten(1, (-1, self._width))[:, piece[-1]]
         # What later layers, of the next worker, take goes on with it.
-        return torch.cat([hidden, beside[:, self._layers.stop * self._width :]], 1) if self._ends > 1 else hidden
+        taken = min(self._layers.stop, len(self._family.taps))
+        return torch.cat([hidden, beside[:, taken * self._width :]], 1) if self._ends > 1 else hidden
 
     @torch.inference_mode()
     def _warm_up(self, rows: int) -> None:
@@ -276,7 +279,7 @@ class Target:
         if rows.boundary is not None:
             return self.on_device(rows.boundary)
         ids = torch.tensor(rows.tokens, device=self._device)
-        hidden: Tensor = self._modules.embed(ids)
+        hidden: Tensor = self._modules.embed(self._family.read_as(ids))
         if image is not None and not self._family.has_sides:
             # The prompt's image tokens come first; one that was drafted or answered is a token like any other.
             before = rows.before(self._image_token)
@@ -288,6 +291,15 @@ class Target:
             places = torch.from_numpy(rows.positions[0]).to(self._device)
             hidden = self._family.placed(self._modules.placing, hidden, places)
         return hidden
+
+    def _given(self, batch: Sequence[Rows], entering: Tensor) -> Tensor | None:
+        """What layers are given beside the rows of a pass: see `Family.give`."""
+        if not self._family.layer_inputs:
+            return None
+        ids = torch.tensor([token for rows in batch for token in rows.tokens], device=self._device)
+        table, *modules = self._modules.giving
+        given: Tensor = self._family.give(modules, table(self._family.read_as(ids)), entering[:, self._width :])
+        return given
 
     def _arriving(self, batch: Sequence[Rows], images: Sequence[Tensor | None]) -> dict[int, Tensor]:
         """By slot the rows beside prompts whose keys are not there yet, in the order in which they are seen."""
@@ -304,8 +316,11 @@ class Target:
     def _aligned(self, parts: Sequence[Tensor]) -> Tensor:
         """What enters in one tensor: as wide as the residual stream where that is all there is, else with all streams.
 
-        Of those beside it, who enters has the last ones: later layers' alone.
+        Of those beside it, who enters has the last ones: later layers' alone. Where layers are given something, the row
+        with which a token entered stands beside it.
         """
+        if self._family.layer_inputs:
+            return torch.cat([torch.cat([part[:, : self._width], part[:, -self._width :]], 1) for part in parts])
         widest = max(part.shape[1] for part in parts)
         if widest > self._width or self._ends > 1:
             widest = self._width * (1 + len(self._family.taps))
@@ -335,9 +350,7 @@ class Target:
         ]
         if not wanted:  # pieces of prompts alone
             return [hidden[:0].float() for _ in batch]
-        logits = self._modules.chosen(hidden[wanted]).float()
-        if (cap := getattr(self._modules.decoder.config, "final_logit_softcapping", None)) is not None:
-            logits = cap * torch.tanh(logits / cap)
+        logits = self._modules.capped(self._modules.chosen(hidden[wanted]).float())
         parts: Sequence[Tensor] = logits.split([rows.wanted for rows in batch])
         return parts
 

@@ -20,13 +20,16 @@ Steps = Generator[None, None, Tensor]  # each does some of the work, and the las
 
 
 def prune(model: Any, family: Family, layers: Sequence[str]) -> None:
-    """Leave in a transformers `model` what `layers`, names on its line, need of the tower and the connector."""
+    """Leave in a transformers `model` what `layers`, names on its line, need of what it has beside its decoder."""
     parts = family.parts
     tower = {f"vision.{index}": names for index, names in enumerate(parts.tower_names(model))}
     for layer, modules in {"image": parts.image, **tower, "connector": parts.connector}.items():
         if layer not in layers:
             for name in modules:
                 model.set_submodule(name, nn.Identity())
+    for name in parts.unused:
+        if getattr(model, name) is not None:
+            setattr(model, name, None)
 
 
 def _never() -> bool:

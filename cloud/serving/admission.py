@@ -84,7 +84,8 @@ class Reception:
         line, (start, end) = manifest.line, span.layers
         self._manifest = manifest
         self._context = span.context
-        self._cuts = line.layers[line.place(start) : line.place(end)]
+        theirs = line.layers[line.place(start) : line.place(end)]
+        self._cuts = tuple(cut for cut in line.cuts if cut in theirs)
         self._wires = span.wires
         self._image_cache = image_cache or ImageCache(0)
         self._grammars = grammars

@@ -9,7 +9,7 @@ a cut. Rows have all streams of `Family.taps` side by side; those of text are ze
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -28,6 +28,7 @@ from cutline.models.families.layer_state import keys_in_graph, states_in_graph
 from cutline.models.families.positions import Positions
 
 _LENGTHS = ("seqlens_k", "total_sequence_length")
+_Tables = tuple[NDArray[np.float32], ...]
 
 
 class Decoder:
@@ -37,37 +38,45 @@ class Decoder:
     """
 
     def __init__(
-        self, session: ort.InferenceSession, embeddings: NDArray[np.float32], manifest: Manifest, *, layers: int
+        self, session: ort.InferenceSession, tables: _Tables, manifest: Manifest, *, layers: int, width: int
     ) -> None:
+        """`width` is that of its output."""
         self.spec = spec = manifest.decoder
         self.family = manifest.family
         self.layers = layers
         self.output: str = session.get_outputs()[0].name
-        self.rows_width = spec.width * (1 + len(self.family.taps))
-        beside = max(0, len(self.family.taps) - layers)
-        self.width = spec.vocabulary if self.output == "logits" else spec.width * (1 + beside)
+        self.rows_width = spec.rows_width(self.family)
+        self.width = width
         self.biases = self.family.biases(layers)
         self.keeps = [self.family.keeps(layer) for layer in range(layers)]
         self.session = session
-        self._embeddings = embeddings
+        self._tables = tables
 
     @classmethod
     def open(cls, bundle: Bundle, *, threads: int, provider: str = CPU) -> Decoder:
         """Load the decoder of a drafter's bundle. Raises InputError, BundleError."""
         bundle.file("decoder.onnx.data")  # checks that the manifest lists it, so it was verified
         layers = bundle.manifest.decoder.layers
-        return cls._load(bundle, "decoder.onnx", {"logits", "wanted"}, layers, threads, provider)
+        ends = {"logits": bundle.manifest.decoder.vocabulary, "wanted": 0}
+        return cls._load(bundle, "decoder.onnx", ends, layers, threads, provider)
 
     @classmethod
     def open_prefix(cls, bundle: Bundle, cut: str, *, threads: int, provider: str = CPU) -> Decoder:
         """Load `[decoder.0, cut)` of a target's bundle, with its weights only. Raises InputError, BundleError."""
         bundle.file(PREFIX_WEIGHTS)
-        layers = bundle.manifest.line.decoder_layer(cut)
-        return cls._load(bundle, span_file(cut, "decoder.0"), {"boundary"}, layers, threads, provider)
+        manifest = bundle.manifest
+        ends = {"boundary": manifest.decoder.width * manifest.family.streams(manifest.line, cut)}
+        layers = manifest.line.decoder_layer(cut)
+        return cls._load(bundle, span_file(cut, "decoder.0"), ends, layers, threads, provider)
 
     @classmethod
-    def _load(cls, bundle: Bundle, name: str, ends: set[str], layers: int, threads: int, provider: str) -> Decoder:
-        """Load the graph `name`, whose output and input of rows `ends` names. Raises InputError, BundleError."""
+    def _load(
+        cls, bundle: Bundle, name: str, ends: Mapping[str, int], layers: int, threads: int, provider: str
+    ) -> Decoder:
+        """Load the graph `name`, whose output, with its width, and input of rows `ends` names.
+
+        Raises InputError, BundleError.
+        """
         manifest, spec = bundle.manifest, bundle.manifest.decoder
         session = open_session(bundle.file(name), threads=threads, provider=provider)
         inputs = {value.name: value.shape for value in session.get_inputs()}
@@ -75,20 +84,24 @@ class Decoder:
         caches = {*keys_in_graph(keeps), *(f"past.{name}" for name in states_in_graph(keeps))}
         rotations = manifest.family.rotations(np.zeros((manifest.family.axes, 1), np.int64))
         biases = manifest.family.biases(layers)
-        expected = {"inputs_embeds", *_LENGTHS, *caches, *rotations, *biases} | (ends & {"wanted"})
+        expected = {"inputs_embeds", *_LENGTHS, *caches, *rotations, *biases} | (ends.keys() & {"wanted"})
         expected |= {PLACES} if manifest.family.places_rows else set()
-        fits = inputs.keys() == expected and inputs["inputs_embeds"][-1] == spec.width * (1 + len(manifest.family.taps))
-        if not fits or session.get_outputs()[0].name not in ends:
+        fits = inputs.keys() == expected and inputs["inputs_embeds"][-1] == spec.rows_width(manifest.family)
+        if not fits or (made := session.get_outputs()[0].name) not in ends:
             raise BundleError(f"{name} in {bundle.path} is not of the sizes in the manifest; export it again")
-        return cls(session, _map_embeddings(bundle.file(EMBEDDINGS), spec), manifest, layers=layers)
+        tables = _map_tables(bundle.file(EMBEDDINGS), spec, layers * manifest.family.layer_inputs)
+        return cls(session, tables, manifest, layers=layers, width=ends[made])
 
     def embed(self, ids: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float32]:
         """The rows (n, `rows_width`) of the tokens `ids` (n,). Raises ValueError for ids outside the vocabulary."""
         index = np.asarray(ids, np.int64)
         if index.size and not 0 <= index.min() <= index.max() < self.spec.vocabulary:
             raise ValueError(f"token ids {index.min()}..{index.max()} are not all in 0..{self.spec.vocabulary - 1}")
-        embedded = np.asarray(self._embeddings[index])
-        return np.pad(embedded, ((0, 0), (0, self.rows_width - self.spec.width)))
+        index = self.family.read_as(index)
+        embedded = np.zeros((len(index), self.rows_width), np.float32)
+        for table, first in zip(self._tables, (0, self.spec.width * (1 + len(self.family.taps))), strict=False):
+            embedded[:, first : first + table.shape[1]] = table[index]
+        return embedded
 
     def new_state(self, positions: Positions | None = None) -> DecoderState:
         """An empty state for a new conversation with tokens at `positions`, by default counted from 0.
@@ -111,10 +124,10 @@ class DecoderState:
         self._spec = decoder.spec
         self._binding = ort.IOBinding(decoder.session)
         spec = decoder.spec
-        for past, present in keys_in_graph(decoder.keeps).items():
+        shapes, presents = spec.key_shapes(decoder.keeps, spec.context), keys_in_graph(decoder.keeps)
+        for past, present in presents.items():
             # The system allocates pages of a zeroed array on first write, so most are never allocated.
-            cache = np.zeros((1, spec.kv_heads, spec.context, spec.head_dim), np.float32)
-            value = ort.OrtValue.ortvalue_from_numpy(cache)
+            value = ort.OrtValue.ortvalue_from_numpy(np.zeros(shapes[past], np.float32))
             self._binding.bind_ortvalue_input(past, value)
             self._binding.bind_ortvalue_output(present, value)
         states = states_in_graph(decoder.keeps)
@@ -176,9 +189,8 @@ class DecoderState:
         self._last[0] = total - 1
         self._total[()] = total
         family = self._decoder.family
-        if family.axes > 1:  # else the graph computes the rotations itself
-            for name, array in family.rotations(self.positions.at(first, total)).items():
-                self._bind_input(name, array)
+        for name, array in family.rotations(self.positions.at(first, total)).items():
+            self._bind_input(name, array)
         if family.places_rows:
             self._bind_input(PLACES, self.positions.at(first, total)[0])
         for name, sight in self._decoder.biases.items():
@@ -212,16 +224,39 @@ class DecoderState:
         self._binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
 
 
-def _map_embeddings(path: Path, spec: DecoderSpec) -> NDArray[np.float32]:
-    """The only tensor of a safetensors file, memory-mapped, as an answer needs few of its rows. Raises BundleError."""
-    shape = (spec.vocabulary, spec.width)
-    expected = {"dtype": "F32", "shape": list(shape), "data_offsets": [0, 4 * spec.vocabulary * spec.width]}
+def _map_tables(path: Path, spec: DecoderSpec, given: int) -> _Tables:
+    """The tables of a safetensors file, memory-mapped, as an answer needs few of their rows: embeddings, and what
+    layers are given of each token, if that is anything: its first `given` columns. Raises BundleError.
+    """
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            header = msgspec.json.decode(file.read(min(length, 4096)), type=dict[str, dict[str, object]])
-        if header.get("embeddings") == expected:
-            return np.memmap(path, np.float32, "r", offset=8 + length, shape=shape)
+            header = msgspec.json.decode(file.read(min(length, 4096)), type=dict[str, _Stored])
+        tables = [_mapped(path, 8 + length, header["embeddings"], spec.vocabulary)]
+        if given:
+            tables.append(_mapped(path, 8 + length, header["layer_inputs"], spec.vocabulary)[:, :given])
+        if [table.shape[1] for table in tables] == [spec.width, given][: len(tables)]:
+            return tuple(tables)
+    except KeyError:
+        pass
     except (*UNREADABLE, ValueError, OSError) as error:
         raise BundleError(f"{path} does not read ({error}); export the bundle again") from None
     raise BundleError(f"{path} does not hold the embeddings that the manifest describes; export the bundle again")
+
+
+class _Stored(msgspec.Struct):
+    """A tensor, as the header of a safetensors file has it."""
+
+    dtype: str
+    shape: tuple[int, int]
+    data_offsets: tuple[int, int]
+
+
+def _mapped(path: Path, begins: int, stored: _Stored, count: int) -> NDArray[np.float32]:
+    """A table of so many rows in a file whose tensors begin at `begins`. Raises KeyError for another one."""
+    rows, columns = stored.shape
+    first, last = stored.data_offsets
+    whole = last - first == 4 * rows * columns and begins + last <= path.stat().st_size
+    if stored.dtype != "F32" or rows != count or not whole:
+        raise KeyError
+    return np.memmap(path, np.float32, "r", offset=begins + first, shape=stored.shape)

@@ -50,12 +50,14 @@ class PromptRows:
         """The rows (n, width) from index `first` of the prompt on; images that end before it are not computed."""
         is_image = np.array(self.prompt) == self.image_token
         embedded, skipped = self.decoder.embed(self.prompt[first:]), int(is_image[:first].sum())
-        found = [embedded[:0]]
+        found = list[Rows]()
         for index, count in enumerate(self.counts):
             if skipped < count:
                 found.append(self.image(index)[skipped:])
             skipped = max(0, skipped - count)
-        embedded[is_image[first:]] = np.concatenate(found)
+        if found:  # what layers are given of a token stands behind
+            made = np.concatenate(found)
+            embedded[is_image[first:], : made.shape[1]] = made
         return embedded
 
 

@@ -44,8 +44,8 @@ def check_cut(bundle: Bundle, cut: str) -> None:
     manifest = bundle.manifest
     if manifest.role != "target":
         raise BundleError(f"{bundle.path} holds a {manifest.role}; only a target is cut")
-    if cut not in manifest.line.layers[1:]:
-        raise InputError(f"{manifest.name} has no cut {cut[:40]!r}; cuts: {', '.join(manifest.line.layers)}")
+    if cut not in manifest.line.cuts[1:]:
+        raise InputError(f"{manifest.name} has no cut {cut[:40]!r}; cuts: {', '.join(manifest.line.cuts)}")
     if cut not in (cuts := device_cuts(manifest)):
         raise InputError(f"{manifest.name} has no graphs for the cut {cut}, only for {', '.join(cuts) or 'none'}")
 

@@ -1,11 +1,11 @@
 """Exports the decoder as ONNX with onnxruntime-genai's model builder, with inputs that can be bound in place.
 
-    inputs_embeds                (1, n, streams * width) float32   the rows to append
+    inputs_embeds                (1, n, rows_width) float32        the rows to append: see `DecoderSpec`
     past_key_values.L.key/value  (1, kv_heads, past, head_dim) float32
     past.L.conv/recurrent        (1, ...)                of a layer that keeps no keys: see `LayerState`
     seqlens_k                    (1,) int32              tokens in the cache after the run, minus one
     total_sequence_length        () int32                tokens in the cache after the run
-    cos, sin                     (n, rotated / 2)       of a family with several axes of positions: `Family.rotations`
+    cos, sin                     (n, rotated / 2)       of a family that has no table of them: `Family.rotations`
     bias.W.B                     (1, 1, n, total)        of a family whose rows do not see all before them: `Sight.bias`
     wanted                       (k,) int64              which of the n rows get logits
     -> logits                    (1, k, vocabulary) float32
@@ -40,7 +40,7 @@ from cutline.models.export.quiet import quiet
 from cutline.models.export.traced import is_traced, traced
 from cutline.models.families import Family
 from cutline.models.families.family import PLACES, bias_name
-from cutline.models.families.layer_state import keys_in_graph, states_in_graph
+from cutline.models.families.layer_state import states_in_graph
 from cutline.models.families.parts import Modules
 from cutline.models.sight import Block
 
@@ -298,8 +298,7 @@ def _difference(model: Any, family: Family, spec: DecoderSpec, path: Path) -> fl
     rows, positions = seeded_prompt(model, family, spec)
     with torch.inference_mode():
         logits = model.get_output_embeddings()(run_whole(model, family, rows, positions))
-        cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-        expected = (logits if cap is None else cap * torch.tanh(logits / cap)).numpy()
+        expected = family.parts.modules(model).capped(logits).numpy()
     feed = whole_feed(rows.numpy(), positions, family, spec, spec.layers) | {"wanted": np.arange(rows.shape[1])}
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
     (logits,) = session.run(["logits"], feed)
@@ -307,22 +306,27 @@ def _difference(model: Any, family: Family, spec: DecoderSpec, path: Path) -> fl
 
 
 def seeded_prompt(model: Any, family: Family, spec: DecoderSpec) -> tuple[torch.Tensor, NDArray[np.int64]]:
-    """Rows (1, n, streams * width) of seeded tokens, and positions (axes, n) that differ on every axis."""
+    """Rows (1, n, `rows_width`) of seeded tokens, and positions (axes, n) that differ on every axis."""
     length = min(48, spec.context)
     dice = torch.Generator().manual_seed(2)
     ids = torch.randint(spec.vocabulary, (1, length), generator=dice)
     with torch.inference_mode():
         rows = model.get_input_embeddings()(ids)
         beside = rows.std() * torch.randn(1, length, len(family.taps) * spec.width, generator=dice)
+        if family.layer_inputs:
+            beside = family.parts.modules(model).giving[0](ids)
     return torch.cat([rows, beside], -1), np.arange(length) * np.arange(1, family.axes + 1)[:, None]
 
 
 def run_whole(model: Any, family: Family, rows: torch.Tensor, positions: NDArray[np.int64]) -> torch.Tensor:
-    """transformers' own decoder: from rows (1, n, streams * width) to hidden states (1, n, width) after its norm."""
+    """transformers' own decoder: from rows (1, n, `rows_width`) to hidden states (1, n, width) after its norm."""
     made = family.parts.modules(model)
-    own, *beside = rows.unflatten(-1, (1 + len(family.taps), -1)).unbind(-2)
+    width = made.embed.weight.shape[1]
+    own, *beside = rows.split(width, -1)
     more: dict[str, Any] = {}
-    if beside:
+    if family.layer_inputs:
+        more["per_layer_inputs"] = rows[..., width:].unflatten(-1, (len(made.layers), family.layer_inputs))
+    elif beside:
         everywhere = torch.ones(own.shape[:2], dtype=torch.bool)
         more = {"visual_pos_masks": everywhere, "deepstack_visual_embeds": [stream[0] for stream in beside]}
     if family.biases(len(made.layers)):
@@ -351,7 +355,7 @@ def whole_feed(
 ) -> dict[str, NDArray[Any]]:
     """The inputs of a graph of `layers` layers for a whole prompt with an empty cache.
 
-    `rows` (1, n, streams * width) are at `positions` (axes, n).
+    `rows` (1, n, `rows_width`) are at `positions` (axes, n).
     """
     length = rows.shape[1]
     feed: dict[str, NDArray[Any]] = {
@@ -359,9 +363,8 @@ def whole_feed(
         "seqlens_k": np.array([length - 1], np.int32),
         "total_sequence_length": np.array(length, np.int32),
     }
-    empty = np.empty((1, spec.kv_heads, 0, spec.head_dim), np.float32)
     keeps = [family.keeps(layer) for layer in range(layers)]
-    past = dict.fromkeys(keys_in_graph(keeps), empty)
+    past = {name: np.empty(shape, np.float32) for name, shape in spec.key_shapes(keeps, 0).items()}
     past |= {f"past.{name}": np.zeros((1, *shape), np.float32) for name, shape in states_in_graph(keeps).items()}
     biases = {name: sight.bias(_blocks(length), 0, length) for name, sight in family.biases(layers).items()}
     places = {PLACES: positions[0]} if family.places_rows else {}

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from msgspec import structs
@@ -83,9 +84,9 @@ def export_bundle(
     made_from = fingerprint(hf, role=role, precision=precision, target=drafts_for)
     progress(ExportProgress("reading the model", 0, 0))
     source = read_source(hf, dtype=torch.float32)
-    if role == "drafter" and source.family.has_sides:
+    if role == "drafter" and source.family.ungraphed is not None:
         raise InputError(
-            f"{hf} attends to pictures beside the prompt, of which no graph of a whole decoder is made here; "
+            f"{hf} {source.family.ungraphed}, of which no graph of a whole decoder is made here; "
             "export it as a target, and give it a drafter of another family"
         )
     manifest = source.manifest(name=name, role=role, precision=precision, target=drafts_for)
@@ -140,13 +141,13 @@ def _steps(source: SourceModel, role: Role, precision: Precision) -> dict[str, M
         for file in (source.path / "config.json", *sorted(files)):
             steps[f"copy of {file.name}"] = partial(_copy, file)
         steps["vision tower"] = partial(_export_vision, source, line.image_cuts[1:])
-        if source.family.has_sides:  # no graph is made of its decoder: a device cuts it before that
+        if source.family.ungraphed is not None:  # no graph is made of its decoder: a device cuts it before that
             return steps | {"companions": partial(_write_companions, source)}
         steps[f"decoder's first layers, {precision}"] = partial(_export_prefixes, source, precision)
     else:
         steps["vision tower"] = partial(_export_vision, source, ["decoder.0"])
         steps[f"decoder, {precision}"] = partial(_export_decoder, source, precision)
-    steps["embeddings"] = partial(_write_embeddings, source)
+    steps["embeddings"] = partial(_write_embeddings, source, role)
     steps["companions"] = partial(_write_companions, source)
     return steps
 
@@ -215,15 +216,26 @@ def _export_prefixes(source: SourceModel, precision: Precision, on_share: OnShar
     return f"boundaries differ from torch's by {error:.1e} of their spread"
 
 
-def _write_embeddings(source: SourceModel, on_share: OnShare, folder: Path) -> str:
-    table = source.model.get_input_embeddings()
-    weights = table.weight.detach()
-    if type(table) is not nn.Embedding:  # it scales what it looks up
-        with torch.inference_mode():
-            weights = table(torch.arange(len(weights)))
-    save_file({"embeddings": weights.contiguous()}, folder / EMBEDDINGS)
+def _write_embeddings(source: SourceModel, role: Role, on_share: OnShare, folder: Path) -> str:
+    family, line = source.family, source.line
+    tables = {"embeddings": _looked_up(source.model.get_input_embeddings())}
+    if family.layer_inputs:
+        layers = line.decoder if line.deepest is None or role == "drafter" else line.deepest  # that a device may run
+        given = family.parts.modules(source.model).giving[0]
+        tables["layer_inputs"] = _looked_up(given)[:, : layers * family.layer_inputs]
+    save_file({name: table.contiguous() for name, table in tables.items()}, folder / EMBEDDINGS)
     (folder / EMBEDDINGS).chmod(0o644)  # safetensors makes files that only their owner may read
-    return f"{len(weights)} tokens"
+    return f"{source.decoder.vocabulary} tokens"
+
+
+def _looked_up(table: Any) -> torch.Tensor:
+    """The rows that a table gives of all tokens."""
+    weights: torch.Tensor = table.weight.detach()
+    if type(table) is nn.Embedding:
+        return weights
+    with torch.inference_mode():  # it scales what it looks up
+        scaled: torch.Tensor = table(torch.arange(len(weights)))
+    return scaled
 
 
 def _write_companions(source: SourceModel, on_share: OnShare, folder: Path) -> str:

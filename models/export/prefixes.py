@@ -54,7 +54,7 @@ def export_prefixes(
     path.unlink()
     for cut in line.deep_cuts:
         layers = line.decoder_layer(cut)
-        prefix = traced_prefix(whole, cut, layers) if ours else _prefix(whole, family, layers, spec.width)
+        prefix = traced_prefix(whole, family, cut, layers) if ours else _prefix(whole, family, layers, spec.width)
         onnx.save_model(prefix, folder / span_file(cut, "decoder.0"))
     return _largest_error(model, family, line, spec, folder, TOLERANCES[precision])
 
@@ -92,13 +92,20 @@ def _largest_error(
         layers = line.decoder_layer(cut)
         session = ort.InferenceSession(folder / span_file(cut, "decoder.0"), providers=["CPUExecutionProvider"])
         (boundary,) = session.run([BOUNDARY], whole_feed(rows.numpy(), positions, family, spec, layers))
-        beside = rows[..., (1 + layers) * spec.width :].numpy()  # what the layers so far did not take
-        errors.append(spread_of(boundary, np.concatenate([expected[layers], beside], axis=-1)))
+        beside = [expected[layers], _beside(family, spec, rows.numpy(), layers)]
+        errors.append(spread_of(boundary, np.concatenate(beside, axis=-1)))
         if not errors[-1] <= allowed:
             raise BundleError(
                 f"the exported decoder up to {cut} differs from torch's by {errors[-1]:.1e} (allowed {allowed})"
             )
     return max(errors)
+
+
+def _beside(family: Family, spec: DecoderSpec, rows: NDArray[np.float32], layers: int) -> NDArray[np.float32]:
+    """What crosses beside the residual stream after so many layers: what later ones take of `rows` that entered."""
+    if family.layer_inputs:
+        return rows[..., : spec.width if layers < spec.layers else 0]
+    return rows[..., (1 + layers) * spec.width :]
 
 
 def _hidden_states(

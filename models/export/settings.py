@@ -104,9 +104,11 @@ CONFIG: Mapping[str, SettingFate] = {
     **_honoured("arithmetic", "projector_bias", "projector_use_layernorm"),
     **_idle("as wide as the decoder, or nothing loads", "projection_dim"),
     **_idle("written by the family", "boi_token_id", "eoi_token_id", "boi_token_index", "eoi_token_index"),
-    **_idle("frames of videos have the tokens of images", "video_token_id"),
+    **_idle("frames of videos have the tokens of images; Gemma 4 reads it as a filler", "video_token_id"),
     **_idle("written by the chat template", "vision_start_token_id", "vision_end_token_id", "vision_token_id"),
     **_idle("no prompt is padded, or begins with an answer", "pad_token_id", "bos_token_id"),
+    **_honoured("a token that Gemma 4 reads as a filler where it is no picture's", "audio_token_id"),
+    **_idle("of sounds, which nobody hears", "audio_config", "boa_token_id", "eoa_token_id", "eoa_token_index"),
     **_idle("the folder's code is never run; the class of transformers is", "auto_map"),
 }
 
@@ -122,9 +124,10 @@ TEXT: Mapping[str, SettingFate] = {
     **_honoured("the width of LFM2's MLP", "block_multiple_of", "block_ffn_dim_multiplier", "block_auto_adjust_ff_dim"),
     **_idle("layer_types say so", "full_attn_idxs"),
     **_honoured("arithmetic", "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping"),
-    **_honoured("of the prompt of PaliGemma; refused elsewhere", "use_bidirectional_attention"),
+    **_honoured("of PaliGemma's prompt, and Gemma 4's pictures; else refused", "use_bidirectional_attention"),
     **_honoured(
-        "rope_type default; Qwen's mrope, the others' linear, llama3 and yarn, InternVL's dynamic; else refused",
+        "rope_type default; Qwen's mrope, Gemma 4's proportional, InternVL's dynamic, the others' linear, llama3 and "
+        "yarn; else refused",
         *("rope_parameters", "rope_scaling", "rope_theta"),
     ),
     **_honoured("ends an answer where generation_config.json is absent", "eos_token_id"),
@@ -136,10 +139,19 @@ TEXT: Mapping[str, SettingFate] = {
     **_idle("layer_types say so", "use_sliding_window", "max_window_layers"),
     **_idle("no prompt is padded, or begins with an answer", "pad_token_id", "bos_token_id"),
     **_idle("how transformers computes, not what", "pretraining_tp"),
-    **_honoured("the share of a head that is rotated: Qwen3.5's; elsewhere 1, or refused", "partial_rotary_factor"),
+    **_honoured(
+        "the share of a head that is rotated: Qwen3.5's and Gemma 4's; else 1, or refused", "partial_rotary_factor"
+    ),
     **_size("sizes of Qwen3.5's layers without attention", "linear_num_key_heads", "linear_num_value_heads"),
     **_size("sizes of Qwen3.5's layers without attention", "linear_key_head_dim", "linear_value_head_dim"),
     **_size("sizes of Qwen3.5's layers without attention", "linear_conv_kernel_dim"),
+    **_size("sizes of Gemma 4's experts", "num_experts", "top_k_experts", "moe_intermediate_size"),
+    **_honoured("sizes of heads in Gemma 4's layers without a window", "global_head_dim", "num_global_key_value_heads"),
+    **_honoured("sizes of heads in Gemma 4's layers without a window", "per_layer_config"),
+    **_honoured("how Gemma 4's layers keep keys and share them", "attention_k_eq_v", "num_kv_shared_layers"),
+    **_honoured("arithmetic of Gemma 4", "use_double_wide_mlp", "enable_moe_block"),
+    **_honoured("how wide a row is that Gemma 4's layers are given; may be 0", "hidden_size_per_layer_input"),
+    **_honoured("as vocab_size where layers are given rows; else refused", "vocab_size_per_layer_input"),
 }
 
 VISION: Mapping[str, SettingFate] = {
@@ -156,6 +168,11 @@ VISION: Mapping[str, SettingFate] = {
     **_idle("of training", "hidden_dropout_prob", "projection_dropout", "use_mask_token"),
     **_idle("no pooled row is asked for", "vision_use_head"),
     **_honoured("how fast a video's time counts with Qwen2.5-VL; elsewhere idle", "tokens_per_second"),
+    **_size("sizes of Gemma 4's tower", "head_dim", "num_key_value_heads", "position_embedding_size"),
+    **_honoured("as the image processor's; else refused", "pooling_kernel_size"),
+    **_honoured("arithmetic of Gemma 4's tower", "hidden_activation", "rms_norm_eps", "use_clipped_linears"),
+    **_honoured("arithmetic of Gemma 4's tower", "standardize"),
+    **_idle("Gemma 4's tower has a place for every patch that a picture may have", "max_position_embeddings"),
     **_limited((3,), "num_channels", "in_channels"),
 }
 
@@ -186,7 +203,10 @@ IMAGES: Mapping[str, SettingFate] = {
     ),
     **_honoured("how SmolVLM2 samples videos", "video_sampling"),
     **_idle("notes", "processor_class", "transformers_version", "auto_map"),
-    **_limited((True,), "do_rescale", "do_normalize"),
+    **_honoured("false for Gemma 4, true for all others; else refused", "do_normalize"),
+    **_size("how many image tokens a picture of Gemma 4 has at most, and what they are of", "max_soft_tokens"),
+    **_honoured("as the tower's, or refused", "pooling_kernel_size"),
+    **_limited((True,), "do_rescale"),
     **_limited((1 / 255,), "rescale_factor"),
 }
 
@@ -199,6 +219,7 @@ PROCESSOR: Mapping[str, SettingFate] = {
     **_honoured("true for LFM2-VL; else refused", "use_image_special_tokens"),
     **_honoured("as many as the tower gives; other numbers are refused", "image_seq_len", "image_seq_length"),
     **_honoured("how Qwen samples videos, as in video_preprocessor_config.json; elsewhere idle", "video_processor"),
+    **_idle("of sounds, which nobody hears", "feature_extractor", "audio_seq_length", "audio_ms_per_token"),
     **_idle("notes", "processor_class", "auto_map", "transformers_version", "tokenizer"),
 }
 

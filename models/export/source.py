@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -19,6 +19,7 @@ from cutline.models.export.folder import Settings, content_of, first_line, refus
 from cutline.models.export.quiet import quiet
 from cutline.models.export.settings import check, check_flat, shown
 from cutline.models.families import Family, every_family
+from cutline.models.families.layer_state import SharedKeys
 from cutline.models.law.penalties import NO_PENALTIES, Penalties
 from cutline.models.layerline import LayerLine
 from cutline.models.prompt import TEMPLATE
@@ -88,8 +89,9 @@ def read_source(path: Path, *, dtype: torch.dtype | None = None) -> SourceModel:
     for name, settings in said.items():
         check(path, name, settings)
     companions = {TOKENIZER: _tokenizer(path), TEMPLATE: _template(path, kind, said)}
-    config = _config(path)
+    config = _config(path, kind)
     family = _family(path, kind, config, said)
+    usual = kind.usual_layer(config.get_text_config())
     text, image_token = config.get_text_config(), _image_token(config, family, companions[TOKENIZER])
     if image_token >= (vocabulary := text.vocab_size) + family.unchosen:
         image = f"image_token_id {image_token} in {CONFIG}"
@@ -107,20 +109,27 @@ def read_source(path: Path, *, dtype: torch.dtype | None = None) -> SourceModel:
         companions=companions,
         stop_tokens=stops,
         image_token=image_token,
-        line=LayerLine(vision=tower.layers, decoder=text.num_hidden_layers),
+        line=_line(family, tower.layers, text.num_hidden_layers),
         parameters=_parameters(model, family),
         vision=VisionSpec(width=tower.width, heads=tower.heads),
         decoder=DecoderSpec(
             width=text.hidden_size,
             layers=text.num_hidden_layers,
             heads=text.num_attention_heads,
-            kv_heads=getattr(text, "num_key_value_heads", None) or text.num_attention_heads,
-            head_dim=_head(text),
+            kv_heads=getattr(usual, "num_key_value_heads", None) or text.num_attention_heads,
+            head_dim=_head(usual),
             vocabulary=text.vocab_size,
             context=text.max_position_embeddings,
         ),
         penalties=_penalties(path, generation, stops, text.vocab_size),
     )
+
+
+def _line(family: Family, tower: int, decoder: int) -> LayerLine:
+    """A line of so many layers of the tower and the decoder. Who reads what a layer keeps, is never parted from it."""
+    keeps = map(family.keeps, range(decoder))
+    read = [kept.layer for kept in keeps if isinstance(kept, SharedKeys)]
+    return LayerLine(vision=tower, decoder=decoder, deepest=min(read, default=None))
 
 
 def _families() -> tuple[type[Family], ...]:
@@ -149,6 +158,9 @@ def _kind(path: Path) -> type[Family]:
         raise InputError(f"{path} is not a Hugging Face folder that can be exported: it has no {CONFIG}{_hint(path)}")
     name, classes = said.get("model_type"), said.get("architectures", [])
     kind = next((family for family in _families() if name in family.kinds), None)
+    for family in _families():
+        if (why := family.declined.get(str(name))) is not None:
+            raise InputError(f"{path} holds a model of the kind {name}, which does not run: {why}")
     if kind is None:
         named = shown(classes) if name is None and classes else name
         hint = "; export it with --role encoder" if name in ("clip", "siglip") else _nearest(str(name))
@@ -176,7 +188,7 @@ def _hint(path: Path) -> str:
     return f"; {_taken()}"
 
 
-def _config(path: Path) -> PreTrainedConfig:
+def _config(path: Path, kind: type[Family]) -> PreTrainedConfig:
     """The config as transformers reads it, with defaults for missing settings. Raises InputError."""
     try:
         with quiet():
@@ -189,7 +201,7 @@ def _config(path: Path) -> PreTrainedConfig:
         raise
     except Exception as error:  # a config may have any value anywhere, and transformers may raise anything on it
         raise InputError(f"{path / CONFIG} does not read ({first_line(error)})") from None
-    if (head := _head(text)) % HEAD_MULTIPLE:
+    if (head := _head(kind.usual_layer(text))) % HEAD_MULTIPLE:
         sizes = f"hidden_size {text.hidden_size}, num_attention_heads {text.num_attention_heads}"
         raise InputError(f"{path} has head_dim {head} ({sizes}) in {CONFIG}; supported: a multiple of {HEAD_MULTIPLE}")
     return config
@@ -329,10 +341,14 @@ def _parameters(model: Any, family: Family) -> tuple[int, ...]:
         made.image,
         *made.tower,
         made.connector,
-        *([layer] for layer in made.layers),
-        made.last,
     )
-    return tuple(sum(weight.numel() for module in layer for weight in module.parameters()) for layer in layers)
+    counted = [_weights(layer) for layer in layers]
+    given = _weights(made.giving[1:]) // len(made.layers)  # of which each layer has a share
+    return (*counted, *(family.weights(layer) + given for layer in made.layers), _weights(made.last))
+
+
+def _weights(modules: Sequence[Any]) -> int:
+    return sum(weight.numel() for module in modules for weight in module.parameters())
 
 
 def _family(path: Path, kind: type[Family], config: PreTrainedConfig, said: dict[str, Settings]) -> Family:
@@ -398,4 +414,6 @@ def _checked(path: Path, kind: type[Family], settings: Settings) -> Settings:
     if (resample := settings["resample"]) != kind.resample:
         value = int(resample) if isinstance(resample, int) else resample  # one of Pillow's enum
         raise InputError(f"{path} has resample {shown(value)} in {IMAGES}; supported: {int(kind.resample)}")
+    if (said := settings["do_normalize"]) is not None and bool(said) != kind.normalises:
+        raise InputError(f"{path} has do_normalize {shown(said)} in {IMAGES}; supported: {kind.normalises}")
     return settings

@@ -13,6 +13,7 @@ import msgspec
 
 from cutline.models.families.family import Family, Grid
 from cutline.models.families.gemma.gemma3 import Gemma3
+from cutline.models.families.gemma.gemma4 import Gemma4
 from cutline.models.families.gemma.paligemma import PaliGemma
 from cutline.models.families.git import Git
 from cutline.models.families.internvl import InternVL
@@ -36,6 +37,7 @@ FAMILIES: tuple[type[Family], ...] = (
     Qwen35,
     InternVL,
     Gemma3,
+    Gemma4,
     PaliGemma,
     LlavaOnevision,
     Lfm2VL,

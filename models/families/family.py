@@ -44,8 +44,8 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
     """The base of all families.
 
     A row of a boundary has the residual stream, and behind it in further columns the streams that later layers take
-    beside it: in the tower the rows of the `taps` so far, in the decoder what the connector made of them. On the wire
-    each stream is a row of its own; `streams` counts them.
+    beside it: in the tower the rows of the `taps` so far, in the decoder what the connector made of them, or the row
+    with which a token entered. On the wire each stream is a row of its own; `streams` counts them.
     """
 
     kinds: ClassVar[tuple[str, ...]]  # transformers' `model_type`s of this family
@@ -70,7 +70,9 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
     images_first: ClassVar[bool] = False  # whether images only stand before all text
     has_turns: ClassVar[bool] = True  # whether anything may stand before the question: turns, instructions
     needs_question: ClassVar[bool] = True  # whether a picture must come with words
-    axes: ClassVar[int] = 1  # of a token's position; with several the rotations are inputs of the decoder's graph
+    axes: ClassVar[int] = 1  # of a token's position
+    normalises: ClassVar[bool] = True  # whether the image processor must, beside bringing bytes to 0..1
+    declined: ClassVar[Mapping[str, str]] = {}  # kinds that are like `kinds` and do not run, and why
 
     @classmethod
     @abstractmethod
@@ -85,6 +87,11 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
         """The sizes of the tower of a transformers `config`."""
         vision = config.vision_config
         return TowerSizes(vision.num_hidden_layers, vision.hidden_size, vision.num_attention_heads)
+
+    @classmethod
+    def usual_layer(cls, text: Any) -> Any:
+        """The config of a layer of the decoder `text` whose sizes are its own, where those of some layers differ."""
+        return text
 
     @property
     def taps(self) -> tuple[int, ...]:
@@ -108,7 +115,9 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
     def streams(self, line: LayerLine, cut: str) -> int:
         """How many streams cross a `cut` after `image`: the residual stream, and those that go on beside it."""
         if cut in line.deep_cuts or cut == "decoder.0":
-            return 1 + max(0, len(self.taps) - line.decoder_layer(cut))
+            layer = line.decoder_layer(cut)
+            entering = self.layer_inputs > 0 and 0 < layer < line.decoder
+            return 1 + max(0, len(self.taps) - layer) + entering
         layers = line.place(cut) - line.place("vision.0")  # of the tower before the cut
         return 1 + sum(tap < layers for tap in self.taps)
 
@@ -172,6 +181,22 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
         Raises InputError if the two do not fit and the positions depend on it.
         """
 
+    def read_as(self, ids: Any) -> Any:
+        """The tokens (n,), array or tensor, as the embeddings have them: some may stand for what is not text."""
+        return ids
+
+    @property
+    def layer_inputs(self) -> int:
+        """How wide a row is that every layer of the decoder is given for each token, beside its own; 0 for none."""
+        return 0
+
+    def give(self, modules: Sequence[Any], own: Any, rows: Any) -> Any:
+        """What all layers are given (n, layers, `layer_inputs`), by the modules of `parts.giving` behind the table.
+
+        `own` (n, layers * `layer_inputs`) are the tokens' rows of that, `rows` (n, width) those with which they enter.
+        """
+        raise NotImplementedError
+
     def sight(self, layer: int) -> Sight:
         """What rows see in the decoder's layer of this index: all that stands before them, if not said otherwise."""
         del layer
@@ -203,6 +228,15 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
         """Rows (n, width) at `positions` (n,), by the module that is `parts.placing`; rows at -1 stay as they are."""
         raise NotImplementedError
 
+    @property
+    def ungraphed(self) -> str | None:
+        """Why no graph of the decoder is made for a device, which then runs no layer of it; None where one is."""
+        return "attends to pictures beside the prompt" if self.has_sides else None
+
+    def weights(self, layer: Any) -> int:
+        """How many weights a row is multiplied with in a layer of the decoder, which is a module."""
+        return sum(weight.numel() for weight in layer.parameters())
+
     def decoding(self, layer: int) -> Decoding | None:
         """What runs the decoder's layer of this index, if that is not transformers' own module by itself.
 
@@ -218,7 +252,10 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
         return None
 
     def rotations(self, positions: NDArray[np.int64]) -> Arrays:
-        """The rotations at `positions` (axes, n) as inputs of the decoder's graph; none if the graph has a table."""
+        """The rotations at `positions` (axes, n) as inputs of the decoder's graph; none if the graph has a table.
+
+        Of a decoder that is traced they are `cos` and `sin` (n, head_dim), with the name of `rotary` if it has several.
+        """
         del positions
         return {}
 

@@ -14,7 +14,24 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True, slots=True)
 class KeysValues:
-    """Keys and values of every position, which rows attend to."""
+    """Keys and values of every position, which rows attend to.
+
+    They have so many `heads` of a `width`, where those are not the decoder's own.
+    """
+
+    heads: int | None = None
+    width: int | None = None
+
+    def sizes(self, heads: int, width: int) -> tuple[int, int]:
+        """How many heads there are and how wide, in a decoder with so many `heads` of a `width`."""
+        return self.heads or heads, self.width or width
+
+
+@dataclass(frozen=True, slots=True)
+class SharedKeys:
+    """Nothing of its own: rows attend to the keys and values that an earlier `layer` keeps."""
+
+    layer: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +78,7 @@ class CrossKeys:
     rows: int
 
 
-LayerState = KeysValues | RecentRows | Recurrence | CrossKeys
+LayerState = KeysValues | SharedKeys | RecentRows | Recurrence | CrossKeys
 KEYS_VALUES = KeysValues()
 
 States = tuple[Any, ...]  # tensors, one for each of a recurrence's parts
@@ -81,14 +98,24 @@ class LayerMemory(Protocol):
         """Move the states of each session on by its `rows` (n, width); returns what `step` made of them (n, ...)."""
 
 
+def layer_with_keys(keeps: LayerState, layer: int) -> int:
+    """Which layer keeps the keys that rows attend to in a `layer` that `keeps` so much."""
+    return keeps.layer if isinstance(keeps, SharedKeys) else layer
+
+
 def keys_in_graph(keeps: Sequence[LayerState]) -> dict[str, str]:
     """The outputs of a device's graph for keys and values by its inputs, where the layers keep so much."""
     return {
-        f"past_key_values.{layer}.{kind}": f"present.{layer}.{kind}"
+        name: name.replace("past_key_values", "present")
         for layer, kept in enumerate(keeps)
         if isinstance(kept, KeysValues)
-        for kind in ("key", "value")
+        for name in key_inputs(layer)
     }
+
+
+def key_inputs(layer: int) -> tuple[str, str]:
+    """The inputs of a device's graph for the keys and the values of a layer."""
+    return f"past_key_values.{layer}.key", f"past_key_values.{layer}.value"
 
 
 def states_in_graph(keeps: Sequence[LayerState]) -> dict[str, tuple[int, ...]]:

@@ -31,6 +31,16 @@ class Attention(Protocol):
         Rows as of `query`; keys and values may have fewer heads.
         """
 
+    def shared(self, query: Any, scale: float) -> Any:
+        """As `own`, of the tokens whose keys and values an earlier layer keeps: see `SharedKeys`."""
+
+    def turned(self, rows: Any) -> Any:
+        """Rows (n, heads, width), rotated as a whole by where they stand, in the way of the layer: see `rotary`."""
+
+    @property
+    def given(self) -> Any:
+        """What the layer is given beside its rows (n, `Family.layer_inputs`)."""
+
     def across(self, query: Any, scale: float, made: Callable[[Any], tuple[Any, Any]]) -> tuple[Any, Any]:
         """Of pictures beside a prompt: rows as of `query`, and (n, 1) whether each counts; see `Positions.sides`.
 
@@ -54,8 +64,9 @@ class Parts:
 
     `decoder` may be "", the base model itself. The names of its parts count within it: what embeds tokens, the list of
     layers, the last norm, the rotary embedding and what tells rows their places as they enter, all three of which are
-    None where there is none. `mixer` is what the decoder's layers without attention have in its place. The head is
-    transformers' own `get_output_embeddings`.
+    None where there is none. If layers are given something beside their rows, `giving` makes it: first the table by
+    token, then other modules. `mixer` is what the decoder's layers without attention have in its place. The head is
+    transformers' own `get_output_embeddings`. What the base model has beside all these is `unused`.
     """
 
     image: tuple[str, ...]
@@ -72,6 +83,8 @@ class Parts:
     rotary: str | None = "rotary_emb"
     mixer: str | None = None
     placing: str | None = None
+    giving: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
 
     def tower_names(self, base: Any) -> list[tuple[str, ...]]:
         """The names of the modules of each of the tower's layers within the `base` model, in order."""
@@ -105,6 +118,7 @@ class Parts:
             norm=own(self.norm),
             rotary=own(self.rotary),
             placing=own(self.placing),
+            giving=[own(name) for name in self.giving],
             head=model.get_output_embeddings(),
         )
 
@@ -124,6 +138,7 @@ class Modules:
     norm: Any | None
     rotary: Any | None
     placing: Any | None
+    giving: list[Any]
     head: Any
 
     @property
@@ -134,6 +149,11 @@ class Modules:
     def chosen(self, rows: Any) -> Any:
         """The logits of rows that come out of the decoder's last layer, as the head's weights give them."""
         return self.head(rows if self.norm is None else self.norm(rows))
+
+    def capped(self, logits: Any) -> Any:
+        """`logits` below the decoder's cap, if it has one."""
+        cap = getattr(self.decoder.config, "final_logit_softcapping", None)
+        return logits if cap is None else cap * (logits / cap).tanh()
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,14 +139,20 @@ class Whole:
         for hook in hooks:
             hook.remove()
         if (real := given.get("pixel_attention_mask")) is not None and real.dim() == 2:  # patches, padded to as many
-            line = self._manifest.line
-            for cut in states.keys() & set(line.layers[: line.place("decoder.0")]):
-                states[cut] = states[cut][real.flatten().bool().numpy()]
+            self._drop_fills(states, real.flatten().bool())
+        if (at := given.get("image_position_ids")) is not None:
+            self._drop_fills(states, (at >= 0).all(-1).flatten())
         places = np.array(prompt.ids) == self._manifest.image_token
         sides = states.pop("beside", None)
         self._add_streams(states, [stream.numpy() for stream in beside], places)
         states["decoder.0"] = states["decoder.0"][places] if sides is None else sides
         return states, logits
+
+    def _drop_fills(self, states: dict[str, NDArray[np.float32]], real: torch.Tensor) -> None:
+        """Leave of the states within the tower those of `real` patches (n,)."""
+        line = self._manifest.line
+        for cut in states.keys() & set(line.layers[: line.place("decoder.0")]):
+            states[cut] = states[cut][real.numpy()]
 
     def _add_streams(
         self, states: dict[str, NDArray[np.float32]], beside: list[NDArray[np.float32]], places: NDArray[np.bool_]
@@ -158,6 +164,8 @@ class Whole:
             if cut in line.layers[: line.place("decoder.0")]:
                 made = [line.layers[line.place(f"vision.{tap}") + 1] for tap in taps]
                 streams = [own[after] for after in made if line.place(after) <= line.place(cut)]
+            elif self._manifest.family.layer_inputs:
+                streams = [own["decoder.0"]] * (self._manifest.family.streams(line, cut) - 1)
             else:
                 streams = [np.zeros_like(own[cut]) for _ in range(self._manifest.family.streams(line, cut) - 1)]
                 for whole, rows in zip(streams, beside[line.decoder_layer(cut) :], strict=False):
@@ -230,7 +238,7 @@ class Device:
             return rows, None
         image_tokens = np.array(prompt.ids) == self.manifest.image_token
         embedded = self._prefix.embed(prompt.ids)
-        embedded[image_tokens] = rows
+        embedded[image_tokens, : rows.shape[1]] = rows
         state = self._prefix.new_state(self.manifest.family.positions(image_tokens, prompt.grids, prompt.times))
         return state.extend(embedded), state
 

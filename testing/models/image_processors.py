@@ -29,7 +29,20 @@ def image_processor(folder: Path, family: Family) -> Any:
     if family.processor_defaults is not None:
         return Lfm2VlPixels(json.loads((folder / "preprocessor_config.json").read_text()))
     with quiet():
-        return AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True, trust_remote_code=False)
+        made = AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True, trust_remote_code=False)
+    return Unfilled(made) if "image_position_ids" in made.model_input_names else made
+
+
+class Unfilled:
+    """A processor whose patches are padded to as many, without what pads them."""
+
+    def __init__(self, processor: Any) -> None:
+        self._processor = processor
+
+    def __call__(self, images: list[Image.Image], **how: Any) -> dict[str, NDArray[np.float32]]:
+        """The patches of all `images`."""
+        made = self._processor(images=images, **how)
+        return {"pixel_values": made["pixel_values"][(made["image_position_ids"] >= 0).all(-1)]}
 
 
 class _Source(SourceLoader):

@@ -6,14 +6,14 @@ Their tokenizer is the demo's, with the tokens that the family's published templ
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, normalizers
-from tokenizers.models import BPE
+from tokenizers import AddedToken, Tokenizer
 from transformers import CONFIG_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from cutline.demo.bundles import TARGET
@@ -25,12 +25,15 @@ from cutline.models.prompt import TEMPLATE
 from cutline.models.tools import HERMES
 from cutline.models.vocabulary import TOKENIZER
 from cutline.testing.models.random_models import Tokens, save_weights, seeded, words_of
+from cutline.testing.models.small_gemma4 import GEMMA4_BLOCKS, GEMMA4_MARKERS, GEMMA4_PROCESSOR, gemma4_config
 from cutline.testing.models.templates import (
+    GEMMA4_TEMPLATE,
     GEMMA_TEMPLATE,
     INTERNVL_TEMPLATE,
     QWEN_TEMPLATE,
     QWEN_TOOLS_TEMPLATE,
 )
+from cutline.testing.models.tokenizers import of_pieces
 
 Words = Mapping[str, int]
 END = "<|im_end|>"
@@ -97,31 +100,6 @@ class Small:
         (folder / "preprocessor_config.json").write_text(json.dumps(self.processor))
         if self.videos is not None:
             (folder / "video_preprocessor_config.json").write_text(json.dumps(self.videos))
-
-
-def of_pieces(special: Sequence[str]) -> Tokenizer:
-    """A tokenizer like Gemma's: pieces of text with `▁` for a space, bytes for other characters, runs of white space.
-
-    It has the `special` tokens of a family, and those about pads, texts and turns.
-    """
-    marks = ("<pad>", "<eos>", "<bos>", "<unk>", *special, "<start_of_turn>", "<end_of_turn>")
-    letters = [chr(code) for code in range(33, 127)]
-    merges = [("t", "h"), ("th", "e"), ("i", "n"), ("▁", "a"), ("▁", "the"), ("o", "u"), ("▁", "▁")]
-    words = [
-        *marks,
-        *(f"<0x{byte:02X}>" for byte in range(256)),
-        "▁",
-        "\n",
-        *letters,
-        *("".join(one) for one in merges),
-    ]
-    vocabulary = {word: index for index, word in enumerate(dict.fromkeys(words))}
-    tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=merges, byte_fallback=True, fuse_unk=True))
-    tokenizer.normalizer = normalizers.Replace(" ", "▁")
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    tokenizer.add_tokens([AddedToken(white, normalized=False) for white in ("\n\n", "\n\n\n", "▁▁▁")])
-    tokenizer.add_special_tokens([AddedToken(mark, special=True, normalized=False) for mark in marks])
-    return tokenizer
 
 
 TEXT: Mapping[str, Any] = {
@@ -223,6 +201,11 @@ def _gemma3() -> Small:
     markers = (gemma3.START, gemma3.IMAGE, gemma3.END)
     processor = {"image_processor_type": "Gemma3ImageProcessor", "size": {"height": 64, "width": 64}}
     return Small("gemma3", markers, GEMMA_TEMPLATE, config, processor, tokens="pieces")
+
+
+def _gemma4(windowed: str, *, given: int = 0, standard: bool = False, **text: Any) -> Small:
+    config = partial(gemma4_config, windowed=windowed, given=given, standard=standard, **text)
+    return Small("gemma4", GEMMA4_MARKERS, GEMMA4_TEMPLATE, config, GEMMA4_PROCESSOR, tokens="pieces")
 
 
 def _llava_onevision() -> Small:
@@ -387,6 +370,11 @@ SMALL: Mapping[str, Small] = {
     "internvl-qwen2": _internvl("qwen2"),
     "internvl-qwen3": _internvl("qwen3"),
     "gemma3": _gemma3(),
+    "gemma4": _gemma4("wfwfwf", given=16, num_kv_shared_layers=2, use_double_wide_mlp=True),
+    "gemma4-large": _gemma4("wwf", standard=True, attention_k_eq_v=True, num_global_key_value_heads=1, **GEMMA4_BLOCKS),
+    "gemma4-experts": _gemma4(
+        "wf", enable_moe_block=True, num_experts=4, top_k_experts=2, moe_intermediate_size=64, **GEMMA4_BLOCKS
+    ),
     "llava-onevision": _llava_onevision(),
     "git": _git(),
     "lfm2-vl": _lfm2_vl(),

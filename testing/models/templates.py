@@ -62,3 +62,8 @@ GEMMA_TEMPLATE = """{{ bos_token }}{% if messages[0]['role'] == 'system' %}\
 {% if item['type'] == 'image' %}{{ '<start_of_image>' }}\
 {% elif item['type'] == 'text' %}{{ item['text'] | trim }}{% endif %}{% endfor %}{{ '<end_of_turn>\n' }}{% endfor %}\
 {% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"""
+GEMMA4_TEMPLATE = """{{ bos_token }}{% for message in messages %}\
+{% set role = 'model' if message['role'] == 'assistant' else message['role'] %}{{ '<|turn>' + role + '\\n' }}\
+{% for item in message['content'] %}{% if item['type'] == 'image' %}{{ '<|image|>' }}\
+{% elif item['type'] == 'text' %}{{ item['text'] | trim }}{% endif %}{% endfor %}{{ '<turn|>\\n' }}{% endfor %}\
+{% if add_generation_prompt %}{{ '<|turn>model\\n' }}{% endif %}"""

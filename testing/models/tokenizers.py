@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -25,6 +25,31 @@ WORDS = (
 def vocabulary(kind: str) -> Vocabulary:
     """A small vocabulary of one of the KINDS."""
     return Vocabulary(KINDS[kind]())
+
+
+def of_pieces(special: Sequence[str]) -> Tokenizer:
+    """A tokenizer like Gemma's: pieces of text with `▁` for a space, bytes for other characters, runs of white space.
+
+    It has the `special` tokens of a family, and those about pads, texts and turns.
+    """
+    marks = ("<pad>", "<eos>", "<bos>", "<unk>", *special, "<start_of_turn>", "<end_of_turn>")
+    letters = [chr(code) for code in range(33, 127)]
+    merges = [("t", "h"), ("th", "e"), ("i", "n"), ("▁", "a"), ("▁", "the"), ("o", "u"), ("▁", "▁")]
+    words = [
+        *marks,
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        "▁",
+        "\n",
+        *letters,
+        *("".join(one) for one in merges),
+    ]
+    vocabulary = {word: index for index, word in enumerate(dict.fromkeys(words))}
+    tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=merges, byte_fallback=True, fuse_unk=True))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.add_tokens([AddedToken(white, normalized=False) for white in ("\n\n", "\n\n\n", "▁▁▁")])
+    tokenizer.add_special_tokens([AddedToken(mark, special=True, normalized=False) for mark in marks])
+    return tokenizer
 
 
 def _bytewise(size: int, digits: int | None, *, normalizer: normalizers.Normalizer | None = None) -> Tokenizer:

@@ -114,6 +114,7 @@ def test_what_does_not_run_is_named(source: SourceModel, tmp_path: Path, file: s
     said = json.loads((tmp_path / file).read_text())
     (tmp_path / file).unlink()
     said.pop("image_token_index", None)  # as some families have the same
+    value = not source.family.normalises if name == "do_normalize" else value
     (tmp_path / file).write_text(json.dumps(said | {name: value}))
     with pytest.raises(InputError, match=name) as refused:
         read_source(tmp_path)

@@ -273,7 +273,7 @@ def test_a_file_that_is_none_is_named(change: Callable[[Path], None], words: str
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("name", ["internvl_chat", "gemma4", "florence2", "glm4v", "siglip", "qwen3_vl_moe"])
+@pytest.mark.parametrize("name", ["internvl_chat", "gemma3n", "florence2", "glm4v", "siglip", "qwen3_vl_moe"])
 @pytest.mark.parametrize("others", [{}, {"auto_map": {"AutoConfig": "own.Config"}}], ids=["", "own code"])
 def test_another_family_is_named_before_anything_else(
     name: str, others: Files, tmp_path: Path, capfd: pytest.CaptureFixture[str]

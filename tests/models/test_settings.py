@@ -11,6 +11,7 @@ from transformers import (
     Gemma2Config,
     Gemma3Config,
     Gemma3TextConfig,
+    Gemma4Config,
     GemmaConfig,
     GenerationConfig,
     Idefics3Config,
@@ -31,6 +32,8 @@ from transformers import (
     SmolVLMConfig,
 )
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+from transformers.models.gemma4.configuration_gemma4 import Gemma4TextConfig, Gemma4VisionConfig
+from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.idefics3.configuration_idefics3 import Idefics3VisionConfig
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
@@ -56,6 +59,7 @@ MODELS = (
     Qwen3_5Config,
     InternVLConfig,
     Gemma3Config,
+    Gemma4Config,
     PaliGemmaConfig,
     LlavaOnevisionConfig,
     Lfm2VlConfig,
@@ -71,6 +75,7 @@ DECODERS = (
     GemmaConfig,
     Gemma2Config,
     Gemma3TextConfig,
+    Gemma4TextConfig,
     Lfm2Config,
 )
 TOWERS = (
@@ -83,12 +88,14 @@ TOWERS = (
     InternVLVisionConfig,
     SiglipVisionConfig,
     Siglip2VisionConfig,
+    Gemma4VisionConfig,
 )
 PROCESSORS = (
     SmolVLMImageProcessorPil,
     Qwen2VLImageProcessorPil,
     GotOcr2ImageProcessorPil,
     Gemma3ImageProcessorPil,
+    Gemma4ImageProcessorPil,
     SiglipImageProcessorPil,
     LlavaOnevisionImageProcessorPil,
 )

@@ -14,7 +14,8 @@ from cutline.demo.bundles import TARGET
 from cutline.errors import BundleError
 from cutline.models.vocabulary import TOKENIZER, StreamDecoder, Vocabulary
 from cutline.testing.models.random_models import words_of
-from cutline.testing.models.small_models import BERT, of_pieces
+from cutline.testing.models.small_models import BERT
+from cutline.testing.models.tokenizers import of_pieces
 
 MARKS = ("<image>", "<fake>")
 

@@ -11,26 +11,43 @@ from torch import Tensor
 
 from cutline.cloud.model.batch import Stretch
 from cutline.cloud.model.state.recurrences import Recurrences
-from cutline.models.families.layer_state import CrossKeys, KeysValues, LayerState, RecentRows, Recurrence
+from cutline.models.families.layer_state import (
+    CrossKeys,
+    KeysValues,
+    LayerState,
+    RecentRows,
+    Recurrence,
+    SharedKeys,
+    layer_with_keys,
+)
 
 
 class SlotCache:
     """What every slot keeps of the decoder's layers from `first` on: of each what `keeps` says.
 
-    Keys and values are (layers with keys, slots, kv_heads, context, head_dim); rows by position, of a layer each, are
-    (slots, context, width).
+    Keys and values are (slots, kv_heads, context, head_dim), of each layer that has its own; rows by position, of a
+    layer each, are (slots, context, width).
     """
 
     def __init__(
         self, shape: tuple[int, int, int, int], keeps: Sequence[LayerState], *, first: int, like: Tensor
     ) -> None:
-        """For `shape` (slots, kv_heads, context, head_dim)."""
-        self.first = first
+        """For `shape` (slots, kv_heads, context, head_dim), where a layer has no sizes of its own."""
+        self.first, self.like = first, like
         layers = dict(enumerate(keeps, first))
-        with_keys = [layer for layer, kept in layers.items() if isinstance(kept, KeysValues)]
-        self._places = {layer: place for place, layer in enumerate(with_keys)}
-        self.keys, self.values = (_zeros((len(with_keys), *shape), like) for _ in range(2))
         slots, kv_heads, self.context, head_dim = shape
+        sizes = {
+            layer: kept.sizes(kv_heads, head_dim) for layer, kept in layers.items() if isinstance(kept, KeysValues)
+        }
+        places = {layer: place for place, layer in enumerate(sizes)}
+        self._places = {
+            layer: places[layer_with_keys(kept, layer)]
+            for layer, kept in layers.items()
+            if isinstance(kept, KeysValues | SharedKeys)
+        }
+        self.keys, self.values = (
+            [_zeros((slots, heads, self.context, width), like) for heads, width in sizes.values()] for _ in range(2)
+        )
         self.rows = {
             layer: _zeros((slots, self.context, kept.width), like)
             for layer, kept in layers.items()
@@ -48,7 +65,7 @@ class SlotCache:
         self._written = [0] * slots
 
     def place(self, layer: int) -> int:
-        """Where among the layers with keys a layer of the decoder is."""
+        """Where among the layers with keys that one is to whose keys a layer of the decoder attends."""
         return self._places[layer]
 
     def note(self, stretches: Sequence[Stretch]) -> None:
@@ -58,8 +75,8 @@ class SlotCache:
         """
         for stretch in stretches:
             if stretch.start == 0:
-                for held in (self.keys, self.values):
-                    held[:, stretch.slot, :, : self._written[stretch.slot]] = 0
+                for held in (*self.keys, *self.values):
+                    held[stretch.slot, :, : self._written[stretch.slot]] = 0
                 self._written[stretch.slot] = self.beside[stretch.slot] = 0
             self._written[stretch.slot] = max(self._written[stretch.slot], stretch.end)
         if self.recurrences is not None:
@@ -77,10 +94,10 @@ class SlotCache:
 
     def resume(self, slot: int, source: int, count: int) -> None:
         """Have `slot` begin with the first `count` positions of `source`; what stood behind them is emptied."""
-        for held in (self.keys, self.values):
+        for held in (*self.keys, *self.values):
             if source != slot:
-                held[:, slot, :, :count] = held[:, source, :, :count]
-            held[:, slot, :, count : self._written[slot]] = 0
+                held[slot, :, :count] = held[source, :, :count]
+            held[slot, :, count : self._written[slot]] = 0
         for rows in self.rows.values() if source != slot else ():
             rows[slot, :count] = rows[source, :count]
         for held_beside in self.sides.values() if source != slot else ():

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cutline.errors import InputError
 from cutline.models.families.family import ROTATIONS, Arrays, Count, Grid, Index
+from cutline.models.families.gemma.blocks import picture_blocks
 from cutline.models.families.positions import Positions
 from cutline.models.families.siglip import SiglipFamily
 from cutline.models.sight import Sight
@@ -62,13 +62,7 @@ class Gemma3(SiglipFamily, frozen=True, forbid_unknown_fields=True, kw_only=True
         Raises InputError where they are none that pictures with these `grids` have.
         """
         del times
-        edges = np.flatnonzero(np.diff(image_tokens.astype(np.int8), prepend=0, append=0)).tolist()
-        blocks = tuple(zip(edges[::2], edges[1::2], strict=True))
-        if len(blocks) != len(grids):
-            raise InputError(f"the image tokens stand in {len(blocks)} places, and there are {len(grids)} images")
-        if any(end - begin > self.tile_tokens for begin, end in blocks):
-            raise InputError(f"more than {self.tile_tokens} image tokens stand together, which an image does not have")
-        return Positions(np.arange(len(image_tokens))[None], blocks)
+        return Positions(np.arange(len(image_tokens))[None], picture_blocks(image_tokens, len(grids), self.tile_tokens))
 
     def sight(self, layer: int) -> Sight:
         """A window, or all; what stands in the same block behind a row is seen too."""

@@ -35,8 +35,8 @@ def stretches_of(
 
 def random_cache(dtype: torch.dtype) -> SlotCache:
     cache = SlotCache((SLOTS, SHARED, CONTEXT, WIDTH), [KEYS_VALUES], first=3, like=torch.empty(0, dtype=dtype))
-    cache.keys.normal_()
-    cache.values.normal_()
+    for held in (*cache.keys, *cache.values):
+        held.normal_()
     return cache
 
 
@@ -47,7 +47,7 @@ def attended(
     sight: Sight = CAUSAL,
     softcap: float | None = None,
 ) -> torch.Tensor:
-    layout = Layout(stretches, cache, heads=HEADS // SHARED, sights=[sight])
+    layout = Layout(stretches, cache, sights=[(sight, HEADS // SHARED)])
     query, key, value = given
     made = _attend(MODULE, query, key, value, None, layout=layout, slot_cache=cache, softcap=softcap)
     return made[0][0].transpose(0, 1)
@@ -81,7 +81,7 @@ def by_hand(
         seen = torch.tensor([place for place in range(stretch.end) if sees(sight, stretch.blocks, at, place)])
         for head in range(HEADS):
             keys, values = (
-                held[0, stretch.slot, head // (HEADS // SHARED), seen].double() for held in (cache.keys, cache.values)
+                held[0][stretch.slot, head // (HEADS // SHARED), seen].double() for held in (cache.keys, cache.values)
             )
             scores = keys @ query[0, head, stretch.first + row].double() * MODULE.scaling
             if softcap is not None:
@@ -105,8 +105,8 @@ def test_every_row_attends_as_it_would_alone(sessions: dict[int, tuple[int, int]
     got = attended(cache, stretches, query, key, value)
     for stretch in stretches:
         rows, written = slice(stretch.first, stretch.last), slice(stretch.start, stretch.end)
-        assert torch.equal(cache.keys[0, stretch.slot, :, written], key[0, :, rows])
-        assert torch.equal(cache.values[0, stretch.slot, :, written], value[0, :, rows])
+        assert torch.equal(cache.keys[0][stretch.slot, :, written], key[0, :, rows])
+        assert torch.equal(cache.values[0][stretch.slot, :, written], value[0, :, rows])
         torch.testing.assert_close(got[:, rows].double(), by_hand(cache, stretch, query), atol=1e-5, rtol=0)
 
 
@@ -140,8 +140,8 @@ def test_a_neighbours_broken_numbers_stay_its_own() -> None:
     """Also those of a slot between, of nobody here."""
     torch.manual_seed(0)
     cache = random_cache(torch.float32)
-    cache.keys[:, 1] = cache.values[:, 1] = torch.nan
-    cache.keys[:, 3, :, :20] = torch.inf
+    cache.keys[0][1] = cache.values[0][1] = torch.nan
+    cache.keys[0][3, :, :20] = torch.inf
     stretches = stretches_of({0: (9, 1), 2: (12, 1), 3: (20, 1)})
     query, key, value = (rows_of(3, heads, torch.float32) for heads in (HEADS, SHARED, SHARED))
     got = attended(cache, stretches, query, key, value)
@@ -154,10 +154,10 @@ def test_a_neighbours_broken_numbers_stay_its_own() -> None:
 def test_what_another_session_left_in_a_slot_is_gone() -> None:
     cache = SlotCache((2, SHARED, CONTEXT, WIDTH), [KEYS_VALUES], first=3, like=torch.empty(0))
     cache.note([Stretch(0, 30, 1, 0)])
-    cache.keys[:, 1, :, :30] = cache.values[:, 1, :, :30] = torch.nan
+    cache.keys[0][1, :, :30] = cache.values[0][1, :, :30] = torch.nan
     cache.note([Stretch(0, 5, 1, 0)])
-    assert not cache.keys.isnan().any()
-    assert not cache.values.isnan().any()
+    assert not cache.keys[0].isnan().any()
+    assert not cache.values[0].isnan().any()
 
 
 @given(SESSIONS)
