@@ -68,16 +68,27 @@ class Batch:
         return Card(self.pixels[index], digits)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Scans:
+    """Scans of digits: their ink (n, 8, 8) float32, 0 to 1, and `values` (n,)."""
+
+    ink: NDArray[np.float32]
+    values: NDArray[np.int64]
+
+
 @functools.cache
-def _scans() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def _own_scans() -> Scans:
     with resources.files("cutline.demo").joinpath("digits.npz").open("rb") as file, np.load(file) as data:
-        return data["scans"].astype(np.float32) / 16.0, data["values"].astype(np.int64)
+        return Scans(data["scans"].astype(np.float32) / 16.0, data["values"].astype(np.int64))
 
 
-def draw(split: Split, count: int, rng: np.random.Generator, *, augment: bool = False) -> Batch:
-    """Draw `count` cards from the scans of `split`; `augment` bends and thickens the strokes, for training."""
-    scans, labels = _scans()
-    chosen = rng.integers(*split.value, size=(count, 4))
+def draw(source: Split | Scans, count: int, rng: np.random.Generator, *, augment: bool = False) -> Batch:
+    """Draw `count` cards from the scans of a split, or from others; `augment` bends and thickens the strokes, for
+    training.
+    """
+    found, (first, end) = (source, (0, len(source.ink))) if isinstance(source, Scans) else (_own_scans(), source.value)
+    scans, labels = found.ink, found.values
+    chosen = rng.integers(first, end, size=(count, 4))
     occupied = rng.random((count, 4)).argsort(axis=1) < rng.integers(1, 5, size=(count, 1))
     values = np.where(occupied, labels[chosen], EMPTY)
     colours = np.where(occupied, rng.integers(0, 4, size=(count, 4)), EMPTY)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cutline.demo.cards import Card, Split, draw
+from cutline.demo.cards import Card, Scans, Split, draw
 from cutline.demo.questions import KINDS, CardQuestion, ask
 
 
@@ -23,10 +23,12 @@ class CardRequest:
     question: CardQuestion
 
 
-def requests(split: Split, cards: int, seed: int) -> Iterator[CardRequest]:
-    """A question of every kind about each of `cards` cards; the same seed gives the same requests."""
+def requests(source: Split | Scans, cards: int, seed: int) -> Iterator[CardRequest]:
+    """A question of every kind about each of `cards` cards of a split, or of others' scans; the same seed gives the
+    same requests.
+    """
     rng = np.random.default_rng(seed)
-    batch = draw(split, cards, rng)
+    batch = draw(source, cards, rng)
     for index in range(cards):
         card = batch.card(index)
         image = png(card.pixels)

@@ -308,8 +308,7 @@ class Agent:
         if route.unkept is not None:
             gate, theirs = backends.gate, backends.worded(generation.tokens)
             agreed = gate.agrees(route.gate.group, route.unkept, theirs)
-            sure, name = generation.confidence or 0.0, prepared.request.request_id
-            backends.audits.note_unkept(route.gate.group, gate, name, confidence=sure, agreed=agreed)
+            backends.audits.note_unkept(route.gate.group, gate, confidence=generation.confidence or 0.0, agreed=agreed)
         if self._journal is not None:
             drafter = "" if backends.drafter is None else backends.drafter.manifest.identity
             record(self._journal, prepared, generation, served=self.manifest, drafter=drafter)

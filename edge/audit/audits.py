@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cutline.edge.audit.evidence import at_most
+from cutline.edge.audit.evidence import at_most, is_above
 from cutline.edge.audit.levels import SHUT, Watched, noted, threshold_at
 from cutline.edge.audit.record import AuditRecord, read_record, write_record
 from cutline.edge.generation.gate import Gate, Group
@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 EARLY_SHARE = 0.25  # of kept answers that is audited where little is known of a group yet ...
 EARLY_AUDITS = 100  # ... falling to the share that is set, over so many audits
+DOUBTFUL = 1.0  # the strictness from which on so many are audited again
 _COIN = 8  # bytes
 
 
@@ -34,9 +35,9 @@ def check_share(share: float) -> None:
 class Audits:
     """Which kept answers are audited, a `share` of them, and what came of that; for any threads.
 
-    A group whose answers differ more often than promised is kept more strictly, or shut (`levels.py`). What is not kept
-    for that reason is compared with the target's answer, which is there anyway. Whose answers are audited is settled by
-    the `seed`, and by nothing that an answer says. Of a drafter that is `unproven` every group is shut, until answers
+    A group is kept more strictly after each answer that differs, or shut (`levels.py`). Of one that is shut, what would
+    be kept is compared with the target's answer, which is there anyway. Whose answers are audited is settled by the
+    `seed`, and by nothing that an answer says. Of a drafter that is `unproven` every group is shut, until answers
     show that it holds.
     """
 
@@ -47,28 +48,32 @@ class Audits:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def due(self, group: str, request_id: str) -> bool:
-        """Whether the answer to a request of a group is to be audited, if it is kept: the first ones more often."""
+        """Whether the answer to a request of a group is to be audited, if it is kept.
+
+        The first ones are more often, and those of a group that is kept more strictly than it was calibrated.
+        """
         if self.share == 0.0:
             return False
         with self._lock:
-            known = self._watched(group).current.audited
+            found = self._watched(group)
+        early = 1.0 if found.strictness >= DOUBTFUL else 1.0 - found.kept.audited / EARLY_AUDITS
         drawn = hashlib.sha256(f"{self.seed} {request_id}".encode()).digest()[:_COIN]
-        share = max(self.share, EARLY_SHARE * (1.0 - known / EARLY_AUDITS))
+        share = max(self.share, EARLY_SHARE * early)
         return int.from_bytes(drawn) < share * (1 << 8 * _COIN)
 
     def keeps(self, group: str, promised: Group, confidence: float) -> bool:
         """Whether what a group's gate would keep is kept, for what audits have shown."""
         with self._lock:
-            least = threshold_at(promised.threshold, self._watched(group).level)
+            least = threshold_at(promised.threshold, self._watched(group).strictness)
         return least is not None and confidence >= least
 
     def shut(self, group: str) -> bool:
         """Whether nothing of a group is kept, for what audits have shown."""
         with self._lock:
-            return self._watched(group).level == SHUT
+            return self._watched(group).shut
 
     def note(self, group: str, gate: Gate, *, confidence: float, agreed: bool) -> None:
-        """Take note of an answer that the gate would keep, and that was compared with the target's."""
+        """Take note of an answer that was kept, or would be if its group were not shut, and was compared."""
         if (promised := gate.of(group)) is None:
             return
         with self._lock:
@@ -76,15 +81,11 @@ class Audits:
             found = self._groups[group] = noted(
                 before, confidence=confidence, calibrated=promised.threshold, risk=promised.risk, agreed=agreed
             )
-        if found.level != before.level:
-            _tell(group, promised, before, found)
+        _tell(group, promised, before, found)
 
-    def note_unkept(self, group: str, gate: Gate, request_id: str, *, confidence: float, agreed: bool) -> None:
-        """The same of one that was not kept for what audits have shown.
-
-        Where others of its group are kept, it counts only if it would be audited as those are: of all in equal shares.
-        """
-        if self.shut(group) or self.due(group, request_id):
+    def note_unkept(self, group: str, gate: Gate, *, confidence: float, agreed: bool) -> None:
+        """The same of one that was not kept for what audits have shown: what is kept of a group says more of those."""
+        if self.shut(group):
             self.note(group, gate, confidence=confidence, agreed=agreed)
 
     def said(self, group: str, gate: Gate) -> Audited | None:
@@ -112,26 +113,25 @@ class Audits:
         write_record(file, record)
 
     def _watched(self, group: str) -> Watched:
-        return self._groups.get(group, Watched(level=SHUT if self.unproven else 0))
+        return self._groups.get(group, Watched(strictness=SHUT if self.unproven else 0.0))
 
 
 def _audited(found: Watched, promised: Group | None) -> Audited:
     return Audited(
         audited=found.all.audited,
         disagreed=found.all.disagreed,
-        at_most=at_most(found.current if found.current.audited else found.all),
-        shut=found.level == SHUT,
-        threshold=None if promised is None else threshold_at(promised.threshold, found.level),
+        at_most=at_most(found.current),
+        shut=found.shut,
+        threshold=None if promised is None else threshold_at(promised.threshold, found.strictness),
     )
 
 
 def _tell(group: str, promised: Group, before: Watched, found: Watched) -> None:
-    seen = before.since[min(found.level, before.level)]
-    said = f"{seen.disagreed} of {seen.audited} audited answers differ, promised is {promised.risk:.1%}"
-    least = threshold_at(promised.threshold, found.level)
-    if least is None:
+    least, risk = threshold_at(promised.threshold, found.strictness), promised.risk
+    said = f"{found.all.disagreed} of {found.all.audited} audited answers differ, promised is {risk:.1%}"
+    if found.shut and not before.shut:
         log.warning("the gate keeps nothing more of %s: %s; calibrate again", group, said)
-    elif found.level > before.level:
-        log.warning("the gate keeps answers of %s from a confidence of %.4f on alone: %s", group, least, said)
-    else:
-        log.warning("the gate keeps answers of %s again, from a confidence of %.4f on: %s", group, least, said)
+    elif before.shut and not found.shut:
+        log.warning("the gate keeps answers of %s again, from a confidence of %.4f on", group, least)
+    elif not found.shut and is_above(found.kept, risk) and not is_above(before.kept, risk):
+        log.warning("the gate's promise for %s is broken, %s; it keeps from %.4f on now", group, said, least)

@@ -13,6 +13,7 @@ stays 1 at most.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -61,7 +62,16 @@ def is_above(evidence: Evidence, risk: float) -> bool:
 
 def is_below(evidence: Evidence, risk: float, *, chance: float = CHANCE) -> bool:
     """Whether it shows that less than a share `risk` of answers differ; wrongly with this chance at most."""
-    return weight_below(evidence, risk) >= 1.0 / chance
+    return _may_be_below(evidence, risk, chance) and weight_below(evidence, risk) >= 1.0 / chance
+
+
+def _may_be_below(evidence: Evidence, risk: float, chance: float) -> bool:
+    """Whether a trail is so long, and so good, that the weight may be 1/chance: quicker to see than the weight is.
+
+    A ratio is at most 1 where no fewer differ than promised, and at most (1-r)^-n of n answers; the weights sum to 1.
+    """
+    fewest = math.log(chance) / math.log1p(-risk) if risk < 1.0 else 0.0
+    return any(one.audited >= fewest and one.disagreed <= risk * one.audited for one in evidence.trails)
 
 
 def weight_above(evidence: Evidence, risk: float) -> float:

@@ -1,62 +1,77 @@
-"""How strictly a group of requests is kept, and how what is seen of it changes that: pure functions over frozen data.
+"""How strictly a group of requests is kept, and how audits change that: pure functions over frozen data.
 
-A group is kept from its calibrated confidence on (level 0), from a stricter one, or is shut. When the answers at its
-level break the promise, it goes to the loosest stricter level of which the answers seen so far do not speak against it,
-and where there is none it is shut. It goes back to a looser one once answers from that one's confidence on show that
-the promise holds there: those that are kept as they are audited, others as the target answered them.
+A group is kept from its calibrated confidence on at a strictness of 0; each 1 more halves the doubt that is left. Every
+audited answer that was kept moves it: up by STEP if it differs, and always down by STEP times half of the risk, never
+below 0. That is an online conformal update (Gibbs and Candes 2021, "Adaptive conformal inference under distribution
+shift"), and its bound is arithmetic, whatever the world does: at a strictness of LEVELS the group is shut, so of n
+answers audited since it was last calibrated, fewer than n * risk / 2 + LEVELS / STEP + 1 differ. From 10 / risk answers
+on, which are 200 at 5%, that is within the risk.
+
+Of a group that is shut nothing is kept, but the target answers all of it, so all of it is compared. Once that shows
+that the promise holds from some level on, the group is kept from the loosest of those.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from cutline.edge.audit.evidence import CHANCE, Evidence, is_above, is_below, weight_above
+from cutline.edge.audit.evidence import CHANCE, Evidence, is_below
 
-LEVELS = 5  # thresholds, each with half the doubt of the one before
-SHUT = LEVELS
+LEVELS = 8  # of strictness; at the last one a group is shut
+SHUT = float(LEVELS)
+STEP = 2.0
+AIM = 0.5  # of the risk: the other half is for what differs before the strictness has followed
 NOTHING = Evidence()
-FEWEST = 10  # answers of a stricter level that must have been seen before a group goes to it
 
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """A group: all that was audited of it, its level, and what was seen at each level since that last changed."""
+    """A group: all that was compared of it, its strictness, and what was seen since it was last opened or shut.
+
+    `kept` is that of answers that were kept; `since`, of a group that is shut, that of each level.
+    """
 
     all: Evidence = NOTHING
-    level: int = 0
+    strictness: float = 0.0
+    kept: Evidence = NOTHING
     since: tuple[Evidence, ...] = (NOTHING,) * LEVELS
+
+    @property
+    def shut(self) -> bool:
+        """Whether nothing of it is kept."""
+        return self.strictness >= SHUT
 
     @property
     def current(self) -> Evidence:
         """What was seen of answers that are kept now, or of all where none are."""
-        return self.since[0 if self.level == SHUT else self.level]
+        lately = self.since[0] if self.shut else self.kept
+        return lately if lately.audited else self.all
 
 
-def threshold_at(calibrated: float, level: int) -> float | None:
-    """The confidence from which on answers are kept at a level; None where none are."""
-    return None if level == SHUT else 1.0 - (1.0 - calibrated) / 2**level
+def threshold_at(calibrated: float, strictness: float) -> float | None:
+    """The confidence from which on answers are kept; None where none are."""
+    return None if strictness >= SHUT else 1.0 - (1.0 - calibrated) / 2.0**strictness
 
 
 def noted(watched: Watched, *, confidence: float, calibrated: float, risk: float, agreed: bool) -> Watched:
-    """A group after another answer of this confidence, kept or not, was compared with the target's."""
+    """A group after an answer of this confidence was compared with the target's: a kept one, or any once it is shut."""
+    everything = watched.all.with_one(agreed=agreed)
+    if not watched.shut:
+        kept = watched.kept.with_one(agreed=agreed)
+        strictness = max(0.0, watched.strictness + STEP * ((not agreed) - AIM * risk))
+        if strictness >= SHUT:
+            return Watched(everything, SHUT)
+        return replace(watched, all=everything, strictness=strictness, kept=kept)
     since = tuple(
-        evidence.with_one(agreed=agreed) if confidence >= 1.0 - (1.0 - calibrated) / 2**level else evidence
+        evidence.with_one(agreed=agreed) if confidence >= _level(calibrated, level) else evidence
         for level, evidence in enumerate(watched.since)
     )
-    grown = replace(watched, all=watched.all.with_one(agreed=agreed), since=since)
-    level = _next(grown, risk)
-    return grown if level == watched.level else Watched(all=grown.all, level=level)
-
-
-def _next(watched: Watched, risk: float) -> int:
-    level, since = watched.level, watched.since
-    if level < SHUT and is_above(since[level], risk):
-        stricter = (place for place in range(level + 1, LEVELS) if _may_hold(since[place], risk))
-        return next(stricter, SHUT)
     # Several levels are looked at, any of which may seem to hold by chance.
-    looser = (place for place in range(level) if is_below(since[place], risk, chance=CHANCE / LEVELS))
-    return next(looser, level)
+    holding = (level for level, seen in enumerate(since) if is_below(seen, risk, chance=CHANCE / LEVELS))
+    if (loosest := next(holding, None)) is not None:
+        return Watched(everything, float(loosest))
+    return replace(watched, all=everything, since=since)
 
 
-def _may_hold(evidence: Evidence, risk: float) -> bool:
-    return evidence.audited >= FEWEST and weight_above(evidence, risk) < 1.0
+def _level(calibrated: float, level: int) -> float:
+    return 1.0 - (1.0 - calibrated) / 2.0**level

@@ -32,7 +32,7 @@ def read_record(file: Path, *, of: str) -> AuditRecord | None:
     """
     try:
         found = msgspec.json.decode(read_regular(file, limit=MOST_BYTES), type=AuditRecord)
-        if any(one.level not in range(SHUT + 1) or len(one.since) != LEVELS for one in found.groups.values()):
+        if any(not 0.0 <= one.strictness <= SHUT or len(one.since) != LEVELS for one in found.groups.values()):
             raise msgspec.ValidationError("it has other levels")
     except FileNotFoundError:
         return None

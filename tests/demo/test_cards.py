@@ -11,10 +11,18 @@ from cutline.demo.cards import CARD, COLOURS, EMPTY, PLACES, Split, draw
 
 
 def test_the_scans_are_those_of_load_digits() -> None:
-    scans, values = cards._scans()
-    theirs = load_digits()
-    assert np.array_equal(scans * 16, theirs.images)
-    assert np.array_equal(values, theirs.target)
+    ours, theirs = cards._own_scans(), load_digits()
+    assert np.array_equal(ours.ink * 16, theirs.images)
+    assert np.array_equal(ours.values, theirs.target)
+
+
+def test_cards_of_others_scans_show_those_alone() -> None:
+    """Scans that are all ink make cards of full squares, whose values are theirs."""
+    others = cards.Scans(np.ones((3, 8, 8), np.float32), np.array([7, 7, 7]))
+    batch = draw(others, 20, np.random.default_rng(0))
+    assert set(batch.values[batch.values != EMPTY].tolist()) == {7}
+    same = draw(others, 20, np.random.default_rng(0))
+    assert np.array_equal(batch.pixels, same.pixels)
 
 
 def test_splits_share_no_scan_and_cover_them_all() -> None:

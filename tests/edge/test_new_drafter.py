@@ -113,10 +113,10 @@ def test_unproven_groups_are_shut_and_say_so() -> None:
     said = audits.said(PLAIN, gate)
     assert said is not None
     assert said.shut
-    audits.note_unkept(PLAIN, gate, "first", confidence=1.0, agreed=False)
+    audits.note_unkept(PLAIN, gate, confidence=1.0, agreed=False)
     count = 0
     while audits.shut(PLAIN):
-        audits.note_unkept(PLAIN, gate, str(count), confidence=1.0, agreed=True)
+        audits.note_unkept(PLAIN, gate, confidence=1.0, agreed=True)
         count += 1
     assert count > 4
     assert Audits().said(PLAIN, gate) is None

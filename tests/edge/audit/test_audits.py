@@ -39,20 +39,18 @@ def decision(answer: Answer) -> Decision:
 
 def test_a_group_is_shut_by_what_breaks_its_promise_and_opened_by_what_keeps_it() -> None:
     audits = Audits(share=1.0)
-    shown = []
-    for agreed in [True] * 20 + [False] * 20:
+    for agreed in [True] * 20 + [False] * 5:
+        assert audits.keeps(PLAIN, GATE.groups[PLAIN], 1.0)
         audits.note(PLAIN, GATE, confidence=0.9999, agreed=agreed)
-        shown.append(not audits.keeps(PLAIN, GATE.groups[PLAIN], 1.0))
-    assert shown.index(True) < 30
-    assert all(shown[shown.index(True) :])
+    assert not audits.keeps(PLAIN, GATE.groups[PLAIN], 1.0)
     said = audits.said(PLAIN, GATE)
     assert said is not None
-    assert (said.audited, said.disagreed, said.shut) == (40, 20, True)
+    assert (said.audited, said.disagreed, said.shut, said.threshold) == (25, 5, True, None)
     needed = 0
     while not audits.keeps(PLAIN, GATE.groups[PLAIN], 1.0):
-        audits.note_unkept(PLAIN, GATE, str(needed), confidence=0.9999, agreed=True)
+        audits.note_unkept(PLAIN, GATE, confidence=0.9999, agreed=True)
         needed += 1
-    assert 40 < needed < 400, "some wrong ones came before"
+    assert 40 < needed < 400
     assert audits.every(GATE).keys() == {PLAIN}
 
 
@@ -296,28 +294,29 @@ def test_whether_an_answer_is_audited_is_settled_by_seed_and_request() -> None:
     assert later < first
     assert first == {name for name in names if audits.due("another", name)}
     assert not any(Audits(seed=7).due(PLAIN, name) for name in names)
+    audits.note(PLAIN, GATE, confidence=0.9, agreed=False)
+    assert first == {name for name in names if audits.due(PLAIN, name)}, "of what is in doubt more are audited again"
 
 
 def test_a_group_whose_less_sure_answers_stray_is_kept_more_strictly_and_not_shut(tmp_path: Path) -> None:
     """Answers of at most 0.7 differ half the time. Those above it, which agree, go on being kept, and are audited."""
     audits, promised, rng = Audits(share=1.0, seed=1), GATE.groups[PLAIN], np.random.default_rng(5)
 
-    def answer(number: int, *, strays: bool) -> bool:
+    def answer(*, strays: bool) -> bool:
         sure = float(rng.uniform(0.5, 1.0))
         agreed = not strays or sure > 0.7 or bool(rng.random() < 0.5)
         kept = audits.keeps(PLAIN, promised, sure)
         if kept:
             audits.note(PLAIN, GATE, confidence=sure, agreed=agreed)
         else:
-            audits.note_unkept(PLAIN, GATE, str(number), confidence=sure, agreed=agreed)
+            audits.note_unkept(PLAIN, GATE, confidence=sure, agreed=agreed)
         return kept and not agreed
 
-    wrong = [answer(number, strays=True) for number in range(2000)]
+    wrong = [answer(strays=True) for _ in range(4000)]
     shown = audits.every(GATE)[PLAIN]
     assert not shown.shut
-    assert shown.threshold == 0.75, "half the doubt of 0.5"
-    assert not any(wrong[200:])
-    assert sum(wrong) < 20
+    assert sum(wrong) <= 0.5 * 0.05 * shown.audited + 5
+    assert shown.audited > 1500, "most of those above 0.7"
     audits.save(tmp_path / "audits" / "it.json", of="a calibration")
     again = Audits(share=1.0)
     again.load(tmp_path / "audits" / "it.json", of="another one")
@@ -327,7 +326,7 @@ def test_a_group_whose_less_sure_answers_stray_is_kept_more_strictly_and_not_shu
     assert again.seed == 1
     number = 0
     while audits.every(GATE)[PLAIN].threshold != 0.5 and number < 2000:
-        answer(number, strays=False)
+        answer(strays=False)
         number += 1
     assert number < 500, "what is right again is kept again"
 
@@ -335,7 +334,7 @@ def test_a_group_whose_less_sure_answers_stray_is_kept_more_strictly_and_not_shu
 def test_a_record_that_does_not_read_is_told_of_and_begun_anew(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for content in (b"{", b'{"of": "it", "seed": 1, "groups": {"a": {"level": 9}}}'):
+    for content in (b"{", b'{"of": "it", "seed": 1, "groups": {"a": {"strictness": 9}}}'):
         (tmp_path / "it.json").write_bytes(content)
         caplog.clear()
         audits = Audits(share=1.0)

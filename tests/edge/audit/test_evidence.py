@@ -75,6 +75,12 @@ def test_what_holds_again_is_found_out_too() -> None:
     assert all(60 < count < 260 for count in found)
 
 
+@given(st.lists(st.integers(0, 3), max_size=300), risks, st.floats(0.001, 0.5))
+def test_what_is_quick_to_see_is_what_the_weight_says(rare: list[int], risk: float, chance: float) -> None:
+    evidence = seen([one > 0 for one in rare])
+    assert is_below(evidence, risk, chance=chance) == (weight_below(evidence, risk) >= 1.0 / chance)
+
+
 @given(outcomes)
 def test_a_bound_is_where_evidence_begins_to_count(agreed: list[bool]) -> None:
     evidence = seen(agreed)
