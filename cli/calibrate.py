@@ -71,6 +71,11 @@ class CalibrateOptions(msgspec.Struct, frozen=True, kw_only=True):
         "for the rest.",
     ] = 0.0
     confidence: Annotated[float, "How sure that must be."] = 0.9
+    alarm: Annotated[
+        float,
+        "Share of pictures like those asked about that may be taken for unfamiliar ones, of which no answer is kept; 0 "
+        "looks at no picture.",
+    ] = 0.02
     cards: Annotated[int, "Cards of the demo's calibration split, six questions each."] = 300
     price_cards: Annotated[
         int, "How many of them prices are measured on (of --data six lines each); 0 measures none."
@@ -88,7 +93,8 @@ def calibrate(given: CalibrateOptions) -> None:
     Asks the drafter and the target the same questions, as each group of requests has them: the picture or the text
     first, with and without a system turn, as second and third questions, about two pictures. Writes into the drafter's
     bundle the confidence above which its answers agree with the target's as often as --risk and --confidence ask, group
-    by group; an answer to a request of any other group is never kept. Then asks the target at every cut in
+    by group; an answer to a request of any other group is never kept, nor is one about a picture that is unlike those
+    asked about. Then asks the target at every cut in
     every wire format, and writes into its bundle what went up and how many answers stayed the same; with --bundle that
     needs --target.
 
@@ -113,6 +119,7 @@ def calibrate(given: CalibrateOptions) -> None:
     from cutline.cli.calibration import pricing
     from cutline.cli.calibration.answers import KeptAnswers, check_timeout
     from cutline.cli.calibration.inputs import demo_sources, file_sources
+    from cutline.cli.calibration.pictures import check_alarm, familiar_pictures
     from cutline.cli.calibration.pricing import ways
     from cutline.cli.calibration.samples import SYSTEMS, chosen_groups, conversations, sampled
     from cutline.cli.process.children import worker_process
@@ -125,7 +132,7 @@ def calibrate(given: CalibrateOptions) -> None:
         thread_count,
         upstream_key,
     )
-    from cutline.cli.terminal.gate_view import populations_of, show_gate
+    from cutline.cli.terminal.gate_view import pictures_told, populations_of, show_gate
     from cutline.cli.terminal.time_left import TimeLeft
     from cutline.core.storage.journal import open_journal
     from cutline.edge.agent import MAX_NOTICE, Agent, AgentSettings
@@ -147,6 +154,7 @@ def calibrate(given: CalibrateOptions) -> None:
     if given.price_cards < 0:
         raise InputError(f"--price-cards is {given.price_cards}; give 0 or more")
     check_timeout(given.timeout)
+    check_alarm(given.alarm)
     measure, against, known = _compared(given)
     wanted = chosen_groups(given.groups or (), known=known)
     key = upstream_key(given.server, workers=given.worker is not None)
@@ -212,18 +220,24 @@ def calibrate(given: CalibrateOptions) -> None:
             agree=measure.name,
             against=against,
         )
-        gate = Gate({**_others(drafter, wanted), **calibrated.groups})
+        pictures = familiar_pictures(drafter, asked, alarm=given.alarm, threads=count)
+        gate = Gate({**_others(drafter, wanted), **calibrated.groups}, pictures)
         save_gate(drafter, gate)
         if priced is not None and prices is not None:
             prices = _with_leaks(priced, prices)
             write_calibration(priced, prices)
         journal.finish()
     if given.as_json:
-        report = msgspec.to_builtins(gate) | {"prices": prices, "populations": populations_of(calibrated)}
+        report = msgspec.to_builtins(Gate(gate.groups)) | {
+            "prices": prices,
+            "populations": populations_of(calibrated),
+            "alarm": None if pictures is None else pictures.alarm,
+        }
         sys.stdout.buffer.write(msgspec.json.encode(report) + b"\n")
         return
     console.print(f"{drafter.path}: the gate, by groups of requests", highlight=False, soft_wrap=True)
     show_gate(console, calibrated)
+    console.print(f"  {pictures_told(pictures)}", highlight=False, soft_wrap=True)
     if found.left_out:
         console.print(f"{found.left_out} conversations did not fit the models' context, and ended there")
     if priced is not None and prices is not None:

@@ -9,6 +9,7 @@ import msgspec
 
 from cutline.core.agreement.shares import interval
 from cutline.edge.generation.gate import Gate, Group, Population, whose
+from cutline.edge.inference.familiarity import ALARM, Familiarity, fewest_pictures
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,6 +22,18 @@ def show_gate(console: Console, gate: Gate) -> None:
         more = _populations(views[name]) if name in views else ()
         for line in (f"{name}: {_line(group)}", *more):
             console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+
+
+def pictures_told(pictures: Familiarity | None) -> str:
+    """What is said of the pictures that are familiar to a gate."""
+    if pictures is None:
+        return (
+            f"unfamiliar pictures are kept as others are; to tell them takes {fewest_pictures(ALARM)} pictures or more"
+        )
+    return (
+        f"pictures unlike the calibration's are passed on, and of those like them {pictures.alarm:.1%} at most, as "
+        f"{len(pictures.distances)} of them tell"
+    )
 
 
 class SeenShare(msgspec.Struct, frozen=True):

@@ -14,7 +14,6 @@ from cutline.core.agreement.measures import Wording
 from cutline.core.request import Mode, Priority, Request
 from cutline.core.wire import Wire
 from cutline.edge.audit.audits import Audits
-from cutline.edge.generation.conditions import group_of
 from cutline.edge.generation.gate import Gate
 from cutline.edge.generation.result import Answer, Decision, Ending
 from cutline.errors import CutlineError, WorkerError, WorkerUnavailable
@@ -33,6 +32,7 @@ class _Due:
     """An answer that is to be audited."""
 
     request: Request
+    group: str
     wording: Wording
     confidence: float
     tries: int = 0
@@ -98,7 +98,7 @@ class Auditor:
             or not self.audits.due(gate.group, answer.request_id)
         ):
             return
-        self._due.append(_Due(request, answer.wording, answer.confidence or 0.0))
+        self._due.append(_Due(request, gate.group, answer.wording, answer.confidence or 0.0))
         while sum(one.size for one in self._due) > WAITING_BYTES:
             self._lose(self._due.popleft(), "too many wait")
         self._news.set()
@@ -146,16 +146,15 @@ class Auditor:
                 self._lose(one, str(error))
         else:
             if answer.exact and answer.ending is not Ending.DEADLINE:
-                group = group_of(one.request)
-                agreed = gate.agrees(group, one.wording, answer.wording)
-                audits.note(group, gate, confidence=one.confidence, agreed=agreed)
+                agreed = gate.agrees(one.group, one.wording, answer.wording)
+                audits.note(one.group, gate, confidence=one.confidence, agreed=agreed)
         if self._due and self._due[0] is one:
             self._due.popleft()
 
     def _lose(self, one: _Due, why: str) -> None:
         """An audit that is lost speaks against the promise, for it may be that what is wrong is lost more often."""
         log.warning("an audit is lost, and counts as an answer that differs: %s", why)
-        self.audits.note(group_of(one.request), self._gate(), confidence=one.confidence, agreed=False)
+        self.audits.note(one.group, self._gate(), confidence=one.confidence, agreed=False)
 
 
 def _auditable(request: Request) -> bool:

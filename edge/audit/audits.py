@@ -13,7 +13,7 @@ from pathlib import Path
 from cutline.edge.audit.evidence import at_most, is_above
 from cutline.edge.audit.levels import SHUT, Watched, noted, threshold_at
 from cutline.edge.audit.record import AuditRecord, read_record, write_record
-from cutline.edge.generation.gate import Gate, Group
+from cutline.edge.generation.gate import UNFAMILIAR, Gate, Group
 from cutline.edge.generation.result import Audited
 from cutline.errors import InputError
 
@@ -38,7 +38,7 @@ class Audits:
     A group is kept more strictly after each answer that differs, or shut (`levels.py`). Of one that is shut, what would
     be kept is compared with the target's answer, which is there anyway. Whose answers are audited is settled by the
     `seed`, and by nothing that an answer says. Of a drafter that is `unproven` every group is shut, until answers
-    show that it holds.
+    show that it holds; so are unfamiliar pictures of any drafter.
     """
 
     share: float = 0.0
@@ -85,7 +85,7 @@ class Audits:
 
     def note_unkept(self, group: str, gate: Gate, *, confidence: float, agreed: bool) -> None:
         """The same of one that was not kept for what audits have shown: what is kept of a group says more of those."""
-        if self.shut(group):
+        if self.shut(group) and (self.share > 0.0 or self.unproven):  # what is opened is to be watched
             self.note(group, gate, confidence=confidence, agreed=agreed)
 
     def said(self, group: str, gate: Gate) -> Audited | None:
@@ -113,7 +113,8 @@ class Audits:
         write_record(file, record)
 
     def _watched(self, group: str) -> Watched:
-        return self._groups.get(group, Watched(strictness=SHUT if self.unproven else 0.0))
+        shut = self.unproven or group.endswith(UNFAMILIAR)
+        return self._groups.get(group, Watched(strictness=SHUT if shut else 0.0))
 
 
 def _audited(found: Watched, promised: Group | None) -> Audited:

@@ -25,6 +25,7 @@ from cutline.core.agreement.shares import binomial_tail
 from cutline.edge.generation.conditions import PLAIN
 from cutline.edge.generation.result import Decision, Gated
 from cutline.edge.inference.drafter import Drafted
+from cutline.edge.inference.familiarity import Familiarity, Row
 from cutline.errors import BundleError
 from cutline.models.bundle import Bundle, write_calibration
 from cutline.models.law.sampling import agreeing
@@ -33,6 +34,7 @@ MAX_TOKENS = 64  # of an answer to a calibration request; of longer ones nothing
 TARGET = "target"  # what answers are compared with: the target's, ...
 ANSWERS = "answers"  # ... known ones, or an upstream's, whose model stands behind ...
 _UPSTREAM = "upstream:"  # ... this
+UNFAMILIAR = ", unfamiliar picture"  # behind a group's name: nothing was calibrated on such, of whatever group
 _STEPS = 100  # thresholds tried: a finer walk only gives chance more occasions to stop early
 
 
@@ -87,15 +89,24 @@ class Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         return self.is_open and whole and confidence_of(drafted) >= self.threshold
 
 
-class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A calibrated gate, as a drafter's bundle holds it: its groups by name."""
+class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A calibrated gate, as a drafter's bundle holds it: its groups by name, and what `pictures` are familiar to it."""
 
     groups: Mapping[str, Group]
+    pictures: Familiarity | None = None
 
     def of(self, group: str) -> Group | None:
-        """What it does with requests of a group; None where that is closed, and nothing of it is kept."""
-        found = self.groups.get(group)
+        """What it does with requests of a group; None where that is closed, and nothing of it is kept.
+
+        That about unfamiliar pictures would be kept as others are, if audits have shown that they may.
+        """
+        found = self.groups.get(group.removesuffix(UNFAMILIAR))
         return found if found is not None and found.is_open else None
+
+    def named(self, group: str, pictures: Sequence[Row]) -> str:
+        """The name of a group's part that a request belongs to: an unfamiliar picture, by its pooled row, is apart."""
+        strange = self.pictures is not None and self.pictures.is_unfamiliar(pictures)
+        return group + UNFAMILIAR if strange else group
 
     def before(self, upstream: str | None) -> Gate:
         """What of it holds where this model of an upstream answers what is not kept, or else the target, or nobody.
@@ -103,7 +114,8 @@ class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         A promise is about who would answer otherwise, or about what is known to be right.
         """
         there = (ANSWERS, TARGET if upstream is None else upstream_named(upstream))
-        return Gate({name: group for name, group in self.groups.items() if group.against in there})
+        held = {name: group for name, group in self.groups.items() if group.against in there}
+        return Gate(held, self.pictures)
 
     def agrees(self, group: str, ours: Wording, theirs: Wording) -> bool:
         """Whether two answers agree by the measure that an open group was calibrated by."""
@@ -126,7 +138,7 @@ class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             return Gated(group=group, calibrated=False, decision=decision)
         return Gated(
             group=group,
-            calibrated=True,
+            calibrated=not group.endswith(UNFAMILIAR),
             decision=decision,
             promised=found.risk if decision is Decision.KEPT else None,
             agree=found.agree,

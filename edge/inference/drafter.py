@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -82,6 +83,8 @@ class Drafter:
         def image(index: int) -> Rows:
             return self._images.of(pixels[index], None if names is None else names[index])
 
+        images = image if names is not None else functools.cache(image)  # nothing else keeps the rows
+
         known = range(len(pixels)) if names is None else names
         keys = keys_of(prompt, manifest.image_token, list(zip(known, counts, strict=True)))
         positions = manifest.family.positions(np.array(prompt) == manifest.image_token, grids, times_of(pixels))
@@ -92,7 +95,7 @@ class Drafter:
             self._decoder,
             history,
             keys,
-            PromptRows(self._decoder, prompt, manifest.image_token, counts, image),
+            PromptRows(self._decoder, prompt, manifest.image_token, counts, images),
             manifest,
             Choosing(sampling=sampling, compiled=compiled, start=start, alternatives=alternatives),
         )
@@ -158,6 +161,11 @@ class DrafterConversation:
             if past is not None:
                 past.extend([token])
             logits = _last(self._feed([token], last_only=True))
+
+    def pooled(self) -> list[NDArray[np.float32]]:
+        """The rows of each image after the tower, averaged to one (width,)."""
+        rows = (self._rows.image(index) for index in range(len(self._rows.counts)))
+        return [np.asarray(one.mean(0, dtype=np.float64), np.float32) for one in rows]
 
     def logits(self, answer: Sequence[int]) -> NDArray[np.float32]:
         """The drafter's logits (len(answer) + 1, vocabulary) at each position of a given answer."""

@@ -7,6 +7,9 @@ import sys
 from bisect import bisect_left
 from collections.abc import Collection, Iterator, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cutline.edge.inference.drafter import Drafted, DrafterConversation
 from cutline.models.pairs.retokenization import TokenizedText, firm, rewritten, settled
 from cutline.models.vocabulary import Vocabulary
@@ -58,6 +61,10 @@ class RetokenizedConversation:
             over = not next(steps, False)
         if self._end is not None:
             yield Drafted(self._stop, self._end)
+
+    def pooled(self) -> list[NDArray[np.float32]]:
+        """As `DrafterConversation.pooled`."""
+        return self._drafting.pooled()
 
     def _steps(self) -> Iterator[bool]:
         """Have the drafter say one token after another; true for each, until it ends or its context is full."""

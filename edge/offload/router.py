@@ -99,6 +99,8 @@ class Router:
                 await self._drafter.propose(self._generation)
             self._note_drafted()
             kept = group.keeps(self._drafter.drafted, self._generation.stop_tokens)
+        if kept and self._backends.gate.pictures is not None:
+            name = self._backends.gate.named(name, await self._drafter.pooled())
         sure = self._drafter.confidence
         if kept and group is not None and not self._backends.audits.keeps(name, group, sure):
             kept, self._route.unkept = False, self._backends.worded([one.token for one in self._drafter.drafted])

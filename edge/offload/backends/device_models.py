@@ -12,6 +12,9 @@ from functools import partial
 from itertools import islice
 from typing import TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cutline.core.request import Mode, Request
 from cutline.devices.profile import CPU
 from cutline.edge.generation.generation import Execution, Generation, Prepared
@@ -203,6 +206,10 @@ class DeviceWork:
         """Begin to draft, where that is not begun. Raises CannotDraft."""
         if self.drafting is None:
             self.drafting = self.converse()
+
+    def pooled(self) -> list[NDArray[np.float32]]:
+        """The drafter's rows of each image, averaged to one (width,), once drafting is begun."""
+        return [] if self.drafting is None else self.drafting.pooled()
 
     def rest(self, answer: Sequence[int]) -> tuple[int, ...]:
         """What is believed to follow `answer`."""

@@ -6,6 +6,9 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cutline.edge.generation.gate import MAX_TOKENS, confidence_of
 from cutline.edge.generation.generation import Generation
 from cutline.edge.generation.repetition import Repetition
@@ -46,6 +49,10 @@ class DrafterBackend:
         """Draft the whole answer and tell of it, without appending any: as much as the gate may keep."""
         await self._work.run(self._propose, generation)
         self._work.believed = tuple(one.token for one in self.drafted)
+
+    async def pooled(self) -> list[NDArray[np.float32]]:
+        """Its rows of each of the question's images, averaged to one (width,)."""
+        return await self._work.run(self._work.pooled)
 
     def keep(self, generation: Generation) -> None:
         """Append what was proposed, at once."""

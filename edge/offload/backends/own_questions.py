@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from cutline.core.request import Request
 from cutline.edge.generation.generation import Prepared
@@ -27,6 +29,9 @@ class DraftSource(Protocol):
 
     def draft(self, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
         """Draft the tokens after `answer`, up to `limit` of them or the end of the answer."""
+
+    def pooled(self) -> list[NDArray[np.float32]]:
+        """The drafter's rows of each image after its tower, averaged to one (width,)."""
 
 
 class OwnQuestions:
