@@ -94,9 +94,9 @@ class PromptBuilder:
         expanded = list[str]()
         for part, grid in zip(_images(messages), grids, strict=True):
             if part.joined:
-                expanded[-1] += family.expand(grid)
+                expanded[-1] += family.expand(grid, len(expanded) - 1)
             else:
-                expanded.append(family.expand(grid))
+                expanded.append(family.expand(grid, len(expanded)))
         if len(pieces) != len(expanded) + 1:
             raise BundleError(f"the chat template of {self._manifest.name} does not place every image once")
         ids = self.vocabulary.encode(pieces[0] + "".join(a + b for a, b in zip(expanded, pieces[1:], strict=True)))

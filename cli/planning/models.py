@@ -96,7 +96,7 @@ class PlannedModels:
         """Tokens of a short question about an image that became `grid`."""
         if self.bundles is not None:
             return len(PromptBuilder.open(self.bundles[0]).build([question(WORDS)], [grid]).ids)
-        return len(_TOKEN.findall(self.target.family.expand(grid))) + WORD_TOKENS
+        return len(_TOKEN.findall(self.target.family.expand(grid, 0))) + WORD_TOKENS
 
 
 def _bundle(named: str, role: BundleRole) -> Path:

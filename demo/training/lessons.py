@@ -96,7 +96,7 @@ def transcript(conversation: Dialogue) -> Iterator[tuple[str, str]]:
     system = f"System:{conversation.system}{END}\n" if conversation.system is not None else ""
     before = START + system
     for turn in conversation.turns:
-        shown = FAMILY.expand((0, 0)) * len(turn.pictures)
+        shown = FAMILY.expand((0, 0), 0) * len(turn.pictures)
         asked = turn.text + shown if turn.text_first else shown + turn.text
         yield f"{before}User:{asked}{END}\nAssistant:", turn.answer + END
         before = "\n"

@@ -170,8 +170,11 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
         return self.patches(grid)
 
     @abstractmethod
-    def expand(self, grid: Grid) -> str:
-        """The text that replaces the `image_marker` of an image in a rendered template."""
+    def expand(self, grid: Grid, number: int) -> str:
+        """The text that replaces the `image_marker` of an image in a rendered template.
+
+        It is the prompt's image of this `number`, from 0; the pieces of a video that stand together have one.
+        """
 
     @abstractmethod
     def positions(self, image_tokens: NDArray[np.bool_], grids: Sequence[Grid], times: Sequence[int] = ()) -> Positions:

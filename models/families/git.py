@@ -107,8 +107,9 @@ class Git(TileFamily, frozen=True, forbid_unknown_fields=True, kw_only=True, tag
         """Whether it is that of one tile."""
         return grid == (0, 0)
 
-    def expand(self, grid: Grid) -> str:
+    def expand(self, grid: Grid, number: int) -> str:
         """A gap for every row."""
+        del number
         return GAP * self.tokens(grid)
 
     def positions(self, image_tokens: NDArray[np.bool_], grids: Sequence[Grid], times: Sequence[int] = ()) -> Positions:

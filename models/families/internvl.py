@@ -135,8 +135,9 @@ class InternVL(TileFamily, frozen=True, forbid_unknown_fields=True, kw_only=True
         rows, cols = grid
         return grid == (0, 0) or (grid != (1, 1) and min(grid) >= 1 and self.least <= rows * cols <= self.most)
 
-    def expand(self, grid: Grid) -> str:
+    def expand(self, grid: Grid, number: int) -> str:
         """All image tokens between two marks."""
+        del number
         return f"{START}{IMAGE * self.tokens(grid)}{END}"
 
     @property

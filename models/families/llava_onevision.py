@@ -167,8 +167,9 @@ class LlavaOnevision(TileFamily, frozen=True, forbid_unknown_fields=True, kw_onl
         rows, cols = self.shrunk(grid)
         return self.tile_tokens + rows * (cols + 1)
 
-    def expand(self, grid: Grid) -> str:
+    def expand(self, grid: Grid, number: int) -> str:
         """The image tokens."""
+        del number
         return IMAGE * self.tokens(grid)
 
     def runs(self, rows: Any, grids: Sequence[Grid]) -> list[tuple[Any, Arrays]]:

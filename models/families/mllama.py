@@ -106,9 +106,9 @@ class Mllama(CanvasFamily, frozen=True, forbid_unknown_fields=True, kw_only=True
         del grid
         return 1
 
-    def expand(self, grid: Grid) -> str:
+    def expand(self, grid: Grid, number: int) -> str:
         """Its token."""
-        del grid
+        del grid, number
         return IMAGE
 
     def positions(self, image_tokens: NDArray[np.bool_], grids: Sequence[Grid], times: Sequence[int] = ()) -> Positions:

@@ -137,8 +137,9 @@ class SmolVLM(TileFamily, frozen=True, forbid_unknown_fields=True, kw_only=True,
         """Whether `grid` is within the limit on both sides."""
         return grid == (0, 0) or all(1 <= side <= self.grid_limit for side in grid)
 
-    def expand(self, grid: Grid) -> str:
+    def expand(self, grid: Grid, number: int) -> str:
         """One line for each row of tiles, an empty line, then the whole image; only the latter for (0, 0)."""
+        del number
         rows, cols = grid
         tile = IMAGE * self.tile_tokens
         whole = f"{FAKE}{GLOBAL}{tile}{FAKE}"

@@ -127,7 +127,7 @@ asked = ordinary.filter(lambda text: bool(text.strip()))
 @pytest.mark.parametrize("grid", [(0, 0), (1, 2), (2, 1), (4, 4)])
 def test_an_image_is_written_as_transformers_writes_it(grid: tuple[int, int]) -> None:
     names = ("<fake_token_around_image>", "<image>", "<global-img>")
-    assert msgspec.structs.replace(FAMILY, tile_tokens=5).expand(grid) == get_image_prompt_string(*grid, 5, *names)
+    assert msgspec.structs.replace(FAMILY, tile_tokens=5).expand(grid, 0) == get_image_prompt_string(*grid, 5, *names)
 
 
 @pytest.mark.parametrize("template", [demo.TEMPLATE, PUBLISHED], ids=["demo", "published"])

@@ -253,7 +253,7 @@ def test_the_decoder_is_turned_as_transformers_does(parts: list[tuple[int, Grid 
 @given(grid=grids)
 def test_an_image_is_written_as_transformers_counts_it(grid: Grid) -> None:
     """A token for each four patches, as `Qwen2_5_VLProcessor.replace_image_token` has it."""
-    assert SMALL.expand(grid) == IMAGE * int(thw(grid)[0].prod() // 4)
+    assert SMALL.expand(grid, 0) == IMAGE * int(thw(grid)[0].prod() // 4)
 
 
 @pytest.mark.parametrize(

@@ -52,8 +52,9 @@ class Gemma3(SiglipFamily, frozen=True, forbid_unknown_fields=True, kw_only=True
         full = (layer for layer, kind in enumerate(text.layer_types) if kind == "full_attention")
         return cls._checked(**cls.read(config, processor, tokens=tokens), window=text.sliding_window, full=tuple(full))
 
-    def expand(self, grid: Grid) -> str:
+    def expand(self, grid: Grid, number: int) -> str:
         """The image tokens between two marks and empty lines."""
+        del number
         return f"\n\n{START}{IMAGE * self.tokens(grid)}{END}\n\n"
 
     def positions(self, image_tokens: NDArray[np.bool_], grids: Sequence[Grid], times: Sequence[int] = ()) -> Positions:

@@ -55,8 +55,9 @@ class PaliGemma(SiglipFamily, frozen=True, forbid_unknown_fields=True, kw_only=T
         tokens = (vision.image_size // vision.patch_size) ** 2
         return cls._checked(**cls.read(config, processor, tokens=tokens), window=window, full=full if window else ())
 
-    def expand(self, grid: Grid) -> str:
+    def expand(self, grid: Grid, number: int) -> str:
         """The image tokens."""
+        del number
         return IMAGE * self.tokens(grid)
 
     def positions(self, image_tokens: NDArray[np.bool_], grids: Sequence[Grid], times: Sequence[int] = ()) -> Positions:

@@ -113,8 +113,9 @@ class PatchFamily(Family, frozen=True, forbid_unknown_fields=True, kw_only=True)
         """The area of the grid."""
         return math.prod(grid)
 
-    def expand(self, grid: Grid) -> str:
+    def expand(self, grid: Grid, number: int) -> str:
         """The image tokens between two marks."""
+        del number
         return f"{START}{IMAGE * self.tokens(grid)}{END}"
 
     def runs(self, rows: Any, grids: Sequence[Grid]) -> list[tuple[Any, Arrays]]:

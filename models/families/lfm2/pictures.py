@@ -205,8 +205,9 @@ class PiecedFamily(Family, frozen=True, forbid_unknown_fields=True, kw_only=True
         """The rows of the same piece, on average."""
         return round(sum(math.prod(piece) ** 2 for piece in self.pieces(grid)) / self.patches(grid))
 
-    def expand(self, grid: Grid) -> str:
+    def expand(self, grid: Grid, number: int) -> str:
         """Each tile after its place, and the whole after a mark of its own."""
+        del number
         rows, cols = self.tiles(grid)
         own = [IMAGE * (down * across // self.merge**2) for down, across in self.pieces(grid)]
         marks = [f"<|img_row_{at // cols + 1}_col_{at % cols + 1}|>" for at in range(rows * cols)]

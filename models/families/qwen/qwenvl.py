@@ -216,8 +216,9 @@ class QwenVL(Family, frozen=True, forbid_unknown_fields=True, kw_only=True):
         """The area of the grid."""
         return grid[0] * grid[1]
 
-    def expand(self, grid: Grid) -> str:
+    def expand(self, grid: Grid, number: int) -> str:
         """The marker, repeated; the template itself puts start and end around it."""
+        del number
         return IMAGE * self.tokens(grid)
 
     def positions(self, image_tokens: NDArray[np.bool_], grids: Sequence[Grid], times: Sequence[int] = ()) -> Positions:
