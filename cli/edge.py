@@ -84,7 +84,7 @@ def edge(*, context: typer.Context, config: Config = None, given: EdgeOptions) -
     check_listen(given.listen, secured=secured, insecure=given.insecure, needs=needs)
     tokens = None if given.api_tokens is None else Tokens(given.api_tokens, agent=True)
     journal = open_recorder(given.journal)
-    open_agent = agent_opener(given.agent, given.reuse, cuts=True, audit=given.gate.audit, journal=journal)
+    open_agent = agent_opener(given.agent, given.reuse, cuts=True, gate=given.gate, journal=journal)
     invitation = None if tokens is None or is_loopback(parse_address(given.listen)[0]) else LoginCode()
     serving = ServerOptions(
         listen=given.listen,

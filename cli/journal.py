@@ -15,8 +15,8 @@ from cutline.cli import options
 from cutline.errors import InputError
 
 if TYPE_CHECKING:
-    from cutline.core.escalations.cipher import JournalKey
     from cutline.core.escalations.folder import EntryFile
+    from cutline.core.storage.envelope import SealingKey
 
 app = typer.Typer(help="Show and delete what `cutline edge --journal` keeps for learning.")
 
@@ -114,7 +114,7 @@ def _marked(folder: Path, tenants: set[str]) -> Iterator[str]:
                 yield record.bundle
 
 
-def _shown(folder: Path, tenant: str | None, key: JournalKey | None) -> list[TenantEntries]:
+def _shown(folder: Path, tenant: str | None, key: SealingKey | None) -> list[TenantEntries]:
     """What the journal has of each tenant, or of one. Raises InputError."""
     from cutline.core.escalations.folder import files_in, is_torn
 

@@ -121,6 +121,14 @@ class GateOptions(msgspec.Struct, frozen=True, kw_only=True):
         "Share of kept answers that is asked of the target afterwards, 0 to 1; a group whose answers differ more often "
         "than promised is not kept any more. Their pictures go to the worker.",
     ] = 0.0
+    audit_spool: Annotated[
+        Path | None,
+        "Folder where answers wait for that, with their pictures, while no worker answers, also over a restart; else "
+        "they wait in memory.",
+    ] = None
+    audit_key_file: Annotated[
+        Path | None, "File of 64 hexadecimal digits, the key that seals the spool; needs Cutline's extra `keys`."
+    ] = None
 
 
 class JournalOptions(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from cutline.cli.options import (
     Admission,
     AgentOptions,
+    GateOptions,
     JournalOptions,
     Profiles,
     Reuse,
@@ -27,9 +28,10 @@ from cutline.models.hub.library import find_bundle, name_given, target_of
 from cutline.protos.channel.address import is_loopback, parse_address
 
 if TYPE_CHECKING:
-    from cutline.core.escalations.cipher import JournalKey
     from cutline.core.escalations.recorder import EscalationRecorder
+    from cutline.core.storage.envelope import SealingKey
     from cutline.edge.agent import Agent
+    from cutline.edge.audit.spool import AuditSpool
     from cutline.edge.generation.semantic_cache import SemanticCache
     from cutline.edge.inference.encoder import Encoder
     from cutline.edge.offload.backends.openai_upstream import Upstream
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     from cutline.protos.channel.credentials import AgentKeys, ServerKeys
 
 
-NOTHING_SAID = Reuse()
+NOTHING_SAID, UNWATCHED = Reuse(), GateOptions()
 
 
 def open_drafter(path: Path | None) -> Bundle:
@@ -117,7 +119,7 @@ def agent_opener(
     reuse: Reuse = NOTHING_SAID,
     *,
     cuts: bool,
-    audit: float = 0.0,
+    gate: GateOptions = UNWATCHED,
     journal: EscalationRecorder | None = None,
 ) -> Callable[[], Agent]:
     """What makes the agent, on the event loop that is to run it; `cuts` says that it may cut without a plan, too.
@@ -139,7 +141,8 @@ def agent_opener(
     threads = thread_count(given.threads)
     meter = EnergyMeter() if device is None else EnergyMeter(load_profile(device))
     key = upstream_key(server, workers=bool(given.worker or given.directory))
-    check_share(audit)
+    check_share(gate.audit)
+    audit_spool = _audit_spool(gate)
     if not 0 <= reuse.memory < math.inf:
         raise InputError(f"--memory is {reuse.memory:g}; give seconds, or 0 for none")
     if reuse.fresh and reuse.memory > 0:
@@ -161,8 +164,9 @@ def agent_opener(
             fresh=reuse.fresh,
             meter=meter,
             provider=provider,
-            audit=audit,
-            audit_records=_audit_records() if audit > 0.0 else None,
+            audit=gate.audit,
+            audit_records=_audit_records() if gate.audit > 0.0 else None,
+            audit_spool=audit_spool,
             journal=journal,
         ),
     )
@@ -182,14 +186,18 @@ def open_recorder(given: JournalOptions) -> EscalationRecorder | None:
     return EscalationRecorder(EscalationJournal(given.journal, limit=round(limit), key=key))
 
 
-def open_journal_key(path: Path | None) -> JournalKey | None:
-    """The key in a file, None without one. Raises InputError."""
+def open_journal_key(path: Path | None) -> SealingKey | None:
+    """The key of a journal in a file, None without one. Raises InputError."""
+    return _sealing_key(path, what="journal's key")
+
+
+def _sealing_key(path: Path | None, *, what: str) -> SealingKey | None:
     if path is None:
         return None
-    from cutline.core.escalations.cipher import JournalKey
+    from cutline.core.storage.envelope import SealingKey
     from cutline.protos.channel.credentials import read_private
 
-    return JournalKey(read_private(path, what="journal's key").decode("ascii", "replace"))
+    return SealingKey(read_private(path, what=what).decode("ascii", "replace"))
 
 
 def _open_target_alone(given: AgentOptions) -> Bundle:
@@ -230,6 +238,19 @@ def _audit_records() -> Path:
     from cutline.models.hub.library import home
 
     return home() / "audits"
+
+
+def _audit_spool(given: GateOptions) -> AuditSpool | None:
+    """Where audits wait; None where no folder is given. Raises InputError."""
+    if given.audit_spool is None:
+        if given.audit_key_file is not None:
+            raise InputError("--audit-key-file is the key of a spool of audits; give --audit-spool too")
+        return None
+    if given.audit == 0.0:
+        raise InputError("--audit-spool is where audits wait; give --audit too")
+    from cutline.edge.audit.spool import AuditSpool
+
+    return AuditSpool(given.audit_spool, key=_sealing_key(given.audit_key_file, what="key of audits"))
 
 
 def _memory(seconds: float) -> SemanticCache | None:

@@ -91,7 +91,7 @@ def watch(*, context: typer.Context, config: Config = None, given: WatchOptions)
 
         sources = [FilteredSource(source, scene, notify=_tell) for source in sources]
     agent, journal = given.agent, open_recorder(given.journal)
-    open_agent = agent_opener(agent, given.reuse, cuts=False, audit=given.gate.audit, journal=journal)
+    open_agent = agent_opener(agent, given.reuse, cuts=False, gate=given.gate, journal=journal)
     if asked.mode is not Mode.EDGE and not (agent.worker or agent.directory or agent.server.upstream or agent.offline):
         raise InputError(f"mode {given.mode} needs a worker; give --worker HOST:PORT, or use --mode edge or --offline")
     about = given.ask if series is None else f"{given.ask} (--frames {series.count} --over {given.over})"

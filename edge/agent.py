@@ -46,6 +46,7 @@ from cutline.protos.request_ids import new_request_id
 
 if TYPE_CHECKING:  # an agent loads nothing of what it does not do
     from cutline.core.escalations.recorder import EscalationRecorder
+    from cutline.edge.audit.spool import AuditSpool
     from cutline.edge.generation.semantic_cache import SemanticCache
     from cutline.edge.offload.backends.openai_upstream import Upstream
     from cutline.edge.planning.planner import Planner
@@ -64,7 +65,7 @@ class AgentSettings:
     request for the next, neither pictures that a worker keeps nor states of its own. What an answer takes of energy the
     `meter` says. Models run on ONNX Runtime's `provider`. A share `audit` of kept answers is checked by the target;
     what that shows of a drafter is in a file in the folder `audit_records`, if there is one, and known at the next
-    start.
+    start; those that are still to be checked wait in the `audit_spool`, which ends with the agent.
     Answers of the target are kept in the `journal`, which ends with the agent.
     """
 
@@ -76,6 +77,7 @@ class AgentSettings:
     provider: str = CPU
     audit: float = 0.0
     audit_records: Path | None = None
+    audit_spool: AuditSpool | None = None
     journal: EscalationRecorder | None = None
 
 
@@ -154,10 +156,12 @@ class Agent:
         self._precedence = Precedence()
         self._auditor = Auditor(
             self._backends.audits,
-            lambda: self._backends.gate,
+            lambda: (self._backends.gate, self._backends.calibration),
             ask=lambda request: self._metered(request, lambda event: None),
             idle=lambda: self._waited_for == 0,
             save=self._save_audits,
+            spool=settings.audit_spool,
+            planned=planner is not None,
         )
         self._waited_for = 0  # answers that somebody waits for
         self._memory = settings.memory

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cutline.core.escalations.cipher import JournalKey
 from cutline.core.escalations.escalation import Escalation, Likeliest
 from cutline.core.escalations.folder import entries_in
 from cutline.core.request import Request
 from cutline.core.sampling import GREEDY
+from cutline.core.storage.envelope import SealingKey
 from cutline.edge.inference.drafter import Drafter
 from cutline.errors import ImageError, InputError, PromptError
 from cutline.models.bundle import Bundle, Manifest
@@ -68,7 +68,7 @@ class JournalExamples:
 
 
 def read_examples(
-    journal: Path, key: JournalKey | None, drafter: Manifest, *, tenant: str | None = None, until: float | None = None
+    journal: Path, key: SealingKey | None, drafter: Manifest, *, tenant: str | None = None, until: float | None = None
 ) -> JournalExamples:
     """What a `drafter` can learn from a journal: of all tenants, or of one; `until` a time, in seconds since 1970.
 

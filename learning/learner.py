@@ -20,8 +20,8 @@ from pathlib import Path
 import msgspec
 import torch
 
-from cutline.core.escalations.cipher import JournalKey
 from cutline.core.escalations.learnt import LearntRecord, note_learnt
+from cutline.core.storage.envelope import SealingKey
 from cutline.core.storage.files import storing, sync_folder
 from cutline.core.storage.journal import open_journal
 from cutline.errors import InputError, ModelMismatch, NotBetter
@@ -47,7 +47,7 @@ class JournalSource:
     """The journal to learn from: its folder, the key that seals it, and one `tenant`, or all."""
 
     folder: Path
-    key: JournalKey | None = None
+    key: SealingKey | None = None
     tenant: str | None = None
 
 

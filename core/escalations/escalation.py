@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import msgspec
 
 from cutline.core.conversation import Message
-from cutline.core.escalations.cipher import JournalKey
 from cutline.core.json_errors import UNREADABLE
 from cutline.core.request import MAX_IMAGE_BYTES
 from cutline.core.sampling import Sampling
-from cutline.errors import CutlineError, InputError
+from cutline.core.storage.envelope import Envelope, SealingKey
+from cutline.errors import CutlineError
 
 MAX_ENTRY_BYTES = MAX_IMAGE_BYTES + (4 << 20)
-_PLAIN, _SEALED = b"cutline escalation 1 plain\n", b"cutline escalation 1 sealed\n"
-_DIGEST_BYTES = 32
+ENVELOPE = Envelope("escalation", "journal", "--journal-key-file")
 
 Likeliest = tuple[tuple[int, float], ...]  # tokens, and the natural logarithm of the probability of each
 
@@ -55,33 +52,15 @@ class Escalation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         return sum(map(len, self.images)) + texts + 4 * (len(self.prompt) + len(self.tokens) * (1 + 4 * 2)) + 1024
 
 
-def encode(entry: Escalation, key: JournalKey | None) -> bytes:
+def encode(entry: Escalation, key: SealingKey | None) -> bytes:
     """An entry as a file has it: with a digest, or sealed by a key."""
-    content = msgspec.msgpack.encode(entry)
-    if key is None:
-        return _PLAIN + hashlib.sha256(content).digest() + content
-    return _SEALED + key.seal(content)
+    return ENVELOPE.close(msgspec.msgpack.encode(entry), key)
 
 
-def decode(file: bytes, key: JournalKey | None) -> Escalation:
+def decode(file: bytes, key: SealingKey | None) -> Escalation:
     """The entry in a file. Raises InputError without its key, ValueError if it is torn or none."""
-    if file.startswith(_SEALED):
-        if key is None:
-            raise InputError("the journal is sealed; give its key as --journal-key-file")
-        content = key.unseal(file.removeprefix(_SEALED))
-    elif file.startswith(_PLAIN):
-        rest = file.removeprefix(_PLAIN)
-        digest, content = rest[:_DIGEST_BYTES], rest[_DIGEST_BYTES:]
-        if hashlib.sha256(content).digest() != digest:
-            raise ValueError("it was changed or cut short")
-    else:
-        raise ValueError("it is no entry of a journal")
+    content = ENVELOPE.open(file, key)
     try:
         return msgspec.msgpack.decode(content, type=Escalation)
     except (*UNREADABLE, CutlineError) as error:  # such as one of another version
         raise ValueError(f"it does not read: {error}") from None
-
-
-def is_sealed_by(file: bytes, key: JournalKey | None) -> bool:
-    """Whether a file, of which the beginning is given, is sealed by this very key, or by none where there is none."""
-    return file.startswith(_SEALED + key.name if key is not None else _PLAIN)

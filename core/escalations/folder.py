@@ -20,9 +20,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from cutline.core.escalations.cipher import JournalKey
-from cutline.core.escalations.escalation import MAX_ENTRY_BYTES, Escalation, decode, encode, is_sealed_by
+from cutline.core.escalations.escalation import ENVELOPE, MAX_ENTRY_BYTES, Escalation, decode, encode
 from cutline.core.request import TENANT
+from cutline.core.storage.envelope import SealingKey
 from cutline.core.storage.files import PRIVATE, open_regular, read_regular, remove_drafts, replace_file
 from cutline.errors import InputError
 
@@ -61,7 +61,7 @@ def files_in(journal: Path, tenant: str | None = None) -> list[EntryFile]:
     return sorted(found, key=lambda one: one.path.name)
 
 
-def entries_in(journal: Path, key: JournalKey | None, tenant: str | None = None) -> Iterator[Escalation | None]:
+def entries_in(journal: Path, key: SealingKey | None, tenant: str | None = None) -> Iterator[Escalation | None]:
     """The entries themselves, oldest first; None for each that is torn.
 
     Raises InputError where there is no journal, and for one that is sealed by another key.
@@ -71,7 +71,7 @@ def entries_in(journal: Path, key: JournalKey | None, tenant: str | None = None)
             yield _read(file.path, key)
 
 
-def is_torn(file: EntryFile, key: JournalKey | None) -> bool | None:
+def is_torn(file: EntryFile, key: SealingKey | None) -> bool | None:
     """Whether a file is no whole entry; None where only its key would tell. Raises InputError for another key."""
     try:
         return _read(file.path, key) is None
@@ -83,7 +83,7 @@ def is_torn(file: EntryFile, key: JournalKey | None) -> bool | None:
         return None
 
 
-def _read(file: Path, key: JournalKey | None) -> Escalation | None:
+def _read(file: Path, key: SealingKey | None) -> Escalation | None:
     """The entry in a file, None for a torn one. Raises FileNotFoundError, and InputError without its key."""
     try:
         return decode(read_regular(file, limit=MAX_ENTRY_BYTES), key)
@@ -122,7 +122,7 @@ class EscalationJournal:
     `size` is how many bytes it has.
     """
 
-    def __init__(self, folder: Path, *, limit: int, key: JournalKey | None = None) -> None:
+    def __init__(self, folder: Path, *, limit: int, key: SealingKey | None = None) -> None:
         """Open or make it. Raises InputError if it cannot be used, is in use, or was sealed otherwise."""
         if limit < LEAST_BYTES:
             raise InputError(f"a journal of {limit} bytes holds nothing; give {LEAST_BYTES} or more")
@@ -179,7 +179,7 @@ class EscalationJournal:
         if not self._files:
             return
         with open_regular(next(reversed(self._files))) as file:
-            if not is_sealed_by(file.read(_HEAD_BYTES), self._key):
+            if not ENVELOPE.is_closed_by(file.read(_HEAD_BYTES), self._key):
                 raise InputError(f"--journal {self._folder} was sealed by another key, or by none; give each its own")
 
 

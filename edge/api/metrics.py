@@ -127,6 +127,7 @@ class AgentMetrics:
         for group, shown in audits.items():
             self._audited.labels(group, "yes").set(shown.audited - shown.disagreed)
             self._audited.labels(group, "no").set(shown.disagreed)
+            self._audited.labels(group, "unsent").set(shown.unsent)
             self._shut.labels(group).set(shown.shut)
         if journal is not None:
             for what in ("kept", "evicted", "lost"):

@@ -7,7 +7,7 @@ import logging
 import secrets
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cutline.edge.audit.evidence import at_most, is_above
@@ -88,6 +88,12 @@ class Audits:
         if self.shut(group) and (self.share > 0.0 or self.unproven):  # what is opened is to be watched
             self.note(group, gate, confidence=confidence, agreed=agreed)
 
+    def note_unsent(self, group: str) -> None:
+        """Take note of a kept answer that was to be audited, and whose bounds let nobody be asked."""
+        with self._lock:
+            before = self._watched(group)
+            self._groups[group] = replace(before, unsent=before.unsent + 1)
+
     def said(self, group: str, gate: Gate) -> Audited | None:
         """What audits have shown of a group, None where nothing is audited."""
         if self.share == 0.0 and not self.unproven:
@@ -121,6 +127,7 @@ def _audited(found: Watched, promised: Group | None) -> Audited:
     return Audited(
         audited=found.all.audited,
         disagreed=found.all.disagreed,
+        unsent=found.unsent,
         at_most=at_most(found.current),
         shut=found.shut,
         threshold=None if promised is None else threshold_at(promised.threshold, found.strictness),

@@ -28,13 +28,15 @@ NOTHING = Evidence()
 class Watched:
     """A group: all that was compared of it, its strictness, and what was seen since it was last opened or shut.
 
-    `kept` is that of answers that were kept; `since`, of a group that is shut, that of each level.
+    `kept` is that of answers that were kept; `since`, of a group that is shut, that of each level. So many more were to
+    be audited and are `unsent`, as their bounds forbid it.
     """
 
     all: Evidence = NOTHING
     strictness: float = 0.0
     kept: Evidence = NOTHING
     since: tuple[Evidence, ...] = (NOTHING,) * LEVELS
+    unsent: int = 0
 
     @property
     def shut(self) -> bool:
@@ -60,7 +62,7 @@ def noted(watched: Watched, *, confidence: float, calibrated: float, risk: float
         kept = watched.kept.with_one(agreed=agreed)
         strictness = max(0.0, watched.strictness + STEP * ((not agreed) - AIM * risk))
         if strictness >= SHUT:
-            return Watched(everything, SHUT)
+            return Watched(everything, SHUT, unsent=watched.unsent)
         return replace(watched, all=everything, strictness=strictness, kept=kept)
     since = tuple(
         evidence.with_one(agreed=agreed) if confidence >= _level(calibrated, level) else evidence
@@ -69,7 +71,7 @@ def noted(watched: Watched, *, confidence: float, calibrated: float, risk: float
     # Several levels are looked at, any of which may seem to hold by chance.
     holding = (level for level, seen in enumerate(since) if is_below(seen, risk, chance=CHANCE / LEVELS))
     if (loosest := next(holding, None)) is not None:
-        return Watched(everything, float(loosest))
+        return Watched(everything, float(loosest), unsent=watched.unsent)
     return replace(watched, all=everything, since=since)
 
 

@@ -115,7 +115,8 @@ class Audited(msgspec.Struct, frozen=True, kw_only=True):
     """What audits have shown of a group: `disagreed` of the `audited` answers differ from the target's.
 
     Of those that the gate keeps now, from the confidence `threshold` on, a share `at_most` differs, as sure as audits
-    are. A group that is `shut` broke the gate's promise at every threshold: nothing of it is kept.
+    are. A group that is `shut` broke the gate's promise at every threshold: nothing of it is kept. So many more answers
+    are `unsent`: they were to be audited, and their bounds let nobody be asked, so nothing is known of them.
     """
 
     audited: int
@@ -123,6 +124,7 @@ class Audited(msgspec.Struct, frozen=True, kw_only=True):
     at_most: float
     shut: bool
     threshold: float | None = None
+    unsent: int = 0
 
 
 class Gated(msgspec.Struct, frozen=True, kw_only=True):

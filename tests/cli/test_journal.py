@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from cutline.core.escalations.cipher import JournalKey
 from cutline.core.escalations.escalation import Escalation
 from cutline.core.escalations.folder import EscalationJournal, files_in
 from cutline.core.escalations.learnt import LearntRecord, note_learnt
+from cutline.core.storage.envelope import SealingKey
 from cutline.demo.bundles import DRAFTER
 from cutline.models.bundle import Bundle, copy_bundle, set_origin
 from cutline.models.hub.origin import Learnt, ModelOrigin
@@ -30,7 +30,7 @@ def journal(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, list[
         file = tmp_path / "key"
         file.write_text(request.param)
         file.chmod(0o600)
-        key, options = JournalKey(request.param), ["--journal-key-file", str(file)]
+        key, options = SealingKey(request.param), ["--journal-key-file", str(file)]
     folder = tmp_path / "journal"
     writing = EscalationJournal(folder, limit=1 << 20, key=key)
     for day, tenant in enumerate(["camera1", "camera1", ""]):

@@ -12,7 +12,6 @@ import pytest
 
 from cutline.core.conversation import Message, TextPart, VideoPart, question
 from cutline.core.escalations import recorder
-from cutline.core.escalations.cipher import JournalKey
 from cutline.core.escalations.escalation import Escalation, encode
 from cutline.core.escalations.folder import (
     LEAST_BYTES,
@@ -25,9 +24,10 @@ from cutline.core.escalations.folder import (
 )
 from cutline.core.escalations.recorder import EscalationRecorder
 from cutline.core.sampling import Sampling
+from cutline.core.storage.envelope import SealingKey
 from cutline.errors import InputError
 
-KEY, OTHER = JournalKey("0f" * 32), JournalKey("f0" * 32)
+KEY, OTHER = SealingKey("0f" * 32), SealingKey("f0" * 32)
 ENTRY = Escalation(
     time=1.5,
     tenant="camera1",
@@ -53,7 +53,7 @@ def entry(number: int, tenant: str = "a", size: int = 400_000) -> Escalation:
 
 
 @pytest.mark.parametrize("key", [None, KEY])
-def test_an_entry_comes_back_as_it_was(tmp_path: Path, key: JournalKey | None) -> None:
+def test_an_entry_comes_back_as_it_was(tmp_path: Path, key: SealingKey | None) -> None:
     journal = EscalationJournal(tmp_path / "journal", limit=LEAST_BYTES, key=key)
     journal.put(ENTRY)
     journal.close()
@@ -116,7 +116,7 @@ def test_a_sealed_journal_needs_its_key(tmp_path: Path) -> None:
             EscalationJournal(tmp_path, limit=LEAST_BYTES, key=key)
     EscalationJournal(tmp_path, limit=LEAST_BYTES, key=KEY).close()
     with pytest.raises(InputError, match="64 hexadecimal digits"):
-        JournalKey("secret")
+        SealingKey("secret")
 
 
 def test_one_process_writes(tmp_path: Path) -> None:

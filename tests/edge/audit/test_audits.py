@@ -157,7 +157,7 @@ def test_an_audit_waits_for_those_who_wait_and_for_the_link() -> None:
             await asyncio.sleep(0)
 
         audits = Audits(share=1.0)
-        auditor = Auditor(audits, lambda: GATE, ask=asking_.ask, idle=lambda: not asking_.busy, sleep=sleep)
+        auditor = Auditor(audits, lambda: (GATE, "it"), ask=asking_.ask, idle=lambda: not asking_.busy, sleep=sleep)
         request = asking(ASKED, Mode.AUTO)
         async with auditor, asyncio.timeout(30):
             auditor.take(request, said(request, decision=Decision.KEPT))
@@ -175,7 +175,7 @@ def test_an_audit_waits_for_those_who_wait_and_for_the_link() -> None:
 def test_a_question_with_a_cut_is_audited_at_it_and_what_it_bounds_not_at_all() -> None:
     async def run() -> list[Request]:
         asked = Asking()
-        auditor = Auditor(Audits(share=1.0), lambda: GATE, ask=asked.ask, idle=lambda: True)
+        auditor = Auditor(Audits(share=1.0), lambda: (GATE, "it"), ask=asked.ask, idle=lambda: True)
         cut = asking(ASKED, Mode.AUTO, cut="decoder.0")
         noisy = asking(ASKED, Mode.AUTO, cut="decoder.0", noise=0.1)
         async with auditor, asyncio.timeout(30):
@@ -200,7 +200,7 @@ def test_a_question_that_its_worker_always_fails_holds_up_no_other() -> None:
             done.set()
             return said(request, exact=True)
 
-        auditor = Auditor(audits, lambda: GATE, ask=ask, idle=lambda: True, sleep=lambda _: asyncio.sleep(0))
+        auditor = Auditor(audits, lambda: (GATE, "it"), ask=ask, idle=lambda: True, sleep=lambda _: asyncio.sleep(0))
         async with auditor, asyncio.timeout(30):
             for one in (bad, good):
                 auditor.take(one, said(one, decision=Decision.KEPT))
@@ -215,7 +215,7 @@ def test_an_auditor_that_ends_for_a_fault_says_so(caplog: pytest.LogCaptureFixtu
             raise RuntimeError("a fault")
 
         request = asking(ASKED, Mode.AUTO)
-        async with Auditor(Audits(share=1.0), lambda: GATE, ask=ask, idle=lambda: True) as auditor:
+        async with Auditor(Audits(share=1.0), lambda: (GATE, "it"), ask=ask, idle=lambda: True) as auditor:
             auditor.take(request, said(request, decision=Decision.KEPT))
             async with asyncio.timeout(30):
                 while not caplog.records:  # noqa: ASYNC110 (nothing else tells)
@@ -226,7 +226,7 @@ def test_an_auditor_that_ends_for_a_fault_says_so(caplog: pytest.LogCaptureFixtu
 
 
 def test_long_conversations_wait_within_the_bound_of_pictures() -> None:
-    auditor = Auditor(Audits(share=1.0), lambda: GATE, ask=Asking().ask, idle=lambda: True)
+    auditor = Auditor(Audits(share=1.0), lambda: (GATE, "it"), ask=Asking().ask, idle=lambda: True)
     text = "a" * (WAITING_BYTES // 8)
     request = Request.about(ASKED.image, text, mode=Mode.AUTO)
     for _ in range(12):
@@ -236,7 +236,7 @@ def test_long_conversations_wait_within_the_bound_of_pictures() -> None:
 
 @pytest.mark.parametrize("decision", [one for one in Decision if one is not Decision.KEPT])
 def test_what_was_not_kept_is_not_audited(decision: Decision) -> None:
-    auditor = Auditor(Audits(share=1.0), lambda: GATE, ask=Asking().ask, idle=lambda: True)
+    auditor = Auditor(Audits(share=1.0), lambda: (GATE, "it"), ask=Asking().ask, idle=lambda: True)
     request = asking(ASKED, Mode.AUTO)
     auditor.take(request, said(request, decision=decision))
     assert auditor.waiting == 0
@@ -244,7 +244,7 @@ def test_what_was_not_kept_is_not_audited(decision: Decision) -> None:
 
 def test_a_picture_that_must_stay_is_not_audited_and_not_all_wait_for_ever() -> None:
     audits = Audits(share=1.0)
-    auditor = Auditor(audits, lambda: GATE, ask=Asking().ask, idle=lambda: True)
+    auditor = Auditor(audits, lambda: (GATE, "it"), ask=Asking().ask, idle=lambda: True)
     for one in (asking(ASKED, Mode.AUTO, image_must_stay=True), asking(ASKED, Mode.AUTO, store=False)):
         auditor.take(one, said(one, decision=Decision.KEPT))
     assert auditor.waiting == 0
@@ -262,7 +262,7 @@ def test_an_audit_that_a_worker_fails_at_is_lost_at_last() -> None:
         async def ask(request: Request) -> Answer:
             raise WorkerFailed("it fails")
 
-        auditor = Auditor(audits, lambda: GATE, ask=ask, idle=lambda: True, sleep=lambda _: asyncio.sleep(0))
+        auditor = Auditor(audits, lambda: (GATE, "it"), ask=ask, idle=lambda: True, sleep=lambda _: asyncio.sleep(0))
         async with auditor, asyncio.timeout(30):
             auditor.take(request, said(request, decision=Decision.KEPT))
             while auditor.waiting:  # noqa: ASYNC110 (nobody else waits)
@@ -375,7 +375,7 @@ def test_an_audit_that_fails_says_nothing_of_the_drafter_that_came_meanwhile() -
             auditor.begin_anew(fresh)
             raise InputError("the target does not take this")
 
-        auditor = Auditor(Audits(share=1.0), lambda: GATE, ask=fails, idle=lambda: True)
+        auditor = Auditor(Audits(share=1.0), lambda: (GATE, "it"), ask=fails, idle=lambda: True)
         request = asking(ASKED, Mode.AUTO)
         async with auditor, asyncio.timeout(30):
             auditor.take(request, said(request, decision=Decision.KEPT))
@@ -393,7 +393,7 @@ def test_a_record_that_cannot_be_written_is_told_once(tmp_path: Path, caplog: py
         audits, request = Audits(share=1.0), asking(ASKED, Mode.AUTO)
         auditor = Auditor(
             audits,
-            lambda: GATE,
+            lambda: (GATE, "it"),
             ask=Asking().ask,
             idle=lambda: True,
             save=lambda: audits.save(tmp_path / "audits" / "it.json", of="it"),
