@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cutline.edge.audit.evidence import at_most, is_above
-from cutline.edge.audit.levels import SHUT, Watched, noted, threshold_at
+from cutline.edge.audit.levels import SHUT, Watched, noted, passed_on, threshold_at
 from cutline.edge.audit.record import AuditRecord, read_record, write_record
 from cutline.edge.generation.gate import UNFAMILIAR, Gate, Group
 from cutline.edge.generation.result import Audited
@@ -84,9 +84,16 @@ class Audits:
         _tell(group, promised, before, found)
 
     def note_unkept(self, group: str, gate: Gate, *, confidence: float, agreed: bool) -> None:
-        """The same of one that was not kept for what audits have shown: what is kept of a group says more of those."""
-        if self.shut(group) and (self.share > 0.0 or self.unproven):  # what is opened is to be watched
+        """The same of one that was not kept for what audits have shown: of a group that is shut these alone tell."""
+        if self.share == 0.0 and not self.unproven:  # what is opened is to be watched
+            return
+        if self.shut(group):
             self.note(group, gate, confidence=confidence, agreed=agreed)
+        elif (promised := gate.of(group)) is not None:
+            with self._lock:
+                before = self._watched(group)
+                found = self._groups[group] = passed_on(before)
+            _tell(group, promised, before, found)
 
     def note_unsent(self, group: str) -> None:
         """Take note of a kept answer that was to be audited, and whose bounds let nobody be asked."""

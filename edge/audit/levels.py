@@ -8,7 +8,8 @@ answers audited since it was last calibrated, fewer than n * risk / 2 + LEVELS /
 on, which are 200 at 5%, that is within the risk.
 
 Of a group that is shut nothing is kept, but the target answers all of it, so all of it is compared. Once that shows
-that the promise holds from some level on, the group is kept from the loosest of those.
+that the promise holds from some level on, the group is kept from the loosest of those. A group that is kept so strictly
+that nothing of it is audited any more could never become looser, so it is shut as well.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from cutline.edge.audit.evidence import CHANCE, Evidence, is_below
 LEVELS = 8  # of strictness; at the last one a group is shut
 SHUT = float(LEVELS)
 STEP = 2.0
+IDLE = 100  # answers that were not kept, without an audit among them, after which a group is shut
 AIM = 0.5  # of the risk: the other half is for what differs before the strictness has followed
 NOTHING = Evidence()
 
@@ -37,6 +39,7 @@ class Watched:
     kept: Evidence = NOTHING
     since: tuple[Evidence, ...] = (NOTHING,) * LEVELS
     unsent: int = 0
+    idle: int = 0  # answers that were not kept since the last audit
 
     @property
     def shut(self) -> bool:
@@ -55,6 +58,15 @@ def threshold_at(calibrated: float, strictness: float) -> float | None:
     return None if strictness >= SHUT else 1.0 - (1.0 - calibrated) / 2.0**strictness
 
 
+def passed_on(watched: Watched) -> Watched:
+    """A group after an answer was not kept that its calibration alone would have kept; as it is if it is shut."""
+    if watched.shut:
+        return watched
+    if watched.idle + 1 >= IDLE:
+        return Watched(watched.all, SHUT, unsent=watched.unsent)
+    return replace(watched, idle=watched.idle + 1)
+
+
 def noted(watched: Watched, *, confidence: float, calibrated: float, risk: float, agreed: bool) -> Watched:
     """A group after an answer of this confidence was compared with the target's: a kept one, or any once it is shut."""
     everything = watched.all.with_one(agreed=agreed)
@@ -63,7 +75,7 @@ def noted(watched: Watched, *, confidence: float, calibrated: float, risk: float
         strictness = max(0.0, watched.strictness + STEP * ((not agreed) - AIM * risk))
         if strictness >= SHUT:
             return Watched(everything, SHUT, unsent=watched.unsent)
-        return replace(watched, all=everything, strictness=strictness, kept=kept)
+        return replace(watched, all=everything, strictness=strictness, kept=kept, idle=0)
     since = tuple(
         evidence.with_one(agreed=agreed) if confidence >= _level(calibrated, level) else evidence
         for level, evidence in enumerate(watched.since)

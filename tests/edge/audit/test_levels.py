@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cutline.edge.audit.evidence import CHANCE, EVERY, RATES
-from cutline.edge.audit.levels import AIM, LEVELS, SHUT, STEP, Watched, noted, threshold_at
+from cutline.edge.audit.levels import AIM, IDLE, LEVELS, SHUT, STEP, Watched, noted, passed_on, threshold_at
 
 RISK, CALIBRATED = 0.05, 0.5
 
@@ -96,6 +96,23 @@ def test_a_promise_that_is_broken_is_hardly_ever_taken_for_kept_again() -> None:
                 opened += 1
                 break
     assert opened <= CHANCE * runs + 4
+
+
+def test_a_group_that_is_kept_too_strictly_to_be_audited_is_shut_and_opened_again() -> None:
+    """No answer is surer than 0.9, and two that differ ask for more: it must not stay so for ever."""
+    watched = after(after(Watched(), agreed=False), agreed=False)
+    least = threshold_at(CALIBRATED, watched.strictness)
+    assert least is not None
+    assert least > 0.9
+    for _ in range(IDLE - 1):
+        watched = passed_on(watched)
+    assert not watched.shut
+    watched = passed_on(watched)
+    assert watched == passed_on(watched) == Watched(watched.all, SHUT)
+    for _ in range(2 * IDLE):
+        watched = after(watched, agreed=True, confidence=0.9)
+    assert watched.strictness == 0.0
+    assert after(passed_on(Watched(strictness=1.0)), agreed=True).idle == 0, "an audit is a sign of life"
 
 
 def test_each_level_leaves_half_of_the_doubt() -> None:
