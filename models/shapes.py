@@ -24,6 +24,7 @@ SUFFIX = ".toml"
 class Shape(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A model's sizes. `parameters` counts the weights of one layer of each kind, `source` says who published it.
 
+    Layers of the decoder that are not alike have a number each.
     `dtype` is the type of its weights on a worker.
     """
 
@@ -31,7 +32,7 @@ class Shape(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     dtype: Literal["fp32", "fp16", "bf16"] = "bf16"
     family: DecodedFamily
     line: LayerLine
-    parameters: Mapping[str, Parameters]
+    parameters: Mapping[str, Parameters | tuple[Parameters, ...]]
     vision: VisionSpec
     decoder: DecoderSpec
 
@@ -39,8 +40,18 @@ class Shape(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         kinds = {layer.partition(".")[0] for layer in self.line.layers}
         if self.parameters.keys() != kinds:
             raise ValueError(f"`parameters` has {', '.join(self.parameters)}; give {', '.join(sorted(kinds))}")
+        for kind, counted in self.parameters.items():
+            if isinstance(counted, tuple) and (kind, len(counted)) != ("decoder", self.line.decoder):
+                raise ValueError(
+                    f"`parameters` has {len(counted)} numbers for {kind}; give 1, or one a decoder's layer"
+                )
         if self.line.decoder != self.decoder.layers:
             raise ValueError(f"`line` has {self.line.decoder} layers of the decoder, `decoder` {self.decoder.layers}")
+
+    def _weights(self, layer: str) -> int:
+        kind, _, index = layer.partition(".")
+        counted = self.parameters[kind]
+        return counted[int(index)] if isinstance(counted, tuple) else counted
 
     def manifest(self, name: str, *, role: Role, precision: Precision, target: str | None = None) -> Manifest:
         """The manifest that an export of such a model would have, with every graph and no weights."""
@@ -53,7 +64,7 @@ class Shape(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
             precision=precision,
             family=self.family,
             line=self.line,
-            parameters=tuple(self.parameters[layer.partition(".")[0]] for layer in self.line.layers),
+            parameters=tuple(map(self._weights, self.line.layers)),
             vision=self.vision,
             decoder=self.decoder,
             stop_tokens=(),

@@ -58,9 +58,10 @@ def crossing() -> str:
         grid = shape.family.grid(PHOTOGRAPH)
         sizes = request_sizes(manifest, [grid], shape.family.tokens(grid) + TEXT)
         costs = {layer.name: layer for layer in layer_costs(manifest)}
-        cuts = ("vision.0", "connector", "decoder.0", "decoder.1", f"decoder.{shape.line.decoder // 2}")
+        deep = shape.line.deep_cuts
+        cuts = ("vision.0", "connector", "decoder.0", "decoder.1", middle := deep[len(deep) // 2 - 1])
         sent = [f"{(costs[cut].boundary_bytes(sizes, Wire.FLOAT16) or 0) / 1e6:.1f}" for cut in cuts]
-        token = bytes_per_row(Wire.FLOAT16, shape.decoder.width) / 1e3
+        token = bytes_per_row(Wire.FLOAT16, costs[middle].width) / 1e3
         cache = sum(layer.kv_bytes_per_token for layer in costs.values()) / 1e3
         rows.append(f"| {name} | {' | '.join(sent)} | {token:.1f} | {cache:.0f} |")
     return "\n".join(rows) + "\n"

@@ -13,7 +13,10 @@ import pytest
 import torch
 from transformers.models.gemma4.modeling_gemma4 import Gemma4TextRotaryEmbedding
 
+from cutline.cloud.model.batch import NobodysRows
+from cutline.cloud.model.loader import load_model
 from cutline.cloud.model.model_runner import Capacity, Target
+from cutline.edge.inference.decoder import Decoder
 from cutline.edge.inference.target_prefix import check_cut, device_cuts
 from cutline.errors import InputError
 from cutline.models.bundle import Bundle
@@ -82,6 +85,37 @@ def test_slots_hold_the_keys_that_there_are(targets: Callable[[str], Bundle]) ->
     target = Target(targets("gemma4"), Capacity(slots=2, context=32))
     held = [tuple(part.shape) for part in target._cache.keys]
     assert held == [(2, 2, 32, 32), (2, 2, 32, 48)] * 2
+
+
+def test_an_image_token_that_is_no_pictures_is_read_as_a_filler(targets: Callable[[str], Bundle]) -> None:
+    """On a worker and a device, as transformers reads one that is answered."""
+    bundle = targets("gemma4")
+    manifest = bundle.manifest
+    ids = (9, 30, manifest.image_token, 41, 17)
+    target = Target(bundle, Capacity(slots=1, context=32))
+    (found,) = target.run([NobodysRows(0, 0, ids, wanted=len(ids), axes=1)], [None])
+    whole = load_model(bundle)
+    with torch.inference_mode():
+        expected = whole(input_ids=torch.tensor([ids])).logits[0]
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    prefix = Decoder.open_prefix(bundle, "decoder.1", threads=1)
+    rows = prefix.embed([manifest.image_token, whole.config.text_config.pad_token_id, 9])
+    np.testing.assert_array_equal(rows[0], rows[1])
+    assert (rows[0] != rows[2]).any()
+
+
+def test_a_worker_computes_in_half_precision(targets: Callable[[str], Bundle]) -> None:
+    """Towers, keys of either size, and what layers are given: close to what it answers in float32."""
+    bundle = targets("gemma4")
+    image = bundle.manifest.family.example(0)
+    count = bundle.manifest.family.tokens(image.grid)
+    rows = NobodysRows(0, 0, (9, *[bundle.manifest.image_token] * count, 30), wanted=1, axes=1)
+    made = []
+    for dtype in (torch.float32, torch.bfloat16):
+        target = Target(bundle, Capacity(slots=1, context=32), dtype=dtype)
+        encoded = target.encode(image.values, "image", [image.grid])
+        made.append(target.run([rows], [encoded])[0][-1].float())
+    assert torch.corrcoef(torch.stack(made))[0, 1] > 0.99
 
 
 def test_a_mixture_counts_the_experts_that_a_row_takes(tmp_path: Path) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from transformers import CONFIG_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
+from cutline.edge.inference.target_prefix import device_cuts
 from cutline.errors import InputError
 from cutline.models.export.source import _parameters
 from cutline.models.shapes import Shape, known_shapes, load_shape
@@ -106,15 +108,41 @@ def test_a_layer_of_each_kind_has_the_weights_of_the_published_model(name: str) 
     assert (spec.width, spec.heads, spec.kv_heads, spec.vocabulary) == (width, heads, kv_heads, vocabulary)
 
 
+GEMMA4 = {  # as published of E2B's decoder
+    "hidden_size": 1536,
+    "intermediate_size": 6144,
+    "num_hidden_layers": 35,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 1,
+    "head_dim": 256,
+    "global_head_dim": 512,
+    "layer_types": (["sliding_attention"] * 4 + ["full_attention"]) * 7,
+    "num_kv_shared_layers": 20,
+    "use_double_wide_mlp": True,
+    "hidden_size_per_layer_input": 256,
+}
+
+
+def test_layers_that_are_not_alike_have_the_weights_of_the_published_model() -> None:
+    shape = known_shapes()["gemma4-e2b"]
+    config = CONFIG_MAPPING["gemma4"](text_config=GEMMA4, vision_config={"use_clipped_linears": True})
+    with torch.device("meta"):
+        counted = _parameters(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)](config), shape.family)
+    manifest = shape.manifest("it", role="target", precision="fp32")
+    assert manifest.parameters == counted
+    assert device_cuts(manifest)[-1] == "decoder.13"
+    sizes = {"image": 1, "vision": 1, "connector": 1, "decoder": (2, 2), "head": 1}
+    with pytest.raises(ValueError, match="2 numbers for decoder"):
+        msgspec.structs.replace(shape, parameters=sizes).__post_init__()
+
+
 def test_every_known_shape_is_held_to_its_model() -> None:
-    assert set(known_shapes()) == set(TEXTS)
+    assert set(known_shapes()) == {*TEXTS, "gemma4-e2b"}
     assert load_shape("smolvlm-256m") == known_shapes()["smolvlm-256m"]
     assert load_shape("no-such-model") is None
 
 
 def test_a_shape_is_cut_wherever_an_export_of_it_would_be() -> None:
-    from cutline.edge.inference.target_prefix import device_cuts
-
     shape = known_shapes()["smolvlm-256m"]
     manifest = shape.manifest("it", role="target", precision="fp32")
     assert device_cuts(manifest) == manifest.line.layers[1:]

@@ -64,7 +64,7 @@ class Gemma4(PatchFamily, frozen=True, forbid_unknown_fields=True, kw_only=True,
     answering: ClassVar[tuple[str, ...]] = ("Gemma4ForConditionalGeneration",)
     apart: ClassVar[frozenset[str]] = PatchFamily.apart | {
         *("layers", "window", "full", "width", "full_heads", "full_width", "theta", "full_theta", "full_share"),
-        *("sharing", "given", "experts", "filler", "unread"),
+        *("sharing", "given", "both_ways", "experts", "filler", "unread"),
     }
 
     @classmethod
@@ -120,7 +120,8 @@ class Gemma4(PatchFamily, frozen=True, forbid_unknown_fields=True, kw_only=True,
         """Those that a model with these fields has."""
         giving = ("embed_tokens_per_layer", "per_layer_model_projection", "per_layer_projection_norm")
         return Parts(
-            image=("vision_tower.patch_embedder",),
+            image=("vision_tower.patch_embedder.input_proj",),
+            entering=("vision_tower.patch_embedder.position_embedding_table",),
             tower="vision_tower.encoder.layers",
             connector=("embed_vision",),
             learnt=("vision_tower.std_bias", "vision_tower.std_scale") if self.standardised else (),

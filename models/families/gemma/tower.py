@@ -137,9 +137,9 @@ class PatchFamily(Family, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
     def enter(self, modules: Sequence[Any], pixels: Any, beside: dict[str, Any]) -> Any:
         """The embedded patches, with their places added."""
-        (embedder,) = modules
-        learnt, (across, down) = embedder.position_embedding_table, beside["places"].unbind(1)
-        return embedder.input_proj((2 * (pixels - 0.5)).type_as(learnt)) + (learnt[0][across] + learnt[1][down])
+        projection, learnt = modules
+        across, down = beside["places"].unbind(1)
+        return projection((2 * (pixels - 0.5)).type_as(learnt)) + (learnt[0][across] + learnt[1][down])
 
     def step(self, module: Any, index: int, rows: Any, beside: dict[str, Any], ops: Ops) -> Any:
         """transformers' own layer."""
