@@ -13,8 +13,9 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from cutline.models.export.quiet import quiet
 from cutline.models.families import FAMILIES, git, internvl, mllama, smolvlm
-from cutline.models.families.gemma import gemma3
+from cutline.models.families.gemma import gemma3, tower
 from cutline.models.families.gemma.gemma3 import Gemma3
+from cutline.models.families.gemma.gemma4 import Gemma4
 from cutline.models.families.gemma.paligemma import PaliGemma
 from cutline.models.families.git import Git
 from cutline.models.families.internvl import InternVL
@@ -25,7 +26,7 @@ from cutline.models.families.qwen import qwenvl
 from cutline.models.families.qwen.qwenvl import QwenVL
 from cutline.models.families.smolvlm import SmolVLM
 from cutline.testing.models.random_models import PLAIN_TEMPLATE, Tokens, seeded, write_text
-from cutline.testing.models.templates import GEMMA_TEMPLATE, INTERNVL_TEMPLATE, QWEN_TEMPLATE
+from cutline.testing.models.templates import GEMMA4_TEMPLATE, GEMMA_TEMPLATE, INTERNVL_TEMPLATE, QWEN_TEMPLATE
 
 Files = dict[str, Any]
 HEAD = 16  # a head's width
@@ -137,6 +138,28 @@ def _reduced_gemma(config: Files) -> Files:
     return config | {"text_config": text, "vision_config": _tower(config.get("vision_config", {}))}
 
 
+def _gemma4_images(config: Files) -> Files:
+    del config
+    return {"image_processor_type": "Gemma4ImageProcessor", "do_normalize": False, "resample": 3}
+
+
+def _reduced_gemma4(config: Files) -> Files:
+    """As many layers that share keys as there are kinds of layers; and a small ear, which nobody listens with."""
+    said = config.get("text_config", {})
+    text = _decoder(said, layers=6) | {"sliding_window": 40, "global_head_dim": 2 * HEAD}
+    text["layer_types"] = ["sliding_attention", "full_attention"] * 3
+    text |= {"num_kv_shared_layers": min(2, said.get("num_kv_shared_layers", 0)), "num_global_key_value_heads": 1}
+    text |= {"hidden_size_per_layer_input": min(HEAD, said.get("hidden_size_per_layer_input", 0))}
+    if said.get("enable_moe_block"):
+        text |= {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32}
+    vision = _tower(config.get("vision_config", {})) | {"num_key_value_heads": 2, "head_dim": HEAD}
+    made = config | {"text_config": text, "vision_config": vision}
+    if config.get("audio_config"):
+        ear = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "output_proj_dims": 32}
+        made["audio_config"] = config["audio_config"] | ear
+    return made
+
+
 def _paligemma_images(config: Files) -> Files:
     return _gemma_images(config) | {"image_processor_type": "SiglipImageProcessor", "resample": 3}
 
@@ -224,6 +247,15 @@ _GEMMA = Completion(
     ("<bos>", "<start_of_turn>", "<end_of_turn>"),
     tokens="pieces",
 )
+_GEMMA4 = Completion(
+    {"eos_token_id": [1, 106], "text_config": {"vocab_size": 262144}, "audio_config": None},
+    _gemma4_images,
+    _reduced_gemma4,
+    GEMMA4_TEMPLATE,
+    {"image_token_id": tower.IMAGE, "boi_token_id": tower.START, "eoi_token_id": tower.END},
+    ("<bos>", "<|turn>", "<turn|>"),
+    tokens="pieces",
+)
 _PALIGEMMA = Completion(
     {"eos_token_id": 1, "vision_config": {"image_size": 224, "patch_size": 14}, "text_config": {"vocab_size": 257216}},
     _paligemma_images,
@@ -281,6 +313,7 @@ COMPLETIONS: Mapping[type, Completion] = {
     QwenVL: _QWEN,
     InternVL: _INTERNVL,
     Gemma3: _GEMMA,
+    Gemma4: _GEMMA4,
     PaliGemma: _PALIGEMMA,
     LlavaOnevision: _LLAVA_ONEVISION,
     Git: _GIT,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 
 import onnx
+import torch
 from onnx import helper
 
 from cutline.models.bundle import Precision
@@ -44,6 +45,19 @@ def part_of(
         [weight for weight in whole.graph.initializer if weight.name in used],
     )
     return helper.make_model(part, opset_imports=whole.opset_import, ir_version=whole.ir_version)
+
+
+def made_by(program: torch.onnx.ONNXProgram) -> onnx.ModelProto:
+    """The graph of torch's exporter, with constants that its optimizer made for what another one had the name of."""
+    graph = program.model.graph
+    given = {value.name for value in graph.inputs} | graph.initializers.keys()
+    for node in graph:
+        for value in node.inputs:
+            if value is None or value.const_value is None or value.producer() is not None or value.name in given:
+                continue
+            graph.register_initializer(value)
+            given.add(value.name)
+    return program.model_proto
 
 
 def without_notes(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -160,7 +160,7 @@ def _kind(path: Path) -> type[Family]:
     kind = next((family for family in _families() if name in family.kinds), None)
     for family in _families():
         if (why := family.declined.get(str(name))) is not None:
-            raise InputError(f"{path} holds a model of the kind {name}, which does not run: {why}")
+            raise InputError(f"{path} holds a model of the kind {name}, which does not run: {why}; {_taken()}")
     if kind is None:
         named = shown(classes) if name is None and classes else name
         hint = "; export it with --role encoder" if name in ("clip", "siglip") else _nearest(str(name))

@@ -19,7 +19,7 @@ from onnx.external_data_helper import convert_model_to_external_data
 from torch import Tensor, nn
 
 from cutline.models.bundle import DecoderSpec, Precision
-from cutline.models.export.graphs import part_of, quantized, without_notes
+from cutline.models.export.graphs import made_by, part_of, quantized, without_notes
 from cutline.models.export.quiet import quiet
 from cutline.models.families import Family
 from cutline.models.families.family import PLACES, bias_name
@@ -145,7 +145,7 @@ def traced(
             dynamo=True,
         )
     assert program is not None  # only without dynamo it is None
-    whole = without_notes(program.model_proto)
+    whole = without_notes(made_by(program))
     for value in whole.graph.output:
         if value.name in caches:  # what is kept may be longer than what was
             value.type.tensor_type.shape.dim[2].dim_param = "kept_length"

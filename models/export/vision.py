@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from cutline.errors import BundleError
 from cutline.models.bundle import SPAN_WEIGHTS, span_file
-from cutline.models.export.graphs import without_notes
+from cutline.models.export.graphs import made_by, without_notes
 from cutline.models.export.quiet import quiet
 from cutline.models.families import Family, Ops
 from cutline.models.images import Pixels
@@ -79,7 +79,7 @@ def export_vision(model: Any, family: Family, folder: Path, cuts: Sequence[str])
             dynamo=True,
         )
     assert program is not None  # only without dynamo it is None
-    whole = without_notes(fused(program.model_proto))
+    whole = without_notes(fused(made_by(program)))
     # Saving moves the weights out of the graph and leaves references, which the graphs of all spans share.
     convert_model_to_external_data(whole, location=SPAN_WEIGHTS, size_threshold=1024)
     onnx.save_model(whole, folder / span_file("decoder.0"))

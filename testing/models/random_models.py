@@ -154,6 +154,11 @@ def seeded(kind: Any, config: Any) -> Any:
                         own.fill_(0.7)
                     elif own.ndim > 1:
                         own.normal_(0, 1.5 / own.shape[0] ** 0.5 if own.ndim == 2 else 1)
+            for name, kept in module.named_buffers(recurse=False):
+                if kept.is_floating_point() and name not in module._non_persistent_buffers_set:
+                    # Bounds that nothing reaches, or what is still neutral.
+                    made = kept.sign() * (2 + torch.rand(kept.shape)) if kept.isinf().any() else kept
+                    kept.copy_(made + 0.3 * torch.randn(kept.shape))
     return model
 
 

@@ -44,6 +44,7 @@ def gemma4_config(
             "pooling_kernel_size": 2,
             "position_embedding_size": 160,
             "standardize": standard,
+            "use_clipped_linears": given > 0,  # as in the models whose layers are given something
         },
         "text_config": {
             "head_dim": 32,
