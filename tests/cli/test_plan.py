@@ -206,7 +206,7 @@ def test_the_plot_is_drawn(run: Run, tmp_path: Path, suffix: str, monkeypatch: p
         (("--link", "6g"), "6g", ProfileError),
         (("--objective", "speed"), "latency, energy, cloud-cost", InputError),
         (("--mode", "magic"), "edge, cloud, split, draft, auto", InputError),
-        (("--min-cut", "decoder.99"), "no layer", InputError),
+        (("--min-cut", "decoder.99"), "no cut", InputError),
         (("--max-latency-ms", "0"), "--max-latency-ms is 0", InputError),
         (("--max-latency-ms", "nan"), "--max-latency-ms", InputError),
         (("--max-uplink-bytes", "-5"), "--max-uplink-bytes", InputError),
