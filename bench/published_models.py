@@ -12,7 +12,7 @@ from typing import Any
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from cutline.models.export.quiet import quiet
-from cutline.models.families import FAMILIES, git, internvl, mllama, smolvlm
+from cutline.models.families import FAMILIES, git, internvl, smolvlm
 from cutline.models.families.gemma import gemma3, tower
 from cutline.models.families.gemma.gemma3 import Gemma3
 from cutline.models.families.gemma.gemma4 import Gemma4
@@ -21,7 +21,8 @@ from cutline.models.families.git import Git
 from cutline.models.families.internvl import InternVL
 from cutline.models.families.lfm2.lfm2vl import Lfm2VL
 from cutline.models.families.llava_onevision import LlavaOnevision
-from cutline.models.families.mllama import Mllama
+from cutline.models.families.mllama import mllama
+from cutline.models.families.mllama.mllama import Mllama
 from cutline.models.families.qwen import qwenvl
 from cutline.models.families.qwen.qwenvl import QwenVL
 from cutline.models.families.smolvlm import SmolVLM

@@ -56,9 +56,10 @@ class LayerCost:
 
     `crosses` is what the rows of the boundary before it stand for, and `width` is their width. It is None before
     `image`, where an image file crosses. There are `streams` rows for each, or one as wide as all of them together.
-    A row sees the last `window` rows, or with 0 all. What a session keeps of the layer whatever its length are
-    `state_bytes`; its layer moves them on with `moves` operations a row. Of a layer that attends to pictures beside the
-    prompt `across` counts the weights that their rows are multiplied with, once a prompt; a picture has `beside` rows.
+    Of a layer of the tower, and of that boundary, a row is made of `merged` patches. A row sees the last `window` rows,
+    or with 0 all. What a session keeps of the layer whatever its length are `state_bytes`; its layer moves them on with
+    `moves` operations a row. Of a layer that attends to pictures beside the prompt `across` counts the weights that
+    their rows are multiplied with, once a prompt; a picture has `beside` rows.
     """
 
     name: str
@@ -69,6 +70,7 @@ class LayerCost:
     crosses: Unit | None
     width: int
     streams: int = 1
+    merged: int = 1
     window: int = 0
     state_bytes: int = 0
     moves: int = 0
@@ -76,7 +78,9 @@ class LayerCost:
     beside: int = 0
 
     def flops(self, rows: int, context: float) -> float:
-        """Operations for `rows` rows, each of which sees `context` rows including itself."""
+        """Operations for `rows` rows, each of which sees `context` rows including itself; in the tower, patches."""
+        if self.unit == "patch":
+            rows, context = rows // self.merged, context / self.merged
         seen = min(context, self.window) if self.window else context
         return (2.0 * self.parameters + 4.0 * seen * self.attends + self.moves) * rows
 
@@ -99,7 +103,9 @@ class LayerCost:
 
     def boundary(self, sizes: Sizes) -> tuple[int, int] | None:
         """Rows and width of the boundary before this layer for a whole prompt; None at `image`."""
-        return None if self.crosses is None else (sizes.rows(self.crosses) * self.streams, self.width)
+        if self.crosses is None:
+            return None
+        return sizes.rows(self.crosses) // self.merged * self.streams, self.width
 
     def boundary_bytes(self, sizes: Sizes, wire: Wire) -> int | None:
         """Bytes of that boundary without the overhead of messages; None at `image`."""
@@ -125,6 +131,7 @@ def layer_costs(manifest: Manifest, *, value_bytes: int = VALUE_BYTES) -> tuple[
         recent = kept.width * value_bytes if isinstance(kept, RecentRows) else 0
         crosses: Unit | None = None if kind == "image" else "patch" if kind in ("vision", "connector") else "token"
         streams = 1 if crosses is None else manifest.family.streams(manifest.line, name)
+        merged = manifest.family.merged(manifest.line.tower_layer(name)) if crosses == "patch" else 1
         deep = name in manifest.line.deep_cuts
         width = 0 if crosses is None else vision.width if crosses == "patch" else decoder.width
         return LayerCost(
@@ -136,6 +143,7 @@ def layer_costs(manifest: Manifest, *, value_bytes: int = VALUE_BYTES) -> tuple[
             crosses="image token" if name == "decoder.0" else crosses,
             width=width * streams if deep else width,
             streams=1 if deep else streams,
+            merged=merged,
             window=0 if layer is None else manifest.family.sight(layer).window,
             state_bytes=kept.bytes if isinstance(kept, Recurrence) else keys * beside,
             moves=kept.moves if isinstance(kept, Recurrence) else 0,

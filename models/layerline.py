@@ -34,6 +34,10 @@ class LayerLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
         """The first decoder layer that the cloud runs at `cut`: 0 before the decoder, all layers from `head` on."""
         return min(max(0, self.place(cut) - self.place("decoder.0")), self.decoder)
 
+    def tower_layer(self, cut: str) -> int:
+        """The first tower layer that the cloud runs at `cut`, from `vision.0` on: all layers from `connector` on."""
+        return min(self.place(cut) - self.place("vision.0"), self.vision)
+
     def place(self, cut: str) -> int:
         """The number of layers before `cut`, which may be END. Raises ValueError for an unknown name."""
         return (*self.layers, END).index(cut)

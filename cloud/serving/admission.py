@@ -366,9 +366,8 @@ class Reception:
 
     def _image_rows(self, cut: str, grid: Grid) -> int:
         """How many rows of an image with this `grid` come at a `cut` up to the decoder: one a stream."""
-        family = self._manifest.family
-        count = family.rows(grid) if cut == "decoder.0" else family.patches(grid)
-        return count * family.streams(self._manifest.line, cut)
+        family, line = self._manifest.family, self._manifest.line
+        return family.crossing(line, cut, grid) * family.streams(line, cut)
 
     def _side_rows(self, opening: Open) -> int:
         """How many rows of pictures beside the prompt come with those of its tokens, for layers from the cut on."""

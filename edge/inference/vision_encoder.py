@@ -54,11 +54,8 @@ def _fits(session: ort.InferenceSession, manifest: Manifest, cut: str) -> bool:
     example = family.example(0)
     ((values, beside),) = family.runs(example.values, [example.grid])
     given = {"pixels": values, **beside}
-    if cut == "decoder.0":
-        rows, width = family.rows(example.grid), manifest.decoder.width
-    else:
-        rows, width = family.patches(example.grid), manifest.vision.width
-    made = rows, width * family.streams(manifest.line, cut)
+    width = (manifest.decoder if cut == "decoder.0" else manifest.vision).width
+    made = family.crossing(manifest.line, cut, example.grid), width * family.streams(manifest.line, cut)
     pairs = [(value.shape, given[value.name].shape if value.name in given else ()) for value in session.get_inputs()]
     pairs.append((session.get_outputs()[0].shape[-2:], made))
     return "pixels" in {value.name for value in session.get_inputs()} and all(

@@ -102,7 +102,7 @@ def build(
         _build(model, family, spec, path, precision, head=head)
     graph = onnx.load(path, load_external_data=False)
     _bind_lengths(graph)
-    if family.axes > 1:
+    if _is_told_rotations(family):
         _bind_rotations(graph, family)
     if family.taps:
         _add_streams(graph, len(family.taps), spec)
@@ -150,7 +150,7 @@ def _build(model: Any, family: Family, spec: DecoderSpec, path: Path, precision:
         "window_kv_cache": False,  # a ring of rows cannot be rolled back
         "accuracy_level": 4,  # int8 arithmetic; level 0 is about 80 times slower with int8 weights
     }
-    kind = Turned if family.axes == 1 else Unfused
+    kind = Unfused if _is_told_rotations(family) else Turned
     with tempfile.TemporaryDirectory() as cache:
         builder = kind(config, onnx_ir.DataType.FLOAT, _TYPES[precision], "cpu", cache, options)
         builder.load_weights = lambda _: decoder  # by default it loads them from a folder with a tokenizer
@@ -174,7 +174,7 @@ def _as_llama(text: Any, family: Family, spec: DecoderSpec) -> LlamaConfig:
         vocab_size=spec.vocabulary,
         rms_norm_eps=getattr(text, "rms_norm_eps", None) or text.norm_eps,
         # The size of the graph's rotary table. If rotations are inputs, the table is dropped: the builder's minimum.
-        max_position_embeddings=spec.context if family.axes == 1 else 2,
+        max_position_embeddings=2 if _is_told_rotations(family) else spec.context,
         hidden_act=getattr(text, "hidden_activation", None) or getattr(text, "hidden_act", "silu"),
         # For the builder's own tables, which `Turned` replaces.
         rope_parameters={**turning, "rope_type": "default"},
@@ -182,6 +182,11 @@ def _as_llama(text: Any, family: Family, spec: DecoderSpec) -> LlamaConfig:
         **{name: getattr(text, name) for name in named},
     )
     return config
+
+
+def _is_told_rotations(family: Family) -> bool:
+    """Whether rotations are inputs of the graph, as it has no table of them."""
+    return bool(family.rotations(np.zeros((family.axes, 1), np.int64)))
 
 
 def _bind_rotations(model: onnx.ModelProto, family: Family) -> None:

@@ -101,6 +101,9 @@ CONFIG: Mapping[str, SettingFate] = {
     **_honoured("the last layer, as the family takes it; else refused", "vision_feature_select_strategy"),
     **_size("patches along a side of an image token, as the image processor's", "downsample_factor"),
     **_size("sizes", "projector_hidden_size"),
+    **_honoured("where MiniCPM-V's tower makes one row of four, and how; other ways are refused", "insert_layer_id"),
+    **_honoured("as MiniCPM-V is published; else refused", "merge_kernel_size", "merger_times", "downsample_mode"),
+    **_limited((False,), "drop_vision_last_layer"),
     **_honoured("arithmetic", "projector_bias", "projector_use_layernorm"),
     **_idle("as wide as the decoder, or nothing loads", "projection_dim"),
     **_idle("written by the family", "boi_token_id", "eoi_token_id", "boi_token_index", "eoi_token_index"),
@@ -173,6 +176,8 @@ VISION: Mapping[str, SettingFate] = {
     **_honoured("arithmetic of Gemma 4's tower", "hidden_activation", "rms_norm_eps", "use_clipped_linears"),
     **_honoured("arithmetic of Gemma 4's tower", "standardize"),
     **_idle("Gemma 4's tower has a place for every patch that a picture may have", "max_position_embeddings"),
+    **_idle("the whole model's counts", "insert_layer_id"),
+    **_honoured("as MiniCPM-V is published; else refused", "window_kernel_size"),
     **_limited((3,), "num_channels", "in_channels"),
 }
 
@@ -196,6 +201,9 @@ IMAGES: Mapping[str, SettingFate] = {
     **_size("LFM2-VL's patches and tiles", "min_tiles", "max_tiles", "min_image_tokens", "max_image_tokens"),
     **_honoured("when LFM2-VL cuts a picture, and if it comes whole too", "max_pixels_tolerance", "use_thumbnail"),
     **_honoured("true; else refused, but of LFM2-VL, whose processor resizes anyway", "do_resize"),
+    **_size("how many slices a picture of MiniCPM-V has, and their size", "max_slice_nums", "scale_resolution"),
+    **_honoured("whether MiniCPM-V slices pictures, and numbers them", "slice_mode", "use_image_id"),
+    **_honoured("must be the config's", "downsample_mode"),
     **_limited((False,), "do_pan_and_scan"),
     **_idle(
         "of pan and scan, which is refused",
@@ -227,6 +235,8 @@ TOKENIZER: Mapping[str, SettingFate] = {
     **_honoured("the chat template", "chat_template"),
     **_honoured("must be the family's own", "image_token", "fake_image_token", "global_image_token"),
     **_honoured("must be the family's own", "image_start_token", "image_end_token", "image_thumbnail_token"),
+    **_honoured("must be the family's own", "slice_start_token", "slice_end_token"),
+    **_honoured("must be the family's own", "image_id_start_token", "image_id_end_token"),
     **_idle("prompts are whole", "model_max_length", "truncation_side", "padding_side", "padding", "truncation"),
     **_idle("tokenizer.json says it", "tokenizer_class", "added_tokens_decoder", "backend", "vocab_size", "legacy"),
     **_idle("tokenizer.json says it", "additional_special_tokens", "extra_special_tokens", "vocab_file", "merges_file"),

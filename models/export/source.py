@@ -337,12 +337,8 @@ def _found_template(path: Path, kind: type[Family], said: dict[str, Settings]) -
 def _parameters(model: Any, family: Family) -> tuple[int, ...]:
     """The number of weights of every layer on the line, in order."""
     made = family.parts.modules(model)
-    layers = (
-        made.image,
-        *made.tower,
-        made.connector,
-    )
-    counted = [_weights(layer) for layer in layers]
+    tower = [family.tower_weights(index, layer) for index, layer in enumerate(made.tower)]
+    counted = [_weights(made.image), *tower, _weights(made.connector)]
     given = _weights(made.giving[1:]) // len(made.layers)  # of which each layer has a share
     return (*counted, *(family.weights(layer) + given for layer in made.layers), _weights(made.last))
 

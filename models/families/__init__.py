@@ -19,7 +19,8 @@ from cutline.models.families.git import Git
 from cutline.models.families.internvl import InternVL
 from cutline.models.families.lfm2.lfm2vl import Lfm2VL
 from cutline.models.families.llava_onevision import LlavaOnevision
-from cutline.models.families.mllama import Mllama
+from cutline.models.families.minicpm.minicpmv import MiniCPMV
+from cutline.models.families.mllama.mllama import Mllama
 from cutline.models.families.parts import Ops
 from cutline.models.families.positions import COUNTED, Positions
 from cutline.models.families.qwen.qwen2vl import Qwen2VL
@@ -43,6 +44,7 @@ FAMILIES: tuple[type[Family], ...] = (
     Lfm2VL,
     Git,
     Mllama,
+    MiniCPMV,
 )
 
 __all__ = [

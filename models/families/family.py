@@ -118,8 +118,7 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
             layer = line.decoder_layer(cut)
             entering = self.layer_inputs > 0 and 0 < layer < line.decoder
             return 1 + max(0, len(self.taps) - layer) + entering
-        layers = line.place(cut) - line.place("vision.0")  # of the tower before the cut
-        return 1 + sum(tap < layers for tap in self.taps)
+        return 1 + sum(tap < line.tower_layer(cut) for tap in self.taps)
 
     @abstractmethod
     def preprocess(self, image: Image.Image) -> Pixels:
@@ -163,7 +162,21 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
 
     @abstractmethod
     def patches(self, grid: Grid) -> int:
-        """The number of rows of an image within the tower."""
+        """The number of rows of an image as it enters the tower."""
+
+    def merged(self, layer: int) -> int:
+        """How many patches a row stands for before the tower's layer of this index, and at the end behind all of them.
+
+        One, if no layer makes one row of several.
+        """
+        del layer
+        return 1
+
+    def crossing(self, line: LayerLine, cut: str, grid: Grid) -> int:
+        """The number of rows of an image, of each stream, that cross a `cut` from `vision.0` to `decoder.0`."""
+        if cut == "decoder.0":
+            return self.rows(grid)
+        return self.patches(grid) // self.merged(line.tower_layer(cut))
 
     def seen(self, grid: Grid) -> int:
         """The number of rows that a row of an image sees within the tower: all of them, if not said otherwise."""
@@ -235,6 +248,11 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
     def ungraphed(self) -> str | None:
         """Why no graph of the decoder is made for a device, which then runs no layer of it; None where one is."""
         return "attends to pictures beside the prompt" if self.has_sides else None
+
+    def tower_weights(self, index: int, modules: Sequence[Any]) -> int:
+        """How many weights a row is multiplied with in the tower's layer of this index, which is these `modules`."""
+        del index
+        return sum(weight.numel() for module in modules for weight in module.parameters())
 
     def weights(self, layer: Any) -> int:
         """How many weights a row is multiplied with in a layer of the decoder, which is a module."""

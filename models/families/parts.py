@@ -59,8 +59,9 @@ class Parts:
 
     `image` and `connector` may be several modules; `tower` is a list with one module for each layer. If `further` is
     a list of later layers, its first one is run by the modules `between` the two lists and its own, in this order.
-    Parameters that `enter` takes behind the modules of the image are `entering`, and those that `leave` takes behind
-    those of the connector `learnt`.
+    If a module behind one of the tower's layers makes one row of several, `merging` is its name, and that of the
+    config's setting with the layer's index. Parameters that `enter` takes behind the modules of the image are
+    `entering`, and those that `leave` takes behind those of the connector `learnt`.
 
     `decoder` may be "", the base model itself. The names of its parts count within it: what embeds tokens, the list of
     layers, the last norm, the rotary embedding and what tells rows their places as they enter, all three of which are
@@ -77,6 +78,7 @@ class Parts:
     entering: tuple[str, ...] = ()
     between: tuple[str, ...] = ()
     further: str | None = None
+    merging: tuple[str, str] | None = None
     embed: str = "embed_tokens"
     layers: str = "layers"
     norm: str | None = "norm"
@@ -89,11 +91,15 @@ class Parts:
     def tower_names(self, base: Any) -> list[tuple[str, ...]]:
         """The names of the modules of each of the tower's layers within the `base` model, in order."""
         lists = (self.tower, *([] if self.further is None else [self.further]))
-        return [
+        names = [
             (*(self.between if name == self.further and index == 0 else ()), f"{name}.{index}")
             for name in lists
             for index in range(len(base.get_submodule(name)))
         ]
+        if self.merging is not None:
+            merger, setting = self.merging
+            names[getattr(base.config, setting)] += (merger,)
+        return names
 
     def of_decoder(self, name: str) -> str:
         """The name of one of the decoder's parts within the base model."""

@@ -30,7 +30,22 @@ def image_processor(folder: Path, family: Family) -> Any:
         return Lfm2VlPixels(json.loads((folder / "preprocessor_config.json").read_text()))
     with quiet():
         made = AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True, trust_remote_code=False)
+    if "target_sizes" in made.model_input_names:
+        return Unpacked(made)
     return Unfilled(made) if "image_position_ids" in made.model_input_names else made
+
+
+class Unpacked:
+    """A processor whose patches stand side by side (1, 3, patch, n * patch), one by one."""
+
+    def __init__(self, processor: Any) -> None:
+        self._processor = processor
+
+    def __call__(self, images: list[Image.Image], **how: Any) -> dict[str, NDArray[np.float32]]:
+        """The patches (n, 3, patch, patch) of all `images`."""
+        (packed,) = np.asarray(self._processor(images=images, **how)["pixel_values"])
+        side = packed.shape[1]
+        return {"pixel_values": packed.reshape(3, side, -1, side).transpose(2, 0, 1, 3)}
 
 
 class Unfilled:

@@ -18,8 +18,10 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from cutline.demo.bundles import TARGET
 from cutline.demo.tokenizer import PAD, START
-from cutline.models.families import canvas, internvl, mllama
+from cutline.models.families import internvl
 from cutline.models.families.gemma import gemma3, paligemma
+from cutline.models.families.minicpm import minicpmv
+from cutline.models.families.mllama import canvas, mllama
 from cutline.models.families.qwen import qwenvl
 from cutline.models.prompt import TEMPLATE
 from cutline.models.tools import HERMES
@@ -111,6 +113,16 @@ TEXT: Mapping[str, Any] = {
     "max_position_embeddings": 1024,
     "rms_norm_eps": 1e-6,
     "tie_word_embeddings": False,
+}
+
+
+DELTA: Mapping[str, Any] = {
+    "head_dim": 64,
+    "layer_types": ["linear_attention", "linear_attention", "full_attention", "linear_attention"] * 2,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 32,
 }
 
 
@@ -268,6 +280,38 @@ def _lfm2_vl() -> Small:
     return Small("lfm2_vl", markers, template, config, processor)
 
 
+def _minicpmv() -> Small:
+    def config(words: Words) -> dict[str, Any]:
+        return {
+            "image_token_id": words[minicpmv.IMAGE],
+            "insert_layer_id": 1,
+            "vision_config": {
+                "hidden_size": 96,
+                "intermediate_size": 160,
+                "num_hidden_layers": 4,
+                "num_attention_heads": 4,
+                "image_size": 64,
+                "patch_size": 8,
+            },
+            "text_config": {
+                "model_type": "qwen3_5_text",
+                **DELTA,
+                "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.25},
+            },
+        }
+
+    processor = {
+        "image_processor_type": "MiniCPMV4_6ImageProcessor",
+        "patch_size": 8,
+        "scale_resolution": 64,
+        "max_slice_nums": 4,
+        "slice_mode": True,
+        "use_image_id": True,
+    }
+    template = INTERNVL_TEMPLATE.replace("<IMG_CONTEXT>", minicpmv.IMAGE)
+    return Small("minicpmv4_6", minicpmv.MiniCPMV.markers, template, config, processor)
+
+
 def _paligemma(text: str, **more: Any) -> Small:
     def config(words: Words) -> dict[str, Any]:
         return {
@@ -359,12 +403,7 @@ SMALL: Mapping[str, Small] = {
     "qwen3.5": _qwen(
         "qwen3_5",
         {**_WIDE, "patch_size": 16, "num_position_embeddings": 64},
-        head_dim=64,
-        layer_types=["linear_attention", "linear_attention", "full_attention", "linear_attention"] * 2,
-        linear_num_key_heads=2,
-        linear_num_value_heads=4,
-        linear_key_head_dim=16,
-        linear_value_head_dim=32,
+        **DELTA,
         rope={"mrope_section": [4, 2, 2], "mrope_interleaved": True, "partial_rotary_factor": 0.25},
     ),
     "internvl-qwen2": _internvl("qwen2"),
@@ -378,6 +417,7 @@ SMALL: Mapping[str, Small] = {
     "llava-onevision": _llava_onevision(),
     "git": _git(),
     "lfm2-vl": _lfm2_vl(),
+    "minicpm-v": _minicpmv(),
     "mllama": _mllama(),
     "paligemma": _paligemma("gemma"),
     "paligemma2": _paligemma(

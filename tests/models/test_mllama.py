@@ -28,8 +28,8 @@ from cutline.models.bundle import Manifest
 from cutline.models.costs import layer_costs, request_sizes
 from cutline.models.export import export_bundle
 from cutline.models.export.source import SourceModel, read_source
-from cutline.models.families.canvas import arrangements
 from cutline.models.families.layer_state import CrossKeys
+from cutline.models.families.mllama.canvas import arrangements
 from cutline.models.layerline import END
 from cutline.models.prompt import TEMPLATE, PromptBuilder
 from cutline.models.vocabulary import TOKENIZER, Vocabulary

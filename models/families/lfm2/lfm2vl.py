@@ -12,14 +12,14 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from cutline.models.families.family import ROTATIONS, Arrays, Count, Grid, Index, check_whole_heads
+from cutline.models.families.family import ROTATIONS, Arrays, Count, Index, check_whole_heads
 from cutline.models.families.layer_state import KEYS_VALUES, LayerMemory, LayerState, RecentRows
-from cutline.models.families.lfm2.pictures import PiecedFamily
+from cutline.models.families.lfm2.pictures import Lfm2Pictures
 from cutline.models.families.parts import Ops, Parts
-from cutline.models.families.positions import Positions
+from cutline.models.families.pieces import Sides, by_token
 
 
-class Lfm2VL(PiecedFamily, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="lfm2-vl"):
+class Lfm2VL(Lfm2Pictures, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="lfm2-vl"):
     """The tower learnt `table` x `table` places. The decoder's layers `short`, `width` wide, see `kernel` rows."""
 
     table: Count
@@ -64,11 +64,6 @@ class Lfm2VL(PiecedFamily, frozen=True, forbid_unknown_fields=True, kw_only=True
             kernel=text.conv_L_cache,
         )
 
-    def positions(self, image_tokens: NDArray[np.bool_], grids: Sequence[Grid], times: Sequence[int] = ()) -> Positions:
-        """Positions count up from 0, for text and images alike."""
-        del grids, times
-        return Positions(np.arange(len(image_tokens))[None])
-
     def keeps(self, layer: int) -> LayerState:
         """Of a short convolution the rows that it sees."""
         return RecentRows(self.width, self.kernel - 1) if layer in self.short else KEYS_VALUES
@@ -80,21 +75,11 @@ class Lfm2VL(PiecedFamily, frozen=True, forbid_unknown_fields=True, kw_only=True
         made = (memory.recent(gate * into) * module.conv.weight[:, 0].transpose(0, 1)).sum(1)
         return module.out_proj(out * (made if module.conv.bias is None else made + module.conv.bias))
 
-    def runs(self, rows: Any, grids: Sequence[Grid]) -> list[tuple[Any, Arrays]]:
-        """One piece of every picture after another, as they do not attend to each other."""
-        pieces = [piece for grid in grids for piece in self.pieces(grid)]
-        ends = np.cumsum([math.prod(piece) for piece in pieces]).tolist()
-        return [
-            (rows[end - math.prod(piece) : end], self.beside(piece)) for piece, end in zip(pieces, ends, strict=True)
-        ]
-
-    def beside(self, piece: tuple[int, int]) -> Arrays:
+    def beside(self, piece: Sides) -> Arrays:
         """`places` (n, table * table) are a patch's shares of the learnt places, `order` (n,) the patches by token."""
         down, across = (_shares(self.table, side) for side in piece)
         places = (down[:, None, :, None] * across[None, :, None, :]).reshape(math.prod(piece), -1)
-        sides = (piece[0] // self.merge, self.merge, piece[1] // self.merge, self.merge)
-        order = np.arange(math.prod(piece)).reshape(sides).swapaxes(1, 2).reshape(-1)
-        return {"places": places, "order": order}
+        return {"places": places, "order": by_token(piece, self.merge).reshape(-1)}
 
     def enter(self, modules: Sequence[Any], pixels: Any, beside: dict[str, Any]) -> Any:
         """The embedded patches, with their places added."""

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cutline.models.families.family import Arrays, Count, Family, Grid, Spread, channels
-from cutline.models.images import MAX_PIXELS, Pixels, Size, size_fault
+from cutline.models.families.family import Arrays, Count, Grid, Spread, channels
+from cutline.models.families.pieces import PiecedFamily, Sides
+from cutline.models.images import MAX_PIXELS, Pixels
 
 IMAGE, START, END, THUMBNAIL = "<image>", "<|image_start|>", "<|image_end|>", "<|img_thumbnail|>"
 MAX_TILES = 64  # of a picture; published models have 10
@@ -31,15 +32,14 @@ _LIMITS = {
 }
 
 
-class PiecedFamily(Family, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Patches of `patch` x `patch` pixels; `merge` x `merge` of them are one image token. A grid is height and width.
+class Lfm2Pictures(PiecedFamily, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`merge` x `merge` patches are one image token.
 
     A picture has from `min_tokens` to `max_tokens`. One of more than `tolerance` times as many is cut into tiles of
     `tile` x `tile` pixels, from `min_tiles` to `max_tiles` (1 for none at all), and with a `thumbnail` comes as a whole
     after them.
     """
 
-    patch: Count
     merge: Count
     tile: Count
     min_tiles: Count
@@ -48,8 +48,6 @@ class PiecedFamily(Family, frozen=True, forbid_unknown_fields=True, kw_only=True
     max_tokens: Count
     tolerance: Spread
     thumbnail: bool
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[Spread, Spread, Spread] = (0.5, 0.5, 0.5)
 
     def __post_init__(self) -> None:
         most = self.max_tiles * self.tile**2
@@ -148,7 +146,7 @@ class PiecedFamily(Family, frozen=True, forbid_unknown_fields=True, kw_only=True
                 best, least = (wide, high), off
         return best[1], best[0]
 
-    def pieces(self, grid: Grid) -> list[tuple[int, int]]:
+    def pieces(self, grid: Grid) -> list[Sides]:
         """Rows and columns of the patches of each piece: the tiles row by row, then the picture as a whole."""
         count, side = math.prod(self.tiles(grid)), self.tile // self.patch
         down, across = self.whole(grid)
@@ -172,38 +170,11 @@ class PiecedFamily(Family, frozen=True, forbid_unknown_fields=True, kw_only=True
         """Of bytes (height, width, 3); they are normalised in one step, as there."""
         mean, std = (np.asarray(of, np.float32) * np.float32(255) for of in (self.mean, self.std))
         values = (piece.astype(np.float32) - mean) / std
-        rows, cols = (side // self.patch for side in piece.shape[:2])
-        patches = values.reshape(rows, self.patch, cols, self.patch, 3).swapaxes(1, 2)
-        return np.asarray(patches.reshape(rows * cols, -1), np.float32)
-
-    def grid(self, size: Size) -> Grid:
-        """Height and width of the picture."""
-        return size[1], size[0]
-
-    def fitted(self, size: Size) -> Size:
-        """The picture's own size, on which its tiles depend."""
-        return size
-
-    def is_settled(self, size: Size) -> bool:
-        """Always."""
-        del size
-        return True
-
-    def takes(self, grid: Grid) -> bool:
-        """Whether a picture may have such sides."""
-        return size_fault((grid[1], grid[0])) is None
+        return np.asarray(self.cut(values).reshape(-1, 3 * self.patch**2), np.float32)
 
     def tokens(self, grid: Grid) -> int:
         """One for each `merge` x `merge` patches of every piece."""
         return self.patches(grid) // self.merge**2
-
-    def patches(self, grid: Grid) -> int:
-        """Those of all pieces."""
-        return sum(map(math.prod, self.pieces(grid)))
-
-    def seen(self, grid: Grid) -> int:
-        """The rows of the same piece, on average."""
-        return round(sum(math.prod(piece) ** 2 for piece in self.pieces(grid)) / self.patches(grid))
 
     def expand(self, grid: Grid, number: int) -> str:
         """Each tile after its place, and the whole after a mark of its own."""
@@ -216,12 +187,9 @@ class PiecedFamily(Family, frozen=True, forbid_unknown_fields=True, kw_only=True
 
     def as_given(self, images: Sequence[Pixels]) -> Arrays:
         """The patches of each piece, padded to as many."""
-        pieces = [piece for image in images for piece in self.pieces(image.grid)]
-        if not pieces:
+        if not images:
             return {}
-        parts = np.split(
-            np.concatenate([image.values for image in images]), np.cumsum([math.prod(piece) for piece in pieces])[:-1]
-        )
+        pieces, parts = self.split(images)
         most = max(map(len, parts))
         return {
             "pixel_values": np.stack([np.pad(part, ((0, most - len(part)), (0, 0))) for part in parts]),

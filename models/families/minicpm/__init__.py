@@ -1,0 +1,1 @@
+"""Models of OpenBMB's MiniCPM line."""

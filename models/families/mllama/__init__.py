@@ -1,0 +1,1 @@
+"""Mllama: pictures beside the prompt, on a canvas of tiles."""
