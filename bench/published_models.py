@@ -21,6 +21,8 @@ from cutline.models.families.git import Git
 from cutline.models.families.internvl import InternVL
 from cutline.models.families.lfm2.lfm2vl import Lfm2VL
 from cutline.models.families.llava_onevision import LlavaOnevision
+from cutline.models.families.minicpm import minicpmv
+from cutline.models.families.minicpm.minicpmv import MiniCPMV
 from cutline.models.families.mllama import mllama
 from cutline.models.families.mllama.mllama import Mllama
 from cutline.models.families.qwen import qwenvl
@@ -37,6 +39,11 @@ GENERATED = "generation_config.json"
 QWEN_IMAGES = {"image_processor_type": "Qwen2VLImageProcessor", "min_pixels": 3136, "max_pixels": 12845056}
 _QWEN_ROPE = {"type": "mrope", "mrope_section": [16, 24, 24]}
 _LFM2_IMAGES = {"image_processor_type": "Lfm2VlImageProcessorFast", "resample": 3}
+_MINICPMV_IMAGES = {
+    "image_processor_type": "MiniCPMV4_6ImageProcessor",
+    "image_mean": [0.5] * 3,
+    "image_std": [0.5] * 3,
+}
 _DELTA = {"head_dim": 2 * HEAD, "layer_types": ["linear_attention", "full_attention"]} | {
     f"linear_{name}": size
     for name, size in {"num_key_heads": 2, "num_value_heads": 4, "key_head_dim": 16, "value_head_dim": 16}.items()
@@ -210,6 +217,12 @@ def _reduced_mllama(config: Files) -> Files:
     return config | {"text_config": text, "vision_config": config.get("vision_config", {}) | tower}
 
 
+def _reduced_minicpmv(config: Files) -> Files:
+    text = _decoder(config.get("text_config", {})) | _DELTA | {"model_type": "qwen3_5_text"}
+    vision = _tower(config.get("vision_config", {}))
+    return config | {"text_config": text, "vision_config": vision, "insert_layer_id": 0}
+
+
 _SMOLVLM = Completion(
     {
         "image_token_id": 49190,
@@ -309,6 +322,14 @@ _MLLAMA = Completion(
     {"image_token_id": mllama.IMAGE},
     ("<|im_start|>", "<|im_end|>"),
 )
+_MINICPMV = Completion(
+    {"image_token_id": 248056, "eos_token_id": 248046, "vision_config": {"image_size": 980, "patch_size": 14}},
+    lambda config: _MINICPMV_IMAGES,
+    _reduced_minicpmv,
+    INTERNVL_TEMPLATE.replace("<IMG_CONTEXT>", minicpmv.IMAGE),
+    {"image_token_id": minicpmv.IMAGE},
+    (*minicpmv.MiniCPMV.markers[1:], "<|im_start|>", "<|im_end|>"),
+)
 COMPLETIONS: Mapping[type, Completion] = {
     SmolVLM: _SMOLVLM,
     QwenVL: _QWEN,
@@ -320,6 +341,7 @@ COMPLETIONS: Mapping[type, Completion] = {
     Git: _GIT,
     Lfm2VL: _LFM2_VL,
     Mllama: _MLLAMA,
+    MiniCPMV: _MINICPMV,
 }
 
 

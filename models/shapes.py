@@ -24,8 +24,8 @@ SUFFIX = ".toml"
 class Shape(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A model's sizes. `parameters` counts the weights of one layer of each kind, `source` says who published it.
 
-    Layers of the decoder that are not alike have a number each.
-    `dtype` is the type of its weights on a worker.
+    Layers of the tower or the decoder that are not alike have a number each. `dtype` is the type of its weights on a
+    worker.
     """
 
     source: str
@@ -41,10 +41,9 @@ class Shape(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         if self.parameters.keys() != kinds:
             raise ValueError(f"`parameters` has {', '.join(self.parameters)}; give {', '.join(sorted(kinds))}")
         for kind, counted in self.parameters.items():
-            if isinstance(counted, tuple) and (kind, len(counted)) != ("decoder", self.line.decoder):
-                raise ValueError(
-                    f"`parameters` has {len(counted)} numbers for {kind}; give 1, or one a decoder's layer"
-                )
+            layers = {"vision": self.line.vision, "decoder": self.line.decoder}.get(kind)
+            if isinstance(counted, tuple) and len(counted) != layers:
+                raise ValueError(f"`parameters` has {len(counted)} numbers for {kind}; give 1, or {layers or 1}")
         if self.line.decoder != self.decoder.layers:
             raise ValueError(f"`line` has {self.line.decoder} layers of the decoder, `decoder` {self.decoder.layers}")
 

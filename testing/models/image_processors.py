@@ -42,10 +42,10 @@ class Unpacked:
         self._processor = processor
 
     def __call__(self, images: list[Image.Image], **how: Any) -> dict[str, NDArray[np.float32]]:
-        """The patches (n, 3, patch, patch) of all `images`."""
+        """The patches (n, 3 * patch * patch) of all `images`."""
         (packed,) = np.asarray(self._processor(images=images, **how)["pixel_values"])
         side = packed.shape[1]
-        return {"pixel_values": packed.reshape(3, side, -1, side).transpose(2, 0, 1, 3)}
+        return {"pixel_values": packed.reshape(3, side, -1, side).transpose(2, 0, 1, 3).reshape(-1, 3 * side**2)}
 
 
 class Unfilled:

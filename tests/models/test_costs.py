@@ -95,6 +95,35 @@ def test_a_layer_without_attention_costs_its_weights_and_its_recurrence(targets:
         assert layer.kv_bytes_per_token == (4 * 2 * 2 * 64 if full else 0)
 
 
+def test_a_tower_that_makes_one_row_of_several_costs_what_torch_counts(targets: Callable[[str], Bundle]) -> None:
+    """Behind the merger, which belongs to the layer before it, a quarter of the rows are worked on, and cross."""
+    bundle = targets("minicpm-v")
+    manifest = bundle.manifest
+    image = manifest.family.example(0)
+    sizes = request_sizes(manifest, [image.grid], TOKENS)
+    model: Any = AutoModelForImageTextToText.from_pretrained(
+        bundle.path, local_files_only=True, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    given = {name: torch.from_numpy(value) for name, value in manifest.family.as_given([image]).items()}
+    with torch.inference_mode(), FlopCounterMode(depth=6, display=False) as counter:
+        model.base_model.get_image_features(**given)
+    counted = {name: sum(found.values()) for name, found in counter.get_flop_counts().items()}
+    layers = {layer.name: layer for layer in layer_costs(manifest)}
+    for index in range(manifest.line.vision):
+        merger = counted_of(counted, ".vit_merger") if index == 1 else 0
+        expected = counted_of(counted, f"VisionModel.encoder.layers.{index}") + merger
+        assert layers[f"vision.{index}"].prefill_flops(sizes) == pytest.approx(expected, rel=0.03)
+    expected = counted_of(counted, "Merger.mlp.0")
+    assert layers["connector"].prefill_flops(sizes) == pytest.approx(expected, rel=0.02)
+    rows = {cut: layers[cut].boundary(sizes) for cut in manifest.line.image_cuts[1:]}
+    patches, tokens = len(image.values), manifest.family.tokens(image.grid)
+    assert tokens == patches // 16
+    for cut, width in (("vision.1", 96), ("vision.2", 96), ("connector", 96), ("decoder.0", 128)):
+        count = {"vision.1": patches, "decoder.0": tokens}.get(cut, patches // 4)
+        assert rows[cut] == (count, width)
+        assert manifest.family.crossing(manifest.line, cut, image.grid) == count
+
+
 def test_the_sizes_of_several_images_or_none(manifest: Manifest) -> None:
     split = msgspec.structs.replace(
         manifest, family=msgspec.structs.replace(manifest.family, longest_edge=256, split=True)

@@ -13,6 +13,7 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from cutline.edge.inference.target_prefix import device_cuts
 from cutline.errors import InputError
 from cutline.models.export.source import _parameters
+from cutline.models.families.layer_state import KEYS_VALUES
 from cutline.models.shapes import Shape, known_shapes, load_shape
 
 LAYERS = 2  # instead of all of them, which are alike; as many as there are taps of a tower
@@ -136,8 +137,98 @@ def test_layers_that_are_not_alike_have_the_weights_of_the_published_model() -> 
         msgspec.structs.replace(shape, parameters=sizes).__post_init__()
 
 
+DELTA = {
+    "head_dim": 256,
+    "layer_types": (["linear_attention"] * 3 + ["full_attention"]) * 8,
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 128,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 16,
+    "linear_value_head_dim": 128,
+    "vocab_size": 248320,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 0.25},
+}
+SMALL_DELTA = DELTA | {
+    "hidden_size": 1024,
+    "intermediate_size": 3584,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "layer_types": DELTA["layer_types"][:24],  # type: ignore[index]
+}
+SO400M = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16}
+LFM2_FULL = {2, 5, 8, 10, 12, 14}
+# As published, of models whose layers are not all alike: transformers' kind, the whole, tower and decoder.
+UNLIKE: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    "qwen3.5-0.8b": (
+        "qwen3_5",
+        {},
+        {"depth": 12, "hidden_size": 768, "intermediate_size": 3072, "num_heads": 12, "out_hidden_size": 1024},
+        SMALL_DELTA,
+    ),
+    "qwen3.5-4b": (
+        "qwen3_5",
+        {},
+        {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "num_heads": 16, "out_hidden_size": 2560},
+        DELTA
+        | {
+            "hidden_size": 2560,
+            "intermediate_size": 9216,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 4,
+            "linear_num_value_heads": 32,
+        },
+    ),
+    "lfm2-vl-1.6b": (
+        "lfm2_vl",
+        {"projector_hidden_size": 2048, "projector_use_layernorm": False, "downsample_factor": 2},
+        SO400M | {"model_type": "siglip2_vision_model", "num_patches": 256, "patch_size": 16, "vision_use_head": False},
+        {
+            "model_type": "lfm2",
+            "hidden_size": 2048,
+            "intermediate_size": 12288,
+            "num_hidden_layers": 16,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "vocab_size": 65536,
+            "layer_types": ["full_attention" if at in LFM2_FULL else "conv" for at in range(16)],
+        },
+    ),
+    "minicpm-v-4.6": (
+        "minicpmv4_6",
+        {"insert_layer_id": 6},
+        SO400M | {"image_size": 980, "patch_size": 14},
+        SMALL_DELTA | {"model_type": "qwen3_5_text", "vocab_size": 248094},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNLIKE)
+def test_every_layer_has_the_weights_of_the_published_model(name: str) -> None:
+    kind, whole, tower, text = UNLIKE[name]
+    configured: Any = CONFIG_MAPPING[kind]
+    config = configured(vision_config=tower, text_config=text, **whole)
+    of: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+    with torch.device("meta"):
+        model = of(config)
+    shape = known_shapes()[name]
+    counted = _parameters(model, shape.family)
+    assert shape.manifest(name, role="target", precision="fp32").parameters == counted
+    spec, sizes = shape.decoder, config.text_config
+    assert (spec.width, spec.heads, spec.kv_heads, spec.vocabulary) == (
+        sizes.hidden_size,
+        sizes.num_attention_heads,
+        sizes.num_key_value_heads,
+        sizes.vocab_size,
+    )
+    assert [shape.family.keeps(layer) == KEYS_VALUES for layer in range(spec.layers)] == [
+        one == "full_attention" for one in sizes.layer_types
+    ]
+
+
 def test_every_known_shape_is_held_to_its_model() -> None:
-    assert set(known_shapes()) == {*TEXTS, "gemma4-e2b"}
+    assert set(known_shapes()) == {*TEXTS, *UNLIKE, "gemma4-e2b"}
     assert load_shape("smolvlm-256m") == known_shapes()["smolvlm-256m"]
     assert load_shape("no-such-model") is None
 

@@ -130,7 +130,16 @@ def test_a_chain_of_workers_gives_them_too(qwen: Bundle, drafter: Bundle, image:
 
 
 @pytest.mark.parametrize(
-    "name", ["qwen3-vl", "qwen3.5", "lfm2-vl", "mllama", "gemma4", pytest.param("gemma3", marks=pytest.mark.proof)]
+    "name",
+    [
+        "qwen3-vl",
+        "qwen3.5",
+        "lfm2-vl",
+        "minicpm-v",
+        "mllama",
+        "gemma4",
+        pytest.param("gemma3", marks=pytest.mark.proof),
+    ],
 )
 def test_a_chain_that_is_cut_before_the_decoder_or_where_streams_go_on(
     name: str, image: bytes, targets: Callable[[str], Bundle]
@@ -171,6 +180,7 @@ def test_image_tokens_that_have_places_are_all_kept(qwen: Bundle, drafter: Bundl
     [
         "qwen3-vl",
         "qwen3.5",
+        "minicpm-v",
         pytest.param("internvl-qwen3", marks=pytest.mark.proof),
         "gemma3",
         pytest.param("gemma4", marks=pytest.mark.proof),
