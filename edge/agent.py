@@ -23,6 +23,7 @@ from cutline.edge.generation.events import Event, Settled
 from cutline.edge.generation.generation import Execution, Generation, Prepared
 from cutline.edge.generation.preprocess import Preparer
 from cutline.edge.generation.result import Answer, Decision, Forecast
+from cutline.edge.inference.drafter import Drafter, OpenDrafter
 from cutline.edge.inference.target_prefix import device_cuts
 from cutline.edge.journal import LIKELIEST, is_kept, record
 from cutline.edge.offload.backends.backends import Backends
@@ -66,7 +67,8 @@ class AgentSettings:
     `meter` says. Models run on ONNX Runtime's `provider`. A share `audit` of kept answers is checked by the target;
     what that shows of a drafter is in a file in the folder `audit_records`, if there is one, and known at the next
     start; those that are still to be checked wait in the `audit_spool`, which ends with the agent.
-    Answers of the target are kept in the `journal`, which ends with the agent.
+    Answers of the target are kept in the `journal`, which ends with the agent. A drafter that does not run on ONNX
+    Runtime is loaded by an `open_drafter` of its own.
     """
 
     upstream: Upstream | None = None
@@ -79,6 +81,7 @@ class AgentSettings:
     audit_records: Path | None = None
     audit_spool: AuditSpool | None = None
     journal: EscalationRecorder | None = None
+    open_drafter: OpenDrafter = Drafter.open
 
 
 class Agent:
@@ -129,6 +132,7 @@ class Agent:
             threads=threads or usable_cores(),
             provider=settings.provider,
             fresh=settings.fresh,
+            open_drafter=settings.open_drafter,
         )
         if not isinstance(worker, Workers):
             addresses = () if worker is None else (worker,) if isinstance(worker, str) else worker

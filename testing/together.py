@@ -10,18 +10,21 @@ from cutline.cloud.serving.server import WorkerOptions, serve
 from cutline.core.request import Mode, Request
 from cutline.core.sampling import Sampling
 from cutline.demo.requests import CardRequest
-from cutline.edge.agent import Agent
+from cutline.edge.agent import Agent, AgentSettings
 from cutline.edge.generation.result import Answer, Provenance
+from cutline.edge.inference.drafter import Drafter, OpenDrafter
 from cutline.models.bundle import Bundle
 
 
 @asynccontextmanager
-async def together(target: Bundle, drafter: Bundle, *, slots: int = 8) -> AsyncIterator[Agent]:
-    """An agent and its worker, in this process."""
+async def together(
+    target: Bundle, drafter: Bundle, *, slots: int = 8, open_drafter: OpenDrafter = Drafter.open
+) -> AsyncIterator[Agent]:
+    """An agent and its worker, in this process; its drafter may be a `ScriptedDrafter`."""
     context = drafter.manifest.decoder.context
     async with (
         serve(target, WorkerOptions(slots=slots, context=context)) as address,
-        Agent(drafter, worker=address, threads=1) as agent,
+        Agent(drafter, worker=address, threads=1, settings=AgentSettings(open_drafter=open_drafter)) as agent,
     ):
         yield agent
 

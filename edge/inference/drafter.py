@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,43 @@ class Drafted:
     token: int
     probability: float
     likelihood: Likelihood | None = None
+
+
+class DraftSource(Protocol):
+    """What drafts the answer to one question. For one thread at a time."""
+
+    def draft(self, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
+        """Draft the tokens after `answer`, up to `limit` of them or the end of the answer.
+
+        `answer` may differ from what was drafted before. The caller may stop at any token.
+        """
+
+    def pooled(self) -> list[NDArray[np.float32]]:
+        """The drafter's rows of each image after its tower, averaged to one (width,)."""
+
+
+class DrafterModel(Protocol):
+    """A loaded drafter, as an agent needs it. Conversations share it, each in its own thread."""
+
+    def converse(
+        self,
+        prompt: Sequence[int],
+        pixels: Sequence[Pixels],
+        sampling: Sampling,
+        *,
+        names: Sequence[bytes] | None = None,
+        start: int | None = None,
+        alternatives: int | None = None,
+        compiled: CompiledConstraint | None = None,
+        tenant: str = "",
+    ) -> DraftSource:
+        """What drafts answers to `prompt`, whose image tokens stand for the images in `pixels`: see `Drafter`."""
+
+
+class OpenDrafter(Protocol):
+    """How the drafter in a bundle is loaded, for so many threads of a provider. Raises InputError, BundleError."""
+
+    def __call__(self, bundle: Bundle, *, threads: int, provider: str) -> DrafterModel: ...
 
 
 class Drafter:

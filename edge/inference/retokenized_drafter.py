@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from cutline.edge.inference.drafter import Drafted, DrafterConversation
+from cutline.edge.inference.drafter import Drafted, DraftSource
 from cutline.models.pairs.retokenization import TokenizedText, firm, rewritten, settled
 from cutline.models.vocabulary import Vocabulary
 
@@ -25,7 +25,7 @@ class RetokenizedConversation:
 
     def __init__(
         self,
-        drafting: DrafterConversation,
+        drafting: DraftSource,
         *,
         own: Vocabulary,
         target: Vocabulary,
@@ -40,7 +40,7 @@ class RetokenizedConversation:
         self._end: float | None = None  # the probability of its end, once it has ended
 
     def draft(self, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
-        """As `DrafterConversation.draft`, in the target's tokens."""
+        """As `DraftSource.draft`, in the target's tokens."""
         given = TokenizedText(self._target, answer)
         self._go_on_from(given.text)
         steps, tried, over, count = self._steps(), -1, self._end is not None, 0
@@ -63,7 +63,7 @@ class RetokenizedConversation:
             yield Drafted(self._stop, self._end)
 
     def pooled(self) -> list[NDArray[np.float32]]:
-        """As `DrafterConversation.pooled`."""
+        """As `DraftSource.pooled`."""
         return self._drafting.pooled()
 
     def _steps(self) -> Iterator[bool]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import cast
 
 import numpy as np
+from numpy.typing import NDArray
 
-from cutline.edge.inference.drafter import Drafted, DrafterConversation
+from cutline.edge.inference.drafter import Drafted
 from cutline.edge.inference.retokenized_drafter import RetokenizedConversation
 from cutline.models.law.sampling import agreeing
 from cutline.models.vocabulary import Vocabulary
@@ -50,6 +50,10 @@ class Says:
                 return
             said.append(token)
 
+    def pooled(self) -> list[NDArray[np.float32]]:
+        """It sees no image."""
+        return []
+
     def _next(self, said: list[int]) -> int:
         if tuple(said) == self.tokens[: len(said)]:
             return (*self.tokens, self.end)[len(said)]
@@ -64,9 +68,7 @@ class Says:
 
 def drafting(own: Vocabulary, target: Vocabulary, says: Says) -> RetokenizedConversation:
     """What such a drafter drafts, in the target's tokens."""
-    return RetokenizedConversation(
-        cast("DrafterConversation", says), own=own, target=target, own_stops={own.added[END]}, stop=target.added[END]
-    )
+    return RetokenizedConversation(says, own=own, target=target, own_stops={own.added[END]}, stop=target.added[END])
 
 
 def sayable(own: Vocabulary, target: Vocabulary, text: str) -> str:

@@ -68,6 +68,7 @@ class Served:
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(60)
+        assert not self._thread.is_alive(), f"it goes on: {asyncio.all_tasks(self._loop)}"
         self._loop.close()
 
     @property
@@ -113,7 +114,7 @@ def served(drafter: Bundle, target: Bundle) -> Iterator[Served]:
             made.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # its thread is none of other tests' business
 def agent(shared: Shared) -> Iterator[Served]:
     """The demo's pair; its drafter is not calibrated, so every answer that is asked for as usual is the target's."""
 
@@ -126,7 +127,7 @@ def agent(shared: Shared) -> Iterator[Served]:
         yield made
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def tooled(tools_folder: Path) -> Iterator[Served]:
     """A pair whose template has tools; its weights are seeded, so it says nothing that means anything."""
     with served(Bundle.open(tools_folder / "drafter"), Bundle.open(tools_folder / "target")) as made:

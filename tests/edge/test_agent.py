@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,9 @@ from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.reference import Reference
 from cutline.demo.requests import requests
-from cutline.edge.agent import Agent
+from cutline.edge.agent import Agent, AgentSettings
 from cutline.edge.generation.result import Ending
-from cutline.edge.inference.drafter import Drafted, DrafterConversation
+from cutline.edge.inference.drafter import Drafted, DraftSource
 from cutline.errors import (
     PromptError,
     WorkerBusy,
@@ -30,9 +30,8 @@ from cutline.errors import (
 from cutline.models.bundle import Bundle
 from cutline.models.prompt import PromptBuilder
 from cutline.protos.client import WorkerClient
+from cutline.testing.drafter import Script, ScriptedDrafter
 from cutline.testing.together import asking, check_account, ids, together
-
-Draft = Callable[[DrafterConversation, Sequence[int], int], Iterator[Drafted]]
 
 EFFORTS = (0.0, 0.5, 1.0)
 ASKED = list(requests(Split.EVALUATION, 2, seed=11))
@@ -169,15 +168,12 @@ def test_effort_is_of_no_account_without_drafts(target: Bundle, drafter: Bundle)
     asyncio.run(run())
 
 
-def test_a_drafter_that_breaks_ends_the_question_at_once(
-    target: Bundle, drafter: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(self: DrafterConversation, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
+def test_a_drafter_that_breaks_ends_the_question_at_once(target: Bundle, drafter: Bundle) -> None:
+    def broken(honest: DraftSource, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
         raise RuntimeError("out of memory")
 
     async def run() -> None:
-        async with asyncio.timeout(20), together(target, drafter) as agent:
-            monkeypatch.setattr(DrafterConversation, "draft", broken)
+        async with asyncio.timeout(20), together(target, drafter, open_drafter=ScriptedDrafter(broken)) as agent:
             with pytest.raises(RuntimeError, match="out of memory"):
                 await agent.answer(asking(LONGEST, Mode.DRAFT, effort=0.0))
 
@@ -246,10 +242,10 @@ def test_many_questions_at_once(target: Bundle, drafter: Bundle, reference: Refe
     asyncio.run(run())
 
 
-def blocked(release: threading.Event, begun: threading.Event | None = None) -> Draft:
+def blocked(release: threading.Event, begun: threading.Event | None = None) -> Script:
     """A drafter that says nothing until it is released: with effort 0 its session stays open that long."""
 
-    def draft(self: DrafterConversation, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
+    def draft(honest: DraftSource, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
         if begun is not None:
             begun.set()
         release.wait(30)
@@ -258,15 +254,13 @@ def blocked(release: threading.Event, begun: threading.Event | None = None) -> D
     return draft
 
 
-def test_a_full_worker_refuses_and_serves_again_once_there_is_room(
-    target: Bundle, drafter: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    release = threading.Event()
+def test_a_full_worker_refuses_and_serves_again_once_there_is_room(target: Bundle, drafter: Bundle) -> None:
+    release, drafts = threading.Event(), ScriptedDrafter()
 
     async def run() -> None:
-        async with together(target, drafter, slots=1) as agent:
+        async with together(target, drafter, slots=1, open_drafter=drafts) as agent:
             truth = ids(await agent.answer(asking(LONGEST, Mode.CLOUD)))
-            monkeypatch.setattr(DrafterConversation, "draft", blocked(release))
+            drafts.script = blocked(release)
             async with asyncio.timeout(60), WorkerClient(agent.workers.states[0].address) as worker:
                 while (await worker.describe()).sessions:  # the slot is free a moment after the answer
                     pass
@@ -277,7 +271,7 @@ def test_a_full_worker_refuses_and_serves_again_once_there_is_room(
                 await agent.answer(asking(LONGEST, Mode.CLOUD))
             release.set()
             assert ids(await waiting) == truth
-            monkeypatch.undo()
+            drafts.script = None
             async with asyncio.timeout(60):
                 while True:  # the slot is free a moment after the answer
                     try:
@@ -292,10 +286,10 @@ def test_a_full_worker_refuses_and_serves_again_once_there_is_room(
 
 @pytest.mark.threat("floods")
 @pytest.mark.parametrize("mode", [Mode.EDGE, Mode.AUTO, Mode.DRAFT])
-def test_nothing_is_drafted_for_who_is_gone(drafter: Bundle, monkeypatch: pytest.MonkeyPatch, mode: Mode) -> None:
+def test_nothing_is_drafted_for_who_is_gone(drafter: Bundle, mode: Mode) -> None:
     drawn, begun, left = list[int](), threading.Event(), threading.Event()
 
-    def draft(self: DrafterConversation, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
+    def draft(honest: DraftSource, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
         for token in range(20, 20 + limit):
             drawn.append(token)
             if len(drawn) == 3:
@@ -303,10 +297,10 @@ def test_nothing_is_drafted_for_who_is_gone(drafter: Bundle, monkeypatch: pytest
                 left.wait(60)
             yield Drafted(token, 0.5)
 
-    monkeypatch.setattr(DrafterConversation, "draft", draft)
+    settings = AgentSettings(open_drafter=ScriptedDrafter(draft))
 
     async def run() -> int:
-        async with Agent(drafter, worker="127.0.0.1:1", threads=1) as agent:
+        async with Agent(drafter, worker="127.0.0.1:1", threads=1, settings=settings) as agent:
             waiting = asyncio.create_task(agent.answer(asking(LONGEST, mode, max_tokens=100)))
             assert await asyncio.to_thread(begun.wait, 60)
             waiting.cancel()
@@ -323,13 +317,12 @@ def test_nothing_is_drafted_for_who_is_gone(drafter: Bundle, monkeypatch: pytest
     assert ended == len(drawn) == 3
 
 
-def test_a_question_given_up_frees_its_place(target: Bundle, drafter: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_question_given_up_frees_its_place(target: Bundle, drafter: Bundle) -> None:
     begun, release = threading.Event(), threading.Event()
+    drafts = ScriptedDrafter(blocked(release, begun))
 
     async def run() -> None:
-        async with together(target, drafter, slots=1) as agent:
-            honest = DrafterConversation.draft
-            monkeypatch.setattr(DrafterConversation, "draft", blocked(release, begun))
+        async with together(target, drafter, slots=1, open_drafter=drafts) as agent:
             waiting = asyncio.create_task(agent.answer(asking(LONGEST, Mode.DRAFT, effort=0.0)))
             assert await asyncio.to_thread(begun.wait, 30)
             waiting.cancel()
@@ -338,7 +331,7 @@ def test_a_question_given_up_frees_its_place(target: Bundle, drafter: Bundle, mo
             release.set()
             with pytest.raises(asyncio.CancelledError):
                 await waiting
-            monkeypatch.setattr(DrafterConversation, "draft", honest)
+            drafts.script = None
             async with asyncio.timeout(60):
                 while True:
                     try:

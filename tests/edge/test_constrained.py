@@ -21,13 +21,14 @@ from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.edge.agent import Agent, AgentSettings
 from cutline.edge.generation.result import Answer
-from cutline.edge.inference.drafter import Drafted, DrafterConversation
+from cutline.edge.inference.drafter import Drafted
 from cutline.edge.offload.backends.openai_upstream import Upstream
 from cutline.errors import InputError, WorkerFailed
 from cutline.models.bundle import Bundle
 from cutline.models.law.grammars import Matcher
 from cutline.protos import features
 from cutline.protos.messages import Finished
+from cutline.testing.drafter import ScriptedDrafter
 from cutline.testing.together import asking, ids, together
 
 CARD = next(iter(requests(Split.EVALUATION, 1, seed=5)))
@@ -165,7 +166,7 @@ def test_a_constraint_that_becomes_too_complex_is_the_clients(mode: Mode, monkey
     asyncio.run(run())
 
 
-def test_a_draft_ends_where_the_drafter_finds_the_constraint_too_complex(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_draft_ends_where_the_drafter_finds_the_constraint_too_complex() -> None:
     """It drafts further than what is confirmed: the worker, who does not, has the word."""
 
     def too_complex(*given: Any) -> Iterator[Drafted]:
@@ -174,9 +175,9 @@ def test_a_draft_ends_where_the_drafter_finds_the_constraint_too_complex(monkeyp
         yield Drafted(0, 0.0)
 
     async def run() -> None:
-        async with together(Bundle.open(TARGET), Bundle.open(DRAFTER)) as agent:
+        drafts = ScriptedDrafter(too_complex)
+        async with together(Bundle.open(TARGET), Bundle.open(DRAFTER), open_drafter=drafts) as agent:
             how = Sampling(constraint=Constraint.json_schema(SCHEMA))
-            monkeypatch.setattr(DrafterConversation, "draft", too_complex)
             answer = await agent.answer(asking(CARD, Mode.DRAFT, sampling=how))
             assert (answer.exact, answer.complete, answer.drafted) == (True, True, 0)
 

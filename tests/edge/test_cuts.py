@@ -18,13 +18,14 @@ from cutline.demo.bundles import DRAFTER, TARGET
 from cutline.demo.cards import Split
 from cutline.demo.reference import Reference
 from cutline.demo.requests import requests
-from cutline.edge.agent import Agent
+from cutline.edge.agent import Agent, AgentSettings
 from cutline.edge.generation.gate import Gate
 from cutline.edge.generation.result import Answer, Provenance
-from cutline.edge.inference.drafter import Drafted, DrafterConversation
+from cutline.edge.inference.drafter import Drafted, Drafter, DraftSource, OpenDrafter
 from cutline.edge.inference.target_prefix import TargetSpan
 from cutline.errors import CutlineError, InputError, ModelMismatch
 from cutline.models.bundle import Bundle
+from cutline.testing.drafter import Script, ScriptedDrafter
 from cutline.testing.worker import NEVER, gated, keeps_from
 
 BUNDLE = Bundle.open(TARGET, "device")
@@ -57,12 +58,18 @@ def small() -> Iterator[tuple[str, int]]:
 
 
 def ask(
-    worker: str | None, questions: Sequence[Request], *, target: Bundle | None = BUNDLE, gate: Gate = NEVER
+    worker: str | None,
+    questions: Sequence[Request],
+    *,
+    target: Bundle | None = BUNDLE,
+    gate: Gate = NEVER,
+    drafts: OpenDrafter = Drafter.open,
 ) -> list[Answer]:
     """The answers of one agent."""
 
     async def run() -> list[Answer]:
-        async with Agent(gated(Bundle.open(DRAFTER), gate), worker=worker, threads=1, target=target) as agent:
+        drafter, settings = gated(Bundle.open(DRAFTER), gate), AgentSettings(open_drafter=drafts)
+        async with Agent(drafter, worker=worker, threads=1, target=target, settings=settings) as agent:
             return [await agent.answer(question) for question in questions]
 
     return asyncio.run(run())
@@ -101,12 +108,11 @@ def test_an_answer_that_reaches_the_workers_context_ends_with_what_there_is(
     assert (answer.complete, answer.exact, answer.lost, answer.tail) == (False, True, (), None)
 
 
-def wrong_in_places(every: int) -> Callable[[DrafterConversation, Sequence[int], int], Iterator[Drafted]]:
+def wrong_in_places(every: int) -> Script:
     """The drafter as it is, with every so many tokens replaced."""
-    honest = DrafterConversation.draft
 
-    def draft(self: DrafterConversation, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
-        for index, one in enumerate(honest(self, answer, limit), start=len(answer)):
+    def draft(honest: DraftSource, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
+        for index, one in enumerate(honest.draft(answer, limit), start=len(answer)):
             yield Drafted(one.token % 100 + 100, 0.5) if index % every == every - 1 else one
 
     return draft
@@ -128,14 +134,12 @@ def test_a_cut_changes_no_token(cut: str, mode: Mode, worker: str, truth: Truth)
 
 @pytest.mark.parametrize("every", [2, 5])
 @pytest.mark.parametrize("cut", LINE.deep_cuts)
-def test_wrong_drafts_change_no_token(
-    cut: str, every: int, worker: str, truth: Truth, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(DrafterConversation, "draft", wrong_in_places(every))
+def test_wrong_drafts_change_no_token(cut: str, every: int, worker: str, truth: Truth) -> None:
+    drafts = ScriptedDrafter(wrong_in_places(every))
     truths = [truth(one.image, one.question.text) for one in ASKED[:3]]
     for mode in (Mode.DRAFT, Mode.AUTO):
         asked = [Request.about(one.image, one.question.text, mode=mode, cut=cut) for one in ASKED[:3]]
-        assert [ids(answer) for answer in ask(worker, asked)] == truths
+        assert [ids(answer) for answer in ask(worker, asked, drafts=drafts)] == truths
 
 
 @pytest.mark.parametrize("cut", ["decoder.0", "decoder.2", "head"])
@@ -158,17 +162,15 @@ def test_a_round_verifies_a_whole_draft_also_inside_the_decoder(worker: str, tru
     assert rounds < tokens / 3
 
 
-def test_a_draft_that_is_right_is_verified_in_one_round(
-    worker: str, truth: Truth, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_draft_that_is_right_is_verified_in_one_round(worker: str, truth: Truth) -> None:
     right = truth(LONGEST.image, LONGEST.question.text)
 
-    def foreseen(self: DrafterConversation, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
+    def foreseen(honest: DraftSource, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
         yield from (Drafted(token, 1.0) for token in right[len(answer) : len(answer) + limit])
 
-    monkeypatch.setattr(DrafterConversation, "draft", foreseen)
     for cut in LINE.deep_cuts:
-        (answer,) = ask(worker, [Request.about(LONGEST.image, LONGEST.question.text, mode=Mode.AUTO, cut=cut)])
+        question = Request.about(LONGEST.image, LONGEST.question.text, mode=Mode.AUTO, cut=cut)
+        (answer,) = ask(worker, [question], drafts=ScriptedDrafter(foreseen))
         assert ids(answer) == right
         assert (answer.rounds, answer.accepted) == (1, len(right))
 

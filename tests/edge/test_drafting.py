@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -15,13 +15,13 @@ from cutline.demo.cards import Split
 from cutline.demo.requests import requests
 from cutline.edge.agent import Agent
 from cutline.edge.generation.result import Provenance
-from cutline.edge.inference.drafter import Drafted, DrafterConversation
+from cutline.edge.inference.drafter import Drafted, DraftSource
 from cutline.models.bundle import Bundle
 from cutline.testing import together as pair
+from cutline.testing.drafter import Script, ScriptedDrafter
 from cutline.testing.together import check_account, ids, together
 from cutline.testing.worker import NEVER, gated, keeps_from
 
-Draft = Callable[[DrafterConversation, Sequence[int], int], Iterator[Drafted]]
 EFFORTS = (0.0, 0.5, 1.0)
 asking = partial(pair.asking, store=False)  # what is drafted is the drafter's alone
 ASKED = list(requests(Split.EVALUATION, 2, seed=11))
@@ -38,25 +38,24 @@ def drafter() -> Bundle:
     return Bundle.open(DRAFTER)
 
 
-def random_tokens(self: DrafterConversation, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
+def random_tokens(honest: DraftSource, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
     rng = np.random.default_rng(len(answer))
     yield from (Drafted(int(token), 0.5) for token in rng.integers(10, 400, limit))
 
 
-def ends_at_once(self: DrafterConversation, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
+def ends_at_once(honest: DraftSource, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
     yield Drafted(Bundle.open(DRAFTER).manifest.stop_tokens[0], 0.9)
 
 
-def never_ends(self: DrafterConversation, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
+def never_ends(honest: DraftSource, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
     yield from (Drafted(20, 0.9) for _ in range(limit))
 
 
-def wrong_in_places(every: int) -> Draft:
+def wrong_in_places(every: int) -> Script:
     """The drafter as it is, with every so many tokens replaced."""
-    honest = DrafterConversation.draft
 
-    def draft(self: DrafterConversation, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
-        for index, one in enumerate(honest(self, answer, limit), start=len(answer)):
+    def draft(honest: DraftSource, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
+        for index, one in enumerate(honest.draft(answer, limit), start=len(answer)):
             wrong = Drafted(one.token % 100 + 100, 0.5)
             yield wrong if index % every == every - 1 and wrong.token != one.token else one
 
@@ -70,12 +69,14 @@ def wrong_in_places(every: int) -> Draft:
     ids=["random", "ends at once", "never ends", "every second is wrong", "every fifth is wrong"],
 )
 def test_a_bad_drafter_changes_nothing_but_the_cost(
-    target: Bundle, drafter: Bundle, bad: Draft, effort: float, monkeypatch: pytest.MonkeyPatch
+    target: Bundle, drafter: Bundle, bad: Script, effort: float
 ) -> None:
+    drafts = ScriptedDrafter()
+
     async def run() -> None:
-        async with together(target, drafter) as agent:
+        async with together(target, drafter, open_drafter=drafts) as agent:
             truths = [await agent.answer(asking(request, Mode.CLOUD)) for request in ASKED[:6]]
-            monkeypatch.setattr(DrafterConversation, "draft", bad)
+            drafts.script = bad
             for request, truth in zip(ASKED[:6], truths, strict=True):
                 answer = await agent.answer(asking(request, Mode.DRAFT, effort=effort))
                 assert ids(answer) == ids(truth)
@@ -85,10 +86,10 @@ def test_a_bad_drafter_changes_nothing_but_the_cost(
     asyncio.run(run())
 
 
-def foreseen(answer: Sequence[int], *, wrong: int | None = None) -> Draft:
+def foreseen(answer: Sequence[int], *, wrong: int | None = None) -> Script:
     """A drafter that knows the whole answer, but for the token at the index `wrong` on its first visit there."""
 
-    def draft(self: DrafterConversation, known: Sequence[int], limit: int) -> Iterator[Drafted]:
+    def draft(honest: DraftSource, known: Sequence[int], limit: int) -> Iterator[Drafted]:
         for index in range(len(known), min(len(answer), len(known) + limit)):
             token = answer[index] + 1 if index == wrong and len(known) <= index else answer[index]
             yield Drafted(token, 1.0)
@@ -96,18 +97,18 @@ def foreseen(answer: Sequence[int], *, wrong: int | None = None) -> Draft:
     return draft
 
 
-def test_pure_speculation_costs_a_round_a_token_when_every_draft_is_wrong(
-    target: Bundle, drafter: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pure_speculation_costs_a_round_a_token_when_every_draft_is_wrong(target: Bundle, drafter: Bundle) -> None:
+    drafts = ScriptedDrafter()
+
     async def run() -> None:
-        async with together(target, drafter) as agent:
+        async with together(target, drafter, open_drafter=drafts) as agent:
             truth = ids(await agent.answer(asking(LONGEST, Mode.CLOUD)))
 
-            def always_wrong(self: DrafterConversation, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
+            def always_wrong(honest: DraftSource, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
                 following = truth[len(answer)] if len(answer) < len(truth) else 0
                 yield from (Drafted(following % 100 + 100 + (following >= 100), 0.5) for _ in range(limit))
 
-            monkeypatch.setattr(DrafterConversation, "draft", always_wrong)
+            drafts.script = always_wrong
             answer = await agent.answer(asking(LONGEST, Mode.DRAFT, effort=0.0))
             assert ids(answer) == truth
             # Each token but the first needs a draft of its own, made after the one before it was known.
@@ -117,14 +118,14 @@ def test_pure_speculation_costs_a_round_a_token_when_every_draft_is_wrong(
     asyncio.run(run())
 
 
-def test_pure_speculation_costs_one_round_when_every_draft_is_right(
-    target: Bundle, drafter: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pure_speculation_costs_one_round_when_every_draft_is_right(target: Bundle, drafter: Bundle) -> None:
+    drafts = ScriptedDrafter()
+
     async def run() -> None:
-        async with together(target, drafter) as agent:
+        async with together(target, drafter, open_drafter=drafts) as agent:
             truth = ids(await agent.answer(asking(LONGEST, Mode.CLOUD)))
             assert len(truth) > 2, "too short to tell"
-            monkeypatch.setattr(DrafterConversation, "draft", foreseen(truth))
+            drafts.script = foreseen(truth)
             answer = await agent.answer(asking(LONGEST, Mode.DRAFT, effort=0.0))
             assert ids(answer) == truth
             # The worker may choose the first tokens before the first draft is there.
@@ -155,15 +156,15 @@ def test_what_the_gate_keeps_never_leaves_the_device(drafter: Bundle) -> None:
     asyncio.run(run())
 
 
-def test_what_it_does_not_keep_is_verified_whole_in_one_round(
-    target: Bundle, drafter: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_it_does_not_keep_is_verified_whole_in_one_round(target: Bundle, drafter: Bundle) -> None:
+    drafts = ScriptedDrafter()
+
     async def run() -> None:
-        async with together(target, gated(drafter, NEVER)) as agent:
+        async with together(target, gated(drafter, NEVER), open_drafter=drafts) as agent:
             for request in ASKED[:6]:
-                monkeypatch.undo()
+                drafts.script = None
                 truth = ids(await agent.answer(asking(request, Mode.CLOUD)))
-                monkeypatch.setattr(DrafterConversation, "draft", foreseen(truth))
+                drafts.script = foreseen(truth)
                 answer = await agent.answer(asking(request, Mode.AUTO))
                 assert ids(answer) == truth
                 check_account(answer)
@@ -174,13 +175,13 @@ def test_what_it_does_not_keep_is_verified_whole_in_one_round(
     asyncio.run(run())
 
 
-def test_an_escalation_goes_on_drafting_from_where_it_was_wrong(
-    target: Bundle, drafter: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_escalation_goes_on_drafting_from_where_it_was_wrong(target: Bundle, drafter: Bundle) -> None:
+    drafts = ScriptedDrafter()
+
     async def run() -> None:
-        async with together(target, gated(drafter, NEVER)) as agent:
+        async with together(target, gated(drafter, NEVER), open_drafter=drafts) as agent:
             truth = ids(await agent.answer(asking(LONGEST, Mode.CLOUD)))
-            monkeypatch.setattr(DrafterConversation, "draft", foreseen(truth, wrong=1))
+            drafts.script = foreseen(truth, wrong=1)
             answer = await agent.answer(asking(LONGEST, Mode.AUTO, effort=0.0))
             assert ids(answer) == truth
             check_account(answer)

@@ -21,9 +21,9 @@ from cutline.edge.generation.generation import Execution, Generation, Prepared
 from cutline.edge.generation.recent_answers import RecentAnswers
 from cutline.edge.generation.result import DraftedBy
 from cutline.edge.inference.boundary_noise import Noise, new_secret
-from cutline.edge.inference.drafter import Drafted, Drafter
+from cutline.edge.inference.drafter import Drafted, Drafter, DrafterModel, DraftSource, OpenDrafter
 from cutline.edge.inference.target_prefix import Crossing, LoadedSpans
-from cutline.edge.offload.backends.own_questions import CannotDraft, DraftSource, OwnQuestions
+from cutline.edge.offload.backends.own_questions import CannotDraft, OwnQuestions
 from cutline.edge.offload.backends.proposals import RecentDrafts
 from cutline.errors import InputError
 from cutline.models.bundle import Bundle, Manifest
@@ -49,13 +49,14 @@ class DeviceModels:
         threads: int,
         provider: str = CPU,
         fresh: bool = False,
+        open_drafter: OpenDrafter = Drafter.open,
     ) -> None:
         self.target: Manifest | None = None if target is None else target.manifest
         self._spans = None if target is None else LoadedSpans(target, threads=threads, provider=provider)
-        self._drafter: Drafter | None = None
+        self._drafter: DrafterModel | None = None
         self._own: OwnQuestions | None = None
         self._served = served
-        self._open = partial(Drafter.open, threads=threads, provider=provider)
+        self._open = partial(open_drafter, threads=threads, provider=provider)
         self._tenants: frozenset[str] | None = None  # that the drafter serves, None for all
         if drafter is not None:
             self._use(drafter)

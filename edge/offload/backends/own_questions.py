@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Protocol
-
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from cutline.core.request import Request
 from cutline.edge.generation.generation import Prepared
 from cutline.edge.generation.preprocess import Preparer
-from cutline.edge.inference.drafter import Drafted, DrafterConversation
+from cutline.edge.inference.drafter import DraftSource
 from cutline.edge.inference.retokenized_drafter import RetokenizedConversation
 from cutline.errors import InputError, PromptError
 from cutline.models.bundle import Bundle
@@ -22,16 +17,6 @@ from cutline.models.prompt import PromptBuilder
 
 class CannotDraft(PromptError):
     """A question that the drafter does not take and its target does."""
-
-
-class DraftSource(Protocol):
-    """What drafts the answer to one question."""
-
-    def draft(self, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
-        """Draft the tokens after `answer`, up to `limit` of them or the end of the answer."""
-
-    def pooled(self) -> list[NDArray[np.float32]]:
-        """The drafter's rows of each image after its tower, averaged to one (width,)."""
 
 
 class OwnQuestions:
@@ -58,7 +43,7 @@ class OwnQuestions:
         except InputError as error:
             raise CannotDraft(f"the drafter cannot be asked: {error}") from error
 
-    def retokenized(self, drafting: DrafterConversation) -> DraftSource:
+    def retokenized(self, drafting: DraftSource) -> DraftSource:
         """What it drafts in the target's tokens."""
         if self._served.shared.tokens:
             return drafting

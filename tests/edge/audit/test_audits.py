@@ -21,10 +21,11 @@ from cutline.edge.audit.audits import EARLY_AUDITS, Audits
 from cutline.edge.generation.conditions import PLAIN, group_of
 from cutline.edge.generation.gate import Gate, Group
 from cutline.edge.generation.result import Answer, Decision, Gated
-from cutline.edge.inference.drafter import Drafted, DrafterConversation
+from cutline.edge.inference.drafter import Drafted, DraftSource
 from cutline.edge.offload.backends.openai_upstream import Upstream
 from cutline.errors import InputError, WorkerFailed, WorkerUnavailable
 from cutline.models.bundle import Bundle
+from cutline.testing.drafter import ScriptedDrafter
 from cutline.testing.together import asking, ids
 from cutline.testing.worker import gated, keeps_from
 
@@ -61,21 +62,21 @@ def test_what_was_never_calibrated_is_not_counted() -> None:
     assert Audits().said(PLAIN, GATE) is None
 
 
-def test_a_drafter_that_strays_is_kept_no_more_until_it_is_right_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = DrafterConversation.draft
+def test_a_drafter_that_strays_is_kept_no_more_until_it_is_right_again() -> None:
+    drafts = ScriptedDrafter()
 
-    def strays(self: DrafterConversation, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
-        for place, one in enumerate(honest(self, answer, limit)):
+    def strays(honest: DraftSource, answer: Sequence[int], limit: int) -> Iterator[Drafted]:
+        for place, one in enumerate(honest.draft(answer, limit)):
             yield Drafted(one.token + 1, one.probability) if place == 3 else one
 
     async def run() -> None:
         drafter = gated(Bundle.open(DRAFTER), keeps_from(0.0))
         async with (
             serve(Bundle.open(TARGET), WorkerOptions(slots=2)) as address,
-            Agent(drafter, worker=address, threads=1, settings=AgentSettings(audit=1.0)) as agent,
+            Agent(drafter, worker=address, threads=1, settings=AgentSettings(audit=1.0, open_drafter=drafts)) as agent,
         ):
             truth = ids(await agent.answer(asking(ASKED, Mode.CLOUD)))
-            monkeypatch.setattr(DrafterConversation, "draft", strays)
+            drafts.script = strays
             answers = list[Answer]()
             while not answers or decision(answers[-1]) is not Decision.PASSED:
                 answers.append(await agent.answer(asking(ASKED, Mode.AUTO)))
@@ -92,7 +93,7 @@ def test_a_drafter_that_strays_is_kept_no_more_until_it_is_right_again(monkeypat
             assert answers[-1].gate.audit is not None
             assert answers[-1].gate.audit.shut
 
-            monkeypatch.setattr(DrafterConversation, "draft", honest)
+            drafts.script = None
             again = await agent.answer(asking(ASKED, Mode.AUTO))
             while decision(again) is not Decision.KEPT:
                 assert ids(again) == truth
