@@ -4,11 +4,11 @@ Cards of the demo are shown as a camera might see them that was moved, or whose 
 other hands. For each such shift the drafter and the target are asked once about every card; what the gate would keep,
 and whether that is the target's answer, is then replayed many times in different orders, with the share of kept answers
 audited that is asked for. Told are the share of answers kept and of those kept the share that differs from the
-target's: without audits; with them, of all answers; and of those that came once 200 were compared with the target's,
-which are audits and what a shut group leaves to the target. A replay is within the promise if no more of those kept
-differs, and shown above it where an exact binomial test at 95% says so. An oracle that knows every answer keeps what
-the loosest threshold does that holds the promise. A second table has the same where unfamiliar pictures are passed on
-at first, and tells what share of what was kept and differs that takes away.
+target's: without audits; with them, of all answers; and of those that came once 200 of their group were compared with
+the target's, which are audits and what a shut group leaves to the target. A replay is within the promise if no more of
+those kept differs, and shown above it where an exact binomial test at 95% says so. An oracle that knows every answer
+keeps what the loosest threshold does that holds the promise. A second table has the same where unfamiliar pictures are
+passed on at first, and tells what share of what was kept and differs that takes away.
 
     python -m cutline.bench.shift --cards 200 --digits package/src/digits
 """
@@ -19,6 +19,7 @@ import argparse
 import asyncio
 import io
 import logging
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,7 +121,7 @@ async def look(source: Split | Scans, shift: Shift, cards: int, gate: Gate) -> S
 
 @dataclass(slots=True)
 class Replay:
-    """Of so many `answers` those `kept` and those of them that differ, of all and once enough were `compared`.
+    """Of so many `answers` those `kept` and those of them that differ, of all and once enough of a group were compared.
 
     So many were `audited`; `shut`: none is kept any more at the end.
     """
@@ -131,7 +132,6 @@ class Replay:
     later: int = 0
     later_kept: int = 0
     later_wrong: int = 0
-    compared: int = 0
     audited: int = 0
     shut: bool = False
 
@@ -139,23 +139,23 @@ class Replay:
 def replay(seen: Seen, gate: Gate, *, audit: float, answers: int, seed: int, apart: bool = False) -> Replay:
     """What becomes of so many answers, drawn from those that were seen; strange pictures may be a group `apart`."""
     rng, told = np.random.default_rng(seed), Replay(answers=answers)
-    audits, promised = Audits(share=audit, seed=seed), gate.groups[PLAIN]
+    audits, promised, compared = Audits(share=audit, seed=seed), gate.groups[PLAIN], Counter[str]()
     for number, index in enumerate(rng.integers(0, len(seen.kept), answers)):
-        later = told.compared >= COMPARED
+        group = PLAIN + UNFAMILIAR if apart and seen.strange[index] else PLAIN
+        later = compared[group] >= COMPARED
         told.later += later
         if not seen.kept[index]:
             continue
         right, sure = bool(seen.agreed[index]), float(seen.sure[index])
-        group = PLAIN + UNFAMILIAR if apart and seen.strange[index] else PLAIN
         if not audits.keeps(group, promised, sure):
-            told.compared += audits.shut(group)
+            compared[group] += audits.shut(group)
             audits.note_unkept(group, gate, confidence=sure, agreed=right)
             continue
         told.kept, told.wrong = told.kept + 1, told.wrong + (not right)
         told.later_kept, told.later_wrong = told.later_kept + later, told.later_wrong + (later and not right)
         if audits.due(group, str(number)):
             audits.note(group, gate, confidence=sure, agreed=right)
-            told.compared, told.audited = told.compared + 1, told.audited + 1
+            compared[group], told.audited = compared[group] + 1, told.audited + 1
     told.shut = audits.shut(PLAIN)
     return told
 
