@@ -15,7 +15,8 @@ from PIL import Image
 
 from cutline.errors import InputError
 from cutline.models.encoders.images import ImageRules
-from cutline.models.families.family import Grid, channels
+from cutline.models.families.checks import channels
+from cutline.models.families.family import Grid
 from cutline.models.families.parts import Attention, Decoding, Ops, Parts
 from cutline.models.families.positions import Positions
 from cutline.models.families.tiles import TileFamily

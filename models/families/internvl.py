@@ -17,7 +17,8 @@ import msgspec
 import numpy as np
 from PIL import Image
 
-from cutline.models.families.family import BOUNDED_ROTATIONS, Grid, channels, check_decoder
+from cutline.models.families.checks import BOUNDED_ROTATIONS, channels, check_decoder
+from cutline.models.families.family import Grid
 from cutline.models.families.parts import Ops, Parts
 from cutline.models.families.tiles import TileFamily
 from cutline.models.images import Pixels, Size

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cutline.models.families.family import Arrays, Count, Grid, channels, check_decoder
+from cutline.models.families.checks import channels, check_decoder
+from cutline.models.families.family import Arrays, Count, Grid
 from cutline.models.families.parts import Ops, Parts
 from cutline.models.families.tiles import TileFamily
 from cutline.models.images import Pixels, Size, size_fault

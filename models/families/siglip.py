@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 from PIL import Image
 
-from cutline.models.families.family import Grid, channels
+from cutline.models.families.checks import channels
+from cutline.models.families.family import Grid
 from cutline.models.families.parts import Ops, Parts
 from cutline.models.families.tiles import TileFamily
 from cutline.models.images import Pixels, Size

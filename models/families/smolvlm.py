@@ -16,7 +16,8 @@ import msgspec
 import numpy as np
 from PIL import Image
 
-from cutline.models.families.family import Arrays, Count, Grid, Spread, channels, check_decoder
+from cutline.models.families.checks import channels, check_decoder
+from cutline.models.families.family import Arrays, Count, Grid, Spread
 from cutline.models.families.parts import Ops, Parts
 from cutline.models.families.tiles import TileFamily
 from cutline.models.images import Pixels, Size

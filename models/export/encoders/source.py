@@ -24,7 +24,7 @@ from cutline.models.export.quiet import quiet
 from cutline.models.export.settings import check, check_flat, shown
 from cutline.models.export.source import read_weights
 from cutline.models.families import FAMILIES
-from cutline.models.families.family import channels
+from cutline.models.families.checks import channels
 
 CONFIG = "config.json"
 PROCESSOR, IMAGES, TOKENS = "processor_config.json", "preprocessor_config.json", "tokenizer_config.json"

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cutline.models.families.family import ROTATIONS, Arrays, Count, Grid, Index
+from cutline.models.families.checks import ROTATIONS
+from cutline.models.families.family import Arrays, Count, Grid, Index
 from cutline.models.families.gemma.blocks import picture_blocks
 from cutline.models.families.positions import Positions
 from cutline.models.families.siglip import SiglipFamily

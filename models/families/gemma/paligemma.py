@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cutline.models.families.family import ROTATIONS, Arrays, Grid, Index
+from cutline.models.families.checks import ROTATIONS
+from cutline.models.families.family import Arrays, Grid, Index
 from cutline.models.families.positions import Positions
 from cutline.models.families.siglip import SiglipFamily
 from cutline.models.sight import Sight

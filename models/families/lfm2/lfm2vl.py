@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from cutline.models.families.family import ROTATIONS, Arrays, Count, Index, check_whole_heads
+from cutline.models.families.checks import ROTATIONS, check_whole_heads
+from cutline.models.families.family import Arrays, Count, Index
 from cutline.models.families.layer_state import KEYS_VALUES, LayerMemory, LayerState, RecentRows
 from cutline.models.families.lfm2.pictures import Lfm2Pictures
 from cutline.models.families.parts import Ops, Parts

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cutline.models.families.family import Arrays, Count, Grid, Spread, channels
+from cutline.models.families.checks import channels
+from cutline.models.families.family import Arrays, Count, Grid, Spread
 from cutline.models.families.pieces import PiecedFamily, Sides
 from cutline.models.images import MAX_PIXELS, Pixels
 

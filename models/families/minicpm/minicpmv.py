@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from cutline.models.families.family import Arrays, Count, Grid, Index, Spread, channels
+from cutline.models.families.checks import channels
+from cutline.models.families.family import Arrays, Count, Grid, Index, Spread
 from cutline.models.families.layer_state import LayerMemory, LayerState
 from cutline.models.families.minicpm.slices import MERGE, SlicedFamily
 from cutline.models.families.parts import Ops, Parts

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cutline.models.families.family import Count, Grid, channels
+from cutline.models.families.checks import channels
+from cutline.models.families.family import Count, Grid
 from cutline.models.families.tiles import TileFamily
 from cutline.models.images import Pixels, Size
 

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cutline.errors import InputError
-from cutline.models.families.family import Arrays, Count, Grid, Index, check_decoder
+from cutline.models.families.checks import check_decoder
+from cutline.models.families.family import Arrays, Count, Grid, Index
 from cutline.models.families.layer_state import KEYS_VALUES, CrossKeys, LayerState
 from cutline.models.families.mllama.canvas import CanvasFamily, arrangements
 from cutline.models.families.parts import Attention, Decoding, Ops, Parts, TowerSizes

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cutline.errors import InputError
-from cutline.models.families.family import Arrays, Count, Family, Grid, Spread, channels, check_whole_heads
+from cutline.models.families.checks import channels, check_whole_heads
+from cutline.models.families.family import Arrays, Count, Family, Grid, Spread
 from cutline.models.families.parts import Ops
 from cutline.models.families.positions import Positions
 from cutline.models.families.qwen.settings import one_number, picture_area, read_sampling, rotary_sections
