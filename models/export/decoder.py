@@ -35,7 +35,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from cutline.errors import BundleError
 from cutline.models.bundle import DecoderSpec, Precision
-from cutline.models.export.graphs import needed
+from cutline.models.export.graphs import needed, product_alone, products, replace_product
 from cutline.models.export.quiet import quiet
 from cutline.models.export.traced import is_traced, traced
 from cutline.models.families import Family
@@ -120,7 +120,20 @@ def _build(model: Any, family: Family, spec: DecoderSpec, path: Path, precision:
     layers = sorted(range(spec.layers), key=lambda layer: family.sight(layer).window)
     names = iter(dict.fromkeys(map(family.rotary, layers)))
 
-    class Turned(base):  # type: ignore[misc, valid-type]
+    class EachAlone(base):  # type: ignore[misc, valid-type]
+        """Quantizes one product after another, where the builder first writes all weights as float32, in memory."""
+
+        model: onnx_ir.Model
+
+        def to_nbits(self) -> onnx_ir.Model:
+            whole = self.model
+            for node, weight in products(whole):
+                self.model = product_alone(node, weight, whole)
+                replace_product(node, weight, super().to_nbits(), whole)
+            self.model = whole
+            return whole
+
+    class Turned(EachAlone):
         """Takes the rotary tables from transformers' own module, whatever the rope type."""
 
         def make_rotary_embedding_caches_from_scratch(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -129,7 +142,7 @@ def _build(model: Any, family: Family, spec: DecoderSpec, path: Path, precision:
             cos, sin = own.rotary_emb(own.embed_tokens.weight, torch.arange(spec.context)[None], *more)
             return cos[0].detach(), sin[0].detach()
 
-    class Unfused(base):  # type: ignore[misc, valid-type]
+    class Unfused(EachAlone):
         """Rotates queries and keys before attention, as nodes of their own."""
 
         def is_fused_rope_supported(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 
 import onnx
+import onnx_ir
 import torch
 from onnx import helper
 
@@ -82,3 +83,41 @@ def quantized(model: onnx.ModelProto, precision: Precision) -> onnx.ModelProto:
         quantizer.process()
     made: onnx.ModelProto = quantizer.model.model
     return made
+
+
+def products(whole: onnx_ir.Model) -> list[tuple[onnx_ir.Node, onnx_ir.Value]]:
+    """The products of rows and a weight in a graph, with the weights."""
+    found = [(node, node.inputs[1]) for node in whole.graph if node.op_type == "MatMul"]
+    return [(node, weight) for node, weight in found if weight is not None and weight.is_initializer()]
+
+
+def product_alone(product: onnx_ir.Node, weight: onnx_ir.Value, whole: onnx_ir.Model) -> onnx_ir.Model:
+    """A model of one of its `products`; the weight is not copied."""
+    rows, alone = onnx_ir.Value(name="rows"), onnx_ir.Value(name=weight.name, const_value=weight.const_value)
+    node = onnx_ir.node("MatMul", [rows, alone], name=product.name)
+    node.outputs[0].name = "made"
+    graph = onnx_ir.Graph(
+        [rows], node.outputs, nodes=[node], initializers=[alone], opset_imports=whole.graph.opset_imports
+    )
+    return onnx_ir.Model(graph, ir_version=whole.ir_version)
+
+
+def replace_product(product: onnx_ir.Node, weight: onnx_ir.Value, other: onnx_ir.Model, whole: onnx_ir.Model) -> None:
+    """Put the one node of the `other` model, with its weights, in the place of one of the `products`."""
+    (made,) = other.graph
+    # Copied, for a part of a protobuf holds on to all of it, and that has the weight as it was.
+    weights = [
+        onnx_ir.Value(name=value.name, const_value=onnx_ir.tensor(value.const_value.numpy().copy(), name=value.name))
+        for value in made.inputs[1:]
+        if value is not None and value.const_value is not None
+    ]
+    node = onnx_ir.Node(
+        made.domain, made.op_type, [product.inputs[0], *weights], list(made.attributes.values()), name=made.name
+    )
+    graph = whole.graph
+    onnx_ir.convenience.replace_nodes_and_values(graph, product, [product], [node], product.outputs, node.outputs)
+    if not weight.uses():
+        del graph.initializers[str(weight.name)]
+    for value in weights:
+        graph.register_initializer(value)
+    graph.opset_imports.setdefault(made.domain, 1)
