@@ -12,7 +12,7 @@ from cutline.cloud.engine.image_cache import ImageCache, Kept, Picture
 from cutline.cloud.engine.sessions.session_request import SessionRequest
 from cutline.cloud.engine.sessions.session_rows import BoundaryRows
 from cutline.cloud.serving.inbox import Inbox
-from cutline.core.request import MAX_IMAGE_BYTES, MAX_IMAGES
+from cutline.core.request import MAX_IMAGES
 from cutline.core.wire import Wire
 from cutline.errors import InputError, ModelMismatch, WorkerForgot, WorkerUnavailable
 from cutline.models.bundle import Manifest
@@ -22,7 +22,7 @@ from cutline.models.images import TRAVELLING, Pixels, decode_image, read_header
 from cutline.models.law.grammars import CompiledConstraint, Grammars
 from cutline.models.layerline import END
 from cutline.protos.digests import image_digest, piece_digest, rows_digest
-from cutline.protos.messages import SIDES, Boundary, Draft, ImageChunk, Open
+from cutline.protos.messages import SIDES, Boundary, Draft, Open
 
 MAX_TIME = 1_000_000  # positions between a video's pieces
 MAX_BOUNDARY_BYTES = 128 << 20  # as float32, whatever the format on the wire
@@ -145,7 +145,7 @@ class Reception:
         """
         kept = self._recall(opening, tenant)
         if opening.cut == "image":
-            return ReceivedUpload(tenant, kept, files=await _images(inbox, opening.images))
+            return ReceivedUpload(tenant, kept, files=await inbox.images(opening.images))
         (count, width), beside = self._boundary_shape(opening), self._side_rows(opening)
         most = MAX_BOUNDARY_BYTES * self._manifest.family.streams(self._manifest.line, opening.cut)
         if max(count, beside) * width * 4 > most:
@@ -386,20 +386,3 @@ class Reception:
         if rows.shape[1] != width:
             raise InputError(f"boundary rows are {rows.shape[1]} wide, this model's are {width}")
         return rows
-
-
-async def _images(inbox: Inbox, count: int) -> tuple[bytes, ...]:
-    files: list[bytes] = []
-    parts, size = bytearray(), 0
-    while len(files) < count:
-        message = await inbox.next()
-        if not isinstance(message, ImageChunk):
-            raise InputError(f"{count} images were announced, {len(files)} came")
-        size += len(message.data)
-        if size > MAX_IMAGE_BYTES:
-            raise InputError(f"the images are over {MAX_IMAGE_BYTES >> 20} MiB; send smaller ones")
-        parts += message.data
-        if message.last:
-            files.append(bytes(parts))
-            parts.clear()
-    return tuple(files)

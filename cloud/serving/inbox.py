@@ -14,9 +14,10 @@ from typing import Self
 
 from google.protobuf.message import DecodeError
 
+from cutline.core.request import MAX_IMAGE_BYTES
 from cutline.errors import CutlineError, InputError, WorkerFailed
 from cutline.protos.codec import agent_from_wire
-from cutline.protos.messages import AgentMessage
+from cutline.protos.messages import AgentMessage, ImageChunk
 from cutline.protos.v1 import worker_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,23 @@ class Inbox:
         if isinstance(message, CutlineError):
             raise message
         return None if message is None else agent_from_wire(message)
+
+    async def images(self, count: int) -> tuple[bytes, ...]:
+        """The files of so many images, which come in chunks. Raises InputError, WorkerFailed."""
+        files: list[bytes] = []
+        parts, size = bytearray(), 0
+        while len(files) < count:
+            message = await self.next()
+            if not isinstance(message, ImageChunk):
+                raise InputError(f"{count} images were announced, {len(files)} came")
+            size += len(message.data)
+            if size > MAX_IMAGE_BYTES:
+                raise InputError(f"the images are over {MAX_IMAGE_BYTES >> 20} MiB; send smaller ones")
+            parts += message.data
+            if message.last:
+                files.append(bytes(parts))
+                parts.clear()
+        return tuple(files)
 
     async def drain(self) -> None:
         """Take what still comes, and drop it, until the agent ends its side or has had time to."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,14 @@ import msgspec
 
 from cutline.core.json_errors import UNREADABLE
 from cutline.errors import InputError
+from cutline.models.prompt import TEMPLATE
+from cutline.models.vocabulary import TOKENIZER
 
 Settings = dict[str, Any]
+
+CONFIG, GENERATION = "config.json", "generation_config.json"
+PROCESSOR, IMAGES, TOKENS = "processor_config.json", "preprocessor_config.json", "tokenizer_config.json"
+VIDEOS = "video_preprocessor_config.json"
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
 
@@ -49,6 +57,51 @@ def settings_of(path: Path) -> Settings | None:
     except UNREADABLE as error:
         raise InputError(f"{path} does not read as a JSON object ({error})") from None
     return {key: value for key, value in settings.items() if value is not None}
+
+
+def tokenizer_of(path: Path) -> bytes:
+    """The tokenizer's file. Raises InputError."""
+    content = content_of(path / TOKENIZER)
+    if content is None:
+        raise InputError(f"{path} is not a Hugging Face folder that can be exported: it has no {TOKENIZER}")
+    return content
+
+
+def template_of(path: Path, usual: str | None, said: Mapping[str, Settings]) -> bytes:
+    """The chat template, or a family's `usual` one, with the tokens that it names.
+
+    The token of a prompt's beginning must be among them, or in it, if there must be one.
+    Raises InputError.
+    """
+    template = _found_template(path, usual, said)
+    named = {name: said[TOKENS].get(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
+    tokens = {name: token.get("content") if isinstance(token, dict) else token for name, token in named.items()}
+    begins = str(tokens["bos_token"]).encode()
+    if said[TOKENS].get("add_bos_token") and b"bos_token" not in template and begins not in template:
+        raise InputError(f"{path} has add_bos_token true in {TOKENS}, and a chat template without {begins.decode()}")
+    known = {name: token for name, token in tokens.items() if token is not None and name.encode() in template}
+    settings = "".join(f"{{% set {name} = {json.dumps(token)} %}}" for name, token in known.items())
+    return settings.encode() + template
+
+
+def _found_template(path: Path, usual: str | None, said: Mapping[str, Settings]) -> bytes:
+    """The chat template, from the first file that has it, in transformers' order; else the `usual` one.
+
+    Raises InputError.
+    """
+    older = settings_of(path / "chat_template.json") or {}
+    files = {PROCESSOR: said[PROCESSOR], "chat_template.json": older, TEMPLATE: None, TOKENS: said[TOKENS]}
+    for name, settings in files.items():
+        if settings is None:
+            if (content := content_of(path / name)) is not None:
+                return content
+        elif (template := settings.get("chat_template")) is not None:
+            if not isinstance(template, str):
+                raise InputError(f"the chat template in {path / name} does not read: one text is supported")
+            return template.encode()
+    if usual is not None:
+        return usual.encode()
+    raise InputError(f"{path} is not a Hugging Face folder that can be exported: it has no {TEMPLATE}")
 
 
 def first_line(error: Exception) -> str:

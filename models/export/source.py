@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -15,7 +14,20 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextTo
 
 from cutline.errors import BundleError, InputError
 from cutline.models.bundle import FORMAT, DecoderSpec, Manifest, Precision, Role, VisionSpec
-from cutline.models.export.folder import Settings, content_of, first_line, refuse_pointer, settings_of
+from cutline.models.export.folder import (
+    CONFIG,
+    GENERATION,
+    IMAGES,
+    PROCESSOR,
+    TOKENS,
+    VIDEOS,
+    Settings,
+    first_line,
+    refuse_pointer,
+    settings_of,
+    template_of,
+    tokenizer_of,
+)
 from cutline.models.export.quiet import quiet
 from cutline.models.export.settings import check, check_flat, shown
 from cutline.models.families import Family, every_family
@@ -25,9 +37,6 @@ from cutline.models.layerline import LayerLine
 from cutline.models.prompt import TEMPLATE
 from cutline.models.vocabulary import TOKENIZER, Vocabulary
 
-CONFIG, GENERATION = "config.json", "generation_config.json"
-PROCESSOR, IMAGES, TOKENS = "processor_config.json", "preprocessor_config.json", "tokenizer_config.json"
-VIDEOS = "video_preprocessor_config.json"
 HEAD_MULTIPLE = 16  # a head's width must be a multiple of it: ONNX Runtime's attention has no others
 
 
@@ -88,7 +97,7 @@ def read_source(path: Path, *, dtype: torch.dtype | None = None) -> SourceModel:
     said = {name: settings_of(path / name) or {} for name in (GENERATION, PROCESSOR, IMAGES, TOKENS)}
     for name, settings in said.items():
         check(path, name, settings)
-    companions = {TOKENIZER: _tokenizer(path), TEMPLATE: _template(path, kind, said)}
+    companions = {TOKENIZER: tokenizer_of(path), TEMPLATE: template_of(path, kind.template, said)}
     config = _config(path, kind)
     family = _family(path, kind, config, said)
     usual = kind.usual_layer(config.get_text_config())
@@ -289,49 +298,6 @@ def _tokens_in(setting: object) -> Iterator[int]:
     """The tokens in a setting, a nested tuple of ids; a number has none."""
     for item in setting if isinstance(setting, tuple) else ():
         yield from _tokens_in(item) if isinstance(item, tuple) else (item,)
-
-
-def _tokenizer(path: Path) -> bytes:
-    content = content_of(path / TOKENIZER)
-    if content is None:
-        raise InputError(f"{path} is not a Hugging Face folder that can be exported: it has no {TOKENIZER}")
-    return content
-
-
-def _template(path: Path, kind: type[Family], said: dict[str, Settings]) -> bytes:
-    """The chat template, with the tokens that it names, and that of a prompt's beginning if there must be one.
-
-    Raises InputError.
-    """
-    template = _found_template(path, kind, said)
-    named = {name: said[TOKENS].get(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
-    tokens = {name: token.get("content") if isinstance(token, dict) else token for name, token in named.items()}
-    begins = str(tokens["bos_token"]).encode()
-    if said[TOKENS].get("add_bos_token") and b"bos_token" not in template and begins not in template:
-        raise InputError(f"{path} has add_bos_token true in {TOKENS}, and a chat template without {begins.decode()}")
-    known = {name: token for name, token in tokens.items() if token is not None and name.encode() in template}
-    settings = "".join(f"{{% set {name} = {json.dumps(token)} %}}" for name, token in known.items())
-    return settings.encode() + template
-
-
-def _found_template(path: Path, kind: type[Family], said: dict[str, Settings]) -> bytes:
-    """The chat template, from the first file that has it, in transformers' order; else the family's own.
-
-    Raises InputError.
-    """
-    older = settings_of(path / "chat_template.json") or {}
-    files = {PROCESSOR: said[PROCESSOR], "chat_template.json": older, TEMPLATE: None, TOKENS: said[TOKENS]}
-    for name, settings in files.items():
-        if settings is None:
-            if (content := content_of(path / name)) is not None:
-                return content
-        elif (template := settings.get("chat_template")) is not None:
-            if not isinstance(template, str):
-                raise InputError(f"the chat template in {path / name} does not read: one text is supported")
-            return template.encode()
-    if kind.template is not None:
-        return kind.template.encode()
-    raise InputError(f"{path} is not a Hugging Face folder that can be exported: it has no {TEMPLATE}")
 
 
 def _parameters(model: Any, family: Family) -> tuple[int, ...]:

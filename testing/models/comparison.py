@@ -32,8 +32,8 @@ from cutline.models.bundle import SPAN_WEIGHTS, Bundle, Manifest, Precision, spa
 from cutline.models.export import export_bundle, make
 from cutline.models.families import Grid
 from cutline.models.images import Pixels, times_of
-from cutline.testing.models.random_models import make_smolvlm_256m
-from cutline.testing.models.small_models import QWEN_TOOLS, SMALL, Small
+from cutline.testing.models.random_models import Small, make_smolvlm_256m
+from cutline.testing.models.small_models import QWEN_TOOLS, SMALL
 
 TOLERANCE = 1e-3
 THREADS = 2  # of a session of ONNX Runtime; torch's follow OMP_NUM_THREADS

@@ -5,28 +5,18 @@ Their tokenizer is the demo's, with the tokens that the family's published templ
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import torch
-from tokenizers import AddedToken, Tokenizer
-from transformers import CONFIG_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-
-from cutline.demo.bundles import TARGET
-from cutline.demo.tokenizer import PAD, START
 from cutline.models.families import internvl
 from cutline.models.families.gemma import gemma3, paligemma
 from cutline.models.families.minicpm import minicpmv
 from cutline.models.families.mllama import canvas, mllama
 from cutline.models.families.qwen import qwenvl
-from cutline.models.prompt import TEMPLATE
 from cutline.models.tools import HERMES
-from cutline.models.vocabulary import TOKENIZER
-from cutline.testing.models.random_models import Tokens, save_weights, seeded, words_of
+from cutline.testing.models.random_models import Small, Words
 from cutline.testing.models.small_gemma4 import GEMMA4_BLOCKS, GEMMA4_MARKERS, GEMMA4_PROCESSOR, gemma4_config
 from cutline.testing.models.templates import (
     GEMMA4_TEMPLATE,
@@ -35,86 +25,6 @@ from cutline.testing.models.templates import (
     QWEN_TEMPLATE,
     QWEN_TOOLS_TEMPLATE,
 )
-from cutline.testing.models.tokenizers import of_pieces
-
-Words = Mapping[str, int]
-END = "<|im_end|>"
-BERT = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4}
-
-
-@dataclass(frozen=True, slots=True)
-class Small:
-    """A model of transformers' `kind`: its `config` by the tokens of a tokenizer that has the `markers`.
-
-    Its text_config is completed with the sizes that all have. `plain` are tokens of its own whose text is seen.
-    """
-
-    kind: str
-    markers: tuple[str, ...]
-    template: str | None
-    config: Callable[[Words], dict[str, Any]]
-    processor: Mapping[str, Any]
-    tokens: Tokens = "bytes"
-    flat: bool = False  # the config has no text_config
-    unchosen: str | None = None  # a token that the head does not choose from
-    plain: tuple[str, ...] = ()
-    more_words: int = 0  # rows of the vocabulary that no token has
-    videos: Mapping[str, Any] | None = None  # the settings of its video processor
-
-    def smaller(self, *, rope: Mapping[str, Any], more_words: int = 0, **parts: Mapping[str, Any]) -> Small:
-        """A model of other sizes, by the `parts` of the config, that sees and reads the same."""
-
-        def config(words: Words) -> dict[str, Any]:
-            said = self.config(words)
-            sized: dict[str, Any] = {name: {**said[name], **sizes} for name, sizes in parts.items()}
-            sized["text_config"]["rope_parameters"] = {**said["text_config"]["rope_parameters"], **rope}
-            return said | sized
-
-        return replace(self, config=config, more_words=more_words)
-
-    def write(self, folder: Path) -> None:
-        """Make the folder."""
-        match self.tokens:
-            case "bytes":
-                tokenizer, (pad, bos, end) = Tokenizer.from_file(str(TARGET / TOKENIZER)), (PAD, START, END)
-            case "pieces":
-                tokenizer, (pad, bos, end) = of_pieces(self.markers), ("<pad>", "<bos>", END)
-            case _:
-                tokenizer, (pad, bos, end) = words_of(BERT, 160), ("[PAD]", "[CLS]", "[SEP]")
-        tokenizer.add_special_tokens([AddedToken(token, special=True) for token in (*self.markers, END)])
-        tokenizer.add_tokens([AddedToken(token, normalized=False) for token in self.plain])
-        if self.unchosen is not None:
-            tokenizer.add_special_tokens([AddedToken(self.unchosen, special=True)])
-        words = tokenizer.get_vocab()
-        size = len(words) + 1 + self.more_words if self.unchosen is None else words[self.unchosen]
-        special = {"pad_token_id": words[pad], "bos_token_id": words[bos], "eos_token_id": words[end]}
-        said = self.config(words)
-        text = {**TEXT, "vocab_size": size, **special, **said.pop("text_config")}
-        configured: Any = CONFIG_MAPPING[self.kind]
-        inside = text if self.flat else {"tie_word_embeddings": False, "text_config": text}
-        config = configured(**inside, **said)
-        save_weights(seeded(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)], config), torch.float32, folder)
-        tokenizer.save(str(folder / TOKENIZER))
-        if self.template is not None:
-            (folder / TEMPLATE).write_text(self.template)
-        tokens = {"bos_token": bos, "eos_token": end, "pad_token": pad, "add_bos_token": self.tokens == "pieces"}
-        (folder / "tokenizer_config.json").write_text(json.dumps(tokens))
-        (folder / "preprocessor_config.json").write_text(json.dumps(self.processor))
-        if self.videos is not None:
-            (folder / "video_preprocessor_config.json").write_text(json.dumps(self.videos))
-
-
-TEXT: Mapping[str, Any] = {
-    "hidden_size": 128,
-    "intermediate_size": 256,
-    "num_hidden_layers": 8,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 1024,
-    "rms_norm_eps": 1e-6,
-    "tie_word_embeddings": False,
-}
-
 
 DELTA: Mapping[str, Any] = {
     "head_dim": 64,

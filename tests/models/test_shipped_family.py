@@ -15,7 +15,8 @@ from cutline.models.bundle import read_manifest
 from cutline.models.export.source import read_source
 from cutline.models.families import every_family
 from cutline.testing.models.comparison import compare_cuts, small_target
-from cutline.testing.models.small_models import SIGLIP, Small, Words
+from cutline.testing.models.random_models import Small, Words
+from cutline.testing.models.small_models import SIGLIP
 from cutline.testing.models.templates import INTERNVL_TEMPLATE
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/how-to/new-family.md"

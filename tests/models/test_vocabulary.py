@@ -13,8 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from cutline.demo.bundles import TARGET
 from cutline.errors import BundleError
 from cutline.models.vocabulary import TOKENIZER, StreamDecoder, Vocabulary
-from cutline.testing.models.random_models import words_of
-from cutline.testing.models.small_models import BERT
+from cutline.testing.models.random_models import BERT, words_of
 from cutline.testing.models.tokenizers import of_pieces
 
 MARKS = ("<image>", "<fake>")
