@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from cutline.cloud.engine.image_cache import ImageCache, Kept, Picture
 from cutline.cloud.engine.sessions.session_request import SessionRequest
 from cutline.cloud.engine.sessions.session_rows import BoundaryRows
-from cutline.cloud.serving.inbox import Inbox
+from cutline.cloud.serving.inbox import Inbox, images_of
 from cutline.core.request import MAX_IMAGES
 from cutline.core.wire import Wire
 from cutline.errors import InputError, ModelMismatch, WorkerForgot, WorkerUnavailable
@@ -145,7 +145,7 @@ class Reception:
         """
         kept = self._recall(opening, tenant)
         if opening.cut == "image":
-            return ReceivedUpload(tenant, kept, files=await inbox.images(opening.images))
+            return ReceivedUpload(tenant, kept, files=await images_of(inbox, opening.images))
         (count, width), beside = self._boundary_shape(opening), self._side_rows(opening)
         most = MAX_BOUNDARY_BYTES * self._manifest.family.streams(self._manifest.line, opening.cut)
         if max(count, beside) * width * 4 > most:

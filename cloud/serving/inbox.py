@@ -52,23 +52,6 @@ class Inbox:
             raise message
         return None if message is None else agent_from_wire(message)
 
-    async def images(self, count: int) -> tuple[bytes, ...]:
-        """The files of so many images, which come in chunks. Raises InputError, WorkerFailed."""
-        files: list[bytes] = []
-        parts, size = bytearray(), 0
-        while len(files) < count:
-            message = await self.next()
-            if not isinstance(message, ImageChunk):
-                raise InputError(f"{count} images were announced, {len(files)} came")
-            size += len(message.data)
-            if size > MAX_IMAGE_BYTES:
-                raise InputError(f"the images are over {MAX_IMAGE_BYTES >> 20} MiB; send smaller ones")
-            parts += message.data
-            if message.last:
-                files.append(bytes(parts))
-                parts.clear()
-        return tuple(files)
-
     async def drain(self) -> None:
         """Take what still comes, and drop it, until the agent ends its side or has had time to."""
         self._draining = True
@@ -89,3 +72,21 @@ class Inbox:
             end = WorkerFailed("the worker failed on this session; its log says more")
         if not self._draining:
             await self._waiting.put((time.monotonic(), end))
+
+
+async def images_of(inbox: Inbox, count: int) -> tuple[bytes, ...]:
+    """The files of so many images, which come in chunks. Raises InputError, WorkerFailed."""
+    files: list[bytes] = []
+    parts, size = bytearray(), 0
+    while len(files) < count:
+        message = await inbox.next()
+        if not isinstance(message, ImageChunk):
+            raise InputError(f"{count} images were announced, {len(files)} came")
+        size += len(message.data)
+        if size > MAX_IMAGE_BYTES:
+            raise InputError(f"the images are over {MAX_IMAGE_BYTES >> 20} MiB; send smaller ones")
+        parts += message.data
+        if message.last:
+            files.append(bytes(parts))
+            parts.clear()
+    return tuple(files)

@@ -49,8 +49,13 @@ def test_every_cut_of_the_demo() -> None:
     check(compare_cuts(bundle, cuts, steps=16), cuts)
 
 
+SECOND = ("internvl-qwen3", "gemma4-large")  # of a family; their graphs take torch a minute
+
+
 @pytest.mark.sampled(6, 2)
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.proof] if name in SECOND else []) for name in SMALL]
+)
 def test_some_cuts_of_each_family(name: str, targets: Callable[[str], Bundle], rounds: int) -> None:
     """One in so many."""
     bundle = targets(name)

@@ -32,10 +32,15 @@ def test_pairs_whose_sizes_are_known_fit() -> None:
         assert sum(small) < sum(large)
 
 
+ALONE = {"minicpm-v"}  # families of which one size is published that runs here
+
+
 def test_there_is_a_pair_of_every_family() -> None:
     kinds = " ".join(name for name in known_pairs()).replace("-", "").replace(".", "")
     for family in (one for one in FAMILIES if not one.has_sides):  # of which no drafters are made
         kind = family.__struct_config__.tag
+        if kind in ALONE:
+            continue
         assert str(kind).replace("-", "").replace(".", "") in kinds, kind
 
 
