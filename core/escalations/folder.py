@@ -9,7 +9,6 @@ Files appear whole, by a rename. So entries may be read, and those of a tenant r
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
@@ -23,7 +22,7 @@ from pathlib import Path
 from cutline.core.escalations.escalation import ENVELOPE, MAX_ENTRY_BYTES, Escalation, decode, encode
 from cutline.core.request import TENANT
 from cutline.core.storage.envelope import SealingKey
-from cutline.core.storage.files import PRIVATE, open_regular, read_regular, remove_drafts, replace_file
+from cutline.core.storage.files import PRIVATE, lock_folder, open_regular, read_regular, remove_drafts, replace_file
 from cutline.errors import InputError
 
 NOBODY = "_"  # the folder of the tenant ""
@@ -127,21 +126,13 @@ class EscalationJournal:
         if limit < LEAST_BYTES:
             raise InputError(f"a journal of {limit} bytes holds nothing; give {LEAST_BYTES} or more")
         self._folder, self._limit, self._key = folder, limit, key
+        self._lock = lock_folder(folder, "--journal")
         try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE)
-        except OSError as error:
-            raise InputError(f"--journal {folder} cannot be used: {error.strerror}") from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             for tenant in _folders(folder):
                 remove_drafts(tenant)
             self._files = {one.path: one.size for one in files_in(folder)}  # the oldest first
             self.size = sum(self._files.values())
             self._check_key()
-        except BlockingIOError:
-            self.close()
-            raise InputError(f"--journal {folder} is in use by another process; give each its own") from None
         except OSError as error:
             self.close()
             raise InputError(f"--journal {folder} cannot be used: {error.strerror}") from None

@@ -205,6 +205,26 @@ def write_all(descriptor: int, content: bytes) -> None:
         rest = rest[os.write(descriptor, rest) :]
 
 
+def lock_folder(folder: Path, option: str, *, mode: int = 0o700) -> int:
+    """Make the folder that an `option` names, unless it is there, and lock it until the descriptor is closed.
+
+    Raises InputError if it cannot be used, or another process uses it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=mode)
+        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE)
+    except OSError as error:
+        raise InputError(f"{option} {folder} cannot be used: {error.strerror}") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        if isinstance(error, BlockingIOError):
+            raise InputError(f"{option} {folder} is in use by another process; give each its own") from None
+        raise InputError(f"{option} {folder} cannot be used: {error.strerror}") from None
+    return descriptor
+
+
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Hold a folder's lock, which serializes processes that read a file in it, change it and write it back."""

@@ -9,7 +9,6 @@ disk, and no answer fails with it.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import re
@@ -24,7 +23,7 @@ from cutline.core.agreement.measures import Wording
 from cutline.core.json_errors import UNREADABLE
 from cutline.core.request import MAX_IMAGE_BYTES, Request
 from cutline.core.storage.envelope import Envelope, SealingKey
-from cutline.core.storage.files import PRIVATE, read_regular, remove_drafts, replace_file
+from cutline.core.storage.files import PRIVATE, lock_folder, read_regular, remove_drafts, replace_file
 from cutline.errors import CutlineError, InputError
 
 log = logging.getLogger(__name__)
@@ -58,18 +57,12 @@ class AuditSpool:
     def __init__(self, folder: Path, *, key: SealingKey | None = None) -> None:
         """Open or make it. Raises InputError if it cannot be used, or is in use."""
         self._folder, self._key, self._failing = folder, key, False
+        self._lock = lock_folder(folder, "--audit-spool")
         try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE)
-        except OSError as error:
-            raise InputError(f"--audit-spool {folder} cannot be used: {error.strerror}") from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             remove_drafts(folder)
         except OSError as error:
             os.close(self._lock)
-            why = "is in use by another process" if isinstance(error, BlockingIOError) else error.strerror
-            raise InputError(f"--audit-spool {folder} {why}; give each agent its own") from None
+            raise InputError(f"--audit-spool {folder} cannot be used: {error.strerror}") from None
         self._thread = ThreadPoolExecutor(1, "audits")
 
     def load(self, of: str, *, since: float) -> Iterator[tuple[str, DueHead, DueAudit | None]]:

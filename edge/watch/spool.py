@@ -12,7 +12,6 @@ repaired when the folder is opened.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
@@ -23,7 +22,15 @@ from pathlib import Path
 import msgspec
 
 from cutline.core.json_errors import UNREADABLE
-from cutline.core.storage.files import PRIVATE, read_regular, remove_drafts, replace_file, sync_folder, write_all
+from cutline.core.storage.files import (
+    PRIVATE,
+    lock_folder,
+    read_regular,
+    remove_drafts,
+    replace_file,
+    sync_folder,
+    write_all,
+)
 from cutline.edge.watch.frames import Frame
 from cutline.errors import InputError
 from cutline.models.images import MAX_BYTES
@@ -64,17 +71,9 @@ class Spool:
         self._done, self._done_before = set[str](), set[str]()
         self._journal_bytes = journal
         self._current, self._former = folder / "answers.jsonl", folder / "answers.1.jsonl"
+        self._lock = lock_folder(folder, "--spool", mode=0o777)
         try:
-            (folder / "frames").mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise InputError(f"--spool {folder} cannot be used: {error.strerror}") from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._lock)
-            raise InputError(f"--spool {folder} is in use by another process; give each its own") from None
-        try:
+            (folder / "frames").mkdir(exist_ok=True)
             self._check_question(question)
             self._recover()
         except BaseException as error:

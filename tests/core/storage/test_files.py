@@ -208,8 +208,6 @@ def test_lines_are_never_joined_to_half_a_line(tmp_path: Path) -> None:
 # What may be written otherwise, and why that is whole all the same.
 OTHERWISE = {
     "core/storage/files.py": "here it is done",
-    "core/escalations/folder.py": "its lock",
-    "edge/audit/spool.py": "its lock",
     "cli/terminal/logs.py": "a log is only ever added to",
     "demo/train.py": "a model's own folder, made anew from the start",
     "protos/channel/credentials.py": "in memory, for OpenSSL",
