@@ -41,6 +41,7 @@ from cutline.edge.agent import Agent, AgentSettings
 from cutline.edge.audit.audits import Audits
 from cutline.edge.generation.conditions import PLAIN
 from cutline.edge.generation.gate import MAX_TOKENS, UNFAMILIAR, Gate, open_gate
+from cutline.edge.inference.familiarity import averaged
 from cutline.edge.inference.vision_encoder import VisionSpan
 from cutline.models.bundle import Bundle
 from cutline.models.images import decode_image
@@ -112,7 +113,7 @@ async def look(source: Split | Scans, shift: Shift, cards: int, gate: Gate) -> S
             sure = ours.confidence or 0.0
             kept.append(ours.complete and sure >= promised.threshold)
             pixels = drafter.manifest.family.preprocess(decode_image(file.getvalue()))
-            row = tower(pixels.values, [pixels.grid]).mean(0)
+            row = averaged(tower(pixels.values, [pixels.grid]))
             strange.append(gate.named(PLAIN, [row]) != PLAIN)
             confidences.append(sure)
             agreed.append([token.id for token in ours.tokens] == [token.id for token in theirs.tokens])

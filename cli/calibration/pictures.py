@@ -9,7 +9,7 @@ import numpy as np
 from cutline.cli.calibration.inputs import QuestionSource, errors_at
 from cutline.core.request import Mode, Request
 from cutline.edge.generation.preprocess import Preparer
-from cutline.edge.inference.familiarity import Familiarity, Row, familiarity_of
+from cutline.edge.inference.familiarity import Familiarity, Row, averaged, familiarity_of
 from cutline.edge.inference.vision_encoder import VisionSpan
 from cutline.errors import InputError
 from cutline.models.bundle import Bundle
@@ -41,7 +41,7 @@ def familiar_pictures(
 
 
 def _row(preparer: Preparer, tower: VisionSpan, source: QuestionSource) -> Row:
-    """A picture's rows after the tower, averaged as `DrafterConversation.pooled` does."""
+    """A picture's rows after the tower, averaged to one."""
     with errors_at(source.place):
         (pixels,) = preparer.prepare(Request.about(source.read(), source.text, mode=Mode.EDGE)).pixels
-    return np.asarray(tower(pixels.values, [pixels.grid]).mean(0, dtype=np.float64), np.float32)
+    return averaged(tower(pixels.values, [pixels.grid]))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from cutline.core.sampling import Sampling
 from cutline.devices.profile import CPU
 from cutline.edge.inference.decoder import Decoder
+from cutline.edge.inference.familiarity import averaged
 from cutline.edge.inference.kv_cache import History, ImageRows, Key, PrefixCache, PromptRows, Rows, keys_of
 from cutline.edge.inference.vision_encoder import VisionSpan
 from cutline.errors import BundleError
@@ -201,8 +202,7 @@ class DrafterConversation:
 
     def pooled(self) -> list[NDArray[np.float32]]:
         """The rows of each image after the tower, averaged to one (width,)."""
-        rows = (self._rows.image(index) for index in range(len(self._rows.counts)))
-        return [np.asarray(one.mean(0, dtype=np.float64), np.float32) for one in rows]
+        return [averaged(self._rows.image(index)) for index in range(len(self._rows.counts))]
 
     def logits(self, answer: Sequence[int]) -> NDArray[np.float32]:
         """The drafter's logits (len(answer) + 1, vocabulary) at each position of a given answer."""

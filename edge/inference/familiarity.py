@@ -27,6 +27,11 @@ ALARM = 0.02
 Row = NDArray[np.float32]
 
 
+def averaged(rows: NDArray[np.float32]) -> Row:
+    """A picture's rows (n, width) after the tower, averaged to one."""
+    return np.asarray(rows.mean(0, dtype=np.float64), np.float32)
+
+
 class Familiarity(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The pictures of a calibration: their `mean` (width,) and `directions` (n, width), as float32 in their bytes.
 
