@@ -19,7 +19,7 @@ from transformers.modeling_utils import AttentionInterface
 
 from cutline.cloud.model.batch import Stretch
 from cutline.cloud.model.state.slot_cache import SlotCache
-from cutline.models.families.parts import Decoding
+from cutline.models.families.parts import Decoding, rotate
 from cutline.models.sight import CAUSAL, Sight
 
 ATTENTION = "cutline_slots"
@@ -261,13 +261,14 @@ def _attended(
     layout: Layout,
     cache: SlotCache,
 ) -> Tensor:
-    """Rows (1, rows, heads, width) in the layer at `place` of the cache, which first gets `new` keys and values.
+    """Rows (1, rows, heads, width) in the layer at `place` of the cache, which first gets what is `new` there.
 
     `scores` are multiplied by the first and stay below the second, unless that is 0.
     """
     keys, values = cache.keys[place], cache.values[place]
-    for held, coming in zip((keys, values), new or (), strict=False):
-        held[layout.slots, :, layout.positions] = coming[0].transpose(0, 1)
+    if new is not None:
+        for held, coming in zip((keys, values), new, strict=True):
+            held[layout.slots, :, layout.positions] = coming[0].transpose(0, 1)
     rows = query[0].transpose(0, 1)
     made = [call.attend(rows[call.first : call.last], keys, values, *scores) for call in layout.calls(place)]
     return (made[0] if len(made) == 1 else torch.cat(made))[None]
@@ -316,8 +317,8 @@ class PassAttention:
         """See `Attention.turned`."""
         assert self._rotary is not None
         cos, sin = (part[0, :, None] for part in self._rotary)
-        first, last = rows.chunk(2, -1)
-        return rows * cos + torch.cat([-last, first], -1) * sin
+        made: Tensor = rotate(rows, cos, sin, torch.cat)
+        return made
 
     @property
     def given(self) -> Tensor:

@@ -24,6 +24,7 @@ from cutline.models.export.quiet import quiet
 from cutline.models.families import Family
 from cutline.models.families.family import PLACES, bias_name
 from cutline.models.families.layer_state import SharedKeys, keys_in_graph
+from cutline.models.families.parts import rotate
 
 BOUNDARY = "boundary"
 _LENGTH = 5  # rows of the example that is traced
@@ -79,8 +80,8 @@ class _Attention:
         """See `Attention.turned`."""
         name = self._family.rotary(self._index)
         cos, sin = (self._named[of if name is None else f"{of}.{name}"][:, None] for of in ("cos", "sin"))
-        first, last = rows.chunk(2, -1)
-        return rows * cos + torch.cat([-last, first], -1) * sin
+        made: Tensor = rotate(rows, cos, sin, torch.cat)
+        return made
 
     def shared(self, query: Tensor, scale: float) -> Tensor:
         """See `Attention.shared`."""

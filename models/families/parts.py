@@ -49,6 +49,12 @@ class Attention(Protocol):
         """
 
 
+def rotate(rows: Any, cos: Any, sin: Any, join: Callable[[list[Any], int], Any]) -> Any:
+    """Rows (n, heads, width) as `Attention.turned` gives them, by cosines and sines (n, 1, width); see `Ops.join`."""
+    first, last = rows.chunk(2, -1)
+    return rows * cos + join([-last, first], -1) * sin
+
+
 # Of a layer's module, or of several, rows (n, width) and its attention: the rows after the layer.
 Decoding = Callable[[Any, Any, Attention], Any]
 

@@ -51,3 +51,9 @@ class Positions:
 
 
 COUNTED = Positions(np.empty((1, 0), np.int64))  # counts up from 0
+
+
+def frequencies(theta: float, count: int) -> NDArray[np.float32]:
+    """Frequencies of a rotary embedding of so many pairs (count,), rounded in the same order as in transformers."""
+    exponents = np.arange(count, dtype=np.float32) / np.float32(count)
+    return np.asarray(1 / np.power(np.float32(theta), exponents), np.float32)

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from cutline.models.families.family import Arrays, Count, Grid, Index, Spread
 from cutline.models.families.gemma.blocks import picture_blocks
-from cutline.models.families.gemma.tower import PatchFamily, frequencies
+from cutline.models.families.gemma.tower import PatchFamily
 from cutline.models.families.layer_state import KEYS_VALUES, KeysValues, LayerState, SharedKeys
 from cutline.models.families.parts import Attention, Decoding, Parts
-from cutline.models.families.positions import Positions
+from cutline.models.families.positions import Positions, frequencies
 from cutline.models.sight import CAUSAL, Sight
 
 WINDOWED, FULL = "sliding_attention", "full_attention"
@@ -155,10 +155,10 @@ class Gemma4(PatchFamily, frozen=True, forbid_unknown_fields=True, kw_only=True,
 
     def rotations(self, positions: NDArray[np.int64]) -> Arrays:
         """Of either kind of layer; the last pairs of a head may stay as they are."""
-        exponents = frequencies(self.full_theta, self.full_width)
+        exponents = frequencies(self.full_theta, self.full_width // 2)
         turned = int(self.full_share * self.full_width // 2)
         exponents[turned:] = 0
-        kinds = {WINDOWED: frequencies(self.theta, self.width), FULL: exponents}
+        kinds = {WINDOWED: frequencies(self.theta, self.width // 2), FULL: exponents}
         angles = {kind: np.tile(positions[0][:, None].astype(np.float32) * one, 2) for kind, one in kinds.items()}
         made = {f"cos.{kind}": np.cos(angle) for kind, angle in angles.items()}
         return made | {f"sin.{kind}": np.sin(angle) for kind, angle in angles.items()}

@@ -16,6 +16,7 @@ from PIL import Image
 
 from cutline.models.families.family import Arrays, Count, Family, Grid, Spread
 from cutline.models.families.parts import Ops
+from cutline.models.families.positions import frequencies
 from cutline.models.images import Pixels, Size, normalised
 
 IMAGE, START, END = "<|image|>", "<|image>", "<image|>"
@@ -131,7 +132,7 @@ class PatchFamily(Family, frozen=True, forbid_unknown_fields=True, kw_only=True)
         places = np.indices(grid)[::-1].reshape(2, -1).T
         sides = (grid[0] // self.pool, self.pool, grid[1] // self.pool, self.pool)
         order = np.arange(math.prod(grid)).reshape(sides).swapaxes(1, 2).reshape(-1)
-        angles = places[..., None].astype(np.float32) * frequencies(self.tower_theta, self.tower_head // 2)
+        angles = places[..., None].astype(np.float32) * frequencies(self.tower_theta, self.tower_head // 4)
         angles = np.tile(angles, 2).reshape(len(places), -1)
         return {"places": places.copy(), "order": order, "cos": np.cos(angles), "sin": np.sin(angles)}
 
@@ -177,9 +178,3 @@ class PatchFamily(Family, frozen=True, forbid_unknown_fields=True, kw_only=True)
         grid = (2 * self.pool, 3 * self.pool)
         values = np.random.default_rng(seed).uniform(0, 1, (math.prod(grid), 3 * self.patch**2))
         return Pixels(values.astype(np.float32), grid)
-
-
-def frequencies(theta: float, width: int) -> NDArray[np.float32]:
-    """Frequencies of a rotary embedding over so much of a head, rounded in the same order as in transformers."""
-    exponents = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
-    return np.asarray(1 / np.power(np.float32(theta), exponents), np.float32)

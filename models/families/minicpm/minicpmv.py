@@ -15,8 +15,8 @@ from cutline.models.families.layer_state import LayerMemory, LayerState
 from cutline.models.families.minicpm.slices import MERGE, SlicedFamily
 from cutline.models.families.parts import Ops, Parts
 from cutline.models.families.pieces import Sides, by_token
+from cutline.models.families.positions import frequencies
 from cutline.models.families.qwen.delta import LAYER_TYPES, DeltaLayers
-from cutline.models.families.qwen.qwenvl import frequencies
 from cutline.models.images import Pixels
 
 IMAGE, START, END, SLICE, SLICE_END = "<|image_pad|>", "<image>", "</image>", "<slice>", "</slice>"

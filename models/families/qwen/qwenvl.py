@@ -21,7 +21,7 @@ from cutline.errors import InputError
 from cutline.models.families.checks import channels, check_whole_heads
 from cutline.models.families.family import Arrays, Count, Family, Grid, Spread
 from cutline.models.families.parts import Ops
-from cutline.models.families.positions import Positions
+from cutline.models.families.positions import Positions, frequencies
 from cutline.models.families.qwen.settings import one_number, picture_area, read_sampling, rotary_sections
 from cutline.models.families.qwen.video import USUAL, JoinedVideo, QwenSampling
 from cutline.models.images import MAX_ASPECT, MAX_PIXELS, Pixels, Size, normalised, size_fault
@@ -353,9 +353,3 @@ def embedded(embedding: Any, pixels: Any) -> Any:
 def _count(first: int, length: int) -> NDArray[np.int64]:
     """Positions (3, length) of text."""
     return np.tile(np.arange(first, first + length), (3, 1))
-
-
-def frequencies(theta: float, count: int) -> NDArray[np.float32]:
-    """Frequencies of a rotary embedding, rounded in the same order as in transformers."""
-    exponents = np.arange(count, dtype=np.float32) / np.float32(count)
-    return np.asarray(1 / np.power(np.float32(theta), exponents), np.float32)
