@@ -185,13 +185,15 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
         It is the prompt's image of this `number`, from 0; the pieces of a video that stand together have one.
         """
 
-    @abstractmethod
     def positions(self, image_tokens: NDArray[np.bool_], grids: Sequence[Grid], times: Sequence[int] = ()) -> Positions:
         """The positions of a prompt in which `image_tokens` (n,) marks the tokens of images with these `grids`.
 
-        Pieces of videos may stand at other `times` than their first ones; without any, all are 0.
-        Raises InputError if the two do not fit and the positions depend on it.
+        They count up from 0, for text and images alike, if not said otherwise. Pieces of videos may stand at other
+        `times` than their first ones; without any, all are 0. Raises InputError if the two do not fit and the positions
+        depend on it.
         """
+        del grids, times
+        return Positions(np.arange(len(image_tokens))[None])
 
     def read_as(self, ids: Any) -> Any:
         """The tokens (n,), array or tensor, as the embeddings have them: some may stand for what is not text."""

@@ -22,15 +22,18 @@ from PIL import Image
 from cutline.models.families.checks import channels, check_decoder
 from cutline.models.families.family import Arrays, Count, Grid
 from cutline.models.families.parts import Ops, Parts
+from cutline.models.families.pieces import ProportionedFamily
 from cutline.models.families.tiles import TileFamily
-from cutline.models.images import Pixels, Size, size_fault
+from cutline.models.images import Pixels
 
 IMAGE = "<image>"
 MAX_TILES = 64  # of a picture; published models have 36
 _SHRUNK = 1.1  # times as long as it may be a side of the field is at least before it is shrunk
 
 
-class LlavaOnevision(TileFamily, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="llava-onevision"):
+class LlavaOnevision(
+    ProportionedFamily, TileFamily, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="llava-onevision"
+):
     """The sizes (height, width) that a picture is fitted into are `fields`, in pixels.
 
     A field of more tokens than `most` tiles have is shrunk.
@@ -122,22 +125,9 @@ class LlavaOnevision(TileFamily, frozen=True, forbid_unknown_fields=True, kw_onl
         whole = self.resize(image, (self.tile, self.tile))
         return Pixels(self.normalised(np.concatenate([self.cut(whole), self.cut(filled)])), grid)
 
-    def grid(self, size: Size) -> Grid:
-        """Height and width of the picture."""
-        return size[1], size[0]
-
-    def fitted(self, size: Size) -> Size:
-        """The picture's own size, on which its tokens depend."""
-        return size
-
-    def is_settled(self, size: Size) -> bool:
-        """Always."""
-        del size
-        return True
-
     def takes(self, grid: Grid) -> bool:
         """Whether a picture may have such sides, and something of it is left in its field."""
-        return size_fault((grid[1], grid[0])) is None and min(self.shrunk(grid)) > 0
+        return super().takes(grid) and min(self.shrunk(grid)) > 0
 
     def tiles(self, grid: Grid) -> int:
         """Those of the field, and the whole picture."""

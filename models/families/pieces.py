@@ -15,14 +15,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cutline.models.families.family import Arrays, Count, Family, Grid, Spread
-from cutline.models.families.positions import Positions
 from cutline.models.images import Pixels, Size, size_fault
 
 Sides = tuple[int, int]  # rows and columns
 
 
-class PiecedFamily(Family, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Patches of `patch` x `patch` pixels. A grid is a picture's height and width."""
+class ProportionedFamily(Family, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A grid is a picture's height and width: what a picture becomes depends on both."""
+
+    def grid(self, size: Size) -> Grid:
+        """Height and width of the picture."""
+        return size[1], size[0]
+
+    def fitted(self, size: Size) -> Size:
+        """The picture's own size."""
+        return size
+
+    def is_settled(self, size: Size) -> bool:
+        """Always."""
+        del size
+        return True
+
+    def takes(self, grid: Grid) -> bool:
+        """Whether a picture may have such sides."""
+        return size_fault((grid[1], grid[0])) is None
+
+
+class PiecedFamily(ProportionedFamily, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Patches of `patch` x `patch` pixels."""
 
     patch: Count
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
@@ -36,23 +56,6 @@ class PiecedFamily(Family, frozen=True, forbid_unknown_fields=True, kw_only=True
     def beside(self, piece: Sides) -> Arrays:
         """The tower's other inputs for a piece with so many rows and columns of patches."""
 
-    def grid(self, size: Size) -> Grid:
-        """Height and width of the picture."""
-        return size[1], size[0]
-
-    def fitted(self, size: Size) -> Size:
-        """The picture's own size, on which its pieces depend."""
-        return size
-
-    def is_settled(self, size: Size) -> bool:
-        """Always."""
-        del size
-        return True
-
-    def takes(self, grid: Grid) -> bool:
-        """Whether a picture may have such sides."""
-        return size_fault((grid[1], grid[0])) is None
-
     def patches(self, grid: Grid) -> int:
         """Those of all pieces."""
         return sum(map(math.prod, self.pieces(grid)))
@@ -60,11 +63,6 @@ class PiecedFamily(Family, frozen=True, forbid_unknown_fields=True, kw_only=True
     def seen(self, grid: Grid) -> int:
         """The rows of the same piece, on average."""
         return round(sum(math.prod(piece) ** 2 for piece in self.pieces(grid)) / self.patches(grid))
-
-    def positions(self, image_tokens: NDArray[np.bool_], grids: Sequence[Grid], times: Sequence[int] = ()) -> Positions:
-        """Positions count up from 0, for text and images alike."""
-        del grids, times
-        return Positions(np.arange(len(image_tokens))[None])
 
     def runs(self, rows: Any, grids: Sequence[Grid]) -> list[tuple[Any, Arrays]]:
         """One piece of every picture after another, as they do not attend to each other.

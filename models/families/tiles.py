@@ -11,7 +11,6 @@ from PIL import Image
 
 from cutline.models.families.family import Arrays, Count, Family, Grid, Spread
 from cutline.models.families.parts import Ops
-from cutline.models.families.positions import Positions
 from cutline.models.images import Pixels, Size, normalised
 
 
@@ -51,11 +50,6 @@ class TileFamily(Family, frozen=True, forbid_unknown_fields=True, kw_only=True):
         """The rows of the same tile."""
         del grid
         return self.tile_patches
-
-    def positions(self, image_tokens: NDArray[np.bool_], grids: Sequence[Grid], times: Sequence[int] = ()) -> Positions:
-        """Positions count up from 0, for text and images alike."""
-        del grids, times
-        return Positions(np.arange(len(image_tokens))[None])
 
     def piece_grid(self, size: Size) -> Grid | None:
         """That of one tile, which a frame has become."""
