@@ -45,6 +45,7 @@ class Audits:
     seed: int = field(default_factory=lambda: secrets.randbits(63))
     unproven: bool = False
     _groups: dict[str, Watched] = field(default_factory=dict)
+    _written: tuple[Path, AuditRecord] | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def due(self, group: str, request_id: str) -> bool:
@@ -120,10 +121,12 @@ class Audits:
                 self.seed, self._groups = found.seed, dict(found.groups)
 
     def save(self, file: Path, *, of: str) -> None:
-        """Write the record. Raises StorageError, InputError."""
+        """Write the record, unless it is as it was written last. Raises StorageError, InputError."""
         with self._lock:
             record = AuditRecord(of=of, seed=self.seed, groups=dict(self._groups))
-        write_record(file, record)
+        if (file, record) != self._written:
+            write_record(file, record)
+            self._written = file, record
 
     def _watched(self, group: str) -> Watched:
         shut = self.unproven or group.endswith(UNFAMILIAR)

@@ -332,19 +332,6 @@ def test_a_group_whose_less_sure_answers_stray_is_kept_more_strictly_and_not_shu
     assert number < 500, "what is right again is kept again"
 
 
-def test_a_record_that_does_not_read_is_told_of_and_begun_anew(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    for content in (b"{", b'{"of": "it", "seed": 1, "groups": {"a": {"strictness": 9}}}'):
-        (tmp_path / "it.json").write_bytes(content)
-        caplog.clear()
-        audits = Audits(share=1.0)
-        audits.load(tmp_path / "it.json", of="it")
-        assert audits.every(GATE) == {}
-        assert "begun anew" in caplog.text
-    Audits().load(tmp_path / "none.json", of="it")
-
-
 def test_an_agent_that_starts_anew_knows_what_audits_have_shown(tmp_path: Path) -> None:
     """Unless its gate was calibrated anew."""
 
